@@ -1,0 +1,90 @@
+# Everything runs in a virtual environment of its own, made on first use:
+#   make run              the main job
+#   make test             what continuous integration runs
+# VENV=DIR     another folder for the environment (make owns it: `make clean` removes it)
+# PYTHON=PATH  the Python to make it with (3.11 or newer)
+# PYTEST_FLAGS more flags for pytest, such as "-n auto" or "-m slow"
+
+SHELL := /bin/sh
+unexport PYTHONPATH
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+NEEDED := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+ifndef PYTHON
+PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c '$(NEEDED)' 2>/dev/null && command -v $$python && break; done)
+endif
+COMPILER := $(shell command -v cc || command -v gcc || command -v clang)
+CODE := fedkit edge sim tests examples
+RUN := fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+run: $(STAMP) ## Train, export and measure the main example
+	$(BIN)/$(RUN)
+
+test: check ## Check and test everything
+	$(BIN)/pytest $(PYTEST_FLAGS)
+
+check: $(STAMP) ## Lint, check the format and the types
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy $(CODE)
+
+format: $(STAMP) ## Format the code and fix what can be fixed
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+setup: $(STAMP) ## Make the virtual environment, or bring it up to date
+
+# The versions that are tested, on Linux with Python 3.11. torch stays at the version in the file
+# and is raised by hand: its other builds are gigabytes. numpy 1 has no build for Python 3.13.
+constraints: tools ## Write constraints.txt anew, with the newest versions that fit
+	rm -rf build/constraints
+	'$(PYTHON)' -m venv build/constraints
+	grep '^torch==' constraints.txt > build/torch.txt
+	build/constraints/bin/pip install -c build/torch.txt -e '.[dev]'
+	{ echo '# Made by `make constraints`; see there.'; \
+	build/constraints/bin/pip freeze --exclude-editable | \
+	sed 's/+cpu$$//; s/^numpy==.*/&; python_version < "3.12"/'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/constraints
+
+results: $(STAMP) ## Make results/*.json and README's tables anew
+	$(BIN)/$(RUN) --out build/runs --name results-$$(date +%s) --json | tail -n 1 > build/main.json
+	$(BIN)/fedkit bench wire --json | tail -n 1 > build/wire.json
+	for name in main wire; do $(BIN)/python -m json.tool build/$$name.json build/$$name.txt; done
+	mv build/main.txt results/main-digits.json
+	mv build/wire.txt results/wire.json
+	$(BIN)/python -m fedkit.bench.readme
+
+clean: ## Remove the virtual environment and all that was built
+	@test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || \
+	{ echo 'VENV=$(VENV) is no virtual environment; not removing it'; exit 1; }
+	rm -rf $(VENV) build fedkit.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last and removed first: without it an environment is unfinished, and made
+# anew from nothing.
+$(STAMP): pyproject.toml constraints.txt | tools
+	@test -e $(STAMP) || test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || \
+	{ echo 'VENV=$(VENV) is no virtual environment; choose another folder'; exit 1; }
+	@test -e $(STAMP) || '$(PYTHON)' -m venv --clear $(VENV)
+	@rm -f $(STAMP)
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+DEBIAN := Debian/Ubuntu: sudo apt install
+FEDORA := Fedora: sudo dnf install
+MACOS := macOS:
+
+tools:
+	@'$(PYTHON)' -c '$(NEEDED)' 2>/dev/null || { echo 'Python 3.11 or newer with venv was not' \
+	'found. $(DEBIAN) python3.11 python3.11-venv; $(FEDORA) python3.11; $(MACOS) brew install' \
+	'python@3.11; or set PYTHON=/path/to/python'; exit 1; }
+	@test -n '$(COMPILER)' || { echo 'A C compiler (cc, gcc or clang) was not found.' \
+	'$(DEBIAN) gcc; $(FEDORA) gcc; $(MACOS) xcode-select --install'; exit 1; }
+
+.PHONY: help run results test check format setup constraints clean tools
