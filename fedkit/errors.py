@@ -1,0 +1,37 @@
+"""Errors a user can act on.
+
+Every message says what is wrong, the value that was found, the rule it breaks and the next step.
+The CLI prints the message alone and exits with code 2; a traceback means a fault of ours.
+"""
+
+
+class FedkitError(Exception):
+    """Base of all errors that the user, not the developer, is meant to read."""
+
+
+class ConfigError(FedkitError):
+    """A key or value of the run configuration breaks its rule."""
+
+
+class TaskError(FedkitError):
+    """A task cannot be found or does not keep the contract of `fedkit.task.Task`."""
+
+
+class DataError(FedkitError):
+    """A data set is missing, or a device's share of it cannot be trained on."""
+
+
+class WireError(FedkitError):
+    """A message is truncated, altered or does not fit the model it claims to be for."""
+
+
+class FleetError(FedkitError):
+    """A device failed, did not answer, or the Flower processes could not be started."""
+
+
+class CheckpointError(FedkitError):
+    """A run folder or checkpoint is missing, incomplete or already there."""
+
+
+class ExportError(FedkitError):
+    """A model cannot be lowered to an integer graph, or an artifact does not keep its promise."""

@@ -1,0 +1,120 @@
+"""The model zoo: each network under the name of the paper or benchmark it comes from.
+
+All are plain torch modules with BatchNorm and ReLU, take float32 [n, channels, height, width]
+and return logits [n, classes]. A width other than the published one is part of the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from fedkit.errors import ConfigError
+
+
+def conv_bn(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Return a bias-free convolution ("same" padding at stride 1) and its BatchNorm."""
+    conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(cout))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, cin: int, cout: int, stride: int) -> None:
+        super().__init__()
+        self.first = conv_bn(cin, cout, 3, stride)
+        self.second = conv_bn(cout, cout, 3)
+        same_shape = stride == 1 and cin == cout
+        self.shortcut = nn.Identity() if same_shape else conv_bn(cin, cout, 1, stride)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.relu(self.second(self.relu(self.first(x))) + self.shortcut(x))
+        return out
+
+
+def _head(features: int, classes: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes)]
+
+
+def _resnet(channels: int, classes: int, widths: Sequence[int], blocks: int) -> nn.Module:
+    layers: list[nn.Module] = [conv_bn(channels, widths[0], 3), nn.ReLU()]
+    cin = widths[0]
+    for stage, cout in enumerate(widths):
+        for block in range(blocks):
+            layers.append(ResidualBlock(cin, cout, 2 if stage > 0 and block == 0 else 1))
+            cin = cout
+    return nn.Sequential(*layers, *_head(cin, classes))
+
+
+def resnet8(channels: int, classes: int) -> nn.Module:
+    """ResNet-8 of MLPerf Tiny (image classification): 78 k parameters at 3 channels."""
+    return _resnet(channels, classes, (16, 32, 64), blocks=1)
+
+
+def resnet18(channels: int, classes: int) -> nn.Module:
+    """ResNet-18 in its CIFAR form (3x3 stem, no max-pool): 11.17 M parameters at 10 classes."""
+    return _resnet(channels, classes, (64, 128, 256, 512), blocks=2)
+
+
+def resnet18_w16(channels: int, classes: int) -> nn.Module:
+    """ResNet-18 at a quarter of its width (16 to 128 channels): 0.70 M parameters."""
+    return _resnet(channels, classes, (16, 32, 64, 128), blocks=2)
+
+
+def vgg11(channels: int, classes: int) -> nn.Module:
+    """VGG-11 with BatchNorm and one linear layer, the CIFAR form; input of 32x32 or more."""
+    layers: list[nn.Module] = []
+    cin = channels
+    for width in (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0):
+        if width == 0:
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [conv_bn(cin, width, 3), nn.ReLU()]
+            cin = width
+    return nn.Sequential(*layers, *_head(cin, classes))
+
+
+def ds_cnn(channels: int, classes: int) -> nn.Module:
+    """DS-CNN of MLPerf Tiny (keyword spotting): four depthwise-separable blocks of 64."""
+    width = 64
+    stem = nn.Conv2d(channels, width, (10, 4), 2, (5, 1), bias=False)
+    layers: list[nn.Module] = [stem, nn.BatchNorm2d(width), nn.ReLU()]
+    for _ in range(4):
+        layers += [conv_bn(width, width, 3, groups=width), nn.ReLU()]
+        layers += [conv_bn(width, width, 1), nn.ReLU()]
+    return nn.Sequential(*layers, *_head(width, classes))
+
+
+MODELS: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
+    "resnet8": (resnet8, 4),
+    "resnet18": (resnet18, 8),
+    "resnet18-w16": (resnet18_w16, 8),
+    "vgg11": (vgg11, 32),
+    "ds-cnn": (ds_cnn, 10),
+}
+"""Name -> (factory of (channels, classes), smallest height and width it takes)."""
+
+
+def build_model(name: str, input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Build a zoo model for inputs of one shape.
+
+    Args:
+        name: A key of `MODELS`.
+        input_shape: (channels, height, width) of one example.
+        classes: Number of logits.
+
+    Raises:
+        ConfigError: Unknown name, or the images are smaller than the network's strides allow.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"unknown model {name!r}; allowed: {', '.join(MODELS)}")
+    factory, smallest = MODELS[name]
+    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
+        raise ConfigError(
+            f"model {name!r} cannot take inputs of shape {tuple(input_shape)}; it needs "
+            f"(channels, height, width) with height and width of at least {smallest}"
+        )
+    return factory(input_shape[0], classes)
