@@ -1,0 +1,78 @@
+"""Mergeable first and second moments, in float64.
+
+`Moments` of two sets of samples merge into the moments of their union by Chan's rule, so that a
+fleet's statistics equal those of its pooled data. Raw second moments would cancel in float32 where
+the mean is large; centred ones do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Merge = Literal["pooled", "paper"]
+"""How variances of devices merge: `pooled` is exact; `paper` averages them (FedTiny's rule)."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and summed squared deviation per channel.
+
+    Attributes:
+        n: Number of samples per channel; >= 0.
+        mean: float64 [channels].
+        m2: float64 [channels], the sum of (x - mean)^2.
+    """
+
+    n: float
+    mean: NDArray[np.float64]
+    m2: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, samples: NDArray[np.floating[Any]]) -> Moments:
+        """Return the moments of `samples` [n, channels]."""
+        x = samples.astype(np.float64)
+        mean = x.mean(axis=0)
+        return cls(len(x), mean, np.square(x - mean).sum(axis=0))
+
+    @classmethod
+    def from_variance(
+        cls, n: float, mean: NDArray[np.floating[Any]], variance: NDArray[np.floating[Any]]
+    ) -> Moments:
+        """Return moments from a mean and a biased variance, each [channels]."""
+        return cls(n, mean.astype(np.float64), variance.astype(np.float64) * n)
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Biased variance, float64 [channels]."""
+        return self.m2 / self.n
+
+    def __add__(self, other: Moments) -> Moments:
+        """Merge two disjoint sets of samples (Chan, Golub and LeVeque, 1983)."""
+        n = self.n + other.n
+        if n == 0:
+            return self
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.n / n)
+        return Moments(n, mean, self.m2 + other.m2 + np.square(delta) * (self.n * other.n / n))
+
+
+def merge(parts: Sequence[Moments], rule: Merge = "pooled") -> Moments:
+    """Merge the moments of several devices, in the order given.
+
+    `paper` averages the variances by sample count and so leaves out the spread of the devices'
+    means; it is never larger than `pooled`.
+    """
+    pooled = reduce(Moments.__add__, parts)
+    if rule == "pooled":
+        return pooled
+    return Moments(pooled.n, pooled.mean, np.sum([part.m2 for part in parts], axis=0))
+
+
+NormMoments = Mapping[str, Moments]
+"""Moments of the inputs of each norm layer, by module name."""
