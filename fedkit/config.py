@@ -1,0 +1,134 @@
+"""What one run is: every choice that shapes its numbers, validated once."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedkit.errors import ConfigError
+from fedkit.fedtiny.candidates import pool_size
+
+
+class RunConfig(BaseModel):
+    """Configuration of one run; the same keys in TOML, as CLI flags and as Flower run-config.
+
+    A value of 0 in a key marked "0: automatic" means the stated rule.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    task: str = Field("digits", description="built-in task or package.module:name")
+    model: str = Field("", description="zoo model instead of the task's, like resnet8")
+    method: Literal["fedtiny", "dense"] = Field("fedtiny", description="what the fleet runs")
+    seed: int = Field(1, ge=0, description="seed of every random choice")
+
+    devices: int = Field(10, ge=1, description="devices in the fleet")
+    partition: Literal["iid", "dirichlet", "pathological", "natural-id"] = Field(
+        "dirichlet", description="how training data is split over the devices"
+    )
+    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration")
+    min_size: int = Field(10, ge=1, description="smallest share of a device, in examples")
+    classes_per_device: int = Field(2, ge=1, description="classes of a pathological share")
+    single_class: Literal["error", "allow"] = Field(
+        "error", description="what to do when a device holds one class only"
+    )
+    examples_per_device: int = Field(
+        0, ge=0, description="use at most this many examples of each device (0: all)"
+    )
+    test_examples: int = Field(0, ge=0, description="measure on the first so many (0: all)")
+
+    density: float = Field(0.1, gt=0, le=1, description="kept share of all prunable weights")
+    exempt: str = Field("", description="layers kept dense: first, last or names, by commas")
+    distribution: Literal["uniform", "erk"] = Field(
+        "uniform", description="relative density of the layers before noise"
+    )
+    noise: float = Field(0.5, ge=0, lt=1, description="half-width of layer-density noise")
+    pool_size: int = Field(0, ge=0, description="candidates (0: 0.1 / density, at least 3)")
+    development_share: float = Field(
+        0.2, gt=0, le=1, description="share of device data that ranks candidates"
+    )
+    bn_merge: Literal["pooled", "paper"] = Field(
+        "pooled", description="merge of norm statistics: exact, or averaged variances"
+    )
+    server_share: float = Field(
+        0.05, ge=0, lt=1, description="share of training data that is the server's own"
+    )
+    server_epochs: int = Field(20, ge=0, description="epochs of pre-training on it")
+
+    rounds: int = Field(30, ge=1, description="communication rounds")
+    epochs: int = Field(5, ge=1, description="local epochs per round")
+    batch_size: int = Field(64, ge=2, description="local batch size")
+    lr: float = Field(0.1, gt=0, description="learning rate of the first round")
+    lr_final: float = Field(0.01, gt=0, description="learning rate of the last (cosine between)")
+    momentum: float = Field(0.9, ge=0, lt=1, description="local momentum, fresh each round")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty on the kept weights")
+
+    adjust_every: int = Field(0, ge=0, description="rounds between adjustments (0: rounds / 30)")
+    adjust_stop: int = Field(
+        0, ge=0, description="round where the quota has fallen to 0 (0: rounds / 3)"
+    )
+    adjust_share: float = Field(0.3, ge=0, le=1, description="largest share of a layer swapped")
+    adjust_examples: int = Field(256, ge=1, description="examples behind one gradient top-k")
+    blocks: int = Field(5, ge=1, description="contiguous blocks that take turns")
+
+    @property
+    def candidates(self) -> int:
+        """Size of the candidate pool."""
+        return self.pool_size or pool_size(self.density)
+
+    @property
+    def adjustment_period(self) -> int:
+        """Rounds between mask adjustments: the paper's 10 of 300 in proportion."""
+        return self.adjust_every or max(1, round(self.rounds / 30))
+
+    @property
+    def last_adjustment(self) -> int:
+        """Round at which adjustments have faded out: the paper's 100 of 300 in proportion."""
+        return self.adjust_stop or max(1, round(self.rounds / 3))
+
+    @property
+    def exempt_layers(self) -> tuple[str, ...]:
+        """Entries of `exempt`."""
+        return tuple(part.strip() for part in self.exempt.split(",") if part.strip())
+
+
+def make_config(values: Mapping[str, Any]) -> RunConfig:
+    """Validate keys and values.
+
+    Raises:
+        ConfigError: Names every bad key with the nearest allowed ones, and every bad value with
+            its rule.
+    """
+    try:
+        return RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, RunConfig.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"unknown key {key!r}; {hint}allowed: {', '.join(RunConfig.model_fields)}"
+    rule = item["msg"][0].lower() + item["msg"][1:]
+    return f"{key} is {item['input']!r}: {rule} ({RunConfig.model_fields[key].description})"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a TOML file of configuration keys.
+
+    Raises:
+        ConfigError: The file is missing or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config file {path} is no valid TOML: {error}") from error

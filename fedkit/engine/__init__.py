@@ -1,0 +1,1 @@
+"""Local training behind one seam; algorithms do not know which engine runs."""

@@ -1,0 +1,78 @@
+"""The seam between algorithms and the code that computes on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.sparse.state import ModelState
+from fedkit.sparse.topk import Entries
+from fedkit.stats.moments import NormMoments
+from fedkit.task import Examples
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of what a model consists of.
+
+    Attributes:
+        weights: Shape per trainable parameter, in the model's order.
+        stats: Shape per running statistic of the norm layers.
+        prunable: Names of the prunable parameters (convolution and linear weights), in order.
+    """
+
+    weights: Mapping[str, tuple[int, ...]]
+    stats: Mapping[str, tuple[int, ...]]
+    prunable: tuple[str, ...]
+
+    @property
+    def prunable_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape per prunable parameter."""
+        return {name: self.weights[name] for name in self.prunable}
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a device trains: epochs over its data, batch size, SGD's parameters."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+
+
+class Engine(Protocol):
+    """Computes with one model on one device's data; every call is a pure function of its inputs."""
+
+    layout: Layout
+
+    def initial_state(self) -> ModelState:
+        """Return the freshly initialised dense model."""
+
+    def train(
+        self, state: ModelState, examples: Examples, how: LocalTraining, seed: int
+    ) -> tuple[ModelState, float]:
+        """Train the kept weights; return the new state and the mean loss of the last epoch.
+
+        Raises:
+            FleetError: The loss stopped being finite.
+        """
+
+    def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
+        """Return the moments of each norm layer's input, forward only, under batch statistics."""
+
+    def loss(self, state: ModelState, examples: Examples) -> float:
+        """Return the mean loss under the running statistics."""
+
+    def top_gradients(
+        self, state: ModelState, examples: Examples, amounts: Mapping[str, int]
+    ) -> dict[str, Entries]:
+        """Return the `amounts[layer]` largest gradients of PRUNED weights of each given layer."""
+
+    def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the model's outputs under the running statistics, [n, ...]."""

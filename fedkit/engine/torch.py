@@ -1,0 +1,229 @@
+"""The reference engine: dense torch kernels under masks. Readable first; saves nothing by itself.
+
+Everything runs on one thread, so that results do not depend on the machine's core count and a
+simulated device costs one core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedkit.engine.base import Layout, LocalTraining
+from fedkit.errors import FleetError, TaskError
+from fedkit.sparse.state import ModelState
+from fedkit.sparse.topk import Entries, StreamingTopK
+from fedkit.stats.moments import Moments, NormMoments
+from fedkit.task import Examples, Task
+
+_PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_EVAL_BATCH = 256
+_TILE = 1 << 16
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+class TorchEngine:
+    """Implements `fedkit.engine.base.Engine` over an `nn.Module`.
+
+    Args:
+        model: The model; the engine owns it from now on.
+        loss: (outputs, targets) -> scalar tensor, the mean over the batch.
+
+    Raises:
+        TaskError: The model has no convolution or linear layer.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._model, self._loss = model, loss
+        self._weights = dict(model.named_parameters())
+        self._norms = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm) and module.running_mean is not None
+        }
+        self.layout = Layout(
+            {name: tuple(weight.shape) for name, weight in self._weights.items()},
+            {name: tuple(value.shape) for name, value in self._stats().items()},
+            _prunable(model, self._weights),
+        )
+
+    @classmethod
+    def for_task(cls, task: Task, model: str, seed: int) -> TorchEngine:
+        """Build the task's model (or the zoo model `model`) with weights drawn from `seed`."""
+        return cls(task.build_model(seed, model), task.loss)
+
+    def _stats(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{kind}": getattr(norm, kind)
+            for name, norm in self._norms.items()
+            for kind in ("running_mean", "running_var")
+        }
+
+    def module(self, state: ModelState) -> nn.Module:
+        """Return the torch module loaded with `state`, in evaluation mode."""
+        self._load(state)
+        return self._model.eval()
+
+    def _load(self, state: ModelState) -> None:
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                weight.copy_(torch.from_numpy(np.ascontiguousarray(state.weights[name])))
+            for name, value in self._stats().items():
+                value.copy_(torch.from_numpy(np.ascontiguousarray(state.stats[name])))
+
+    def _read(self, masks: Mapping[str, NDArray[np.bool_]]) -> ModelState:
+        weights = {name: w.detach().numpy().copy() for name, w in self._weights.items()}
+        return ModelState(weights, {n: s.numpy().copy() for n, s in self._stats().items()}, masks)
+
+    def initial_state(self) -> ModelState:
+        """Return what the model holds now, with every weight kept."""
+        shapes = self.layout.prunable_shapes
+        return self._read({name: np.ones(shape, np.bool_) for name, shape in shapes.items()})
+
+    def train(
+        self, state: ModelState, examples: Examples, how: LocalTraining, seed: int
+    ) -> tuple[ModelState, float]:
+        """See `Engine.train`. SGD with masked gradients; momentum starts at zero."""
+        with _one_thread():
+            self._load(state)
+            self._model.train()
+            optimiser = torch.optim.SGD(
+                self._weights.values(),
+                lr=how.lr,
+                momentum=how.momentum,
+                weight_decay=how.weight_decay,
+            )
+            masks = {name: torch.from_numpy(mask) for name, mask in state.masks.items()}
+            rng, loss = np.random.default_rng(seed), 0.0
+            for _ in range(how.epochs):
+                order = rng.permutation(len(examples))
+                batches = list(_batches(examples, order, how.batch_size))
+                loss = sum(self._step(x, y, masks, optimiser) for x, y in batches) / len(batches)
+            return self._read(state.masks), loss
+
+    def _step(
+        self, inputs: Tensor, targets: Tensor, masks: Mapping[str, Tensor], sgd: torch.optim.SGD
+    ) -> float:
+        sgd.zero_grad()
+        loss = self._loss(self._model(inputs), targets)
+        if not torch.isfinite(loss):
+            raise FleetError(f"the training loss became {loss.item()}; lower lr (--lr)")
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, mask in masks.items():
+            gradient = self._weights[name].grad
+            assert gradient is not None
+            gradient.mul_(mask)
+        sgd.step()
+        return loss.item()
+
+    def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
+        """See `Engine.norm_moments`. Batches are normalised by their own statistics."""
+        collected: dict[str, Moments] = {}
+
+        def collect(name: str, inputs: Tensor) -> None:
+            samples = inputs.detach().transpose(0, 1).flatten(1).T
+            part = Moments.of(samples.numpy())
+            collected[name] = collected[name] + part if name in collected else part
+
+        hooks = [
+            norm.register_forward_pre_hook(lambda _, args, name=name: collect(name, args[0]))
+            for name, norm in self._norms.items()
+        ]
+        try:
+            with _one_thread(), torch.no_grad():
+                self._load(state)
+                self._model.train()
+                order = np.arange(len(examples))
+                for inputs, _ in _batches(examples, order, _EVAL_BATCH):
+                    self._model(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return collected
+
+    def loss(self, state: ModelState, examples: Examples) -> float:
+        """See `Engine.loss`."""
+        with _one_thread(), torch.no_grad():
+            model = self.module(state)
+            total = 0.0
+            for inputs, targets in _batches(examples, np.arange(len(examples)), _EVAL_BATCH):
+                total += self._loss(model(inputs), targets).item() * len(targets)
+        return total / len(examples)
+
+    def top_gradients(
+        self, state: ModelState, examples: Examples, amounts: Mapping[str, int]
+    ) -> dict[str, Entries]:
+        """See `Engine.top_gradients`. One batch of all examples; torch's gradient is dense."""
+        with _one_thread():
+            self._load(state)
+            self._model.train()
+            inputs, targets = _tensors(examples, np.arange(len(examples)))
+            loss = self._loss(self._model(inputs), targets)
+            gradients = torch.autograd.grad(loss, [self._weights[name] for name in amounts])
+        return {
+            name: _stream(gradient.numpy().reshape(-1), state.masks[name].reshape(-1), amount)
+            for (name, amount), gradient in zip(amounts.items(), gradients, strict=True)
+        }
+
+    def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Engine.outputs`."""
+        with _one_thread(), torch.no_grad():
+            model = self.module(state)
+            parts = [
+                model(torch.from_numpy(inputs[start : start + _EVAL_BATCH])).numpy()
+                for start in range(0, len(inputs), _EVAL_BATCH)
+            ]
+        return np.concatenate(parts)
+
+
+def _prunable(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
+    owners = [
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, _PRUNABLE)
+    ]
+    prunable = tuple(name for name in owners if name in weights)
+    if not prunable:
+        raise TaskError(
+            f"model {type(model).__name__} has no convolution or linear layer of its own, so there "
+            "is nothing to prune; give a model built from nn.Conv*d and nn.Linear"
+        )
+    return prunable
+
+
+def _batches(
+    examples: Examples, order: NDArray[np.int64], batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of nearly equal size, so that no BatchNorm ever sees a last batch of one."""
+    for part in np.array_split(order, -(-len(order) // batch_size)):
+        yield _tensors(examples, part)
+
+
+def _tensors(examples: Examples, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    return (
+        torch.from_numpy(examples.inputs[indices]),
+        torch.from_numpy(examples.targets[indices]),
+    )
+
+
+def _stream(gradient: NDArray[np.float32], mask: NDArray[np.bool_], amount: int) -> Entries:
+    top = StreamingTopK(amount)
+    for start in range(0, len(gradient), _TILE):
+        pruned = start + np.flatnonzero(~mask[start : start + _TILE])
+        top.push(pruned, gradient[pruned])
+    return top.entries()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,97 @@
+"""The candidate pool: one dense model, several sparse models of equal overall density."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.sparse.distribution import DISTRIBUTIONS, kept_counts, with_noise
+from fedkit.sparse.state import Masks, ModelState
+from fedkit.sparse.topk import largest
+
+
+def pool_size(density: float) -> int:
+    """Return the default number of candidates: 0.1 / density, at least 3.
+
+    0.1 / density is FedTiny's rule (the pool then costs a tenth of a dense download). Above 5 %
+    density it would leave next to nothing to select from, hence the floor.
+    """
+    return max(3, round(0.1 / density))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Candidates pruned by magnitude from one dense model.
+
+    Within a layer such candidates are nested: each keeps the largest weights, only how many
+    differs. The union of all candidates and the counts therefore describe the whole pool, and that
+    is all a device has to download.
+
+    Attributes:
+        union: The dense model reduced to what any candidate keeps.
+        counts: int32 [candidates, layers], kept weights per candidate and prunable layer.
+    """
+
+    union: ModelState
+    counts: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def candidate(self, index: int) -> ModelState:
+        """Return candidate `index` as a model of its own."""
+        counts = dict(zip(self.union.masks, self.counts[index].tolist(), strict=True))
+        return self.union.with_masks(magnitude_masks(self.union.weights, counts))
+
+
+def candidate_pool(
+    dense: ModelState,
+    *,
+    density: float,
+    size: int,
+    noise: float,
+    distribution: str,
+    exempt: Sequence[str],
+    seed: int,
+) -> Pool:
+    """Prune a dense model by magnitude into `size` candidates.
+
+    Each candidate draws its layer densities with noise around the distribution, rescaled to the
+    same number of kept weights; the first one draws none, so that the pool always holds the plain
+    choice.
+
+    Args:
+        dense: The start; its masks name the prunable layers.
+        density: Kept share of all prunable weights, in (0, 1].
+        size: Number of candidates, >= 1.
+        noise: Relative half-width of the layer-density noise, in [0, 1).
+        distribution: A key of `fedkit.sparse.distribution.DISTRIBUTIONS`.
+        exempt: Layers that stay dense.
+        seed: Seed of the noise.
+
+    Returns:
+        Candidates that all keep exactly floor(density * total) prunable weights.
+    """
+    shapes = {name: mask.shape for name, mask in dense.masks.items()}
+    relative = DISTRIBUTIONS[distribution](shapes)
+    rng = np.random.default_rng([seed, 1])
+    counts = []
+    for index in range(size):
+        drawn = with_noise(relative, noise if index else 0.0, rng)
+        counts.append(list(kept_counts(shapes, density, drawn, exempt).values()))
+    table = np.array(counts, np.int32)
+    widest = dict(zip(shapes, table.max(axis=0).tolist(), strict=True))
+    return Pool(dense.with_masks(magnitude_masks(dense.weights, widest)), table)
+
+
+def magnitude_masks(weights: Mapping[str, NDArray[np.float32]], counts: Mapping[str, int]) -> Masks:
+    """Keep the `counts[layer]` weights of largest magnitude per layer; the lower index wins."""
+    masks = {}
+    for name, count in counts.items():
+        mask = np.zeros(weights[name].size, np.bool_)
+        mask[largest(weights[name].reshape(-1), count)] = True
+        masks[name] = mask.reshape(weights[name].shape)
+    return masks

@@ -1,0 +1,78 @@
+"""Progressive pruning: masks follow the data, one block at a time, at constant density."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.sparse.schedule import quota
+from fedkit.sparse.state import Masks, ModelState
+from fedkit.sparse.topk import Entries, largest
+
+
+def quotas(
+    masks: Masks, layers: Sequence[str], step: int, last_step: int, alpha: float
+) -> dict[str, int]:
+    """Return how many weights each layer of the block swaps; devices and server agree on it."""
+    kept = {name: int(masks[name].sum()) for name in layers}
+    return {
+        name: quota(kept[name], masks[name].size - kept[name], step, last_step, alpha)
+        for name in layers
+    }
+
+
+def merge_entries(
+    devices: Sequence[Mapping[str, Entries]], shares: Sequence[float]
+) -> dict[str, Entries]:
+    """Average sparse gradients: g = sum_k share_k * g_k, entries not sent count as zero.
+
+    Args:
+        devices: Per device the sent entries of each layer, in a fixed order of devices.
+        shares: |D_k| / |D| per device.
+    """
+    merged = {}
+    for name in devices[0]:
+        indices = np.concatenate([device[name].indices for device in devices])
+        scaled = [
+            device[name].values * np.float64(share)
+            for device, share in zip(devices, shares, strict=True)
+        ]
+        unique, where = np.unique(indices, return_inverse=True)
+        sums = np.zeros(len(unique))
+        np.add.at(sums, where, np.concatenate(scaled))
+        merged[name] = Entries(unique, sums.astype(np.float32))
+    return merged
+
+
+def swap(
+    state: ModelState, gradients: Mapping[str, Entries], amounts: Mapping[str, int]
+) -> ModelState:
+    """Grow the largest gradients among the pruned, drop the smallest weights among the kept.
+
+    Grown weights start at exactly 0. Only weights kept before the adjustment are dropped, and as
+    many as were grown, so the density stays what it was.
+
+    Args:
+        state: The aggregated model.
+        gradients: Merged gradients of pruned weights, per layer of the block.
+        amounts: Largest number of weights to swap, per layer.
+    """
+    masks = dict(state.masks)
+    for name, entries in gradients.items():
+        masks[name] = _swap_layer(
+            state.weights[name], masks[name], entries, min(amounts[name], len(entries.indices))
+        )
+    return state.with_masks(masks)
+
+
+def _swap_layer(
+    weights: NDArray[np.float32], mask: NDArray[np.bool_], entries: Entries, amount: int
+) -> NDArray[np.bool_]:
+    swapped = mask.copy().reshape(-1)
+    kept = np.flatnonzero(swapped)
+    smallest_first = np.argsort(np.abs(weights.reshape(-1)[kept]), kind="stable")
+    swapped[entries.indices[largest(entries.values, amount)]] = True
+    swapped[kept[smallest_first[:amount]]] = False
+    return swapped.reshape(mask.shape)

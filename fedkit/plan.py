@@ -1,0 +1,60 @@
+"""What happens in which round: the schedule that devices and server derive from the config."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fedkit.config import RunConfig
+from fedkit.fedtiny.candidates import Pool, candidate_pool
+from fedkit.fedtiny.progressive import quotas
+from fedkit.sparse.distribution import DISTRIBUTIONS, Shapes, kept_counts
+from fedkit.sparse.schedule import adjusts, block_at
+from fedkit.sparse.state import Masks, ModelState
+
+
+def learning_rate(config: RunConfig, number: int) -> float:
+    """Return the learning rate of round `number` (from 1): a cosine from `lr` to `lr_final`."""
+    if config.rounds == 1:
+        return config.lr
+    done = (number - 1) / (config.rounds - 1)
+    return config.lr_final + (config.lr - config.lr_final) * (1 + math.cos(math.pi * done)) / 2
+
+
+def check_density(config: RunConfig, shapes: Shapes) -> None:
+    """Raise a `ConfigError` if these layers cannot reach the density; noise never decides that."""
+    kept_counts(
+        shapes, config.density, DISTRIBUTIONS[config.distribution](shapes), config.exempt_layers
+    )
+
+
+def pool_for(config: RunConfig, dense: ModelState) -> Pool:
+    """Return the candidate pool that a dense start gives under this config."""
+    return candidate_pool(
+        dense,
+        density=config.density,
+        size=config.candidates,
+        noise=config.noise,
+        distribution=config.distribution,
+        exempt=config.exempt_layers,
+        seed=config.seed,
+    )
+
+
+def adjusting_block(config: RunConfig, prunable: Sequence[str], number: int) -> list[str]:
+    """Return the layers whose masks change at the end of round `number`; none in other rounds.
+
+    No change follows the last round, because nobody would train the grown weights.
+    """
+    stop = min(config.last_adjustment, config.rounds)
+    if config.method != "fedtiny" or not adjusts(number, config.adjustment_period, stop):
+        return []
+    return block_at(prunable, config.blocks, number // config.adjustment_period - 1)
+
+
+def block_quotas(
+    config: RunConfig, masks: Masks, block: Sequence[str], number: int
+) -> dict[str, int]:
+    """Return how many weights each layer of the block swaps at the end of round `number`."""
+    step, last_step = number * config.epochs, config.last_adjustment * config.epochs
+    return quotas(masks, block, step, last_step, config.adjust_share)
