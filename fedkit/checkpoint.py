@@ -1,0 +1,174 @@
+"""The run folder: configuration, metrics as they happen, checkpoint, and what is made from it.
+
+    runs/<name>/
+        config.toml                     every key of the run
+        metrics.jsonl                   one line per step, appended as it happens
+        checkpoint/structure.json       task, model, names and shapes; written once
+        checkpoint/model.safetensors    kept values, masks and statistics; replaced whole each step
+        summary.json                    the final figures
+        *.tflite, *.manifest.json       artifacts
+
+A reader never sees half a file: everything but metrics.jsonl is written under a temporary name and
+renamed. A run folder is never written into by a second run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
+
+from fedkit import messages
+from fedkit.config import RunConfig, make_config, read_config
+from fedkit.engine.base import Layout
+from fedkit.errors import CheckpointError, FedkitError
+from fedkit.messages import Packet
+from fedkit.rounds import Report
+from fedkit.sparse.state import ModelState
+
+FORMAT = 1
+"""Version of the checkpoint files; a reader refuses others."""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, flush it to disk and rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A stored model: its state, its layout, the step it comes from and its run's config."""
+
+    state: ModelState
+    layout: Layout
+    round: int
+    config: RunConfig
+
+
+class RunFolder:
+    """One run on disk.
+
+    Args:
+        path: The folder; made by `create`, looked up by `open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> RunFolder:
+        """Make a new run folder and write its config.
+
+        Raises:
+            CheckpointError: The folder exists, or cannot be made.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+        except FileExistsError:
+            raise CheckpointError(
+                f"run folder {path} exists and is never overwritten; give another --name, "
+                "or move it away"
+            ) from None
+        except OSError as error:
+            raise CheckpointError(f"run folder {path} cannot be made: {error.strerror}") from error
+        write_whole(path / "config.toml", tomli_w.dumps(config.model_dump()).encode())
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Find an existing run folder.
+
+        Raises:
+            CheckpointError: There is no run at that path.
+        """
+        if not (path / "config.toml").is_file():
+            raise CheckpointError(
+                f"{path} is no run folder: it holds no config.toml; give the folder that "
+                "`fedkit run` printed, like runs/NAME"
+            )
+        return cls(path)
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return make_config(read_config(self.path / "config.toml"))
+
+    def append(self, report: Report, layout: Layout, extra: Mapping[str, Any]) -> None:
+        """Store one step: the checkpoint first, then its line in metrics.jsonl.
+
+        Args:
+            report: The step.
+            layout: The model's layout.
+            extra: Further keys of the line, such as seconds and transport bytes.
+        """
+        self._save(report, layout)
+        line = {key: value for key, value in vars(report).items() if key != "state"}
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, **extra}) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return all complete lines of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file into the folder, whole."""
+        write_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def _save(self, report: Report, layout: Layout) -> None:
+        folder = self.path / "checkpoint"
+        if not folder.is_dir():
+            folder.mkdir()
+            structure = {"format": FORMAT, **asdict(layout)}
+            write_whole(folder / "structure.json", json.dumps(structure, indent=2).encode())
+        packed = messages.pack_state(report.state, None)
+        about = {"round": str(report.round), "mask_digest": str(packed.numbers["mask_digest"])}
+        data = to_safetensors(dict(packed.arrays), about)
+        write_whole(folder / "model.safetensors", data)
+
+    def load(self) -> Checkpoint:
+        """Read the last checkpoint.
+
+        Raises:
+            CheckpointError: Missing, truncated, altered or of another version.
+        """
+        folder = self.path / "checkpoint"
+        try:
+            structure = json.loads((folder / "structure.json").read_text(encoding="utf-8"))
+            layout = _layout(structure)
+            with safe_open(folder / "model.safetensors", framework="numpy") as file:
+                about, names = file.metadata(), file.keys()
+                arrays = {name: np.asarray(file.get_tensor(name)) for name in names}
+            packet = Packet(arrays, {"mask_digest": about["mask_digest"]})
+            state = messages.read_state(packet, layout, None)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, FedkitError) as error:
+            raise CheckpointError(
+                f"checkpoint in {folder} cannot be read ({error}); it is missing, truncated or "
+                "altered: take another run, or run again"
+            ) from error
+        return Checkpoint(state, layout, int(about["round"]), self.config)
+
+
+def _layout(structure: Mapping[str, Any]) -> Layout:
+    if structure["format"] != FORMAT:
+        raise ValueError(f"format {structure['format']}, this version reads {FORMAT}")
+    weights, stats = (
+        {name: tuple(shape) for name, shape in structure[kind].items()}
+        for kind in ("weights", "stats")
+    )
+    return Layout(weights, stats, tuple(structure["prunable"]))

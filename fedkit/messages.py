@@ -1,0 +1,235 @@
+"""What travels: the few messages of a run, packed to flat arrays and checked at the door.
+
+A packet is the payload of one message, independent of the transport. Each kind has a function that
+packs it and one that reads it; a reader raises `WireError` naming what was expected and found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fedkit.engine.base import Layout
+from fedkit.errors import WireError
+from fedkit.fedtiny.bn_selection import as_moments, as_stats
+from fedkit.fedtiny.candidates import Pool
+from fedkit.sparse import codec
+from fedkit.sparse.state import Masks, ModelState, Weights, masks_digest
+from fedkit.sparse.topk import Entries
+from fedkit.stats.moments import NormMoments
+
+
+@dataclass(frozen=True)
+class Packet:
+    """Payload of one message.
+
+    Attributes:
+        arrays: Flat arrays by name.
+        numbers: Scalars by name; strings only as short identifiers.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    numbers: Mapping[str, int | float | str] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the payload: the arrays, and 8 per number (or a string's length)."""
+        numbers = [len(n) if isinstance(n, str) else 8 for n in self.numbers.values()]
+        return sum(array.nbytes for array in self.arrays.values()) + sum(numbers)
+
+
+def _array(
+    packet: Packet, key: str, dtype: DTypeLike, shape: tuple[int | None, ...]
+) -> NDArray[Any]:
+    found = packet.arrays.get(key)
+    if found is None:
+        raise WireError(f"message lacks {key!r}; it holds {sorted(packet.arrays)}")
+    fits = len(found.shape) == len(shape) and all(
+        want in (None, have) for want, have in zip(shape, found.shape, strict=True)
+    )
+    if found.dtype != dtype or not fits:
+        raise WireError(f"{key!r} is {found.dtype} {found.shape}; need {np.dtype(dtype)} {shape}")
+    return found
+
+
+def _number(packet: Packet, key: str, lowest: float) -> float:
+    found = packet.numbers.get(key)
+    if not isinstance(found, int | float) or not math.isfinite(found) or found < lowest:
+        raise WireError(f"{key!r} is {found!r}; need a finite number of at least {lowest}")
+    return found
+
+
+# Statistics of the norm layers ---------------------------------------------------------------
+
+
+def _flat_stats(stats: Weights) -> NDArray[np.float32]:
+    return np.concatenate([*stats.values(), np.empty(0, np.float32)], dtype=np.float32)
+
+
+def _stats_from(flat: NDArray[np.float32], layout: Layout) -> Weights:
+    if not np.isfinite(flat).all():
+        raise WireError("norm statistics hold NaN or infinite values; lower lr of the sender")
+    edges = np.cumsum([math.prod(shape) for shape in layout.stats.values()])[:-1]
+    return dict(zip(layout.stats, np.split(flat, edges), strict=True)) if layout.stats else {}
+
+
+def _stats_size(layout: Layout) -> int:
+    return sum(math.prod(shape) for shape in layout.stats.values())
+
+
+# A model state -------------------------------------------------------------------------------
+
+
+def pack_state(state: ModelState, known: Masks | None) -> Packet:
+    """Pack a model; its masks only if they differ from those the receiver knows."""
+    arrays: dict[str, NDArray[Any]] = {
+        "values": codec.encode_values(state.weights, state.masks),
+        "stats": _flat_stats(state.stats),
+    }
+    digest = masks_digest(state.masks)
+    if known is None:
+        arrays["masks"] = codec.encode_masks(state.masks)
+    elif masks_digest(known) != digest:
+        arrays["mask_changes"] = codec.encode_masks(state.masks, known)
+    return Packet(arrays, {"mask_digest": digest})
+
+
+def read_state(packet: Packet, layout: Layout, known: Masks | None) -> ModelState:
+    """Read a model packed by `pack_state`; `known` are the masks the reader holds.
+
+    Raises:
+        WireError: Anything that does not fit the layout, or masks other than the sender's.
+    """
+    masks = _read_masks(packet, layout, known)
+    values = _array(packet, "values", np.float32, (None,))
+    weights = codec.decode_values(values, layout.weights, masks)
+    stats = _array(packet, "stats", np.float32, (_stats_size(layout),))
+    return ModelState(weights, _stats_from(stats, layout), masks)
+
+
+def _read_masks(packet: Packet, layout: Layout, known: Masks | None) -> Masks:
+    shapes = layout.prunable_shapes
+    if "masks" in packet.arrays:
+        masks = codec.decode_masks(_bytes(packet, "masks"), shapes)
+    elif known is None:
+        raise WireError("message carries no masks and the receiver holds none; send them in full")
+    elif "mask_changes" in packet.arrays:
+        masks = codec.decode_masks(_bytes(packet, "mask_changes"), shapes, known)
+    else:
+        masks = known
+    if masks_digest(masks) != packet.numbers.get("mask_digest"):
+        raise WireError(
+            f"masks have digest {masks_digest(masks)}, the sender's "
+            f"{packet.numbers.get('mask_digest')}; the receiver is out of date: send them in full"
+        )
+    return masks
+
+
+def _bytes(packet: Packet, key: str) -> codec.Bytes:
+    return _array(packet, key, np.uint8, (None,))
+
+
+# Adaptive BN selection -----------------------------------------------------------------------
+
+
+def pack_pool(pool: Pool) -> Packet:
+    """Pack a candidate pool: the union of its candidates once, and their counts."""
+    union = pack_state(pool.union, None)
+    return Packet({**union.arrays, "counts": pool.counts}, union.numbers)
+
+
+def read_pool(packet: Packet, layout: Layout) -> Pool:
+    """Read a pool packed by `pack_pool`."""
+    counts = _array(packet, "counts", np.int32, (None, len(layout.prunable)))
+    return Pool(read_state(packet, layout, None), counts)
+
+
+def pack_moments(candidates: Sequence[NormMoments], examples: int) -> Packet:
+    """Pack the moments of each candidate's norm layers, as means and variances.
+
+    How many pixels an example has is the same on every device, so the count of examples weighs
+    them rightly.
+    """
+    return pack_stats([as_stats(norms) for norms in candidates], examples)
+
+
+def read_moments(packet: Packet, layout: Layout, candidates: int) -> list[NormMoments]:
+    """Read moments packed by `pack_moments`, one per candidate."""
+    examples = _number(packet, "examples", lowest=1)
+    return [as_moments(stats, examples) for stats in read_stats(packet, layout, candidates)]
+
+
+def pack_stats(candidates: Sequence[Weights], examples: int = 0) -> Packet:
+    """Pack running statistics per candidate, float32 [candidates, channels]."""
+    flat = np.stack([_flat_stats(stats) for stats in candidates])
+    return Packet({"stats": flat}, {"examples": examples} if examples else {})
+
+
+def read_stats(packet: Packet, layout: Layout, candidates: int) -> list[Weights]:
+    """Read statistics packed by `pack_stats`."""
+    rows = _array(packet, "stats", np.float32, (candidates, _stats_size(layout)))
+    return [_stats_from(row, layout) for row in rows]
+
+
+def pack_losses(losses: Sequence[float], examples: int) -> Packet:
+    """Pack one loss per candidate, float64 [candidates]."""
+    return Packet({"losses": np.array(losses, np.float64)}, {"examples": examples})
+
+
+def read_losses(packet: Packet, candidates: int) -> tuple[list[float], int]:
+    """Read losses packed by `pack_losses` and the number of examples behind them."""
+    losses = _array(packet, "losses", np.float64, (candidates,))
+    if not np.isfinite(losses).all():
+        raise WireError("a candidate's loss is NaN or infinite; check the device's data")
+    return losses.tolist(), int(_number(packet, "examples", lowest=1))
+
+
+# Training ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a device returns from a round.
+
+    Attributes:
+        state: Its trained model, under the masks it was sent.
+        examples: Size of its data, the weight of the update.
+        loss: Mean training loss of its last epoch.
+        gradients: In an adjusting round, the largest gradients of pruned weights per layer.
+    """
+
+    state: ModelState
+    examples: int
+    loss: float
+    gradients: Mapping[str, Entries]
+
+
+def pack_update(update: Update, layout: Layout) -> Packet:
+    """Pack an update; the receiver knows its masks."""
+    state = pack_state(update.state, update.state.masks)
+    positions, gradients = codec.encode_entries(update.gradients, layout.weights)
+    sparse: dict[str, NDArray[Any]] = {}
+    if update.gradients:
+        sparse = {"positions": positions, "gradients": gradients}
+    numbers = {**state.numbers, "examples": update.examples, "loss": update.loss}
+    return Packet({**state.arrays, **sparse}, numbers)
+
+
+def read_update(packet: Packet, layout: Layout, known: Masks, block: Sequence[str]) -> Update:
+    """Read an update that must hold gradients for exactly the layers of `block`."""
+    gradients = {}
+    if block:
+        values = _array(packet, "gradients", np.float32, (None,))
+        shapes = {name: layout.weights[name] for name in block}
+        gradients = codec.decode_entries(_bytes(packet, "positions"), values, shapes)
+    return Update(
+        read_state(packet, layout, known),
+        int(_number(packet, "examples", lowest=1)),
+        _number(packet, "loss", lowest=-math.inf),
+        gradients,
+    )

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fedkit.config import RunConfig, make_config
+from fedkit.device import Phase
+from fedkit.errors import WireError
+from fedkit.messages import Packet
+from fedkit.plan import adjusting_block
+from fedkit.rounds import LocalFleet, Report, run_rounds
+from fedkit.sparse.state import count_kept
+from sim.scenario import make_scenario
+
+SMALL = {
+    "devices": 3,
+    "rounds": 5,
+    "epochs": 1,
+    "examples_per_device": 40,
+    "adjust_every": 1,
+    "adjust_stop": 4,
+    "server_epochs": 2,
+    "seed": 2,
+}
+
+
+class RecordingFleet(LocalFleet):
+    """Keeps every packet that went over the wire."""
+
+    def __init__(self, local: LocalFleet) -> None:
+        super().__init__(local._devices)
+        self.log: list[tuple[Phase, Packet, list[Packet]]] = []
+
+    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
+        replies = super().exchange(phase, request)
+        self.log.append((phase, request, replies))
+        return replies
+
+
+@functools.cache
+def run(**changes: str | float) -> tuple[RunConfig, list[Report], RecordingFleet]:
+    config = make_config({**SMALL, **changes})
+    scenario = make_scenario(config)
+    fleet = RecordingFleet(scenario.local_fleet())
+    reports = list(run_rounds(scenario.server(), fleet, scenario.server_data))
+    return config, reports, fleet
+
+
+def test_steps_come_in_order_and_learning_happens() -> None:
+    _, reports, _ = run()
+    steps = [(report.phase, report.round) for report in reports]
+    assert steps == [("start", 0), ("selection", 0), *(("round", n) for n in range(1, 6))]
+    assert reports[-1].accuracy > reports[1].accuracy
+    assert all(math.isfinite(report.loss) for report in reports)
+
+
+def test_density_is_constant_over_every_adjustment_and_masks_do_change() -> None:
+    config, reports, _ = run()
+    rounds = reports[1:]
+    assert len({report.density for report in rounds}) == 1
+    assert rounds[0].density <= config.density
+    for before, after in pairwise(rounds):
+        block = adjusting_block(config, list(after.state.masks), after.round)
+        assert count_kept(before.state.masks) == count_kept(after.state.masks)
+        for name, mask in after.state.masks.items():
+            changed = (mask != before.state.masks[name]).any()
+            assert changed == (name in block), name
+
+
+def test_pruned_weights_are_zero_in_every_step() -> None:
+    _, reports, _ = run()
+    for report in reports:
+        for name, mask in report.state.masks.items():
+            assert not report.state.weights[name][~mask].any()
+
+
+def test_wire_density_is_mask_density() -> None:
+    _, reports, fleet = run()
+    state = reports[-1].state
+    kept = sum(count_kept(state.masks).values())
+    rest = sum(w.size for name, w in state.weights.items() if name not in state.masks)
+    for phase, _, replies in fleet.log:
+        if phase == "train":
+            assert {len(reply.arrays["values"]) for reply in replies} == {kept + rest}
+
+
+def test_masks_travel_only_when_they_changed() -> None:
+    config, reports, fleet = run()
+    requests = [request for phase, request, _ in fleet.log if phase == "train"]
+    assert "candidate" in requests[0].numbers and not requests[0].arrays
+    prunable = list(reports[0].state.masks)
+    for number, request in enumerate(requests[1:], start=2):
+        assert "masks" not in request.arrays
+        changed = bool(adjusting_block(config, prunable, number - 1))
+        assert ("mask_changes" in request.arrays) == changed
+
+
+def test_gradients_travel_only_in_adjusting_rounds() -> None:
+    config, reports, fleet = run()
+    prunable = list(reports[0].state.masks)
+    replies = [replies for phase, _, replies in fleet.log if phase == "train"]
+    for number, answers in enumerate(replies, start=1):
+        adjusting = bool(adjusting_block(config, prunable, number))
+        assert {("gradients" in reply.arrays) for reply in answers} == {adjusting}
+
+
+def test_bytes_are_those_of_the_packets() -> None:
+    config, reports, fleet = run()
+    down = sum(request.nbytes * config.devices for _, request, _ in fleet.log)
+    up = sum(reply.nbytes for _, _, replies in fleet.log for reply in replies)
+    assert sum(report.bytes_down for report in reports) == down
+    assert sum(report.bytes_up for report in reports) == up
+
+
+def test_the_last_round_is_aggregated() -> None:
+    _, reports, fleet = run()
+    _, _, replies = fleet.log[-1]
+    shares = np.array([reply.numbers["examples"] for reply in replies], np.float64)
+    values = np.stack([reply.arrays["values"] for reply in replies]).astype(np.float64)
+    mean = (shares / shares.sum()) @ values
+    name = next(iter(reports[-1].state.weights))  # the stem comes first in the values
+    state = reports[-1].state
+    kept = state.weights[name][state.masks[name]]
+    np.testing.assert_allclose(kept, mean[: len(kept)], rtol=1e-6)
+
+
+def test_dense_fedavg_sends_and_keeps_everything() -> None:
+    _, reports, fleet = run(method="dense")
+    assert {report.density for report in reports} == {1.0}
+    assert {phase for phase, _, _ in fleet.log} == {"train"}
+    sparse = sum(report.bytes_up + report.bytes_down for report in run()[1])
+    dense = sum(report.bytes_up + report.bytes_down for report in reports)
+    assert dense > 5 * sparse
+
+
+def test_same_seed_same_bits_other_seed_other_bits() -> None:
+    first = run()[1][-1].state
+    run.cache_clear()
+    second, other = run()[1][-1].state, run(seed=3)[1][-1].state
+    assert all(first.weights[n].tobytes() == second.weights[n].tobytes() for n in first.weights)
+    assert any(first.weights[n].tobytes() != other.weights[n].tobytes() for n in first.weights)
+
+
+def test_selection_takes_the_candidate_of_the_lowest_loss() -> None:
+    _, reports, fleet = run(pool_size=5)
+    _, _, answers = next(entry for entry in fleet.log if entry[0] == "losses")
+    examples = np.array([reply.numbers["examples"] for reply in answers], np.float64)
+    losses = examples @ np.stack([r.arrays["losses"] for r in answers]) / examples.sum()
+    first_train = next(request for phase, request, _ in fleet.log if phase == "train")
+    assert first_train.numbers["candidate"] == losses.argmin()
+    assert reports[1].loss == pytest.approx(losses.min())
+    assert len(set(losses.tolist())) == 5
+
+
+def tampered(replies: list[Packet]) -> Iterator[tuple[str, list[Packet]]]:
+    first = replies[0]
+
+    def with_array(name: str, value: NDArray[Any]) -> list[Packet]:
+        return [Packet({**first.arrays, name: value}, first.numbers), *replies[1:]]
+
+    values = first.arrays["values"]
+    yield "disagree about model or mask", with_array("values", values[:-1])
+    yield "NaN", with_array("values", values * np.float32("nan"))
+    yield "'stats' is float64", with_array("stats", first.arrays["stats"].astype(np.float64))
+    yield (
+        "'examples' is -1",
+        [Packet(first.arrays, {**first.numbers, "examples": -1}), *replies[1:]],
+    )
+    yield "digest", [Packet(first.arrays, {**first.numbers, "mask_digest": "0"}), *replies[1:]]
+    yield "lacks 'stats'", [Packet({"values": values}, first.numbers), *replies[1:]]
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_a_reply_that_does_not_fit_is_refused_by_name(case: int) -> None:
+    scenario = make_scenario(make_config({**SMALL, "method": "dense", "rounds": 1}))
+
+    class Tampering(LocalFleet):
+        expected = ""
+
+        def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
+            cases = list(tampered(super().exchange(phase, request)))
+            self.expected, replies = cases[case]
+            return replies
+
+    fleet = Tampering(scenario.local_fleet()._devices)
+    with pytest.raises(WireError) as caught:
+        list(run_rounds(scenario.server(), fleet, scenario.server_data))
+    assert fleet.expected in str(caught.value)
+
+
+def test_a_device_that_lost_its_memory_says_so() -> None:
+    scenario = make_scenario(make_config(SMALL))
+    device = scenario.device(0)
+    with pytest.raises(WireError, match="not in this device's memory"):
+        device.handle("train", Packet({}, {"candidate": 0, "round": 1}), Packet({}))
+
+
+def test_reports_are_plain_data() -> None:
+    report = run()[1][-1]
+    line = {key: value for key, value in vars(report).items() if key != "state"}
+    assert json.loads(json.dumps(line)) == line
