@@ -1,0 +1,1 @@
+"""The Flower side: the only modules of fedkit that import flwr."""

@@ -1,0 +1,1 @@
+"""A fleet in one box: data for simulated devices, scenarios and the Flower app that runs them."""

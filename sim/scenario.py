@@ -1,0 +1,123 @@
+"""Who holds which data: a run's configuration made into devices."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedkit.config import RunConfig
+from fedkit.device import Device
+from fedkit.engine.torch import TorchEngine
+from fedkit.errors import DataError, TaskError
+from fedkit.plan import check_density
+from fedkit.rounds import LocalFleet, Server
+from fedkit.task import Examples, Task, load_task
+from sim.partition import Partition, split
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The data of a simulated fleet.
+
+    Attributes:
+        config: The run.
+        task: Its task.
+        server_data: The server's own examples, drawn i.i.d. from the training data; may be None.
+        devices: Examples per device; disjoint from each other and from the server's.
+        test: What the server measures on.
+    """
+
+    config: RunConfig
+    task: Task
+    server_data: Examples | None
+    devices: list[Examples]
+    test: Examples
+
+    def engine(self) -> TorchEngine:
+        """Build the engine of one device (or of the server)."""
+        return TorchEngine.for_task(self.task, self.config.model, self.config.seed)
+
+    def device(self, index: int) -> Device:
+        """Build device `index`."""
+        return Device(index, self.devices[index], self.engine(), self.config)
+
+    def server(self) -> Server:
+        """Build the server."""
+        return Server(self.config, self.task, self.engine(), self.test)
+
+    def check(self) -> None:
+        """Try what can be tried in a second, so that a bad run fails before it starts.
+
+        Raises:
+            ConfigError: The density cannot be reached with these layers and exemptions.
+            TaskError: The model does not take the task's inputs, or has too few outputs.
+        """
+        engine = self.engine()
+        if self.config.method == "fedtiny":
+            check_density(self.config, engine.layout.prunable_shapes)
+        inputs, highest = self.test.inputs, max(int(d.targets.max()) for d in self.devices)
+        try:
+            outputs = engine.outputs(engine.initial_state(), inputs[:2])
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise TaskError(
+                f"the model of task {self.task.name!r} does not take its inputs of shape "
+                f"{inputs.shape[1:]}: {error}"
+            ) from error
+        if outputs.ndim == 2 and outputs.shape[1] <= highest:
+            raise TaskError(
+                f"the model of task {self.task.name!r} has {outputs.shape[1]} outputs, but there "
+                f"are targets up to {highest}; give it at least {highest + 1} outputs"
+            )
+
+    def local_fleet(self) -> LocalFleet:
+        """Build all devices in this process; they share one engine, which keeps no state."""
+        engine = self.engine()
+        return LocalFleet(
+            [Device(i, data, engine, self.config) for i, data in enumerate(self.devices)]
+        )
+
+
+@functools.lru_cache(maxsize=2)
+def make_scenario(config: RunConfig) -> Scenario:
+    """Load the task's data and share it out, the same for every process of the run.
+
+    Raises:
+        TaskError: There is no such task.
+        DataError: The data is missing or cannot be split as asked.
+    """
+    task = load_task(config.task)
+    train, test = task.train_data(), task.test_data()
+    if len(train) == 0 or len(test) == 0:
+        raise DataError(
+            f"task {task.name!r} has {len(train)} training and {len(test)} test examples; "
+            "both must be at least 1"
+        )
+    server_data, rest = _server_share(train, config)
+    devices = [_first(share, config.examples_per_device) for share in split(rest, _how(config))]
+    return Scenario(config, task, server_data, devices, _first(test, config.test_examples))
+
+
+def _how(config: RunConfig) -> Partition:
+    return Partition(
+        kind=config.partition,
+        devices=config.devices,
+        alpha=config.alpha,
+        min_size=config.min_size,
+        classes_per_device=config.classes_per_device,
+        seed=config.seed,
+        single_class=config.single_class,
+    )
+
+
+def _server_share(train: Examples, config: RunConfig) -> tuple[Examples | None, Examples]:
+    count = round(config.server_share * len(train))
+    order = np.random.default_rng([config.seed, 5]).permutation(len(train))
+    server, rest = np.sort(order[:count]), np.sort(order[count:])
+    return (train.take(server) if count >= 2 else None), train.take(rest)
+
+
+def _first(examples: Examples, count: int) -> Examples:
+    """Return the first `count` examples, all for 0; a share's order is random already."""
+    return examples.take(np.arange(min(count, len(examples)))) if count else examples
