@@ -1,0 +1,1 @@
+"""The model leaves the fleet: torch module -> integer graph -> artifact for one device target."""

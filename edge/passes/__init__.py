@@ -1,0 +1,34 @@
+"""Rewrites of the float graph, one per file: `match` finds a place, `transform` changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from edge import ir
+from edge.passes import affine_to_depthwise, fold_bn, fold_flatten, fuse_relu
+
+Match = TypeVar("Match")
+
+
+def optimise(graph: ir.Graph) -> ir.Graph:
+    """Apply every pass until none finds a place, and verify after each.
+
+    Raises:
+        ExportError: A BatchNorm is left that no target can compute, or a pass broke a rule.
+    """
+    graph = _exhaust(graph, fold_bn.match, fold_bn.transform)
+    graph = _exhaust(graph, affine_to_depthwise.match, affine_to_depthwise.transform)
+    graph = _exhaust(graph, fuse_relu.match, fuse_relu.transform)
+    return _exhaust(graph, fold_flatten.match, fold_flatten.transform)
+
+
+def _exhaust(
+    graph: ir.Graph,
+    match: Callable[[ir.Graph], Match | None],
+    transform: Callable[[ir.Graph, Match], ir.Graph],
+) -> ir.Graph:
+    while (found := match(graph)) is not None:
+        graph = transform(graph, found)
+    ir.verify(graph)
+    return graph

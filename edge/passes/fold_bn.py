@@ -1,0 +1,52 @@
+"""Fold a BatchNorm into the convolution or linear layer before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edge import ir
+
+
+@dataclass(frozen=True)
+class Match:
+    """A weighted op and the BatchNorm that alone reads its result."""
+
+    layer: ir.Op
+    norm: ir.Op
+
+
+def match(graph: ir.Graph) -> Match | None:
+    """Find a BatchNorm whose input comes from a weighted op and goes nowhere else."""
+    for norm in graph.ops:
+        layer = graph.producer(norm.inputs[0])
+        if norm.kind == "affine" and layer and _can_absorb(graph, layer):
+            return Match(layer, norm)
+    return None
+
+
+def _can_absorb(graph: ir.Graph, layer: ir.Op) -> bool:
+    is_linear = layer.kind in ir.WEIGHTED and layer.activation == "none"
+    return is_linear and graph.sole_consumer(layer.output) is not None
+
+
+def transform(graph: ir.Graph, found: Match) -> ir.Graph:
+    """Scale the weights per output channel in float64 and let the layer write the norm's output."""
+    layer, norm = found.layer, found.norm
+    weight, bias = (graph.constant(name).astype(np.float64) for name in layer.inputs[1:])
+    scale, shift = (graph.constant(name).astype(np.float64) for name in norm.inputs[1:])
+    broadcast = [1] * weight.ndim
+    broadcast[ir.CHANNEL_AXIS[layer.kind]] = -1
+    folded = (
+        _constant(f"{norm.output}.weight", weight * scale.reshape(broadcast)),
+        _constant(f"{norm.output}.bias", bias * scale + shift),
+    )
+    inputs = (layer.inputs[0], *(tensor.name for tensor in folded))
+    return graph.rewrite(
+        (layer, norm), (replace(layer, inputs=inputs, outputs=norm.outputs),), folded
+    )
+
+
+def _constant(name: str, value: ir.Array) -> ir.Tensor:
+    return ir.Tensor(name, value.shape, "float32", value.astype(np.float32))

@@ -1,0 +1,36 @@
+"""Let the op before a ReLU or ReLU6 apply it: on targets a clamp of the result, which is free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from edge import ir
+
+
+@dataclass(frozen=True)
+class Match:
+    """An op and the ReLU that alone reads its result."""
+
+    layer: ir.Op
+    relu: ir.Op
+    activation: ir.Activation
+
+
+def match(graph: ir.Graph) -> Match | None:
+    """Find a ReLU or ReLU6 behind an op that can apply it and has no activation yet."""
+    for op in graph.ops:
+        layer = graph.producer(op.inputs[0])
+        if (op.kind == "relu" or op.kind == "relu6") and layer and _can_apply(graph, layer):
+            return Match(layer, op, op.kind)
+    return None
+
+
+def _can_apply(graph: ir.Graph, layer: ir.Op) -> bool:
+    is_free = layer.kind in ir.FUSES_ACTIVATION and layer.activation == "none"
+    return is_free and graph.sole_consumer(layer.output) is not None
+
+
+def transform(graph: ir.Graph, found: Match) -> ir.Graph:
+    """Let the op write the ReLU's output."""
+    fused = replace(found.layer, outputs=found.relu.outputs, activation=found.activation)
+    return graph.rewrite((found.layer, found.relu), (fused,), ())

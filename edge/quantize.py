@@ -1,0 +1,225 @@
+"""Turn a float graph into an int8 graph by TFLite's quantisation specification.
+
+Activations: int8, one scale and zero point per tensor, from the range seen in calibration.
+Weights: int8 in [-127, 127], symmetric, one scale per output channel.
+Biases: int32 with scale = input scale * weight scale.
+
+Three bounds keep every model computable, whatever its values are; each moves a scale only where
+the change is below what the integers can express anyway:
+
+- an output scale is at least 1/128 of the scale of what is rounded into it (kernels take
+  multipliers below 256), which is finer than the step of the accumulator;
+- a weight scale is large enough that the bias fits 30 bits; so a pruned channel, all of whose
+  weights are zero, still carries its bias with 30 bits;
+- a weight scale is at least 2**-30 of the output scale: smaller ones round to zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import ir
+from edge.interpret import FloatArray, evaluate
+from fedkit.errors import ExportError
+
+_BATCH = 32
+_LARGEST_MULTIPLIER = 128.0
+_SMALLEST_MULTIPLIER = 2.0**-30
+_BIAS_LIMIT = 2.0**30
+_SMALLEST_WHOLE_OFFSET = 32
+_HAIR = 2.0**-10
+_TINY = 1e-20  # a range below this is no range: its scale would come near the denormals
+_FALLBACK_SCALE = 1 / 127  # for a tensor that is always zero; covers [-1, 1]
+
+
+@dataclass
+class _Range:
+    low: float = 0.0  # zero is always representable, or padding would not be
+    high: float = 0.0
+
+    def include(self, low: float, high: float) -> None:
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+
+def quantize(graph: ir.Graph, calibration: FloatArray, percentile: float = 100.0) -> ir.Graph:
+    """Quantise a float graph to int8.
+
+    Args:
+        graph: Float, optimised (no BatchNorm left).
+        calibration: float32 [n, h, w, c] or [n, f] in the graph's layout, n >= 1; examples of
+            what the model will see. They set the range of every activation.
+        percentile: Share of each batch's values, in percent, that the range of an activation
+            must hold; 100 takes the smallest and the largest value.
+
+    Returns:
+        The int8 graph; input and output are int8 too. It passes `ir.verify`.
+
+    Raises:
+        ExportError: NaN or infinity in the weights or the calibration set, an empty calibration
+            set, or a layer so wide that its 32-bit accumulators could overflow.
+    """
+    ir.verify(graph)
+    _check_calibration(calibration, percentile)
+    ranges = _observe(graph, calibration, percentile)
+    result = _Quantizer(graph, ranges).run()
+    ir.verify(result)
+    return result
+
+
+def _check_calibration(calibration: FloatArray, percentile: float) -> None:
+    if len(calibration) == 0:
+        raise ExportError("the calibration set is empty; give at least one example, better 100")
+    if not np.isfinite(calibration).all():
+        bad = int((~np.isfinite(calibration)).sum())
+        raise ExportError(f"the calibration set holds {bad} NaN or infinite value(s); remove them")
+    if not 50 < percentile <= 100:
+        raise ExportError(f"percentile is {percentile}; it must be above 50 and at most 100")
+
+
+def _observe(graph: ir.Graph, calibration: FloatArray, percentile: float) -> dict[str, _Range]:
+    """Return the range of every activation over the calibration set."""
+    ranges: dict[str, _Range] = {}
+
+    def visit(name: str, value: FloatArray) -> None:
+        low, high = _extremes(value, percentile)
+        if not np.isfinite([low, high]).all():
+            raise ExportError(f"tensor {name!r} overflows float32 on the calibration set")
+        ranges.setdefault(name, _Range()).include(low, high)
+
+    for start in range(0, len(calibration), _BATCH):
+        evaluate(graph, calibration[start : start + _BATCH], visit)
+    return ranges
+
+
+def _extremes(value: FloatArray, percentile: float) -> tuple[float, float]:
+    if percentile == 100:
+        return float(value.min()), float(value.max())
+    low, high = np.percentile(value, [100 - percentile, percentile])
+    return float(low), float(high)
+
+
+@dataclass
+class _Quantizer:
+    """Walks the float graph in order; each op finds its inputs quantised."""
+
+    graph: ir.Graph
+    ranges: dict[str, _Range]
+    tensors: dict[str, ir.Tensor] = field(default_factory=dict)
+    ops: list[ir.Op] = field(default_factory=list)
+
+    def run(self) -> ir.Graph:
+        for name in self.graph.inputs:
+            self._activation(name, _affine(self.ranges[name], 0.0))
+        for op in self.graph.ops:
+            self._op(op)
+        return replace(self.graph, tensors=self.tensors, ops=tuple(self.ops))
+
+    def _op(self, op: ir.Op) -> None:
+        inputs = [self.tensors[name] for name in op.inputs if name in self.tensors]
+        if op.kind in ir.WEIGHTED:
+            self._weighted(op)
+            return
+        self._activation(op.output, self._output(op, inputs))
+        self.ops.append(op)
+
+    def _output(self, op: ir.Op, inputs: list[ir.Tensor]) -> ir.Quantization | None:
+        if op.kind in ir.KEEPS_SCALE:
+            return inputs[0].quantization
+        seen = self.ranges[op.output]
+        out = _affine(seen, max(x.scale for x in inputs))
+        return _with_whole_offset(seen, inputs[0], out) if op.kind == "mean" else out
+
+    def _activation(self, name: str, quantization: ir.Quantization | None) -> None:
+        self.tensors[name] = ir.Tensor(
+            name, self.graph.tensors[name].shape, "int8", None, quantization
+        )
+
+    def _weighted(self, op: ir.Op) -> None:
+        x = self.tensors[op.inputs[0]]
+        weight = self.graph.constant(op.inputs[1]).astype(np.float64)
+        bias = self.graph.constant(op.inputs[2]).astype(np.float64)
+        axis = ir.CHANNEL_AXIS[op.kind]
+        others = tuple(i for i in range(weight.ndim) if i != axis)
+        largest = np.abs(weight).max(axis=others)
+        scale = np.maximum(largest / 127, np.abs(bias) / (x.scale * _BIAS_LIMIT))
+        out = _affine(self.ranges[op.output], x.scale * float(scale.max()))
+        scale = np.maximum(scale, out.scale[0] * _SMALLEST_MULTIPLIER / x.scale)
+        self._activation(op.output, out)
+        names = (f"{op.output}.weight_int8", f"{op.output}.bias_int32")
+        self._constants(op, names, weight, bias, _float32(scale), axis)
+        self.ops.append(replace(op, inputs=(x.name, *names)))
+
+    def _constants(
+        self,
+        op: ir.Op,
+        names: tuple[str, str],
+        weight: NDArray[np.float64],
+        bias: NDArray[np.float64],
+        scale: NDArray[np.float64],
+        axis: int,
+    ) -> None:
+        broadcast = [1] * weight.ndim
+        broadcast[axis] = -1
+        integers = np.clip(np.rint(weight / scale.reshape(broadcast)), -127, 127).astype(np.int8)
+        bias_scale = self.tensors[op.inputs[0]].scale * scale
+        offsets = np.rint(bias / bias_scale)
+        _check_accumulator(op, integers, offsets, axis)
+        self._constant(names[0], integers, scale, axis)
+        self._constant(names[1], offsets.astype(np.int32), _float32(bias_scale), 0)
+
+    def _constant(self, name: str, data: ir.Array, scale: NDArray[np.float64], axis: int) -> None:
+        quantization = ir.Quantization(tuple(scale.tolist()), (0,) * len(scale), axis)
+        dtype: ir.DType = "int8" if data.dtype == np.int8 else "int32"
+        self.tensors[name] = ir.Tensor(name, data.shape, dtype, data, quantization)
+
+
+def _affine(seen: _Range, input_scale: float) -> ir.Quantization:
+    """Return scale and zero point for a range; `input_scale` is what is rounded into it."""
+    span = seen.high - seen.low
+    floor = input_scale / _LARGEST_MULTIPLIER
+    if span < _TINY:
+        return ir.Quantization((_to_float32(max(_FALLBACK_SCALE, floor)),), (0,))
+    return _with_scale(seen, max(span / 255, floor))
+
+
+def _with_scale(seen: _Range, scale: float) -> ir.Quantization:
+    scale = _to_float32(scale)
+    zero_point = int(np.clip(np.rint(-128 - seen.low / scale), -128, 127))
+    return ir.Quantization((scale,), (zero_point,))
+
+
+def _with_whole_offset(seen: _Range, x: ir.Tensor, out: ir.Quantization) -> ir.Quantization:
+    """Widen the scale of a mean until a cut-off in TFLite's kernel cuts nothing.
+
+    The optimised built-in kernel truncates zero point * input scale / output scale to an integer,
+    which shifts every mean by up to one step. The scale grows by at most 1/32 to make that product
+    whole, less a hair, so that rounding in float32 cannot bring it below.
+    """
+    offset = abs(x.zero_point) * x.scale / out.scale[0]
+    if offset < _SMALLEST_WHOLE_OFFSET:
+        return out
+    return _with_scale(seen, abs(x.zero_point) * x.scale / (int(offset) + _HAIR))
+
+
+def _check_accumulator(
+    op: ir.Op, weight: NDArray[np.int8], bias: NDArray[np.float64], axis: int
+) -> None:
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    worst = np.abs(weight.astype(np.int64)).sum(axis=others) * 255 + np.abs(bias)
+    if worst.max() >= 2**31:
+        raise ExportError(
+            f"layer {op.source!r} sums up to {int(worst.max())} in an accumulator of 32 bits; "
+            f"split the layer or prune it"
+        )
+
+
+def _float32(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round to what the file can hold, so that every target sees the same scales."""
+    return values.astype(np.float32).astype(np.float64)
+
+
+def _to_float32(value: float) -> float:
+    return float(np.float32(value))

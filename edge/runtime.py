@@ -1,0 +1,179 @@
+"""Run a .tflite artifact in a runtime: for self-checks, parity tests and host latency."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import artifact, ir
+from fedkit.errors import ExportError
+
+Runtime = Literal["ai-edge-litert", "tflite-runtime"]
+
+_MODULES: dict[str, str] = {
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "tflite-runtime": "tflite_runtime.interpreter",
+}
+_WARM_UP = 10
+
+
+def available_runtimes() -> tuple[Runtime, ...]:
+    """Return the runtimes that can run here, the preferred one first."""
+    return tuple(name for name in get_args(Runtime) if _obstacle(name) is None)
+
+
+def _obstacle(runtime: str) -> str | None:
+    """Return why a runtime cannot run here, or None."""
+    if runtime not in _MODULES:
+        return f"it is unknown; choose from {', '.join(_MODULES)}"
+    if importlib.util.find_spec(_MODULES[runtime].split(".")[0]) is None:
+        return f"it is not installed; run `pip install {runtime}`"
+    # It imports under numpy 2, but its Interpreter() then fails on numpy's old binary interface.
+    if runtime == "tflite-runtime" and int(np.__version__.split(".")[0]) >= 2:
+        return f"it needs numpy below 2, and numpy is {np.__version__}"
+    return None
+
+
+class TfliteRunner:
+    """A .tflite model in one runtime, fed one example at a time as on a device."""
+
+    def __init__(
+        self, model: Path | str | bytes, runtime: Runtime = "ai-edge-litert", threads: int = 1
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model: Path of the artifact, or the bytes of a .tflite file.
+            runtime: The runtime to use; see `available_runtimes`.
+            threads: Threads that the runtime may use.
+
+        Raises:
+            ExportError: The runtime is missing or refuses the model, or the artifact does not
+                match its manifest.
+        """
+        obstacle = _obstacle(runtime)
+        if obstacle:
+            raise ExportError(f"runtime {runtime!r} cannot be used: {obstacle}")
+        # The interpreter reads this buffer as long as it lives.
+        self._content = model if isinstance(model, bytes) else _read(Path(model))
+        self._interpreter = _load(self._content, runtime, threads)
+        self._input = self._interpreter.get_input_details()[0]
+        self._output = self._interpreter.get_output_details()[0]
+
+    def predict(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Classify float inputs.
+
+        Args:
+            inputs: float32 [n, c, h, w] or [n, f], as torch takes them.
+
+        Returns:
+            float32 [n, classes], dequantised logits.
+
+        Raises:
+            ExportError: The inputs do not fit the model.
+        """
+        return _dequantize(self._run(_quantize(inputs, self._input)), self._output)
+
+    def predict_int8(self, inputs: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Classify inputs that are quantised already.
+
+        Args:
+            inputs: int8 [n, c, h, w] or [n, f], at the scale of the model's input.
+
+        Returns:
+            int8 [n, classes], at the scale of the model's output.
+
+        Raises:
+            ExportError: The inputs do not fit the model.
+        """
+        return self._run(inputs)
+
+    def quantize(self, inputs: NDArray[np.float32]) -> NDArray[np.int8]:
+        """Return float32 inputs as the int8 values that `predict` feeds to the model."""
+        return _quantize(inputs, self._input).astype(np.int8)
+
+    def latency(self, repeats: int = 200) -> dict[str, float]:
+        """Time single invocations of batch 1, after some to warm up.
+
+        Returns:
+            "median_us" and "p95_us": microseconds of one invocation, without copying inputs.
+        """
+        for _ in range(_WARM_UP):
+            self._interpreter.invoke()
+        times = [self._time_one() for _ in range(repeats)]
+        return {
+            "median_us": float(np.median(times)),
+            "p95_us": float(np.percentile(times, 95)),
+        }
+
+    def _time_one(self) -> float:
+        start = time.perf_counter_ns()
+        self._interpreter.invoke()
+        return (time.perf_counter_ns() - start) / 1000
+
+    def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        examples = ir.to_graph_layout(inputs)
+        expected = tuple(int(size) for size in self._input["shape"][1:])
+        if examples.shape[1:] != expected or examples.dtype != self._input["dtype"]:
+            raise ExportError(
+                f"inputs are {inputs.dtype} {inputs.shape}; the model takes "
+                f"{np.dtype(self._input['dtype'])} [n, ...] with {expected} in NHWC order"
+            )
+        shape = (len(examples), *(int(size) for size in self._output["shape"][1:]))
+        results: NDArray[Any] = np.empty(shape, self._output["dtype"])
+        for example, result in zip(examples, results, strict=True):
+            self._interpreter.set_tensor(self._input["index"], example[None])
+            self._interpreter.invoke()
+            result[...] = self._interpreter.get_tensor(self._output["index"])[0]
+        return results
+
+
+def _read(path: Path) -> bytes:
+    """Read a model; one with a manifest must match it."""
+    if artifact.manifest_path(path).exists():
+        artifact.load(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"cannot read the model {path}: {error.strerror}") from error
+
+
+def _load(content: bytes, runtime: Runtime, threads: int) -> Any:
+    # tflite-runtime 2.14 trusts what it reads and crashes on a damaged file; LiteRT verifies.
+    if runtime == "tflite-runtime" and _obstacle("ai-edge-litert") is None:
+        _interpreter(content, "ai-edge-litert", threads)
+    interpreter = _interpreter(content, runtime, threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _interpreter(content: bytes, runtime: Runtime, threads: int) -> Any:
+    module = importlib.import_module(_MODULES[runtime])
+    try:
+        return module.Interpreter(model_content=content, num_threads=threads)
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise ExportError(
+            f"{runtime} refuses the model of {len(content)} bytes: {reason}; the file is damaged "
+            f"or made for another runtime: export it again"
+        ) from error
+
+
+def _quantize(inputs: NDArray[np.float32], details: dict[str, Any]) -> NDArray[Any]:
+    if details["dtype"] == np.float32:
+        return inputs
+    scale, zero_point = details["quantization"]
+    integers = np.rint(inputs / np.float32(scale)) + zero_point
+    return np.asarray(np.clip(integers, -128, 127), np.int8)
+
+
+def _dequantize(raw: NDArray[Any], details: dict[str, Any]) -> NDArray[np.float32]:
+    scale, zero_point = details["quantization"]
+    real = raw if raw.dtype == np.float32 else scale * (raw.astype(np.float32) - zero_point)
+    return np.asarray(real, np.float32)

@@ -1,0 +1,104 @@
+"""Where each rewrite applies and where it must not; `test_lower` sees that the numbers stay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edge import ir, passes
+from edge.interpret import evaluate
+from edge.lower import lower
+from edge.passes import fold_bn, fold_flatten, fuse_relu
+from fedkit.errors import ExportError
+
+
+class TwoReaders(nn.Module):
+    """The convolution's result goes to a BatchNorm with a ReLU, and around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return (torch.relu(self.norm(x)) + x).mean((2, 3))
+
+
+class NormThenBoth(nn.Module):
+    """The value before the ReLU is used too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        return torch.relu(x) + x
+
+
+def test_a_norm_is_not_folded_into_a_layer_that_others_read() -> None:
+    graph = lower(TwoReaders(), (1, 5, 5))
+    assert fold_bn.match(graph) is None
+    kinds = [op.kind for op in passes.optimise(graph).ops]
+    assert kinds == ["conv2d", "depthwise_conv2d", "add", "mean"]
+
+
+def test_a_relu_is_not_fused_into_a_layer_that_others_read() -> None:
+    graph = lower(NormThenBoth(), (4,))
+    assert fuse_relu.match(graph) is None
+    assert [op.kind for op in passes.optimise(graph).ops] == ["linear", "relu", "add"]
+
+
+def test_a_second_relu_stays() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.ReLU6())
+    ops = passes.optimise(lower(model, (4,))).ops
+    assert [(op.kind, op.activation) for op in ops] == [("linear", "relu"), ("relu6", "none")]
+
+
+def test_a_flatten_that_no_linear_layer_reads_stays() -> None:
+    graph = lower(nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten()), (1, 3, 3))
+    assert fold_flatten.match(graph) is None
+    assert graph.ops[-1].kind == "flatten_nchw"
+
+
+def test_folding_a_flatten_permutes_the_columns() -> None:
+    linear = nn.Linear(12, 2)
+    model = nn.Sequential(nn.Flatten(), linear)
+    graph = passes.optimise(lower(model, (3, 2, 2)))
+    found = graph.constant(graph.ops[-1].inputs[1])
+    weight = linear.weight.detach().numpy().reshape(2, 3, 2, 2)
+    assert np.array_equal(found, weight.transpose(0, 2, 3, 1).reshape(2, 12))
+
+
+def test_a_norm_on_features_that_follows_no_layer_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+    with pytest.raises(ExportError, match="BatchNorm '0' works on"):
+        passes.optimise(lower(model, (3,)))
+
+
+def test_two_norms_fold_into_one_layer() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.BatchNorm1d(2)).eval()
+    assert [op.kind for op in passes.optimise(lower(model, (3,))).ops] == ["linear"]
+
+
+def test_weights_that_two_layers_share_are_folded_apart() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1)
+            second = nn.BatchNorm2d(2)
+            nn.init.constant_(second.weight, 3.0)
+            self.norms = nn.ModuleList([nn.BatchNorm2d(2), second])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for norm in self.norms:
+                x = norm(self.conv(x))
+            return x.mean((2, 3))
+
+    model = Shared().eval()
+    inputs = np.random.default_rng(0).standard_normal((2, 2, 3, 3)).astype(np.float32)
+    graph = passes.optimise(lower(model, (2, 3, 3)))
+    expected = model(torch.from_numpy(inputs)).detach().numpy()
+    assert np.allclose(evaluate(graph, ir.to_graph_layout(inputs)), expected, atol=1e-6)

@@ -1,0 +1,165 @@
+"""Scales and zero points, and the values that break careless ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edge import ir
+from edge.emit import tflite
+from edge.interpret import evaluate
+from edge.quantize import quantize
+from edge.runtime import TfliteRunner, available_runtimes
+from fedkit.errors import ExportError
+
+Build = Callable[..., ir.Graph]
+Floats = NDArray[np.float32]
+
+
+def features(n: int = 64, f: int = 3, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal((n, f)).astype(np.float32)
+
+
+def assert_close_in_every_runtime(graph: ir.Graph, inputs: Floats, calibration: Floats) -> None:
+    """Allow what rounding the inputs, weights and output to 8 bits explains."""
+    quantised = quantize(graph, calibration)
+    expected = evaluate(graph, inputs)
+    x, y = quantised.tensors["x"], quantised.tensors["y"]
+    weight = np.abs(graph.constant("w")).sum(axis=1).max()
+    steps = np.abs(graph.constant("w")).max(axis=1).max() / 127
+    allowed = y.scale + x.scale * weight + steps * np.abs(inputs).sum(axis=1).max()
+    for runtime in available_runtimes():
+        found = TfliteRunner(tflite.emit(quantised), runtime).predict(inputs)
+        assert np.abs(found - expected).max() <= allowed
+
+
+def test_scales_follow_the_specification(linear_graph: Build) -> None:
+    weight = np.array([[1.0, -2.54, 0.5], [0.1, 0.0, 0.127]])
+    calibration = np.array([[0, 0, 0], [2.0, 1.0, -0.55]], np.float32)
+    graph = quantize(linear_graph(weight, np.array([1.0, -1.0])), calibration)
+    x, w, b = (graph.tensors[name] for name in graph.ops[0].inputs)
+    assert (x.scale, x.zero_point) == pytest.approx((2.55 / 255, -73))
+    assert w.quantization is not None and w.quantization.axis == 0
+    assert w.quantization.scale == pytest.approx((0.02, 0.001))
+    assert w.data is not None and w.data.tolist() == [[50, -127, 25], [100, 0, 127]]
+    assert b.data is not None and b.data.tolist() == [5000, -100000]
+    y = graph.tensors["y"]
+    assert (y.scale, y.zero_point) == pytest.approx((2 / 255, -1))
+
+
+def test_zero_is_exact_even_if_calibration_never_shows_it(linear_graph: Build) -> None:
+    graph = quantize(linear_graph(np.ones((1, 3)), np.zeros(1)), np.full((2, 3), 5, np.float32))
+    x = graph.tensors["x"]
+    assert (x.scale, x.zero_point) == pytest.approx((5 / 255, -128))
+
+
+def test_int8_is_close_to_float(linear_graph: Build) -> None:
+    weight, bias = features(4, 3, seed=1), features(1, 4, seed=2)[0]
+    assert_close_in_every_runtime(linear_graph(weight, bias), features(), features())
+
+
+def test_a_pruned_channel_still_carries_its_bias(linear_graph: Build) -> None:
+    weight, bias = features(4, 3, seed=1), np.array([0.3, -2.0, 0.7, 0.0])
+    weight[1:] = 0
+    graph = linear_graph(weight, bias)
+    quantised = quantize(graph, features())
+    found = TfliteRunner(tflite.emit(quantised)).predict(features())
+    step = quantised.tensors["y"].scale
+    assert np.abs(found[:, 1:] - bias[1:]).max() <= step / 2 * 1.001
+
+
+def test_a_model_pruned_to_nothing_returns_its_bias(linear_graph: Build) -> None:
+    graph = linear_graph(np.zeros((2, 3)), np.array([0.0, 0.0]))
+    assert_close_in_every_runtime(graph, features(), features())
+
+
+def test_an_all_zero_calibration_set_gives_a_model_right_at_zero(linear_graph: Build) -> None:
+    zeros = np.zeros((5, 3), np.float32)
+    for bias in (np.array([1.5, -0.5]), np.zeros(2)):
+        graph = linear_graph(features(2, 3), bias)
+        assert_close_in_every_runtime(graph, zeros, zeros)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    weight_size=st.integers(-12, 12),
+    bias_size=st.integers(-12, 12),
+    input_size=st.integers(-12, 12),
+    tiny_channel=st.integers(-12, 0),
+)
+def test_no_combination_of_sizes_breaks_a_runtime(
+    weight_size: int, bias_size: int, input_size: int, tiny_channel: int, linear_graph: Build
+) -> None:
+    weight = features(3, 3, seed=1) * 10.0**weight_size
+    weight[1] *= 10.0**tiny_channel
+    bias = features(1, 3, seed=2)[0] * 10.0**bias_size
+    inputs = features() * np.float32(10.0**input_size)
+    assert_close_in_every_runtime(linear_graph(weight, bias), inputs, inputs)
+
+
+def test_an_output_that_cancels_keeps_its_scale_above_the_inputs_128th(linear_graph: Build) -> None:
+    inputs = np.full((4, 2), 1.0, np.float32)
+    graph = quantize(linear_graph(np.array([[1.0, -1.0]]), np.zeros(1)), inputs)
+    accumulator = graph.tensors["x"].scale / 127
+    assert graph.tensors["y"].scale >= accumulator / 128 * 0.999
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), positive=st.floats(0, 2))
+def test_a_mean_has_a_whole_offset_and_hardly_a_wider_scale(seed: int, positive: float) -> None:
+    tensors = {"x": ir.Tensor("x", (1, 5, 5, 2)), "y": ir.Tensor("y", (1, 2))}
+    graph = ir.Graph(tensors, (ir.Op("mean", ("x",), ("y",)),), ("x",), ("y",))
+    inputs = np.random.default_rng(seed).uniform(-1, positive, (8, 5, 5, 2)).astype(np.float32)
+    quantised = quantize(graph, inputs)
+    x, y = quantised.tensors["x"], quantised.tensors["y"]
+    offset = abs(x.zero_point) * x.scale / y.scale
+    assert offset < 32 or offset % 1 == pytest.approx(2**-10, rel=0.1)
+    means = np.append(evaluate(graph, inputs), 0)
+    assert y.scale <= np.ptp(means) / 255 * (1 + 1 / 32) * 1.001
+
+
+def test_a_percentile_cuts_outliers(linear_graph: Build) -> None:
+    inputs = features(200)
+    inputs[0] = 1000
+    graph = linear_graph(np.ones((1, 3)), np.zeros(1))
+    widest, cut = (quantize(graph, inputs, p).tensors["x"].scale for p in (100, 95))
+    assert widest == pytest.approx(1000 / 255, rel=0.01)
+    assert cut < 1.0
+
+
+@pytest.mark.parametrize("percentile", [0.0, 50.0, 100.1, float("nan")])
+def test_a_percentile_out_of_range_is_refused(linear_graph: Build, percentile: float) -> None:
+    with pytest.raises(ExportError, match="must be above 50"):
+        quantize(linear_graph(np.ones((1, 3)), np.zeros(1)), features(), percentile)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_are_refused(linear_graph: Build, bad: float) -> None:
+    calibration = features()
+    calibration[3, 1] = bad
+    with pytest.raises(ExportError, match="1 NaN or infinite value"):
+        quantize(linear_graph(np.ones((1, 3)), np.zeros(1)), calibration)
+    with pytest.raises(ExportError, match="'b' holds NaN or infinity"):
+        quantize(linear_graph(np.ones((1, 3)), np.array([bad])), features())
+
+
+def test_values_that_overflow_float32_are_refused(linear_graph: Build) -> None:
+    graph = linear_graph(np.full((1, 3), 1e30), np.zeros(1))
+    with pytest.raises(ExportError, match="'y' overflows float32"), np.errstate(over="ignore"):
+        quantize(graph, np.full((1, 3), 1e30, np.float32))
+
+
+def test_an_empty_calibration_set_is_refused(linear_graph: Build) -> None:
+    with pytest.raises(ExportError, match="calibration set is empty"):
+        quantize(linear_graph(np.ones((1, 3)), np.zeros(1)), features(0))
+
+
+def test_a_layer_that_could_overflow_its_accumulator_is_refused(linear_graph: Build) -> None:
+    graph = linear_graph(np.ones((1, 70_000)), np.zeros(1))
+    with pytest.raises(ExportError, match=r"layer 'fc' sums up to \d+ in an accumulator"):
+        quantize(graph, np.ones((1, 70_000), np.float32))
