@@ -1,0 +1,18 @@
+"""Benchmarks: each a function of `quick` that returns one JSON object with `rows`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, cast
+
+from fedkit.provenance import made_by
+
+BENCHMARKS = ("wire",)
+"""Names for `fedkit bench NAME`; `NAME` is the function `bench_NAME` in the module of that name."""
+
+
+def run_benchmark(name: str, quick: bool) -> dict[str, Any]:
+    """Run one of `BENCHMARKS`; modules are imported when asked for, since they are heavy."""
+    module = import_module(f"fedkit.bench.{name}")
+    result = cast(dict[str, Any], getattr(module, f"bench_{name}")(quick))
+    return {**result, **made_by()}

@@ -1,0 +1,130 @@
+"""`fedkit`: the commands and how their errors reach the person."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fedkit.bench import BENCHMARKS, run_benchmark
+from fedkit.cli import flags, tables
+from fedkit.errors import ConfigError, FedkitError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="markdown",
+    help="Train one sparse model over a fleet of devices and export it as integer code.",
+)
+log = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
+Name = Annotated[str, typer.Option(help="name of the run folder (default: time and task)")]
+RunPath = Annotated[Path, typer.Argument(help="a run folder, like runs/NAME")]
+
+
+@app.command()
+@flags.from_config
+def run(
+    values: dict[str, Any],
+    name: Name = "",
+    out: Annotated[Path, typer.Option(help="folder of all run folders")] = Path("runs"),
+    quick: Annotated[bool, typer.Option("--quick", help=flags.QUICK_HELP)] = False,
+    with_dense: Annotated[
+        bool, typer.Option("--with-dense", help="also run dense FedAvg of the same length")
+    ] = False,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="without Flower: same numbers, faster start")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="devices computing at once (0: one per core)")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run a fleet to a sparse model, export it as int8 .tflite and measure both.
+
+    Example: `fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense`
+    """
+    from fedkit.cli import job
+
+    config = flags.make(values, quick)
+    summary = job.run_job(
+        config, job.folder_for(config, name, out), with_dense, in_process, workers, log
+    )
+    _print(summary, as_json, tables.run_table)
+
+
+@app.command()
+def export(run: RunPath, as_json: Json = False) -> None:
+    """Export a run's model as an int8 .tflite and measure it on the whole test set.
+
+    Example: `fedkit export runs/NAME`
+    """
+    from fedkit.cli import job
+
+    _print(job.export_run(run, log), as_json, tables.artifact_table)
+
+
+@app.command("eval")
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="an exported .tflite")],
+    task: Annotated[str, typer.Option(help="task to measure on (default: that of its run)")] = "",
+    runtime: Annotated[
+        str, typer.Option(help="ai-edge-litert or tflite-runtime")
+    ] = "ai-edge-litert",
+    as_json: Json = False,
+) -> None:
+    """Measure an artifact in a TFLite runtime: accuracy on the whole test set, latency, size.
+
+    Example: `fedkit eval runs/NAME/model-int8.tflite`
+    """
+    from fedkit.cli import job
+
+    _print(job.evaluate(artifact, task, runtime), as_json, tables.artifact_table)
+
+
+@app.command()
+def show(run: RunPath, as_json: Json = False) -> None:
+    """Show what a run folder holds: a finished run's table, or how far an ended one came.
+
+    Example: `fedkit show runs/NAME`
+    """
+    from fedkit.cli import job
+
+    _print(job.show(run), as_json, tables.run_table)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help=f"one of: {', '.join(BENCHMARKS)}")],
+    quick: Annotated[bool, typer.Option("--quick", help="within 45 s on two cores")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a benchmark and print its rows.
+
+    Example: `fedkit bench wire --json`
+    """
+    if name not in BENCHMARKS:
+        raise ConfigError(f"unknown benchmark {name!r}; allowed: {', '.join(BENCHMARKS)}")
+    _print(run_benchmark(name, quick), as_json, tables.rows_table)
+
+
+def _print(result: Mapping[str, Any], as_json: bool, table: Any) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        Console().print(table(result))
+
+
+def main() -> None:
+    """Entry point: a `FedkitError` is printed as one message with exit code 2."""
+    try:
+        app()
+    except FedkitError as error:
+        log.print("error:", style="bold red", end=" ")
+        log.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,295 @@
+"""The main job: run a fleet, export what it learned, measure the artifact."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from edge import artifact as artifacts
+from edge.export import export_tflite
+from edge.runtime import Runtime, TfliteRunner
+from fedkit import __version__
+from fedkit.checkpoint import Checkpoint, RunFolder
+from fedkit.cli.tables import size
+from fedkit.config import RunConfig
+from fedkit.engine.base import Layout
+from fedkit.errors import CheckpointError, ExportError, FleetError
+from fedkit.provenance import made_by
+from fedkit.sparse.state import masks_digest
+from sim.run import FlowerSimulation, record, tail
+from sim.scenario import Scenario, make_scenario
+
+ARTIFACT = "model-int8.tflite"
+_CALIBRATION = 256
+_POLL_SECONDS = 0.2
+
+
+def folder_for(config: RunConfig, name: str, out: Path) -> Path:
+    """Return the path of a run folder: `out/name`, or one named by time and task.
+
+    Raises:
+        CheckpointError: It exists.
+    """
+    task = config.task.rpartition(":")[2]
+    path = out / (name or f"{time.strftime('%Y%m%d-%H%M%S')}-{task}")
+    for taken in (path, _dense_folder(path)):
+        if taken.exists():
+            raise CheckpointError(
+                f"run folder {taken} exists and is never overwritten; give another --name, "
+                "or move it away"
+            )
+    return path
+
+
+def _dense_folder(path: Path) -> Path:
+    return path.with_name(f"{path.name}-dense")
+
+
+def run_job(
+    config: RunConfig, path: Path, with_dense: bool, in_process: bool, workers: int, log: Console
+) -> dict[str, Any]:
+    """Run, export and measure; return the summary, which is also in the run folder.
+
+    Args:
+        config: The run.
+        path: Its run folder, to be made.
+        with_dense: Run dense FedAvg of the same length too, into `<path>-dense`.
+        in_process: Run without Flower.
+        workers: Devices that compute at the same time under Flower; 0: one per core.
+        log: Where progress goes.
+    """
+    scenario = make_scenario(config)
+    scenario.check()
+    runs = [(config, path)]
+    if with_dense:
+        dense = config.model_copy(update={"method": "dense", "density": 1.0})
+        runs.append((dense, _dense_folder(path)))
+    began = time.monotonic()
+    try:
+        if in_process:
+            _run_here(runs, log)
+        else:
+            _run_flower(runs, workers or os.cpu_count() or 1, log)
+    except KeyboardInterrupt:
+        done = [str(folder) for _, folder in runs if (folder / "checkpoint").is_dir()]
+        look = f"look at it with: fedkit show {done[0]}" if done else "no round was finished"
+        raise FleetError(f"stopped by Ctrl-C; what was learned so far is kept; {look}") from None
+    folder = RunFolder.open(path)
+    measured = _export(folder, scenario, log)
+    seconds = round(time.monotonic() - began, 1)
+    summary = {**figures(folder), **measured, "seconds_total": seconds, "finished": True}
+    if with_dense:
+        dense_figures = figures(RunFolder.open(_dense_folder(path)))
+        summary["accuracy_dense_fedavg"] = dense_figures["accuracy_sparse"]
+        summary["bytes_dense_fedavg"] = dense_figures["bytes_up"] + dense_figures["bytes_down"]
+        summary["bytes_dense_fedavg_measured"] = True
+    summary |= made_by()
+    folder.write_json("summary.json", summary)
+    return summary
+
+
+# Running -------------------------------------------------------------------------------------
+
+
+def _run_here(runs: list[tuple[RunConfig, Path]], log: Console) -> None:
+    for config, path in runs:
+        scenario = make_scenario(config)
+        with _progress(config, path, log) as update:
+            record(scenario, scenario.local_fleet(), path, after_step=lambda _: update())
+
+
+def _run_flower(runs: list[tuple[RunConfig, Path]], workers: int, log: Console) -> None:
+    first = runs[0][1]
+    first.parent.mkdir(parents=True, exist_ok=True)
+    flower_log = first.with_name(f"{first.name}.flower.log")
+    try:
+        with FlowerSimulation(flower_log) as simulation:
+            for config, path in runs:
+                with _progress(config, path, log) as update:
+                    process = simulation.submit(config, path, workers)
+                    while process.poll() is None:
+                        time.sleep(_POLL_SECONDS)
+                        update()
+                    update()
+                _check_finished(config, path, process.returncode, flower_log)
+    finally:
+        if first.is_dir():
+            flower_log.replace(first / "flower.log")
+
+
+def _check_finished(config: RunConfig, path: Path, code: int, flower_log: Path) -> None:
+    """`flwr run` ends with 0 even if the app failed; the run folder tells."""
+    reason = path / "error.txt"
+    if reason.is_file():
+        raise FleetError(f"the run in {path} failed: {reason.read_text(encoding='utf-8').strip()}")
+    metrics = RunFolder(path).metrics()
+    done = metrics[-1]["round"] if metrics else 0
+    if done < config.rounds:
+        raise FleetError(
+            f"the Flower run ended (exit code {code}) after {done} of {config.rounds} rounds; "
+            f"Flower's log ends in:\n{tail(flower_log)}"
+        )
+
+
+@contextmanager
+def _progress(config: RunConfig, path: Path, log: Console) -> Iterator[Callable[[], None]]:
+    """Show a bar that follows the metrics file of a run."""
+    text = "{task.description} {task.completed:.0f}/{task.total:.0f} {task.fields[status]}"
+    columns = (TextColumn(text), BarColumn(bar_width=20), TimeElapsedColumn())
+    with Progress(*columns, console=log) as progress:
+        bar = progress.add_task(config.method, total=config.rounds, status="starting")
+
+        def update() -> None:
+            metrics = RunFolder(path).metrics()
+            if metrics:
+                last = metrics[-1]
+                progress.update(bar, completed=last["round"], status=_status(metrics, last))
+
+        yield update
+
+
+def _status(metrics: list[dict[str, Any]], last: Mapping[str, Any]) -> str:
+    sent = sum(step["bytes_up"] + step["bytes_down"] for step in metrics)
+    return f"accuracy {last['accuracy']:.1%} density {last['density']:.1%} {size(sent)}"
+
+
+# Exporting and measuring ---------------------------------------------------------------------
+
+
+def export_run(path: Path, log: Console) -> dict[str, Any]:
+    """Export the last checkpoint of a run folder and measure the artifact."""
+    folder = RunFolder.open(path)
+    return _export(folder, make_scenario(folder.config), log)
+
+
+def _export(folder: RunFolder, scenario: Scenario, log: Console) -> dict[str, Any]:
+    checkpoint = folder.load()
+    engine = scenario.engine()
+    _check_same_model(checkpoint, engine.layout)
+    with log.status("exporting and measuring the artifact"):
+        artifact = export_tflite(
+            engine.module(checkpoint.state),
+            _calibration(scenario),
+            folder.path / ARTIFACT,
+            _provenance(checkpoint, folder),
+        )
+        return _measure(artifact, scenario, "ai-edge-litert")
+
+
+def _check_same_model(checkpoint: Checkpoint, layout: Layout) -> None:
+    if checkpoint.layout != layout:
+        raise ExportError(
+            f"the task {checkpoint.config.task!r} now builds another model than the one in the "
+            "checkpoint; export with the version of the task that trained it"
+        )
+
+
+def _calibration(scenario: Scenario) -> NDArray[np.float32]:
+    """Inputs that set the activation ranges: the server's own, else some of every device."""
+    if scenario.server_data is not None:
+        return scenario.server_data.inputs[:_CALIBRATION]
+    each = math.ceil(_CALIBRATION / len(scenario.devices))
+    return np.concatenate([device.inputs[:each] for device in scenario.devices])
+
+
+def _provenance(checkpoint: Checkpoint, folder: RunFolder) -> dict[str, Any]:
+    return {
+        "run": str(folder.path),
+        "round": checkpoint.round,
+        "density": checkpoint.state.density,
+        "mask_digest": masks_digest(checkpoint.state.masks),
+        "fedkit": __version__,
+        "config": checkpoint.config.model_dump(),
+    }
+
+
+def evaluate(path: Path, task: str, runtime: str) -> dict[str, Any]:
+    """Measure an artifact on the test set of a task; by default of the run that made it."""
+    artifact = artifacts.load(path)
+    config = RunConfig.model_validate(artifact.provenance["config"])
+    if task:
+        config = config.model_copy(update={"task": task, "model": ""})
+    return _measure(artifact, make_scenario(config), runtime)
+
+
+def _measure(artifact: artifacts.Artifact, scenario: Scenario, runtime: str) -> dict[str, Any]:
+    runner = TfliteRunner(artifact.path, cast(Runtime, runtime))
+    accuracy = scenario.task.metric(runner.predict(scenario.test.inputs), scenario.test.targets)
+    latency = runner.latency()
+    return {
+        "artifact": str(artifact.path),
+        "artifact_bytes": artifact.size,
+        "runtime": runtime,
+        "accuracy_int8": accuracy,
+        "test_examples": len(scenario.test),
+        "latency_median_us": latency["median_us"],
+        "latency_p95_us": latency["p95_us"],
+    }
+
+
+# Summing up ----------------------------------------------------------------------------------
+
+
+def show(path: Path) -> dict[str, Any]:
+    """Return a run's summary, or what is known of a run that did not finish."""
+    folder = RunFolder.open(path)
+    finished = folder.path / "summary.json"
+    if finished.is_file():
+        try:
+            return cast(dict[str, Any], json.loads(finished.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise CheckpointError(f"{finished} is damaged ({error}); remove it") from error
+    return {**figures(folder), "finished": False}
+
+
+def figures(folder: RunFolder) -> dict[str, Any]:
+    """Return what a run's own files say: accuracies, density, bytes and seconds.
+
+    `bytes_up` and `bytes_down` count the transport's messages whole where there was a transport,
+    else the payload. `bytes_dense_fedavg` is what dense FedAvg would send as bare float32 payload.
+    """
+    steps = folder.metrics()
+    if not steps:
+        raise CheckpointError(f"run {folder.path} has no finished step; nothing to show, run again")
+    by_phase = {step["phase"]: step for step in steps}
+    payload = {way: sum(step[f"bytes_{way}"] for step in steps) for way in ("down", "up")}
+    messages = {way: sum(step.get(f"message_bytes_{way}", 0) for step in steps) for way in payload}
+    sent = messages if any(messages.values()) else payload
+    return {
+        "run": str(folder.path),
+        "task": folder.config.task,
+        "model": folder.config.model,
+        "devices": folder.config.devices,
+        "seed": folder.config.seed,
+        "rounds": steps[-1]["round"],
+        "rounds_planned": folder.config.rounds,
+        "accuracy_dense_start": by_phase["start"]["accuracy"],
+        "accuracy_selected": by_phase.get("selection", {}).get("accuracy"),
+        "accuracy_sparse": steps[-1]["accuracy"],
+        "density": steps[-1]["density"],
+        "bytes_up": sent["up"],
+        "bytes_down": sent["down"],
+        "bytes_payload_up": payload["up"],
+        "bytes_payload_down": payload["down"],
+        "bytes_dense_fedavg": _dense_bytes(folder, steps[-1]["round"]),
+        "bytes_dense_fedavg_measured": False,
+        "seconds": steps[-1]["seconds"],
+    }
+
+
+def _dense_bytes(folder: RunFolder, rounds: int) -> int:
+    """All float32 weights and statistics, to and from every device, every round."""
+    layout = folder.load().layout
+    shapes = [*layout.weights.values(), *layout.stats.values()]
+    return 2 * 4 * sum(map(math.prod, shapes)) * rounds * folder.config.devices

@@ -1,0 +1,76 @@
+"""Results as tables for people; every figure in them is also in the JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def size(count: float) -> str:
+    """Write a number of bytes for people."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def run_table(run: Mapping[str, Any]) -> Table:
+    """Return the table that ends a run; rows without a figure are left out."""
+    table = _table(f"{run['run']}: {run['task']}, {run['devices']} devices, {run['rounds']} rounds")
+    for name in ("dense_start", "selected", "sparse", "int8", "dense_fedavg"):
+        if (accuracy := run.get(f"accuracy_{name}")) is not None:
+            table.add_row(_ACCURACIES[name], f"{accuracy:.2%}")
+    table.add_row("density (kept / prunable weights)", f"{run['density']:.2%}")
+    table.add_row("bytes down, measured", size(run["bytes_down"]))
+    table.add_row("bytes up, measured", size(run["bytes_up"]))
+    dense = run["bytes_dense_fedavg"]
+    how = "measured" if run["bytes_dense_fedavg_measured"] else "float32 payload, counted"
+    if dense:
+        saved = dense / (run["bytes_up"] + run["bytes_down"])
+        table.add_row(f"bytes of dense FedAvg, both ways ({how})", f"{size(dense)} ({saved:.1f}x)")
+    table.add_row("seconds of the rounds", f"{run['seconds']:.1f}")
+    if "artifact" in run:
+        _artifact_rows(table, run)
+    if not run["finished"]:
+        table.caption = f"ended after {run['rounds']} of {run['rounds_planned']} rounds"
+    return table
+
+
+_ACCURACIES = {
+    "dense_start": "accuracy of the dense start",
+    "selected": "accuracy of the selected candidate",
+    "sparse": "accuracy, final sparse model",
+    "int8": "accuracy of the int8 artifact",
+    "dense_fedavg": "accuracy, dense FedAvg of the same length",
+}
+
+
+def artifact_table(measured: Mapping[str, Any]) -> Table:
+    """Return what was measured of one artifact."""
+    table = _table(measured["artifact"])
+    table.add_row(_ACCURACIES["int8"], f"{measured['accuracy_int8']:.2%}")
+    _artifact_rows(table, measured)
+    return table
+
+
+def _artifact_rows(table: Table, measured: Mapping[str, Any]) -> None:
+    table.add_row("test examples", f"{measured['test_examples']}")
+    table.add_row("artifact", f"{measured['artifact']} ({size(measured['artifact_bytes'])})")
+    latency = f"{measured['latency_median_us']:.0f} us (p95 {measured['latency_p95_us']:.0f})"
+    table.add_row(f"latency in {measured['runtime']}, 1 thread, this machine", latency)
+
+
+def rows_table(result: Mapping[str, Any]) -> Table:
+    """Return the rows of a benchmark, a column per key."""
+    rows = result["rows"]
+    table = Table(*rows[0], title=result["benchmark"])
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _table(title: str) -> Table:
+    return Table("", "figure", title=title, title_justify="left", show_lines=False)

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedkit.cli import main
+
+SMALL = "--devices 3 --rounds 2 --epochs 1 --examples-per-device 40 --server-epochs 1 --in-process"
+
+
+def fedkit(arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run the command in this process; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["fedkit", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run, `done`, and its summary line."""
+    path = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-m", "fedkit", "run", "--out", str(path), "--name", "done"]
+    ended = subprocess.run(
+        [*command, *SMALL.split(), "--with-dense", "--json"], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    (path / "stdout").write_text(ended.stdout)
+    return path
+
+
+def test_run_ends_with_one_json_line_of_documented_keys(out: Path) -> None:
+    summary = json.loads((out / "stdout").read_text().splitlines()[-1])
+    wanted = {
+        "accuracy_dense_fedavg",
+        "accuracy_sparse",
+        "accuracy_int8",
+        "density",
+        "bytes_up",
+        "bytes_down",
+        "seconds",
+        "artifact",
+    }
+    assert wanted <= set(summary)
+    assert Path(summary["artifact"]).stat().st_size == summary["artifact_bytes"]
+    assert summary["density"] == pytest.approx(0.1, abs=1e-4)
+    assert summary["test_examples"] == 360
+    assert 0 < summary["bytes_up"] + summary["bytes_down"] < summary["bytes_dense_fedavg"]
+    assert summary == json.loads((out / "done" / "summary.json").read_text())
+
+
+def test_show_prints_the_table_of_a_run(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedkit(f"show {out / 'done'}", monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "int8 artifact" in shown and "10.00%" in shown
+
+
+def test_eval_measures_the_artifact_again(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedkit(f"eval {out / 'done' / 'model-int8.tflite'} --json", monkeypatch) == 0
+    measured = json.loads(capsys.readouterr().out)
+    summary = json.loads((out / "done" / "summary.json").read_text())
+    assert measured["accuracy_int8"] == summary["accuracy_int8"]
+
+
+def test_export_makes_the_artifact_of_a_run_that_has_none(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedkit(f"export {out / 'done-dense'} --json", monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy_int8"] > 0
+    assert fedkit(f"export {out / 'done-dense'}", monkeypatch) == 2
+    assert "never overwritten" in capsys.readouterr().err
+
+
+BAD = {
+    "--task nowhere": "no task 'nowhere'; give one of digits, fashion-mnist",
+    "--task no.such.module:TASK": "cannot be imported",
+    "--task fedkit.task:accuracy": "leads to a function",
+    "--density 0": "density is '0': input should be greater than 0",
+    "--density 1.5": "density is '1.5': input should be less than or equal to 1",
+    "--density nan": "density is 'nan'",
+    "--density abc": "density is 'abc'",
+    "--method fedtinny": "'fedtiny' or 'dense'",
+    "--model resnet9": "unknown model 'resnet9'; allowed: resnet8",
+    "--model vgg11": "cannot take inputs of shape (1, 8, 8)",
+    "--devices 2000": "2000 devices",
+    "--alpha 0.01 --min-size 1": "device",
+    "--partition pathological --classes-per-device 11": "classes_per_device is 11",
+    "--partition natural-id": "owns",
+    "--config missing.toml": "missing.toml cannot be read",
+    "--exempt tail": "unknown layers ['tail']",
+    "--density 0.0001": "raise density",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_input_is_one_clear_message_and_leaves_nothing(
+    flags: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert fedkit(f"run --in-process {flags}", monkeypatch) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert BAD[flags] in message and "Traceback" not in message
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_device_with_one_class_is_an_error_unless_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    skewed = f"run {SMALL} --devices 8 --alpha 0.01 --min-size 2 --seed 5 --out {tmp_path}"
+    assert fedkit(skewed, monkeypatch) == 2
+    assert "one class only" in " ".join(capsys.readouterr().err.split())
+    assert fedkit(f"{skewed} --single-class allow --json", monkeypatch) == 0
+
+
+def test_unknown_keys_of_a_config_file_are_named_with_the_allowed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('densitty = 0.1\ntask = "digits"\n')
+    assert fedkit(f"run --config {config}", monkeypatch) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "unknown key 'densitty'; did you mean 'density'? allowed: task, model" in message
+
+
+def test_flags_override_the_config_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text("density = 0.5\nlr = 0.05\n")
+    command = f"run {SMALL} --config {config} --density 0.2 --out {tmp_path} --name a --json"
+    assert fedkit(command, monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["density"] == pytest.approx(0.2, abs=1e-3)
+    assert "lr = 0.05" in (tmp_path / "a" / "config.toml").read_text()
+
+
+def test_an_existing_run_folder_is_refused_before_anything_runs(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (out / "done").rglob("*")}
+    assert fedkit(f"run {SMALL} --out {out} --name done", monkeypatch) == 2
+    assert "never overwritten" in " ".join(capsys.readouterr().err.split())
+    assert {path: path.stat().st_mtime_ns for path in (out / "done").rglob("*")} == before
+
+
+def test_a_truncated_checkpoint_and_artifact_are_refused(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    for source in (p for p in (out / "done").rglob("*") if p.is_file()):
+        target = copy / source.relative_to(out / "done")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    for name in ("checkpoint/model.safetensors", "model-int8.tflite"):
+        data = (copy / name).read_bytes()
+        (copy / name).write_bytes(data[: len(data) // 2])
+    assert fedkit(f"eval {copy / 'model-int8.tflite'}", monkeypatch) == 2
+    assert "not the file its manifest describes" in " ".join(capsys.readouterr().err.split())
+    (copy / "model-int8.tflite").unlink()
+    assert fedkit(f"export {copy}", monkeypatch) == 2
+    assert "truncated or altered" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_missing_data_set_names_all_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fedkit.tasks import fashion_mnist
+
+    fashion_mnist._load.cache_clear()
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setenv("FEDKIT_DATA", str(tmp_path))
+    assert fedkit("run --in-process --task fashion-mnist", monkeypatch) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert all(
+        place in message for place in ("FEDKIT_DATA", str(tmp_path / "debian"), "zalando-datasets")
+    )
+
+
+@pytest.mark.parametrize("flags", ["--in-process", ""])
+def test_ctrl_c_keeps_what_was_learned_and_says_how_to_see_it(flags: str, tmp_path: Path) -> None:
+    command = f"-m fedkit run --rounds 500 --epochs 1 --devices 2 --out {tmp_path} --name cut"
+    process = subprocess.Popen(
+        [sys.executable, *command.split(), *flags.split()], stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.is_file() or metrics.read_text().count("\n") < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"look at it with: fedkit show {tmp_path / 'cut'}" in " ".join(errors.split())
+    shown = subprocess.run(
+        [sys.executable, "-m", "fedkit", "show", str(tmp_path / "cut"), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    summary = json.loads(shown.stdout)
+    assert not summary["finished"] and summary["rounds"] >= 1
+    assert not left_running()
+
+
+def left_running() -> list[str]:
+    """Command lines of processes that carry the mark of a fleet of ours in their environment."""
+    lines = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if b"fedkit-flwr-" in entry.read_bytes():
+                lines.append((entry.parent / "cmdline").read_text().replace("\0", " "))
+    return lines
