@@ -1,0 +1,384 @@
+"""Checks on the checks: configuration names what exists, tests can fail, what is written runs."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+# pyproject.toml
+
+
+def missing_paths(root: Path) -> list[str]:
+    """List what `root`/pyproject.toml mentions and is not there."""
+    config = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    project, tool = config["project"], config["tool"]
+    scripts = [target.partition(":")[0] for target in project["scripts"].values()]
+    modules = [module.replace(".", "/") for module in scripts]
+    packages = tool["setuptools"]["packages"]["find"]["include"]
+    patterns = [
+        project["readme"],
+        *project["license-files"],
+        *tool["pytest"]["ini_options"]["testpaths"],
+        *tool["ruff"]["lint"]["per-file-ignores"],
+        *(f"{name}/__init__.py" for name in packages if "*" not in name),
+        *(
+            f"{package}/{pattern}"
+            for package, patterns in tool["setuptools"]["package-data"].items()
+            for pattern in patterns
+        ),
+    ]
+    missing = [pattern for pattern in patterns if not any(root.glob(pattern))]
+    return missing + [
+        module
+        for module in modules
+        if not (root / f"{module}.py").is_file() and not (root / module / "__init__.py").is_file()
+    ]
+
+
+def test_every_path_in_pyproject_exists() -> None:
+    assert missing_paths(ROOT) == []
+
+
+def test_a_path_that_does_not_exist_is_found(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    missing = missing_paths(tmp_path)
+    assert {"README.md", "LICENSE", "tests", "sim/py.typed", "fedkit/cli"} <= set(missing)
+
+
+def test_every_package_is_shipped() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    shipped = config["tool"]["setuptools"]["packages"]["find"]["include"]
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "examples"}
+    assert folders == {name for name in shipped if "*" not in name}
+    assert {f"{folder}.*" for folder in folders} < set(shipped)
+    assert all((ROOT / folder / "py.typed").is_file() for folder in folders)
+
+
+# Tests can fail
+
+
+def called_name(node: ast.Call) -> str:
+    return ast.unparse(node.func)
+
+
+def asserts(node: ast.AST) -> bool:
+    """Tell whether a statement is an assertion or hands over to one."""
+    if isinstance(node, ast.Assert):
+        return True
+    if not isinstance(node, ast.Call):
+        return False
+    name = called_name(node)
+    return name in ("pytest.raises", "pytest.warns", "pytest.fail") or name.rpartition(".")[
+        2
+    ].startswith(("assert_", "check_"))
+
+
+def without_assertion(tree: ast.AST) -> list[str]:
+    """List the tests and the helpers that claim to check, but cannot fail."""
+    return [
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith(("test_", "assert_", "check_"))
+        and not any(asserts(inner) for inner in ast.walk(node))
+    ]
+
+
+SKIPS = ("skip", "skipif", "xfail", "importorskip")
+
+
+def skips_without_reason(tree: ast.AST) -> list[str]:
+    """List skips and expected failures that do not say why, as they are written."""
+    calls = {node.func: node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in SKIPS
+        and ast.unparse(node).startswith("pytest.")
+        and not (node in calls and has_reason(calls[node]))
+    ]
+
+
+def has_reason(call: ast.Call) -> bool:
+    given = [keyword.value for keyword in call.keywords if keyword.arg == "reason"]
+    if called_name(call).rpartition(".")[2] in ("skip", "xfail"):
+        given += call.args[:1]
+    return any(not isinstance(value, ast.Constant) or bool(value.value) for value in given)
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_test_asserts_and_every_skip_has_a_reason(path: Path) -> None:
+    assert without_assertion(parse(path)) == []
+    assert skips_without_reason(parse(path)) == []
+
+
+def test_tests_and_checks_that_cannot_fail_are_found() -> None:
+    bad = "def test_a(): print(1)\nclass T:\n    def test_b(self): return 1 == 2\n"
+    worse = "def check_c(): pass\nasync def test_d(): helper()\n"
+    assert without_assertion(ast.parse(bad + worse)) == ["test_a", "check_c", "test_d", "test_b"]
+
+
+def test_each_kind_of_assertion_counts() -> None:
+    kinds = ("assert x", "check_it(x)", "np.testing.assert_allclose(x, y)", "pytest.raises(E, f)")
+    source = "\n".join(f"def test_{i}(): {kind}" for i, kind in enumerate(kinds))
+    assert without_assertion(ast.parse(source)) == []
+
+
+def test_skips_without_a_reason_are_found() -> None:
+    silent = (
+        "@pytest.mark.skip\ndef a(): pass\n",
+        "@pytest.mark.xfail()\ndef a(): pass\n",
+        "@pytest.mark.skipif(True)\ndef a(): pass\n",
+        "pytest.skip('')\n",
+        "pytest.importorskip('numpy')\n",
+        "pytest.param(1, marks=pytest.mark.xfail)\n",
+    )
+    for source in silent:
+        assert len(skips_without_reason(ast.parse(source))) == 1, source
+    spoken = "@pytest.mark.skipif(True, reason='why')\ndef a(): pytest.skip('why')\n"
+    assert skips_without_reason(ast.parse(spoken)) == []
+
+
+# Commands that are written down
+
+
+@functools.cache
+def make_words() -> tuple[set[str], set[str]]:
+    """Return the targets and the variables of the Makefile."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", text, re.MULTILINE))
+    return targets, set(re.findall(r"\$\(([A-Z_]+)\)", text))
+
+
+@functools.cache
+def command_line() -> click.Command:
+    from fedkit.cli.app import app
+
+    return typer.main.get_command(app)
+
+
+def fault_in_command(words: list[str]) -> str:
+    """Say what is wrong with a `fedkit` or `make` command, or nothing; other commands are free."""
+    program = Path(words[0]).name
+    if program == "make":
+        return fault_in_make(words[1:])
+    return fault_in_fedkit(command_line(), words[1:]) if program == "fedkit" else ""
+
+
+def fault_in_make(words: list[str]) -> str:
+    targets, variables = make_words()
+    for word in words:
+        name, assigned, _ = word.partition("=")
+        known = variables if assigned else targets
+        if not word.startswith("-") and name not in known:
+            return f"make knows no {name}"
+    return ""
+
+
+def fault_in_fedkit(command: click.Command, words: list[str]) -> str:
+    options = {"--help"}
+    for word in words:
+        options |= {name for param in command.params for name in param.opts + param.secondary_opts}
+        if word.startswith("-"):
+            if word.partition("=")[0] not in options:
+                return f"{command.name} has no option {word}"
+        elif isinstance(command, click.Group):
+            if word not in command.commands:
+                return f"fedkit has no command {word}"
+            command = command.commands[word]
+    return ""
+
+
+def blocks(text: str, *languages: str) -> Iterator[tuple[int, str]]:
+    """Yield (line number of the first line, content) of the fenced blocks in some languages."""
+    fence = rf"^```({'|'.join(languages)})\n(.*?)^```$"
+    for match in re.finditer(fence, text, re.MULTILINE | re.DOTALL):
+        yield text.count("\n", 0, match.start()) + 2, match.group(2)
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """Yield the commands of a shell block as words, without prompts, variables and comments."""
+    for line in block.replace("\\\n", " ").splitlines():
+        line = re.sub(r"\d?[<>]+&?\s*\S+", "", line.strip().removeprefix("$ "))  # redirections
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        command: list[str] = []
+        for word in lexer:
+            if set(word) <= set("();<>|&"):
+                yield from [command] if command else []
+                command = []
+            elif command or not re.match(r"\w+=", word):
+                command.append(word)
+        yield from [command] if command else []
+
+
+def readme() -> str:
+    return README.read_text(encoding="utf-8") if README.exists() else ""
+
+
+def test_commands_in_the_readme_exist() -> None:
+    faults = [
+        f"README.md, block at line {line}: {fault}"
+        for line, block in blocks(readme(), "sh", "bash")
+        for fault in map(fault_in_command, commands(block))
+        if fault
+    ]
+    assert faults == []
+
+
+def test_the_main_job_of_the_makefile_exists() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    found = re.search(r"^RUN := (.*)$", text, re.MULTILINE)
+    assert found is not None
+    assert fault_in_command(found.group(1).split()) == ""
+
+
+def test_commands_that_do_not_exist_are_found() -> None:
+    block = """
+        $ cd here && fedkit fly --task digits   # a comment
+        SEED=1 .venv/bin/fedkit run --no-such-option=3 | tee log
+        make fly; make test FLY=1
+        fedkit run \\
+            --task digits --with-dense
+        make -j2 2>/dev/null || make test PYTEST_FLAGS="-n auto"
+        pip install anything
+    """
+    faults = [fault for fault in map(fault_in_command, commands(block)) if fault]
+    assert faults == [
+        "fedkit has no command fly",
+        "run has no option --no-such-option=3",
+        "make knows no fly",
+        "make knows no FLY",
+    ]
+
+
+def test_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line, block in blocks(readme(), "python"):
+        # Blank lines in front, so that a traceback shows the line of the README.
+        code = compile("\n" * (line - 1) + block, str(README), "exec")
+        names: dict[str, object] = {"__name__": "__main__"}
+        exec(code, names)
+        assert set(names) > {"__name__"}, f"the block at line {line} does nothing"
+
+
+def test_blocks_are_found_with_their_lines() -> None:
+    text = "# T\n\n```sh\nmake\n```\ntext\n```python\nx = 1\n```\n```\nother\n```\n"
+    assert list(blocks(text, "sh", "bash")) == [(4, "make\n")]
+    assert list(blocks(text, "python")) == [(8, "x = 1\n")]
+
+
+# The Makefile and .ci/run
+
+
+def make_without_tools(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    make = shutil.which("make")
+    assert make is not None
+    command = [make, "--no-print-directory", *words]
+    environment = {"PATH": str(folder)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("target", ["run", "test", "check", "setup", "constraints"])
+def test_the_first_line_says_that_python_is_missing(tmp_path: Path, target: str) -> None:
+    done = make_without_tools(tmp_path, target, f"VENV={tmp_path}/venv")
+    assert done.returncode != 0
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("Python 3.11 or newer")
+    assert all(system in first for system in ("Debian", "Fedora", "macOS"))
+
+
+def test_the_first_line_says_that_a_compiler_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "python3").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "python3").chmod(0o755)
+    done = make_without_tools(tmp_path, "run", f"VENV={tmp_path}/venv")
+    assert done.returncode != 0
+    assert done.stdout.startswith("A C compiler (cc, gcc or clang) was not found. Debian")
+
+
+def test_make_does_not_touch_a_folder_that_is_no_environment(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for target in ("setup", "clean"):
+        done = subprocess.run(
+            ["make", target, f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode != 0
+        assert "is no virtual environment" in done.stdout
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_ci_script_is_strict_and_executable() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "set -euo pipefail" in script.read_text()
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+# Examples
+
+
+def test_every_example_is_short_and_run_by_a_test() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in TEST_FILES)
+    for example in EXAMPLES:
+        assert len(example.read_text(encoding="utf-8").splitlines()) < 100, example.name
+        assert example.name in tests, f"no test names {example.name}"
+
+
+# Text of the repository
+
+SKIPPED_FOLDERS = {"__pycache__", "build", "runs"}
+MACHINE_PATH = re.compile(r"(?<![\w.~*-])/(work|root)/")
+
+
+def text_files(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the text files of a checkout; hidden folders but .ci and environments are left out."""
+    for path in sorted(root.iterdir()):
+        if path.is_dir():
+            hidden = path.name.startswith(".") and path.name != ".ci"
+            built = path.name in SKIPPED_FOLDERS or path.suffix == ".egg-info"
+            if not hidden and not built and not (path / "pyvenv.cfg").exists():
+                yield from text_files(path)
+        else:
+            try:
+                yield path, path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue
+
+
+def with_machine_path(root: Path) -> list[str]:
+    return [str(path) for path, text in text_files(root) if MACHINE_PATH.search(text)]
+
+
+def test_no_file_names_a_path_of_one_machine() -> None:
+    assert with_machine_path(ROOT) == []
+
+
+def test_a_path_of_one_machine_is_found(tmp_path: Path) -> None:
+    for name, folder in (("a", "work"), ("b", "root"), ("c", "home")):
+        (tmp_path / f"{name}.md").write_text(f"see /{folder}/x and my/{folder}/y")
+    (tmp_path / "weights.bin").write_bytes(b"\xff/work/")
+    found = with_machine_path(tmp_path)
+    assert [Path(name).name for name in found] == ["a.md", "b.md"]

@@ -1,0 +1,38 @@
+"""Every example runs as its first line says."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_own_task_is_thirty_lines_and_runs_to_an_artifact(tmp_path: Path) -> None:
+    """examples/own_task.py, given as a path to the command line."""
+    source = (ROOT / "examples" / "own_task.py").read_text()
+    assert len(source.splitlines()) <= 30
+    command = "-m fedkit run --in-process --task examples.own_task:TASK --devices 5 --rounds 10"
+    ended = subprocess.run(
+        [sys.executable, *command.split(), "--density", "0.3", "--out", str(tmp_path), "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    assert summary["accuracy_sparse"] > 0.9
+    assert abs(summary["accuracy_int8"] - summary["accuracy_sparse"]) <= 0.02
+
+
+def test_in_process_prints_a_line_per_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """examples/in_process.py."""
+    example = runpy.run_path(str(ROOT / "examples" / "in_process.py"))
+    assert example["main"]() > 0.3
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["start", "selection", "round", "round", "round"]
