@@ -1,4 +1,4 @@
-"""A task of your own in 30 lines: fedkit run --task examples.own_task:TASK --devices 5"""
+"""A task of your own in 30 lines: fedkit run --task examples.own_task:TASK --devices 5 --alpha 5"""
 
 import numpy as np
 from sklearn.datasets import load_breast_cancer

@@ -45,7 +45,7 @@ class RunConfig(BaseModel):
     density: float = Field(0.1, gt=0, le=1, description="kept share of all prunable weights")
     exempt: str = Field("", description="layers kept dense: first, last or names, by commas")
     distribution: Literal["uniform", "erk"] = Field(
-        "uniform", description="relative density of the layers before noise"
+        "erk", description="relative density of the layers before noise"
     )
     noise: float = Field(0.5, ge=0, lt=1, description="half-width of layer-density noise")
     pool_size: int = Field(0, ge=0, description="candidates (0: 0.1 / density, at least 3)")

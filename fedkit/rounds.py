@@ -138,7 +138,8 @@ def dense_start(server: Server, server_data: Examples | None) -> ModelState:
     how = LocalTraining(
         config.server_epochs, config.batch_size, config.lr, config.momentum, config.weight_decay
     )
-    return server.engine.train(state, server_data, how, config.seed)[0]
+    trained, _ = server.engine.train(state, server_data, how, config.seed)
+    return with_norms(trained, server.engine.norm_moments(trained, server_data))
 
 
 def select(server: Server, fleet: Fleet, dense: ModelState) -> tuple[ModelState, int, Report]:

@@ -242,7 +242,7 @@ def _check_shares(examples: Examples, shares: Sequence[NDArray[np.int64]], how: 
         raise DataError(
             f"{_list('device', single)} would hold examples of one class only ({how.kind} "
             f"partition); a device needs two classes to learn to tell them apart: "
-            f"{_MORE_CLASSES[how.kind]} or allow it with single_class = 'allow'"
+            f"{_MORE_CLASSES[how.kind]} or allow it (--single-class allow)"
         )
 
 

@@ -17,7 +17,9 @@ def test_own_task_is_thirty_lines_and_runs_to_an_artifact(tmp_path: Path) -> Non
     """examples/own_task.py, given as a path to the command line."""
     source = (ROOT / "examples" / "own_task.py").read_text()
     assert len(source.splitlines()) <= 30
-    command = "-m fedkit run --in-process --task examples.own_task:TASK --devices 5 --rounds 10"
+    command = (
+        "-m fedkit run --in-process --task examples.own_task:TASK --devices 5 --alpha 5 --rounds 10"
+    )
     ended = subprocess.run(
         [sys.executable, *command.split(), "--density", "0.3", "--out", str(tmp_path), "--json"],
         cwd=ROOT,

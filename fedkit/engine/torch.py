@@ -101,10 +101,21 @@ class TorchEngine:
             masks = {name: torch.from_numpy(mask) for name, mask in state.masks.items()}
             rng, loss = np.random.default_rng(seed), 0.0
             for _ in range(how.epochs):
+                self._restart_statistics()
                 order = rng.permutation(len(examples))
                 batches = list(_batches(examples, order, how.batch_size))
                 loss = sum(self._step(x, y, masks, optimiser) for x, y in batches) / len(batches)
             return self._read(state.masks), loss
+
+    def _restart_statistics(self) -> None:
+        """Make the running statistics the plain mean over the batches from here on.
+
+        torch's moving average would carry a tenth of it from each batch, so that with few local
+        steps most of a device's statistics would be those of earlier rounds' weights.
+        """
+        for norm in self._norms.values():
+            norm.reset_running_stats()
+            norm.momentum = None
 
     def _step(
         self, inputs: Tensor, targets: Tensor, masks: Mapping[str, Tensor], sgd: torch.optim.SGD

@@ -100,6 +100,22 @@ def test_top_gradients_are_those_of_the_whole_layer(
     assert not sparse.masks[name].reshape(-1)[found.indices].any()
 
 
+def test_statistics_are_the_mean_over_the_last_epochs_batches(
+    engine: TorchEngine, sparse: ModelState
+) -> None:
+    still = LocalTraining(epochs=3, batch_size=8, lr=1e-12, momentum=0.0, weight_decay=0.0)
+    data = examples(16)
+    trained, _ = engine.train(sparse, data, still, seed=0)
+    rng = np.random.default_rng(0)
+    order = [rng.permutation(16) for _ in range(3)][-1]
+    parts = [engine.norm_moments(sparse, data.take(part))["0.1"] for part in (order[:8], order[8:])]
+    mean = np.mean([part.mean for part in parts], axis=0)
+    # torch stores the unbiased variance of each batch.
+    variance = np.mean([part.m2 / (part.n - 1) for part in parts], axis=0)
+    np.testing.assert_allclose(trained.stats["0.1.running_mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(trained.stats["0.1.running_var"], variance, rtol=1e-4)
+
+
 def test_norm_moments_are_those_of_the_layers_input(
     engine: TorchEngine, sparse: ModelState
 ) -> None:

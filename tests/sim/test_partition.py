@@ -250,7 +250,7 @@ def test_devices_with_one_class_only_are_named() -> None:
     mine = np.array(["a", "b", "c"])[np.minimum(examples.targets, 2)]
     examples = Examples(examples.inputs, examples.targets, mine)
     how = Partition("natural-id", 3)
-    check_refused(examples, how, "devices 0, 1 would", "two classes", "single_class = 'allow'")
+    check_refused(examples, how, "devices 0, 1 would", "two classes", "--single-class allow")
 
 
 def test_a_dirichlet_device_with_one_class_only_asks_for_a_larger_alpha() -> None:
