@@ -53,6 +53,7 @@ constraints: tools ## Write constraints.txt anew, with the newest versions that 
 	rm -rf build/constraints
 
 results: $(STAMP) ## Make results/*.json and README's tables anew
+	mkdir -p build
 	$(BIN)/$(RUN) --out build/runs --name results-$$(date +%s) --json | tail -n 1 > build/main.json
 	$(BIN)/fedkit bench wire --json | tail -n 1 > build/wire.json
 	for name in main wire; do $(BIN)/python -m json.tool build/$$name.json build/$$name.txt; done

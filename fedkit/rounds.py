@@ -31,6 +31,9 @@ from fedkit.plan import adjusting_block, block_quotas, pool_for
 from fedkit.sparse.state import Masks, ModelState, Weights, apply_masks
 from fedkit.task import Examples, Task
 
+Step = Literal["start", "selection", "round"]
+"""What a report is about: the dense start, the chosen candidate, or a round of training."""
+
 
 class Fleet(Protocol):
     """Carries one request per device and brings the replies back in the order of the devices."""
@@ -61,20 +64,21 @@ class Report:
     """The model after one step of a run, and what the step cost.
 
     Attributes:
-        phase: `start` (the dense model), `selection` (the chosen candidate) or `round`.
+        phase: What the step was.
         round: 0 before training, then from 1.
         accuracy: The task's metric of the server's model on the test data.
-        loss: Sample-weighted mean training loss of the devices; for a selection the candidate's.
+        loss: Sample-weighted mean training loss of the devices; for a selection the candidate's,
+            for the start None.
         density: Kept share of the prunable weights, counted from the masks.
         bytes_down: Payload the server sent in this step, summed over the devices.
         bytes_up: Payload the devices sent.
         state: The server's model.
     """
 
-    phase: Literal["start", "selection", "round"]
+    phase: Step
     round: int
     accuracy: float
-    loss: float
+    loss: float | None
     density: float
     bytes_down: int
     bytes_up: int
@@ -89,10 +93,10 @@ class Server:
 
     def report(
         self,
-        phase: Literal["start", "selection", "round"],
+        phase: Step,
         number: int,
         state: ModelState,
-        loss: float,
+        loss: float | None,
         traffic: tuple[int, int] = (0, 0),
     ) -> Report:
         """Measure `state` on the test data."""
@@ -111,23 +115,17 @@ def run_rounds(server: Server, fleet: Fleet, server_data: Examples | None) -> It
     """
     config = server.config
     state = dense_start(server, server_data)
-    yield server.report("start", 0, state, 0.0)
-    known: Masks | None = None
-    request = None
+    yield server.report("start", 0, state, None)
+    request = messages.pack_state(state, None)
     if config.method == "fedtiny":
-        state, chosen, selection = select(server, fleet, state)
-        yield selection
-        known, request = state.masks, Packet({}, {"candidate": chosen})
+        state, chosen, report = select(server, fleet, state)
+        yield report
+        request = Packet({}, {"candidate": chosen})  # A device has every candidate already.
     for number in range(1, config.rounds + 1):
-        request = request or messages.pack_state(state, known)
-        request = Packet(request.arrays, {**request.numbers, "round": number})
-        replies = fleet.exchange("train", request)
-        known, block = state.masks, adjusting_block(config, server.engine.layout.prunable, number)
-        updates = [messages.read_update(r, server.engine.layout, known, block) for r in replies]
-        state = adjust(config, aggregate(config, updates), updates, block, number)
-        loss = float(np.dot(shares(updates), [update.loss for update in updates]))
-        yield server.report("round", number, state, loss, traffic(request, replies))
-        request = None
+        known = state.masks
+        state, report = train_round(server, fleet, request, known, number)
+        yield report
+        request = messages.pack_state(state, known)
 
 
 def dense_start(server: Server, server_data: Examples | None) -> ModelState:
@@ -158,6 +156,28 @@ def select(server: Server, fleet: Fleet, dense: ModelState) -> tuple[ModelState,
     state = with_norms(pool.candidate(chosen), merged[chosen])
     sent = np.add(traffic(first, replies), traffic(second, answers)).tolist()
     return state, chosen, server.report("selection", 0, state, float(losses[chosen]), sent)
+
+
+def train_round(
+    server: Server, fleet: Fleet, request: Packet, masks: Masks, number: int
+) -> tuple[ModelState, Report]:
+    """Train once on every device, aggregate, and adjust the masks if it is time.
+
+    Args:
+        server: The server.
+        fleet: The devices.
+        request: The model, as the devices are to receive it.
+        masks: Its masks, under which the devices answer.
+        number: The round, from 1.
+    """
+    config, layout = server.config, server.engine.layout
+    request = Packet(request.arrays, {**request.numbers, "round": number})
+    replies = fleet.exchange("train", request)
+    block = adjusting_block(config, layout.prunable, number)
+    updates = [messages.read_update(reply, layout, masks, block) for reply in replies]
+    state = adjust(config, aggregate(config, updates), updates, block, number)
+    loss = float(np.dot(shares(updates), [update.loss for update in updates]))
+    return state, server.report("round", number, state, loss, traffic(request, replies))
 
 
 def shares(updates: Sequence[Update]) -> list[float]:

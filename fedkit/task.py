@@ -1,16 +1,13 @@
 """What a user brings: a model, data, a loss and a metric.
 
-A task is one frozen object. The CLI finds it as `--task package.module:name`; the names in
-`fedkit.tasks` need no path.
+A task is one frozen object. The CLI finds it as `--task package.module:name` through
+`fedkit.tasks.load_task`.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -112,44 +109,3 @@ class Task:
                 return model()
             test = self.test_data()
             return build_model(model, test.inputs.shape[1:], int(test.targets.max()) + 1)
-
-
-def load_task(path: str) -> Task:
-    """Find a task by built-in name or as `package.module:name`.
-
-    Modules are looked up from the current folder too, as `python -m` does.
-
-    Raises:
-        TaskError: No such name, module or attribute, or it is not a `Task`.
-    """
-    from fedkit.tasks import BUILT_IN
-
-    if path in BUILT_IN:
-        return BUILT_IN[path]
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise TaskError(
-            f"no task {path!r}; give one of {', '.join(sorted(BUILT_IN))} "
-            "or a path like package.module:name"
-        )
-    task = getattr(_import_from_here(module_name, path), attribute, None)
-    if not isinstance(task, Task):
-        found = "nothing" if task is None else f"a {type(task).__name__}"
-        raise TaskError(
-            f"task path {path!r} leads to {found}; {attribute!r} must be a fedkit.task.Task "
-            f"at the top level of module {module_name!r}"
-        )
-    return task
-
-
-def _import_from_here(module_name: str, path: str) -> object:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(module_name)
-    except ImportError as error:
-        raise TaskError(
-            f"task path {path!r}: module {module_name!r} cannot be imported ({error}); run from "
-            "the folder that holds it, or install it"
-        ) from error

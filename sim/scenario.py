@@ -13,7 +13,8 @@ from fedkit.engine.torch import TorchEngine
 from fedkit.errors import DataError, TaskError
 from fedkit.plan import check_density
 from fedkit.rounds import LocalFleet, Server
-from fedkit.task import Examples, Task, load_task
+from fedkit.task import Examples, Task
+from fedkit.tasks import load_task
 from sim.partition import Partition, split
 
 

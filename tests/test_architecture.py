@@ -28,12 +28,6 @@ LAYERS = (
     ("fedkit.cli",),
 )
 
-# Two halves that need each other by nature; one of them imports inside a function.
-ACCEPTED_CYCLES = {
-    # A task is found by name among the built-in tasks, which are tasks.
-    ("fedkit.task", "fedkit.tasks"),
-}
-
 Imports = dict[str, set[str]]
 """Module -> what it imports, as dotted names."""
 
@@ -193,12 +187,8 @@ def upward_reaches(imports: Imports) -> list[str]:
 
 def cycle(imports: Imports) -> list[str]:
     """Return the modules of one import cycle, or nothing."""
-    arrows = {
-        module: {other for other in others if (module, other) not in ACCEPTED_CYCLES}
-        for module, others in imports.items()
-    }
     try:
-        graphlib.TopologicalSorter(arrows).prepare()
+        graphlib.TopologicalSorter(imports).prepare()
     except graphlib.CycleError as error:
         return list(error.args[1])
     return []
@@ -231,12 +221,6 @@ def test_no_layer_reaches_a_higher_one(imports: Imports) -> None:
 
 def test_there_are_no_import_cycles(imports: Imports) -> None:
     assert cycle(imports) == []
-
-
-def test_accepted_cycles_exist(imports: Imports) -> None:
-    for module, other in ACCEPTED_CYCLES:
-        assert module in reachable(imports, other)
-        assert other in imports[module]
 
 
 # Each rule fires on a planted breach

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from fedkit.errors import DataError
-from fedkit.task import Examples, load_task
-from fedkit.tasks import BUILT_IN, digits, fashion_mnist
+from fedkit.task import Examples
+from fedkit.tasks import BUILT_IN, digits, fashion_mnist, load_task
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 28, 28)).astype(np.uint8)
 LABELS = (np.arange(30) % 10).astype(np.uint8)

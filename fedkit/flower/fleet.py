@@ -54,8 +54,9 @@ class FlowerFleet:
         Raises:
             FleetError: A device failed or did not answer in time.
         """
+        content = to_records(request)
         messages = [
-            Message(to_records(request), dst_node_id=node, message_type=MESSAGE_TYPES[phase])
+            Message(content, dst_node_id=node, message_type=MESSAGE_TYPES[phase])
             for node in self._nodes
         ]
         replies = list(self._grid.send_and_receive(messages, timeout=self._timeout))

@@ -1,9 +1,56 @@
-"""Built-in tasks. Importing this loads no data and no data library; each task does on first use."""
+"""Built-in tasks, and how any task is found.
+
+Importing this loads no data and no data library; each task does on first use.
+"""
 
 from __future__ import annotations
 
+import importlib
+import sys
+from pathlib import Path
+
+from fedkit.errors import TaskError
 from fedkit.task import Task
 from fedkit.tasks import digits, fashion_mnist
 
 BUILT_IN: dict[str, Task] = {task.name: task for task in (digits.TASK, fashion_mnist.TASK)}
 """Name -> task, for `--task NAME`."""
+
+
+def load_task(path: str) -> Task:
+    """Find a task by built-in name or as `package.module:name`.
+
+    Modules are looked up from the current folder too, as `python -m` does.
+
+    Raises:
+        TaskError: No such name, module or attribute, or it is not a `Task`.
+    """
+    if path in BUILT_IN:
+        return BUILT_IN[path]
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise TaskError(
+            f"no task {path!r}; give one of {', '.join(sorted(BUILT_IN))} "
+            "or a path like package.module:name"
+        )
+    task = getattr(_import_from_here(module_name, path), attribute, None)
+    if not isinstance(task, Task):
+        found = "nothing" if task is None else f"a {type(task).__name__}"
+        raise TaskError(
+            f"task path {path!r} leads to {found}; {attribute!r} must be a fedkit.task.Task "
+            f"at the top level of module {module_name!r}"
+        )
+    return task
+
+
+def _import_from_here(module_name: str, path: str) -> object:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        raise TaskError(
+            f"task path {path!r}: module {module_name!r} cannot be imported ({error}); run from "
+            "the folder that holds it, or install it"
+        ) from error

@@ -17,7 +17,7 @@ app = ServerApp()
 def _print(step: Report) -> None:
     """Print one line per step, for who follows `flwr run --stream`."""
     print(
-        f"{step.phase} {step.round}: accuracy {step.accuracy:.4f}, loss {step.loss:.4f}, "
+        f"{step.phase} {step.round}: accuracy {step.accuracy:.4f}, loss {step.loss}, "
         f"density {step.density:.4f}, bytes down {step.bytes_down}, up {step.bytes_up}",
         flush=True,
     )
