@@ -54,11 +54,10 @@ constraints: tools ## Write constraints.txt anew, with the newest versions that 
 
 results: $(STAMP) ## Make results/*.json and README's tables anew
 	mkdir -p build
-	$(BIN)/$(RUN) --out build/runs --name results-$$(date +%s) --json | tail -n 1 > build/main.json
-	$(BIN)/fedkit bench wire --json | tail -n 1 > build/wire.json
-	for name in main wire; do $(BIN)/python -m json.tool build/$$name.json build/$$name.txt; done
-	mv build/main.txt results/main-digits.json
-	mv build/wire.txt results/wire.json
+	$(BIN)/$(RUN) --out build/runs --name results-$$(date +%s) --json > build/main-digits
+	$(BIN)/fedkit bench wire --json > build/wire
+	for name in main-digits wire; do \
+	tail -n 1 build/$$name | $(BIN)/python -m json.tool - results/$$name.json; done
 	$(BIN)/python -m fedkit.bench.readme
 
 clean: ## Remove the virtual environment and all that was built

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedkit.errors import TaskError
-from fedkit.nn.zoo import build_model
+from fedkit.nn.zoo import build_model, seeded
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,8 @@ class Task:
             override: Name of a zoo model to use instead of the task's own.
         """
         model = override or self.model
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if not isinstance(model, str):
-                return model()
-            test = self.test_data()
-            return build_model(model, test.inputs.shape[1:], int(test.targets.max()) + 1)
+        if not isinstance(model, str):
+            return seeded(model, seed)
+        test = self.test_data()
+        shape, classes = test.inputs.shape[1:], int(test.targets.max()) + 1
+        return seeded(lambda: build_model(model, shape, classes), seed)

@@ -70,11 +70,12 @@ def render(text: str, results: Path) -> str:
     """
     for name, write in TABLES.items():
         result = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-        source = f"Made by `{result['command']}` at commit {result['commit']}."
+        made = f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}"
+        source = f"Made by {made}."
         table = "\n".join([*write(result), "", source])
-        place = re.compile(rf"(<!-- table {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        place = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         escaped = table.replace("\\", r"\\")
-        text, found = place.subn(rf"\g<1>{escaped}\g<2>", text)
+        text, found = place.subn(rf"\g<1>{escaped}\n\g<2>", text)
         if found != 1:
             raise ValueError(f"README has {found} places for table {name!r}; it needs one")
     return text

@@ -22,7 +22,7 @@ from fedkit.fedtiny.progressive import swap
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.wire import packet_bytes
 from fedkit.messages import Packet, Update
-from fedkit.nn.zoo import build_model
+from fedkit.nn.zoo import build_model, seeded
 from fedkit.plan import adjusting_block, block_quotas, pool_for
 from fedkit.sparse.state import Masks, ModelState
 from fedkit.sparse.topk import Entries, largest
@@ -32,6 +32,7 @@ _PERIOD = 10
 _ROUNDS = 100
 _DENSITIES = (0.01, 0.05, 0.1)
 _EXAMPLES = 5000
+_SEED = 0
 
 
 def bench_wire(quick: bool) -> dict[str, Any]:
@@ -41,11 +42,13 @@ def bench_wire(quick: bool) -> dict[str, Any]:
         quick: Makes no difference: the whole schedule takes well under 45 s.
     """
     del quick
-    engine = TorchEngine(build_model("resnet18", (3, 32, 32), 10), cross_entropy)
+    model = seeded(lambda: build_model("resnet18", (3, 32, 32), 10), _SEED)
+    engine = TorchEngine(model, cross_entropy)
     dense = engine.initial_state()
     return {
         "benchmark": "wire",
         "model": "resnet18",
+        "seed": _SEED,
         "parameters": sum(map(math.prod, engine.layout.weights.values())),
         "rounds": _ROUNDS,
         "mask_change_every_rounds": _PERIOD,
@@ -82,7 +85,7 @@ def _selection(pool: Pool) -> tuple[int, int]:
 
 def _rounds(config: RunConfig, layout: Layout, state: ModelState) -> tuple[int, int]:
     """Return bytes (down, up) of all rounds with one device."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(_SEED)
     down = _size(Packet({}, {"candidate": 0, "round": 1}))
     up = 0
     for number in range(_PERIOD, _ROUNDS + 1, _PERIOD):

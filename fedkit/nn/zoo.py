@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from fedkit.errors import ConfigError
@@ -86,6 +87,13 @@ def ds_cnn(channels: int, classes: int) -> nn.Module:
         layers += [conv_bn(width, width, 3, groups=width), nn.ReLU()]
         layers += [conv_bn(width, width, 1), nn.ReLU()]
     return nn.Sequential(*layers, *_head(width, classes))
+
+
+def seeded(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Call a model factory with weights drawn from `seed`; torch's generator stays untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return factory()
 
 
 MODELS: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
