@@ -32,7 +32,9 @@ class RunConfig(BaseModel):
         "dirichlet", description="how training data is split over the devices"
     )
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration")
-    min_size: int = Field(10, ge=1, description="smallest share of a device, in examples")
+    min_size: int = Field(
+        10, ge=1, description="examples each device of a dirichlet partition gets at least"
+    )
     classes_per_device: int = Field(2, ge=1, description="classes of a pathological share")
     single_class: Literal["error", "allow"] = Field(
         "error", description="what to do when a device holds one class only"

@@ -42,7 +42,9 @@ def run(
     in_process: Annotated[
         bool, typer.Option("--in-process", help="without Flower: same numbers, faster start")
     ] = False,
-    workers: Annotated[int, typer.Option(help="devices computing at once (0: one per core)")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="devices computing at once (0: one per core)")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Run a fleet to a sparse model, export it as int8 .tflite and measure both.

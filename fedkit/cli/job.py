@@ -71,6 +71,8 @@ def run_job(
     """
     scenario = make_scenario(config)
     scenario.check()
+    if not config.model and isinstance(scenario.task.model, str):
+        config = config.model_copy(update={"model": scenario.task.model})  # The record names it.
     runs = [(config, path)]
     if with_dense:
         dense = config.model_copy(update={"method": "dense", "density": 1.0})

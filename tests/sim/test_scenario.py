@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from torch import nn
+
+from fedkit.config import RunConfig, make_config
+from fedkit.errors import ConfigError, DataError, TaskError
+from fedkit.task import Examples, Task
+from sim import scenario
+from sim.scenario import Scenario, make_scenario
+
+
+def examples(count: int) -> Examples:
+    rng = np.random.default_rng(count)
+    return Examples(rng.standard_normal((count, 6)).astype(np.float32), np.arange(count) % 3)
+
+
+def scenario_of(
+    monkeypatch: pytest.MonkeyPatch, outputs: int = 3, train: int = 200, inputs: int = 6
+) -> Scenario:
+    task = Task(
+        "small", lambda: nn.Linear(inputs, outputs), lambda: examples(train), lambda: examples(30)
+    )
+    monkeypatch.setattr(scenario, "load_task", lambda path: task)
+    make_scenario.cache_clear()
+    return make_scenario(make_config({"task": f"small{outputs}{train}{inputs}", "devices": 2}))
+
+
+def rows(part: Examples) -> set[bytes]:
+    return {row.tobytes() for row in part.inputs}
+
+
+def test_server_and_devices_share_no_example_and_miss_none() -> None:
+    config = make_config({"devices": 4, "server_share": 0.1})
+    made = make_scenario(config)
+    assert made.server_data is not None
+    parts = [made.server_data, *made.devices]
+    assert sum(map(len, parts)) == len(made.task.train_data())
+    assert len(made.server_data) == round(0.1 * len(made.task.train_data()))
+    held = [rows(part) for part in parts]
+    assert sum(map(len, held)) == len(set.union(*held)) == len(rows(made.task.train_data()))
+
+
+def test_a_server_without_a_share_has_no_data() -> None:
+    made = make_scenario(make_config({"devices": 4, "server_share": 0}))
+    assert made.server_data is None
+
+
+def test_limits_cut_devices_and_test_data() -> None:
+    config = RunConfig(devices=3, examples_per_device=20, test_examples=50)
+    made = make_scenario(config)
+    assert [len(part) for part in made.devices] == [20, 20, 20]
+    assert len(made.test) == 50
+
+
+def test_a_sound_task_passes_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scenario_of(monkeypatch)
+    made.check()
+    assert len(made.devices) == 2
+
+
+def test_too_few_outputs_and_wrong_inputs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TaskError, match="has 2 outputs, but there are targets up to 2"):
+        scenario_of(monkeypatch, outputs=2).check()
+    with pytest.raises(TaskError, match=r"does not take its inputs of shape \(6,\)"):
+        scenario_of(monkeypatch, inputs=5).check()
+
+
+def test_a_task_without_training_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="has 0 training and 30 test examples"):
+        scenario_of(monkeypatch, train=0)
+
+
+def test_an_unreachable_density_is_refused_before_the_run() -> None:
+    made = make_scenario(make_config({"devices": 2, "density": 0.0001}))
+    with pytest.raises(ConfigError, match="raise density"):
+        made.check()
