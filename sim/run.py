@@ -219,13 +219,24 @@ def _stop_group(process: subprocess.Popen[bytes], patience: float = 10.0) -> Non
     process.wait()
 
 
-def _kill_marked(mark: str) -> None:
+def _kill_marked(mark: str, patience: float = 10.0) -> None:
     """Kill what still runs with `mark` in its environment: the SuperLink's and Ray's own children.
 
     They start sessions of their own and outlive a SuperLink that died without asking them to stop.
     Only Linux shows a process's environment; elsewhere this finds nothing.
     """
+    deadline = time.monotonic() + patience
+    while (left := _marked(mark)) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)  # A killed process takes a moment to go, and may have started another.
+
+
+def _marked(mark: str) -> list[int]:
+    pids = []
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if mark.encode() in environment.read_bytes().split(b"\0"):
-                os.kill(int(environment.parent.name), signal.SIGKILL)
+                pids.append(int(environment.parent.name))
+    return pids

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -174,6 +175,24 @@ def test_a_truncated_checkpoint_and_artifact_are_refused(
     assert "truncated or altered" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_model_that_cannot_be_exported_keeps_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "from torch import nn\nfrom fedkit.tasks import digits\nfrom fedkit.task import Task\n"
+    model = "nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Sigmoid(), nn.Linear(9, 10))"
+    task = f"Task('own', lambda: {model}, digits.train_data, digits.test_data)"
+    (tmp_path / "own_digits.py").write_text(f"{source}TASK = {task}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = f"run {SMALL} --task own_digits:TASK --out {tmp_path} --name own"
+    assert fedkit(own, monkeypatch) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "sigmoid" in message.lower() and f"fedkit show {tmp_path / 'own'}" in message
+    assert fedkit(f"show {tmp_path / 'own'} --json", monkeypatch) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["finished"] and summary["rounds"] == 2 and "artifact" not in summary
+    assert fedkit(f"show {tmp_path / 'own'}", monkeypatch) == 0
+
+
 def test_a_missing_data_set_names_all_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,7 +212,10 @@ def test_a_missing_data_set_names_all_places(
 def test_ctrl_c_keeps_what_was_learned_and_says_how_to_see_it(flags: str, tmp_path: Path) -> None:
     command = f"-m fedkit run --rounds 500 --epochs 1 --devices 2 --out {tmp_path} --name cut"
     process = subprocess.Popen(
-        [sys.executable, *command.split(), *flags.split()], stderr=subprocess.PIPE, text=True
+        [sys.executable, *command.split(), *flags.split()],
+        env={**os.environ, "FEDKIT_TEST": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     metrics = tmp_path / "cut" / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -212,14 +234,14 @@ def test_ctrl_c_keeps_what_was_learned_and_says_how_to_see_it(flags: str, tmp_pa
     )
     summary = json.loads(shown.stdout)
     assert not summary["finished"] and summary["rounds"] >= 1
-    assert not left_running()
+    assert not left_running(f"FEDKIT_TEST={tmp_path}")
 
 
-def left_running() -> list[str]:
-    """Command lines of processes that carry the mark of a fleet of ours in their environment."""
+def left_running(mark: str) -> list[str]:
+    """Command lines of processes that have `mark` in their environment."""
     lines = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            if b"fedkit-flwr-" in entry.read_bytes():
+            if mark.encode() in entry.read_bytes().split(b"\0"):
                 lines.append((entry.parent / "cmdline").read_text().replace("\0", " "))
     return lines

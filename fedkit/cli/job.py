@@ -78,30 +78,44 @@ def run_job(
         dense = config.model_copy(update={"method": "dense", "density": 1.0})
         runs.append((dense, _dense_folder(path)))
     began = time.monotonic()
+    _run_all(runs, in_process, workers or os.cpu_count() or 1, log)
+    folder = RunFolder.open(path)
+    summary = {**figures(folder), **(_dense_figures(path) if with_dense else {}), **made_by()}
+    try:
+        summary |= _export(folder, scenario, log)
+    except ExportError as error:
+        raise ExportError(f"{error}. The run is complete: fedkit show {path}") from error
+    finally:
+        # Also without an artifact: hours of training must not depend on an unsupported layer.
+        summary |= {"seconds_total": round(time.monotonic() - began, 1), "finished": True}
+        folder.write_json("summary.json", summary)
+    return summary
+
+
+def _dense_figures(path: Path) -> dict[str, Any]:
+    dense = figures(RunFolder.open(_dense_folder(path)))
+    return {
+        "accuracy_dense_fedavg": dense["accuracy_sparse"],
+        "bytes_dense_fedavg": dense["bytes_up"] + dense["bytes_down"],
+        "bytes_dense_fedavg_measured": True,
+    }
+
+
+# Running -------------------------------------------------------------------------------------
+
+
+def _run_all(
+    runs: list[tuple[RunConfig, Path]], in_process: bool, workers: int, log: Console
+) -> None:
     try:
         if in_process:
             _run_here(runs, log)
         else:
-            _run_flower(runs, workers or os.cpu_count() or 1, log)
+            _run_flower(runs, workers, log)
     except KeyboardInterrupt:
         done = [str(folder) for _, folder in runs if (folder / "checkpoint").is_dir()]
         look = f"look at it with: fedkit show {done[0]}" if done else "no round was finished"
         raise FleetError(f"stopped by Ctrl-C; what was learned so far is kept; {look}") from None
-    folder = RunFolder.open(path)
-    measured = _export(folder, scenario, log)
-    seconds = round(time.monotonic() - began, 1)
-    summary = {**figures(folder), **measured, "seconds_total": seconds, "finished": True}
-    if with_dense:
-        dense_figures = figures(RunFolder.open(_dense_folder(path)))
-        summary["accuracy_dense_fedavg"] = dense_figures["accuracy_sparse"]
-        summary["bytes_dense_fedavg"] = dense_figures["bytes_up"] + dense_figures["bytes_down"]
-        summary["bytes_dense_fedavg_measured"] = True
-    summary |= made_by()
-    folder.write_json("summary.json", summary)
-    return summary
-
-
-# Running -------------------------------------------------------------------------------------
 
 
 def _run_here(runs: list[tuple[RunConfig, Path]], log: Console) -> None:

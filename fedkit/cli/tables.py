@@ -73,4 +73,7 @@ def _cell(value: Any) -> str:
 
 
 def _table(title: str) -> Table:
-    return Table("", "figure", title=title, title_justify="left", show_lines=False)
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("figure", overflow="fold")  # A path must stay whole, to be copied.
+    return table
