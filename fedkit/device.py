@@ -6,7 +6,7 @@ store it): the candidate pool until a candidate is chosen, afterwards the curren
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,10 +15,11 @@ from fedkit import messages
 from fedkit.config import RunConfig
 from fedkit.engine.base import Engine, LocalTraining
 from fedkit.errors import WireError
+from fedkit.fedtiny.candidates import Pool
 from fedkit.messages import Packet, Update
 from fedkit.plan import adjusting_block, block_quotas, learning_rate
 from fedkit.sparse import codec
-from fedkit.sparse.state import Masks, ModelState
+from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.sparse.topk import Entries
 from fedkit.task import Examples
 
@@ -59,23 +60,21 @@ class Device:
     def _losses(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         stats = {"candidate_stats": request.arrays["stats"]}
         remembered = Packet({**memory.arrays, **stats}, memory.numbers)
+        pool, merged = self._candidates(remembered)
         data = self._development
-        candidates = len(request.arrays["stats"])
-        losses = [self.engine.loss(self._candidate(remembered, i), data) for i in range(candidates)]
+        losses = [
+            self.engine.loss(replace(pool.candidate(i), stats=merged[i]), data)
+            for i in range(len(pool))
+        ]
         return messages.pack_losses(losses, len(data)), remembered
 
-    def _candidate(self, memory: Memory, index: int) -> ModelState:
-        """Rebuild a candidate with its merged statistics from memory."""
+    def _candidates(self, memory: Memory) -> tuple[Pool, list[Weights]]:
+        """Read the pool and the merged statistics of each candidate from memory."""
         if "candidate_stats" not in memory.arrays:
-            raise WireError(
-                f"candidate {index} is not in this device's memory; send the pool first"
-            )
-        layout = self.engine.layout
-        pool = messages.read_pool(memory, layout)
+            raise WireError("no candidates are in this device's memory; send the pool first")
+        pool = messages.read_pool(memory, self.engine.layout)
         stats = Packet({"stats": memory.arrays["candidate_stats"]})
-        merged = messages.read_stats(stats, layout, len(pool))
-        chosen = pool.candidate(index)
-        return ModelState(chosen.weights, merged[index], chosen.masks)
+        return pool, messages.read_stats(stats, self.engine.layout, len(pool))
 
     def _train(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         state = self._received(request, memory)
@@ -99,7 +98,9 @@ class Device:
 
     def _received(self, request: Packet, memory: Memory) -> ModelState:
         if "candidate" in request.numbers:
-            return self._candidate(memory, int(request.numbers["candidate"]))
+            index = int(request.numbers["candidate"])
+            pool, merged = self._candidates(memory)
+            return replace(pool.candidate(index), stats=merged[index])
         return messages.read_state(request, self.engine.layout, self._known_masks(memory))
 
     def _known_masks(self, memory: Memory) -> Masks | None:

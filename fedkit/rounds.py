@@ -1,7 +1,7 @@
 """The whole algorithm, for any fleet.
 
 `run_rounds` is everything the server does. It talks to a `Fleet`: `LocalFleet` below is one
-process, `fedkit.flower.strategy.FlowerFleet` sends the same packets through Flower. Both give the
+process, `fedkit.flower.fleet.FlowerFleet` sends the same packets through Flower. Both give the
 same bits for the same seed.
 """
 
@@ -116,8 +116,9 @@ def run_rounds(server: Server, fleet: Fleet, server_data: Examples | None) -> It
     config = server.config
     state = dense_start(server, server_data)
     yield server.report("start", 0, state, None)
-    request = messages.pack_state(state, None)
-    if config.method == "fedtiny":
+    if config.method == "dense":
+        request = messages.pack_state(state, None)
+    else:
         state, chosen, report = select(server, fleet, state)
         yield report
         request = Packet({}, {"candidate": chosen})  # A device has every candidate already.

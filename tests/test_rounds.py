@@ -200,7 +200,7 @@ def test_a_reply_that_does_not_fit_is_refused_by_name(case: int) -> None:
 def test_a_device_that_lost_its_memory_says_so() -> None:
     scenario = make_scenario(make_config(SMALL))
     device = scenario.device(0)
-    with pytest.raises(WireError, match="not in this device's memory"):
+    with pytest.raises(WireError, match="no candidates are in this device's memory"):
         device.handle("train", Packet({}, {"candidate": 0, "round": 1}), Packet({}))
 
 

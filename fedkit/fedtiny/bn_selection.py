@@ -7,6 +7,7 @@ candidate. Phase 1 re-estimates them on the devices, phase 2 ranks the candidate
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ def as_moments(stats: Weights, examples: float) -> NormMoments:
 
 def with_norms(candidate: ModelState, norms: NormMoments) -> ModelState:
     """Return the candidate with re-estimated statistics."""
-    return ModelState(candidate.weights, {**candidate.stats, **as_stats(norms)}, candidate.masks)
+    return replace(candidate, stats={**candidate.stats, **as_stats(norms)})
 
 
 def mean_losses(losses: Sequence[Sequence[float]], examples: Sequence[int]) -> NDArray[np.float64]:
