@@ -36,17 +36,18 @@ class Scenario:
     devices: list[Examples]
     test: Examples
 
+    @functools.cached_property
     def engine(self) -> TorchEngine:
-        """Build the engine of one device (or of the server)."""
+        """The engine that server and devices of this process share; it keeps no state."""
         return TorchEngine.for_task(self.task, self.config.model, self.config.seed)
 
     def device(self, index: int) -> Device:
         """Build device `index`."""
-        return Device(index, self.devices[index], self.engine(), self.config)
+        return Device(index, self.devices[index], self.engine, self.config)
 
     def server(self) -> Server:
         """Build the server."""
-        return Server(self.config, self.task, self.engine(), self.test)
+        return Server(self.config, self.task, self.engine, self.test)
 
     def check(self) -> None:
         """Try what can be tried in a second, so that a bad run fails before it starts.
@@ -55,7 +56,7 @@ class Scenario:
             ConfigError: The density cannot be reached with these layers and exemptions.
             TaskError: The model does not take the task's inputs, or has too few outputs.
         """
-        engine = self.engine()
+        engine = self.engine
         if self.config.method == "fedtiny":
             check_density(self.config, engine.layout.prunable_shapes)
         inputs, highest = self.test.inputs, max(int(d.targets.max()) for d in self.devices)
@@ -73,11 +74,8 @@ class Scenario:
             )
 
     def local_fleet(self) -> LocalFleet:
-        """Build all devices in this process; they share one engine, which keeps no state."""
-        engine = self.engine()
-        return LocalFleet(
-            [Device(i, data, engine, self.config) for i, data in enumerate(self.devices)]
-        )
+        """Build all devices in this process."""
+        return LocalFleet([self.device(index) for index in range(len(self.devices))])
 
 
 @functools.lru_cache(maxsize=2)

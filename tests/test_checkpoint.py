@@ -17,7 +17,7 @@ CONFIG = make_config({"devices": 2, "seed": 4})
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    engine = make_scenario(CONFIG).engine()
+    engine = make_scenario(CONFIG).engine
     rng = np.random.default_rng(0)
     masks = {n: rng.random(s) < 0.1 for n, s in engine.layout.prunable_shapes.items()}
     state = engine.initial_state().with_masks(masks)
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_a_checkpoint_round_trips_and_pruned_weights_are_zero(folder: RunFolder) -> None:
-    engine = make_scenario(CONFIG).engine()
+    engine = make_scenario(CONFIG).engine
     loaded = RunFolder.open(folder.path).load()
     assert (loaded.round, loaded.config, loaded.layout) == (7, CONFIG, engine.layout)
     original = engine.initial_state()

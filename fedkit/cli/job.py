@@ -191,7 +191,7 @@ def export_run(path: Path, log: Console) -> dict[str, Any]:
 
 def _export(folder: RunFolder, scenario: Scenario, log: Console) -> dict[str, Any]:
     checkpoint = folder.load()
-    engine = scenario.engine()
+    engine = scenario.engine
     _check_same_model(checkpoint, engine.layout)
     with log.status("exporting and measuring the artifact"):
         artifact = export_tflite(

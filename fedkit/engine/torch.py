@@ -51,6 +51,8 @@ class TorchEngine:
             {name: tuple(value.shape) for name, value in self._stats().items()},
             _prunable(model, self._weights),
         )
+        shapes = self.layout.prunable_shapes
+        self._initial = self._read({n: np.ones(shape, np.bool_) for n, shape in shapes.items()})
 
     @classmethod
     def for_task(cls, task: Task, model: str, seed: int) -> TorchEngine:
@@ -81,9 +83,8 @@ class TorchEngine:
         return ModelState(weights, {n: s.numpy().copy() for n, s in self._stats().items()}, masks)
 
     def initial_state(self) -> ModelState:
-        """Return what the model holds now, with every weight kept."""
-        shapes = self.layout.prunable_shapes
-        return self._read({name: np.ones(shape, np.bool_) for name, shape in shapes.items()})
+        """Return the model as it was given to the engine, with every weight kept."""
+        return self._initial
 
     def train(
         self, state: ModelState, examples: Examples, how: LocalTraining, seed: int
@@ -103,8 +104,9 @@ class TorchEngine:
             for _ in range(how.epochs):
                 self._restart_statistics()
                 order = rng.permutation(len(examples))
-                batches = list(_batches(examples, order, how.batch_size))
-                loss = sum(self._step(x, y, masks, optimiser) for x, y in batches) / len(batches)
+                batches = _batches(examples, order, how.batch_size)
+                losses = [self._step(x, y, masks, optimiser) for x, y in batches]
+                loss = sum(losses) / len(losses)
             return self._read(state.masks), loss
 
     def _restart_statistics(self) -> None:

@@ -1,7 +1,5 @@
 """The device side of the fedkit Flower app: any SuperNode that `flwr run` reaches."""
 
-import functools
-
 from flwr.app import Context
 
 from fedkit.config import make_config
@@ -11,15 +9,11 @@ from sim.run import run_keys
 from sim.scenario import make_scenario
 
 
-@functools.lru_cache(maxsize=64)
-def _device(items: tuple[tuple[str, str | int | float | bool], ...], index: int) -> Device:
-    return make_scenario(make_config(dict(items))).device(index)
-
-
 def device_of(context: Context) -> Device:
-    """Build (once per process) the device this node simulates."""
-    config, _ = run_keys(context.run_config)
-    return _device(tuple(config.items()), int(context.node_config["partition-id"]))
+    """Return the device this node simulates; data and engine are made once per process."""
+    values, _ = run_keys(context.run_config)
+    scenario = make_scenario(make_config(values))
+    return scenario.device(int(context.node_config["partition-id"]))
 
 
 app = make_client_app(device_of)

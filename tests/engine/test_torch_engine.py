@@ -66,6 +66,15 @@ def test_training_is_a_pure_function_on_any_number_of_threads(
     assert any((first.weights[n] != other.weights[n]).any() for n in first.weights)
 
 
+def test_the_initial_state_is_the_same_after_training(
+    engine: TorchEngine, sparse: ModelState
+) -> None:
+    before = {name: weight.copy() for name, weight in engine.initial_state().weights.items()}
+    engine.train(sparse, examples(), HOW, seed=1)
+    after = engine.initial_state().weights
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
 def test_masked_sgd_equals_training_a_model_whose_pruned_weights_do_not_exist() -> None:
     """One linear layer, by hand: momentum and decay act on kept weights only."""
     torch.manual_seed(0)
