@@ -3,10 +3,11 @@
     runs/<name>/
         config.toml                     every key of the run
         metrics.jsonl                   one line per step, appended as it happens
-        checkpoint/structure.json       task, model, names and shapes; written once
+        checkpoint/structure.json       format, names and shapes; written once
         checkpoint/model.safetensors    kept values, masks and statistics; replaced whole each step
         summary.json                    the final figures
-        *.tflite, *.manifest.json       artifacts
+        *.tflite, *.tflite.json         artifacts and their manifests
+        flower.log, error.txt           what Flower printed; why a run ended early
 
 A reader never sees half a file: everything but metrics.jsonl is written under a temporary name and
 renamed. A run folder is never written into by a second run.
@@ -79,14 +80,17 @@ class RunFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir()
         except FileExistsError:
-            raise CheckpointError(
-                f"run folder {path} exists and is never overwritten; give another --name, "
-                "or move it away"
-            ) from None
+            raise _taken(path) from None
         except OSError as error:
             raise CheckpointError(f"run folder {path} cannot be made: {error.strerror}") from error
         write_whole(path / "config.toml", tomli_w.dumps(config.model_dump()).encode())
         return cls(path)
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raise a `CheckpointError` if something is at `path` already."""
+        if path.exists():
+            raise _taken(path)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -162,6 +166,12 @@ class RunFolder:
                 "altered: take another run, or run again"
             ) from error
         return Checkpoint(state, layout, int(about["round"]), self.config)
+
+
+def _taken(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"run folder {path} exists and is never overwritten; give another --name, or move it away"
+    )
 
 
 def _layout(structure: Mapping[str, Any]) -> Layout:

@@ -64,7 +64,6 @@ def record(
         CheckpointError: The run folder exists.
         FedkitError: Whatever ended the run; its message is also in `error.txt` of the folder.
     """
-    scenario.check()
     folder = RunFolder.create(path, scenario.config)
     server, began = scenario.server(), time.monotonic()
     sent = _message_bytes(fleet)

@@ -87,7 +87,7 @@ def make_scenario(config: RunConfig) -> Scenario:
         DataError: The data is missing or cannot be split as asked.
     """
     task = load_task(config.task)
-    train, test = task.train_data(), task.test_data()
+    train, test = task.train_data(), test_examples(task, config)
     if len(train) == 0 or len(test) == 0:
         raise DataError(
             f"task {task.name!r} has {len(train)} training and {len(test)} test examples; "
@@ -95,7 +95,12 @@ def make_scenario(config: RunConfig) -> Scenario:
         )
     server_data, rest = _server_share(train, config)
     devices = [_first(share, config.examples_per_device) for share in split(rest, _how(config))]
-    return Scenario(config, task, server_data, devices, _first(test, config.test_examples))
+    return Scenario(config, task, server_data, devices, test)
+
+
+def test_examples(task: Task, config: RunConfig) -> Examples:
+    """Return what a run is measured on; needs no training data and no partition."""
+    return _first(task.test_data(), config.test_examples)
 
 
 def _how(config: RunConfig) -> Partition:
@@ -112,9 +117,10 @@ def _how(config: RunConfig) -> Partition:
 
 def _server_share(train: Examples, config: RunConfig) -> tuple[Examples | None, Examples]:
     count = round(config.server_share * len(train))
+    count = count if count >= 2 else 0  # One example trains nothing; a device can use it.
     order = np.random.default_rng([config.seed, 5]).permutation(len(train))
     server, rest = np.sort(order[:count]), np.sort(order[count:])
-    return (train.take(server) if count >= 2 else None), train.take(rest)
+    return (train.take(server) if count else None), train.take(rest)
 
 
 def _first(examples: Examples, count: int) -> Examples:

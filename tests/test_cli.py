@@ -74,6 +74,19 @@ def test_eval_measures_the_artifact_again(
     assert measured["accuracy_int8"] == summary["accuracy_int8"]
 
 
+def test_eval_of_an_artifact_from_elsewhere_asks_for_its_task(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.tflite"
+    path.write_bytes((out / "done" / "model-int8.tflite").read_bytes())
+    manifest = json.loads((out / "done" / "model-int8.tflite.json").read_text())
+    Path(f"{path}.json").write_text(json.dumps({**manifest, "provenance": {}}))
+    assert fedkit(f"eval {path}", monkeypatch) == 2
+    assert "names no task; give --task" in " ".join(capsys.readouterr().err.split())
+    assert fedkit(f"eval {path} --task digits --json", monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["test_examples"] == 360
+
+
 def test_export_makes_the_artifact_of_a_run_that_has_none(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

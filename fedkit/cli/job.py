@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -22,13 +22,15 @@ from edge.runtime import Runtime, TfliteRunner
 from fedkit import __version__
 from fedkit.checkpoint import Checkpoint, RunFolder
 from fedkit.cli.tables import size
-from fedkit.config import RunConfig
+from fedkit.config import RunConfig, make_config
 from fedkit.engine.base import Layout
 from fedkit.errors import CheckpointError, ExportError, FleetError
 from fedkit.provenance import made_by
 from fedkit.sparse.state import masks_digest
+from fedkit.task import Examples, Task
+from fedkit.tasks import load_task
 from sim.run import FlowerSimulation, record, tail
-from sim.scenario import Scenario, make_scenario
+from sim.scenario import Scenario, make_scenario, test_examples
 
 ARTIFACT = "model-int8.tflite"
 _CALIBRATION = 256
@@ -43,12 +45,8 @@ def folder_for(config: RunConfig, name: str, out: Path) -> Path:
     """
     task = config.task.rpartition(":")[2]
     path = out / (name or f"{time.strftime('%Y%m%d-%H%M%S')}-{task}")
-    for taken in (path, _dense_folder(path)):
-        if taken.exists():
-            raise CheckpointError(
-                f"run folder {taken} exists and is never overwritten; give another --name, "
-                "or move it away"
-            )
+    RunFolder.check_free(path)
+    RunFolder.check_free(_dense_folder(path))
     return path
 
 
@@ -69,10 +67,11 @@ def run_job(
         workers: Devices that compute at the same time under Flower; 0: one per core.
         log: Where progress goes.
     """
+    model = load_task(config.task).model
+    if not config.model and isinstance(model, str):
+        config = config.model_copy(update={"model": model})  # The record names it.
     scenario = make_scenario(config)
     scenario.check()
-    if not config.model and isinstance(scenario.task.model, str):
-        config = config.model_copy(update={"model": scenario.task.model})  # The record names it.
     runs = [(config, path)]
     if with_dense:
         dense = config.model_copy(update={"method": "dense", "density": 1.0})
@@ -169,13 +168,13 @@ def _progress(config: RunConfig, path: Path, log: Console) -> Iterator[Callable[
         def update() -> None:
             metrics = RunFolder(path).metrics()
             if metrics:
-                last = metrics[-1]
-                progress.update(bar, completed=last["round"], status=_status(metrics, last))
+                progress.update(bar, completed=metrics[-1]["round"], status=_status(metrics))
 
         yield update
 
 
-def _status(metrics: list[dict[str, Any]], last: Mapping[str, Any]) -> str:
+def _status(metrics: list[dict[str, Any]]) -> str:
+    last = metrics[-1]
     sent = sum(step["bytes_up"] + step["bytes_down"] for step in metrics)
     return f"accuracy {last['accuracy']:.1%} density {last['density']:.1%} {size(sent)}"
 
@@ -200,7 +199,7 @@ def _export(folder: RunFolder, scenario: Scenario, log: Console) -> dict[str, An
             folder.path / ARTIFACT,
             _provenance(checkpoint, folder),
         )
-        return _measure(artifact, scenario, "ai-edge-litert")
+        return _measure(artifact, scenario.task, scenario.test, "ai-edge-litert")
 
 
 def _check_same_model(checkpoint: Checkpoint, layout: Layout) -> None:
@@ -233,22 +232,28 @@ def _provenance(checkpoint: Checkpoint, folder: RunFolder) -> dict[str, Any]:
 def evaluate(path: Path, task: str, runtime: str) -> dict[str, Any]:
     """Measure an artifact on the test set of a task; by default of the run that made it."""
     artifact = artifacts.load(path)
-    config = RunConfig.model_validate(artifact.provenance["config"])
-    if task:
-        config = config.model_copy(update={"task": task, "model": ""})
-    return _measure(artifact, make_scenario(config), runtime)
+    made_with = artifact.provenance.get("config")
+    if made_with is None and not task:
+        raise ExportError(
+            f"{path} was not made by `fedkit`, so its manifest names no task; give --task"
+        )
+    config = make_config({**(made_with or {}), **({"task": task} if task else {})})
+    on = load_task(config.task)
+    return _measure(artifact, on, test_examples(on, config), runtime)
 
 
-def _measure(artifact: artifacts.Artifact, scenario: Scenario, runtime: str) -> dict[str, Any]:
+def _measure(
+    artifact: artifacts.Artifact, task: Task, test: Examples, runtime: str
+) -> dict[str, Any]:
     runner = TfliteRunner(artifact.path, cast(Runtime, runtime))
-    accuracy = scenario.task.metric(runner.predict(scenario.test.inputs), scenario.test.targets)
+    accuracy = task.metric(runner.predict(test.inputs), test.targets)
     latency = runner.latency()
     return {
         "artifact": str(artifact.path),
         "artifact_bytes": artifact.size,
         "runtime": runtime,
         "accuracy_int8": accuracy,
-        "test_examples": len(scenario.test),
+        "test_examples": len(test),
         "latency_median_us": latency["median_us"],
         "latency_p95_us": latency["p95_us"],
     }

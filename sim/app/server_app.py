@@ -29,5 +29,6 @@ def main(grid: Grid, context: Context) -> None:
     values, folder = run_keys(context.run_config)
     config = make_config(values)
     scenario = make_scenario(config)
+    scenario.check()
     print(f"run folder: {folder}", flush=True)
     record(scenario, FlowerFleet(grid, config.devices), Path(folder), _print)

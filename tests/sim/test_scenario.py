@@ -47,6 +47,12 @@ def test_a_server_without_a_share_has_no_data() -> None:
     assert made.server_data is None
 
 
+def test_a_server_share_of_one_example_goes_to_the_devices() -> None:
+    made = make_scenario(make_config({"devices": 4, "server_share": 0.0008}))
+    assert made.server_data is None
+    assert sum(map(len, made.devices)) == len(made.task.train_data())
+
+
 def test_limits_cut_devices_and_test_data() -> None:
     config = RunConfig(devices=3, examples_per_device=20, test_examples=50)
     made = make_scenario(config)
