@@ -11,7 +11,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -273,9 +273,7 @@ def _window(
         reach = window.dilation[axis] * (window.kernel[axis] - 1) + 1
         needed = (out[1 + axis] - 1) * window.stride[axis] + reach
         pads += [before, max(0, needed - x.shape[1 + axis] - before)]
-    return ir.Window(
-        window.kernel, window.stride, window.dilation, (pads[0], pads[1], pads[2], pads[3])
-    )
+    return replace(window, padding=(pads[0], pads[1], pads[2], pads[3]))
 
 
 @_lowers("aten.conv2d.default", "aten.conv2d.padding")
@@ -287,7 +285,7 @@ def _conv2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     kernel = (int(weight.shape[2]), int(weight.shape[3]))
     window = ir.Window(kernel, _pair(a["stride"]), _pair(a["dilation"]))
     if a["padding"] == "same":
-        window = ir.Window(*_spread(window), ir.same_padding(x.shape[1:3], out[1:3], window))
+        window = replace(window, padding=ir.same_padding(x.shape[1:3], out[1:3], window))
     else:
         window = _window(x, out, window, (0, 0) if a["padding"] == "valid" else a["padding"])
     if groups == 1:
@@ -297,10 +295,6 @@ def _conv2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
         kind = "depthwise_conv2d"
         weight = weight.permute(1, 2, 3, 0)
     return lowering.op(kind, node, _operands(lowering, node, x, weight, a["bias"]), out, window)
-
-
-def _spread(window: ir.Window) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    return window.kernel, window.stride, window.dilation
 
 
 @_lowers("aten.linear.default")

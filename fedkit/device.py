@@ -13,11 +13,11 @@ import numpy as np
 
 from fedkit import messages
 from fedkit.config import RunConfig
-from fedkit.engine.base import Engine, LocalTraining
+from fedkit.engine.base import Engine
 from fedkit.errors import WireError
 from fedkit.fedtiny.candidates import Pool
 from fedkit.messages import Packet, Update
-from fedkit.plan import adjusting_block, block_quotas, learning_rate
+from fedkit.plan import adjusting_block, block_quotas, learning_rate, local_training
 from fedkit.sparse import codec
 from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.sparse.topk import Entries
@@ -80,13 +80,7 @@ class Device:
         state = self._received(request, memory)
         number = int(request.numbers["round"])
         config = self.config
-        how = LocalTraining(
-            config.epochs,
-            config.batch_size,
-            learning_rate(config, number),
-            config.momentum,
-            config.weight_decay,
-        )
+        how = local_training(config, config.epochs, learning_rate(config, number))
         seed = int(
             np.random.SeedSequence([config.seed, 3, number, self.index]).generate_state(1)[0]
         )

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 from fedkit.config import RunConfig
+from fedkit.engine.base import LocalTraining
 from fedkit.fedtiny.candidates import Pool, candidate_pool
 from fedkit.fedtiny.progressive import quotas
-from fedkit.sparse.distribution import DISTRIBUTIONS, Shapes, kept_counts
+from fedkit.sparse.distribution import DISTRIBUTIONS, kept_counts
 from fedkit.sparse.schedule import adjusts, block_at
-from fedkit.sparse.state import Masks, ModelState
+from fedkit.sparse.state import Masks, ModelState, Shapes
 
 
 def learning_rate(config: RunConfig, number: int) -> float:
@@ -19,6 +20,11 @@ def learning_rate(config: RunConfig, number: int) -> float:
         return config.lr
     done = (number - 1) / (config.rounds - 1)
     return config.lr_final + (config.lr - config.lr_final) * (1 + math.cos(math.pi * done)) / 2
+
+
+def local_training(config: RunConfig, epochs: int, lr: float) -> LocalTraining:
+    """Return how this run trains, wherever it does, for so many epochs at one learning rate."""
+    return LocalTraining(epochs, config.batch_size, lr, config.momentum, config.weight_decay)
 
 
 def check_density(config: RunConfig, shapes: Shapes) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from fedkit import messages
 from fedkit.config import RunConfig
 from fedkit.device import Device, Phase
-from fedkit.engine.base import Engine, LocalTraining
+from fedkit.engine.base import Engine
 from fedkit.fedtiny.bn_selection import (
     as_moments,
     as_stats,
@@ -27,7 +27,7 @@ from fedkit.fedtiny.bn_selection import (
 )
 from fedkit.fedtiny.progressive import merge_entries, swap
 from fedkit.messages import Packet, Update
-from fedkit.plan import adjusting_block, block_quotas, pool_for
+from fedkit.plan import adjusting_block, block_quotas, local_training, pool_for
 from fedkit.sparse.state import Masks, ModelState, Weights, apply_masks
 from fedkit.task import Examples, Task
 
@@ -134,9 +134,7 @@ def dense_start(server: Server, server_data: Examples | None) -> ModelState:
     config, state = server.config, server.engine.initial_state()
     if server_data is None or config.server_epochs == 0:
         return state
-    how = LocalTraining(
-        config.server_epochs, config.batch_size, config.lr, config.momentum, config.weight_decay
-    )
+    how = local_training(config, config.server_epochs, config.lr)
     trained, _ = server.engine.train(state, server_data, how, config.seed)
     return with_norms(trained, server.engine.norm_moments(trained, server_data))
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.sparse.state import ModelState
+from fedkit.sparse.state import ModelState, Shapes
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import NormMoments
 from fedkit.task import Examples
@@ -25,8 +25,8 @@ class Layout:
         prunable: Names of the prunable parameters (convolution and linear weights), in order.
     """
 
-    weights: Mapping[str, tuple[int, ...]]
-    stats: Mapping[str, tuple[int, ...]]
+    weights: Shapes
+    stats: Shapes
     prunable: tuple[str, ...]
 
     @property

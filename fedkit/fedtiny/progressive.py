@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.sparse.schedule import quota
-from fedkit.sparse.state import Masks, ModelState
+from fedkit.sparse.state import Masks, ModelState, count_kept
 from fedkit.sparse.topk import Entries, largest
 
 
@@ -16,7 +16,7 @@ def quotas(
     masks: Masks, layers: Sequence[str], step: int, last_step: int, alpha: float
 ) -> dict[str, int]:
     """Return how many weights each layer of the block swaps; devices and server agree on it."""
-    kept = {name: int(masks[name].sum()) for name in layers}
+    kept = count_kept({name: masks[name] for name in layers})
     return {
         name: quota(kept[name], masks[name].size - kept[name], step, last_step, alpha)
         for name in layers

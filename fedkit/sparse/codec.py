@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.errors import WireError
-from fedkit.sparse.state import Masks, Weights
+from fedkit.sparse.state import Masks, Shapes, Weights, count_kept
 from fedkit.sparse.topk import Entries
 
-Shapes = Mapping[str, tuple[int, ...]]
 Bytes = NDArray[np.uint8]
 
 _PACKED = 127
@@ -79,7 +78,8 @@ def decode_values(values: NDArray[np.float32], shapes: Shapes, masks: Masks) -> 
     Raises:
         WireError: The number of values is not that of the kept weights, or one is not finite.
     """
-    kept = {n: int(masks[n].sum()) if n in masks else math.prod(s) for n, s in shapes.items()}
+    counts = count_kept(masks)
+    kept = {name: counts.get(name, math.prod(shape)) for name, shape in shapes.items()}
     if values.dtype != np.float32 or values.shape != (sum(kept.values()),):
         raise WireError(
             f"weights arrived as {values.dtype} {values.shape}; this model and mask need float32 "

@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.errors import ConfigError
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Shape of each prunable parameter, in forward order."""
+from fedkit.sparse.state import Shapes
 
 
 def uniform(shapes: Shapes) -> dict[str, float]:

@@ -16,6 +16,10 @@ Masks = Mapping[str, NDArray[np.bool_]]
 """Per prunable parameter, True where the weight is kept; shape of the parameter."""
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of each of some parameters, in the model's order."""
+
+
 @dataclass(frozen=True)
 class ModelState:
     """One model, as it travels and is stored.
@@ -51,7 +55,7 @@ def apply_masks(weights: Weights, masks: Masks) -> dict[str, NDArray[np.float32]
 def density(masks: Masks) -> float:
     """Return kept / all prunable weights; 1 when nothing is prunable."""
     total = sum(mask.size for mask in masks.values())
-    return sum(int(mask.sum()) for mask in masks.values()) / total if total else 1.0
+    return sum(count_kept(masks).values()) / total if total else 1.0
 
 
 def count_kept(masks: Masks) -> dict[str, int]:
