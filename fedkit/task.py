@@ -1,20 +1,23 @@
 """What a user brings: a model, data, a loss and a metric.
 
 A task is one frozen object. The CLI finds it as `--task package.module:name` through
-`fedkit.tasks.load_task`.
+`fedkit.tasks.load_task`. Importing this module does not import torch: a device that trains without
+torch reads its `Examples` from here too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from fedkit.errors import TaskError
-from fedkit.nn.zoo import build_model, seeded
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Examples:
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean softmax cross-entropy; outputs [n, classes], targets int64 [n]."""
-    return nn.functional.cross_entropy(outputs, targets)
+    from torch.nn import functional
+
+    return functional.cross_entropy(outputs, targets)
 
 
 def accuracy(outputs: NDArray[np.generic], targets: NDArray[np.int64]) -> float:
@@ -101,6 +106,8 @@ class Task:
             seed: Seed of torch's generator while the factory runs.
             override: Name of a zoo model to use instead of the task's own.
         """
+        from fedkit.nn.zoo import build_model, seeded
+
         model = override or self.model
         if not isinstance(model, str):
             return seeded(model, seed)

@@ -205,7 +205,7 @@ def imports() -> Imports:
 def test_imports_are_read_from_every_package(imports: Imports) -> None:
     assert {module.partition(".")[0] for module in imports} == set(PACKAGES)
     assert "fedkit.nn.zoo" in imports["fedkit.task"]
-    assert "torch" in imports["fedkit.task"]
+    assert "torch" in imports["fedkit.engine.torch"]
 
 
 @pytest.mark.parametrize("rule", ARROW_RULES, ids=lambda rule: rule.__name__)

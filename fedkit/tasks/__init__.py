@@ -5,11 +5,8 @@ Importing this loads no data and no data library; each task does on first use.
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 from fedkit.errors import TaskError
+from fedkit.lookup import find
 from fedkit.task import Task
 from fedkit.tasks import digits, fashion_mnist
 
@@ -33,7 +30,7 @@ def load_task(path: str) -> Task:
             f"no task {path!r}; give one of {', '.join(sorted(BUILT_IN))} "
             "or a path like package.module:name"
         )
-    task = getattr(_import_from_here(module_name, path), attribute, None)
+    task = _find(path)
     if not isinstance(task, Task):
         found = "nothing" if task is None else f"a {type(task).__name__}"
         raise TaskError(
@@ -43,14 +40,11 @@ def load_task(path: str) -> Task:
     return task
 
 
-def _import_from_here(module_name: str, path: str) -> object:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+def _find(path: str) -> object:
     try:
-        return importlib.import_module(module_name)
+        return find(path)
     except ImportError as error:
         raise TaskError(
-            f"task path {path!r}: module {module_name!r} cannot be imported ({error}); run from "
-            "the folder that holds it, or install it"
+            f"task path {path!r}: module {path.partition(':')[0]!r} cannot be imported ({error}); "
+            "run from the folder that holds it, or install it"
         ) from error
