@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedkit.engine.base import Layout, LocalTraining
 from fedkit.errors import FleetError, TaskError
+from fedkit.nn.norm import K, L1BatchNorm2d
 from fedkit.sparse.state import ModelState
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
@@ -141,6 +142,8 @@ class TorchEngine:
         def collect(name: str, inputs: Tensor) -> None:
             samples = inputs.detach().transpose(0, 1).flatten(1).T
             part = Moments.of(samples.numpy())
+            if isinstance(self._norms[name], L1BatchNorm2d):
+                part = _l1_moments(part, samples.numpy())
             collected[name] = collected[name] + part if name in collected else part
 
         hooks = [
@@ -192,6 +195,12 @@ class TorchEngine:
                 for start in range(0, len(inputs), _EVAL_BATCH)
             ]
         return np.concatenate(parts)
+
+
+def _l1_moments(moments: Moments, samples: NDArray[np.float32]) -> Moments:
+    """Put the squared deviation of an L1 norm, which divides by its root, in a variance's place."""
+    spread = K * np.abs(samples - moments.mean).mean(axis=0)
+    return Moments.from_variance(moments.n, moments.mean, np.square(spread))
 
 
 def _prunable(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> tuple[str, ...]:

@@ -1,0 +1,58 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+K = math.sqrt(math.pi / 2)
+"""Standard deviation of a normal distribution, divided by its mean absolute deviation."""
+
+
+class L1BatchNorm2d(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation by the mean absolute deviation, which takes no square root to train.
+
+    Per channel over (n, height, width): d = x - mean(x), s = K mean|d|, y = weight * d / (s + eps)
+    + bias. For normally distributed inputs s is the standard deviation. Takes and returns
+    [n, channels, height, width]; the arguments are those of `nn.BatchNorm2d`.
+
+    `running_var` averages s squared, without a correction for the number of samples, so that who
+    merges variances merges these too; evaluation divides by sqrt(running_var) + eps.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 4:
+            raise ValueError(f"expected 4D input (got {input.dim()}D input)")
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        if self.training or self.running_mean is None or self.running_var is None:
+            mean = input.mean((0, 2, 3))
+            centred = input - _over_channels(mean)
+            spread = K * centred.abs().mean((0, 2, 3))
+            if self.training:
+                self._track(mean.detach(), spread.detach())
+        else:
+            centred = input - _over_channels(self.running_mean)
+            spread = self.running_var.sqrt()
+        out = centred / _over_channels(spread + self.eps)
+        if self.affine:
+            out = out * _over_channels(self.weight) + _over_channels(self.bias)
+        return out
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, spread: Tensor) -> None:
+        """Move the running statistics by `momentum`; None means the plain mean over all calls."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        factor = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, factor)
+        self.running_var.lerp_(spread.square(), factor)
+
+
+def _over_channels(values: Tensor) -> Tensor:
+    return values[:, None, None]
