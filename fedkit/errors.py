@@ -35,3 +35,11 @@ class CheckpointError(FedkitError):
 
 class ExportError(FedkitError):
     """A model cannot be lowered to an integer graph, or an artifact does not keep its promise."""
+
+
+class EngineError(FedkitError):
+    """The engine cannot compute what it is given, or is not there."""
+
+
+class PlanError(FedkitError):
+    """A model cannot be captured as a plan, or a plan file is missing, altered or wrong."""

@@ -1,0 +1,1 @@
+"""Training at the cost of the kept weights, planned ahead."""
