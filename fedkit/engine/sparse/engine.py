@@ -1,0 +1,234 @@
+"""The sparse engine: training that touches kept weights only, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.engine.base import LocalTraining
+from fedkit.engine.sparse import native
+from fedkit.engine.sparse.network import Network, NormState, check_state
+from fedkit.engine.sparse.plan import Plan, verify
+from fedkit.engine.sparse.program import Mode, Program
+from fedkit.errors import EngineError, FleetError
+from fedkit.sparse.state import Masks, ModelState
+from fedkit.sparse.topk import Entries, StreamingTopK
+from fedkit.stats.moments import Moments, NormMoments
+from fedkit.task import Examples
+
+STATISTICS_BATCH = 256
+"""Examples that are normalised together when only statistics are wanted; as the torch engine."""
+
+_EVALUATION_BATCH = 64
+_TILE = 1 << 14
+
+
+class SparseEngine:
+    """Implements `fedkit.engine.base.Engine` over a plan and the compiled kernels.
+
+    It keeps the network of the masks it saw last, so that equal masks cost nothing.
+
+    Args:
+        plan: The model.
+        initial: What `initial_state` returns; a device has none.
+        simd: Instruction set, one of `native.SIMD`; "" is the fastest here.
+        threads: Threads that share every step; results are the same for any number.
+
+    Raises:
+        EngineError: The kernels are missing or do not run here.
+        PlanError: The plan breaks a rule of `verify`.
+    """
+
+    def __init__(
+        self, plan: Plan, initial: ModelState | None = None, simd: str = "", threads: int = 1
+    ) -> None:
+        verify(plan)
+        self.plan, self.layout = plan, plan.layout
+        self.kernels = native.load_kernels(simd)
+        self._initial, self._threads = initial, threads
+        self._network: Network | None = None
+        self._programs: dict[Mode, Program] = {}
+
+    def initial_state(self) -> ModelState:
+        """Return the state the engine was made with.
+
+        Raises:
+            EngineError: It was made from a plan alone.
+        """
+        if self._initial is None:
+            raise EngineError(
+                "a plan holds no weights, so there is no initial state; the server has it"
+            )
+        return self._initial
+
+    def train(
+        self, state: ModelState, examples: Examples, how: LocalTraining, seed: int
+    ) -> tuple[ModelState, float]:
+        """See `Engine.train`. The same steps as the torch engine's, on kept weights only."""
+        largest = min(how.batch_size, len(examples))
+        program = self.program(state, "train", largest)
+        network = program.network
+        program.velocity[:] = 0
+        rng, loss, statistics = np.random.default_rng(seed), 0.0, _RunningStatistics(network)
+        for _ in range(how.epochs):
+            losses = []
+            statistics.restart()
+            for order in _batches(rng.permutation(len(examples)), how.batch_size):
+                program.forward(examples.inputs, order)
+                losses.append(_finite(program.loss(examples.targets[order])))
+                program.backward()
+                program.step(how.lr, how.momentum, how.weight_decay)
+                statistics.add(len(order))
+            loss = sum(losses) / len(losses)
+        weights = network.parameters.weights()
+        return ModelState(weights, statistics.mean() or state.stats, state.masks), loss
+
+    def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
+        """See `Engine.norm_moments`. Batches are normalised by their own statistics."""
+        collected: dict[str, Moments] = {}
+        largest = min(STATISTICS_BATCH, len(examples))
+        program = self.program(state, "statistics", largest)
+        for order in _batches(np.arange(len(examples)), STATISTICS_BATCH):
+            program.forward(examples.inputs, order)
+            for norm, count in _counts(program.network, len(order)):
+                square = norm.variance(count, unbiased=False) * count
+                part = Moments(count, norm.center.copy(), square)
+                name = norm.norm.name
+                collected[name] = collected[name] + part if name in collected else part
+        return collected
+
+    def loss(self, state: ModelState, examples: Examples) -> float:
+        """See `Engine.loss`."""
+        program, total = self._evaluation(state, examples.inputs), 0.0
+        for order in _batches(np.arange(len(examples)), _EVALUATION_BATCH):
+            program.forward(examples.inputs, order)
+            total += program.loss(examples.targets[order]) * len(order)
+        return total / len(examples)
+
+    def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Engine.outputs`."""
+        program, parts = self._evaluation(state, inputs), []
+        for order in _batches(np.arange(len(inputs)), _EVALUATION_BATCH):
+            program.forward(inputs, order)
+            parts.append(program.outputs())
+        return np.concatenate(parts)
+
+    def top_gradients(
+        self, state: ModelState, examples: Examples, amounts: Mapping[str, int]
+    ) -> dict[str, Entries]:
+        """See `Engine.top_gradients`. One batch of all examples.
+
+        The gradients of pruned weights exist a tile at a time, and go through a buffer of
+        `amounts[layer]` entries.
+        """
+        if unknown := sorted(set(amounts) - set(self.layout.prunable)):
+            raise EngineError(
+                f"{', '.join(unknown)} cannot be pruned; gradients are ranked within "
+                f"{', '.join(self.layout.prunable)}"
+            )
+        program = self.program(state, "train", len(examples))
+        layers = {
+            number: layer.geometry.op.weight
+            for number, layer in program.network.layers.items()
+            if layer.geometry.op.weight in amounts
+        }
+        found: dict[str, Entries] = {}
+
+        def collect(number: int) -> None:
+            name = layers.get(number)
+            if name is not None and name not in found:
+                found[name] = _top(program, number, state.masks[name], amounts[name])
+
+        program.forward(examples.inputs, np.arange(len(examples)))
+        _finite(program.loss(examples.targets))
+        program.backward(before=collect)
+        return {name: found[name] for name in amounts}
+
+    def program(self, state: ModelState, mode: Mode, batch: int) -> Program:
+        """Return a program for batches of up to `batch` examples, loaded with `state`.
+
+        Raises:
+            EngineError: The state does not fit the plan or holds a NaN, or the batch is empty.
+        """
+        if batch < 1:
+            raise EngineError(f"a batch of {batch} examples holds nothing to compute with")
+        check_state(self.plan, state)
+        # What is replaced goes first: on a device the memory of two would be held at once.
+        if self._network is None or not _equal(self._network.masks, state.masks):
+            self._programs.clear()
+            self._network = None
+            self._network = Network(self.plan, state.masks, self.kernels)
+        if mode not in self._programs or self._programs[mode].batch < batch:
+            self._programs.clear()
+            self._programs[mode] = Program(self._network, mode, batch, self._threads)
+        self._network.load(state)
+        return self._programs[mode]
+
+    def _evaluation(self, state: ModelState, inputs: NDArray[np.float32]) -> Program:
+        program = self.program(state, "evaluate", min(_EVALUATION_BATCH, len(inputs)))
+        for norm in program.network.norms.values():
+            norm.use_running(state)
+        return program
+
+
+class _RunningStatistics:
+    """The plain mean of batch statistics; see `TorchEngine._restart_statistics`."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.restart()
+
+    def restart(self) -> None:
+        self._batches = 0
+        self._sums: dict[str, NDArray[np.float64]] = {}
+
+    def add(self, examples: int) -> None:
+        """Take in the batch that ran last."""
+        self._batches += 1
+        for norm, count in _counts(self._network, examples):
+            variance = norm.variance(count, unbiased=True)
+            for name, value in zip(norm.norm.stats, (norm.center, variance), strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def mean(self) -> dict[str, NDArray[np.float32]]:
+        return {
+            name: (self._sums[name] / self._batches).astype(np.float32)
+            for name in self._network.plan.stats
+            if name in self._sums
+        }
+
+
+def _counts(network: Network, examples: int) -> Iterator[tuple[NormState, int]]:
+    """Yield each norm with the number of values behind one channel's statistics."""
+    for index, norm in network.norms.items():
+        _, height, width = network.plan.tensors[index].shape
+        yield norm, examples * height * width
+
+
+def _top(program: Program, number: int, mask: NDArray[np.bool_], amount: int) -> Entries:
+    taps = program.network.layers[number].geometry.full_taps
+    top, kept, start = StreamingTopK(amount), mask.reshape(-1), 0
+    for tile in program.full_gradient(number, rows=max(1, _TILE // taps)):
+        positions = start + np.flatnonzero(~kept[start : start + tile.size])
+        top.push(positions, tile.reshape(-1)[positions - start])
+        start += tile.size
+    return top.entries()
+
+
+def _batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Return batches of nearly equal size, so that no norm ever sees a last batch of one."""
+    return np.array_split(order, -(-len(order) // batch_size))
+
+
+def _equal(one: Masks, other: Masks) -> bool:
+    return one is other or (
+        one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
+    )
+
+
+def _finite(loss: float) -> float:
+    if not np.isfinite(loss):
+        raise FleetError(f"the training loss became {loss}; lower lr (--lr)")
+    return loss

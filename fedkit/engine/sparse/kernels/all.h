@@ -1,0 +1,4 @@
+/* All kernels, for the instruction set that the including source chose. */
+#include "conv.h"
+#include "elementwise.h"
+#include "norm.h"

@@ -1,0 +1,117 @@
+/* What the kernels are told. Python fills these structs; native.py mirrors them field by field.
+ *
+ * Every stored tensor is float [tiles][channels][height][width][LANES]. A tile is LANES examples.
+ * In the last one, lanes beyond `examples` hold values nobody reads: every sum over examples
+ * leaves them out, and every gradient is 0 there.
+ *
+ * The batch is worked off in parts of a few tiles. Sums over a batch are made per part and merged
+ * in the order of the parts, so that no result depends on who computed which part.
+ *
+ * Offsets are in floats. Pointers need no more alignment than a float.
+ */
+#ifndef FEDKIT_KERNELS_H
+#define FEDKIT_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum activation { ACT_NONE, ACT_RELU, ACT_RELU6 };
+
+/* A stored tensor and how it is read: activation(scale * x + shift), per channel. `gradient` is
+ * that of the value read. Once finished (activation passed), the gradient of x itself is
+ * a * gradient + b * x + c; for an L1 norm, b * sign(x - mean) instead of b * x. */
+struct tensor {
+    float *x;
+    float *gradient;     /* NULL where none is needed */
+    const float *scale;  /* [channels]; NULL: 1, and shift is 0 */
+    const float *shift;
+    const float *a;      /* [channels]; NULL: 1, and b and c are 0 */
+    const float *b;
+    const float *c;
+    const float *mean;   /* [channels] if the tensor has a norm */
+    double *sums;        /* [parts][channels][2] of the op that ran last */
+    int64_t examples;
+    int32_t channels;
+    int32_t plane;       /* height * width */
+    int32_t activation;
+    int32_t l1;
+};
+
+/* One kept weight as seen from a row: where its input lies from a pixel's origin, and which of
+ * the layer's values it is. */
+struct tap {
+    int32_t offset;
+    int32_t index;
+};
+
+/* A linear map from padded planes to planes, the same for every pixel: one row of taps per output
+ * channel. The slots are the pixels of a part; two tables give their origins in the input and
+ * their places in the output.
+ * Sparse: row r has the taps first[r] .. first[r + 1]. Dense (first is NULL): every row has all
+ * `taps`, with shared offsets, and `matrix` [rows][taps] holds the weights. */
+struct map {
+    const int32_t *first;
+    const struct tap *tap;
+    const int32_t *offset;    /* dense: [taps] */
+    const int32_t *from;      /* dense backward: [taps], where row 0's weights come from */
+    const float *matrix;
+    const int32_t *slot_in;
+    const int32_t *slot_out;
+    int32_t rows;
+    int32_t taps;
+    int32_t from_step;        /* dense backward: from one row's weights to the next row's */
+    int32_t slots;            /* pixels of one tile */
+};
+
+/* Planes with a frame of zeros: [height][width][LANES], the pixels starting at (top, left). */
+struct padding {
+    int32_t top, left, height, width;
+};
+
+struct conv {
+    struct tensor *source, *target;
+    const float *values;        /* the layer's weights, kept ones only unless it runs dense */
+    const float *bias;          /* [target channels] or NULL */
+    const uint8_t *used_in;     /* [source channels]: some kept weight reads it */
+    const uint8_t *used_out;    /* [target channels]: it has a kept weight, or a bias */
+    const int32_t *full_offset; /* [full_taps]: a row's taps if none were pruned */
+    const int32_t *line_in;     /* [lines of a part]: origin of an output line in padded inputs */
+    const int32_t *line_out;    /* the same run in padded gradients of the output */
+    struct map forward;         /* from padded inputs */
+    const struct map *backward; /* from padded gradients of the output; one per phase of stride */
+    struct padding in, out;
+    int32_t in_height, in_width, out_height, out_width;
+    int32_t lines, line_length; /* lines of one tile, and pixels of a line */
+    int32_t phases;
+    int32_t tiles, tiles_per_part;
+    int32_t groups;
+    int32_t full_taps;          /* source channels / groups * kernel height * kernel width */
+    int32_t stride;             /* floats between the inputs of neighbouring outputs */
+    int32_t direct;             /* inputs need no packing: no padding, read as they are */
+    int32_t statistics;         /* the target has a norm: sum what is written */
+    int32_t accumulate;         /* the source's gradient holds something already */
+    int32_t finish;             /* this is the last contribution to the source's gradient */
+};
+
+/* A norm and its tensor. Arrays are [channels]. */
+struct norm {
+    struct tensor *tensor;
+    const float *weight, *bias;            /* NULL: 1, 0 */
+    float *weight_gradient, *bias_gradient;
+    float *scale, *shift, *mean, *a, *b, *c;
+    double *center;                        /* mean of x */
+    double *spread;                        /* sum of (x - mean)^2; L1: of |x - mean| */
+    double *signs;                         /* L1: mean of sign(x - mean) */
+    double eps;
+    int32_t l1;
+};
+
+struct pool {
+    struct tensor *source, *target;
+    int32_t in_height, in_width, out_height, out_width;
+    int32_t kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x;
+    int32_t maximum;                       /* else the mean over the whole kernel */
+    int32_t accumulate;
+};
+
+#endif

@@ -1,0 +1,172 @@
+/* One vector type, `vec`: LANES examples of one pixel of one channel.
+ *
+ * Everything above this file is written once, in terms of `vec`. A source that includes it
+ * defines one of ISA_PLAIN, ISA_AVX2, ISA_AVX512, ISA_NEON first.
+ *
+ * LANES  examples in a vec
+ * SLOTS  pixels a sparse kernel holds in registers at once: enough to hide the latency of an FMA
+ * PX, ROWS  the register block of a dense kernel: PX * ROWS sums, PX loads and one broadcast
+ */
+#ifndef FEDKIT_SIMD_H
+#define FEDKIT_SIMD_H
+
+#include <math.h>
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+#if defined(ISA_AVX512)
+
+#include <immintrin.h>
+#define NAME(function) function##_avx512
+#define LANES 16
+#define SLOTS 8
+#define PX 6
+#define ROWS 4
+typedef __m512 vec;
+INLINE vec vec_set1(float x) { return _mm512_set1_ps(x); }
+INLINE vec vec_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void vec_store(float *p, vec a) { _mm512_storeu_ps(p, a); }
+INLINE vec vec_add(vec a, vec b) { return _mm512_add_ps(a, b); }
+INLINE vec vec_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+INLINE vec vec_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+INLINE vec vec_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); }
+INLINE vec vec_min(vec a, vec b) { return _mm512_min_ps(a, b); }
+/* Return a where x > low and x < high, else 0. */
+INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
+    __mmask16 inside = _mm512_cmp_ps_mask(x, low, _CMP_GT_OQ) & _mm512_cmp_ps_mask(x, high, _CMP_LT_OQ);
+    return _mm512_maskz_mov_ps(inside, a);
+}
+
+#elif defined(ISA_AVX2)
+
+#include <immintrin.h>
+#define NAME(function) function##_avx2
+#define LANES 8
+#define SLOTS 8
+#define PX 3
+#define ROWS 4
+typedef __m256 vec;
+INLINE vec vec_set1(float x) { return _mm256_set1_ps(x); }
+INLINE vec vec_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void vec_store(float *p, vec a) { _mm256_storeu_ps(p, a); }
+INLINE vec vec_add(vec a, vec b) { return _mm256_add_ps(a, b); }
+INLINE vec vec_sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
+INLINE vec vec_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
+INLINE vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vec vec_max(vec a, vec b) { return _mm256_max_ps(a, b); }
+INLINE vec vec_min(vec a, vec b) { return _mm256_min_ps(a, b); }
+INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
+    vec inside = _mm256_and_ps(_mm256_cmp_ps(x, low, _CMP_GT_OQ), _mm256_cmp_ps(x, high, _CMP_LT_OQ));
+    return _mm256_and_ps(inside, a);
+}
+
+#elif defined(ISA_NEON)
+
+#include <arm_neon.h>
+#define NAME(function) function##_neon
+#define LANES 8
+#define SLOTS 8
+#define PX 3
+#define ROWS 4
+typedef struct { float32x4_t lo, hi; } vec;
+INLINE vec vec_pair(float32x4_t lo, float32x4_t hi) { vec v = {lo, hi}; return v; }
+INLINE vec vec_set1(float x) { return vec_pair(vdupq_n_f32(x), vdupq_n_f32(x)); }
+INLINE vec vec_load(const float *p) { return vec_pair(vld1q_f32(p), vld1q_f32(p + 4)); }
+INLINE void vec_store(float *p, vec a) { vst1q_f32(p, a.lo); vst1q_f32(p + 4, a.hi); }
+INLINE vec vec_add(vec a, vec b) { return vec_pair(vaddq_f32(a.lo, b.lo), vaddq_f32(a.hi, b.hi)); }
+INLINE vec vec_sub(vec a, vec b) { return vec_pair(vsubq_f32(a.lo, b.lo), vsubq_f32(a.hi, b.hi)); }
+INLINE vec vec_mul(vec a, vec b) { return vec_pair(vmulq_f32(a.lo, b.lo), vmulq_f32(a.hi, b.hi)); }
+INLINE vec vec_fma(vec a, vec b, vec c) {
+    return vec_pair(vfmaq_f32(c.lo, a.lo, b.lo), vfmaq_f32(c.hi, a.hi, b.hi));
+}
+INLINE vec vec_max(vec a, vec b) { return vec_pair(vmaxq_f32(a.lo, b.lo), vmaxq_f32(a.hi, b.hi)); }
+INLINE vec vec_min(vec a, vec b) { return vec_pair(vminq_f32(a.lo, b.lo), vminq_f32(a.hi, b.hi)); }
+INLINE float32x4_t half_where_between(float32x4_t x, float32x4_t low, float32x4_t high, float32x4_t a) {
+    uint32x4_t inside = vandq_u32(vcgtq_f32(x, low), vcltq_f32(x, high));
+    return vreinterpretq_f32_u32(vandq_u32(inside, vreinterpretq_u32_f32(a)));
+}
+INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
+    return vec_pair(half_where_between(x.lo, low.lo, high.lo, a.lo),
+                    half_where_between(x.hi, low.hi, high.hi, a.hi));
+}
+
+#else /* plain C99 */
+
+#define NAME(function) function##_plain
+#define LANES 8
+#define SLOTS 8
+#define PX 3
+#define ROWS 4
+typedef struct { float v[LANES]; } vec;
+#define VEC_OF(expression) \
+    vec r; \
+    for (int i = 0; i < LANES; i++) r.v[i] = (expression); \
+    return r
+INLINE vec vec_set1(float x) { VEC_OF(x); }
+INLINE vec vec_load(const float *p) { VEC_OF(p[i]); }
+INLINE void vec_store(float *p, vec a) { for (int i = 0; i < LANES; i++) p[i] = a.v[i]; }
+INLINE vec vec_add(vec a, vec b) { VEC_OF(a.v[i] + b.v[i]); }
+INLINE vec vec_sub(vec a, vec b) { VEC_OF(a.v[i] - b.v[i]); }
+INLINE vec vec_mul(vec a, vec b) { VEC_OF(a.v[i] * b.v[i]); }
+INLINE vec vec_fma(vec a, vec b, vec c) { VEC_OF(a.v[i] * b.v[i] + c.v[i]); }
+INLINE vec vec_max(vec a, vec b) { VEC_OF(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+INLINE vec vec_min(vec a, vec b) { VEC_OF(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
+    VEC_OF(x.v[i] > low.v[i] && x.v[i] < high.v[i] ? a.v[i] : 0.0f);
+}
+
+#endif
+
+INLINE vec vec_zero(void) { return vec_set1(0.0f); }
+
+INLINE float vec_first(vec a) {
+    float lane[LANES];
+    vec_store(lane, a);
+    return lane[0];
+}
+
+/* Sum of the lanes, always in this order. */
+INLINE float vec_sum(vec a) {
+    float lane[LANES];
+    vec_store(lane, a);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+/* Sums of the lanes of four vecs. */
+#if defined(ISA_AVX2)
+INLINE void vec_sum4(vec a, vec b, vec c, vec d, float *sum) {
+    vec pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_storeu_ps(sum, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+}
+#else
+INLINE void vec_sum4(vec a, vec b, vec c, vec d, float *sum) {
+    sum[0] = vec_sum(a);
+    sum[1] = vec_sum(b);
+    sum[2] = vec_sum(c);
+    sum[3] = vec_sum(d);
+}
+#endif
+
+INLINE double vec_sum_double(vec a) {
+    float lane[LANES];
+    double sum = 0.0;
+    vec_store(lane, a);
+    for (int i = 0; i < LANES; i++) sum += lane[i];
+    return sum;
+}
+
+/* 1 in the first `valid` lanes, 0 in the others. */
+INLINE vec vec_lanes(int valid) {
+    float lane[LANES];
+    for (int i = 0; i < LANES; i++) lane[i] = i < valid ? 1.0f : 0.0f;
+    return vec_load(lane);
+}
+
+#endif

@@ -1,0 +1,80 @@
+"""Models, random masks and data that the tests of the sparse engine share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedkit.engine.sparse.capture import capture
+from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.engine.torch import TorchEngine
+from fedkit.nn.norm import L1BatchNorm2d
+from fedkit.nn.zoo import build_model, seeded
+from fedkit.sparse.state import ModelState
+from fedkit.task import Examples, cross_entropy
+
+Shape = tuple[int, int, int]
+CLASSES = 5
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def zoo(name: str, shape: Shape, classes: int = CLASSES) -> Callable[[], nn.Module]:
+    """Return a factory of a zoo model whose norms have scales and offsets of their own."""
+
+    def build() -> nn.Module:
+        model = build_model(name, shape, classes)
+        for norm in model.modules():
+            if isinstance(norm, _BatchNorm):
+                nn.init.uniform_(norm.weight, 0.5, 1.5)
+                nn.init.normal_(norm.bias, std=0.3)
+        return model
+
+    return build
+
+
+def l1(factory: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Replace the norms of a model by L1 norms with the same parameters."""
+
+    def build() -> nn.Module:
+        model = factory()
+        for module in list(model.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.BatchNorm2d):
+                    norm = L1BatchNorm2d(child.num_features)
+                    norm.load_state_dict(child.state_dict())
+                    setattr(module, name, norm)
+        return model
+
+    return build
+
+
+def engines(
+    factory: Callable[[], nn.Module], shape: tuple[int, ...], seed: int = 0, threads: int = 1
+) -> tuple[TorchEngine, SparseEngine]:
+    """Return both engines of one model."""
+    reference = TorchEngine(seeded(factory, seed), cross_entropy)
+    initial = reference.initial_state()
+    plan = capture(reference.module(initial), shape)
+    return reference, SparseEngine(plan, initial, threads=threads)
+
+
+def pruned(state: ModelState, density: float, seed: int = 0) -> ModelState:
+    """Return a state under masks drawn weight by weight; 1 keeps all, 0 none."""
+    rng = np.random.default_rng([seed, 1])
+    return state.with_masks({n: rng.random(m.shape) < density for n, m in state.masks.items()})
+
+
+def examples(count: int, shape: tuple[int, ...], classes: int = CLASSES, seed: int = 0) -> Examples:
+    """Return random examples."""
+    rng = np.random.default_rng([seed, 2])
+    inputs = rng.standard_normal((count, *shape)).astype(np.float32)
+    return Examples(inputs, rng.integers(0, classes, count))
+
+
+def tensors(data: Examples, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs and targets for torch."""
+    return torch.from_numpy(data.inputs).to(dtype), torch.from_numpy(data.targets)

@@ -1,0 +1,151 @@
+"""The aarch64 kernels, run by an emulated processor inside this process's memory.
+
+The kernels are compiled for aarch64 and run by unicorn. Host memory is mapped into the emulator
+at its own addresses, so that structs and arrays mean the same on both sides.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from elftools.elf.elffile import ELFFile
+from unicorn import arm64_const as arm64
+from unicorn import unicorn_const as unicorn
+from unicorn.unicorn import Uc
+
+from fedkit.engine.sparse import native
+
+KERNELS = Path(native.__file__).parent / "kernels"
+RUNTIME = Path(__file__).with_name("runtime.c")
+
+# Far from what Linux gives to programs, their heaps and libraries.
+_IMAGE = 0x2000_0000_0000
+_STACK, _STACK_BYTES = 0x3000_0000_0000, 1 << 20
+_RETURN = _STACK
+_CHUNK = 1 << 20
+_FLOATING_POINT_ON = 3 << 20
+
+_FUNCTIONS: tuple[Callable[[float], float], ...] = (math.exp, math.log)
+"""What runtime.c asks for with `svc 0`, `svc 1`, ..."""
+
+
+def build(folder: Path) -> Path:
+    """Compile the kernels for aarch64 into one image without a C library."""
+    flags = ["-std=c99", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-sanitize=all"]
+    objects = [folder / f"{name}.o" for name in ("neon", "plain", "runtime")]
+    for built in objects[:2]:
+        _compile(*flags, "-c", KERNELS / f"{built.stem}.c", "-o", built)
+    _compile("-O2", "-fno-builtin", "-c", RUNTIME, "-o", objects[2])
+    image = folder / "kernels.aarch64"
+    link = ["-static", "-nostdlib", "-Wl,--no-gc-sections", f"-Wl,--image-base={_IMAGE:#x}"]
+    _compile(*link, *objects, "-o", image)
+    return image
+
+
+def _compile(*arguments: str | Path) -> None:
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl"]
+    subprocess.run([*command, *arguments], check=True)
+
+
+class Processor:
+    """One emulated core with an image in its memory; one call at a time."""
+
+    def __init__(self, image: Path) -> None:
+        self._core = Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+        self._lock = threading.Lock()
+        self._address = self._load(image)
+        self._core.mem_map(_STACK, _STACK_BYTES)
+        self._core.reg_write(arm64.UC_ARM64_REG_CPACR_EL1, _FLOATING_POINT_ON)
+        self._core.hook_add(unicorn.UC_HOOK_MEM_UNMAPPED, self._map)
+        self._core.hook_add(unicorn.UC_HOOK_INTR, self._serve)
+
+    def _load(self, image: Path) -> dict[str, int]:
+        """Copy the segments into memory and return the address of each symbol."""
+        with image.open("rb") as file:
+            elf = ELFFile(file)
+            for segment in elf.iter_segments("PT_LOAD"):
+                begin, end = segment["p_vaddr"], segment["p_vaddr"] + segment["p_memsz"]
+                page, size = begin & -4096, -(-end // 4096) * 4096 - (begin & -4096)
+                self._core.mem_map(page, size)
+                self._core.mem_write(begin, segment.data())
+            table: Any = elf.get_section_by_name(".symtab")
+            return {symbol.name: symbol["st_value"] for symbol in table.iter_symbols()}
+
+    def _map(
+        self, core: Any, access: int, address: int, size: int, value: int, data: object
+    ) -> bool:
+        """Map the host's memory around an address at the same address."""
+        for chunk in {address & -_CHUNK, (address + size - 1) & -_CHUNK}:
+            if not any(begin <= chunk <= end for begin, end, _ in core.mem_regions()):
+                readable = unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE
+                core.mem_map_ptr(chunk, _CHUNK, readable, ctypes.c_void_p(chunk))
+        return True
+
+    def _serve(self, core: Any, number: int, data: object) -> None:
+        """Compute d0 = function(d0) for an `svc`, whose instruction holds the function's number."""
+        after = core.reg_read(arm64.UC_ARM64_REG_PC)
+        (instruction,) = struct.unpack("<I", core.mem_read(after - 4, 4))
+        function = _FUNCTIONS[instruction >> 5 & 0xFFFF]
+        core.reg_write(arm64.UC_ARM64_REG_D0, _bits("d", function(self._d0())))
+
+    def _d0(self) -> float:
+        bits = self._core.reg_read(arm64.UC_ARM64_REG_D0)
+        return float(struct.unpack("<d", struct.pack("<Q", bits))[0])
+
+    def call(self, function: str, *arguments: Any) -> float:
+        """Call a function with ctypes arguments, as its C declaration has them; return d0."""
+        with self._lock:
+            integers = floats = 0
+            for argument in arguments:
+                if isinstance(argument, ctypes.c_float):
+                    register = arm64.UC_ARM64_REG_S0 + floats
+                    self._core.reg_write(register, _bits("f", argument.value))
+                    floats += 1
+                else:
+                    register = arm64.UC_ARM64_REG_X0 + integers
+                    self._core.reg_write(register, _integer(argument))
+                    integers += 1
+            assert integers <= 8 and floats <= 8, "the rest would go on the stack"
+            self._core.reg_write(arm64.UC_ARM64_REG_SP, _STACK + _STACK_BYTES)
+            self._core.reg_write(arm64.UC_ARM64_REG_LR, _RETURN)
+            self._core.emu_start(self._address[function], _RETURN)
+            return self._d0()
+
+
+def _bits(kind: str, value: float) -> int:
+    return int.from_bytes(struct.pack(f"<{kind}", value), "little")
+
+
+def _integer(argument: Any) -> int:
+    """Return an int, a ctypes integer or pointer, or what byref() refers to, as a register."""
+    if hasattr(argument, "_obj"):
+        return ctypes.addressof(argument._obj)
+    value = argument if isinstance(argument, int) else argument.value
+    return (value or 0) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+@functools.cache
+def processor() -> Processor:
+    """Return the one that all tests share."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Processor(build(Path(folder)))
+
+
+class EmulatedKernels(native.Kernels):
+    """Stands in for compiled kernels; those of aarch64 are `neon` and `plain`, of 8 lanes."""
+
+    def __init__(self, processor: Processor, simd: str) -> None:
+        self.simd, self.lanes = simd, 8
+        for name in native._NAMES:
+            setattr(self, name, partial(processor.call, f"{name}_{simd}"))

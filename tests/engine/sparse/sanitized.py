@@ -1,0 +1,142 @@
+"""Trains with kernels that were compiled with sanitizers; a program of its own.
+
+    python -m tests.engine.sparse.sanitized LIBRARY SIMD OVERRUN PLAN...
+
+It ends with 0 if no kernel left its memory. OVERRUN is how many floats too far the kernels are
+told that their scratch begins: 0, or else the sanitizer must stop the program.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from fedkit.engine.sparse import native, program
+from fedkit.engine.sparse.plan import Conv, Copy, Norm, Plan, Tensor, load_plan
+from fedkit.engine.sparse.program import Mode, Program
+from tests.engine.sparse import programs
+from tests.engine.sparse.plans import Case, random_case, random_data
+
+RANDOM_PLANS = 40
+MODES: tuple[Mode, ...] = ("train", "statistics", "evaluate")
+
+# Non-square planes and kernels; stride, dilation, groups and padding differ per axis.
+RUGGED = Plan(
+    weights={"a": (6, 3, 3, 5), "n": (6,), "b": (9, 2, 3, 2), "bias": (9,), "c": (9, 1, 5, 5),
+             "fc": (3, 9 * 3 * 3)},
+    stats={"norm.running_mean": (6,), "norm.running_var": (6,)},
+    prunable=("a", "b", "c", "fc"),
+    tensors=(
+        Tensor((3, 9, 11)),
+        Tensor((6, 5, 13), Norm("norm", "l1-batch", 1e-3, "n", None), "relu6"),
+        Tensor((9, 3, 6), None, "relu"),
+        Tensor((9, 3, 3)),
+        Tensor((81, 1, 1)),
+        Tensor((3, 1, 1)),
+    ),
+    ops=(
+        Conv(0, 1, "a", None, (3, 5), (2, 1), (1, 3), (1, 1), groups=1),
+        Conv(1, 2, "b", "bias", (3, 2), (1, 2), (1, 0), (2, 3), groups=3),
+        Conv(2, 3, "c", None, (5, 5), (1, 3), (2, 3), (1, 1), groups=9),
+        Copy(3, 4),
+        Conv(4, 5, "fc", None, (1, 1), (1, 1), (0, 0), (1, 1), groups=1),
+    ),
+    output=5,
+)  # fmt: skip
+
+
+def padded_line(count: int) -> int:
+    """Stand in for `program._line`: whole cache lines, and one that belongs to nobody."""
+    return -(-count // programs.GAP) * programs.GAP + programs.GAP
+
+
+class Poison:
+    """Memory that the sanitizer guards although it was allocated."""
+
+    def __init__(self) -> None:
+        sanitizer = ctypes.CDLL(None)
+        self._add = sanitizer["__asan_poison_memory_region"]
+        self._remove = sanitizer["__asan_unpoison_memory_region"]
+        self._regions: list[tuple[ctypes.c_void_p, ctypes.c_size_t]] = []
+
+    def add(self, begin: int, end: int) -> None:
+        region = ctypes.c_void_p(begin), ctypes.c_size_t(end - begin)
+        self._regions.append(region)
+        self._add(*region)
+
+    def remove_all(self) -> None:
+        for region in self._regions:
+            self._remove(*region)
+
+
+def gaps(made: Program) -> Iterator[tuple[int, int]]:
+    """Yield the addresses (begin, end) in the arena's allocation that nothing may touch."""
+    start, room = made._arena.ctypes.data, made._arena.base
+    assert isinstance(room, np.ndarray)
+    used = [programs.lanes(made, *key) for key in made._places]
+    used += [scratch[: made._scratch_floats()] for scratch in made._scratch]
+    spans = sorted({(array.ctypes.data, array.ctypes.data + array.nbytes) for array in used})
+    end = room.ctypes.data
+    assert end <= start
+    for first, last in [*spans, (room.ctypes.data + room.nbytes, 0)]:
+        if first > end:
+            yield end, first
+        end = last
+
+
+def drive(case: Case, kernels: native.Kernels, mode: Mode, threads: int, overrun: int) -> None:
+    """Run two steps of one mode in guarded memory."""
+    with mock.patch.object(program, "_line", padded_line):
+        made = programs.make(case, kernels, mode, threads=threads)
+    made._resize(len(case.inputs))
+    for norm in made.network.norms.values():
+        norm.use_running(case.state)
+    scratch = [array.ctypes.data + 4 * overrun for array in made._scratch]
+    poison = Poison()
+    for begin, end in gaps(made):
+        poison.add(begin, end)
+    with ExitStack() as stack:
+        stack.callback(poison.remove_all)
+        place: Callable[[int], ctypes.c_void_p] = lambda t: ctypes.c_void_p(scratch[t])  # noqa: E731
+        stack.enter_context(mock.patch.object(made, "_scratch_of", place))
+        for _ in range(2):
+            if mode == "train":
+                made.velocity[:] = 0
+                programs.step(made, case.inputs, case.targets)
+                made.step(0.01, 0.9, 0.001)
+            else:
+                made.forward(case.inputs, np.arange(len(case.inputs)))
+                made.loss(case.targets)
+            made.outputs()
+
+
+def cases(plans: list[Plan]) -> Iterator[Case]:
+    """Yield cases of odd sizes; every part but the last fills its scratch."""
+    for seed in range(RANDOM_PLANS):
+        case = random_case(random.Random(seed).choice, most=4)
+        yield replace(case, part_tiles=1 + seed % 2)
+    for plan in [RUGGED, *plans]:
+        for count in (1, 5, 19):
+            case = random_data(plan, random.Random(count).choice, (0.1, 0.3, 1.0))
+            inputs, targets = np.resize(case.inputs, (count, *plan.tensors[0].shape)), case.targets
+            yield replace(case, inputs=inputs, targets=np.resize(targets, count), part_tiles=1)
+
+
+def main(library: str, simd: str, overrun: str, *files: str) -> None:
+    compiled = ctypes.CDLL(library)
+    kernels = native.Kernels(compiled, simd, getattr(compiled, f"kernels_lanes_{simd}")())
+    for number, case in enumerate(cases([load_plan(Path(file)) for file in files])):
+        for mode in MODES:
+            drive(case, kernels, mode, threads=1 + number % 2, overrun=int(overrun))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
