@@ -26,6 +26,9 @@ class RunConfig(BaseModel):
     model: str = Field("", description="zoo model instead of the task's, like resnet8")
     method: Literal["fedtiny", "dense"] = Field("fedtiny", description="what the fleet runs")
     seed: int = Field(1, ge=0, description="seed of every random choice")
+    engine: Literal["auto", "torch", "sparse"] = Field(
+        "auto", description="what computes: sparse C kernels, dense torch, or sparse if it can"
+    )
 
     devices: int = Field(10, ge=1, description="devices in the fleet")
     partition: Literal["iid", "dirichlet", "pathological", "natural-id"] = Field(

@@ -6,13 +6,17 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
 from fedkit.config import RunConfig
 from fedkit.device import Device
+from fedkit.engine.base import Engine
+from fedkit.engine.choose import make_engine
 from fedkit.engine.torch import TorchEngine
 from fedkit.errors import DataError, TaskError
 from fedkit.plan import check_density
 from fedkit.rounds import LocalFleet, Server
+from fedkit.sparse.state import ModelState
 from fedkit.task import Examples, Task
 from fedkit.tasks import load_task
 from sim.partition import Partition, split
@@ -26,7 +30,8 @@ class Scenario:
         config: The run.
         task: Its task.
         server_data: The server's own examples, drawn i.i.d. from the training data; may be None.
-        devices: Examples per device; disjoint from each other and from the server's.
+        devices: Examples per device; disjoint from each other and from the server's. Empty where
+            real devices hold their own.
         test: What the server measures on.
     """
 
@@ -36,10 +41,24 @@ class Scenario:
     devices: list[Examples]
     test: Examples
 
-    @functools.cached_property
-    def engine(self) -> TorchEngine:
+    @property
+    def engine(self) -> Engine:
         """The engine that server and devices of this process share; it keeps no state."""
-        return TorchEngine.for_task(self.task, self.config.model, self.config.seed)
+        return self._engine[0]
+
+    @property
+    def engine_notice(self) -> str:
+        """Which engine that is, and why."""
+        return self._engine[1]
+
+    @functools.cached_property
+    def _engine(self) -> tuple[Engine, str]:
+        config = self.config
+        return make_engine(self.task, config.model, config.seed, config.engine)
+
+    def module(self, state: ModelState) -> nn.Module:
+        """Return the task's torch module loaded with `state`, whatever engine trained it."""
+        return TorchEngine.for_task(self.task, self.config.model, self.config.seed).module(state)
 
     def device(self, index: int) -> Device:
         """Build device `index`."""
@@ -59,7 +78,8 @@ class Scenario:
         engine = self.engine
         if self.config.method == "fedtiny":
             check_density(self.config, engine.layout.prunable_shapes)
-        inputs, highest = self.test.inputs, max(int(d.targets.max()) for d in self.devices)
+        inputs, parts = self.test.inputs, [self.test, *self.devices]
+        highest = max(int(part.targets.max()) for part in parts)
         try:
             outputs = engine.outputs(engine.initial_state(), inputs[:2])
         except (RuntimeError, ValueError, TypeError) as error:
@@ -96,6 +116,24 @@ def make_scenario(config: RunConfig) -> Scenario:
     server_data, rest = _server_share(train, config)
     devices = [_first(share, config.examples_per_device) for share in split(rest, _how(config))]
     return Scenario(config, task, server_data, devices, test)
+
+
+def server_scenario(config: RunConfig) -> Scenario:
+    """Make what the server of real devices needs: they hold their own data, so none is split.
+
+    The server's own examples are the same share of the task's training data as in a simulation,
+    which is not loaded where that share is 0.
+
+    Raises:
+        TaskError: There is no such task.
+        DataError: The data is missing, or nothing is left to measure on.
+    """
+    task = load_task(config.task)
+    test = test_examples(task, config)
+    if len(test) == 0:
+        raise DataError(f"task {task.name!r} has no test examples; the server measures on them")
+    server_data = _server_share(task.train_data(), config)[0] if config.server_share else None
+    return Scenario(config, task, server_data, [], test)
 
 
 def test_examples(task: Task, config: RunConfig) -> Examples:

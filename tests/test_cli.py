@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedkit.cli import main
+from fedkit.engine.sparse.plan import load_plan
 
 SMALL = "--devices 3 --rounds 2 --epochs 1 --examples-per-device 40 --server-epochs 1 --in-process"
 
@@ -105,6 +107,7 @@ BAD = {
     "--density nan": "density is 'nan'",
     "--density abc": "density is 'abc'",
     "--method fedtinny": "'fedtiny' or 'dense'",
+    "--engine fast": "engine is 'fast': input should be 'auto', 'torch' or 'sparse'",
     "--model resnet9": "unknown model 'resnet9'; allowed: resnet8",
     "--model vgg11": "cannot take inputs of shape (1, 8, 8)",
     "--devices 2000": "2000 devices",
@@ -159,6 +162,42 @@ def test_flags_override_the_config_file(
     assert fedkit(command, monkeypatch) == 0
     assert json.loads(capsys.readouterr().out)["density"] == pytest.approx(0.2, abs=1e-3)
     assert "lr = 0.05" in (tmp_path / "a" / "config.toml").read_text()
+
+
+@pytest.mark.parametrize("engine", ["torch", "sparse"])
+def test_either_engine_runs_to_an_artifact_and_is_named(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"run {SMALL} --engine {engine} --out {tmp_path} --name a --json"
+    assert fedkit(command, monkeypatch) == 0
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out)
+    assert summary["engine"].startswith(engine)
+    assert f"engine: {summary['engine']}" in printed.err
+    assert f'engine = "{engine}"' in (tmp_path / "a" / "config.toml").read_text()
+    assert summary["accuracy_int8"] > 0.1 and summary["density"] == pytest.approx(0.1, abs=1e-3)
+    assert fedkit(f"show {tmp_path / 'a'} --json", monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["engine"] == summary["engine"]
+
+
+def test_a_run_that_falls_back_to_torch_says_why(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = json.loads((out / "done" / "summary.json").read_text())
+    assert finished["engine"].startswith("sparse (")
+    source = "from dataclasses import replace\nfrom fedkit.tasks import load_task\n"
+    loss = "lambda outputs, targets: (outputs.logsumexp(1) - outputs[:, 0]).mean()"
+    (tmp_path / "own_loss.py").write_text(
+        f"{source}TASK = replace(load_task('digits'), loss={loss})"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = f"run {SMALL} --task own_loss:TASK --out {tmp_path} --name own"
+    assert fedkit(own, monkeypatch) == 0
+    assert "engine: torch; the sparse engine cannot run this: the loss" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert fedkit(f"{own}-2 --engine sparse", monkeypatch) == 2
+    assert "other losses need --engine torch" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_existing_run_folder_is_refused_before_anything_runs(
@@ -258,3 +297,14 @@ def left_running(mark: str) -> list[str]:
             if mark.encode() in entry.read_bytes().split(b"\0"):
                 lines.append((entry.parent / "cmdline").read_text().replace("\0", " "))
     return lines
+
+
+def test_plan_writes_what_a_device_without_torch_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "resnet8.plan"
+    assert fedkit(f"plan {path} --task digits --model resnet8 --json", monkeypatch) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written["weights"] == sum(map(math.prod, load_plan(path).weights.values()))
+    assert fedkit(f"plan {path}", monkeypatch) == 2
+    assert "give another path" in " ".join(capsys.readouterr().err.split())

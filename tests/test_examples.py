@@ -38,3 +38,13 @@ def test_in_process_prints_a_line_per_step(capsys: pytest.CaptureFixture[str]) -
     assert example["main"]() > 0.3
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["start", "selection", "round", "round", "round"]
+
+
+def test_own_cnn_trains_sparse_and_tells_its_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """examples/own_cnn.py."""
+    path = ROOT / "examples" / "own_cnn.py"
+    assert len(path.read_text().splitlines()) < 100
+    assert runpy.run_path(str(path))["main"]() > 0.93
+    first, second = capsys.readouterr().out.splitlines()
+    assert "density 10.0%" in first
+    assert second.startswith("memory of a training step: ") and "activations" in second

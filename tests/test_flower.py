@@ -10,10 +10,16 @@ import pytest
 
 from fedkit.checkpoint import RunFolder
 from fedkit.config import RunConfig, make_config
+from fedkit.errors import FleetError
+from fedkit.flower.fleet import in_device_order
+from fedkit.flower.run_config import FOLDER_KEY
 from fedkit.flower.wire import from_records, packet_bytes, to_records
 from fedkit.messages import Packet
-from sim.run import APP, FOLDER_KEY, FlowerSimulation, record, tail
+from sim.run import APP, FlowerSimulation, record
 from sim.scenario import make_scenario
+from sim.superlink import tail
+
+BOARD = Path(__file__).resolve().parent.parent / "examples" / "board"
 
 CONFIG = make_config(
     {
@@ -77,9 +83,10 @@ def test_a_failing_device_ends_the_run_with_its_reason(runs: tuple[RunFolder, Ru
     assert "lower lr" in reason
 
 
-def test_the_apps_run_config_has_every_key_and_default() -> None:
-    app = tomllib.loads((APP / "pyproject.toml").read_text())
-    keys = app["tool"]["flwr"]["app"]["config"]
+@pytest.mark.parametrize("app", [APP, BOARD], ids=["sim", "board"])
+def test_the_apps_run_config_has_every_key_and_default(app: Path) -> None:
+    settings = tomllib.loads((app / "pyproject.toml").read_text())
+    keys = settings["tool"]["flwr"]["app"]["config"]
     assert keys == {FOLDER_KEY: "", **RunConfig().model_dump()}
 
 
@@ -101,6 +108,22 @@ def test_packet_bytes_grow_with_the_payload() -> None:
     assert packet_bytes(large, "train") - packet_bytes(small, "train") in range(10_000, 10_010)
 
 
-def test_the_app_folder_holds_only_what_flower_ships() -> None:
-    shipped = {path.name for path in Path(APP).iterdir() if path.name != "__pycache__"}
+@pytest.mark.parametrize("app", [APP, BOARD], ids=["sim", "board"])
+def test_the_app_folder_holds_only_what_flower_ships(app: Path) -> None:
+    shipped = {path.name for path in app.iterdir() if path.name != "__pycache__"}
     assert shipped == {"pyproject.toml", "client_app.py", "server_app.py"}
+
+
+def replies_of(*indices: int) -> list[Packet]:
+    return [Packet({}, {"device": index, "own": 10 + index}) for index in indices]
+
+
+def test_replies_are_brought_into_the_order_of_the_devices() -> None:
+    ordered = in_device_order(replies_of(2, 0, 1))
+    assert [reply.numbers for reply in ordered] == [{"own": 10}, {"own": 11}, {"own": 12}]
+
+
+@pytest.mark.parametrize("indices", [(0, 0), (1, 2)])
+def test_nodes_that_are_the_same_device_are_refused(indices: tuple[int, int]) -> None:
+    with pytest.raises(FleetError, match="each must have an index of its own, from 0 to 1"):
+        in_device_order(replies_of(*indices))

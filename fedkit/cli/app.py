@@ -101,6 +101,22 @@ def show(run: RunPath, as_json: Json = False) -> None:
 
 
 @app.command()
+def plan(
+    path: Annotated[Path, typer.Argument(help="the file to write, like model.plan")],
+    task: Annotated[str, typer.Option(help="built-in task or package.module:name")] = "digits",
+    model: Annotated[str, typer.Option(help="zoo model instead of the task's")] = "",
+    as_json: Json = False,
+) -> None:
+    """Write the plan of a model: all that a device without torch needs to know of it.
+
+    Example: `fedkit plan resnet8.plan --task digits --model resnet8`
+    """
+    from fedkit.cli import plan as plans
+
+    _print(plans.write_plan(path, task, model), as_json, plans.plan_table)
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(help=f"one of: {', '.join(BENCHMARKS)}")],
     quick: Annotated[bool, typer.Option("--quick", help="within 45 s on two cores")] = False,

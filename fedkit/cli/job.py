@@ -29,8 +29,9 @@ from fedkit.provenance import made_by
 from fedkit.sparse.state import masks_digest
 from fedkit.task import Examples, Task
 from fedkit.tasks import load_task
-from sim.run import FlowerSimulation, record, tail
+from sim.run import FlowerSimulation, record
 from sim.scenario import Scenario, make_scenario, test_examples
+from sim.superlink import tail
 
 ARTIFACT = "model-int8.tflite"
 _CALIBRATION = 256
@@ -72,6 +73,7 @@ def run_job(
         config = config.model_copy(update={"model": model})  # The record names it.
     scenario = make_scenario(config)
     scenario.check()
+    log.print(f"engine: {scenario.engine_notice}", soft_wrap=True)
     runs = [(config, path)]
     if with_dense:
         dense = config.model_copy(update={"method": "dense", "density": 1.0})
@@ -79,7 +81,9 @@ def run_job(
     began = time.monotonic()
     _run_all(runs, in_process, workers or os.cpu_count() or 1, log)
     folder = RunFolder.open(path)
-    summary = {**figures(folder), **(_dense_figures(path) if with_dense else {}), **made_by()}
+    summary = {**figures(folder), "engine": scenario.engine_notice, **made_by()}
+    if with_dense:
+        summary |= _dense_figures(path)
     try:
         summary |= _export(folder, scenario, log)
     except ExportError as error:
@@ -190,11 +194,10 @@ def export_run(path: Path, log: Console) -> dict[str, Any]:
 
 def _export(folder: RunFolder, scenario: Scenario, log: Console) -> dict[str, Any]:
     checkpoint = folder.load()
-    engine = scenario.engine
-    _check_same_model(checkpoint, engine.layout)
+    _check_same_model(checkpoint, scenario.engine.layout)
     with log.status("exporting and measuring the artifact"):
         artifact = export_tflite(
-            engine.module(checkpoint.state),
+            scenario.module(checkpoint.state),
             _calibration(scenario),
             folder.path / ARTIFACT,
             _provenance(checkpoint, folder),

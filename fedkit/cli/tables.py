@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
+
+_MOST_COLUMNS = 8
 
 
 def size(count: float) -> str:
@@ -60,15 +62,23 @@ def _artifact_rows(table: Table, measured: Mapping[str, Any]) -> None:
 
 
 def rows_table(result: Mapping[str, Any]) -> Table:
-    """Return the rows of a benchmark, a column per key."""
-    rows = result["rows"]
-    table = Table(*rows[0], title=result["benchmark"])
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+    """Return the rows of a benchmark, a column per key; where keys are many, a line per key."""
+    rows, title = result["rows"], result["benchmark"]
+    lines = [[_cell(value) for value in row.values()] for row in rows]
+    table = Table(*rows[0], title=title)
+    if len(rows[0]) > _MOST_COLUMNS:
+        table = Table(
+            *(Column(overflow="fold") for _ in (0, *rows)), title=title, show_header=False
+        )
+        lines = [list(line) for line in zip(rows[0], *lines, strict=True)]
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 

@@ -63,7 +63,7 @@ class FlowerFleet:
         self._check(phase, replies)
         self.bytes_down += sum(message_bytes(message) for message in messages)
         self.bytes_up += sum(message_bytes(reply) for reply in replies)
-        return _in_device_order([from_records(reply.content) for reply in replies])
+        return in_device_order([from_records(reply.content) for reply in replies])
 
     def _check(self, phase: Phase, replies: list[Message]) -> None:
         failed = [reply for reply in replies if reply.has_error()]
@@ -83,9 +83,19 @@ def _reason(reply: Message) -> str:
     return (reply.error.reason or "no reason given").strip()
 
 
-def _in_device_order(replies: list[Packet]) -> list[Packet]:
-    """Sort replies by device and take the index out, which is the transport's own."""
+def in_device_order(replies: list[Packet]) -> list[Packet]:
+    """Sort replies by device and take the index out, which is the transport's own.
+
+    Raises:
+        FleetError: Two nodes say that they are the same device, or one is none of the fleet.
+    """
     ordered = sorted(replies, key=lambda reply: int(reply.numbers["device"]))
+    indices = [int(reply.numbers["device"]) for reply in ordered]
+    if indices != list(range(len(replies))):
+        raise FleetError(
+            f"the nodes answered as devices {indices}; each must have an index of its own, from 0 "
+            f"to {len(replies) - 1}: set device in their --node-config"
+        )
     return [
         Packet(r.arrays, {k: v for k, v in r.numbers.items() if k != "device"}) for r in ordered
     ]

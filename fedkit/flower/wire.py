@@ -47,6 +47,11 @@ def message_bytes(message: Message) -> int:
 
 def packet_bytes(packet: Packet, message_type: str) -> int:
     """Return the bytes a packet takes as a Flower message to one node, outside any run."""
+    return message_bytes(lone_message(packet, message_type))
+
+
+def lone_message(packet: Packet, message_type: str) -> Message:
+    """Return a packet as a Flower message to some node, outside any run."""
     metadata = Metadata(
         run_id=_SOME_ID,
         message_id="",
@@ -59,5 +64,4 @@ def packet_bytes(packet: Packet, message_type: str) -> int:
         message_type=message_type,
     )
     # The keyword is Flower's own; it marks no overload for it.
-    message = Message(content=to_records(packet), metadata=metadata)  # type: ignore[call-overload]
-    return message_bytes(message)
+    return Message(content=to_records(packet), metadata=metadata)  # type: ignore[call-overload, no-any-return]

@@ -5,7 +5,7 @@ from flwr.app import Context
 from fedkit.config import make_config
 from fedkit.device import Device
 from fedkit.flower.client_app import make_client_app
-from sim.run import run_keys
+from fedkit.flower.run_config import run_keys
 from sim.scenario import make_scenario
 
 

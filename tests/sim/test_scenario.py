@@ -8,7 +8,7 @@ from fedkit.config import RunConfig, make_config
 from fedkit.errors import ConfigError, DataError, TaskError
 from fedkit.task import Examples, Task
 from sim import scenario
-from sim.scenario import Scenario, make_scenario
+from sim.scenario import Scenario, make_scenario, server_scenario
 
 
 def examples(count: int) -> Examples:
@@ -82,3 +82,32 @@ def test_an_unreachable_density_is_refused_before_the_run() -> None:
     made = make_scenario(make_config({"devices": 2, "density": 0.0001}))
     with pytest.raises(ConfigError, match="raise density"):
         made.check()
+
+
+def test_the_server_of_real_devices_has_what_a_simulations_server_has() -> None:
+    config = make_config({"devices": 4, "test_examples": 50})
+    simulated, real = make_scenario(config), server_scenario(config)
+    real.check()
+    assert real.devices == []
+    assert real.server_data is not None and simulated.server_data is not None
+    assert real.server_data.inputs.tobytes() == simulated.server_data.inputs.tobytes()
+    assert real.test.inputs.tobytes() == simulated.test.inputs.tobytes()
+
+
+def no_data() -> Examples:
+    raise AssertionError("training data was asked for")
+
+
+def test_a_server_without_a_share_needs_no_training_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task("small", lambda: nn.Linear(6, 3), no_data, lambda: examples(30))
+    monkeypatch.setattr(scenario, "load_task", lambda path: task)
+    made = server_scenario(make_config({"server_share": 0}))
+    made.check()
+    assert made.server_data is None
+
+
+def test_a_server_without_test_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task("small", lambda: nn.Linear(6, 3), no_data, lambda: examples(0))
+    monkeypatch.setattr(scenario, "load_task", lambda path: task)
+    with pytest.raises(DataError, match="no test examples"):
+        server_scenario(make_config({}))

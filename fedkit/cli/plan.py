@@ -1,0 +1,45 @@
+"""Writing the plan of a task's model, for devices that train without torch."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fedkit.engine.sparse.capture import capture
+from fedkit.engine.sparse.plan import save_plan
+from fedkit.errors import PlanError
+from fedkit.tasks import load_task
+
+
+def write_plan(path: Path, task: str, model: str) -> dict[str, Any]:
+    """Capture a task's model (or the zoo model `model`) and write its plan.
+
+    Raises:
+        PlanError: The file exists, cannot be written, or the model has layers that the sparse
+            engine does not know; all are named.
+        TaskError: There is no such task.
+    """
+    if path.exists():
+        raise PlanError(f"{path} exists; give another path, or remove it first")
+    found = load_task(task)
+    inputs = found.test_data().inputs.shape[1:]
+    plan = capture(found.build_model(0, model), inputs)
+    save_plan(plan, path)
+    return {
+        "plan": str(path),
+        "task": task,
+        "ops": len(plan.ops),
+        "weights": sum(math.prod(shape) for shape in plan.weights.values()),
+        "file_bytes": path.stat().st_size,
+    }
+
+
+def plan_table(written: dict[str, Any]) -> Table:
+    """Render what was written."""
+    table = Table(show_header=False)
+    for key, value in written.items():
+        table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
+    return table

@@ -1,0 +1,116 @@
+"""Which engine runs a task, and what is said about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedkit.engine.choose import make_engine
+from fedkit.engine.sparse import native
+from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.engine.torch import TorchEngine
+from fedkit.errors import EngineError, PlanError
+from fedkit.task import Examples, Task, cross_entropy
+from fedkit.tasks import digits, load_task
+
+
+def smooth_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+
+def with_sigmoid() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Sigmoid(), nn.Linear(9, 10))
+
+
+SIGMOID = Task("smooth", with_sigmoid, digits.train_data, digits.test_data)
+OWN_LOSS = replace(load_task("digits"), loss=smooth_loss)
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    native.load_kernels.cache_clear()
+    monkeypatch.setattr(native, "_library", lambda: None)
+
+
+def random_images() -> Examples:
+    rng = np.random.default_rng(0)
+    return Examples(rng.random((30, 1, 28, 28), dtype=np.float32), np.arange(30) % 10)
+
+
+@pytest.mark.parametrize("task", ["digits", "fashion-mnist"])
+@pytest.mark.parametrize("model", ["", "ds-cnn", "resnet18-w16", "mobilenetv2-w0.25"])
+def test_built_in_tasks_and_models_run_sparse(task: str, model: str) -> None:
+    images = replace(load_task(task), train_data=random_images, test_data=random_images)
+    engine, notice = make_engine(images, model, 1, "auto")
+    assert isinstance(engine, SparseEngine)
+    assert notice == f"sparse ({native.available()[0]})"
+
+
+@pytest.mark.parametrize("wish", ["auto", "sparse"])
+@pytest.mark.parametrize("model", ["", "resnet18-w16"])
+def test_both_engines_start_from_the_same_weights(
+    wish: Literal["auto", "sparse"], model: str
+) -> None:
+    task = load_task("digits")
+    ours, _ = make_engine(task, model, 4, wish)
+    theirs, notice = make_engine(task, model, 4, "torch")
+    assert isinstance(theirs, TorchEngine) and notice == "torch"
+    assert ours.layout == theirs.layout
+    one, other = ours.initial_state(), theirs.initial_state()
+    for kind in ("weights", "stats", "masks"):
+        assert list(getattr(one, kind)) == list(getattr(other, kind))
+        for name, value in getattr(one, kind).items():
+            assert value.tobytes() == getattr(other, kind)[name].tobytes()
+    different = make_engine(task, model, 5, wish)[0].initial_state()
+    assert any((different.weights[n] != w).any() for n, w in one.weights.items())
+    images = task.test_data().inputs[:20]
+    np.testing.assert_allclose(ours.outputs(one, images), theirs.outputs(one, images), atol=1e-5)
+
+
+def test_an_unsupported_layer_runs_on_torch_and_is_named() -> None:
+    engine, notice = make_engine(SIGMOID, "", 1, "auto")
+    assert isinstance(engine, TorchEngine)
+    assert notice.startswith("torch; the sparse engine cannot run this: 1 part(s) of Sequential")
+    assert "2: Sigmoid (not supported)" in notice
+
+
+def test_a_loss_of_its_own_runs_on_torch() -> None:
+    engine, notice = make_engine(OWN_LOSS, "", 1, "auto")
+    assert isinstance(engine, TorchEngine)
+    assert "the loss of task 'digits' is its own" in notice and "--engine torch" in notice
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_without_kernels_torch_runs_and_the_notice_says_how_to_get_them() -> None:
+    engine, notice = make_engine(load_task("digits"), "", 1, "auto")
+    assert isinstance(engine, TorchEngine)
+    assert "kernels of the sparse engine are missing; install a C compiler" in notice
+    assert "pip install" in notice
+
+
+def test_a_wish_for_sparse_that_cannot_be_met_is_an_error() -> None:
+    with pytest.raises(PlanError, match="2: Sigmoid"):
+        make_engine(SIGMOID, "", 1, "sparse")
+    with pytest.raises(EngineError, match="is its own"):
+        make_engine(OWN_LOSS, "", 1, "sparse")
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_a_wish_for_sparse_without_kernels_is_an_error() -> None:
+    with pytest.raises(EngineError, match="kernels of the sparse engine are missing"):
+        make_engine(load_task("digits"), "", 1, "sparse")
+
+
+def test_choosing_leaves_torchs_generator_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    make_engine(load_task("digits"), "", 1, "auto")
+    assert torch.equal(torch.rand(3), expected)
+    assert load_task("digits").loss is cross_entropy
