@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.update(
     FLWR_TELEMETRY_ENABLED="0",
@@ -10,3 +15,26 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     RAY_USAGE_STATS_ENABLED="0",
 )
+
+WITHOUT_TORCH = """
+import sys
+from importlib.machinery import PathFinder
+
+
+class TorchIsAbsent(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        absent = name.partition(".")[0] == "torch"
+        return None if absent else super().find_spec(name, path, target)
+
+
+sys.meta_path = [TorchIsAbsent if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+
+
+@pytest.fixture(scope="session")
+def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment of processes to which torch is not installed, and of all that they start."""
+    folder = tmp_path_factory.mktemp("without-torch")
+    (folder / "sitecustomize.py").write_text(WITHOUT_TORCH)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}

@@ -1,0 +1,98 @@
+"""The ClientApp of a real device, which trains from a plan and needs no torch.
+
+A device says where its own things are when its SuperNode is started, here in a network that is
+trusted (Flower's manual has the flags for TLS):
+
+    flower-supernode --superlink HOST:PORT --insecure \
+        --node-config 'plan="resnet8.plan" data="mine.npz" device=0'
+
+- `plan`: path of the plan of the fleet's model (`fedkit.engine.sparse.plan`).
+- `data`: path of an .npz with this device's examples, or `module:function` returning them
+  (`fedkit.device_data.load_examples`).
+- `device`: index of this device in the fleet, from 0; no two may be equal.
+
+Relative paths start where the SuperNode was started. All else comes with the run's own config.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Context
+
+from fedkit.config import RunConfig, make_config
+from fedkit.device import Device
+from fedkit.device_data import check_trainable, load_examples
+from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.engine.sparse.plan import load_plan
+from fedkit.errors import ConfigError
+from fedkit.flower.client_app import make_client_app
+from fedkit.flower.run_config import run_keys
+
+_EXAMPLE = 'start the SuperNode with --node-config \'plan="model.plan" data="mine.npz" device=0\''
+
+
+def device_from_context(context: Context) -> Device:
+    """Return the device that this node is; plan and data are read once per process.
+
+    Raises:
+        ConfigError: A key of the node's config is missing or wrong, or one of the run's, or the
+            run asks for the torch engine.
+        EngineError: The compiled kernels are missing here.
+        PlanError: The plan is missing or broken.
+        DataError: The data is missing, or does not fit the plan.
+    """
+    node = context.node_config
+    config = make_config(run_keys(context.run_config)[0])
+    if config.engine == "torch":
+        raise ConfigError(
+            "engine is 'torch', but this device computes with the sparse engine only; set engine "
+            "to sparse or auto"
+        )
+    plan, data = _text(node, "plan"), _text(node, "data")
+    return _make_device(plan, data, _index(node, config.devices), config)
+
+
+@functools.lru_cache(maxsize=1)
+def _make_device(plan_path: str, data: str, index: int, config: RunConfig) -> Device:
+    plan = load_plan(Path(plan_path))
+    examples = load_examples(data)
+    shape, outputs = plan.tensors[0].shape, plan.tensors[plan.output].shape
+    if config.examples_per_device:
+        first = np.arange(min(config.examples_per_device, len(examples)))
+        examples = examples.take(first)
+    check_trainable(examples, shape, outputs[0], config.single_class)
+    return Device(index, examples, SparseEngine(plan), config)
+
+
+def _text(node: Mapping[str, Any], key: str) -> str:
+    found = _value(node, key)
+    if not isinstance(found, str) or not found:
+        raise ConfigError(f"{key} of the node config is {found!r}; it must be text: {_EXAMPLE}")
+    return found
+
+
+def _index(node: Mapping[str, Any], devices: int) -> int:
+    found = _value(node, "device")
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < devices:
+        raise ConfigError(
+            f"device of the node config is {found!r}; it must be a whole number in 0 .. "
+            f"{devices - 1}, since the run has devices={devices}"
+        )
+    return found
+
+
+def _value(node: Mapping[str, Any], key: str) -> Any:
+    if key not in node:
+        raise ConfigError(
+            f"the node config lacks {key}; it holds {sorted(node) or 'nothing'}: {_EXAMPLE}"
+        )
+    return node[key]
+
+
+app = make_client_app(device_from_context)
+"""What a Flower app for real devices names as its ClientApp."""

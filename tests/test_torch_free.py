@@ -1,0 +1,45 @@
+"""A device may have no torch: everything but a few modules is imported where there is none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.test_architecture import ROOT, inside, read_imports
+
+NEEDS_TORCH = (
+    "fedkit.__main__",
+    "fedkit.bench",
+    "fedkit.cli",
+    "fedkit.engine.choose",
+    "fedkit.engine.sparse.capture",
+    "fedkit.engine.sparse.lowering",
+    "fedkit.engine.torch",
+    "fedkit.nn",
+)
+"""What a device never imports; a new module is on the device's side unless it is inside these."""
+
+
+def run(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_devices_side_is_imported_without_torch(without_torch: dict[str, str]) -> None:
+    everything = (module for module in read_imports(ROOT) if inside(module, "fedkit"))
+    modules = sorted(module for module in everything if not inside(module, *NEEDS_TORCH))
+    assert "fedkit.flower.client_app" in modules
+    ended = run(f"import {', '.join(modules)}", without_torch)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_module_that_needs_torch_would_be_found(without_torch: dict[str, str]) -> None:
+    ended = run("import fedkit.engine.torch", without_torch)
+    assert "No module named 'torch'" in ended.stderr
+
+
+def test_nothing_else_of_the_environment_is_hidden(without_torch: dict[str, str]) -> None:
+    look = (
+        "from importlib.util import find_spec; print(find_spec('torch'), find_spec('numpy').name)"
+    )
+    assert run(look, without_torch).stdout.split() == ["None", "numpy"]
