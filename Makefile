@@ -17,6 +17,7 @@ PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
 endif
 COMPILER := $(shell command -v cc || command -v gcc || command -v clang)
 CODE := fedkit edge sim tests examples
+BENCHMARKS := wire sparsetrain run device
 RUN := fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense
 
 help: ## List the targets
@@ -55,20 +56,32 @@ constraints: tools ## Write constraints.txt anew, with the newest versions that 
 results: $(STAMP) ## Make results/*.json and README's tables anew
 	mkdir -p build
 	$(BIN)/$(RUN) --out build/runs --name results-$$(date +%s) --json > build/main-digits
-	$(BIN)/fedkit bench wire --json > build/wire
-	for name in main-digits wire; do \
-	tail -n 1 build/$$name | $(BIN)/python -m json.tool - results/$$name.json; done
+	for name in $(BENCHMARKS); do $(BIN)/fedkit bench $$name --json > build/$$name || exit; done
+	for name in main-digits $(BENCHMARKS); do \
+	tail -n 1 build/$$name | $(BIN)/python -m json.tool - results/$$name.json || exit; done
 	$(BIN)/python -m fedkit.bench.readme
+
+# Cross-compiled by zig, which comes from PyPI; a wheel without its kernels is an error here.
+wheels: $(STAMP) ## Build wheels for x86-64 and aarch64 Linux into dist/
+	$(BIN)/pip install -q -c constraints.txt ziglang
+	zig=$$($(BIN)/python -c 'import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).with_name("zig"))'); \
+	for arch in x86_64 aarch64; do \
+	cc="$$zig cc -target $$arch-linux-gnu.2.17"; \
+	CC="$$cc" LDSHARED="$$cc -shared -s" _PYTHON_HOST_PLATFORM=linux-$$arch \
+	$(BIN)/pip wheel -q --no-deps -w dist -C--build-option=bdist_wheel \
+	-C--build-option=--plat-name=manylinux_2_17_$$arch . && \
+	$(BIN)/python -m zipfile -l dist/fedkit-*_$$arch.whl | grep _kernels || exit 1; done
 
 clean: ## Remove the virtual environment and all that was built
 	@test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || \
 	{ echo 'VENV=$(VENV) is no virtual environment; not removing it'; exit 1; }
-	rm -rf $(VENV) build fedkit.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist fedkit.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f fedkit/engine/sparse/_kernels*
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last and removed first: without it an environment is unfinished, and made
 # anew from nothing.
-$(STAMP): pyproject.toml constraints.txt | tools
+$(STAMP): pyproject.toml constraints.txt $(wildcard fedkit/engine/sparse/kernels/*) | tools
 	@test -e $(STAMP) || test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || \
 	{ echo 'VENV=$(VENV) is no virtual environment; choose another folder'; exit 1; }
 	@test -e $(STAMP) || '$(PYTHON)' -m venv --clear $(VENV)
@@ -87,4 +100,4 @@ tools:
 	@test -n '$(COMPILER)' || { echo 'A C compiler (cc, gcc or clang) was not found.' \
 	'$(DEBIAN) gcc; $(FEDORA) gcc; $(MACOS) xcode-select --install'; exit 1; }
 
-.PHONY: help run results test check format setup constraints clean tools
+.PHONY: help run results test check format setup constraints wheels clean tools

@@ -3,13 +3,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fedkit.bench import BENCHMARKS
 from fedkit.bench.readme import ROOT, TABLES, render
+from fedkit.bench.run import make_row
 from fedkit.bench.wire import bench_wire
 from fedkit.cli.tables import rows_table
+
+MEASURED = {"seconds": 10.0, "seconds_rounds": 10.0, "seconds_total": 20.0, "accuracy": 0.5}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_is_a_function_and_has_a_table(name: str) -> None:
+    assert callable(getattr(import_module(f"fedkit.bench.{name}"), f"bench_{name}"))
+    assert name in TABLES
 
 
 def test_wire_counts_the_real_resnet18_and_meets_its_bounds() -> None:
@@ -32,12 +44,72 @@ def test_readme_tables_are_those_of_the_results() -> None:
 
 def test_a_result_that_changed_shows(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in TABLES:
-        result = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
-        (tmp_path / f"{name}.json").write_text(json.dumps({**result, "commit": "0ther"}))
+    for path in (ROOT / "results").glob("*.json"):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        (tmp_path / path.name).write_text(json.dumps({**result, "commit": "0ther"}))
     assert render(text, tmp_path) != text
     with pytest.raises(ValueError, match="0 places for table"):
         render("no table here", tmp_path)
+
+
+RESULTS: dict[str, dict[str, Any]] = {
+    "sparsetrain": {
+        "seed": 0,
+        "rows": [
+            {
+                "model": "resnet18",
+                "density": 0.01,
+                "seconds_ours": 0.25,
+                "seconds_torch": 2.0,
+                "ratio": 8.0,
+                "peak_bytes_ours": 50_000_000,
+                "peak_bytes_torch": 400_000_000,
+                "memory_ratio": 0.125,
+                "tensor_bytes_ours": 10_000_000,
+                "tensor_bytes_torch": 90_000_000,
+            }
+        ],
+    },
+    "run": {
+        "seeds": [1, 2],
+        **make_row(0, {"sparse": MEASURED, "torch": {**MEASURED, "seconds": 30.0}}),
+        "rows": [make_row(seed, {"sparse": MEASURED, "torch": MEASURED}) for seed in (1, 2)],
+    },
+    "device": {
+        "seed": 0,
+        "rows": [
+            {
+                "client": "sparse",
+                "seconds_import": 0.5,
+                "idle_bytes": 40_000_000,
+                "peak_bytes": 60_000_000,
+                "installed_bytes": 100_000_000,
+            }
+        ],
+    },
+}
+"""A made-up result per table that may not be published yet."""
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_table_has_as_many_cells_in_each_line_and_says_where_it_is_from(
+    tmp_path: Path, name: str
+) -> None:
+    result = {**RESULTS[name], "command": f"fedkit bench {name}", "commit": "c0ffee"}
+    (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    text = f"Before\n<!-- table {name} -->\n<!-- end -->\nAfter\n"
+    rendered = render(text, tmp_path)
+    assert render(rendered, tmp_path) == rendered
+    head, *lines = [line for line in rendered.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {head.count("|")}
+    assert f"Made by `fedkit bench {name}`, seed" in rendered
+
+
+def test_an_empty_place_may_wait_for_its_file_and_a_table_may_not_lose_it(tmp_path: Path) -> None:
+    for text in ("no table here", "<!-- table wire -->\n<!-- end -->"):
+        assert render(text, tmp_path) == text
+    with pytest.raises(FileNotFoundError, match=r"wire\.json"):
+        render("<!-- table wire -->\n| a |\n<!-- end -->", tmp_path)
 
 
 def test_bench_prints_one_json_object_and_refuses_unknown_names() -> None:

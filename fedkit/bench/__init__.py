@@ -5,14 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, cast
 
-from fedkit.provenance import made_by
-
-BENCHMARKS = ("wire",)
+BENCHMARKS = ("wire", "sparsetrain", "run", "device")
 """Names for `fedkit bench NAME`; `NAME` is the function `bench_NAME` in the module of that name."""
 
 
 def run_benchmark(name: str, quick: bool) -> dict[str, Any]:
     """Run one of `BENCHMARKS`; modules are imported when asked for, since they are heavy."""
+    from fedkit.provenance import made_by
+
     module = import_module(f"fedkit.bench.{name}")
     result = cast(dict[str, Any], getattr(module, f"bench_{name}")(quick))
     return {**result, **made_by()}

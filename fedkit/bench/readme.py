@@ -47,38 +47,102 @@ def _wire(result: Result) -> list[str]:
         f"| {row['bytes_dense_fp32']:,} | {row['ratio_dense']:.1f}x | {row['ratio_bound']:.3f} |"
         for row in result["rows"]
     )
-    return [head, "|---|---|---|---|---|---|", *rows]
+    return [head, _rule(6), *rows]
+
+
+def _sparsetrain(result: Result) -> list[str]:
+    head = (
+        "| model | density | ms per step, ours | torch | faster | memory, ours | torch | share "
+        "| tensors, ours | torch |"
+    )
+    rows = (
+        f"| {row['model']} | {row['density']:.0%} "
+        f"| {1e3 * row['seconds_ours']:.1f} | {1e3 * row['seconds_torch']:.1f} "
+        f"| {row['ratio']:.1f}x "
+        f"| {_mb(row['peak_bytes_ours'])} | {_mb(row['peak_bytes_torch'])} "
+        f"| {row['memory_ratio']:.1%} "
+        f"| {_mb(row['tensor_bytes_ours'])} | {_mb(row['tensor_bytes_torch'])} |"
+        for row in result["rows"]
+    )
+    return [head, _rule(10), *rows]
+
+
+def _run(result: Result) -> list[str]:
+    head = (
+        "| seed | seconds of the run, sparse | torch | faster | whole command, sparse | torch "
+        "| faster | accuracy, sparse | torch | difference |"
+    )
+    rows = (
+        f"| {row.get('seed', 'median')} "
+        f"| {row['seconds_sparse']:.1f} | {row['seconds_torch']:.1f} | {row['ratio']:.1f}x "
+        f"| {row['seconds_total_sparse']:.1f} | {row['seconds_total_torch']:.1f} "
+        f"| {row['ratio_total']:.1f}x "
+        f"| {row['accuracy_sparse']:.2%} | {row['accuracy_torch']:.2%} "
+        f"| {row['accuracy_difference_points']:+.2f} points |"
+        for row in [*result["rows"], result]
+    )
+    return [head, _rule(10), *rows]
+
+
+def _device(result: Result) -> list[str]:
+    head = "| client | seconds to import | idle memory | peak memory | installed |"
+    rows = (
+        f"| {row['client']} | {row['seconds_import']:.2f} | {_mb(row['idle_bytes'])} "
+        f"| {_mb(row['peak_bytes'])} | {_mb(row['installed_bytes'])} |"
+        for row in result["rows"]
+    )
+    return [head, _rule(5), *rows]
+
+
+def _rule(columns: int) -> str:
+    return "|" + "---|" * columns
 
 
 def _mb(count: float) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-TABLES: dict[str, Callable[[Result], list[str]]] = {"main-digits": _main_job, "wire": _wire}
+TABLES: dict[str, Callable[[Result], list[str]]] = {
+    "main-digits": _main_job,
+    "wire": _wire,
+    "sparsetrain": _sparsetrain,
+    "run": _run,
+    "device": _device,
+}
 """Name of a table and of its file in results/ -> what writes its lines."""
 
 
 def render(text: str, results: Path) -> str:
     """Return README's text with every table written anew.
 
+    A table whose file is not there yet may have an empty place in the text, or none.
+
     Args:
         text: README.
         results: Folder of the JSON files.
 
     Raises:
-        ValueError: A table has no place in the text.
+        ValueError: A table has no place in the text, but a file.
+        FileNotFoundError: A table stands in the text, but its file is gone.
     """
     for name, write in TABLES.items():
-        result = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-        made = f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}"
-        source = f"Made by {made}."
-        table = "\n".join([*write(result), "", source])
-        place = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        path, mark = results / f"{name}.json", f"<!-- table {name} -->"
+        if not path.exists() and (mark not in text or f"{mark}\n<!-- end -->" in text):
+            continue
+        result = json.loads(path.read_text(encoding="utf-8"))
+        table = "\n".join([*write(result), "", _source(result)])
+        place = re.compile(rf"({mark}\n).*?(<!-- end -->)", re.DOTALL)
         escaped = table.replace("\\", r"\\")
         text, found = place.subn(rf"\g<1>{escaped}\n\g<2>", text)
         if found != 1:
             raise ValueError(f"README has {found} places for table {name!r}; it needs one")
     return text
+
+
+def _source(result: Result) -> str:
+    seeds = result["seeds"] if "seeds" in result else [result["seed"]]
+    named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return f"Made by `{result['command']}`, {named}, commit {result['commit']}."
 
 
 def main() -> int:
