@@ -122,8 +122,8 @@ def random_plan(choose: Choose, kinds: Sequence[str], most: int) -> Plan:
 class _Builder:
     def __init__(self, choose: Choose) -> None:
         self._choose = choose
-        sizes = range(1, 8)
-        self.tensors = [Tensor((choose((1, 2, 3, 4, 6)), choose(sizes), choose(sizes)))]
+        height, width = choose(range(1, 8)), choose((1, 2, 3, 5, 7, 9, 12))
+        self.tensors = [Tensor((choose((1, 2, 3, 4, 6)), height, width))]
         self.ops: list[Op] = []
         self.weights: dict[str, tuple[int, ...]] = {}
         self.stats: dict[str, tuple[int, ...]] = {}
@@ -153,7 +153,7 @@ class _Builder:
         choose, source = self._choose, self._source() if source is None else source
         shape = self.tensors[source].shape
         groups = choose([1, *(g for g in range(2, shape[0] + 1) if shape[0] % g == 0)])
-        outputs = groups * choose((1, 2, 5) if groups == 1 else (1, 2))
+        outputs = groups * choose((1, 2, 5, 9) if groups == 1 else (1, 2, 5))
         axes = [self._window_axis(size) for size in shape[1:]]
         kernel, stride, padding, dilation = zip(*axes, strict=True)
         plane = window_plane(shape, kernel, stride, padding, dilation)
@@ -201,8 +201,8 @@ class _Builder:
         if len(self.tensors) == 1:
             self.conv()
         source = self._choose(range(len(self.tensors) - 1, 0, -1))
-        self.conv(source)
-        self._choose((self.conv, self.pool))(source)
+        for _ in range(2):
+            self._choose((self.conv, self.pool))(source)
 
     def _alike(self, tensor: int, alike: Callable[[Shape, Shape], bool]) -> list[int]:
         """Return the tensors that go with one, another one first."""

@@ -11,16 +11,18 @@ from __future__ import annotations
 import ctypes
 import random
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 
 from fedkit.engine.sparse import native, program
-from fedkit.engine.sparse.plan import Conv, Copy, Norm, Plan, Tensor, load_plan
+from fedkit.engine.sparse.plan import Conv, Copy, Norm, Plan, Tensor, load_plan, verify
 from fedkit.engine.sparse.program import Mode, Program
 from tests.engine.sparse import programs
 from tests.engine.sparse.plans import Case, random_case, random_data
@@ -37,7 +39,7 @@ RUGGED = Plan(
     tensors=(
         Tensor((3, 9, 11)),
         Tensor((6, 5, 13), Norm("norm", "l1-batch", 1e-3, "n", None), "relu6"),
-        Tensor((9, 3, 6), None, "relu"),
+        Tensor((9, 3, 5), None, "relu"),
         Tensor((9, 3, 3)),
         Tensor((81, 1, 1)),
         Tensor((3, 1, 1)),
@@ -65,48 +67,79 @@ class Poison:
         sanitizer = ctypes.CDLL(None)
         self._add = sanitizer["__asan_poison_memory_region"]
         self._remove = sanitizer["__asan_unpoison_memory_region"]
-        self._regions: list[tuple[ctypes.c_void_p, ctypes.c_size_t]] = []
 
-    def add(self, begin: int, end: int) -> None:
-        region = ctypes.c_void_p(begin), ctypes.c_size_t(end - begin)
-        self._regions.append(region)
-        self._add(*region)
+    @contextmanager
+    def over(self, regions: Iterable[tuple[int, int]]) -> Iterator[None]:
+        """Guard addresses (begin, end) for a while."""
+        guarded = [(ctypes.c_void_p(a), ctypes.c_size_t(b - a)) for a, b in regions if b > a]
+        for region in guarded:
+            self._add(*region)
+        try:
+            yield
+        finally:
+            for region in guarded:
+                self._remove(*region)
 
-    def remove_all(self) -> None:
-        for region in self._regions:
-            self._remove(*region)
+
+class GuardedKernels(native.Kernels):
+    """Compiled kernels; each convolution may touch only as much scratch as its layer needs."""
+
+    needs: Mapping[int, int]
+    """Bytes by the address of the target's struct."""
+
+    scratch_bytes: int
+
+    def __init__(self, library: ctypes.CDLL, simd: str, lanes: int) -> None:
+        super().__init__(library, simd, lanes)
+        self._poison = Poison()
+        for name in ("conv_forward", "conv_backward", "conv_full_gradient"):
+            setattr(self, name, partial(self._guarded, getattr(self, name)))
+
+    def _guarded(
+        self, kernel: native.Kernel, conv: Any, first: Any, last: Any, scratch: Any, *rest: Any
+    ) -> None:
+        need = self.needs[ctypes.addressof(conv._obj.target.contents)]
+        region = scratch.value + need, scratch.value + self.scratch_bytes
+        with self._poison.over([region]):
+            kernel(conv, first, last, scratch, *rest)
+
+
+def scratch_needs(made: Program) -> dict[int, int]:
+    """Return the bytes of scratch that each layer needs, as `GuardedKernels.needs`."""
+    needs = {}
+    for number, layer in made.network.layers.items():
+        conv = made._convs[number]
+        with mock.patch.object(made.network, "layers", {number: layer}):
+            floats = made._scratch_floats()
+        if conv.direct:  # it packs no inputs
+            floats -= layer.geometry.tiles_per_part * layer.geometry.tile_in
+        needs[ctypes.addressof(conv.target.contents)] = 4 * floats
+    return needs
 
 
 def gaps(made: Program) -> Iterator[tuple[int, int]]:
     """Yield the addresses (begin, end) in the arena's allocation that nothing may touch."""
-    start, room = made._arena.ctypes.data, made._arena.base
+    room = made._arena.base
     assert isinstance(room, np.ndarray)
     used = [programs.lanes(made, *key) for key in made._places]
     used += [scratch[: made._scratch_floats()] for scratch in made._scratch]
     spans = sorted({(array.ctypes.data, array.ctypes.data + array.nbytes) for array in used})
     end = room.ctypes.data
-    assert end <= start
     for first, last in [*spans, (room.ctypes.data + room.nbytes, 0)]:
-        if first > end:
-            yield end, first
+        yield end, first
         end = last
 
 
-def drive(case: Case, kernels: native.Kernels, mode: Mode, threads: int, overrun: int) -> None:
+def drive(case: Case, kernels: GuardedKernels, mode: Mode, threads: int, overrun: int) -> None:
     """Run two steps of one mode in guarded memory."""
     with mock.patch.object(program, "_line", padded_line):
         made = programs.make(case, kernels, mode, threads=threads)
+    kernels.needs, kernels.scratch_bytes = scratch_needs(made), 4 * made._scratch_floats()
+    made._scratch = [scratch[overrun:] for scratch in made._scratch]
     made._resize(len(case.inputs))
     for norm in made.network.norms.values():
         norm.use_running(case.state)
-    scratch = [array.ctypes.data + 4 * overrun for array in made._scratch]
-    poison = Poison()
-    for begin, end in gaps(made):
-        poison.add(begin, end)
-    with ExitStack() as stack:
-        stack.callback(poison.remove_all)
-        place: Callable[[int], ctypes.c_void_p] = lambda t: ctypes.c_void_p(scratch[t])  # noqa: E731
-        stack.enter_context(mock.patch.object(made, "_scratch_of", place))
+    with Poison().over(gaps(made)):
         for _ in range(2):
             if mode == "train":
                 made.velocity[:] = 0
@@ -124,6 +157,7 @@ def cases(plans: list[Plan]) -> Iterator[Case]:
         case = random_case(random.Random(seed).choice, most=4)
         yield replace(case, part_tiles=1 + seed % 2)
     for plan in [RUGGED, *plans]:
+        verify(plan)
         for count in (1, 5, 19):
             case = random_data(plan, random.Random(count).choice, (0.1, 0.3, 1.0))
             inputs, targets = np.resize(case.inputs, (count, *plan.tensors[0].shape)), case.targets
@@ -132,7 +166,7 @@ def cases(plans: list[Plan]) -> Iterator[Case]:
 
 def main(library: str, simd: str, overrun: str, *files: str) -> None:
     compiled = ctypes.CDLL(library)
-    kernels = native.Kernels(compiled, simd, getattr(compiled, f"kernels_lanes_{simd}")())
+    kernels = GuardedKernels(compiled, simd, getattr(compiled, f"kernels_lanes_{simd}")())
     for number, case in enumerate(cases([load_plan(Path(file)) for file in files])):
         for mode in MODES:
             drive(case, kernels, mode, threads=1 + number % 2, overrun=int(overrun))

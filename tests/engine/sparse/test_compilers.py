@@ -41,7 +41,7 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 def test_kernels_compile_without_warnings(compiler: str, source: Path, tmp_path: Path) -> None:
-    check_compiler(compiler)
+    need_compiler(compiler)
     pedantic = ["-pedantic"] if source.stem == "plain" else []
     done = run(*COMPILERS[compiler], *WARNINGS, *pedantic, source, "-o", tmp_path / "out.o")
     assert done.returncode == 0, done.stderr
@@ -50,12 +50,12 @@ def test_kernels_compile_without_warnings(compiler: str, source: Path, tmp_path:
 @pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 def test_the_optimiser_finds_nothing_to_warn_of(source: Path, tmp_path: Path) -> None:
-    check_compiler("gcc")
+    need_compiler("gcc")
     done = run("gcc", "-O3", "-c", *WARNINGS, source, "-o", tmp_path / "out.o")
     assert done.returncode == 0, done.stderr
 
 
-def check_compiler(name: str) -> None:
+def need_compiler(name: str) -> None:
     if name != "gcc":
         pytest.importorskip("ziglang", reason="not installed: ziglang; pip install -e .[dev]")
     elif shutil.which("gcc") is None:
@@ -70,7 +70,7 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 @pytest.fixture(scope="module")
 def sanitizer() -> str:
     """Return the runtime library to be loaded before all others."""
-    check_compiler("gcc")
+    need_compiler("gcc")
     path = run("gcc", "-print-file-name=libasan.so").stdout.strip()
     if not Path(path).is_absolute():
         pytest.skip("this gcc has no sanitizers; sudo apt install libgcc-12-dev")

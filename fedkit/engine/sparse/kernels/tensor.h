@@ -92,11 +92,19 @@ struct sums {
     vec first, second, pivot;
 };
 
+/* The mean of a channel's first values. Without a pivot, squares of a large mean would cancel; a
+ * single value could lie far off, and its own square would drown the others. */
+INLINE vec pivot_of(const vec *values, int count) {
+    vec sum = values[0];
+    for (int i = 1; i < count; i++) sum = vec_add(sum, values[i]);
+    return vec_set1(vec_sum(sum) / (float)(count * LANES));
+}
+
 /* Turn sums of x - pivot into the mean and the sum of squares around it. If the pivot is the only
  * value far from the mean, the latter cancels down to its rounding, and must not get below 0. */
-INLINE void store_moments(double *to, const struct sums *s, float pivot, double count) {
+INLINE void store_moments(double *to, const struct sums *s, double count) {
     double first = vec_sum_double(s->first);
-    to[0] = pivot + first / count;
+    to[0] = vec_first(s->pivot) + first / count;
     to[1] = vec_sum_double(s->second) - first * first / count;
     if (to[1] < 0.0) to[1] = 0.0;
 }
