@@ -28,7 +28,7 @@ _FLEET = {"task": "fashion-mnist", "model": "resnet8", "devices": 10, "alpha": 0
 _FULL = {
     "rounds": 10,
     "epochs": 2,
-    "examples_per_device": 1000,
+    "examples_per_device": 500,
     "server_epochs": 5,
     "test_examples": 2000,
 }

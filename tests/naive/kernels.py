@@ -29,6 +29,7 @@ class Run:
         loss: Mean cross-entropy.
         finished: Gradient of each tensor, of what its activation reads.
         gradients: Gradient of each parameter, pruned or not.
+        sizes: For each parameter, the largest sum of magnitudes behind one of its gradients.
         kinks: Distances of what was computed to where a derivative jumps.
         condition: How much the norms magnify relative errors, by |x| / deviation of each.
     """
@@ -37,6 +38,7 @@ class Run:
     loss: float = 0.0
     finished: list[Array] = field(default_factory=list)
     gradients: dict[str, Array] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)
     kinks: list[Array] = field(default_factory=list)
     condition: float = 1.0
 
@@ -124,8 +126,10 @@ def _backward(plan: Plan, weights: Mapping[str, Array], done: Run, number: int) 
     if isinstance(op, Conv):
         to_input, to_weight = convolve_backward(op, value, weights[op.weight], gradient)
         done.gradients[op.weight] += to_weight.reshape(plan.weights[op.weight])
+        _, sizes = convolve_backward(op, np.abs(value), weights[op.weight], np.abs(gradient))
+        done.sizes[op.weight] = float(sizes.max())
         if op.bias:
-            done.gradients[op.bias] += gradient.sum((0, 2, 3))
+            _add_sums(done, op.bias, gradient)
     elif isinstance(op, Pool):
         to_input = pool_backward(op, value, gradient)
         if op.operation == "max":
@@ -149,12 +153,17 @@ def _finish(plan: Plan, weights: Mapping[str, Array], done: Run, tensor: int) ->
     # A channel that is constant, but not 0, is normalised to what rounding leaves of 0.
     done.kinks.append(np.abs(y[(x != 0) & (y == 0)]))
     if norm.weight:
-        done.gradients[norm.weight] += (finished * centred / deviation).sum((0, 2, 3))
+        _add_sums(done, norm.weight, finished * centred / deviation)
     if norm.bias:
-        done.gradients[norm.bias] += finished.sum((0, 2, 3))
+        _add_sums(done, norm.bias, finished)
     if norm.kind == "l1-batch":
         done.kinks.append(np.abs(centred[(x != 0) | (centred != 0)]))
     done.condition *= max(1.0, float((np.maximum(np.abs(x), 1) / deviation).max()))
+
+
+def _add_sums(done: Run, name: str, gradient: Array) -> None:
+    done.gradients[name] += gradient.sum((0, 2, 3))
+    done.sizes[name] = float(np.abs(gradient).sum((0, 2, 3)).max())
 
 
 def _raw_gradient(plan: Plan, weights: Mapping[str, Array], done: Run, tensor: int) -> Array:
@@ -278,6 +287,12 @@ def batch_statistics(norm: Norm, x: Array) -> tuple[Array, Array]:
         variance = np.square(x - mean).mean((0, 2, 3), keepdims=True)
         return mean, np.sqrt(variance + norm.eps)
     return mean, K * np.abs(x - mean).mean((0, 2, 3), keepdims=True) + norm.eps
+
+
+def l1_variance(x: Array) -> Array:
+    """Return the variance per channel as an L1 norm's running statistics hold it."""
+    magnitudes = np.abs(x - x.mean((0, 2, 3), keepdims=True))
+    return np.asarray(np.square(K * magnitudes.mean((0, 2, 3))))
 
 
 def running(norm: Norm, stats: Mapping[str, Array]) -> tuple[Array, Array]:

@@ -60,7 +60,7 @@ def random_case(choose: Choose, kinds: Sequence[str] = KINDS, most: int = 3) -> 
 
 
 def random_data(plan: Plan, choose: Choose, densities: Sequence[float]) -> Case:
-    """Draw weights of a size that keeps values near 1, and masks, some with empty rows."""
+    """Draw weights, and masks, some with empty rows."""
     rng = np.random.default_rng(choose(range(1 << 16)))
     masks = {
         name: _mask(rng, plan.weights[name], choose(densities), choose((False, True)))
@@ -71,6 +71,9 @@ def random_data(plan: Plan, choose: Choose, densities: Sequence[float]) -> Case:
     masks[last] = _mask(rng, plan.weights[last], choose((1.0, 0.8, 0.4)), False)
     masks = {name: masks[name] for name in plan.prunable}
     weights = {name: _weight(rng, shape) for name, shape in plan.weights.items()}
+    # Small logits: the softmax of large ones magnifies how they are rounded.
+    for name in (last, list(plan.weights)[-1]):
+        weights[name] *= np.float32(0.25)
     stats = {
         name: rng.uniform(0.5, 2, shape).astype(np.float32) for name, shape in plan.stats.items()
     }
@@ -96,9 +99,10 @@ def _mask(
 
 
 def _weight(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    scale = 1 / math.sqrt(math.prod(shape[1:]))
+    # Scales and offsets are large at times: there are values beyond 6.
+    scale = 1 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else rng.choice((0.7, 5.0))
     value = rng.uniform(0.5, 1.5, shape) * rng.choice((-1, 1), shape)
-    return np.asarray(value * (scale if len(shape) > 1 else 0.7), np.float32)
+    return np.asarray(value * scale, np.float32)
 
 
 def random_plan(choose: Choose, kinds: Sequence[str], most: int) -> Plan:

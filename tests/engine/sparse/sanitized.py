@@ -2,8 +2,8 @@
 
     python -m tests.engine.sparse.sanitized LIBRARY SIMD OVERRUN PLAN...
 
-It ends with 0 if no kernel left its memory. OVERRUN is how many floats too far the kernels are
-told that their scratch begins: 0, or else the sanitizer must stop the program.
+It ends with 0 if no kernel left its memory. OVERRUN is by how many bytes the scratch of each
+convolution is guarded too early: 0, or else the sanitizer must stop the program.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ def drive(case: Case, kernels: GuardedKernels, mode: Mode, threads: int, overrun
     """Run two steps of one mode in guarded memory."""
     with mock.patch.object(program, "_line", padded_line):
         made = programs.make(case, kernels, mode, threads=threads)
-    kernels.needs, kernels.scratch_bytes = scratch_needs(made), 4 * made._scratch_floats()
-    made._scratch = [scratch[overrun:] for scratch in made._scratch]
+    kernels.needs = {key: need - overrun for key, need in scratch_needs(made).items()}
+    kernels.scratch_bytes = 4 * made._scratch_floats()
     made._resize(len(case.inputs))
     for norm in made.network.norms.values():
         norm.use_running(case.state)

