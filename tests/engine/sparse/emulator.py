@@ -42,7 +42,7 @@ _FUNCTIONS: tuple[Callable[[float], float], ...] = (math.exp, math.log)
 
 def build(folder: Path) -> Path:
     """Compile the kernels for aarch64 into one image without a C library."""
-    flags = ["-std=c99", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-sanitize=all"]
+    flags = ["-std=c99", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fno-sanitize=all"]
     objects = [folder / f"{name}.o" for name in ("neon", "plain", "runtime")]
     for built in objects[:2]:
         _compile(*flags, "-c", KERNELS / f"{built.stem}.c", "-o", built)

@@ -30,6 +30,7 @@ Choose = Callable[[Sequence[Any]], Any]
 """Returns one of some options; the first is the simplest."""
 
 KINDS = ("conv", "pool", "add", "concat", "fan")
+DENSITIES = (0.0, 0.1, 0.4, 0.7, 1.0)
 BATCHES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 20, 33)
 
 
@@ -54,9 +55,13 @@ class Case:
     part_tiles: int
 
 
-def random_case(choose: Choose, kinds: Sequence[str] = KINDS, most: int = 3) -> Case:
-    plan = random_plan(choose, kinds, most)
-    return random_data(plan, choose, (0.0, 0.1, 0.4, 0.7, 1.0))
+def random_case(
+    choose: Choose,
+    kinds: Sequence[str] = KINDS,
+    most: int = 3,
+    densities: Sequence[float] = DENSITIES,
+) -> Case:
+    return random_data(random_plan(choose, kinds, most), choose, densities)
 
 
 def random_data(plan: Plan, choose: Choose, densities: Sequence[float]) -> Case:
@@ -199,6 +204,11 @@ class _Builder:
         target = self._add_tensor((first + second, plane[0], plane[1]))
         copies = [Copy(left, target), Copy(right, target, first)]
         self.ops.extend(self._choose((copies, copies[::-1])))
+
+    def chain(self) -> None:
+        """Let a convolution read another one's output, so that it has a gradient to give."""
+        self.conv()
+        self.conv(len(self.tensors) - 1)
 
     def fan(self) -> None:
         """Let two ops read one tensor that has a gradient, so that the second adds to it."""

@@ -38,7 +38,8 @@ INLINE vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); }
 INLINE vec vec_min(vec a, vec b) { return _mm512_min_ps(a, b); }
 /* Return a where x > low and x < high, else 0. */
 INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
-    __mmask16 inside = _mm512_cmp_ps_mask(x, low, _CMP_GT_OQ) & _mm512_cmp_ps_mask(x, high, _CMP_LT_OQ);
+    __mmask16 inside = _mm512_cmp_ps_mask(x, low, _CMP_GT_OQ) &
+                       _mm512_cmp_ps_mask(x, high, _CMP_LT_OQ);
     return _mm512_maskz_mov_ps(inside, a);
 }
 
@@ -61,7 +62,8 @@ INLINE vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vec vec_max(vec a, vec b) { return _mm256_max_ps(a, b); }
 INLINE vec vec_min(vec a, vec b) { return _mm256_min_ps(a, b); }
 INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
-    vec inside = _mm256_and_ps(_mm256_cmp_ps(x, low, _CMP_GT_OQ), _mm256_cmp_ps(x, high, _CMP_LT_OQ));
+    vec inside = _mm256_and_ps(_mm256_cmp_ps(x, low, _CMP_GT_OQ),
+                               _mm256_cmp_ps(x, high, _CMP_LT_OQ));
     return _mm256_and_ps(inside, a);
 }
 
@@ -86,7 +88,8 @@ INLINE vec vec_fma(vec a, vec b, vec c) {
 }
 INLINE vec vec_max(vec a, vec b) { return vec_pair(vmaxq_f32(a.lo, b.lo), vmaxq_f32(a.hi, b.hi)); }
 INLINE vec vec_min(vec a, vec b) { return vec_pair(vminq_f32(a.lo, b.lo), vminq_f32(a.hi, b.hi)); }
-INLINE float32x4_t half_where_between(float32x4_t x, float32x4_t low, float32x4_t high, float32x4_t a) {
+INLINE float32x4_t half_where_between(float32x4_t x, float32x4_t low, float32x4_t high,
+                                      float32x4_t a) {
     uint32x4_t inside = vandq_u32(vcgtq_f32(x, low), vcltq_f32(x, high));
     return vreinterpretq_f32_u32(vandq_u32(inside, vreinterpretq_u32_f32(a)));
 }
