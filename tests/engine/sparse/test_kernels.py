@@ -175,6 +175,25 @@ def test_layers_that_run_sparse(kernels: native.Kernels, seed: int) -> None:
     check_step(replace(case, dense_above=2.0), kernels)
 
 
+def test_a_weight_that_only_meets_padding(kernels: native.Kernels) -> None:
+    """Its input has no gradient to give, but it is read."""
+    one, none = (1, 1), (0, 0)
+    plan = Plan(
+        weights={"conv": (1, 1, 3, 1), "fc": (2, 1)},
+        stats={},
+        prunable=("conv", "fc"),
+        tensors=tuple(map(Tensor, ((1, 1, 1), (1, 1, 1), (2, 1, 1)))),
+        ops=(
+            Conv(0, 1, "conv", None, (3, 1), (2, 1), (1, 0), one, groups=1),
+            Conv(1, 2, "fc", None, one, one, none, one, groups=1),
+        ),
+        output=2,
+    )
+    case = random_data(plan, lambda options: options[0], [1.0])
+    masks = {**case.state.masks, "conv": np.reshape([False, False, True], (1, 1, 3, 1))}
+    check_step(replace(case, state=case.state.with_masks(masks), dense_above=2.0), kernels)
+
+
 def test_a_maximum_that_occurs_twice_passes_its_gradient_once(kernels: native.Kernels) -> None:
     one, none = (1, 1), (0, 0)
     plan = Plan(

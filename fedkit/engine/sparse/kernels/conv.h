@@ -12,6 +12,10 @@
 
 #include "tensor.h"
 
+#if ROWS != 4
+#error "weights_block sums four rows at once"
+#endif
+
 /* -- packing ---------------------------------------------------------------------------------- */
 
 INLINE ptrdiff_t padded_plane(const struct padding *p) {
