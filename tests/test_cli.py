@@ -268,6 +268,8 @@ def test_ctrl_c_keeps_what_was_learned_and_says_how_to_see_it(flags: str, tmp_pa
         env={**os.environ, "FEDKIT_TEST": str(tmp_path)},
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests themselves run in the background, Ctrl-C is ignored, also by children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     metrics = tmp_path / "cut" / "metrics.jsonl"
     deadline = time.monotonic() + 120
