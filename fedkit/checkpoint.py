@@ -16,7 +16,6 @@ renamed. A run folder is never written into by a second run.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,22 +30,13 @@ from fedkit import messages
 from fedkit.config import RunConfig, make_config, read_config
 from fedkit.engine.base import Layout
 from fedkit.errors import CheckpointError, FedkitError
+from fedkit.files import write_whole
 from fedkit.messages import Packet
 from fedkit.rounds import Report
 from fedkit.sparse.state import ModelState
 
 FORMAT = 1
 """Version of the checkpoint files; a reader refuses others."""
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it to disk and rename it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 
 from fedkit.engine.base import Layout
 from fedkit.errors import PlanError
+from fedkit.files import write_whole
 
 VERSION = 1
 """Version of the plan file; a reader refuses others."""
@@ -188,13 +188,8 @@ def save_plan(plan: Plan, path: Path) -> None:
         PlanError: The plan breaks a rule of `verify`, or the file cannot be written.
     """
     verify(plan)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(_render(asdict(plan)))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, _render(asdict(plan)))
     except OSError as error:
         raise PlanError(
             f"plan file {path} cannot be written: {error.strerror}; give a path in a folder that "
