@@ -1,14 +1,12 @@
 """A CNN of your own, trained sparse in one process, on C kernels: python examples/own_cnn.py"""
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.choose import sparse_twin
 from fedkit.engine.torch import TorchEngine
-from fedkit.sparse.topk import largest
+from fedkit.fedtiny.candidates import magnitude_masks
 from fedkit.task import Task, accuracy
 from fedkit.tasks import digits
 
@@ -36,16 +34,11 @@ TASK = Task("own-cnn", OwnCNN, digits.train_data, digits.test_data)
 HOW = LocalTraining(epochs=15, batch_size=64, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
-def magnitude_mask(weight: NDArray[np.float32], density: float) -> NDArray[np.bool_]:
-    mask = np.zeros(weight.shape, np.bool_)
-    mask.reshape(-1)[largest(weight.reshape(-1), round(density * weight.size))] = True
-    return mask
-
-
 def main() -> float:
     engine = sparse_twin(TorchEngine.for_task(TASK, "", seed=1), TASK)
     dense = engine.initial_state()
-    masks = {name: magnitude_mask(dense.weights[name], 0.1) for name in dense.masks}
+    counts = {name: round(0.1 * mask.size) for name, mask in dense.masks.items()}
+    masks = magnitude_masks(dense.weights, counts)
     state, loss = engine.train(dense.with_masks(masks), TASK.train_data(), HOW, seed=1)
     test = TASK.test_data()
     found = accuracy(engine.outputs(state, test.inputs), test.targets)

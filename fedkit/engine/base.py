@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.errors import FleetError
 from fedkit.sparse.state import ModelState, Shapes
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import NormMoments
@@ -33,6 +34,26 @@ class Layout:
     def prunable_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape per prunable parameter."""
         return {name: self.weights[name] for name in self.prunable}
+
+
+STATISTICS_BATCH = 256
+"""Examples that are normalised together when only statistics are wanted; equal in all engines."""
+
+
+def even_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Cut an order into batches of nearly equal size, so that no norm sees a last batch of one."""
+    return np.array_split(order, -(-len(order) // batch_size))
+
+
+def check_loss(loss: float) -> float:
+    """Return a training loss.
+
+    Raises:
+        FleetError: It is not finite.
+    """
+    if not np.isfinite(loss):
+        raise FleetError(f"the training loss became {loss}; lower lr (--lr)")
+    return loss
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedkit.engine.base import Layout, LocalTraining
-from fedkit.errors import FleetError, TaskError
+from fedkit.engine.base import (
+    STATISTICS_BATCH,
+    Layout,
+    LocalTraining,
+    check_loss,
+    even_batches,
+)
+from fedkit.errors import TaskError
+from fedkit.nn.layers import STATISTICS, prunable_weights, tracking_norms
 from fedkit.nn.norm import K, L1BatchNorm2d
 from fedkit.sparse.state import ModelState
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
 from fedkit.task import Examples, Task
 
-_PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _EVAL_BATCH = 256
 _TILE = 1 << 16
-_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class TorchEngine:
@@ -42,15 +47,11 @@ class TorchEngine:
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._model, self._loss = model, loss
         self._weights = dict(model.named_parameters())
-        self._norms = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, _BatchNorm) and module.running_mean is not None
-        }
+        self._norms = tracking_norms(model)
         self.layout = Layout(
             {name: tuple(weight.shape) for name, weight in self._weights.items()},
             {name: tuple(value.shape) for name, value in self._stats().items()},
-            _prunable(model, self._weights),
+            _prunable(model),
         )
         shapes = self.layout.prunable_shapes
         self._initial = self._read({n: np.ones(shape, np.bool_) for n, shape in shapes.items()})
@@ -64,7 +65,7 @@ class TorchEngine:
         return {
             f"{name}.{kind}": getattr(norm, kind)
             for name, norm in self._norms.items()
-            for kind in ("running_mean", "running_var")
+            for kind in STATISTICS
         }
 
     def module(self, state: ModelState) -> nn.Module:
@@ -125,15 +126,14 @@ class TorchEngine:
     ) -> float:
         sgd.zero_grad()
         loss = self._loss(self._model(inputs), targets)
-        if not torch.isfinite(loss):
-            raise FleetError(f"the training loss became {loss.item()}; lower lr (--lr)")
+        value = check_loss(loss.item())
         loss.backward()  # type: ignore[no-untyped-call]
         for name, mask in masks.items():
             gradient = self._weights[name].grad
             assert gradient is not None
             gradient.mul_(mask)
         sgd.step()
-        return loss.item()
+        return value
 
     def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
         """See `Engine.norm_moments`. Batches are normalised by their own statistics."""
@@ -155,7 +155,7 @@ class TorchEngine:
                 self._load(state)
                 self._model.train()
                 order = np.arange(len(examples))
-                for inputs, _ in _batches(examples, order, _EVAL_BATCH):
+                for inputs, _ in _batches(examples, order, STATISTICS_BATCH):
                     self._model(inputs)
         finally:
             for hook in hooks:
@@ -203,13 +203,8 @@ def _l1_moments(moments: Moments, samples: NDArray[np.float32]) -> Moments:
     return Moments.from_variance(moments.n, moments.mean, np.square(spread))
 
 
-def _prunable(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
-    owners = [
-        f"{name}.weight" if name else "weight"
-        for name, module in model.named_modules()
-        if isinstance(module, _PRUNABLE)
-    ]
-    prunable = tuple(name for name in owners if name in weights)
+def _prunable(model: nn.Module) -> tuple[str, ...]:
+    prunable = prunable_weights(model)
     if not prunable:
         raise TaskError(
             f"model {type(model).__name__} has no convolution or linear layer of its own, so there "
@@ -221,8 +216,8 @@ def _prunable(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> tuple[st
 def _batches(
     examples: Examples, order: NDArray[np.int64], batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of nearly equal size, so that no BatchNorm ever sees a last batch of one."""
-    for part in np.array_split(order, -(-len(order) // batch_size)):
+    """Yield the batches that `even_batches` makes."""
+    for part in even_batches(order, batch_size):
         yield _tensors(examples, part)
 
 

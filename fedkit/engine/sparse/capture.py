@@ -14,10 +14,9 @@ from torch import Tensor, fx, nn
 from fedkit.engine.sparse.lowering import Lowering, Unsupported, lower_node, planned
 from fedkit.engine.sparse.plan import Plan, verify
 from fedkit.errors import PlanError
+from fedkit.nn.layers import STATISTICS, prunable_weights, tracking_norms
 from fedkit.nn.norm import L1BatchNorm2d
 
-_PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_BatchNorm = nn.modules.batchnorm._BatchNorm
 _INSTEAD = (
     "replace them by Conv2d, Linear, BatchNorm, L1BatchNorm2d, ReLU, ReLU6, sums, concatenations "
     "of channels, max and average pooling and flatten, or use the torch engine"
@@ -154,26 +153,17 @@ class _Capture:
         plan = Plan(
             {name: tuple(weight.shape) for name, weight in self._weights.items()},
             {
-                f"{self._names[id(norm)]}.{kind}": tuple(getattr(norm, kind).shape)
-                for norm in self._norms()
-                for kind in ("running_mean", "running_var")
+                f"{name}.{kind}": tuple(getattr(norm, kind).shape)
+                for name, norm in tracking_norms(self._model).items()
+                for kind in STATISTICS
             },
-            self._prunable(),
+            prunable_weights(self._model),
             tuple(self._lowering.tensors),
             tuple(self._lowering.ops),
             output,
         )
         verify(plan)
         return plan
-
-    def _norms(self) -> list[nn.Module]:
-        modules = self._model.modules()
-        return [m for m in modules if isinstance(m, _BatchNorm) and m.running_mean is not None]
-
-    def _prunable(self) -> tuple[str, ...]:
-        owners = [m for m in self._model.modules() if isinstance(m, _PRUNABLE)]
-        ids = {id(weight): name for name, weight in self._weights.items()}
-        return tuple(ids[id(m.weight)] for m in owners if id(m.weight) in ids)
 
     # What cannot be captured
 
@@ -193,9 +183,10 @@ class _Capture:
                     yield f"{name}: Parameter ({reason})"
 
     def _module_complaints(self) -> Iterator[str]:
+        norms = tracking_norms(self._model)
         calls = Counter(id(module) for module in self._called.values())
         stateful = {id(m) for m in self._model.modules() if list(m.parameters())}
-        stateful |= {id(norm) for norm in self._norms()}
+        stateful |= {id(norm) for norm in norms.values()}
         for module in self._model.modules():
             label = f"{self._names[id(module)] or '(model)'}: {type(module).__name__}"
             if module._forward_hooks or module._forward_pre_hooks:
@@ -203,10 +194,10 @@ class _Capture:
             if calls[id(module)] > 1 and id(module) in stateful:
                 yield f"{label} (called {calls[id(module)]} times, so its parameters are shared)"
         self._model.train()
-        if not self._prunable():
+        if not prunable_weights(self._model):
             yield "(model): no Conv2d or Linear, so there is nothing to prune"
-        for norm in self._norms():
-            label = f"{self._names[id(norm)]}: {type(norm).__name__}"
+        for name, norm in norms.items():
+            label = f"{name}: {type(norm).__name__}"
             if not calls[id(norm)]:
                 yield f"{label} (it is never called)"
             if not norm.training:

@@ -7,19 +7,16 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.base import LocalTraining
+from fedkit.engine.base import STATISTICS_BATCH, LocalTraining, check_loss, even_batches
 from fedkit.engine.sparse import native
-from fedkit.engine.sparse.network import Network, NormState, check_state
+from fedkit.engine.sparse.network import Network, NormState
 from fedkit.engine.sparse.plan import Plan, verify
 from fedkit.engine.sparse.program import Mode, Program
-from fedkit.errors import EngineError, FleetError
+from fedkit.errors import EngineError
 from fedkit.sparse.state import Masks, ModelState
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
 from fedkit.task import Examples
-
-STATISTICS_BATCH = 256
-"""Examples that are normalised together when only statistics are wanted; as the torch engine."""
 
 _EVALUATION_BATCH = 64
 _TILE = 1 << 14
@@ -75,9 +72,9 @@ class SparseEngine:
         for _ in range(how.epochs):
             losses = []
             statistics.restart()
-            for order in _batches(rng.permutation(len(examples)), how.batch_size):
+            for order in even_batches(rng.permutation(len(examples)), how.batch_size):
                 program.forward(examples.inputs, order)
-                losses.append(_finite(program.loss(examples.targets[order])))
+                losses.append(check_loss(program.loss(examples.targets[order])))
                 program.backward()
                 program.step(how.lr, how.momentum, how.weight_decay)
                 statistics.add(len(order))
@@ -90,7 +87,7 @@ class SparseEngine:
         collected: dict[str, Moments] = {}
         largest = min(STATISTICS_BATCH, len(examples))
         program = self.program(state, "statistics", largest)
-        for order in _batches(np.arange(len(examples)), STATISTICS_BATCH):
+        for order in even_batches(np.arange(len(examples)), STATISTICS_BATCH):
             program.forward(examples.inputs, order)
             for norm, count in _counts(program.network, len(order)):
                 square = norm.variance(count, unbiased=False) * count
@@ -102,7 +99,7 @@ class SparseEngine:
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""
         program, total = self._evaluation(state, examples.inputs), 0.0
-        for order in _batches(np.arange(len(examples)), _EVALUATION_BATCH):
+        for order in even_batches(np.arange(len(examples)), _EVALUATION_BATCH):
             program.forward(examples.inputs, order)
             total += program.loss(examples.targets[order]) * len(order)
         return total / len(examples)
@@ -110,7 +107,7 @@ class SparseEngine:
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Engine.outputs`."""
         program, parts = self._evaluation(state, inputs), []
-        for order in _batches(np.arange(len(inputs)), _EVALUATION_BATCH):
+        for order in even_batches(np.arange(len(inputs)), _EVALUATION_BATCH):
             program.forward(inputs, order)
             parts.append(program.outputs())
         return np.concatenate(parts)
@@ -142,7 +139,7 @@ class SparseEngine:
                 found[name] = _top(program, number, state.masks[name], amounts[name])
 
         program.forward(examples.inputs, np.arange(len(examples)))
-        _finite(program.loss(examples.targets))
+        check_loss(program.loss(examples.targets))
         program.backward(before=collect)
         return {name: found[name] for name in amounts}
 
@@ -154,7 +151,6 @@ class SparseEngine:
         """
         if batch < 1:
             raise EngineError(f"a batch of {batch} examples holds nothing to compute with")
-        check_state(self.plan, state)
         # What is replaced goes first: on a device the memory of two would be held at once.
         if self._network is None or not _equal(self._network.masks, state.masks):
             self._programs.clear()
@@ -217,18 +213,7 @@ def _top(program: Program, number: int, mask: NDArray[np.bool_], amount: int) ->
     return top.entries()
 
 
-def _batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Return batches of nearly equal size, so that no norm ever sees a last batch of one."""
-    return np.array_split(order, -(-len(order) // batch_size))
-
-
 def _equal(one: Masks, other: Masks) -> bool:
     return one is other or (
         one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
     )
-
-
-def _finite(loss: float) -> float:
-    if not np.isfinite(loss):
-        raise FleetError(f"the training loss became {loss}; lower lr (--lr)")
-    return loss

@@ -36,11 +36,9 @@ class Padding:
 
 @dataclass(frozen=True)
 class Phase:
-    """Input pixels (stride * u + y, stride * v + x): their gradients come from the same taps.
+    """Input pixels (stride * u + y, stride * v + x) of one (y, x): their taps are the same.
 
     Attributes:
-        pixel_y: Row of its first pixel, below the stride.
-        pixel_x: Column of its first pixel.
         taps: Kernel positions (ky, kx) that reach these pixels, int64 [t, 2].
         shift: For each, offset in padded gradients of the output from a pixel's origin to the
             output it contributed to in channel 0, int64 [t].
@@ -49,8 +47,6 @@ class Phase:
         slots: Pixels of one tile.
     """
 
-    pixel_y: int
-    pixel_x: int
     taps: NDArray[np.int64]
     shift: NDArray[np.int64]
     slot_in: Offsets
@@ -117,14 +113,24 @@ class Geometry:
                 yield position, distance // stride
 
     @property
+    def plane_in(self) -> int:
+        """Floats between two channels of the padded inputs."""
+        return self.padded_in.height * self.padded_in.width * self.lanes
+
+    @property
+    def plane_out(self) -> int:
+        """Floats between two channels of the padded output gradients."""
+        return self.padded_out.height * self.padded_out.width * self.lanes
+
+    @property
     def tile_in(self) -> int:
         """Floats of the padded inputs of one tile."""
-        return self.source[0] * self.padded_in.height * self.padded_in.width * self.lanes
+        return self.source[0] * self.plane_in
 
     @property
     def tile_out(self) -> int:
         """Floats of the padded output gradients of one tile."""
-        return self.target[0] * self.padded_out.height * self.padded_out.width * self.lanes
+        return self.target[0] * self.plane_out
 
     @cached_property
     def tiles_per_part(self) -> int:
@@ -205,8 +211,6 @@ class Geometry:
         tile = channels * height * width * self.lanes
         places = self._pixels(tile, stride_y * width, rows, columns, stride_x)
         return Phase(
-            pixel_y=y,
-            pixel_x=x,
             taps=table[:, :2],
             shift=table[:, 2] * self.lanes,
             slot_in=self._pixels(self.tile_out, pad.width, rows, columns),
@@ -238,10 +242,9 @@ class Geometry:
 
         The origins are for input channel 0; the next channel's lie kernel area further.
         """
-        plane = self.padded_out.height * self.padded_out.width * self.lanes
         outputs = np.arange(self.target[0])[:, None]
         position = phase.taps[:, 0] * self.op.kernel[1] + phase.taps[:, 1]
-        offset = (outputs * plane + phase.shift).astype(np.int32).reshape(-1)
+        offset = (outputs * self.plane_out + phase.shift).astype(np.int32).reshape(-1)
         return offset, (outputs * self.full_taps + position).astype(np.int32).reshape(-1)
 
 
@@ -256,9 +259,8 @@ class Taps:
 def forward_taps(geometry: Geometry, kept: NDArray[np.int64]) -> Taps:
     """Return the taps of each output channel; kept: flat positions in the weight, ascending."""
     output, position = np.divmod(kept, geometry.full_taps)
-    plane = geometry.padded_in.height * geometry.padded_in.width * geometry.lanes
     group = output // (geometry.target[0] // geometry.op.groups)
-    offset = geometry.full_offset[position] + group * (geometry.inputs * plane)
+    offset = geometry.full_offset[position] + group * (geometry.inputs * geometry.plane_in)
     return _taps(geometry.target[0], output, offset, np.arange(len(kept)))
 
 
@@ -269,14 +271,13 @@ def backward_taps(geometry: Geometry, kept: NDArray[np.int64]) -> Iterator[Taps]
     channel, place = np.divmod(position, kernel_y * kernel_x)
     group = output // (geometry.target[0] // geometry.op.groups)
     channel = channel + group * geometry.inputs
-    plane = geometry.padded_out.height * geometry.padded_out.width * geometry.lanes
     # Stable: within an input channel the taps stay in the order of the outputs they read.
     by_channel = np.argsort(channel, kind="stable")
     for phase in geometry.phases:
         shift = np.full(kernel_y * kernel_x, -1, np.int64)
         shift[phase.taps[:, 0] * kernel_x + phase.taps[:, 1]] = phase.shift
         index = by_channel[shift[place[by_channel]] >= 0]
-        offset = output[index] * plane + shift[place[index]]
+        offset = output[index] * geometry.plane_out + shift[place[index]]
         yield _taps(geometry.source[0], channel[index], offset, index)
 
 

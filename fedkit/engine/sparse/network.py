@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,17 +43,17 @@ class Parameters:
             for n, m in masks.items()
             if n in dense and not m.all()
         }
-        self._begin: dict[str, int] = {}
+        self._parts: dict[str, slice] = {}
         total = 0
         for name, shape in shapes.items():
-            self._begin[name] = total
-            total += len(self.kept[name]) if name in self.kept else int(np.prod(shape))
+            size = len(self.kept[name]) if name in self.kept else math.prod(shape)
+            self._parts[name] = slice(total, total + size)
+            total += size
         self.values = np.zeros(total, np.float32)
 
     def part(self, name: str, vector: Array) -> Array:
         """Return the view of `vector` that belongs to a parameter."""
-        size = len(self.kept[name]) if name in self.kept else int(np.prod(self._shapes[name]))
-        return vector[self._begin[name] : self._begin[name] + size]
+        return vector[self._parts[name]]
 
     def load(self, weights: Weights) -> None:
         """Copy the kept weights of dense arrays."""
@@ -110,8 +111,7 @@ def make_layer(geometry: Geometry, mask: NDArray[np.bool_]) -> Layer:
     backward = tuple(backward_taps(geometry, kept))
     forward = forward_taps(geometry, kept)
     # Not from the backward taps: a weight that only ever meets padding has none, but is read.
-    plane = geometry.padded_in.height * geometry.padded_in.width * geometry.lanes
-    inputs = np.bincount(forward.tap["offset"] // plane, minlength=geometry.source[0])
+    inputs = np.bincount(forward.tap["offset"] // geometry.plane_in, minlength=geometry.source[0])
     # The gradient of a bias is summed from the packed planes, kept weights or not.
     outputs = (np.diff(forward.first) > 0) | (geometry.op.bias is not None)
     return Layer(

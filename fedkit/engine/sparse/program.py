@@ -6,12 +6,11 @@ while it runs.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import byref, c_float, c_int, c_int64
+from ctypes import byref, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -210,11 +209,11 @@ class Program:
             self._resize(len(order))
         elements = int(np.prod(self._plan.tensors[0].shape))
         self._kernels.load_examples(
-            ctypes.c_void_p(pointer(inputs)),
-            ctypes.c_void_p(pointer(order)),
+            c_void_p(pointer(inputs)),
+            c_void_p(pointer(order)),
             c_int64(len(order)),
             c_int64(elements),
-            ctypes.c_void_p(self._place("x", 0)),
+            c_void_p(self._place("x", 0)),
         )
         for call in self._forward_calls:
             call()
@@ -240,7 +239,7 @@ class Program:
                 f"{output.channels} classes, counted from 0"
             )
         targets = np.ascontiguousarray(targets, np.int64)
-        return float(self._kernels.cross_entropy(byref(output), ctypes.c_void_p(pointer(targets))))
+        return float(self._kernels.cross_entropy(byref(output), c_void_p(pointer(targets))))
 
     def backward(self, before: Callable[[int], None] | None = None) -> None:
         """Compute `gradient` for the batch whose loss was taken.
@@ -260,7 +259,7 @@ class Program:
         values = self.network.parameters.values
         arrays = (values, self.velocity, self.gradient)
         self._kernels.sgd(
-            *(ctypes.c_void_p(pointer(array)) for array in arrays),
+            *(c_void_p(pointer(array)) for array in arrays),
             c_int64(len(values)),
             c_float(rate),
             c_float(momentum),
@@ -279,7 +278,7 @@ class Program:
         """
         tensor = self._tensors[index]
         rows = np.empty((self._examples, *self._plan.tensors[index].shape), np.float32)
-        self._kernels.read_examples(byref(tensor), ctypes.c_void_p(pointer(rows)))
+        self._kernels.read_examples(byref(tensor), c_void_p(pointer(rows)))
         return rows
 
     def full_gradient(self, number: int, rows: int) -> Iterator[Floats]:
@@ -297,7 +296,7 @@ class Program:
         for first in range(0, channels, rows):
             last = min(first + rows, channels)
             self._kernels.conv_full_gradient(
-                byref(struct), first, last, self._scratch_of(0), ctypes.c_void_p(pointer(room))
+                byref(struct), first, last, self._scratch_of(0), c_void_p(pointer(room))
             )
             yield room[: last - first]
 
@@ -402,6 +401,7 @@ class Program:
             conv.accumulate, conv.finish = contribution.accumulate, contribution.finish
         parts = -(-self._tiles(self._examples) // conv.tiles_per_part)
         op = layer.geometry.op
+        into = self._addresses(op, self.gradient)
 
         # A call that held the program would keep its memory until a garbage collection.
         program = weakref.proxy(self)
@@ -410,24 +410,22 @@ class Program:
             if layer.dense and given:
                 program._kernels.conv_transpose(byref(conv))
             if program._pool is None:
-                program._conv_parts(conv, 0, parts, 0, op, program.gradient)
+                program._conv_parts(conv, 0, parts, 0, into)
             else:
                 program._conv_waves(conv, parts, op)
 
         return run
 
     def _conv_parts(
-        self, conv: native.Conv, first: int, last: int, thread: int, op: Conv, into: Floats
+        self, conv: native.Conv, first: int, last: int, thread: int, into: Sequence[c_void_p]
     ) -> None:
+        self._kernels.conv_backward(byref(conv), first, last, self._scratch_of(thread), *into)
+
+    def _addresses(self, op: Conv, gradient: Floats) -> tuple[c_void_p, c_void_p]:
+        """Return where the gradients of an op's weight and bias lie in `gradient`."""
         part = self.network.parameters.part
-        self._kernels.conv_backward(
-            byref(conv),
-            first,
-            last,
-            self._scratch_of(thread),
-            ctypes.c_void_p(pointer(part(op.weight, into))),
-            ctypes.c_void_p(pointer(part(op.bias, into)) if op.bias else None),
-        )
+        bias = pointer(part(op.bias, gradient)) if op.bias else None
+        return c_void_p(pointer(part(op.weight, gradient))), c_void_p(bias)
 
     def _conv_waves(self, conv: native.Conv, parts: int, op: Conv) -> None:
         """Give each thread one part and room of its own, and add the results in order.
@@ -444,7 +442,9 @@ class Program:
                     part(name, self._partial[thread])[:] = 0
             futures = [
                 self._pool.submit(
-                    self._conv_parts, conv, first + t, first + t + 1, t, op, self._partial[t]
+                    self._conv_parts,
+                    *(conv, first + t, first + t + 1, t),
+                    self._addresses(op, self._partial[t]),
                 )
                 for t in wave
             ]
@@ -470,8 +470,8 @@ class Program:
         pool = self._pool
         return lambda: [f.result() for f in [pool.submit(kernel, *piece) for piece in pieces]]
 
-    def _scratch_of(self, thread: int) -> ctypes.c_void_p:
-        return ctypes.c_void_p(pointer(self._scratch[thread]))
+    def _scratch_of(self, thread: int) -> c_void_p:
+        return c_void_p(pointer(self._scratch[thread]))
 
 
 def _reads_plain(source: Tensor, op: Conv) -> bool:

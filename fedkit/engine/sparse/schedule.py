@@ -74,9 +74,13 @@ class Schedule:
     def storage(self, key: Key) -> Key:
         """Return the key under whose name the memory is held."""
         kind, tensor = key
-        while kind == "g" and tensor in self.owner:
-            tensor = self.owner[tensor]
-        return kind, tensor
+        return kind, _last_owner(self.owner, tensor) if kind == "g" else tensor
+
+
+def _last_owner(owner: Mapping[int, int], tensor: int) -> int:
+    while tensor in owner:
+        tensor = owner[tensor]
+    return tensor
 
 
 def forward_schedule(plan: Plan) -> Schedule:
@@ -157,8 +161,9 @@ class _Backward:
         if self.plan.tensors[op.target].norm is not None:
             return False
         other = op.right if tensor == op.left else op.left
-        memory = self._memory(op.target)
-        there = {t for t in self.owner if self._memory(t) == memory and self._produced(t) < number}
+        memory = _last_owner(self.owner, op.target)
+        lying = (t for t in self.owner if _last_owner(self.owner, t) == memory)
+        there = {t for t in lying if self._produced(t) < number}
         if not there:
             return True
         pair = (tensor, other)
@@ -166,11 +171,6 @@ class _Backward:
             self._constant(a, number) and self._produced(a) > self._next_use(b, number)
             for a, b in (pair, pair[::-1])
         )
-
-    def _memory(self, tensor: int) -> int:
-        while tensor in self.owner:
-            tensor = self.owner[tensor]
-        return tensor
 
     def _constant(self, tensor: int, number: int) -> bool:
         used = [n for n, op in enumerate(self.plan.ops) if tensor in sources(op)]
