@@ -10,7 +10,7 @@ def main() -> float:
     scenario = make_scenario(config)
     accuracy = 0.0
     for step in run_rounds(scenario.server(), scenario.local_fleet(), scenario.server_data):
-        accuracy = step.accuracy
+        accuracy = step.accuracy or 0.0
         sent = step.bytes_down + step.bytes_up
         print(f"{step.phase} {step.round}: accuracy {accuracy:.3f}, {sent / 1e3:.0f} kB")
     return accuracy

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.choose import sparse_twin
 from fedkit.engine.torch import TorchEngine
-from fedkit.fedtiny.candidates import magnitude_masks
+from fedkit.sparse.masks import layer_masks
 from fedkit.task import Task, accuracy
 from fedkit.tasks import digits
 
@@ -38,7 +38,7 @@ def main() -> float:
     engine = sparse_twin(TorchEngine.for_task(TASK, "", seed=1), TASK)
     dense = engine.initial_state()
     counts = {name: round(0.1 * mask.size) for name, mask in dense.masks.items()}
-    masks = magnitude_masks(dense.weights, counts)
+    masks = layer_masks(dense.weights, counts)
     state, loss = engine.train(dense.with_masks(masks), TASK.train_data(), HOW, seed=1)
     test = TASK.test_data()
     found = accuracy(engine.outputs(state, test.inputs), test.targets)

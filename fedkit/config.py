@@ -24,7 +24,7 @@ class RunConfig(BaseModel):
 
     task: str = Field("digits", description="built-in task or package.module:name")
     model: str = Field("", description="zoo model instead of the task's, like resnet8")
-    method: Literal["fedtiny", "dense"] = Field("fedtiny", description="what the fleet runs")
+    method: str = Field("fedtiny", description="row of fedkit.baselines or package.module:name")
     seed: int = Field(1, ge=0, description="seed of every random choice")
     engine: Literal["auto", "torch", "sparse"] = Field(
         "auto", description="what computes: sparse C kernels, dense torch, or sparse if it can"
@@ -54,6 +54,11 @@ class RunConfig(BaseModel):
     )
     noise: float = Field(0.5, ge=0, lt=1, description="half-width of layer-density noise")
     pool_size: int = Field(0, ge=0, description="candidates (0: 0.1 / density, at least 3)")
+    selection: Literal["adaptive", "vanilla", "none"] = Field(
+        "adaptive",
+        description="candidates are ranked under re-estimated statistics or the dense "
+        "start's, or the one without noise is taken",
+    )
     development_share: float = Field(
         0.2, gt=0, le=1, description="share of device data that ranks candidates"
     )
@@ -80,6 +85,16 @@ class RunConfig(BaseModel):
     adjust_share: float = Field(0.3, ge=0, le=1, description="largest share of a layer swapped")
     adjust_examples: int = Field(256, ge=1, description="examples behind one gradient top-k")
     blocks: int = Field(5, ge=1, description="contiguous blocks that take turns")
+    granularity: Literal["layer", "block", "entire"] = Field(
+        "block", description="what one adjustment changes: a layer, a block or the entire model"
+    )
+    order: Literal["backward", "forward"] = Field(
+        "backward", description="whose turn is first: the output's or the input's"
+    )
+
+    measure_every: int = Field(
+        1, ge=1, description="rounds between measurements on the test data; the last is measured"
+    )
 
     @property
     def candidates(self) -> int:

@@ -6,28 +6,29 @@ store it): the candidate pool until a candidate is chosen, afterwards the curren
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedkit import messages
+from fedkit.baselines import load_method
 from fedkit.config import RunConfig
 from fedkit.engine.base import Engine
 from fedkit.errors import WireError
 from fedkit.fedtiny.candidates import Pool
 from fedkit.messages import Packet, Update
-from fedkit.plan import adjusting_block, block_quotas, learning_rate, local_training
+from fedkit.method import LocalRound, Method, Phase
 from fedkit.sparse import codec
 from fedkit.sparse.state import Masks, ModelState, Weights
-from fedkit.sparse.topk import Entries
 from fedkit.task import Examples
-
-Phase = Literal["moments", "losses", "train"]
-"""What a message asks: moments per candidate, loss per candidate, or a round of training."""
 
 Memory = Packet
 """What a device remembers between messages; it starts as `Packet({})`."""
+
+_KEPT = "kept."
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,17 @@ class Device:
 
     def handle(self, phase: Phase, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         """Answer one message; return the reply and the new memory."""
-        answer = {"moments": self._moments, "losses": self._losses, "train": self._train}[phase]
-        return answer(request, memory)
+        answers = {
+            "moments": self._moments,
+            "losses": self._losses,
+            "survey": self._survey,
+            "train": self._train,
+        }
+        return answers[phase](request, memory)
+
+    @functools.cached_property
+    def _method(self) -> Method:
+        return load_method(self.config.method)
 
     @property
     def _development(self) -> Examples:
@@ -58,8 +68,7 @@ class Device:
         return messages.pack_moments(norms, len(data)), request
 
     def _losses(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
-        stats = {"candidate_stats": request.arrays["stats"]}
-        remembered = Packet({**memory.arrays, **stats}, memory.numbers)
+        remembered = _with_stats(request, memory)
         pool, merged = self._candidates(remembered)
         data = self._development
         losses = [
@@ -76,19 +85,35 @@ class Device:
         stats = Packet({"stats": memory.arrays["candidate_stats"]})
         return pool, messages.read_stats(stats, self.engine.layout, len(pool))
 
+    def _survey(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
+        survey = self._method.survey
+        if survey is None:
+            raise WireError(
+                f"a survey was asked for, and method {self.config.method!r} has none; server and "
+                "device run different methods: give both the same config"
+            )
+        state = messages.read_state(request, self.engine.layout, None)
+        scores = survey(self._round(0), state)
+        return messages.pack_scores(scores, len(self.examples)), memory
+
+    def _round(self, number: int, kept: dict[str, NDArray[Any]] | None = None) -> LocalRound:
+        layers = self._method.layers(self.config, self.engine.layout.prunable, number)
+        return LocalRound(
+            self.config, self.engine, self.examples, self.index, number, layers, kept or {}
+        )
+
     def _train(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         state = self._received(request, memory)
-        number = int(request.numbers["round"])
-        config = self.config
-        how = local_training(config, config.epochs, learning_rate(config, number))
-        seed = int(
-            np.random.SeedSequence([config.seed, 3, number, self.index]).generate_state(1)[0]
-        )
-        trained, loss = self.engine.train(state, self.examples, how, seed)
-        gradients = self._gradients(trained, number)
-        update = Update(trained, len(self.examples), loss, gradients)
-        remembered = Packet({"known_masks": codec.encode_masks(state.masks)})
-        return messages.pack_update(update, self.engine.layout), remembered
+        kept = {
+            name.removeprefix(_KEPT): array
+            for name, array in memory.arrays.items()
+            if name.startswith(_KEPT)
+        }
+        trained = self._method.local(self._round(int(request.numbers["round"]), kept), state)
+        update = Update(trained.state, len(self.examples), trained.loss, trained.entries)
+        remembered = {"known_masks": codec.encode_masks(state.masks)}
+        remembered |= {_KEPT + name: array for name, array in trained.kept.items()}
+        return messages.pack_update(update, self.engine.layout, state.masks), Packet(remembered)
 
     def _received(self, request: Packet, memory: Memory) -> ModelState:
         if "candidate" in request.numbers:
@@ -102,12 +127,11 @@ class Device:
             return None
         return codec.decode_masks(memory.arrays["known_masks"], self.engine.layout.prunable_shapes)
 
-    def _gradients(self, state: ModelState, number: int) -> dict[str, Entries]:
-        """In an adjusting round, the largest gradients of the block's pruned weights."""
-        block = adjusting_block(self.config, self.engine.layout.prunable, number)
-        if not block:
-            return {}
-        amounts = block_quotas(self.config, state.masks, block, number)
-        order = np.random.default_rng([self.config.seed, 4, number, self.index])
-        chosen = order.permutation(len(self.examples))[: self.config.adjust_examples]
-        return self.engine.top_gradients(state, self.examples.take(chosen), amounts)
+
+def _with_stats(request: Packet, memory: Memory) -> Memory:
+    """Return the pool with the statistics of its candidates, merged ones or the dense start's."""
+    if "counts" not in request.arrays:
+        stats = {"candidate_stats": request.arrays["stats"]}
+        return Packet({**memory.arrays, **stats}, memory.numbers)
+    same = np.tile(request.arrays["stats"], (len(request.arrays["counts"]), 1))
+    return Packet({**request.arrays, "candidate_stats": same}, request.numbers)

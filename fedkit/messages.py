@@ -19,7 +19,7 @@ from fedkit.errors import WireError
 from fedkit.fedtiny.bn_selection import as_moments, as_stats
 from fedkit.fedtiny.candidates import Pool
 from fedkit.sparse import codec
-from fedkit.sparse.state import Masks, ModelState, Weights, masks_digest
+from fedkit.sparse.state import Masks, ModelState, Shapes, Weights, masks_digest
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import NormMoments
 
@@ -189,6 +189,26 @@ def read_losses(packet: Packet, candidates: int) -> tuple[list[float], int]:
     return losses.tolist(), int(_number(packet, "examples", lowest=1))
 
 
+# Scores of a dense model ---------------------------------------------------------------------
+
+
+def pack_scores(scores: Weights, examples: int) -> Packet:
+    """Pack a score per prunable weight, and the number of examples behind them."""
+    flat = np.concatenate([score.reshape(-1) for score in scores.values()], dtype=np.float32)
+    return Packet({"scores": flat}, {"examples": examples})
+
+
+def read_scores(packet: Packet, shapes: Shapes) -> tuple[Weights, int]:
+    """Read scores packed by `pack_scores`, of the prunable weights in order."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    flat = _array(packet, "scores", np.float32, (sum(sizes),))
+    if not np.isfinite(flat).all():
+        raise WireError("scores hold NaN or infinite values; check the device's data")
+    parts = np.split(flat, np.cumsum(sizes)[:-1])
+    scores = {n: part.reshape(shapes[n]) for n, part in zip(shapes, parts, strict=True)}
+    return scores, int(_number(packet, "examples", lowest=1))
+
+
 # Training ------------------------------------------------------------------------------------
 
 
@@ -197,10 +217,11 @@ class Update:
     """What a device returns from a round.
 
     Attributes:
-        state: Its trained model, under the masks it was sent.
+        state: Its trained model; under the masks it was sent, where its method leaves them.
         examples: Size of its data, the weight of the update.
         loss: Mean training loss of its last epoch.
-        gradients: In an adjusting round, the largest gradients of pruned weights per layer.
+        gradients: In an adjusting round, what the method scores by: of FedTiny the largest
+            gradients of pruned weights per layer of the block.
     """
 
     state: ModelState
@@ -209,9 +230,9 @@ class Update:
     gradients: Mapping[str, Entries]
 
 
-def pack_update(update: Update, layout: Layout) -> Packet:
-    """Pack an update; the receiver knows its masks."""
-    state = pack_state(update.state, update.state.masks)
+def pack_update(update: Update, layout: Layout, known: Masks) -> Packet:
+    """Pack an update; `known` are the masks the device was sent."""
+    state = pack_state(update.state, known)
     positions, gradients = codec.encode_entries(update.gradients, layout.weights)
     sparse: dict[str, NDArray[Any]] = {}
     if update.gradients:
@@ -220,13 +241,31 @@ def pack_update(update: Update, layout: Layout) -> Packet:
     return Packet({**state.arrays, **sparse}, numbers)
 
 
-def read_update(packet: Packet, layout: Layout, known: Masks, block: Sequence[str]) -> Update:
-    """Read an update that must hold gradients for exactly the layers of `block`."""
+def read_update(
+    packet: Packet, layout: Layout, known: Masks, layers: Sequence[str], own_masks: bool = False
+) -> Update:
+    """Read an update.
+
+    Args:
+        packet: What `pack_update` made.
+        layout: The model's layout.
+        known: The masks the device was sent.
+        layers: The layers of which it must hold gradients, no more and no less.
+        own_masks: Whether the device may answer under other masks.
+
+    Raises:
+        WireError: Anything that does not fit.
+    """
     gradients = {}
-    if block:
+    if layers:
         values = _array(packet, "gradients", np.float32, (None,))
-        shapes = {name: layout.weights[name] for name in block}
+        shapes = {name: layout.weights[name] for name in layers}
         gradients = codec.decode_entries(_bytes(packet, "positions"), values, shapes)
+    if not own_masks and packet.arrays.keys() & {"masks", "mask_changes"}:
+        raise WireError(
+            "an update carries masks of its own, which this run's method does not let devices "
+            "change; server and device run different methods: give both the same config"
+        )
     return Update(
         read_state(packet, layout, known),
         int(_number(packet, "examples", lowest=1)),

@@ -9,6 +9,7 @@ from fedkit.config import RunConfig
 from fedkit.engine.base import LocalTraining
 from fedkit.fedtiny.candidates import Pool, candidate_pool
 from fedkit.fedtiny.progressive import quotas
+from fedkit.sparse import schedule
 from fedkit.sparse.distribution import DISTRIBUTIONS, kept_counts
 from fedkit.sparse.schedule import adjusts, block_at
 from fedkit.sparse.state import Masks, ModelState, Shapes
@@ -27,11 +28,14 @@ def local_training(config: RunConfig, epochs: int, lr: float) -> LocalTraining:
     return LocalTraining(epochs, config.batch_size, lr, config.momentum, config.weight_decay)
 
 
-def check_density(config: RunConfig, shapes: Shapes) -> None:
-    """Raise a `ConfigError` if these layers cannot reach the density; noise never decides that."""
-    kept_counts(
-        shapes, config.density, DISTRIBUTIONS[config.distribution](shapes), config.exempt_layers
-    )
+def kept_per_layer(config: RunConfig, shapes: Shapes) -> dict[str, int]:
+    """Return kept weights per layer, before any noise; see `kept_counts`.
+
+    Raises:
+        ConfigError: These layers cannot reach the density; noise never decides that.
+    """
+    relative = DISTRIBUTIONS[config.distribution](shapes)
+    return kept_counts(shapes, config.density, relative, config.exempt_layers)
 
 
 def pool_for(config: RunConfig, dense: ModelState) -> Pool:
@@ -47,20 +51,36 @@ def pool_for(config: RunConfig, dense: ModelState) -> Pool:
     )
 
 
-def adjusting_block(config: RunConfig, prunable: Sequence[str], number: int) -> list[str]:
-    """Return the layers whose masks change at the end of round `number`; none in other rounds.
+def adjusts_in(config: RunConfig, number: int) -> bool:
+    """Say whether masks change in round `number`.
 
     No change follows the last round, because nobody would train the grown weights.
     """
     stop = min(config.last_adjustment, config.rounds)
-    if config.method != "fedtiny" or not adjusts(number, config.adjustment_period, stop):
+    return config.adjust_share > 0 and adjusts(number, config.adjustment_period, stop)
+
+
+def adjusting_block(config: RunConfig, prunable: Sequence[str], number: int) -> list[str]:
+    """Return the layers of FedTiny's turn at the end of round `number`; none in other rounds."""
+    if not adjusts_in(config, number):
         return []
-    return block_at(prunable, config.blocks, number // config.adjustment_period - 1)
+    count = {"layer": len(prunable), "block": config.blocks, "entire": 1}[config.granularity]
+    turn = number // config.adjustment_period - 1
+    return block_at(prunable, count, turn, config.order)
 
 
 def block_quotas(
     config: RunConfig, masks: Masks, block: Sequence[str], number: int
 ) -> dict[str, int]:
     """Return how many weights each layer of the block swaps at the end of round `number`."""
-    step, last_step = number * config.epochs, config.last_adjustment * config.epochs
-    return quotas(masks, block, step, last_step, config.adjust_share)
+    return quotas(masks, block, *_steps(config, number), config.adjust_share)
+
+
+def swapped_share(config: RunConfig, number: int) -> float:
+    """Return which share of the kept weights may be swapped at the end of round `number`."""
+    return schedule.swapped_share(*_steps(config, number), config.adjust_share)
+
+
+def _steps(config: RunConfig, number: int) -> tuple[int, int]:
+    """Return the local epochs done after round `number`, and those after which nothing changes."""
+    return number * config.epochs, config.last_adjustment * config.epochs

@@ -1,45 +1,37 @@
-"""The whole algorithm, for any fleet.
+"""The whole algorithm, for any fleet and any method.
 
 `run_rounds` is everything the server does. It talks to a `Fleet`: `LocalFleet` below is one
 process, `fedkit.flower.fleet.FlowerFleet` sends the same packets through Flower. Both give the
-same bits for the same seed.
+same bits for the same seed. What a method does differently stands in its row, see `fedkit.method`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedkit import messages
+from fedkit.baselines import load_method
 from fedkit.config import RunConfig
-from fedkit.device import Device, Phase
+from fedkit.device import Device
 from fedkit.engine.base import Engine
-from fedkit.fedtiny.bn_selection import (
-    as_moments,
-    as_stats,
-    best_candidate,
-    mean_losses,
-    merge_norms,
-    with_norms,
-)
-from fedkit.fedtiny.progressive import merge_entries, swap
+from fedkit.fedtiny.bn_selection import as_moments, as_stats, merge_norms, with_norms
 from fedkit.messages import Packet, Update
-from fedkit.plan import adjusting_block, block_quotas, local_training, pool_for
-from fedkit.sparse.state import Masks, ModelState, Weights, apply_masks
+from fedkit.method import Aggregated, Fleet, Method, Opening, Phase
+from fedkit.plan import local_training
+from fedkit.sparse.state import Masks, ModelState, apply_masks, weighted_mean
 from fedkit.task import Examples, Task
 
+if TYPE_CHECKING:
+    from torch import nn
+
 Step = Literal["start", "selection", "round"]
-"""What a report is about: the dense start, the chosen candidate, or a round of training."""
-
-
-class Fleet(Protocol):
-    """Carries one request per device and brings the replies back in the order of the devices."""
-
-    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
-        """Send the same request to every device; return their replies by device index."""
+"""What a report is about: the dense start, the first sparse model, or a round of training."""
 
 
 class LocalFleet:
@@ -59,6 +51,25 @@ class LocalFleet:
         return [reply for reply, _ in answers]
 
 
+class Traffic:
+    """A fleet that counts what travels: payload bytes, down and up, since they were last taken."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet, self._down, self._up = fleet, 0, 0
+
+    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
+        """See `Fleet.exchange`."""
+        replies = self._fleet.exchange(phase, request)
+        self._down += request.nbytes * len(replies)
+        self._up += sum(reply.nbytes for reply in replies)
+        return replies
+
+    def take(self) -> tuple[int, int]:
+        """Return the bytes (down, up) and begin again at none."""
+        taken, self._down, self._up = (self._down, self._up), 0, 0
+        return taken
+
+
 @dataclass(frozen=True)
 class Report:
     """The model after one step of a run, and what the step cost.
@@ -66,9 +77,10 @@ class Report:
     Attributes:
         phase: What the step was.
         round: 0 before training, then from 1.
-        accuracy: The task's metric of the server's model on the test data.
+        accuracy: The task's metric of the server's model on the test data; None in a round that
+            `measure_every` leaves out.
         loss: Sample-weighted mean training loss of the devices; for a selection the candidate's,
-            for the start None.
+            None where no device was asked.
         density: Kept share of the prunable weights, counted from the masks.
         bytes_down: Payload the server sent in this step, summed over the devices.
         bytes_up: Payload the devices sent.
@@ -77,7 +89,7 @@ class Report:
 
     phase: Step
     round: int
-    accuracy: float
+    accuracy: float | None
     loss: float | None
     density: float
     bytes_down: int
@@ -91,6 +103,17 @@ class Server:
     def __init__(self, config: RunConfig, task: Task, engine: Engine, test: Examples) -> None:
         self.config, self.task, self.engine, self.test = config, task, engine, test
 
+    @functools.cached_property
+    def method(self) -> Method:
+        """What the fleet runs."""
+        return load_method(self.config.method)
+
+    def module(self, state: ModelState) -> nn.Module:
+        """Return the task's torch module loaded with `state`, whatever engine trained it."""
+        from fedkit.engine.torch import TorchEngine
+
+        return TorchEngine.for_task(self.task, self.config.model, self.config.seed).module(state)
+
     def report(
         self,
         phase: Step,
@@ -99,33 +122,41 @@ class Server:
         loss: float | None,
         traffic: tuple[int, int] = (0, 0),
     ) -> Report:
-        """Measure `state` on the test data."""
-        outputs = self.engine.outputs(state, self.test.inputs)
-        accuracy = self.task.metric(outputs, self.test.targets)
+        """Measure `state` on the test data, if it is time."""
+        due = number % self.config.measure_every == 0 or number == self.config.rounds
+        accuracy = self._accuracy(state) if due else None
         return Report(phase, number, accuracy, loss, state.density, *traffic, state)
 
+    def _accuracy(self, state: ModelState) -> float:
+        outputs = self.engine.outputs(state, self.test.inputs)
+        return self.task.metric(outputs, self.test.targets)
 
-def run_rounds(server: Server, fleet: Fleet, server_data: Examples | None) -> Iterator[Report]:
-    """Run FedTiny (or dense FedAvg) to the end, reporting after every step.
+
+def run_rounds(
+    server: Server, fleet: Fleet, server_data: Examples | None, dense: ModelState | None = None
+) -> Iterator[Report]:
+    """Run the config's method to the end, reporting after every step.
 
     Args:
         server: The server's model, config and test data.
         fleet: The devices.
         server_data: The server's own examples for the dense start; None trains nothing.
+        dense: The dense start, where it is known already.
     """
-    config = server.config
-    state = dense_start(server, server_data)
+    config, counted = server.config, Traffic(fleet)
+    state = dense_start(server, server_data) if dense is None else dense
     yield server.report("start", 0, state, None)
-    if config.method == "dense":
-        request = messages.pack_state(state, None)
-    else:
-        state, chosen, report = select(server, fleet, state)
-        yield report
-        request = Packet({}, {"candidate": chosen})  # A device has every candidate already.
+    shape = server.test.inputs.shape[1:]
+    opened = server.method.start(
+        Opening(config, server.engine, state, server_data, counted, server.module, shape)
+    )
+    if opened.state is not state:
+        yield server.report("selection", 0, opened.state, opened.loss, counted.take())
+    state, request = opened.state, opened.request
     for number in range(1, config.rounds + 1):
         known = state.masks
-        state, report = train_round(server, fleet, request, known, number)
-        yield report
+        state, loss = train_round(server, counted, request, known, number)
+        yield server.report("round", number, state, loss, counted.take())
         request = messages.pack_state(state, known)
 
 
@@ -139,44 +170,32 @@ def dense_start(server: Server, server_data: Examples | None) -> ModelState:
     return with_norms(trained, server.engine.norm_moments(trained, server_data))
 
 
-def select(server: Server, fleet: Fleet, dense: ModelState) -> tuple[ModelState, int, Report]:
-    """Adaptive BN selection in two phases; return the winner, its index and the report."""
-    config, layout = server.config, server.engine.layout
-    pool = pool_for(config, dense)
-    first = messages.pack_pool(pool)
-    replies = fleet.exchange("moments", first)
-    moments = [messages.read_moments(reply, layout, len(pool)) for reply in replies]
-    merged = [merge_norms(norms, config.bn_merge) for norms in zip(*moments, strict=True)]
-    second = messages.pack_stats([as_stats(norms) for norms in merged])
-    answers = fleet.exchange("losses", second)
-    read = [messages.read_losses(answer, len(pool)) for answer in answers]
-    losses = mean_losses(*zip(*read, strict=True))
-    chosen = best_candidate(losses)
-    state = with_norms(pool.candidate(chosen), merged[chosen])
-    sent = np.add(traffic(first, replies), traffic(second, answers)).tolist()
-    return state, chosen, server.report("selection", 0, state, float(losses[chosen]), sent)
-
-
 def train_round(
     server: Server, fleet: Fleet, request: Packet, masks: Masks, number: int
-) -> tuple[ModelState, Report]:
-    """Train once on every device, aggregate, and adjust the masks if it is time.
+) -> tuple[ModelState, float]:
+    """Train once on every device, aggregate, and let the method change the masks.
 
     Args:
         server: The server.
         fleet: The devices.
         request: The model, as the devices are to receive it.
-        masks: Its masks, under which the devices answer.
+        masks: Its masks, which the devices know.
         number: The round, from 1.
+
+    Returns:
+        The next model, and the devices' mean training loss.
     """
-    config, layout = server.config, server.engine.layout
+    config, layout, method = server.config, server.engine.layout, server.method
     request = Packet(request.arrays, {**request.numbers, "round": number})
     replies = fleet.exchange("train", request)
-    block = adjusting_block(config, layout.prunable, number)
-    updates = [messages.read_update(reply, layout, masks, block) for reply in replies]
-    state = adjust(config, aggregate(config, updates), updates, block, number)
-    loss = float(np.dot(shares(updates), [update.loss for update in updates]))
-    return state, server.report("round", number, state, loss, traffic(request, replies))
+    layers = method.layers(config, layout.prunable, number)
+    updates = [
+        messages.read_update(reply, layout, masks, layers, method.own_masks) for reply in replies
+    ]
+    parts = shares(updates)
+    merged = aggregate(config, updates, parts)
+    state = method.adjust(Aggregated(config, number, masks, merged, updates, parts))
+    return state, float(np.dot(parts, [update.loss for update in updates]))
 
 
 def shares(updates: Sequence[Update]) -> list[float]:
@@ -185,41 +204,27 @@ def shares(updates: Sequence[Update]) -> list[float]:
     return [update.examples / total for update in updates]
 
 
-def aggregate(config: RunConfig, updates: Sequence[Update]) -> ModelState:
-    """Average the weights by sample count in float64 and merge the norm statistics."""
-    masks = updates[0].state.masks
-    weights = weighted_mean([update.state.weights for update in updates], shares(updates))
+def aggregate(config: RunConfig, updates: Sequence[Update], parts: Sequence[float]) -> ModelState:
+    """Average the weights by sample count in float64 and merge the norm statistics.
+
+    A weight that not every device keeps is the mean over those that do.
+    """
+    states = [update.state for update in updates]
+    weights = dict(weighted_mean([state.weights for state in states], parts))
+    masks = dict(states[0].masks)
+    for name, mask in states[0].masks.items():
+        others = [state.masks[name] for state in states]
+        if any(other is not mask and not np.array_equal(other, mask) for other in others):
+            masks[name] = np.logical_or.reduce(others)
+            weights[name] = _over_keepers(weights[name], others, parts)
     norms = [as_moments(update.state.stats, update.examples) for update in updates]
-    return ModelState(
-        apply_masks(weights, masks), as_stats(merge_norms(norms, config.bn_merge)), masks
-    )
+    stats = as_stats(merge_norms(norms, config.bn_merge))
+    return ModelState(apply_masks(weights, masks), stats, masks)
 
 
-def weighted_mean(parts: Sequence[Weights], weights: Sequence[float]) -> Weights:
-    """Return the mean per parameter, summed in float64 in the order given, as float32."""
-    return {
-        name: sum(
-            (part[name] * np.float64(w) for part, w in zip(parts, weights, strict=True)),
-            start=np.zeros(parts[0][name].shape),
-        ).astype(np.float32)
-        for name in parts[0]
-    }
-
-
-def adjust(
-    config: RunConfig,
-    state: ModelState,
-    updates: Sequence[Update],
-    block: Sequence[str],
-    number: int,
-) -> ModelState:
-    """Swap weights of the block by the devices' merged gradients; no block, no change."""
-    if not block:
-        return state
-    gradients = merge_entries([update.gradients for update in updates], shares(updates))
-    return swap(state, gradients, block_quotas(config, state.masks, block, number))
-
-
-def traffic(request: Packet, replies: Sequence[Packet]) -> tuple[int, int]:
-    """Return payload bytes (down, up) of one exchange."""
-    return request.nbytes * len(replies), sum(reply.nbytes for reply in replies)
+def _over_keepers(
+    mean: NDArray[np.float32], masks: Sequence[NDArray[np.bool_]], parts: Sequence[float]
+) -> NDArray[np.float32]:
+    """Scale means over all devices, where the others' weights are 0, to means over the keepers."""
+    kept = sum((mask * part for mask, part in zip(masks, parts, strict=True)), np.zeros(mean.shape))
+    return np.divide(mean, kept, out=np.zeros(mean.shape), where=kept > 0).astype(np.float32)

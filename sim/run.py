@@ -14,7 +14,8 @@ from fedkit.config import RunConfig
 from fedkit.errors import FedkitError
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.run_config import FOLDER_KEY
-from fedkit.rounds import Fleet, Report, run_rounds
+from fedkit.method import Fleet
+from fedkit.rounds import Report, run_rounds
 from sim.scenario import Scenario
 from sim.superlink import SuperLink, toml_pairs
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from fedkit.baselines import settle
 from fedkit.config import RunConfig
 from fedkit.device import Device
 from fedkit.engine.base import Engine
 from fedkit.engine.choose import make_engine
-from fedkit.engine.torch import TorchEngine
 from fedkit.errors import DataError, TaskError
-from fedkit.plan import check_density
+from fedkit.plan import kept_per_layer
 from fedkit.rounds import LocalFleet, Server
 from fedkit.sparse.state import ModelState
 from fedkit.task import Examples, Task
@@ -58,7 +58,7 @@ class Scenario:
 
     def module(self, state: ModelState) -> nn.Module:
         """Return the task's torch module loaded with `state`, whatever engine trained it."""
-        return TorchEngine.for_task(self.task, self.config.model, self.config.seed).module(state)
+        return self.server().module(state)
 
     def device(self, index: int) -> Device:
         """Build device `index`."""
@@ -76,8 +76,7 @@ class Scenario:
             TaskError: The model does not take the task's inputs, or has too few outputs.
         """
         engine = self.engine
-        if self.config.method == "fedtiny":
-            check_density(self.config, engine.layout.prunable_shapes)
+        kept_per_layer(self.config, engine.layout.prunable_shapes)
         inputs, parts = self.test.inputs, [self.test, *self.devices]
         highest = max(int(part.targets.max()) for part in parts)
         try:
@@ -106,7 +105,7 @@ def make_scenario(config: RunConfig) -> Scenario:
         TaskError: There is no such task.
         DataError: The data is missing or cannot be split as asked.
     """
-    task = load_task(config.task)
+    config, task = settle(config), load_task(config.task)
     train, test = task.train_data(), test_examples(task, config)
     if len(train) == 0 or len(test) == 0:
         raise DataError(
@@ -128,7 +127,7 @@ def server_scenario(config: RunConfig) -> Scenario:
         TaskError: There is no such task.
         DataError: The data is missing, or nothing is left to measure on.
     """
-    task = load_task(config.task)
+    config, task = settle(config), load_task(config.task)
     test = test_examples(task, config)
     if len(test) == 0:
         raise DataError(f"task {task.name!r} has no test examples; the server measures on them")

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fedkit.config import RunConfig, make_config
-from fedkit.device import Phase
 from fedkit.errors import WireError
 from fedkit.messages import Packet
+from fedkit.method import Phase
 from fedkit.plan import adjusting_block
 from fedkit.rounds import LocalFleet, Report, run_rounds
 from fedkit.sparse.state import count_kept

@@ -90,13 +90,13 @@ def _rounds(config: RunConfig, layout: Layout, state: ModelState) -> tuple[int, 
     up = 0
     for number in range(_PERIOD, _ROUNDS + 1, _PERIOD):
         request = messages.pack_state(state, state.masks)
-        reply = messages.pack_update(Update(state, _EXAMPLES, 1.0, {}), layout)
+        reply = messages.pack_update(Update(state, _EXAMPLES, 1.0, {}), layout, state.masks)
         down += (_PERIOD - 1) * _size(_numbered(request))
         up += (_PERIOD - 1) * _size(reply)
         block = adjusting_block(config, layout.prunable, number)
         amounts = block_quotas(config, state.masks, block, number)
         gradients = _random_gradients(state.masks, amounts, rng)
-        reply = messages.pack_update(Update(state, _EXAMPLES, 1.0, gradients), layout)
+        reply = messages.pack_update(Update(state, _EXAMPLES, 1.0, gradients), layout, state.masks)
         known, state = state.masks, swap(state, gradients, amounts)
         up += _size(reply)
         if number < _ROUNDS:

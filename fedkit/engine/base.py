@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.errors import FleetError
-from fedkit.sparse.state import ModelState, Shapes
+from fedkit.sparse.state import ModelState, Shapes, Weights
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import NormMoments
 from fedkit.task import Examples
@@ -56,6 +56,10 @@ def check_loss(loss: float) -> float:
     return loss
 
 
+GradientSums = dict[str, NDArray[np.float32]]
+"""Per prunable parameter a sum of gradients, float32 of its shape; a missing one is 0."""
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """How a device trains: epochs over its data, batch size, SGD's parameters."""
@@ -76,9 +80,22 @@ class Engine(Protocol):
         """Return the freshly initialised dense model."""
 
     def train(
-        self, state: ModelState, examples: Examples, how: LocalTraining, seed: int
+        self,
+        state: ModelState,
+        examples: Examples,
+        how: LocalTraining,
+        seed: int,
+        gradient_sums: GradientSums | None = None,
     ) -> tuple[ModelState, float]:
         """Train the kept weights; return the new state and the mean loss of the last epoch.
+
+        Args:
+            state: The model.
+            examples: What it trains on.
+            how: Epochs, batches and rates.
+            seed: Seed of the order of examples.
+            gradient_sums: Where given, the gradient of EVERY prunable weight in every step is added
+                up here, without weight decay. That costs what a dense model's weight gradients do.
 
         Raises:
             FleetError: The loss stopped being finite.
@@ -94,6 +111,18 @@ class Engine(Protocol):
         self, state: ModelState, examples: Examples, amounts: Mapping[str, int]
     ) -> dict[str, Entries]:
         """Return the `amounts[layer]` largest gradients of PRUNED weights of each given layer."""
+
+    def gradients(self, state: ModelState, examples: Examples) -> Weights:
+        """Return the gradient of the mean training loss by EVERY prunable weight, kept or pruned.
+
+        All examples are one batch, under its own statistics; weight decay is no part of the loss.
+
+        Returns:
+            float32 arrays of the weights' shapes, by name in the order of `layout.prunable`.
+
+        Raises:
+            FleetError: The loss is not finite.
+        """
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the model's outputs under the running statistics, [n, ...]."""

@@ -6,7 +6,7 @@ simulated device costs one core.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedkit.engine.base import (
     STATISTICS_BATCH,
+    GradientSums,
     Layout,
     LocalTraining,
     check_loss,
@@ -24,7 +25,7 @@ from fedkit.engine.base import (
 from fedkit.errors import TaskError
 from fedkit.nn.layers import STATISTICS, prunable_weights, tracking_norms
 from fedkit.nn.norm import K, L1BatchNorm2d
-from fedkit.sparse.state import ModelState
+from fedkit.sparse.state import ModelState, Weights
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
 from fedkit.task import Examples, Task
@@ -89,7 +90,12 @@ class TorchEngine:
         return self._initial
 
     def train(
-        self, state: ModelState, examples: Examples, how: LocalTraining, seed: int
+        self,
+        state: ModelState,
+        examples: Examples,
+        how: LocalTraining,
+        seed: int,
+        gradient_sums: GradientSums | None = None,
     ) -> tuple[ModelState, float]:
         """See `Engine.train`. SGD with masked gradients; momentum starts at zero."""
         with _one_thread():
@@ -107,7 +113,7 @@ class TorchEngine:
                 self._restart_statistics()
                 order = rng.permutation(len(examples))
                 batches = _batches(examples, order, how.batch_size)
-                losses = [self._step(x, y, masks, optimiser) for x, y in batches]
+                losses = [self._step(x, y, masks, optimiser, gradient_sums) for x, y in batches]
                 loss = sum(losses) / len(losses)
             return self._read(state.masks), loss
 
@@ -122,7 +128,12 @@ class TorchEngine:
             norm.momentum = None
 
     def _step(
-        self, inputs: Tensor, targets: Tensor, masks: Mapping[str, Tensor], sgd: torch.optim.SGD
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        masks: Mapping[str, Tensor],
+        sgd: torch.optim.SGD,
+        sums: GradientSums | None,
     ) -> float:
         sgd.zero_grad()
         loss = self._loss(self._model(inputs), targets)
@@ -131,6 +142,8 @@ class TorchEngine:
         for name, mask in masks.items():
             gradient = self._weights[name].grad
             assert gradient is not None
+            if sums is not None:
+                sums[name] = sums.get(name, np.float32(0)) + gradient.numpy()
             gradient.mul_(mask)
         sgd.step()
         return value
@@ -175,15 +188,28 @@ class TorchEngine:
         self, state: ModelState, examples: Examples, amounts: Mapping[str, int]
     ) -> dict[str, Entries]:
         """See `Engine.top_gradients`. One batch of all examples; torch's gradient is dense."""
+        gradients = self._gradients(state, examples, amounts)
+        return {
+            name: _stream(gradient.reshape(-1), state.masks[name].reshape(-1), amounts[name])
+            for name, gradient in gradients.items()
+        }
+
+    def gradients(self, state: ModelState, examples: Examples) -> Weights:
+        """See `Engine.gradients`."""
+        return self._gradients(state, examples, self.layout.prunable)
+
+    def _gradients(self, state: ModelState, examples: Examples, names: Iterable[str]) -> Weights:
+        weights = {name: self._weights[name] for name in names}
         with _one_thread():
             self._load(state)
             self._model.train()
             inputs, targets = _tensors(examples, np.arange(len(examples)))
             loss = self._loss(self._model(inputs), targets)
-            gradients = torch.autograd.grad(loss, [self._weights[name] for name in amounts])
+            check_loss(loss.item())
+            gradients = torch.autograd.grad(loss, list(weights.values()))
         return {
-            name: _stream(gradient.numpy().reshape(-1), state.masks[name].reshape(-1), amount)
-            for (name, amount), gradient in zip(amounts.items(), gradients, strict=True)
+            name: np.ascontiguousarray(gradient.numpy())
+            for name, gradient in zip(weights, gradients, strict=True)
         }
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.sparse.distribution import DISTRIBUTIONS, kept_counts, with_noise
-from fedkit.sparse.state import Masks, ModelState
-from fedkit.sparse.topk import largest
+from fedkit.sparse.masks import layer_masks
+from fedkit.sparse.state import ModelState
 
 
 def pool_size(density: float) -> int:
@@ -44,7 +44,7 @@ class Pool:
     def candidate(self, index: int) -> ModelState:
         """Return candidate `index` as a model of its own."""
         counts = dict(zip(self.union.masks, self.counts[index].tolist(), strict=True))
-        return self.union.with_masks(magnitude_masks(self.union.weights, counts))
+        return self.union.with_masks(layer_masks(self.union.weights, counts))
 
 
 def candidate_pool(
@@ -84,14 +84,4 @@ def candidate_pool(
         counts.append(list(kept_counts(shapes, density, drawn, exempt).values()))
     table = np.array(counts, np.int32)
     widest = dict(zip(shapes, table.max(axis=0).tolist(), strict=True))
-    return Pool(dense.with_masks(magnitude_masks(dense.weights, widest)), table)
-
-
-def magnitude_masks(weights: Mapping[str, NDArray[np.float32]], counts: Mapping[str, int]) -> Masks:
-    """Keep the `counts[layer]` weights of largest magnitude per layer; the lower index wins."""
-    masks = {}
-    for name, count in counts.items():
-        mask = np.zeros(weights[name].size, np.bool_)
-        mask[largest(weights[name].reshape(-1), count)] = True
-        masks[name] = mask.reshape(weights[name].shape)
-    return masks
+    return Pool(dense.with_masks(layer_masks(dense.weights, widest)), table)

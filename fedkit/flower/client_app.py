@@ -7,13 +7,15 @@ from collections.abc import Callable
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedkit.device import Device, Phase
+from fedkit.device import Device
 from fedkit.flower.wire import from_records, to_records
 from fedkit.messages import Packet
+from fedkit.method import Phase
 
 MESSAGE_TYPES: dict[Phase, str] = {
     "moments": "query.bn_moments",
     "losses": "evaluate.candidate_losses",
+    "survey": "query.survey",
     "train": "train",
 }
 """Flower message type of each phase."""
@@ -44,6 +46,10 @@ def make_client_app(device_of: Callable[[Context], Device]) -> ClientApp:
     @app.evaluate("candidate_losses")
     def losses(message: Message, context: Context) -> Message:
         return answer("losses", message, context)
+
+    @app.query("survey")
+    def survey(message: Message, context: Context) -> Message:
+        return answer("survey", message, context)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Context
 
+from fedkit.baselines import settle
 from fedkit.config import RunConfig, make_config
 from fedkit.device import Device
 from fedkit.device_data import check_trainable, load_examples
@@ -47,7 +48,7 @@ def device_from_context(context: Context) -> Device:
         DataError: The data is missing, or does not fit the plan.
     """
     node = context.node_config
-    config = make_config(run_keys(context.run_config)[0])
+    config = settle(make_config(run_keys(context.run_config)[0]))
     if config.engine == "torch":
         raise ConfigError(
             "engine is 'torch', but this device computes with the sparse engine only; set engine "

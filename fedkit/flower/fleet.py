@@ -7,11 +7,11 @@ import time
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedkit.device import Phase
 from fedkit.errors import FleetError
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.wire import from_records, message_bytes, to_records
 from fedkit.messages import Packet
+from fedkit.method import Phase
 
 
 class FlowerFleet:

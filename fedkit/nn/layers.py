@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -29,3 +32,14 @@ def tracking_norms(model: nn.Module) -> dict[str, BatchNorm]:
         for name, module in model.named_modules()
         if isinstance(module, BatchNorm) and module.running_mean is not None
     }
+
+
+@contextmanager
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Give the modules of a model their modes, training or evaluation, back after a block."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
+
+Order = Literal["backward", "forward"]
+"""Which block takes the first turn: the one at the output, or the one at the input."""
 
 
 def quota(kept: int, pruned: int, step: int, last_step: int, alpha: float = 0.3) -> int:
@@ -22,8 +26,12 @@ def quota(kept: int, pruned: int, step: int, last_step: int, alpha: float = 0.3)
 
     Source: FedTiny (arXiv 2212.01977), "progressive pruning", as recalled; see NOTES.md.
     """
-    share = alpha / 2 * (1 + math.cos(math.pi * min(step / last_step, 1.0)))
-    return min(int(share * kept), pruned)
+    return min(int(swapped_share(step, last_step, alpha) * kept), pruned)
+
+
+def swapped_share(step: int, last_step: int, alpha: float) -> float:
+    """Return which share of the kept weights an adjustment may swap; see `quota`."""
+    return alpha / 2 * (1 + math.cos(math.pi * min(step / last_step, 1.0)))
 
 
 def blocks(layers: Sequence[str], count: int) -> list[list[str]]:
@@ -33,10 +41,18 @@ def blocks(layers: Sequence[str], count: int) -> list[list[str]]:
     return [list(layers[a:b]) for a, b in pairwise(edges)]
 
 
-def block_at(layers: Sequence[str], count: int, adjustment: int) -> list[str]:
-    """Return the block of the `adjustment`-th adjustment (from 0): output to input, cycling."""
+def block_at(layers: Sequence[str], count: int, turn: int, order: Order = "backward") -> list[str]:
+    """Return the block of the `turn`-th adjustment (from 0), cycling from output to input or back.
+
+    Args:
+        layers: Prunable layers in forward order.
+        count: Blocks; see `blocks`.
+        turn: Adjustments before this one.
+        order: `backward` begins at the output, as FedTiny does; `forward` at the input.
+    """
     divided = blocks(layers, count)
-    return divided[len(divided) - 1 - adjustment % len(divided)]
+    place = turn % len(divided)
+    return divided[place if order == "forward" else len(divided) - 1 - place]
 
 
 def adjusts(round_number: int, every: int, stop: int) -> bool:

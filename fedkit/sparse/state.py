@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,3 +70,14 @@ def masks_digest(masks: Masks) -> str:
         digest.update(f"{name}{mask.shape}".encode())
         digest.update(np.packbits(mask).tobytes())
     return digest.hexdigest()[:16]
+
+
+def weighted_mean(parts: Sequence[Weights], weights: Sequence[float]) -> Weights:
+    """Return the mean per parameter, summed in float64 in the order given, as float32."""
+    return {
+        name: sum(
+            (part[name] * np.float64(w) for part, w in zip(parts, weights, strict=True)),
+            start=np.zeros(parts[0][name].shape),
+        ).astype(np.float32)
+        for name in parts[0]
+    }

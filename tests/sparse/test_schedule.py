@@ -43,9 +43,24 @@ def test_the_papers_schedule_is_the_default_at_300_rounds() -> None:
     assert adjusting == list(range(10, 100, 10))
 
 
-def test_dense_runs_and_last_rounds_change_no_mask() -> None:
-    dense = make_config({"rounds": 30, "method": "dense"})
-    assert not any(adjusting_block(dense, ["a"], n) for n in range(1, 31))
+def test_granularity_and_order_decide_whose_turn_it_is() -> None:
+    names = list("abcdef")
+
+    def turns(**keys: str) -> list[str]:
+        config = make_config(
+            {"rounds": 9, "adjust_every": 1, "adjust_stop": 9, "blocks": 3, **keys}
+        )
+        return ["".join(adjusting_block(config, names, number)) for number in range(1, 5)]
+
+    assert turns() == ["ef", "cd", "ab", "ef"]
+    assert turns(order="forward") == ["ab", "cd", "ef", "ab"]
+    assert turns(granularity="layer") == ["f", "e", "d", "c"]
+    assert turns(granularity="entire", order="forward") == ["abcdef"] * 4
+
+
+def test_no_share_and_last_rounds_change_no_mask() -> None:
+    still = make_config({"rounds": 30, "adjust_share": 0})
+    assert not any(adjusting_block(still, ["a"], n) for n in range(1, 31))
     short = make_config({"rounds": 4, "adjust_every": 1, "adjust_stop": 9})
     assert [bool(adjusting_block(short, ["a"], n)) for n in range(1, 5)] == [
         True,

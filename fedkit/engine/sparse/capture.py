@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, fx, nn
 from fedkit.engine.sparse.lowering import Lowering, Unsupported, lower_node, planned
 from fedkit.engine.sparse.plan import Plan, verify
 from fedkit.errors import PlanError
-from fedkit.nn.layers import STATISTICS, prunable_weights, tracking_norms
+from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
 from fedkit.nn.norm import L1BatchNorm2d
 
 _INSTEAD = (
@@ -39,18 +38,8 @@ def capture(model: nn.Module, input_shape: tuple[int, ...]) -> Plan:
             f"input_shape is {tuple(input_shape)}; it must be (channels, height, width) or "
             "(features,) of one example, without the batch"
         )
-    with _modes_restored(model):
+    with modes_restored(model):
         return _Capture(model, tuple(input_shape)).plan()
-
-
-@contextmanager
-def _modes_restored(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 class _Tracer(fx.Tracer):

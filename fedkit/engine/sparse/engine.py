@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.base import STATISTICS_BATCH, LocalTraining, check_loss, even_batches
+from fedkit.engine.base import (
+    STATISTICS_BATCH,
+    GradientSums,
+    LocalTraining,
+    check_loss,
+    even_batches,
+)
 from fedkit.engine.sparse import native
 from fedkit.engine.sparse.network import Network, NormState
 from fedkit.engine.sparse.plan import Plan, verify
 from fedkit.engine.sparse.program import Mode, Program
 from fedkit.errors import EngineError
-from fedkit.sparse.state import Masks, ModelState
+from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
 from fedkit.task import Examples
@@ -61,7 +67,12 @@ class SparseEngine:
         return self._initial
 
     def train(
-        self, state: ModelState, examples: Examples, how: LocalTraining, seed: int
+        self,
+        state: ModelState,
+        examples: Examples,
+        how: LocalTraining,
+        seed: int,
+        gradient_sums: GradientSums | None = None,
     ) -> tuple[ModelState, float]:
         """See `Engine.train`. The same steps as the torch engine's, on kept weights only."""
         largest = min(how.batch_size, len(examples))
@@ -69,13 +80,14 @@ class SparseEngine:
         network = program.network
         program.velocity[:] = 0
         rng, loss, statistics = np.random.default_rng(seed), 0.0, _RunningStatistics(network)
+        add = None if gradient_sums is None else self._adder(program, gradient_sums)
         for _ in range(how.epochs):
             losses = []
             statistics.restart()
             for order in even_batches(rng.permutation(len(examples)), how.batch_size):
                 program.forward(examples.inputs, order)
                 losses.append(check_loss(program.loss(examples.targets[order])))
-                program.backward()
+                program.backward(before=add)
                 program.step(how.lr, how.momentum, how.weight_decay)
                 statistics.add(len(order))
             loss = sum(losses) / len(losses)
@@ -125,23 +137,57 @@ class SparseEngine:
                 f"{', '.join(unknown)} cannot be pruned; gradients are ranked within "
                 f"{', '.join(self.layout.prunable)}"
             )
-        program = self.program(state, "train", len(examples))
-        layers = {
-            number: layer.geometry.op.weight
-            for number, layer in program.network.layers.items()
-            if layer.geometry.op.weight in amounts
-        }
         found: dict[str, Entries] = {}
 
-        def collect(number: int) -> None:
-            name = layers.get(number)
-            if name is not None and name not in found:
+        def collect(program: Program, number: int, name: str) -> None:
+            if name in amounts:
                 found[name] = _top(program, number, state.masks[name], amounts[name])
 
+        self._visit_layers(state, examples, collect)
+        return {name: found[name] for name in amounts}
+
+    def gradients(self, state: ModelState, examples: Examples) -> Weights:
+        """See `Engine.gradients`."""
+        found: GradientSums = {}
+
+        def collect(program: Program, number: int, name: str) -> None:
+            found[name] = self._full_gradient(program, number, name).copy()
+
+        self._visit_layers(state, examples, collect)
+        return {name: found[name] for name in self.layout.prunable}
+
+    def _visit_layers(
+        self, state: ModelState, examples: Examples, visit: Callable[[Program, int, str], None]
+    ) -> None:
+        """Run one batch of all examples; show each layer once its full gradient can be taken.
+
+        Args:
+            state: The model.
+            examples: The batch.
+            visit: Called with the program, the number of the layer's op and its weight's name.
+        """
+        program = self.program(state, "train", len(examples))
         program.forward(examples.inputs, np.arange(len(examples)))
         check_loss(program.loss(examples.targets))
-        program.backward(before=collect)
-        return {name: found[name] for name in amounts}
+        program.backward(before=_at_layers(program, visit))
+
+    def _adder(self, program: Program, sums: GradientSums) -> Callable[[int], None]:
+        """Return what adds the gradients of all weights to `sums`, layer by layer."""
+
+        def add(program: Program, number: int, name: str) -> None:
+            gradient = self._full_gradient(program, number, name)
+            if name in sums:
+                sums[name] += gradient
+            else:
+                sums[name] = gradient.copy()
+
+        return _at_layers(program, add)
+
+    def _full_gradient(self, program: Program, number: int, name: str) -> NDArray[np.float32]:
+        shape = self.layout.weights[name]
+        # All rows at once: the inputs are packed anew for every tile.
+        (whole,) = program.full_gradient(number, rows=shape[0])
+        return whole.reshape(shape)
 
     def program(self, state: ModelState, mode: Mode, batch: int) -> Program:
         """Return a program for batches of up to `batch` examples, loaded with `state`.
@@ -201,6 +247,19 @@ def _counts(network: Network, examples: int) -> Iterator[tuple[NormState, int]]:
     for index, norm in network.norms.items():
         _, height, width = network.plan.tensors[index].shape
         yield norm, examples * height * width
+
+
+def _at_layers(
+    program: Program, visit: Callable[[Program, int, str], None]
+) -> Callable[[int], None]:
+    """Return a `before` of the backward pass that visits the ops which have a prunable weight."""
+
+    def before(number: int) -> None:
+        layer = program.network.layers.get(number)
+        if layer is not None:
+            visit(program, number, layer.geometry.op.weight)
+
+    return before
 
 
 def _top(program: Program, number: int, mask: NDArray[np.bool_], amount: int) -> Entries:

@@ -1,0 +1,85 @@
+"""All methods, ours and its rivals: one row each, all behind the seam of `fedkit.method`.
+
+A rival is added as a file with one function or two and a row here, or, from outside, as
+`--method package.module:NAME` where NAME is a `Method`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedkit.baselines.feddst import FEDDST
+from fedkit.baselines.magnitude import MAGNITUDE
+from fedkit.baselines.prunefl import PRUNEFL
+from fedkit.baselines.random_masks import ERK, RANDOM
+from fedkit.baselines.snip import SNIP
+from fedkit.baselines.ssfl import SSFL
+from fedkit.baselines.synflow import SYNFLOW
+from fedkit.config import RunConfig
+from fedkit.errors import ConfigError
+from fedkit.fedtiny.method import FEDTINY
+from fedkit.lookup import find
+from fedkit.method import Method, send_whole
+
+DENSE = Method(
+    "FedAvg: every weight trains and travels (McMahan et al., 2017)",
+    lambda opening: send_whole(opening.dense),
+    settings={"density": 1.0},
+)
+
+
+def _without(what: str, **settings: object) -> Method:
+    return replace(FEDTINY, about=f"FedTiny {what}", settings=settings, ablation_of="fedtiny")
+
+
+METHODS: dict[str, Method] = {
+    "fedtiny": FEDTINY,
+    "fedtiny-uniform": _without("around uniform layer densities", distribution="uniform"),
+    "fedtiny-vanilla": _without("ranking under the dense start's statistics", selection="vanilla"),
+    "fedtiny-no-selection": _without("without selection", selection="none"),
+    "fedtiny-no-progressive": _without("without progressive pruning", adjust_share=0.0),
+    "fedtiny-entire": _without("adjusting the whole model at once", granularity="entire"),
+    "dense": DENSE,
+    "random": RANDOM,
+    "erk": ERK,
+    "magnitude": MAGNITUDE,
+    "snip": SNIP,
+    "synflow": SYNFLOW,
+    "ssfl": SSFL,
+    "prunefl": PRUNEFL,
+    "feddst": FEDDST,
+}
+"""Name -> method, for `--method NAME`."""
+
+
+def load_method(path: str) -> Method:
+    """Find a method by name or as `package.module:NAME`.
+
+    Raises:
+        ConfigError: No such name, module or attribute, or it is not a `Method`.
+    """
+    if path in METHODS:
+        return METHODS[path]
+    if ":" not in path:
+        raise ConfigError(
+            f"no method {path!r}; give one of {', '.join(METHODS)} or a path like "
+            "package.module:NAME"
+        )
+    try:
+        found = find(path)
+    except ImportError as error:
+        raise ConfigError(
+            f"method path {path!r}: the module cannot be imported ({error}); run from the folder "
+            "that holds it, or install it"
+        ) from error
+    if not isinstance(found, Method):
+        raise ConfigError(
+            f"method path {path!r} leads to a {type(found).__name__}; it must be a "
+            "fedkit.method.Method at the top level of its module"
+        )
+    return found
+
+
+def settle(config: RunConfig) -> RunConfig:
+    """Return the config with what its method fixes; every process of a run does this first."""
+    return config.model_copy(update=dict(load_method(config.method).settings))

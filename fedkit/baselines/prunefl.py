@@ -1,0 +1,86 @@
+"""PruneFL: adaptive pruning by squared gradients of ALL weights, which devices compute and send.
+
+Source: Jiang et al., "Model Pruning Enables Efficient Federated Learning on Edge Devices", 2022.
+The server prunes first, on its own data. In every local step a device computes the gradient of each
+weight, pruned or not; a round's sum, squared and times its examples, adds to what the device keeps
+until the next adjustment, then all of it travels. The server keeps the largest weights of each
+layer and fills up with the largest squares of all layers together.
+
+Two things differ from the paper, so that methods do the same work: all weights count as equally
+fast, and the density is the target from the start instead of whatever the time model prefers.
+Adjustments come when FedTiny's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.config import RunConfig
+from fedkit.fedtiny.progressive import merge_entries
+from fedkit.method import Aggregated, LocalRound, Method, Opening, Trained, static
+from fedkit.plan import adjusts_in, swapped_share
+from fedkit.sparse.masks import global_masks, layer_masks
+from fedkit.sparse.state import Masks, ModelState, Weights, count_kept
+from fedkit.sparse.topk import Entries
+
+
+def prunefl_masks(opening: Opening) -> Masks:
+    """Prune on the server, by magnitude and by gradients of its own examples."""
+    examples = opening.sample(opening.config.adjust_examples)
+    squares = {n: g**2 for n, g in opening.engine.gradients(opening.dense, examples).items()}
+    return _reconfigure(opening.dense, opening.counts, squares, opening.config.adjust_share)
+
+
+def _reconfigure(
+    state: ModelState, counts: dict[str, int], squares: Weights, share: float
+) -> Masks:
+    """Keep `1 - share` of `counts` per layer by magnitude, the rest by squares over all layers."""
+    stay = {name: int((1 - share) * count) for name, count in counts.items()}
+    largest = layer_masks({name: state.weights[name] for name in counts}, stay)
+    return global_masks(squares, sum(counts.values()), keep=largest)
+
+
+def local(round_: LocalRound, state: ModelState) -> Trained:
+    """Train, and add this round's squared gradients to those kept; send them when it is time."""
+    sums: dict[str, NDArray[np.float32]] = {}
+    trained, loss = round_.train(state, gradient_sums=sums)
+    examples = round_.config.epochs * len(round_.examples)
+    squares = {n: round_.kept.get(n, np.float32(0)) + s**2 * examples for n, s in sums.items()}
+    if not round_.layers:
+        return Trained(trained, loss, kept=squares)
+    every = {name: squares[name].reshape(-1) for name in round_.layers}
+    return Trained(trained, loss, {n: Entries(np.arange(len(v)), v) for n, v in every.items()})
+
+
+def all_layers(config: RunConfig, prunable: Sequence[str], number: int) -> list[str]:
+    """Return every layer in an adjusting round."""
+    return list(prunable) if adjusts_in(config, number) else []
+
+
+def adjust(end: Aggregated) -> ModelState:
+    """Make new masks of equal density; a grown weight starts at 0."""
+    if not adjusts_in(end.config, end.number):
+        return end.state
+    merged = merge_entries([update.gradients for update in end.updates], end.shares)
+    squares = {name: merged[name].values.reshape(mask.shape) for name, mask in end.sent.items()}
+    share = swapped_share(end.config, end.number)
+    return end.state.with_masks(_reconfigure(end.state, count_kept(end.sent), squares, share))
+
+
+def dense_bytes(config: RunConfig, masks: Masks) -> int:
+    """Bytes of a float32 score per prunable weight."""
+    del config
+    return 4 * sum(mask.size for mask in masks.values())
+
+
+PRUNEFL = Method(
+    "PruneFL-like: masks by squared gradients of all weights (Jiang et al., 2022)",
+    static(prunefl_masks),
+    local,
+    all_layers,
+    adjust,
+    score_bytes=dense_bytes,
+)

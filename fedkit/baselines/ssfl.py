@@ -1,0 +1,37 @@
+"""A static mask from saliency that all devices score, in the manner of SSFL.
+
+Source: Ohib et al., "SSFL: Discovering Sparse Unified Subnetworks at Initialization for Efficient
+Federated Learning", 2024: each device scores |weight * gradient| on one batch of its own data, the
+server averages the scores and keeps the largest. The dense model and the scores travel once.
+"""
+
+from __future__ import annotations
+
+from fedkit import messages
+from fedkit.baselines.snip import saliency
+from fedkit.method import LocalRound, Method, Opening, static
+from fedkit.sparse.masks import global_masks
+from fedkit.sparse.state import Masks, ModelState, Weights, weighted_mean
+
+
+def ssfl_masks(opening: Opening) -> Masks:
+    """Keep the weights of largest mean saliency over the devices, by their numbers of examples."""
+    request = messages.pack_state(opening.dense, None)
+    shapes = opening.engine.layout.prunable_shapes
+    replies = opening.fleet.exchange("survey", request)
+    read = [messages.read_scores(reply, shapes) for reply in replies]
+    total = sum(examples for _, examples in read)
+    scores = weighted_mean([s for s, _ in read], [examples / total for _, examples in read])
+    return global_masks(scores, opening.budget, opening.config.exempt_layers)
+
+
+def survey(round_: LocalRound, state: ModelState) -> Weights:
+    """Score every weight on a sample of this device's data."""
+    return saliency(round_.engine, state, round_.sample)
+
+
+SSFL = Method(
+    "static mask from saliency averaged over the devices (SSFL, Ohib et al., 2024)",
+    static(ssfl_masks),
+    survey=survey,
+)

@@ -1,0 +1,94 @@
+"""FedTiny as a row: adaptive BN selection makes the first model, progressive pruning changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedkit import messages
+from fedkit.config import RunConfig
+from fedkit.fedtiny.bn_selection import (
+    as_stats,
+    best_candidate,
+    mean_losses,
+    merge_norms,
+)
+from fedkit.fedtiny.candidates import Pool
+from fedkit.fedtiny.progressive import merge_entries, quotas, swap
+from fedkit.messages import Packet
+from fedkit.method import Aggregated, LocalRound, Method, Opened, Opening, Trained, send_whole
+from fedkit.plan import adjusting_block, block_quotas, pool_for
+from fedkit.sparse.schedule import blocks
+from fedkit.sparse.state import Masks, ModelState, Weights
+
+
+def start(opening: Opening) -> Opened:
+    """Let candidates compete on the devices, under re-estimated statistics or the dense start's."""
+    config = opening.config
+    pool = pool_for(config, opening.dense)
+    if config.selection == "none":
+        return send_whole(pool.candidate(0))
+    if config.selection == "adaptive":
+        stats = _reestimated(opening, pool)
+        request = messages.pack_stats(stats)
+    else:
+        stats = [pool.union.stats] * len(pool)
+        request = messages.pack_pool(pool)
+    answers = opening.fleet.exchange("losses", request)
+    read = [messages.read_losses(answer, len(pool)) for answer in answers]
+    losses = mean_losses(*zip(*read, strict=True))
+    chosen = best_candidate(losses)
+    winner = pool.candidate(chosen)
+    state = ModelState(winner.weights, stats[chosen], winner.masks)
+    # A device has every candidate already, so the first message to train names one.
+    return Opened(state, Packet({}, {"candidate": chosen}), float(losses[chosen]))
+
+
+def _reestimated(opening: Opening, pool: Pool) -> list[Weights]:
+    """Return the merged statistics of each candidate, as the devices' data has them."""
+    layout = opening.engine.layout
+    replies = opening.fleet.exchange("moments", messages.pack_pool(pool))
+    moments = [messages.read_moments(reply, layout, len(pool)) for reply in replies]
+    rule = opening.config.bn_merge
+    return [as_stats(merge_norms(norms, rule)) for norms in zip(*moments, strict=True)]
+
+
+def local(round_: LocalRound, state: ModelState) -> Trained:
+    """Train; in an adjusting round report the largest gradients of the block's pruned weights."""
+    trained, loss = round_.train(state)
+    if not round_.layers:
+        return Trained(trained, loss)
+    amounts = block_quotas(round_.config, trained.masks, round_.layers, round_.number)
+    return Trained(trained, loss, round_.engine.top_gradients(trained, round_.sample, amounts))
+
+
+def adjust(end: Aggregated) -> ModelState:
+    """Swap weights of the block by the devices' merged gradients; no block, no change."""
+    block = adjusting_block(end.config, list(end.sent), end.number)
+    if not block:
+        return end.state
+    gradients = merge_entries([update.gradients for update in end.updates], end.shares)
+    return swap(end.state, gradients, block_quotas(end.config, end.sent, block, end.number))
+
+
+def buffer_bytes(config: RunConfig, masks: Masks) -> int:
+    """Bytes of the largest top-k buffer: a float32 value and an int32 position per entry."""
+    return 8 * max(sum(_largest_quotas(config, masks, block)) for block in _blocks(config, masks))
+
+
+def _blocks(config: RunConfig, masks: Masks) -> list[list[str]]:
+    count = {"layer": len(masks), "block": config.blocks, "entire": 1}[config.granularity]
+    return blocks(list(masks), count)
+
+
+def _largest_quotas(config: RunConfig, masks: Masks, block: Sequence[str]) -> list[int]:
+    return list(quotas(masks, block, 0, 1, config.adjust_share).values())
+
+
+FEDTINY = Method(
+    "FedTiny: adaptive BN selection and progressive pruning (Huang et al., 2023)",
+    start,
+    local,
+    adjusting_block,
+    adjust,
+    score_bytes=buffer_bytes,
+)
