@@ -99,7 +99,8 @@ def test_export_makes_the_artifact_of_a_run_that_has_none(
 
 
 BAD = {
-    "--task nowhere": "no task 'nowhere'; give one of digits, fashion-mnist",
+    "--task nowhere": "no task 'nowhere'; give one of cifar10, cifar100, cinic10, digits, "
+    "fashion-mnist, svhn",
     "--task no.such.module:TASK": "cannot be imported",
     "--task fedkit.task:accuracy": "leads to a function",
     "--density 0": "density is '0': input should be greater than 0",

@@ -34,7 +34,8 @@ def check_examples(examples: Examples, shape: tuple[int, ...]) -> None:
 
 
 def test_built_in_tasks_are_found_by_name() -> None:
-    assert sorted(BUILT_IN) == ["digits", "fashion-mnist"]
+    hub = ["cifar10", "cifar100", "cinic10", "svhn"]
+    assert sorted(BUILT_IN) == sorted(["digits", "fashion-mnist", *hub])
     assert all(load_task(name) is task for name, task in BUILT_IN.items())
 
 
@@ -203,7 +204,7 @@ def test_a_label_out_of_range_is_refused(nowhere: Path) -> None:
     folder = write_folder(nowhere / "data" / "fashion-mnist")
     labels = gzip.compress(idx(LABELS + np.uint8(1)))
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(labels)
-    check_data_error("labels up to 10", "0 .. 9")
+    check_data_error("labels, among them [10]", "0 .. 9")
 
 
 def test_an_empty_data_set_is_refused(nowhere: Path) -> None:
@@ -230,7 +231,7 @@ def hub(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     real = datasets.load_dataset
 
     def load_local(path: str, name: str | None) -> datasets.DatasetDict:
-        assert path == fashion_mnist.HUB_NAME
+        assert path == fashion_mnist.IMAGES.hub_name
         return real(str(folder), name, cache_dir=str(nowhere / "cache"))
 
     monkeypatch.setattr(datasets, "load_dataset", load_local)

@@ -8,9 +8,11 @@ from __future__ import annotations
 from fedkit.errors import TaskError
 from fedkit.lookup import find
 from fedkit.task import Task
-from fedkit.tasks import digits, fashion_mnist
+from fedkit.tasks import digits, fashion_mnist, hub
 
-BUILT_IN: dict[str, Task] = {task.name: task for task in (digits.TASK, fashion_mnist.TASK)}
+BUILT_IN: dict[str, Task] = {
+    task.name: task for task in (digits.TASK, fashion_mnist.TASK, *hub.TASKS)
+}
 """Name -> task, for `--task NAME`."""
 
 

@@ -15,25 +15,30 @@ from __future__ import annotations
 import functools
 import gzip
 import math
-import os
 import zlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedkit.errors import DataError
 from fedkit.task import Examples, Task
+from fedkit.tasks.hub import Bytes, ImageSet, Split, read_hub, to_examples
 
 MEAN = 0.2860
 STD = 0.3530
-CLASSES = 10
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-HUB_NAME = "zalando-datasets/fashion_mnist"
-
-Split = Literal["train", "test"]
-Bytes = NDArray[np.uint8]
+IMAGES = ImageSet(
+    title="Fashion-MNIST",
+    name="fashion-mnist",
+    hub_name="zalando-datasets/fashion_mnist",
+    image="image",
+    label="label",
+    classes=10,
+    mean=(MEAN,),
+    std=(STD,),
+    model="resnet8",
+    size=28,
+)
 
 _FILE_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 
@@ -48,33 +53,28 @@ def test_data() -> Examples:
     return _load("test")
 
 
-def local_folder() -> Path:
-    """Return the folder that is looked into first."""
-    return Path(os.environ.get("FEDKIT_DATA") or "data") / "fashion-mnist"
-
-
 @functools.cache
 def _load(split: Split) -> Examples:
-    for folder in (local_folder(), DEBIAN_FOLDER):
+    for folder in (IMAGES.folder, DEBIAN_FOLDER):
         if folder.is_dir():
             return _examples(*read_folder(folder, split), source=str(folder))
-    return _examples(*_read_hub(split), source=HUB_NAME)
+    return read_hub(
+        IMAGES,
+        split,
+        absent=f"{IMAGES.folder} and no {DEBIAN_FOLDER}",
+        remedy="put the four idx .gz files into the first folder (FEDKIT_DATA sets its parent), or "
+        "install the Debian package dataset-fashion-mnist",
+    )
 
 
 def _examples(images: Bytes, labels: Bytes, source: str) -> Examples:
-    """Check and normalise; images uint8 [n, 28, 28], labels uint8 [n]."""
-    if len(images) != len(labels) or images.shape[1:] != (28, 28):
+    """Check that the two belong together; images uint8 [n, 28, 28], labels uint8 [n]."""
+    if len(images) != len(labels) or images.shape[1:] != IMAGES.shape:
         raise DataError(
             f"Fashion-MNIST from {source} has images of shape {images.shape} and {len(labels)} "
             "labels; it must be [n, 28, 28] and n labels: fetch the data set again"
         )
-    if len(labels) == 0 or labels.max() >= CLASSES:
-        raise DataError(
-            f"Fashion-MNIST from {source} has {len(labels)} labels up to "
-            f"{labels.max(initial=0)}; there must be some, in 0 .. 9: fetch the data set again"
-        )
-    grey = images[:, None].astype(np.float32) / np.float32(255)
-    return Examples((grey - np.float32(MEAN)) / np.float32(STD), labels.astype(np.int64))
+    return to_examples(images, labels, IMAGES, source)
 
 
 def read_folder(folder: Path, split: Split) -> tuple[Bytes, Bytes]:
@@ -137,29 +137,5 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read ({error}): fetch it again") from error
 
 
-def _read_hub(split: Split) -> tuple[Bytes, Bytes]:
-    # Set before the import, which reads it: a data set is no reason to report home.
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    from flwr_datasets import FederatedDataset
-
-    try:
-        # No shuffling here: the partition shuffles, with the seed of the run.
-        hub = FederatedDataset(dataset=HUB_NAME, partitioners={}, shuffle=False)
-        columns = hub.load_split(split).with_format("numpy")[:]
-    except Exception as error:  # the hub's client raises the errors of half a dozen libraries
-        raise DataError(_not_found(error)) from error
-    return np.asarray(columns["image"], np.uint8), np.asarray(columns["label"], np.uint8)
-
-
-def _not_found(error: Exception) -> str:
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    return (
-        f"Fashion-MNIST was not found: there is no folder {local_folder()} and no "
-        f"{DEBIAN_FOLDER}, and the hub's {HUB_NAME} cannot be loaded ({reason}); put the four idx "
-        ".gz files into the first folder (FEDKIT_DATA sets its parent), or install the Debian "
-        "package dataset-fashion-mnist, or connect to the internet"
-    )
-
-
-TASK = Task("fashion-mnist", "resnet8", train_data, test_data)
+TASK = Task(IMAGES.name, IMAGES.model, train_data, test_data)
 """The task `fashion-mnist`."""
