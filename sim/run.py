@@ -65,8 +65,9 @@ def serve(scenario: Scenario, grid: Grid, folder: str) -> None:
 
 
 def _print(step: Report) -> None:
+    accuracy = "not measured" if step.accuracy is None else f"{step.accuracy:.4f}"
     print(
-        f"{step.phase} {step.round}: accuracy {step.accuracy:.4f}, loss {step.loss}, "
+        f"{step.phase} {step.round}: accuracy {accuracy}, loss {step.loss}, "
         f"density {step.density:.4f}, bytes down {step.bytes_down}, up {step.bytes_up}",
         flush=True,
     )

@@ -16,7 +16,7 @@ from flwr.app import Context, RecordDict
 
 from fedkit.checkpoint import RunFolder
 from fedkit.config import make_config
-from fedkit.device import Device, Phase
+from fedkit.device import Device
 from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.sparse.plan import load_plan, save_plan
@@ -24,6 +24,7 @@ from fedkit.errors import ConfigError, DataError, FedkitError, PlanError
 from fedkit.flower.device_app import device_from_context
 from fedkit.flower.run_config import FOLDER_KEY
 from fedkit.messages import Packet
+from fedkit.method import Phase
 from fedkit.rounds import LocalFleet, run_rounds
 from fedkit.task import Examples
 from sim.run import record

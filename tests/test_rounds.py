@@ -58,7 +58,8 @@ def test_steps_come_in_order_and_learning_happens() -> None:
     _, reports, _ = run()
     steps = [(report.phase, report.round) for report in reports]
     assert steps == [("start", 0), ("selection", 0), *(("round", n) for n in range(1, 6))]
-    assert reports[-1].accuracy > reports[1].accuracy
+    measured = [report.accuracy for report in reports if report.accuracy is not None]
+    assert len(measured) == len(reports) and measured[-1] > measured[1]
     assert all(report.loss is None or math.isfinite(report.loss) for report in reports)
     assert [report.loss is None for report in reports[:2]] == [True, False]
 
@@ -140,6 +141,15 @@ def test_dense_fedavg_sends_and_keeps_everything() -> None:
     sparse = sum(report.bytes_up + report.bytes_down for report in run()[1])
     dense = sum(report.bytes_up + report.bytes_down for report in reports)
     assert dense > 5 * sparse
+
+
+def test_accuracy_is_measured_as_often_as_asked_and_at_the_end() -> None:
+    plain, seldom = run()[1], run(measure_every=2)[1]
+    due = [report.round % 2 == 0 or report.round == 5 for report in seldom]
+    assert [report.accuracy is not None for report in seldom] == due
+    assert [r.accuracy for r in plain if r.round % 2 == 0 or r.round == 5] == [
+        report.accuracy for report in seldom if report.accuracy is not None
+    ]
 
 
 def test_same_seed_same_bits_other_seed_other_bits() -> None:

@@ -180,7 +180,12 @@ def _progress(config: RunConfig, path: Path, log: Console) -> Iterator[Callable[
 def _status(metrics: list[dict[str, Any]]) -> str:
     last = metrics[-1]
     sent = sum(step["bytes_up"] + step["bytes_down"] for step in metrics)
-    return f"accuracy {last['accuracy']:.1%} density {last['density']:.1%} {size(sent)}"
+    return f"accuracy {_accuracy(metrics):.1%} density {last['density']:.1%} {size(sent)}"
+
+
+def _accuracy(metrics: list[dict[str, Any]]) -> float:
+    """Return the last measured accuracy; the dense start's is always there."""
+    return cast(float, next(s["accuracy"] for s in metrics[::-1] if s["accuracy"] is not None))
 
 
 # Exporting and measuring ---------------------------------------------------------------------
@@ -300,7 +305,7 @@ def figures(folder: RunFolder) -> dict[str, Any]:
         "rounds_planned": folder.config.rounds,
         "accuracy_dense_start": by_phase["start"]["accuracy"],
         "accuracy_selected": by_phase.get("selection", {}).get("accuracy"),
-        "accuracy_sparse": steps[-1]["accuracy"],
+        "accuracy_sparse": _accuracy(steps),
         "density": steps[-1]["density"],
         "bytes_up": sent["up"],
         "bytes_down": sent["down"],
