@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,35 @@ def test_top_gradients_are_those_of_the_whole_layer(
     assert not sparse.masks[name].reshape(-1)[found.indices].any()
 
 
+def test_gradients_of_kept_and_pruned_weights_by_hand() -> None:
+    torch.manual_seed(0)
+    engine = TorchEngine(torch.nn.Sequential(torch.nn.Linear(3, 2)), cross_entropy)
+    mask = np.array([[True, False, True], [False, False, False]])
+    state = engine.initial_state().with_masks({"0.weight": mask})
+    data = Examples(examples(5).inputs.reshape(5, -1)[:, :3].copy(), np.array([0, 1, 0, 1, 1]))
+    logits = data.inputs @ state.weights["0.weight"].T + state.weights["0.bias"]
+    probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = (probability - np.eye(2)[data.targets]).T @ data.inputs / 5
+    found = engine.gradients(state, data)
+    assert list(found) == ["0.weight"]  # the bias is never pruned
+    np.testing.assert_allclose(found["0.weight"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_largest_gradients_are_those_of_all_gradients(
+    engine: TorchEngine, sparse: ModelState
+) -> None:
+    whole = engine.gradients(sparse, examples())
+    tops = engine.top_gradients(sparse, examples(), dict.fromkeys(engine.layout.prunable, 7))
+    assert list(whole) == list(tops) == list(engine.layout.prunable)
+    for name, top in tops.items():
+        assert whole[name].shape == engine.layout.weights[name]
+        assert whole[name].dtype == np.float32 and whole[name].flags.c_contiguous
+        assert whole[name][sparse.masks[name]].any()
+        flat = np.where(sparse.masks[name], np.float32(0), whole[name]).reshape(-1)
+        assert top.indices.tolist() == dense_topk(flat, 7)
+        assert np.array_equal(top.values, flat[top.indices])
+
+
 def test_statistics_are_the_mean_over_the_last_epochs_batches(
     engine: TorchEngine, sparse: ModelState
 ) -> None:
@@ -145,6 +176,7 @@ def test_moments_and_losses_change_nothing(engine: TorchEngine, sparse: ModelSta
     engine.norm_moments(sparse, examples())
     engine.loss(sparse, examples())
     engine.top_gradients(sparse, examples(), {engine.layout.prunable[0]: 3})
+    engine.gradients(sparse, examples())
     assert np.array_equal(engine.outputs(sparse, examples().inputs), outputs)
 
 
@@ -159,6 +191,9 @@ def test_a_diverging_loss_is_named(engine: TorchEngine, sparse: ModelState) -> N
     how = LocalTraining(epochs=5, batch_size=8, lr=1e20, momentum=0.0, weight_decay=0.0)
     with pytest.raises(FleetError, match="lower lr"):
         engine.train(sparse, examples(), how, seed=0)
+    huge = {name: np.full_like(weight, 1e30) for name, weight in sparse.weights.items()}
+    with pytest.raises(FleetError, match="lower lr"):
+        engine.gradients(replace(sparse, weights=huge), examples())
 
 
 def test_a_model_without_prunable_layers_is_refused() -> None:

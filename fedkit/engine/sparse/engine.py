@@ -151,7 +151,7 @@ class SparseEngine:
         found: GradientSums = {}
 
         def collect(program: Program, number: int, name: str) -> None:
-            found[name] = self._full_gradient(program, number, name).copy()
+            found[name] = self._full_gradient(program, number, name)
 
         self._visit_layers(state, examples, collect)
         return {name: found[name] for name in self.layout.prunable}
@@ -179,7 +179,7 @@ class SparseEngine:
             if name in sums:
                 sums[name] += gradient
             else:
-                sums[name] = gradient.copy()
+                sums[name] = gradient
 
         return _at_layers(program, add)
 

@@ -92,6 +92,7 @@ def test_a_state_that_does_not_fit(message: str, made: tuple[SparseEngine, Model
         lambda: engine.loss(bad, data),
         lambda: engine.outputs(bad, data.inputs),
         lambda: engine.top_gradients(bad, data, {LAYER: 1}),
+        lambda: engine.gradients(bad, data),
     ]
     for call in calls:
         with pytest.raises(EngineError, match=message):

@@ -107,6 +107,10 @@ def test_a_diverging_loss_is_named() -> None:
     reference, engine = engines(RESNET, SHAPE)
     with pytest.raises(FleetError, match="lower lr"):
         engine.train(reference.initial_state(), examples(20, SHAPE), replace(HOW, lr=1e20), 0)
+    state = reference.initial_state()
+    huge = {name: np.full_like(weight, 1e30) for name, weight in state.weights.items()}
+    with pytest.raises(FleetError, match="lower lr"):
+        engine.gradients(replace(state, weights=huge), examples(20, SHAPE))
 
 
 # Evaluation
@@ -222,6 +226,49 @@ def test_top_gradients_equal_the_torch_engines() -> None:
         assert error(ours.values, theirs.values) < 1e-4
 
 
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.7, 1.0])
+@pytest.mark.parametrize("name", ["resnet8", "ds-cnn"])
+def test_gradients_are_the_full_gradients_whose_largest_are_the_top(
+    name: str, density: float
+) -> None:
+    shape = (1, 20, 10)
+    reference, engine = engines(zoo(name, shape), shape)
+    state, data = pruned(reference.initial_state(), density), examples(21, shape)
+    found, tiles = engine.gradients(state, data), full_gradients(engine, state, data)
+    tops = engine.top_gradients(state, data, dict.fromkeys(engine.layout.prunable, 9))
+    assert list(found) == list(engine.layout.prunable)
+    for layer, gradient in found.items():
+        assert gradient.dtype == np.float32 and gradient.shape == engine.layout.weights[layer]
+        assert gradient.tobytes() == tiles[layer].tobytes(), layer
+        expected = by_sorting(gradient.reshape(-1), state.masks[layer], 9)
+        assert np.array_equal(tops[layer].indices, expected.indices)
+        assert tops[layer].values.tobytes() == expected.values.tobytes()
+
+
+@pytest.mark.parametrize("density", [0.01, 0.1, 1.0])
+def test_gradients_equal_the_torch_engines(density: float) -> None:
+    reference, engine = engines(RESNET, SHAPE)
+    state, data = pruned(reference.initial_state(), density), examples(21, SHAPE)
+    ours, theirs = engine.gradients(state, data), reference.gradients(state, data)
+    assert list(ours) == list(theirs)
+    for name, gradient in theirs.items():
+        assert ours[name].dtype == gradient.dtype and ours[name].shape == gradient.shape
+        assert error(ours[name], gradient) < 1e-4, name
+
+
+@pytest.mark.parametrize("density", [0.1, 0.7])
+def test_a_step_of_training_goes_along_the_gradients(density: float) -> None:
+    reference, engine = engines(RESNET, SHAPE)
+    state, data = pruned(reference.initial_state(), density), examples(16, SHAPE)
+    how = LocalTraining(epochs=1, batch_size=16, lr=0.5, momentum=0.9, weight_decay=0.0)
+    trained, _ = engine.train(state, data, how, 0)
+    for name, gradient in engine.gradients(state, data).items():
+        mask = state.masks[name]
+        moved = (state.weights[name] - trained.weights[name])[mask] / how.lr
+        # The batch is in another order, and a difference of float32 weights rounds.
+        np.testing.assert_allclose(moved, gradient[mask], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 def test_top_gradients_need_a_buffer_and_a_tile_beside_the_program() -> None:
     def wide() -> nn.Module:
         body = [nn.Conv2d(64, 1024, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
@@ -269,6 +316,7 @@ def test_an_engine_forgets_what_it_did_before() -> None:
     engine.norm_moments(other, examples(50, SHAPE, seed=5))
     engine.loss(other, data)
     engine.top_gradients(other, examples(30, SHAPE), {"0.0.weight": 3})
+    engine.gradients(other, examples(30, SHAPE))
     assert same_bits(engine.train(first, data, HOW, seed=1)[0], trained)
     fresh = SparseEngine(engine.plan)
     assert same_bits(fresh.train(other, data, HOW, 2)[0], engine.train(other, data, HOW, 2)[0])

@@ -9,6 +9,7 @@ the program took, and that they differ from its own near kinks only is checked a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,41 @@ def test_branches_are_those_of_torch_but_near_kinks(name: str) -> None:
     assert loss == pytest.approx(own, rel=3e-6)
 
 
+def lonely(state: ModelState) -> ModelState:
+    """Keep one weight of every second layer; of all, norms would cancel nearly all gradients."""
+    masks = {name: mask.copy() for name, mask in pruned(state, 0.5).masks.items()}
+    for number, mask in enumerate(masks.values()):
+        mask[:] &= number % 2 == 0
+        mask[(0, 0, *(size // 2 for size in mask.shape[2:]))] = True  # a path through all layers
+    return state.with_masks(masks)
+
+
+@pytest.mark.parametrize("density", [0.01, 0.1, 1.0, "one weight"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet8-l1", "ds-cnn", "mobilenetv2-w0.25"])
+def test_gradients_of_all_weights_are_torchs(name: str, density: float | str) -> None:
+    factory, shape, count = CASES[name]
+    reference, engine = engines(factory, shape)
+    data, initial = examples(count, shape), reference.initial_state()
+    state = lonely(initial) if isinstance(density, str) else pruned(initial, density)
+    check_gradients_of_all_weights(engine, state, data, TOLERANCE, 10)
+
+
+def check_gradients_of_all_weights(
+    engine: SparseEngine, state: ModelState, data: Examples, tolerance: float, factor: float
+) -> None:
+    """Compare with float64; where that is too far off, float32 in torch is the measure."""
+    _, _, taken = by_program(engine.program(state, "train", len(data)), data)
+    bare = replace(state, masks={})  # so that no gradient is masked
+    found = dict(engine.gradients(state, data))
+    exact, rounded = (
+        by_torch(engine.plan, bare, data, taken, dtype)[1]
+        for dtype in (torch.float64, torch.float32)
+    )
+    expected = {layer: exact[layer] for layer in found}
+    error, tensor = worst(found, expected)
+    assert error < max(tolerance, factor * worst(rounded, expected)[0]), tensor
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(plans(), st.sampled_from([0.3, 0.8, 1.0]), st.integers(0, 99), st.integers(1, 3))
 def test_any_plan_has_torchs_gradients(plan: Plan, density: float, seed: int, threads: int) -> None:
@@ -149,3 +185,4 @@ def test_any_plan_has_torchs_gradients(plan: Plan, density: float, seed: int, th
     if error > 1e-3:
         _, rounded = by_torch(plan, state, data, taken, torch.float32)
         assert error < 20 * worst(rounded, expected)[0], tensor
+    check_gradients_of_all_weights(SparseEngine(plan, threads=threads), state, data, 1e-3, 20)
