@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, cast
 
-BENCHMARKS = ("wire", "sparsetrain", "run", "device")
+BENCHMARKS = ("wire", "sparsetrain", "run", "device", "cost")
 """Names for `fedkit bench NAME`; `NAME` is the function `bench_NAME` in the module of that name."""
 
 

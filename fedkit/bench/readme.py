@@ -94,6 +94,28 @@ def _device(result: Result) -> list[str]:
     return [head, _rule(5), *rows]
 
 
+def _cost(result: Result) -> list[str]:
+    head = (
+        "| method | TFLOPs | of PruneFL | largest round | of PruneFL | memory, model | of PruneFL "
+        "| memory, measured | of PruneFL | bytes | of PruneFL |"
+    )
+    rows = (
+        f"| {row['method']} "
+        f"| {row['train_flops'] / 1e12:,.0f} | {_change(row, 'train_flops')} "
+        f"| {row['train_flops_largest_round'] / 1e12:,.1f} "
+        f"| {_change(row, 'train_flops_largest_round')} "
+        f"| {_mb(row['memory_model_bytes'])} | {_change(row, 'memory_model_bytes')} "
+        f"| {_mb(row['memory_measured_bytes'])} | {_change(row, 'memory_measured_bytes')} "
+        f"| {_mb(row['bytes_total'])} | {_change(row, 'bytes_total')} |"
+        for row in result["rows"]
+    )
+    return [head, _rule(11), *rows]
+
+
+def _change(row: Mapping[str, Any], key: str) -> str:
+    return f"{row[f'{key}_vs_prunefl']:+.1%}"
+
+
 def _rule(columns: int) -> str:
     return "|" + "---|" * columns
 
@@ -108,6 +130,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "sparsetrain": _sparsetrain,
     "run": _run,
     "device": _device,
+    "cost": _cost,
 }
 """Name of a table and of its file in results/ -> what writes its lines."""
 

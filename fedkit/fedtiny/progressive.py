@@ -40,8 +40,7 @@ def merge_entries(
             for device, share in zip(devices, shares, strict=True)
         ]
         unique, where = np.unique(indices, return_inverse=True)
-        sums = np.zeros(len(unique))
-        np.add.at(sums, where, np.concatenate(scaled))
+        sums = np.bincount(where, np.concatenate(scaled), len(unique))
         merged[name] = Entries(unique, sums.astype(np.float32))
     return merged
 

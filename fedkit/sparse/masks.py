@@ -48,7 +48,7 @@ def global_masks(
         ConfigError: `count` cannot hold the exempt layers and one weight in every other one, or a
             score is NaN or infinite.
     """
-    flat = {name: np.abs(score.reshape(-1)).astype(np.float64) for name, score in scores.items()}
+    flat = {name: np.abs(score.reshape(-1)) for name, score in scores.items()}
     whole = exempt_layers(list(scores), exempt)
     for name, score in flat.items():
         if not np.isfinite(score).all():
@@ -71,7 +71,7 @@ def global_masks(
 
 
 def _certain(
-    name: str, score: NDArray[np.float64], whole: bool, keep: Masks | None
+    name: str, score: NDArray[np.floating[Any]], whole: bool, keep: Masks | None
 ) -> NDArray[np.bool_]:
     """Return what a layer keeps in any case, flat: all, or what is asked for, or its best."""
     mask = np.full(len(score), whole)

@@ -1,0 +1,300 @@
+"""`fedkit bench cost`: what one device pays for each method, for the real ResNet-18 at 1 % density.
+
+FLOPs and bytes are those of a whole run of the paper's schedule: 300 rounds of five local epochs
+over 5,000 examples, an adjustment every 10 rounds until round 100. Server, device and messages are
+the ones of any run, and first masks are made for real, from random images; only training is left
+out and its gradients are random, since masks alone decide what it costs. Rounds between adjustments
+are equal, so one of them is done and counted as often as it occurs.
+
+Memory is measured: a process of its own answers the same messages for real, with the sparse engine,
+in batches of 64 images of 3x32x32. `memory_measured_bytes` is its peak beyond a bare interpreter.
+`memory_model_bytes` is the usual model, weights, indices and scores, see `fedkit.cost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit import messages
+from fedkit.baselines import load_method, settle
+from fedkit.bench.process import idle_memory
+from fedkit.bench.replay import Recorded, device_memory, worth_replaying
+from fedkit.config import RunConfig, make_config
+from fedkit.cost import CountingEngine, Geometry, memory_model, positions, unpruned_values
+from fedkit.device import Device
+from fedkit.engine.base import Engine, GradientSums, LocalTraining
+from fedkit.engine.choose import sparse_twin
+from fedkit.engine.torch import TorchEngine
+from fedkit.flower.client_app import MESSAGE_TYPES
+from fedkit.flower.wire import packet_bytes
+from fedkit.messages import Packet
+from fedkit.method import Opening, Phase
+from fedkit.plan import adjusts_in
+from fedkit.rounds import Server, train_round
+from fedkit.sparse.state import Masks, ModelState, Weights
+from fedkit.sparse.topk import Entries, largest
+from fedkit.stats.moments import Moments, NormMoments
+from fedkit.task import Examples, Task
+
+METHODS = ("dense", "prunefl", "feddst", "ssfl", "snip", "fedtiny", "fedtiny-uniform")
+QUICK_METHODS = ("dense", "prunefl", "fedtiny")
+RIVALS = ("dense", "prunefl")
+"""Rows that the others are compared with."""
+
+COMPARED = ("train_flops", "memory_model_bytes", "memory_measured_bytes", "bytes_total")
+
+_SHAPE = (3, 32, 32)
+_CLASSES = 10
+_EXAMPLES = 5000
+_BATCH = 64
+_SEED = 0
+_SCHEDULE = {"density": 0.01, "epochs": 5, "batch_size": _BATCH, "adjust_examples": _BATCH}
+
+
+def bench_cost(quick: bool) -> dict[str, Any]:
+    """Count and measure what each method costs one device.
+
+    Args:
+        quick: Fewer methods, 30 rounds in the paper's proportions, and memory measured over one
+            batch, which leaves out that statistics take batches of 256.
+
+    Raises:
+        subprocess.CalledProcessError: A device's process failed.
+    """
+    task = _random_task()
+    reference = TorchEngine.for_task(task, "", _SEED)
+    geometry = positions(reference.module(reference.initial_state()), _SHAPE)
+    engine = sparse_twin(reference, task)
+    methods = QUICK_METHODS if quick else METHODS
+    configs = [_config(method, 30 if quick else 300) for method in methods]
+    runs = [play(config, task, engine, geometry) for config in configs]
+    data = task.train_data().take(np.arange(_BATCH if quick else 4 * _BATCH))
+    with ThreadPoolExecutor(2) as two:
+        peaks = list(two.map(lambda run: _peak(engine, run, data), runs))
+    idle = idle_memory()
+    rows = [_row(run, engine, peak - idle) for run, peak in zip(runs, peaks, strict=True)]
+    return {
+        "benchmark": "cost",
+        "model": "resnet18",
+        "seed": _SEED,
+        "examples": _EXAMPLES,
+        "rounds": configs[0].rounds,
+        **_SCHEDULE,
+        "rows": [row | _compared(row, rows) for row in rows],
+    }
+
+
+def _random_task() -> Task:
+    rng = np.random.default_rng(_SEED)
+    inputs = rng.standard_normal((_EXAMPLES, *_SHAPE), np.float32)
+    examples = Examples(inputs, np.arange(_EXAMPLES) % _CLASSES)
+    return Task("random", "resnet18", lambda: examples, lambda: examples)
+
+
+def _config(method: str, rounds: int) -> RunConfig:
+    return settle(make_config({**_SCHEDULE, "method": method, "rounds": rounds, "devices": 1}))
+
+
+# A run without its arithmetic ----------------------------------------------------------------
+
+
+class Untrained:
+    """An engine that leaves training out; gradients are random, scores for first masks are real.
+
+    Args:
+        inner: What computes the scores, over one batch.
+    """
+
+    def __init__(self, inner: Engine) -> None:
+        self.layout, self._inner = inner.layout, inner
+        self._rng = np.random.default_rng(_SEED)
+
+    def initial_state(self) -> ModelState:
+        """See `Engine.initial_state`."""
+        return self._inner.initial_state()
+
+    def train(
+        self,
+        state: ModelState,
+        examples: Examples,
+        how: LocalTraining,
+        seed: int,
+        gradient_sums: GradientSums | None = None,
+    ) -> tuple[ModelState, float]:
+        """Return the state as it is, and a loss of 1."""
+        if gradient_sums is not None:
+            gradient_sums.update({name: self._random(state, name) for name in state.masks})
+        return state, 1.0
+
+    def _random(self, state: ModelState, name: str) -> NDArray[np.float32]:
+        return self._rng.standard_normal(state.masks[name].shape, np.float32)
+
+    def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
+        """Return the statistics that the state has."""
+        suffix = ".running_mean"
+        names = [name.removesuffix(suffix) for name in state.stats if name.endswith(suffix)]
+        return {
+            name: Moments.from_variance(
+                len(examples),
+                state.stats[f"{name}.running_mean"],
+                state.stats[f"{name}.running_var"],
+            )
+            for name in names
+        }
+
+    def loss(self, state: ModelState, examples: Examples) -> float:
+        """Return 1."""
+        return 1.0
+
+    def top_gradients(
+        self, state: ModelState, examples: Examples, amounts: Mapping[str, int]
+    ) -> dict[str, Entries]:
+        """Return as many random gradients of pruned weights as asked for."""
+        found = {}
+        for name, amount in amounts.items():
+            values = self._random(state, name).reshape(-1)
+            pruned = np.flatnonzero(~state.masks[name])
+            chosen = pruned[largest(values[pruned], amount)]
+            found[name] = Entries(chosen, values[chosen])
+        return found
+
+    def gradients(self, state: ModelState, examples: Examples) -> Weights:
+        """Return the gradients on one batch."""
+        return self._inner.gradients(state, examples.take(np.arange(_BATCH)))
+
+    def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return zeros."""
+        return np.zeros((len(inputs), _CLASSES), np.float32)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one device pays."""
+
+    flops: int
+    bytes: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+
+class OneDevice:
+    """A fleet of one that counts what the device computes and what travels, and records messages.
+
+    Args:
+        device: The device; its engine counts.
+        engine: That engine.
+    """
+
+    def __init__(self, device: Device, engine: CountingEngine) -> None:
+        self._device, self._engine = device, engine
+        self._memory, self._bytes = Packet({}), 0
+        self._worth = worth_replaying(device.config)
+        self.recorded: list[Recorded] = []
+
+    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
+        """See `Fleet.exchange`."""
+        if self._worth(phase, request):
+            self.recorded.append(Recorded(phase, request, self._memory))
+        reply, self._memory = self._device.handle(phase, request, self._memory)
+        self._bytes += sum(
+            packet_bytes(packet, MESSAGE_TYPES[phase]) for packet in (request, reply)
+        )
+        return [reply]
+
+    @property
+    def paid(self) -> Cost:
+        """What the device paid so far."""
+        return Cost(self._engine.flops, self._bytes)
+
+    def paid_since(self, before: Cost) -> Cost:
+        """Return what the device paid since then."""
+        return Cost(self.paid.flops - before.flops, self.paid.bytes - before.bytes)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as one device sees it: what it paid before and in each round, and some messages."""
+
+    config: RunConfig
+    before: Cost
+    rounds: list[Cost]
+    masks: Masks
+    recorded: list[Recorded]
+
+
+def play(config: RunConfig, task: Task, engine: Engine, geometry: Geometry) -> Run:
+    """Run a method's whole schedule with one device, without training.
+
+    Args:
+        config: The run.
+        task: Its model and data.
+        engine: Makes the first masks.
+        geometry: Of the task's model.
+    """
+    examples, counting = task.train_data(), CountingEngine(Untrained(engine), geometry)
+    fleet = OneDevice(Device(0, examples, counting, config), counting)
+    server = Server(config, task, Untrained(engine), examples.take(np.arange(2)))
+    dense = engine.initial_state()
+    opened = server.method.start(
+        Opening(config, server.engine, dense, examples, fleet, server.module, _SHAPE)
+    )
+    before, masks = fleet.paid, opened.state.masks
+    rounds = _rounds(server, fleet, opened.state, opened.request)
+    return Run(config, before, rounds, masks, fleet.recorded)
+
+
+def _rounds(server: Server, fleet: OneDevice, state: ModelState, request: Packet) -> list[Cost]:
+    """Return what each round costs; of rounds that are equal only the first is done."""
+    config, costs = server.config, list[Cost]()
+    plain: Cost | None = None
+    for number in range(1, config.rounds + 1):
+        special = number == 1 or adjusts_in(config, number) or adjusts_in(config, number - 1)
+        if plain is None or special:
+            known, before = state.masks, fleet.paid
+            state, _ = train_round(server, fleet, request, known, number)
+            request = messages.pack_state(state, known)
+            costs.append(fleet.paid_since(before))
+            plain = None if special else costs[-1]
+        else:
+            costs.append(plain)
+    return costs
+
+
+# Rows ----------------------------------------------------------------------------------------
+
+
+def _peak(engine: Engine, run: Run, data: Examples) -> int:
+    """Return the peak of a device's process that answers the recorded messages for real."""
+    short = run.config.model_copy(update={"epochs": 1, "development_share": 1.0})
+    return device_memory(engine, short, data, run.recorded)["peak_bytes"]
+
+
+def _row(run: Run, engine: Engine, measured: int) -> dict[str, Any]:
+    total = sum(run.rounds, run.before)
+    scores = load_method(run.config.method).score_bytes(run.config, run.masks)
+    return {
+        "method": run.config.method,
+        "train_flops": total.flops,
+        "train_flops_before_rounds": run.before.flops,
+        "train_flops_largest_round": max(cost.flops for cost in run.rounds),
+        "memory_model_bytes": memory_model(run.masks, unpruned_values(engine.layout), scores),
+        "memory_measured_bytes": measured,
+        "bytes_total": total.bytes,
+    }
+
+
+def _compared(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return each figure relative to the rivals', as a change: -0.9 is 90 % less."""
+    by_method = {other["method"]: other for other in rows}
+    return {
+        f"{key}_vs_{rival}": round(row[key] / by_method[rival][key] - 1, 6)
+        for rival in RIVALS
+        for key in (*COMPARED, "train_flops_largest_round")
+    }
