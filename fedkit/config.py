@@ -69,6 +69,11 @@ class RunConfig(BaseModel):
         0.05, ge=0, lt=1, description="share of training data that is the server's own"
     )
     server_epochs: int = Field(20, ge=0, description="epochs of pre-training on it")
+    sparse_epochs: int = Field(
+        20,
+        ge=0,
+        description="epochs of the sparse model on it: FedTiny prunes on the way, others tune",
+    )
 
     rounds: int = Field(30, ge=1, description="communication rounds")
     epochs: int = Field(5, ge=1, description="local epochs per round")

@@ -20,6 +20,7 @@ from fedkit.engine.base import Engine
 from fedkit.errors import ConfigError
 from fedkit.messages import Packet, Update
 from fedkit.plan import adjusts_in, kept_per_layer, learning_rate, local_training
+from fedkit.server_training import tune
 from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.sparse.topk import Entries
 from fedkit.task import Examples
@@ -79,6 +80,10 @@ class Opening:
         """A generator that the run's seed alone decides."""
         return np.random.default_rng([self.config.seed, 6])
 
+    def tuned(self, state: ModelState) -> ModelState:
+        """Return a model that the server trained for `sparse_epochs` on its own examples."""
+        return tune(self.config, self.engine, state, self.server_data)
+
     def sample(self, count: int) -> Examples:
         """Return the server's first `count` examples; their order is random.
 
@@ -116,10 +121,13 @@ def send_whole(state: ModelState) -> Opened:
 
 
 def static(masks_of: Callable[[Opening], Masks]) -> Callable[[Opening], Opened]:
-    """Return the `start` of a method whose first masks come from one function."""
+    """Return the `start` of a method whose first masks come from one function.
+
+    The server tunes the pruned model on its own examples for as long as FedTiny's server prunes.
+    """
 
     def start(opening: Opening) -> Opened:
-        return send_whole(opening.dense.with_masks(masks_of(opening)))
+        return send_whole(opening.tuned(opening.dense.with_masks(masks_of(opening))))
 
     return start
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fedkit.config import RunConfig
 from fedkit.engine.base import LocalTraining
-from fedkit.fedtiny.candidates import Pool, candidate_pool
+from fedkit.fedtiny.candidates import Pool, Prune, candidate_pool, prune_at_once
 from fedkit.fedtiny.progressive import quotas
 from fedkit.sparse import schedule
 from fedkit.sparse.distribution import DISTRIBUTIONS, kept_counts
@@ -17,9 +17,18 @@ from fedkit.sparse.state import Masks, ModelState, Shapes
 
 def learning_rate(config: RunConfig, number: int) -> float:
     """Return the learning rate of round `number` (from 1): a cosine from `lr` to `lr_final`."""
-    if config.rounds == 1:
+    return _cosine(config, number, config.rounds)
+
+
+def sparse_learning_rate(config: RunConfig, epoch: int) -> float:
+    """Return the learning rate of the server's `epoch`-th epoch (from 1) with a sparse model."""
+    return _cosine(config, epoch, config.sparse_epochs)
+
+
+def _cosine(config: RunConfig, step: int, steps: int) -> float:
+    if steps == 1:
         return config.lr
-    done = (number - 1) / (config.rounds - 1)
+    done = (step - 1) / (steps - 1)
     return config.lr_final + (config.lr - config.lr_final) * (1 + math.cos(math.pi * done)) / 2
 
 
@@ -38,10 +47,11 @@ def kept_per_layer(config: RunConfig, shapes: Shapes) -> dict[str, int]:
     return kept_counts(shapes, config.density, relative, config.exempt_layers)
 
 
-def pool_for(config: RunConfig, dense: ModelState) -> Pool:
+def pool_for(config: RunConfig, dense: ModelState, prune: Prune = prune_at_once) -> Pool:
     """Return the candidate pool that a dense start gives under this config."""
     return candidate_pool(
         dense,
+        prune=prune,
         density=config.density,
         size=config.candidates,
         noise=config.noise,

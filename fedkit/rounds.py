@@ -20,10 +20,10 @@ from fedkit.baselines import load_method
 from fedkit.config import RunConfig
 from fedkit.device import Device
 from fedkit.engine.base import Engine
-from fedkit.fedtiny.bn_selection import as_moments, as_stats, merge_norms, with_norms
+from fedkit.fedtiny.bn_selection import as_moments, as_stats, merge_norms
 from fedkit.messages import Packet, Update
 from fedkit.method import Aggregated, Fleet, Method, Opening, Phase
-from fedkit.plan import local_training
+from fedkit.server_training import train_dense
 from fedkit.sparse.state import Masks, ModelState, apply_masks, weighted_mean
 from fedkit.task import Examples, Task
 
@@ -162,12 +162,8 @@ def run_rounds(
 
 def dense_start(server: Server, server_data: Examples | None) -> ModelState:
     """Return the dense model, pre-trained on the server's own examples if there are any."""
-    config, state = server.config, server.engine.initial_state()
-    if server_data is None or config.server_epochs == 0:
-        return state
-    how = local_training(config, config.server_epochs, config.lr)
-    trained, _ = server.engine.train(state, server_data, how, config.seed)
-    return with_norms(trained, server.engine.norm_moments(trained, server_data))
+    engine = server.engine
+    return train_dense(server.config, engine, engine.initial_state(), server_data)
 
 
 def train_round(

@@ -23,7 +23,7 @@ from fedkit.method import Method, send_whole
 
 DENSE = Method(
     "FedAvg: every weight trains and travels (McMahan et al., 2017)",
-    lambda opening: send_whole(opening.dense),
+    lambda opening: send_whole(opening.tuned(opening.dense)),
     settings={"density": 1.0},
 )
 

@@ -11,7 +11,13 @@ import typer
 
 from fedkit.config import RunConfig, make_config, read_config
 
-QUICK = {"epochs": 1, "server_epochs": 3, "examples_per_device": 200, "test_examples": 1000}
+QUICK = {
+    "epochs": 1,
+    "server_epochs": 3,
+    "sparse_epochs": 3,
+    "examples_per_device": 200,
+    "test_examples": 1000,
+}
 """What `--quick` sets where neither a flag nor the config file does."""
 
 QUICK_HELP = "a small run to see it work: " + ", ".join(f"{k} {v}" for k, v in QUICK.items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +47,19 @@ class Pool:
         return self.union.with_masks(layer_masks(self.union.weights, counts))
 
 
+Prune = Callable[[ModelState, Mapping[str, int]], ModelState]
+"""Brings a dense model down to some kept weights per layer."""
+
+
+def prune_at_once(dense: ModelState, counts: Mapping[str, int]) -> ModelState:
+    """Keep the largest `counts[layer]` weights of each layer."""
+    return dense.with_masks(layer_masks(dense.weights, counts))
+
+
 def candidate_pool(
     dense: ModelState,
     *,
+    prune: Prune = prune_at_once,
     density: float,
     size: int,
     noise: float,
@@ -65,6 +75,8 @@ def candidate_pool(
 
     Args:
         dense: The start; its masks name the prunable layers.
+        prune: Makes the union of all candidates from the dense start and its kept weights per
+            layer; candidates are the largest weights of that.
         density: Kept share of all prunable weights, in (0, 1].
         size: Number of candidates, >= 1.
         noise: Relative half-width of the layer-density noise, in [0, 1).
@@ -84,4 +96,4 @@ def candidate_pool(
         counts.append(list(kept_counts(shapes, density, drawn, exempt).values()))
     table = np.array(counts, np.int32)
     widest = dict(zip(shapes, table.max(axis=0).tolist(), strict=True))
-    return Pool(dense.with_masks(layer_masks(dense.weights, widest)), table)
+    return Pool(prune(dense, widest), table)

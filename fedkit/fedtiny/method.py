@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedkit import messages
 from fedkit.config import RunConfig
@@ -17,6 +17,7 @@ from fedkit.fedtiny.progressive import merge_entries, quotas, swap
 from fedkit.messages import Packet
 from fedkit.method import Aggregated, LocalRound, Method, Opened, Opening, Trained, send_whole
 from fedkit.plan import adjusting_block, block_quotas, pool_for
+from fedkit.server_training import prune_gradually
 from fedkit.sparse.schedule import blocks
 from fedkit.sparse.state import Masks, ModelState, Weights
 
@@ -24,9 +25,13 @@ from fedkit.sparse.state import Masks, ModelState, Weights
 def start(opening: Opening) -> Opened:
     """Let candidates compete on the devices, under re-estimated statistics or the dense start's."""
     config = opening.config
-    pool = pool_for(config, opening.dense)
+
+    def prune(dense: ModelState, counts: Mapping[str, int]) -> ModelState:
+        return prune_gradually(config, opening.engine, dense, counts, opening.server_data)
+
     if config.selection == "none":
-        return send_whole(pool.candidate(0))
+        return send_whole(prune(opening.dense, opening.counts))
+    pool = pool_for(config, opening.dense, prune)
     if config.selection == "adaptive":
         stats = _reestimated(opening, pool)
         request = messages.pack_stats(stats)
