@@ -97,6 +97,18 @@ class Scenario:
         return LocalFleet([self.device(index) for index in range(len(self.devices))])
 
 
+def with_model_named(config: RunConfig) -> RunConfig:
+    """Return the config with the task's model by name, if it has a name, so that records tell it.
+
+    Raises:
+        TaskError: There is no such task.
+    """
+    model = load_task(config.task).model
+    if config.model or not isinstance(model, str):
+        return config
+    return config.model_copy(update={"model": model})
+
+
 @functools.lru_cache(maxsize=2)
 def make_scenario(config: RunConfig) -> Scenario:
     """Load the task's data and share it out, the same for every process of the run.

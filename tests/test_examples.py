@@ -32,6 +32,20 @@ def test_own_task_is_thirty_lines_and_runs_to_an_artifact(tmp_path: Path) -> Non
     assert abs(summary["accuracy_int8"] - summary["accuracy_sparse"]) <= 0.02
 
 
+@pytest.mark.slow
+def test_grid_ends_in_a_table_of_means(tmp_path: Path) -> None:
+    """examples/grid.toml."""
+    command = f"-m fedkit compare examples/grid.toml --out {tmp_path} --work {tmp_path} --json"
+    ended = subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout.splitlines()[-1])
+    assert len(result["rows"]) == 9
+    assert all(row["accuracy"] > 0.8 for row in result["rows"])
+    assert (tmp_path / "compare-example-density.svg").is_file()
+
+
 def test_in_process_prints_a_line_per_step(capsys: pytest.CaptureFixture[str]) -> None:
     """examples/in_process.py."""
     example = runpy.run_path(str(ROOT / "examples" / "in_process.py"))

@@ -1,7 +1,8 @@
 """Write README's result tables from `results/*.json`: `python -m fedkit.bench.readme [--check]`.
 
 A table stands between two comment lines that name it, and carries the command and the commit that
-made its figures. Nothing in it is written by hand.
+made its figures. Nothing in it is written by hand. Each `results/compare-*.json` has a table of its
+file's name, and two pictures that are drawn beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from fedkit import report
+from fedkit.plots import plots
 
 ROOT = Path(__file__).resolve().parents[2]
 Result = Mapping[str, Any]
@@ -116,6 +120,12 @@ def _change(row: Mapping[str, Any], key: str) -> str:
     return f"{row[f'{key}_vs_prunefl']:+.1%}"
 
 
+def _compare(result: Result) -> list[str]:
+    head, lines = report.table(result)
+    rows = (f"| {' | '.join(cells)} |" for cells in [head, *lines])
+    return [next(rows), _rule(len(head)), *rows, "", report.note(result)]
+
+
 def _rule(columns: int) -> str:
     return "|" + "---|" * columns
 
@@ -135,6 +145,13 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
 """Name of a table and of its file in results/ -> what writes its lines."""
 
 
+def _tables(text: str, results: Path) -> dict[str, Callable[[Result], list[str]]]:
+    """Return `TABLES` and one for every comparison that has a file or a place."""
+    places = re.findall(r"<!-- table (compare-[\w-]+) -->", text)
+    compared = {*places, *(path.stem for path in results.glob("compare-*.json"))}
+    return {**TABLES, **dict.fromkeys(sorted(compared), _compare)}
+
+
 def render(text: str, results: Path) -> str:
     """Return README's text with every table written anew.
 
@@ -148,7 +165,7 @@ def render(text: str, results: Path) -> str:
         ValueError: A table has no place in the text, but a file.
         FileNotFoundError: A table stands in the text, but its file is gone.
     """
-    for name, write in TABLES.items():
+    for name, write in _tables(text, results).items():
         path, mark = results / f"{name}.json", f"<!-- table {name} -->"
         if not path.exists() and (mark not in text or f"{mark}\n<!-- end -->" in text):
             continue
@@ -165,18 +182,39 @@ def render(text: str, results: Path) -> str:
 def _source(result: Result) -> str:
     seeds = result["seeds"] if "seeds" in result else [result["seed"]]
     named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-    return f"Made by `{result['command']}`, {named}, commit {result['commit']}."
+    made = sorted({row.get("commit", result["commit"]) for row in result.get("rows", [result])})
+    return f"Made by `{result['command']}`, {named}, commit {', '.join(made)}."
+
+
+def rendered(root: Path) -> dict[Path, str]:
+    """Return path -> content of README and of every comparison's pictures."""
+    readme, results = root / "README.md", root / "results"
+    drawn = {
+        results / name: svg
+        for path in sorted(results.glob("compare-*.json"))
+        for name, svg in plots(path).items()
+    }
+    return {readme: render(readme.read_text(encoding="utf-8"), results), **drawn}
+
+
+def outdated(root: Path) -> list[Path]:
+    """Return the files that differ from the results, and pictures that have none."""
+    files = rendered(root)
+    stray = [path for path in sorted(root.glob("results/*.svg")) if path not in files]
+    return stray + [
+        path
+        for path, content in files.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != content
+    ]
 
 
 def main() -> int:
-    """Write the tables; with `--check` only say whether they are up to date."""
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = render(old, ROOT / "results")
-    if "--check" not in sys.argv:
-        readme.write_text(new, encoding="utf-8")
-        return 0
-    return int(old != new)
+    """Write tables and pictures; with `--check` only say whether they are up to date."""
+    if "--check" in sys.argv:
+        return int(bool(outdated(ROOT)))
+    for path, content in rendered(ROOT).items():
+        path.write_text(content, encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":

@@ -117,6 +117,25 @@ def plan(
 
 
 @app.command()
+def compare(
+    grid: Annotated[Path, typer.Argument(help="a grid file, like examples/grid.toml")],
+    out: Annotated[Path, typer.Option(help="folder of the result")] = Path("results"),
+    work: Annotated[Path, typer.Option(help="folder of finished cells")] = Path("runs/compare"),
+    workers: Annotated[
+        int, typer.Option(min=0, help="cells running at once (0: one per core)")
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run every cell of a grid and compare their means; started again, it continues.
+
+    Example: `fedkit compare examples/grid.toml`
+    """
+    from fedkit.cli import compare as grids
+
+    _print(grids.compare(grid, out, work, workers, log), as_json, tables.compare_table)
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(help=f"one of: {', '.join(BENCHMARKS)}")],
     quick: Annotated[bool, typer.Option("--quick", help="within 45 s on two cores")] = False,

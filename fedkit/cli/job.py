@@ -30,7 +30,7 @@ from fedkit.sparse.state import masks_digest
 from fedkit.task import Examples, Task
 from fedkit.tasks import load_task
 from sim.run import FlowerSimulation, record
-from sim.scenario import Scenario, make_scenario, test_examples
+from sim.scenario import Scenario, make_scenario, test_examples, with_model_named
 from sim.superlink import tail
 
 ARTIFACT = "model-int8.tflite"
@@ -68,9 +68,7 @@ def run_job(
         workers: Devices that compute at the same time under Flower; 0: one per core.
         log: Where progress goes.
     """
-    model = load_task(config.task).model
-    if not config.model and isinstance(model, str):
-        config = config.model_copy(update={"model": model})  # The record names it.
+    config = with_model_named(config)
     scenario = make_scenario(config)
     scenario.check()
     log.print(f"engine: {scenario.engine_notice}", soft_wrap=True)

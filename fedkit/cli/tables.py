@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Column, Table
 
+from fedkit import report
+
 _MOST_COLUMNS = 8
 
 
@@ -59,6 +61,16 @@ def _artifact_rows(table: Table, measured: Mapping[str, Any]) -> None:
     table.add_row("artifact", f"{measured['artifact']} ({size(measured['artifact_bytes'])})")
     latency = f"{measured['latency_median_us']:.0f} us (p95 {measured['latency_p95_us']:.0f})"
     table.add_row(f"latency in {measured['runtime']}, 1 thread, this machine", latency)
+
+
+def compare_table(result: Mapping[str, Any]) -> Table:
+    """Return the means of a comparison: a line per method, a column per density."""
+    head, lines = report.table(result)
+    table = Table(*head, title=f"{result['name']}: {len(result['rows'])} cells")
+    for line in lines:
+        table.add_row(*line)
+    table.caption = report.note(result)
+    return table
 
 
 def rows_table(result: Mapping[str, Any]) -> Table:

@@ -1,0 +1,269 @@
+"""Run a grid: each cell a run of its own, over all cores, resumable at every cell.
+
+A finished cell is a file in the grid's work folder, named by a digest of the cell's whole config.
+Whatever ends the command, the same command goes on from those files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fedkit.cli.grid import Grid, read_grid
+from fedkit.config import RunConfig
+from fedkit.errors import CheckpointError, ConfigError, FedkitError, FleetError
+from fedkit.files import write_whole
+from fedkit.plots import write_plots
+from fedkit.provenance import made_by
+from fedkit.report import GROUP
+from sim.cell import run_cell
+from sim.scenario import make_scenario
+from sim.superlink import ENVIRONMENT
+
+FORMAT = 1
+"""Version of a cell's file and of what `run_cell` returns; cells of others are run again."""
+
+Row = dict[str, Any]
+
+
+def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> dict[str, Any]:
+    """Run what is left of a grid; return its result, which is also `out`/compare-NAME.json.
+
+    Args:
+        path: The grid file.
+        out: Folder of the result.
+        work: Folder of the finished cells, in one folder per grid.
+        workers: Cells that run at the same time, at most one per core; 0: one per core.
+        log: Where progress goes.
+
+    Raises:
+        ConfigError: The grid file is wrong.
+        CheckpointError: A finished cell's file is damaged, or a folder cannot be made.
+        FleetError: Cells failed, another process runs this grid, or Ctrl-C.
+    """
+    grid = read_grid(path)
+    folder = work / grid.name
+    for needed in (folder, out):
+        _make_folder(needed)
+    cores = os.cpu_count() or 1
+    with _alone(folder):
+        try:
+            rows = _rows(grid, folder, min(workers or cores, cores), log)
+        except KeyboardInterrupt:
+            done = sum(_file(folder, config).exists() for config in grid.cells)
+            raise FleetError(
+                f"stopped by Ctrl-C; {done} of {len(grid.cells)} cells are kept in {folder}; the "
+                "same command continues"
+            ) from None
+    result = {
+        "benchmark": "compare",
+        "name": grid.name,
+        "seeds": sorted({row["seed"] for row in rows}),
+        "grid": {"run": grid.run, "axes": grid.axes},
+        **made_by(),
+        "rows": rows,
+    }
+    written = out / f"compare-{grid.name}.json"
+    write_whole(written, (json.dumps(result, indent=4) + "\n").encode())
+    _draw(written, log)
+    return result
+
+
+def _draw(result: Path, log: Console) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        log.print("no pictures, for want of matplotlib: pip install 'fedkit[plots]'", markup=False)
+        return
+    for path in [result, *write_plots(result)]:
+        log.print(f"wrote {path}", soft_wrap=True)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"folder {path} cannot be made: {error.strerror}; give another --out or --work"
+        ) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the grid's lock, which the system frees however this process ends."""
+    lock = folder / "lock"
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        raise FleetError(
+            f"another process is running this grid (it holds {lock}); wait for it, or give "
+            "another --work"
+        ) from None
+
+
+def _rows(grid: Grid, folder: Path, workers: int, log: Console) -> list[Row]:
+    """Return a row per cell, run now or read from its file."""
+    files = {config: _file(folder, config) for config in grid.cells}
+    rows = {config: _read(path, config) for config, path in files.items() if path.exists()}
+    todo = [config for config in grid.cells if config not in rows]
+    if todo:
+        _check(grid, todo, log)
+        rows |= _run(grid, todo, files, workers, log)
+    placed = [grid.place(config) | row for config, row in rows.items()]
+    order = [*GROUP, *grid.axes, "seed"]
+    return sorted(placed, key=lambda row: [row[key] for key in order])
+
+
+def _check(grid: Grid, todo: list[RunConfig], log: Console) -> None:
+    """Try each scenario before anything runs, with one of its seeds."""
+    one_seed = {config.model_copy(update={"seed": 0}): config for config in todo}
+    with log.status("checking the cells"):
+        for config in one_seed.values():
+            try:
+                make_scenario(config).check()
+            except FedkitError as error:
+                raise ConfigError(
+                    f"grid {grid.name!r}: the cell {_name(grid, config)} cannot run: {error}"
+                ) from error
+
+
+def _name(grid: Grid, config: RunConfig) -> str:
+    return " ".join(f"{axis}={value}" for axis, value in grid.place(config).items())
+
+
+# Running -------------------------------------------------------------------------------------
+
+
+def _run(
+    grid: Grid, todo: list[RunConfig], files: Mapping[RunConfig, Path], workers: int, log: Console
+) -> dict[RunConfig, Row]:
+    """Run cells and write each when it is done; a failed one is told after all have run."""
+    rows: dict[RunConfig, Row] = {}
+    failed: dict[RunConfig, FedkitError] = {}
+    commit = made_by()["commit"]
+    with _progress(len(files), len(files) - len(todo), log) as advance, _pool(workers) as pool:
+        futures = {pool.submit(_work, config): config for config in todo}
+        for future in as_completed(futures):
+            config = futures[future]
+            try:
+                rows[config] = {**future.result(), "commit": commit}
+            except FedkitError as error:
+                failed[config] = error
+            except BrokenProcessPool:
+                raise FleetError(
+                    "a worker process was ended before its cell was done, perhaps for want of "
+                    "memory; finished cells are kept: give the same command again, with fewer "
+                    "--workers"
+                ) from None
+            else:
+                _write(files[config], config, rows[config])
+            advance()
+    if failed:
+        lines = (f"\n  {_name(grid, config)}: {error}" for config, error in failed.items())
+        raise FleetError(
+            f"{len(failed)} of {len(files)} cells failed; the others are kept, and no result was "
+            f"written: mend the grid and give the same command again{''.join(lines)}"
+        )
+    return rows
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Executor]:
+    """Start worker processes; they end with this one, and at once when it is interrupted."""
+    os.environ.update(ENVIRONMENT)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker as soon as its parent has ended, even by a signal it could not catch."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(config: RunConfig) -> Row:
+    try:
+        return run_cell(config)
+    except FedkitError:
+        raise
+    except Exception as error:  # A foreign error might not survive the way to another process.
+        raise FleetError(f"{type(error).__name__}: {error}") from None
+
+
+@contextmanager
+def _progress(total: int, done: int, log: Console) -> Iterator[Callable[[], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=log, speed_estimate_period=3600) as progress:
+        bar = progress.add_task("cells", total=total, completed=done)
+        yield lambda: progress.advance(bar)
+
+
+# A cell's file -------------------------------------------------------------------------------
+
+
+def _file(folder: Path, config: RunConfig) -> Path:
+    return folder / f"{_digest({'format': FORMAT, **config.model_dump()})[:16]}.json"
+
+
+def _write(path: Path, config: RunConfig, row: Row) -> None:
+    cell = {"config": config.model_dump(), "row": row, "digest": _digest(row)}
+    write_whole(path, (json.dumps(cell, indent=2) + "\n").encode())
+
+
+def _read(path: Path, config: RunConfig) -> Row:
+    try:
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        row: Row = cell["row"]
+        if cell["config"] != config.model_dump() or cell["digest"] != _digest(row):
+            raise ValueError("its digest is another")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"the finished cell in {path} is damaged ({error}); remove that file, and the same "
+            "command runs the cell again"
+        ) from error
+    return row
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
