@@ -42,7 +42,7 @@ from sim.cell import run_cell
 from sim.scenario import make_scenario
 from sim.superlink import ENVIRONMENT
 
-FORMAT = 1
+FORMAT = 2
 """Version of a cell's file and of what `run_cell` returns; cells of others are run again."""
 
 Row = dict[str, Any]

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedkit.baselines import settle
 from fedkit.config import RunConfig, make_config, read_config
 from fedkit.errors import ConfigError, FedkitError
 from sim.scenario import with_model_named
@@ -41,7 +42,8 @@ class Grid(BaseModel):
     def cells(self) -> list[RunConfig]:
         """Every run of the grid once, those that share data and dense start side by side.
 
-        A dense run has density 1, so those that differ in density alone are one.
+        Some methods fix keys, as dense has density 1; cells that differ in such a key alone are
+        one.
 
         Raises:
             ConfigError: A key or value breaks its rule.
@@ -57,8 +59,7 @@ class Grid(BaseModel):
 
 
 def _cell(values: dict[str, Any]) -> RunConfig:
-    config = with_model_named(make_config(values))
-    return config.model_copy(update={"density": 1.0}) if config.method == "dense" else config
+    return settle(with_model_named(make_config(values)))
 
 
 def read_grid(path: Path) -> Grid:
