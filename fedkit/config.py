@@ -76,6 +76,7 @@ class RunConfig(BaseModel):
     )
 
     rounds: int = Field(30, ge=1, description="communication rounds")
+    wire: Literal["fp32", "fp16"] = Field("fp32", description="width of the values that travel")
     epochs: int = Field(5, ge=1, description="local epochs per round")
     batch_size: int = Field(64, ge=2, description="local batch size")
     lr: float = Field(0.1, gt=0, description="learning rate of the first round")

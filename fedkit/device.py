@@ -22,13 +22,14 @@ from fedkit.fedtiny.candidates import Pool
 from fedkit.messages import Packet, Update
 from fedkit.method import LocalRound, Method, Phase
 from fedkit.sparse import codec
-from fedkit.sparse.state import Masks, ModelState, Weights
+from fedkit.sparse.state import Masks, ModelState
 from fedkit.task import Examples
 
 Memory = Packet
 """What a device remembers between messages; it starts as `Packet({})`."""
 
 _KEPT = "kept."
+_POOL_STATS = "candidate_stats"
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,19 @@ class Device:
     config: RunConfig
 
     def handle(self, phase: Phase, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
-        """Answer one message; return the reply and the new memory."""
+        """Answer one message; return the reply and the new memory.
+
+        Raises:
+            WireError: The message does not fit the model, or what this device remembers.
+        """
         answers = {
             "moments": self._moments,
             "losses": self._losses,
             "survey": self._survey,
             "train": self._train,
         }
-        return answers[phase](request, memory)
+        reply, memory = answers[phase](request, memory)
+        return messages.narrow(reply, self.config.wire), memory
 
     @functools.cached_property
     def _method(self) -> Method:
@@ -68,8 +74,9 @@ class Device:
         return messages.pack_moments(norms, len(data)), request
 
     def _losses(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
-        remembered = _with_stats(request, memory)
-        pool, merged = self._candidates(remembered)
+        remembered = self._with_stats(request, memory)
+        pool = self._pool(remembered)
+        merged = messages.read_stats(remembered, self.engine.layout, len(pool), _POOL_STATS)
         data = self._development
         losses = [
             self.engine.loss(replace(pool.candidate(i), stats=merged[i]), data)
@@ -77,13 +84,19 @@ class Device:
         ]
         return messages.pack_losses(losses, len(data)), remembered
 
-    def _candidates(self, memory: Memory) -> tuple[Pool, list[Weights]]:
-        """Read the pool and the merged statistics of each candidate from memory."""
-        if "candidate_stats" not in memory.arrays:
+    def _pool(self, memory: Memory) -> Pool:
+        if "counts" not in memory.arrays:
             raise WireError("no candidates are in this device's memory; send the pool first")
-        pool = messages.read_pool(memory, self.engine.layout)
-        stats = Packet({"stats": memory.arrays["candidate_stats"]})
-        return pool, messages.read_stats(stats, self.engine.layout, len(pool))
+        return messages.read_pool(memory, self.engine.layout)
+
+    def _with_stats(self, request: Packet, memory: Memory) -> Memory:
+        """Return the pool with its candidates' statistics: merged ones, or the dense start's."""
+        if "counts" not in request.arrays:
+            found = request.arrays.get("stats")
+            stats = {} if found is None else {_POOL_STATS: found}
+            return Packet({**memory.arrays, **stats}, memory.numbers)
+        same = np.tile(request.arrays["stats"], (len(self._pool(request)), 1))
+        return Packet({**request.arrays, _POOL_STATS: same}, request.numbers)
 
     def _survey(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         survey = self._method.survey
@@ -109,7 +122,8 @@ class Device:
             for name, array in memory.arrays.items()
             if name.startswith(_KEPT)
         }
-        trained = self._method.local(self._round(int(request.numbers["round"]), kept), state)
+        number = messages.read_count(request, "round")
+        trained = self._method.local(self._round(number, kept), state)
         update = Update(trained.state, len(self.examples), trained.loss, trained.entries)
         remembered = {"known_masks": codec.encode_masks(state.masks)}
         remembered |= {_KEPT + name: array for name, array in trained.kept.items()}
@@ -117,8 +131,9 @@ class Device:
 
     def _received(self, request: Packet, memory: Memory) -> ModelState:
         if "candidate" in request.numbers:
-            index = int(request.numbers["candidate"])
-            pool, merged = self._candidates(memory)
+            pool, layout = self._pool(memory), self.engine.layout
+            merged = messages.read_stats(memory, layout, len(pool), _POOL_STATS)
+            index = messages.read_count(request, "candidate", 0, len(pool) - 1)
             return replace(pool.candidate(index), stats=merged[index])
         return messages.read_state(request, self.engine.layout, self._known_masks(memory))
 
@@ -126,12 +141,3 @@ class Device:
         if "known_masks" not in memory.arrays:
             return None
         return codec.decode_masks(memory.arrays["known_masks"], self.engine.layout.prunable_shapes)
-
-
-def _with_stats(request: Packet, memory: Memory) -> Memory:
-    """Return the pool with the statistics of its candidates, merged ones or the dense start's."""
-    if "counts" not in request.arrays:
-        stats = {"candidate_stats": request.arrays["stats"]}
-        return Packet({**memory.arrays, **stats}, memory.numbers)
-    same = np.tile(request.arrays["stats"], (len(request.arrays["counts"]), 1))
-    return Packet({**request.arrays, "candidate_stats": same}, request.numbers)

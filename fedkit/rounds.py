@@ -21,7 +21,7 @@ from fedkit.config import RunConfig
 from fedkit.device import Device
 from fedkit.engine.base import Engine
 from fedkit.fedtiny.bn_selection import as_moments, as_stats, merge_norms
-from fedkit.messages import Packet, Update
+from fedkit.messages import Packet, Update, Wire
 from fedkit.method import Aggregated, Fleet, Method, Opening, Phase
 from fedkit.server_training import train_dense
 from fedkit.sparse.state import Masks, ModelState, apply_masks, weighted_mean
@@ -51,21 +51,27 @@ class LocalFleet:
         return [reply for reply, _ in answers]
 
 
-class Traffic:
-    """A fleet that counts what travels: payload bytes, down and up, since they were last taken."""
+class Channel:
+    """A fleet at the end of a wire: values leave in its width, and what travels is channel.
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet, self._down, self._up = fleet, 0, 0
+    Args:
+        fleet: The devices.
+        wire: Width of values; devices answer in it too.
+    """
+
+    def __init__(self, fleet: Fleet, wire: Wire) -> None:
+        self._fleet, self._wire, self._down, self._up = fleet, wire, 0, 0
 
     def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
         """See `Fleet.exchange`."""
+        request = messages.narrow(request, self._wire)
         replies = self._fleet.exchange(phase, request)
         self._down += request.nbytes * len(replies)
         self._up += sum(reply.nbytes for reply in replies)
         return replies
 
     def take(self) -> tuple[int, int]:
-        """Return the bytes (down, up) and begin again at none."""
+        """Return the payload bytes (down, up) so far, and begin again at none."""
         taken, self._down, self._up = (self._down, self._up), 0, 0
         return taken
 
@@ -81,7 +87,7 @@ class Report:
             `measure_every` leaves out.
         loss: Sample-weighted mean training loss of the devices; for a selection the candidate's,
             None where no device was asked.
-        density: Kept share of the prunable weights, counted from the masks.
+        density: Kept share of the prunable weights, channel from the masks.
         bytes_down: Payload the server sent in this step, summed over the devices.
         bytes_up: Payload the devices sent.
         state: The server's model.
@@ -143,20 +149,20 @@ def run_rounds(
         server_data: The server's own examples for the dense start; None trains nothing.
         dense: The dense start, where it is known already.
     """
-    config, counted = server.config, Traffic(fleet)
+    config, channel = server.config, Channel(fleet, server.config.wire)
     state = dense_start(server, server_data) if dense is None else dense
     yield server.report("start", 0, state, None)
     shape = server.test.inputs.shape[1:]
     opened = server.method.start(
-        Opening(config, server.engine, state, server_data, counted, server.module, shape)
+        Opening(config, server.engine, state, server_data, channel, server.module, shape)
     )
     if opened.state is not state:
-        yield server.report("selection", 0, opened.state, opened.loss, counted.take())
+        yield server.report("selection", 0, opened.state, opened.loss, channel.take())
     state, request = opened.state, opened.request
     for number in range(1, config.rounds + 1):
         known = state.masks
-        state, loss = train_round(server, counted, request, known, number)
-        yield server.report("round", number, state, loss, counted.take())
+        state, loss = train_round(server, channel, request, known, number)
+        yield server.report("round", number, state, loss, channel.take())
         request = messages.pack_state(state, known)
 
 

@@ -12,7 +12,8 @@ from fedkit.errors import CheckpointError
 from fedkit.rounds import Report
 from sim.scenario import make_scenario
 
-CONFIG = make_config({"devices": 2, "seed": 4})
+# Half width is for what travels; what is stored comes back exactly.
+CONFIG = make_config({"devices": 2, "seed": 4, "wire": "fp16"})
 
 
 @pytest.fixture

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import tomllib
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedkit.checkpoint import RunFolder
 from fedkit.config import RunConfig, make_config
-from fedkit.errors import FleetError
+from fedkit.errors import FleetError, WireError
 from fedkit.flower.fleet import in_device_order
 from fedkit.flower.run_config import FOLDER_KEY
 from fedkit.flower.wire import from_records, packet_bytes, to_records
 from fedkit.messages import Packet
+from fedkit.method import Phase
+from fedkit.rounds import LocalFleet, run_rounds
 from sim.run import APP, FlowerSimulation, record
 from sim.scenario import make_scenario
 from sim.superlink import tail
@@ -42,7 +50,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder
     here = record(scenario, scenario.local_fleet(), path / "here", lambda step: None)
     with FlowerSimulation(path / "log") as simulation:
         simulation.submit(CONFIG, path / "flower", workers=2).wait(300)
-        failing = CONFIG.model_copy(update={"lr": 1e20, "epochs": 3, "server_epochs": 0})
+        without = {"server_epochs": 0, "sparse_epochs": 0}
+        failing = CONFIG.model_copy(update={"lr": 1e20, "epochs": 3, **without})
         simulation.submit(failing, path / "failing", workers=2).wait(300)
     assert (path / "flower" / "metrics.jsonl").is_file(), tail(path / "log", 60)
     return here, RunFolder.open(path / "flower")
@@ -90,17 +99,133 @@ def test_the_apps_run_config_has_every_key_and_default(app: Path) -> None:
     assert keys == {FOLDER_KEY: "", **RunConfig().model_dump()}
 
 
-def test_packets_survive_records() -> None:
-    packet = Packet(
-        {"a": np.arange(3, dtype=np.uint8), "b": np.zeros((2, 0), np.float32)},
-        {"n": 3, "x": 0.1, "digest": "ab"},
+class RecordsFleet(LocalFleet):
+    """Every packet, and all that a device remembers, goes through Flower's records and back."""
+
+    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
+        self._memories = [from_records(to_records(memory)) for memory in self._memories]
+        replies = super().exchange(phase, from_records(to_records(request)))
+        return [from_records(to_records(reply)) for reply in replies]
+
+
+@pytest.mark.parametrize("wire", ["fp32", "fp16"])
+def test_a_run_through_records_equals_one_without_bit_for_bit(wire: str) -> None:
+    config = make_config({**CONFIG.model_dump(), "wire": wire})
+    scenario = make_scenario(config)
+    devices = [scenario.device(index) for index in range(config.devices)]
+    fleets = (LocalFleet(devices), RecordsFleet(devices))
+    here, there = (
+        list(run_rounds(scenario.server(), fleet, scenario.server_data)) for fleet in fleets
     )
+    assert len(here) == len(there) == config.rounds + 2
+    for mine, theirs in zip(here, there, strict=True):
+        assert (mine.accuracy, mine.loss, mine.bytes_up) == (
+            theirs.accuracy,
+            theirs.loss,
+            theirs.bytes_up,
+        )
+        for kind in ("weights", "stats", "masks"):
+            ours, others = getattr(mine.state, kind), getattr(theirs.state, kind)
+            assert all(ours[name].tobytes() == others[name].tobytes() for name in ours), kind
+
+
+PACKET = Packet(
+    {
+        "a": np.arange(3, dtype=np.uint8),
+        "b": np.zeros((2, 0), np.float32),
+        "c": np.array([[0.1, 65504.0, -1e-7]], np.float16),
+        "d": np.arange(6, dtype=np.int32).reshape(2, 3),
+        "e": np.array([0.5]),
+    },
+    {"n": 3, "x": 0.1, "digest": "ab"},
+)
+
+
+def test_packets_survive_records() -> None:
+    packet = PACKET
     back = from_records(to_records(packet))
     assert back.numbers == packet.numbers
     for name, array in packet.arrays.items():
         assert back.arrays[name].dtype == array.dtype
         assert np.array_equal(back.arrays[name], array)
     assert from_records(to_records(Packet({}))) == Packet({})
+
+
+def records_of(**arrays: Array) -> RecordDict:
+    return RecordDict({"arrays": ArrayRecord(arrays)})
+
+
+def array_of(data: bytes, stype: str = "numpy.ndarray") -> Array:
+    return Array("float32", (3,), stype, data)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(list(PACKET.arrays)), st.data())
+def test_an_array_with_an_altered_byte_is_refused_or_as_large_as_it_was(
+    name: str, data: st.DataObject
+) -> None:
+    sent = Array(PACKET.arrays[name]).data
+    altered = bytearray(sent)
+    altered[data.draw(st.integers(0, len(sent) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        packet = from_records(records_of(x=array_of(bytes(altered))))
+    except WireError as error:
+        assert "array 'x' cannot be read" in str(error)
+    else:
+        assert packet.arrays["x"].nbytes == PACKET.arrays[name].nbytes
+
+
+@pytest.mark.parametrize("name", PACKET.arrays)
+def test_every_truncated_array_is_refused(name: str) -> None:
+    data = Array(PACKET.arrays[name]).data
+    for length in range(len(data)):
+        with pytest.raises(WireError, match="array 'x' cannot be read"):
+            from_records(records_of(x=array_of(data[:length])))
+
+
+def npy(descr: str, shape: tuple[int, ...]) -> bytes:
+    """A .npy file of that header and 16 bytes."""
+    stream = io.BytesIO()
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    format: Any = np.lib.format
+    format.write_array_header_1_0(stream, header)
+    return stream.getvalue() + bytes(16)
+
+
+HOSTILE = {
+    "a billion values": npy("<f4", (10**9,)),
+    "a product that wraps to what is there": npy("<f4", (2**32, 2**32, 4)),
+    "negative lengths": npy("<f4", (-2, -2)),
+    "values of no size": npy("|V0", (10**9,)),
+    "a text of 4 GB": npy("<U1000000000", (1,)),
+    "objects": npy("|O", (2,)),
+    "truth values": npy("|b1", (16,)),
+    "a zip": b"PK\x03\x04" + bytes(60),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_array_is_refused_before_it_costs_memory(data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match=r"array 'x' cannot be read as .npy .* altered"):
+            from_records(records_of(x=array_of(data)))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_array_of_another_library_is_refused() -> None:
+    data = Array(PACKET.arrays["a"]).data
+    assert from_records(records_of(x=array_of(data))).arrays["x"].tolist() == [0, 1, 2]
+    with pytest.raises(WireError, match="'x' cannot be read"):
+        from_records(records_of(x=array_of(data, "torch.tensor")))
+
+
+def test_a_list_is_no_number() -> None:
+    with pytest.raises(WireError, match="'n' arrived as list"):
+        from_records(RecordDict({"numbers": ConfigRecord({"n": [1, 2]})}))
 
 
 def test_packet_bytes_grow_with_the_payload() -> None:
@@ -121,6 +246,14 @@ def replies_of(*indices: int) -> list[Packet]:
 def test_replies_are_brought_into_the_order_of_the_devices() -> None:
     ordered = in_device_order(replies_of(2, 0, 1))
     assert [reply.numbers for reply in ordered] == [{"own": 10}, {"own": 11}, {"own": 12}]
+
+
+def test_a_reply_of_no_device_is_refused() -> None:
+    for device in ("0", -1, 0.0):
+        with pytest.raises(WireError, match=r"'device' is .*need a whole number"):
+            in_device_order([Packet({}, {"device": device})])
+    with pytest.raises(WireError, match="'device' is None"):
+        in_device_order([Packet({})])
 
 
 @pytest.mark.parametrize("indices", [(0, 0), (1, 2)])

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 from fedkit.config import RunConfig, make_config
 from fedkit.errors import WireError
 from fedkit.messages import Packet
-from fedkit.method import Phase
+from fedkit.method import Opening, Phase
 from fedkit.plan import adjusting_block
-from fedkit.rounds import LocalFleet, Report, run_rounds
+from fedkit.rounds import Channel, LocalFleet, Report, run_rounds, train_round
 from fedkit.sparse.state import count_kept
 from sim.scenario import make_scenario
 
@@ -205,6 +206,72 @@ def test_a_reply_that_does_not_fit_is_refused_by_name(case: int) -> None:
     with pytest.raises(WireError) as caught:
         list(run_rounds(scenario.server(), fleet, scenario.server_data))
     assert fleet.expected in str(caught.value)
+
+
+def test_under_fp16_half_the_bytes_travel_and_the_server_stays_float32() -> None:
+    _, reports, fleet = run(wire="fp16")
+    packets = [packet for _, request, replies in fleet.log for packet in (request, *replies)]
+    widths = {array.dtype for packet in packets for array in packet.arrays.values()}
+    assert np.dtype(np.float16) in widths and np.dtype(np.float32) not in widths
+    sent = [sum(step.bytes_up + step.bytes_down for step in steps) for steps in (reports, run()[1])]
+    assert 0.5 < sent[0] / sent[1] < 0.53
+    measured = [report.accuracy for report in reports if report.accuracy is not None]
+    assert measured[-1] > measured[1]
+    for state in (report.state for report in reports[2:]):
+        values = np.concatenate([value.reshape(-1) for value in state.weights.values()])
+        assert values.dtype == np.float32
+        assert (values != values.astype(np.float16)).any()  # a mean, not what travelled
+
+
+def test_server_and_devices_have_the_same_candidates_though_weights_were_rounded() -> None:
+    config = make_config({**SMALL, "wire": "fp16"})
+    scenario, dense = make_scenario(config), make_scenario(config).engine.initial_state()
+    server, channel = scenario.server(), Channel(scenario.local_fleet(), "fp16")
+    rng = np.random.default_rng(0)
+    # So near each other that rounding makes ties, which the lower index wins.
+    crowded = {
+        name: (0.1 + 1e-5 * rng.random(value.shape)).astype(np.float32)
+        for name, value in dense.weights.items()
+    }
+    start = replace(dense, weights=crowded)
+    shape = server.test.inputs.shape[1:]
+    opened = server.method.start(
+        Opening(config, server.engine, start, None, channel, server.module, shape)
+    )
+    assert "candidate" in opened.request.numbers
+    masks = opened.state.masks
+    after, _ = train_round(server, channel, opened.request, masks, 1)  # refuses other masks
+    assert after.density == opened.state.density
+
+
+def test_values_too_large_for_fp16_end_the_run_at_their_sender() -> None:
+    scenario = make_scenario(make_config({**SMALL, "wire": "fp16", "server_epochs": 0}))
+    large = [
+        replace(device, examples=replace(device.examples, inputs=device.examples.inputs * 1e4))
+        for device in scenario.local_fleet()._devices
+    ]
+    with pytest.raises(WireError, match=r"values of 'stats' exceed float16.* set wire to fp32"):
+        list(run_rounds(scenario.server(), LocalFleet(large), None))
+
+
+def test_a_request_that_lacks_a_part_or_asks_for_what_is_not_there_is_refused() -> None:
+    _, _, fleet = run()
+    device, memory = make_scenario(make_config(SMALL)).device(0), Packet({})
+    for phase, request, _ in fleet.log[:4]:
+        bad = list(without_a_part(request))
+        if "candidate" in request.numbers:
+            bad.append(Packet({}, {**request.numbers, "candidate": 3}))
+        for packet in bad:
+            with pytest.raises(WireError):
+                device.handle(phase, packet, memory)
+        _, memory = device.handle(phase, request, memory)
+
+
+def without_a_part(packet: Packet) -> Iterator[Packet]:
+    for key in packet.arrays:
+        yield Packet({k: v for k, v in packet.arrays.items() if k != key}, packet.numbers)
+    for key in packet.numbers:
+        yield Packet(packet.arrays, {k: v for k, v in packet.numbers.items() if k != key})
 
 
 def test_a_device_that_lost_its_memory_says_so() -> None:

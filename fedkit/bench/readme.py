@@ -45,13 +45,16 @@ def _main_job(result: Result) -> list[str]:
 
 
 def _wire(result: Result) -> list[str]:
-    head = "| density | bytes up | bytes down | dense float32, both ways | ratio | of the bound |"
+    head = (
+        "| density | values | bytes up | bytes down | dense float32, both ways | ratio "
+        "| of the bound |"
+    )
     rows = (
-        f"| {row['density']:.0%} | {row['bytes_up']:,} | {row['bytes_down']:,} "
+        f"| {row['density']:.0%} | {row['wire']} | {row['bytes_up']:,} | {row['bytes_down']:,} "
         f"| {row['bytes_dense_fp32']:,} | {row['ratio_dense']:.1f}x | {row['ratio_bound']:.3f} |"
         for row in result["rows"]
     )
-    return [head, _rule(6), *rows]
+    return [head, _rule(7), *rows]
 
 
 def _sparsetrain(result: Result) -> list[str]:

@@ -77,7 +77,7 @@ def rows_table(result: Mapping[str, Any]) -> Table:
     """Return the rows of a benchmark, a column per key; where keys are many, a line per key."""
     rows, title = result["rows"], result["benchmark"]
     lines = [[_cell(value) for value in row.values()] for row in rows]
-    table = Table(*rows[0], title=title)
+    table = Table(*(Column(key, overflow="fold") for key in rows[0]), title=title)
     if len(rows[0]) > _MOST_COLUMNS:
         table = Table(
             *(Column(overflow="fold") for _ in (0, *rows)), title=title, show_header=False

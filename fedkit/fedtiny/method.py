@@ -31,7 +31,11 @@ def start(opening: Opening) -> Opened:
 
     if config.selection == "none":
         return send_whole(prune(opening.dense, opening.counts))
-    pool = pool_for(config, opening.dense, prune)
+    packed = messages.narrow(
+        messages.pack_pool(pool_for(config, opening.dense, prune)), config.wire
+    )
+    # As the devices have it: rounding moves thresholds between candidates.
+    pool = messages.read_pool(packed, opening.engine.layout)
     if config.selection == "adaptive":
         stats = _reestimated(opening, pool)
         request = messages.pack_stats(stats)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.errors import WireError
 from fedkit.sparse.schedule import quota
 from fedkit.sparse.state import Masks, ModelState, count_kept
 from fedkit.sparse.topk import Entries, largest
@@ -57,9 +58,15 @@ def swap(
         state: The aggregated model.
         gradients: Merged gradients of pruned weights, per layer of the block.
         amounts: Largest number of weights to swap, per layer.
+
+    Raises:
+        WireError: A gradient belongs to a kept weight.
     """
     masks = dict(state.masks)
     for name, entries in gradients.items():
+        if masks[name].reshape(-1)[entries.indices].any():
+            # To grow what is kept would drop a weight for nothing, and so change the density.
+            raise WireError(f"{name} has gradients of kept weights; only pruned ones can grow")
         masks[name] = _swap_layer(
             state.weights[name], masks[name], entries, min(amounts[name], len(entries.indices))
         )

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from fedkit.errors import FleetError
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.wire import from_records, message_bytes, to_records
-from fedkit.messages import Packet
+from fedkit.messages import Packet, read_count
 from fedkit.method import Phase
 
 
@@ -88,9 +88,10 @@ def in_device_order(replies: list[Packet]) -> list[Packet]:
 
     Raises:
         FleetError: Two nodes say that they are the same device, or one is none of the fleet.
+        WireError: A node does not say which device it is.
     """
-    ordered = sorted(replies, key=lambda reply: int(reply.numbers["device"]))
-    indices = [int(reply.numbers["device"]) for reply in ordered]
+    ordered = sorted(replies, key=lambda reply: read_count(reply, "device", 0))
+    indices = [reply.numbers["device"] for reply in ordered]
     if indices != list(range(len(replies))):
         raise FleetError(
             f"the nodes answered as devices {indices}; each must have an index of its own, from 0 "

@@ -1,16 +1,34 @@
 """The sparse wire format: kept values in one array, masks in as few bits as they need.
 
-A set of positions (a mask, a mask change, the indices of gradients) is coded per layer as
+What is coded. A layer of n weights has n flags, in row-major order of the weight: of a mask, the
+kept weights; of a mask change, the weights whose flag differs from the mask that both sides know
+(old XOR new); of gradients, the weights that have one. A blob is the code of one layer after
+another, in the model's order, with nothing between them or after the last one. Names and n are not
+in it: both sides know the model. Values travel apart (`encode_values`, `encode_entries`).
 
-    byte    form: 127 packed bits, else the Rice parameter k; +128: the complement is coded
-    uint32  count of positions, little-endian; then, unless packed,
-    uint32  length of the unary part in bytes
-    bits    unary part: per gap, gap >> k zeros and a one
-    bits    remainder part: per gap, its low k bits
+The code of a layer. Its positions p[0] < p[1] < ... < p[m - 1] are the indices of the set flags or,
+if the complement is coded, of those not set. Numbers are little-endian, without alignment.
 
-Gaps between positions of a random mask are geometric, for which a Rice code is within about 3 % of
-the entropy; it decodes with array operations alone. Whichever of the two forms is smaller is sent.
-A mask that both sides already know in an older version travels as the positions that changed.
+    byte    form: k in 0..32, or 127 for packed bits; plus 128 if the complement is coded
+    uint32  m, at most n
+    if the form is 127:
+      bits  packed part: n flags, set at the m positions
+    if it is k:
+      uint32  length of the unary part in bytes, at most ceil(((n >> k) + m) / 8)
+      bits    unary part: per position, gap >> k zeros, then a one
+      bits    remainder part: per position, the low k bits of its gap, highest bit first
+
+The gap of p[i] is p[i] - p[i - 1] - 1, and that of p[0] is p[0]. Bits fill each byte from its most
+significant to its least significant one; each of the three parts starts in a byte of its own and
+is filled up to a whole byte with zeros, which a reader ignores. The packed part so takes
+ceil(n / 8) bytes, the remainder part ceil(m * k / 8).
+
+What a writer chooses; a reader takes every choice. The complement is coded if more than half of the
+flags are set, k is that of the fewest bits in both parts together, and packed bits are sent if they
+take no more bytes than the length and both parts of the Rice code.
+
+Why. Gaps between positions of a random mask are geometric, for which a Rice code is within about
+3 % of the entropy; it decodes with array operations alone. Packed bits bound what any mask costs.
 """
 
 from __future__ import annotations
@@ -210,12 +228,16 @@ def _decode_gaps(reader: _Reader, count: int, k: int, size: int, name: str) -> N
     if k > 32:
         raise WireError(f"{name} uses Rice parameter {k}; at most 32 is legal")
     (length,) = _LENGTH.unpack(reader.take(_LENGTH.size, name).tobytes())
+    longest = ((size >> k) + count + 7) // 8
+    if length > longest:
+        raise WireError(f"{name} claims a unary part of {length} bytes; it takes {longest} at most")
     ends = np.flatnonzero(np.unpackbits(reader.take(length, name)))
     if len(ends) != count:
         raise WireError(f"{name} claims {count} positions, but codes {len(ends)}")
     remainder_bits = np.unpackbits(reader.take((count * k + 7) // 8, name), count=count * k)
-    weights = 1 << np.arange(k - 1, -1, -1, dtype=np.int64)
-    remainders = remainder_bits.reshape(count, k).astype(np.int64) @ weights
+    remainders = np.zeros(count, np.int64)
+    for bits in remainder_bits.reshape(count, k).T:
+        remainders = 2 * remainders + bits
     quotients = np.diff(ends, prepend=-1) - 1
     positions: NDArray[np.int64] = np.cumsum((quotients << k) + remainders + 1) - 1
     if count and positions[-1] >= size:

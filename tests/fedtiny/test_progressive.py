@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedkit.errors import WireError
 from fedkit.fedtiny.progressive import merge_entries, quotas, swap
 from fedkit.sparse.state import ModelState, apply_masks, count_kept
 from fedkit.sparse.topk import Entries
@@ -73,3 +74,11 @@ def test_other_layers_are_untouched() -> None:
 def test_quotas_follow_each_layers_own_size() -> None:
     masks = {"w": np.arange(100) < 50, "v": np.arange(100) < 10}
     assert quotas(masks, ["w", "v"], step=0, last_step=10, alpha=0.3) == {"w": 15, "v": 3}
+
+
+def test_a_gradient_of_a_kept_weight_is_refused() -> None:
+    mask = np.array([True, False, True])
+    state = ModelState({"b": mask.astype(np.float32)}, {}, {"b": mask})
+    gradients = {"b": Entries(np.array([1, 2]), np.ones(2, np.float32))}
+    with pytest.raises(WireError, match="b has gradients of kept weights"):
+        swap(state, gradients, {"b": 1})

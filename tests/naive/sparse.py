@@ -21,6 +21,74 @@ def entropy_bytes(size: int, kept: int) -> float:
     return size * (-p * math.log2(p) - (1 - p) * math.log2(1 - p)) / 8
 
 
+class Bits:
+    """Bytes read bit by bit, the most significant bit of each first."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def bit(self) -> int:
+        found = self.data[self.at // 8] >> (7 - self.at % 8) & 1
+        self.at += 1
+        return found
+
+    def number(self, count: int) -> int:
+        value = 0
+        for _ in range(count):
+            value = 2 * value + self.bit()
+        return value
+
+
+def decode_blob(blob: bytes, sizes: list[int]) -> list[list[bool]]:
+    """Read the code of some layers as fedkit.sparse.codec describes it, one bit at a time."""
+    layers, at = [], 0
+    for size in sizes:
+        flags, at = decode_layer(blob, at, size)
+        layers.append(flags)
+    assert at == len(blob)
+    return layers
+
+
+def decode_layer(blob: bytes, at: int, size: int) -> tuple[list[bool], int]:
+    """Return the flags of the layer whose code starts at a byte, and the byte after it."""
+    form, complement = blob[at] % 128, blob[at] >= 128
+    count = int.from_bytes(blob[at + 1 : at + 5], "little")
+    assert count <= size
+    at += 5
+    if form == 127:
+        end = at + math.ceil(size / 8)
+        bits = Bits(blob[at:end])
+        positions = [i for i in range(size) if bits.bit()]
+        assert len(positions) == count
+    else:
+        assert form <= 32
+        length = int.from_bytes(blob[at : at + 4], "little")
+        assert length <= math.ceil(((size >> form) + count) / 8)
+        at += 4
+        end = at + length + math.ceil(count * form / 8)
+        unary, remainders = Bits(blob[at : at + length]), Bits(blob[at + length : end])
+        positions, last = [], -1
+        for _ in range(count):
+            quotient = 0
+            while not unary.bit():
+                quotient += 1
+            last += 1 + (quotient << form) + remainders.number(form)
+            positions.append(last)
+    found = set(positions)
+    return [(i in found) != complement for i in range(size)], end
+
+
+def coded_bytes(flags: list[bool]) -> int:
+    """Return how many bytes a layer takes: the best of all codes a writer may choose from."""
+    complement = 2 * sum(flags) > len(flags)
+    positions = [i for i, flag in enumerate(flags) if flag != complement]
+    gaps = [p - last - 1 for p, last in zip(positions, [-1, *positions], strict=False)]
+    unary = {k: sum((gap >> k) + 1 for gap in gaps) for k in range(33)}
+    k = min(unary, key=lambda k: unary[k] + k * len(gaps))
+    rice = 4 + math.ceil(unary[k] / 8) + math.ceil(k * len(gaps) / 8)
+    return 5 + min(rice, math.ceil(len(flags) / 8))
+
+
 def swap_layer(
     weights: list[float], mask: list[bool], gradient: dict[int, float], amount: int
 ) -> list[bool]:
