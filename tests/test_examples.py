@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,3 +63,21 @@ def test_own_cnn_trains_sparse_and_tells_its_memory(capsys: pytest.CaptureFixtur
     first, second = capsys.readouterr().out.splitlines()
     assert "density 10.0%" in first
     assert second.startswith("memory of a training step: ") and "activations" in second
+
+
+def test_own_rival_is_run_beside_random_and_fedtiny(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """examples/own_rival.py, whose method is found by its path from the folder of the checkout."""
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "examples" / "own_rival.py"
+    assert len(path.read_text().splitlines()) < 50
+    example = runpy.run_path(str(path))
+    scores = example["score"](np.array([[3.0, -1.0], [0.0, 2.0]], np.float32))
+    np.testing.assert_allclose(scores, [[1, 1 / 14], [0, 4 / 13]], rtol=1e-6)
+    accuracies = example["main"]()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(":")[0] for line in lines] == list(accuracies)
+    assert all(line.endswith("at density 0.050") for line in lines)
+    random, own, fedtiny = accuracies.values()
+    assert min(own, fedtiny) > random > 0.7

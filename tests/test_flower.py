@@ -10,21 +10,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedkit.baselines import METHODS
 from fedkit.checkpoint import RunFolder
 from fedkit.config import RunConfig, make_config
 from fedkit.errors import FleetError, WireError
+from fedkit.flower.client_app import MESSAGE_TYPES, make_client_app
 from fedkit.flower.fleet import in_device_order
 from fedkit.flower.run_config import FOLDER_KEY
-from fedkit.flower.wire import from_records, packet_bytes, to_records
+from fedkit.flower.wire import from_records, lone_message, packet_bytes, to_records
 from fedkit.messages import Packet
 from fedkit.method import Phase
 from fedkit.rounds import LocalFleet, run_rounds
+from fedkit.sparse.state import ModelState
 from sim.run import APP, FlowerSimulation, record
-from sim.scenario import make_scenario
+from sim.scenario import Scenario, make_scenario
 from sim.superlink import tail
 
 BOARD = Path(__file__).resolve().parent.parent / "examples" / "board"
@@ -57,13 +60,67 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder
     return here, RunFolder.open(path / "flower")
 
 
+def assert_same_bits(one: ModelState, other: ModelState) -> None:
+    for kind in ("weights", "stats", "masks"):
+        mine, theirs = getattr(one, kind), getattr(other, kind)
+        assert list(mine) == list(theirs)
+        assert all(mine[name].tobytes() == theirs[name].tobytes() for name in mine), kind
+
+
 def test_flower_run_equals_in_process_run_bit_for_bit(runs: tuple[RunFolder, RunFolder]) -> None:
     here, flower = (folder.load() for folder in runs)
     assert here.round == flower.round == CONFIG.rounds
-    for kind in ("weights", "stats", "masks"):
-        mine, theirs = getattr(here.state, kind), getattr(flower.state, kind)
-        assert list(mine) == list(theirs)
-        assert all(mine[name].tobytes() == theirs[name].tobytes() for name in mine), kind
+    assert_same_bits(here.state, flower.state)
+
+
+@pytest.mark.slow
+def test_rivals_too_run_behind_flower_as_in_process(tmp_path: Path) -> None:
+    """A method that asks devices before training, and one whose masks come from devices."""
+    configs = {name: CONFIG.model_copy(update={"method": name}) for name in ("ssfl", "feddst")}
+    with FlowerSimulation(tmp_path / "log") as simulation:
+        for name, config in configs.items():
+            simulation.submit(config, tmp_path / name, workers=2).wait(300)
+    for name, config in configs.items():
+        scenario = make_scenario(config)
+        *_, last = run_rounds(scenario.server(), scenario.local_fleet(), scenario.server_data)
+        flower = RunFolder.open(tmp_path / name).load()
+        assert flower.round == config.rounds, tail(tmp_path / "log", 60)
+        assert_same_bits(flower.state, last.state)
+
+
+class ClientApps:
+    """A fleet of ClientApps, each with a context of its own; no SuperLink is between."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        devices = range(len(scenario.devices))
+        self._app = make_client_app(lambda context: scenario.device(context.node_id))
+        self._contexts = [Context(1, node, {}, RecordDict(), {}) for node in devices]
+
+    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
+        message_type = MESSAGE_TYPES[phase]
+        replies = [
+            from_records(self._app(lone_message(request, message_type), context).content)
+            for context in reversed(self._contexts)
+        ]
+        return in_device_order(replies)
+
+
+@pytest.mark.parametrize("name", ["fedtiny-vanilla", "ssfl", "prunefl", "feddst"])
+def test_the_client_app_answers_what_every_kind_of_method_asks(name: str) -> None:
+    """Whatever a method keeps on a device between rounds lives in Flower's context."""
+    config = CONFIG.model_copy(update={"method": name, "adjust_every": 2, "adjust_stop": 3})
+    scenario = make_scenario(config)
+    here, apps = (
+        list(run_rounds(scenario.server(), fleet, scenario.server_data))
+        for fleet in (scenario.local_fleet(), ClientApps(scenario))
+    )
+    assert (METHODS[name].survey is not None) == (name == "ssfl")
+    assert len(here) == len(apps) == 2 + config.rounds
+    for one, other in zip(here, apps, strict=True):
+        assert_same_bits(one.state, other.state)
+        assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
+    changed = any((here[3].state.masks[n] != m).any() for n, m in here[1].state.masks.items())
+    assert changed == (name != "ssfl")
 
 
 def test_metrics_are_equal_too(runs: tuple[RunFolder, RunFolder]) -> None:

@@ -60,7 +60,8 @@ def load_method(path: str) -> Method:
     """
     if path in METHODS:
         return METHODS[path]
-    if ":" not in path:
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
         raise ConfigError(
             f"no method {path!r}; give one of {', '.join(METHODS)} or a path like "
             "package.module:NAME"
@@ -73,9 +74,10 @@ def load_method(path: str) -> Method:
             "that holds it, or install it"
         ) from error
     if not isinstance(found, Method):
+        what = "nothing" if found is None else f"a {type(found).__name__}"
         raise ConfigError(
-            f"method path {path!r} leads to a {type(found).__name__}; it must be a "
-            "fedkit.method.Method at the top level of its module"
+            f"method path {path!r} leads to {what}; {attribute!r} must be a fedkit.method.Method "
+            f"at the top level of module {module_name!r}"
         )
     return found
 

@@ -14,7 +14,7 @@ from fedkit.config import RunConfig
 from fedkit.fedtiny.progressive import swap
 from fedkit.method import Aggregated, LocalRound, Method, Trained, static, train_only
 from fedkit.plan import block_quotas
-from fedkit.sparse.masks import layer_masks
+from fedkit.sparse.masks import kept_first, layer_masks
 from fedkit.sparse.state import Masks, ModelState, count_kept
 
 
@@ -36,8 +36,8 @@ def adjust(end: Aggregated) -> ModelState:
     counts = count_kept(end.sent)
     if count_kept(end.state.masks) == counts:
         return end.state
-    weights = {name: end.state.weights[name] for name in counts}
-    return end.state.with_masks(layer_masks(weights, counts))
+    magnitudes = kept_first(end.state.weights, end.state.masks)
+    return end.state.with_masks(layer_masks(magnitudes, counts))
 
 
 def buffer_bytes(config: RunConfig, masks: Masks) -> int:

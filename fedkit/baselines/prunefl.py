@@ -3,8 +3,8 @@
 Source: Jiang et al., "Model Pruning Enables Efficient Federated Learning on Edge Devices", 2022.
 The server prunes first, on its own data. In every local step a device computes the gradient of each
 weight, pruned or not; a round's sum, squared and times its examples, adds to what the device keeps
-until the next adjustment, then all of it travels. The server keeps the largest weights of each
-layer and fills up with the largest squares of all layers together.
+until the next adjustment, then all of it travels. The server adds up what the devices send, keeps
+the largest weights of each layer and fills up with the largest sums of all layers together.
 
 Two things differ from the paper, so that methods do the same work: all weights count as equally
 fast, and the density is the target from the start instead of whatever the time model prefers.
@@ -13,7 +13,7 @@ Adjustments come when FedTiny's do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from fedkit.config import RunConfig
 from fedkit.fedtiny.progressive import merge_entries
 from fedkit.method import Aggregated, LocalRound, Method, Opening, Trained, static
 from fedkit.plan import adjusts_in, swapped_share
-from fedkit.sparse.masks import global_masks, layer_masks
+from fedkit.sparse.masks import global_masks, kept_first, layer_masks
 from fedkit.sparse.state import Masks, ModelState, Weights, count_kept
 from fedkit.sparse.topk import Entries
 
@@ -31,16 +31,21 @@ def prunefl_masks(opening: Opening) -> Masks:
     """Prune on the server, by magnitude and by gradients of its own examples."""
     examples = opening.sample(opening.config.adjust_examples)
     squares = {n: g**2 for n, g in opening.engine.gradients(opening.dense, examples).items()}
-    return _reconfigure(opening.dense, opening.counts, squares, opening.config.adjust_share)
+    share, exempt = opening.config.adjust_share, opening.config.exempt_layers
+    return reconfigure(opening.dense, opening.counts, squares, share, exempt)
 
 
-def _reconfigure(
-    state: ModelState, counts: dict[str, int], squares: Weights, share: float
+def reconfigure(
+    state: ModelState,
+    counts: Mapping[str, int],
+    squares: Weights,
+    share: float,
+    exempt: Sequence[str] = (),
 ) -> Masks:
     """Keep `1 - share` of `counts` per layer by magnitude, the rest by squares over all layers."""
     stay = {name: int((1 - share) * count) for name, count in counts.items()}
-    largest = layer_masks({name: state.weights[name] for name in counts}, stay)
-    return global_masks(squares, sum(counts.values()), keep=largest)
+    largest = layer_masks(kept_first(state.weights, state.masks), stay)
+    return global_masks(squares, sum(counts.values()), exempt, keep=largest)
 
 
 def local(round_: LocalRound, state: ModelState) -> Trained:
@@ -64,10 +69,12 @@ def adjust(end: Aggregated) -> ModelState:
     """Make new masks of equal density; a grown weight starts at 0."""
     if not adjusts_in(end.config, end.number):
         return end.state
-    merged = merge_entries([update.gradients for update in end.updates], end.shares)
+    # Examples are in the squares already, so that they add up without the devices' shares.
+    merged = merge_entries([update.gradients for update in end.updates], [1.0] * len(end.updates))
     squares = {name: merged[name].values.reshape(mask.shape) for name, mask in end.sent.items()}
     share = swapped_share(end.config, end.number)
-    return end.state.with_masks(_reconfigure(end.state, count_kept(end.sent), squares, share))
+    counts, exempt = count_kept(end.sent), end.config.exempt_layers
+    return end.state.with_masks(reconfigure(end.state, counts, squares, share, exempt))
 
 
 def dense_bytes(config: RunConfig, masks: Masks) -> int:

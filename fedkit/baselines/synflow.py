@@ -9,27 +9,33 @@ exponentially. Needs torch, on the server only.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.method import Method, Opening, static
-from fedkit.sparse.masks import global_masks
+from fedkit.sparse.masks import global_masks, kept_first
 from fedkit.sparse.state import Masks, ModelState
+
+if TYPE_CHECKING:
+    from torch import nn
 
 STEPS = 100
 """Rounds of pruning; the paper's."""
 
-_LEAST = 1e-300  # Puts a kept weight that carries no flow before every pruned one.
-
 
 def synflow_masks(opening: Opening) -> Masks:
     """Keep the weights of largest synaptic flow."""
-    state, config = opening.dense, opening.config
+    state, exempt, budget = opening.dense, opening.config.exempt_layers, opening.budget
+    module = opening.module(state)
     total = sum(mask.size for mask in state.masks.values())
     for step in range(1, STEPS + 1):
-        kept = _kept_after(step, opening.budget, total)
-        state = state.with_masks(global_masks(_flow(opening, state), kept, config.exempt_layers))
+        kept = _kept_after(step, budget, total)
+        scores = kept_first(flow(module, state, opening.input_shape), state.masks)
+        state = state.with_masks(global_masks(scores, kept, exempt))
     return state.masks
 
 
@@ -38,25 +44,47 @@ def _kept_after(step: int, budget: int, total: int) -> int:
     return max(budget, round(total * math.pow(budget / total, step / STEPS)))
 
 
-def _flow(opening: Opening, state: ModelState) -> dict[str, NDArray[np.float64]]:
-    """Score every prunable weight, float64; a pruned one scores less than any kept one."""
+def flow(
+    module: nn.Module, state: ModelState, input_shape: tuple[int, ...]
+) -> dict[str, NDArray[np.float64]]:
+    """Return |w * dR/dw| of every prunable weight, float64.
+
+    Args:
+        module: The model in evaluation mode; what it holds does not matter.
+        state: What it computes with.
+        input_shape: Shape of one example.
+    """
     import torch
 
-    module = opening.module(_absolute(state)).double()
-    weights = {name: dict(module.named_parameters())[name] for name in state.masks}
-    ones = torch.ones(1, *opening.input_shape, dtype=torch.float64)
-    gradients = torch.autograd.grad(module(ones).sum(), list(weights.values()))
-    scores = zip(weights.values(), gradients, state.masks.values(), strict=True)
+    from fedkit.engine.torch import one_thread
+
+    values = {**state.weights, **state.stats}
+    absolute = {name: torch.from_numpy(np.abs(value)).double() for name, value in values.items()}
+    weights = [absolute[name].requires_grad_() for name in state.masks]
+    ones = torch.ones(1, *input_shape, dtype=torch.float64)
+    with one_thread(), _unbounded(module):
+        outputs = torch.func.functional_call(module, absolute, ones)
+        gradients = torch.autograd.grad(outputs.sum(), weights)
     return {
-        name: (weight * gradient).detach().numpy() + _LEAST * mask
-        for name, (weight, gradient, mask) in zip(weights, scores, strict=True)
+        name: (weight * gradient).detach().numpy()
+        for name, weight, gradient in zip(state.masks, weights, gradients, strict=True)
     }
 
 
-def _absolute(state: ModelState) -> ModelState:
-    weights = {name: np.abs(value) for name, value in state.weights.items()}
-    stats = {name: np.abs(value) for name, value in state.stats.items()}
-    return ModelState(weights, stats, state.masks)
+@contextmanager
+def _unbounded(module: nn.Module) -> Iterator[None]:
+    """Take the bound from activations such as ReLU6, which so large a flow never gets through."""
+    from torch import nn
+
+    bounded = [part for part in module.modules() if isinstance(part, nn.Hardtanh)]
+    bounds = [part.max_val for part in bounded]
+    try:
+        for part in bounded:
+            part.max_val = math.inf
+        yield
+    finally:
+        for part, bound in zip(bounded, bounds, strict=True):
+            part.max_val = bound
 
 
 SYNFLOW = Method("SynFlow, 100 rounds (Tanaka et al., 2020)", static(synflow_masks))

@@ -98,7 +98,7 @@ class TorchEngine:
         gradient_sums: GradientSums | None = None,
     ) -> tuple[ModelState, float]:
         """See `Engine.train`. SGD with masked gradients; momentum starts at zero."""
-        with _one_thread():
+        with one_thread():
             self._load(state)
             self._model.train()
             optimiser = torch.optim.SGD(
@@ -164,7 +164,7 @@ class TorchEngine:
             for name, norm in self._norms.items()
         ]
         try:
-            with _one_thread(), torch.no_grad():
+            with one_thread(), torch.no_grad():
                 self._load(state)
                 self._model.train()
                 order = np.arange(len(examples))
@@ -177,7 +177,7 @@ class TorchEngine:
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""
-        with _one_thread(), torch.no_grad():
+        with one_thread(), torch.no_grad():
             model = self.module(state)
             total = 0.0
             for inputs, targets in _batches(examples, np.arange(len(examples)), _EVAL_BATCH):
@@ -200,7 +200,7 @@ class TorchEngine:
 
     def _gradients(self, state: ModelState, examples: Examples, names: Iterable[str]) -> Weights:
         weights = {name: self._weights[name] for name in names}
-        with _one_thread():
+        with one_thread():
             self._load(state)
             self._model.train()
             inputs, targets = _tensors(examples, np.arange(len(examples)))
@@ -214,7 +214,7 @@ class TorchEngine:
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Engine.outputs`."""
-        with _one_thread(), torch.no_grad():
+        with one_thread(), torch.no_grad():
             model = self.module(state)
             parts = [
                 model(torch.from_numpy(inputs[start : start + _EVAL_BATCH])).numpy()
@@ -263,7 +263,8 @@ def _stream(gradient: NDArray[np.float32], mask: NDArray[np.bool_], amount: int)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread in a block, and as many as before after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -19,6 +19,18 @@ from fedkit.sparse.topk import largest
 Scores = Mapping[str, NDArray[np.floating[Any]]]
 """A finite score per weight, by layer; shape of the parameter."""
 
+_LEAST = 1e-300  # Less than any float32 that is not 0.
+
+
+def kept_first(scores: Scores, masks: Masks) -> dict[str, NDArray[np.float64]]:
+    """Return |scores| under which a kept weight of score 0 comes before every pruned one.
+
+    Args:
+        scores: A score per weight, 0 where it is pruned.
+        masks: Which weights are kept, of the same layers.
+    """
+    return {n: np.abs(scores[n]).astype(np.float64) + _LEAST * mask for n, mask in masks.items()}
+
 
 def layer_masks(scores: Scores, counts: Mapping[str, int]) -> Masks:
     """Keep the `counts[layer]` largest |scores| of each layer named in `counts`."""

@@ -97,3 +97,33 @@ def swap_layer(
     grown = sorted(gradient, key=lambda i: (-abs(gradient[i]), i))[:amount]
     dropped = sorted(before, key=lambda i: (abs(weights[i]), i))[: len(grown)]
     return [(kept or i in grown) and i not in dropped for i, kept in enumerate(mask)]
+
+
+def layer_mask(scores: list[float], count: int) -> list[bool]:
+    """Keep the best of one layer by sorting."""
+    best = sorted(range(len(scores)), key=lambda i: (-abs(scores[i]), i))[:count]
+    return [i in best for i in range(len(scores))]
+
+
+def global_masks(
+    layers: dict[str, list[float]], count: int, whole: set[str], keep: dict[str, list[bool]]
+) -> dict[str, list[bool]] | None:
+    """Keep what must be, then the best of what is left, one weight at a time; None: it is more."""
+    masks = {}
+    for name, scores in layers.items():
+        masks[name] = [name in whole or kept for kept in keep[name]]
+        if not any(masks[name]):
+            masks[name] = layer_mask(scores, 1)
+    spare = count - sum(map(sum, masks.values()))
+    if spare < 0:
+        return None
+    names = list(layers)
+    order = sorted(
+        (-abs(score), names.index(name), i)
+        for name, scores in layers.items()
+        for i, score in enumerate(scores)
+        if not masks[name][i]
+    )
+    for _, layer, i in order[:spare]:
+        masks[names[layer]][i] = True
+    return masks
