@@ -56,8 +56,8 @@ class RunConfig(BaseModel):
     pool_size: int = Field(0, ge=0, description="candidates (0: 0.1 / density, at least 3)")
     selection: Literal["adaptive", "vanilla", "none"] = Field(
         "adaptive",
-        description="candidates are ranked under re-estimated statistics or the dense "
-        "start's, or the one without noise is taken",
+        description="candidates are ranked under re-estimated or the server's statistics, or the "
+        "one without noise is taken",
     )
     development_share: float = Field(
         0.2, gt=0, le=1, description="share of device data that ranks candidates"
@@ -73,6 +73,9 @@ class RunConfig(BaseModel):
         20,
         ge=0,
         description="epochs of the sparse model on it: FedTiny prunes on the way, others tune",
+    )
+    pruning: Literal["gradual", "once"] = Field(
+        "gradual", description="FedTiny's server prunes over those epochs, or once and then tunes"
     )
 
     rounds: int = Field(30, ge=1, description="communication rounds")

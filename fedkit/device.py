@@ -90,7 +90,7 @@ class Device:
         return messages.read_pool(memory, self.engine.layout)
 
     def _with_stats(self, request: Packet, memory: Memory) -> Memory:
-        """Return the pool with its candidates' statistics: merged ones, or the dense start's."""
+        """Return the pool with its candidates' statistics: merged ones, or the server's."""
         if "counts" not in request.arrays:
             found = request.arrays.get("stats")
             stats = {} if found is None else {_POOL_STATS: found}

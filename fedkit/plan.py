@@ -70,6 +70,11 @@ def adjusts_in(config: RunConfig, number: int) -> bool:
     return config.adjust_share > 0 and adjusts(number, config.adjustment_period, stop)
 
 
+def last_adjusting_round(config: RunConfig) -> int:
+    """Return the last round that changes masks; 0 if none does."""
+    return max((n for n in range(1, config.rounds + 1) if adjusts_in(config, n)), default=0)
+
+
 def adjusting_block(config: RunConfig, prunable: Sequence[str], number: int) -> list[str]:
     """Return the layers of FedTiny's turn at the end of round `number`; none in other rounds."""
     if not adjusts_in(config, number):

@@ -74,7 +74,8 @@ def test_a_method_that_needs_dense_gradients_pays_for_them() -> None:
     prunefl, snip = (play(config(name), task, engine, geometry) for name in ("prunefl", "snip"))
     dense = {name: np.ones_like(mask) for name, mask in snip.masks.items()}
     weights = 2 * len(task.train_data()) * geometry.backward_weights(dense)
-    assert all(paid.flops > weights for paid in prunefl.rounds)
+    # The last of the adjustments every 4 rounds before round 13; after it nobody asks any more.
+    assert [paid.flops > weights for paid in prunefl.rounds] == [n <= 12 for n in range(1, 31)]
     assert all(paid.flops < weights for paid in snip.rounds)
 
 

@@ -21,6 +21,7 @@ TINY = {
     "epochs": 1,
     "examples_per_device": 20,
     "server_epochs": 1,
+    "sparse_epochs": 2,
     "test_examples": 50,
 }
 

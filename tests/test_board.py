@@ -47,6 +47,7 @@ CONFIG = make_config(
         "adjust_every": 1,
         "adjust_stop": 2,
         "server_epochs": 1,
+        "sparse_epochs": 2,
     }
 )
 

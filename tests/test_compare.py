@@ -37,6 +37,7 @@ epochs = 1
 examples_per_device = 40
 test_examples = 100
 server_epochs = 0
+sparse_epochs = 0
 """
 AXES = '[axes]\nmethod = ["fedtiny", "dense"]\ndensity = [0.1, 0.2]\nseed = [1, 2]\n'
 

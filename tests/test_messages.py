@@ -122,7 +122,7 @@ def check_update(found: Update) -> None:
     assert found.examples >= 1
     assert math.isfinite(found.loss)
     assert tuple(found.gradients) == BLOCK
-    for name, entries in found.gradients.items():
+    for entries in found.gradients.values():
         assert len(entries.indices) == len(entries.values)
         assert (np.diff(entries.indices) > 0).all()
         assert np.isfinite(entries.values).all()

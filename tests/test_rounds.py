@@ -29,6 +29,7 @@ SMALL = {
     "adjust_every": 1,
     "adjust_stop": 4,
     "server_epochs": 2,
+    "sparse_epochs": 2,
     "seed": 2,
 }
 
@@ -245,7 +246,9 @@ def test_server_and_devices_have_the_same_candidates_though_weights_were_rounded
 
 
 def test_values_too_large_for_fp16_end_the_run_at_their_sender() -> None:
-    scenario = make_scenario(make_config({**SMALL, "wire": "fp16", "server_epochs": 0}))
+    scenario = make_scenario(
+        make_config({**SMALL, "wire": "fp16", "server_epochs": 0, "sparse_epochs": 0})
+    )
     large = [
         replace(device, examples=replace(device.examples, inputs=device.examples.inputs * 1e4))
         for device in scenario.local_fleet()._devices

@@ -8,7 +8,7 @@ the largest weights of each layer and fills up with the largest sums of all laye
 
 Two things differ from the paper, so that methods do the same work: all weights count as equally
 fast, and the density is the target from the start instead of whatever the time model prefers.
-Adjustments come when FedTiny's do.
+Adjustments come when FedTiny's do, and after the last one nobody computes what nobody asks for.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
 from fedkit.fedtiny.progressive import merge_entries
-from fedkit.method import Aggregated, LocalRound, Method, Opening, Trained, static
-from fedkit.plan import adjusts_in, swapped_share
+from fedkit.method import Aggregated, LocalRound, Method, Opening, Trained, static, train_only
+from fedkit.plan import adjusts_in, last_adjusting_round, swapped_share
 from fedkit.sparse.masks import global_masks, kept_first, layer_masks
 from fedkit.sparse.state import Masks, ModelState, Weights, count_kept
 from fedkit.sparse.topk import Entries
@@ -50,6 +50,8 @@ def reconfigure(
 
 def local(round_: LocalRound, state: ModelState) -> Trained:
     """Train, and add this round's squared gradients to those kept; send them when it is time."""
+    if round_.number > last_adjusting_round(round_.config):
+        return train_only(round_, state)
     sums: dict[str, NDArray[np.float32]] = {}
     trained, loss = round_.train(state, gradient_sums=sums)
     examples = round_.config.epochs * len(round_.examples)

@@ -12,7 +12,7 @@ from fedkit.fedtiny.bn_selection import (
     mean_losses,
     merge_norms,
 )
-from fedkit.fedtiny.candidates import Pool
+from fedkit.fedtiny.candidates import Pool, prune_at_once
 from fedkit.fedtiny.progressive import merge_entries, quotas, swap
 from fedkit.messages import Packet
 from fedkit.method import Aggregated, LocalRound, Method, Opened, Opening, Trained, send_whole
@@ -23,10 +23,12 @@ from fedkit.sparse.state import Masks, ModelState, Weights
 
 
 def start(opening: Opening) -> Opened:
-    """Let candidates compete on the devices, under re-estimated statistics or the dense start's."""
+    """Let candidates compete on the devices, under re-estimated or the server's statistics."""
     config = opening.config
 
     def prune(dense: ModelState, counts: Mapping[str, int]) -> ModelState:
+        if config.pruning == "once":
+            return opening.tuned(prune_at_once(dense, counts))
         return prune_gradually(config, opening.engine, dense, counts, opening.server_data)
 
     if config.selection == "none":

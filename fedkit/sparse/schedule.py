@@ -57,4 +57,4 @@ def block_at(layers: Sequence[str], count: int, turn: int, order: Order = "backw
 
 def adjusts(round_number: int, every: int, stop: int) -> bool:
     """Say whether the masks change at the end of a round (from 1); at `stop` no quota is left."""
-    return round_number % every == 0 and round_number < stop
+    return round_number % every == 0 and 0 < round_number < stop

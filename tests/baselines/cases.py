@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
     "examples_per_device": 24,
     "test_examples": 20,
     "server_epochs": 1,
+    "sparse_epochs": 2,
     "adjust_every": 1,
     "adjust_stop": 3,
     "adjust_examples": 16,

@@ -23,6 +23,7 @@ TINY = {
     "examples_per_device": 30,
     "test_examples": 60,
     "server_epochs": 1,
+    "sparse_epochs": 2,
     "adjust_every": 1,
     "adjust_stop": 2,
 }
