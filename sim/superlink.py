@@ -182,6 +182,9 @@ def _stop_group(process: subprocess.Popen[bytes], patience: float = 10.0) -> Non
     process.wait()
 
 
+_EMPTY_LOOKS = 3
+
+
 def _kill_marked(mark: str, patience: float = 10.0) -> None:
     """Kill what still runs with a variable that starts with `mark`.
 
@@ -189,8 +192,11 @@ def _kill_marked(mark: str, patience: float = 10.0) -> None:
     died without asking them to stop.
     Only Linux shows a process's environment; elsewhere this finds nothing.
     """
-    deadline = time.monotonic() + patience
-    while (left := _marked(mark)) and time.monotonic() < deadline:
+    deadline, looks_left = time.monotonic() + patience, _EMPTY_LOOKS
+    while looks_left and time.monotonic() < deadline:
+        left = _marked(mark)
+        # A process between fork and exec shows no environment, so one empty look proves little.
+        looks_left = _EMPTY_LOOKS if left else looks_left - 1
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

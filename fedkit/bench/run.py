@@ -31,6 +31,7 @@ _FULL = {
     "examples_per_device": 300,
     # The dense start is then as small a part of the work as in a run of the defaults.
     "server_epochs": 1,
+    "sparse_epochs": 0,
     "test_examples": 2000,
 }
 _QUICK = {
@@ -39,6 +40,7 @@ _QUICK = {
     "examples_per_device": 60,
     "server_share": 0.01,
     "server_epochs": 1,
+    "sparse_epochs": 0,
     "test_examples": 500,
 }
 

@@ -35,11 +35,12 @@ from fedkit.cli.grid import Grid, read_grid
 from fedkit.config import RunConfig
 from fedkit.errors import CheckpointError, ConfigError, FedkitError, FleetError
 from fedkit.files import write_whole
+from fedkit.plan import kept_per_layer
 from fedkit.plots import write_plots
 from fedkit.provenance import made_by
 from fedkit.report import GROUP
 from sim.cell import run_cell
-from sim.scenario import make_scenario
+from sim.scenario import Scenario, make_scenario
 from sim.superlink import ENVIRONMENT
 
 FORMAT = 2
@@ -136,12 +137,16 @@ def _rows(grid: Grid, folder: Path, workers: int, log: Console) -> list[Row]:
 
 
 def _check(grid: Grid, todo: list[RunConfig], log: Console) -> None:
-    """Try each scenario before anything runs, with one of its seeds."""
-    one_seed = {config.model_copy(update={"seed": 0}): config for config in todo}
+    """Try data and model before anything runs, with one seed, and every density."""
+    scenarios: dict[RunConfig, Scenario] = {}
     with log.status("checking the cells"):
-        for config in one_seed.values():
+        for config in todo:
             try:
-                make_scenario(config).check()
+                apart = config.model_copy(update={"seed": 0, "method": "dense", "density": 1.0})
+                if apart not in scenarios:
+                    scenarios[apart] = make_scenario(apart)
+                    scenarios[apart].check()
+                kept_per_layer(config, scenarios[apart].engine.layout.prunable_shapes)
             except FedkitError as error:
                 raise ConfigError(
                     f"grid {grid.name!r}: the cell {_name(grid, config)} cannot run: {error}"
