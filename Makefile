@@ -3,9 +3,10 @@
 #   make test             what continuous integration runs
 # VENV=DIR     another folder for the environment (make owns it: `make clean` removes it)
 # PYTHON=PATH  the Python to make it with (3.11 or newer)
-# PYTEST_FLAGS more flags for pytest, such as "-n auto" or "-m slow"
+# PYTEST_FLAGS flags for pytest (default: two workers, each with whole files), such as "-m slow"
 
 SHELL := /bin/sh
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 unexport PYTHONPATH
 VENV ?= .venv
 BIN := $(VENV)/bin
