@@ -85,7 +85,7 @@ class Opening:
         return tune(self.config, self.engine, state, self.server_data)
 
     def sample(self, count: int) -> Examples:
-        """Return the server's first `count` examples; their order is random.
+        """Return at most `count` random examples of the server's own.
 
         Raises:
             ConfigError: The server has none.
