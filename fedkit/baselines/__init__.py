@@ -18,7 +18,7 @@ from fedkit.baselines.synflow import SYNFLOW
 from fedkit.config import RunConfig
 from fedkit.errors import ConfigError
 from fedkit.fedtiny.method import FEDTINY
-from fedkit.lookup import find
+from fedkit.lookup import load
 from fedkit.method import Method, send_whole
 
 DENSE = Method(
@@ -59,28 +59,7 @@ def load_method(path: str) -> Method:
     Raises:
         ConfigError: No such name, module or attribute, or it is not a `Method`.
     """
-    if path in METHODS:
-        return METHODS[path]
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise ConfigError(
-            f"no method {path!r}; give one of {', '.join(METHODS)} or a path like "
-            "package.module:NAME"
-        )
-    try:
-        found = find(path)
-    except ImportError as error:
-        raise ConfigError(
-            f"method path {path!r}: the module cannot be imported ({error}); run from the folder "
-            "that holds it, or install it"
-        ) from error
-    if not isinstance(found, Method):
-        what = "nothing" if found is None else f"a {type(found).__name__}"
-        raise ConfigError(
-            f"method path {path!r} leads to {what}; {attribute!r} must be a fedkit.method.Method "
-            f"at the top level of module {module_name!r}"
-        )
-    return found
+    return load(path, METHODS, Method, ConfigError)
 
 
 def settle(config: RunConfig) -> RunConfig:
