@@ -96,7 +96,7 @@ def write_folder(folder: Path, packed: bool = True) -> Path:
         for name, values in (("images-idx3", IMAGES), ("labels-idx1", LABELS)):
             path = folder / f"{prefix}-{name}-ubyte"
             if packed:
-                path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(idx(values)))
+                path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(idx(values), mtime=0))
             else:
                 path.write_bytes(idx(values))
     return folder
@@ -173,23 +173,23 @@ def test_a_missing_file_is_named(nowhere: Path) -> None:
     check_data_error("no t10k-labels-idx1-ubyte.gz", "four idx files", "complete it or remove it")
 
 
-PACKED_IMAGES = gzip.compress(idx(IMAGES))
+PACKED_IMAGES = gzip.compress(idx(IMAGES), mtime=0)
 
 
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        (gzip.compress(idx(LABELS)), ("starts with 00 00 08 01", "starts with 00 00 08 03")),
-        (gzip.compress(b"\x00\x00\x0b\x03" + bytes(12)), ("00 00 0b 03", "idx file of bytes")),
-        (gzip.compress(b""), ("starts with nothing",)),
-        (gzip.compress(idx(IMAGES)[:10]), ("starts with 00 00 08 03", "and its shape")),
-        (gzip.compress(idx(IMAGES)[:-1]), ("holds 23519 values", "needs 23520")),
-        (gzip.compress(idx(IMAGES) + b"x"), ("holds 23521 values", "needs 23520")),
+        (gzip.compress(idx(LABELS), mtime=0), ("starts with 00 00 08 01", "starts with 00 00 08 03")),
+        (gzip.compress(b"\x00\x00\x0b\x03" + bytes(12), mtime=0), ("00 00 0b 03", "idx file of bytes")),
+        (gzip.compress(b"", mtime=0), ("starts with nothing",)),
+        (gzip.compress(idx(IMAGES)[:10], mtime=0), ("starts with 00 00 08 03", "and its shape")),
+        (gzip.compress(idx(IMAGES)[:-1], mtime=0), ("holds 23519 values", "needs 23520")),
+        (gzip.compress(idx(IMAGES) + b"x", mtime=0), ("holds 23521 values", "needs 23520")),
         (PACKED_IMAGES[:-500], ("cannot be read", "fetch it again")),
         (PACKED_IMAGES[:200] + bytes(200) + PACKED_IMAGES[400:], ("cannot be read",)),
         (idx(IMAGES), ("cannot be read", "Not a gzipped file")),
-        (gzip.compress(idx(IMAGES[:, :27])), ("(30, 27, 28)", "must be [n, 28, 28]")),
-        (gzip.compress(idx(IMAGES[1:])), ("(29, 28, 28)", "30 labels")),
+        (gzip.compress(idx(IMAGES[:, :27]), mtime=0), ("(30, 27, 28)", "must be [n, 28, 28]")),
+        (gzip.compress(idx(IMAGES[1:]), mtime=0), ("(29, 28, 28)", "30 labels")),
     ],
 )
 def test_a_broken_image_file_is_refused(
@@ -209,8 +209,8 @@ def test_a_label_out_of_range_is_refused(nowhere: Path) -> None:
 
 def test_an_empty_data_set_is_refused(nowhere: Path) -> None:
     folder = write_folder(nowhere / "data" / "fashion-mnist")
-    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(IMAGES[:0])))
-    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(LABELS[:0])))
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(IMAGES[:0]), mtime=0))
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(LABELS[:0]), mtime=0))
     check_data_error("has 0 labels")
 
 
