@@ -179,8 +179,14 @@ PACKED_IMAGES = gzip.compress(idx(IMAGES), mtime=0)
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        (gzip.compress(idx(LABELS), mtime=0), ("starts with 00 00 08 01", "starts with 00 00 08 03")),
-        (gzip.compress(b"\x00\x00\x0b\x03" + bytes(12), mtime=0), ("00 00 0b 03", "idx file of bytes")),
+        (
+            gzip.compress(idx(LABELS), mtime=0),
+            ("starts with 00 00 08 01", "starts with 00 00 08 03"),
+        ),
+        (
+            gzip.compress(b"\x00\x00\x0b\x03" + bytes(12), mtime=0),
+            ("00 00 0b 03", "idx file of bytes"),
+        ),
         (gzip.compress(b"", mtime=0), ("starts with nothing",)),
         (gzip.compress(idx(IMAGES)[:10], mtime=0), ("starts with 00 00 08 03", "and its shape")),
         (gzip.compress(idx(IMAGES)[:-1], mtime=0), ("holds 23519 values", "needs 23520")),
@@ -202,7 +208,7 @@ def test_a_broken_image_file_is_refused(
 
 def test_a_label_out_of_range_is_refused(nowhere: Path) -> None:
     folder = write_folder(nowhere / "data" / "fashion-mnist")
-    labels = gzip.compress(idx(LABELS + np.uint8(1)))
+    labels = gzip.compress(idx(LABELS + np.uint8(1)), mtime=0)
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(labels)
     check_data_error("labels, among them [10]", "0 .. 9")
 
