@@ -107,7 +107,7 @@ BAD = {
     "--density 1.5": "density is '1.5': input should be less than or equal to 1",
     "--density nan": "density is 'nan'",
     "--density abc": "density is 'abc'",
-    "--method fedtinny": "'fedtiny' or 'dense'",
+    "--method fedtinny": "no method 'fedtinny'; give one of fedtiny, ",
     "--engine fast": "engine is 'fast': input should be 'auto', 'torch' or 'sparse'",
     "--model resnet9": "unknown model 'resnet9'; allowed: resnet8",
     "--model vgg11": "cannot take inputs of shape (1, 8, 8)",
