@@ -35,13 +35,16 @@ def merge_entries(
     """
     merged = {}
     for name in devices[0]:
-        indices = np.concatenate([device[name].indices for device in devices])
         scaled = [
             device[name].values * np.float64(share)
             for device, share in zip(devices, shares, strict=True)
         ]
-        unique, where = np.unique(indices, return_inverse=True)
-        sums = np.bincount(where, np.concatenate(scaled), len(unique))
+        indices = [device[name].indices for device in devices]
+        if all(np.array_equal(indices[0], other) for other in indices[1:]):
+            unique, sums = indices[0], np.sum(scaled, axis=0)
+        else:
+            unique, where = np.unique(np.concatenate(indices), return_inverse=True)
+            sums = np.bincount(where, np.concatenate(scaled), len(unique))
         merged[name] = Entries(unique, sums.astype(np.float32))
     return merged
 
