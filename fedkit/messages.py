@@ -124,15 +124,23 @@ def read_count(packet: Packet, key: str, lowest: int = 1, highest: int = 2**32 -
 # Statistics of the norm layers ---------------------------------------------------------------
 
 
-def _flat_stats(stats: Weights) -> NDArray[np.float32]:
-    return np.concatenate([*stats.values(), np.empty(0, np.float32)], dtype=np.float32)
+def _flat(values: Weights) -> NDArray[np.float32]:
+    """Return all values in order, float32 [n]; `_split` inverts it."""
+    parts = [value.reshape(-1) for value in values.values()]
+    return np.concatenate([*parts, np.empty(0, np.float32)], dtype=np.float32)
+
+
+def _split(flat: NDArray[np.float32], shapes: Shapes) -> Weights:
+    if not shapes:
+        return {}
+    parts = np.split(flat, np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1])
+    return {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
 
 def _stats_from(flat: NDArray[np.float32], layout: Layout) -> Weights:
     if not np.isfinite(flat).all():
         raise WireError("norm statistics hold NaN or infinite values; lower lr of the sender")
-    edges = np.cumsum([math.prod(shape) for shape in layout.stats.values()])[:-1]
-    return dict(zip(layout.stats, np.split(flat, edges), strict=True)) if layout.stats else {}
+    return _split(flat, layout.stats)
 
 
 def _stats_size(layout: Layout) -> int:
@@ -146,7 +154,7 @@ def pack_state(state: ModelState, known: Masks | None) -> Packet:
     """Pack a model; its masks only if they differ from those the receiver knows."""
     arrays: dict[str, NDArray[Any]] = {
         "values": codec.encode_values(state.weights, state.masks),
-        "stats": _flat_stats(state.stats),
+        "stats": _flat(state.stats),
     }
     digest = masks_digest(state.masks)
     if known is None:
@@ -230,7 +238,7 @@ def read_moments(packet: Packet, layout: Layout, candidates: int) -> list[NormMo
 
 def pack_stats(candidates: Sequence[Weights], examples: int = 0) -> Packet:
     """Pack running statistics per candidate, float32 [candidates, channels]."""
-    flat = np.stack([_flat_stats(stats) for stats in candidates])
+    flat = np.stack([_flat(stats) for stats in candidates])
     return Packet({"stats": flat}, {"examples": examples} if examples else {})
 
 
@@ -260,19 +268,15 @@ def read_losses(packet: Packet, candidates: int) -> tuple[list[float], int]:
 
 def pack_scores(scores: Weights, examples: int) -> Packet:
     """Pack a score per prunable weight, and the number of examples behind them."""
-    flat = np.concatenate([score.reshape(-1) for score in scores.values()], dtype=np.float32)
-    return Packet({"scores": flat}, {"examples": examples})
+    return Packet({"scores": _flat(scores)}, {"examples": examples})
 
 
 def read_scores(packet: Packet, shapes: Shapes) -> tuple[Weights, int]:
     """Read scores packed by `pack_scores`, of the prunable weights in order."""
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    flat = _array(packet, "scores", np.float32, (sum(sizes),))
+    flat = _array(packet, "scores", np.float32, (sum(map(math.prod, shapes.values())),))
     if not np.isfinite(flat).all():
         raise WireError("scores hold NaN or infinite values; check the device's data")
-    parts = np.split(flat, np.cumsum(sizes)[:-1])
-    scores = {n: part.reshape(shapes[n]) for n, part in zip(shapes, parts, strict=True)}
-    return scores, read_count(packet, "examples")
+    return _split(flat, shapes), read_count(packet, "examples")
 
 
 # Training ------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from fedkit import messages
 from fedkit.config import RunConfig
-from fedkit.engine.base import Engine
+from fedkit.engine.base import Engine, GradientSums
 from fedkit.errors import ConfigError
 from fedkit.messages import Packet, Update
-from fedkit.plan import adjusts_in, kept_per_layer, learning_rate, local_training
+from fedkit.plan import adjusts_in, derived_seed, kept_per_layer, learning_rate, local_training
 from fedkit.server_training import tune
 from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.sparse.topk import Entries
@@ -184,7 +184,7 @@ class LocalRound:
         state: ModelState,
         epochs: int | None = None,
         part: int = 0,
-        gradient_sums: dict[str, NDArray[np.float32]] | None = None,
+        gradient_sums: GradientSums | None = None,
     ) -> tuple[ModelState, float]:
         """Train the kept weights as the config says; return the state and the last epoch's loss.
 
@@ -197,8 +197,7 @@ class LocalRound:
         config = self.config
         epochs = config.epochs if epochs is None else epochs
         how = local_training(config, epochs, learning_rate(config, self.number))
-        entropy = [config.seed, 3, self.number, self.index, *([part] if part else [])]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        seed = derived_seed(config.seed, 3, self.number, self.index, *([part] if part else []))
         return self.engine.train(state, self.examples, how, seed, gradient_sums)
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from fedkit.config import RunConfig
 from fedkit.engine.base import LocalTraining
 from fedkit.fedtiny.candidates import Pool, Prune, candidate_pool, prune_at_once
@@ -30,6 +32,11 @@ def _cosine(config: RunConfig, step: int, steps: int) -> float:
         return config.lr
     done = (step - 1) / (steps - 1)
     return config.lr_final + (config.lr - config.lr_final) * (1 + math.cos(math.pi * done)) / 2
+
+
+def derived_seed(*entropy: int) -> int:
+    """Return a seed that all of these numbers decide."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def local_training(config: RunConfig, epochs: int, lr: float) -> LocalTraining:
@@ -79,9 +86,13 @@ def adjusting_block(config: RunConfig, prunable: Sequence[str], number: int) -> 
     """Return the layers of FedTiny's turn at the end of round `number`; none in other rounds."""
     if not adjusts_in(config, number):
         return []
-    count = {"layer": len(prunable), "block": config.blocks, "entire": 1}[config.granularity]
     turn = number // config.adjustment_period - 1
-    return block_at(prunable, count, turn, config.order)
+    return block_at(prunable, block_count(config, prunable), turn, config.order)
+
+
+def block_count(config: RunConfig, prunable: Sequence[str]) -> int:
+    """Return into how many blocks the layers are divided."""
+    return {"layer": len(prunable), "block": config.blocks, "entire": 1}[config.granularity]
 
 
 def block_quotas(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from fedkit.config import RunConfig
 from fedkit.engine.base import Engine
 from fedkit.fedtiny.bn_selection import with_norms
-from fedkit.plan import local_training, sparse_learning_rate
-from fedkit.sparse.masks import layer_masks
+from fedkit.fedtiny.candidates import prune_at_once
+from fedkit.plan import derived_seed, local_training, sparse_learning_rate
 from fedkit.sparse.state import ModelState
 from fedkit.task import Examples
 
@@ -60,7 +58,7 @@ def prune_gradually(
     Source: Zhu and Gupta, "To prune, or not to prune", 2018.
     """
     if examples is None or config.sparse_epochs == 0:
-        return dense.with_masks(layer_masks(dense.weights, counts))
+        return prune_at_once(dense, counts)
     return _train_sparse(config, engine, dense, examples, counts)
 
 
@@ -77,11 +75,7 @@ def _train_sparse(
         if counts:
             left = max(0.0, 1 - epoch / ((1 - _SETTLING) * config.sparse_epochs)) ** 3
             kept = {n: c + round(left * (state.masks[n].size - c)) for n, c in counts.items()}
-            state = state.with_masks(layer_masks(state.weights, kept))
+            state = prune_at_once(state, kept)
         how = local_training(config, 1, sparse_learning_rate(config, epoch))
-        state, _ = engine.train(state, examples, how, _seed(config, epoch))
+        state, _ = engine.train(state, examples, how, derived_seed(config.seed, 7, epoch))
     return with_norms(state, engine.norm_moments(state, examples))
-
-
-def _seed(config: RunConfig, epoch: int) -> int:
-    return int(np.random.SeedSequence([config.seed, 7, epoch]).generate_state(1)[0])

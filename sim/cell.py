@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from fedkit.bench.replay import Recorded, device_memory, worth_replaying
+from fedkit.bench.measured import MeasuredFleet
+from fedkit.bench.replay import device_memory
 from fedkit.config import RunConfig
 from fedkit.cost import CountingEngine, positions
-from fedkit.device import Device
-from fedkit.flower.client_app import MESSAGE_TYPES
-from fedkit.flower.wire import packet_bytes
-from fedkit.messages import Packet
-from fedkit.method import Phase
-from fedkit.rounds import LocalFleet, dense_start, run_rounds
+from fedkit.rounds import dense_start, run_rounds
 from fedkit.sparse.state import ModelState
 from sim.scenario import Scenario, make_scenario, server_scenario
 
@@ -38,44 +34,6 @@ DENSE_START_KEYS = (
     "weight_decay",
 )
 """All of a run's configuration that its dense start depends on."""
-
-
-class MeasuredFleet(LocalFleet):
-    """A fleet in this process that knows what its devices pay.
-
-    Args:
-        devices: The devices.
-        engine: What they share; it counts.
-
-    Attributes:
-        bytes_down: Bytes of all requests so far as whole Flower messages, one per device.
-        bytes_up: Bytes of all replies.
-        recorded: Messages to the first device, for a replay in a process of its own.
-        seconds: What counting the bytes took.
-    """
-
-    def __init__(self, devices: Sequence[Device], engine: CountingEngine) -> None:
-        super().__init__(devices)
-        self._engine, self._worth = engine, worth_replaying(devices[0].config)
-        self.bytes_down = self.bytes_up = 0
-        self.recorded: list[Recorded] = []
-        self.seconds = 0.0
-
-    @property
-    def flops(self) -> int:
-        """FLOPs of all devices so far."""
-        return self._engine.flops
-
-    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
-        """See `fedkit.method.Fleet.exchange`."""
-        if self._worth(phase, request):
-            self.recorded.append(Recorded(phase, request, self._memories[0]))
-        replies = super().exchange(phase, request)
-        began, kind = time.perf_counter(), MESSAGE_TYPES[phase]
-        self.bytes_down += len(replies) * packet_bytes(request, kind)
-        self.bytes_up += sum(packet_bytes(reply, kind) for reply in replies)
-        self.seconds += time.perf_counter() - began
-        return replies
 
 
 def run_cell(config: RunConfig) -> dict[str, Any]:
@@ -118,7 +76,7 @@ def run_cell(config: RunConfig) -> dict[str, Any]:
         "density_measured": density,
         "bytes_up": fleet.bytes_up,
         "bytes_down": fleet.bytes_down,
-        "train_flops": fleet.flops,
+        "train_flops": fleet.paid.flops,
         **memory,
         "seconds": round(seconds, 3),
     }
@@ -128,11 +86,8 @@ def _measured_fleet(scenario: Scenario) -> MeasuredFleet:
     initial = scenario.engine.initial_state()
     geometry = positions(scenario.module(initial), scenario.test.inputs.shape[1:])
     engine = CountingEngine(scenario.engine, geometry)
-    devices = [
-        Device(index, examples, engine, scenario.config)
-        for index, examples in enumerate(scenario.devices)
-    ]
-    return MeasuredFleet(devices, engine)
+    own = (scenario.device(index) for index in range(len(scenario.devices)))
+    return MeasuredFleet([replace(device, engine=engine) for device in own], engine)
 
 
 def dense_model(config: RunConfig) -> ModelState:

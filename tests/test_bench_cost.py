@@ -10,7 +10,8 @@ import pytest
 from fedkit import messages
 from fedkit.baselines import settle
 from fedkit.bench import cost
-from fedkit.bench.cost import Cost, OneDevice, Untrained, play
+from fedkit.bench.cost import Untrained, play
+from fedkit.bench.measured import Cost, MeasuredFleet
 from fedkit.bench.replay import Recorded, device_memory, worth_replaying
 from fedkit.config import RunConfig, make_config
 from fedkit.cost import Geometry, positions
@@ -40,7 +41,9 @@ def config(method: str) -> RunConfig:
     return settle(make_config({**values, "method": method, "devices": 1}))
 
 
-def every_round(server: Server, fleet: OneDevice, state: ModelState, request: Packet) -> list[Cost]:
+def every_round(
+    server: Server, fleet: MeasuredFleet, state: ModelState, request: Packet
+) -> list[Cost]:
     """Do all rounds, also those that are equal: the slow twin."""
     costs = []
     for number in range(1, server.config.rounds + 1):

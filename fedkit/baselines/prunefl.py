@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
+from fedkit.engine.base import GradientSums
 from fedkit.fedtiny.progressive import merge_entries
 from fedkit.method import Aggregated, LocalRound, Method, Opening, Trained, static, train_only
 from fedkit.plan import adjusts_in, last_adjusting_round, swapped_share
@@ -52,7 +52,7 @@ def local(round_: LocalRound, state: ModelState) -> Trained:
     """Train, and add this round's squared gradients to those kept; send them when it is time."""
     if round_.number > last_adjusting_round(round_.config):
         return train_only(round_, state)
-    sums: dict[str, NDArray[np.float32]] = {}
+    sums: GradientSums = {}
     trained, loss = round_.train(state, gradient_sums=sums)
     examples = round_.config.epochs * len(round_.examples)
     squares = {n: round_.kept.get(n, np.float32(0)) + s**2 * examples for n, s in sums.items()}

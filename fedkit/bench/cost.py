@@ -23,23 +23,23 @@ from numpy.typing import NDArray
 
 from fedkit import messages
 from fedkit.baselines import load_method, settle
+from fedkit.bench.measured import Cost, MeasuredFleet
 from fedkit.bench.process import idle_memory
-from fedkit.bench.replay import Recorded, device_memory, worth_replaying
+from fedkit.bench.replay import Recorded, device_memory
 from fedkit.config import RunConfig, make_config
 from fedkit.cost import CountingEngine, Geometry, memory_model, positions, unpruned_values
 from fedkit.device import Device
 from fedkit.engine.base import Engine, GradientSums, LocalTraining
 from fedkit.engine.choose import sparse_twin
 from fedkit.engine.torch import TorchEngine
-from fedkit.flower.client_app import MESSAGE_TYPES
-from fedkit.flower.wire import packet_bytes
+from fedkit.fedtiny.bn_selection import as_moments
 from fedkit.messages import Packet
-from fedkit.method import Opening, Phase
+from fedkit.method import Opening
 from fedkit.plan import adjusts_in
 from fedkit.rounds import Server, train_round
 from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.sparse.topk import Entries, largest
-from fedkit.stats.moments import Moments, NormMoments
+from fedkit.stats.moments import NormMoments
 from fedkit.task import Examples, Task
 
 METHODS = ("fedtiny", "fedtiny-uniform", "feddst", "ssfl", "snip", "prunefl", "dense")
@@ -139,16 +139,7 @@ class Untrained:
 
     def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
         """Return the statistics that the state has."""
-        suffix = ".running_mean"
-        names = [name.removesuffix(suffix) for name in state.stats if name.endswith(suffix)]
-        return {
-            name: Moments.from_variance(
-                len(examples),
-                state.stats[f"{name}.running_mean"],
-                state.stats[f"{name}.running_var"],
-            )
-            for name in names
-        }
+        return as_moments(state.stats, len(examples))
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """Return 1."""
@@ -176,51 +167,6 @@ class Untrained:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one device pays."""
-
-    flops: int
-    bytes: int
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.flops + other.flops, self.bytes + other.bytes)
-
-
-class OneDevice:
-    """A fleet of one that counts what the device computes and what travels, and records messages.
-
-    Args:
-        device: The device; its engine counts.
-        engine: That engine.
-    """
-
-    def __init__(self, device: Device, engine: CountingEngine) -> None:
-        self._device, self._engine = device, engine
-        self._memory, self._bytes = Packet({}), 0
-        self._worth = worth_replaying(device.config)
-        self.recorded: list[Recorded] = []
-
-    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
-        """See `Fleet.exchange`."""
-        if self._worth(phase, request):
-            self.recorded.append(Recorded(phase, request, self._memory))
-        reply, self._memory = self._device.handle(phase, request, self._memory)
-        self._bytes += sum(
-            packet_bytes(packet, MESSAGE_TYPES[phase]) for packet in (request, reply)
-        )
-        return [reply]
-
-    @property
-    def paid(self) -> Cost:
-        """What the device paid so far."""
-        return Cost(self._engine.flops, self._bytes)
-
-    def paid_since(self, before: Cost) -> Cost:
-        """Return what the device paid since then."""
-        return Cost(self.paid.flops - before.flops, self.paid.bytes - before.bytes)
-
-
-@dataclass(frozen=True)
 class Run:
     """A run as one device sees it: what it paid before and in each round, and some messages."""
 
@@ -241,7 +187,7 @@ def play(config: RunConfig, task: Task, engine: Engine, geometry: Geometry) -> R
         geometry: Of the task's model.
     """
     examples, counting = task.train_data(), CountingEngine(Untrained(engine), geometry)
-    fleet = OneDevice(Device(0, examples, counting, config), counting)
+    fleet = MeasuredFleet([Device(0, examples, counting, config)], counting)
     server = Server(config, task, Untrained(engine), examples.take(np.arange(2)))
     dense = engine.initial_state()
     opened = server.method.start(
@@ -252,7 +198,7 @@ def play(config: RunConfig, task: Task, engine: Engine, geometry: Geometry) -> R
     return Run(config, before, rounds, masks, fleet.recorded)
 
 
-def _rounds(server: Server, fleet: OneDevice, state: ModelState, request: Packet) -> list[Cost]:
+def _rounds(server: Server, fleet: MeasuredFleet, state: ModelState, request: Packet) -> list[Cost]:
     """Return what each round costs; of rounds that are equal only the first is done."""
     config, costs = server.config, list[Cost]()
     plain: Cost | None = None

@@ -16,7 +16,7 @@ from fedkit.fedtiny.candidates import Pool, prune_at_once
 from fedkit.fedtiny.progressive import merge_entries, quotas, swap
 from fedkit.messages import Packet
 from fedkit.method import Aggregated, LocalRound, Method, Opened, Opening, Trained, send_whole
-from fedkit.plan import adjusting_block, block_quotas, pool_for
+from fedkit.plan import adjusting_block, block_count, block_quotas, pool_for
 from fedkit.server_training import prune_gradually
 from fedkit.sparse.schedule import blocks
 from fedkit.sparse.state import Masks, ModelState, Weights
@@ -83,12 +83,8 @@ def adjust(end: Aggregated) -> ModelState:
 
 def buffer_bytes(config: RunConfig, masks: Masks) -> int:
     """Bytes of the largest top-k buffer: a float32 value and an int32 position per entry."""
-    return 8 * max(sum(_largest_quotas(config, masks, block)) for block in _blocks(config, masks))
-
-
-def _blocks(config: RunConfig, masks: Masks) -> list[list[str]]:
-    count = {"layer": len(masks), "block": config.blocks, "entire": 1}[config.granularity]
-    return blocks(list(masks), count)
+    divided = blocks(list(masks), block_count(config, list(masks)))
+    return 8 * max(sum(_largest_quotas(config, masks, block)) for block in divided)
 
 
 def _largest_quotas(config: RunConfig, masks: Masks, block: Sequence[str]) -> list[int]:

@@ -9,12 +9,11 @@ from pydantic.fields import FieldInfo
 from fedkit.config import RunConfig, make_config
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.wire import packet_bytes
-from fedkit.messages import Packet
-from fedkit.method import Phase
-from fedkit.rounds import LocalFleet, dense_start, run_rounds
+from fedkit.rounds import dense_start, run_rounds
 from fedkit.sparse.state import ModelState
 from sim.cell import DENSE_START_KEYS, dense_model, run_cell
 from sim.scenario import make_scenario
+from tests.test_rounds import RecordingFleet
 
 TINY = {
     "devices": 2,
@@ -29,31 +28,18 @@ TINY = {
 }
 
 
-class Log(LocalFleet):
-    """Keeps every exchange."""
-
-    def __init__(self, local: LocalFleet) -> None:
-        super().__init__(local._devices)
-        self.exchanges: list[tuple[Phase, Packet, list[Packet]]] = []
-
-    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
-        replies = super().exchange(phase, request)
-        self.exchanges.append((phase, request, replies))
-        return replies
-
-
 @pytest.mark.parametrize("method", ["fedtiny", "dense"])
 def test_a_cell_tells_what_the_rounds_of_its_config_do(method: str) -> None:
     config = make_config({**TINY, "method": method})
     scenario = make_scenario(config)
-    fleet = Log(scenario.local_fleet())
+    fleet = RecordingFleet(scenario.local_fleet())
     reports = list(run_rounds(scenario.server(), fleet, scenario.server_data))
     cell = run_cell(config)
     assert cell["accuracies"] == [r.accuracy for r in reports if r.phase == "round"]
     assert cell["accuracy"] == reports[-1].accuracy
     assert cell["density_measured"] == reports[-1].density
     down = up = 0
-    for phase, request, replies in fleet.exchanges:
+    for phase, request, replies in fleet.log:
         for reply in replies:
             down += packet_bytes(request, MESSAGE_TYPES[phase])
             up += packet_bytes(reply, MESSAGE_TYPES[phase])

@@ -1,0 +1,69 @@
+"""A fleet that knows what its devices pay, for whole comparisons and for `fedkit bench cost`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedkit.bench.replay import Recorded, worth_replaying
+from fedkit.cost import CountingEngine
+from fedkit.device import Device
+from fedkit.flower.client_app import MESSAGE_TYPES
+from fedkit.flower.wire import packet_bytes
+from fedkit.messages import Packet
+from fedkit.method import Phase
+from fedkit.rounds import LocalFleet
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What devices pay: FLOPs, and bytes both ways."""
+
+    flops: int
+    bytes: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+
+class MeasuredFleet(LocalFleet):
+    """A fleet in this process that knows what its devices pay.
+
+    Args:
+        devices: The devices.
+        engine: What they share; it counts.
+
+    Attributes:
+        bytes_down: Bytes of all requests so far as whole Flower messages, one per device.
+        bytes_up: Bytes of all replies.
+        recorded: Messages to the first device, for a replay in a process of its own.
+        seconds: What counting the bytes took.
+    """
+
+    def __init__(self, devices: Sequence[Device], engine: CountingEngine) -> None:
+        super().__init__(devices)
+        self._engine, self._worth = engine, worth_replaying(devices[0].config)
+        self.bytes_down = self.bytes_up = 0
+        self.recorded: list[Recorded] = []
+        self.seconds = 0.0
+
+    @property
+    def paid(self) -> Cost:
+        """What all devices paid so far."""
+        return Cost(self._engine.flops, self.bytes_down + self.bytes_up)
+
+    def paid_since(self, before: Cost) -> Cost:
+        """Return what all devices paid since then."""
+        return Cost(self.paid.flops - before.flops, self.paid.bytes - before.bytes)
+
+    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
+        """See `fedkit.method.Fleet.exchange`."""
+        if self._worth(phase, request):
+            self.recorded.append(Recorded(phase, request, self._memories[0]))
+        replies = super().exchange(phase, request)
+        began, kind = time.perf_counter(), MESSAGE_TYPES[phase]
+        self.bytes_down += len(replies) * packet_bytes(request, kind)
+        self.bytes_up += sum(packet_bytes(reply, kind) for reply in replies)
+        self.seconds += time.perf_counter() - began
+        return replies
