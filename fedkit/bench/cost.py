@@ -61,7 +61,7 @@ def bench_cost(quick: bool) -> dict[str, Any]:
     """Count and measure what each method costs one device.
 
     Args:
-        quick: Fewer methods, 30 rounds in the paper's proportions, and memory measured over one
+        quick: Fewer methods, 15 rounds in the paper's proportions, and memory measured over one
             batch, which leaves out that statistics take batches of 256.
 
     Raises:
@@ -72,7 +72,7 @@ def bench_cost(quick: bool) -> dict[str, Any]:
     geometry = positions(reference.module(reference.initial_state()), _SHAPE)
     engine = sparse_twin(reference, task)
     methods = QUICK_METHODS if quick else METHODS
-    configs = [_config(method, 30 if quick else 300) for method in methods]
+    configs = [_config(method, 15 if quick else 300) for method in methods]
     data = task.train_data().take(np.arange(_BATCH if quick else 4 * _BATCH))
     runs, peaks = [], []
     with ThreadPoolExecutor(1) as beside:  # A device's process runs while the next method plays.
