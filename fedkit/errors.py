@@ -43,3 +43,7 @@ class EngineError(FedkitError):
 
 class PlanError(FedkitError):
     """A model cannot be captured as a plan, or a plan file is missing, altered or wrong."""
+
+
+class QuantizationError(FedkitError):
+    """Numbers cannot be quantised, or multiplied as integers, in the format asked for."""

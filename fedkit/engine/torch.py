@@ -24,7 +24,8 @@ from fedkit.engine.base import (
 )
 from fedkit.errors import TaskError
 from fedkit.nn.layers import STATISTICS, prunable_weights, tracking_norms
-from fedkit.nn.norm import K, L1BatchNorm2d
+from fedkit.nn.norm import L1BatchNorm2d
+from fedkit.shiftquant.l1norm import K
 from fedkit.sparse.state import ModelState, Weights
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments

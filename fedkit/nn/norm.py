@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-K = math.sqrt(math.pi / 2)
-"""Standard deviation of a normal distribution, divided by its mean absolute deviation."""
+from fedkit.shiftquant.l1norm import K
 
 
 class L1BatchNorm2d(nn.modules.batchnorm._BatchNorm):
@@ -52,6 +49,28 @@ class L1BatchNorm2d(nn.modules.batchnorm._BatchNorm):
         factor = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, factor)
         self.running_var.lerp_(spread.square(), factor)
+
+
+class L1LayerNorm(nn.LayerNorm):
+    """Layer normalisation by the mean absolute deviation, which takes no square root.
+
+    Over the last axes, those of `normalized_shape`: d = x - mean(x), y = weight * d / (K mean|d| +
+    eps) + bias. Takes and returns [..., *normalized_shape]; the arguments are those of
+    `nn.LayerNorm`. Nothing is tracked: training and evaluation are the same.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        axes = tuple(range(-len(self.normalized_shape), 0))
+        if input.shape[axes[0] :] != self.normalized_shape:
+            raise ValueError(
+                f"expected input [..., {', '.join(map(str, self.normalized_shape))}] "
+                f"(got {list(input.shape)})"
+            )
+        centred = input - input.mean(axes, keepdim=True)
+        out = centred / (K * centred.abs().mean(axes, keepdim=True) + self.eps)
+        if self.weight is not None:
+            out = out * self.weight
+        return out if self.bias is None else out + self.bias
 
 
 def _over_channels(values: Tensor) -> Tensor:

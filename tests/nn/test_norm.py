@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedkit.engine.torch import TorchEngine
-from fedkit.nn.norm import L1BatchNorm2d
+from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.task import cross_entropy
 
 
@@ -101,6 +101,42 @@ def test_without_running_statistics_evaluation_uses_the_batch() -> None:
 def test_only_images_are_taken() -> None:
     with pytest.raises(ValueError, match="expected 4D input"):
         L1BatchNorm2d(2)(torch.zeros(3, 2))
+
+
+def test_one_row_by_hand() -> None:
+    norm = L1LayerNorm(4, eps=0.5).double()
+    nn.init.constant_(norm.weight, 3)
+    nn.init.constant_(norm.bias, 7)
+    sigma = math.sqrt(math.pi / 2) * (2 + 1 + 0 + 3) / 4 + 0.5
+    found = norm(torch.tensor([[1.0, 2, 3, 6], [5, 5, 5, 5]], dtype=torch.float64))
+    assert found[0].tolist() == pytest.approx(
+        [7 + 3 * d / sigma for d in (-2, -1, 0, 3)], rel=1e-14
+    )
+    assert found[1].tolist() == [7] * 4
+
+
+def test_gradients_over_two_axes() -> None:
+    norm = L1LayerNorm((2, 3)).double()
+    inputs = images(4, 2, 3).requires_grad_()
+    parameters = (images(2, 3).requires_grad_(), images(2, 3).requires_grad_())
+
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(norm, {"weight": weight, "bias": bias}, x)
+
+    assert torch.autograd.gradcheck(forward, (inputs, *parameters))
+
+
+def test_on_normal_inputs_it_is_close_to_layer_norm() -> None:
+    x = 3 * images(8, 4000) + 1
+    l1, l2 = L1LayerNorm(4000, bias=False).double(), nn.LayerNorm(4000).double()
+    assert torch.allclose(l1(x), l2(x), atol=0.1)
+    assert torch.equal(l1(x), L1LayerNorm(4000, elementwise_affine=False)(x))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2,), ()])
+def test_rows_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected input \[..., 2, 3\]"):
+        L1LayerNorm((2, 3))(torch.zeros(shape))
 
 
 def test_the_torch_engine_finds_its_statistics() -> None:
