@@ -72,8 +72,8 @@ def exponents(ranges: NDArray[np.floating[Any]], groups: int) -> NDArray[np.uint
     fraction, power = np.frexp(np.float64(ranges.max(initial=0)))
     # R / r_c = 2^(power - powers) * fraction / fractions, and the last quotient is in (1/2, 2).
     octaves = power - powers - (fraction < fractions)
-    inside = (ranges > 0) & (octaves < groups)
-    return np.where(inside, octaves, groups - 1).astype(np.uint8)
+    octaves = np.where(ranges > 0, octaves, groups - 1)
+    return np.minimum(octaves, groups - 1).astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,12 @@ def test_normal_weights_are_clipped_almost_as_well_as_can_be(bits: int) -> None:
     assert (error < np.array(best) * 1.05).all()
 
 
+def test_weights_that_end_before_the_clip_use_all_levels() -> None:
+    found = quantize_weights(np.array([[1, -1], [0, 0], [5, 5]], np.float32), 8)
+    assert found.values.tolist() == [[127, -127], [0, 0], [127, 127]]
+    assert found.channel_scales.tolist() == [1 / 127, 1, 5 / 127]
+
+
 @given(drawn=tensors(), bits=st.integers(2, 8))
 def test_weights_within_the_clip_are_rounded_to_the_nearest(drawn: Tensor, bits: int) -> None:
     w, most = drawn[0], largest_level(bits)
