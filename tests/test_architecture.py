@@ -22,8 +22,14 @@ OURS = (*PACKAGES, "examples", "tests")
 # that is in no layer.
 LAYERS = (
     ("fedkit.numerics", "fedkit.errors"),
-    ("fedkit.sparse", "fedkit.stats", "fedkit.shiftquant", "fedkit.nn"),
-    ("fedkit.engine", "fedkit.fedtiny", "fedkit.baselines"),
+    (
+        "fedkit.sparse",
+        "fedkit.stats",
+        "fedkit.nn",
+        *(f"fedkit.shiftquant.{part}" for part in ("format", "l1norm", "matmul", "quantize")),
+    ),
+    # shiftquant itself is the door for users: `convert` gives a model that the engine trains.
+    ("fedkit.engine", "fedkit.fedtiny", "fedkit.baselines", "fedkit.shiftquant"),
     ("fedkit.cost",),
     ("fedkit.rounds", "fedkit.flower"),
     ("fedkit.cli",),

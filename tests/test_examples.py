@@ -81,3 +81,9 @@ def test_own_rival_is_run_beside_random_and_fedtiny(
     assert all(line.endswith("at density 0.050") for line in lines)
     random, own, fedtiny = accuracies.values()
     assert min(own, fedtiny) > random > 0.7
+
+
+def test_a_model_of_ones_own_trains_in_four_bits() -> None:
+    """examples/integer_training.py."""
+    example = runpy.run_path(str(ROOT / "examples" / "integer_training.py"))
+    assert example["main"]() > 0.9

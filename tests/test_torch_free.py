@@ -12,6 +12,7 @@ NEEDS_TORCH = (
     "fedkit.bench",
     "fedkit.cli",
     "fedkit.engine.choose",
+    "fedkit.engine.integer.model",
     "fedkit.engine.sparse.capture",
     "fedkit.engine.sparse.lowering",
     "fedkit.engine.torch",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -71,6 +73,21 @@ class L1LayerNorm(nn.LayerNorm):
         if self.weight is not None:
             out = out * self.weight
         return out if self.bias is None else out + self.bias
+
+
+def with_l1_norms(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose `BatchNorm2d` layers are L1 ones with the same parameters."""
+    model = copy.deepcopy(model)
+    for name, norm in list(model.named_modules()):
+        if type(norm) is nn.BatchNorm2d:
+            l1 = L1BatchNorm2d(
+                *(norm.num_features, norm.eps, norm.momentum, norm.affine),
+                track_running_stats=norm.track_running_stats,
+            )
+            l1.load_state_dict(norm.state_dict())
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, l1)
+    return model
 
 
 def _over_channels(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedkit.errors import EngineError
 
-VERSION = 1
+VERSION = 2
 """Version of the structs below; the library states its own."""
 
 SIMD = ("avx512", "avx2", "neon", "plain")
@@ -179,6 +179,30 @@ class Kernels:
     norm_backward: Kernel
     cross_entropy: Any
     sgd: Kernel
+    int_load_examples: Kernel
+    int_copy_rows: Kernel
+    int_read_codes: Kernel
+    int_conv_forward: Kernel
+    int_conv_backward: Kernel
+    int_add_forward: Kernel
+    int_copy_forward: Kernel
+    int_copy_backward: Kernel
+    int_pool_forward: Kernel
+    int_pool_backward: Kernel
+    int_raw_sums: Kernel
+    int_raw_squares: Kernel
+    int_raw_spread: Kernel
+    int_settle: Kernel
+    int_read_squares: Kernel
+    int_finish: Kernel
+    int_passed_peak: Kernel
+    int_sgd: Kernel
+    int_column_peaks: Kernel
+    int_quantize: Kernel
+    int_pack_panels: Kernel
+    int_gemm: Kernel
+    int_lanes: Any
+    int_rows: Any
 
 
 _NAMES = tuple(name for name in Kernels.__annotations__ if name not in ("simd", "lanes"))

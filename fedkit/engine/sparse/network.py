@@ -30,7 +30,8 @@ class Parameters:
         values: float32 [n].
         kept: Flat positions of the kept weights of each sparse layer, int64 ascending; a layer
             that is not listed has all its weights in the vector.
-        masks: float32 mask of each layer that has all weights in the vector, but not all kept.
+        pruned: For each layer that has all weights in the vector, but not all kept, which are not,
+            bool flat.
     """
 
     def __init__(
@@ -38,11 +39,7 @@ class Parameters:
     ) -> None:
         self._shapes = shapes
         self.kept = {n: np.flatnonzero(m) for n, m in masks.items() if n not in dense}
-        self.masks = {
-            n: m.reshape(-1).astype(np.float32)
-            for n, m in masks.items()
-            if n in dense and not m.all()
-        }
+        self.pruned = {n: ~m.reshape(-1) for n, m in masks.items() if n in dense and not m.all()}
         self._parts: dict[str, slice] = {}
         total = 0
         for name, shape in shapes.items():
@@ -61,8 +58,7 @@ class Parameters:
             flat = weights[name].reshape(-1)
             kept = self.kept.get(name)
             self.part(name, self.values)[:] = flat if kept is None else flat[kept]
-        for name, mask in self.masks.items():
-            self.part(name, self.values)[:] *= mask
+        self.mask_gradient(self.values)
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """Return dense arrays, 0 where pruned."""
@@ -76,10 +72,10 @@ class Parameters:
                 found[name].reshape(-1)[kept] = self.part(name, self.values)
         return found
 
-    def mask_gradient(self, gradient: NDArray[np.float32]) -> None:
+    def mask_gradient(self, gradient: Array) -> None:
         """Set the gradients of pruned weights in dense layers to 0."""
-        for name, mask in self.masks.items():
-            self.part(name, gradient)[:] *= mask
+        for name, pruned in self.pruned.items():
+            self.part(name, gradient)[pruned] = 0
 
 
 @dataclass(frozen=True)
@@ -179,11 +175,11 @@ class Network:
     """
 
     def __init__(self, plan: Plan, masks: Masks, kernels: native.Kernels) -> None:
-        _check_masks(plan, masks)
+        check_masks(plan, masks)
         self.plan, self.kernels, self.masks = plan, kernels, masks
         self.layers = {
             number: make_layer(geometry, masks[geometry.op.weight])
-            for number, geometry in _geometries(plan, kernels.lanes)
+            for number, geometry in geometries(plan, kernels.lanes)
         }
         dense = frozenset(layer.geometry.op.weight for layer in self.layers.values() if layer.dense)
         self.parameters = Parameters(plan.weights, masks, dense)
@@ -205,14 +201,15 @@ class Network:
     @property
     def index_bytes(self) -> int:
         """Bytes that tell where kept weights and pixels are."""
-        known = [*self.parameters.kept.values(), *self.parameters.masks.values()]
+        known = [*self.parameters.kept.values(), *self.parameters.pruned.values()]
         layers = self.layers.values()
         tables = {layer.geometry: layer.geometry.table_bytes for layer in layers}
         indices = sum(layer.index_bytes for layer in layers)
         return sum(array.nbytes for array in known) + indices + sum(tables.values())
 
 
-def _geometries(plan: Plan, lanes: int) -> Iterator[tuple[int, Geometry]]:
+def geometries(plan: Plan, lanes: int) -> Iterator[tuple[int, Geometry]]:
+    """Yield the number of each convolution and its geometry in tiles of `lanes` examples."""
     for number, op in enumerate(plan.ops):
         if isinstance(op, Conv):
             source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
@@ -223,7 +220,8 @@ def _geometries(plan: Plan, lanes: int) -> Iterator[tuple[int, Geometry]]:
 _geometry = functools.lru_cache(maxsize=512)(Geometry)
 
 
-def _check_masks(plan: Plan, masks: Masks) -> None:
+def check_masks(plan: Plan, masks: Masks) -> None:
+    """Raise an `EngineError` unless masks cover a plan's prunable weights, and nothing else."""
     if set(masks) != set(plan.prunable):
         odd = sorted(set(masks).symmetric_difference(plan.prunable))
         raise EngineError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import byref, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.sparse import native, structs
+from fedkit.engine.sparse.checks import check_inputs, check_order, check_statistics, check_targets
 from fedkit.engine.sparse.network import Network
 from fedkit.engine.sparse.plan import Add, Conv, Copy, Pool, Tensor
 from fedkit.engine.sparse.schedule import (
@@ -30,7 +31,6 @@ from fedkit.engine.sparse.schedule import (
     training_schedule,
 )
 from fedkit.engine.sparse.structs import pointer
-from fedkit.errors import EngineError
 
 Mode = Literal["train", "statistics", "evaluate"]
 """Training; forward only under the batch's statistics; forward only under given ones."""
@@ -101,7 +101,9 @@ class Program:
             index: _line(tiles * int(np.prod(tensor.shape)) * lanes)
             for index, tensor in enumerate(self._plan.tensors)
         }
-        self._places, self._tensor_floats = place(self._plan, self.schedule, sizes)
+        self._places, self._tensor_floats = place(
+            self._plan, self.schedule, lambda key: sizes[key[1]]
+        )
         scratch = _line(self._scratch_floats())
         # One block: large enough, it lies in huge pages, which the scratch needs most.
         self._arena = _aligned(self._tensor_floats + self.threads * scratch)
@@ -191,9 +193,6 @@ class Program:
     def _has_batch_norm(self, tensor: int) -> bool:
         return self.mode != "evaluate" and tensor in self._norms
 
-    def _norms_of_batch(self) -> Iterable[tuple[int, native.Norm]]:
-        return () if self.mode == "evaluate" else self._norms.items()
-
     # Running
 
     def forward(self, inputs: Floats, order: NDArray[np.int64]) -> None:
@@ -226,19 +225,9 @@ class Program:
         Raises:
             EngineError: The targets are no classes of the model, or not as many as the examples.
         """
-        output = self._tensors[self._plan.output]
-        fits = targets.shape == (self._examples,) and targets.dtype.kind in "iu"
-        if not fits or self._examples == 0:
-            raise EngineError(
-                f"targets are {targets.dtype} {targets.shape}; the batch that ran forward has "
-                f"{self._examples} examples, whose targets are integers [{self._examples}]"
-            )
-        if targets.min() < 0 or targets.max() >= output.channels:
-            raise EngineError(
-                f"targets are from {targets.min()} to {targets.max()}; the model has "
-                f"{output.channels} classes, counted from 0"
-            )
+        check_targets(self._plan, targets, self._examples)
         targets = np.ascontiguousarray(targets, np.int64)
+        output = self._tensors[self._plan.output]
         return float(self._kernels.cross_entropy(byref(output), c_void_p(pointer(targets))))
 
     def backward(self, before: Callable[[int], None] | None = None) -> None:
@@ -301,30 +290,10 @@ class Program:
             yield room[: last - first]
 
     def _check_batch(self, inputs: Floats, order: NDArray[np.int64]) -> None:
-        shape = self._plan.tensors[0].shape
-        given = inputs.shape[1:] if inputs.ndim == 4 else (*inputs.shape[1:], 1, 1)
-        if given != shape or inputs.dtype != np.float32 or not inputs.flags.c_contiguous:
-            raise EngineError(
-                f"inputs are {inputs.dtype} {inputs.shape}; the plan takes contiguous float32 "
-                f"[n, {', '.join(map(str, shape))}]"
-            )
-        if not 0 < len(order) <= self.batch:
-            raise EngineError(
-                f"a batch of {len(order)} examples does not fit: memory is planned for 1 to "
-                f"{self.batch}; make the program for a larger batch"
-            )
-        if order.min() < 0 or order.max() >= len(inputs):
-            raise EngineError(
-                f"a batch picks examples {order.min()} to {order.max()} of {len(inputs)}; "
-                "positions count from 0"
-            )
-        for index, norm in self._norms_of_batch():
-            if len(order) * norm.tensor.contents.plane == 1:
-                name = self.network.norms[index].norm.name
-                raise EngineError(
-                    f"norm {name!r} sees one value per channel, which has no variance; give "
-                    "batches of at least 2 examples"
-                )
+        check_inputs(self._plan, inputs)
+        check_order(order, len(inputs), self.batch)
+        if self.mode != "evaluate":
+            check_statistics(self._plan, len(order))
 
     def _resize(self, examples: int) -> None:
         """Make ready for batches of `examples`."""

@@ -7,13 +7,13 @@ lives do not meet share the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedkit.engine.sparse.plan import Add, Conv, Op, Plan, Pool, sources
 
 Key = tuple[str, int]
-"""("x", tensor) for values, ("g", tensor) for the gradient."""
+"""("x", tensor) for values, ("g", tensor) for the gradient; integers have ("raw", tensor) too."""
 
 
 @dataclass(frozen=True)
@@ -207,13 +207,19 @@ def touched(plan: Plan, step: Step) -> list[Key]:
     return keys + [("x", tensor) for tensor in (sources(op) if weighed else finished)]
 
 
-def place(plan: Plan, schedule: Schedule, sizes: Mapping[int, int]) -> tuple[dict[Key, int], int]:
+def place(
+    plan: Plan,
+    schedule: Schedule,
+    size: Callable[[Key], int],
+    touched: Callable[[Plan, Step], Sequence[Key]] = touched,
+) -> tuple[dict[Key, int], int]:
     """Place all tensors in one arena.
 
     Args:
         plan: The model.
         schedule: The steps.
-        sizes: Size per tensor, in any unit.
+        size: Size per key, in any unit.
+        touched: What a step reads or writes.
 
     Returns:
         The offset per key, and the size of the arena: its peak, known before the first step.
@@ -227,10 +233,11 @@ def place(plan: Plan, schedule: Schedule, sizes: Mapping[int, int]) -> tuple[dic
             if key not in names.setdefault(owner, []):
                 names[owner].append(key)
     # The logits are read once all is done.
-    output = ("x", plan.output)
-    lives[output] = (lives[output][0], len(schedule.steps))
-    placed = _first_fit({key: (sizes[key[1]], *life) for key, life in lives.items()})
-    peak = max(placed[key] + sizes[key[1]] for key in placed)
+    for output in (("x", plan.output), ("raw", plan.output)):
+        if output in lives:
+            lives[output] = (lives[output][0], len(schedule.steps))
+    placed = _first_fit({key: (size(key), *life) for key, life in lives.items()})
+    peak = max(placed[key] + size(key) for key in placed)
     return {name: placed[key] for key in placed for name in names[key]}, peak
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ _STACK, _STACK_BYTES = 0x3000_0000_0000, 1 << 20
 _RETURN = _STACK
 _CHUNK = 1 << 20
 _FLOATING_POINT_ON = 3 << 20
+
+_RETURN_INT = ("int_lanes", "int_rows")
 
 _FUNCTIONS: tuple[Callable[[float], float], ...] = (math.exp, math.log)
 """What runtime.c asks for with `svc 0`, `svc 1`, ..."""
@@ -106,21 +108,35 @@ class Processor:
     def call(self, function: str, *arguments: Any) -> float:
         """Call a function with ctypes arguments, as its C declaration has them; return d0."""
         with self._lock:
-            integers = floats = 0
-            for argument in arguments:
-                if isinstance(argument, ctypes.c_float):
-                    register = arm64.UC_ARM64_REG_S0 + floats
-                    self._core.reg_write(register, _bits("f", argument.value))
-                    floats += 1
-                else:
-                    register = arm64.UC_ARM64_REG_X0 + integers
-                    self._core.reg_write(register, _integer(argument))
-                    integers += 1
-            assert integers <= 8 and floats <= 8, "the rest would go on the stack"
-            self._core.reg_write(arm64.UC_ARM64_REG_SP, _STACK + _STACK_BYTES)
-            self._core.reg_write(arm64.UC_ARM64_REG_LR, _RETURN)
-            self._core.emu_start(self._address[function], _RETURN)
+            self._run(function, arguments)
             return self._d0()
+
+    def call_int(self, function: str, *arguments: Any) -> int:
+        """Call a function that returns an int."""
+        with self._lock:
+            self._run(function, arguments)
+            return int(self._core.reg_read(arm64.UC_ARM64_REG_W0))
+
+    def _run(self, function: str, arguments: Sequence[Any]) -> None:
+        integers, floats, stack = 0, 0, _STACK + _STACK_BYTES
+        beyond: list[int] = []
+        for argument in arguments:
+            if isinstance(argument, ctypes.c_float):
+                assert floats < 8, "the rest would go on the stack"
+                register = arm64.UC_ARM64_REG_S0 + floats
+                self._core.reg_write(register, _bits("f", argument.value))
+                floats += 1
+            elif integers < 8:
+                self._core.reg_write(arm64.UC_ARM64_REG_X0 + integers, _integer(argument))
+                integers += 1
+            else:
+                beyond.append(_integer(argument))
+        # Eight bytes each, whatever the type; the stack pointer stays a multiple of 16.
+        stack -= -(-len(beyond) // 2) * 16
+        self._core.mem_write(stack, struct.pack(f"<{len(beyond)}Q", *beyond))
+        self._core.reg_write(arm64.UC_ARM64_REG_SP, stack)
+        self._core.reg_write(arm64.UC_ARM64_REG_LR, _RETURN)
+        self._core.emu_start(self._address[function], _RETURN)
 
 
 def _bits(kind: str, value: float) -> int:
@@ -128,10 +144,10 @@ def _bits(kind: str, value: float) -> int:
 
 
 def _integer(argument: Any) -> int:
-    """Return an int, a ctypes integer or pointer, or what byref() refers to, as a register."""
+    """Return an int, a ctypes integer or pointer, None or what byref() refers to, as a register."""
     if hasattr(argument, "_obj"):
         return ctypes.addressof(argument._obj)
-    value = argument if isinstance(argument, int) else argument.value
+    value = argument if isinstance(argument, int | None) else argument.value
     return (value or 0) & 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -148,4 +164,5 @@ class EmulatedKernels(native.Kernels):
     def __init__(self, processor: Processor, simd: str) -> None:
         self.simd, self.lanes = simd, 8
         for name in native._NAMES:
-            setattr(self, name, partial(processor.call, f"{name}_{simd}"))
+            call = processor.call_int if name in _RETURN_INT else processor.call
+            setattr(self, name, partial(call, f"{name}_{simd}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,8 @@ from fedkit.engine.sparse import geometry, native, network, program
 from fedkit.engine.sparse.network import Network
 from fedkit.engine.sparse.plan import Conv, Plan
 from fedkit.engine.sparse.program import Mode, Program
-from fedkit.engine.sparse.schedule import Key, Schedule, place
+from fedkit.engine.sparse.schedule import Key, Schedule, place, touched
+from fedkit.engine.sparse.schedule import Step as ScheduleStep
 from tests.engine.sparse.plans import Case
 
 Array = NDArray[Any]
@@ -28,14 +29,20 @@ GUARD = np.uint32(0x7FC0FEED)
 """Bits of the NaN that fills memory before a program runs."""
 
 
-def apart(plan: Plan, schedule: Schedule, sizes: Mapping[int, int]) -> tuple[dict[Key, int], int]:
+def apart(
+    plan: Plan,
+    schedule: Schedule,
+    size: Callable[[Key], int],
+    touched: Callable[[Plan, ScheduleStep], Sequence[Key]] = touched,
+    gap: int = GAP,
+) -> tuple[dict[Key, int], int]:
     """Place as `schedule.place` does, but so that no two tensors share bytes at different times."""
-    keys, _ = place(plan, schedule, sizes)
+    keys, _ = place(plan, schedule, size, touched)
     offsets: dict[Key, int] = {}
-    end = GAP
+    end = gap
     for owner in dict.fromkeys(schedule.storage(key) for key in keys):
         offsets[owner] = end
-        end += sizes[owner[1]] + GAP
+        end += size(owner) + gap
     return {key: offsets[schedule.storage(key)] for key in keys}, end
 
 

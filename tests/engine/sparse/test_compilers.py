@@ -104,11 +104,14 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / name for name in shapes]
 
 
+ENGINES = ("sparse", "integer")
+
+
 def drive(
-    sanitizer: str, library: Path, simd: str, overrun: int, plans: list[Path]
+    engine: str, sanitizer: str, library: Path, simd: str, overrun: int, plans: list[Path]
 ) -> subprocess.CompletedProcess[str]:
     return run(
-        *(sys.executable, "-m", "tests.engine.sparse.sanitized"),
+        *(sys.executable, "-m", f"tests.engine.{engine}.sanitized"),
         library,
         simd,
         str(overrun),
@@ -121,17 +124,21 @@ def drive(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("simd", native.available())
 def test_kernels_stay_in_their_memory(
-    sanitizer: str, library: Path, plans: list[Path], simd: str
+    sanitizer: str, library: Path, plans: list[Path], simd: str, engine: str
 ) -> None:
-    done = drive(sanitizer, library, simd, 0, plans)
+    done = drive(engine, sanitizer, library, simd, 0, plans)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("simd", native.available())
-def test_leaving_the_scratch_is_caught(sanitizer: str, library: Path, simd: str) -> None:
-    done = drive(sanitizer, library, simd, 4, [])
+def test_leaving_the_scratch_is_caught(
+    sanitizer: str, library: Path, simd: str, engine: str
+) -> None:
+    done = drive(engine, sanitizer, library, simd, 4, [])
     assert done.returncode != 0
     assert "ERROR: AddressSanitizer" in done.stderr

@@ -177,7 +177,7 @@ def test_what_lives_at_the_same_time_has_bytes_of_its_own(
 ) -> None:
     schedule = training_schedule(plan) if trains else forward_schedule(plan)
     sizes = {i: row * t.shape[0] + more * t.shape[1] for i, t in enumerate(plan.tensors)}
-    offsets, peak = place(plan, schedule, sizes)
+    offsets, peak = place(plan, schedule, lambda key: sizes[key[1]])
     alive = lives(plan, schedule)
     assert {schedule.storage(key) for key in offsets} == set(alive)
     for one, other in itertools.combinations(alive, 2):
@@ -218,7 +218,7 @@ def test_first_fit_over_any_lives(wanted: list[tuple[int, int, int]]) -> None:
 
 def test_a_forward_pass_needs_two_tensors_of_a_chain_at_a_time() -> None:
     plan = same(6, [conv(i, i + 1) for i in range(5)])
-    _, peak = place(plan, forward_schedule(plan), dict.fromkeys(range(6), 10))
+    _, peak = place(plan, forward_schedule(plan), lambda key: 10)
     assert peak == 20
     assert not any(isinstance(step, Loss) for step in forward_schedule(plan).steps)
     assert all(isinstance(step, Forward) for step in forward_schedule(plan).steps)

@@ -2,3 +2,6 @@
 #include "conv.h"
 #include "elementwise.h"
 #include "norm.h"
+#include "int_conv.h"
+#include "int_elementwise.h"
+#include "int_gemm.h"

@@ -3,7 +3,7 @@
 #include "all.h"
 
 /* Raised with every change of kernels.h, so that no library is driven by another version. */
-int kernels_version(void) { return 1; }
+int kernels_version(void) { return 2; }
 
 /* The lanes of each set of kernels, or 0 where this processor or system does not run it. */
 int kernels_lanes_plain(void) { return LANES; }
@@ -25,7 +25,7 @@ static int supports(unsigned leaf, int use_ecx, unsigned bits, unsigned saved) {
 int kernels_lanes_avx2(void) {
     return supports(1, 1, 1u << 12, 0x06) && supports(7, 0, 1u << 5, 0x06) ? 8 : 0;
 }
-int kernels_lanes_avx512(void) { return supports(7, 0, 1u << 16, 0xe6) ? 16 : 0; }
+int kernels_lanes_avx512(void) { return supports(7, 0, 1u << 16 | 1u << 30, 0xe6) ? 16 : 0; }
 #elif defined(__aarch64__)
 int kernels_lanes_neon(void) { return 8; } /* part of the architecture */
 #endif

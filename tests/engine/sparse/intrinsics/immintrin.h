@@ -1,15 +1,21 @@
 /* AVX-512 spelled out in C, lane by lane, for processors without it: put before the system's
  * header of the same name, it lets avx512.c's code run anywhere on x86-64.
- * Only what simd.h uses; an intrinsic that is missing here fails to compile. */
+ * Only what simd.h and int_simd.h use; an intrinsic that is missing here fails to compile. */
 #ifndef FEDKIT_TEST_IMMINTRIN_H
 #define FEDKIT_TEST_IMMINTRIN_H
 
+#include <string.h>
+
 #include_next <immintrin.h> /* types, and the narrower instruction sets */
 
-#define LANE_BY_LANE(type, expression) \
+/* Vectors in C may lie in no register. */
+#define IN_PLACE(sum)
+
+#define LANES_OF(type, count, expression) \
     type r; \
-    for (int i = 0; i < 16; i++) r[i] = (expression); \
+    for (int i = 0; i < (count); i++) r[i] = (expression); \
     return r
+#define LANE_BY_LANE(type, expression) LANES_OF(type, 16, expression)
 
 static inline __m512 in_c_set1_ps(float x) { LANE_BY_LANE(__m512, x); }
 static inline __m512 in_c_loadu_ps(const float *p) { LANE_BY_LANE(__m512, p[i]); }
@@ -39,6 +45,50 @@ static inline __mmask16 in_c_cmp_ps_mask(__m512 a, __m512 b, int how) {
 static inline __m512 in_c_maskz_mov_ps(__mmask16 mask, __m512 a) {
     LANE_BY_LANE(__m512, mask >> i & 1 ? a[i] : 0.0f);
 }
+
+/* Integers. In each 128 bits, j of 8 shorts: unpacking takes the halves of two operands in turn,
+ * packing puts one operand behind the other. */
+static inline __m512i in_c_loadu_si512(const void *p) {
+    __m512i r;
+    memcpy(&r, p, sizeof r);
+    return r;
+}
+static inline void in_c_storeu_si512(void *p, __m512i a) { memcpy(p, &a, sizeof a); }
+static inline __m512i in_c_setzero_si512(void) {
+    __m512i r = {0};
+    return r;
+}
+static inline __v16si in_c_set1(int x) { LANE_BY_LANE(__v16si, x); }
+static inline __v16si in_c_add(__v16si a, __v16si b) {
+    LANE_BY_LANE(__v16si, (int)((unsigned)a[i] + (unsigned)b[i]));
+}
+static inline __v16si in_c_sra(__v16si a, unsigned long long by) {
+    LANE_BY_LANE(__v16si, a[i] >> (by > 31 ? 31 : by));
+}
+static inline __v16si in_c_madd(__v32hi a, __v32hi b) {
+    LANE_BY_LANE(__v16si, a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1]);
+}
+static inline __v32hi in_c_unpack(__v32hi a, __v32hi b, int half) {
+    LANES_OF(__v32hi, 32, (i % 2 ? b : a)[i / 8 * 8 + 4 * half + i % 8 / 2]);
+}
+static inline short in_c_saturate(int x) {
+    return (short)(x > 32767 ? 32767 : x < -32768 ? -32768 : x);
+}
+static inline __v32hi in_c_packs(__v16si a, __v16si b) {
+    LANES_OF(__v32hi, 32, in_c_saturate((i % 8 < 4 ? a : b)[i / 8 * 4 + i % 4]));
+}
+
+#define _mm512_loadu_si512 in_c_loadu_si512
+#define _mm512_storeu_si512 in_c_storeu_si512
+#define _mm512_setzero_si512 in_c_setzero_si512
+#define _mm512_set1_epi32(x) ((__m512i)in_c_set1(x))
+#define _mm512_add_epi32(a, b) ((__m512i)in_c_add((__v16si)(a), (__v16si)(b)))
+#define _mm512_sra_epi32(a, by) \
+    ((__m512i)in_c_sra((__v16si)(a), (unsigned long long)_mm_cvtsi128_si64(by)))
+#define _mm512_madd_epi16(a, b) ((__m512i)in_c_madd((__v32hi)(a), (__v32hi)(b)))
+#define _mm512_unpacklo_epi16(a, b) ((__m512i)in_c_unpack((__v32hi)(a), (__v32hi)(b), 0))
+#define _mm512_unpackhi_epi16(a, b) ((__m512i)in_c_unpack((__v32hi)(a), (__v32hi)(b), 1))
+#define _mm512_packs_epi32(a, b) ((__m512i)in_c_packs((__v16si)(a), (__v16si)(b)))
 
 #define _mm512_set1_ps in_c_set1_ps
 #define _mm512_loadu_ps in_c_loadu_ps

@@ -1,0 +1,328 @@
+"""The integer engine: devices train in integers of 8 bits and below, without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.engine.base import (
+    STATISTICS_BATCH,
+    GradientSums,
+    LocalTraining,
+    check_loss,
+    even_batches,
+)
+from fedkit.engine.integer.backend import Backend
+from fedkit.engine.integer.constants import CODE
+from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.native_backend import NativeBackend
+from fedkit.engine.integer.network import IntegerNetwork
+from fedkit.engine.integer.numpy_backend import NumpyBackend
+from fedkit.engine.integer.optimiser import Sgd
+from fedkit.engine.integer.program import Mode, Program
+from fedkit.engine.sparse import native
+from fedkit.engine.sparse.checks import check_inputs
+from fedkit.engine.sparse.plan import Plan, verify
+from fedkit.errors import EngineError
+from fedkit.sparse.state import Masks, ModelState, Weights
+from fedkit.sparse.topk import Entries, largest
+from fedkit.stats.moments import Moments, NormMoments
+from fedkit.task import Examples
+
+_EVALUATION_BATCH = 64
+_NUMPY_LANES = 16
+_LAST_BATCHES = 8
+
+
+class IntegerEngine:
+    """Implements `fedkit.engine.base.Engine` in integers.
+
+    Args:
+        plan: The model.
+        initial: What `initial_state` returns; a device has none.
+        bits: Of weights, activations and gradients, 2 to 8; layers at the edge have 8.
+        gradient: How gradients are scaled, a row of `fedkit.engine.integer.gradients.RULES`.
+        backend: "native", "numpy", or "": the kernels where they are.
+        simd: Instruction set of the kernels; "" is the fastest here.
+
+    Raises:
+        EngineError: The bits, the rule or the backend do not exist, or the kernels are wanted and
+            missing.
+        PlanError: The plan breaks a rule of `verify`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        initial: ModelState | None = None,
+        bits: int = 8,
+        gradient: str = "shiftquant",
+        backend: str = "",
+        simd: str = "",
+    ) -> None:
+        verify(plan)
+        if not 2 <= bits <= 8:
+            raise EngineError(f"bits is {bits}; integer training takes 2 to 8: choose among them")
+        if gradient not in RULES:
+            raise EngineError(f"gradient is {gradient!r}; choose one of {', '.join(RULES)}")
+        if backend not in ("", "native", "numpy"):
+            raise EngineError(f"backend is {backend!r}; choose native, numpy, or '' for the faster")
+        self.plan, self.layout, self.bits, self.gradient = plan, plan.layout, bits, gradient
+        wanted = backend or ("native" if native.available() else "numpy")
+        self.kernels = native.load_kernels(simd) if wanted == "native" else None
+        self._initial = initial
+        self._network: IntegerNetwork | None = None
+        self._programs: dict[tuple[Mode, int], Program] = {}
+
+    @property
+    def lanes(self) -> int:
+        """Examples of a tile."""
+        return _NUMPY_LANES if self.kernels is None else int(self.kernels.int_lanes())
+
+    def initial_state(self) -> ModelState:
+        """Return the state the engine was made with.
+
+        Raises:
+            EngineError: It was made from a plan alone.
+        """
+        if self._initial is None:
+            raise EngineError(
+                "a plan holds no weights, so there is no initial state; the server has it"
+            )
+        return self._initial
+
+    def train(
+        self,
+        state: ModelState,
+        examples: Examples,
+        how: LocalTraining,
+        seed: int,
+        gradient_sums: GradientSums | None = None,
+    ) -> tuple[ModelState, float]:
+        """See `Engine.train`. The same order of examples as in the other engines."""
+        batch = min(how.batch_size, len(examples))
+        if gradient_sums is None:
+            program = self.program(state, "train", batch)
+        else:
+            program = self._full_program(state, batch)
+        network, loss = program.network, 0.0
+        program.restart(seed)
+        optimiser = Sgd(network, self.kernels, how.momentum, how.weight_decay, seed)
+        inputs, scale = self._quantized(examples.inputs)
+        rng, statistics = np.random.default_rng(seed), RunningStatistics(program)
+        for _ in range(how.epochs):
+            losses = []
+            statistics.restart()
+            for order in even_batches(rng.permutation(len(examples)), how.batch_size):
+                program.forward(inputs, scale, order)
+                losses.append(check_loss(program.loss(examples.targets[order])))
+                program.backward()
+                if gradient_sums is not None:
+                    _add_gradients(program, self.layout.prunable, gradient_sums)
+                    _mask_gradient(program, state.masks)
+                optimiser.step(program.gradient, program.gradient_units, how.lr)
+                statistics.add(len(order))
+            loss = sum(losses) / len(losses)
+        self._look_again(program, statistics, inputs, scale, how.batch_size)
+        return ModelState(network.state(), statistics.mean() or state.stats, state.masks), loss
+
+    def _look_again(
+        self,
+        program: Program,
+        statistics: RunningStatistics,
+        inputs: NDArray[np.int8],
+        scale: float,
+        batch_size: int,
+    ) -> None:
+        """Take the statistics under the final weights, on a few batches.
+
+        Codes of few bits move in steps, and with each the statistics of what they make; a mean over
+        an epoch fits no weights, the last ones least.
+        """
+        if not program.network.norms:
+            return
+        statistics.restart()
+        for order in even_batches(np.arange(len(inputs)), batch_size)[:_LAST_BATCHES]:
+            program.forward(inputs, scale, order)
+            statistics.add(len(order))
+
+    def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
+        """See `Engine.norm_moments`. Batches are normalised by their own statistics."""
+        collected: dict[str, Moments] = {}
+        program = self.program(state, "statistics", min(STATISTICS_BATCH, len(examples)))
+        inputs, scale = self._quantized(examples.inputs)
+        for order in even_batches(np.arange(len(examples)), STATISTICS_BATCH):
+            program.forward(inputs, scale, order)
+            for index, norm in program.network.norms.items():
+                count, seen = self._count(index, len(order)), program.statistics[index]
+                part = Moments(count, seen.mean, seen.variance * count)
+                name = norm.name
+                collected[name] = collected[name] + part if name in collected else part
+        return collected
+
+    def loss(self, state: ModelState, examples: Examples) -> float:
+        """See `Engine.loss`."""
+        program, (inputs, scale) = self._evaluation(state, examples.inputs)
+        total = 0.0
+        for order in even_batches(np.arange(len(examples)), _EVALUATION_BATCH):
+            program.forward(inputs, scale, order)
+            total += program.loss(examples.targets[order]) * len(order)
+        return total / len(examples)
+
+    def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Engine.outputs`."""
+        program, (codes, scale) = self._evaluation(state, inputs)
+        parts = []
+        for order in even_batches(np.arange(len(inputs)), _EVALUATION_BATCH):
+            program.forward(codes, scale, order)
+            parts.append(program.outputs().astype(np.float32))
+        return np.concatenate(parts)
+
+    def top_gradients(
+        self, state: ModelState, examples: Examples, amounts: Mapping[str, int]
+    ) -> dict[str, Entries]:
+        """See `Engine.top_gradients`. One batch of all examples."""
+        if unknown := sorted(set(amounts) - set(self.layout.prunable)):
+            raise EngineError(
+                f"{', '.join(unknown)} cannot be pruned; gradients are ranked within "
+                f"{', '.join(self.layout.prunable)}"
+            )
+        found, gradients = dict[str, Entries](), self.gradients(state, examples)
+        for name, amount in amounts.items():
+            values = gradients[name].reshape(-1)
+            pruned = np.flatnonzero(~state.masks[name])
+            chosen = pruned[largest(values[pruned], amount)]
+            found[name] = Entries(chosen, values[chosen])
+        return found
+
+    def gradients(self, state: ModelState, examples: Examples) -> Weights:
+        """See `Engine.gradients`."""
+        sums: GradientSums = {}
+        program = self._full_program(state, len(examples))
+        program.restart(0)
+        inputs, scale = self._quantized(examples.inputs)
+        program.forward(inputs, scale, np.arange(len(examples)))
+        check_loss(program.loss(examples.targets))
+        program.backward()
+        _add_gradients(program, self.layout.prunable, sums)
+        return sums
+
+    def _full_program(self, state: ModelState, batch: int) -> Program:
+        """Return a program that computes the gradients of pruned weights too, which are 0."""
+        everything = {name: np.ones_like(mask) for name, mask in state.masks.items()}
+        return self.program(ModelState(state.weights, state.stats, everything), "train", batch)
+
+    def program(self, state: ModelState, mode: Mode, batch: int) -> Program:
+        """Return a program for batches of up to `batch` examples, loaded with `state`.
+
+        Raises:
+            EngineError: The state does not fit the plan or holds a NaN, or the batch is empty.
+        """
+        if batch < 1:
+            raise EngineError(f"a batch of {batch} examples holds nothing to compute with")
+        # What is replaced goes first: on a device the memory of two would be held at once.
+        if self._network is None or not _equal(self._network.masks, state.masks):
+            self._programs.clear()
+            self._network = None
+            self._network = IntegerNetwork(self.plan, state.masks, self.bits, self.lanes)
+        if (mode, batch) not in self._programs:
+            self._programs.clear()
+            self._programs[mode, batch] = self.program_of(self._network, mode, batch)
+        self._network.load(state)
+        return self._programs[mode, batch]
+
+    def program_of(self, network: IntegerNetwork, mode: Mode, batch: int) -> Program:
+        """Return a new program for batches of up to `batch` examples on a network as it is."""
+
+        def backend(program: Program) -> Backend:
+            if self.kernels is None:
+                return NumpyBackend(network)
+            return NativeBackend(network, self.kernels, program.schedule, batch)
+
+        return Program(network, backend, mode, batch, self.gradient)
+
+    def _evaluation(
+        self, state: ModelState, inputs: NDArray[np.float32]
+    ) -> tuple[Program, tuple[NDArray[np.int8], float]]:
+        program = self.program(state, "evaluate", min(_EVALUATION_BATCH, len(inputs)))
+        program.use_running(state)
+        return program, self._quantized(inputs)
+
+    def _quantized(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.int8], float]:
+        check_inputs(self.plan, inputs)
+        return quantize_inputs(inputs)
+
+    def _count(self, tensor: int, examples: int) -> int:
+        return examples * math.prod(self.plan.tensors[tensor].shape[1:])
+
+
+def _add_gradients(program: Program, names: Sequence[str], sums: GradientSums) -> None:
+    """Add a batch's gradients, in real units, of a network that has all weights."""
+    network = program.network
+    ends = {layer.geometry.op.weight: n for n, layer in network.layers.items()}
+    for name in names:
+        counts = np.diff(network.row_ends(ends[name]), prepend=0)
+        unit = np.repeat(program.gradient_units[name], counts)
+        values = network.part(name, program.gradient) * unit
+        shape = network.plan.weights[name]
+        gradient = values.reshape(shape).astype(np.float32)
+        sums[name] = sums[name] + gradient if name in sums else gradient
+
+
+def _mask_gradient(program: Program, masks: Masks) -> None:
+    for name, mask in masks.items():
+        program.network.part(name, program.gradient)[:] *= mask.reshape(-1)
+
+
+def quantize_inputs(inputs: NDArray[np.float32]) -> tuple[NDArray[np.int8], float]:
+    """Return inputs as int8, and what 1 stands for: the least power of two that holds them all.
+
+    Raises:
+        EngineError: An input is NaN or infinite.
+    """
+    largest = float(np.abs(inputs).max(initial=0.0))
+    if not math.isfinite(largest):
+        raise EngineError("the inputs hold NaN or infinite values; clean the data set first")
+    fraction, exponent = math.frexp(largest / CODE)
+    point = (fraction == 0.5) - exponent if largest else 0
+    return np.rint(np.ldexp(inputs, point)).astype(np.int8), math.ldexp(1.0, -point)
+
+
+class RunningStatistics:
+    """The plain mean of batch statistics; see `TorchEngine._restart_statistics`."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all batches."""
+        self._batches = 0
+        self._sums: dict[str, NDArray[np.float64]] = {}
+
+    def add(self, examples: int) -> None:
+        """Take in the batch that ran last."""
+        self._batches += 1
+        for index, norm in self._program.network.norms.items():
+            seen = self._program.statistics[index]
+            count = examples * math.prod(self._program.network.plan.tensors[index].shape[1:])
+            unbiased = 1.0 if norm.kind == "l1-batch" else count / max(count - 1, 1)
+            for name, value in zip(norm.stats, (seen.mean, seen.variance * unbiased), strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def mean(self) -> dict[str, NDArray[np.float32]]:
+        """Return each running statistic, the variance unbiased; none where there are no norms."""
+        return {
+            name: (self._sums[name] / self._batches).astype(np.float32)
+            for name in self._program.network.plan.stats
+            if name in self._sums
+        }
+
+
+def _equal(one: Masks, other: Masks) -> bool:
+    return one is other or (
+        one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
+    )

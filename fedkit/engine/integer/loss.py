@@ -1,0 +1,50 @@
+"""Softmax and cross-entropy in integers: a power of two by table, the gradient as int16."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.engine.integer.constants import WIDE
+
+_POINT = 16
+_TABLE_BITS = 8
+_TABLE = np.array([round(2.0 ** (30 - i / 2**_TABLE_BITS)) for i in range(2**_TABLE_BITS + 1)])
+"""2^-f for f = 0, 1/256 .. 1, with 30 bits behind the point."""
+
+
+def cross_entropy(
+    logits: NDArray[np.float64], targets: NDArray[np.int64]
+) -> tuple[float, NDArray[np.int16]]:
+    """Return the mean loss, and the gradient of each example's loss in steps of 1/32767.
+
+    Args:
+        logits: [n, classes].
+        targets: Classes, [n].
+
+    Returns:
+        The loss, and int16 [n, classes], probability minus 1 for the target.
+    """
+    # From the largest, for logits may be larger than any power that is counted.
+    octaves = (logits.max(1, keepdims=True) - logits) / math.log(2)
+    below = np.rint(np.minimum(octaves, 2.0**30) * 2**_POINT).astype(np.int64)
+    powers = _power(below)
+    total = powers.sum(1, keepdims=True)
+    gradient = (powers * WIDE + total // 2) // total
+    rows = np.arange(len(targets))
+    chosen = np.maximum(powers[rows, targets], 1)
+    loss = float(np.mean(np.log(total[:, 0] / chosen)))
+    gradient[rows, targets] -= WIDE
+    return loss, gradient.astype(np.int16)
+
+
+def _power(below: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return 2^-below, `_POINT` bits behind the point in, 30 out; linear between table entries."""
+    whole, part = below >> _POINT, below & (2**_POINT - 1)
+    rest_bits = _POINT - _TABLE_BITS
+    index, rest = part >> rest_bits, part & (2**rest_bits - 1)
+    left, right = _TABLE[index], _TABLE[index + 1]
+    value = left - (((left - right) * rest) >> rest_bits)
+    return np.asarray(value >> np.minimum(whole, 40))

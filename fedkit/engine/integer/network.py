@@ -1,0 +1,196 @@
+"""A plan with integer weights: their fixed-point state, and the codes that layers compute with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.engine.integer.constants import CLIP, Ints, Reals, to_int32
+from fedkit.engine.sparse.network import (
+    Layer,
+    Parameters,
+    check_masks,
+    check_state,
+    geometries,
+    make_layer,
+)
+from fedkit.engine.sparse.plan import Conv, Norm, Plan, sources
+from fedkit.sparse.state import Masks, ModelState
+
+HEADROOM = 5
+"""Bits a weight may grow by while it trains, before its fixed-point state saturates."""
+
+SMALLEST = 2.0**-4
+"""A parameter's point is placed as if its largest weight were at least this: most start as 0."""
+
+EDGE_BITS = 8
+"""Bits of the layers that read the input or write the output."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """One layer's weights as its products take them.
+
+    Attributes:
+        values: int16 of the kept weights, in their order.
+        scale: Per output channel, what the code 1 is worth, float64.
+    """
+
+    values: NDArray[np.int16]
+    scale: Reals
+
+
+class IntegerNetwork:
+    """A plan under masks, with integer weights.
+
+    Args:
+        plan: The model.
+        masks: Which weights are kept.
+        bits: Of the codes of weights, activations and gradients, 2 to 8.
+        lanes: Examples of a tile in the kernels that will run it.
+
+    Raises:
+        EngineError: The masks do not fit the plan.
+
+    Attributes:
+        weights: int32 fixed point, one vector of all parameters, of pruned layers the kept ones.
+        velocity: int32, the optimiser's.
+        points: Bits behind the point per parameter.
+        layers: By number of the op.
+    """
+
+    def __init__(self, plan: Plan, masks: Masks, bits: int, lanes: int) -> None:
+        check_masks(plan, masks)
+        self.plan, self.masks, self.bits, self.lanes = plan, masks, bits, lanes
+        self.layers: dict[int, Layer] = {
+            number: make_layer(geometry, masks[geometry.op.weight])
+            for number, geometry in geometries(plan, lanes)
+        }
+        dense = frozenset(layer.geometry.op.weight for layer in self.layers.values() if layer.dense)
+        self.parameters = Parameters(plan.weights, masks, dense)
+        self.weights = np.zeros(len(self.parameters.values), np.int32)
+        self.velocity = np.zeros_like(self.weights)
+        self.points = dict.fromkeys(plan.weights, 0)
+        self.norms: dict[int, Norm] = {
+            index: tensor.norm for index, tensor in enumerate(plan.tensors) if tensor.norm
+        }
+        self._columns = {n: self._column_of(layer) for n, layer in self.layers.items()}
+        self._rows = {n: self._row_ends(layer) for n, layer in self.layers.items()}
+
+    def load(self, state: ModelState) -> None:
+        """Take over a state's weights, and forget the optimiser's.
+
+        Raises:
+            EngineError: They do not fit the plan, or one is NaN or infinite.
+        """
+        check_state(self.plan, state)
+        self.parameters.load(state.weights)
+        self.take_values()
+
+    def take_values(self) -> None:
+        """Take over `parameters.values`, float32 of the kept weights."""
+        self.velocity[:] = 0
+        for name in self.plan.weights:
+            real = self.part(name, self.parameters.values).astype(np.float64)
+            largest = max(np.abs(real).max(initial=0.0), SMALLEST)
+            self.points[name] = 31 - HEADROOM - math.frexp(largest)[1]
+            self.part(name, self.weights)[:] = np.rint(np.ldexp(real, self.points[name]))
+
+    def real(self, name: str) -> Reals:
+        """Return a parameter's kept weights as real numbers, flat."""
+        whole = self.part(name, self.weights).astype(np.float64)
+        return np.ldexp(whole, -self.points[name])
+
+    def state(self) -> dict[str, NDArray[np.float32]]:
+        """Return the weights as dense float32 arrays, 0 where pruned."""
+        for name in self.plan.weights:
+            self.part(name, self.parameters.values)[:] = self.real(name)
+        return self.parameters.weights()
+
+    def part(self, name: str, vector: NDArray[Any]) -> NDArray[Any]:
+        """Return the view of `vector` that belongs to a parameter."""
+        return self.parameters.part(name, vector)
+
+    def layer_bits(self, number: int) -> int:
+        """Return the bits of an op's codes: `EDGE_BITS` for those at the input and output."""
+        op = self.plan.ops[number]
+        at_edge = 0 in sources(op) or op.target == self.plan.output
+        return EDGE_BITS if at_edge else self.bits
+
+    def row_ends(self, number: int) -> Ints:
+        """Return where each output channel's kept weights end, int32 [channels]."""
+        return self._rows[number]
+
+    def columns(self, number: int) -> NDArray[np.int64]:
+        """Return the input channel of each of an op's kept weights."""
+        return self._columns[number]
+
+    def codes(self, number: int, least: Reals) -> Codes:
+        """Quantise an op's weights: nearest, symmetric, one scale per output channel.
+
+        A channel is clipped where a normal distribution of its spread asks for it, see
+        `CLIP`, or at its largest weight if that is nearer. No scale is less than `least`, float64
+        [channels]: a channel whose weights are that small computes its bias alone.
+        """
+        op, bits = self._op(number), self.layer_bits(number)
+        whole = self.part(op.weight, self.weights)
+        largest, spread = self._row_sizes(number, np.abs(whole.astype(np.float64)))
+        most = 2 ** (bits - 1) - 1
+        clip = np.minimum(largest, CLIP[bits] * spread)
+        # A channel of zeros has codes 0 at any scale; a small one keeps it out of the way.
+        positive = clip[clip > 0]
+        clip = np.where(clip > 0, clip, positive.min() if positive.size else 1.0)
+        clip = np.maximum(clip, np.ldexp(least * most, self.points[op.weight]))
+        scale = np.repeat(clip / most, np.diff(self._rows[number], prepend=0))
+        values = np.clip(np.floor(whole / scale + 0.5), -most, most).astype(np.int16)
+        return Codes(values, np.ldexp(clip / most, -self.points[op.weight]))
+
+    def _row_sizes(self, number: int, magnitudes: Reals) -> tuple[Reals, Reals]:
+        """Return per output channel the largest magnitude and the root of the mean square.
+
+        Zeros do not count: whether pruned weights are listed or not, the result is the same.
+        """
+        ends = self._rows[number]
+        counts = np.diff(ends, prepend=0)
+        if len(magnitudes) == 0:
+            return np.zeros(len(ends)), np.zeros(len(ends))
+        # reduceat: an empty row would give its neighbour's first value.
+        starts = np.minimum(ends - counts, len(magnitudes) - 1)
+        filled = counts > 0
+        largest = np.where(filled, np.maximum.reduceat(magnitudes, starts), 0.0)
+        squares = np.where(filled, np.add.reduceat(np.square(magnitudes), starts), 0.0)
+        nonzero = np.where(filled, np.add.reduceat((magnitudes > 0).astype(np.int64), starts), 0)
+        return largest, np.sqrt(squares / np.maximum(nonzero, 1))
+
+    def _column_of(self, layer: Layer) -> NDArray[np.int64]:
+        geometry = layer.geometry
+        kept = self.parameters.kept.get(geometry.op.weight)
+        position = np.arange(geometry.weights) if kept is None else kept
+        output, place = np.divmod(position, geometry.full_taps)
+        group = output // (geometry.target[0] // geometry.op.groups)
+        return group * geometry.inputs + place // math.prod(geometry.op.kernel)
+
+    def _op(self, number: int) -> Conv:
+        return self.layers[number].geometry.op
+
+    def _row_ends(self, layer: Layer) -> Ints:
+        geometry = layer.geometry
+        if layer.dense:
+            return to_int32(np.arange(1, geometry.target[0] + 1) * geometry.full_taps)
+        return layer.forward.first[1:]
+
+
+def full_weight(network: IntegerNetwork, number: int, values: NDArray[Any]) -> NDArray[Any]:
+    """Return kept values of an op's weight as [outputs, inputs / groups, *kernel], else 0."""
+    geometry = network.layers[number].geometry
+    shape = (geometry.target[0], geometry.inputs, *geometry.op.kernel)
+    kept = network.parameters.kept.get(geometry.op.weight)
+    if kept is None:
+        return values.reshape(shape)
+    full = np.zeros(math.prod(shape), values.dtype)
+    full[kept] = values
+    return full.reshape(shape)

@@ -1,0 +1,301 @@
+"""The integer ops in numpy: the definition of every number, and what runs without a compiler.
+
+Arrays are int64 [n, channels, height, width]; `fedkit.numerics` rounds. Products of matrices go
+through float64, which is exact below 2^53.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.engine.integer.constants import CODE, WIDE, Chain, Ints, Mix, Read, Settling, to_int32
+from fedkit.engine.integer.network import Codes, IntegerNetwork, full_weight
+from fedkit.engine.sparse.plan import Add, Conv, Copy, Pool
+from fedkit.numerics import random_bits, shift_right_half_up, shift_right_stochastic
+
+Array = NDArray[np.int64]
+
+
+class NumpyBackend:
+    """Implements `fedkit.engine.integer.backend.Backend`.
+
+    Args:
+        network: The model and its weights.
+    """
+
+    def __init__(self, network: IntegerNetwork) -> None:
+        self._network, self._plan = network, network.plan
+        self._raw: dict[int, Array] = {}
+        self._x: dict[int, Array] = {}
+        self._g: dict[int, Array] = {}
+        self._weights: dict[int, Array] = {}
+        self._examples = 0
+
+    def begin(self, examples: int) -> None:
+        """See `Backend`."""
+        self._examples = examples
+        for kept in (self._raw, self._x, self._g):
+            kept.clear()
+
+    def load(self, inputs: NDArray[np.int8], order: NDArray[np.int64]) -> None:
+        """See `Backend`."""
+        shape = (len(order), *self._plan.tensors[0].shape)
+        self._x[0] = inputs[order].astype(np.int64).reshape(shape)
+
+    # Forward
+
+    def conv_forward(self, number: int, read: Read, codes: Codes, bias: Ints, shift: Ints) -> None:
+        """See `Backend`."""
+        op = self._conv(number)
+        self._weights[number] = full_weight(self._network, number, codes.values).astype(np.int64)
+        x, sums = self._read(op.source, read), np.asarray(_across(bias))
+        for y_x, weight in _taps(op, self._weights[number]):
+            sums = sums + _product(op.groups, weight, _window(op, x, y_x, self._plane(op.target)))
+        self._raw[op.target] = shift_right_half_up(sums, _across(shift))
+
+    def add_forward(self, number: int, left: Read, right: Read) -> None:
+        """See `Backend`."""
+        op = self._plan.ops[number]
+        assert isinstance(op, Add)
+        self._raw[op.target] = self._read(op.left, left) + self._read(op.right, right)
+
+    def copy_forward(self, number: int, read: Read) -> None:
+        """See `Backend`."""
+        op = self._plan.ops[number]
+        assert isinstance(op, Copy)
+        shape = (self._examples, *self._plan.tensors[op.target].shape)
+        raw = self._raw.setdefault(op.target, np.zeros(shape, np.int64))
+        values = self._read(op.source, read).reshape(self._examples, -1, *shape[2:])
+        raw[:, op.channel : op.channel + values.shape[1]] = values
+
+    def pool_forward(self, number: int, read: Read, shift: int) -> None:
+        """See `Backend`."""
+        op = self._pool(number)
+        windows = self._windows(op, self._read(op.source, read))
+        if op.operation == "max":
+            self._raw[op.target] = windows.max(0)
+        else:
+            sums = np.where(windows == _OUTSIDE, 0, windows).sum(0)
+            self._raw[op.target] = shift_right_half_up(sums, shift)
+
+    def raw_sums(self, tensor: int) -> tuple[Array, Ints]:
+        """See `Backend`."""
+        raw = self._raw[tensor]
+        return raw.sum((0, 2, 3)), np.abs(raw).max((0, 2, 3)).astype(np.int32)
+
+    def raw_squares(self, tensor: int) -> tuple[Array, Array]:
+        """See `Backend`."""
+        raw = self._raw[tensor]
+        return raw.sum((0, 2, 3)), np.square(raw).sum((0, 2, 3))
+
+    def raw_spread(self, tensor: int, centre: Ints) -> Array:
+        """See `Backend`."""
+        return np.asarray(np.abs(self._centred(tensor, centre)).sum((0, 2, 3)))
+
+    def settle(self, tensor: int, how: Settling) -> None:
+        """See `Backend`."""
+        scaled = _across(how.a) * self._centred(tensor, how.centre) + _across(how.b)
+        self._x[tensor] = np.clip(shift_right_half_up(scaled, _across(how.shift)), -CODE, CODE)
+
+    def read_squares(self, tensor: int, read: Read) -> Array:
+        """See `Backend`."""
+        return np.asarray(np.square(self._read(tensor, read)).sum((0, 2, 3)))
+
+    def raw_rows(self, tensor: int) -> NDArray[np.int16]:
+        """See `Backend`."""
+        return self._raw[tensor].astype(np.int16)
+
+    def codes(self, tensor: int) -> NDArray[np.int8]:
+        """See `Backend`."""
+        return self._x[tensor].astype(np.int8)
+
+    # Backward
+
+    def set_gradient(self, tensor: int, gradient: NDArray[np.int16]) -> None:
+        """See `Backend`."""
+        self._g[tensor] = gradient.astype(np.int64)
+
+    def share_gradient(self, tensor: int, source: int) -> None:
+        """See `Backend`."""
+        self._g[source] = self._g[tensor]
+
+    def finish(self, tensor: int, read: Read | None) -> tuple[Array, Ints]:
+        """See `Backend`."""
+        g, x = self._g[tensor], self._x.get(tensor)
+        if x is None:
+            x = np.zeros_like(g)
+        if read is not None:
+            y = _across(read.a) * x + _across(read.b)
+            g = np.where((y > _across(read.start)) & (y < _across(read.end)), g, 0)
+        self._g[tensor] = g
+        sums = [np.asarray(part.sum((0, 2, 3))) for part in (g, g * x, np.sign(x))]
+        return np.stack(sums, 1), np.abs(g).max((0, 2, 3)).astype(np.int32)
+
+    def passed_peak(self, tensor: int, chain: Chain) -> Ints:
+        """See `Backend`."""
+        return to_int32(np.abs(self._passed(tensor, chain)).max((0, 2, 3)))
+
+    def conv_backward(
+        self,
+        number: int,
+        read: Read,
+        chain: Chain,
+        shift: Ints,
+        mix: Mix | None,
+        source: bool,
+    ) -> tuple[Array, Array]:
+        """See `Backend`."""
+        op = self._conv(number)
+        x, p = self._read(op.source, read), self._passed(op.target, chain)
+        weights = self._weights[number]
+        gradient, plane = np.zeros_like(weights), self._plane(op.target)
+        padded = np.zeros_like(_padded(op, x))
+        for (ky, kx), weight in _taps(op, weights):
+            seen = _window(op, x, (ky, kx), plane)
+            gradient[:, :, ky, kx] = _outer(op.groups, p, seen)
+            _window(op, padded, (ky, kx), plane, pad=False)[...] += _transposed(
+                op.groups, weight, p
+            )
+        if source:
+            (top, left), (height, width) = op.padding, x.shape[2:]
+            sums = padded[:, :, top : top + height, left : left + width]
+            self._put(op.source, shift_right_half_up(sums, _across(shift)), mix)
+        kept = self._network.parameters.kept.get(op.weight)
+        flat = gradient.reshape(-1)
+        return flat if kept is None else flat[kept], p.sum((0, 2, 3))
+
+    def copy_backward(
+        self, number: int, source: int, chain: Chain, channel: int, mix: Mix | None
+    ) -> None:
+        """See `Backend`."""
+        target, shape = self._plan.ops[number].target, self._plan.tensors[source].shape
+        passed = self._passed(target, chain)
+        count = int(np.prod(shape)) // int(np.prod(passed.shape[2:]))
+        taken = passed[:, channel : channel + count]
+        self._put(source, taken.reshape(self._examples, *shape), mix)
+
+    def pool_backward(
+        self, number: int, read: Read, chain: Chain, shift: int, mix: Mix | None
+    ) -> None:
+        """See `Backend`."""
+        op = self._pool(number)
+        x, p = self._read(op.source, read), self._passed(op.target, chain)
+        sums = np.zeros_like(_padded(op, x))
+        best = self._windows(op, x).argmax(0)
+        taps = list(np.ndindex(*op.kernel))
+        for index, tap in enumerate(taps):
+            given = np.where(best == index, p, 0) if op.operation == "max" else p
+            _window(op, sums, tap, p.shape[2:], pad=False)[...] += given
+        (top, left), (height, width) = op.padding, x.shape[2:]
+        inside = sums[:, :, top : top + height, left : left + width]
+        self._put(op.source, shift_right_half_up(inside, shift), mix)
+
+    # Parts
+
+    def _conv(self, number: int) -> Conv:
+        op = self._plan.ops[number]
+        assert isinstance(op, Conv)
+        return op
+
+    def _pool(self, number: int) -> Pool:
+        op = self._plan.ops[number]
+        assert isinstance(op, Pool)
+        return op
+
+    def _plane(self, tensor: int) -> tuple[int, ...]:
+        return self._plan.tensors[tensor].shape[1:]
+
+    def _read(self, tensor: int, read: Read) -> Array:
+        y = _across(read.a) * self._x[tensor] + _across(read.b)
+        return np.clip(shift_right_half_up(y, _across(read.shift)), read.low, read.high)
+
+    def _centred(self, tensor: int, centre: Ints) -> Array:
+        return np.clip(self._raw[tensor] - _across(centre), -WIDE, WIDE)
+
+    def _passed(self, tensor: int, chain: Chain) -> Array:
+        g = self._g[tensor]
+        y = _across(chain.a) * g + _across(chain.c)
+        if chain.carrier != "none":
+            x = self._x[tensor]
+            y = y + _across(chain.b) * (x if chain.carrier == "x" else np.sign(x))
+        shift = np.broadcast_to(_across(chain.shift), y.shape)
+        if chain.key is None:
+            y = shift_right_half_up(y, shift)
+        else:
+            counters = np.arange(y.size, dtype=np.uint32).reshape(y.shape)
+            y = shift_right_stochastic(y, shift, random_bits(chain.key, counters))
+        return np.clip(y, -chain.limit, chain.limit) * _across(chain.factor)
+
+    def _put(self, tensor: int, new: Array, mix: Mix | None) -> None:
+        if mix is not None:
+            total = _across(mix.a) * self._g[tensor] + _across(mix.b) * new
+            new = np.clip(shift_right_half_up(total, _across(mix.shift)), -WIDE, WIDE)
+        self._g[tensor] = new
+
+    def _windows(self, op: Pool, x: Array) -> Array:
+        """Return what each window sees, [taps, n, channels, height, width]."""
+        padded = _padded(op, x, _OUTSIDE)
+        plane = self._plane(op.target)
+        return np.stack([_window(op, padded, t, plane, pad=False) for t in np.ndindex(*op.kernel)])
+
+
+_OUTSIDE = -(2**40)
+
+
+def _across(values: NDArray[Any]) -> Array:
+    return values.astype(np.int64)[:, None, None]
+
+
+def _padded(op: Conv | Pool, x: Array, value: int = 0) -> Array:
+    (top, left) = op.padding
+    return np.pad(x, ((0, 0), (0, 0), (top, top), (left, left)), constant_values=value)
+
+
+def _window(
+    op: Conv | Pool, x: Array, tap: tuple[int, ...], plane: tuple[int, ...], pad: bool = True
+) -> Array:
+    """Return a view of what one tap of the kernel meets, [n, channels, *plane]."""
+    x = _padded(op, x) if pad else x
+    dilation = op.dilation if isinstance(op, Conv) else (1, 1)
+    cuts = []
+    for axis in (0, 1):
+        start = tap[axis] * dilation[axis]
+        cuts.append(slice(start, start + (plane[axis] - 1) * op.stride[axis] + 1, op.stride[axis]))
+    return x[:, :, cuts[0], cuts[1]]
+
+
+def _taps(op: Conv, weights: Array) -> Iterator[tuple[tuple[int, int], Array]]:
+    for ky, kx in np.ndindex(*op.kernel):
+        yield (ky, kx), weights[:, :, ky, kx]
+
+
+def _grouped(groups: int, x: Array) -> NDArray[np.float64]:
+    """Return [groups, channels of a group, n * height * width]."""
+    by_channel = x.astype(np.float64).transpose(1, 0, 2, 3)
+    return by_channel.reshape(groups, x.shape[1] // groups, -1)
+
+
+def _ungrouped(found: NDArray[np.float64], like: Array) -> Array:
+    n, _, height, width = like.shape
+    return found.astype(np.int64).reshape(-1, n, height, width).transpose(1, 0, 2, 3)
+
+
+def _product(groups: int, weight: Array, x: Array) -> Array:
+    """Return weight [outputs, inputs of a group] times x, per group."""
+    split = weight.astype(np.float64).reshape(groups, -1, weight.shape[1])
+    return _ungrouped(split @ _grouped(groups, x), x)
+
+
+def _transposed(groups: int, weight: Array, p: Array) -> Array:
+    split = weight.astype(np.float64).reshape(groups, -1, weight.shape[1])
+    return _ungrouped(split.transpose(0, 2, 1) @ _grouped(groups, p), p)
+
+
+def _outer(groups: int, p: Array, x: Array) -> Array:
+    """Return the sum of p times x over examples and pixels, [outputs, inputs of a group]."""
+    found = _grouped(groups, p) @ _grouped(groups, x).transpose(0, 2, 1)
+    return found.astype(np.int64).reshape(p.shape[1], -1)

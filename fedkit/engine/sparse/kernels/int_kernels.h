@@ -1,0 +1,101 @@
+/* What the integer kernels are told; integer/native.py mirrors the structs field by field.
+ *
+ * A stored tensor is int8 [tiles][channels][height][width][ILANES]. An op does not write it: it
+ * writes int16 of the same layout, `raw`, and `settle` makes the int8 of that once the statistics
+ * of the whole batch are known. Gradients are int16.
+ *
+ * Every number a kernel needs comes as integers per channel. A real factor r is a multiplier m and
+ * a shift s, r = m * 2^-s; (m * x + 2^(s - 1)) >> s rounds half up. Arrays
+ * are [channels] of the tensor they belong to.
+ *
+ * All sums are exact, so that no result depends on lanes, parts or threads.
+ */
+#ifndef FEDKIT_INT_KERNELS_H
+#define FEDKIT_INT_KERNELS_H
+
+#include "kernels.h"
+
+struct int_tensor {
+    int8_t *x;
+    int16_t *raw;
+    int16_t *gradient;
+    int64_t examples;
+    int32_t channels;
+    int32_t plane;
+};
+
+/* Reading: clamp((a * x + b + half) >> shift, low, high). */
+struct int_read {
+    const int32_t *a, *b, *shift;
+    int32_t low, high;
+};
+
+/* What a gradient of the value read becomes as one of `raw`: (a * g + b * k + c + r) >> shift,
+ * where k is 0, x or the sign of x, and r rounds: half up, or at random. */
+struct int_chain {
+    const int32_t *a, *b, *c, *shift;
+    const int32_t *factor;  /* what the result is multiplied by at last; NULL: 1 */
+    int32_t carrier;    /* 0, 1: x, 2: sign of x */
+    int32_t limit;      /* results lie within +-limit */
+    int32_t random;     /* round at random, by bits of (key, position of the element) */
+    uint32_t key_low, key_high;
+};
+
+/* (old * a + new * b + half) >> shift, for what is added to a gradient that holds something. */
+struct int_mix {
+    const int32_t *a, *b, *shift;
+};
+
+/* As `struct map`, with taps in pairs: row r has the pairs first[r] .. first[r + 1], or, dense, all
+ * `pairs` with shared offsets, and the weights of a block of rows lie [pairs][rows of it][2]: blocks
+ * are of int_rows() rows, what is left of 2, and of 1. */
+struct int_map {
+    const int32_t *first;
+    const int32_t *offset;   /* [pairs][2] */
+    const int16_t *weight;   /* [pairs][2] */
+    const int32_t *slot_in;
+    const int32_t *slot_out;
+    int32_t rows;
+    int32_t pairs;
+    int32_t slots;
+};
+
+struct int_conv {
+    struct int_tensor *source, *target;
+    struct int_read read;       /* of the source */
+    struct int_chain chain;     /* of the target's gradient */
+    struct int_mix mix;         /* of the source's gradient */
+    struct int_map forward;
+    const struct int_map *backward;
+    const int32_t *bias;        /* [target channels], in units of the sums */
+    const int32_t *shift_out;   /* [target channels]: from a sum to raw */
+    const int32_t *shift_in;    /* [source channels]: from a sum to a gradient */
+    const int32_t *first;       /* sparse: taps of each row, [rows + 1]; dense: NULL */
+    const struct tap *tap;      /* sparse */
+    const int32_t *full_offset; /* dense: [full_taps] */
+    const uint8_t *used_in, *used_out;
+    const int32_t *line_in, *line_out;
+    struct padding in, out;
+    int32_t in_height, in_width, out_height, out_width;
+    int32_t lines, line_length;
+    int32_t phases;
+    int32_t tiles, tiles_per_part;
+    int32_t full_taps;
+    int32_t stride;
+    int32_t most_slots;         /* pixels whose products fit a sum of int32 */
+    int32_t accumulate;
+};
+
+struct int_pool {
+    struct int_tensor *source, *target;
+    struct int_read read;
+    struct int_chain chain;
+    struct int_mix mix;
+    int32_t in_height, in_width, out_height, out_width;
+    int32_t kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x;
+    int32_t maximum;
+    int32_t shift_out, shift_in;
+    int32_t accumulate;
+};
+
+#endif

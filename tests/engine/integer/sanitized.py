@@ -1,0 +1,128 @@
+"""Trains in integers with kernels that were compiled with sanitizers; a program of its own.
+
+    python -m tests.engine.integer.sanitized LIBRARY SIMD OVERRUN PLAN...
+
+As `tests.engine.sparse.sanitized`, whose cases, and wild ones, it runs: it ends with 0 if no kernel
+left its memory and no sum of signed numbers left its type.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import random
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from fedkit.engine.integer import native_backend
+from fedkit.engine.integer.engine import quantize_inputs
+from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.native_backend import NativeBackend
+from fedkit.engine.integer.program import Program
+from fedkit.engine.sparse import native
+from fedkit.engine.sparse.plan import Pool, load_plan
+from tests.engine.integer import steps
+from tests.engine.integer.wild import wild
+from tests.engine.sparse import programs
+from tests.engine.sparse.plans import Case
+from tests.engine.sparse.sanitized import MODES, Poison, cases
+
+GAP = 64
+"""Bytes before and behind each tensor."""
+
+
+class GuardedKernels(native.Kernels):
+    """Compiled kernels; each convolution and pool may touch only as much scratch as it needs."""
+
+    needs: dict[int, int]
+    """Bytes by the address of the target's struct."""
+
+    scratch: tuple[int, int]
+
+    def __init__(self, library: ctypes.CDLL, simd: str, lanes: int) -> None:
+        super().__init__(library, simd, lanes)
+        self._poison = Poison()
+        for name in ("int_conv_forward", "int_conv_backward", "int_pool_backward"):
+            setattr(self, name, partial(self._guarded, getattr(self, name)))
+
+    def _guarded(self, kernel: Callable[..., Any], op: Any, *arguments: Any) -> None:
+        begin, end = self.scratch
+        need = self.needs[ctypes.addressof(op._obj.target.contents)]
+        with self._poison.over([(begin + need, end)]):
+            kernel(op, *arguments)
+
+
+def scratch_needs(backend: NativeBackend) -> dict[int, int]:
+    """Return the bytes of scratch that each op needs, as `GuardedKernels.needs`."""
+    network, needs = backend._network, {}
+    for number, op in enumerate(network.plan.ops):
+        target = ctypes.addressof(backend._tensors[op.target])
+        if number in network.layers:
+            needs[target] = backend._scratch_bytes(network.layers[number].geometry)
+        elif isinstance(op, Pool):
+            needs[target] = 4 * network.lanes * math.prod(network.plan.tensors[op.source].shape[1:])
+    return needs
+
+
+def spans(backend: NativeBackend, batch: int) -> Iterator[tuple[int, int]]:
+    """Yield the addresses (begin, end) of the tensors."""
+    tiles = -(-batch // backend._lanes)
+    for struct, tensor in zip(backend._tensors, backend._plan.tensors, strict=True):
+        count = tiles * math.prod(tensor.shape) * backend._lanes
+        for field, width in (("x", 1), ("raw", 2), ("gradient", 2)):
+            if begin := getattr(struct, field):
+                yield begin, begin + width * count
+
+
+def gaps(backend: NativeBackend, batch: int, scratch: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Yield the addresses in the arena that nothing may touch."""
+    end = backend._arena.ctypes.data
+    last = end + backend._arena.nbytes
+    for first, after in sorted({*spans(backend, batch), scratch, (last, last)}):
+        yield end, first
+        end = after
+
+
+def drive(case: Case, kernels: GuardedKernels, mode: Any, seed: int, overrun: int) -> None:
+    """Run two steps of one mode in guarded memory."""
+    choose = random.Random(seed).choice
+    bits, rule = choose(range(2, 9)), choose(list(RULES))
+    with mock.patch.object(native_backend, "place", partial(programs.apart, gap=GAP)):
+        made = steps.make(case, kernels, bits, rule, mode)
+    backend = made._backend
+    assert isinstance(backend, NativeBackend) and backend._scratch.value is not None
+    needs = scratch_needs(backend)
+    begin = backend._scratch.value
+    kernels.scratch = begin, begin + max(needs.values())
+    kernels.needs = {target: need - overrun for target, need in needs.items()}
+    with Poison().over(gaps(backend, len(case.inputs), kernels.scratch)):
+        run(made, case, kernels)
+
+
+def run(made: Program, case: Case, kernels: GuardedKernels) -> None:
+    if made.mode == "train":
+        steps.train(made, case, kernels)
+        return
+    made.use_running(case.state)
+    codes, scale = quantize_inputs(case.inputs)
+    made.forward(codes, scale, np.arange(len(codes)))
+    made.loss(case.targets)
+
+
+def main(library: str, simd: str, overrun: str, *files: str) -> None:
+    compiled = ctypes.CDLL(library)
+    kernels = GuardedKernels(compiled, simd, getattr(compiled, f"kernels_lanes_{simd}")())
+    for number, case in enumerate(cases([load_plan(Path(file)) for file in files])):
+        for given in (case, wild(case, random.Random(number).choice)):
+            for mode in MODES:
+                drive(given, kernels, mode, number, int(overrun))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,259 @@
+"""What the integers stand for: logits and gradients of the float model, up to stated bounds.
+
+The bounds are what was measured, with a little room: resnet8 on 128 digits, density 1 and 0.3,
+batch and L1 norms. They tell when a change makes the arithmetic worse, not how good it could be.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.grad import conv2d_weight
+
+from fedkit.engine.integer.constants import Chain, Ints, Mix, Read
+from fedkit.engine.integer.engine import IntegerEngine, quantize_inputs
+from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.numpy_backend import NumpyBackend
+from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.sparse.state import ModelState
+from fedkit.task import Examples
+from fedkit.tasks import digits
+from tests.engine.integer import steps
+from tests.engine.sparse.cases import engines, l1, pruned, zoo
+from tests.engine.sparse.plans import random_case
+from tests.naive import plan as naive_plan
+
+Array = NDArray[Any]
+
+SHAPE = (1, 8, 8)
+
+
+def small() -> nn.Module:
+    """Return a model of three layers."""
+    body = (nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    more = (nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    return nn.Sequential(*body, *more, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 10))
+
+
+MODELS = {
+    "batch": zoo("resnet8", SHAPE, 10),
+    "l1": l1(zoo("resnet8", SHAPE, 10)),
+    "small": small,
+    "small-l1": l1(small),
+}
+SETTINGS = [(name, density) for name in ("batch", "l1") for density in (1.0, 0.3)]
+
+
+@functools.cache
+def model(norm: str, density: float) -> tuple[SparseEngine, ModelState, Examples]:
+    reference, engine = engines(MODELS[norm], SHAPE)
+    data = digits.train_data().take(np.arange(128))
+    return engine, pruned(reference.initial_state(), density), data
+
+
+@functools.cache
+def real(norm: str, density: float) -> tuple[Array, dict[str, Array]]:
+    """Return logits under the batch's statistics, and gradients, in float64 by torch."""
+    engine, state, data = model(norm, density)
+    weights = {n: torch.from_numpy(w).double().requires_grad_() for n, w in state.weights.items()}
+    stats = {name: torch.from_numpy(value) for name, value in state.stats.items()}
+    inputs = torch.from_numpy(data.inputs).double()
+    logits = naive_plan.run(engine.plan, weights, stats, inputs, training=True)
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(data.targets))
+    slopes = torch.autograd.grad(loss, [weights[name] for name in engine.layout.prunable])
+    gradients = dict(zip(engine.layout.prunable, (s.numpy() for s in slopes), strict=True))
+    return logits.detach().numpy(), gradients
+
+
+@functools.cache
+def integer_gradients(norm: str, density: float, bits: int, rule: str) -> dict[str, Array]:
+    engine, state, data = model(norm, density)
+    made = IntegerEngine(engine.plan, bits=bits, gradient=rule)
+    return dict(made.gradients(state, data))
+
+
+def flat(gradients: dict[str, Array]) -> Array:
+    return np.concatenate([value.ravel() for value in gradients.values()])
+
+
+def cosine(one: Array, other: Array) -> float:
+    return float((one * other).sum() / (np.linalg.norm(one) * np.linalg.norm(other)))
+
+
+def off(found: Array, expected: Array) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+# Gradients
+
+
+@pytest.mark.parametrize(("norm", "density"), SETTINGS)
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients_of_8_bits_point_where_the_real_ones_do(
+    norm: str, density: float, rule: str
+) -> None:
+    found, (_, expected) = integer_gradients(norm, density, 8, rule), real(norm, density)
+    assert cosine(flat(found), flat(expected)) > 0.97
+    for name, gradient in expected.items():
+        assert cosine(found[name], gradient) > 0.93, name
+        product = float((found[name] * gradient).sum())
+        # And they are as long: nothing is lost or added on the way.
+        assert product == pytest.approx(float(np.square(gradient).sum()), rel=0.15), name
+
+
+@pytest.mark.parametrize("density", [1.0, 0.3])
+@pytest.mark.parametrize("name", ["small", "small-l1"])
+def test_gradients_of_a_small_model_are_nearer_still(name: str, density: float) -> None:
+    found, (_, expected) = integer_gradients(name, density, 8, "shiftquant"), real(name, density)
+    assert cosine(flat(found), flat(expected)) > 0.99
+    assert all(cosine(found[layer], expected[layer]) > 0.98 for layer in expected)
+
+
+@pytest.mark.parametrize(("norm", "density"), SETTINGS)
+def test_every_layers_gradient_is_nearer_with_more_bits(norm: str, density: float) -> None:
+    _, expected = real(norm, density)
+    found = [integer_gradients(norm, density, bits, "shiftquant") for bits in (3, 4, 8)]
+    for name, gradient in expected.items():
+        coarse, middle, fine = (off(gradients[name], gradient) for gradients in found)
+        assert coarse > middle > fine, name
+        assert fine < 0.36, name
+
+
+def test_finer_rules_are_nearer() -> None:
+    """At 4 bits, over all layers: one scale, powers of two, any scale."""
+    for norm, density in SETTINGS:
+        expected = flat(real(norm, density)[1])
+        errors = [off(flat(integer_gradients(norm, density, 4, rule)), expected) for rule in RULES]
+        assert list(RULES) == ["per-tensor", "shiftquant", "per-channel"]
+        assert errors == sorted(errors, reverse=True)
+
+
+# Logits
+
+
+@pytest.mark.parametrize(("norm", "density"), SETTINGS)
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.06), (6, 0.09), (4, 0.25)])
+def test_logits_are_near_the_real_ones(norm: str, density: float, bits: int, most: float) -> None:
+    engine, state, data = model(norm, density)
+    expected, _ = real(norm, density)
+    made = IntegerEngine(engine.plan, bits=bits)
+    program = made.program(state, "statistics", len(data))
+    program.forward(*quantize_inputs(data.inputs), np.arange(len(data)))
+    assert off(program.outputs(), expected) < most
+    # The same under running statistics that are those of the batch.
+    stats = dict(state.stats)
+    for name, moments in engine.norm_moments(state, data).items():
+        stats[f"{name}.running_mean"] = moments.mean.astype(np.float32)
+        stats[f"{name}.running_var"] = moments.variance.astype(np.float32)
+    settled = replace(state, stats=stats)
+    assert off(made.outputs(settled, data.inputs), engine.outputs(settled, data.inputs)) < most
+
+
+@pytest.mark.parametrize(("norm", "density"), SETTINGS)
+def test_moments_are_near_the_real_ones(norm: str, density: float) -> None:
+    engine, state, data = model(norm, density)
+    found = IntegerEngine(engine.plan).norm_moments(state, data)
+    expected = engine.norm_moments(state, data)
+    assert list(found) == list(expected)
+    for name, moments in expected.items():
+        deviation = np.sqrt(moments.variance)
+        assert found[name].n == moments.n
+        assert np.abs((found[name].mean - moments.mean) / deviation).max() < 0.1, name
+        assert np.abs(np.sqrt(found[name].variance) / deviation - 1).max() < 0.1, name
+
+
+# Random rounding
+
+
+class RepeatingBackend(NumpyBackend):
+    """Draws every weight gradient many times, by other keys."""
+
+    DRAWS = 60
+
+    def conv_backward(
+        self,
+        number: int,
+        read: Read,
+        chain: Chain,
+        shift: Ints,
+        mix: Mix | None,
+        source: bool,
+    ) -> tuple[Array, Array]:
+        op = self._conv(number)
+        g, x = dict(self._g), self._read(op.source, read)
+        draws = []
+        for draw in range(self.DRAWS):
+            key = (chain.key or 0) + draw * 0x9E3779B97F4A7C15
+            again = replace(chain, key=key % 2**64)
+            draws.append(super().conv_backward(number, read, again, shift, None, False)[0])
+        mean, variance = self._expected(number, x, chain)
+        self._scores(np.array(draws), mean, variance)
+        self._g = g
+        return super().conv_backward(number, read, chain, shift, mix, source)
+
+    def _expected(self, number: int, x: Array, chain: Chain) -> tuple[Array, Array]:
+        """Return mean and variance of the gradients, were rounding to be without bias."""
+        op = self._conv(number)
+        exact = self._exact(op.target, chain)
+        share = exact - np.floor(exact)
+        factor = chain.factor[:, None, None].astype(np.float64)
+        weights = torch.zeros(self._weights[number].shape, dtype=torch.float64)
+        how = (op.stride, op.padding, op.dilation, op.groups)
+        found = [
+            conv2d_weight(
+                torch.from_numpy(a.astype(np.float64)), weights.shape, torch.from_numpy(b), *how
+            ).numpy()
+            for a, b in ((x, exact * factor), (x * x, share * (1 - share) * factor**2))
+        ]
+        kept = self._network.parameters.kept.get(op.weight)
+        mean, variance = (part.reshape(-1) for part in found)
+        return (mean, variance) if kept is None else (mean[kept], variance[kept])
+
+    def _exact(self, tensor: int, chain: Chain) -> Array:
+        """Return what is rounded, within the limits."""
+        a, b, c = (part[:, None, None].astype(np.float64) for part in (chain.a, chain.b, chain.c))
+        y = a * self._g[tensor] + c
+        if chain.carrier != "none":
+            code = self._x[tensor]
+            y = y + b * (code if chain.carrier == "x" else np.sign(code))
+        exact = np.ldexp(y, -chain.shift[:, None, None])
+        return np.asarray(np.clip(exact, -chain.limit, chain.limit))
+
+    scores: list[Array]
+    spreads: list[float]
+
+    def _scores(self, draws: Array, mean: Array, variance: Array) -> None:
+        error = np.sqrt(variance / len(draws))
+        spread = error > 1e-9
+        np.testing.assert_allclose(draws.mean(0)[~spread], mean[~spread], atol=1e-6)
+        self.scores.append((draws.mean(0) - mean)[spread] / error[spread])
+        if spread.any():
+            self.spreads.append(float((draws.var(0, ddof=1)[spread] / variance[spread]).mean()))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_weight_gradients_are_right_on_average(rule: str) -> None:
+    """Each within 4 standard errors, and with the variance that rounding at random has."""
+    scores, spreads = [], []
+    for seed in range(10):
+        choose = random.Random(seed).choice
+        case = random_case(choose, most=3, densities=(1.0, 0.5))
+        made = steps.make(case, None, choose((2, 3, 4)), rule)
+        backend = RepeatingBackend(made.network)
+        backend.scores, backend.spreads = [], []
+        made._backend = backend
+        steps.train(made, case, None, steps=1)
+        scores += backend.scores
+        spreads += backend.spreads
+    everything = np.concatenate(scores)
+    assert len(everything) > 200
+    assert np.abs(everything).max() < 4
+    assert np.mean(spreads) == pytest.approx(1.0, abs=0.1)

@@ -1,0 +1,319 @@
+"""Every op of the numpy backend, in the middle of training, against Python integers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Settling, multiplier
+from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.loss import cross_entropy
+from fedkit.engine.integer.network import Codes, IntegerNetwork, full_weight
+from fedkit.engine.integer.numpy_backend import NumpyBackend
+from fedkit.engine.integer.optimiser import EXTRA, Sgd
+from fedkit.engine.sparse import native
+from fedkit.engine.sparse.plan import Add, Copy
+from fedkit.numerics import derive_key
+from tests.engine.integer import steps
+from tests.engine.sparse.plans import Case, random_case
+from tests.naive import integers as naive
+
+Array = NDArray[np.int64]
+Sums = Array
+
+
+class CheckedBackend(NumpyBackend):
+    """The numpy backend, and after every op its twin; `seen` counts what was compared."""
+
+    def __init__(self, network: IntegerNetwork) -> None:
+        super().__init__(network)
+        self.seen = dict[str, int]()
+
+    def _check(self, op: str, found: Any, expected: Any) -> None:
+        self.seen[op] = self.seen.get(op, 0) + 1
+        np.testing.assert_array_equal(found, np.array(expected, object), err_msg=op)
+
+    def conv_forward(self, number: int, read: Read, codes: Codes, bias: Ints, shift: Ints) -> None:
+        super().conv_forward(number, read, codes, bias, shift)
+        op = self._conv(number)
+        x, weight = naive.read(self._x[op.source], read), self._full(number, codes.values)
+        sums = naive.convolve(op, x, weight, bias, self._plane(op.target))
+        self._check("conv", self._raw[op.target], naive.narrowed(sums, shift))
+
+    def _full(self, number: int, values: NDArray[Any]) -> NDArray[Any]:
+        return full_weight(self._network, number, values)
+
+    def add_forward(self, number: int, left: Read, right: Read) -> None:
+        super().add_forward(number, left, right)
+        op = self._plan.ops[number]
+        assert isinstance(op, Add)
+        sides = (naive.read(self._x[t], how) for t, how in ((op.left, left), (op.right, right)))
+        self._check("add", self._raw[op.target], sum(sides))
+
+    def copy_forward(self, number: int, read: Read) -> None:
+        super().copy_forward(number, read)
+        op = self._plan.ops[number]
+        assert isinstance(op, Copy)
+        raw = self._raw[op.target]
+        flat = naive.read(self._x[op.source], read).reshape(len(raw), -1)
+        begin = op.channel * raw[0, 0].size
+        self._check("copy", raw.reshape(len(raw), -1)[:, begin : begin + flat.shape[1]], flat)
+
+    def pool_forward(self, number: int, read: Read, shift: int) -> None:
+        super().pool_forward(number, read, shift)
+        op = self._pool(number)
+        sums = naive.pool(op, naive.read(self._x[op.source], read), self._plane(op.target))
+        self._check(op.operation, self._raw[op.target], naive.narrowed(sums, shift))
+
+    def raw_sums(self, tensor: int) -> tuple[Sums, Ints]:
+        sums, peak = super().raw_sums(tensor)
+        raw = self._raw[tensor]
+        self._check("raw peak", peak, naive.peaks(raw))
+        self._check("raw sum", sums, [sum(raw[:, c].ravel().tolist()) for c in range(len(sums))])
+        return sums, peak
+
+    def raw_squares(self, tensor: int) -> tuple[Sums, Sums]:
+        sums, squares = super().raw_squares(tensor)
+        values = [self._raw[tensor][:, c].ravel().tolist() for c in range(len(sums))]
+        self._check("raw sum", sums, [sum(channel) for channel in values])
+        self._check("raw squares", squares, [sum(v * v for v in channel) for channel in values])
+        return sums, squares
+
+    def raw_spread(self, tensor: int, centre: Ints) -> Sums:
+        found = super().raw_spread(tensor, centre)
+        self._check("L1 spread", found, naive.spread(self._raw[tensor], centre))
+        return found
+
+    def settle(self, tensor: int, how: Settling) -> None:
+        super().settle(tensor, how)
+        self._check("settle", self._x[tensor], naive.settle(self._raw[tensor], how))
+
+    def read_squares(self, tensor: int, read: Read) -> Sums:
+        found = super().read_squares(tensor, read)
+        values = naive.read(self._x[tensor], read)
+        squares = [sum(v * v for v in values[:, c].ravel().tolist()) for c in range(len(found))]
+        self._check("squares", found, squares)
+        return found
+
+    def finish(self, tensor: int, read: Read | None) -> tuple[Sums, Ints]:
+        before, x = self._g[tensor], self._x.get(tensor)
+        sums, peak = super().finish(tensor, read)
+        expected = before
+        if read is not None:
+            assert x is not None
+            expected = naive.masked(before, x, read)
+        self._check("finish", self._g[tensor], expected)
+        self._check("finish sums", sums, naive.finish_sums(expected, x))
+        self._check("finish peak", peak, naive.peaks(expected))
+        return sums, peak
+
+    def passed_peak(self, tensor: int, chain: Chain) -> Ints:
+        found = super().passed_peak(tensor, chain)
+        self._check("passed peak", found, naive.peaks(self._slowly_passed(tensor, chain)))
+        return found
+
+    def _slowly_passed(self, tensor: int, chain: Chain) -> Array:
+        return naive.passed(self._g[tensor], self._x.get(tensor), chain)
+
+    def conv_backward(
+        self,
+        number: int,
+        read: Read,
+        chain: Chain,
+        shift: Ints,
+        mix: Mix | None,
+        source: bool,
+    ) -> tuple[Sums, Sums]:
+        op = self._conv(number)
+        p, old = self._slowly_passed(op.target, chain), self._g.get(op.source)
+        gradient, sums = super().conv_backward(number, read, chain, shift, mix, source)
+        x = naive.read(self._x[op.source], read)
+        to_x, to_weight = naive.convolve_backward(op, x, self._weights[number], p)
+        self._check("bias gradient", sums, p.sum((0, 2, 3)))
+        kept = self._network.parameters.kept.get(op.weight)
+        flat = to_weight.reshape(-1)
+        self._check("weight gradient", gradient, flat if kept is None else flat[kept])
+        if source:
+            self._check_given("conv", op.source, naive.narrowed(to_x, shift), old, mix)
+        return gradient, sums
+
+    def copy_backward(
+        self, number: int, source: int, chain: Chain, channel: int, mix: Mix | None
+    ) -> None:
+        target, old = self._plan.ops[number].target, self._g.get(source)
+        p = self._slowly_passed(target, chain)
+        super().copy_backward(number, source, chain, channel, mix)
+        shape = (len(p), *self._plan.tensors[source].shape)
+        begin = channel * p[0, 0].size
+        taken = p.reshape(len(p), -1)[:, begin : begin + int(np.prod(shape[1:]))]
+        self._check_given("copy", source, taken.reshape(shape), old, mix)
+
+    def pool_backward(
+        self, number: int, read: Read, chain: Chain, shift: int, mix: Mix | None
+    ) -> None:
+        op = self._pool(number)
+        p, old = self._slowly_passed(op.target, chain), self._g.get(op.source)
+        super().pool_backward(number, read, chain, shift, mix)
+        sums = naive.pool_backward(op, naive.read(self._x[op.source], read), p)
+        self._check_given(op.operation, op.source, naive.narrowed(sums, shift), old, mix)
+
+    def _check_given(
+        self, op: str, tensor: int, new: Array, old: Array | None, mix: Mix | None
+    ) -> None:
+        if mix is not None:
+            assert old is not None
+            new = naive.mixed(old, new, mix)
+        self._check(f"gradient by {op}{'' if mix is None else ', added'}", self._g[tensor], new)
+
+
+EVERYTHING = {
+    *("conv", "add", "copy", "max", "mean", "raw peak", "raw sum", "L1 spread", "raw squares"),
+    *("settle", "squares", "finish", "finish sums", "finish peak", "passed peak"),
+    *("bias gradient", "weight gradient"),
+    *(f"gradient by {op}" for op in ("conv", "copy", "max", "mean")),
+    *(f"gradient by {op}, added" for op in ("conv", "copy", "max")),
+}
+
+
+def small_case(seed: int) -> Case:
+    choose = random.Random(seed)
+    case = random_case(choose.choice, most=4)
+    few = 1 + seed % 3 if len(case.inputs) == 1 else 2 + seed % 2
+    case = replace(case, inputs=case.inputs[:few], targets=case.targets[:few])
+    elements = sum(np.prod(tensor.shape) for tensor in case.plan.tensors)
+    return case if elements < 900 else small_case(seed + 999)
+
+
+def test_every_op_of_training_is_its_twin() -> None:
+    seen = set[str]()
+    for seed in range(40):
+        case, choose = small_case(seed), random.Random(seed)
+        made = steps.make(case, None, choose.choice(range(2, 9)), choose.choice(list(RULES)))
+        backend = CheckedBackend(made.network)
+        made._backend = backend
+        steps.train(made, case, None, steps=1)
+        seen |= set(backend.seen)
+    assert seen >= EVERYTHING
+
+
+# Data
+
+
+def test_examples_are_taken_in_their_order() -> None:
+    case = small_case(0)
+    made = steps.make(case, None, 8)
+    rng = np.random.default_rng(0)
+    shape = case.plan.tensors[0].shape
+    inputs = rng.integers(-127, 128, (5, *shape)).astype(np.int8)
+    backend = NumpyBackend(made.network)
+    backend.begin(3)
+    backend.load(inputs, np.array([4, 0, 2]))
+    np.testing.assert_array_equal(backend.codes(0), inputs[[4, 0, 2]])
+
+
+# The loss
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 1e4, 1e30])
+@pytest.mark.parametrize("count", [1, 7])
+def test_cross_entropy_is_within_a_step_of_the_real_one(size: float, count: int) -> None:
+    rng = np.random.default_rng(count)
+    logits = rng.standard_normal((count, 5)) * size
+    targets = rng.integers(0, 5, count)
+    loss, gradient = cross_entropy(logits, targets)
+    expected, slope = naive.cross_entropy(logits, targets)
+    assert gradient.dtype == np.int16
+    # Half a step, and what a table of 257 powers interpolates.
+    np.testing.assert_allclose(gradient / 32767, slope, atol=1.0 / 32767, rtol=0)
+    # Powers end 30 bits behind the point, so that no example's loss is above ln 2^30 + ln 5.
+    if expected < 15:
+        assert loss == pytest.approx(expected, abs=2e-5 * 5)
+    else:
+        assert 0 <= loss <= min(expected, 30 * np.log(2) + np.log(5)) + 1e-3
+
+
+def test_equal_logits_share_the_loss() -> None:
+    loss, gradient = cross_entropy(np.full((2, 4), 3.0), np.array([0, 3]))
+    assert loss == pytest.approx(np.log(4))
+    first, last = ([8192 - 32767 * (i == target) for i in range(4)] for target in (0, 3))
+    assert gradient.tolist() == [first, last]
+
+
+# The optimiser
+
+
+@pytest.mark.parametrize("backend", ["numpy", *native.available()])
+def test_sgd_is_its_twin_at_any_size(backend: str) -> None:
+    kernels = None if backend == "numpy" else native.load_kernels(backend)
+    rate, share = st.floats(1e-6, 10.0), st.floats(0, 1)
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.integers(0, 999), rate, share, share)
+    def check(seed: int, lr: float, momentum: float, decay: float) -> None:
+        network = steps.make(small_case(seed % 20), None, 8).network
+        gradient, units = fill(network, np.random.default_rng(seed))
+        optimiser = Sgd(network, kernels, momentum, decay, seed=3)
+        (factor,), (shift,) = multiplier(np.array([decay * lr * 2.0**EXTRA]), 40)
+        shrink = int(factor), int(shift)
+        expected = [
+            moved
+            for index, name in enumerate(network.plan.weights)
+            for moved in stepped(
+                optimiser, network, name, gradient, units[name] * lr, shrink, index
+            )
+        ]
+        optimiser.step(gradient, units, lr)
+        found = zip(network.weights.tolist(), network.velocity.tolist(), strict=True)
+        assert list(found) == expected
+
+    check()
+
+
+def fill(
+    network: IntegerNetwork, rng: np.random.Generator
+) -> tuple[Array, dict[str, NDArray[np.float64]]]:
+    """Draw all of a network, up to the ends of int32; return a gradient and its units."""
+    for vector in (network.weights, network.velocity):
+        sizes = 2.0 ** rng.uniform(0, 31, len(vector)) - 1
+        vector[:] = rng.choice((-1, 1), len(vector)) * sizes
+    sizes = 2.0 ** rng.uniform(0, 40, len(network.weights))
+    gradient = (rng.choice((-1, 1), len(sizes)) * sizes).astype(np.int64)
+    network.parameters.mask_gradient(gradient)
+    sgd = Sgd(network, None, 0.0, 0.0, 0)
+    units = {name: 10 ** rng.uniform(-15, 3, len(ends)) for name, ends in sgd._ends.items()}
+    return gradient, units
+
+
+def stepped(
+    optimiser: Sgd,
+    network: IntegerNetwork,
+    name: str,
+    gradient: Array,
+    rates: NDArray[np.float64],
+    decay: tuple[int, int],
+    index: int,
+) -> list[tuple[int, int]]:
+    """Return the next (weight, velocity) of a parameter, one after another."""
+    factor, shift = multiplier(np.ldexp(rates, network.points[name] + EXTRA), 40, 2**31 - 1)
+    key, ends = derive_key(3, 0, index, 1), optimiser._ends[name]
+    vectors = (network.weights, network.velocity, gradient)
+    rows = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0)).tolist()
+    values = zip(rows, *(network.part(name, v).tolist() for v in vectors), strict=True)
+    return [
+        naive.sgd(
+            *(weight, velocity, slope),
+            rate=(int(factor[row]), int(shift[row])),
+            decay=decay,
+            momentum=optimiser._momentum,
+            extra=EXTRA,
+            random=naive.random_bits(key, position),
+        )
+        for position, (row, weight, velocity, slope) in enumerate(values)
+    ]

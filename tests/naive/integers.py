@@ -1,0 +1,246 @@
+"""Slow, obvious twins of the integer engine's ops: Python integers, one value after another.
+
+Python's integers have no width, so nothing here can overflow, and `//` and `%` round as the
+formulas of `fedkit.engine.integer.constants` are written, not as a shift happens to.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.engine.integer.constants import Chain, Mix, Read, Settling
+from fedkit.engine.sparse.plan import Conv, Pool
+from tests.naive.kernels import places
+
+Array = NDArray[Any]
+
+CODE, WIDE = 127, 32767
+
+
+def half_up(value: int, shift: int) -> int:
+    """Return value / 2^shift to nearest, halves up."""
+    return (2 * value + 2**shift) // (2 * 2**shift)
+
+
+def clamp(value: int, limit: int) -> int:
+    return min(max(value, -limit), limit)
+
+
+def random_bits(key: int, counter: int) -> int:
+    low, high, word = key % 2**32, key // 2**32, 2**32
+    x = counter ^ low
+    x = (x ^ x // 2**16) * 0x7FEB352D % word
+    x = ((x ^ x // 2**15) + high) * 0x846CA68B % word
+    return x ^ x // 2**16
+
+
+def sign(value: int) -> int:
+    return (value > 0) - (value < 0)
+
+
+# One value of one channel
+
+
+def read_one(x: int, how: Read, channel: int) -> int:
+    value = int(how.a[channel]) * x + int(how.b[channel])
+    return min(max(half_up(value, int(how.shift[channel])), how.low), how.high)
+
+
+def active(x: int, how: Read, channel: int) -> bool:
+    value = int(how.a[channel]) * x + int(how.b[channel])
+    return bool(how.start[channel] < value < how.end[channel])
+
+
+def pass_one(g: int, x: int, how: Chain, channel: int, position: int) -> int:
+    """Pass a gradient on; position: of the element in its tensor."""
+    carried = {"none": 0, "x": x, "sign": sign(x)}[how.carrier]
+    value = int(how.a[channel]) * g + int(how.b[channel]) * carried + int(how.c[channel])
+    one = 2 ** int(how.shift[channel])
+    if how.key is None:
+        value = half_up(value, int(how.shift[channel]))
+    else:
+        value = (value + random_bits(how.key, position) % one) // one
+    return clamp(value, how.limit) * int(how.factor[channel])
+
+
+def settle_one(raw: int, how: Settling, channel: int) -> int:
+    centred = clamp(raw - int(how.centre[channel]), WIDE)
+    value = int(how.a[channel]) * centred + int(how.b[channel])
+    return clamp(half_up(value, int(how.shift[channel])), CODE)
+
+
+def mix_one(old: int, new: int, how: Mix, channel: int) -> int:
+    value = int(how.a[channel]) * old + int(how.b[channel]) * new
+    return clamp(half_up(value, int(how.shift[channel])), WIDE)
+
+
+# Whole tensors [n, channels, height, width]
+
+
+def read(x: Array, how: Read) -> Array:
+    y = np.zeros(x.shape, np.int64)
+    for at in np.ndindex(*x.shape):
+        y[at] = read_one(int(x[at]), how, at[1])
+    return y
+
+
+def passed(g: Array, x: Array | None, how: Chain) -> Array:
+    y = np.zeros(g.shape, np.int64)
+    for position, at in enumerate(np.ndindex(*g.shape)):
+        y[at] = pass_one(int(g[at]), 0 if x is None else int(x[at]), how, at[1], position)
+    return y
+
+
+def settle(raw: Array, how: Settling) -> Array:
+    x = np.zeros(raw.shape, np.int64)
+    for at in np.ndindex(*raw.shape):
+        x[at] = settle_one(int(raw[at]), how, at[1])
+    return x
+
+
+def masked(g: Array, x: Array, how: Read) -> Array:
+    """Return a gradient, 0 where its tensor is read as a constant."""
+    y = np.zeros(g.shape, np.int64)
+    for at in np.ndindex(*g.shape):
+        y[at] = int(g[at]) if active(int(x[at]), how, at[1]) else 0
+    return y
+
+
+def finish_sums(g: Array, x: Array | None) -> list[list[int]]:
+    """Return per channel the sums of g, g * x and the sign of x."""
+    sums = [[0, 0, 0] for _ in range(g.shape[1])]
+    for at in np.ndindex(*g.shape):
+        value, code = int(g[at]), 0 if x is None else int(x[at])
+        sums[at[1]][0] += value
+        sums[at[1]][1] += value * code
+        sums[at[1]][2] += sign(code)
+    return sums
+
+
+def peaks(values: Array) -> list[int]:
+    """Return per channel the largest magnitude."""
+    found = [0] * values.shape[1]
+    for at in np.ndindex(*values.shape):
+        found[at[1]] = max(found[at[1]], abs(int(values[at])))
+    return found
+
+
+def spread(raw: Array, centre: Array) -> list[int]:
+    """Return per channel the sum of |raw - centre|."""
+    sums = [0] * raw.shape[1]
+    for at in np.ndindex(*raw.shape):
+        sums[at[1]] += abs(clamp(int(raw[at]) - int(centre[at[1]]), WIDE))
+    return sums
+
+
+def narrowed(sums: Array, shift: Array | int) -> Array:
+    """Return sums of a channel shifted by its number."""
+    y = np.zeros(sums.shape, np.int64)
+    for at in np.ndindex(*sums.shape):
+        y[at] = half_up(int(sums[at]), shift if isinstance(shift, int) else int(shift[at[1]]))
+    return y
+
+
+def mixed(old: Array, new: Array, how: Mix) -> Array:
+    y = np.zeros(new.shape, np.int64)
+    for at in np.ndindex(*new.shape):
+        y[at] = mix_one(int(old[at]), int(new[at]), how, at[1])
+    return y
+
+
+# Ops: windows by `places`, examples and channels one by one
+
+
+def convolve(op: Conv, x: Array, weight: Array, bias: Array, plane: tuple[int, ...]) -> Array:
+    """Return the sums of weight [outputs, inputs of a group, ky, kx] times x, plus the bias."""
+    outputs, inputs = weight.shape[:2]
+    y = np.zeros((len(x), outputs, *plane), np.int64)
+    y += bias.astype(np.int64)[:, None, None]
+    for (ky, kx, oy, ox, py, px), output in _each(op, x.shape[2:], outputs):
+        first = output // (outputs // op.groups) * inputs
+        for channel in range(inputs):
+            tap = int(weight[output, channel, ky, kx])
+            for n in range(len(x)):
+                y[n, output, oy, ox] += tap * int(x[n, first + channel, py, px])
+    return y
+
+
+def convolve_backward(op: Conv, x: Array, weight: Array, p: Array) -> tuple[Array, Array]:
+    """Return the sums that x gets of p, and those that the weight gets."""
+    outputs, inputs = weight.shape[:2]
+    to_x, to_weight = np.zeros(x.shape, np.int64), np.zeros(weight.shape, np.int64)
+    for (ky, kx, oy, ox, py, px), output in _each(op, x.shape[2:], outputs):
+        first = output // (outputs // op.groups) * inputs
+        for channel in range(inputs):
+            for n in range(len(x)):
+                given = int(p[n, output, oy, ox])
+                to_x[n, first + channel, py, px] += given * int(weight[output, channel, ky, kx])
+                to_weight[output, channel, ky, kx] += given * int(x[n, first + channel, py, px])
+    return to_x, to_weight
+
+
+def _each(op: Conv, plane: tuple[int, ...], outputs: int) -> Any:
+    for place in places(op, plane, op.dilation):
+        for output in range(outputs):
+            yield place, output
+
+
+def pool(op: Pool, x: Array, plane: tuple[int, ...]) -> Array:
+    """Return the largest of each window, or its sum."""
+    mean = op.operation == "mean"
+    y = np.full((*x.shape[:2], *plane), 0 if mean else -(2**40), np.int64)
+    for _, _, oy, ox, py, px in places(op, x.shape[2:]):
+        seen, so_far = x[:, :, py, px], y[:, :, oy, ox]
+        y[:, :, oy, ox] = so_far + seen if mean else np.maximum(so_far, seen)
+    return y
+
+
+def pool_backward(op: Pool, x: Array, p: Array) -> Array:
+    """Return what each x gets: of a mean all windows' p, of a maximum those it is the first of."""
+    sums, left = np.zeros(x.shape, np.int64), p.copy()
+    largest = pool(op, x, p.shape[2:])
+    for _, _, oy, ox, py, px in places(op, x.shape[2:]):
+        for n, channel in np.ndindex(*x.shape[:2]):
+            at = n, channel, oy, ox
+            if op.operation == "mean":
+                sums[n, channel, py, px] += int(p[at])
+            elif x[n, channel, py, px] == largest[at]:
+                sums[n, channel, py, px] += int(left[at])
+                left[at] = 0
+    return sums
+
+
+# Loss and optimiser
+
+
+def cross_entropy(logits: Array, targets: Array) -> tuple[float, Array]:
+    """Return the mean loss and the gradients of the examples' losses, in real numbers."""
+    loss, gradient = 0.0, np.zeros(logits.shape)
+    for n, (row, target) in enumerate(zip(logits.tolist(), targets.tolist(), strict=True)):
+        powers = [math.exp(value - max(row)) for value in row]
+        loss += math.log(sum(powers)) + max(row) - row[target]
+        gradient[n] = [power / sum(powers) for power in powers]
+        gradient[n, target] -= 1
+    return loss / len(targets), gradient
+
+
+def sgd(
+    weight: int,
+    velocity: int,
+    gradient: int,
+    rate: tuple[int, int],
+    decay: tuple[int, int],
+    momentum: int,
+    extra: int,
+    random: int,
+) -> tuple[int, int]:
+    """Return the next weight and velocity; rate and decay are (multiplier, shift)."""
+    most = 2**31 - 1
+    step = half_up(gradient * rate[0], rate[1])
+    step += half_up(weight * decay[0], decay[1]) + half_up(velocity * momentum, 15)
+    velocity = clamp(step, most)
+    return clamp(weight - (velocity + random % 2**extra) // 2**extra, most), velocity
