@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from fedkit.errors import ConfigError
 from fedkit.fedtiny.candidates import pool_size
@@ -28,6 +29,9 @@ class RunConfig(BaseModel):
     seed: int = Field(1, ge=0, description="seed of every random choice")
     engine: Literal["auto", "torch", "sparse"] = Field(
         "auto", description="what computes: sparse C kernels, dense torch, or sparse if it can"
+    )
+    precision: Literal["fp32", "int8", "int6", "int4"] = Field(
+        "fp32", description="what training computes with: float32, or integers of so many bits"
     )
 
     devices: int = Field(10, ge=1, description="devices in the fleet")
@@ -80,6 +84,12 @@ class RunConfig(BaseModel):
 
     rounds: int = Field(30, ge=1, description="communication rounds")
     wire: Literal["fp32", "fp16"] = Field("fp32", description="width of the values that travel")
+    uplink_bits: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="devices send what they changed in 2 .. 8 bits per value (0: whole)",
+    )
     epochs: int = Field(5, ge=1, description="local epochs per round")
     batch_size: int = Field(64, ge=2, description="local batch size")
     lr: float = Field(0.1, gt=0, description="learning rate of the first round")
@@ -104,6 +114,15 @@ class RunConfig(BaseModel):
     measure_every: int = Field(
         1, ge=1, description="rounds between measurements on the test data; the last is measured"
     )
+
+    @field_validator("uplink_bits")
+    @classmethod
+    def _one_bit_holds_no_sign_and_zero(cls, bits: int) -> int:
+        if bits == 1:
+            raise PydanticCustomError(
+                "bits", "one bit holds no number and its opposite; give 2 .. 8, or 0"
+            )
+        return bits
 
     @property
     def candidates(self) -> int:

@@ -1,7 +1,8 @@
 """The device's side of a run: one function per message, the same in every transport.
 
 A device holds nothing but its data and a small memory (flat arrays, so that any transport can
-store it): the candidate pool until a candidate is chosen, afterwards the current masks.
+store it): the candidate pool until a candidate is chosen, afterwards the current masks, and of what
+it trained the part that was too small for the bits it may send.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fedkit.fedtiny.candidates import Pool
 from fedkit.messages import Packet, Update
 from fedkit.method import LocalRound, Method, Phase
 from fedkit.sparse import codec
-from fedkit.sparse.state import Masks, ModelState
+from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.task import Examples
 
 Memory = Packet
@@ -125,9 +126,31 @@ class Device:
         number = messages.read_count(request, "round")
         trained = self._method.local(self._round(number, kept), state)
         update = Update(trained.state, len(self.examples), trained.loss, trained.entries)
-        remembered = {"known_masks": codec.encode_masks(state.masks)}
+        reply, remainder = self._reply(update, state, memory)
+        remembered = {"known_masks": codec.encode_masks(state.masks), **remainder}
         remembered |= {_KEPT + name: array for name, array in trained.kept.items()}
-        return messages.pack_update(update, self.engine.layout, state.masks), Packet(remembered)
+        return reply, Packet(remembered)
+
+    def _reply(
+        self, update: Update, sent: ModelState, memory: Memory
+    ) -> tuple[Packet, dict[str, NDArray[Any]]]:
+        """Return the packed update, and what of it to remember: the part that did not travel."""
+        layout, bits = self.engine.layout, self.config.uplink_bits
+        if bits == 0:
+            return messages.pack_update(update, layout, sent.masks), {}
+        earlier = self._remainder(memory)
+        reply, remainder = messages.pack_differences(update, layout, sent, bits, earlier)
+        changes = codec.encode_masks(update.state.masks, sent.masks)
+        return reply, {"remainder": remainder, "remainder_mask_changes": changes}
+
+    def _remainder(self, memory: Memory) -> Weights:
+        """Return what earlier rounds could not send, 0 where there is nothing."""
+        layout, values = self.engine.layout, memory.arrays.get("remainder")
+        if values is None:
+            return {name: np.zeros(shape, np.float32) for name, shape in layout.weights.items()}
+        changes, known = memory.arrays["remainder_mask_changes"], self._known_masks(memory)
+        masks = codec.decode_masks(changes, layout.prunable_shapes, known)
+        return codec.decode_values(values, layout.weights, masks)
 
     def _received(self, request: Packet, memory: Memory) -> ModelState:
         if "candidate" in request.numbers:

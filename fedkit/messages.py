@@ -4,7 +4,8 @@ A packet is the payload of one message, independent of the transport. Each kind 
 packs it and one that reads it; a reader raises `WireError` naming what was expected and found.
 
 Packing leaves values float32. `narrow` makes a packet what travels in a run of `wire = "fp16"`, and
-every reader takes both widths and gives float32, so that nobody else has to know the width.
+every reader takes both widths and gives float32, so that nobody else has to know the width. With
+`uplink_bits` a trained model travels as its differences from the one sent, `pack_differences`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from fedkit.engine.base import Layout
 from fedkit.errors import WireError
-from fedkit.fedtiny.bn_selection import as_moments, as_stats
+from fedkit.fedtiny.bn_selection import absolute_stats, as_moments, as_stats, relative_stats
 from fedkit.fedtiny.candidates import Pool
-from fedkit.sparse import codec
+from fedkit.sparse import codec, differences
 from fedkit.sparse.state import Masks, ModelState, Shapes, Weights, count_kept, masks_digest
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import NormMoments
@@ -91,6 +92,17 @@ def _as_float16(key: str, array: NDArray[np.float32]) -> NDArray[np.float16]:
             "fp32 (--wire fp32), scale the inputs, or lower lr if training diverges"
         )
     return narrowed
+
+
+def as_received(state: ModelState, wire: Wire) -> ModelState:
+    """Return a state as it arrives: its values rounded once to the width that travels."""
+    if wire == "fp32":
+        return state
+    weights, stats = (
+        {name: _as_float16(name, value).astype(np.float32) for name, value in values.items()}
+        for values in (state.weights, state.stats)
+    )
+    return ModelState(weights, stats, state.masks)
 
 
 def _array(
@@ -311,17 +323,64 @@ def pack_update(update: Update, layout: Layout, known: Masks) -> Packet:
     return Packet({**state.arrays, **sparse}, numbers)
 
 
+def pack_differences(
+    update: Update, layout: Layout, sent: ModelState, bits: int, remainder: Weights
+) -> tuple[Packet, NDArray[np.float32]]:
+    """Pack an update with its model as the differences from another, a few bits each.
+
+    Args:
+        update: The update.
+        layout: The model's layout.
+        sent: The model that the device was sent, as it read it.
+        bits: Of a difference, 2 .. 8.
+        remainder: What earlier rounding lost; it is added to what travels now. Of pruned weights it
+            is dropped.
+
+    Returns:
+        The packet, and what rounding lost this time: float32 [kept], as `codec.encode_values`
+        orders weights under the update's masks. Statistics leave none: each is sent anew.
+    """
+    model, masks = update.state, update.state.masks
+    trained, before, lost = (
+        codec.encode_values(weights, masks) for weights in (model.weights, sent.weights, remainder)
+    )
+    wanted = trained - before + lost
+    values = np.concatenate([wanted, _flat(relative_stats(model.stats, sent.stats))])
+    shapes = {**layout.weights, **layout.stats}
+    blob = differences.encode_differences(values, shapes, masks, bits)
+    told = differences.decode_differences(blob, shapes, masks, bits)[: len(wanted)]
+    whole = pack_update(update, layout, sent.masks)
+    rest = {name: a for name, a in whole.arrays.items() if name not in ("values", "stats")}
+    return Packet({"differences": blob, **rest}, whole.numbers), wanted - told
+
+
+def _read_differences(packet: Packet, layout: Layout, sent: ModelState, bits: int) -> ModelState:
+    masks = _read_masks(packet, layout, sent.masks)
+    shapes = {**layout.weights, **layout.stats}
+    told = differences.decode_differences(_bytes(packet, "differences"), shapes, masks, bits)
+    before = codec.encode_values(sent.weights, masks)
+    weights = codec.decode_values(before + told[: len(before)], layout.weights, masks)
+    stats = absolute_stats(_split(told[len(before) :], layout.stats), sent.stats)
+    return ModelState(weights, _stats_from(_flat(stats), layout), masks)
+
+
 def read_update(
-    packet: Packet, layout: Layout, known: Masks, layers: Sequence[str], own_masks: bool = False
+    packet: Packet,
+    layout: Layout,
+    sent: ModelState,
+    layers: Sequence[str],
+    own_masks: bool = False,
+    bits: int = 0,
 ) -> Update:
     """Read an update.
 
     Args:
-        packet: What `pack_update` made.
+        packet: What `pack_update` made, or with bits `pack_differences`.
         layout: The model's layout.
-        known: The masks the device was sent.
+        sent: The model the device was sent, as it read it.
         layers: The layers of which it must hold gradients, no more and no less.
         own_masks: Whether the device may answer under other masks.
+        bits: Of a difference; 0 for a model sent whole.
 
     Raises:
         WireError: Anything that does not fit.
@@ -339,5 +398,8 @@ def read_update(
     loss = packet.numbers.get("loss")
     if not isinstance(loss, float) or not math.isfinite(loss):
         raise WireError(f"'loss' is {loss!r}; need a finite number; lower lr of the sender")
-    state = read_state(packet, layout, known)
+    if bits:
+        state = _read_differences(packet, layout, sent, bits)
+    else:
+        state = read_state(packet, layout, sent.masks)
     return Update(state, read_count(packet, "examples"), loss, gradients)

@@ -24,7 +24,7 @@ from fedkit.fedtiny.bn_selection import as_moments, as_stats, merge_norms
 from fedkit.messages import Packet, Update, Wire
 from fedkit.method import Aggregated, Fleet, Method, Opening, Phase
 from fedkit.server_training import train_dense
-from fedkit.sparse.state import Masks, ModelState, apply_masks, weighted_mean
+from fedkit.sparse.state import ModelState, apply_masks, weighted_mean
 from fedkit.task import Examples, Task
 
 if TYPE_CHECKING:
@@ -160,10 +160,10 @@ def run_rounds(
         yield server.report("selection", 0, opened.state, opened.loss, channel.take())
     state, request = opened.state, opened.request
     for number in range(1, config.rounds + 1):
-        known = state.masks
-        state, loss = train_round(server, channel, request, known, number)
+        sent = state
+        state, loss = train_round(server, channel, request, sent, number)
         yield server.report("round", number, state, loss, channel.take())
-        request = messages.pack_state(state, known)
+        request = messages.pack_state(state, sent.masks)
 
 
 def dense_start(server: Server, server_data: Examples | None) -> ModelState:
@@ -173,7 +173,7 @@ def dense_start(server: Server, server_data: Examples | None) -> ModelState:
 
 
 def train_round(
-    server: Server, fleet: Fleet, request: Packet, masks: Masks, number: int
+    server: Server, fleet: Fleet, request: Packet, sent: ModelState, number: int
 ) -> tuple[ModelState, float]:
     """Train once on every device, aggregate, and let the method change the masks.
 
@@ -181,7 +181,7 @@ def train_round(
         server: The server.
         fleet: The devices.
         request: The model, as the devices are to receive it.
-        masks: Its masks, which the devices know.
+        sent: That model; devices answer with what they changed in it.
         number: The round, from 1.
 
     Returns:
@@ -191,12 +191,14 @@ def train_round(
     request = Packet(request.arrays, {**request.numbers, "round": number})
     replies = fleet.exchange("train", request)
     layers = method.layers(config, layout.prunable, number)
+    bits, received = config.uplink_bits, messages.as_received(sent, config.wire)
     updates = [
-        messages.read_update(reply, layout, masks, layers, method.own_masks) for reply in replies
+        messages.read_update(reply, layout, received, layers, method.own_masks, bits)
+        for reply in replies
     ]
     parts = shares(updates)
     merged = aggregate(config, updates, parts)
-    state = method.adjust(Aggregated(config, number, masks, merged, updates, parts))
+    state = method.adjust(Aggregated(config, number, sent.masks, merged, updates, parts))
     return state, float(np.dot(parts, [update.loss for update in updates]))
 
 

@@ -26,6 +26,7 @@ DENSE_START_KEYS = (
     "model",
     "seed",
     "engine",
+    "precision",
     "server_share",
     "server_epochs",
     "batch_size",

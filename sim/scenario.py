@@ -54,7 +54,7 @@ class Scenario:
     @functools.cached_property
     def _engine(self) -> tuple[Engine, str]:
         config = self.config
-        return make_engine(self.task, config.model, config.seed, config.engine)
+        return make_engine(self.task, config.model, config.seed, config.engine, config.precision)
 
     def module(self, state: ModelState) -> nn.Module:
         """Return the task's torch module loaded with `state`, whatever engine trained it."""

@@ -47,9 +47,9 @@ def every_round(
     """Do all rounds, also those that are equal: the slow twin."""
     costs = []
     for number in range(1, server.config.rounds + 1):
-        known, before = state.masks, fleet.paid
-        state, _ = train_round(server, fleet, request, known, number)
-        request = messages.pack_state(state, known)
+        sent, before = state, fleet.paid
+        state, _ = train_round(server, fleet, request, sent, number)
+        request = messages.pack_state(state, sent.masks)
         costs.append(fleet.paid_since(before))
     return costs
 

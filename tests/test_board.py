@@ -17,6 +17,7 @@ from flwr.app import Context, RecordDict
 from fedkit.checkpoint import RunFolder
 from fedkit.config import make_config
 from fedkit.device import Device
+from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.sparse.plan import load_plan, save_plan
@@ -62,8 +63,8 @@ class Boards:
     def node(self, device: int) -> dict[str, str | int | float]:
         return {"plan": str(self.plan), "data": str(self.data[device]), "device": device}
 
-    def devices(self) -> list[Device]:
-        return [device_from_context(context(self.node(device))) for device in (0, 1)]
+    def devices(self, **keys: Any) -> list[Device]:
+        return [device_from_context(context(self.node(device), **keys)) for device in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,15 @@ def test_a_wrong_node_config_is_named(
     given = {key: value for key, value in node.items() if value is not None}
     with pytest.raises(error, match=message):
         device_from_context(context(given))
+
+
+def test_a_device_trains_in_the_precision_of_the_run_and_says_so(
+    boards: Boards, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = device_from_context(context(boards.node(0), precision="int6")).engine
+    assert isinstance(engine, IntegerEngine)
+    assert engine.bits == 6
+    assert "engine: integer, 6 bits" in capsys.readouterr().err
 
 
 def test_a_wrong_run_config_is_named(boards: Boards) -> None:
@@ -203,12 +213,13 @@ sys.stdout.buffer.write(pickle.dumps(replies))
 """
 
 
+@pytest.mark.parametrize("changes", [{}, {"precision": "int8", "uplink_bits": 4}], ids=str)
 def test_the_client_app_answers_a_whole_run_without_torch(
-    boards: Boards, without_torch: dict[str, str]
+    boards: Boards, without_torch: dict[str, str], changes: dict[str, Any]
 ) -> None:
-    scenario, fleet = server_scenario(CONFIG), Recording(boards.devices())
+    run = {**CONFIG.model_dump(), **changes}
+    scenario, fleet = server_scenario(make_config(run)), Recording(boards.devices(**changes))
     assert len(list(run_rounds(scenario.server(), fleet, scenario.server_data))) == 4
-    run = CONFIG.model_dump()
     ended = subprocess.run(
         [sys.executable, "-c", BOARD_PROCESS],
         input=pickle.dumps((boards.node(1), run, fleet.requests)),

@@ -154,6 +154,23 @@ def test_unknown_keys_of_a_config_file_are_named_with_the_allowed_ones(
     assert "unknown key 'densitty'; did you mean 'density'? allowed: task, model" in message
 
 
+def test_one_bit_for_a_difference_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedkit("run --uplink-bits 1", monkeypatch) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "uplink_bits is '1': one bit" in message and "give 2 .. 8, or 0" in message
+
+
+def test_integers_on_torch_are_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedkit(f"run --precision int8 --engine torch --out {tmp_path}", monkeypatch) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "precision is 'int8', but engine 'torch' computes in float32 only" in message
+    assert not list(tmp_path.iterdir())
+
+
 def test_flags_override_the_config_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

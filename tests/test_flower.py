@@ -106,10 +106,20 @@ class ClientApps:
         return in_device_order(replies)
 
 
-@pytest.mark.parametrize("name", ["fedtiny-vanilla", "ssfl", "prunefl", "feddst"])
-def test_the_client_app_answers_what_every_kind_of_method_asks(name: str) -> None:
-    """Whatever a method keeps on a device between rounds lives in Flower's context."""
-    config = CONFIG.model_copy(update={"method": name, "adjust_every": 2, "adjust_stop": 3})
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, {}) for name in ("fedtiny-vanilla", "ssfl", "prunefl", "feddst")),
+        *((name, {"uplink_bits": 4}) for name in ("prunefl", "feddst")),
+        ("fedtiny-vanilla", {"precision": "int8"}),
+    ],
+)
+def test_the_client_app_answers_what_every_kind_of_method_asks(
+    name: str, changes: dict[str, Any]
+) -> None:
+    """Whatever is kept on a device between rounds lives in Flower's context."""
+    of_method = {"method": name, "adjust_every": 2, "adjust_stop": 3}
+    config = CONFIG.model_copy(update={**of_method, **changes})
     scenario = make_scenario(config)
     here, apps = (
         list(run_rounds(scenario.server(), fleet, scenario.server_data))
@@ -166,9 +176,11 @@ class RecordsFleet(LocalFleet):
         return [from_records(to_records(reply)) for reply in replies]
 
 
-@pytest.mark.parametrize("wire", ["fp32", "fp16"])
-def test_a_run_through_records_equals_one_without_bit_for_bit(wire: str) -> None:
-    config = make_config({**CONFIG.model_dump(), "wire": wire})
+@pytest.mark.parametrize(
+    "changes", [{}, {"wire": "fp16"}, {"precision": "int8", "uplink_bits": 4}], ids=str
+)
+def test_a_run_through_records_equals_one_without_bit_for_bit(changes: dict[str, Any]) -> None:
+    config = make_config({**CONFIG.model_dump(), **changes})
     scenario = make_scenario(config)
     devices = [scenario.device(index) for index in range(config.devices)]
     fleets = (LocalFleet(devices), RecordsFleet(devices))

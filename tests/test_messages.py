@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from fedkit.engine.base import Layout
 from fedkit.errors import WireError
 from fedkit.fedtiny.candidates import Pool, candidate_pool
 from fedkit.messages import Packet, Update, Wire
+from fedkit.sparse import codec
 from fedkit.sparse.state import Masks, ModelState, Weights, apply_masks, count_kept
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import Moments, NormMoments
@@ -59,6 +60,16 @@ POOL = candidate_pool(
 MOMENTS: list[NormMoments] = [
     {"n": Moments.of(np.random.default_rng(seed).random((5, 4)))} for seed in range(CANDIDATES)
 ]
+
+
+SENT = ModelState(
+    {n: (w + np.float32(0.01)) * (w != 0) for n, w in STATE.weights.items()},
+    make_stats(5),
+    STATE.masks,
+)
+"""What a device was sent before it trained `STATE`."""
+NOTHING = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+BITS = 4
 
 
 def make_update() -> Update:
@@ -136,6 +147,10 @@ def reading_state(known: Masks | None) -> Kind:
     )
 
 
+def in_differences(packet: Packet) -> Update:
+    return messages.read_update(packet, LAYOUT, SENT, BLOCK, bits=BITS)
+
+
 KINDS = {
     "whole state": reading_state(None),
     "changed state": reading_state(OLD),
@@ -158,7 +173,12 @@ KINDS = {
     ),
     "update": Kind(
         messages.pack_update(make_update(), LAYOUT, STATE.masks),
-        lambda packet: messages.read_update(packet, LAYOUT, STATE.masks, BLOCK),
+        lambda packet: messages.read_update(packet, LAYOUT, STATE, BLOCK),
+        check_update,
+    ),
+    "differences": Kind(
+        messages.pack_differences(make_update(), LAYOUT, SENT, BITS, NOTHING)[0],
+        in_differences,
         check_update,
     ),
 }
@@ -247,6 +267,101 @@ def test_values_that_are_no_numbers_are_the_readers_to_refuse(wire: Wire, bad: f
             messages.read_state(poisoned, LAYOUT, None)
 
 
+# Differences in few bits
+
+
+def trained_from(sent: ModelState, seed: int) -> ModelState:
+    """The model sent, moved a little; channels move by amounts of their own."""
+    rng = np.random.default_rng(seed)
+    moved = {
+        name: value + (0.1 * rng.standard_normal(value.shape)).astype(np.float32)
+        for name, value in sent.weights.items()
+    }
+    return ModelState(apply_masks(moved, sent.masks), make_stats(seed), sent.masks)
+
+
+@given(st.integers(2, 8), st.integers(0, 99))
+def test_what_is_told_and_what_remains_add_up_to_what_was_trained(bits: int, seed: int) -> None:
+    """Whatever the server makes of it meanwhile, nothing that a device trained is ever lost."""
+    remainder: Weights = NOTHING
+    sums = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    for number in range(4):
+        sent = make_state(STATE.masks) if number == 0 else trained_from(SENT, seed + number)
+        trained = trained_from(sent, seed + 10 * number)
+        update = Update(trained, 40, 0.5, {})
+        packet, left = messages.pack_differences(update, LAYOUT, sent, bits, remainder)
+        read = messages.read_update(packet, LAYOUT, sent, [], bits=bits).state
+        remainder = codec.decode_values(left, SHAPES, STATE.masks)
+        for name in SHAPES:
+            sums[name] += read.weights[name].astype(np.float64) - trained.weights[name]
+            np.testing.assert_allclose(sums[name] + remainder[name], 0, atol=1e-5)
+    assert any(np.abs(value).max() > 1e-4 for value in sums.values())
+
+
+def test_the_remainder_is_told_as_soon_as_the_bits_allow() -> None:
+    remainder = {name: np.full(shape, 0.3, np.float32) for name, shape in SHAPES.items()}
+    update = Update(SENT, 40, 0.5, {})  # Nothing was trained.
+    packet, left = messages.pack_differences(update, LAYOUT, SENT, 8, remainder)
+    read = messages.read_update(packet, LAYOUT, SENT, [], bits=8).state
+    kept = {**NOTHING, **STATE.masks}
+    for name, value in read.weights.items():
+        there = kept[name] if name in STATE.masks else np.ones(value.shape, np.bool_)
+        np.testing.assert_allclose((value - SENT.weights[name])[there], 0.3, atol=1e-5)
+        assert not value[~there].any()  # What was pruned meanwhile is dropped.
+    assert np.abs(left).max() < 1e-5
+
+
+def test_statistics_arrive_within_the_step_of_their_layer() -> None:
+    packet, _ = messages.pack_differences(make_update(), LAYOUT, SENT, 8, NOTHING)
+    found = messages.read_update(packet, LAYOUT, SENT, BLOCK, bits=8).state
+    for name, value in STATE.stats.items():
+        furthest = np.abs(value - SENT.stats[name]).max()
+        np.testing.assert_allclose(found.stats[name], value, atol=furthest / 20)
+        assert (found.stats[name] != value).any()
+
+
+def test_differences_under_masks_of_the_devices_own_lead_to_its_model() -> None:
+    known = ModelState(apply_masks(DENSE.weights, OLD), SENT.stats, OLD)
+    update = Update(STATE, 40, 0.5, {})
+    packet, left = messages.pack_differences(update, LAYOUT, known, 8, NOTHING)
+    found = messages.read_update(packet, LAYOUT, known, [], own_masks=True, bits=8).state
+    check_state(found, STATE.masks)
+    lost = codec.decode_values(left, SHAPES, STATE.masks)
+    for name, value in STATE.weights.items():
+        np.testing.assert_allclose(found.weights[name] + lost[name], value, atol=1e-6)
+    with pytest.raises(WireError, match="masks of its own"):
+        messages.read_update(packet, LAYOUT, known, [], bits=8)
+
+
+def test_who_expects_the_other_kind_of_update_says_what_came() -> None:
+    whole, few = KINDS["update"].packet, KINDS["differences"].packet
+    with pytest.raises(WireError, match=r"lacks 'differences'; it holds .*'values'"):
+        in_differences(whole)
+    with pytest.raises(WireError, match=r"lacks 'values'; it holds .*'differences'"):
+        messages.read_update(few, LAYOUT, SENT, BLOCK)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", ["weights", "stats"])
+def test_a_diverged_model_is_refused_by_its_sender(kind: str, bad: float) -> None:
+    values = {name: np.full_like(value, bad) for name, value in getattr(STATE, kind).items()}
+    diverged = Update(replace(STATE, **{kind: values}), 40, 0.5, {})
+    with pytest.raises(WireError, match="NaN or infinite, which have no level; lower lr"):
+        messages.pack_differences(diverged, LAYOUT, SENT, BITS, NOTHING)
+
+
+def test_differences_that_lead_beyond_float32_are_refused() -> None:
+    packet = KINDS["differences"].packet
+    blob = packet.arrays["differences"].copy()
+    scales = blob[2 : 2 + 4 * (len(SHAPES) + len(LAYOUT.stats))].view("<f4")
+    scales[-1] = 3e38
+    with pytest.raises(WireError, match="norm statistics hold NaN or infinite"):
+        in_differences(with_array(packet, "differences", blob))
+    scales[0] = 3e38
+    with pytest.raises(WireError, match="weights arrived as NaN or infinite"):
+        in_differences(with_array(packet, "differences", blob))
+
+
 # Damage
 
 
@@ -286,7 +401,12 @@ def test_every_altered_byte_is_refused_or_does_no_harm(kind: Kind, wire: Wire) -
                 assert_refused_or_right(kind, with_array(packet, key, altered))
 
 
-CODES = [("whole state", "masks"), ("changed state", "mask_changes"), ("update", "positions")]
+CODES = [
+    ("whole state", "masks"),
+    ("changed state", "mask_changes"),
+    ("update", "positions"),
+    ("differences", "differences"),
+]
 
 
 @pytest.mark.parametrize(("name", "key"), CODES)

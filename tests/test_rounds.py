@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from fedkit.config import RunConfig, make_config
 from fedkit.errors import WireError
-from fedkit.messages import Packet
+from fedkit.messages import Packet, Wire, as_received, narrow, pack_state, read_update
 from fedkit.method import Opening, Phase
 from fedkit.plan import adjusting_block
 from fedkit.rounds import Channel, LocalFleet, Report, run_rounds, train_round
-from fedkit.sparse.state import count_kept
+from fedkit.sparse import codec
+from fedkit.sparse.state import Weights, count_kept
 from sim.scenario import make_scenario
 
 SMALL = {
@@ -224,6 +225,45 @@ def test_under_fp16_half_the_bytes_travel_and_the_server_stays_float32() -> None
         assert (values != values.astype(np.float16)).any()  # a mean, not what travelled
 
 
+def test_differences_in_few_bits_train_as_well_for_a_fraction_of_the_bytes() -> None:
+    _, reports, fleet = run(uplink_bits=4)
+    up = [
+        [step.bytes_up for step in steps if step.phase == "round"] for steps in (reports, run()[1])
+    ]
+    assert 0.1 < sum(up[0]) / sum(up[1]) < 0.25  # Gradients of adjusting rounds travel whole.
+    assert up[0][-1] / up[1][-1] < 1 / 6
+    measured = [report.accuracy for report in reports if report.accuracy is not None]
+    assert measured[-1] > measured[1]
+    replies = [reply for phase, _, replies in fleet.log for reply in replies if phase == "train"]
+    assert all("values" not in reply.arrays and "differences" in reply.arrays for reply in replies)
+
+
+@pytest.mark.parametrize("wire", ["fp32", "fp16"])
+def test_a_device_keeps_what_did_not_travel_and_sends_it_next_time(wire: Wire) -> None:
+    """Told and kept make what a device trained, from the model as it arrived."""
+    plain = make_scenario(make_config(SMALL)).device(0)
+    config = make_config({**SMALL, "wire": wire, "uplink_bits": 3, "adjust_share": 0})
+    device, layout = make_scenario(config).device(0), plain.engine.layout
+    dense = plain.engine.initial_state()
+    masks = {n: np.random.default_rng(1).random(m.shape) < 0.3 for n, m in dense.masks.items()}
+    sent = dense.with_masks(masks)
+    received, packed = as_received(sent, wire), pack_state(sent, None)
+    request = narrow(Packet(packed.arrays, {**packed.numbers, "round": 1}), wire)
+    trained = read_update(plain.handle("train", request, Packet({}))[0], layout, sent, []).state
+
+    memory = Packet({})
+    earlier: Weights = {name: np.zeros_like(w) for name, w in sent.weights.items()}
+    for _ in range(3):
+        reply, memory = device.handle("train", request, memory)
+        told = read_update(reply, layout, received, [], bits=3).state
+        kept = codec.decode_values(memory.arrays["remainder"], layout.weights, masks)
+        for name, value in trained.weights.items():
+            both = told.weights[name] + kept[name]
+            np.testing.assert_allclose(both, value + earlier[name], atol=1e-5)
+        assert any(value.any() for value in kept.values())
+        earlier = kept
+
+
 def test_server_and_devices_have_the_same_candidates_though_weights_were_rounded() -> None:
     config = make_config({**SMALL, "wire": "fp16"})
     scenario, dense = make_scenario(config), make_scenario(config).engine.initial_state()
@@ -240,8 +280,7 @@ def test_server_and_devices_have_the_same_candidates_though_weights_were_rounded
         Opening(config, server.engine, start, None, channel, server.module, shape)
     )
     assert "candidate" in opened.request.numbers
-    masks = opened.state.masks
-    after, _ = train_round(server, channel, opened.request, masks, 1)  # refuses other masks
+    after, _ = train_round(server, channel, opened.request, opened.state, 1)  # refuses other masks
     assert after.density == opened.state.density
 
 

@@ -205,9 +205,9 @@ def _rounds(server: Server, fleet: MeasuredFleet, state: ModelState, request: Pa
     for number in range(1, config.rounds + 1):
         special = number == 1 or adjusts_in(config, number) or adjusts_in(config, number - 1)
         if plain is None or special:
-            known, before = state.masks, fleet.paid
-            state, _ = train_round(server, fleet, request, known, number)
-            request = messages.pack_state(state, known)
+            sent, before = state, fleet.paid
+            state, _ = train_round(server, fleet, request, sent, number)
+            request = messages.pack_state(state, sent.masks)
             costs.append(fleet.paid_since(before))
             plain = None if special else costs[-1]
         else:

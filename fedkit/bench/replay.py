@@ -20,7 +20,7 @@ from fedkit.bench.replay_child import __file__ as _CHILD
 from fedkit.config import RunConfig
 from fedkit.device import Memory
 from fedkit.engine.base import Engine
-from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.engine.precision import PlanEngine
 from fedkit.engine.sparse.plan import save_plan
 from fedkit.messages import Packet
 from fedkit.method import Phase
@@ -56,7 +56,7 @@ def device_memory(
     """Replay messages to device 0 in a process of its own.
 
     Args:
-        engine: What the device computes with; of the sparse one its plan goes along, and the
+        engine: What the device computes with; of one with a plan that goes along, and the
             process imports no torch.
         config: The run.
         examples: The device's data.
@@ -71,7 +71,7 @@ def device_memory(
     """
     with tempfile.TemporaryDirectory(prefix="fedkit-replay-") as name:
         folder = Path(name)
-        if isinstance(engine, SparseEngine):
+        if isinstance(engine, PlanEngine):
             save_plan(engine.plan, folder / "model.plan")
         np.savez(folder / "data.npz", inputs=examples.inputs, targets=examples.targets)
         with (folder / "messages.pickle").open("wb") as file:

@@ -54,10 +54,10 @@ def _engine(folder: Path, config: RunConfig) -> Engine:
     """Return the engine of the plan beside the messages, or the task's on torch."""
     plan = folder / "model.plan"
     if plan.exists():
-        from fedkit.engine.sparse.engine import SparseEngine
+        from fedkit.engine.precision import plan_engine
         from fedkit.engine.sparse.plan import load_plan
 
-        return SparseEngine(load_plan(plan))
+        return plan_engine(load_plan(plan), config.precision)
     from fedkit.engine.torch import TorchEngine
     from fedkit.tasks import load_task
 

@@ -1,21 +1,26 @@
-"""Which engine runs a task: the sparse one where it can, else torch, and why."""
+"""Which engine runs a task, and why: in float32 the sparse one where it can, else torch."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from fedkit.engine.base import Engine
+from fedkit.engine.precision import Precision, describe, plan_engine
 from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.engine.sparse.plan import Plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.errors import EngineError, PlanError
+from fedkit.sparse.state import ModelState
 from fedkit.task import Task, cross_entropy
 
 Wish = Literal["auto", "torch", "sparse"]
 """An engine by name, or the fastest that can run the task."""
 
 
-def make_engine(task: Task, model: str, seed: int, wish: Wish) -> tuple[Engine, str]:
+def make_engine(
+    task: Task, model: str, seed: int, wish: Wish, precision: Precision = "fp32"
+) -> tuple[Engine, str]:
     """Return the engine for a task, and a line that says which one it is and why.
 
     Args:
@@ -23,12 +28,17 @@ def make_engine(task: Task, model: str, seed: int, wish: Wish) -> tuple[Engine, 
         model: Zoo model to use instead of the task's own, or "".
         seed: Seed of the initial weights; they do not depend on the engine.
         wish: What the user asked for.
+        precision: What it computes with; integers have an engine of their own.
 
     Raises:
-        EngineError: `sparse` was asked for, but the kernels are missing or the loss is another.
-        PlanError: `sparse` was asked for, but it cannot run the model.
+        EngineError: `sparse` was asked for, but the kernels are missing or the loss is another;
+            or integers were asked for, and torch or another loss.
+        PlanError: `sparse` or integers were asked for, but the model has layers that cannot run
+            so; all are named.
     """
     reference = TorchEngine.for_task(task, model, seed)
+    if precision != "fp32":
+        return _integer_twin(reference, task, wish, precision)
     if wish == "torch":
         return reference, "torch"
     try:
@@ -37,7 +47,7 @@ def make_engine(task: Task, model: str, seed: int, wish: Wish) -> tuple[Engine, 
         if wish == "sparse":
             raise
         return reference, f"torch; the sparse engine cannot run this: {error}"
-    return engine, f"sparse ({engine.kernels.simd})"
+    return engine, describe(engine)
 
 
 def sparse_twin(reference: TorchEngine, task: Task) -> SparseEngine:
@@ -47,11 +57,34 @@ def sparse_twin(reference: TorchEngine, task: Task) -> SparseEngine:
         EngineError: The kernels are missing, or the task's loss is not `cross_entropy`.
         PlanError: The model has layers that the sparse engine does not know; all are named.
     """
+    initial = reference.initial_state()
+    return SparseEngine(_plan(reference, initial, task), initial)
+
+
+def _plan(reference: TorchEngine, initial: ModelState, task: Task) -> Plan:
     if task.loss is not cross_entropy:
         raise EngineError(
             f"the loss of task {task.name!r} is its own; the sparse engine has "
             "fedkit.task.cross_entropy, other losses need --engine torch"
         )
+    return capture(reference.module(initial), task.test_data().inputs.shape[1:])
+
+
+def _integer_twin(
+    reference: TorchEngine, task: Task, wish: Wish, precision: Precision
+) -> tuple[Engine, str]:
+    if wish == "torch":
+        raise EngineError(
+            f"precision is {precision!r}, but engine 'torch' computes in float32 only; leave "
+            "engine at auto, or set precision to fp32 (--precision fp32)"
+        )
     initial = reference.initial_state()
-    plan = capture(reference.module(initial), task.test_data().inputs.shape[1:])
-    return SparseEngine(plan, initial)
+    try:
+        plan = _plan(reference, initial, task)
+    except (EngineError, PlanError) as error:
+        raise type(error)(
+            f"precision is {precision!r}, and integers cannot run this: {error} with "
+            "--precision fp32"
+        ) from error
+    engine = plan_engine(plan, precision, initial, "native" if wish == "sparse" else "")
+    return engine, describe(engine)

@@ -6,7 +6,7 @@ candidate. Phase 1 re-estimates them on the devices, phase 2 ranks the candidate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +40,46 @@ def as_moments(stats: Weights, examples: float) -> NormMoments:
         )
         for name in names
     }
+
+
+_LEAST_VARIANCE = 1e-5
+"""Added to variances, as norm layers do: a channel without any spread has a logarithm too."""
+
+
+def relative_stats(stats: Weights, base: Weights) -> Weights:
+    """Return statistics by how they differ from others of the same norms, in units of their own.
+
+    A variance by log2 of their quotient; a mean by the difference over the root of both variances'
+    sum. So few bits tell what matters to a norm layer, whatever the scale of its channels; 0 is no
+    difference. What is NaN or infinite stays so.
+    """
+    found = {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, own, other in _pairs(stats, base):
+            quotient = (own.variance + _LEAST_VARIANCE) / (other.variance + _LEAST_VARIANCE)
+            found[name] = Moments(1, (own.mean - other.mean) / _unit(own, other), np.log2(quotient))
+        return as_stats(found)
+
+
+def absolute_stats(relative: Weights, base: Weights) -> Weights:
+    """Invert `relative_stats`; numbers that are too large come back infinite."""
+    found = {}
+    with np.errstate(over="ignore"):
+        for name, own, other in _pairs(relative, base):
+            variance = (other.variance + _LEAST_VARIANCE) * np.exp2(own.variance) - _LEAST_VARIANCE
+            found[name] = Moments(1, other.mean, np.maximum(variance, 0))
+            shift = own.mean * _unit(found[name], other)
+            found[name] = replace(found[name], mean=other.mean + shift)
+        return as_stats(found)
+
+
+def _pairs(stats: Weights, base: Weights) -> Iterator[tuple[str, Moments, Moments]]:
+    own, others = as_moments(stats, 1), as_moments(base, 1)
+    return ((name, own[name], others[name]) for name in own)
+
+
+def _unit(one: Moments, other: Moments) -> NDArray[np.float64]:
+    return np.asarray(np.sqrt(one.variance + other.variance + _LEAST_VARIANCE))
 
 
 def with_norms(candidate: ModelState, norms: NormMoments) -> ModelState:

@@ -17,6 +17,7 @@ Relative paths start where the SuperNode was started. All else comes with the ru
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from fedkit.baselines import settle
 from fedkit.config import RunConfig, make_config
 from fedkit.device import Device
 from fedkit.device_data import check_trainable, load_examples
-from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.engine.precision import describe, plan_engine
 from fedkit.engine.sparse.plan import load_plan
 from fedkit.errors import ConfigError
 from fedkit.flower.client_app import make_client_app
@@ -67,7 +68,9 @@ def _make_device(plan_path: str, data: str, index: int, config: RunConfig) -> De
         first = np.arange(min(config.examples_per_device, len(examples)))
         examples = examples.take(first)
     check_trainable(examples, shape, outputs[0], config.single_class)
-    return Device(index, examples, SparseEngine(plan), config)
+    engine = plan_engine(plan, config.precision)
+    print(f"engine: {describe(engine)}", file=sys.stderr, flush=True)
+    return Device(index, examples, engine, config)
 
 
 def _text(node: Mapping[str, Any], key: str) -> str:

@@ -36,6 +36,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ def decode_masks(blob: Bytes, shapes: Shapes, base: Masks | None = None) -> Mask
     Raises:
         WireError: Truncated, too long, or a position lies outside its layer; the layer is named.
     """
-    masks, reader = {}, _Reader(blob)
+    masks, reader = {}, Reader(blob)
     for name, shape in shapes.items():
         coded = _decode_positions(reader, math.prod(shape), name).reshape(shape)
         masks[name] = coded ^ base[name] if base else coded
@@ -141,7 +142,7 @@ def decode_entries(blob: Bytes, values: NDArray[np.float32], shapes: Shapes) -> 
     Raises:
         WireError: Positions and values do not fit each other or the layers.
     """
-    reader, entries, start = _Reader(blob), {}, 0
+    reader, entries, start = Reader(blob), {}, 0
     for name, shape in shapes.items():
         indices = np.flatnonzero(_decode_positions(reader, math.prod(shape), name))
         entries[name] = Entries(indices, values[start : start + len(indices)])
@@ -155,7 +156,7 @@ def decode_entries(blob: Bytes, values: NDArray[np.float32], shapes: Shapes) -> 
     return entries
 
 
-class _Reader:
+class Reader:
     """Take bytes from a blob, refusing to read past its end."""
 
     def __init__(self, blob: Bytes) -> None:
@@ -164,6 +165,7 @@ class _Reader:
         self._blob, self._at = blob, 0
 
     def take(self, count: int, what: str) -> Bytes:
+        """Return the next bytes; `what` they belong to is for the error."""
         if self._at + count > len(self._blob):
             raise WireError(
                 f"{what} is truncated: {count} bytes expected at byte {self._at}, "
@@ -173,8 +175,25 @@ class _Reader:
         return self._blob[self._at - count : self._at]
 
     def finish(self, what: str) -> None:
+        """Refuse bytes that are left."""
         if self._at != len(self._blob):
             raise WireError(f"{what} end at byte {self._at}, but {len(self._blob)} arrived")
+
+
+def pack_bits(numbers: NDArray[np.integer[Any]], bits: int) -> bytes:
+    """Pack the low bits of each number, the highest first, filled up to a whole byte with zeros."""
+    each = (numbers[:, None] >> np.arange(bits - 1, -1, -1, dtype=numbers.dtype)) & 1
+    return np.packbits(each.astype(np.uint8)).tobytes()
+
+
+def unpack_bits(reader: Reader, count: int, bits: int, what: str) -> NDArray[np.int64]:
+    """Invert `pack_bits`, int64 [count]; `what` they are is for the error."""
+    size = count * bits
+    each = np.unpackbits(reader.take((size + 7) // 8, what), count=size)
+    numbers = np.zeros(count, np.int64)
+    for bit in each.reshape(count, bits).T:
+        numbers = 2 * numbers + bit
+    return numbers
 
 
 def _encode_positions(flags: NDArray[np.bool_]) -> bytes:
@@ -204,12 +223,10 @@ def _encode_gaps(gaps: NDArray[np.int64], k: int) -> bytes:
     unary = np.zeros(int(ends[-1]) if len(ends) else 0, np.bool_)
     unary[ends - 1] = True
     unary_bytes = np.packbits(unary).tobytes()
-    remainders = (gaps[:, None] >> np.arange(k - 1, -1, -1)) & 1
-    body = np.packbits(remainders.astype(np.uint8)).tobytes()
-    return _LENGTH.pack(len(unary_bytes)) + unary_bytes + body
+    return _LENGTH.pack(len(unary_bytes)) + unary_bytes + pack_bits(gaps, k)
 
 
-def _decode_positions(reader: _Reader, size: int, name: str) -> NDArray[np.bool_]:
+def _decode_positions(reader: Reader, size: int, name: str) -> NDArray[np.bool_]:
     form, count = _HEADER.unpack(reader.take(_HEADER.size, name).tobytes())
     if count > size:
         raise WireError(f"{name} claims {count} positions; the layer has {size} weights")
@@ -224,7 +241,7 @@ def _decode_positions(reader: _Reader, size: int, name: str) -> NDArray[np.bool_
     return np.asarray(flags != (form >= _COMPLEMENT))
 
 
-def _decode_gaps(reader: _Reader, count: int, k: int, size: int, name: str) -> NDArray[np.int64]:
+def _decode_gaps(reader: Reader, count: int, k: int, size: int, name: str) -> NDArray[np.int64]:
     if k > 32:
         raise WireError(f"{name} uses Rice parameter {k}; at most 32 is legal")
     (length,) = _LENGTH.unpack(reader.take(_LENGTH.size, name).tobytes())
@@ -234,10 +251,7 @@ def _decode_gaps(reader: _Reader, count: int, k: int, size: int, name: str) -> N
     ends = np.flatnonzero(np.unpackbits(reader.take(length, name)))
     if len(ends) != count:
         raise WireError(f"{name} claims {count} positions, but codes {len(ends)}")
-    remainder_bits = np.unpackbits(reader.take((count * k + 7) // 8, name), count=count * k)
-    remainders = np.zeros(count, np.int64)
-    for bits in remainder_bits.reshape(count, k).T:
-        remainders = 2 * remainders + bits
+    remainders = unpack_bits(reader, count, k, name)
     quotients = np.diff(ends, prepend=-1) - 1
     positions: NDArray[np.int64] = np.cumsum((quotients << k) + remainders + 1) - 1
     if count and positions[-1] >= size:

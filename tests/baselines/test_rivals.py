@@ -363,7 +363,7 @@ def test_squares_add_up_until_they_are_sent() -> None:
         assert ("gradients" in reply.arrays) == (number == 2)
         if number == 2:
             layers = list(state.masks)
-            sent = messages.read_update(reply, device.engine.layout, state.masks, layers).gradients
+            sent = messages.read_update(reply, device.engine.layout, state, layers).gradients
             for name, entries in sent.items():
                 assert entries.indices.tolist() == list(range(expected[name].size))
                 assert error(entries.values, expected[name].reshape(-1)) < 1e-5
@@ -398,7 +398,7 @@ def first_replies(**changes: object) -> tuple[ModelState, list[Update], list[Dev
     train = Packet(request.arrays, {**request.numbers, "round": 1})
     replies = [device.handle("train", train, Packet({}))[0] for device in made.devices]
     layout = made.server.engine.layout
-    read = [messages.read_update(r, layout, state.masks, [], own_masks=True) for r in replies]
+    read = [messages.read_update(r, layout, state, [], own_masks=True) for r in replies]
     return state, read, made.devices
 
 

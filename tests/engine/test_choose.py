@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkit.engine.choose import make_engine
+from fedkit.engine.integer.engine import IntegerEngine
+from fedkit.engine.precision import BITS, Precision
 from fedkit.engine.sparse import native
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
@@ -52,13 +54,25 @@ def test_built_in_tasks_and_models_run_sparse(task: str, model: str) -> None:
     assert notice == f"sparse ({native.available()[0]})"
 
 
+@pytest.mark.parametrize("precision", BITS)
+@pytest.mark.parametrize("wish", ["auto", "sparse"])
+def test_an_integer_precision_runs_in_as_many_bits(
+    precision: Precision, wish: Literal["auto", "sparse"]
+) -> None:
+    engine, notice = make_engine(load_task("digits"), "", 1, wish, precision)
+    assert isinstance(engine, IntegerEngine)
+    assert (engine.bits, engine.gradient) == (int(precision.removeprefix("int")), "shiftquant")
+    assert notice == f"integer, {engine.bits} bits ({native.available()[0]})"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("wish", ["auto", "sparse"])
 @pytest.mark.parametrize("model", ["", "resnet18-w16"])
-def test_both_engines_start_from_the_same_weights(
-    wish: Literal["auto", "sparse"], model: str
+def test_all_engines_start_from_the_same_weights(
+    wish: Literal["auto", "sparse"], model: str, precision: Precision
 ) -> None:
     task = load_task("digits")
-    ours, _ = make_engine(task, model, 4, wish)
+    ours, _ = make_engine(task, model, 4, wish, precision)
     theirs, notice = make_engine(task, model, 4, "torch")
     assert isinstance(theirs, TorchEngine) and notice == "torch"
     assert ours.layout == theirs.layout
@@ -67,10 +81,11 @@ def test_both_engines_start_from_the_same_weights(
         assert list(getattr(one, kind)) == list(getattr(other, kind))
         for name, value in getattr(one, kind).items():
             assert value.tobytes() == getattr(other, kind)[name].tobytes()
-    different = make_engine(task, model, 5, wish)[0].initial_state()
+    different = make_engine(task, model, 5, wish, precision)[0].initial_state()
     assert any((different.weights[n] != w).any() for n, w in one.weights.items())
     images = task.test_data().inputs[:20]
-    np.testing.assert_allclose(ours.outputs(one, images), theirs.outputs(one, images), atol=1e-5)
+    near = {"fp32": 1e-5, "int8": 0.1}[precision]
+    np.testing.assert_allclose(ours.outputs(one, images), theirs.outputs(one, images), atol=near)
 
 
 def test_an_unsupported_layer_runs_on_torch_and_is_named() -> None:
@@ -102,9 +117,31 @@ def test_a_wish_for_sparse_that_cannot_be_met_is_an_error() -> None:
 
 
 @pytest.mark.usefixtures("no_kernels")
-def test_a_wish_for_sparse_without_kernels_is_an_error() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_wish_for_sparse_without_kernels_is_an_error(precision: Precision) -> None:
     with pytest.raises(EngineError, match="kernels of the sparse engine are missing"):
-        make_engine(load_task("digits"), "", 1, "sparse")
+        make_engine(load_task("digits"), "", 1, "sparse", precision)
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_without_kernels_integers_run_on_numpy_and_the_notice_says_so() -> None:
+    engine, notice = make_engine(load_task("digits"), "", 1, "auto", "int6")
+    assert isinstance(engine, IntegerEngine) and engine.kernels is None
+    assert "integer, 6 bits, on numpy" in notice and "install a C compiler" in notice
+    inputs = load_task("digits").test_data().inputs[:3]
+    assert engine.outputs(engine.initial_state(), inputs).shape == (3, 10)
+
+
+def test_what_integers_cannot_run_is_named_with_the_way_out() -> None:
+    with pytest.raises(PlanError, match=r"(?s)'int8', and .* 2: Sigmoid .*--precision fp32$"):
+        make_engine(SIGMOID, "", 1, "auto", "int8")
+    with pytest.raises(EngineError, match=r"'int4', and .* is its own.*--precision fp32$"):
+        make_engine(OWN_LOSS, "", 1, "auto", "int4")
+
+
+def test_torch_and_integers_contradict_each_other() -> None:
+    with pytest.raises(EngineError, match=r"'int8', but engine 'torch' .*--precision fp32"):
+        make_engine(load_task("digits"), "", 1, "torch", "int8")
 
 
 def test_choosing_leaves_torchs_generator_alone() -> None:

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedkit.fedtiny.bn_selection import (
+    absolute_stats,
     as_moments,
     as_stats,
     best_candidate,
     mean_losses,
     merge_norms,
+    relative_stats,
     with_norms,
 )
-from fedkit.sparse.state import ModelState
+from fedkit.sparse.state import ModelState, Weights
 from fedkit.stats.moments import Moments
 
 
@@ -47,3 +51,56 @@ def test_a_candidate_takes_over_the_merged_statistics() -> None:
     new = with_norms(state, {"n": moments})
     assert new.stats["n.running_mean"] == 2 and new.stats["n.running_var"] == 3
     assert state.stats["n.running_mean"] == 0
+
+
+def some_stats(seed: int, scale: float = 1.0) -> Weights:
+    """Statistics of two norms; channels of very different spread, one of none."""
+    rng = np.random.default_rng(seed)
+    stats = {}
+    for name in ("n", "m.norm"):
+        mean, variance = rng.standard_normal(5), rng.lognormal(0, 2, 5)
+        variance[seed % 5] = 0
+        stats[f"{name}.running_mean"] = (scale * mean).astype(np.float32)
+        stats[f"{name}.running_var"] = (scale**2 * variance).astype(np.float32)
+    return stats
+
+
+@given(st.integers(0, 999), st.integers(0, 999), st.sampled_from([1e-3, 1.0, 1e3]))
+def test_relative_statistics_lead_back(seed: int, other: int, scale: float) -> None:
+    stats, base = some_stats(seed, scale), some_stats(other, scale)
+    back = absolute_stats(relative_stats(stats, base), base)
+    assert list(back) == list(stats)
+    for name, value in stats.items():
+        assert back[name].dtype == np.float32
+        # Differences lose what float32 cannot hold beside the larger of both statistics.
+        largest = max(np.abs(value).max(), np.abs(base[name]).max())
+        np.testing.assert_allclose(back[name], value, rtol=1e-4, atol=1e-4 * largest)
+
+
+def test_equal_statistics_differ_by_exactly_nothing() -> None:
+    stats = some_stats(3)
+    relative = relative_stats(stats, stats)
+    assert not any(value.any() for value in relative.values())
+    back = absolute_stats(relative, stats)
+    for name, value in stats.items():
+        np.testing.assert_allclose(back[name], value, rtol=1e-7, atol=1e-12)
+
+
+def test_relative_statistics_are_in_units_of_the_channel() -> None:
+    base = {"n.running_mean": np.zeros(2, np.float32), "n.running_var": np.ones(2, np.float32)}
+    for factor in (1.0, 100.0):
+        larger = {
+            "n.running_mean": np.array([0, 3 * factor], np.float32),
+            "n.running_var": np.array([4, 4 * factor**2], np.float32),
+        }
+        of = {**base, "n.running_var": np.array([1, factor**2], np.float32)}
+        relative = relative_stats(larger, of)
+        np.testing.assert_allclose(relative["n.running_var"], [2, 2], rtol=1e-4)
+        np.testing.assert_allclose(relative["n.running_mean"], [0, 3 / 5**0.5], rtol=1e-4)
+
+
+def test_relative_statistics_beyond_float32_come_back_infinite() -> None:
+    base = some_stats(0)
+    beyond = {name: np.full_like(value, 3e38) for name, value in base.items()}
+    back = absolute_stats(beyond, base)
+    assert all(np.isinf(value).all() for value in back.values())

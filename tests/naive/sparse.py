@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +77,27 @@ def decode_layer(blob: bytes, at: int, size: int) -> tuple[list[bool], int]:
             positions.append(last)
     found = set(positions)
     return [(i in found) != complement for i in range(size)], end
+
+
+def read_differences(blob: bytes, counts: list[list[int]], bits: int) -> list[float]:
+    """Read differences as fedkit.sparse.differences describes them, as float32 numbers.
+
+    Args:
+        blob: The code.
+        counts: Values of each channel of each parameter.
+        bits: Of a level.
+    """
+    assert list(blob[:2]) == [1, bits]
+    scales = [struct.unpack_from("<f", blob, 2 + 4 * i)[0] for i in range(len(counts))]
+    at, channels = 2 + 4 * len(counts), sum(map(len, counts))
+    middle = at + math.ceil(3 * channels / 8)
+    exponents, levels, values = Bits(blob[at:middle]), Bits(blob[middle:]), []
+    for scale, rows in zip(scales, counts, strict=True):
+        for count in rows:
+            own = math.ldexp(scale, -exponents.number(3))
+            read = [levels.number(bits) - (2 ** (bits - 1) - 1) for _ in range(count)]
+            values += [float(np.float32(level * own)) for level in read]
+    return values
 
 
 def coded_bytes(flags: list[bool]) -> int:

@@ -78,7 +78,7 @@ def other(key: str, info: FieldInfo) -> str | float:
     if info.annotation is str:
         return {"exempt": "first"}[key]
     if info.annotation is int:
-        return int(TINY.get(key, info.default)) + 1
+        return int(TINY.get(key, info.default)) + (2 if key == "uplink_bits" else 1)
     return float(info.default) * 0.9
 
 

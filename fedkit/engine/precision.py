@@ -1,0 +1,52 @@
+"""In how many bits devices train, and the engine of a plan for each choice; no torch is needed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedkit.engine.integer.engine import IntegerEngine
+from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.engine.sparse.native import INSTALL
+from fedkit.engine.sparse.plan import Plan
+from fedkit.sparse.state import ModelState
+
+Precision = Literal["fp32", "int8", "int6", "int4"]
+"""What training computes with: float32, or integers of so many bits."""
+
+BITS: dict[Precision, int] = {"int8": 8, "int6": 6, "int4": 4}
+"""Bits of weights, activations and gradients in integer training."""
+
+PlanEngine = SparseEngine | IntegerEngine
+"""An engine that runs a plan."""
+
+
+def plan_engine(
+    plan: Plan, precision: Precision, initial: ModelState | None = None, backend: str = ""
+) -> PlanEngine:
+    """Return the engine that runs a plan at a precision.
+
+    Args:
+        plan: The model.
+        precision: Of training and of everything else the engine computes.
+        initial: What its `initial_state` returns; a device has none.
+        backend: Of the integer engine: "native", "numpy", or "" for the kernels where they are.
+
+    Raises:
+        EngineError: The kernels are needed and missing.
+        PlanError: The plan is broken.
+    """
+    if precision == "fp32":
+        return SparseEngine(plan, initial)
+    return IntegerEngine(plan, initial, BITS[precision], backend=backend)
+
+
+def describe(engine: PlanEngine) -> str:
+    """Return a line that says what an engine computes with, and on what."""
+    if isinstance(engine, SparseEngine):
+        return f"sparse ({engine.kernels.simd})"
+    if engine.kernels is not None:
+        return f"integer, {engine.bits} bits ({engine.kernels.simd})"
+    return (
+        f"integer, {engine.bits} bits, on numpy and many times slower than the compiled kernels, "
+        f"which are missing; {INSTALL}"
+    )
