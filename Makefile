@@ -18,7 +18,7 @@ PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
 endif
 COMPILER := $(shell command -v cc || command -v gcc || command -v clang)
 CODE := fedkit edge sim tests examples
-BENCHMARKS := wire sparsetrain run device cost
+BENCHMARKS := wire sparsetrain run device cost intgemm l1norm inttrain
 RUN := fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense
 
 help: ## List the targets
@@ -60,6 +60,13 @@ results: $(STAMP) ## Make results/*.json and README's tables anew
 	for name in $(BENCHMARKS); do $(BIN)/fedkit bench $$name --json > build/$$name || exit; done
 	for name in main-digits $(BENCHMARKS); do \
 	tail -n 1 build/$$name | $(BIN)/python -m json.tool - results/$$name.json || exit; done
+	$(BIN)/python -m fedkit.bench.readme
+
+# Hours: 54 trainings over all of Fashion-MNIST. Stopped, it continues from those that are done.
+accuracy: $(STAMP) ## Measure what integers cost in accuracy, into results/
+	mkdir -p build
+	$(BIN)/fedkit bench intaccuracy --json > build/intaccuracy
+	tail -n 1 build/intaccuracy | $(BIN)/python -m json.tool - results/inttrain-fashion-mnist.json
 	$(BIN)/python -m fedkit.bench.readme
 
 # Cross-compiled by zig, which comes from PyPI; a wheel without its kernels is an error here.

@@ -5,7 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, cast
 
-BENCHMARKS = ("wire", "sparsetrain", "run", "device", "cost")
+BENCHMARKS = (
+    "wire",
+    "sparsetrain",
+    "run",
+    "device",
+    "cost",
+    "intgemm",
+    "l1norm",
+    "inttrain",
+    "intaccuracy",
+)
 """Names for `fedkit bench NAME`; `NAME` is the function `bench_NAME` in the module of that name."""
 
 

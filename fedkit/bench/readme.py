@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from fedkit import report
@@ -119,6 +120,69 @@ def _cost(result: Result) -> list[str]:
     return [head, _rule(11), *rows]
 
 
+def _intgemm(result: Result) -> list[str]:
+    head = (
+        "| rows x depth x columns | bits | scales | us, ours | with packing | torch bf16 | fp32 "
+        "| of bf16 | with packing | of fp32 | with packing |"
+    )
+    rows = (
+        f"| {row['shape']} | {row['bits']} | {row['gradient']} "
+        f"| {1e6 * row['seconds_ours']:,.0f} | {1e6 * row['seconds_ours_packed']:,.0f} "
+        f"| {1e6 * row['seconds_bf16']:,.0f} | {1e6 * row['seconds_fp32']:,.0f} "
+        f"| {row['ratio_bf16']:.1f}x | {row['ratio_bf16_packed']:.1f}x "
+        f"| {row['ratio_fp32']:.2f}x | {row['ratio_fp32_packed']:.2f}x |"
+        for row in result["rows"]
+    )
+    return [head, _rule(11), *rows]
+
+
+def _l1norm(result: Result) -> list[str]:
+    head = "| shape | us, L1 | L2 | torch bf16 | fp32 | of bf16 | of fp32 | of L2 |"
+    rows = (
+        f"| {row['shape']} "
+        f"| {1e6 * row['seconds_l1_int8']:,.0f} | {1e6 * row['seconds_l2_int8']:,.0f} "
+        f"| {1e6 * row['seconds_bn_bf16']:,.0f} | {1e6 * row['seconds_bn_fp32']:,.0f} "
+        f"| {row['ratio_bf16']:.2f}x | {row['ratio_fp32']:.2f}x | {row['ratio_l2']:.2f}x |"
+        for row in result["rows"]
+    )
+    return [head, _rule(8), *rows]
+
+
+def _inttrain(result: Result) -> list[str]:
+    head = (
+        "| density | bits | gradients | ms per step, ours | torch bf16 | fp32 | our fp32 "
+        "| of bf16 | of fp32 | of ours | memory, ours | bf16 | fp32 |"
+    )
+    rows = (
+        f"| {row['density']:.0%} | {row['bits']} | {row['gradient']} "
+        f"| {1e3 * row['seconds_ours']:.0f} | {1e3 * row['seconds_bf16']:,.0f} "
+        f"| {1e3 * row['seconds_fp32']:.0f} | {1e3 * row['seconds_sparse']:.0f} "
+        f"| {row['ratio_bf16']:.1f}x | {row['ratio_fp32']:.2f}x | {row['ratio_sparse']:.2f}x "
+        f"| {_mb(row['peak_bytes_ours'])} | {_mb(row['peak_bytes_bf16'])} "
+        f"| {_mb(row['peak_bytes_fp32'])} |"
+        for row in result["rows"]
+    )
+    return [head, _rule(13), *rows]
+
+
+def _intaccuracy(result: Result) -> list[str]:
+    """One line per bits and gradient rule: mean and deviation over the seeds, L1 and L2."""
+    found: dict[tuple[int, str], dict[str, list[float]]] = {}
+    for row in result["rows"]:
+        kind = found.setdefault((row["bits"], row["gradient"]), {"l1": [], "l2": []})
+        kind[row["norm"]].append(100 * row["accuracy"])
+    head = "| bits | gradients | L1 norms | of fp32 | L2 norms | of fp32 |"
+    full = found[32, "per-tensor"]
+    rows = []
+    for (bits, rule), norms in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1])):
+        cells = [
+            f"{fmean(own):.2f} ± {stdev(own):.2f} % | {fmean(own) - fmean(full[norm]):+.2f}"
+            for norm, own in norms.items()
+        ]
+        rows.append(f"| {bits} | {rule if bits < 32 else ''} | {' | '.join(cells)} |")
+    return [head, _rule(6), *rows]
+
+
 def _change(row: Mapping[str, Any], key: str) -> str:
     return f"{row[f'{key}_vs_prunefl']:+.1%}"
 
@@ -144,6 +208,10 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "run": _run,
     "device": _device,
     "cost": _cost,
+    "intgemm": _intgemm,
+    "l1norm": _l1norm,
+    "inttrain": _inttrain,
+    "inttrain-fashion-mnist": _intaccuracy,
 }
 """Name of a table and of its file in results/ -> what writes its lines."""
 

@@ -13,12 +13,14 @@ from fedkit.bench.process import memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
+    from fedkit.engine.integer.program import Program as IntegerProgram
+    from fedkit.engine.sparse.network import Parameters
+    from fedkit.engine.sparse.plan import Plan
     from fedkit.engine.sparse.program import Program
 
     Inputs = NDArray[np.float32]
@@ -46,14 +48,38 @@ def sparse_step(program: Program, inputs: Inputs, targets: Targets) -> Callable[
     return step
 
 
-def torch_step(model: nn.Module, inputs: Inputs, targets: Targets) -> Callable[[], float]:
-    """Return what takes the same step of torch, dense and eager."""
+def integer_step(program: IntegerProgram, inputs: Inputs, targets: Targets) -> Callable[[], float]:
+    """Return what takes the same step in integers; the inputs are quantised already, once."""
+    import numpy as np
+
+    from fedkit.engine.integer.engine import quantize_inputs
+    from fedkit.engine.integer.optimiser import Sgd
+    from fedkit.engine.sparse import native
+
+    order, (codes, scale) = np.arange(len(targets)), quantize_inputs(inputs)
+    sgd = Sgd(program.network, native.load_kernels(), MOMENTUM, DECAY, seed=0)
+
+    def step() -> float:
+        program.forward(codes, scale, order)
+        loss = program.loss(targets)
+        program.backward()
+        sgd.step(program.gradient, program.gradient_units, RATE)
+        return loss
+
+    return step
+
+
+def torch_step(
+    model: nn.Module, inputs: Inputs, targets: Targets, dtype: str = "float32"
+) -> Callable[[], float]:
+    """Return what takes the same step of torch, dense and eager, all in one dtype."""
     import torch
 
-    model.train()
+    kind = getattr(torch, dtype)
+    model.to(kind).train()
     sgd = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY)
     loss_of = torch.nn.functional.cross_entropy
-    batch, labels = torch.from_numpy(inputs), torch.from_numpy(targets)
+    batch, labels = torch.from_numpy(inputs).to(kind), torch.from_numpy(targets)
 
     def step() -> float:
         sgd.zero_grad(set_to_none=True)
@@ -69,10 +95,15 @@ def main(job: str, *arguments: str) -> None:
     """Take some steps and print what memory they took.
 
     Args:
-        job: Who trains: `sparse` or `torch`.
-        arguments: The folder that `fedkit.bench.sparsetrain` wrote, and for torch the model.
+        job: Who trains: `sparse`, `integer` or `torch`.
+        arguments: The folder that `fedkit.bench.sparsetrain` wrote; for integers their bits; for
+            torch the model, and the dtype if it is not float32.
     """
-    jobs: dict[str, Callable[..., int]] = {"sparse": _sparse, "torch": _torch}
+    jobs: dict[str, Callable[..., int]] = {
+        "sparse": _sparse,
+        "integer": _integer,
+        "torch": _torch,
+    }
     began = jobs[job](*arguments)
     peak, files = memory("VmHWM"), memory("RssFile")
 
@@ -83,47 +114,78 @@ def main(job: str, *arguments: str) -> None:
 
 def _sparse(folder: str) -> int:
     """Train the kept weights; return the anonymous memory before there were any."""
-    from pathlib import Path
-
-    import numpy as np
-
     from fedkit.engine.sparse import native
     from fedkit.engine.sparse.network import Network
-    from fedkit.engine.sparse.plan import load_plan
     from fedkit.engine.sparse.program import Program
 
-    inputs, targets = _batch(Path(folder))
+    inputs, targets = _batch(folder)
     began = memory("RssAnon")
-    plan = load_plan(Path(folder, "model.plan"))
-    with np.load(Path(folder, "kept.npz")) as kept:
-        masks = {
-            name: _mask(kept[f"{name} positions"], plan.weights[name]) for name in plan.prunable
-        }
-        network = Network(plan, masks, native.load_kernels())
-        for name in plan.weights:
-            network.parameters.part(name, network.parameters.values)[:] = kept[name]
-    step = sparse_step(Program(network, "train", len(targets)), inputs, targets)
+    plan, masks = _pruned(folder)
+    network = Network(plan, masks, native.load_kernels())
+    _fill(folder, plan, network.parameters, network.parameters.values)
+    _take(sparse_step(Program(network, "train", len(targets)), inputs, targets))
+    return began
+
+
+def _integer(folder: str, bits: str) -> int:
+    """Train the kept weights in integers."""
+    from fedkit.engine.integer.engine import IntegerEngine
+    from fedkit.engine.integer.network import IntegerNetwork
+
+    inputs, targets = _batch(folder)
+    began = memory("RssAnon")
+    plan, masks = _pruned(folder)
+    engine = IntegerEngine(plan, bits=int(bits))
+    network = IntegerNetwork(plan, masks, int(bits), engine.lanes)
+    _fill(folder, plan, network.parameters, network.parameters.values)
+    network.take_values()
+    _take(integer_step(engine.program_of(network, "train", len(targets)), inputs, targets))
+    return began
+
+
+def _take(step: Callable[[], float]) -> None:
     for _ in range(STEPS):
         step()
     if "torch" in sys.modules:
         raise RuntimeError("torch was imported into the process that trains without it")
-    return began
 
 
-def _torch(folder: str, name: str) -> int:
-    """Train the dense model; return the anonymous memory before there was one."""
+def _pruned(folder: str) -> tuple[Plan, dict[str, NDArray[np.bool_]]]:
     from pathlib import Path
 
+    import numpy as np
+
+    from fedkit.engine.sparse.plan import load_plan
+
+    plan = load_plan(Path(folder, "model.plan"))
+    with np.load(Path(folder, "kept.npz")) as kept:
+        return plan, {
+            name: _mask(kept[f"{name} positions"], plan.weights[name]) for name in plan.prunable
+        }
+
+
+def _fill(folder: str, plan: Plan, parameters: Parameters, values: NDArray[np.float32]) -> None:
+    from pathlib import Path
+
+    import numpy as np
+
+    with np.load(Path(folder, "kept.npz")) as kept:
+        for name in plan.weights:
+            parameters.part(name, values)[:] = kept[name]
+
+
+def _torch(folder: str, name: str, dtype: str = "float32") -> int:
+    """Train the dense model; return the anonymous memory before there was one."""
     import torch
 
     from fedkit.nn.zoo import build_model
 
     torch.set_num_threads(1)
-    inputs, targets = _batch(Path(folder))
+    inputs, targets = _batch(folder)
     _use_torch()
     began = memory("RssAnon")
     classes = int(targets.max()) + 1
-    step = torch_step(build_model(name, inputs.shape[1:], classes), inputs, targets)
+    step = torch_step(build_model(name, inputs.shape[1:], classes), inputs, targets, dtype)
     for _ in range(STEPS):
         step()
     return began
@@ -138,10 +200,12 @@ def _use_torch() -> None:
     torch_step(nn.Sequential(*layers), np.zeros((2, 1, 1, 1), np.float32), np.arange(2))()
 
 
-def _batch(folder: Path) -> tuple[Inputs, Targets]:
+def _batch(folder: str) -> tuple[Inputs, Targets]:
+    from pathlib import Path
+
     import numpy as np
 
-    with np.load(folder / "batch.npz") as batch:
+    with np.load(Path(folder, "batch.npz")) as batch:
         return batch["inputs"], batch["targets"]
 
 

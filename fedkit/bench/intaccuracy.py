@@ -1,0 +1,149 @@
+"""`fedkit bench intaccuracy`: what integers cost in accuracy, on Fashion-MNIST.
+
+One model is trained on all data in one place, by the engines that devices of a fleet use: float32
+on the sparse engine with all weights kept, integers on the integer engine. Rates fall along a
+cosine, epoch by epoch; an epoch starts with no momentum. Statistics of the norms are taken anew
+under the final weights for both, so that neither is measured under old ones.
+
+At 8 bits ShiftQuant has one group and is per-tensor, to the bit, so the cell is run once and listed
+twice. float32 has no gradient rule; its rows say per-tensor.
+
+A finished cell is kept in runs/intaccuracy and not run again: stopped in any way, the same command
+continues.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fedkit.engine.base import Engine, LocalTraining
+from fedkit.engine.integer.engine import IntegerEngine
+from fedkit.engine.sparse.capture import capture
+from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.engine.torch import TorchEngine
+from fedkit.fedtiny.bn_selection import as_stats
+from fedkit.files import write_whole
+from fedkit.nn.norm import with_l1_norms
+from fedkit.task import cross_entropy
+from fedkit.tasks import load_task
+
+KEPT = Path("runs/intaccuracy")
+_MODEL = "resnet8"
+_STATISTICS = 5000
+_RATE, _MOMENTUM, _DECAY, _BATCH = 0.1, 0.9, 5e-4, 64
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run.
+
+    Attributes:
+        bits: 32 is float32.
+        gradient: Gradient rule.
+        norm: l1 or l2.
+        seed: Of the weights, the order of examples and random rounding.
+        examples: Training examples.
+        epochs: Over all of them.
+    """
+
+    bits: int
+    gradient: str
+    norm: Literal["l1", "l2"]
+    seed: int
+    examples: int
+    epochs: int
+
+
+def bench_intaccuracy(quick: bool) -> dict[str, Any]:
+    """Train every cell that is not kept yet, and return all.
+
+    Args:
+        quick: Two kinds, one seed, one epoch over 1,000 examples, and nothing kept.
+
+    Raises:
+        EngineError: The compiled kernels are missing.
+        DataError: The data set is not installed.
+    """
+    if quick:
+        kinds = ((32, "per-tensor"), (4, "shiftquant"))
+        rows = [run(Cell(bits, rule, "l1", 1, 1000, 1)) for bits, rule in kinds]
+    else:
+        rows = _run_all(list(cells((1, 2, 3), examples=60_000, epochs=5)))
+    return {"benchmark": "intaccuracy", "task": "fashion-mnist", "rows": _with_twins(rows)}
+
+
+def cells(seeds: Iterable[int], examples: int, epochs: int) -> Iterable[Cell]:
+    """Yield the grid: bits, rules and norms for each seed."""
+    kinds = [(32, "per-tensor"), (8, "per-tensor"), (8, "per-channel")]
+    kinds += itertools.product((6, 4), ("per-tensor", "shiftquant", "per-channel"))
+    for seed in seeds:
+        for norm in ("l1", "l2"):
+            for bits, rule in kinds:
+                yield Cell(bits, rule, norm, seed, examples, epochs)
+
+
+def _run_all(wanted: list[Cell]) -> list[dict[str, Any]]:
+    KEPT.mkdir(parents=True, exist_ok=True)
+    todo = [cell for cell in wanted if not _file(cell).exists()]
+    workers = min(len(todo), os.cpu_count() or 1)
+    if todo:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+            list(pool.map(_run_and_keep, todo))
+    return [json.loads(_file(cell).read_text(encoding="utf-8")) for cell in wanted]
+
+
+def _run_and_keep(cell: Cell) -> None:
+    write_whole(_file(cell), (json.dumps(run(cell)) + "\n").encode())
+
+
+def _file(cell: Cell) -> Path:
+    return KEPT / f"{'-'.join(str(value) for value in asdict(cell).values())}.json"
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Train one cell; return its row."""
+    task = load_task("fashion-mnist")
+    everything, rng = task.train_data(), np.random.default_rng(cell.seed)
+    data = everything.take(rng.permutation(len(everything))[: cell.examples])
+    model = task.build_model(cell.seed, _MODEL)
+    if cell.norm == "l1":
+        model = with_l1_norms(model)
+    reference = TorchEngine(model, cross_entropy)
+    state = reference.initial_state()
+    plan = capture(reference.module(state), data.inputs.shape[1:])
+    engine: Engine = (
+        SparseEngine(plan)
+        if cell.bits == 32
+        else IntegerEngine(plan, bits=cell.bits, gradient=cell.gradient)
+    )
+    for epoch in range(cell.epochs):
+        rate = _RATE * (1 + math.cos(math.pi * epoch / cell.epochs)) / 2
+        how = LocalTraining(1, _BATCH, rate, _MOMENTUM, _DECAY)
+        state, loss = engine.train(state, data, how, seed=1000 * cell.seed + epoch)
+    moments = engine.norm_moments(state, data.take(np.arange(min(len(data), _STATISTICS))))
+    state = replace(state, stats={**state.stats, **as_stats(moments)})
+    test = task.test_data()
+    found = task.metric(engine.outputs(state, test.inputs), test.targets)
+    return {"model": _MODEL, **asdict(cell), "accuracy": round(found, 6), "loss": round(loss, 6)}
+
+
+def _with_twins(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows, and for each per-tensor one at 8 bits that of ShiftQuant, its equal."""
+    twins = [{**row, "gradient": "shiftquant"} for row in rows if _has_twin(row)]
+    return rows + twins
+
+
+def _has_twin(row: dict[str, Any]) -> bool:
+    return (row["bits"], row["gradient"]) == (8, "per-tensor")
