@@ -26,7 +26,9 @@ from fedkit.engine.integer.constants import (
     CODE,
     ONE,
     WIDE,
+    Carrier,
     Chain,
+    Ints,
     Mix,
     Read,
     Reals,
@@ -389,7 +391,7 @@ class Program:
         """Compute `gradient` for the batch whose loss was taken."""
         self.gradient[:] = 0
         self._finished = set[int]()
-        self._chains: dict[int, tuple[Reals, Reals, Reals, Literal["none", "x", "sign"]]] = {}
+        self._chains: dict[int, tuple[Reals, Reals, Reals, Carrier]] = {}
         for step in self.schedule.steps:
             if isinstance(step, Finish):
                 self._finish(step.tensor)
@@ -431,7 +433,7 @@ class Program:
         self.network.part(name, self.gradient)[:] = np.rint(gradient / ONE).astype(np.int64)
         self.gradient_units[name] = unit * ONE
 
-    def _chain(self, tensor: int) -> tuple[Reals, Reals, Reals, Literal["none", "x", "sign"]]:
+    def _chain(self, tensor: int) -> tuple[Reals, Reals, Reals, Carrier]:
         zero = np.zeros(self._channels(tensor))
         return self._chains.get(tensor, (zero + 1.0, zero, zero, "none"))
 
@@ -453,11 +455,18 @@ class Program:
         unit = np.maximum(bound, _LEAST) / WIDE
         return self._backend.passed_peak(tensor, self._chain_in(tensor, unit, WIDE)) * unit
 
-    def _chain_in(self, tensor: int, unit: Reals, limit: int, **more: object) -> Chain:
+    def _chain_in(
+        self,
+        tensor: int,
+        unit: Reals,
+        limit: int,
+        factor: Ints | None = None,
+        key: int | None = None,
+    ) -> Chain:
         """Return how to pass a tensor's gradient, in units of the result."""
         (a, b, c, carrier), slope = self._chain(tensor), self._slopes[tensor]
-        ratio = slope.unit / unit
-        return chain_constants(a * ratio, b * ratio, c * ratio, carrier, slope.most, limit, **more)  # type: ignore[arg-type]
+        a, b, c = (part * slope.unit / unit for part in (a, b, c))
+        return chain_constants(a, b, c, carrier, slope.most, limit, factor, key)
 
     def _backward_op(self, step: Backward) -> None:
         op = self._plan.ops[step.op]
