@@ -257,3 +257,42 @@ def test_weight_gradients_are_right_on_average(rule: str) -> None:
     assert len(everything) > 200
     assert np.abs(everything).max() < 4
     assert np.mean(spreads) == pytest.approx(1.0, abs=0.1)
+
+
+class KeyedBackend(NumpyBackend):
+    """Notes the keys of the random roundings."""
+
+    keys: list[int | None]
+
+    def conv_backward(
+        self,
+        number: int,
+        read: Read,
+        chain: Chain,
+        shift: Ints,
+        mix: Mix | None,
+        source: bool,
+    ) -> tuple[Array, Array]:
+        self.keys.append(chain.key)
+        return super().conv_backward(number, read, chain, shift, mix, source)
+
+
+def test_every_layer_step_and_seed_rounds_by_a_key_of_its_own() -> None:
+    case = random_case(random.Random(3).choice, ("chain",), most=2)
+    keys = []
+    for seed in (7, 8, 7):
+        made = steps.make(case, None, 4)
+        backend = KeyedBackend(made.network)
+        backend.keys = []
+        made._backend = backend
+        codes, scale = quantize_inputs(case.inputs)
+        made.restart(seed)
+        for _ in range(2):
+            made.forward(codes, scale, np.arange(len(codes)))
+            made.loss(case.targets)
+            made.backward()
+        keys.append(backend.keys)
+    one, other, again = keys
+    assert one == again
+    assert None not in one and len(one) >= 2 * 3
+    assert len({*one, *other}) == len(one) + len(other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from ctypes import byref
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +12,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedkit.engine.integer import native as integer_native
+from fedkit.engine.integer import native_backend
+from fedkit.engine.integer.constants import Read
 from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.program import Mode
 from fedkit.engine.sparse import native
+from fedkit.engine.sparse.plan import Conv, Plan, Pool, Tensor
 from tests.engine.integer import steps
 from tests.engine.integer.steps import Trace, mismatches
 from tests.engine.integer.wild import wild
-from tests.engine.sparse import kernel_sets
-from tests.engine.sparse.plans import Case, random_case
+from tests.engine.sparse import kernel_sets, programs
+from tests.engine.sparse.plans import Case, random_case, random_data
+from tests.naive import integers as naive
 
 BITS = range(2, 9)
 LANES = {"avx512": 32, "avx2": 16, "neon": 8, "plain": 16}
@@ -154,3 +161,80 @@ def test_forward_only_is_numpys(kernels: native.Kernels, mode: Mode) -> None:
                 trace.add(name, value)
             found.append(trace)
         assert mismatches(*found) == [], f"seed {seed}"
+
+
+# Long sums
+
+
+@pytest.mark.parametrize("density", [1.0, 0.4])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_sum_over_pixels_that_leaves_int32(
+    kernels: native.Kernels, kernel: int, density: float
+) -> None:
+    """Every product is as large as can be, and of one sign; registers are emptied in time."""
+    side, channels = 84, 3
+    plan = Plan(
+        weights={"w": (channels, 1, kernel, kernel), "fc": (2, channels)},
+        stats={},
+        prunable=("w", "fc"),
+        tensors=(
+            *(Tensor((c, side, side)) for c in (1, channels)),
+            *(Tensor((c, 1, 1)) for c in (channels, 2)),
+        ),
+        ops=(
+            Conv(0, 1, "w", None, (kernel, kernel), (1, 1), (kernel // 2, kernel // 2), (1, 1), 1),
+            Pool(1, 2, (side, side), (1, 1), (0, 0), "mean"),
+            Conv(2, 3, "fc", None, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+        ),
+        output=3,
+    )
+    case = random_data(plan, random.Random(0).choice, [density])
+    case.state.weights["fc"][:] = [[0.1], [-0.1]]
+    masks = {**case.state.masks, "fc": np.ones((2, channels), bool)}
+    case = replace(
+        case,
+        state=replace(case.state, masks=masks),
+        inputs=np.full((3, 1, side, side), 127 / 128, np.float32),
+        targets=np.zeros(3, np.int64),
+        dense_above=0.5,
+    )
+    made = [steps.make(case, chosen, 8, "per-channel") for chosen in (None, kernels)]
+    one, other = (
+        steps.train(program, case, chosen, steps=1)
+        for program, chosen in zip(made, (None, kernels), strict=True)
+    )
+    assert np.abs(one.arrays["gradient 0"]).max() > 2**32
+    assert mismatches(one, other) == []
+
+
+# At the kinks
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_gradients_stop_exactly_at_the_kinks(kernels: native.Kernels, shift: int) -> None:
+    """Codes at 0 and at 6 pass none, their neighbours do; `end` is reached by codes -127 to 127."""
+    codes = np.arange(-127, 128)
+    one, end = np.array([1], np.int32), np.array([90], np.int32)
+    how = Read(one, 0 * one, one * shift, 0, 255, 0 * one, end)
+    x, g = codes.reshape(1, 1, 1, -1), np.full((1, 1, 1, len(codes)), 5, np.int64)
+    expected = naive.masked(g, x, how)
+    assert expected.reshape(-1).nonzero()[0].tolist() == list(range(127 + 1, 127 + 90))
+
+    backend = NumpyBackend(steps.make(seeded(0)[0], None, 8).network)
+    backend._x[1], backend._g[1] = x, g
+    sums, peak = backend.finish(1, how)
+    np.testing.assert_array_equal(backend._g[1], expected)
+
+    lanes = int(kernels.int_lanes())
+    tile_x, tile_g = (np.repeat(a.reshape(-1, 1), lanes, 1) for a in (x, g))
+    tile_x, tile_g = tile_x.astype(np.int8), tile_g.astype(np.int16)
+    struct = integer_native.Tensor(
+        x=tile_x.ctypes.data, gradient=tile_g.ctypes.data, examples=1, channels=1, plane=len(codes)
+    )
+    read = native_backend._read(how)
+    found_sums, found_peak = np.zeros(3, np.int64), np.zeros(1, np.int32)
+    arrays = (programs.address(array) for array in (found_sums, found_peak))
+    kernels.int_finish(byref(struct), byref(read), 0, 1, *arrays)
+    np.testing.assert_array_equal(tile_g[:, 0], expected.reshape(-1))
+    assert found_sums.tolist() == sums[0].tolist() == naive.finish_sums(expected, x)[0]
+    assert found_peak.tolist() == peak.tolist() == [5]
