@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Settling, multiplier
+from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.loss import cross_entropy
 from fedkit.engine.integer.network import Codes, IntegerNetwork, full_weight
@@ -201,6 +202,39 @@ def test_every_op_of_training_is_its_twin() -> None:
         steps.train(made, case, None, steps=1)
         seen |= set(backend.seen)
     assert seen >= EVERYTHING
+
+
+# Statistics
+
+
+def test_statistics_are_those_of_the_raw_values() -> None:
+    """The variance exactly; an L1 deviation is measured from a whole number beside the mean.
+
+    Values further than int16 from the mean count as that far; only other channels are compared.
+    """
+    seen = set[str]()
+    for seed in range(20):
+        case = small_case(seed)
+        made = steps.make(case, None, 4, mode="statistics")
+        codes, scale = quantize_inputs(case.inputs)
+        made.forward(codes, scale, np.arange(len(codes)))
+        for tensor, norm in made.network.norms.items():
+            found, unit = made.statistics[tensor], made._raw_unit[tensor]
+            raw = made._backend.raw_rows(tensor).astype(np.float64)
+            mean = raw.mean((0, 2, 3))
+            np.testing.assert_allclose(found.mean, mean * unit, rtol=1e-12, atol=1e-12)
+            centred = raw - mean[:, None, None]
+            near = np.abs(centred).max((0, 2, 3)) < 32767
+            deviation = (np.sqrt(found.variance) / unit)[near]
+            if norm.kind == "batch":
+                expected = raw.std((0, 2, 3))[near]
+                np.testing.assert_allclose(deviation, expected, rtol=1e-6, atol=1e-6)
+            else:
+                expected = np.abs(centred).mean((0, 2, 3))[near] * np.sqrt(np.pi / 2)
+                off = np.abs(deviation - expected).max(initial=0.0)
+                assert off <= 0.5 * np.sqrt(np.pi / 2) + 1e-9
+            seen |= {norm.kind} if near.any() else set()
+    assert seen == {"batch", "l1-batch"}
 
 
 # Data
