@@ -215,6 +215,9 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
 }
 """Name of a table and of its file in results/ -> what writes its lines."""
 
+FILES = {"intaccuracy": "inttrain-fashion-mnist"}
+"""Benchmarks whose file has another name, for there may be more of its kind."""
+
 
 def _tables(text: str, results: Path) -> dict[str, Callable[[Result], list[str]]]:
     """Return `TABLES` and one for every comparison that has a file or a place."""
