@@ -79,7 +79,7 @@ def bench_intaccuracy(quick: bool) -> dict[str, Any]:
         kinds = ((32, "per-tensor"), (4, "shiftquant"))
         rows = [run(Cell(bits, rule, "l1", 1, 1000, 1)) for bits, rule in kinds]
     else:
-        rows = _run_all(list(cells((1, 2, 3), examples=60_000, epochs=5)))
+        rows = _run_all(list(cells((1, 2, 3), examples=60_000, epochs=3)))
     return {"benchmark": "intaccuracy", "task": "fashion-mnist", "rows": _with_twins(rows)}
 
 
