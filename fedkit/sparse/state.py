@@ -52,6 +52,13 @@ def apply_masks(weights: Weights, masks: Masks) -> dict[str, NDArray[np.float32]
     }
 
 
+def same_masks(one: Masks, other: Masks) -> bool:
+    """Return whether two sets of masks keep the same weights."""
+    return one is other or (
+        one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
+    )
+
+
 def density(masks: Masks) -> float:
     """Return kept / all prunable weights; 1 when nothing is prunable."""
     total = sum(mask.size for mask in masks.values())

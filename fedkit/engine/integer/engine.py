@@ -23,11 +23,12 @@ from fedkit.engine.integer.network import IntegerNetwork
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.integer.program import Mode, Program
+from fedkit.engine.running import BatchStatistics, RunningStatistics
 from fedkit.engine.sparse import native
 from fedkit.engine.sparse.checks import check_inputs
 from fedkit.engine.sparse.plan import Plan, verify
 from fedkit.errors import EngineError
-from fedkit.sparse.state import Masks, ModelState, Weights
+from fedkit.sparse.state import Masks, ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, largest
 from fedkit.stats.moments import Moments, NormMoments
 from fedkit.task import Examples
@@ -112,7 +113,7 @@ class IntegerEngine:
         program.restart(seed)
         optimiser = Sgd(network, self.kernels, how.momentum, how.weight_decay, seed)
         inputs, scale = self._quantized(examples.inputs)
-        rng, statistics = np.random.default_rng(seed), RunningStatistics(program)
+        rng, statistics = np.random.default_rng(seed), RunningStatistics(self.plan.stats)
         for _ in range(how.epochs):
             losses = []
             statistics.restart()
@@ -124,7 +125,7 @@ class IntegerEngine:
                     _add_gradients(program, self.layout.prunable, gradient_sums)
                     _mask_gradient(program, state.masks)
                 optimiser.step(program.gradient, program.gradient_units, how.lr)
-                statistics.add(len(order))
+                statistics.add(batch_statistics(program, len(order)))
             loss = sum(losses) / len(losses)
         self._look_again(program, statistics, inputs, scale, how.batch_size)
         return ModelState(network.state(), statistics.mean() or state.stats, state.masks), loss
@@ -147,7 +148,7 @@ class IntegerEngine:
         statistics.restart()
         for order in even_batches(np.arange(len(inputs)), batch_size)[:_LAST_BATCHES]:
             program.forward(inputs, scale, order)
-            statistics.add(len(order))
+            statistics.add(batch_statistics(program, len(order)))
 
     def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
         """See `Engine.norm_moments`. Batches are normalised by their own statistics."""
@@ -224,7 +225,7 @@ class IntegerEngine:
         if batch < 1:
             raise EngineError(f"a batch of {batch} examples holds nothing to compute with")
         # What is replaced goes first: on a device the memory of two would be held at once.
-        if self._network is None or not _equal(self._network.masks, state.masks):
+        if self._network is None or not same_masks(self._network.masks, state.masks):
             self._programs.clear()
             self._network = None
             self._network = IntegerNetwork(self.plan, state.masks, self.bits, self.lanes)
@@ -291,38 +292,10 @@ def quantize_inputs(inputs: NDArray[np.float32]) -> tuple[NDArray[np.int8], floa
     return np.rint(np.ldexp(inputs, point)).astype(np.int8), math.ldexp(1.0, -point)
 
 
-class RunningStatistics:
-    """The plain mean of batch statistics; see `TorchEngine._restart_statistics`."""
-
-    def __init__(self, program: Program) -> None:
-        self._program = program
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget all batches."""
-        self._batches = 0
-        self._sums: dict[str, NDArray[np.float64]] = {}
-
-    def add(self, examples: int) -> None:
-        """Take in the batch that ran last."""
-        self._batches += 1
-        for index, norm in self._program.network.norms.items():
-            seen = self._program.statistics[index]
-            count = examples * math.prod(self._program.network.plan.tensors[index].shape[1:])
-            unbiased = 1.0 if norm.kind == "l1-batch" else count / max(count - 1, 1)
-            for name, value in zip(norm.stats, (seen.mean, seen.variance * unbiased), strict=True):
-                self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def mean(self) -> dict[str, NDArray[np.float32]]:
-        """Return each running statistic, the variance unbiased; none where there are no norms."""
-        return {
-            name: (self._sums[name] / self._batches).astype(np.float32)
-            for name in self._program.network.plan.stats
-            if name in self._sums
-        }
-
-
-def _equal(one: Masks, other: Masks) -> bool:
-    return one is other or (
-        one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
-    )
+def batch_statistics(program: Program, examples: int) -> BatchStatistics:
+    """Yield each norm with mean and unbiased variance of the batch that ran last."""
+    for index, norm in program.network.norms.items():
+        seen = program.statistics[index]
+        count = examples * math.prod(program.network.plan.tensors[index].shape[1:])
+        unbiased = 1.0 if norm.kind == "l1-batch" else count / max(count - 1, 1)
+        yield norm, seen.mean, seen.variance * unbiased

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedkit.engine.base import check_loss
-from fedkit.engine.integer.engine import IntegerEngine, RunningStatistics, quantize_inputs
+from fedkit.engine.integer.engine import IntegerEngine, batch_statistics, quantize_inputs
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.integer.program import Program
+from fedkit.engine.running import RunningStatistics
 from fedkit.engine.sparse.capture import capture
 from fedkit.engine.torch import TorchEngine
 from fedkit.sparse.state import ModelState
@@ -76,10 +77,10 @@ class IntegerModel:
         Without it `outputs` goes by the statistics that the model came with.
         """
         program = self._training(max(len(batch) for batch in batches))
-        statistics = RunningStatistics(program)
+        statistics = RunningStatistics(self.engine.plan.stats)
         for batch in batches:
             program.forward(*quantize_inputs(batch), np.arange(len(batch)))
-            statistics.add(len(batch))
+            statistics.add(batch_statistics(program, len(batch)))
         stats = {**self._state.stats, **statistics.mean()}
         self._state = ModelState(self._state.weights, stats, self._state.masks)
 

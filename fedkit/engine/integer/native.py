@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_int32, c_int64, c_uint32, c_void_p
 
-from fedkit.engine.sparse.native import Padding
+from fedkit.engine.sparse.native import Padding, Windows
 
 
 class Tensor(Structure):
@@ -118,16 +118,7 @@ class Pool(Structure):
         ("read", Read),
         ("chain", Chain),
         ("mix", Mix),
-        ("in_height", c_int32),
-        ("in_width", c_int32),
-        ("out_height", c_int32),
-        ("out_width", c_int32),
-        ("kernel_y", c_int32),
-        ("kernel_x", c_int32),
-        ("stride_y", c_int32),
-        ("stride_x", c_int32),
-        ("pad_y", c_int32),
-        ("pad_x", c_int32),
+        ("windows", Windows),
         ("maximum", c_int32),
         ("shift_out", c_int32),
         ("shift_in", c_int32),

@@ -17,7 +17,7 @@ from fedkit.engine.sparse.native import Kernels, Padding
 from fedkit.engine.sparse.network import Layer
 from fedkit.engine.sparse.plan import Add, Copy, Plan, Pool
 from fedkit.engine.sparse.schedule import Forward, Key, Schedule, Step, place, touched
-from fedkit.engine.sparse.structs import pointer
+from fedkit.engine.sparse.structs import pointer, windows
 
 _CARRIERS = {"none": 0, "x": 1, "sign": 2}
 _BYTES = {"x": 1, "raw": 2, "g": 2}
@@ -121,20 +121,10 @@ class NativeBackend:
         )
 
     def _bind_pool(self, op: Pool) -> native.Pool:
-        source, target = self._plan.tensors[op.source].shape, self._plan.tensors[op.target].shape
         return native.Pool(
             source=ctypes.pointer(self._tensors[op.source]),
             target=ctypes.pointer(self._tensors[op.target]),
-            in_height=source[1],
-            in_width=source[2],
-            out_height=target[1],
-            out_width=target[2],
-            kernel_y=op.kernel[0],
-            kernel_x=op.kernel[1],
-            stride_y=op.stride[0],
-            stride_x=op.stride[1],
-            pad_y=op.padding[0],
-            pad_x=op.padding[1],
+            windows=windows(op, self._plan),
             maximum=op.operation == "max",
         )
 

@@ -14,12 +14,13 @@ from fedkit.engine.base import (
     check_loss,
     even_batches,
 )
+from fedkit.engine.running import BatchStatistics, RunningStatistics
 from fedkit.engine.sparse import native
 from fedkit.engine.sparse.network import Network, NormState
 from fedkit.engine.sparse.plan import Plan, verify
 from fedkit.engine.sparse.program import Mode, Program
 from fedkit.errors import EngineError
-from fedkit.sparse.state import Masks, ModelState, Weights
+from fedkit.sparse.state import ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
 from fedkit.task import Examples
@@ -79,7 +80,7 @@ class SparseEngine:
         program = self.program(state, "train", largest)
         network = program.network
         program.velocity[:] = 0
-        rng, loss, statistics = np.random.default_rng(seed), 0.0, _RunningStatistics(network)
+        rng, statistics, loss = np.random.default_rng(seed), RunningStatistics(self.plan.stats), 0.0
         add = None if gradient_sums is None else self._adder(program, gradient_sums)
         for _ in range(how.epochs):
             losses = []
@@ -89,7 +90,7 @@ class SparseEngine:
                 losses.append(check_loss(program.loss(examples.targets[order])))
                 program.backward(before=add)
                 program.step(how.lr, how.momentum, how.weight_decay)
-                statistics.add(len(order))
+                statistics.add(_batch_statistics(network, len(order)))
             loss = sum(losses) / len(losses)
         weights = network.parameters.weights()
         return ModelState(weights, statistics.mean() or state.stats, state.masks), loss
@@ -198,7 +199,7 @@ class SparseEngine:
         if batch < 1:
             raise EngineError(f"a batch of {batch} examples holds nothing to compute with")
         # What is replaced goes first: on a device the memory of two would be held at once.
-        if self._network is None or not _equal(self._network.masks, state.masks):
+        if self._network is None or not same_masks(self._network.masks, state.masks):
             self._programs.clear()
             self._network = None
             self._network = Network(self.plan, state.masks, self.kernels)
@@ -215,31 +216,9 @@ class SparseEngine:
         return program
 
 
-class _RunningStatistics:
-    """The plain mean of batch statistics; see `TorchEngine._restart_statistics`."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self.restart()
-
-    def restart(self) -> None:
-        self._batches = 0
-        self._sums: dict[str, NDArray[np.float64]] = {}
-
-    def add(self, examples: int) -> None:
-        """Take in the batch that ran last."""
-        self._batches += 1
-        for norm, count in _counts(self._network, examples):
-            variance = norm.variance(count, unbiased=True)
-            for name, value in zip(norm.norm.stats, (norm.center, variance), strict=True):
-                self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def mean(self) -> dict[str, NDArray[np.float32]]:
-        return {
-            name: (self._sums[name] / self._batches).astype(np.float32)
-            for name in self._network.plan.stats
-            if name in self._sums
-        }
+def _batch_statistics(network: Network, examples: int) -> BatchStatistics:
+    for norm, count in _counts(network, examples):
+        yield norm.norm, norm.center, norm.variance(count, unbiased=True)
 
 
 def _counts(network: Network, examples: int) -> Iterator[tuple[NormState, int]]:
@@ -270,9 +249,3 @@ def _top(program: Program, number: int, mask: NDArray[np.bool_], amount: int) ->
         top.push(positions, tile.reshape(-1)[positions - start])
         start += tile.size
     return top.entries()
-
-
-def _equal(one: Masks, other: Masks) -> bool:
-    return one is other or (
-        one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
-    )

@@ -129,12 +129,10 @@ class Norm(Structure):
     )
 
 
-class Pool(Structure):
-    """`struct pool` of kernels.h."""
+class Windows(Structure):
+    """`struct windows` of kernels.h."""
 
     _fields_ = (
-        ("source", POINTER(Tensor)),
-        ("target", POINTER(Tensor)),
         ("in_height", c_int32),
         ("in_width", c_int32),
         ("out_height", c_int32),
@@ -145,6 +143,16 @@ class Pool(Structure):
         ("stride_x", c_int32),
         ("pad_y", c_int32),
         ("pad_x", c_int32),
+    )
+
+
+class Pool(Structure):
+    """`struct pool` of kernels.h."""
+
+    _fields_ = (
+        ("source", POINTER(Tensor)),
+        ("target", POINTER(Tensor)),
+        ("windows", Windows),
         ("maximum", c_int32),
         ("accumulate", c_int32),
     )

@@ -104,22 +104,18 @@ def conv(layer: Layer, tensors: Tensors, parameters: Parameters) -> native.Conv:
 
 def pool(op: Pool, plan: Plan, tensors: Tensors) -> native.Pool:
     """Return the struct of a pooling op."""
-    source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
     return native.Pool(
         source=ctypes.pointer(tensors[op.source]),
         target=ctypes.pointer(tensors[op.target]),
-        in_height=source[1],
-        in_width=source[2],
-        out_height=target[1],
-        out_width=target[2],
-        kernel_y=op.kernel[0],
-        kernel_x=op.kernel[1],
-        stride_y=op.stride[0],
-        stride_x=op.stride[1],
-        pad_y=op.padding[0],
-        pad_x=op.padding[1],
+        windows=windows(op, plan),
         maximum=op.operation == "max",
     )
+
+
+def windows(op: Pool, plan: Plan) -> native.Windows:
+    """Return the struct of the windows that a pooling op slides."""
+    source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
+    return native.Windows(*source[1:], *target[1:], *op.kernel, *op.stride, *op.padding)
 
 
 def _padding(padding: Padding) -> native.Padding:

@@ -93,7 +93,7 @@ struct window {
     int top, bottom, left, right;
 };
 
-INLINE struct window window_of(const struct pool *p, int oy, int ox) {
+INLINE struct window window_of(const struct windows *p, int oy, int ox) {
     struct window w;
     w.top = oy * p->stride_y - p->pad_y;
     w.left = ox * p->stride_x - p->pad_x;
@@ -104,17 +104,22 @@ INLINE struct window window_of(const struct pool *p, int oy, int ox) {
     return w;
 }
 
+/* A mean is over the whole kernel, padding included. */
+INLINE vec window_share(const struct windows *p) {
+    return vec_set1(1.0f / (float)(p->kernel_y * p->kernel_x));
+}
+
 INLINE vec pool_window(const struct pool *p, const struct reading *how, const float *x,
                        struct window w) {
     vec sum = vec_zero(), most = vec_set1(-INFINITY);
     for (int y = w.top; y < w.bottom; y++) {
         for (int i = w.left; i < w.right; i++) {
-            vec value = read_value(how, vec_load(x + (y * p->in_width + i) * LANES));
+            vec value = read_value(how, vec_load(x + (y * p->windows.in_width + i) * LANES));
             sum = vec_add(sum, value);
             most = vec_max(most, value);
         }
     }
-    return p->maximum ? most : vec_mul(sum, vec_set1(1.0f / (float)(p->kernel_y * p->kernel_x)));
+    return p->maximum ? most : vec_mul(sum, window_share(&p->windows));
 }
 
 void NAME(pool_forward)(const struct pool *p, int first, int last) {
@@ -123,9 +128,9 @@ void NAME(pool_forward)(const struct pool *p, int first, int last) {
             const struct reading how = reading_of(p->source, c);
             const float *x = p->source->x + plane_offset(p->source, tile, c);
             float *to = p->target->x + plane_offset(p->target, tile, c);
-            for (int oy = 0; oy < p->out_height; oy++)
-                for (int ox = 0; ox < p->out_width; ox++, to += LANES)
-                    vec_store(to, pool_window(p, &how, x, window_of(p, oy, ox)));
+            for (int oy = 0; oy < p->windows.out_height; oy++)
+                for (int ox = 0; ox < p->windows.out_width; ox++, to += LANES)
+                    vec_store(to, pool_window(p, &how, x, window_of(&p->windows, oy, ox)));
         }
     }
 }
@@ -138,7 +143,7 @@ INLINE void spread_maximum(const struct pool *p, const struct reading *how, cons
     vec_store(g, gradient);
     for (int y = w.top; y < w.bottom; y++) {
         for (int i = w.left; i < w.right; i++) {
-            const int at = (y * p->in_width + i) * LANES;
+            const int at = (y * p->windows.in_width + i) * LANES;
             vec_store(value, read_value(how, vec_load(x + at)));
             for (int l = 0; l < LANES; l++) {
                 if (value[l] != most[l]) continue;
@@ -150,10 +155,10 @@ INLINE void spread_maximum(const struct pool *p, const struct reading *how, cons
 }
 
 INLINE void spread_mean(const struct pool *p, struct window w, vec gradient, float *to) {
-    gradient = vec_mul(gradient, vec_set1(1.0f / (float)(p->kernel_y * p->kernel_x)));
+    gradient = vec_mul(gradient, window_share(&p->windows));
     for (int y = w.top; y < w.bottom; y++) {
         for (int i = w.left; i < w.right; i++) {
-            const int at = (y * p->in_width + i) * LANES;
+            const int at = (y * p->windows.in_width + i) * LANES;
             vec_store(to + at, vec_add(vec_load(to + at), gradient));
         }
     }
@@ -171,13 +176,13 @@ void NAME(pool_backward)(const struct pool *p, int first, int last) {
             float *to = p->source->gradient + plane_offset(p->source, tile, c);
             if (!p->accumulate)
                 memset(to, 0, (size_t)p->source->plane * LANES * sizeof(float));
-            for (int oy = 0; oy < p->out_height; oy++) {
-                for (int ox = 0; ox < p->out_width; ox++, g += LANES, y += LANES) {
+            for (int oy = 0; oy < p->windows.out_height; oy++) {
+                for (int ox = 0; ox < p->windows.out_width; ox++, g += LANES, y += LANES) {
                     const vec raw = raw_gradient(&chain, vec_load(g), vec_load(y));
                     if (p->maximum)
-                        spread_maximum(p, &how, x, window_of(p, oy, ox), raw, to);
+                        spread_maximum(p, &how, x, window_of(&p->windows, oy, ox), raw, to);
                     else
-                        spread_mean(p, window_of(p, oy, ox), raw, to);
+                        spread_mean(p, window_of(&p->windows, oy, ox), raw, to);
                 }
             }
         }

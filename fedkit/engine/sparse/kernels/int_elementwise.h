@@ -81,28 +81,12 @@ void NAME(int_copy_forward)(const struct int_tensor *source, const struct int_re
     }
 }
 
-/* The part of a pooling window that lies on the plane. */
-struct int_window {
-    int top, bottom, left, right;
-};
-
-INLINE struct int_window int_window_of(const struct int_pool *p, int oy, int ox) {
-    struct int_window w;
-    w.top = oy * p->stride_y - p->pad_y;
-    w.left = ox * p->stride_x - p->pad_x;
-    w.bottom = w.top + p->kernel_y < p->in_height ? w.top + p->kernel_y : p->in_height;
-    w.right = w.left + p->kernel_x < p->in_width ? w.left + p->kernel_x : p->in_width;
-    if (w.top < 0) w.top = 0;
-    if (w.left < 0) w.left = 0;
-    return w;
-}
-
 INLINE void int_pool_window(const struct int_pool *p, const struct int_reading *how,
-                            const int8_t *x, struct int_window w, int32_t *result) {
+                            const int8_t *x, struct window w, int32_t *result) {
     for (int i = 0; i < ILANES; i++) result[i] = p->maximum ? INT32_MIN : 0;
     for (int y = w.top; y < w.bottom; y++) {
         for (int column = w.left; column < w.right; column++) {
-            const int8_t *from = x + (y * p->in_width + column) * ILANES;
+            const int8_t *from = x + (y * p->windows.in_width + column) * ILANES;
             for (int i = 0; i < ILANES; i++) {
                 const int32_t value = int_value(how, from[i]);
                 if (p->maximum)
@@ -122,10 +106,10 @@ void NAME(int_pool_forward)(const struct int_pool *p, int first, int last) {
             const struct int_reading how = int_reading_of(&p->read, c);
             const int8_t *x = p->source->x + int_plane(p->source, tile, c);
             int16_t *to = p->target->raw + int_plane(p->target, tile, c);
-            for (int oy = 0; oy < p->out_height; oy++) {
-                for (int ox = 0; ox < p->out_width; ox++, to += ILANES) {
+            for (int oy = 0; oy < p->windows.out_height; oy++) {
+                for (int ox = 0; ox < p->windows.out_width; ox++, to += ILANES) {
                     int32_t result[ILANES];
-                    int_pool_window(p, &how, x, int_window_of(p, oy, ox), result);
+                    int_pool_window(p, &how, x, window_of(&p->windows, oy, ox), result);
                     for (int i = 0; i < ILANES; i++)
                         to[i] = (int16_t)((result[i] + half) >> p->shift_out);
                 }
@@ -365,13 +349,13 @@ void NAME(int_copy_backward)(const struct int_tensor *source, const struct int_t
 
 /* The gradient of a maximum goes to the first of equal values, example by example. */
 INLINE void int_spread(const struct int_pool *p, const struct int_reading *how, const int8_t *x,
-                       struct int_window w, const int16_t *g, int32_t *sums) {
+                       struct window w, const int16_t *g, int32_t *sums) {
     int32_t most[ILANES], left[ILANES];
     for (int i = 0; i < ILANES; i++) left[i] = g[i];
     if (p->maximum) int_pool_window(p, how, x, w, most);
     for (int y = w.top; y < w.bottom; y++) {
         for (int column = w.left; column < w.right; column++) {
-            const int at = (y * p->in_width + column) * ILANES;
+            const int at = (y * p->windows.in_width + column) * ILANES;
             for (int i = 0; i < ILANES; i++) {
                 if (p->maximum && int_value(how, x[at + i]) != most[i]) continue;
                 sums[at + i] += left[i];
@@ -394,10 +378,10 @@ void NAME(int_pool_backward)(const struct int_pool *p, int first, int last, int3
             const int8_t *x = s->x + int_plane(s, tile, c);
             int16_t *to = s->gradient + int_plane(s, tile, c), value[ILANES];
             memset(room, 0, (size_t)s->plane * ILANES * sizeof *room);
-            for (int oy = 0, pixel = 0; oy < p->out_height; oy++) {
-                for (int ox = 0; ox < p->out_width; ox++, pixel++) {
+            for (int oy = 0, pixel = 0; oy < p->windows.out_height; oy++) {
+                for (int ox = 0; ox < p->windows.out_width; ox++, pixel++) {
                     pass_line(&p->chain, &passing, &run, pixel, 1, value);
-                    int_spread(p, &how, x, int_window_of(p, oy, ox), value, room);
+                    int_spread(p, &how, x, window_of(&p->windows, oy, ox), value, room);
                 }
             }
             for (int pixel = 0; pixel < s->plane; pixel++, to += ILANES) {

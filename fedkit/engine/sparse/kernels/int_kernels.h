@@ -91,8 +91,7 @@ struct int_pool {
     struct int_read read;
     struct int_chain chain;
     struct int_mix mix;
-    int32_t in_height, in_width, out_height, out_width;
-    int32_t kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x;
+    struct windows windows;
     int32_t maximum;
     int32_t shift_out, shift_in;
     int32_t accumulate;

@@ -106,10 +106,15 @@ struct norm {
     int32_t l1;
 };
 
-struct pool {
-    struct tensor *source, *target;
+/* The windows that a pooling op slides over a plane. */
+struct windows {
     int32_t in_height, in_width, out_height, out_width;
     int32_t kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x;
+};
+
+struct pool {
+    struct tensor *source, *target;
+    struct windows windows;
     int32_t maximum;                       /* else the mean over the whole kernel */
     int32_t accumulate;
 };
