@@ -57,6 +57,8 @@ def active(x: int, how: Read, channel: int) -> bool:
 
 def pass_one(g: int, x: int, how: Chain, channel: int, position: int) -> int:
     """Pass a gradient on; position: of the element in its tensor."""
+    if how.carrier != "none":
+        g = uncut(g, x)
     carried = {"none": 0, "x": x, "sign": sign(x)}[how.carrier]
     value = int(how.a[channel]) * g + int(how.b[channel]) * carried + int(how.c[channel])
     one = 2 ** int(how.shift[channel])
@@ -65,6 +67,11 @@ def pass_one(g: int, x: int, how: Chain, channel: int, position: int) -> int:
     else:
         value = (value + random_bits(how.key, position) % one) // one
     return clamp(value, how.limit) * int(how.factor[channel])
+
+
+def uncut(g: int, x: int) -> int:
+    """Return a gradient; 0 where a norm cut x off."""
+    return 0 if abs(x) == CODE else g
 
 
 def settle_one(raw: int, how: Settling, channel: int) -> int:
@@ -110,14 +117,24 @@ def masked(g: Array, x: Array, how: Read) -> Array:
     return y
 
 
+def unclipped(g: Array, x: Array, how: Read) -> Array:
+    """Return a gradient, 0 where what was read of its tensor is clipped; x: what was read."""
+    y = g.copy()
+    for at in np.ndindex(*g.shape):
+        if how.clips and abs(int(x[at])) >= how.high:
+            y[at] = 0
+    return y
+
+
 def finish_sums(g: Array, x: Array | None) -> list[list[int]]:
-    """Return per channel the sums of g, g * x and the sign of x."""
-    sums = [[0, 0, 0] for _ in range(g.shape[1])]
+    """Return per channel the sums of g, g * x, the sign of x, and of uncut g and g * x."""
+    sums = [[0] * 5 for _ in range(g.shape[1])]
     for at in np.ndindex(*g.shape):
         value, code = int(g[at]), 0 if x is None else int(x[at])
-        sums[at[1]][0] += value
-        sums[at[1]][1] += value * code
-        sums[at[1]][2] += sign(code)
+        inner = uncut(value, code)
+        parts = (value, value * code, sign(code), inner, inner * code)
+        for index, part in enumerate(parts):
+            sums[at[1]][index] += part
     return sums
 
 

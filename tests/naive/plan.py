@@ -22,13 +22,17 @@ def run(
     inputs: Tensor,
     training: bool,
     taken: Mapping[int, Tensor] | None = None,
+    norms_within: float = math.inf,
+    convs_within: Mapping[int, float] | None = None,
 ) -> Tensor:
     """Return the logits [n, classes] for `inputs` [n, ...] of any floating dtype.
 
     Norms use the statistics of the batch in training and the running ones otherwise. `taken` are
-    read values by tensor, from elsewhere: activations and maxima take the branches they tell.
+    read values by tensor, from elsewhere: activations and maxima take the branches they tell. Norms
+    give at most `norms_within` deviations, and a convolution reads at most what `convs_within`
+    says for its number; both clip.
     """
-    taken = taken or {}
+    taken, convs_within = taken or {}, convs_within or {}
     n = len(inputs)
     raw = [torch.zeros((n, *tensor.shape), dtype=inputs.dtype) for tensor in plan.tensors]
     raw[0] = inputs.reshape(raw[0].shape)
@@ -36,7 +40,7 @@ def run(
     def read(index: int) -> Tensor:
         value, tensor = raw[index], plan.tensors[index]
         if tensor.norm is not None:
-            value = normalise(tensor.norm, weights, stats, value, training)
+            value = normalise(tensor.norm, weights, stats, value, training, norms_within)
         if tensor.activation == "none":
             return value
         if index in taken:
@@ -44,7 +48,7 @@ def run(
             return value if tensor.activation == "relu" else value.where(taken[index] < 6, 6)
         return F.relu(value) if tensor.activation == "relu" else F.relu6(value)
 
-    for op in plan.ops:
+    for number, op in enumerate(plan.ops):
         shape = raw[op.target].shape
         if isinstance(op, Copy):
             part = read(op.source).reshape(n, -1, *shape[2:])
@@ -52,7 +56,8 @@ def run(
         elif isinstance(op, Add):
             raw[op.target] = read(op.left) + read(op.right)
         elif isinstance(op, Conv):
-            raw[op.target] = convolve(op, weights, read(op.source))
+            most = convs_within.get(number, math.inf)
+            raw[op.target] = convolve(op, weights, read(op.source).clamp(-most, most))
         elif op.operation == "max" and op.source in taken:
             raw[op.target] = pick_largest(op, read(op.source), taken[op.source])
         elif op.operation == "max":
@@ -77,7 +82,14 @@ def convolve(op: Conv, weights: Tensors, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, op.stride, op.padding, op.dilation, op.groups)
 
 
-def normalise(norm: Norm, weights: Tensors, stats: Tensors, x: Tensor, training: bool) -> Tensor:
+def normalise(
+    norm: Norm,
+    weights: Tensors,
+    stats: Tensors,
+    x: Tensor,
+    training: bool,
+    within: float = math.inf,
+) -> Tensor:
     mean, variance = (stats[name][:, None, None] for name in norm.stats)
     if training:
         mean = x.mean((0, 2, 3), keepdim=True)
@@ -90,6 +102,7 @@ def normalise(norm: Norm, weights: Tensors, stats: Tensors, x: Tensor, training:
         if training:
             spread = K * (x - mean).abs().mean((0, 2, 3), keepdim=True)
         x = (x - mean) / (spread + norm.eps)
+    x = x.clamp(-within, within)
     if norm.weight is not None:
         x = x * weights[norm.weight][:, None, None]
     return x if norm.bias is None else x + weights[norm.bias][:, None, None]

@@ -70,7 +70,8 @@ class Backend(Protocol):
         """Set a gradient to 0 where `read` passes none.
 
         Returns:
-            Sums of g, g * x and sign(x), int64 [channels, 3], and the largest |g| per channel.
+            Sums of g, g * x and sign(x), then of g and g * x where |x| < CODE, int64 [channels, 5];
+            and the largest |g| per channel.
         """
 
     def passed_peak(self, tensor: int, chain: Chain) -> Ints:

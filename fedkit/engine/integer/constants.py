@@ -41,7 +41,8 @@ _HIGHEST = np.int32(2**30)
 class Read:
     """Reads int8 x as clamp((a * x + b + half) >> shift, low, high); all arrays int32 [channels].
 
-    A read passes gradients where start < a * x + b < end.
+    A read passes gradients where start < a * x + b < end; and one that `clips`, as it reads in
+    steps finer than its range, passes none from where it gives +-high.
     """
 
     a: Ints
@@ -51,13 +52,15 @@ class Read:
     high: int
     start: Ints
     end: Ints
+    clips: bool = False
 
 
 @dataclass(frozen=True)
 class Chain:
     """Passes int16 gradients g as clamp((a * g + b * k + c + r) >> shift) * factor.
 
-    k is nothing, x or the sign of x; r rounds half up, or at random if there is a `key`; the clamp
+    k is nothing, x or the sign of x, and where it is something g counts as 0 if |x| is CODE: a norm
+    cut that value off. r rounds half up, or at random if there is a `key`; the clamp
     is at +-limit. Arrays are int32 [channels].
     """
 

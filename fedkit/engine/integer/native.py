@@ -89,6 +89,8 @@ class Conv(Structure):
         ("full_offset", c_void_p),
         ("used_in", c_void_p),
         ("used_out", c_void_p),
+        ("first_unclipped", c_void_p),
+        ("last_unclipped", c_void_p),
         ("line_in", c_void_p),
         ("line_out", c_void_p),
         ("in_", Padding),

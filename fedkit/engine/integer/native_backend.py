@@ -18,11 +18,13 @@ from fedkit.engine.sparse.network import Layer
 from fedkit.engine.sparse.plan import Add, Copy, Plan, Pool
 from fedkit.engine.sparse.schedule import Forward, Key, Schedule, Step, place, touched
 from fedkit.engine.sparse.structs import pointer, windows
+from fedkit.numerics import shift_right_half_up
 
 _CARRIERS = {"none": 0, "x": 1, "sign": 2}
 _BYTES = {"x": 1, "raw": 2, "g": 2}
 _ALIGN = 64
 _SUM = 2**31 - 1
+_CODES = np.arange(-CODE, CODE + 1)
 
 Sums = NDArray[np.int64]
 
@@ -266,7 +268,7 @@ class NativeBackend:
 
     def finish(self, tensor: int, read: Read | None) -> tuple[Sums, Ints]:
         """See `Backend`."""
-        sums, peak = np.zeros((self._channels(tensor), 3), np.int64), self._zeros(tensor, np.int32)
+        sums, peak = np.zeros((self._channels(tensor), 5), np.int64), self._zeros(tensor, np.int32)
         bounds = (None, None) if read is None else _active_codes(read)
         self._kernels.int_finish(
             *(self._tensor(tensor), *(None if b is None else _address(b) for b in bounds)),
@@ -297,6 +299,8 @@ class NativeBackend:
         conv.shift_in, conv.accumulate = pointer(shift), mix is not None
         if mix is not None:
             conv.mix = _mix(mix)
+        unclipped = _unclipped_codes(read) if read.clips else (None, None)
+        conv.first_unclipped, conv.last_unclipped = (pointer(codes) for codes in unclipped)
         # Each register sums pairs of examples.
         largest = chain.limit * int(chain.factor.max()) * max(read.high, -read.low)
         conv.most_slots = max(1, _SUM // (2 * largest))
@@ -442,11 +446,23 @@ def _address(array: NDArray[Any]) -> c_void_p:
 
 def _active_codes(read: Read) -> tuple[Ints, Ints]:
     """Return per channel the first and the last code that a read is active for; they are a run."""
-    codes = np.arange(-CODE, CODE + 1)
-    y = read.a[:, None].astype(np.int64) * codes + read.b[:, None]
-    active = (y > read.start[:, None]) & (y < read.end[:, None])
-    first = np.where(active.any(1), codes[active.argmax(1)], CODE + 1)
-    return to_int32(first), to_int32(first + active.sum(1) - 1)
+    y = _of_all_codes(read)
+    return _run((y > read.start[:, None]) & (y < read.end[:, None]))
+
+
+def _unclipped_codes(read: Read) -> tuple[Ints, Ints]:
+    """Return per channel the first and the last code whose result is within +-high."""
+    y = shift_right_half_up(_of_all_codes(read), read.shift[:, None])
+    return _run(np.abs(np.maximum(y, read.low)) < read.high)
+
+
+def _of_all_codes(read: Read) -> NDArray[np.int64]:
+    return np.asarray(read.a[:, None].astype(np.int64) * _CODES + read.b[:, None])
+
+
+def _run(passed: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    first = np.where(passed.any(1), _CODES[passed.argmax(1)], CODE + 1)
+    return to_int32(first), to_int32(first + passed.sum(1) - 1)
 
 
 def _read(read: Read) -> native.Read:

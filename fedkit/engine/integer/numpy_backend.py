@@ -132,7 +132,9 @@ class NumpyBackend:
             y = _across(read.a) * x + _across(read.b)
             g = np.where((y > _across(read.start)) & (y < _across(read.end)), g, 0)
         self._g[tensor] = g
-        sums = [np.asarray(part.sum((0, 2, 3))) for part in (g, g * x, np.sign(x))]
+        inner = _uncut(g, x)
+        parts = (g, g * x, np.sign(x), inner, inner * x)
+        sums = [np.asarray(part.sum((0, 2, 3))) for part in parts]
         return np.stack(sums, 1), np.abs(g).max((0, 2, 3)).astype(np.int32)
 
     def passed_peak(self, tensor: int, chain: Chain) -> Ints:
@@ -163,7 +165,10 @@ class NumpyBackend:
         if source:
             (top, left), (height, width) = op.padding, x.shape[2:]
             sums = padded[:, :, top : top + height, left : left + width]
-            self._put(op.source, shift_right_half_up(sums, _across(shift)), mix)
+            given = shift_right_half_up(sums, _across(shift))
+            if read.clips:
+                given = np.where(np.abs(x) < read.high, given, 0)
+            self._put(op.source, given, mix)
         kept = self._network.parameters.kept.get(op.weight)
         flat = gradient.reshape(-1)
         return flat if kept is None else flat[kept], p.sum((0, 2, 3))
@@ -218,10 +223,12 @@ class NumpyBackend:
 
     def _passed(self, tensor: int, chain: Chain) -> Array:
         g = self._g[tensor]
-        y = _across(chain.a) * g + _across(chain.c)
-        if chain.carrier != "none":
+        if chain.carrier == "none":
+            y = _across(chain.a) * g + _across(chain.c)
+        else:
             x = self._x[tensor]
-            y = y + _across(chain.b) * (x if chain.carrier == "x" else np.sign(x))
+            carried = x if chain.carrier == "x" else np.sign(x)
+            y = _across(chain.a) * _uncut(g, x) + _across(chain.b) * carried + _across(chain.c)
         shift = np.broadcast_to(_across(chain.shift), y.shape)
         if chain.key is None:
             y = shift_right_half_up(y, shift)
@@ -244,6 +251,11 @@ class NumpyBackend:
 
 
 _OUTSIDE = -(2**40)
+
+
+def _uncut(g: Array, x: Array) -> Array:
+    """Return gradients with 0 where a norm cut a value off."""
+    return np.where(np.abs(x) < CODE, g, 0)
 
 
 def _across(values: NDArray[Any]) -> Array:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -263,7 +263,8 @@ class Program:
         spread = self._spread(tensor, what)
         widest = CLIP[bits] if signed else math.sqrt(2) * CLIP[bits + 1]
         unit = (min(worth.bound, widest * spread) or 1.0) / high
-        return self._read(tensor, unit, high), unit
+        read = self._read(tensor, unit, high)
+        return replace(read, clips=widest * spread < worth.bound), unit
 
     def _spread(self, tensor: int, what: Tensor) -> float:
         """Return the root mean square of what is read of a tensor."""
@@ -414,7 +415,7 @@ class Program:
             self._norm_backward(tensor, what.norm, sums.astype(np.float64), slope)
 
     def _norm_backward(self, tensor: int, norm: Norm, sums: Reals, slope: Slope) -> None:
-        total, along, signs = sums.T
+        _, _, signs, total, along = sums.T
         count = self._count(tensor)
         for name, gradient in ((norm.bias, sums[:, 0]), (norm.weight, sums[:, 1] * ONE)):
             if name:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.grad import conv2d_weight
 
-from fedkit.engine.integer.constants import Chain, Ints, Mix, Read
+from fedkit.engine.integer.constants import CODE, ONE, Chain, Ints, Mix, Read
 from fedkit.engine.integer.engine import IntegerEngine, quantize_inputs
 from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.numpy_backend import NumpyBackend
@@ -127,6 +127,38 @@ def test_every_layers_gradient_is_nearer_with_more_bits(norm: str, density: floa
         assert fine < 0.36, name
 
 
+@pytest.mark.parametrize("name", ["small", "small-l1"])
+def test_what_is_clipped_gets_no_gradient(name: str) -> None:
+    """A few inputs are so large that norms cut values off, and convolutions read them clipped."""
+    engine, state, data = model(name, 1.0)
+    loud = np.where(np.arange(128) % 32 == 0, 40, 1).astype(np.float32)
+    data = Examples(data.inputs * loud[:, None, None, None], data.targets)
+    made = IntegerEngine(engine.plan, bits=8)
+    found = dict(made.gradients(state, data))
+    (program,) = made._programs.values()
+    clips = {n: read.high * unit for n, (read, unit) in program._reads.items() if read.clips}
+    cut = [(np.abs(program._backend.codes(t)) == CODE).mean() for t in program.statistics]
+    assert clips and max(cut) > 0.001
+
+    weights = {n: torch.from_numpy(w).double().requires_grad_() for n, w in state.weights.items()}
+    stats = {n: torch.from_numpy(value) for n, value in state.stats.items()}
+
+    def slopes(**within: Any) -> dict[str, Array]:
+        inputs = torch.from_numpy(data.inputs).double()
+        logits = naive_plan.run(engine.plan, weights, stats, inputs, training=True, **within)
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(data.targets))
+        names = engine.layout.prunable
+        parts = torch.autograd.grad(loss, [weights[name] for name in names])
+        return dict(zip(names, (part.numpy() for part in parts), strict=True))
+
+    expected = slopes(norms_within=CODE * ONE, convs_within=clips)
+    for layer, gradient in expected.items():
+        assert cosine(found[layer], gradient) > 0.95, layer
+    # The test would see it if clipping were ignored.
+    # Passed on regardless, gradients would point elsewhere.
+    assert cosine(flat(found), flat(expected)) > cosine(flat(found), flat(slopes())) + 0.05
+
+
 def test_finer_rules_are_nearer() -> None:
     """At 4 bits, over all layers: one scale, powers of two, any scale."""
     for norm, density in SETTINGS:
@@ -220,9 +252,11 @@ class RepeatingBackend(NumpyBackend):
     def _exact(self, tensor: int, chain: Chain) -> Array:
         """Return what is rounded, within the limits."""
         a, b, c = (part[:, None, None].astype(np.float64) for part in (chain.a, chain.b, chain.c))
-        y = a * self._g[tensor] + c
+        g = self._g[tensor]
+        y = a * g + c
         if chain.carrier != "none":
             code = self._x[tensor]
+            y = a * np.where(np.abs(code) == CODE, 0, g) + c
             y = y + b * (code if chain.carrier == "x" else np.sign(code))
         exact = np.ldexp(y, -chain.shift[:, None, None])
         return np.asarray(np.clip(exact, -chain.limit, chain.limit))

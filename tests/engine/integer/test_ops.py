@@ -142,7 +142,8 @@ class CheckedBackend(NumpyBackend):
         flat = to_weight.reshape(-1)
         self._check("weight gradient", gradient, flat if kept is None else flat[kept])
         if source:
-            self._check_given("conv", op.source, naive.narrowed(to_x, shift), old, mix)
+            given = naive.unclipped(naive.narrowed(to_x, shift), x, read)
+            self._check_given("conv", op.source, given, old, mix)
         return gradient, sums
 
     def copy_backward(

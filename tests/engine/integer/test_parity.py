@@ -233,7 +233,7 @@ def test_gradients_stop_exactly_at_the_kinks(kernels: native.Kernels, shift: int
     )
     tile_g[:, 1:] = 0  # lanes beyond the examples never have a gradient
     first, last = native_backend._active_codes(how)
-    found_sums, found_peak = np.zeros(3, np.int64), np.zeros(1, np.int32)
+    found_sums, found_peak = np.zeros(5, np.int64), np.zeros(1, np.int32)
     arrays = (programs.address(array) for array in (found_sums, found_peak))
     bounds = (programs.address(first), programs.address(last))
     kernels.int_finish(byref(struct), *bounds, 0, 1, *arrays)

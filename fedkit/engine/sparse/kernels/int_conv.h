@@ -73,11 +73,27 @@ struct int_sink {
     const int32_t *shift;      /* [rows] */
     const struct int_mix *mix;
     int accumulate;
+    const int8_t *x;           /* values at the place of `out`, where some were clipped; or NULL */
+    const int32_t *first_unclipped, *last_unclipped; /* [rows] */
 };
+
+/* A read that clipped a value passes no gradient on to it. */
+INLINE ivec int_unclipped(const struct int_sink *s, int row, int32_t place, ivec gradient) {
+    const int8_t *x = s->x + row * s->plane + place;
+    const int16_t low = (int16_t)s->first_unclipped[row], high = (int16_t)s->last_unclipped[row];
+    int16_t g[ILANES];
+    ivec_store(g, gradient);
+    for (int i = 0; i < ILANES; i++) {
+        const int16_t code = x[i];
+        g[i] = (int16_t)(g[i] & -((code >= low) & (code <= high)));
+    }
+    return ivec_load(g);
+}
 
 INLINE void int_sink(const struct int_sink *s, int row, int32_t place, const isum *acc) {
     int16_t *out = s->out + row * s->plane + place;
-    const ivec narrow = isum_narrow(*acc, s->shift[row]);
+    ivec narrow = isum_narrow(*acc, s->shift[row]);
+    if (s->x) narrow = int_unclipped(s, row, place, narrow);
     if (!s->accumulate) {
         ivec_store(out, narrow);
         return;
@@ -328,7 +344,7 @@ void NAME(int_conv_forward)(const struct int_conv *conv, int first, int last, in
     for (int number = first; number < last; number++) {
         const struct int_part p = int_part_of(conv, number, scratch);
         const struct int_sink sink = {t->raw + int_plane(t, p.tile, 0), (ptrdiff_t)t->plane * ILANES,
-                                      conv->bias, conv->shift_out, NULL, 0};
+                                      conv->bias, conv->shift_out, NULL, 0, NULL, NULL, NULL};
         int_gather(&conv->forward, p.in, p.tiles * conv->forward.slots, &sink);
     }
 }
@@ -350,9 +366,11 @@ void NAME(int_conv_backward)(const struct int_conv *conv, int first, int last, i
             int_weights_dense(conv, p.in, p.out, lines, gradient);
         if (bias_gradient) int_bias_gradients(conv, p.out, lines, bias_gradient);
         if (s->gradient == NULL) continue;
-        const struct int_sink sink = {s->gradient + int_plane(s, p.tile, 0),
-                                      (ptrdiff_t)s->plane * ILANES, NULL, conv->shift_in,
-                                      &conv->mix, conv->accumulate};
+        const ptrdiff_t at = int_plane(s, p.tile, 0);
+        const struct int_sink sink = {s->gradient + at, (ptrdiff_t)s->plane * ILANES, NULL,
+                                      conv->shift_in, &conv->mix, conv->accumulate,
+                                      conv->first_unclipped ? s->x + at : NULL,
+                                      conv->first_unclipped, conv->last_unclipped};
         for (int phase = 0; phase < conv->phases; phase++)
             int_gather(&conv->backward[phase], p.out, p.tiles * conv->backward[phase].slots, &sink);
     }

@@ -244,14 +244,13 @@ void NAME(int_read_squares)(const struct int_tensor *t, const struct int_read *r
     }
 }
 
-#define CODE_MOST 127
 #define FINISH_PIXELS (512 / ILANES) /* so many products of 22 bits, of all lanes, fit an int32 */
 
 /* -- backward --------------------------------------------------------------------------------- */
 
 /* Set gradients to 0 where x lies outside of first .. last, per channel; without them all pass. Add
- * per channel to sums [channels][3]: of g, of g * x and of the sign of x; and find the largest
- * magnitude of g. Lanes beyond the examples have no gradient. */
+ * per channel to sums [channels][5]: of g, of g * x, of the sign of x, and of g and g * x where x
+ * was not cut off; and find the largest magnitude of g. Lanes beyond the examples have no gradient. */
 void NAME(int_finish)(const struct int_tensor *t, const int32_t *first_code,
                       const int32_t *last_code, int first, int last, int64_t *sums,
                       int32_t *peak) {
@@ -266,7 +265,7 @@ void NAME(int_finish)(const struct int_tensor *t, const int32_t *first_code,
                 const int count = (left < FINISH_PIXELS ? left : FINISH_PIXELS) * ILANES;
                 const int8_t *restrict x = t->x + at + (ptrdiff_t)begin * ILANES;
                 int16_t *restrict g = t->gradient + at + (ptrdiff_t)begin * ILANES;
-                int32_t total = 0, along = 0, signs = 0;
+                int32_t total = 0, along = 0, signs = 0, inner = 0, inner_along = 0;
                 int16_t most = 0;
                 for (int i = 0; i < count; i++) {
                     const int16_t code = x[i];
@@ -277,16 +276,21 @@ void NAME(int_finish)(const struct int_tensor *t, const int32_t *first_code,
                 }
                 for (int i = 0; i < count; i++) {
                     const int16_t code = x[i];
+                    const int16_t uncut = uncut_gradient(g[i], code);
                     total += g[i];
                     along += g[i] * code;
                     signs += (code > 0) - (code < 0);
+                    inner += uncut;
+                    inner_along += uncut * code;
                 }
                 for (int pixel = begin; valid < ILANES && pixel < begin + count / ILANES; pixel++)
                     for (int i = valid; i < ILANES; i++)
                         signs -= sign_of(t->x[at + (ptrdiff_t)pixel * ILANES + i]);
-                sums[3 * c] += total;
-                sums[3 * c + 1] += along;
-                sums[3 * c + 2] += signs;
+                sums[5 * c] += total;
+                sums[5 * c + 1] += along;
+                sums[5 * c + 2] += signs;
+                sums[5 * c + 3] += inner;
+                sums[5 * c + 4] += inner_along;
                 peak[c] = most > peak[c] ? most : peak[c];
             }
         }

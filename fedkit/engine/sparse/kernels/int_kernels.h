@@ -74,6 +74,8 @@ struct int_conv {
     const struct tap *tap;      /* sparse */
     const int32_t *full_offset; /* dense: [full_taps] */
     const uint8_t *used_in, *used_out;
+    const int32_t *first_unclipped, *last_unclipped; /* [source channels]: codes whose value the
+                                                        read did not clip; NULL: all */
     const int32_t *line_in, *line_out;
     struct padding in, out;
     int32_t in_height, in_width, out_height, out_width;

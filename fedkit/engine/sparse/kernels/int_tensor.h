@@ -73,6 +73,13 @@ INLINE uint32_t random_bits(uint32_t low, uint32_t high, uint32_t counter) {
     return x;
 }
 
+#define CODE_MOST 127
+
+/* A norm that cut a value off passes no gradient along it. */
+INLINE int16_t uncut_gradient(int16_t g, int16_t x) {
+    return (int16_t)(g & -((x > -CODE_MOST) & (x < CODE_MOST)));
+}
+
 INLINE int32_t sign_of(int32_t x) { return (x > 0) - (x < 0); }
 
 /* A run of pixels of one channel: where its gradients and values are, the position of the first
@@ -101,10 +108,13 @@ INLINE void pass_pixels(const struct int_passing *how, int carrier, int random,
         const int8_t *x = run->x + (ptrdiff_t)pixel * ILANES;
         const uint32_t counter = run->counter + (uint32_t)pixel;
         int16_t carried[ILANES]; /* apart from the rest, which is vectors of wider numbers */
-        for (int i = 0; i < ILANES; i++)
-            carried[i] = (int16_t)(carrier == 2 ? sign_of(x[i]) : x[i]);
+        int16_t given[ILANES];
         for (int i = 0; i < ILANES; i++) {
-            int32_t v = how->a * g[i] + how->c;
+            carried[i] = (int16_t)(carrier == 2 ? sign_of(x[i]) : x[i]);
+            given[i] = carrier ? uncut_gradient(g[i], x[i]) : g[i];
+        }
+        for (int i = 0; i < ILANES; i++) {
+            int32_t v = how->a * given[i] + how->c;
             if (carrier) v += how->b * carried[i];
             if (random) {
                 const uint32_t bits = random_bits(how->key_low, how->key_high,
