@@ -152,7 +152,8 @@ def test_a_chain_is_within_half_a_step_of_the_real_one(
     a, b, c = a / size, b / size, c / size
     how = chain_constants(one(a), one(b), one(c), carrier, one(WIDE), WIDE)
     k = {"none": 0, "x": x, "sign": naive.sign(x)}[carrier]
-    exact = np.clip(a * g + b * k + c, -WIDE, WIDE)
+    given = g if carrier == "none" else naive.uncut(g, x)
+    exact = np.clip(a * given + b * k + c, -WIDE, WIDE)
     # a has at least 14 bits behind the point for numbers of 15.
     slack = (WIDE + CODE + 1) * 2.0 ** -(int(how.shift[0]) + 1)
     assert abs(naive.pass_one(g, x, how, 0, 0) - exact) <= 0.5 + slack
