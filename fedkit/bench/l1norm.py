@@ -147,7 +147,7 @@ def _forward_backward(backend: NativeBackend, kind: Kind, count: int) -> None:
     a, shift = multiplier(1 / (ONE * deviation), 29)
     backend.settle(_NORMED, Settling(centre, a, to_int32((centre - mean) * a), shift))
     sums, peak = backend.finish(_NORMED, None)
-    total, along, signs = sums.T / count
+    _, _, signs, total, along = sums.T / count
     l1, one = kind == "l1-batch", np.ones(len(peak))
     carrier: Carrier = "sign" if l1 else "x"
     # As in the engine: a norm's slope, and what passes through its statistics.
