@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkit.engine.sparse.plan import Add, Conv, Copy, Norm, Plan, Pool
+from fedkit.engine.sparse.plan import Add, Conv, Copy, LayerNorm, Norm, Plan, Pool
 
 Tensors = Mapping[str, Tensor]
 K = math.sqrt(math.pi / 2)
@@ -58,6 +58,8 @@ def run(
         elif isinstance(op, Conv):
             most = convs_within.get(number, math.inf)
             raw[op.target] = convolve(op, weights, read(op.source).clamp(-most, most))
+        elif isinstance(op, LayerNorm):
+            raw[op.target] = normalise_examples(op, weights, read(op.source))
         elif op.operation == "max" and op.source in taken:
             raw[op.target] = pick_largest(op, read(op.source), taken[op.source])
         elif op.operation == "max":
@@ -106,3 +108,18 @@ def normalise(
     if norm.weight is not None:
         x = x * weights[norm.weight][:, None, None]
     return x if norm.bias is None else x + weights[norm.bias][:, None, None]
+
+
+def normalise_examples(op: LayerNorm, weights: Tensors, x: Tensor) -> Tensor:
+    shape = x.shape
+    x = x.flatten(1)
+    x = x - x.mean(1, keepdim=True)
+    if op.kind == "layer":
+        x = x / (x.square().mean(1, keepdim=True) + op.eps).sqrt()
+    else:
+        x = x / (K * x.abs().mean(1, keepdim=True) + op.eps)
+    if op.weight is not None:
+        x = x * weights[op.weight].flatten()
+    if op.bias is not None:
+        x = x + weights[op.bias].flatten()
+    return x.reshape(shape)

@@ -14,11 +14,12 @@ from fedkit.engine.sparse.lowering import Lowering, Unsupported, lower_node, pla
 from fedkit.engine.sparse.plan import Plan, verify
 from fedkit.errors import PlanError
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
-from fedkit.nn.norm import L1BatchNorm2d
+from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 
 _INSTEAD = (
-    "replace them by Conv2d, Linear, BatchNorm, L1BatchNorm2d, ReLU, ReLU6, sums, concatenations "
-    "of channels, max and average pooling and flatten, or use the torch engine"
+    "replace them by Conv2d, Linear, BatchNorm, L1BatchNorm2d, LayerNorm, L1LayerNorm, ReLU, "
+    "ReLU6, sums, concatenations of channels, max and average pooling and flatten, or use the "
+    "torch engine"
 )
 
 
@@ -47,7 +48,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """See `fx.Tracer.is_leaf_module`."""
-        return isinstance(m, L1BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+        own = isinstance(m, L1BatchNorm2d | L1LayerNorm)
+        return own or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Run(fx.Interpreter):

@@ -23,6 +23,8 @@ from fedkit.engine.sparse.plan import (
     Add,
     Conv,
     Copy,
+    LayerKind,
+    LayerNorm,
     Norm,
     Op,
     Pair,
@@ -31,7 +33,7 @@ from fedkit.engine.sparse.plan import (
     Tensor,
     window_plane,
 )
-from fedkit.nn.norm import L1BatchNorm2d
+from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 
 Handler = Callable[..., int]
 _HANDLERS: dict[Any, Handler] = {}
@@ -247,6 +249,19 @@ def _norm(
     )
     lowering.tensors[tensor] = replace(lowering.tensors[tensor], norm=attached)
     return tensor
+
+
+@_lowers(nn.LayerNorm, L1LayerNorm)
+def _layer_norm(lowering: Lowering, node: fx.Node, norm: nn.LayerNorm, input: fx.Node) -> int:
+    source = lowering.value(input)
+    whole, shape = lowering.shapes[input], tuple(norm.normalized_shape)
+    _require(shape == whole, f"normalized_shape {shape}, not that of a whole example, {whole}")
+    target = lowering.new(lowering.tensors[source].shape)
+    kind: LayerKind = "l1-layer" if isinstance(norm, L1LayerNorm) else "layer"
+    weight, bias = _names(lowering, norm)
+    name = lowering.modules[id(norm)]
+    lowering.ops.append(LayerNorm(source, target, name, norm.eps, weight, bias, kind))
+    return target
 
 
 def _names(lowering: Lowering, layer: nn.Module) -> tuple[str | None, str | None]:

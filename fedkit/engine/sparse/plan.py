@@ -29,6 +29,7 @@ VERSION = 1
 """Version of the plan file; a reader refuses others."""
 
 Activation = Literal["none", "relu", "relu6"]
+LayerKind = Literal["layer", "l1-layer"]
 Pair = tuple[int, int]
 Shape = tuple[int, int, int]
 
@@ -141,7 +142,33 @@ class Copy:
     kind: Literal["copy"] = "copy"
 
 
-Op = Conv | Add | Pool | Copy
+@_strict
+@dataclass(frozen=True)
+class LayerNorm:
+    """target = weight * (read(source) - mean) / deviation + bias, over all of an example at once.
+
+    Attributes:
+        source: What is normalised.
+        target: Of the same shape.
+        name: Name of the module; nothing is tracked, so that there are no statistics.
+        eps: Greater than 0.
+        weight: Name of the scale, a parameter with a value per element, if there is one: of the
+            tensor's shape, or (channels,) where its plane is (1, 1).
+        bias: Name of the offset, likewise.
+        kind: "layer" divides by sqrt(variance + eps); "l1-layer" by sqrt(pi / 2) times the mean
+            absolute deviation, plus eps.
+    """
+
+    source: int
+    target: int
+    name: str
+    eps: float
+    weight: str | None
+    bias: str | None
+    kind: LayerKind
+
+
+Op = Conv | Add | Pool | Copy | LayerNorm
 
 
 @_strict
@@ -391,6 +418,8 @@ def _op_problems(plan: Plan, op: Op) -> Iterator[str]:
         yield from _pool_problems(plan, op)
     elif isinstance(op, Copy):
         yield from _copy_problems(plan, op)
+    elif isinstance(op, LayerNorm):
+        yield from _layer_norm_problems(plan, op)
     else:
         yield from _add_problems(plan, op)
 
@@ -470,6 +499,21 @@ def _add_problems(plan: Plan, op: Add) -> Iterator[str]:
         yield f"adds {left} and {right} to {target}; the shapes must be equal"
 
 
+def _layer_norm_problems(plan: Plan, op: LayerNorm) -> Iterator[str]:
+    source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
+    if source != target:
+        yield f"turns {source} into {target}; a layer norm must keep the shape"
+    if not 0 < op.eps < math.inf:
+        yield f"has eps {op.eps}; it must be finite and greater than 0"
+    shapes = [target, target[:1]] if target[1:] == (1, 1) else [target]
+    for name in (op.weight, op.bias):
+        if name is not None and plan.weights.get(name) not in shapes:
+            yield (
+                f"has parameter {name!r} of shape {plan.weights.get(name)}; it must be "
+                f"{' or '.join(map(str, shapes))}, a value per element"
+            )
+
+
 def _output_problems(plan: Plan) -> Iterator[str]:
     output = plan.tensors[plan.output]
     if output.shape[1:] != (1, 1):
@@ -481,7 +525,8 @@ def _output_problems(plan: Plan) -> Iterator[str]:
 def _use_problems(plan: Plan) -> Iterator[str]:
     """Check that every gradient comes from somewhere, and that of a parameter from one place."""
     norms = [tensor.norm for tensor in plan.tensors if tensor.norm is not None]
-    layers: list[Norm | Conv] = [*norms, *(op for op in plan.ops if isinstance(op, Conv))]
+    weighed = [op for op in plan.ops if isinstance(op, Conv | LayerNorm)]
+    layers: list[Norm | Conv | LayerNorm] = [*norms, *weighed]
     used = Counter([layer.weight for layer in layers] + [layer.bias for layer in layers])
     used += Counter(name for norm in norms for name in norm.stats)
     for name in (*plan.weights, *plan.stats):

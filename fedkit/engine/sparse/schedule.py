@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedkit.engine.sparse.plan import Add, Conv, Op, Plan, Pool, sources
+from fedkit.engine.sparse.plan import Add, Conv, LayerNorm, Op, Plan, Pool, sources
 
 Key = tuple[str, int]
 """("x", tensor) for values, ("g", tensor) for the gradient; integers have ("raw", tensor) too."""
@@ -103,10 +103,16 @@ def needs_gradient(plan: Plan) -> frozenset[int]:
     """Return the tensors whose gradient some parameter depends on."""
     needing: set[int] = set()
     for op in plan.ops:
-        trained = isinstance(op, Conv) or plan.tensors[op.target].norm is not None
-        if trained or needing.intersection(sources(op)):
+        if _is_trained(plan, op) or needing.intersection(sources(op)):
             needing.add(op.target)
     return frozenset(needing)
+
+
+def _is_trained(plan: Plan, op: Op) -> bool:
+    """Say whether an op, or the norm of its target, has something to train."""
+    if isinstance(op, LayerNorm) and (op.weight or op.bias):
+        return True
+    return isinstance(op, Conv) or plan.tensors[op.target].norm is not None
 
 
 class _Backward:
@@ -202,9 +208,9 @@ def touched(plan: Plan, step: Step) -> list[Key]:
     keys: list[Key] = [("g", op.target), *(("g", c.tensor) for c in step.contributions)]
     if plan.tensors[op.target].norm is not None:
         keys.append(("x", op.target))
-    weighed = isinstance(op, Conv) or (isinstance(op, Pool) and op.operation == "max")
+    reads = isinstance(op, Conv | LayerNorm) or (isinstance(op, Pool) and op.operation == "max")
     finished = [c.tensor for c in step.contributions if c.finish]
-    return keys + [("x", tensor) for tensor in (sources(op) if weighed else finished)]
+    return keys + [("x", tensor) for tensor in (sources(op) if reads else finished)]
 
 
 def place(

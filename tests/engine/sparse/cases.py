@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -48,6 +49,25 @@ def l1(factory: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
                     norm.load_state_dict(child.state_dict())
                     setattr(module, name, norm)
         return model
+
+    return build
+
+
+def layered(
+    norm: type[nn.LayerNorm], shape: Shape, classes: int = CLASSES
+) -> Callable[[], nn.Module]:
+    """Return a factory of a small model with layer norms over images and over features."""
+
+    def build() -> nn.Module:
+        channels, *plane = shape
+        half = [-(-size // 2) for size in plane]
+        norms = [norm([6, *plane]), norm([8, *half]), norm(12, bias=False)]
+        for name, parameter in nn.ModuleList(norms).named_parameters():
+            nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.3)
+        first, second = nn.Conv2d(channels, 6, 3, padding=1), nn.Conv2d(6, 8, 3, 2, 1, bias=False)
+        body = [first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU6(), nn.Flatten()]
+        features = nn.Linear(8 * math.prod(half), 12)
+        return nn.Sequential(*body, features, norms[2], nn.ReLU(), nn.Linear(12, classes))
 
     return build
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
@@ -12,6 +13,8 @@ from fedkit.engine.sparse.plan import (
     Add,
     Conv,
     Copy,
+    LayerKind,
+    LayerNorm,
     Norm,
     Op,
     Plan,
@@ -23,6 +26,10 @@ from fedkit.engine.sparse.plan import (
 
 ONE = (1, 1)
 THREE = (3, 3)
+
+KINDS = ("conv", "add", "add", "add", "concat", "pool")
+LAYERS = (*KINDS, "layer", "layer")
+"""With layer norms; apart, so that what `KINDS` draws stays the same."""
 
 
 @dataclass
@@ -64,13 +71,26 @@ class Builder:
         self.ops.append(Conv(source, target, weight, bias, kernel, ONE, padding, ONE, 1))
         return target
 
-    def step(self) -> None:
+    def layer(self, source: int) -> None:
+        """Add a layer norm."""
+        shape = self.tensors[source].shape
+        target = self.new(shape)
+        weight, bias = (
+            f"l{target}.{kind}" if self.draw(st.booleans()) else None for kind in ("weight", "bias")
+        )
+        self.weights |= {name: shape for name in (weight, bias) if name}
+        kind = self.draw(st.sampled_from(get_args(LayerKind)))
+        self.ops.append(LayerNorm(source, target, f"l{target}", 1e-3, weight, bias, kind))
+
+    def step(self, kinds: Sequence[str]) -> None:
         """Add one op that reads any tensors."""
-        kind = self.draw(st.sampled_from(["conv", "add", "add", "add", "concat", "pool"]))
+        kind = self.draw(st.sampled_from(kinds))
         one = self.draw(st.sampled_from(range(len(self.tensors))))
         shape = self.tensors[one].shape
         if kind == "conv":
             self.conv(one)
+        elif kind == "layer":
+            self.layer(one)
         elif kind == "pool":
             target = self.new(shape)
             pool = Pool(one, target, THREE, ONE, ONE, "max")
@@ -103,10 +123,10 @@ class Builder:
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def plans(draw: st.DrawFn, kinds: Sequence[str] = KINDS) -> Plan:
     """Draw a plan of (2, 3, 3) -> 3 logits that keeps all rules."""
     builder = Builder(draw)
     builder.conv(0)
     for _ in range(draw(st.integers(0, 8))):
-        builder.step()
+        builder.step(kinds)
     return builder.plan()

@@ -14,9 +14,10 @@ from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.plan import Conv, Copy, Plan, Pool, load_plan, save_plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.errors import PlanError
-from fedkit.nn.norm import L1BatchNorm2d
+from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.nn.zoo import MODELS, build_model
 from fedkit.task import cross_entropy
+from tests.engine.sparse.cases import layered
 from tests.naive import plan as naive
 
 TOLERANCE = 1e-9
@@ -190,6 +191,26 @@ def mlp() -> nn.Module:
     return nn.Sequential(*hidden, nn.Linear(8, 5, bias=False))
 
 
+def layer_norms() -> nn.Module:
+    """Layer norms before and behind all that may be attached to a tensor."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.first(net.before(x))
+        y = net.batch(net.second(x)) + F.relu(net.third(F.relu6(x)))
+        return net.features(net.fc(y.flatten(1)))
+
+    images = {"before": nn.LayerNorm((3, 5, 4)), "second": L1LayerNorm((4, 5, 4), bias=False)}
+    return Net(
+        forward,
+        first=conv(3, 4),
+        **images,
+        third=L1LayerNorm([4, 5, 4], eps=0.1),
+        batch=nn.BatchNorm2d(4),
+        fc=nn.Linear(80, 5),
+        features=nn.LayerNorm(5, elementwise_affine=False),
+    )
+
+
 HAND_MADE: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     (pre_activation, (3, 16, 16)),
     (dense_block, (3, 16, 16)),
@@ -201,6 +222,9 @@ HAND_MADE: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     (twice_flattened, (3, 16, 16)),
     (norm_and_activation_on_the_input, (3, 5, 4)),
     (mlp, (12,)),
+    (layer_norms, (3, 5, 4)),
+    (layered(nn.LayerNorm, (3, 5, 4)), (3, 5, 4)),
+    (layered(L1LayerNorm, (3, 5, 4)), (3, 5, 4)),
     (lambda: nn.Linear(4, 5), (4,)),
 ]
 
@@ -352,6 +376,14 @@ LAYERS: list[tuple[nn.Module, str]] = [
         "AvgPool2d (count_include_pad is False with padding 1)",
     ),
     (nn.AvgPool2d(2, divisor_override=3), "AvgPool2d (divisor_override is 3)"),
+    (
+        nn.LayerNorm(8),
+        "LayerNorm (normalized_shape (8,), not that of a whole example, (4, 8, 8))",
+    ),
+    (
+        L1LayerNorm((8, 8), elementwise_affine=False),
+        "L1LayerNorm (normalized_shape (8, 8), not that of a whole example, (4, 8, 8))",
+    ),
     (nn.AdaptiveAvgPool2d(2), "AdaptiveAvgPool2d (output size 2, not 1)"),
     (nn.AdaptiveMaxPool2d((1, 2)), "AdaptiveMaxPool2d (output size (1, 2), not 1)"),
 ]
@@ -367,6 +399,7 @@ def test_a_layer_is_refused_with_its_reason(layer: nn.Module, expected: str) -> 
 CALLS: list[tuple[Callable[[Any, Tensor], Any], str]] = [
     (lambda _, x: torch.sigmoid(x), "(model): sigmoid (not supported)"),
     (lambda _, x: x.transpose(2, 3), "(model): transpose (not supported)"),
+    (lambda _, x: F.layer_norm(x, (4, 8, 8)), "(model): layer_norm (not supported)"),
     (lambda _, x: x * 2, "(model): mul (not supported)"),
     (lambda _, x: x + 1, "(model): add (an operand is no value that the network computes)"),
     (

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ from fedkit.engine.sparse.plan import (
     Add,
     Conv,
     Copy,
+    LayerNorm,
     Norm,
     Op,
     Plan,
@@ -66,6 +68,22 @@ PLAN = Plan(
     ),
     output=6,
 )
+
+
+# ReLU of x (2, 1, 1), normalised with a value per element in either shape -> linear
+LAYER = LayerNorm(0, 1, "layer", 1e-5, "layer.weight", "layer.bias", "l1-layer")
+LAYERED = Plan(
+    weights={"layer.weight": (2,), "layer.bias": (2, 1, 1), "fc.weight": (3, 2)},
+    stats={},
+    prunable=("fc.weight",),
+    tensors=(Tensor((2, 1, 1)), Tensor((2, 1, 1), activation="relu"), Tensor((3, 1, 1))),
+    ops=(LAYER, Conv(1, 2, "fc.weight", None, ONE, ONE, (0, 0), ONE, groups=1)),
+    output=2,
+)
+
+
+def with_layer(**changes: Any) -> Plan:
+    return replace(LAYERED, ops=(replace(LAYER, **changes), *LAYERED.ops[1:]))
 
 
 def with_op(index: int, op: Op) -> Plan:
@@ -163,6 +181,15 @@ BROKEN = {
         ops=(Conv(0, 1, "w", None, ONE, ONE, (0, 0), ONE, groups=1),),
         output=1,
     ),
+    "op 0 (l1-layer) has eps inf": with_layer(eps=math.inf),
+    "op 0 (l1-layer) has parameter 'fc.weight' of shape (3, 2); it must be (2, 1, 1) or (2,)": (
+        with_layer(bias="fc.weight")
+    ),
+    "op 0 (l1-layer) turns (2, 1, 1) into (1, 1, 1); a layer norm": replace(
+        LAYERED, tensors=(LAYERED.tensors[0], Tensor((1, 1, 1)), LAYERED.tensors[2])
+    ),
+    "'layer.bias' is used 0 times": with_layer(bias=None),
+    "'layer.weight' is used 2 times": with_layer(bias="layer.weight"),
     "'spare' is used 0 times": with_weight("spare", (1,)),
     "'fc.weight' is used 2 times": replace(
         PLAN,
@@ -184,6 +211,13 @@ def test_a_broken_rule_is_named(message: str, tmp_path: Path) -> None:
 
 
 # The file
+
+
+@pytest.mark.parametrize("kind", ["layer", "l1-layer"])
+def test_layer_norms_are_saved_and_read(kind: str, tmp_path: Path) -> None:
+    plan = with_layer(kind=kind)
+    save_plan(plan, tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == plan
 
 
 @pytest.fixture(scope="module")

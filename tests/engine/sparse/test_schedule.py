@@ -26,11 +26,13 @@ from fedkit.engine.sparse.schedule import (
     touched,
     training_schedule,
 )
-from tests.engine.sparse.random_plans import plans
+from tests.engine.sparse.random_plans import LAYERS, plans
 
 many = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )  # fmt: skip
+
+anything = st.one_of(plans(), plans(LAYERS))
 
 
 class Gradients:
@@ -102,7 +104,7 @@ class Gradients:
 
 
 @many
-@given(plans())
+@given(anything)
 def test_no_gradient_changes_between_its_last_write_and_its_last_read(plan: Plan) -> None:
     verify(plan)
     Gradients(plan, training_schedule(plan)).check_backward()
@@ -171,7 +173,7 @@ def lives(plan: Plan, schedule: Schedule) -> dict[Key, tuple[int, int]]:
 
 
 @many
-@given(plans(), st.integers(1, 9), st.integers(1, 9), st.booleans())
+@given(anything, st.integers(1, 9), st.integers(1, 9), st.booleans())
 def test_what_lives_at_the_same_time_has_bytes_of_its_own(
     plan: Plan, row: int, more: int, trains: bool
 ) -> None:
