@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.sparse.plan import Activation, Add, Conv, Copy, Norm, Pair, Plan, Pool
+from fedkit.engine.sparse.plan import (
+    Activation,
+    Add,
+    Conv,
+    LayerNorm,
+    Norm,
+    Op,
+    Pair,
+    Plan,
+    Pool,
+)
 
 Array = NDArray[Any]
 K = math.sqrt(math.pi / 2)
@@ -94,7 +104,7 @@ def _forward(
     weights: Mapping[str, Array],
     stats: Mapping[str, Array] | None,
     done: Run,
-    op: Conv | Add | Copy | Pool,
+    op: Op,
 ) -> None:
     target = done.raw[op.target]
     if isinstance(op, Add):
@@ -107,6 +117,9 @@ def _forward(
         target[:] = convolve(op, value, weights[op.weight], bias)
     elif isinstance(op, Pool):
         target[:] = pool(op, value)
+    elif isinstance(op, LayerNorm):
+        weight, bias = _layer_parameters(op, weights, value)
+        target[:] = weight * layer_hat(op, value)[0] + bias
     else:
         part = value.reshape(len(value), -1, *target.shape[2:])
         target[:, op.channel : op.channel + part.shape[1]] = part
@@ -134,10 +147,33 @@ def _backward(plan: Plan, weights: Mapping[str, Array], done: Run, number: int) 
         to_input = pool_backward(op, value, gradient)
         if op.operation == "max":
             done.kinks.append(second_best(op, value))
+    elif isinstance(op, LayerNorm):
+        to_input = _layer_backward(done, op, weights, value, gradient)
     else:
         part = value.reshape(len(value), -1, *gradient.shape[2:])
         to_input = gradient[:, op.channel : op.channel + part.shape[1]].reshape(value.shape)
     done.finished[op.source] += to_input
+
+
+def _layer_backward(
+    done: Run, op: LayerNorm, weights: Mapping[str, Array], x: Array, gradient: Array
+) -> Array:
+    weight, _ = _layer_parameters(op, weights, x)
+    hat, deviation = layer_hat(op, x)
+    for name, part in ((op.weight, gradient * hat), (op.bias, gradient)):
+        if name:
+            done.gradients[name] += part.sum(0).reshape(done.gradients[name].shape)
+            done.sizes[name] = float(np.abs(part).sum(0).max())
+    if op.kind == "l1-layer":
+        done.kinks.append(np.abs(hat * deviation)[(x != 0) | (hat != 0)])
+    done.condition *= max(1.0, float((np.maximum(np.abs(x), 1) / deviation).max()))
+    return layer_backward(op, x, gradient * weight)
+
+
+def _layer_parameters(op: LayerNorm, weights: Mapping[str, Array], x: Array) -> tuple[Array, Array]:
+    shape = x.shape[1:]
+    weight = weights[op.weight].reshape(shape) if op.weight else np.ones(shape)
+    return weight, weights[op.bias].reshape(shape) if op.bias else np.zeros(shape)
 
 
 def _finish(plan: Plan, weights: Mapping[str, Array], done: Run, tensor: int) -> None:
@@ -313,6 +349,28 @@ def normalise_backward(norm: Norm, x: Array, gradient: Array) -> Array:
         sign = np.sign(x - mean)
         carried = K * (sign - sign.mean((0, 2, 3), keepdims=True)) * along
     return np.asarray((gradient - gradient.mean((0, 2, 3), keepdims=True) - carried) / deviation)
+
+
+def layer_hat(op: LayerNorm, x: Array) -> tuple[Array, Array]:
+    """Return (x - mean) / deviation and the deviation, each example by itself."""
+    axes = (1, 2, 3)
+    centred = x - x.mean(axes, keepdims=True)
+    if op.kind == "layer":
+        deviation = np.sqrt(np.square(centred).mean(axes, keepdims=True) + op.eps)
+    else:
+        deviation = K * np.abs(centred).mean(axes, keepdims=True) + op.eps
+    return centred / deviation, deviation
+
+
+def layer_backward(op: LayerNorm, x: Array, gradient: Array) -> Array:
+    """Return the gradient of x, given that of (x - mean) / deviation."""
+    axes, (hat, deviation) = (1, 2, 3), layer_hat(op, x)
+    along = (gradient * hat).mean(axes, keepdims=True)
+    if op.kind == "layer":
+        carried = hat * along
+    else:
+        carried = K * (np.sign(hat) - np.sign(hat).mean(axes, keepdims=True)) * along
+    return np.asarray((gradient - gradient.mean(axes, keepdims=True) - carried) / deviation)
 
 
 def activate(kind: Activation, y: Array) -> Array:

@@ -129,6 +129,24 @@ class Norm(Structure):
     )
 
 
+class Layer(Structure):
+    """`struct layer` of kernels.h."""
+
+    _fields_ = (
+        ("source", POINTER(Tensor)),
+        ("target", POINTER(Tensor)),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("weight_gradient", c_void_p),
+        ("bias_gradient", c_void_p),
+        ("mean", c_void_p),
+        ("inverse", c_void_p),
+        ("eps", c_double),
+        ("l1", c_int32),
+        ("accumulate", c_int32),
+    )
+
+
 class Windows(Structure):
     """`struct windows` of kernels.h."""
 
@@ -185,6 +203,9 @@ class Kernels:
     finish_gradient: Kernel
     norm_forward: Kernel
     norm_backward: Kernel
+    layer_forward: Kernel
+    layer_gradients: Kernel
+    layer_backward: Kernel
     cross_entropy: Any
     sgd: Kernel
     int_load_examples: Kernel

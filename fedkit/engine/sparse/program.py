@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedkit.engine.sparse import native, structs
 from fedkit.engine.sparse.checks import check_inputs, check_order, check_statistics, check_targets
 from fedkit.engine.sparse.network import Network
-from fedkit.engine.sparse.plan import Add, Conv, Copy, Pool, Tensor
+from fedkit.engine.sparse.plan import Add, Conv, Copy, LayerNorm, Pool, Tensor
 from fedkit.engine.sparse.schedule import (
     Backward,
     Contribution,
@@ -54,7 +54,8 @@ class Memory:
         optimiser: Their momentum.
         indices: Where the kept weights and the pixels are.
         scratch: Padded planes of one part of the batch and gradients of one thread, per thread;
-            sums; the weights of one dense layer in a second order.
+            sums; means and deviations of layer norms; the weights of one dense layer in a second
+            order.
     """
 
     activations: int
@@ -121,6 +122,11 @@ class Program:
         self._transposed = np.empty(dense, np.float32)
         channels = max(tensor.shape[0] for tensor in self._plan.tensors)
         self._sums = np.zeros((tiles, channels, 2), np.float64)
+        self._layer_lanes = {
+            number: np.zeros((2, tiles * lanes), np.float32)
+            for number, op in enumerate(self._plan.ops)
+            if isinstance(op, LayerNorm)
+        }
 
     def _scratch_floats(self) -> int:
         """Return room for the padded planes and channel sums of the neediest layer."""
@@ -135,7 +141,8 @@ class Program:
     def _account(self) -> Memory:
         values, tensors = self.network.parameters.values, 4 * self._tensor_floats
         scratch = self._sums.nbytes + self._transposed.nbytes
-        scratch += sum(partial.nbytes for partial in self._partial)
+        rest = (*self._partial, *self._layer_lanes.values())
+        scratch += sum(array.nbytes for array in rest)
         return Memory(
             activations=tensors,
             weights=values.nbytes,
@@ -180,6 +187,13 @@ class Program:
                 maps, arrays = structs.backward_maps(layer, self._transposed)
                 conv.backward, conv.phases = maps, len(maps)
                 self._keep += [maps, arrays]
+        self._layers = {
+            number: structs.layer(
+                op, self._tensors, network.parameters, gradient, self._layer_lanes[number]
+            )
+            for number, op in enumerate(plan.ops)
+            if isinstance(op, LayerNorm)
+        }
         self._pools = {
             number: structs.pool(op, plan, self._tensors)
             for number, op in enumerate(plan.ops)
@@ -327,6 +341,8 @@ class Program:
         elif isinstance(op, Copy):
             source = byref(self._tensors[op.source])
             yield self._shared(k.copy_forward, tiles, source, target, op.channel)
+        elif isinstance(op, LayerNorm):
+            yield self._shared(k.layer_forward, tiles, byref(self._layers[step.op]))
         else:
             yield self._shared(k.pool_forward, tiles, byref(self._pools[step.op]))
         if step.completes and self._has_batch_norm(op.target):
@@ -348,8 +364,15 @@ class Program:
                 if given.finish:
                     per_part = self._convs[step.op].tiles_per_part
                     yield from self._norm_backward(given.tensor, per_part)
+        if isinstance(op, LayerNorm) and (op.weight or op.bias):
+            channels = self._plan.tensors[op.target].shape[0]
+            yield step.op, self._shared(k.layer_gradients, channels, byref(self._layers[step.op]))
         for given in step.contributions:
-            if isinstance(op, Pool):
+            if isinstance(op, LayerNorm):
+                layer = self._layers[step.op]
+                layer.accumulate = given.accumulate
+                yield step.op, self._shared(k.layer_backward, tiles, byref(layer))
+            elif isinstance(op, Pool):
                 pool = self._pools[step.op]
                 pool.accumulate = given.accumulate
                 yield step.op, self._shared(k.pool_backward, tiles, byref(pool))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedkit.engine.sparse import native
 from fedkit.engine.sparse.geometry import Padding
 from fedkit.engine.sparse.network import Layer, NormState, Parameters
-from fedkit.engine.sparse.plan import Plan, Pool, Tensor
+from fedkit.engine.sparse.plan import LayerNorm, Plan, Pool, Tensor
 
 Array = NDArray[Any]
 Tensors = Sequence[native.Tensor]
@@ -99,6 +99,32 @@ def conv(layer: Layer, tensors: Tensors, parameters: Parameters) -> native.Conv:
         groups=op.groups,
         full_taps=geometry.full_taps,
         stride=op.stride[1] * geometry.lanes,
+    )
+
+
+def layer(
+    op: LayerNorm, tensors: Tensors, parameters: Parameters, gradient: Array | None, lanes: Array
+) -> native.Layer:
+    """Return the struct of a layer norm.
+
+    Args:
+        op: The layer norm.
+        tensors: All tensors.
+        parameters: Of the network.
+        gradient: That of the parameters, None: not wanted.
+        lanes: Room for the mean and the inverse deviation of each example, float32 [2, examples].
+    """
+    return native.Layer(
+        source=ctypes.pointer(tensors[op.source]),
+        target=ctypes.pointer(tensors[op.target]),
+        weight=_part(parameters, op.weight, parameters.values),
+        bias=_part(parameters, op.bias, parameters.values),
+        weight_gradient=_part(parameters, op.weight, gradient),
+        bias_gradient=_part(parameters, op.bias, gradient),
+        mean=pointer(lanes[0]),
+        inverse=pointer(lanes[1]),
+        eps=op.eps,
+        l1=op.kind == "l1-layer",
     )
 
 

@@ -14,6 +14,7 @@ from fedkit.engine.sparse.plan import (
     Add,
     Conv,
     Copy,
+    LayerNorm,
     Norm,
     Op,
     Plan,
@@ -30,6 +31,8 @@ Choose = Callable[[Sequence[Any]], Any]
 """Returns one of some options; the first is the simplest."""
 
 KINDS = ("conv", "pool", "add", "concat", "fan")
+LAYERS = ("conv", "layer", "pool", "add", "concat", "fan")
+"""With layer norms; apart, so that what `KINDS` draws stays the same."""
 DENSITIES = (0.0, 0.1, 0.4, 0.7, 1.0)
 BATCHES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 20, 33)
 
@@ -75,7 +78,9 @@ def random_data(plan: Plan, choose: Choose, densities: Sequence[float]) -> Case:
     last = plan.prunable[-1]
     masks[last] = _mask(rng, plan.weights[last], choose((1.0, 0.8, 0.4)), False)
     masks = {name: masks[name] for name in plan.prunable}
-    weights = {name: _weight(rng, shape) for name, shape in plan.weights.items()}
+    weights = {
+        name: _weight(rng, shape, name in plan.prunable) for name, shape in plan.weights.items()
+    }
     # Small logits: the softmax of large ones magnifies how they are rounded.
     for name in (last, list(plan.weights)[-1]):
         weights[name] *= np.float32(0.25)
@@ -103,9 +108,11 @@ def _mask(
     return mask
 
 
-def _weight(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _weight(
+    rng: np.random.Generator, shape: tuple[int, ...], multiplies: bool
+) -> NDArray[np.float32]:
     # Scales and offsets are large at times: there are values beyond 6.
-    scale = 1 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else rng.choice((0.7, 5.0))
+    scale = 1 / math.sqrt(math.prod(shape[1:])) if multiplies else rng.choice((0.7, 5.0))
     value = rng.uniform(0.5, 1.5, shape) * rng.choice((-1, 1), shape)
     return np.asarray(value * scale, np.float32)
 
@@ -119,7 +126,7 @@ def random_plan(choose: Choose, kinds: Sequence[str], most: int) -> Plan:
     plan = Plan(
         builder.weights,
         builder.stats,
-        tuple(name for name, shape in builder.weights.items() if len(shape) > 1),
+        tuple(op.weight for op in builder.ops if isinstance(op, Conv)),
         tuple(builder.tensors),
         tuple(builder.ops),
         len(builder.tensors) - 1,
@@ -204,6 +211,17 @@ class _Builder:
         target = self._add_tensor((first + second, plane[0], plane[1]))
         copies = [Copy(left, target), Copy(right, target, first)]
         self.ops.extend(self._choose((copies, copies[::-1])))
+
+    def layer(self) -> None:
+        """Normalise the examples of a tensor, most often one that has a gradient."""
+        choose, source = self._choose, self._source()
+        shape = self.tensors[source].shape
+        weight = choose((True, False)) and self._weigh(shape)
+        bias = choose((True, True, False)) and self._weigh(shape)
+        kind, eps = choose(("l1-layer", "layer")), choose((0.3, 0.1))
+        target = self._add_tensor(shape, ("", "", "batch", "l1-batch"))
+        name = f"layer{target}"
+        self.ops.append(LayerNorm(source, target, name, eps, weight or None, bias or None, kind))
 
     def chain(self) -> None:
         """Let a convolution read another one's output, so that it has a gradient to give."""

@@ -25,7 +25,7 @@ from fedkit.engine.sparse import native, program
 from fedkit.engine.sparse.plan import Conv, Copy, Norm, Plan, Tensor, load_plan, verify
 from fedkit.engine.sparse.program import Mode, Program
 from tests.engine.sparse import programs
-from tests.engine.sparse.plans import Case, random_case, random_data
+from tests.engine.sparse.plans import KINDS, LAYERS, Case, random_case, random_data
 
 RANDOM_PLANS = 40
 MODES: tuple[Mode, ...] = ("train", "statistics", "evaluate")
@@ -153,9 +153,10 @@ def drive(case: Case, kernels: GuardedKernels, mode: Mode, threads: int, overrun
 
 def cases(plans: list[Plan]) -> Iterator[Case]:
     """Yield cases of odd sizes; every part but the last fills its scratch."""
-    for seed in range(RANDOM_PLANS):
-        case = random_case(random.Random(seed).choice, most=4)
-        yield replace(case, part_tiles=1 + seed % 2)
+    for kinds in (KINDS, ("layer", *LAYERS)):
+        for seed in range(RANDOM_PLANS):
+            case = random_case(random.Random(seed).choice, kinds, most=4)
+            yield replace(case, part_tiles=1 + seed % 2)
     for plan in [RUGGED, *plans]:
         verify(plan)
         for count in (1, 5, 19):

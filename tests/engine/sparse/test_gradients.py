@@ -24,10 +24,20 @@ from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.sparse.plan import Plan, Pool
 from fedkit.engine.sparse.program import Program
 from fedkit.engine.sparse.schedule import needs_gradient
+from fedkit.nn.norm import L1LayerNorm
 from fedkit.sparse.state import ModelState
 from fedkit.task import Examples, cross_entropy
-from tests.engine.sparse.cases import Shape, engines, examples, l1, pruned, tensors, zoo
-from tests.engine.sparse.random_plans import plans
+from tests.engine.sparse.cases import (
+    Shape,
+    engines,
+    examples,
+    l1,
+    layered,
+    pruned,
+    tensors,
+    zoo,
+)
+from tests.engine.sparse.random_plans import LAYERS, plans
 from tests.naive import plan as naive
 
 ZERO = 1e-10
@@ -101,6 +111,28 @@ def worst(found: Gradients, expected: Gradients) -> tuple[float, str]:
     return max((float(np.abs(found[n] - expected[n]).max()) / scales[n], n) for n in expected)
 
 
+LAYERED: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
+    "layer": (layered(nn.LayerNorm, (3, 9, 7)), (3, 9, 7), 9),
+    "l1-layer": (layered(L1LayerNorm, (3, 9, 7)), (3, 9, 7), 19),
+}
+
+
+@pytest.mark.parametrize("density", [0.1, 0.6, 1.0])
+@pytest.mark.parametrize("name", LAYERED)
+def test_models_with_layer_norms_have_torchs_gradients(name: str, density: float) -> None:
+    factory, shape, count = LAYERED[name]
+    reference, engine = engines(factory, shape)
+    data, state = examples(count, shape), pruned(reference.initial_state(), density)
+    loss, found, taken = by_program(engine.program(state, "train", count), data)
+    expected_loss, expected = by_torch(engine.plan, state, data, taken, torch.float64)
+    assert loss == pytest.approx(expected_loss, rel=3e-6)
+    assert worst(found, expected)[0] < TOLERANCE
+    module = reference.module(state)
+    inputs = torch.from_numpy(data.inputs)
+    logits = module.eval()(inputs).detach().numpy()
+    np.testing.assert_allclose(engine.outputs(state, data.inputs), logits, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("density", [0.01, 0.1, 0.6, 1.0])
 @pytest.mark.parametrize("name", CASES)
 def test_whole_models_have_torchs_gradients(name: str, density: float) -> None:
@@ -171,6 +203,18 @@ def check_gradients_of_all_weights(
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(plans(), st.sampled_from([0.3, 0.8, 1.0]), st.integers(0, 99), st.integers(1, 3))
 def test_any_plan_has_torchs_gradients(plan: Plan, density: float, seed: int, threads: int) -> None:
+    check_any_plan(plan, density, seed, threads)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(plans(LAYERS), st.sampled_from([0.3, 1.0]), st.integers(0, 99), st.integers(1, 3))
+def test_any_plan_with_layer_norms_has_torchs_gradients(
+    plan: Plan, density: float, seed: int, threads: int
+) -> None:
+    check_any_plan(plan, density, seed, threads)
+
+
+def check_any_plan(plan: Plan, density: float, seed: int, threads: int) -> None:
     rng = np.random.default_rng(seed)
     weights = {n: rng.normal(0.3, 1, s).astype(np.float32) for n, s in plan.weights.items()}
     stats = {n: np.ones(s, np.float32) for n, s in plan.stats.items()}

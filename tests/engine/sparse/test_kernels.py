@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from fedkit.engine.sparse import native
 from fedkit.engine.sparse.capture import capture
-from fedkit.engine.sparse.plan import Conv, Copy, Norm, Plan, Pool, Tensor
+from fedkit.engine.sparse.plan import Conv, Copy, LayerKind, LayerNorm, Norm, Plan, Pool, Tensor
 from fedkit.engine.sparse.program import Mode, Program
 from fedkit.engine.sparse.schedule import place
 from fedkit.nn.zoo import build_model, seeded
 from fedkit.sparse.state import ModelState, apply_masks
 from tests.engine.sparse import kernel_sets, programs
-from tests.engine.sparse.plans import DENSITIES, KINDS, Case, random_case, random_data
+from tests.engine.sparse.plans import DENSITIES, KINDS, LAYERS, Case, random_case, random_data
 from tests.engine.sparse.programs import Array, Step
 from tests.naive import kernels as naive
 from tests.naive import plan as naive_plan
@@ -173,6 +173,54 @@ def test_layers_that_run_dense(kernels: native.Kernels, seed: int) -> None:
 def test_layers_that_run_sparse(kernels: native.Kernels, seed: int) -> None:
     case = seeded_case(seed, kinds=("chain",), most=1, densities=(0.1, 0.5))
     check_step(replace(case, dense_above=2.0), kernels)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_layer_norms(kernels: native.Kernels, seed: int) -> None:
+    case = seeded_case(seed, kinds=("layer", *LAYERS), most=5)
+    while not any(isinstance(op, LayerNorm) for op in case.plan.ops):
+        seed += 100
+        case = seeded_case(seed, kinds=("layer", *LAYERS), most=5)
+    check_step(case, kernels)
+    one = programs.step(programs.make(case, kernels), case.inputs, case.targets)
+    other = programs.make(case, kernels, threads=3)
+    assert_equal_bits(one, programs.step(other, case.inputs, case.targets))
+
+
+def normalising(kind: LayerKind, eps: float = 1e-5) -> Plan:
+    """Return a plan of a convolution and a layer norm over what it writes."""
+    one, none, shape = (1, 1), (0, 0), (2, 3, 3)
+    return Plan(
+        weights={"conv": (2, 1, 1, 1), "scale": shape, "offset": shape, "fc": (3, 18)},
+        stats={},
+        prunable=("conv", "fc"),
+        tensors=(*map(Tensor, ((1, 3, 3), shape, shape, (18, 1, 1), (3, 1, 1))),),
+        ops=(
+            Conv(0, 1, "conv", None, one, one, none, one, groups=1),
+            LayerNorm(1, 2, "layer", eps, "scale", "offset", kind),
+            Copy(2, 3),
+            Conv(3, 4, "fc", None, one, one, none, one, groups=1),
+        ),
+        output=4,
+    )
+
+
+@pytest.mark.parametrize("kind", ["layer", "l1-layer"])
+def test_equal_values_are_normalised_to_the_offset(
+    kernels: native.Kernels, kind: LayerKind
+) -> None:
+    """Whatever they are, to the last bit: their deviation is 0, not what rounding leaves."""
+    case = random_data(normalising(kind), lambda options: options[0], [1.0])
+    case.state.weights["conv"][:] = 0.3
+    inputs = np.repeat(np.array([0, 1 / 3, 1e4], np.float32), 9).reshape(3, 1, 3, 3)
+    case = replace(case, inputs=inputs, targets=np.zeros(3, np.int64))
+    made = programs.make(case, kernels)
+    found = programs.step(made, case.inputs, case.targets)
+    np.testing.assert_array_equal(found.raw[2], np.stack([case.state.weights["offset"]] * 3))
+    assert not found.gradients["scale"].any()
+    expected = expected_of(case)
+    assert_close("offset", found.gradients["offset"], expected.gradients["offset"].ravel(), 0.0)
+    assert_close("source", found.finished[1], expected.finished[1], 0.0)
 
 
 def test_a_weight_that_only_meets_padding(kernels: native.Kernels) -> None:

@@ -2,6 +2,7 @@
 #include "conv.h"
 #include "elementwise.h"
 #include "norm.h"
+#include "layer.h"
 #include "int_conv.h"
 #include "int_elementwise.h"
 #include "int_gemm.h"

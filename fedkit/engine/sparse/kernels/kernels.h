@@ -106,6 +106,17 @@ struct norm {
     int32_t l1;
 };
 
+/* A layer norm. Parameters and their gradients are [elements of an example]. */
+struct layer {
+    struct tensor *source, *target;
+    const float *weight, *bias;            /* NULL: 1, 0 */
+    float *weight_gradient, *bias_gradient;
+    float *mean, *inverse;                 /* [tiles][LANES]: of what is read, 1 / deviation */
+    double eps;
+    int32_t l1;
+    int32_t accumulate;
+};
+
 /* The windows that a pooling op slides over a plane. */
 struct windows {
     int32_t in_height, in_width, out_height, out_width;
