@@ -76,18 +76,31 @@ class L1LayerNorm(nn.LayerNorm):
 
 
 def with_l1_norms(model: nn.Module) -> nn.Module:
-    """Return a copy of a model whose `BatchNorm2d` layers are L1 ones with the same parameters."""
+    """Return a copy of a model whose norms are L1 ones with the same parameters.
+
+    `BatchNorm2d` becomes `L1BatchNorm2d`, `LayerNorm` becomes `L1LayerNorm`.
+    """
     model = copy.deepcopy(model)
     for name, norm in list(model.named_modules()):
-        if type(norm) is nn.BatchNorm2d:
-            l1 = L1BatchNorm2d(
-                *(norm.num_features, norm.eps, norm.momentum, norm.affine),
-                track_running_stats=norm.track_running_stats,
-            )
+        l1 = _l1_of(norm)
+        if l1 is not None:
             l1.load_state_dict(norm.state_dict())
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, l1)
     return model
+
+
+def _l1_of(norm: nn.Module) -> nn.Module | None:
+    """Return a new L1 norm of the same kind, None for what has none."""
+    if type(norm) is nn.BatchNorm2d:
+        return L1BatchNorm2d(
+            *(norm.num_features, norm.eps, norm.momentum, norm.affine),
+            track_running_stats=norm.track_running_stats,
+        )
+    if type(norm) is nn.LayerNorm:
+        shape, has_bias = list(norm.normalized_shape), norm.bias is not None
+        return L1LayerNorm(shape, norm.eps, norm.elementwise_affine, bias=has_bias)
+    return None
 
 
 def _over_channels(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedkit.engine.torch import TorchEngine
-from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
+from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm, with_l1_norms
 from fedkit.task import cross_entropy
 
 
@@ -137,6 +137,25 @@ def test_on_normal_inputs_it_is_close_to_layer_norm() -> None:
 def test_rows_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected input \[..., 2, 3\]"):
         L1LayerNorm((2, 3))(torch.zeros(shape))
+
+
+def test_norms_become_l1_ones_with_the_same_parameters() -> None:
+    layers = [nn.LayerNorm((2, 3, 3), eps=0.5), nn.LayerNorm(3, bias=False)]
+    layers.append(nn.LayerNorm(3, elementwise_affine=False))
+    model = nn.Sequential(nn.BatchNorm2d(2, eps=0.1), nn.Sequential(*layers), nn.Linear(3, 3))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    found = with_l1_norms(model)
+    assert isinstance(found, nn.Sequential) and isinstance(found[1], nn.Sequential)
+    expected = [L1BatchNorm2d, *[L1LayerNorm] * 3, nn.Linear]
+    assert [type(layer) for layer in (found[0], *found[1], found[2])] == expected
+    assert [norm.eps for norm in (found[0], *found[1])] == [0.1, 0.5, 1e-5, 1e-5]
+    assert list(found.state_dict()) == list(model.state_dict())
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert type(layers[0]) is nn.LayerNorm
+    x = 2 * torch.randn(4, 2, 3, 3) + 1
+    assert not torch.allclose(found(x), model(x))
 
 
 def test_the_torch_engine_finds_its_statistics() -> None:
