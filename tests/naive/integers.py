@@ -57,9 +57,7 @@ def active(x: int, how: Read, channel: int) -> bool:
 
 def pass_one(g: int, x: int, how: Chain, channel: int, position: int) -> int:
     """Pass a gradient on; position: of the element in its tensor."""
-    if how.carrier != "none":
-        g = uncut(g, x)
-    carried = {"none": 0, "x": x, "sign": sign(x)}[how.carrier]
+    carried = {"none": 0, "x": x, "sign": sign(x), "hat": x}[how.carrier]
     value = int(how.a[channel]) * g + int(how.b[channel]) * carried + int(how.c[channel])
     one = 2 ** int(how.shift[channel])
     if how.key is None:
@@ -98,7 +96,9 @@ def read(x: Array, how: Read) -> Array:
 def passed(g: Array, x: Array | None, how: Chain) -> Array:
     y = np.zeros(g.shape, np.int64)
     for position, at in enumerate(np.ndindex(*g.shape)):
-        y[at] = pass_one(int(g[at]), 0 if x is None else int(x[at]), how, at[1], position)
+        given, code = int(g[at]), 0 if x is None else int(x[at])
+        given = given if how.carrier == "none" else uncut(given, code)
+        y[at] = pass_one(given, code, how, at[1], position)
     return y
 
 
@@ -166,6 +166,67 @@ def mixed(old: Array, new: Array, how: Mix) -> Array:
     y = np.zeros(new.shape, np.int64)
     for at in np.ndindex(*new.shape):
         y[at] = mix_one(int(old[at]), int(new[at]), how, at[1])
+    return y
+
+
+# Layer norms: hat, t and p are [n, channels, height, width]
+
+
+def layer_size(values: list[int], l1: bool) -> int:
+    """Return n^2 times the mean absolute deviation of n values, or times their variance."""
+    count, total = len(values), sum(values)
+    if l1:
+        return sum(abs(count * value - total) for value in values)
+    return sum((count * value - total) ** 2 for value in values) // count
+
+
+def normalised(v: Array, multiplier: Array, shift: Array) -> Array:
+    """Return the normalised values, given what a step of each example's is worth."""
+    hat, count = np.zeros(v.shape, np.int64), v[0].size
+    for n, example in enumerate(v):
+        total, a, by = sum(example.ravel().tolist()), int(multiplier[n]), int(shift[n])
+        while by > 29:
+            a, by = a // 2, by - 1
+        centre = total // count
+        rest = (2 * a * (total - centre * count) + count) // (2 * count)
+        for at in np.ndindex(*example.shape):
+            hat[(n, *at)] = clamp(half_up(a * (int(example[at]) - centre) - rest, by), WIDE)
+    return hat
+
+
+def layer_scaled(hat: Array, a: Array, b: Array) -> Array:
+    return _by_element(hat, a, b, 15)
+
+
+def layer_factored(p: Array, factor: Array) -> Array:
+    return _by_element(p, factor, np.zeros_like(factor), 14)
+
+
+def _by_element(values: Array, a: Array, b: Array, shift: int) -> Array:
+    y = np.zeros(values.shape, np.int64)
+    for at in np.ndindex(*values.shape):
+        element = int(np.ravel_multi_index(at[1:], values.shape[1:]))
+        scaled = int(a[element]) * int(values[at]) + int(b[element])
+        y[at] = clamp(half_up(scaled, shift), WIDE)
+    return y
+
+
+def layer_sums(p: Array, t: Array, hat: Array) -> tuple[Array, Array]:
+    """Return per element the sums of p * hat and p; per example of t, t * hat and hat's sign."""
+    elements = np.zeros((p[0].size, 2), object)
+    examples = np.zeros((len(p), 3), object)
+    for at in np.ndindex(*p.shape):
+        element, x = np.ravel_multi_index(at[1:], p.shape[1:]), int(hat[at])
+        elements[element] += (int(p[at]) * x, int(p[at]))
+        examples[at[0]] += (int(t[at]), int(t[at]) * x, sign(x))
+    return elements, examples
+
+
+def layer_out(t: Array, hat: Array, how: Chain) -> Array:
+    """Pass gradients on, each example by its own numbers."""
+    y = np.zeros(t.shape, np.int64)
+    for position, at in enumerate(np.ndindex(*t.shape)):
+        y[at] = pass_one(int(t[at]), int(hat[at]), how, at[0], position)
     return y
 
 

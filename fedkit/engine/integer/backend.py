@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Settling
+from fedkit.engine.integer.layer_norm import Deviation, Scale
 from fedkit.engine.integer.network import Codes
 
 Sums = NDArray[np.int64]
@@ -38,6 +39,15 @@ class Backend(Protocol):
 
     def pool_forward(self, number: int, read: Read, shift: int) -> None:
         """Write the largest read(x) of each window, or (their sum + half) >> shift."""
+
+    def layer_forward(
+        self, number: int, read: Read, how: Deviation, scale: Scale
+    ) -> tuple[Ints, Ints]:
+        """Normalise each example of read(x), and write raw = (a * hat + b + half) >> shift.
+
+        Returns:
+            Per example the multiplier and the shift of `layer_norm.reciprocal`.
+        """
 
     def raw_sums(self, tensor: int) -> tuple[Sums, Ints]:
         """Return per channel the sum and the largest magnitude of raw."""
@@ -109,3 +119,25 @@ class Backend(Protocol):
         self, number: int, read: Read, chain: Chain, shift: int, mix: Mix | None
     ) -> None:
         """Give (sum of the windows' passed gradients + half) >> shift to the source."""
+
+    def layer_sums(
+        self, number: int, read: Read, chain: Chain, factor: Ints
+    ) -> tuple[Sums, Sums, Ints]:
+        """Sum what a layer norm's backward pass needs, of the target's passed gradient p.
+
+        Args:
+            number: The op.
+            read: How its source was read.
+            chain: How the target's gradient passes.
+            factor: t = (factor * p + half) >> shift is the gradient of hat; int32 [elements].
+
+        Returns:
+            Per element the sums over the examples of p * hat and p, int64 [elements, 2]; per
+            example the sums of t, t * hat and the sign of hat, int64 [n, 3]; and the largest |t|
+            of each, int32 [n].
+        """
+
+    def layer_backward(
+        self, number: int, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None
+    ) -> None:
+        """Give t, as `out` passes it example by example, to the source."""

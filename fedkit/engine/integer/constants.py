@@ -29,7 +29,10 @@ ONE = 1.0 / 16
 CLIP = {2: 1.224, 3: 1.9523, 4: 2.4739, 5: 2.8987, 6: 3.2701, 7: 3.6075, 8: 3.9205, 9: 4.2147}
 """`fedkit.shiftquant.quantize.gaussian_clip` per bits, the same digits on every machine."""
 
-Carrier = Literal["none", "x", "sign"]
+Carrier = Literal["none", "x", "sign", "hat"]
+
+CARRIED: dict[Carrier, float] = {"none": 0.0, "x": float(CODE), "sign": 1.0, "hat": float(WIDE)}
+"""Largest magnitude of what is carried: nothing, x, its sign, or a normalised value."""
 
 _MULTIPLIER_BITS = 15
 _ROOM = 2.0**29
@@ -59,9 +62,9 @@ class Read:
 class Chain:
     """Passes int16 gradients g as clamp((a * g + b * k + c + r) >> shift) * factor.
 
-    k is nothing, x or the sign of x, and where it is something g counts as 0 if |x| is CODE: a norm
-    cut that value off. r rounds half up, or at random if there is a `key`; the clamp
-    is at +-limit. Arrays are int32 [channels].
+    k is a `Carrier`; behind a batch norm g counts as 0 where |x| is CODE, as the norm cut that value
+    off. r rounds half up, or at random if there is a `key`; the clamp is at +-limit. Arrays are
+    int32 [channels], or [examples] behind a layer norm.
     """
 
     a: Ints
@@ -154,7 +157,7 @@ def chain_constants(
         factor: What results are multiplied by.
         key: Rounds at random, by this key.
     """
-    carried = {"none": 0.0, "x": float(CODE), "sign": 1.0}[carrier]
+    carried = CARRIED[carrier]
     bound = np.abs(a) * np.maximum(most, 1.0) + np.abs(b) * carried + np.abs(c)
     # frexp: bound < 2^exponent. Neither may a leave int16, so that a * g fits int32.
     shift = np.minimum(29 - np.frexp(bound)[1], _MULTIPLIER_BITS - np.frexp(a)[1])

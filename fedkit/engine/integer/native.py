@@ -111,6 +111,33 @@ class Conv(Structure):
     )
 
 
+class Layer(Structure):
+    """`struct int_layer`."""
+
+    _fields_ = (
+        ("source", POINTER(Tensor)),
+        ("target", POINTER(Tensor)),
+        ("read", Read),
+        ("chain", Chain),
+        ("out", Chain),
+        ("mix", Mix),
+        ("scale", c_void_p),
+        ("offset", c_void_p),
+        ("factor", c_void_p),
+        ("multiplier", c_void_p),
+        ("inverse_shift", c_void_p),
+        ("centre", c_void_p),
+        ("a", c_void_p),
+        ("b", c_void_p),
+        ("shift", c_void_p),
+        ("eps", c_int64),
+        ("numerator", c_int32),
+        ("exponent", c_int32),
+        ("l1", c_int32),
+        ("accumulate", c_int32),
+    )
+
+
 class Pool(Structure):
     """`struct int_pool`."""
 

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 from fedkit.engine.integer import native
 from fedkit.engine.integer.constants import CODE, Chain, Ints, Mix, Read, Settling, to_int32
+from fedkit.engine.integer.layer_norm import Deviation, Scale
 from fedkit.engine.integer.network import Codes, IntegerNetwork
 from fedkit.engine.sparse.geometry import Geometry, Taps
 from fedkit.engine.sparse.native import Kernels, Padding
 from fedkit.engine.sparse.network import Layer
-from fedkit.engine.sparse.plan import Add, Copy, Plan, Pool
+from fedkit.engine.sparse.plan import Add, Copy, LayerNorm, Plan, Pool
 from fedkit.engine.sparse.schedule import Forward, Key, Schedule, Step, place, touched
 from fedkit.engine.sparse.structs import pointer, windows
 from fedkit.numerics import shift_right_half_up
 
-_CARRIERS = {"none": 0, "x": 1, "sign": 2}
+_CARRIERS = {"none": 0, "x": 1, "sign": 2, "hat": 1}
 _BYTES = {"x": 1, "raw": 2, "g": 2}
 _ALIGN = 64
 _SUM = 2**31 - 1
@@ -52,6 +53,12 @@ class NativeBackend:
             for number, op in enumerate(self._plan.ops)
             if isinstance(op, Pool)
         }
+        self._layer_lanes = {
+            number: np.zeros((6, -(-batch // self._lanes) * self._lanes), np.int32)
+            for number, op in enumerate(self._plan.ops)
+            if isinstance(op, LayerNorm)
+        }
+        self._layers = {number: self._bind_layer(number) for number in self._layer_lanes}
         self._orders = {
             n: _orders(layer, kernels.int_rows()) for n, layer in network.layers.items()
         }
@@ -130,6 +137,18 @@ class NativeBackend:
             maximum=op.operation == "max",
         )
 
+    def _bind_layer(self, number: int) -> native.Layer:
+        op = self._plan.ops[number]
+        assert isinstance(op, LayerNorm)
+        per_example = ("multiplier", "inverse_shift", "centre", "a", "b", "shift")
+        rows = zip(per_example, self._layer_lanes[number], strict=True)
+        return native.Layer(
+            source=ctypes.pointer(self._tensors[op.source]),
+            target=ctypes.pointer(self._tensors[op.target]),
+            l1=op.kind == "l1-layer",
+            **{name: pointer(row) for name, row in rows},
+        )
+
     def _bind_maps(self, number: int, conv: native.Conv) -> None:
         """Give a convolution its maps, with room for the weights in the order of each."""
         forward, *backward = self._orders[number]
@@ -201,6 +220,18 @@ class NativeBackend:
         pool = self._pools[number]
         pool.read, pool.shift_out = _read(read), shift
         self._kernels.int_pool_forward(byref(pool), 0, self._tiles)
+
+    def layer_forward(
+        self, number: int, read: Read, how: Deviation, scale: Scale
+    ) -> tuple[Ints, Ints]:
+        """See `Backend`."""
+        layer = self._layers[number]
+        layer.read, layer.eps = _read(read), how.eps
+        layer.numerator, layer.exponent = how.numerator, how.exponent
+        layer.scale, layer.offset = pointer(scale.a), pointer(scale.b)
+        self._kernels.int_layer_forward(byref(layer), 0, self._tiles)
+        multiplier, shift = self._layer_lanes[number][:2, : self._examples].copy()
+        return multiplier, shift
 
     def raw_sums(self, tensor: int) -> tuple[Sums, Ints]:
         """See `Backend`."""
@@ -335,6 +366,31 @@ class NativeBackend:
         pool.read, pool.chain, pool.shift_in = _read(read), _chain(chain), shift
         pool.mix, pool.accumulate = _mix(mix or Mix(zeros, zeros, zeros)), mix is not None
         self._kernels.int_pool_backward(byref(pool), 0, self._tiles, self._scratch)
+
+    def layer_sums(
+        self, number: int, read: Read, chain: Chain, factor: Ints
+    ) -> tuple[Sums, Sums, Ints]:
+        """See `Backend`."""
+        layer = self._layers[number]
+        layer.read, layer.chain, layer.factor = _read(read), _chain(chain), pointer(factor)
+        elements = np.zeros((len(factor), 2), np.int64)
+        examples = np.zeros((self._examples, 3), np.int64)
+        peak = np.zeros(self._examples, np.int32)
+        arrays = (_address(array) for array in (elements, examples, peak))
+        self._kernels.int_layer_sums(byref(layer), 0, self._tiles, *arrays)
+        return elements, examples, peak
+
+    def layer_backward(
+        self, number: int, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None
+    ) -> None:
+        """See `Backend`."""
+        layer, op = self._layers[number], self._plan.ops[number]
+        assert isinstance(op, LayerNorm)
+        zeros = self._zeros(op.source, np.int32)
+        layer.read, layer.chain, layer.factor = _read(read), _chain(chain), pointer(factor)
+        layer.out, layer.accumulate = _chain(out), mix is not None
+        layer.mix = _mix(mix or Mix(zeros, zeros, zeros))
+        self._kernels.int_layer_backward(byref(layer), 0, self._tiles)
 
     # Parts
 

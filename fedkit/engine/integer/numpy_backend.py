@@ -6,15 +6,25 @@ through float64, which is exact below 2^53.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import CODE, WIDE, Chain, Ints, Mix, Read, Settling, to_int32
+from fedkit.engine.integer.layer_norm import (
+    FACTOR_SHIFT,
+    SCALE_SHIFT,
+    Centring,
+    Deviation,
+    Scale,
+    centring_of,
+    reciprocal,
+    stack,
+)
 from fedkit.engine.integer.network import Codes, IntegerNetwork, full_weight
-from fedkit.engine.sparse.plan import Add, Conv, Copy, Pool
+from fedkit.engine.sparse.plan import Add, Conv, Copy, LayerNorm, Pool
 from fedkit.numerics import random_bits, shift_right_half_up, shift_right_stochastic
 
 Array = NDArray[np.int64]
@@ -33,6 +43,7 @@ class NumpyBackend:
         self._x: dict[int, Array] = {}
         self._g: dict[int, Array] = {}
         self._weights: dict[int, Array] = {}
+        self._centrings: dict[int, Centring] = {}
         self._examples = 0
 
     def begin(self, examples: int) -> None:
@@ -81,6 +92,28 @@ class NumpyBackend:
         else:
             sums = np.where(windows == _OUTSIDE, 0, windows).sum(0)
             self._raw[op.target] = shift_right_half_up(sums, shift)
+
+    def layer_forward(
+        self, number: int, read: Read, how: Deviation, scale: Scale
+    ) -> tuple[Ints, Ints]:
+        """See `Backend`."""
+        op = self._layer(number)
+        v = self._read(op.source, read).reshape(self._examples, -1)
+        count, totals = v.shape[1], v.sum(1)
+        if how.l1:
+            sizes = np.abs(count * v - totals[:, None]).sum(1)
+        else:
+            sizes = count * np.square(v).sum(1) - np.square(totals)
+        found = [reciprocal(size, how) for size in sizes.tolist()]
+        rows = zip(totals.tolist(), found, strict=True)
+        self._centrings[number] = Centring(
+            *stack([centring_of(total, *inverse, count) for total, inverse in rows])
+        )
+        hat = self._hat(number, read)
+        y = _elements(scale.a, hat) * hat + _elements(scale.b, hat)
+        self._raw[op.target] = np.clip(shift_right_half_up(y, SCALE_SHIFT), -WIDE, WIDE)
+        multiplier, shift = stack(found)
+        return multiplier, shift
 
     def raw_sums(self, tensor: int) -> tuple[Array, Ints]:
         """See `Backend`."""
@@ -199,7 +232,44 @@ class NumpyBackend:
         inside = sums[:, :, top : top + height, left : left + width]
         self._put(op.source, shift_right_half_up(inside, shift), mix)
 
+    def layer_sums(
+        self, number: int, read: Read, chain: Chain, factor: Ints
+    ) -> tuple[Array, Array, Ints]:
+        """See `Backend`."""
+        op, hat = self._layer(number), self._hat(number, read)
+        p, t = self._passed(op.target, chain), self._factored(number, chain, factor)
+        per_element = [(p * hat).sum(0).ravel(), p.sum(0).ravel()]
+        per_example = [part.sum((1, 2, 3)) for part in (t, t * hat, np.sign(hat))]
+        peak = to_int32(np.abs(t).max((1, 2, 3)))
+        return np.stack(per_element, 1), np.stack(per_example, 1), peak
+
+    def layer_backward(
+        self, number: int, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None
+    ) -> None:
+        """See `Backend`."""
+        t, hat = self._factored(number, chain, factor), self._hat(number, read)
+        carried = np.sign(hat) if out.carrier == "sign" else hat
+        new = _passed(t, carried, out, _along)
+        self._put(self._layer(number).source, new, mix)
+
     # Parts
+
+    def _layer(self, number: int) -> LayerNorm:
+        op = self._plan.ops[number]
+        assert isinstance(op, LayerNorm)
+        return op
+
+    def _hat(self, number: int, read: Read) -> Array:
+        """Return the normalised values, [n, channels, height, width]."""
+        how = self._centrings[number]
+        centred = self._read(self._layer(number).source, read) - _along(how.centre)
+        scaled = _along(how.a) * centred + _along(how.b)
+        return np.clip(shift_right_half_up(scaled, _along(how.shift)), -WIDE, WIDE)
+
+    def _factored(self, number: int, chain: Chain, factor: Ints) -> Array:
+        """Return the gradient of the normalised values."""
+        p = self._passed(self._layer(number).target, chain)
+        return np.clip(shift_right_half_up(_elements(factor, p) * p, FACTOR_SHIFT), -WIDE, WIDE)
 
     def _conv(self, number: int) -> Conv:
         op = self._plan.ops[number]
@@ -222,20 +292,11 @@ class NumpyBackend:
         return np.clip(self._raw[tensor] - _across(centre), -WIDE, WIDE)
 
     def _passed(self, tensor: int, chain: Chain) -> Array:
-        g = self._g[tensor]
         if chain.carrier == "none":
-            y = _across(chain.a) * g + _across(chain.c)
-        else:
-            x = self._x[tensor]
-            carried = x if chain.carrier == "x" else np.sign(x)
-            y = _across(chain.a) * _uncut(g, x) + _across(chain.b) * carried + _across(chain.c)
-        shift = np.broadcast_to(_across(chain.shift), y.shape)
-        if chain.key is None:
-            y = shift_right_half_up(y, shift)
-        else:
-            counters = np.arange(y.size, dtype=np.uint32).reshape(y.shape)
-            y = shift_right_stochastic(y, shift, random_bits(chain.key, counters))
-        return np.clip(y, -chain.limit, chain.limit) * _across(chain.factor)
+            return _passed(self._g[tensor], None, chain, _across)
+        x = self._x[tensor]
+        carried = x if chain.carrier == "x" else np.sign(x)
+        return _passed(_uncut(self._g[tensor], x), carried, chain, _across)
 
     def _put(self, tensor: int, new: Array, mix: Mix | None) -> None:
         if mix is not None:
@@ -260,6 +321,30 @@ def _uncut(g: Array, x: Array) -> Array:
 
 def _across(values: NDArray[Any]) -> Array:
     return values.astype(np.int64)[:, None, None]
+
+
+def _along(values: NDArray[Any]) -> Array:
+    return values.astype(np.int64)[:, None, None, None]
+
+
+def _elements(values: NDArray[Any], like: Array) -> Array:
+    return values.astype(np.int64).reshape(like.shape[1:])
+
+
+def _passed(
+    g: Array, carried: Array | None, chain: Chain, spread: Callable[[NDArray[Any]], Array]
+) -> Array:
+    """Pass gradients; `spread` gives the chain's arrays the axes of g."""
+    y = spread(chain.a) * g + spread(chain.c)
+    if carried is not None:
+        y = y + spread(chain.b) * carried
+    shift = np.broadcast_to(spread(chain.shift), y.shape)
+    if chain.key is None:
+        y = shift_right_half_up(y, shift)
+    else:
+        counters = np.arange(y.size, dtype=np.uint32).reshape(y.shape)
+        y = shift_right_stochastic(y, shift, random_bits(chain.key, counters))
+    return np.clip(y, -chain.limit, chain.limit) * spread(chain.factor)
 
 
 def _padded(op: Conv | Pool, x: Array, value: int = 0) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from ctypes import c_int32, c_uint32, c_void_p
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from fedkit.engine.integer.constants import Ints, Reals, multiplier, to_int32
 from fedkit.engine.integer.network import IntegerNetwork
 from fedkit.engine.sparse.native import Kernels
+from fedkit.engine.sparse.plan import LayerNorm
 from fedkit.engine.sparse.structs import pointer
 from fedkit.numerics import derive_key, random_bits, shift_right_half_up, shift_right_stochastic
 
@@ -54,6 +56,10 @@ class Sgd:
         for number, layer in self._network.layers.items():
             if layer.geometry.op.weight == name:
                 return self._network.row_ends(number)
+        for op in self._network.plan.ops:
+            if isinstance(op, LayerNorm) and name in (op.weight, op.bias):
+                channels, *plane = self._network.plan.tensors[op.target].shape
+                return to_int32(np.arange(1, channels + 1) * math.prod(plane))
         return to_int32(np.arange(1, len(self._network.part(name, self._network.weights)) + 1))
 
     def step(self, gradient: NDArray[np.int64], units: Mapping[str, Reals], lr: float) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fedkit.engine.integer.backend import Backend
 from fedkit.engine.integer.constants import (
+    CARRIED,
     CLIP,
     CODE,
     ONE,
@@ -41,10 +42,18 @@ from fedkit.engine.integer.constants import (
     to_int32,
 )
 from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.layer_norm import (
+    FACTOR_SHIFT,
+    HAT_BITS,
+    SCALE_SHIFT,
+    Scale,
+    deviation_constants,
+    most_of,
+)
 from fedkit.engine.integer.loss import cross_entropy
 from fedkit.engine.integer.network import Codes, IntegerNetwork
 from fedkit.engine.sparse.checks import check_inputs, check_order, check_statistics, check_targets
-from fedkit.engine.sparse.plan import Add, Conv, Copy, Norm, Pool, Tensor, sources
+from fedkit.engine.sparse.plan import Add, Conv, Copy, LayerNorm, Norm, Pool, Tensor, sources
 from fedkit.engine.sparse.schedule import (
     Backward,
     Contribution,
@@ -54,12 +63,15 @@ from fedkit.engine.sparse.schedule import (
     training_schedule,
 )
 from fedkit.errors import EngineError
-from fedkit.numerics import derive_key
+from fedkit.numerics import derive_key, shift_right_half_up
 from fedkit.shiftquant.l1norm import K
 from fedkit.sparse.state import ModelState
 
 _LEAST = 1e-100
 """Gradients below count as 0."""
+
+_FINER = 8
+"""Bits that raw has behind those of the code where a layer norm wrote it."""
 
 _BIAS = 2.0**26
 """Largest bias in units of a layer's sums."""
@@ -129,6 +141,8 @@ class Program:
         writer = {op.target: op for op in self._plan.ops}[self._plan.output]
         plain = self._plan.tensors[self._plan.output].activation == "none"
         self._output_is_raw = plain and isinstance(writer, Conv) and self._plan.output not in read
+        layers = (op for op in self._plan.ops if isinstance(op, LayerNorm))
+        self._layered = {op.target for op in layers if self._plan.tensors[op.target].norm is None}
         self.restart(0)
         self._running: ModelState | None = None
         self._examples = 0
@@ -171,6 +185,7 @@ class Program:
         self._raw_unit: dict[int, Reals] = {}
         self._raw_bound: dict[int, float] = {}
         self._deviation: dict[int, Reals] = {}
+        self._inverse: dict[int, Reals] = {}
         self._reads: dict[int, tuple[Read, float]] = {}
         self._codes: dict[int, Codes] = {}
         self._backend.load(inputs, order)
@@ -199,6 +214,8 @@ class Program:
             self._backend.copy_forward(number, self._read(op.source, unit, WIDE))
             units = self._raw_unit.setdefault(op.target, np.zeros(self._channels(op.target)))
             units[op.channel : op.channel + self._copied(op)] = unit
+        elif isinstance(op, LayerNorm):
+            self._layer_forward(number, op)
         else:
             self._pool_forward(number, op)
 
@@ -237,6 +254,51 @@ class Program:
         self._backend.pool_forward(number, read, shift)
         self._raw_unit[op.target] = np.full(self._channels(op.target), unit * 2.0**shift / area)
 
+    def _layer_forward(self, number: int, op: LayerNorm) -> None:
+        count = math.prod(self._plan.tensors[op.source].shape)
+        unit = self._worth[op.source].bound / most_of(count)
+        read = self._read(op.source, unit, most_of(count))
+        self._reads[number] = read, unit
+        l1 = op.kind == "l1-layer"
+        how = deviation_constants(op.kind, count, op.eps / (unit if l1 else unit**2))
+        scale, codes = self._layer_scale(op)
+        multiplier, shift = self._backend.layer_forward(number, read, how, scale)
+        inverse = np.ldexp(multiplier.astype(np.float64), -shift - HAT_BITS) / unit
+        # Where eps is far beyond what is normalised it was cut off.
+        self._inverse[number] = np.minimum(inverse, 1.0 / (op.eps if l1 else math.sqrt(op.eps)))
+        self._raw_unit[op.target] = np.ldexp(codes, -_FINER)
+
+    def _layer_scale(self, op: LayerNorm) -> tuple[Scale, Reals]:
+        """Return how normalised values become raw, and per channel what a code is worth then.
+
+        Codes have 4 bits behind the point where a channel's largest scale is 1, and no offset.
+        """
+        elements = self._plan.tensors[op.target].shape
+        (weight, weight_point), (bias, bias_point) = (
+            self._elements(name, default, elements)
+            for name, default in ((op.weight, 1), (op.bias, 0))
+        )
+        largest = [
+            np.ldexp(np.abs(part).max(1).astype(np.float64), -point)
+            for part, point in ((weight, weight_point), (bias, bias_point))
+        ]
+        codes = largest[0] * ONE + largest[1] / CODE
+        # As for a layer's weights: a channel of zeros has codes 0 at any scale.
+        positive = codes[codes > 0]
+        codes = np.where(codes > 0, codes, positive.min() if positive.size else 1.0)
+        raw = np.ldexp(1.0 / codes, SCALE_SHIFT + _FINER)
+        a = _scaled(weight, np.ldexp(raw, -HAT_BITS - weight_point))
+        return Scale(a, _scaled(bias, np.ldexp(raw, -bias_point))), codes
+
+    def _elements(
+        self, name: str | None, default: int, shape: tuple[int, ...]
+    ) -> tuple[NDArray[np.int64], int]:
+        """Return a parameter's fixed-point values, int64 [channels, plane], and their point."""
+        if name is None:
+            return np.full((shape[0], math.prod(shape[1:])), default, np.int64), 0
+        whole = self.network.part(name, self.network.weights).astype(np.int64)
+        return whole.reshape(shape[0], -1), self.network.points[name]
+
     # Reading
 
     def _read(self, tensor: int, unit: float, high: int) -> Read:
@@ -255,7 +317,7 @@ class Program:
         """
         bits, what = self.network.layer_bits(number), self._plan.tensors[tensor]
         worth, signed = self._worth[tensor], what.activation == "none"
-        if bits == 8 and what.norm is None:
+        if bits == 8 and what.norm is None and tensor not in self._layered:
             # Stored in 8 bits already.
             unit = float(worth.factor[0])
             return self._read(tensor, unit, CODE), unit
@@ -270,7 +332,7 @@ class Program:
         """Return the root mean square of what is read of a tensor."""
         worth = self._worth[tensor]
         if what.norm is None:
-            unit = float(worth.factor[0])
+            unit = float(worth.factor.max())
             sums = self._backend.read_squares(tensor, self._read(tensor, unit, CODE))
             return unit * math.sqrt(sums.sum() / self._count(tensor) / len(sums))
         scale, shift = worth.factor / ONE, worth.offset
@@ -285,6 +347,8 @@ class Program:
         norm = self._plan.tensors[tensor].norm
         if norm is not None:
             self._settle_norm(tensor, norm)
+        elif tensor in self._layered:
+            self._settle_layer(tensor)
         elif tensor != self._plan.output or not self._output_is_raw:
             self._settle_plain(tensor)
 
@@ -303,6 +367,15 @@ class Program:
         activation = self._plan.tensors[tensor].activation
         bound = CODE * scale if activation != "relu6" else min(6.0, CODE * scale)
         self._worth[tensor] = Worth(np.full(channels, scale), np.zeros(channels), bound)
+
+    def _settle_layer(self, tensor: int) -> None:
+        codes = np.ldexp(self._raw_unit[tensor], _FINER)
+        zero = np.zeros(len(codes), np.int32)
+        self._backend.settle(tensor, Settling(zero, zero + 1, zero, zero + _FINER))
+        bound = CODE * float(codes.max())
+        if self._plan.tensors[tensor].activation == "relu6":
+            bound = min(bound, 6.0)
+        self._worth[tensor] = Worth(codes, np.zeros(len(codes)), bound)
 
     def _settle_norm(self, tensor: int, norm: Norm) -> None:
         unit = self._raw_unit[tensor]
@@ -441,8 +514,8 @@ class Program:
     def _passed_bound(self, tensor: int) -> Reals:
         """Return a bound of the passed gradient's magnitude per channel, in real units."""
         (a, b, c, carrier), slope = self._chain(tensor), self._slopes[tensor]
-        carried = {"none": 0.0, "x": float(CODE), "sign": 1.0}[carrier]
-        return np.asarray(slope.unit * (np.abs(a) * slope.most + np.abs(b) * carried + np.abs(c)))
+        reach = np.abs(a) * slope.most + np.abs(b) * CARRIED[carrier] + np.abs(c)
+        return np.asarray(slope.unit * reach)
 
     def _passed_range(self, tensor: int) -> Reals:
         """Return what no passed gradient exceeds, per channel, in real units.
@@ -473,6 +546,9 @@ class Program:
         op = self._plan.ops[step.op]
         if isinstance(op, Conv):
             self._conv_backward(step.op, op, step.contributions)
+            return
+        if isinstance(op, LayerNorm):
+            self._layer_backward(step.op, op, step.contributions)
             return
         for given in step.contributions:
             if given.shared:
@@ -512,6 +588,59 @@ class Program:
         for contribution in given:
             if contribution.finish:
                 self._finish(contribution.tensor)
+
+    def _layer_backward(self, number: int, op: LayerNorm, given: tuple[Contribution, ...]) -> None:
+        read, _ = self._reads[number]
+        unit = np.maximum(self._passed_bound(op.target), _LEAST) / WIDE
+        chain = self._chain_in(op.target, unit, WIDE)
+        # Of the normalised values, under one scale for all elements of an example.
+        weight, point = self._elements(op.weight, 1, self._plan.tensors[op.target].shape)
+        top = float((np.ldexp(np.abs(weight).max(1).astype(np.float64), -point) * unit).max())
+        top = max(top, _LEAST / WIDE)
+        factor = _scaled(weight, np.ldexp(unit / top, FACTOR_SHIFT - point))
+        per_element, sums, peak = self._backend.layer_sums(number, read, chain, factor)
+        for name, gradient, worth in (
+            (op.weight, per_element[:, 0], np.ldexp(unit, -HAT_BITS)),
+            (op.bias, per_element[:, 1], unit),
+        ):
+            if name:
+                self.network.part(name, self.gradient)[:] = gradient
+                self.gradient_units[name] = worth
+        for contribution in given:
+            out, slope = self._layer_out(number, op, sums.astype(np.float64), peak, top)
+            mix = self._give(contribution, slope)
+            self._backend.layer_backward(number, read, chain, factor, out, mix)
+
+    def _layer_out(
+        self, number: int, op: LayerNorm, sums: Reals, peak: Ints, unit: float
+    ) -> tuple[Chain, Slope]:
+        """Return how each example's gradient passes through its norm, and what comes out.
+
+        Args:
+            number: The op.
+            op: The same.
+            sums: As of `Backend.layer_sums`.
+            peak: Likewise.
+            unit: What 1 is worth of them.
+        """
+        shape = self._plan.tensors[op.source].shape
+        mean, along, sign = sums.T / math.prod(shape)
+        a = self._inverse[number] * unit
+        b = -a * np.ldexp(along, -HAT_BITS)
+        carrier: Carrier = "hat"
+        if op.kind == "l1-layer":
+            b, carrier = b * K, "sign"
+            c = -a * mean - b * sign
+        else:
+            b, c = np.ldexp(b, -HAT_BITS), -a * mean
+        most = peak.astype(np.float64)
+        reach = np.abs(a) * most + np.abs(b) * CARRIED[carrier] + np.abs(c)
+        result = max(float(reach.max()), _LEAST) / WIDE
+        key = derive_key(self.seed, self._step, number)
+        a, b, c = (part / result for part in (a, b, c))
+        out = chain_constants(a, b, c, carrier, most, WIDE, key=key)
+        channels = shape[0]
+        return out, Slope(np.full(channels, result), np.full(channels, float(WIDE)))
 
     def _copy_backward(self, number: int, given: Contribution, channel: int) -> None:
         target, channels = self._plan.ops[number].target, self._channels(given.tensor)
@@ -571,6 +700,13 @@ class Program:
         weighted = magnitudes * np.repeat(factor, counts)
         columns = self.network.columns(number)
         return np.asarray(np.bincount(columns, weighted, geometry.source[0]), np.float64)
+
+
+def _scaled(whole: NDArray[np.int64], factor: Reals) -> Ints:
+    """Return int64 [channels, plane] times a factor per channel, rounded, int32 [elements]."""
+    m, shift = multiplier(factor, 62, 2**31 - 1)
+    scaled = shift_right_half_up(whole * m.astype(np.int64)[:, None], shift[:, None])
+    return to_int32(np.clip(scaled, -(2**30), 2**30).ravel())
 
 
 def _most_of(count: int) -> int:

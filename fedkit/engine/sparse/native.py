@@ -218,6 +218,9 @@ class Kernels:
     int_copy_backward: Kernel
     int_pool_forward: Kernel
     int_pool_backward: Kernel
+    int_layer_forward: Kernel
+    int_layer_sums: Kernel
+    int_layer_backward: Kernel
     int_raw_sums: Kernel
     int_raw_squares: Kernel
     int_raw_spread: Kernel

@@ -13,16 +13,17 @@ from fedkit.engine.base import GradientSums, LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.sparse import native
 from fedkit.engine.sparse.plan import Plan
+from fedkit.nn.norm import L1LayerNorm
 from fedkit.sparse.state import ModelState
 from fedkit.sparse.topk import largest
 from fedkit.tasks import digits
-from tests.engine.sparse.cases import engines, examples, l1, pruned, zoo
+from tests.engine.sparse.cases import engines, examples, l1, layered, pruned, zoo
 from tests.engine.sparse.test_engine import same_bits
 
 HOW = LocalTraining(epochs=2, batch_size=8, lr=0.05, momentum=0.9, weight_decay=1e-3)
 SHAPE = (1, 8, 8)
 RESNET = zoo("resnet8", SHAPE, 10)
-MODELS = {"batch": RESNET, "l1": l1(RESNET)}
+MODELS = {"batch": RESNET, "l1": l1(RESNET), "layer": layered(L1LayerNorm, SHAPE, 10)}
 SETS = ("numpy", *native.available())
 
 Arrays = dict[str, NDArray[Any]]
@@ -102,7 +103,8 @@ def everything(made: IntegerEngine, state: ModelState) -> tuple[ModelState, Arra
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "rule"), [("batch", 3, "per-channel"), ("l1", 6, "shiftquant")]
+    ("name", "bits", "rule"),
+    [("batch", 3, "per-channel"), ("l1", 6, "shiftquant"), ("layer", 5, "shiftquant")],
 )
 def test_every_backend_finds_the_same_bits(name: str, bits: int, rule: str) -> None:
     plan, state = model(name, 0.4)

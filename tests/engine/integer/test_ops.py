@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Settling, multiplier
 from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.layer_norm import Deviation, Scale
 from fedkit.engine.integer.loss import cross_entropy
 from fedkit.engine.integer.network import Codes, IntegerNetwork, full_weight
 from fedkit.engine.integer.numpy_backend import NumpyBackend
@@ -23,7 +26,8 @@ from fedkit.engine.sparse import native
 from fedkit.engine.sparse.plan import Add, Copy
 from fedkit.numerics import derive_key
 from tests.engine.integer import steps
-from tests.engine.sparse.plans import Case, random_case
+from tests.engine.integer.wild import wild
+from tests.engine.sparse.plans import KINDS, LAYERS, Case, random_case
 from tests.naive import integers as naive
 
 Array = NDArray[np.int64]
@@ -36,6 +40,7 @@ class CheckedBackend(NumpyBackend):
     def __init__(self, network: IntegerNetwork) -> None:
         super().__init__(network)
         self.seen = dict[str, int]()
+        self._multipliers = dict[int, tuple[Ints, Ints]]()
 
     def _check(self, op: str, found: Any, expected: Any) -> None:
         self.seen[op] = self.seen.get(op, 0) + 1
@@ -166,6 +171,53 @@ class CheckedBackend(NumpyBackend):
         sums = naive.pool_backward(op, naive.read(self._x[op.source], read), p)
         self._check_given(op.operation, op.source, naive.narrowed(sums, shift), old, mix)
 
+    def layer_forward(
+        self, number: int, read: Read, how: Deviation, scale: Scale
+    ) -> tuple[Ints, Ints]:
+        multiplier, shift = super().layer_forward(number, read, how, scale)
+        op, exact = self._layer(number), self._slowly_read(number, read)
+        # What a step is worth, but for the last of the multiplier's 15 bits and of the root's 31.
+        for n, example in enumerate(exact):
+            size = naive.layer_size(example.ravel().tolist(), how.l1) + how.eps
+            size = max(size, 1)
+            worth = math.ldexp(how.numerator, -how.exponent) / (size if how.l1 else size**0.5)
+            found = math.ldexp(multiplier[n], -int(shift[n]))
+            assert found == pytest.approx(min(worth, 32767.0), rel=2.0**-13.9)
+        hat = naive.normalised(exact, multiplier, shift)
+        self._check("hat", self._hat(number, read), hat)
+        self._check("layer", self._raw[op.target], naive.layer_scaled(hat, scale.a, scale.b))
+        self._multipliers[number] = multiplier, shift
+        return multiplier, shift
+
+    def _slowly_read(self, number: int, read: Read) -> Array:
+        return naive.read(self._x[self._layer(number).source], read)
+
+    def _slow_layer(
+        self, number: int, read: Read, chain: Chain, factor: Ints
+    ) -> tuple[Array, Array, Array]:
+        p = self._slowly_passed(self._layer(number).target, chain)
+        hat = naive.normalised(self._slowly_read(number, read), *self._multipliers[number])
+        return p, naive.layer_factored(p, factor), hat
+
+    def layer_sums(
+        self, number: int, read: Read, chain: Chain, factor: Ints
+    ) -> tuple[Sums, Sums, Ints]:
+        elements, examples, peak = super().layer_sums(number, read, chain, factor)
+        p, t, hat = self._slow_layer(number, read, chain, factor)
+        per_element, per_example = naive.layer_sums(p, t, hat)
+        self._check("layer gradients", elements, per_element)
+        self._check("layer sums", examples, per_example)
+        self._check("layer peak", peak, naive.peaks(t.swapaxes(0, 1)))
+        return elements, examples, peak
+
+    def layer_backward(
+        self, number: int, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None
+    ) -> None:
+        source = self._layer(number).source
+        old, (_, t, hat) = self._g.get(source), self._slow_layer(number, read, chain, factor)
+        super().layer_backward(number, read, chain, factor, out, mix)
+        self._check_given("layer", source, naive.layer_out(t, hat, out), old, mix)
+
     def _check_given(
         self, op: str, tensor: int, new: Array, old: Array | None, mix: Mix | None
     ) -> None:
@@ -184,13 +236,19 @@ EVERYTHING = {
 }
 
 
-def small_case(seed: int) -> Case:
+OF_LAYER_NORMS = {
+    *("hat", "layer", "layer gradients", "layer sums", "layer peak"),
+    *("gradient by layer", "gradient by layer, added"),
+}
+
+
+def small_case(seed: int, kinds: Sequence[str] = KINDS) -> Case:
     choose = random.Random(seed)
-    case = random_case(choose.choice, most=4)
+    case = random_case(choose.choice, kinds, most=4)
     few = 1 + seed % 3 if len(case.inputs) == 1 else 2 + seed % 2
     case = replace(case, inputs=case.inputs[:few], targets=case.targets[:few])
     elements = sum(np.prod(tensor.shape) for tensor in case.plan.tensors)
-    return case if elements < 900 else small_case(seed + 999)
+    return case if elements < 900 else small_case(seed + 999, kinds)
 
 
 def test_every_op_of_training_is_its_twin() -> None:
@@ -203,6 +261,19 @@ def test_every_op_of_training_is_its_twin() -> None:
         steps.train(made, case, None, steps=1)
         seen |= set(backend.seen)
     assert seen >= EVERYTHING
+
+
+def test_every_op_of_layer_norms_is_its_twin() -> None:
+    seen = set[str]()
+    for seed in range(40):
+        case, choose = small_case(seed, ("layer", "layer", *LAYERS)), random.Random(seed)
+        case = wild(case, choose.choice) if seed % 3 == 0 else case
+        made = steps.make(case, None, choose.choice(range(2, 9)), choose.choice(list(RULES)))
+        backend = CheckedBackend(made.network)
+        made._backend = backend
+        steps.train(made, case, None, steps=1)
+        seen |= set(backend.seen)
+    assert seen >= OF_LAYER_NORMS
 
 
 # Statistics

@@ -20,15 +20,16 @@ from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.program import Mode
 from fedkit.engine.sparse import native
-from fedkit.engine.sparse.plan import Conv, Plan, Pool, Tensor
+from fedkit.engine.sparse.plan import Conv, Copy, LayerKind, LayerNorm, Plan, Pool, Tensor
 from tests.engine.integer import steps
 from tests.engine.integer.steps import Trace, mismatches
 from tests.engine.integer.wild import wild
 from tests.engine.sparse import kernel_sets, programs
-from tests.engine.sparse.plans import Case, random_case, random_data
+from tests.engine.sparse.plans import KINDS, LAYERS, Case, random_case, random_data
 from tests.naive import integers as naive
 
 BITS = range(2, 9)
+WITH_LAYERS = ("layer", "layer", "layer", *LAYERS)
 LANES = {"avx512": 32, "avx2": 16, "neon": 8, "plain": 16}
 
 
@@ -46,17 +47,17 @@ def few(kernels: native.Kernels, count: int) -> int:
 
 
 @functools.cache
-def seeded(seed: int) -> tuple[Case, int, str, Trace]:
+def seeded(seed: int, kinds: tuple[str, ...] = KINDS) -> tuple[Case, int, str, Trace]:
     """Return a case with its bits and rule, every second one wild, and what numpy makes of it."""
     choose = random.Random(seed).choice
-    case = random_case(choose, most=3)
+    case = random_case(choose, kinds, most=3)
     case = wild(case, choose) if seed % 2 else case
     bits, rule = choose(BITS), choose(list(RULES))
     return case, bits, rule, steps.train(steps.make(case, None, bits, rule), case, None)
 
 
-def assert_parity(kernels: native.Kernels, seed: int) -> None:
-    case, bits, rule, expected = seeded(seed)
+def assert_parity(kernels: native.Kernels, seed: int, kinds: tuple[str, ...] = KINDS) -> None:
+    case, bits, rule, expected = seeded(seed, kinds)
     found = steps.train(steps.make(case, kernels, bits, rule), case, kernels)
     assert mismatches(expected, found) == [], f"seed {seed}"
 
@@ -68,6 +69,17 @@ def test_the_lanes_are_those_of_the_registers(kernels: native.Kernels) -> None:
 def test_steps_of_training_are_numpys(kernels: native.Kernels) -> None:
     for seed in range(few(kernels, 60)):
         assert_parity(kernels, seed)
+
+
+def test_layer_norms_are_numpys(kernels: native.Kernels) -> None:
+    for seed in range(few(kernels, 60)):
+        assert_parity(kernels, seed, WITH_LAYERS)
+
+
+@pytest.mark.slow
+def test_more_layer_norms_are_numpys(kernels: native.Kernels) -> None:
+    for seed in range(1000, 1000 + few(kernels, 1000)):
+        assert_parity(kernels, seed, WITH_LAYERS)
 
 
 @pytest.mark.slow
@@ -106,9 +118,12 @@ def test_a_difference_of_one_bit_is_found() -> None:
 # What must change nothing
 
 
+@pytest.mark.parametrize("kinds", [KINDS, WITH_LAYERS], ids=["", "layers"])
 @pytest.mark.parametrize("seed", range(0, 12, 2))
-def test_room_parts_and_earlier_batches_change_nothing(kernels: native.Kernels, seed: int) -> None:
-    case, bits, rule, expected = seeded(seed)
+def test_room_parts_and_earlier_batches_change_nothing(
+    kernels: native.Kernels, seed: int, kinds: tuple[str, ...]
+) -> None:
+    case, bits, rule, expected = seeded(seed, kinds)
     for part_tiles in (1, 16):
         made = steps.make(replace(case, part_tiles=part_tiles), kernels, bits, rule, room=30)
         more = np.concatenate([case.inputs * -3] * 31)[: made.batch]
@@ -148,8 +163,8 @@ def test_a_layer_computes_the_same_whether_it_runs_dense_or_sparse(seed: int) ->
 
 @pytest.mark.parametrize("mode", ["statistics", "evaluate"])
 def test_forward_only_is_numpys(kernels: native.Kernels, mode: Mode) -> None:
-    for seed in range(few(kernels, 20)):
-        case, bits, rule, _ = seeded(seed)
+    for seed in range(few(kernels, 40)):
+        case, bits, rule, _ = seeded(seed, KINDS if seed % 4 < 2 else WITH_LAYERS)
         found = []
         for chosen in (None, kernels):
             made = steps.make(case, chosen, bits, rule, mode)
@@ -205,6 +220,40 @@ def test_a_sum_over_pixels_that_leaves_int32(
     )
     assert np.abs(one.arrays["gradient 0"]).max() > 2**32
     assert mismatches(one, other) == []
+
+
+@pytest.mark.parametrize("kind", ["layer", "l1-layer"])
+def test_an_example_whose_sums_fill_int32(kernels: native.Kernels, kind: LayerKind) -> None:
+    """Half of its values are as large as can be, half as small; in the others few differ."""
+    side, one, none = 84, (1, 1), (0, 0)
+    shape, size = (2, side, side), 2 * side * side
+    plan = Plan(
+        weights={"w": (2, 1, 1, 1), "scale": shape, "offset": shape, "fc": (2, size)},
+        stats={},
+        prunable=("w", "fc"),
+        tensors=(
+            *(Tensor(s) for s in ((1, side, side), shape, shape)),
+            *(Tensor(s) for s in ((size, 1, 1), (2, 1, 1))),
+        ),
+        ops=(
+            Conv(0, 1, "w", None, one, one, none, one, 1),
+            LayerNorm(1, 2, "layer", 1e-5, "scale", "offset", kind),
+            Copy(2, 3),
+            Conv(3, 4, "fc", None, one, one, none, one, 1),
+        ),
+        output=4,
+    )
+    case = random_data(plan, random.Random(0).choice, [1.0])
+    case.state.weights["w"][:, 0, 0, 0] = (1.0, -1.0)
+    inputs = np.zeros((3, 1, side, side), np.float32)
+    inputs[0], inputs[1, 0, 0, 0], inputs[2, 0, 0, :2] = 1.0, 1 / 127, (1.0, -1.0)
+    case = replace(case, inputs=inputs, targets=np.zeros(3, np.int64), dense_above=0.5)
+    one_trace, other = (
+        steps.train(steps.make(case, chosen, 8), case, chosen, steps=1)
+        for chosen in (None, kernels)
+    )
+    assert np.abs(one_trace.arrays["gradient 0"]).max() > 2**20
+    assert mismatches(one_trace, other) == []
 
 
 # At the kinks

@@ -5,4 +5,5 @@
 #include "layer.h"
 #include "int_conv.h"
 #include "int_elementwise.h"
+#include "int_layer.h"
 #include "int_gemm.h"
