@@ -7,6 +7,8 @@ formulas of `fedkit.engine.integer.constants` are written, not as a shift happen
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,14 @@ CODE, WIDE = 127, 32767
 def half_up(value: int, shift: int) -> int:
     """Return value / 2^shift to nearest, halves up."""
     return (2 * value + 2**shift) // (2 * 2**shift)
+
+
+def half_even(value: int, shift: int) -> int:
+    """Return value / 2^shift to nearest, halves to the even neighbour."""
+    return round(Fraction(value, 2**shift))
+
+
+Rounding = Callable[[int, int], int]
 
 
 def clamp(value: int, limit: int) -> int:
@@ -61,7 +71,7 @@ def pass_one(g: int, x: int, how: Chain, channel: int, position: int) -> int:
     value = int(how.a[channel]) * g + int(how.b[channel]) * carried + int(how.c[channel])
     one = 2 ** int(how.shift[channel])
     if how.key is None:
-        value = half_up(value, int(how.shift[channel]))
+        value = half_even(value, int(how.shift[channel]))
     else:
         value = (value + random_bits(how.key, position) % one) // one
     return clamp(value, how.limit) * int(how.factor[channel])
@@ -80,7 +90,7 @@ def settle_one(raw: int, how: Settling, channel: int) -> int:
 
 def mix_one(old: int, new: int, how: Mix, channel: int) -> int:
     value = int(how.a[channel]) * old + int(how.b[channel]) * new
-    return clamp(half_up(value, int(how.shift[channel])), WIDE)
+    return clamp(half_even(value, int(how.shift[channel])), WIDE)
 
 
 # Whole tensors [n, channels, height, width]
@@ -154,11 +164,11 @@ def spread(raw: Array, centre: Array) -> list[int]:
     return sums
 
 
-def narrowed(sums: Array, shift: Array | int) -> Array:
+def narrowed(sums: Array, shift: Array | int, rounding: Rounding = half_up) -> Array:
     """Return sums of a channel shifted by its number."""
     y = np.zeros(sums.shape, np.int64)
     for at in np.ndindex(*sums.shape):
-        y[at] = half_up(int(sums[at]), shift if isinstance(shift, int) else int(shift[at[1]]))
+        y[at] = rounding(int(sums[at]), shift if isinstance(shift, int) else int(shift[at[1]]))
     return y
 
 
@@ -198,16 +208,19 @@ def layer_scaled(hat: Array, a: Array, b: Array) -> Array:
     return _by_element(hat, a, b, 15)
 
 
-def layer_factored(p: Array, factor: Array) -> Array:
-    return _by_element(p, factor, np.zeros_like(factor), 14)
+def layer_factored(p: Array, factor: Array, hat: Array) -> Array:
+    t = _by_element(p, factor, np.zeros_like(factor), 14, half_even)
+    return np.where(np.abs(hat) == WIDE, 0, t)
 
 
-def _by_element(values: Array, a: Array, b: Array, shift: int) -> Array:
+def _by_element(
+    values: Array, a: Array, b: Array, shift: int, rounding: Rounding = half_up
+) -> Array:
     y = np.zeros(values.shape, np.int64)
     for at in np.ndindex(*values.shape):
         element = int(np.ravel_multi_index(at[1:], values.shape[1:]))
         scaled = int(a[element]) * int(values[at]) + int(b[element])
-        y[at] = clamp(half_up(scaled, shift), WIDE)
+        y[at] = clamp(rounding(scaled, shift), WIDE)
     return y
 
 

@@ -102,7 +102,7 @@ class Backend(Protocol):
             number: The op.
             read: How its source was read.
             chain: How the target's gradient passes.
-            shift: (sum + half) >> shift is a gradient of the source.
+            shift: sum >> shift, rounded half to even, is a gradient of the source.
             mix: How that is added to what the source's gradient holds; None: it holds nothing.
             source: Whether the source needs a gradient.
 
@@ -118,7 +118,7 @@ class Backend(Protocol):
     def pool_backward(
         self, number: int, read: Read, chain: Chain, shift: int, mix: Mix | None
     ) -> None:
-        """Give (sum of the windows' passed gradients + half) >> shift to the source."""
+        """Give the sum of the windows' passed gradients >> shift, rounded half to even."""
 
     def layer_sums(
         self, number: int, read: Read, chain: Chain, factor: Ints
@@ -129,7 +129,8 @@ class Backend(Protocol):
             number: The op.
             read: How its source was read.
             chain: How the target's gradient passes.
-            factor: t = (factor * p + half) >> shift is the gradient of hat; int32 [elements].
+            factor: t = factor * p >> shift, rounded half to even, is the gradient of hat; int32
+                [elements].
 
         Returns:
             Per element the sums over the examples of p * hat and p, int64 [elements, 2]; per

@@ -1,6 +1,7 @@
 """What kernels are told: real factors per channel as multipliers and shifts.
 
-A kernel knows no real number. Its formulas are (a * x + b + half) >> shift over int32; the
+A kernel knows no real number. Its formulas are (a * x + b + half) >> shift over int32 (gradients
+are rounded half to even instead, or at random: they are summed again, see NOTES.md); the
 functions here choose the integers so that no sum leaves int32, whatever x holds.
 """
 
@@ -62,9 +63,9 @@ class Read:
 class Chain:
     """Passes int16 gradients g as clamp((a * g + b * k + c + r) >> shift) * factor.
 
-    k is a `Carrier`; behind a batch norm g counts as 0 where |x| is CODE, as the norm cut that value
-    off. r rounds half up, or at random if there is a `key`; the clamp is at +-limit. Arrays are
-    int32 [channels], or [examples] behind a layer norm.
+    k is a `Carrier`; behind a batch norm g counts as 0 where |x| is CODE, a value that the norm cut
+    off. r rounds half to even, or at random if there is a `key`; the clamp is at +-limit. Arrays
+    are int32 [channels], or [examples] behind a layer norm.
     """
 
     a: Ints
@@ -79,7 +80,10 @@ class Chain:
 
 @dataclass(frozen=True)
 class Mix:
-    """Adds `new` to `old` as (a * old + b * new + half) >> shift; arrays int32 [channels]."""
+    """Adds `new` to `old` as (a * old + b * new) >> shift, rounded half to even.
+
+    Arrays are int32 [channels].
+    """
 
     a: Ints
     b: Ints

@@ -25,7 +25,12 @@ from fedkit.engine.integer.layer_norm import (
 )
 from fedkit.engine.integer.network import Codes, IntegerNetwork, full_weight
 from fedkit.engine.sparse.plan import Add, Conv, Copy, LayerNorm, Pool
-from fedkit.numerics import random_bits, shift_right_half_up, shift_right_stochastic
+from fedkit.numerics import (
+    random_bits,
+    shift_right_half_even,
+    shift_right_half_up,
+    shift_right_stochastic,
+)
 
 Array = NDArray[np.int64]
 
@@ -198,7 +203,7 @@ class NumpyBackend:
         if source:
             (top, left), (height, width) = op.padding, x.shape[2:]
             sums = padded[:, :, top : top + height, left : left + width]
-            given = shift_right_half_up(sums, _across(shift))
+            given = shift_right_half_even(sums, _across(shift))
             if read.clips:
                 given = np.where(np.abs(x) < read.high, given, 0)
             self._put(op.source, given, mix)
@@ -230,14 +235,14 @@ class NumpyBackend:
             _window(op, sums, tap, p.shape[2:], pad=False)[...] += given
         (top, left), (height, width) = op.padding, x.shape[2:]
         inside = sums[:, :, top : top + height, left : left + width]
-        self._put(op.source, shift_right_half_up(inside, shift), mix)
+        self._put(op.source, shift_right_half_even(inside, shift), mix)
 
     def layer_sums(
         self, number: int, read: Read, chain: Chain, factor: Ints
     ) -> tuple[Array, Array, Ints]:
         """See `Backend`."""
         op, hat = self._layer(number), self._hat(number, read)
-        p, t = self._passed(op.target, chain), self._factored(number, chain, factor)
+        p, t = self._passed(op.target, chain), self._factored(number, chain, factor, hat)
         per_element = [(p * hat).sum(0).ravel(), p.sum(0).ravel()]
         per_example = [part.sum((1, 2, 3)) for part in (t, t * hat, np.sign(hat))]
         peak = to_int32(np.abs(t).max((1, 2, 3)))
@@ -247,7 +252,8 @@ class NumpyBackend:
         self, number: int, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None
     ) -> None:
         """See `Backend`."""
-        t, hat = self._factored(number, chain, factor), self._hat(number, read)
+        hat = self._hat(number, read)
+        t = self._factored(number, chain, factor, hat)
         carried = np.sign(hat) if out.carrier == "sign" else hat
         new = _passed(t, carried, out, _along)
         self._put(self._layer(number).source, new, mix)
@@ -266,10 +272,11 @@ class NumpyBackend:
         scaled = _along(how.a) * centred + _along(how.b)
         return np.clip(shift_right_half_up(scaled, _along(how.shift)), -WIDE, WIDE)
 
-    def _factored(self, number: int, chain: Chain, factor: Ints) -> Array:
-        """Return the gradient of the normalised values."""
+    def _factored(self, number: int, chain: Chain, factor: Ints, hat: Array) -> Array:
+        """Return the gradient of the normalised values, 0 where they were cut off."""
         p = self._passed(self._layer(number).target, chain)
-        return np.clip(shift_right_half_up(_elements(factor, p) * p, FACTOR_SHIFT), -WIDE, WIDE)
+        t = np.clip(shift_right_half_even(_elements(factor, p) * p, FACTOR_SHIFT), -WIDE, WIDE)
+        return np.where(np.abs(hat) < WIDE, t, 0)
 
     def _conv(self, number: int) -> Conv:
         op = self._plan.ops[number]
@@ -301,7 +308,7 @@ class NumpyBackend:
     def _put(self, tensor: int, new: Array, mix: Mix | None) -> None:
         if mix is not None:
             total = _across(mix.a) * self._g[tensor] + _across(mix.b) * new
-            new = np.clip(shift_right_half_up(total, _across(mix.shift)), -WIDE, WIDE)
+            new = np.clip(shift_right_half_even(total, _across(mix.shift)), -WIDE, WIDE)
         self._g[tensor] = new
 
     def _windows(self, op: Pool, x: Array) -> Array:
@@ -340,7 +347,7 @@ def _passed(
         y = y + spread(chain.b) * carried
     shift = np.broadcast_to(spread(chain.shift), y.shape)
     if chain.key is None:
-        y = shift_right_half_up(y, shift)
+        y = shift_right_half_even(y, shift)
     else:
         counters = np.arange(y.size, dtype=np.uint32).reshape(y.shape)
         y = shift_right_stochastic(y, shift, random_bits(chain.key, counters))

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedkit.errors import EngineError
 
-VERSION = 3
+VERSION = 4
 """Version of the structs below; the library states its own."""
 
 SIMD = ("avx512", "avx2", "neon", "plain")

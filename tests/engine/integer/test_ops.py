@@ -147,7 +147,7 @@ class CheckedBackend(NumpyBackend):
         flat = to_weight.reshape(-1)
         self._check("weight gradient", gradient, flat if kept is None else flat[kept])
         if source:
-            given = naive.unclipped(naive.narrowed(to_x, shift), x, read)
+            given = naive.unclipped(naive.narrowed(to_x, shift, naive.half_even), x, read)
             self._check_given("conv", op.source, given, old, mix)
         return gradient, sums
 
@@ -169,7 +169,8 @@ class CheckedBackend(NumpyBackend):
         p, old = self._slowly_passed(op.target, chain), self._g.get(op.source)
         super().pool_backward(number, read, chain, shift, mix)
         sums = naive.pool_backward(op, naive.read(self._x[op.source], read), p)
-        self._check_given(op.operation, op.source, naive.narrowed(sums, shift), old, mix)
+        given = naive.narrowed(sums, shift, naive.half_even)
+        self._check_given(op.operation, op.source, given, old, mix)
 
     def layer_forward(
         self, number: int, read: Read, how: Deviation, scale: Scale
@@ -197,7 +198,7 @@ class CheckedBackend(NumpyBackend):
     ) -> tuple[Array, Array, Array]:
         p = self._slowly_passed(self._layer(number).target, chain)
         hat = naive.normalised(self._slowly_read(number, read), *self._multipliers[number])
-        return p, naive.layer_factored(p, factor), hat
+        return p, naive.layer_factored(p, factor, hat), hat
 
     def layer_sums(
         self, number: int, read: Read, chain: Chain, factor: Ints

@@ -71,6 +71,7 @@ struct int_sink {
     ptrdiff_t plane;           /* from one channel to the next */
     const int32_t *bias;       /* [rows] or NULL */
     const int32_t *shift;      /* [rows] */
+    int gradient;              /* whether gradients are written, by the fields below */
     const struct int_mix *mix;
     int accumulate;
     const int8_t *x;           /* values at the place of `out`, where some were clipped; or NULL */
@@ -92,7 +93,11 @@ INLINE ivec int_unclipped(const struct int_sink *s, int row, int32_t place, ivec
 
 INLINE void int_sink(const struct int_sink *s, int row, int32_t place, const isum *acc) {
     int16_t *out = s->out + row * s->plane + place;
-    ivec narrow = isum_narrow(*acc, s->shift[row]);
+    if (!s->gradient) {
+        ivec_store(out, isum_narrow(*acc, s->shift[row]));
+        return;
+    }
+    ivec narrow = isum_narrow_even(*acc, s->shift[row]);
     if (s->x) narrow = int_unclipped(s, row, place, narrow);
     if (!s->accumulate) {
         ivec_store(out, narrow);
@@ -344,7 +349,7 @@ void NAME(int_conv_forward)(const struct int_conv *conv, int first, int last, in
     for (int number = first; number < last; number++) {
         const struct int_part p = int_part_of(conv, number, scratch);
         const struct int_sink sink = {t->raw + int_plane(t, p.tile, 0), (ptrdiff_t)t->plane * ILANES,
-                                      conv->bias, conv->shift_out, NULL, 0, NULL, NULL, NULL};
+                                      conv->bias, conv->shift_out, 0, NULL, 0, NULL, NULL, NULL};
         int_gather(&conv->forward, p.in, p.tiles * conv->forward.slots, &sink);
     }
 }
@@ -368,7 +373,7 @@ void NAME(int_conv_backward)(const struct int_conv *conv, int first, int last, i
         if (s->gradient == NULL) continue;
         const ptrdiff_t at = int_plane(s, p.tile, 0);
         const struct int_sink sink = {s->gradient + at, (ptrdiff_t)s->plane * ILANES, NULL,
-                                      conv->shift_in, &conv->mix, conv->accumulate,
+                                      conv->shift_in, 1, &conv->mix, conv->accumulate,
                                       conv->first_unclipped ? s->x + at : NULL,
                                       conv->first_unclipped, conv->last_unclipped};
         for (int phase = 0; phase < conv->phases; phase++)

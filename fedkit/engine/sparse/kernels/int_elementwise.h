@@ -372,7 +372,6 @@ INLINE void int_spread(const struct int_pool *p, const struct int_reading *how, 
 /* Write or add what each window gives to source's gradient; `room` holds one plane of sums. */
 void NAME(int_pool_backward)(const struct int_pool *p, int first, int last, int32_t *room) {
     const struct int_tensor *s = p->source;
-    const int32_t half = half_of(p->shift_in);
     for (int tile = first; tile < last; tile++) {
         for (int c = 0; c < s->channels; c++) {
             const struct int_reading how = int_reading_of(&p->read, c);
@@ -390,7 +389,7 @@ void NAME(int_pool_backward)(const struct int_pool *p, int first, int last, int3
             }
             for (int pixel = 0; pixel < s->plane; pixel++, to += ILANES) {
                 for (int i = 0; i < ILANES; i++)
-                    value[i] = (int16_t)((room[pixel * ILANES + i] + half) >> p->shift_in);
+                    value[i] = (int16_t)shift_half_even(room[pixel * ILANES + i], p->shift_in);
                 put_pixel(&put, p->accumulate, value, to);
             }
         }

@@ -31,7 +31,7 @@ struct int_read {
 };
 
 /* What a gradient of the value read becomes as one of `raw`: (a * g + b * k + c + r) >> shift,
- * where k is 0, x or the sign of x, and r rounds: half up, or at random. */
+ * where k is 0, x or the sign of x, and r rounds: half to even, or at random. */
 struct int_chain {
     const int32_t *a, *b, *c, *shift;
     const int32_t *factor;  /* what the result is multiplied by at last; NULL: 1 */
@@ -41,7 +41,8 @@ struct int_chain {
     uint32_t key_low, key_high;
 };
 
-/* (old * a + new * b + half) >> shift, for what is added to a gradient that holds something. */
+/* (old * a + new * b) >> shift, rounded half to even, for what is added to a gradient that holds
+ * something. */
 struct int_mix {
     const int32_t *a, *b, *shift;
 };

@@ -134,11 +134,13 @@ void NAME(int_layer_forward)(const struct int_layer *l, int first, int last) {
     }
 }
 
-/* The gradients of normalised values, of passed ones. */
-INLINE void factor_pixel(int32_t factor, const int16_t *p, int16_t *t) {
-    for (int i = 0; i < ILANES; i++)
-        t[i] = (int16_t)clamp((factor * p[i] + (1 << (FACTOR_SHIFT - 1))) >> FACTOR_SHIFT,
-                              -WIDE_MOST, WIDE_MOST);
+/* The gradients of normalised values, of passed ones; 0 where a value was cut off. */
+INLINE void factor_pixel(int32_t factor, const int16_t *p, const int16_t *hat, int16_t *t) {
+    for (int i = 0; i < ILANES; i++) {
+        const int32_t scaled = shift_half_even(factor * p[i], FACTOR_SHIFT);
+        const int16_t uncut = (int16_t) - ((hat[i] > -WIDE_MOST) & (hat[i] < WIDE_MOST));
+        t[i] = (int16_t)(clamp(scaled, -WIDE_MOST, WIDE_MOST) & uncut);
+    }
 }
 
 /* Sums of one tile, per example. */
@@ -187,7 +189,7 @@ void NAME(int_layer_sums)(const struct int_layer *l, int first, int last, int64_
                 pass_line(&l->chain, &passing, &run, pixel, count, p);
                 for (int k = 0; k < count; k++, e++, x += ILANES) {
                     hat_pixel(&how, &lanes, x, hat);
-                    factor_pixel(l->factor[e], p + k * ILANES, t);
+                    factor_pixel(l->factor[e], p + k * ILANES, hat, t);
                     sum_pixel(&sums, p + k * ILANES, t, hat, elements + 2 * (ptrdiff_t)e);
                 }
             }
@@ -255,7 +257,7 @@ void NAME(int_layer_backward)(const struct int_layer *l, int first, int last) {
                 pass_line(&l->chain, &passing, &run, pixel, count, p);
                 for (int k = 0; k < count; k++, e++, x += ILANES, to += ILANES) {
                     hat_pixel(&how, &lanes, x, hat);
-                    factor_pixel(l->factor[e], p + k * ILANES, t);
+                    factor_pixel(l->factor[e], p + k * ILANES, hat, t);
                     out_pixel(l, &out, t, hat, run.counter + (uint32_t)(pixel + k), run.step,
                               value);
                     put_pixel(&put, l->accumulate, value, to);

@@ -63,6 +63,17 @@ INLINE ivec isum_narrow(isum s, int shift) {
     return _mm512_packs_epi32(_mm512_sra_epi32(_mm512_add_epi32(s.lo, half), by),
                               _mm512_sra_epi32(_mm512_add_epi32(s.hi, half), by));
 }
+/* Halves to the even neighbour: what is summed again must not lean to one side. */
+INLINE ivec isum_narrow_even(isum s, int shift) {
+    const __m512i below = _mm512_set1_epi32(shift ? (1 << (shift - 1)) - 1 : 0);
+    const __m512i last = _mm512_set1_epi32(shift != 0);
+    const __m128i by = _mm_cvtsi32_si128(shift);
+    const __m512i lo = _mm512_and_si512(_mm512_sra_epi32(s.lo, by), last);
+    const __m512i hi = _mm512_and_si512(_mm512_sra_epi32(s.hi, by), last);
+    s.lo = _mm512_add_epi32(s.lo, _mm512_add_epi32(lo, below));
+    s.hi = _mm512_add_epi32(s.hi, _mm512_add_epi32(hi, below));
+    return _mm512_packs_epi32(_mm512_sra_epi32(s.lo, by), _mm512_sra_epi32(s.hi, by));
+}
 typedef __m512i itotal; /* sums over pairs of examples */
 INLINE itotal itotal_zero(void) { return _mm512_setzero_si512(); }
 INLINE void itotal_dot(itotal *t, ivec a, ivec b) {
@@ -117,6 +128,16 @@ INLINE ivec isum_narrow(isum s, int shift) {
     return _mm256_packs_epi32(_mm256_sra_epi32(_mm256_add_epi32(s.lo, half), by),
                               _mm256_sra_epi32(_mm256_add_epi32(s.hi, half), by));
 }
+INLINE ivec isum_narrow_even(isum s, int shift) {
+    const __m256i below = _mm256_set1_epi32(shift ? (1 << (shift - 1)) - 1 : 0);
+    const __m256i last = _mm256_set1_epi32(shift != 0);
+    const __m128i by = _mm_cvtsi32_si128(shift);
+    const __m256i lo = _mm256_and_si256(_mm256_sra_epi32(s.lo, by), last);
+    const __m256i hi = _mm256_and_si256(_mm256_sra_epi32(s.hi, by), last);
+    s.lo = _mm256_add_epi32(s.lo, _mm256_add_epi32(lo, below));
+    s.hi = _mm256_add_epi32(s.hi, _mm256_add_epi32(hi, below));
+    return _mm256_packs_epi32(_mm256_sra_epi32(s.lo, by), _mm256_sra_epi32(s.hi, by));
+}
 typedef __m256i itotal; /* sums over pairs of examples */
 INLINE itotal itotal_zero(void) { return _mm256_setzero_si256(); }
 INLINE void itotal_dot(itotal *t, ivec a, ivec b) {
@@ -167,6 +188,13 @@ INLINE ivec isum_narrow(isum s, int shift) {
     const int32x4_t half = vdupq_n_s32(shift ? 1 << (shift - 1) : 0), by = vdupq_n_s32(-shift);
     return vcombine_s16(vqmovn_s32(vshlq_s32(vaddq_s32(s.lo, half), by)),
                         vqmovn_s32(vshlq_s32(vaddq_s32(s.hi, half), by)));
+}
+INLINE ivec isum_narrow_even(isum s, int shift) {
+    const int32x4_t below = vdupq_n_s32(shift ? (1 << (shift - 1)) - 1 : 0);
+    const int32x4_t last = vdupq_n_s32(shift != 0), by = vdupq_n_s32(-shift);
+    s.lo = vaddq_s32(s.lo, vaddq_s32(vandq_s32(vshlq_s32(s.lo, by), last), below));
+    s.hi = vaddq_s32(s.hi, vaddq_s32(vandq_s32(vshlq_s32(s.hi, by), last), below));
+    return vcombine_s16(vqmovn_s32(vshlq_s32(s.lo, by)), vqmovn_s32(vshlq_s32(s.hi, by)));
 }
 typedef int32x4_t itotal;
 INLINE itotal itotal_zero(void) { return vdupq_n_s32(0); }
@@ -219,6 +247,15 @@ INLINE ivec isum_narrow(isum s, int shift) {
     ivec r;
     for (int i = 0; i < ILANES; i++) {
         int32_t x = (s.v[i] + half) >> shift;
+        r.v[i] = (int16_t)(x > 32767 ? 32767 : x < -32768 ? -32768 : x);
+    }
+    return r;
+}
+INLINE ivec isum_narrow_even(isum s, int shift) {
+    const int32_t below = shift ? (1 << (shift - 1)) - 1 : 0;
+    ivec r;
+    for (int i = 0; i < ILANES; i++) {
+        int32_t x = (s.v[i] + below + ((s.v[i] >> shift) & (shift != 0))) >> shift;
         r.v[i] = (int16_t)(x > 32767 ? 32767 : x < -32768 ? -32768 : x);
     }
     return r;

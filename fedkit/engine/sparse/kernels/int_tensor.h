@@ -21,6 +21,12 @@ INLINE int int_valid(const struct int_tensor *t, int tile) {
 
 INLINE int32_t half_of(int32_t shift) { return shift ? 1 << (shift - 1) : 0; }
 
+/* Gradients are summed again, over all pixels, and must not lean to one side. */
+INLINE int32_t shift_half_even(int32_t x, int32_t shift) {
+    const int32_t below = shift ? (1 << (shift - 1)) - 1 : 0;
+    return (x + below + ((x >> shift) & (shift != 0))) >> shift;
+}
+
 INLINE int32_t clamp(int32_t x, int32_t low, int32_t high) {
     x = x < low ? low : x;
     return x > high ? high : x;
@@ -55,8 +61,6 @@ INLINE struct int_passing int_passing_of(const struct int_chain *chain, int chan
         how.mask = (1u << how.shift) - 1;
         how.key_low = chain->key_low;
         how.key_high = chain->key_high;
-    } else {
-        how.c += half_of(how.shift);
     }
     return how;
 }
@@ -119,9 +123,11 @@ INLINE void pass_pixels(const struct int_passing *how, int carrier, int random,
             if (random) {
                 const uint32_t bits = random_bits(how->key_low, how->key_high,
                                                   counter + (uint32_t)i * run->step);
-                v += (int32_t)(bits & how->mask);
+                v = (v + (int32_t)(bits & how->mask)) >> how->shift;
+            } else {
+                v = shift_half_even(v, how->shift);
             }
-            to[i] = (int16_t)(clamp(v >> how->shift, -how->limit, how->limit) * how->factor);
+            to[i] = (int16_t)(clamp(v, -how->limit, how->limit) * how->factor);
         }
         for (int i = run->valid; i < ILANES; i++) to[i] = 0;
     }
@@ -141,12 +147,11 @@ static void pass_line(const struct int_chain *chain, const struct int_passing *h
 
 /* How something is added to one channel's gradient. */
 struct int_mixing {
-    int32_t a, b, half, shift;
+    int32_t a, b, shift;
 };
 
 INLINE struct int_mixing int_mixing_of(const struct int_mix *mix, int channel) {
-    struct int_mixing how = {mix->a[channel], mix->b[channel], half_of(mix->shift[channel]),
-                             mix->shift[channel]};
+    struct int_mixing how = {mix->a[channel], mix->b[channel], mix->shift[channel]};
     return how;
 }
 
@@ -158,8 +163,8 @@ INLINE void put_pixel(const struct int_mixing *how, int accumulate, const int16_
         return;
     }
     for (int i = 0; i < ILANES; i++) {
-        const int32_t sum = how->a * to[i] + how->b * new[i] + how->half;
-        to[i] = (int16_t)clamp(sum >> how->shift, -32767, 32767);
+        const int32_t sum = how->a * to[i] + how->b * new[i];
+        to[i] = (int16_t)clamp(shift_half_even(sum, how->shift), -32767, 32767);
     }
 }
 
