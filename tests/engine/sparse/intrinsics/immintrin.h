@@ -85,6 +85,7 @@ static inline __v32hi in_c_packs(__v16si a, __v16si b) {
 #define _mm512_add_epi32(a, b) ((__m512i)in_c_add((__v16si)(a), (__v16si)(b)))
 #define _mm512_sra_epi32(a, by) \
     ((__m512i)in_c_sra((__v16si)(a), (unsigned long long)_mm_cvtsi128_si64(by)))
+#define _mm512_and_si512(a, b) ((__m512i)((__v16si)(a) & (__v16si)(b)))
 #define _mm512_madd_epi16(a, b) ((__m512i)in_c_madd((__v32hi)(a), (__v32hi)(b)))
 #define _mm512_unpacklo_epi16(a, b) ((__m512i)in_c_unpack((__v32hi)(a), (__v32hi)(b), 0))
 #define _mm512_unpackhi_epi16(a, b) ((__m512i)in_c_unpack((__v32hi)(a), (__v32hi)(b), 1))
