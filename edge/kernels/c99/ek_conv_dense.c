@@ -1,0 +1,189 @@
+/* Convolution by all weights: a matrix product of weights and patches. */
+#include "ek_avx2.h"
+
+#ifdef EK_AVX2
+
+/* Reads `count` (at most 16) pixels of a plane of `width`, from pixel `first` on. */
+static inline __m128i ek_gather(const uint8_t *plane, int32_t width, int32_t row, int32_t first,
+                                int32_t count) {
+    const int32_t y = first / width, x = first - y * width;
+    const uint8_t *p = plane + y * row + x;
+    if (x + count <= width) return ek_load16(p);
+    if (width == 8 && count == 16) return _mm_unpacklo_epi64(ek_load8(p), ek_load8(p + row));
+    uint8_t bytes[16] = {0};
+    for (int32_t at = 0, left = width - x; at < count; left = width) {
+        const int32_t size = left < count - at ? left : count - at;
+        memcpy(bytes + at, p, (size_t)size);
+        p += at == 0 ? row - x : row;
+        at += size;
+    }
+    return ek_load16(bytes);
+}
+
+static inline void ek_scatter(uint8_t *plane, int32_t width, int32_t row, int32_t first,
+                              int32_t count, __m128i bytes) {
+    const int32_t y = first / width, x = first - y * width;
+    uint8_t all[16], *p = plane + y * row + x;
+    if (x + 16 <= width && count == 16) {
+        ek_store16(p, bytes);
+        return;
+    }
+    ek_store16(all, bytes);
+    for (int32_t at = 0, left = width - x; at < count; left = width) {
+        const int32_t size = left < count - at ? left : count - at;
+        memcpy(p, all + at, (size_t)size);
+        p += at == 0 ? row - x : row;
+        at += size;
+    }
+}
+
+/* Patches of 16 pixels: [pairs of taps][16 pixels][2] int16. */
+static void ek_patches(const ek_dense_conv *conv, const uint8_t *in, int32_t first, int32_t count,
+                       uint8_t *to) {
+    for (int32_t k = 0; k < conv->taps; k += 2, to += 64) {
+        const int32_t width = conv->out.width, row = conv->in_row;
+        const __m128i a = ek_gather(in + conv->at[k], width, row, first, count);
+        const __m128i b = ek_gather(in + conv->at[k + 1], width, row, first, count);
+        ek_store32(to, _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b)));
+        ek_store32(to + 32, _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a, b)));
+    }
+}
+
+/* Weights of 4 output channels to int16. */
+static void ek_widen(const int8_t *weights, int32_t pairs, uint8_t *to) {
+    for (int32_t k = 0; k < pairs; k++, weights += 8, to += 16)
+        ek_store16(to, _mm_cvtepi8_epi16(ek_load8((const uint8_t *)weights)));
+}
+
+static inline __m256i ek_weight(const uint8_t *pair) {
+    int32_t two;
+    memcpy(&two, pair, sizeof two);
+    return _mm256_set1_epi32(two);
+}
+
+/* 4 output channels of 16 pixels. */
+static void ek_tile(const uint8_t *weights, const uint8_t *patches, int32_t pairs,
+                    const int32_t *bias, __m256i (*out)[2]) {
+    __m256i s00 = _mm256_set1_epi32(bias[0]), s01 = s00, s10 = _mm256_set1_epi32(bias[1]);
+    __m256i s11 = s10, s20 = _mm256_set1_epi32(bias[2]), s21 = s20;
+    __m256i s30 = _mm256_set1_epi32(bias[3]), s31 = s30;
+    for (int32_t k = 0; k < pairs; k++, weights += 16, patches += 64) {
+        const __m256i x = ek_load32(patches), y = ek_load32(patches + 32);
+        const __m256i w0 = ek_weight(weights), w1 = ek_weight(weights + 4);
+        const __m256i w2 = ek_weight(weights + 8), w3 = ek_weight(weights + 12);
+        ek_add_to(&s00, _mm256_madd_epi16(x, w0));
+        ek_add_to(&s01, _mm256_madd_epi16(y, w0));
+        ek_add_to(&s10, _mm256_madd_epi16(x, w1));
+        ek_add_to(&s11, _mm256_madd_epi16(y, w1));
+        ek_add_to(&s20, _mm256_madd_epi16(x, w2));
+        ek_add_to(&s21, _mm256_madd_epi16(y, w2));
+        ek_add_to(&s30, _mm256_madd_epi16(x, w3));
+        ek_add_to(&s31, _mm256_madd_epi16(y, w3));
+    }
+    out[0][0] = s00, out[0][1] = s01, out[1][0] = s10, out[1][1] = s11;
+    out[2][0] = s20, out[2][1] = s21, out[3][0] = s30, out[3][1] = s31;
+}
+
+typedef struct {
+    ek_scale scale[4];
+    ek_adder adder;
+    int32_t bias[4];
+    int32_t channels; /* 1 .. 4 */
+} ek_four_channels;
+
+static void ek_finish(const ek_dense_conv *conv, const ek_four_channels *four, __m256i (*sums)[2],
+                      int32_t first, int32_t count, const uint8_t *other, uint8_t *out) {
+    const int32_t width = conv->out.width, row = conv->out.row;
+    for (int32_t c = 0; c < four->channels; c++, out += conv->out.plane, other += conv->out.plane) {
+        const ek_scale *s = &four->scale[c];
+        ek_rescale(s, sums[c], 2);
+        const __m256i quarters[4] = {
+            sums[c][0], _mm256_castsi128_si256(_mm256_extracti128_si256(sums[c][0], 1)),
+            sums[c][1], _mm256_castsi128_si256(_mm256_extracti128_si256(sums[c][1], 1))};
+        __m256i bytes = ek_narrow(quarters, s->zero, s->low, s->high);
+        if (conv->sum) {
+            const __m128i added = ek_gather(other, width, row, first, count);
+            bytes = ek_added(&four->adder, bytes, _mm256_castsi128_si256(added));
+        }
+        ek_scatter(out, width, row, first, count, _mm256_castsi256_si128(bytes));
+    }
+}
+
+static ek_four_channels ek_four_of(const ek_dense_conv *conv, int32_t first) {
+    static const ek_sum nothing = {0, 0, 0, 1, 0, 0, 0};
+    ek_four_channels four;
+    const int32_t rest = conv->out.channels - first;
+    four.channels = rest < 4 ? rest : 4;
+    for (int32_t c = 0; c < 4; c++) {
+        const int32_t channel = first + (c < four.channels ? c : 0);
+        four.scale[c] = ek_scale_of(&conv->requant, channel);
+        four.bias[c] = conv->requant.bias[channel];
+    }
+    four.adder = ek_adder_of(conv->sum ? conv->sum : &nothing);
+    return four;
+}
+
+/* All output channels of the EK_TILE pixels from `start` on. */
+static void ek_pixels(const ek_dense_conv *conv, int32_t start, int32_t end, const uint8_t *in,
+                      const uint8_t *other, uint8_t *out, uint8_t *scratch) {
+    const int32_t pairs = (conv->taps + 1) / 2;
+    uint8_t *weights = scratch + pairs * 4 * EK_TILE;
+    for (int32_t first = start; first < end; first += 16)
+        ek_patches(conv, in, first, end - first < 16 ? end - first : 16,
+                   scratch + (first - start) / 16 * pairs * 64);
+    for (int32_t c = 0; c < conv->out.channels; c += 4) {
+        const ek_four_channels four = ek_four_of(conv, c);
+        ek_widen(conv->weights + c * pairs * 2, pairs, weights);
+        for (int32_t first = start; first < end; first += 16) {
+            __m256i sums[4][2];
+            ek_tile(weights, scratch + (first - start) / 16 * pairs * 64, pairs, four.bias, sums);
+            ek_finish(conv, &four, sums, first, end - first < 16 ? end - first : 16,
+                      other + c * conv->out.plane, out + c * conv->out.plane);
+        }
+    }
+}
+
+void ek_conv_dense(const ek_dense_conv *conv, const uint8_t *in, const uint8_t *other, uint8_t *out,
+                   void *scratch) {
+    const int32_t pixels = conv->out.height * conv->out.width;
+    if (!conv->sum) other = out;
+    for (int32_t start = 0; start < pixels; start += EK_TILE) {
+        const int32_t end = pixels - start < EK_TILE ? pixels : start + EK_TILE;
+        ek_pixels(conv, start, end, in, other, out, (uint8_t *)scratch);
+    }
+    ek_halo_before(&conv->out, out);
+    for (int32_t c = 0; c < conv->out.channels; c++, out += conv->out.plane)
+        ek_halo_of(&conv->out, out);
+}
+
+#else
+
+typedef struct {
+    const ek_dense_conv *conv;
+    int32_t channel;
+} ek_dense_filter;
+
+static void ek_dense_taps(const void *state, const uint8_t *p, int32_t *sums, int32_t count) {
+    const ek_dense_filter *filter = (const ek_dense_filter *)state;
+    const ek_dense_conv *conv = filter->conv;
+    const int32_t pairs = (conv->taps + 1) / 2, c = filter->channel;
+    const int8_t *weights = conv->weights + (c / 4 * pairs * 4 + c % 4) * 2;
+    for (int32_t k = 0; k < conv->taps; k++)
+        ek_tap(sums, p + conv->at[k], weights[k / 2 * 8 + k % 2], count);
+}
+
+void ek_conv_dense(const ek_dense_conv *conv, const uint8_t *in, const uint8_t *other, uint8_t *out,
+                   void *scratch) {
+    ek_channel c = {&conv->out, &conv->requant, conv->sum, 0, conv->in_row};
+    (void)scratch;
+    if (!conv->sum) other = out;
+    ek_halo_before(&conv->out, out);
+    for (; c.channel < conv->out.channels; c.channel++) {
+        const ek_dense_filter filter = {conv, c.channel};
+        ek_plane(&c, ek_dense_taps, &filter, in, other, out);
+        out += conv->out.plane;
+        other += conv->out.plane;
+    }
+}
+
+#endif

@@ -1,0 +1,94 @@
+/* Between layouts. */
+#include "ek_avx2.h"
+
+void ek_load(const ek_planes *planes, const int8_t *image, uint8_t *out) {
+    const int32_t channels = planes->channels;
+    ek_halo_before(planes, out);
+    for (int32_t c = 0; c < channels; c++, out += planes->plane) {
+        const int8_t *from = image + c;
+        for (int32_t y = 0; y < planes->height; y++)
+            for (int32_t x = 0; x < planes->width; x++, from += channels)
+                out[y * planes->row + x] = (uint8_t)(*from ^ 0x80);
+        ek_halo_of(planes, out);
+    }
+}
+
+void ek_store(int32_t count, const uint8_t *x, int8_t *out) {
+    for (int32_t i = 0; i < count; i++) out[i] = (int8_t)(x[i] - 128);
+}
+
+void ek_pad(const ek_planes *in, const ek_planes *out, int32_t top, int32_t left, const uint8_t *x,
+            uint8_t *y) {
+    ek_halo_before(out, y);
+    for (int32_t c = 0; c < out->channels; c++, x += in->plane, y += out->plane) {
+        if (in->height != out->height || in->width != out->width)
+            memset(y, out->zero, (size_t)(out->height * out->row));
+        for (int32_t i = 0; i < in->height; i++)
+            memcpy(y + (top + i) * out->row + left, x + i * in->row, (size_t)in->width);
+        ek_halo_of(out, y);
+    }
+}
+
+void ek_flatten(const ek_planes *in, const uint8_t *x, uint8_t *out) {
+    for (int32_t c = 0; c < in->channels; c++, x += in->plane)
+        for (int32_t i = 0; i < in->height; i++, out += in->width)
+            memcpy(out, x + i * in->row, (size_t)in->width);
+}
+
+/* out[x] = p[x * step] for all x below count. */
+static void ek_stride(const uint8_t *p, int32_t step, int32_t count, uint8_t *out) {
+    for (int32_t x = 0; x < count; x++) out[x] = p[x * step];
+}
+
+#ifdef EK_AVX2
+
+/* 16 pixels each of the even and of the odd columns. */
+static inline void ek_halves(const uint8_t *p, uint8_t *even, uint8_t *odd) {
+    const __m256i all = ek_load32(p);
+    const __m256i first = _mm256_and_si256(all, _mm256_set1_epi16(255));
+    const __m256i both = _mm256_packus_epi16(first, _mm256_srli_epi16(all, 8));
+    const __m256i sorted = _mm256_permute4x64_epi64(both, 0xD8);
+    ek_store16(even, _mm256_castsi256_si128(sorted));
+    ek_store16(odd, _mm256_extracti128_si256(sorted, 1));
+}
+
+static void ek_two_strides(const uint8_t *p, int32_t count, uint8_t *even, uint8_t *odd) {
+    int32_t x = 0;
+    for (; count - x >= 16; x += 16) ek_halves(p + 2 * x, even + x, odd + x);
+    if (count - x > 2) {
+        uint8_t last[32];
+        ek_halves(p + 2 * x, last, last + 16);
+        memcpy(even + x, last, (size_t)(count - x));
+        memcpy(odd + x, last + 16, (size_t)(count - x));
+    } else {
+        ek_stride(p + 2 * x, 2, count - x, even + x);
+        ek_stride(p + 2 * x + 1, 2, count - x, odd + x);
+    }
+}
+
+#else
+
+static void ek_two_strides(const uint8_t *p, int32_t count, uint8_t *even, uint8_t *odd) {
+    ek_stride(p, 2, count, even);
+    ek_stride(p + 1, 2, count, odd);
+}
+
+#endif
+
+void ek_split(const ek_phases *phases, const uint8_t *x, uint8_t *out) {
+    const ek_planes *in = &phases->in, *to = &phases->out;
+    const int32_t step_y = phases->stride_y, step_x = phases->stride_x;
+    x -= phases->top * in->row + phases->left;
+    for (int32_t c = 0; c < in->channels; c++, x += in->plane)
+        for (int32_t a = 0; a < step_y; a++, out += step_x * to->plane)
+            for (int32_t y = 0; y < to->height; y++) {
+                const uint8_t *from = x + (y * step_y + a) * in->row;
+                uint8_t *row = out + y * to->row;
+                if (step_x == 2) {
+                    ek_two_strides(from, to->width, row, row + to->plane);
+                } else {
+                    for (int32_t b = 0; b < step_x; b++)
+                        ek_stride(from + b, step_x, to->width, row + b * to->plane);
+                }
+            }
+}

@@ -1,0 +1,110 @@
+/* Parts of the kernels in plain C. */
+#ifndef EK_PLAIN_H
+#define EK_PLAIN_H
+
+#include <stddef.h>
+#include <string.h>
+
+#include "ek.h"
+
+#define EK_CHUNK 64 /* sums that plain kernels hold at once */
+
+/* Arithmetic shift by definition, which C99 leaves to the implementation; compilers see through. */
+static inline int32_t ek_shift32(int32_t x, int32_t by) {
+    return x < 0 ? ~(~x >> by) : x >> by;
+}
+static inline int64_t ek_shift64(int64_t x, int32_t by) {
+    return x < 0 ? ~(~x >> by) : x >> by;
+}
+
+static inline uint8_t ek_clamp(int64_t x, uint8_t low, uint8_t high) {
+    return (uint8_t)(x < low ? low : x > high ? high : x);
+}
+
+static inline uint8_t ek_scaled(const ek_requant *q, int32_t channel, int32_t sum) {
+    const int32_t shift = q->shift[channel];
+    const int64_t product = (int64_t)sum * q->multiplier[channel];
+    return ek_clamp(ek_shift64(product + ((int64_t)1 << (shift - 1)), shift) + q->zero, q->low,
+                    q->high);
+}
+
+static inline uint8_t ek_summed(const ek_sum *sum, uint8_t a, uint8_t b) {
+    const int32_t total = a * sum->scale_a + b * sum->scale_b + sum->offset;
+    return ek_clamp(ek_shift32(total, sum->shift) + sum->zero, sum->low, sum->high);
+}
+
+/* The halo before plane 0. */
+static inline void ek_halo_before(const ek_planes *planes, uint8_t *first) {
+    memset(first - planes->lead, planes->zero, (size_t)planes->lead);
+}
+
+/* The halo right of and below one plane. */
+static inline void ek_halo_of(const ek_planes *planes, uint8_t *plane) {
+    const int32_t right = planes->row - planes->width, end = planes->height * planes->row;
+    uint8_t *edge = plane + planes->width;
+    if (right == 1) {
+        for (int32_t y = 0; y < planes->height; y++, edge += planes->row) *edge = planes->zero;
+    } else if (right > 0) {
+        for (int32_t y = 0; y < planes->height; y++, edge += planes->row)
+            memset(edge, planes->zero, (size_t)right);
+    }
+    memset(plane + end, planes->zero, (size_t)(planes->plane - end));
+}
+
+/* A plane is worked on in runs of pixels: all at once, over the halo between its rows, if input
+ * and output agree in their rows; else row by row. */
+typedef struct {
+    int32_t count, length;
+} ek_runs;
+
+static inline ek_runs ek_runs_of(const ek_planes *out, int32_t in_row) {
+    ek_runs runs = {out->height, out->width};
+    if (in_row == out->row) {
+        runs.length = (out->height - 1) * out->row + out->width;
+        runs.count = 1;
+    }
+    return runs;
+}
+
+/* One tap: sums[x] += weight * p[x]. */
+static inline void ek_tap(int32_t *sums, const uint8_t *p, int32_t weight, int32_t count) {
+    for (int32_t x = 0; x < count; x++) sums[x] += weight * p[x];
+}
+
+/* Adds all taps of one output channel to the sums of `count` pixels from p. */
+typedef void (*ek_taps)(const void *state, const uint8_t *p, int32_t *sums, int32_t count);
+
+/* A convolution's plane of one output channel. */
+typedef struct {
+    const ek_planes *planes;
+    const ek_requant *requant;
+    const ek_sum *sum;
+    int32_t channel, in_row;
+} ek_channel;
+
+static inline void ek_chunk(const ek_channel *c, ek_taps taps, const void *state, const uint8_t *p,
+                            const uint8_t *other, uint8_t *out, int32_t count) {
+    int32_t sums[EK_CHUNK];
+    for (int32_t x = 0; x < count; x++) sums[x] = c->requant->bias[c->channel];
+    taps(state, p, sums, count);
+    for (int32_t x = 0; x < count; x++) {
+        const uint8_t byte = ek_scaled(c->requant, c->channel, sums[x]);
+        out[x] = c->sum ? ek_summed(c->sum, byte, other[x]) : byte;
+    }
+}
+
+static inline void ek_plane(const ek_channel *c, ek_taps taps, const void *state, const uint8_t *in,
+                            const uint8_t *other, uint8_t *out) {
+    const ek_runs runs = ek_runs_of(c->planes, c->in_row);
+    for (int32_t y = 0; y < runs.count; y++) {
+        const int32_t from = y * c->in_row, to = y * c->planes->row;
+        for (int32_t x = 0; x < runs.length; x += EK_CHUNK) {
+            const int32_t rest = runs.length - x;
+            ek_chunk(c, taps, state, in + from + x, other + to + x, out + to + x,
+                     rest < EK_CHUNK ? rest : EK_CHUNK);
+        }
+    }
+    ek_halo_of(c->planes, out);
+}
+
+#endif

@@ -1,0 +1,337 @@
+"""The C kernels as a library for tests: compiled, and called through ctypes on tensors of their own.
+
+Every tensor has memory of its own, of the size that the layout promises and EK_SLACK bytes more,
+which must come back unchanged.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.ir import Window
+from edge.kernels import pack
+from edge.kernels.pack import Phases, Planes
+
+C99 = Path(pack.__file__).parent / "c99"
+SOURCES = sorted(C99.glob("*.c"))
+WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
+
+Array = NDArray[Any]
+Bytes = NDArray[np.uint8]
+
+
+def build(folder: Path, *flags: str) -> Path:
+    """Compile all kernels into one shared library."""
+    path = folder / f"kernels{''.join(flags).replace('/', '')}.so"
+    command = ["gcc", "-std=c99", *WARNINGS, *flags, "-shared", "-fPIC", *SOURCES, "-o", path]
+    subprocess.run(command, check=True)
+    return path
+
+
+# Structs of ek.h
+
+_INT, _BYTE, _AT = ctypes.c_int32, ctypes.c_uint8, ctypes.c_void_p
+
+
+class CPlanes(ctypes.Structure):
+    _fields_ = (
+        *((name, _INT) for name in ("channels", "height", "width", "row", "plane", "lead")),
+        ("zero", _BYTE),
+    )
+
+
+class CRequant(ctypes.Structure):
+    _fields_ = (
+        *((name, _AT) for name in ("bias", "multiplier", "shift")),
+        *((name, _BYTE) for name in ("zero", "low", "high")),
+    )
+
+
+class CSum(ctypes.Structure):
+    _fields_ = (
+        *((name, _INT) for name in ("scale_a", "scale_b", "offset")),
+        *((name, _BYTE) for name in ("shift", "zero", "low", "high")),
+    )
+
+
+class CSparse(ctypes.Structure):
+    _fields_ = (
+        ("out", CPlanes),
+        ("requant", CRequant),
+        ("in_row", _INT),
+        *((name, _AT) for name in ("filters", "quads", "pairs", "sum")),
+    )
+
+
+class CStream(ctypes.Structure):
+    _fields_ = (
+        ("out", CPlanes),
+        ("requant", CRequant),
+        *((name, _INT) for name in ("in_row", "in_plane", "taps")),
+        ("at", _AT),
+        *((name, _INT) for name in ("group_in", "group_out", "bits")),
+        *((name, _AT) for name in ("stream", "sum")),
+    )
+
+
+class CDense(ctypes.Structure):
+    _fields_ = (
+        ("out", CPlanes),
+        ("requant", CRequant),
+        *((name, _INT) for name in ("in_row", "taps")),
+        *((name, _AT) for name in ("at", "weights", "sum")),
+    )
+
+
+class CLinear(ctypes.Structure):
+    _fields_ = (("inputs", _INT), ("outputs", _INT), ("requant", CRequant), ("weights", _AT))
+
+
+class CWindow(ctypes.Structure):
+    _fields_ = tuple(
+        (name, _INT)
+        for name in (
+            *("kernel_y", "kernel_x", "stride_y", "stride_x"),
+            *("dilation_y", "dilation_x", "top", "left"),
+        )
+    )
+
+
+class CPhases(ctypes.Structure):
+    _fields_ = (
+        *((name, _INT) for name in ("stride_y", "stride_x", "top", "left")),
+        ("source", CPlanes),
+        ("out", CPlanes),
+    )
+
+
+# What is called with
+
+
+@dataclass(frozen=True)
+class Requant:
+    """Requantisation of a layer; `zero`, `low`, `high` as int8 values.
+
+    Attributes:
+        bias: int32 [out], of inputs less their zero point.
+        multiplier: int32 [out].
+        shift: uint8 [out].
+    """
+
+    bias: Array
+    multiplier: Array
+    shift: Array
+    zero: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum of two tensors; zero points and limits as int8 values."""
+
+    scales: tuple[int, int]
+    zeros: tuple[int, int]
+    shift: int
+    zero: int
+    low: int
+    high: int
+
+
+@dataclass
+class Tensor:
+    """A tensor in its own memory."""
+
+    planes: Planes
+    memory: Bytes = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+    def __post_init__(self) -> None:
+        if not self.memory.size:
+            self.memory = np.full(self.planes.size + pack.SLACK, 0xA5, np.uint8)
+
+    @property
+    def address(self) -> int:
+        return self.memory.ctypes.data + self.planes.lead
+
+    def values(self) -> Array:
+        """Return the pixels as int8 values [c, h, w], and check all that lies around them."""
+        p = self.planes
+        rows = self.memory[p.lead : p.size].reshape(p.channels, p.height + p.halo_y, p.row)
+        assert (self.memory[: p.lead] == p.zero).all(), "halo before"
+        assert (rows[:, : p.height, p.width :] == p.zero).all(), "halo right"
+        assert (rows[:, p.height :] == p.zero).all(), "halo below"
+        assert (self.memory[p.size :] == 0xA5).all(), "written past its end"
+        return rows[:, : p.height, : p.width].astype(np.int16) - 128
+
+
+def vector(count: int) -> Tensor:
+    return Tensor(Planes(count, 1, 1))
+
+
+class Kernels:
+    """The functions of ek.h."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._kept: list[Any] = []
+
+    def load(self, image: Array, planes: Planes) -> Tensor:
+        """Put int8 values [c, h, w] into a tensor."""
+        out = Tensor(planes)
+        nhwc = np.ascontiguousarray(image.transpose(1, 2, 0).astype(np.int8))
+        self._library.ek_load(self._planes(planes), _at(nhwc), _AT(out.address))
+        return out
+
+    def store(self, x: Tensor) -> Array:
+        out = np.empty(x.planes.channels, np.int8)
+        self._library.ek_store(out.size, _AT(x.address), _at(out))
+        return out
+
+    def split(self, phases: Phases, x: Tensor) -> Tensor:
+        out = Tensor(phases.planes)
+        top, _, left, _ = phases.window.padding
+        struct = CPhases(
+            *phases.window.stride, top, left, _planes(phases.source), _planes(phases.planes)
+        )
+        self._library.ek_split(ctypes.byref(struct), _AT(x.address), _AT(out.address))
+        return out
+
+    def conv(
+        self,
+        kind: str,
+        x: Tensor,
+        weights: Array,
+        window: Window,
+        requant: Requant,
+        out: Planes,
+        added: tuple[Sum, Tensor] | None = None,
+        in_place: bool = False,
+    ) -> Tensor:
+        """Convolve by the kernel `kind`: "sparse", "stream8", "stream4" or "dense"."""
+        groups = x.planes.channels // weights.shape[1]
+        if window.stride == (1, 1):
+            at = pack.distances(x.planes, window)
+        else:
+            phases = Phases(x.planes, window, out.row)
+            at, x = phases.distances(window), self.split(phases, x)
+        result = added[1] if added and in_place else Tensor(out)
+        common = _planes(out), self.requant(requant, weights, x.planes.zero), x.planes.row
+        sum_at = self._sum(added[0]) if added else None
+        struct = self._conv(kind, weights, at, common, sum_at, groups)
+        other = _AT(added[1].address if added else None)
+        arguments = [ctypes.byref(struct), _AT(x.address), other, _AT(result.address)]
+        if kind == "dense":
+            scratch = np.empty(pack.dense(weights, at).scratch + 4, np.uint8)
+            arguments.append(_at(scratch))
+        getattr(self._library, f"ek_conv_{kind.rstrip('48')}")(*arguments)
+        return result
+
+    def _conv(
+        self, kind: str, weights: Array, at: Array, common: Any, sum_at: Any, groups: int
+    ) -> ctypes.Structure:
+        if kind == "sparse":
+            packed = pack.sparse(weights, at)
+            arrays = (packed.filters, packed.quads, packed.pairs)
+            return CSparse(*common, *map(self.keep, arrays), sum_at)
+        if kind == "dense":
+            full = pack.dense(weights, at)
+            return CDense(
+                *common, full.taps, self.keep(full.at), self.keep(full.weights), sum_at
+            )
+        bits = int(kind[-1])
+        plane = int(at[1, 0, 0] - at[0, 0, 0]) if len(at) > 1 else 0
+        inner, outer = weights.shape[1], len(weights) // groups
+        return CStream(
+            *common, plane, at[0].size, self.keep(at[0]), inner, outer, bits,
+            self.keep(pack.stream(weights, bits)), sum_at,
+        )  # fmt: skip
+
+    def linear(self, x: Tensor, weights: Array, requant: Requant, zero: int) -> Tensor:
+        out = vector(len(weights))
+        struct = CLinear(
+            *weights.shape[::-1], self.requant(requant, weights, zero), self.keep(weights)
+        )
+        self._library.ek_linear(ctypes.byref(struct), _AT(x.address), _AT(out.address))
+        return out
+
+    def add(self, how: Sum, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        addresses = [_AT(tensor.address) for tensor in (a, b, out)]
+        self._library.ek_add(_AT(self._sum(how)), self._planes(out.planes), *addresses)
+        return out
+
+    def mean(self, x: Tensor, requant: Requant) -> Tensor:
+        out = vector(x.planes.channels)
+        weights = np.ones((1, x.planes.height * x.planes.width), np.int8)
+        struct = self.requant(requant, weights, x.planes.zero)
+        self._library.ek_mean(
+            ctypes.byref(struct), self._planes(x.planes), _AT(x.address), _AT(out.address)
+        )
+        return out
+
+    def pool(self, kind: str, x: Tensor, window: Window, out: Planes) -> Tensor:
+        """Pool by the kernel `kind`: "avg" or "max"."""
+        result = Tensor(out)
+        top, _, left, _ = window.padding
+        struct = CWindow(*window.kernel, *window.stride, *window.dilation, top, left)
+        planes = self._planes(x.planes), self._planes(out)
+        getattr(self._library, f"ek_{kind}_pool")(
+            ctypes.byref(struct), *planes, _AT(x.address), _AT(result.address)
+        )
+        return result
+
+    def pad(self, x: Tensor, out: Planes, top: int, left: int) -> Tensor:
+        result = Tensor(out)
+        planes = self._planes(x.planes), self._planes(out)
+        self._library.ek_pad(*planes, top, left, _AT(x.address), _AT(result.address))
+        return result
+
+    def flatten(self, x: Tensor) -> Tensor:
+        out = vector(x.planes.channels * x.planes.height * x.planes.width)
+        self._library.ek_flatten(self._planes(x.planes), _AT(x.address), _AT(out.address))
+        return out
+
+    # Structs
+
+    def requant(self, requant: Requant, weights: Array, zero: int) -> CRequant:
+        bias = pack.folded_bias(requant.bias, weights, zero)
+        limits = (limit + 128 for limit in (requant.zero, requant.low, requant.high))
+        arrays = (bias, requant.multiplier.astype(np.int32), requant.shift.astype(np.uint8))
+        return CRequant(*map(self.keep, arrays), *limits)
+
+    def _sum(self, how: Sum) -> int:
+        zeros = how.zeros[0] + 128, how.zeros[1] + 128
+        offset = pack.sum_offset(how.scales, zeros, how.shift)
+        limits = (limit + 128 for limit in (how.zero, how.low, how.high))
+        struct = CSum(*how.scales, offset, how.shift, *limits)
+        self._kept.append(struct)
+        return ctypes.addressof(struct)
+
+    def _planes(self, planes: Planes) -> Any:
+        return ctypes.byref(_planes(planes))
+
+    def keep(self, array: Array) -> int:
+        array = np.ascontiguousarray(array)
+        self._kept.append(array)
+        return int(array.ctypes.data)
+
+
+def _planes(p: Planes) -> CPlanes:
+    return CPlanes(p.channels, p.height, p.width, p.row, p.plane, p.lead, p.zero)
+
+
+def _at(array: Array) -> ctypes.c_void_p:
+    return _AT(array.ctypes.data)
+
+
+def flags_of(variant: str) -> Sequence[str]:
+    """Return the compiler flags of a variant such as "avx2-O3"."""
+    simd, level = variant.split("-")
+    return ["-mavx2" if simd == "avx2" else "-DEK_PLAIN", f"-{level}"]
