@@ -164,7 +164,7 @@ class Phases:
         """Return the rows and columns of halo that the source must have."""
         top, _, left, _ = self.window.padding
         step_y, step_x = self.window.stride
-        rows, columns = _reach(self.window)
+        _, columns = _reach(self.window)
         _, width = self.window.output(self.source.height, self.source.width)
         below = self.planes.height * step_y - top - self.source.height
         right = (width - 1) * step_x + int(columns[-1]) - left - (self.source.width - 1)
@@ -188,7 +188,8 @@ class Phases:
         phase = (rows % step_y)[:, None] * step_x + columns % step_x
         within = (rows // step_y)[:, None] * planes.row + columns // step_x
         first = np.arange(self.source.channels)[:, None, None] * step_y * step_x
-        return ((first + phase) * planes.plane + within).astype(np.int32)
+        at: Int32s = ((first + phase) * planes.plane + within).astype(np.int32)
+        return at
 
     def _check(self, window: Window) -> None:
         mine, other = self.window, window

@@ -1,4 +1,4 @@
-"""The C kernels as a library for tests: compiled, and called through ctypes on tensors of their own.
+"""The C kernels for tests: compiled, and called through ctypes on tensors of their own.
 
 Every tensor has memory of its own, of the size that the layout promises and EK_SLACK bytes more,
 which must come back unchanged.
@@ -28,10 +28,18 @@ Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
 
+def in_one(folder: Path) -> Path:
+    """Write a source that holds all kernels; headers are then read once, which takes the time."""
+    path = folder / "all.c"
+    path.write_text("".join(f'#include "{source}"\n' for source in SOURCES))
+    return path
+
+
 def build(folder: Path, *flags: str) -> Path:
     """Compile all kernels into one shared library."""
-    path = folder / f"kernels{''.join(flags).replace('/', '')}.so"
-    command = ["gcc", "-std=c99", *WARNINGS, *flags, "-shared", "-fPIC", *SOURCES, "-o", path]
+    path = folder / "kernels.so"
+    sources = [str(in_one(folder)), "-o", str(path)]
+    command = ["gcc", "-std=c99", *flags, "-shared", "-fPIC", *sources]
     subprocess.run(command, check=True)
     return path
 
@@ -243,9 +251,7 @@ class Kernels:
             return CSparse(*common, *map(self.keep, arrays), sum_at)
         if kind == "dense":
             full = pack.dense(weights, at)
-            return CDense(
-                *common, full.taps, self.keep(full.at), self.keep(full.weights), sum_at
-            )
+            return CDense(*common, full.taps, self.keep(full.at), self.keep(full.weights), sum_at)
         bits = int(kind[-1])
         plane = int(at[1, 0, 0] - at[0, 0, 0]) if len(at) > 1 else 0
         inner, outer = weights.shape[1], len(weights) // groups
@@ -254,10 +260,12 @@ class Kernels:
             self.keep(pack.stream(weights, bits)), sum_at,
         )  # fmt: skip
 
-    def linear(self, x: Tensor, weights: Array, requant: Requant, zero: int) -> Tensor:
+    def linear(self, x: Tensor, weights: Array, requant: Requant) -> Tensor:
         out = vector(len(weights))
         struct = CLinear(
-            *weights.shape[::-1], self.requant(requant, weights, zero), self.keep(weights)
+            *weights.shape[::-1],
+            self.requant(requant, weights, x.planes.zero),
+            self.keep(weights),
         )
         self._library.ek_linear(ctypes.byref(struct), _AT(x.address), _AT(out.address))
         return out
@@ -303,7 +311,11 @@ class Kernels:
     def requant(self, requant: Requant, weights: Array, zero: int) -> CRequant:
         bias = pack.folded_bias(requant.bias, weights, zero)
         limits = (limit + 128 for limit in (requant.zero, requant.low, requant.high))
-        arrays = (bias, requant.multiplier.astype(np.int32), requant.shift.astype(np.uint8))
+        arrays: tuple[Array, ...] = (
+            bias,
+            requant.multiplier.astype(np.int32),
+            requant.shift.astype(np.uint8),
+        )
         return CRequant(*map(self.keep, arrays), *limits)
 
     def _sum(self, how: Sum) -> int:

@@ -1,0 +1,80 @@
+"""Slow, obvious twins of the int8 inference kernels, in Python's integers and int64.
+
+Tensors are int8 values [channels, height, width] in wider arrays; zero points are int8 values too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.ir import Window
+
+Array = NDArray[Any]
+
+
+def sums(x: Array, weights: Array, bias: Array, window: Window, zero: int) -> Array:
+    """Return the int64 sums of a convolution; weights: [out, in of a group, height, width]."""
+    outputs, inner = weights.shape[:2]
+    outer = outputs * inner // len(x)
+    height, width = window.output(*x.shape[1:])
+    result = np.zeros((outputs, height, width), np.int64)
+    for o, y, column in np.ndindex(*result.shape):
+        total = int(bias[o])
+        for c in range(inner):
+            for i, j, row, col in _inside(x, window, y, column):
+                total += int(weights[o, c, i, j]) * (
+                    int(x[o // outer * inner + c, row, col]) - zero
+                )
+        result[o, y, column] = total
+    return result
+
+
+def _inside(x: Array, window: Window, y: int, x_out: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (kernel row, kernel column, row, column) of what a window sees, without padding."""
+    top, _, left, _ = window.padding
+    for i in range(window.kernel[0]):
+        for j in range(window.kernel[1]):
+            row = y * window.stride[0] + i * window.dilation[0] - top
+            column = x_out * window.stride[1] + j * window.dilation[1] - left
+            if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
+                yield i, j, row, column
+
+
+def requantise(
+    sums: Array, multiplier: Array, shift: Array, zero: int, low: int, high: int
+) -> Array:
+    """Requantise [channels, ...] by each channel's multiplier and shift."""
+    result = np.zeros(sums.shape, np.int64)
+    for place in np.ndindex(*sums.shape):
+        m, s = int(multiplier[place[0]]), int(shift[place[0]])
+        value = (int(sums[place]) * m + 2 ** (s - 1)) // 2**s
+        result[place] = min(max(zero + value, low), high)
+    return result
+
+
+def add(
+    a: Array, b: Array, scales: tuple[int, int], zeros: tuple[int, int], shift: int, zero: int,
+    low: int, high: int,
+) -> Array:  # fmt: skip
+    total = (a - zeros[0]).astype(np.int64) * scales[0] + (b - zeros[1]) * scales[1]
+    return np.clip(zero + (total + 2 ** (shift - 1)) // 2**shift, low, high)
+
+
+def avg_pool(x: Array, window: Window) -> Array:
+    return _pool(x, window, lambda seen: (2 * sum(seen) + len(seen)) // (2 * len(seen)))
+
+
+def max_pool(x: Array, window: Window) -> Array:
+    return _pool(x, window, max)
+
+
+def _pool(x: Array, window: Window, reduce: Any) -> Array:
+    result = np.zeros((len(x), *window.output(*x.shape[1:])), np.int64)
+    for c, y, column in np.ndindex(*result.shape):
+        seen = [int(x[c, row, col]) for _, _, row, col in _inside(x, window, y, column)]
+        result[c, y, column] = reduce(seen)
+    return result
