@@ -26,7 +26,7 @@ SLACK = 64
 
 QUAD = np.dtype([("at", "<i4", 4), ("weight", "i1", 4)])
 PAIR = np.dtype([("at", "<i4", 2), ("weight", "<i2", 2)])
-FILTER = np.dtype([("quads", "<u2"), ("pairs", "<u2"), ("run", "<u2")])
+FILTER = np.dtype([(name, "<u2") for name in ("channel", "quads", "pairs", "run")])
 
 _OUT_BLOCK = 4  # output channels that the dense kernel computes together
 _SUM_LIMIT = 128  # 255 * 128 < 2^15: what weights of one sign may add up to in int16
@@ -234,7 +234,7 @@ def folded_bias(bias: Int32s, weights: Int8s, zero: int) -> Int32s:
             f"output channel {int(largest.argmax())} may sum up to {int(largest.max())}, beyond "
             "32 bits; make the layer narrower or its bias smaller"
         )
-    return folded.astype(np.int32)
+    return np.asarray(folded, np.int32)
 
 
 def sum_offset(scales: tuple[int, int], zeros: tuple[int, int], shift: int) -> int:
@@ -259,8 +259,8 @@ class Sparse:
     """Arrays of an `ek_sparse_conv`.
 
     Attributes:
-        filters: FILTER [out].
-        quads: QUAD, of all output channels in order.
+        filters: FILTER [out], those with few weights first.
+        quads: QUAD, in the order of the filters.
         pairs: PAIR, likewise.
     """
 
@@ -280,16 +280,15 @@ def sparse(weights: Int8s, at: Int32s) -> Sparse:
         weights: [out, in of a group, kernel height, kernel width] int8, above -128.
         at: [in of all groups, kernel height, kernel width], from `distances`.
     """
-    filters = np.zeros(len(weights), FILTER)
-    quads: list[tuple[list[int], list[int]]] = []
-    pairs: list[tuple[list[int], list[int]]] = []
-    for number, (weight, place) in enumerate(_by_filter(weights, at)):
-        kept = np.flatnonzero(weight)
-        four, two = _grouped([(int(place[k]), int(weight[k])) for k in kept])
-        filters[number] = len(four), len(two), _run(four)
-        quads += [_columns(taps) for taps in four]
-        pairs += [_columns(taps) for taps in two]
-    return Sparse(filters, np.array(quads, QUAD), np.array(pairs, PAIR))
+    grouped = [
+        (channel, *_grouped([(int(place[k]), int(weight[k])) for k in np.flatnonzero(weight)]))
+        for channel, (weight, place) in enumerate(_by_filter(weights, at))
+    ]
+    grouped.sort(key=lambda one: (len(one[1]), len(one[2])))
+    filters = [(channel, len(four), len(two), _run(four)) for channel, four, two in grouped]
+    quads = [_columns(taps) for _, four, _ in grouped for taps in four]
+    pairs = [_columns(taps) for _, _, two in grouped for taps in two]
+    return Sparse(np.array(filters, FILTER), np.array(quads, QUAD), np.array(pairs, PAIR))
 
 
 Tap = tuple[int, int]

@@ -65,10 +65,11 @@ typedef struct {
     int16_t weight[2];
 } ek_pair;
 
-/* How many quads and pairs an output channel has; those of channel 0 come first. With `run` > 1
- * the sums of so many quads in a row fit int16 too. */
+/* How many quads and pairs an output channel has. With `run` > 1 the sums of so many quads in a
+ * row fit int16 too. Filters may stand in any order, their quads and pairs in the same: sorted by
+ * their numbers, loops end where the processor expects it. */
 typedef struct {
-    uint16_t quads, pairs, run;
+    uint16_t channel, quads, pairs, run;
 } ek_filter;
 
 /* A convolution (grouped or depthwise too) by its non-zero weights. */

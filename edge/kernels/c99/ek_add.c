@@ -17,7 +17,7 @@ static void ek_add_plane(const ek_sum *sum, const uint8_t *a, const uint8_t *b, 
     if (count - x > 8) {
         uint8_t last[32];
         ek_store32(last, ek_added(&adder, ek_load32(a + x), ek_load32(b + x)));
-        memcpy(out + x, last, (size_t)(count - x));
+        ek_copy(out + x, last, count - x);
     } else {
         ek_add_rest(sum, a + x, b + x, out + x, count - x);
     }

@@ -23,17 +23,20 @@ static inline __m128i ek_load8(const uint8_t *p) {
 }
 static inline void ek_store8(uint8_t *p, __m128i x) { _mm_storel_epi64((__m128i *)(void *)p, x); }
 
-/* Keeps a sum in its register: GCC 12 else adds into another and copies back. */
-#if defined(__GNUC__)
-#define EK_IN_PLACE(sum) __asm__("" : "+x"(sum))
-#else
-#define EK_IN_PLACE(sum)
-#endif
-
+/* In its register: GCC 12 else adds into another and copies back. */
 static inline void ek_add_to(__m256i *sum, __m256i x) {
+#if defined(__GNUC__)
+    __asm__("vpaddd {%1, %0, %0|%0, %0, %1}" : "+x"(*sum) : "x"(x));
+#else
     *sum = _mm256_add_epi32(*sum, x);
-    EK_IN_PLACE(*sum);
+#endif
 }
+
+/* Sums or numbers of 32 pixels, in the order that interleaving bytes gives: a has pixels 0-3 and
+ * 16-19, b 4-7 and 20-23, c 8-11 and 24-27, d 12-15 and 28-31. */
+typedef struct {
+    __m256i a, b, c, d;
+} ek_block;
 
 typedef enum { EK_POWER, EK_HIGH, EK_WIDE } ek_scale_kind;
 
@@ -93,25 +96,42 @@ static inline __m256i ek_wide(const ek_scale *s, __m256i x) {
     return _mm256_sub_epi32(both, s->offset);
 }
 
-/* `count` vectors of 8 sums each, in place. */
-static inline void ek_rescale(const ek_scale *s, __m256i *sums, int count) {
+static inline __m256i ek_rescaled(const ek_scale *s, __m256i sums) {
+    if (s->kind == EK_HIGH) return ek_high(s, sums);
+    return s->kind == EK_POWER ? ek_power(s, sums) : ek_wide(s, sums);
+}
+
+/* To bytes, in the order of the pixels. */
+static inline __m256i ek_narrow(ek_block x, __m256i zero, __m256i low, __m256i high) {
+    const __m256i first = _mm256_adds_epi16(_mm256_packs_epi32(x.a, x.b), zero);
+    const __m256i last = _mm256_adds_epi16(_mm256_packs_epi32(x.c, x.d), zero);
+    return _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(first, last), low), high);
+}
+
+static inline __m256i ek_scaled_block(const ek_scale *s, ek_block x) {
     if (s->kind == EK_HIGH) {
-        for (int i = 0; i < count; i++) sums[i] = ek_high(s, sums[i]);
+        x.a = ek_high(s, x.a), x.b = ek_high(s, x.b);
+        x.c = ek_high(s, x.c), x.d = ek_high(s, x.d);
     } else if (s->kind == EK_POWER) {
-        for (int i = 0; i < count; i++) sums[i] = ek_power(s, sums[i]);
+        x.a = ek_power(s, x.a), x.b = ek_power(s, x.b);
+        x.c = ek_power(s, x.c), x.d = ek_power(s, x.d);
     } else {
-        for (int i = 0; i < count; i++) sums[i] = ek_wide(s, sums[i]);
+        x.a = ek_wide(s, x.a), x.b = ek_wide(s, x.b);
+        x.c = ek_wide(s, x.c), x.d = ek_wide(s, x.d);
     }
+    return ek_narrow(x, s->zero, s->low, s->high);
 }
 
-/* 32 numbers to bytes: sums[0] are pixels 0-3 and 16-19, sums[1] 4-7 and 20-23, and so on. */
-static inline __m256i ek_narrow(const __m256i *sums, __m256i zero, __m256i low, __m256i high) {
-    const __m256i a = _mm256_adds_epi16(_mm256_packs_epi32(sums[0], sums[1]), zero);
-    const __m256i b = _mm256_adds_epi16(_mm256_packs_epi32(sums[2], sums[3]), zero);
-    return _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(a, b), low), high);
+/* 16 pixels: 0-7 and 8-15. */
+static inline __m128i ek_scaled_half(const ek_scale *s, __m256i x, __m256i y) {
+    x = ek_rescaled(s, x);
+    y = ek_rescaled(s, y);
+    const ek_block quarters = {x, _mm256_castsi128_si256(_mm256_extracti128_si256(x, 1)),
+                               y, _mm256_castsi128_si256(_mm256_extracti128_si256(y, 1))};
+    return _mm256_castsi256_si128(ek_narrow(quarters, s->zero, s->low, s->high));
 }
 
-/* What ek_sum says, for 32 or 8 pixels. A scale is high * 2^10 + low. */
+/* What ek_sum says. A scale is high * 2^10 + low. */
 typedef struct {
     int narrow;
     __m256i scale, scale_high, offset, zero, low, high;
@@ -147,11 +167,16 @@ static inline __m256i ek_weighed(const ek_adder *a, __m256i pairs) {
 static inline __m256i ek_added(const ek_adder *adder, __m256i x, __m256i y) {
     const __m256i none = _mm256_setzero_si256();
     const __m256i first = _mm256_unpacklo_epi8(x, y), last = _mm256_unpackhi_epi8(x, y);
-    const __m256i sums[4] = {ek_weighed(adder, _mm256_unpacklo_epi8(first, none)),
-                             ek_weighed(adder, _mm256_unpackhi_epi8(first, none)),
-                             ek_weighed(adder, _mm256_unpacklo_epi8(last, none)),
-                             ek_weighed(adder, _mm256_unpackhi_epi8(last, none))};
+    const ek_block sums = {ek_weighed(adder, _mm256_unpacklo_epi8(first, none)),
+                           ek_weighed(adder, _mm256_unpackhi_epi8(first, none)),
+                           ek_weighed(adder, _mm256_unpacklo_epi8(last, none)),
+                           ek_weighed(adder, _mm256_unpackhi_epi8(last, none))};
     return ek_narrow(sums, adder->zero, adder->low, adder->high);
+}
+
+static inline __m128i ek_added_half(const ek_adder *adder, __m128i x, __m128i y) {
+    return _mm256_castsi256_si128(
+        ek_added(adder, _mm256_castsi128_si256(x), _mm256_castsi128_si256(y)));
 }
 
 #endif

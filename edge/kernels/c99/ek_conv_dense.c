@@ -3,36 +3,59 @@
 
 #ifdef EK_AVX2
 
-/* Reads `count` (at most 16) pixels of a plane of `width`, from pixel `first` on. */
-static inline __m128i ek_gather(const uint8_t *plane, int32_t width, int32_t row, int32_t first,
-                                int32_t count) {
+/* `count` (at most 16) pixels of a plane in the order of reading, over the ends of its rows: in one,
+ * two or four whole rows, or in other pieces. */
+typedef enum { EK_ONE, EK_TWO, EK_FOUR, EK_PIECES } ek_span_kind;
+
+typedef struct {
+    ek_span_kind kind;
+    int32_t start, column, width, row, count;
+} ek_span;
+
+static inline ek_span ek_span_of(int32_t width, int32_t row, int32_t first, int32_t count) {
     const int32_t y = first / width, x = first - y * width;
-    const uint8_t *p = plane + y * row + x;
-    if (x + count <= width) return ek_load16(p);
-    if (width == 8 && count == 16) return _mm_unpacklo_epi64(ek_load8(p), ek_load8(p + row));
+    ek_span span = {EK_PIECES, y * row + x, x, width, row, count};
+    if (x + 16 <= width && count == 16) span.kind = EK_ONE;
+    if (x == 0 && width == 8 && count == 16) span.kind = EK_TWO;
+    if (x == 0 && width == 4 && count == 16) span.kind = EK_FOUR;
+    return span;
+}
+
+static inline int32_t ek_word(const uint8_t *p) {
+    int32_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+}
+
+static inline __m128i ek_gather(const ek_span *span, const uint8_t *plane) {
+    const uint8_t *p = plane + span->start;
+    const int32_t row = span->row;
+    if (span->kind == EK_ONE) return ek_load16(p);
+    if (span->kind == EK_TWO) return _mm_unpacklo_epi64(ek_load8(p), ek_load8(p + row));
+    if (span->kind == EK_FOUR)
+        return _mm_set_epi32(ek_word(p + 3 * row), ek_word(p + 2 * row), ek_word(p + row),
+                             ek_word(p));
     uint8_t bytes[16] = {0};
-    for (int32_t at = 0, left = width - x; at < count; left = width) {
-        const int32_t size = left < count - at ? left : count - at;
-        memcpy(bytes + at, p, (size_t)size);
-        p += at == 0 ? row - x : row;
+    for (int32_t at = 0, left = span->width - span->column; at < span->count; left = span->width) {
+        const int32_t size = left < span->count - at ? left : span->count - at;
+        ek_copy(bytes + at, p, size);
+        p += at == 0 ? row - span->column : row;
         at += size;
     }
     return ek_load16(bytes);
 }
 
-static inline void ek_scatter(uint8_t *plane, int32_t width, int32_t row, int32_t first,
-                              int32_t count, __m128i bytes) {
-    const int32_t y = first / width, x = first - y * width;
-    uint8_t all[16], *p = plane + y * row + x;
-    if (x + 16 <= width && count == 16) {
+static inline void ek_scatter(const ek_span *span, uint8_t *plane, __m128i bytes) {
+    uint8_t all[16], *p = plane + span->start;
+    if (span->kind == EK_ONE) {
         ek_store16(p, bytes);
         return;
     }
     ek_store16(all, bytes);
-    for (int32_t at = 0, left = width - x; at < count; left = width) {
-        const int32_t size = left < count - at ? left : count - at;
-        memcpy(p, all + at, (size_t)size);
-        p += at == 0 ? row - x : row;
+    for (int32_t at = 0, left = span->width - span->column; at < span->count; left = span->width) {
+        const int32_t size = left < span->count - at ? left : span->count - at;
+        ek_copy(p, all + at, size);
+        p += at == 0 ? span->row - span->column : span->row;
         at += size;
     }
 }
@@ -40,10 +63,10 @@ static inline void ek_scatter(uint8_t *plane, int32_t width, int32_t row, int32_
 /* Patches of 16 pixels: [pairs of taps][16 pixels][2] int16. */
 static void ek_patches(const ek_dense_conv *conv, const uint8_t *in, int32_t first, int32_t count,
                        uint8_t *to) {
+    const ek_span span = ek_span_of(conv->out.width, conv->in_row, first, count);
     for (int32_t k = 0; k < conv->taps; k += 2, to += 64) {
-        const int32_t width = conv->out.width, row = conv->in_row;
-        const __m128i a = ek_gather(in + conv->at[k], width, row, first, count);
-        const __m128i b = ek_gather(in + conv->at[k + 1], width, row, first, count);
+        const __m128i a = ek_gather(&span, in + conv->at[k]);
+        const __m128i b = ek_gather(&span, in + conv->at[k + 1]);
         ek_store32(to, _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b)));
         ek_store32(to + 32, _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a, b)));
     }
@@ -93,19 +116,14 @@ typedef struct {
 
 static void ek_finish(const ek_dense_conv *conv, const ek_four_channels *four, __m256i (*sums)[2],
                       int32_t first, int32_t count, const uint8_t *other, uint8_t *out) {
-    const int32_t width = conv->out.width, row = conv->out.row;
+    const ek_span span = ek_span_of(conv->out.width, conv->out.row, first, count);
     for (int32_t c = 0; c < four->channels; c++, out += conv->out.plane, other += conv->out.plane) {
-        const ek_scale *s = &four->scale[c];
-        ek_rescale(s, sums[c], 2);
-        const __m256i quarters[4] = {
-            sums[c][0], _mm256_castsi128_si256(_mm256_extracti128_si256(sums[c][0], 1)),
-            sums[c][1], _mm256_castsi128_si256(_mm256_extracti128_si256(sums[c][1], 1))};
-        __m256i bytes = ek_narrow(quarters, s->zero, s->low, s->high);
+        __m128i bytes = ek_scaled_half(&four->scale[c], sums[c][0], sums[c][1]);
         if (conv->sum) {
-            const __m128i added = ek_gather(other, width, row, first, count);
-            bytes = ek_added(&four->adder, bytes, _mm256_castsi128_si256(added));
+            const __m128i added = ek_gather(&span, other);
+            bytes = ek_added_half(&four->adder, bytes, added);
         }
-        ek_scatter(out, width, row, first, count, _mm256_castsi256_si128(bytes));
+        ek_scatter(&span, out, bytes);
     }
 }
 

@@ -58,8 +58,8 @@ static void ek_two_strides(const uint8_t *p, int32_t count, uint8_t *even, uint8
     if (count - x > 2) {
         uint8_t last[32];
         ek_halves(p + 2 * x, last, last + 16);
-        memcpy(even + x, last, (size_t)(count - x));
-        memcpy(odd + x, last + 16, (size_t)(count - x));
+        ek_copy(even + x, last, count - x);
+        ek_copy(odd + x, last + 16, count - x);
     } else {
         ek_stride(p + 2 * x, 2, count - x, even + x);
         ek_stride(p + 2 * x + 1, 2, count - x, odd + x);

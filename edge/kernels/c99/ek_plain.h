@@ -33,9 +33,36 @@ static inline uint8_t ek_summed(const ek_sum *sum, uint8_t a, uint8_t b) {
     return ek_clamp(ek_shift32(total, sum->shift) + sum->zero, sum->low, sum->high);
 }
 
+/* memset and memcpy of a few bytes, without a call. */
+static inline void ek_fill(uint8_t *p, uint8_t value, int32_t count) {
+    const uint64_t eight = value * UINT64_C(0x0101010101010101);
+    if (count > 64) {
+        memset(p, value, (size_t)count);
+    } else if (count >= 8) {
+        for (int32_t x = 0; x < count - 8; x += 8) memcpy(p + x, &eight, 8);
+        memcpy(p + count - 8, &eight, 8);
+    } else {
+        for (int32_t x = 0; x < count; x++) p[x] = value;
+    }
+}
+static inline void ek_copy(uint8_t *to, const uint8_t *from, int32_t count) {
+    if (count >= 16) {
+        for (int32_t x = 0; x < count - 16; x += 16) memcpy(to + x, from + x, 16);
+        memcpy(to + count - 16, from + count - 16, 16);
+    } else if (count >= 8) {
+        memcpy(to, from, 8);
+        memcpy(to + count - 8, from + count - 8, 8);
+    } else if (count >= 4) {
+        memcpy(to, from, 4);
+        memcpy(to + count - 4, from + count - 4, 4);
+    } else {
+        for (int32_t x = 0; x < count; x++) to[x] = from[x];
+    }
+}
+
 /* The halo before plane 0. */
 static inline void ek_halo_before(const ek_planes *planes, uint8_t *first) {
-    memset(first - planes->lead, planes->zero, (size_t)planes->lead);
+    ek_fill(first - planes->lead, planes->zero, planes->lead);
 }
 
 /* The halo right of and below one plane. */
@@ -46,9 +73,9 @@ static inline void ek_halo_of(const ek_planes *planes, uint8_t *plane) {
         for (int32_t y = 0; y < planes->height; y++, edge += planes->row) *edge = planes->zero;
     } else if (right > 0) {
         for (int32_t y = 0; y < planes->height; y++, edge += planes->row)
-            memset(edge, planes->zero, (size_t)right);
+            ek_fill(edge, planes->zero, right);
     }
-    memset(plane + end, planes->zero, (size_t)(planes->plane - end));
+    ek_fill(plane + end, planes->zero, planes->plane - end);
 }
 
 /* A plane is worked on in runs of pixels: all at once, over the halo between its rows, if input

@@ -30,7 +30,9 @@ def packed(seed: int, bits: int) -> tuple[Array, Array, pack.Sparse]:
 def test_every_weight_is_packed_once(seed: int, bits: int) -> None:
     weights, at, result = packed(seed, bits)
     quads, pairs = iter(result.quads), iter(result.pairs)
-    for weight, header in zip(weights, result.filters, strict=True):
+    assert sorted(result.filters["channel"]) == list(range(len(weights)))
+    for header in result.filters:
+        weight = weights[header["channel"]]
         parts = [next(quads) for _ in range(header["quads"])]
         parts += [next(pairs) for _ in range(header["pairs"])]
         found = Counter(
