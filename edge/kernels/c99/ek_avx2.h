@@ -40,7 +40,7 @@ typedef struct {
 
 typedef enum { EK_POWER, EK_HIGH, EK_WIDE } ek_scale_kind;
 
-/* Requantisation of one channel. */
+/* Requantisation; all up to `shift` is of one channel. */
 typedef struct {
     ek_scale_kind kind;
     __m256i multiplier, round, offset;
@@ -52,29 +52,35 @@ typedef struct {
  *   overflow, ((sum >> (s - 1)) + 1) >> 1.
  * EK_HIGH: 2^(shift - 1) is a multiple of 2^32, so the low half of a product never matters.
  * EK_WIDE: the rest, made positive by 2^62 as there is no arithmetic shift of 64 bits. */
-static inline ek_scale ek_scale_of(const ek_requant *q, int32_t channel) {
+static inline void ek_scale_channel(ek_scale *scale, const ek_requant *q, int32_t channel) {
     const int32_t shift = q->shift[channel], multiplier = q->multiplier[channel];
-    ek_scale s;
-    s.multiplier = _mm256_set1_epi32(multiplier);
-    s.round = s.offset = _mm256_setzero_si256();
+    scale->multiplier = _mm256_set1_epi32(multiplier);
     if (shift < 33) {
-        s.kind = EK_WIDE;
-        s.shift = _mm_cvtsi32_si128(shift);
-        s.round = _mm256_set1_epi64x(((int64_t)1 << 62) + ((int64_t)1 << (shift - 1)));
-        s.offset = _mm256_set1_epi32((int32_t)((int64_t)1 << (62 - shift)));
+        scale->kind = EK_WIDE;
+        scale->shift = _mm_cvtsi32_si128(shift);
+        scale->round = _mm256_set1_epi64x(((int64_t)1 << 62) + ((int64_t)1 << (shift - 1)));
+        scale->offset = _mm256_set1_epi32((int32_t)((int64_t)1 << (62 - shift)));
     } else if (multiplier == 1 << 30) {
-        s.kind = EK_POWER;
-        s.shift = _mm_cvtsi32_si128(shift - 31);
-        s.round = _mm256_set1_epi32(1);
+        scale->kind = EK_POWER;
+        scale->shift = _mm_cvtsi32_si128(shift - 31);
+        scale->round = _mm256_set1_epi32(1);
     } else {
-        s.kind = EK_HIGH;
-        s.shift = _mm_cvtsi32_si128(shift - 32);
-        s.round = _mm256_set1_epi32(1 << (shift - 33));
+        scale->kind = EK_HIGH;
+        scale->shift = _mm_cvtsi32_si128(shift - 32);
+        scale->round = _mm256_set1_epi32(1 << (shift - 33));
     }
-    s.zero = _mm256_set1_epi16(q->zero);
-    s.low = _mm256_set1_epi8((char)q->low);
-    s.high = _mm256_set1_epi8((char)q->high);
-    return s;
+}
+
+/* What all channels share. */
+static inline ek_scale ek_scale_of(const ek_requant *q) {
+    ek_scale scale;
+    scale.kind = EK_HIGH;
+    scale.multiplier = scale.round = scale.offset = _mm256_setzero_si256();
+    scale.shift = _mm_setzero_si128();
+    scale.zero = _mm256_set1_epi16(q->zero);
+    scale.low = _mm256_set1_epi8((char)q->low);
+    scale.high = _mm256_set1_epi8((char)q->high);
+    return scale;
 }
 
 static inline __m256i ek_power(const ek_scale *s, __m256i x) {

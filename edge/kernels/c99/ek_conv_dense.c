@@ -134,7 +134,8 @@ static ek_four_channels ek_four_of(const ek_dense_conv *conv, int32_t first) {
     four.channels = rest < 4 ? rest : 4;
     for (int32_t c = 0; c < 4; c++) {
         const int32_t channel = first + (c < four.channels ? c : 0);
-        four.scale[c] = ek_scale_of(&conv->requant, channel);
+        four.scale[c] = ek_scale_of(&conv->requant);
+        ek_scale_channel(&four.scale[c], &conv->requant, channel);
         four.bias[c] = conv->requant.bias[channel];
     }
     four.adder = ek_adder_of(conv->sum ? conv->sum : &nothing);

@@ -166,22 +166,22 @@ static void ek_run(const ek_row *row, const ek_tail *tail, const uint8_t *p, con
     }
 }
 
-static ek_tail ek_tail_of(const ek_sparse_conv *conv, int32_t channel) {
+static ek_tail ek_tail_of(const ek_sparse_conv *conv) {
     static const ek_sum nothing = {0, 0, 0, 1, 0, 0, 0};
     ek_tail tail;
-    tail.scale = ek_scale_of(&conv->requant, channel);
+    tail.scale = ek_scale_of(&conv->requant);
     tail.adds = conv->sum != 0;
     tail.adder = ek_adder_of(conv->sum ? conv->sum : &nothing);
     return tail;
 }
 
-static void ek_channel_plane(const ek_sparse_conv *conv, const ek_row *row, int32_t channel,
-                             const uint8_t *in, const uint8_t *other, uint8_t *out) {
+static void ek_sparse_plane(const ek_sparse_conv *conv, ek_tail *tail, const ek_row *row,
+                            const uint8_t *in, const uint8_t *other, uint8_t *out) {
     const ek_runs runs = ek_runs_of(&conv->out, conv->in_row);
-    const ek_tail tail = ek_tail_of(conv, channel);
+    ek_scale_channel(&tail->scale, &conv->requant, row->filter->channel);
     for (int32_t y = 0; y < runs.count; y++) {
         const int32_t to = y * conv->out.row;
-        ek_run(row, &tail, in + y * conv->in_row, other + to, out + to, runs.length);
+        ek_run(row, tail, in + y * conv->in_row, other + to, out + to, runs.length);
     }
     ek_halo_of(&conv->out, out);
 }
@@ -198,10 +198,18 @@ static void ek_row_taps(const void *state, const uint8_t *p, int32_t *sums, int3
             ek_tap(sums, p + row->pairs[q].at[i], row->pairs[q].weight[i], count);
 }
 
-static void ek_channel_plane(const ek_sparse_conv *conv, const ek_row *row, int32_t channel,
-                             const uint8_t *in, const uint8_t *other, uint8_t *out) {
-    const ek_channel c = {&conv->out, &conv->requant, conv->sum, channel, conv->in_row};
-    ek_plane(&c, ek_row_taps, row, in, other, out);
+typedef ek_channel ek_tail;
+
+static ek_tail ek_tail_of(const ek_sparse_conv *conv) {
+    const ek_tail tail = {&conv->out, &conv->requant, conv->sum, 0, conv->in_row};
+    return tail;
+}
+
+static void ek_sparse_plane(const ek_sparse_conv *conv, ek_tail *tail, const ek_row *row,
+                            const uint8_t *in, const uint8_t *other, uint8_t *out) {
+    (void)conv;
+    tail->channel = row->filter->channel;
+    ek_plane(tail, ek_row_taps, row, in, other, out);
 }
 
 #endif
@@ -210,6 +218,7 @@ void ek_conv_sparse(const ek_sparse_conv *conv, const uint8_t *in, const uint8_t
                     uint8_t *out) {
     const ek_planes *planes = &conv->out;
     ek_row row = {conv->filters, conv->quads, conv->pairs, 0};
+    ek_tail tail = ek_tail_of(conv);
     if (!conv->sum) other = out;
     ek_halo_before(planes, out);
     for (int32_t n = 0; n < planes->channels; n++, row.filter++) {
@@ -220,7 +229,7 @@ void ek_conv_sparse(const ek_sparse_conv *conv, const uint8_t *in, const uint8_t
             memset(out + at, constant, (size_t)(planes->height * planes->row));
             ek_halo_of(planes, out + at);
         } else {
-            ek_channel_plane(conv, &row, channel, in, other + at, out + at);
+            ek_sparse_plane(conv, &tail, &row, in, other + at, out + at);
         }
         row.quads += row.filter->quads;
         row.pairs += row.filter->pairs;

@@ -1,16 +1,59 @@
 /* Between layouts. */
 #include "ek_avx2.h"
 
+/* One row of one channel. */
+static void ek_load_row(const int8_t *image, int32_t channels, int32_t count, uint8_t *out) {
+    for (int32_t x = 0; x < count; x++) out[x] = (uint8_t)(image[x * channels] ^ 0x80);
+}
+
+#ifdef EK_AVX2
+
+/* 16 pixels of 3 channels: byte n of channel c is byte 3 n + c of what is read. */
+static inline void ek_load_three(const uint8_t *image, uint8_t *out, int32_t plane) {
+    const __m128i flip = _mm_set1_epi8(-128), a = _mm_xor_si128(ek_load16(image), flip);
+    const __m128i b = _mm_xor_si128(ek_load16(image + 16), flip);
+    const __m128i c = _mm_xor_si128(ek_load16(image + 32), flip);
+    for (int channel = 0; channel < 3; channel++) {
+        const __m128i third = _mm_setr_epi8(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45);
+        const __m128i at = _mm_add_epi8(third, _mm_set1_epi8((char)channel));
+        const __m128i in_b = _mm_sub_epi8(at, _mm_set1_epi8(16));
+        const __m128i in_c = _mm_sub_epi8(at, _mm_set1_epi8(32));
+        const __m128i past_a = _mm_cmpgt_epi8(at, _mm_set1_epi8(15));
+        const __m128i past_b = _mm_cmpgt_epi8(in_b, _mm_set1_epi8(15));
+        const __m128i x = _mm_shuffle_epi8(a, _mm_or_si128(at, past_a));
+        const __m128i y = _mm_shuffle_epi8(b, _mm_or_si128(in_b, past_b));
+        const __m128i z = _mm_shuffle_epi8(c, in_c);
+        ek_store16(out + channel * plane, _mm_or_si128(_mm_or_si128(x, y), z));
+    }
+}
+
+static int32_t ek_load_blocks(const ek_planes *planes, const int8_t *image, uint8_t *out) {
+    int32_t x = 0;
+    for (; planes->channels == 3 && planes->width - x >= 16; x += 16)
+        ek_load_three((const uint8_t *)image + 3 * x, out + x, planes->plane);
+    return x;
+}
+
+#else
+
+static int32_t ek_load_blocks(const ek_planes *planes, const int8_t *image, uint8_t *out) {
+    (void)planes, (void)image, (void)out;
+    return 0;
+}
+
+#endif
+
 void ek_load(const ek_planes *planes, const int8_t *image, uint8_t *out) {
     const int32_t channels = planes->channels;
     ek_halo_before(planes, out);
-    for (int32_t c = 0; c < channels; c++, out += planes->plane) {
-        const int8_t *from = image + c;
-        for (int32_t y = 0; y < planes->height; y++)
-            for (int32_t x = 0; x < planes->width; x++, from += channels)
-                out[y * planes->row + x] = (uint8_t)(*from ^ 0x80);
-        ek_halo_of(planes, out);
+    for (int32_t y = 0; y < planes->height; y++, image += planes->width * channels) {
+        uint8_t *row = out + y * planes->row;
+        const int32_t x = ek_load_blocks(planes, image, row);
+        for (int32_t c = 0; c < channels; c++)
+            ek_load_row(image + x * channels + c, channels, planes->width - x,
+                        row + c * planes->plane + x);
     }
+    for (int32_t c = 0; c < channels; c++, out += planes->plane) ek_halo_of(planes, out);
 }
 
 void ek_store(int32_t count, const uint8_t *x, int8_t *out) {
@@ -52,23 +95,24 @@ static inline void ek_halves(const uint8_t *p, uint8_t *even, uint8_t *odd) {
     ek_store16(odd, _mm256_extracti128_si256(sorted, 1));
 }
 
-static void ek_two_strides(const uint8_t *p, int32_t count, uint8_t *even, uint8_t *odd) {
+/* `spare` bytes behind each may be written, too. */
+static void ek_two_strides(const uint8_t *p, int32_t count, int32_t spare, uint8_t *even,
+                           uint8_t *odd) {
     int32_t x = 0;
-    for (; count - x >= 16; x += 16) ek_halves(p + 2 * x, even + x, odd + x);
-    if (count - x > 2) {
+    for (; count + spare - x >= 16 && x < count; x += 16) ek_halves(p + 2 * x, even + x, odd + x);
+    if (count > x) {
         uint8_t last[32];
         ek_halves(p + 2 * x, last, last + 16);
         ek_copy(even + x, last, count - x);
         ek_copy(odd + x, last + 16, count - x);
-    } else {
-        ek_stride(p + 2 * x, 2, count - x, even + x);
-        ek_stride(p + 2 * x + 1, 2, count - x, odd + x);
     }
 }
 
 #else
 
-static void ek_two_strides(const uint8_t *p, int32_t count, uint8_t *even, uint8_t *odd) {
+static void ek_two_strides(const uint8_t *p, int32_t count, int32_t spare, uint8_t *even,
+                           uint8_t *odd) {
+    (void)spare;
     ek_stride(p, 2, count, even);
     ek_stride(p + 1, 2, count, odd);
 }
@@ -85,7 +129,8 @@ void ek_split(const ek_phases *phases, const uint8_t *x, uint8_t *out) {
                 const uint8_t *from = x + (y * step_y + a) * in->row;
                 uint8_t *row = out + y * to->row;
                 if (step_x == 2) {
-                    ek_two_strides(from, to->width, row, row + to->plane);
+                    const int32_t rest = (to->height - 1 - y) * to->row;
+                    ek_two_strides(from, to->width, rest, row, row + to->plane);
                 } else {
                     for (int32_t b = 0; b < step_x; b++)
                         ek_stride(from + b, step_x, to->width, row + b * to->plane);
