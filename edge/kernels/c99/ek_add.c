@@ -1,8 +1,9 @@
 /* Sum of two tensors of one layout. */
 #include "ek_avx2.h"
 
-static void ek_add_rest(const ek_sum *sum, const uint8_t *a, const uint8_t *b, uint8_t *out,
+static void ek_add_rest(const ek_sum *how, const uint8_t *a, const uint8_t *b, uint8_t *out,
                         int32_t count) {
+    const ek_sum sum = *how;
     for (int32_t x = 0; x < count; x++) out[x] = ek_summed(sum, a[x], b[x]);
 }
 

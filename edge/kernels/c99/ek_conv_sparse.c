@@ -225,7 +225,7 @@ void ek_conv_sparse(const ek_sparse_conv *conv, const uint8_t *in, const uint8_t
         const int32_t channel = row.filter->channel, at = channel * planes->plane;
         row.bias = conv->requant.bias[channel];
         if (row.filter->quads + row.filter->pairs == 0 && !conv->sum) {
-            const uint8_t constant = ek_scaled(&conv->requant, channel, row.bias);
+            const uint8_t constant = ek_scaled(ek_scaler_of(&conv->requant, channel), row.bias);
             memset(out + at, constant, (size_t)(planes->height * planes->row));
             ek_halo_of(planes, out + at);
         } else {

@@ -3,34 +3,52 @@
 #define EK_PLAIN_H
 
 #include <stddef.h>
+#if defined(__STDC_HOSTED__) && __STDC_HOSTED__ == 0
+extern
+#ifdef __cplusplus
+    "C"
+#endif
+    void *memcpy(void *to, const void *from, size_t count);
+extern
+#ifdef __cplusplus
+    "C"
+#endif
+    void *memset(void *to, int value, size_t count);
+#else
 #include <string.h>
+#endif
 
 #include "ek.h"
 
 #define EK_CHUNK 64 /* sums that plain kernels hold at once */
 
-/* Arithmetic shift by definition, which C99 leaves to the implementation; compilers see through. */
-static inline int32_t ek_shift32(int32_t x, int32_t by) {
-    return x < 0 ? ~(~x >> by) : x >> by;
-}
-static inline int64_t ek_shift64(int64_t x, int32_t by) {
-    return x < 0 ? ~(~x >> by) : x >> by;
-}
+/* C99 leaves it open what >> does to a sign; here it must stay. */
+typedef char ek_shifts_keep_signs[-1 >> 1 == -1 ? 1 : -1];
 
 static inline uint8_t ek_clamp(int64_t x, uint8_t low, uint8_t high) {
     return (uint8_t)(x < low ? low : x > high ? high : x);
 }
 
-static inline uint8_t ek_scaled(const ek_requant *q, int32_t channel, int32_t sum) {
-    const int32_t shift = q->shift[channel];
-    const int64_t product = (int64_t)sum * q->multiplier[channel];
-    return ek_clamp(ek_shift64(product + ((int64_t)1 << (shift - 1)), shift) + q->zero, q->low,
-                    q->high);
+/* Requantisation of one channel, by value: writing bytes may change anything that has an address. */
+typedef struct {
+    int32_t multiplier, shift;
+    uint8_t zero, low, high;
+} ek_scaler;
+
+static inline ek_scaler ek_scaler_of(const ek_requant *q, int32_t channel) {
+    const ek_scaler s = {q->multiplier[channel], q->shift[channel], q->zero, q->low, q->high};
+    return s;
 }
 
-static inline uint8_t ek_summed(const ek_sum *sum, uint8_t a, uint8_t b) {
-    const int32_t total = a * sum->scale_a + b * sum->scale_b + sum->offset;
-    return ek_clamp(ek_shift32(total, sum->shift) + sum->zero, sum->low, sum->high);
+static inline uint8_t ek_scaled(ek_scaler s, int32_t sum) {
+    const int64_t half = (int64_t)1 << (s.shift - 1);
+    const int64_t rounded = ((int64_t)sum * s.multiplier + half) >> s.shift;
+    return ek_clamp(rounded + s.zero, s.low, s.high);
+}
+
+static inline uint8_t ek_summed(ek_sum s, uint8_t a, uint8_t b) {
+    const int32_t total = a * s.scale_a + b * s.scale_b + s.offset;
+    return ek_clamp((total >> s.shift) + s.zero, s.low, s.high);
 }
 
 /* memset and memcpy of a few bytes, without a call. */
@@ -112,11 +130,16 @@ typedef struct {
 static inline void ek_chunk(const ek_channel *c, ek_taps taps, const void *state, const uint8_t *p,
                             const uint8_t *other, uint8_t *out, int32_t count) {
     int32_t sums[EK_CHUNK];
-    for (int32_t x = 0; x < count; x++) sums[x] = c->requant->bias[c->channel];
+    const int32_t bias = c->requant->bias[c->channel];
+    for (int32_t x = 0; x < count; x++) sums[x] = bias;
     taps(state, p, sums, count);
-    for (int32_t x = 0; x < count; x++) {
-        const uint8_t byte = ek_scaled(c->requant, c->channel, sums[x]);
-        out[x] = c->sum ? ek_summed(c->sum, byte, other[x]) : byte;
+    const ek_scaler scaler = ek_scaler_of(c->requant, c->channel);
+    if (c->sum) {
+        const ek_sum sum = *c->sum;
+        for (int32_t x = 0; x < count; x++)
+            out[x] = ek_summed(sum, ek_scaled(scaler, sums[x]), other[x]);
+    } else {
+        for (int32_t x = 0; x < count; x++) out[x] = ek_scaled(scaler, sums[x]);
     }
 }
 

@@ -84,8 +84,9 @@ static int32_t ek_total(const uint8_t *p, int32_t count) {
 
 void ek_mean(const ek_requant *requant, const ek_planes *in, const uint8_t *x, uint8_t *out) {
     const int32_t halo = in->height * (in->row - in->width) * in->zero;
+    const ek_scaler scaler = ek_scaler_of(requant, 0);
     for (int32_t c = 0; c < in->channels; c++, x += in->plane) {
         const int32_t sum = ek_total(x, in->height * in->row) - halo;
-        out[c] = ek_scaled(requant, 0, sum + requant->bias[0]);
+        out[c] = ek_scaled(scaler, sum + requant->bias[0]);
     }
 }

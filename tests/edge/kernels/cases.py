@@ -205,6 +205,12 @@ CHECKS: Mapping[str, Callable[[Kernels, Generator], None]] = {
     "pool": check_pool,
     "layouts": check_layouts,
 }
+
+
+def check_other(kernels: Kernels, rng: Generator, name: str) -> None:
+    CHECKS[name](kernels, rng)
+
+
 CONVS = ("sparse", "stream8", "stream4", "dense")
 
 

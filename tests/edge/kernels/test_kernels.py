@@ -68,7 +68,7 @@ def test_a_usual_convolution_equals_its_twin(
 @quick
 @given(seed=seeds)
 def test_another_kernel_equals_its_twin(kernels: Kernels, name: str, seed: int) -> None:
-    cases.CHECKS[name](kernels, np.random.default_rng(seed))
+    cases.check_other(kernels, np.random.default_rng(seed), name)
 
 
 # Compilers
@@ -79,6 +79,20 @@ def test_another_kernel_equals_its_twin(kernels: Kernels, name: str, seed: int) 
 def test_the_sources_are_clean_c_and_cpp(simd: str, language: str, tmp_path: Path) -> None:
     need_gcc()
     command = [*language.split(), *WARNINGS, simd, "-fsyntax-only", str(in_one(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["thumb-freestanding-eabi -mcpu=cortex_m4 -ffreestanding", "aarch64-linux-musl"],
+    ids=["cortex-m4", "aarch64"],
+)
+def test_the_sources_compile_for_other_processors(target: str, tmp_path: Path) -> None:
+    pytest.importorskip("ziglang", reason="not installed: ziglang; pip install -e .[dev]")
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", *target.split(), "-std=c99"]
+    files = [str(in_one(tmp_path)), "-o", str(tmp_path / "out.o")]
+    command = [*compiler, "-Os", "-pedantic", *WARNINGS, "-c", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
