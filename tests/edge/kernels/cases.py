@@ -198,19 +198,14 @@ def check_layouts(kernels: Kernels, rng: Generator) -> None:
     np.testing.assert_array_equal(kernels.pad(x, out, top, left).values(), padded)
 
 
-CHECKS: Mapping[str, Callable[[Kernels, Generator], None]] = {
+Check = Callable[[Kernels, Generator], None]
+CHECKS: Mapping[str, Check] = {
     "add": check_add,
     "linear": check_linear,
     "mean": check_mean,
     "pool": check_pool,
     "layouts": check_layouts,
 }
-
-
-def check_other(kernels: Kernels, rng: Generator, name: str) -> None:
-    CHECKS[name](kernels, rng)
-
-
 CONVS = ("sparse", "stream8", "stream4", "dense")
 
 

@@ -7,6 +7,8 @@ which must come back unchanged.
 from __future__ import annotations
 
 import ctypes
+import platform
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from edge.ir import Window
@@ -22,10 +25,22 @@ from edge.kernels.pack import Phases, Planes
 
 C99 = Path(pack.__file__).parent / "c99"
 SOURCES = sorted(C99.glob("*.c"))
+STEPS = Path(__file__).with_name("steps.c")
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
+
+
+def need_gcc() -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("there is no gcc; sudo apt install gcc g++")
+
+
+def need_avx2() -> None:
+    info = Path("/proc/cpuinfo")
+    if not info.exists() or "avx2" not in info.read_text():
+        pytest.skip(f"this processor ({platform.machine()}) has no AVX2")
 
 
 def in_one(folder: Path) -> Path:
@@ -38,7 +53,7 @@ def in_one(folder: Path) -> Path:
 def build(folder: Path, *flags: str) -> Path:
     """Compile all kernels into one shared library."""
     path = folder / "kernels.so"
-    sources = [str(in_one(folder)), "-o", str(path)]
+    sources = [f"-I{C99}", str(in_one(folder)), str(STEPS), "-o", str(path)]
     command = ["gcc", "-std=c99", *flags, "-shared", "-fPIC", *sources]
     subprocess.run(command, check=True)
     return path
@@ -188,28 +203,32 @@ class Kernels:
     """The functions of ek.h."""
 
     def __init__(self, path: Path) -> None:
-        self._library = ctypes.CDLL(str(path))
+        self.library = ctypes.CDLL(str(path))
         self._kept: list[Any] = []
 
     def load(self, image: Array, planes: Planes) -> Tensor:
         """Put int8 values [c, h, w] into a tensor."""
         out = Tensor(planes)
         nhwc = np.ascontiguousarray(image.transpose(1, 2, 0).astype(np.int8))
-        self._library.ek_load(self._planes(planes), _at(nhwc), _AT(out.address))
+        self.library.ek_load(self._planes(planes), _at(nhwc), _AT(out.address))
         return out
 
     def store(self, x: Tensor) -> Array:
         out = np.empty(x.planes.channels, np.int8)
-        self._library.ek_store(out.size, _AT(x.address), _at(out))
+        self.library.ek_store(out.size, _AT(x.address), _at(out))
         return out
 
     def split(self, phases: Phases, x: Tensor) -> Tensor:
         out = Tensor(phases.planes)
         top, _, left, _ = phases.window.padding
         struct = CPhases(
-            *phases.window.stride, top, left, _planes(phases.source), _planes(phases.planes)
+            *phases.window.stride,
+            top,
+            left,
+            planes_struct(phases.source),
+            planes_struct(phases.planes),
         )
-        self._library.ek_split(ctypes.byref(struct), _AT(x.address), _AT(out.address))
+        self.library.ek_split(ctypes.byref(struct), _AT(x.address), _AT(out.address))
         return out
 
     def conv(
@@ -231,18 +250,18 @@ class Kernels:
             phases = Phases(x.planes, window, out.row)
             at, x = phases.distances(window), self.split(phases, x)
         result = added[1] if added and in_place else Tensor(out)
-        common = _planes(out), self.requant(requant, weights, x.planes.zero), x.planes.row
-        sum_at = self._sum(added[0]) if added else None
-        struct = self._conv(kind, weights, at, common, sum_at, groups)
+        common = planes_struct(out), self.requant(requant, weights, x.planes.zero), x.planes.row
+        sum_at = self.sum_struct(added[0]) if added else None
+        struct = self.conv_struct(kind, weights, at, common, sum_at, groups)
         other = _AT(added[1].address if added else None)
         arguments = [ctypes.byref(struct), _AT(x.address), other, _AT(result.address)]
         if kind == "dense":
             scratch = np.empty(pack.dense(weights, at).scratch + 4, np.uint8)
             arguments.append(_at(scratch))
-        getattr(self._library, f"ek_conv_{kind.rstrip('48')}")(*arguments)
+        getattr(self.library, f"ek_conv_{kind.rstrip('48')}")(*arguments)
         return result
 
-    def _conv(
+    def conv_struct(
         self, kind: str, weights: Array, at: Array, common: Any, sum_at: Any, groups: int
     ) -> ctypes.Structure:
         if kind == "sparse":
@@ -267,19 +286,19 @@ class Kernels:
             self.requant(requant, weights, x.planes.zero),
             self.keep(weights),
         )
-        self._library.ek_linear(ctypes.byref(struct), _AT(x.address), _AT(out.address))
+        self.library.ek_linear(ctypes.byref(struct), _AT(x.address), _AT(out.address))
         return out
 
     def add(self, how: Sum, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         addresses = [_AT(tensor.address) for tensor in (a, b, out)]
-        self._library.ek_add(_AT(self._sum(how)), self._planes(out.planes), *addresses)
+        self.library.ek_add(_AT(self.sum_struct(how)), self._planes(out.planes), *addresses)
         return out
 
     def mean(self, x: Tensor, requant: Requant) -> Tensor:
         out = vector(x.planes.channels)
         weights = np.ones((1, x.planes.height * x.planes.width), np.int8)
         struct = self.requant(requant, weights, x.planes.zero)
-        self._library.ek_mean(
+        self.library.ek_mean(
             ctypes.byref(struct), self._planes(x.planes), _AT(x.address), _AT(out.address)
         )
         return out
@@ -290,7 +309,7 @@ class Kernels:
         top, _, left, _ = window.padding
         struct = CWindow(*window.kernel, *window.stride, *window.dilation, top, left)
         planes = self._planes(x.planes), self._planes(out)
-        getattr(self._library, f"ek_{kind}_pool")(
+        getattr(self.library, f"ek_{kind}_pool")(
             ctypes.byref(struct), *planes, _AT(x.address), _AT(result.address)
         )
         return result
@@ -298,12 +317,12 @@ class Kernels:
     def pad(self, x: Tensor, out: Planes, top: int, left: int) -> Tensor:
         result = Tensor(out)
         planes = self._planes(x.planes), self._planes(out)
-        self._library.ek_pad(*planes, top, left, _AT(x.address), _AT(result.address))
+        self.library.ek_pad(*planes, top, left, _AT(x.address), _AT(result.address))
         return result
 
     def flatten(self, x: Tensor) -> Tensor:
         out = vector(x.planes.channels * x.planes.height * x.planes.width)
-        self._library.ek_flatten(self._planes(x.planes), _AT(x.address), _AT(out.address))
+        self.library.ek_flatten(self._planes(x.planes), _AT(x.address), _AT(out.address))
         return out
 
     # Structs
@@ -318,16 +337,19 @@ class Kernels:
         )
         return CRequant(*map(self.keep, arrays), *limits)
 
-    def _sum(self, how: Sum) -> int:
+    def sum_struct(self, how: Sum) -> int:
         zeros = how.zeros[0] + 128, how.zeros[1] + 128
         offset = pack.sum_offset(how.scales, zeros, how.shift)
         limits = (limit + 128 for limit in (how.zero, how.low, how.high))
         struct = CSum(*how.scales, offset, how.shift, *limits)
-        self._kept.append(struct)
-        return ctypes.addressof(struct)
+        return self.keep_struct(struct)
 
     def _planes(self, planes: Planes) -> Any:
-        return ctypes.byref(_planes(planes))
+        return ctypes.byref(planes_struct(planes))
+
+    def keep_struct(self, struct: ctypes.Structure) -> int:
+        self._kept.append(struct)
+        return ctypes.addressof(struct)
 
     def keep(self, array: Array) -> int:
         array = np.ascontiguousarray(array)
@@ -335,7 +357,7 @@ class Kernels:
         return int(array.ctypes.data)
 
 
-def _planes(p: Planes) -> CPlanes:
+def planes_struct(p: Planes) -> CPlanes:
     return CPlanes(p.channels, p.height, p.width, p.row, p.plane, p.lead, p.zero)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.edge.kernels import cases
-from tests.edge.kernels.library import C99, SOURCES, WARNINGS, Kernels, build, flags_of, in_one
+from tests.edge.kernels.library import (
+    C99,
+    SOURCES,
+    WARNINGS,
+    Kernels,
+    build,
+    flags_of,
+    in_one,
+    need_avx2,
+    need_gcc,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 VARIANTS = ("avx2-O0", "avx2-O3", "plain-O0", "plain-O3")
@@ -25,17 +33,6 @@ seeds = st.integers(0, 2**32 - 1)
 quick = settings(
     deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-def need_gcc() -> None:
-    if shutil.which("gcc") is None:
-        pytest.skip("there is no gcc; sudo apt install gcc g++")
-
-
-def need_avx2() -> None:
-    info = Path("/proc/cpuinfo")
-    if not info.exists() or "avx2" not in info.read_text():
-        pytest.skip(f"this processor ({platform.machine()}) has no AVX2")
 
 
 @pytest.fixture(scope="session", params=VARIANTS)
@@ -64,11 +61,13 @@ def test_a_usual_convolution_equals_its_twin(
         cases.check_conv(kernels, np.random.default_rng(seed), layer, kind)
 
 
-@pytest.mark.parametrize("name", cases.CHECKS)
+@pytest.mark.parametrize("check_kernel", cases.CHECKS.values(), ids=cases.CHECKS)
 @quick
 @given(seed=seeds)
-def test_another_kernel_equals_its_twin(kernels: Kernels, name: str, seed: int) -> None:
-    cases.check_other(kernels, np.random.default_rng(seed), name)
+def test_another_kernel_equals_its_twin(
+    kernels: Kernels, check_kernel: cases.Check, seed: int
+) -> None:
+    check_kernel(kernels, np.random.default_rng(seed))
 
 
 # Compilers
