@@ -1,21 +1,25 @@
-"""The slow, readable definition of what every op of the graph computes.
-
-Float semantics only, so far. A kernel is a loop over its taps; each tap is one shifted view of
-the padded input, so no arithmetic hides in index tricks.
-"""
+"""The slow, readable definition of what a graph computes: in float here, in integers beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
+from edge import interpret_int8, ir
+from edge.rounding import policy
+from edge.taps import padded, taps
 from fedkit.errors import ExportError
 
 FloatArray = NDArray[np.float32]
+Int8Array = NDArray[np.int8]
 Visitor = Callable[[str, FloatArray], None]
+Int8Visitor = Callable[[str, Int8Array], None]
+
+_Value = TypeVar("_Value", bound=np.generic)
+_Operands = list[NDArray[_Value]]
 
 
 def evaluate(graph: ir.Graph, inputs: FloatArray, visit: Visitor | None = None) -> FloatArray:
@@ -32,14 +36,54 @@ def evaluate(graph: ir.Graph, inputs: FloatArray, visit: Visitor | None = None) 
     Raises:
         ExportError: The graph is quantised, or the inputs do not fit it.
     """
-    _check(graph, inputs)
-    values: dict[str, FloatArray] = {graph.inputs[0]: inputs}
+    _check(graph, inputs, "float32")
+
+    def compute(op: ir.Op, operands: _Operands[np.float32]) -> FloatArray:
+        return _activate(op.activation, _OPS[op.kind](op, graph, *operands))
+
+    return _run(graph, inputs, compute, visit)
+
+
+def evaluate_int8(
+    graph: ir.Graph, inputs: Int8Array, rounding: str = "half_up", visit: Int8Visitor | None = None
+) -> Int8Array:
+    """Run an int8 graph, integer by integer.
+
+    Args:
+        graph: Quantised, with one input and one output.
+        inputs: int8 [n, h, w, c] or [n, f], any n, in the graph's layout.
+        rounding: A policy of `edge.rounding`; the default is what our own targets compute.
+        visit: Called with the name and value of each activation as soon as it is known.
+
+    Returns:
+        int8 [n, ...], the graph's output.
+
+    Raises:
+        ExportError: The graph is not quantised, the inputs do not fit it, or there is no such
+            policy.
+    """
+    _check(graph, inputs, "int8")
+    how = policy(rounding)
+
+    def compute(op: ir.Op, operands: _Operands[np.int8]) -> Int8Array:
+        wide = tuple(operand.astype(np.int64) for operand in operands)
+        return interpret_int8.compute(how, graph, op, wide).astype(np.int8)
+
+    return _run(graph, inputs, compute, visit)
+
+
+def _run(
+    graph: ir.Graph,
+    inputs: NDArray[_Value],
+    compute: Callable[[ir.Op, _Operands[_Value]], NDArray[_Value]],
+    visit: Callable[[str, NDArray[_Value]], None] | None,
+) -> NDArray[_Value]:
+    values: dict[str, NDArray[_Value]] = {graph.inputs[0]: inputs}
     last_use = {name: op for op in graph.ops for name in op.inputs}
     if visit:
         visit(graph.inputs[0], inputs)
     for op in graph.ops:
-        operands = [values[n] if n in values else graph.constant(n) for n in op.inputs]
-        value = _activate(op.activation, _OPS[op.kind](op, graph, *operands))
+        value = compute(op, [values[n] if n in values else graph.constant(n) for n in op.inputs])
         values[op.output] = value
         if visit:
             visit(op.output, value)
@@ -49,13 +93,16 @@ def evaluate(graph: ir.Graph, inputs: FloatArray, visit: Visitor | None = None) 
     return values[graph.outputs[0]]
 
 
-def _check(graph: ir.Graph, inputs: FloatArray) -> None:
+def _check(graph: ir.Graph, inputs: NDArray[Any], dtype: ir.DType) -> None:
     expected = graph.tensors[graph.inputs[0]]
-    if expected.dtype != "float32":
-        raise ExportError("the interpreter runs float graphs only; evaluate before `quantize`")
-    if inputs.shape[1:] != expected.shape[1:] or inputs.dtype != np.float32:
+    if expected.dtype != dtype:
         raise ExportError(
-            f"inputs are {inputs.dtype} {inputs.shape}; the graph takes float32 "
+            f"the graph is {expected.dtype}, not {dtype}: `evaluate` runs float graphs only, "
+            f"`evaluate_int8` those that `quantize` made"
+        )
+    if inputs.shape[1:] != expected.shape[1:] or inputs.dtype != dtype:
+        raise ExportError(
+            f"inputs are {inputs.dtype} {inputs.shape}; the graph takes {dtype} "
             f"[n, {', '.join(map(str, expected.shape[1:]))}]"
         )
 
@@ -68,30 +115,8 @@ def _activate(activation: ir.Activation, x: FloatArray) -> FloatArray:
     return x
 
 
-def _padded(x: FloatArray, window: ir.Window, value: float) -> FloatArray:
-    top, bottom, left, right = window.padding
-    if not any(window.padding):
-        return x
-    return np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=value)
-
-
-def _taps(
-    x: FloatArray, window: ir.Window | None, fill: float = 0.0
-) -> Iterator[tuple[int, int, FloatArray]]:
-    """Yield (kernel row, kernel column, what that tap reads: [n, out h, out w, c])."""
-    assert window is not None  # the verifier's rule
-    rows, columns = window.output(x.shape[1], x.shape[2])
-    (stride_y, stride_x), (dilation_y, dilation_x) = window.stride, window.dilation
-    x = _padded(x, window, fill)
-    for i in range(window.kernel[0]):
-        for j in range(window.kernel[1]):
-            top, left = i * dilation_y, j * dilation_x
-            end_y, end_x = top + (rows - 1) * stride_y + 1, left + (columns - 1) * stride_x + 1
-            yield i, j, x[:, top:end_y:stride_y, left:end_x:stride_x]
-
-
 def _conv2d(op: ir.Op, graph: ir.Graph, x: FloatArray, w: FloatArray, b: FloatArray) -> FloatArray:
-    parts = (tap @ w[:, i, j].T for i, j, tap in _taps(x, op.window))
+    parts = (tap @ w[:, i, j].T for i, j, tap in taps(x, op.window))
     return _sum(parts) + b
 
 
@@ -99,7 +124,7 @@ def _depthwise(
     op: ir.Op, graph: ir.Graph, x: FloatArray, w: FloatArray, b: FloatArray
 ) -> FloatArray:
     x = np.repeat(x, w.shape[3] // x.shape[3], axis=3)
-    return _sum(tap * w[0, i, j] for i, j, tap in _taps(x, op.window)) + b
+    return _sum(tap * w[0, i, j] for i, j, tap in taps(x, op.window)) + b
 
 
 def _sum(parts: Iterator[FloatArray]) -> FloatArray:
@@ -136,22 +161,21 @@ def _mean(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:
 
 
 def _avg_pool2d(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:
-    total = _sum(tap.copy() for _, _, tap in _taps(x, op.window))
+    total = _sum(tap.copy() for _, _, tap in taps(x, op.window))
     ones = np.ones((1, *x.shape[1:3], 1), np.float32)
-    return total / _sum(tap.copy() for _, _, tap in _taps(ones, op.window))
+    return total / _sum(tap.copy() for _, _, tap in taps(ones, op.window))
 
 
 def _max_pool2d(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:
-    taps = _taps(x, op.window, fill=-np.inf)
-    result = next(taps)[2]
-    for _, _, tap in taps:
+    windows = taps(x, op.window, fill=-np.inf)
+    result = next(windows)[2]
+    for _, _, tap in windows:
         result = np.maximum(result, tap)
     return result
 
 
 def _pad(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:
-    assert op.window is not None  # the verifier's rule
-    return _padded(x, op.window, 0.0)
+    return padded(x, op.window, 0.0)
 
 
 def _reshape(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:

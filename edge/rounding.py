@@ -1,0 +1,201 @@
+"""Rounding policies: how sums and products of a quantised graph become int8 again.
+
+`half_up` is ours, what the C and FPGA targets compute: fixed-point multipliers, one rounding. The
+others say what a runtime of others computes, so that the interpreter can be compared with it
+integer by integer:
+
+  gemmlowp   the kernels built into TFLite (tflite-runtime; LiteRT without XNNPACK): a multiplier of
+             31 bits whose product is rounded twice
+  half_even  XNNPACK, LiteRT's default: float32 products, halves to even
+
+How the two round was found by comparing every kind of op with the runtimes, integer by integer
+(tests/edge/test_rounding.py), starting from gemmlowp's published arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import ir
+from fedkit.errors import ExportError
+from fedkit.numerics import (
+    FixedPoint,
+    Int64s,
+    fixed_point,
+    multiply_half_up,
+    shift_right_half_away,
+    shift_right_half_up,
+)
+
+Scales = NDArray[np.float64]
+
+Rescale = Callable[[Int64s, Scales, float, ir.Kind], Int64s]
+Mean = Callable[[Int64s, int, ir.Tensor, ir.Tensor], Int64s]
+Add = Callable[[Int64s, Int64s, float, float, float], Int64s]
+
+_ADD_BITS = 15
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How real results are rounded.
+
+    Attributes:
+        name: Its key in `POLICIES`.
+        rescale: (sums [..., channels], scale of the sums per channel, scale of the result, kind of
+            op) -> the sums in steps of the result.
+        mean: (sums of values as they are, how many each, input, output) -> means in steps of the
+            output.
+        add: (left, right, their scales, scale of the result) -> their sum in steps of the result;
+            the operands are less their zero points.
+        divide: (sums, counts) -> quotients.
+    """
+
+    name: str
+    rescale: Rescale
+    mean: Mean
+    add: Add
+    divide: Callable[[Int64s, Int64s], Int64s]
+
+
+def policy(name: str) -> Policy:
+    """Return a policy by its name.
+
+    Raises:
+        ExportError: There is none of that name.
+    """
+    if name not in POLICIES:
+        raise ExportError(f"rounding policy {name!r} is unknown; choose one of {sorted(POLICIES)}")
+    return POLICIES[name]
+
+
+# Ours
+
+
+def _rescale_half_up(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+    return multiply_half_up(sums, multipliers(scale / out))
+
+
+def multipliers(real: Scales) -> FixedPoint:
+    """Return the fixed-point factors of `half_up`: 31 significant bits."""
+    return fixed_point(real, bits=31)
+
+
+def add_multipliers(left: float, right: float) -> tuple[int, int, int]:
+    """Return (a, b, shift) so that (a * x + b * y) / 2^shift adds int8 values within int32.
+
+    Both are below 2^15, which keeps products of int16 exact in every instruction set.
+
+    Args:
+        left: Scale of x, in steps of the sum; at most 128, as is that of y.
+        right: Scale of y.
+    """
+    a, b, shift = _aligned(left, right, _ADD_BITS)
+    return (a, b, shift) if max(a, b) < 2**_ADD_BITS else _aligned(left, right, _ADD_BITS - 1)
+
+
+def _aligned(left: float, right: float, bits: int) -> tuple[int, int, int]:
+    shift = min(30, bits - math.frexp(max(left, right))[1])
+    return round(math.ldexp(left, shift)), round(math.ldexp(right, shift)), shift
+
+
+def _add_half_up(x: Int64s, y: Int64s, left: float, right: float, out: float) -> Int64s:
+    a, b, shift = add_multipliers(left / out, right / out)
+    return shift_right_half_up(a * x + b * y, shift)
+
+
+def _mean_by(rescale: Rescale) -> Mean:
+    """Return a mean that is a sum less its zero points, rescaled."""
+
+    def mean(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
+        scale = np.asarray(x.scale / count)
+        return rescale(sums - count * x.zero_point, scale, out.scale, "mean")
+
+    return mean
+
+
+def _divide_half_up(sums: Int64s, counts: Int64s) -> Int64s:
+    return (2 * sums + counts) // (2 * counts)
+
+
+# TFLite's own kernels
+
+
+def _rescale_gemmlowp(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+    # Convolutions and products of matrices are ruy's, whose second rounding is another.
+    is_own = kind in ("depthwise_conv2d", "relu", "relu6")
+    last = shift_right_half_away if is_own else shift_right_half_up
+    return _multiply_gemmlowp(sums, scale / out, last)
+
+
+def _multiply_gemmlowp(
+    x: Int64s, real: Scales, last: Callable[[Int64s, Int64s], Int64s] = shift_right_half_away
+) -> Int64s:
+    """Return x * real: shifted left, doubled high part of the product, shifted right."""
+    fraction, exponent = np.frexp(real)
+    multiplier = np.floor(np.ldexp(fraction, 31) + 0.5).astype(np.int64)
+    carried = multiplier == 2**31
+    multiplier, exponent = multiplier >> carried, exponent + carried
+    left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
+    product = (x << left) * multiplier
+    # Rounded half away from zero, but by an addition and a division that cuts off.
+    nudge = np.where(product >= 0, 2**30, 1 - 2**30)
+    high = np.sign(product + nudge) * (np.abs(product + nudge) // 2**31)
+    return last(high, right.astype(np.int64))
+
+
+def _mean_gemmlowp(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
+    # The zero point's share is rounded apart from the sum, in float32.
+    ratio = np.float32(x.scale) / (np.float32(count) * np.float32(out.scale))
+    share = np.float32(x.zero_point) * np.float32(x.scale) / np.float32(out.scale)
+    offset = int(share + np.float32(0.5 if share > 0 else -0.5))
+    return _multiply_gemmlowp(sums, np.asarray(ratio, np.float64)) - offset
+
+
+def _add_gemmlowp(x: Int64s, y: Int64s, left: float, right: float, out: float) -> Int64s:
+    twice = 2 * max(left, right)
+    scaled = [
+        _multiply_gemmlowp(value << 20, np.asarray(scale / twice))
+        for value, scale in ((x, left), (y, right))
+    ]
+    return _multiply_gemmlowp(scaled[0] + scaled[1], np.asarray(twice / (2**20 * out)))
+
+
+def _divide_half_away(sums: Int64s, counts: Int64s) -> Int64s:
+    return np.asarray(np.sign(sums) * ((np.abs(sums) + counts // 2) // counts))
+
+
+# XNNPACK
+
+
+def _rescale_half_even(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+    factor = scale.astype(np.float32) / np.float32(out)
+    return np.rint(sums.astype(np.float32) * factor).astype(np.int64)
+
+
+def _add_xnnpack(x: Int64s, y: Int64s, left: float, right: float, out: float) -> Int64s:
+    step = np.float32(out)
+    a, b, shift = _aligned(float(np.float32(left) / step), float(np.float32(right) / step), 21)
+    return shift_right_half_up(a * x + b * y, shift)
+
+
+POLICIES: Mapping[str, Policy] = {
+    made.name: made
+    for made in (
+        Policy(
+            "half_up",
+            *(_rescale_half_up, _mean_by(_rescale_half_up), _add_half_up, _divide_half_up),
+        ),
+        Policy("gemmlowp", *(_rescale_gemmlowp, _mean_gemmlowp, _add_gemmlowp, _divide_half_away)),
+        # LiteRT leaves average pooling to TFLite's own kernel.
+        Policy(
+            "half_even",
+            *(_rescale_half_even, _mean_by(_rescale_half_even), _add_xnnpack, _divide_half_away),
+        ),
+    )
+}
