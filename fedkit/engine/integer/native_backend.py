@@ -19,13 +19,11 @@ from fedkit.engine.sparse.network import Layer
 from fedkit.engine.sparse.plan import Add, Copy, LayerNorm, Plan, Pool
 from fedkit.engine.sparse.schedule import Forward, Key, Schedule, Step, place, touched
 from fedkit.engine.sparse.structs import pointer, windows
-from fedkit.numerics import shift_right_half_up
 
 _CARRIERS = {"none": 0, "x": 1, "sign": 2, "hat": 1}
 _BYTES = {"x": 1, "raw": 2, "g": 2}
 _ALIGN = 64
 _SUM = 2**31 - 1
-_CODES = np.arange(-CODE, CODE + 1)
 
 Sums = NDArray[np.int64]
 
@@ -502,23 +500,30 @@ def _address(array: NDArray[Any]) -> c_void_p:
 
 def _active_codes(read: Read) -> tuple[Ints, Ints]:
     """Return per channel the first and the last code that a read is active for; they are a run."""
-    y = _of_all_codes(read)
-    return _run((y > read.start[:, None]) & (y < read.end[:, None]))
+    return _codes_between(read, read.start.astype(np.int64) + 1, read.end.astype(np.int64) - 1)
 
 
 def _unclipped_codes(read: Read) -> tuple[Ints, Ints]:
     """Return per channel the first and the last code whose result is within +-high."""
-    y = shift_right_half_up(_of_all_codes(read), read.shift[:, None])
-    return _run(np.abs(np.maximum(y, read.low)) < read.high)
+    shift = read.shift.astype(np.int64)
+    half = np.left_shift(1, shift) >> 1
+    low = (1 - read.high << shift) - half if read.low < 0 else np.full_like(shift, -(2**40))
+    return _codes_between(read, low, (read.high << shift) - half - 1)
 
 
-def _of_all_codes(read: Read) -> NDArray[np.int64]:
-    return np.asarray(read.a[:, None].astype(np.int64) * _CODES + read.b[:, None])
-
-
-def _run(passed: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    first = np.where(passed.any(1), _CODES[passed.argmax(1)], CODE + 1)
-    return to_int32(first), to_int32(first + passed.sum(1) - 1)
+def _codes_between(
+    read: Read, low: NDArray[np.int64], high: NDArray[np.int64]
+) -> tuple[Ints, Ints]:
+    """Return per channel the first and the last code x with low <= a * x + b <= high."""
+    a, b = read.a.astype(np.int64), read.b.astype(np.int64)
+    # What a negative `a` leads to comes from the other end.
+    least, most = np.where(a < 0, high, low), np.where(a < 0, low, high)
+    some = np.where(a == 0, 1, a)
+    first, last = -((b - least) // some), (most - b) // some
+    fits = (low <= b) & (b <= high)
+    first = np.where(a == 0, np.where(fits, -CODE, CODE + 1), first)
+    last = np.where(a == 0, CODE, last)
+    return to_int32(np.clip(first, -CODE, CODE + 1)), to_int32(np.clip(last, -CODE - 1, CODE))
 
 
 def _read(read: Read) -> native.Read:

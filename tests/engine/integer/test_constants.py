@@ -11,12 +11,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fedkit.engine.integer import native_backend
 from fedkit.engine.integer.constants import (
     CLIP,
     CODE,
     WIDE,
     Carrier,
     Chain,
+    Read,
     chain_constants,
     mix_constants,
     multiplier,
@@ -240,3 +242,29 @@ def test_arrays_that_kernels_read_are_contiguous_int32() -> None:
         for array in arrays:
             assert array.dtype == np.int32 and array.flags.c_contiguous and array.shape == (7,)
     assert isinstance(chain, Chain) and chain.factor.tolist() == [1] * 7
+
+
+# Runs of codes
+
+
+whole = st.integers(-(2**15), 2**15)
+
+
+@given(
+    *(st.one_of(st.just(0), whole), st.integers(-(2**29), 2**29), st.integers(0, 20)),
+    *(st.integers(1, 255), st.booleans(), st.integers(-(2**30), 2**30), st.integers(0, 2**30)),
+)
+def test_codes_that_pass_gradients_are_a_run(
+    a: int, b: int, shift: int, high: int, signed: bool, start: int, size: int
+) -> None:
+    """What the kernels are told is what the definition says of every code."""
+    slope, offset, by, begin, end = (
+        np.array([value], np.int32) for value in (a, b, shift, start, min(start + size, 2**30))
+    )
+    read = Read(slope, offset, by, -high if signed else 0, high, begin, end)
+    (first,), (last,) = native_backend._active_codes(read)
+    (first_unclipped,), (last_unclipped,) = native_backend._unclipped_codes(read)
+    for code in range(-CODE, CODE + 1):
+        assert (first <= code <= last) == naive.active(code, read, 0)
+        within = abs(naive.read_one(code, read, 0)) < high
+        assert (first_unclipped <= code <= last_unclipped) == within
