@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edge.files import write_whole
 from fedkit.errors import ExportError
 
 _MANIFEST_VERSION = 1
@@ -101,8 +101,8 @@ def save(
     )
     manifest = _to_json(result)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, content)
-    _write(manifest_path(path), manifest.encode())
+    write_whole(path, content)
+    write_whole(manifest_path(path), manifest.encode())
     return result
 
 
@@ -133,15 +133,6 @@ def load(path: Path) -> Artifact:
             f"{result.sha256[:12]}; copy or export it again"
         )
     return result
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path, what: str) -> bytes:

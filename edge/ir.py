@@ -61,6 +61,10 @@ WINDOWED: frozenset[Kind] = frozenset(
 CHANNEL_AXIS: Mapping[Kind, int] = {"conv2d": 0, "depthwise_conv2d": 3, "linear": 0}
 """Axis of the output channels in the weights of each weighted op."""
 
+SMALLEST_MULTIPLIER = 2.0**-31
+LARGEST_MULTIPLIER = 256.0
+"""What a sum may be multiplied by to become int8, so that kernels can."""
+
 _ARITY: Mapping[Kind, tuple[int, int]] = {
     **dict.fromkeys(WEIGHTED | {"affine"}, (1, 2)),
     **dict.fromkeys(KEEPS_SCALE | {"relu", "relu6", "mean"}, (1, 0)),
@@ -360,6 +364,11 @@ def _quantisation_is_sound(graph: Graph) -> Iterator[str]:
         q = tensor.quantization
         if q is None:
             continue
+        if tensor.data is None and (q.axis is not None or tensor.dtype != "int8"):
+            yield f"activation {tensor.name!r} must be int8 with one scale, not {tensor.dtype}"
+        if q.axis is not None and not 0 <= q.axis < len(tensor.shape):
+            yield f"tensor {tensor.name!r} has scales along axis {q.axis}, which it does not have"
+            continue
         low, high = _INTEGER_RANGE[tensor.dtype]
         count = 1 if q.axis is None else tensor.shape[q.axis]
         if len(q.scale) != count or len(q.zero_point) != count:
@@ -379,15 +388,44 @@ def _scales_agree(graph: Graph) -> Iterator[str]:
             yield f"{_name(op)} must keep the scale and zero point of its input"
         if op.kind in WEIGHTED:
             yield from _weight_scales_agree(op, x, *(graph.tensors[n] for n in op.inputs[1:]))
+        elif max(graph.tensors[name].scale for name in op.inputs) > LARGEST_MULTIPLIER * out.scale:
+            yield f"{_name(op)} must have an output scale of at least 1/256 of its inputs' scales"
 
 
 def _weight_scales_agree(op: Op, x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[str]:
     assert weight.quantization and bias.quantization  # an earlier rule
+    axes = weight.quantization.axis, bias.quantization.axis
+    if (weight.dtype, bias.dtype, *axes) != ("int8", "int32", CHANNEL_AXIS[op.kind], 0):
+        yield f"{_name(op)} must have int8 weights and int32 biases with a scale per channel"
+        return
     if any(weight.quantization.zero_point) or any(bias.quantization.zero_point):
         yield f"{_name(op)} must have symmetric weights and bias (zero points 0)"
     product = x.scale * np.asarray(weight.quantization.scale)
     if not np.allclose(bias.quantization.scale, product, rtol=1e-6, atol=0):
         yield f"{_name(op)} must have a bias scale equal to input scale * weight scale"
+
+
+def _multipliers_fit(graph: Graph) -> Iterator[str]:
+    for op in graph.ops:
+        x, out = graph.tensors[op.inputs[0]], graph.tensors[op.output]
+        if x.quantization is None or op.kind not in WEIGHTED:
+            continue
+        weight, bias = (graph.tensors[name] for name in op.inputs[1:])
+        assert weight.quantization  # an earlier rule
+        factor = x.scale * np.asarray(weight.quantization.scale) / out.scale
+        if not (factor.min() >= SMALLEST_MULTIPLIER and factor.max() <= LARGEST_MULTIPLIER):
+            found = f"{factor.min():.3g} to {factor.max():.3g}"
+            yield f"{_name(op)} rescales by {found}; it must be within 2^-31 and 256"
+        worst = accumulator_bound(graph.constant(weight.name), graph.constant(bias.name), op.kind)
+        if worst >= 2**31:
+            yield f"{_name(op)} sums up to {worst} in an accumulator of 32 bits"
+
+
+def accumulator_bound(weight: Array, bias: Array, kind: Kind) -> int:
+    """Return the largest magnitude that a sum over int8 weights, in any order, can have."""
+    others = tuple(i for i in range(weight.ndim) if i != CHANNEL_AXIS[kind])
+    sums = np.abs(weight.astype(np.int64)).sum(axis=others) * 255
+    return int((sums + np.abs(bias.astype(np.int64))).max())
 
 
 _RULES: tuple[Callable[[Graph], Iterator[str]], ...] = (
@@ -399,5 +437,6 @@ _RULES: tuple[Callable[[Graph], Iterator[str]], ...] = (
     _quantised_wholly_or_not_at_all,
     _quantisation_is_sound,
     _scales_agree,
+    _multipliers_fit,
 )
 """In order: a rule may rely on those before it."""

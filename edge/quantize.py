@@ -166,7 +166,7 @@ class _Quantizer:
         integers = np.clip(np.rint(weight / scale.reshape(broadcast)), -127, 127).astype(np.int8)
         bias_scale = self.tensors[op.inputs[0]].scale * scale
         offsets = np.rint(bias / bias_scale)
-        _check_accumulator(op, integers, offsets, axis)
+        _check_accumulator(op, integers, offsets)
         self._constant(names[0], integers, scale, axis)
         self._constant(names[1], offsets.astype(np.int32), _float32(bias_scale), 0)
 
@@ -204,14 +204,11 @@ def _with_whole_offset(seen: _Range, x: ir.Tensor, out: ir.Quantization) -> ir.Q
     return _with_scale(seen, abs(x.zero_point) * x.scale / (int(offset) + _HAIR))
 
 
-def _check_accumulator(
-    op: ir.Op, weight: NDArray[np.int8], bias: NDArray[np.float64], axis: int
-) -> None:
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    worst = np.abs(weight.astype(np.int64)).sum(axis=others) * 255 + np.abs(bias)
-    if worst.max() >= 2**31:
+def _check_accumulator(op: ir.Op, weight: NDArray[np.int8], bias: NDArray[np.float64]) -> None:
+    worst = ir.accumulator_bound(weight, bias, op.kind)
+    if worst >= 2**31:
         raise ExportError(
-            f"layer {op.source!r} sums up to {int(worst.max())} in an accumulator of 32 bits; "
+            f"layer {op.source!r} sums up to {worst} in an accumulator of 32 bits; "
             f"split the layer or prune it"
         )
 

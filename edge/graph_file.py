@@ -1,0 +1,191 @@
+"""A graph as one file: safetensors with the constants, and the graph as JSON in its header.
+
+The header names every tensor and op; who reads it needs neither torch nor our Python. A reader
+checks every field and every rule of `edge.ir.verify`, so that what is loaded can be trusted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from safetensors import SafetensorError
+from safetensors.numpy import load as from_safetensors
+from safetensors.numpy import save as to_safetensors
+
+from edge import ir
+from edge.files import write_whole
+from fedkit.errors import ExportError
+
+VERSION = 1
+"""Version of the file; a reader refuses others."""
+
+_KEY = "graph"
+_AGAIN = "export the model again, or restore the file"
+_HEADER = 8  # bytes of the header's length, which a safetensors file begins with
+
+_Size = Annotated[int, Field(ge=1, le=2**20)]
+_Amount = Annotated[int, Field(ge=0, le=2**20)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_strict = with_config(ConfigDict(strict=True, extra="forbid"))
+
+
+@_strict
+@dataclass(frozen=True)
+class _Quantization:
+    scale: tuple[_Finite, ...]
+    zero_point: tuple[int, ...]
+    axis: Annotated[int, Field(ge=0, le=3)] | None
+
+
+@_strict
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    shape: Annotated[tuple[_Size, ...], Field(min_length=1, max_length=4)]
+    dtype: ir.DType
+    quantization: _Quantization | None
+    constant: bool
+
+
+@_strict
+@dataclass(frozen=True)
+class _Window:
+    kernel: tuple[_Size, _Size]
+    stride: tuple[_Size, _Size]
+    dilation: tuple[_Size, _Size]
+    padding: tuple[_Amount, _Amount, _Amount, _Amount]
+
+
+@_strict
+@dataclass(frozen=True)
+class _Op:
+    kind: ir.Kind
+    inputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=3)]
+    outputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
+    window: _Window | None
+    activation: ir.Activation
+    source: str
+
+
+@_strict
+@dataclass(frozen=True)
+class _File:
+    """What the header says; the fields are those of `edge.ir.Graph`."""
+
+    version: int
+    tensors: tuple[_Tensor, ...]
+    ops: Annotated[tuple[_Op, ...], Field(min_length=1)]
+    inputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
+    outputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
+
+
+def save_graph(graph: ir.Graph, path: Path) -> None:
+    """Write a graph to a file, whole or not at all; the same graph gives the same bytes.
+
+    Raises:
+        ExportError: The graph breaks a rule of `ir.verify`, or the file cannot be written.
+    """
+    ir.verify(graph)
+    try:
+        write_whole(path, to_bytes(graph))
+    except OSError as error:
+        raise ExportError(f"the graph cannot be written to {path}: {error.strerror}") from error
+
+
+def load_graph(path: Path) -> ir.Graph:
+    """Read a graph and check it.
+
+    Raises:
+        ExportError: There is no such file; it is cut off, altered or of another version; a field
+            has a wrong value; or the graph breaks a rule of `ir.verify`.
+    """
+    try:
+        return from_bytes(path.read_bytes())
+    except OSError as error:
+        raise ExportError(f"graph file {path} cannot be read: {error.strerror}") from error
+    except ExportError as error:
+        raise ExportError(f"graph file {path}: {error}") from error
+
+
+def to_bytes(graph: ir.Graph) -> bytes:
+    """Return what `save_graph` writes."""
+    content = {
+        "version": VERSION,
+        "tensors": [_described(tensor) for tensor in graph.tensors.values()],
+        "ops": [asdict(op) for op in graph.ops],
+        "inputs": graph.inputs,
+        "outputs": graph.outputs,
+    }
+    data = {
+        name: np.ascontiguousarray(tensor.data)
+        for name, tensor in graph.tensors.items()
+        if tensor.data is not None
+    }
+    return to_safetensors(data, {_KEY: json.dumps(content)})
+
+
+def from_bytes(data: bytes) -> ir.Graph:
+    """Return the graph of a file's bytes; errors as for `load_graph`."""
+    try:
+        constants: Mapping[str, ir.Array] = from_safetensors(data)
+        header = json.loads(data[_HEADER : _HEADER + int.from_bytes(data[:_HEADER], "little")])
+        text = header["__metadata__"][_KEY]
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ExportError(f"no graph, or cut off or altered ({error}); {_AGAIN}") from error
+    graph = _graph(_checked(text), constants)
+    ir.verify(graph)
+    return graph
+
+
+def _described(tensor: ir.Tensor) -> dict[str, Any]:
+    quantization = tensor.quantization and asdict(tensor.quantization)
+    return {
+        "name": tensor.name,
+        "shape": tensor.shape,
+        "dtype": tensor.dtype,
+        "quantization": quantization,
+        "constant": tensor.data is not None,
+    }
+
+
+def _checked(text: str) -> _File:
+    try:
+        file = TypeAdapter(_File).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "graph"
+        raise ExportError(f"{where}: {first['msg']}; {_AGAIN}") from error
+    if file.version != VERSION:
+        raise ExportError(f"version {file.version}, this program reads {VERSION}; {_AGAIN}")
+    return file
+
+
+def _graph(file: _File, constants: Mapping[str, ir.Array]) -> ir.Graph:
+    names = [tensor.name for tensor in file.tensors]
+    if len(set(names)) != len(names):
+        raise ExportError(f"tensors have the same name; {_AGAIN}")
+    described = {tensor.name for tensor in file.tensors if tensor.constant}
+    if described != set(constants):
+        odd = sorted(described ^ set(constants))[0]
+        raise ExportError(f"constant {odd!r} is without data or without description; {_AGAIN}")
+    ops = tuple(_op(op) for op in file.ops)
+    tensors = {tensor.name: _tensor(tensor, constants) for tensor in file.tensors}
+    return ir.Graph(tensors, ops, file.inputs, file.outputs)
+
+
+def _op(op: _Op) -> ir.Op:
+    window = None if op.window is None else ir.Window(**asdict(op.window))
+    return ir.Op(op.kind, op.inputs, op.outputs, window, op.activation, op.source)
+
+
+def _tensor(tensor: _Tensor, constants: Mapping[str, ir.Array]) -> ir.Tensor:
+    how = tensor.quantization
+    quantization = None if how is None else ir.Quantization(**asdict(how))
+    data = constants.get(tensor.name)
+    return ir.Tensor(tensor.name, tensor.shape, tensor.dtype, data, quantization)
