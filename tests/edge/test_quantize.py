@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from edge import ir
 from edge.emit import tflite
-from edge.interpret import evaluate
+from edge.interpret import evaluate, evaluate_int8
+from edge.lower import lower
+from edge.passes import optimise
 from edge.quantize import quantize
 from edge.runtime import TfliteRunner, available_runtimes
 from fedkit.errors import ExportError
+from tests.edge.conftest import Trained
 
 Build = Callable[..., ir.Graph]
 Floats = NDArray[np.float32]
@@ -163,3 +166,44 @@ def test_a_layer_that_could_overflow_its_accumulator_is_refused(linear_graph: Bu
     graph = linear_graph(np.ones((1, 70_000)), np.zeros(1))
     with pytest.raises(ExportError, match=r"layer 'fc' sums up to \d+ in an accumulator"):
         quantize(graph, np.ones((1, 70_000), np.float32))
+
+
+# Fewer bits
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 127), (6, 31), (4, 7)])
+def test_weights_of_few_bits_lose_least(linear_graph: Build, bits: int, most: int) -> None:
+    weight = np.random.default_rng(0).standard_t(4, (5, 300))
+    graph = quantize(linear_graph(weight, np.zeros(5)), features(f=300), weight_bits=bits)
+    w = graph.tensors[graph.ops[0].inputs[1]]
+    assert w.data is not None and w.quantization is not None
+    assert np.abs(w.data).max(axis=1).tolist() == [most] * 5
+    assert w.data.dtype == np.int8
+
+    def squares(scale: NDArray[np.float64]) -> NDArray[np.float64]:
+        codes = np.clip(np.rint(weight / scale[:, None]), -most, most)
+        return np.asarray(np.square(codes * scale[:, None] - weight).sum(axis=1))
+
+    widest = np.abs(weight).max(axis=1) / most
+    assert (squares(np.asarray(w.quantization.scale)) <= squares(widest) * (1 + 1e-6)).all()
+    if bits == 4:
+        assert (squares(np.asarray(w.quantization.scale)) < 0.8 * squares(widest)).all()
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.003), (6, 0.006), (4, 0.03)])
+def test_a_trained_model_keeps_its_accuracy(trained: Trained, bits: int, most: float) -> None:
+    graph = optimise(lower(trained.model, trained.test.shape[1:]))
+    inputs = ir.to_graph_layout(trained.test)
+    quantised = quantize(graph, ir.to_graph_layout(trained.train[:200]), weight_bits=bits)
+    x = quantised.tensors[quantised.inputs[0]]
+    codes = np.clip(np.rint(inputs / np.float32(x.scale)) + x.zero_point, -128, 127)
+    real, found = (
+        float((logits.argmax(1) == trained.targets).mean())
+        for logits in (evaluate(graph, inputs), evaluate_int8(quantised, codes.astype(np.int8)))
+    )
+    assert real > 0.9 and found >= real - most - 1e-9, (real, found)
+
+
+def test_other_bits_are_refused(linear_graph: Build) -> None:
+    with pytest.raises(ExportError, match="weight_bits is 5"):
+        quantize(linear_graph(np.ones((1, 3)), np.zeros(1)), features(), weight_bits=5)
