@@ -33,18 +33,8 @@ def compute(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> I
         int64 [n, ...] within int8.
     """
     value = _OPS[op.kind](policy, graph, op, operands)
-    low, high = limits(graph, op)
+    low, high = ir.limits(graph, op)
     return np.clip(value, low, high)
-
-
-def limits(graph: ir.Graph, op: ir.Op) -> tuple[int, int]:
-    """Return the least and the largest integer that an op may write."""
-    out = graph.tensors[op.output]
-    activation = op.kind if op.kind in ("relu", "relu6") else op.activation
-    low = -128 if activation == "none" else max(-128, out.zero_point)
-    if activation != "relu6":
-        return low, 127
-    return low, min(127, out.zero_point + round(6.0 / out.scale))
 
 
 def _centred(graph: ir.Graph, op: ir.Op, number: int, operands: Operands) -> Int64s:
@@ -96,7 +86,7 @@ def _add(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int6
     left, right = (graph.tensors[name] for name in op.inputs)
     out = graph.tensors[op.output]
     x, y = (_centred(graph, op, number, operands) for number in (0, 1))
-    return policy.add(x, y, left.scale, right.scale, out.scale) + out.zero_point
+    return policy.add(x, y, left, right, out) + out.zero_point
 
 
 def _mean(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
@@ -112,12 +102,11 @@ def _relu(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int
 
 
 def _avg_pool2d(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
-    (x,) = operands
+    x, tensor = _centred(graph, op, 0, operands), graph.tensors[op.inputs[0]]
     ones = np.ones((1, *x.shape[1:3], 1), np.int64)
-    sums, counts = (
-        np.asarray(sum(tap for _, _, tap in taps(values, op.window))) for values in (x, ones)
-    )
-    return policy.divide(sums, counts)
+    values, present = ([tap for _, _, tap in taps(each, op.window)] for each in (x, ones))
+    counts = np.asarray(sum(present))
+    return policy.average(values, counts, tensor) + tensor.zero_point
 
 
 def _max_pool2d(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:

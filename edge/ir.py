@@ -239,6 +239,16 @@ def infer_shape(graph: Graph, op: Op) -> Shape:
     return (1, *op.window.output(x[1], x[2]), channels)
 
 
+def limits(graph: Graph, op: Op) -> tuple[int, int]:
+    """Return the least and the largest integer that an op of an int8 graph may write."""
+    out = graph.tensors[op.output]
+    activation = op.kind if op.kind in ("relu", "relu6") else op.activation
+    low = -128 if activation == "none" else max(-128, out.zero_point)
+    if activation != "relu6":
+        return low, 127
+    return low, min(127, out.zero_point + round(6.0 / out.scale))
+
+
 def verify(graph: Graph) -> None:
     """Check every rule of the graph.
 

@@ -7,15 +7,17 @@ integer by integer:
   gemmlowp   the kernels built into TFLite (tflite-runtime; LiteRT without XNNPACK): a multiplier of
              31 bits whose product is rounded twice
   half_even  XNNPACK, LiteRT's default: float32 products, halves to even
+  onnxruntime  its CPU kernels on x86-64 with AVX2: the same, but zero points join before a sum is
+             rounded, and averages are taken in float32
 
-How the two round was found by comparing every kind of op with the runtimes, integer by integer
+How they round was found by comparing every kind of op with the runtimes, integer by integer
 (tests/edge/test_rounding.py), starting from gemmlowp's published arithmetic.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +38,8 @@ Scales = NDArray[np.float64]
 
 Rescale = Callable[[Int64s, Scales, float, ir.Kind], Int64s]
 Mean = Callable[[Int64s, int, ir.Tensor, ir.Tensor], Int64s]
-Add = Callable[[Int64s, Int64s, float, float, float], Int64s]
+Add = Callable[[Int64s, Int64s, ir.Tensor, ir.Tensor, ir.Tensor], Int64s]
+Average = Callable[[Sequence[Int64s], Int64s, ir.Tensor], Int64s]
 
 _ADD_BITS = 15
 
@@ -51,16 +54,17 @@ class Policy:
             op) -> the sums in steps of the result.
         mean: (sums of values as they are, how many each, input, output) -> means in steps of the
             output.
-        add: (left, right, their scales, scale of the result) -> their sum in steps of the result;
-            the operands are less their zero points.
-        divide: (sums, counts) -> quotients.
+        add: (left and right values, left, right, result) -> their sum in steps of the result; the
+            values are less their zero points.
+        average: (values under each tap of a window, 0 where it pads; how many do not pad; input)
+            -> averages in steps of the input; the values are less their zero points.
     """
 
     name: str
     rescale: Rescale
     mean: Mean
     add: Add
-    divide: Callable[[Int64s, Int64s], Int64s]
+    average: Average
 
 
 def policy(name: str) -> Policy:
@@ -104,8 +108,10 @@ def _aligned(left: float, right: float, bits: int) -> tuple[int, int, int]:
     return round(math.ldexp(left, shift)), round(math.ldexp(right, shift)), shift
 
 
-def _add_half_up(x: Int64s, y: Int64s, left: float, right: float, out: float) -> Int64s:
-    a, b, shift = add_multipliers(left / out, right / out)
+def _add_half_up(
+    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
+) -> Int64s:
+    a, b, shift = add_multipliers(left.scale / out.scale, right.scale / out.scale)
     return shift_right_half_up(a * x + b * y, shift)
 
 
@@ -119,8 +125,8 @@ def _mean_by(rescale: Rescale) -> Mean:
     return mean
 
 
-def _divide_half_up(sums: Int64s, counts: Int64s) -> Int64s:
-    return (2 * sums + counts) // (2 * counts)
+def _average_half_up(values: Sequence[Int64s], counts: Int64s, x: ir.Tensor) -> Int64s:
+    return np.asarray((2 * sum(values) + counts) // (2 * counts))
 
 
 # TFLite's own kernels
@@ -157,17 +163,21 @@ def _mean_gemmlowp(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> In
     return _multiply_gemmlowp(sums, np.asarray(ratio, np.float64)) - offset
 
 
-def _add_gemmlowp(x: Int64s, y: Int64s, left: float, right: float, out: float) -> Int64s:
-    twice = 2 * max(left, right)
+def _add_gemmlowp(
+    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
+) -> Int64s:
+    twice = 2 * max(left.scale, right.scale)
     scaled = [
-        _multiply_gemmlowp(value << 20, np.asarray(scale / twice))
-        for value, scale in ((x, left), (y, right))
+        _multiply_gemmlowp(value << 20, np.asarray(tensor.scale / twice))
+        for value, tensor in ((x, left), (y, right))
     ]
-    return _multiply_gemmlowp(scaled[0] + scaled[1], np.asarray(twice / (2**20 * out)))
+    return _multiply_gemmlowp(scaled[0] + scaled[1], np.asarray(twice / (2**20 * out.scale)))
 
 
-def _divide_half_away(sums: Int64s, counts: Int64s) -> Int64s:
-    return np.asarray(np.sign(sums) * ((np.abs(sums) + counts // 2) // counts))
+def _average_half_away(values: Sequence[Int64s], counts: Int64s, x: ir.Tensor) -> Int64s:
+    # Away from the integer 0, not from the zero point.
+    sums = sum(values) + counts * x.zero_point
+    return np.asarray(np.sign(sums) * ((np.abs(sums) + counts // 2) // counts)) - x.zero_point
 
 
 # XNNPACK
@@ -178,10 +188,56 @@ def _rescale_half_even(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -
     return np.rint(sums.astype(np.float32) * factor).astype(np.int64)
 
 
-def _add_xnnpack(x: Int64s, y: Int64s, left: float, right: float, out: float) -> Int64s:
-    step = np.float32(out)
-    a, b, shift = _aligned(float(np.float32(left) / step), float(np.float32(right) / step), 21)
+def _add_xnnpack(
+    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
+) -> Int64s:
+    a, b, shift = _aligned(float(_ratio(left, out)), float(_ratio(right, out)), 21)
     return shift_right_half_up(a * x + b * y, shift)
+
+
+def _ratio(x: ir.Tensor, out: ir.Tensor) -> np.float32:
+    return np.float32(x.scale) / np.float32(out.scale)
+
+
+# onnxruntime
+
+
+def _rescale_onnxruntime(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+    if kind in ("relu", "relu6"):  # dequantised and quantised again, which divides
+        real = sums.astype(np.float32) * scale.astype(np.float32)
+        return np.rint(real / np.float32(out)).astype(np.int64)
+    return _rescale_half_even(sums, scale, out, kind)
+
+
+def _mean_onnxruntime(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
+    factor = np.float32(x.scale) / (np.float32(out.scale) * np.float32(count))
+    return np.rint((sums - count * x.zero_point).astype(np.float32) * factor).astype(np.int64)
+
+
+def _add_onnxruntime(
+    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
+) -> Int64s:
+    # Two fused multiply-adds, the right operand first, onto what the zero points come to.
+    a, b = _ratio(left, out), _ratio(right, out)
+    offset = np.float32(out.zero_point) - (a * np.float32(left.zero_point) + b * np.float32(right.zero_point))
+    total = _fused(a, x + left.zero_point, _fused(b, y + right.zero_point, offset))
+    return np.rint(total).astype(np.int64) - out.zero_point
+
+
+def _fused(
+    factor: np.float32, x: Int64s, offset: np.float32 | NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return factor * x + offset in float32, rounded once: in float64 the product is exact."""
+    return (np.float64(factor) * x + np.float64(offset)).astype(np.float32)
+
+
+def _average_onnxruntime(values: Sequence[Int64s], counts: Int64s, x: ir.Tensor) -> Int64s:
+    step = np.float32(x.scale)
+    total = np.zeros_like(values[0], np.float32)
+    for value in values:
+        total += value.astype(np.float32) * step
+    steps = total / counts.astype(np.float32) / step
+    return np.rint(steps + np.float32(x.zero_point)).astype(np.int64) - x.zero_point
 
 
 POLICIES: Mapping[str, Policy] = {
@@ -189,13 +245,17 @@ POLICIES: Mapping[str, Policy] = {
     for made in (
         Policy(
             "half_up",
-            *(_rescale_half_up, _mean_by(_rescale_half_up), _add_half_up, _divide_half_up),
+            *(_rescale_half_up, _mean_by(_rescale_half_up), _add_half_up, _average_half_up),
         ),
-        Policy("gemmlowp", *(_rescale_gemmlowp, _mean_gemmlowp, _add_gemmlowp, _divide_half_away)),
+        Policy("gemmlowp", *(_rescale_gemmlowp, _mean_gemmlowp, _add_gemmlowp, _average_half_away)),
         # LiteRT leaves average pooling to TFLite's own kernel.
         Policy(
             "half_even",
-            *(_rescale_half_even, _mean_by(_rescale_half_even), _add_xnnpack, _divide_half_away),
+            *(_rescale_half_even, _mean_by(_rescale_half_even), _add_xnnpack, _average_half_away),
+        ),
+        Policy(
+            "onnxruntime",
+            *(_rescale_onnxruntime, _mean_onnxruntime, _add_onnxruntime, _average_onnxruntime),
         ),
     )
 }
