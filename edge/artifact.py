@@ -18,7 +18,7 @@ from edge.files import write_whole
 from fedkit.errors import ExportError
 
 _MANIFEST_VERSION = 1
-_PACKAGES = ("fedkit", "numpy", "torch", "flatbuffers", "ai-edge-litert")
+_PACKAGES = ("fedkit", "numpy", "torch", "flatbuffers", "ai-edge-litert", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Port:
     """An input or output of the model.
 
     Attributes:
-        shape: With the batch dimension 1; images are NHWC.
+        shape: As the file has it, with the batch dimension 1: images are NCHW in ONNX, else NHWC.
         scale: real = scale * (integer - zero_point).
     """
 

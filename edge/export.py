@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from edge.emit import tflite
 from edge.interpret import FloatArray
 from edge.lower import lower
 from edge.quantize import quantize
-from edge.runtime import TfliteRunner
+from edge.runtime import Runner, TfliteRunner
+from edge.runtime_onnx import OnnxRunner
 from fedkit.errors import ExportError
 
 if TYPE_CHECKING:
@@ -45,15 +46,40 @@ def export_tflite(
     artifact.check_free(path)
     graph = int8_graph(model, calibration)
     content = tflite.emit(graph)
-    _self_check(content, calibration)
-    return artifact.save(
-        content,
-        path,
-        target="tflite",
-        inputs=[_port(graph.tensors[name]) for name in graph.inputs],
-        outputs=[_port(graph.tensors[name]) for name in graph.outputs],
-        provenance=provenance,
-    )
+    _self_check(TfliteRunner(content), calibration)
+    return _save(content, path, "tflite", graph, provenance)
+
+
+def export_onnx(
+    model: nn.Module,
+    calibration: FloatArray,
+    path: Path | str,
+    provenance: Mapping[str, Any],
+    form: Literal["qdq", "qoperator"] = "qdq",
+) -> artifact.Artifact:
+    """Export a torch model as an int8 .onnx file.
+
+    Args:
+        model: As for `export_tflite`.
+        calibration: As for `export_tflite`.
+        path: As for `export_tflite`.
+        provenance: As for `export_tflite`.
+        form: Float operators between QuantizeLinear and DequantizeLinear, or integer operators;
+            see `edge.emit.onnx`.
+
+    Returns:
+        The saved artifact; its target is "onnx-qdq" or "onnx-qoperator".
+
+    Raises:
+        ExportError: As for `export_tflite`, or onnx or onnxruntime is not installed.
+    """
+    path = Path(path)
+    artifact.check_free(path)
+    emitter = _onnx_emitter()
+    graph = int8_graph(model, calibration)
+    content: bytes = emitter.emit(graph, form)
+    _self_check(OnnxRunner(content), calibration)
+    return _save(content, path, f"onnx-{form}", graph, provenance, emitter.file_shape)
 
 
 def int8_graph(model: nn.Module, calibration: FloatArray) -> ir.Graph:
@@ -62,14 +88,42 @@ def int8_graph(model: nn.Module, calibration: FloatArray) -> ir.Graph:
     return quantize(graph, ir.to_graph_layout(calibration))
 
 
-def _self_check(content: bytes, calibration: FloatArray) -> None:
+def _onnx_emitter() -> Any:
+    try:
+        from edge.emit import onnx
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            f"{error.name} is not installed; run `pip install 'fedkit[onnx]'`"
+        ) from error
+    return onnx
+
+
+def _save(
+    content: bytes,
+    path: Path,
+    target: str,
+    graph: ir.Graph,
+    provenance: Mapping[str, Any],
+    file_shape: Callable[[ir.Shape], ir.Shape] = tuple,
+) -> artifact.Artifact:
+    inputs, outputs = (
+        [_port(graph.tensors[name], file_shape) for name in names]
+        for names in (graph.inputs, graph.outputs)
+    )
+    return artifact.save(
+        content, path, target=target, inputs=inputs, outputs=outputs, provenance=provenance
+    )
+
+
+def _self_check(runner: Runner, calibration: FloatArray) -> None:
     """Run the file once in a runtime before anyone can see it."""
-    logits = TfliteRunner(content).predict(calibration[:1])
+    logits = runner.predict(calibration[:1])
     if not np.isfinite(logits).all():
         raise ExportError(
             "the exported model gives NaN or infinite logits; check the weights' size"
         )
 
 
-def _port(tensor: ir.Tensor) -> artifact.Port:
-    return artifact.Port(tensor.name, tensor.dtype, tensor.shape, tensor.scale, tensor.zero_point)
+def _port(tensor: ir.Tensor, file_shape: Callable[[ir.Shape], ir.Shape]) -> artifact.Port:
+    shape = file_shape(tensor.shape)
+    return artifact.Port(tensor.name, tensor.dtype, shape, tensor.scale, tensor.zero_point)

@@ -108,9 +108,7 @@ def _aligned(left: float, right: float, bits: int) -> tuple[int, int, int]:
     return round(math.ldexp(left, shift)), round(math.ldexp(right, shift)), shift
 
 
-def _add_half_up(
-    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
-) -> Int64s:
+def _add_half_up(x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> Int64s:
     a, b, shift = add_multipliers(left.scale / out.scale, right.scale / out.scale)
     return shift_right_half_up(a * x + b * y, shift)
 
@@ -185,12 +183,15 @@ def _average_half_away(values: Sequence[Int64s], counts: Int64s, x: ir.Tensor) -
 
 def _rescale_half_even(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
     factor = scale.astype(np.float32) / np.float32(out)
-    return np.rint(sums.astype(np.float32) * factor).astype(np.int64)
+    return _nearest(sums.astype(np.float32) * factor)
 
 
-def _add_xnnpack(
-    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
-) -> Int64s:
+def _nearest(real: NDArray[np.float32]) -> Int64s:
+    """Return the nearest integers, halves to even."""
+    return np.asarray(np.rint(real), np.int64)
+
+
+def _add_xnnpack(x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> Int64s:
     a, b, shift = _aligned(float(_ratio(left, out)), float(_ratio(right, out)), 21)
     return shift_right_half_up(a * x + b * y, shift)
 
@@ -205,13 +206,13 @@ def _ratio(x: ir.Tensor, out: ir.Tensor) -> np.float32:
 def _rescale_onnxruntime(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
     if kind in ("relu", "relu6"):  # dequantised and quantised again, which divides
         real = sums.astype(np.float32) * scale.astype(np.float32)
-        return np.rint(real / np.float32(out)).astype(np.int64)
+        return _nearest(real / np.float32(out))
     return _rescale_half_even(sums, scale, out, kind)
 
 
 def _mean_onnxruntime(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
     factor = np.float32(x.scale) / (np.float32(out.scale) * np.float32(count))
-    return np.rint((sums - count * x.zero_point).astype(np.float32) * factor).astype(np.int64)
+    return _nearest((sums - count * x.zero_point).astype(np.float32) * factor)
 
 
 def _add_onnxruntime(
@@ -219,9 +220,10 @@ def _add_onnxruntime(
 ) -> Int64s:
     # Two fused multiply-adds, the right operand first, onto what the zero points come to.
     a, b = _ratio(left, out), _ratio(right, out)
-    offset = np.float32(out.zero_point) - (a * np.float32(left.zero_point) + b * np.float32(right.zero_point))
+    of_left, of_right, of_out = (np.float32(each.zero_point) for each in (left, right, out))
+    offset = of_out - (a * of_left + b * of_right)
     total = _fused(a, x + left.zero_point, _fused(b, y + right.zero_point, offset))
-    return np.rint(total).astype(np.int64) - out.zero_point
+    return _nearest(total) - out.zero_point
 
 
 def _fused(
@@ -237,7 +239,7 @@ def _average_onnxruntime(values: Sequence[Int64s], counts: Int64s, x: ir.Tensor)
     for value in values:
         total += value.astype(np.float32) * step
     steps = total / counts.astype(np.float32) / step
-    return np.rint(steps + np.float32(x.zero_point)).astype(np.int64) - x.zero_point
+    return _nearest(steps + np.float32(x.zero_point)) - x.zero_point
 
 
 POLICIES: Mapping[str, Policy] = {

@@ -1,12 +1,16 @@
-"""Run a .tflite artifact in a runtime: for self-checks, parity tests and host latency."""
+"""Run an artifact in a runtime: for self-checks, parity tests and host latency.
+
+What all runners do is here, and the one for .tflite; `edge.runtime_onnx` has the one for .onnx.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,31 +44,22 @@ def _obstacle(runtime: str) -> str | None:
     return None
 
 
-class TfliteRunner:
-    """A .tflite model in one runtime, fed one example at a time as on a device."""
+class Runner(ABC):
+    """A model in a runtime, fed one example at a time as on a device."""
 
-    def __init__(
-        self, model: Path | str | bytes, runtime: Runtime = "ai-edge-litert", threads: int = 1
-    ) -> None:
-        """Load a model.
+    _order: ClassVar[Literal["NHWC", "NCHW"]]
+    """How the file lays out images."""
 
-        Args:
-            model: Path of the artifact, or the bytes of a .tflite file.
-            runtime: The runtime to use; see `available_runtimes`.
-            threads: Threads that the runtime may use.
+    _input: artifact.Port
+    _output: artifact.Port
 
-        Raises:
-            ExportError: The runtime is missing or refuses the model, or the artifact does not
-                match its manifest.
-        """
-        obstacle = _obstacle(runtime)
-        if obstacle:
-            raise ExportError(f"runtime {runtime!r} cannot be used: {obstacle}")
-        # The interpreter reads this buffer as long as it lives.
-        self._content = model if isinstance(model, bytes) else _read(Path(model))
-        self._interpreter = _load(self._content, runtime, threads)
-        self._input = self._interpreter.get_input_details()[0]
-        self._output = self._interpreter.get_output_details()[0]
+    @abstractmethod
+    def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
+        """Return the output [1, ...] for one input [1, ...] of the file's layout and type."""
+
+    @abstractmethod
+    def _invoke(self) -> None:
+        """Run the model once, on what it holds."""
 
     def predict(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Classify float inputs.
@@ -105,7 +100,7 @@ class TfliteRunner:
             "median_us" and "p95_us": microseconds of one invocation, without copying inputs.
         """
         for _ in range(_WARM_UP):
-            self._interpreter.invoke()
+            self._invoke()
         times = [self._time_one() for _ in range(repeats)]
         return {
             "median_us": float(np.median(times)),
@@ -114,28 +109,63 @@ class TfliteRunner:
 
     def _time_one(self) -> float:
         start = time.perf_counter_ns()
-        self._interpreter.invoke()
+        self._invoke()
         return (time.perf_counter_ns() - start) / 1000
 
     def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        examples = ir.to_graph_layout(inputs)
-        expected = tuple(int(size) for size in self._input["shape"][1:])
-        if examples.shape[1:] != expected or examples.dtype != self._input["dtype"]:
+        examples = ir.to_graph_layout(inputs) if self._order == "NHWC" else inputs
+        expected = self._input.shape[1:]
+        if examples.shape[1:] != expected or examples.dtype != self._input.dtype:
             raise ExportError(
                 f"inputs are {inputs.dtype} {inputs.shape}; the model takes "
-                f"{np.dtype(self._input['dtype'])} [n, ...] with {expected} in NHWC order"
+                f"{self._input.dtype} [n, ...] with {expected} in {self._order} order"
             )
-        shape = (len(examples), *(int(size) for size in self._output["shape"][1:]))
-        results: NDArray[Any] = np.empty(shape, self._output["dtype"])
+        results = np.empty((len(examples), *self._output.shape[1:]), self._output.dtype)
         for example, result in zip(examples, results, strict=True):
-            self._interpreter.set_tensor(self._input["index"], example[None])
-            self._interpreter.invoke()
-            result[...] = self._interpreter.get_tensor(self._output["index"])[0]
+            result[...] = self._classify(example[None])[0]
         return results
 
 
-def _read(path: Path) -> bytes:
-    """Read a model; one with a manifest must match it."""
+class TfliteRunner(Runner):
+    """A .tflite model in one of its runtimes."""
+
+    _order = "NHWC"
+
+    def __init__(
+        self, model: Path | str | bytes, runtime: Runtime = "ai-edge-litert", threads: int = 1
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model: Path of the artifact, or the bytes of a .tflite file.
+            runtime: The runtime to use; see `available_runtimes`.
+            threads: Threads that the runtime may use.
+
+        Raises:
+            ExportError: The runtime is missing or refuses the model, or the artifact does not
+                match its manifest.
+        """
+        obstacle = _obstacle(runtime)
+        if obstacle:
+            raise ExportError(f"runtime {runtime!r} cannot be used: {obstacle}")
+        # The interpreter reads this buffer as long as it lives.
+        self._content = model if isinstance(model, bytes) else read_model(Path(model))
+        self._interpreter = _load(self._content, runtime, threads)
+        x, y = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
+        self._input, self._output = _port(x), _port(y)
+        self._indices = x["index"], y["index"]
+
+    def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
+        self._interpreter.set_tensor(self._indices[0], example)
+        self._invoke()
+        return np.asarray(self._interpreter.get_tensor(self._indices[1]))
+
+    def _invoke(self) -> None:
+        self._interpreter.invoke()
+
+
+def read_model(path: Path) -> bytes:
+    """Read a model; one with a manifest must match it, or an ExportError is raised."""
     if artifact.manifest_path(path).exists():
         artifact.load(path)
     try:
@@ -165,15 +195,22 @@ def _interpreter(content: bytes, runtime: Runtime, threads: int) -> Any:
         ) from error
 
 
-def _quantize(inputs: NDArray[np.float32], details: dict[str, Any]) -> NDArray[Any]:
-    if details["dtype"] == np.float32:
+def _port(details: dict[str, Any]) -> artifact.Port:
+    shape = tuple(int(size) for size in details["shape"])
+    return artifact.Port(
+        details["name"], np.dtype(details["dtype"]).name, shape, *details["quantization"]
+    )
+
+
+def _quantize(inputs: NDArray[np.float32], port: artifact.Port) -> NDArray[Any]:
+    if port.dtype == "float32":
         return inputs
-    scale, zero_point = details["quantization"]
-    integers = np.rint(inputs / np.float32(scale)) + zero_point
+    integers = np.rint(inputs / np.float32(port.scale)) + port.zero_point
     return np.asarray(np.clip(integers, -128, 127), np.int8)
 
 
-def _dequantize(raw: NDArray[Any], details: dict[str, Any]) -> NDArray[np.float32]:
-    scale, zero_point = details["quantization"]
-    real = raw if raw.dtype == np.float32 else scale * (raw.astype(np.float32) - zero_point)
+def _dequantize(raw: NDArray[Any], port: artifact.Port) -> NDArray[np.float32]:
+    if port.dtype == "float32":
+        return raw
+    real = port.scale * (raw.astype(np.float32) - port.zero_point)
     return np.asarray(real, np.float32)

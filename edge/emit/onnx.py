@@ -82,18 +82,20 @@ class _File:
         ]
 
     def bytes(self) -> bytes:
-        ports = [[self._port(name) for name in names] for names in _ports(self.graph)]
-        made = helper.make_graph(self.nodes, "main", *ports, list(self.constants.values()))
+        inputs, outputs = ([self._port(name) for name in names] for names in _ports(self.graph))
+        constants = list(self.constants.values())
+        made = helper.make_graph(self.nodes, "main", inputs, outputs, constants)
         domains = sorted({"", *(node.domain for node in self.nodes)})
         opsets = [helper.make_opsetid(name, 1 if name else _OPSET) for name in domains]
         model = helper.make_model(
             made, producer_name="fedkit", ir_version=_IR_VERSION, opset_imports=opsets
         )
         helper.set_model_props(model, _metadata(self.graph))
-        return model.SerializeToString(deterministic=True)
+        content: bytes = model.SerializeToString(deterministic=True)
+        return content
 
     def _port(self, name: str) -> onnx.ValueInfoProto:
-        shape = _nchw(self.graph.tensors[name].shape)
+        shape = file_shape(self.graph.tensors[name].shape)
         return helper.make_tensor_value_info(name, onnx.TensorProto.INT8, shape)
 
 
@@ -124,6 +126,11 @@ def emit(graph: ir.Graph, form: Form = "qdq") -> bytes:
     return file.bytes()
 
 
+def file_shape(shape: ir.Shape) -> ir.Shape:
+    """Return the shape that an activation of the graph has in the file."""
+    return (shape[0], shape[3], shape[1], shape[2]) if len(shape) == 4 else shape
+
+
 def _obstacles(graph: ir.Graph) -> Iterator[str]:
     for name in graph.inputs:
         if graph.tensors[name].dtype != "int8":
@@ -146,10 +153,6 @@ def _metadata(graph: ir.Graph) -> dict[str, str]:
     ports = [graph.tensors[name] for names in _ports(graph) for name in names]
     scales = {f"{port.name}.scale": repr(port.scale) for port in ports}
     return scales | {f"{port.name}.zero_point": str(port.zero_point) for port in ports}
-
-
-def _nchw(shape: ir.Shape) -> ir.Shape:
-    return (shape[0], shape[3], shape[1], shape[2]) if len(shape) == 4 else shape
 
 
 def _sliding(op: ir.Op) -> ir.Window:
@@ -177,7 +180,7 @@ def _rescaled(file: _File, op: ir.Op, result: str, **attributes: Any) -> None:
     saturates = (low, high) == (-128, 127)
     written = result if saturates else f"{result}.unclipped"
     if file.form == "qdq":
-        operands = [_dequantised(file, op, name) for name in op.inputs]
+        operands = [_dequantised(file, op, number) for number in range(len(op.inputs))]
         value = file.node(real, operands, f"{result}.real", **attributes)
         file.node("QuantizeLinear", [value, *file.scales(op.output)], written)
     else:
@@ -190,11 +193,13 @@ def _rescaled(file: _File, op: ir.Op, result: str, **attributes: Any) -> None:
         file.node("Clip", [written, *bounds], result)
 
 
-def _dequantised(file: _File, op: ir.Op, name: str) -> str:
-    # Runtimes fuse a DequantizeLinear into the one operator that reads it, so each op has its own.
-    axis = {} if file.graph.tensors[name].data is None else {"axis": 0}
-    real = f"{op.output}.of.{name}"
-    return file.node("DequantizeLinear", [name, *file.scales(name)], real, **axis)
+def _dequantised(file: _File, op: ir.Op, number: int) -> str:
+    # Runtimes fuse a DequantizeLinear into the one operator that reads it, so each has its own.
+    name = op.inputs[number]
+    operands, real = [name, *file.scales(name)], f"{op.output}.operand{number}"
+    if file.graph.tensors[name].data is None:
+        return file.node("DequantizeLinear", operands, real)
+    return file.node("DequantizeLinear", operands, real, axis=0)
 
 
 def _integer_operands(file: _File, op: ir.Op) -> list[str]:
@@ -247,8 +252,7 @@ def _avg_pool2d(file: _File, op: ir.Op) -> None:
 
 def _activation(file: _File, op: ir.Op) -> None:
     # The integer form has none of its own: what is between two scales is float.
-    (x,) = op.inputs
-    real = [_dequantised(file, op, x)]
+    real = [_dequantised(file, op, 0)]
     if op.kind == "relu":
         value = file.node("Relu", real, f"{op.output}.real")
     else:
@@ -290,7 +294,7 @@ def _reshape(file: _File, op: ir.Op) -> None:
     if _order_matters(shape):
         name = file.node("Transpose", [name], f"{op.output}.nhwc", perm=(0, 2, 3, 1))
     if not _order_matters(out):
-        _write_reshape(file, name, op.output, _nchw(out))
+        _write_reshape(file, name, op.output, file_shape(out))
         return
     _write_reshape(file, name, f"{op.output}.shaped", out)
     file.node("Transpose", [f"{op.output}.shaped"], op.output, perm=(0, 3, 1, 2))
