@@ -162,6 +162,8 @@ void ek_pad(const ek_planes *in, const ek_planes *out, int32_t top, int32_t left
             uint8_t *y);
 /* To a vector, in the order channel, row, column. */
 void ek_flatten(const ek_planes *in, const uint8_t *x, uint8_t *out);
+/* To a vector, in the order row, column, channel. */
+void ek_interleave(const ek_planes *in, const uint8_t *x, uint8_t *out);
 
 /* Phases of a padded tensor: plane (c * stride_y + a) * stride_x + b holds at (y, x) what the input
  * has at (y * stride_y + a - top, x * stride_x + b - left) of channel c, halo included. `out`, with

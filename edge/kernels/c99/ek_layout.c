@@ -78,6 +78,12 @@ void ek_flatten(const ek_planes *in, const uint8_t *x, uint8_t *out) {
             memcpy(out, x + i * in->row, (size_t)in->width);
 }
 
+void ek_interleave(const ek_planes *in, const uint8_t *x, uint8_t *out) {
+    for (int32_t i = 0; i < in->height; i++, x += in->row)
+        for (int32_t j = 0; j < in->width; j++)
+            for (int32_t c = 0; c < in->channels; c++) *out++ = x[c * in->plane + j];
+}
+
 /* out[x] = p[x * step] for all x below count. */
 static void ek_stride(const uint8_t *p, int32_t step, int32_t count, uint8_t *out) {
     for (int32_t x = 0; x < count; x++) out[x] = p[x * step];

@@ -190,6 +190,8 @@ def check_layouts(kernels: Kernels, rng: Generator) -> None:
     x = kernels.load(image, planes(rng, shape, (0, 0), 3))
     np.testing.assert_array_equal(x.values(), image)
     np.testing.assert_array_equal(kernels.flatten(x).values()[:, 0, 0], image.ravel())
+    interleaved = kernels.flatten(x, "interleave").values()[:, 0, 0]
+    np.testing.assert_array_equal(interleaved, image.transpose(1, 2, 0).ravel())
     top, bottom, left, right = (int(n) for n in rng.integers(0, 3, 4))
     zero = int(rng.integers(-128, 128))
     around = ((0, 0), (top, bottom), (left, right))

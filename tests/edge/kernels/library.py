@@ -320,9 +320,11 @@ class Kernels:
         self.library.ek_pad(*planes, top, left, _AT(x.address), _AT(result.address))
         return result
 
-    def flatten(self, x: Tensor) -> Tensor:
+    def flatten(self, x: Tensor, kind: str = "flatten") -> Tensor:
+        """Make a vector by the kernel `kind`: "flatten" or "interleave"."""
         out = vector(x.planes.channels * x.planes.height * x.planes.width)
-        self.library.ek_flatten(self._planes(x.planes), _AT(x.address), _AT(out.address))
+        kernel = getattr(self.library, f"ek_{kind}")
+        kernel(self._planes(x.planes), _AT(x.address), _AT(out.address))
         return out
 
     # Structs
