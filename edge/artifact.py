@@ -1,6 +1,7 @@
-"""A file for a device, and beside it a manifest that says what it is and how it was made.
+"""A file or folder for a device, and a manifest that says what it is and how it was made.
 
-`model.tflite` has the manifest `model.tflite.json`. Neither is ever overwritten.
+`model.tflite` has the manifest `model.tflite.json` beside it, a folder `manifest.json` in it. None
+is ever overwritten.
 """
 
 from __future__ import annotations
@@ -8,16 +9,22 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edge.files import write_whole
 from fedkit.errors import ExportError
 
 _MANIFEST_VERSION = 1
+_MANIFEST = "manifest.json"
 _PACKAGES = ("fedkit", "numpy", "torch", "flatbuffers", "ai-edge-litert", "onnx", "onnxruntime")
 
 
@@ -36,18 +43,30 @@ class Port:
     scale: float
     zero_point: int
 
+    def quantize(self, values: NDArray[np.float32]) -> NDArray[np.int8]:
+        """Return float32 values as int8, rounded to nearest, halves to even."""
+        integers = np.rint(values / np.float32(self.scale)) + self.zero_point
+        return np.asarray(np.clip(integers, -128, 127), np.int8)
+
+    def dequantize(self, integers: NDArray[np.int8]) -> NDArray[np.float32]:
+        """Return the float32 values that int8 values stand for."""
+        real = self.scale * (integers.astype(np.float32) - self.zero_point)
+        return np.asarray(real, np.float32)
+
 
 @dataclass(frozen=True)
 class Artifact:
     """A saved model and its manifest.
 
     Attributes:
-        path: The file; its manifest lies beside it.
+        path: The file, its manifest beside it; or the folder, its manifest within.
         target: What it is for, for example "tflite".
-        sha256: Of the file, in hexadecimal.
-        size: Of the file, in bytes.
+        sha256: Of the file, in hexadecimal; of a folder's files with their names, one by one.
+        size: Of the file or of all in the folder, in bytes.
         provenance: How the model was made, as the caller put it.
         versions: Package -> version that wrote the file.
+        files: Names of what the folder was saved with; what else lies there does not count.
+        details: What there is to say about this target alone.
     """
 
     path: Path
@@ -58,11 +77,13 @@ class Artifact:
     outputs: tuple[Port, ...]
     provenance: Mapping[str, Any]
     versions: Mapping[str, str]
+    files: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def manifest_path(path: Path) -> Path:
     """Return where the manifest of an artifact lies."""
-    return path.with_name(path.name + ".json")
+    return path / _MANIFEST if path.is_dir() else path.with_name(path.name + ".json")
 
 
 def save(
@@ -106,6 +127,63 @@ def save(
     return result
 
 
+def save_folder(
+    files: Mapping[str, bytes],
+    path: Path,
+    *,
+    target: str,
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    provenance: Mapping[str, Any],
+    details: Mapping[str, Any],
+) -> Artifact:
+    """Write a folder with its manifest, complete or not at all.
+
+    Args:
+        files: Name -> content.
+        path: The folder to make.
+        target: As the following, see `save`.
+        inputs: The model's inputs.
+        outputs: The model's outputs.
+        provenance: How the model was made; must be JSON.
+        details: What there is to say about this target alone; must be JSON.
+
+    Raises:
+        ExportError: Something is at `path` already, or `provenance` is not JSON.
+    """
+    check_free(path)
+    names = tuple(sorted(files))
+    content = _joined({name: files[name] for name in names})
+    result = Artifact(
+        path,
+        target,
+        hashlib.sha256(content).hexdigest(),
+        sum(map(len, files.values())),
+        tuple(inputs),
+        tuple(outputs),
+        dict(provenance),
+        _versions(),
+        names,
+        dict(details),
+    )
+    manifest = _to_json(result).encode()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.mkdir(parents=True)
+    try:
+        for name, data in (*files.items(), (_MANIFEST, manifest)):
+            (temporary / name).write_bytes(data)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return result
+
+
+def _joined(files: Mapping[str, bytes]) -> bytes:
+    """Return names and contents in a row, each with its length: none passes for another."""
+    parts = (part for name, data in files.items() for part in (name.encode(), data))
+    return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+
+
 def check_free(path: Path) -> None:
     """Raise an ExportError if an artifact or a manifest is at `path` already."""
     for taken in (path, manifest_path(path)):
@@ -117,18 +195,23 @@ def check_free(path: Path) -> None:
 
 
 def load(path: Path) -> Artifact:
-    """Read a manifest and check that the file beside it is the one it describes.
+    """Read a manifest and check that the file or folder is the one it describes.
 
     Raises:
         ExportError: The file or manifest is missing or unreadable, or the file has changed.
     """
     path = Path(path)
-    content = _read(path, "artifact")
-    result = _from_json(path, _read(manifest_path(path), "manifest"))
+    if path.is_dir():
+        result = _from_json(path, _read(manifest_path(path), "manifest"))
+        files = {name: _read(path / name, "artifact's file") for name in result.files}
+        content, size = _joined(files), sum(map(len, files.values()))
+    else:
+        content = _read(path, "artifact")
+        result, size = _from_json(path, _read(manifest_path(path), "manifest")), len(content)
     digest = hashlib.sha256(content).hexdigest()
-    if len(content) != result.size or digest != result.sha256:
+    if size != result.size or digest != result.sha256:
         raise ExportError(
-            f"{path} is not the file its manifest describes: it has {len(content)} bytes and "
+            f"{path} is not the file its manifest describes: it has {size} bytes and "
             f"sha256 {digest[:12]}, the manifest says {result.size} bytes and "
             f"{result.sha256[:12]}; copy or export it again"
         )
@@ -165,6 +248,8 @@ def _from_json(path: Path, text: bytes) -> Artifact:
             tuple(_port(port) for port in fields["outputs"]),
             fields["provenance"],
             fields["versions"],
+            tuple(fields.get("files", ())),
+            fields.get("details", {}),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(

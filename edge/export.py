@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from edge import artifact, ir, passes
-from edge.emit import tflite
-from edge.interpret import FloatArray
+from edge.emit import c99, tflite
+from edge.interpret import FloatArray, evaluate_int8
+from edge.kernels.program import Goal
 from edge.lower import lower
 from edge.quantize import quantize
 from edge.runtime import Runner, TfliteRunner
@@ -19,6 +20,9 @@ from fedkit.errors import ExportError
 
 if TYPE_CHECKING:
     from torch import nn
+
+_TEST_VECTORS = 4
+_ROUNDING = "half_up"  # what the C kernels compute
 
 
 def export_tflite(
@@ -80,6 +84,57 @@ def export_onnx(
     content: bytes = emitter.emit(graph, form)
     _self_check(OnnxRunner(content), calibration)
     return _save(content, path, f"onnx-{form}", graph, provenance, emitter.file_shape)
+
+
+def export_c99(
+    model: nn.Module,
+    calibration: FloatArray,
+    path: Path | str,
+    provenance: Mapping[str, Any],
+    goal: Goal = "speed",
+) -> artifact.Artifact:
+    """Export a torch model as a folder of C99 sources with a test of its own.
+
+    Args:
+        model: As the following, see `export_tflite`.
+        calibration: Its first examples also become the folder's test vectors.
+        path: The folder to make; nothing may be there.
+        provenance: How the model was made; goes into the manifest.
+        goal: "speed", or "size" for microcontrollers.
+
+    Returns:
+        The saved artifact; its details hold "arena_bytes", "goal" and "rounding".
+
+    Raises:
+        ExportError: The model or calibration set cannot be used, or `path` is taken.
+    """
+    path = Path(path)
+    artifact.check_free(path)
+    return save_c99(int8_graph(model, calibration), calibration, path, provenance, goal)
+
+
+def save_c99(
+    graph: ir.Graph,
+    examples: FloatArray,
+    path: Path,
+    provenance: Mapping[str, Any],
+    goal: Goal = "speed",
+) -> artifact.Artifact:
+    """Save an int8 graph as C99 sources; arguments and errors as for `export_c99`."""
+    inputs, outputs = (
+        [_port(graph.tensors[n]) for n in ns] for ns in (graph.inputs, graph.outputs)
+    )
+    integers = inputs[0].quantize(ir.to_graph_layout(examples[:_TEST_VECTORS]))
+    sources = c99.emit(graph, integers, evaluate_int8(graph, integers, _ROUNDING), goal)
+    return artifact.save_folder(
+        sources.files,
+        path,
+        target="c99",
+        inputs=inputs,
+        outputs=outputs,
+        provenance=provenance,
+        details={"arena_bytes": sources.arena_bytes, "goal": goal, "rounding": _ROUNDING},
+    )
 
 
 def int8_graph(model: nn.Module, calibration: FloatArray) -> ir.Graph:

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from edge import ir
-from edge.rounding import Policy, Scales, limits
+from edge.rounding import Policy, Scales
 from edge.taps import padded, taps
 from fedkit.numerics import Int64s
 

@@ -203,14 +203,8 @@ def _port(details: dict[str, Any]) -> artifact.Port:
 
 
 def _quantize(inputs: NDArray[np.float32], port: artifact.Port) -> NDArray[Any]:
-    if port.dtype == "float32":
-        return inputs
-    integers = np.rint(inputs / np.float32(port.scale)) + port.zero_point
-    return np.asarray(np.clip(integers, -128, 127), np.int8)
+    return inputs if port.dtype == "float32" else port.quantize(inputs)
 
 
 def _dequantize(raw: NDArray[Any], port: artifact.Port) -> NDArray[np.float32]:
-    if port.dtype == "float32":
-        return raw
-    real = port.scale * (raw.astype(np.float32) - port.zero_point)
-    return np.asarray(real, np.float32)
+    return raw if port.dtype == "float32" else port.dequantize(raw)
