@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.edge.kernels.library import need_gcc
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -87,3 +89,13 @@ def test_a_model_of_ones_own_trains_in_four_bits() -> None:
     """examples/integer_training.py."""
     example = runpy.run_path(str(ROOT / "examples" / "integer_training.py"))
     assert example["main"]() > 0.9
+
+
+def test_own_c_model_computes_what_torch_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """examples/own_c_model.py."""
+    need_gcc()
+    path = ROOT / "examples" / "own_c_model.py"
+    assert len(path.read_text().splitlines()) < 40
+    assert runpy.run_path(str(path))["main"]() < 0.1
+    files, time = capsys.readouterr().out.splitlines()
+    assert "arena of" in files and "us per image" in time

@@ -109,8 +109,8 @@ def test_op(name: str, goal: Goal, tmp_path: Path) -> None:
 ZOO = (
     ("resnet8", (3, 16, 16)),
     ("ds-cnn", (1, 49, 10)),
-    ("mobilenetv2-w0.25", (3, 16, 16)),
-    ("resnet18-w16", (3, 12, 12)),
+    ("mobilenetv2-w0.25", (3, 8, 8)),
+    ("resnet18-w16", (3, 8, 8)),
 )
 
 
@@ -137,7 +137,7 @@ def test_zoo(
     randomise: Randomise,
 ) -> None:
     model = pruned(randomise(build_model(name, shape, 10)), density)
-    inputs = images(*shape, n=6)
+    inputs = images(*shape, n=4)
     assert_same_integers(int8_graph(model, inputs), inputs, tmp_path / "model", goal)
 
 
@@ -168,7 +168,7 @@ def folder(resnet: tuple[ir.Graph, Images], tmp_path_factory: pytest.TempPathFac
     return save_c99(*resnet, path, {"seed": 0}).path
 
 
-def built(folder: Path, to: Path, *command: str) -> str:
+def check_built(folder: Path, to: Path, *command: str) -> str:
     """Run a command in a copy of the folder; return what it prints."""
     shutil.copytree(folder, to)
     ended = subprocess.run(command, cwd=to, capture_output=True, text=True)
@@ -179,13 +179,13 @@ def built(folder: Path, to: Path, *command: str) -> str:
 @pytest.mark.parametrize("compiler", ["gcc -std=c99", "g++ -x c++ -std=c++11"])
 def test_no_compiler_warns(folder: Path, tmp_path: Path, compiler: str) -> None:
     sources = sorted(path.name for path in folder.glob("*.c"))
-    built(
+    check_built(
         folder, tmp_path / "copy", *compiler.split(), "-fsyntax-only", *WARNINGS, *QUICK, *sources
     )
 
 
 def test_the_folder_tests_itself(folder: Path, tmp_path: Path) -> None:
-    printed = built(folder, tmp_path / "copy", "make", "test", "CFLAGS=-O1 -Werror")
+    printed = check_built(folder, tmp_path / "copy", "make", "test", "CFLAGS=-O1 -Werror")
     assert printed.splitlines()[-1] == "0 of 40 outputs differ"
     vectors = tmp_path / "copy" / "test_vector.h"
     text = vectors.read_text()
@@ -202,7 +202,7 @@ def test_cmake_builds_it_too(folder: Path, tmp_path: Path) -> None:
     if shutil.which("cmake") is None:
         pytest.skip("there is no cmake; sudo apt install cmake")
     script = "cmake -S . -B b -DCMAKE_BUILD_TYPE=Debug && cmake --build b && ctest --test-dir b"
-    assert "100% tests passed" in built(folder, tmp_path / "copy", "sh", "-c", script)
+    assert "100% tests passed" in check_built(folder, tmp_path / "copy", "sh", "-c", script)
 
 
 @pytest.mark.parametrize("goal", GOALS)
@@ -212,12 +212,12 @@ def test_no_step_leaves_the_arena(
     path = save_c99(*resnet, tmp_path / "model", {}, goal).path
     flags = " ".join(QUICK if goal == "speed" else PLAIN)
     sanitized = f"CFLAGS={flags} -fsanitize=address,undefined -fno-sanitize-recover=all"
-    assert "0 of 40" in built(path, tmp_path / "copy", "make", "test", sanitized)
+    assert "0 of 40" in check_built(path, tmp_path / "copy", "make", "test", sanitized)
 
 
 def test_the_model_calls_nothing_but_its_kernels(folder: Path, tmp_path: Path) -> None:
     script = f"gcc -std=c99 -O1 -c model.c {' '.join(kernels_of(folder))} && nm -u *.o"
-    printed = built(folder, tmp_path / "copy", "sh", "-c", script)
+    printed = check_built(folder, tmp_path / "copy", "sh", "-c", script)
     unknown = {line.split()[-1] for line in printed.splitlines() if " U " in line}
     outside = {name for name in unknown if not name.startswith(("ek_", "_GLOBAL_OFFSET_TABLE_"))}
     assert outside <= {"memcpy", "memset", "__stack_chk_fail"}
