@@ -122,7 +122,8 @@ def save_c99(
 ) -> artifact.Artifact:
     """Save an int8 graph as C99 sources; arguments and errors as for `export_c99`."""
     inputs, outputs = (
-        [_port(graph.tensors[n]) for n in ns] for ns in (graph.inputs, graph.outputs)
+        [_port(graph.tensors[n], lambda shape: shape) for n in ns]
+        for ns in (graph.inputs, graph.outputs)
     )
     integers = inputs[0].quantize(ir.to_graph_layout(examples[:_TEST_VECTORS]))
     sources = c99.emit(graph, integers, evaluate_int8(graph, integers, _ROUNDING), goal)

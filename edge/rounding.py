@@ -78,16 +78,6 @@ def policy(name: str) -> Policy:
     return POLICIES[name]
 
 
-def limits(graph: ir.Graph, op: ir.Op) -> tuple[int, int]:
-    """Return the least and the largest integer that an op may write."""
-    out = graph.tensors[op.output]
-    activation = op.kind if op.kind in ("relu", "relu6") else op.activation
-    low = -128 if activation == "none" else max(-128, out.zero_point)
-    if activation != "relu6":
-        return low, 127
-    return low, min(127, out.zero_point + round(6.0 / out.scale))
-
-
 # Ours
 
 

@@ -24,7 +24,7 @@ from edge import ir
 from edge.kernels import pack
 from edge.kernels.pack import Int8s, Int32s, Phases, Planes
 from edge.memory import Buffer
-from edge.rounding import Scales, add_multipliers, limits, multipliers
+from edge.rounding import Scales, add_multipliers, multipliers
 from fedkit.errors import ExportError
 from fedkit.numerics import Int64s
 
@@ -310,7 +310,7 @@ class _Compiler:
         return Struct("ek_requant", (*arrays, *self._limits(op)))
 
     def _limits(self, op: ir.Op) -> tuple[int, int, int]:
-        low, high = limits(self.graph, op)
+        low, high = ir.limits(self.graph, op)
         return self._zero(op.output), low + _BYTE, high + _BYTE
 
     def _zero(self, name: str) -> int:
