@@ -190,7 +190,7 @@ def test_no_compiler_warns(folder: Path, tmp_path: Path, compiler: str) -> None:
 
 def test_the_folder_tests_itself(folder: Path, tmp_path: Path) -> None:
     printed = check_built(folder, tmp_path / "copy", "make", "test", "CFLAGS=-O1 -Werror")
-    assert printed.splitlines()[-1] == "0 of 40 outputs differ"
+    assert "0 of 40 outputs differ" in printed.splitlines()
     vectors = tmp_path / "copy" / "test_vector.h"
     text = vectors.read_text()
     start = text.index("test_outputs")
