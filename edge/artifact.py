@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,9 @@ class Artifact:
         provenance: How the model was made, as the caller put it.
         versions: Package -> version that wrote the file.
         files: Names of what the folder was saved with; what else lies there does not count.
-        details: What there is to say about this target alone.
+        details: What there is to say about this target alone: "rounding", runtime -> policy, and
+            "activation_bytes", the least memory for activations, are always there.
+        measured: What was measured of it, as `record` put it.
     """
 
     path: Path
@@ -79,6 +81,7 @@ class Artifact:
     versions: Mapping[str, str]
     files: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
 
 def manifest_path(path: Path) -> Path:
@@ -94,6 +97,7 @@ def save(
     inputs: Sequence[Port],
     outputs: Sequence[Port],
     provenance: Mapping[str, Any],
+    details: Mapping[str, Any],
 ) -> Artifact:
     """Write an artifact and its manifest; each appears complete or not at all.
 
@@ -104,6 +108,7 @@ def save(
         inputs: The model's inputs.
         outputs: The model's outputs.
         provenance: How the model was made; must be JSON.
+        details: What there is to say about this target alone; must be JSON.
 
     Raises:
         ExportError: Something is at `path` already, or `provenance` is not JSON.
@@ -119,6 +124,7 @@ def save(
         tuple(outputs),
         dict(provenance),
         _versions(),
+        details=dict(details),
     )
     manifest = _to_json(result)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +188,13 @@ def _joined(files: Mapping[str, bytes]) -> bytes:
     """Return names and contents in a row, each with its length: none passes for another."""
     parts = (part for name, data in files.items() for part in (name.encode(), data))
     return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+
+
+def record(artifact: Artifact, measured: Mapping[str, Any]) -> Artifact:
+    """Put into the manifest what was measured of an artifact; must be JSON."""
+    result = replace(artifact, measured=dict(measured))
+    write_whole(manifest_path(artifact.path), _to_json(result).encode())
+    return result
 
 
 def check_free(path: Path) -> None:
@@ -250,6 +263,7 @@ def _from_json(path: Path, text: bytes) -> Artifact:
             fields["versions"],
             tuple(fields.get("files", ())),
             fields.get("details", {}),
+            fields.get("measured", {}),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(

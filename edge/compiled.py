@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from edge import artifact, ir
@@ -84,6 +85,28 @@ class CompiledRunner:
         for example, result in zip(examples, results, strict=True):
             self._invoke(*self._addresses(example, result))
         return results
+
+    def kept(self, example: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+        """Run one example; return every activation of a model that was saved with `keep`.
+
+        Args:
+            example: int8 [1, h, w, c] or [1, f], in the graph's layout.
+
+        Returns:
+            Name -> int8 [1, h, w, c] or [1, 1, 1, f].
+        """
+        self._invoke(*self._addresses(example, np.empty(self._output.shape, np.int8)))
+        return {
+            name: self._activation(*place) for name, place in self.artifact.details["kept"].items()
+        }
+
+    def _activation(
+        self, start: int, channels: int, height: int, width: int, row: int, plane: int
+    ) -> NDArray[np.int8]:
+        # An arena's bytes are 128 more than the integers that they stand for.
+        shape, strides = (height, width, channels), (row, 1, plane)
+        view = as_strided(self._arena[start:], shape, strides, writeable=False)
+        return (view ^ 0x80).astype(np.int8)[None]
 
     def quantize(self, inputs: NDArray[np.float32]) -> NDArray[np.int8]:
         """Return float32 inputs as the int8 values that `predict` feeds to the model."""

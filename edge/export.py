@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edge import artifact, ir, passes
+from edge import artifact, graph_file, ir, memory, passes
 from edge.emit import c99, tflite
 from edge.interpret import FloatArray, evaluate_int8
 from edge.kernels.program import Goal
 from edge.lower import lower
 from edge.quantize import quantize
+from edge.rounding import RUNTIMES
 from edge.runtime import Runner, TfliteRunner
 from edge.runtime_onnx import OnnxRunner
 from fedkit.errors import ExportError
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TEST_VECTORS = 4
-_ROUNDING = "half_up"  # what the C kernels compute
+
+Form = Literal["qdq", "qoperator"]
 
 
 def export_tflite(
@@ -48,10 +50,7 @@ def export_tflite(
     """
     path = Path(path)
     artifact.check_free(path)
-    graph = int8_graph(model, calibration)
-    content = tflite.emit(graph)
-    _self_check(TfliteRunner(content), calibration)
-    return _save(content, path, "tflite", graph, provenance)
+    return save_tflite(int8_graph(model, calibration), calibration, path, provenance)
 
 
 def export_onnx(
@@ -59,7 +58,7 @@ def export_onnx(
     calibration: FloatArray,
     path: Path | str,
     provenance: Mapping[str, Any],
-    form: Literal["qdq", "qoperator"] = "qdq",
+    form: Form = "qdq",
 ) -> artifact.Artifact:
     """Export a torch model as an int8 .onnx file.
 
@@ -79,11 +78,7 @@ def export_onnx(
     """
     path = Path(path)
     artifact.check_free(path)
-    emitter = _onnx_emitter()
-    graph = int8_graph(model, calibration)
-    content: bytes = emitter.emit(graph, form)
-    _self_check(OnnxRunner(content), calibration)
-    return _save(content, path, f"onnx-{form}", graph, provenance, emitter.file_shape)
+    return save_onnx(int8_graph(model, calibration), calibration, path, provenance, form)
 
 
 def export_c99(
@@ -103,7 +98,7 @@ def export_c99(
         goal: "speed", or "size" for microcontrollers.
 
     Returns:
-        The saved artifact; its details hold "arena_bytes", "goal" and "rounding".
+        The saved artifact; its details hold "arena_bytes" and "goal" too.
 
     Raises:
         ExportError: The model or calibration set cannot be used, or `path` is taken.
@@ -113,20 +108,61 @@ def export_c99(
     return save_c99(int8_graph(model, calibration), calibration, path, provenance, goal)
 
 
+def save_tflite(
+    graph: ir.Graph, examples: FloatArray, path: Path, provenance: Mapping[str, Any]
+) -> artifact.Artifact:
+    """Save an int8 graph as .tflite; arguments and errors as for `export_tflite`."""
+    artifact.check_free(path)
+    content = tflite.emit(graph)
+    _self_check(TfliteRunner(content), examples)
+    return _save(content, path, "tflite", graph, provenance)
+
+
+def save_onnx(
+    graph: ir.Graph,
+    examples: FloatArray,
+    path: Path,
+    provenance: Mapping[str, Any],
+    form: Form = "qdq",
+) -> artifact.Artifact:
+    """Save an int8 graph as .onnx; arguments and errors as for `export_onnx`."""
+    artifact.check_free(path)
+    emitter = _onnx_emitter()
+    content: bytes = emitter.emit(graph, form)
+    _self_check(OnnxRunner(content), examples)
+    return _save(content, path, f"onnx-{form}", graph, provenance, emitter.file_shape)
+
+
 def save_c99(
     graph: ir.Graph,
     examples: FloatArray,
     path: Path,
     provenance: Mapping[str, Any],
     goal: Goal = "speed",
+    keep: bool = False,
 ) -> artifact.Artifact:
-    """Save an int8 graph as C99 sources; arguments and errors as for `export_c99`."""
-    inputs, outputs = (
-        [_port(graph.tensors[n], lambda shape: shape) for n in ns]
-        for ns in (graph.inputs, graph.outputs)
-    )
+    """Save an int8 graph as C99 sources; arguments and errors as for `export_c99`.
+
+    Args:
+        graph: As `int8_graph` makes it.
+        examples: As `calibration` of `export_c99`, as the following.
+        path: Where to.
+        provenance: How it was made.
+        goal: What to write it for.
+        keep: Write no activation over another; the details then hold "kept": activation ->
+            (where its first pixel lies, channels, height, width, bytes of a row, of a plane).
+    """
+    artifact.check_free(path)
+    inputs, outputs = _ports(graph)
     integers = inputs[0].quantize(ir.to_graph_layout(examples[:_TEST_VECTORS]))
-    sources = c99.emit(graph, integers, evaluate_int8(graph, integers, _ROUNDING), goal)
+    expected = evaluate_int8(graph, integers, RUNTIMES["c99"]["compiled"])
+    sources = c99.emit(graph, integers, expected, goal, keep)
+    details: dict[str, Any] = {"arena_bytes": sources.arena_bytes, "goal": goal}
+    if keep:
+        details["kept"] = {
+            name: (start, p.channels, p.height, p.width, p.row, p.plane)
+            for name, (start, p) in sources.kept.items()
+        }
     return artifact.save_folder(
         sources.files,
         path,
@@ -134,8 +170,14 @@ def save_c99(
         inputs=inputs,
         outputs=outputs,
         provenance=provenance,
-        details={"arena_bytes": sources.arena_bytes, "goal": goal, "rounding": _ROUNDING},
+        details={**_details(graph, "c99"), **details},
     )
+
+
+def save_graph(graph: ir.Graph, path: Path, provenance: Mapping[str, Any]) -> artifact.Artifact:
+    """Save an int8 graph itself, from which every target can be made; errors as for `save_c99`."""
+    artifact.check_free(path)
+    return _save(graph_file.to_bytes(graph), path, "graph", graph, provenance)
 
 
 def int8_graph(model: nn.Module, calibration: FloatArray) -> ir.Graph:
@@ -162,13 +204,34 @@ def _save(
     provenance: Mapping[str, Any],
     file_shape: Callable[[ir.Shape], ir.Shape] = tuple,
 ) -> artifact.Artifact:
+    inputs, outputs = _ports(graph, file_shape)
+    return artifact.save(
+        content,
+        path,
+        target=target,
+        inputs=inputs,
+        outputs=outputs,
+        provenance=provenance,
+        details=_details(graph, target),
+    )
+
+
+def _details(graph: ir.Graph, target: str) -> dict[str, Any]:
+    return {
+        "rounding": RUNTIMES.get(target, {}),
+        "activation_bytes": memory.activation_bytes(graph),
+    }
+
+
+def _ports(
+    graph: ir.Graph, file_shape: Callable[[ir.Shape], ir.Shape] = tuple
+) -> tuple[list[artifact.Port], list[artifact.Port]]:
+    """Return the inputs and the outputs."""
     inputs, outputs = (
         [_port(graph.tensors[name], file_shape) for name in names]
         for names in (graph.inputs, graph.outputs)
     )
-    return artifact.save(
-        content, path, target=target, inputs=inputs, outputs=outputs, provenance=provenance
-    )
+    return inputs, outputs
 
 
 def _self_check(runner: Runner, calibration: FloatArray) -> None:

@@ -70,9 +70,9 @@ def _conv2d(op: ir.Op, x: Int64s, w: Int64s) -> Int64s:
         np.ascontiguousarray(tap).reshape(-1, x.shape[3]) @ weights[:, i, j].T
         for i, j, tap in taps(values, op.window)
     )
-    sums = reduce(np.add, parts).astype(np.int64)
     assert op.window is not None  # the verifier's rule
-    return sums.reshape(len(x), *op.window.output(*x.shape[1:3]), len(w))
+    shape = len(x), *op.window.output(*x.shape[1:3]), len(w)
+    return np.asarray(reduce(np.add, parts), np.int64).reshape(shape)
 
 
 def _depthwise(op: ir.Op, x: Int64s, w: Int64s) -> Int64s:

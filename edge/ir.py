@@ -202,6 +202,18 @@ class Graph:
         return replace(self, tensors=kept, ops=tuple(ops))
 
 
+def until(graph: Graph, name: str) -> Graph:
+    """Return the part of a graph that computes one activation, which becomes its output."""
+    needed, ops = {name}, []
+    for op in reversed(graph.ops):
+        if op.output in needed:
+            needed.update(op.inputs)
+            ops.append(op)
+    kept = needed | set(graph.inputs)
+    tensors = {each: tensor for each, tensor in graph.tensors.items() if each in kept}
+    return Graph(tensors, tuple(reversed(ops)), graph.inputs, (name,))
+
+
 def same_padding(
     size: Sequence[int], out: Sequence[int], window: Window
 ) -> tuple[int, int, int, int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from edge import ir
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,21 @@ def plan(buffers: Mapping[str, Buffer], alignment: int) -> tuple[dict[str, int],
         offsets[name] = offset
     total = max((offsets[name] + buffers[name].size for name in buffers), default=0)
     return {name: offsets[name] for name in buffers}, total
+
+
+def activation_bytes(graph: ir.Graph) -> int:
+    """Return the least memory in which a runtime can hold an int8 graph's activations.
+
+    Each lives from the op that writes it to the last that reads it, and has a place of its own in
+    that time; nothing is computed in place. What kernels need beside is not in it.
+    """
+    end = len(graph.ops)
+    first = dict.fromkeys(graph.inputs, 0)
+    last = dict.fromkeys(graph.outputs, end)
+    for number, op in enumerate(graph.ops):
+        first[op.output] = number
+        for name in (*op.inputs, op.output):
+            last[name] = max(number, last.get(name, 0))
+    sizes = {name: math.prod(graph.tensors[name].shape) for name in first}
+    buffers = {name: Buffer(size, first[name], last[name]) for name, size in sizes.items()}
+    return plan(buffers, 1)[1]

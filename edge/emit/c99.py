@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edge import ir, memory
 from edge.kernels import pack
+from edge.kernels.pack import Planes
 from edge.kernels.program import Argument, Goal, Place, Pointer, Program, Struct, compile_graph
 
 _KERNELS = Path(pack.__file__).with_name("c99")
@@ -35,10 +36,13 @@ class Sources:
     Attributes:
         files: Name -> content.
         arena_bytes: Memory that the caller must give.
+        kept: Activation -> where its first pixel lies in the arena, and how it lies there; empty
+            unless all were kept.
     """
 
     files: Mapping[str, bytes]
     arena_bytes: int
+    kept: Mapping[str, tuple[int, Planes]]
 
 
 def emit(
@@ -46,6 +50,7 @@ def emit(
     inputs: NDArray[np.int8],
     outputs: NDArray[np.int8],
     goal: Goal = "speed",
+    keep: bool = False,
 ) -> Sources:
     """Write a graph as C.
 
@@ -54,6 +59,7 @@ def emit(
         inputs: int8 [n, ...] in the graph's layout, examples for the test that is written too.
         outputs: int8 [n, ...], what the graph gives for them.
         goal: "speed", or "size" for microcontrollers.
+        keep: Write no activation over another, so that all can be looked at after a call.
 
     Returns:
         The sources; the same arguments always give the same.
@@ -61,7 +67,7 @@ def emit(
     Raises:
         ExportError: Something in the graph has no kernel; names all of it.
     """
-    program = compile_graph(graph, goal)
+    program = compile_graph(graph, goal, keep)
     offsets, size = memory.plan(program.buffers, _ALIGNMENTS[goal])
     kernels = _kernels(program)
     texts = {
@@ -75,7 +81,11 @@ def emit(
     files = {name: text.encode() for name, text in texts.items()}
     headers = sorted(path.name for path in _KERNELS.glob("*.h"))
     files |= {name: (_KERNELS / name).read_bytes() for name in (*headers, *kernels)}
-    return Sources(files, size + pack.SLACK)
+    kept = {
+        name: (offsets[buffer] + planes.lead, planes)
+        for name, (buffer, planes) in program.homes.items()
+    }
+    return Sources(files, size + pack.SLACK, kept if keep else {})
 
 
 def _kernels(program: Program) -> list[str]:

@@ -88,19 +88,26 @@ class Call:
 
 @dataclass(frozen=True)
 class Program:
-    """Calls in order, with parameters `in` and `out`, and the buffers that they use."""
+    """Calls in order, with parameters `in` and `out`, and the buffers that they use.
+
+    Attributes:
+        homes: Activation -> its buffer and how it lies there, as long as no other is written over
+            it. A convolution that a sum took in has none.
+    """
 
     calls: tuple[Call, ...]
     buffers: Mapping[str, Buffer]
+    homes: Mapping[str, tuple[str, Planes]]
 
 
-def compile_graph(graph: ir.Graph, goal: Goal = "speed") -> Program:
+def compile_graph(graph: ir.Graph, goal: Goal = "speed", keep: bool = False) -> Program:
     """Turn a graph into calls of kernels.
 
     Args:
         graph: Int8, as `edge.quantize.quantize` leaves it, with one input and one output.
         goal: "speed" unrolls the distances of weights and keeps dense layers dense; "size" packs
             weights as streams, for microcontrollers.
+        keep: Write no activation over another, so that all can be looked at in the end.
 
     Raises:
         ExportError: Something in the graph has no kernel; names all of it.
@@ -112,7 +119,7 @@ def compile_graph(graph: ir.Graph, goal: Goal = "speed") -> Program:
         )
     if graph.tensors[graph.inputs[0]].dtype != "int8":
         raise ExportError("the graph is not int8; the C target takes no other: quantise it first")
-    return _Compiler(graph, goal).run()
+    return _Compiler(graph, goal, keep).run()
 
 
 @dataclass
@@ -121,6 +128,7 @@ class _Compiler:
 
     graph: ir.Graph
     goal: Goal
+    keep: bool
     calls: list[Call] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     home: dict[str, str] = field(default_factory=dict)  # tensor -> buffer
@@ -136,7 +144,8 @@ class _Compiler:
         if problems:
             raise ExportError("; ".join(problems))
         self._store()
-        return Program(tuple(self.calls), self._buffers())
+        homes = {name: (buffer, self.planes[name]) for name, buffer in self.home.items()}
+        return Program(tuple(self.calls), self._buffers(), homes)
 
     # Buffers
 
@@ -149,6 +158,8 @@ class _Compiler:
 
     def _is_over(self, name: str, op: ir.Op) -> bool:
         """Return whether nothing after `op` needs what is in the buffer of a tensor."""
+        if self.keep:
+            return False
         sharing = (other for other, buffer in self.home.items() if buffer == self.home[name])
         now = next(number for number, other in enumerate(self.ops) if other is op)
         return all(self.last_read.get(other, -1) <= now for other in sharing)
@@ -171,7 +182,11 @@ class _Compiler:
             for argument in call.arguments:
                 if isinstance(argument, Place):
                     uses.setdefault(argument.buffer, []).append(number)
-        return {name: Buffer(self.sizes[name], at[0], at[-1]) for name, at in uses.items()}
+        end = len(self.calls)
+        return {
+            name: Buffer(self.sizes[name], at[0], end if self.keep else at[-1])
+            for name, at in uses.items()
+        }
 
     # Ops
 

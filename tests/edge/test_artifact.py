@@ -15,7 +15,13 @@ PORT = Port("x", "int8", (1, 2), 0.5, -3)
 
 def save(path: Path, content: bytes = b"weights", **provenance: object) -> Artifact:
     return artifact.save(
-        content, path, target="test", inputs=[PORT], outputs=[PORT], provenance=provenance
+        content,
+        path,
+        target="test",
+        inputs=[PORT],
+        outputs=[PORT],
+        provenance=provenance,
+        details={"rounding": {}},
     )
 
 

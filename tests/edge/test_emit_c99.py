@@ -298,7 +298,7 @@ def test_the_artifact_says_what_it_is(trained: Any, tmp_path: Path) -> None:
     path = tmp_path / "new" / "digits"
     saved = export_c99(trained.model, trained.train[:200], path, {"task": "digits"})
     assert artifact.load(path) == saved
-    assert (saved.target, saved.details["rounding"]) == ("c99", "half_up")
+    assert (saved.target, saved.details["rounding"]) == ("c99", {"compiled": "half_up"})
     assert {p.name for p in path.iterdir()} == {*saved.files, "manifest.json"}
     assert os.listdir(path.parent) == ["digits"]
     logits = CompiledRunner(path, QUICK).predict(trained.test)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.memory import Buffer, plan
+from edge import ir
+from edge.memory import Buffer, activation_bytes, plan
 
 BUFFERS = st.dictionaries(
     st.text("abcdef", min_size=1),
@@ -35,3 +37,20 @@ def test_buffers_that_meet_lie_apart(buffers: dict[str, Buffer], alignment: int)
 def test_buffers_that_never_meet_share_their_bytes(sizes: list[int]) -> None:
     buffers = {str(n): Buffer(size, n, n) for n, size in enumerate(sizes)}
     assert plan(buffers, 4)[1] == max(sizes)
+
+
+def test_activations_need_no_more_than_live_at_once() -> None:
+    wide, narrow = (1, 4, 4, 8), (1, 4, 4, 2)
+    shapes = {"x": narrow, "a": wide, "b": narrow, "c": narrow, "y": narrow}
+    ops = (
+        ir.Op("relu", ("x",), ("a",)),
+        ir.Op("relu", ("a",), ("b",)),
+        ir.Op("relu", ("b",), ("c",)),
+        ir.Op("add", ("c", "b"), ("y",)),
+    )
+    tensors = {name: ir.Tensor(name, shape) for name, shape in shapes.items()}
+    graph = ir.Graph(tensors, ops, ("x",), ("y",))
+    assert activation_bytes(graph) == 16 * (8 + 2)  # `a` beside `x` or `b`
+    chain = ir.until(graph, "c")
+    assert activation_bytes(chain) == 16 * (8 + 2)
+    assert activation_bytes(replace(chain, inputs=("b",), ops=ops[2:3])) == 16 * (2 + 2)

@@ -73,7 +73,7 @@ def test_a_path_is_checked_against_its_manifest(content: bytes, tmp_path: Path) 
     path = tmp_path / "model.tflite"
     with pytest.raises(ExportError, match=r"cannot read the model .*model\.tflite"):
         TfliteRunner(path)
-    artifact.save(content, path, target="tflite", inputs=[], outputs=[], provenance={})
+    artifact.save(content, path, target="tflite", inputs=[], outputs=[], provenance={}, details={})
     assert TfliteRunner(str(path)).predict(np.zeros((1, 2), np.float32)).shape == (1, 1)
     altered = bytearray(content)
     altered[-1] ^= 1

@@ -1,0 +1,255 @@
+"""Compare what an artifact computes with the interpreter, integer by integer.
+
+The interpreter (`edge.interpret`) runs the graph from which the artifact was made, under the
+rounding policy of what runs the artifact. The first value that differs is named.
+
+Of a C model every layer can be looked at: built once more so that no activation is written over
+another, it is the same calls of the same kernels. Other runtimes are asked for a layer by a model
+that ends there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from edge import artifact, graph_file, ir
+from edge.compiled import CompiledRunner
+from edge.export import Form, save_c99, save_onnx, save_tflite
+from edge.interpret import FloatArray, Int8Array, evaluate_int8
+from edge.rounding import RUNTIMES
+from edge.runners import open_runner, runtime_for
+from fedkit.errors import ExportError
+
+_BATCH = 50
+_Kept = Mapping[str, Int8Array]
+_Values = Iterator[tuple[str, Int8Array]]
+_Look = Callable[[Int8Array], _Values]
+"""Inputs in torch's layout -> names and values of activations, in the graph's order."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first value that differs.
+
+    Attributes:
+        tensor: Name of the activation.
+        source: The torch module that made it.
+        position: (example, row, column, channel) or (example, feature).
+        actual: What the artifact gave.
+        expected: What the interpreter gave.
+    """
+
+    tensor: str
+    source: str
+    position: tuple[int, ...]
+    actual: int
+    expected: int
+
+
+@dataclass
+class Tally:
+    """What was compared of one activation.
+
+    Attributes:
+        integers: How many.
+        mismatches: How many of them differ.
+        largest: By how many steps at most.
+    """
+
+    integers: int = 0
+    mismatches: int = 0
+    largest: int = 0
+
+    def add(self, actual: Int8Array, expected: Int8Array) -> None:
+        """Compare two arrays of one shape."""
+        gap = np.abs(actual.astype(np.int16) - expected)
+        self.integers += gap.size
+        self.mismatches += int(np.count_nonzero(gap))
+        self.largest = max(self.largest, int(gap.max(initial=0)))
+
+
+@dataclass
+class Report:
+    """How an artifact compares with the interpreter.
+
+    Attributes:
+        runtime: What ran the artifact.
+        rounding: The policy of the interpreter.
+        examples: How many.
+        outputs: The model's output.
+        same_class: Examples whose largest logit is the same one.
+        layers: Activation -> what was compared of it; empty unless layers were asked for.
+        first: The first value that differs, of the earliest layer that was looked at.
+    """
+
+    runtime: str
+    rounding: str
+    examples: int = 0
+    outputs: Tally = field(default_factory=Tally)
+    same_class: int = 0
+    layers: dict[str, Tally] = field(default_factory=dict)
+    first: Difference | None = None
+
+    @property
+    def mismatches(self) -> int:
+        """Values that differ, anywhere."""
+        return self.outputs.mismatches + sum(each.mismatches for each in self.layers.values())
+
+
+def check(path: Path | str, inputs: FloatArray, runtime: str = "", layers: bool = False) -> Report:
+    """Compare an artifact with the interpreter.
+
+    Args:
+        path: The artifact; the graph that its manifest names lies beside it.
+        inputs: float32 [n, c, h, w] or [n, f], as torch takes them.
+        runtime: See `edge.runners.open_runner`.
+        layers: Compare every activation, not the outputs alone. Where a target fuses a convolution
+            into the sum behind it, there are no integers of it.
+
+    Returns:
+        The report. Where an output differs, `first` names the layer in which it begins.
+
+    Raises:
+        ExportError: As `open_runner`; or the graph is missing or another than the manifest says.
+    """
+    found = artifact.load(Path(path))
+    runtime = runtime_for(found, runtime)
+    graph = graph_of(found)
+    runner = open_runner(found.path, runtime)
+    report = Report(runtime, RUNTIMES[found.target][runtime])
+    with tempfile.TemporaryDirectory() as folder:
+        look = _layers(found, graph, runtime, inputs[:1], Path(folder)) if layers else None
+        for start in range(0, len(inputs), _BATCH):
+            integers = runner.quantize(inputs[start : start + _BATCH])
+            kept, expected = _interpreted(graph, integers, report.rounding)
+            if look:
+                _compare_layers(report, graph, look(integers), kept)
+            _compare_outputs(report, graph, runner.predict_int8(integers), expected)
+            report.examples += len(integers)
+    if report.first and not layers:
+        report.first = _begins(found.path, inputs, runtime, report.first)
+    return report
+
+
+def _begins(path: Path, inputs: FloatArray, runtime: str, output: Difference) -> Difference:
+    """Return where an output's difference begins: it, or one in an earlier layer."""
+    example, *_ = output.position
+    first = check(path, inputs[example : example + 1], runtime, layers=True).first
+    return replace(first, position=(example, *first.position[1:])) if first else output
+
+
+def graph_of(found: artifact.Artifact) -> ir.Graph:
+    """Load the graph from which an artifact was made.
+
+    Raises:
+        ExportError: The manifest names none, or it is missing or another one.
+    """
+    name = found.provenance.get("graph")
+    if found.target != "graph" and name is None:
+        raise ExportError(
+            f"the manifest of {found.path} names no graph to compare with; export it by "
+            "`fedkit export`, or save the graph by `edge.export.save_graph`"
+        )
+    path = found.path if found.target == "graph" else found.path.with_name(str(name))
+    graph = artifact.load(path)
+    wanted = found.provenance.get("graph_sha256", graph.sha256)
+    if graph.sha256 != wanted:
+        raise ExportError(
+            f"{found.path} was made from another graph than {path}: the manifest says sha256 "
+            f"{wanted[:12]}, the file has {graph.sha256[:12]}; export it again"
+        )
+    return graph_file.load_graph(path)
+
+
+def _interpreted(graph: ir.Graph, integers: Int8Array, rounding: str) -> tuple[_Kept, Int8Array]:
+    kept: dict[str, Int8Array] = {}
+    output = evaluate_int8(graph, ir.to_graph_layout(integers), rounding, kept.__setitem__)
+    return kept, output
+
+
+def _compare_outputs(
+    report: Report, graph: ir.Graph, actual: Int8Array, expected: Int8Array
+) -> None:
+    report.outputs.add(actual, expected)
+    report.same_class += int(np.sum(actual.argmax(-1) == expected.argmax(-1)))
+    _note_first(report, graph, graph.outputs[0], actual, expected)
+
+
+def _compare_layers(report: Report, graph: ir.Graph, found: _Values, kept: _Kept) -> None:
+    for name, actual in found:
+        expected = kept[name]
+        report.layers.setdefault(name, Tally()).add(actual.reshape(expected.shape), expected)
+        _note_first(report, graph, name, actual.reshape(expected.shape), expected)
+
+
+def _note_first(
+    report: Report, graph: ir.Graph, name: str, actual: Int8Array, expected: Int8Array
+) -> None:
+    differ = np.argwhere(actual != expected)
+    if report.first is None and len(differ):
+        example, *rest = (int(each) for each in differ[0])
+        op = graph.producer(name)
+        report.first = Difference(
+            name,
+            op.source if op else "input",
+            (report.examples + example, *rest),
+            int(actual[(example, *rest)]),
+            int(expected[(example, *rest)]),
+        )
+
+
+def _layers(
+    found: artifact.Artifact, graph: ir.Graph, runtime: str, example: FloatArray, folder: Path
+) -> _Look:
+    if found.target == "c99":
+        return _kept_layers(found, graph, example, folder)
+    return _models_that_end(found, graph, runtime, example, folder)
+
+
+def _kept_layers(
+    found: artifact.Artifact, graph: ir.Graph, example: FloatArray, folder: Path
+) -> _Look:
+    saved = save_c99(graph, example, folder / "kept", {}, found.details["goal"], keep=True)
+    runner = CompiledRunner(saved.path)
+
+    def look(integers: Int8Array) -> _Values:
+        each = [runner.kept(x[None]) for x in ir.to_graph_layout(integers)]
+        for name in _in_order(graph):
+            if name in each[0]:
+                yield name, np.concatenate([values[name] for values in each])
+
+    return look
+
+
+def _models_that_end(
+    found: artifact.Artifact, graph: ir.Graph, runtime: str, example: FloatArray, folder: Path
+) -> _Look:
+    runners = {}
+    for number, name in enumerate(_in_order(graph)):
+        part = ir.until(graph, name)
+        path = folder / f"{number}.{found.target}"
+        if found.target == "tflite":
+            saved = save_tflite(part, example, path, {})
+        else:
+            saved = save_onnx(part, example, path, {}, _form(found))
+        runners[name] = open_runner(saved.path, runtime)
+
+    def look(integers: Int8Array) -> _Values:
+        for name, runner in runners.items():
+            values = runner.predict_int8(integers)
+            yield name, values if found.target == "tflite" else ir.to_graph_layout(values)
+
+    return look
+
+
+def _form(found: artifact.Artifact) -> Form:
+    return "qdq" if found.target == "onnx-qdq" else "qoperator"
+
+
+def _in_order(graph: ir.Graph) -> list[str]:
+    return [op.output for op in graph.ops]
