@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -180,10 +180,21 @@ def save_graph(graph: ir.Graph, path: Path, provenance: Mapping[str, Any]) -> ar
     return _save(graph_file.to_bytes(graph), path, "graph", graph, provenance)
 
 
-def int8_graph(model: nn.Module, calibration: FloatArray) -> ir.Graph:
-    """Lower, optimise and quantise a model; arguments and errors as for `export_tflite`."""
-    graph = passes.optimise(lower(model, calibration.shape[1:]))
-    return quantize(graph, ir.to_graph_layout(calibration))
+def int8_graph(model: nn.Module, calibration: FloatArray, weight_bits: int = 8) -> ir.Graph:
+    """Lower, optimise and quantise a model; arguments and errors as for `export_tflite`.
+
+    Args:
+        model: The model.
+        calibration: What sets the ranges of activations.
+        weight_bits: See `edge.quantize.quantize`.
+    """
+    graph = float_graph(model, calibration.shape[1:])
+    return quantize(graph, ir.to_graph_layout(calibration), weight_bits=weight_bits)
+
+
+def float_graph(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
+    """Lower and optimise a model; arguments and errors as for `edge.lower.lower`."""
+    return passes.optimise(lower(model, input_shape))
 
 
 def _onnx_emitter() -> Any:

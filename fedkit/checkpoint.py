@@ -6,7 +6,8 @@
         checkpoint/structure.json       format, names and shapes; written once
         checkpoint/model.safetensors    kept values, masks and statistics; replaced whole each step
         summary.json                    the final figures
-        *.tflite, *.tflite.json         artifacts and their manifests
+        model-int8.graph                the integer graph that all artifacts are made from
+        model-int8.tflite, .onnx, -c99  artifacts; each has a manifest, beside or in it
         flower.log, error.txt           what Flower printed; why a run ended early
 
 A reader never sees half a file: everything but metrics.jsonl is written under a temporary name and
@@ -15,6 +16,7 @@ renamed. A run folder is never written into by a second run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -134,6 +136,11 @@ class RunFolder:
         about = {"round": str(report.round), "mask_digest": str(packed.numbers["mask_digest"])}
         data = to_safetensors(dict(packed.arrays), about)
         write_whole(folder / "model.safetensors", data)
+
+    def digest(self) -> str:
+        """Return the sha256 of the last checkpoint, in hexadecimal."""
+        content = (self.path / "checkpoint" / "model.safetensors").read_bytes()
+        return hashlib.sha256(content).hexdigest()
 
     def load(self) -> Checkpoint:
         """Read the last checkpoint.

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from edge import artifact
+from edge.rounding import RUNTIMES
+from fedkit.checkpoint import RunFolder
 from fedkit.cli import main
 from fedkit.engine.sparse.plan import load_plan
 
@@ -93,9 +97,84 @@ def test_export_makes_the_artifact_of_a_run_that_has_none(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fedkit(f"export {out / 'done-dense'} --json", monkeypatch) == 0
-    assert json.loads(capsys.readouterr().out)["accuracy_int8"] > 0
+    (made,) = json.loads(capsys.readouterr().out)["artifacts"]
+    assert made["accuracy_int8"] > 0
     assert fedkit(f"export {out / 'done-dense'}", monkeypatch) == 2
     assert "never overwritten" in capsys.readouterr().err
+
+
+def test_all_targets_come_from_one_graph_and_compute_it(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = out / "done"
+    assert fedkit(f"export {run} --target onnx,c99 --goal size --json", monkeypatch) == 0
+    made = json.loads(capsys.readouterr().out)["artifacts"]
+    assert [(each["target"], each["accuracy_int8"] > 0) for each in made] == [
+        ("onnx-qdq", True),
+        ("c99", True),
+    ]
+    for name in ("model-int8.tflite", "model-int8.onnx", "model-int8-c99"):
+        about = artifact.load(run / name)
+        assert about.provenance["graph_sha256"] == artifact.load(run / "model-int8.graph").sha256
+        assert about.provenance["checkpoint_sha256"] == RunFolder.open(run).digest()
+        assert about.measured["test_examples"] == 360
+        assert fedkit(f"check {run / name} --examples 40 --layers --json", monkeypatch) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["mismatches"], found["examples"], found["same_class"]) == (0, 40, 1)
+        assert len(found["layers"]) > 10 and found["integers"] > 40 * 1000
+    assert fedkit(f"inspect {run / 'model-int8-c99'} --json", monkeypatch) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    kept, weights = (sum(row[key] for row in rows) for key in ("kept", "weights"))
+    # Some weights that were kept become the integer 0.
+    assert 0.05 < kept / weights < 0.2
+    assert all(row["error"] < 0.2 for row in rows)
+    assert fedkit(f"inspect {run / 'model-int8.graph'}", monkeypatch) == 0
+    assert "all" in capsys.readouterr().out
+
+
+def test_check_ends_with_1_where_an_integer_differs(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(RUNTIMES, "tflite", {"ai-edge-litert": "gemmlowp"})
+    assert fedkit(f"check {out / 'done' / 'model-int8.tflite'} --layers", monkeypatch) == 1
+    assert "expected" in capsys.readouterr().out
+
+
+def test_a_graph_of_an_earlier_checkpoint_is_not_taken(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(out / "done", run)
+    manifest = run / "model-int8.graph.json"
+    text = json.loads(manifest.read_text())
+    text["provenance"]["checkpoint_sha256"] = "0" * 64
+    manifest.write_text(json.dumps(text))
+    (run / "model-int8.tflite").unlink()
+    (run / "model-int8.tflite.json").unlink()
+    assert fedkit(f"export {run}", monkeypatch) == 2
+    assert "made from another checkpoint" in " ".join(capsys.readouterr().err.split())
+    assert not (run / "model-int8.tflite").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    {
+        "--target tflite,tvm": "target is 'tvm'; give one of tflite, onnx, c99",
+        "--bits 5": "bits is 5; give one of 8, 6, 4",
+        "--target c99 --goal beauty": "goal is 'beauty'; give one of speed, size",
+    }.items(),
+)
+def test_a_bad_choice_of_artifacts_leaves_nothing(
+    flags: str,
+    message: str,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = sorted(path.name for path in (out / "done").iterdir())
+    assert fedkit(f"export {out / 'done'} {flags}", monkeypatch) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in (out / "done").iterdir()) == before
 
 
 BAD = {
@@ -241,6 +320,7 @@ def test_a_truncated_checkpoint_and_artifact_are_refused(
     assert fedkit(f"eval {copy / 'model-int8.tflite'}", monkeypatch) == 2
     assert "not the file its manifest describes" in " ".join(capsys.readouterr().err.split())
     (copy / "model-int8.tflite").unlink()
+    (copy / "model-int8.tflite.json").unlink()
     assert fedkit(f"export {copy}", monkeypatch) == 2
     assert "truncated or altered" in " ".join(capsys.readouterr().err.split())
 

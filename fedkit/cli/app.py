@@ -26,6 +26,11 @@ log = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 Name = Annotated[str, typer.Option(help="name of the run folder (default: time and task)")]
+ArtifactPath = Annotated[Path, typer.Argument(help="an exported file or folder")]
+TaskName = Annotated[str, typer.Option("--task", help="whose test set (default: that of its run)")]
+RuntimeName = Annotated[
+    str, typer.Option("--runtime", help="what runs it (default: the usual one of its target)")
+]
 RunPath = Annotated[Path, typer.Argument(help="a run folder, like runs/NAME")]
 
 
@@ -60,33 +65,77 @@ def run(
     _print(summary, as_json, tables.run_table)
 
 
-@app.command()
-def export(run: RunPath, as_json: Json = False) -> None:
-    """Export a run's model as an int8 .tflite and measure it on the whole test set.
+@app.command("export")
+def export_run(
+    run: RunPath,
+    target: Annotated[
+        str, typer.Option(help="some of tflite, onnx, c99, with commas between")
+    ] = "tflite",
+    bits: Annotated[int, typer.Option(help="of the weights: 8, 6 or 4")] = 8,
+    goal: Annotated[str, typer.Option(help="what C is written for: speed or size")] = "speed",
+    as_json: Json = False,
+) -> None:
+    """Export a run's model as integer artifacts and measure them on the whole test set.
 
-    Example: `fedkit export runs/NAME`
+    Example: `fedkit export runs/NAME --target onnx,c99 --bits 8`
     """
-    from fedkit.cli import job
+    from fedkit.cli import export
 
-    _print(job.export_run(run, log), as_json, tables.artifact_table)
+    targets = [name.strip() for name in target.split(",")]
+    made = export.export_run(run, targets, bits, goal, log)  # type: ignore[arg-type]
+    _print(made, as_json, tables.artifacts_table)
 
 
 @app.command("eval")
 def evaluate(
-    artifact: Annotated[Path, typer.Argument(help="an exported .tflite")],
-    task: Annotated[str, typer.Option(help="task to measure on (default: that of its run)")] = "",
-    runtime: Annotated[
-        str, typer.Option(help="ai-edge-litert or tflite-runtime")
-    ] = "ai-edge-litert",
+    artifact: ArtifactPath,
+    task: TaskName = "",
+    runtime: RuntimeName = "",
     as_json: Json = False,
 ) -> None:
-    """Measure an artifact in a TFLite runtime: accuracy on the whole test set, latency, size.
+    """Measure an artifact in a runtime: accuracy on the whole test set, latency, size.
 
-    Example: `fedkit eval runs/NAME/model-int8.tflite`
+    Example: `fedkit eval runs/NAME/model-int8.tflite --runtime tflite-runtime`
     """
-    from fedkit.cli import job
+    from fedkit.cli import export
 
-    _print(job.evaluate(artifact, task, runtime), as_json, tables.artifact_table)
+    _print(export.evaluate(artifact, task, runtime), as_json, tables.artifact_table)
+
+
+@app.command()
+def check(
+    artifact: ArtifactPath,
+    task: TaskName = "",
+    runtime: RuntimeName = "",
+    examples: Annotated[
+        int, typer.Option(min=0, help="how many of the test set (0: all of it)")
+    ] = 0,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="compare every layer, not the outputs alone")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare an artifact with the definition of its integers; exit with 1 if any differs.
+
+    Example: `fedkit check runs/NAME/model-int8-c99 --layers`
+    """
+    from fedkit.cli import look
+
+    result = look.check(artifact, task, runtime, examples, layers)
+    _print(result, as_json, look.check_table)
+    if result["mismatches"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(artifact: ArtifactPath, as_json: Json = False) -> None:
+    """Show each layer of an artifact: shape, density, MACs, bytes, error against floats.
+
+    Example: `fedkit inspect runs/NAME/model-int8-c99`
+    """
+    from fedkit.cli import look
+
+    _print(look.inspect(artifact), as_json, look.inspect_table)
 
 
 @app.command()

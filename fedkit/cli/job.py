@@ -11,30 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from edge import artifact as artifacts
-from edge.export import export_tflite
-from edge.runtime import Runtime, TfliteRunner
-from fedkit import __version__
-from fedkit.checkpoint import Checkpoint, RunFolder
+from fedkit.checkpoint import RunFolder
+from fedkit.cli.export import export
 from fedkit.cli.tables import size
-from fedkit.config import RunConfig, make_config
-from fedkit.engine.base import Layout
+from fedkit.config import RunConfig
 from fedkit.errors import CheckpointError, ExportError, FleetError
 from fedkit.provenance import made_by
-from fedkit.sparse.state import masks_digest
-from fedkit.task import Examples, Task
-from fedkit.tasks import load_task
 from sim.run import FlowerSimulation, record
-from sim.scenario import Scenario, make_scenario, test_examples, with_model_named
+from sim.scenario import make_scenario, with_model_named
 from sim.superlink import tail
 
-ARTIFACT = "model-int8.tflite"
-_CALIBRATION = 256
 _POLL_SECONDS = 0.2
 
 
@@ -83,7 +72,7 @@ def run_job(
     if with_dense:
         summary |= _dense_figures(path)
     try:
-        summary |= _export(folder, scenario, log)
+        summary |= export(folder, scenario, log)[0]
     except ExportError as error:
         raise ExportError(f"{error}. The run is complete: fedkit show {path}") from error
     finally:
@@ -184,85 +173,6 @@ def _status(metrics: list[dict[str, Any]]) -> str:
 def _accuracy(metrics: list[dict[str, Any]]) -> float:
     """Return the last measured accuracy; the dense start's is always there."""
     return cast(float, next(s["accuracy"] for s in metrics[::-1] if s["accuracy"] is not None))
-
-
-# Exporting and measuring ---------------------------------------------------------------------
-
-
-def export_run(path: Path, log: Console) -> dict[str, Any]:
-    """Export the last checkpoint of a run folder and measure the artifact."""
-    folder = RunFolder.open(path)
-    return _export(folder, make_scenario(folder.config), log)
-
-
-def _export(folder: RunFolder, scenario: Scenario, log: Console) -> dict[str, Any]:
-    checkpoint = folder.load()
-    _check_same_model(checkpoint, scenario.engine.layout)
-    with log.status("exporting and measuring the artifact"):
-        artifact = export_tflite(
-            scenario.module(checkpoint.state),
-            _calibration(scenario),
-            folder.path / ARTIFACT,
-            _provenance(checkpoint, folder),
-        )
-        return _measure(artifact, scenario.task, scenario.test, "ai-edge-litert")
-
-
-def _check_same_model(checkpoint: Checkpoint, layout: Layout) -> None:
-    if checkpoint.layout != layout:
-        raise ExportError(
-            f"the task {checkpoint.config.task!r} now builds another model than the one in the "
-            "checkpoint; export with the version of the task that trained it"
-        )
-
-
-def _calibration(scenario: Scenario) -> NDArray[np.float32]:
-    """Inputs that set the activation ranges: the server's own, else some of every device."""
-    if scenario.server_data is not None:
-        return scenario.server_data.inputs[:_CALIBRATION]
-    each = math.ceil(_CALIBRATION / len(scenario.devices))
-    return np.concatenate([device.inputs[:each] for device in scenario.devices])
-
-
-def _provenance(checkpoint: Checkpoint, folder: RunFolder) -> dict[str, Any]:
-    return {
-        "run": str(folder.path),
-        "round": checkpoint.round,
-        "density": checkpoint.state.density,
-        "mask_digest": masks_digest(checkpoint.state.masks),
-        "fedkit": __version__,
-        "config": checkpoint.config.model_dump(),
-    }
-
-
-def evaluate(path: Path, task: str, runtime: str) -> dict[str, Any]:
-    """Measure an artifact on the test set of a task; by default of the run that made it."""
-    artifact = artifacts.load(path)
-    made_with = artifact.provenance.get("config")
-    if made_with is None and not task:
-        raise ExportError(
-            f"{path} was not made by `fedkit`, so its manifest names no task; give --task"
-        )
-    config = make_config({**(made_with or {}), **({"task": task} if task else {})})
-    on = load_task(config.task)
-    return _measure(artifact, on, test_examples(on, config), runtime)
-
-
-def _measure(
-    artifact: artifacts.Artifact, task: Task, test: Examples, runtime: str
-) -> dict[str, Any]:
-    runner = TfliteRunner(artifact.path, cast(Runtime, runtime))
-    accuracy = task.metric(runner.predict(test.inputs), test.targets)
-    latency = runner.latency()
-    return {
-        "artifact": str(artifact.path),
-        "artifact_bytes": artifact.size,
-        "runtime": runtime,
-        "accuracy_int8": accuracy,
-        "test_examples": len(test),
-        "latency_median_us": latency["median_us"],
-        "latency_p95_us": latency["p95_us"],
-    }
 
 
 # Summing up ----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import Group
 from rich.table import Column, Table
 
 from fedkit import report
@@ -51,9 +52,17 @@ _ACCURACIES = {
 def artifact_table(measured: Mapping[str, Any]) -> Table:
     """Return what was measured of one artifact."""
     table = _table(measured["artifact"])
-    table.add_row(_ACCURACIES["int8"], f"{measured['accuracy_int8']:.2%}")
+    for key in measured:
+        if key.startswith("accuracy_int"):
+            text = f"accuracy of the {key.removeprefix('accuracy_')} artifact"
+            table.add_row(text, f"{measured[key]:.2%}")
     _artifact_rows(table, measured)
     return table
+
+
+def artifacts_table(made: Mapping[str, Any]) -> Group:
+    """Return what was measured of several artifacts, a table each."""
+    return Group(*map(artifact_table, made["artifacts"]))
 
 
 def _artifact_rows(table: Table, measured: Mapping[str, Any]) -> None:

@@ -1,0 +1,206 @@
+"""From a run to artifacts for devices: one integer graph, and a file or folder for each target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from edge import artifact as artifacts
+from edge import graph_file, ir
+from edge.artifact import Artifact
+from edge.export import int8_graph, save_c99, save_graph, save_onnx, save_tflite
+from edge.kernels.program import Goal
+from edge.runners import open_runner, runtime_for
+from fedkit import __version__
+from fedkit.checkpoint import Checkpoint, RunFolder
+from fedkit.config import make_config
+from fedkit.engine.base import Layout
+from fedkit.errors import ConfigError, ExportError
+from fedkit.sparse.state import masks_digest
+from fedkit.task import Examples, Task
+from fedkit.tasks import load_task
+from sim.scenario import Scenario, make_scenario, test_examples
+
+CALIBRATION = 256
+"""Examples that set the ranges of activations."""
+
+_ENDINGS = {"tflite": ".tflite", "onnx": ".onnx", "c99": "-c99"}
+TARGETS = tuple(_ENDINGS)
+BITS = (8, 6, 4)
+GOALS: tuple[Goal, ...] = ("speed", "size")
+
+
+def export_run(
+    path: Path, targets: Sequence[str], bits: int, goal: Goal, log: Console
+) -> dict[str, Any]:
+    """Export the last checkpoint of a run folder and measure its artifacts."""
+    folder = RunFolder.open(path)
+    made = export(folder, make_scenario(folder.config), log, targets, bits, goal)
+    return {"run": str(path), "artifacts": made}
+
+
+def export(
+    folder: RunFolder,
+    scenario: Scenario,
+    log: Console,
+    targets: Sequence[str] = ("tflite",),
+    bits: int = 8,
+    goal: Goal = "speed",
+) -> list[dict[str, Any]]:
+    """Export the last checkpoint of a run and measure each artifact on the whole test set.
+
+    All targets of the same bits are made from one integer graph, which is kept beside them.
+
+    Args:
+        folder: The run.
+        scenario: That of its config.
+        log: Where progress goes.
+        targets: Some of `TARGETS`.
+        bits: Of the weights, one of `BITS`.
+        goal: What C is written for, one of `GOALS`.
+
+    Raises:
+        ConfigError: A target, the bits or the goal is none of those.
+        ExportError: An artifact is there already, or the model cannot be exported.
+    """
+    _check_choice(targets, bits, goal)
+    stem = folder.path / f"model-int{bits}"
+    paths = {target: stem.with_name(stem.name + _ENDINGS[target]) for target in targets}
+    for path in paths.values():
+        artifacts.check_free(path)
+    examples = _calibration(scenario)
+    made = []
+    with log.status("exporting and measuring"):
+        whole = _graph(stem.with_name(f"{stem.name}.graph"), folder, scenario, examples, bits)
+        graph = graph_file.load_graph(whole.path)
+        about = {**whole.provenance, "graph": whole.path.name, "graph_sha256": whole.sha256}
+        for target, path in paths.items():
+            saved = _save(target, graph, examples, path, about, goal)
+            measured = measure(saved, scenario.task, scenario.test)
+            artifacts.record(saved, measured)
+            made.append(measured)
+    return made
+
+
+def _check_choice(targets: Sequence[str], bits: int, goal: str) -> None:
+    allowed: Mapping[str, tuple[Sequence[Any], Sequence[Any]]] = {
+        "target": (targets, TARGETS),
+        "bits": ([bits], BITS),
+        "goal": ([goal], GOALS),
+    }
+    for name, (given, known) in allowed.items():
+        for value in given:
+            if value not in known:
+                listed = ", ".join(map(str, known))
+                raise ConfigError(f"{name} is {value!r}; give one of {listed}")
+
+
+def _graph(
+    path: Path, folder: RunFolder, scenario: Scenario, examples: NDArray[np.float32], bits: int
+) -> Artifact:
+    """Return the run's integer graph: the one that is there if it is of this checkpoint."""
+    checkpoint = folder.load()
+    _check_same_model(checkpoint, scenario.engine.layout)
+    about = _provenance(checkpoint, folder, bits)
+    if path.exists():
+        found = artifacts.load(path)
+        if found.provenance["checkpoint_sha256"] != about["checkpoint_sha256"]:
+            raise ExportError(
+                f"{path} was made from another checkpoint, of round {found.provenance['round']}; "
+                f"now the run is in round {checkpoint.round}: move the run's artifacts away first"
+            )
+        return found
+    graph = int8_graph(scenario.module(checkpoint.state), examples, bits)
+    return save_graph(graph, path, about)
+
+
+def _save(
+    target: str,
+    graph: ir.Graph,
+    examples: NDArray[np.float32],
+    path: Path,
+    about: Mapping[str, Any],
+    goal: Goal,
+) -> Artifact:
+    if target == "c99":
+        return save_c99(graph, examples, path, about, goal)
+    save: Callable[..., Artifact] = save_tflite if target == "tflite" else save_onnx
+    return save(graph, examples, path, about)
+
+
+def _check_same_model(checkpoint: Checkpoint, layout: Layout) -> None:
+    if checkpoint.layout != layout:
+        raise ExportError(
+            f"the task {checkpoint.config.task!r} now builds another model than the one in the "
+            "checkpoint; export with the version of the task that trained it"
+        )
+
+
+def _calibration(scenario: Scenario) -> NDArray[np.float32]:
+    """Inputs that set the activation ranges: the server's own, else some of every device."""
+    if scenario.server_data is not None:
+        return scenario.server_data.inputs[:CALIBRATION]
+    each = math.ceil(CALIBRATION / len(scenario.devices))
+    return np.concatenate([device.inputs[:each] for device in scenario.devices])
+
+
+def _provenance(checkpoint: Checkpoint, folder: RunFolder, bits: int) -> dict[str, Any]:
+    return {
+        "run": str(folder.path),
+        "round": checkpoint.round,
+        "density": checkpoint.state.density,
+        "mask_digest": masks_digest(checkpoint.state.masks),
+        "checkpoint_sha256": folder.digest(),
+        "weight_bits": bits,
+        "fedkit": __version__,
+        "config": checkpoint.config.model_dump(),
+    }
+
+
+# Measuring
+
+
+def evaluate(path: Path, task: str, runtime: str) -> dict[str, Any]:
+    """Measure an artifact on the test set of a task; by default of the run that made it."""
+    found = artifacts.load(path)
+    return measure(found, *task_of(found, task), runtime)
+
+
+def task_of(found: Artifact, task: str) -> tuple[Task, Examples]:
+    """Return a task and its test set; by default of the run that made the artifact.
+
+    Raises:
+        ExportError: No task was given and the manifest names none.
+    """
+    made_with = found.provenance.get("config")
+    if made_with is None and not task:
+        raise ExportError(
+            f"{found.path} was not made by `fedkit`, so its manifest names no task; give --task"
+        )
+    config = make_config({**(made_with or {}), **({"task": task} if task else {})})
+    on = load_task(config.task)
+    return on, test_examples(on, config)
+
+
+def measure(found: Artifact, task: Task, test: Examples, runtime: str = "") -> dict[str, Any]:
+    """Return an artifact's accuracy on a test set, its latency here and its sizes."""
+    runner = open_runner(found.path, runtime)
+    accuracy = task.metric(runner.predict(test.inputs), test.targets)
+    latency = runner.latency()
+    return {
+        "artifact": str(found.path),
+        "target": found.target,
+        "artifact_bytes": found.size,
+        "activation_bytes": found.details.get("arena_bytes", found.details["activation_bytes"]),
+        "runtime": runtime_for(found, runtime),
+        f"accuracy_int{found.provenance.get('weight_bits', 8)}": accuracy,
+        "test_examples": len(test),
+        "latency_median_us": latency["median_us"],
+        "latency_p95_us": latency["p95_us"],
+    }

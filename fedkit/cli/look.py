@@ -1,0 +1,119 @@
+"""`fedkit check` and `inspect`: whether an artifact computes its graph, and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from edge import artifact as artifacts
+from edge import check as checks
+from edge import inspect as layers
+from edge.artifact import Artifact
+from edge.export import float_graph
+from fedkit.checkpoint import RunFolder
+from fedkit.cli.export import task_of
+from fedkit.errors import CheckpointError
+from sim.scenario import make_scenario
+
+_EXAMPLES = 64  # that errors against floats are taken from
+
+
+def check(path: Path, task: str, runtime: str, examples: int, every_layer: bool) -> dict[str, Any]:
+    """Compare an artifact with the interpreter on the test set of a task.
+
+    Args:
+        path: The artifact.
+        task: By default that of its run.
+        runtime: By default the usual one of its target.
+        examples: How many of the test set; 0 takes all.
+        every_layer: Compare every activation, not the outputs alone.
+    """
+    _, test = task_of(artifacts.load(path), task)
+    inputs = test.inputs[: examples or None]
+    report = checks.check(path, inputs, runtime, every_layer)
+    return {
+        "artifact": str(path),
+        "runtime": report.runtime,
+        "rounding": report.rounding,
+        "examples": report.examples,
+        "integers": sum(each.integers for each in (report.outputs, *report.layers.values())),
+        "mismatches": report.mismatches,
+        "largest_steps": max(each.largest for each in (report.outputs, *report.layers.values())),
+        "same_class": report.same_class / report.examples,
+        "layers": {name: asdict(tally) for name, tally in report.layers.items()},
+        "first": asdict(report.first) if report.first else None,
+    }
+
+
+def check_table(result: Mapping[str, Any]) -> Table:
+    """Return what `check` found."""
+    table = Table(title=result["artifact"], title_justify="left", show_header=False)
+    table.add_row("runtime, rounding policy", f"{result['runtime']}, {result['rounding']}")
+    table.add_row("examples", f"{result['examples']:,}")
+    table.add_row("integers compared", f"{result['integers']:,}")
+    table.add_row("that differ", f"{result['mismatches']:,}")
+    table.add_row("by at most, steps", f"{result['largest_steps']}")
+    table.add_row("same class", f"{result['same_class']:.2%}")
+    if (first := result["first"]) is not None:
+        where = f"{first['tensor']} (module {first['source']!r}) at {tuple(first['position'])}"
+        table.add_row("first", f"{where}: {first['actual']}, expected {first['expected']}")
+    return table
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Describe an artifact layer by layer; its error against floats if its run is beside it."""
+    found = artifacts.load(path)
+    graph = checks.graph_of(found)
+    errors = _errors(found)
+    rows = [
+        {**asdict(layer), "density": layer.density}
+        for layer in layers.inspect(found, graph, errors)
+    ]
+    return {
+        "artifact": str(path),
+        "target": found.target,
+        "artifact_bytes": found.size,
+        "rows": rows,
+    }
+
+
+def _errors(found: Artifact) -> Mapping[str, float]:
+    try:
+        folder = RunFolder.open(found.path.parent)
+    except CheckpointError:
+        return {}
+    scenario = make_scenario(folder.config)
+    inputs = scenario.test.inputs[:_EXAMPLES]
+    floats = float_graph(scenario.module(folder.load().state), inputs.shape[1:])
+    return layers.relative_errors(checks.graph_of(found), floats, inputs)
+
+
+def inspect_table(result: Mapping[str, Any]) -> Table:
+    """Return the layers of an artifact, a line each, and their sums."""
+    names = ("module", "op", "output", "density", "MACs", "of dense", "bytes", "error")
+    table = Table(*names, title=result["artifact"], title_justify="left", show_footer=True)
+    rows = result["rows"]
+    for row in rows:
+        table.add_row(
+            row["source"],
+            row["kind"],
+            "x".join(map(str, row["shape"][1:])),
+            f"{row['density']:.2%}" if row["weights"] else "",
+            f"{row['macs_kept']:,}" if row["weights"] else "",
+            f"{row['macs_kept'] / row['macs']:.2%}" if row["macs"] else "",
+            f"{row['bytes']:,}" if row["bytes"] else "",
+            "" if row["error"] is None else f"{row['error']:.2%}",
+        )
+    total = {key: sum(row[key] for row in rows) for key in ("macs", "macs_kept", "bytes")}
+    kept, weights = (sum(row[key] for row in rows) for key in ("kept", "weights"))
+    footers = ("all", "", "", f"{kept / max(1, weights):.2%}", f"{total['macs_kept']:,}")
+    share = total["macs_kept"] / max(1, total["macs"])
+    for column, text in zip(
+        table.columns, (*footers, f"{share:.2%}", f"{total['bytes']:,}", ""), strict=True
+    ):
+        column.footer = text
+    return table
