@@ -1,4 +1,8 @@
-"""Rewrites of the float graph, one per file: `match` finds a place, `transform` changes it."""
+"""Rewrites of graphs, one per file.
+
+Of the float graph: `match` finds a place, `transform` changes it; `optimise` applies them all. Of
+the int8 graph, after quantisation: `edge.passes.slim`.
+"""
 
 from __future__ import annotations
 
