@@ -13,6 +13,7 @@ from edge.emit import c99, tflite
 from edge.interpret import FloatArray, evaluate_int8
 from edge.kernels.program import Goal
 from edge.lower import lower
+from edge.passes.slim import slim
 from edge.quantize import quantize
 from edge.rounding import RUNTIMES
 from edge.runtime import Runner, TfliteRunner
@@ -181,7 +182,7 @@ def save_graph(graph: ir.Graph, path: Path, provenance: Mapping[str, Any]) -> ar
 
 
 def int8_graph(model: nn.Module, calibration: FloatArray, weight_bits: int = 8) -> ir.Graph:
-    """Lower, optimise and quantise a model; arguments and errors as for `export_tflite`.
+    """Lower, optimise, quantise and slim a model; arguments and errors as for `export_tflite`.
 
     Args:
         model: The model.
@@ -189,7 +190,7 @@ def int8_graph(model: nn.Module, calibration: FloatArray, weight_bits: int = 8) 
         weight_bits: See `edge.quantize.quantize`.
     """
     graph = float_graph(model, calibration.shape[1:])
-    return quantize(graph, ir.to_graph_layout(calibration), weight_bits=weight_bits)
+    return slim(quantize(graph, ir.to_graph_layout(calibration), weight_bits=weight_bits))
 
 
 def float_graph(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
