@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from edge import artifact, ir
 from fedkit.errors import ExportError
 
-FAST = ("-O3", "-march=native")
+FLAGS = {"speed": ("-O3", "-march=native"), "size": ("-Os",)}
+"""Goal of a model -> what it is compiled with, if nothing else is asked for."""
+
 _ALIGNMENT = 64
 _WARM_UP = 10
 
@@ -27,12 +29,12 @@ _WARM_UP = 10
 class CompiledRunner:
     """A C model as a shared library, fed one example at a time as on a device."""
 
-    def __init__(self, path: Path | str, flags: Sequence[str] = FAST) -> None:
+    def __init__(self, path: Path | str, flags: Sequence[str] | None = None) -> None:
         """Compile and load a model.
 
         Args:
             path: The folder that `edge.export.export_c99` made.
-            flags: For the compiler, which is $CC, or cc.
+            flags: For the compiler, which is $CC, or cc; by default those of `FLAGS`.
 
         Raises:
             ExportError: The folder does not match its manifest or is none of this target, or
@@ -43,7 +45,9 @@ class CompiledRunner:
             raise ExportError(
                 f"{path} is made for {self.artifact.target!r}, not for C; export it with export_c99"
             )
-        self._invoke = _compile(self.artifact, flags)
+        self._invoke, self._object = _compile(
+            self.artifact, FLAGS[self.artifact.details["goal"]] if flags is None else flags
+        )
         memory = np.zeros(self.artifact.details["arena_bytes"] + _ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % _ALIGNMENT
         self._arena = memory[start : start + self.artifact.details["arena_bytes"]]
@@ -131,25 +135,46 @@ class CompiledRunner:
             "p95_us": float(np.percentile(times[_WARM_UP:], 95)),
         }
 
+    def code_bytes(self) -> int:
+        """Return the bytes of code and constants that the model was compiled to.
+
+        Raises:
+            ExportError: There is no `size`, which tells sections apart.
+        """
+        if shutil.which("size") is None:
+            raise ExportError("there is no `size`; install binutils")
+        with tempfile.NamedTemporaryFile(suffix=".o") as file:
+            file.write(self._object)
+            file.flush()
+            told = subprocess.run(["size", file.name], capture_output=True, text=True, check=True)
+        text, data, *_ = told.stdout.splitlines()[1].split()
+        return int(text) + int(data)
+
     def _addresses(self, example: NDArray[np.int8], result: NDArray[np.int8]) -> tuple[int, ...]:
         return tuple(array.ctypes.data for array in (example, result, self._arena))
 
 
-def _compile(model: artifact.Artifact, flags: Sequence[str]) -> Callable[..., int]:
-    compiler = os.environ.get("CC", "cc")
-    if shutil.which(compiler) is None:
-        raise ExportError(f"there is no C compiler {compiler!r}; install gcc or set CC to one")
+def _compile(model: artifact.Artifact, flags: Sequence[str]) -> tuple[Callable[..., int], bytes]:
+    """Return `model_invoke` and the object file that it is linked from."""
     sources = [name for name in model.files if name.endswith(".c") and name != "main.c"]
     # All in one: reading the headers of vector instructions once is most of the time saved.
     text = "".join(f'#include "{name}"\n' for name in sources)
+    options = ["-std=c99", *flags, "-fPIC", f"-I{model.path.resolve()}"]
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "model.so"
-        options = ["-std=c99", *flags, "-shared", "-fPIC", f"-I{model.path.resolve()}"]
-        command = [compiler, *options, "-x", "c", "-", "-o", str(library)]
-        ended = subprocess.run(command, input=text, capture_output=True, text=True)
-        if ended.returncode != 0:
-            reason = (ended.stderr.strip() or "no reason given").splitlines()[0]
-            raise ExportError(f"{compiler} cannot compile {model.path}: {reason}; see its flags")
+        made, library = Path(folder) / "model.o", Path(folder) / "model.so"
+        _call_compiler(model, [*options, "-c", "-x", "c", "-", "-o", str(made)], text)
+        _call_compiler(model, [*flags, "-shared", str(made), "-o", str(library)])
         invoke = ctypes.CDLL(str(library)).model_invoke
+        content = made.read_bytes()
     invoke.argtypes, invoke.restype = (ctypes.c_void_p,) * 3, ctypes.c_int
-    return cast(Callable[..., int], invoke)
+    return cast(Callable[..., int], invoke), content
+
+
+def _call_compiler(model: artifact.Artifact, options: list[str], text: str = "") -> None:
+    compiler = os.environ.get("CC", "cc")
+    if shutil.which(compiler) is None:
+        raise ExportError(f"there is no C compiler {compiler!r}; install gcc or set CC to one")
+    ended = subprocess.run([compiler, *options], input=text, capture_output=True, text=True)
+    if ended.returncode != 0:
+        reason = (ended.stderr.strip() or "no reason given").splitlines()[0]
+        raise ExportError(f"{compiler} cannot compile {model.path}: {reason}; see its flags")

@@ -113,7 +113,7 @@ def flwr_is_imported_outside_its_places(module: str, other: str) -> bool:
 
 
 def fedkit_imports_edge(module: str, other: str) -> bool:
-    learns = inside(module, "fedkit") and not inside(module, "fedkit.cli")
+    learns = inside(module, "fedkit") and not inside(module, "fedkit.cli", "fedkit.bench")
     return learns and inside(other, "edge")
 
 

@@ -15,6 +15,7 @@ BENCHMARKS = (
     "l1norm",
     "inttrain",
     "intaccuracy",
+    "infer",
 )
 """Names for `fedkit bench NAME`; `NAME` is the function `bench_NAME` in the module of that name."""
 

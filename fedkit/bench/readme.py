@@ -183,6 +183,31 @@ def _intaccuracy(result: Result) -> list[str]:
     return [head, _rule(6), *rows]
 
 
+def _infer(result: Result) -> list[str]:
+    head = (
+        "| model | density | runtime | us | artifact | memory | LiteRT / ours "
+        "| whole LiteRT / ours | onnxruntime / ours |"
+    )
+    rows = (
+        f"| {row['model']} | {row['density']:.0%} | {row['runtime']} | {row['microseconds']:,.0f} "
+        f"| {_kb(row['artifact_bytes'])} | {_kb(row['ram_bytes'])} "
+        + "".join(
+            f"| {_times(row[f'ratio_{rival}'])} " for rival in ("litert", "litert_whole", "ort")
+        )
+        + "|"
+        for row in result["rows"]
+    )
+    return [head, _rule(9), *rows]
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
+def _kb(count: float) -> str:
+    return f"{count / 1e3:,.0f} kB"
+
+
 def _change(row: Mapping[str, Any], key: str) -> str:
     return f"{row[f'{key}_vs_prunefl']:+.1%}"
 
@@ -212,6 +237,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "l1norm": _l1norm,
     "inttrain": _inttrain,
     "inttrain-fashion-mnist": _intaccuracy,
+    "infer": _infer,
 }
 """Name of a table and of its file in results/ -> what writes its lines."""
 

@@ -98,8 +98,8 @@ def rows_table(result: Mapping[str, Any]) -> Table:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str) or value is None:
+        return value or ""
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 

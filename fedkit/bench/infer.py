@@ -1,0 +1,151 @@
+"""`fedkit bench infer`: one inference of our C next to LiteRT and onnxruntime, on this machine.
+
+One example at a time, one thread of one core, all from one integer graph. Every runner is asked for
+the same thing: to run once more on what it holds. No input is copied and no result, so that what is
+left of Python is one call of a function. All take their turns; a row's time is the median of its
+turns, a ratio the median over pairs of turns.
+
+Weights are random under random masks, each layer with the same share. Channels that no weight leads
+to an output are taken out for all (`edge.passes.slim`), so LiteRT and onnxruntime gain by that too;
+`ratio_litert_whole` compares with LiteRT on the model as other converters would leave it.
+
+`artifact_bytes` is the file, of C its compiled code and constants. `ram_bytes` is what one more
+instance of the model adds to the memory of a process that has run one already; of C, which
+allocates nothing, code, constants and arena.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from edge import ir
+from edge.compiled import CompiledRunner
+from edge.export import float_graph, save_c99, save_onnx, save_tflite
+from edge.passes.slim import slim
+from edge.quantize import quantize
+from edge.runners import open_runner
+from edge.runtime import Runner
+from fedkit.bench.process import run_json
+from fedkit.bench.sparsetrain import one_core, random_batch, randomly_pruned
+from fedkit.engine.torch import TorchEngine
+from fedkit.nn.zoo import build_model, seeded
+from fedkit.task import cross_entropy
+
+_SEED = 0
+_SHAPE = (3, 32, 32)
+_CLASSES = 10
+_CALIBRATION = 16
+_CHILD = Path(__file__).with_name("infer_child.py")
+
+Runners = Mapping[str, Runner | CompiledRunner]
+"""By the name of the runtime in the rows."""
+
+
+def bench_infer(quick: bool) -> dict[str, Any]:
+    """Measure all runtimes on ResNet-8 and ResNet-18 of widths 16 to 128.
+
+    Args:
+        quick: ResNet-8 alone, dense and at 1 %, and few turns.
+
+    Raises:
+        ExportError: A runtime or a C compiler is missing.
+        OSError: Memory cannot be measured; this is not Linux.
+    """
+    models: tuple[str, ...] = ("resnet8", "resnet18-w16")
+    densities: tuple[float, ...] = (1.0, 0.1, 0.05, 0.01)
+    turns = 30
+    if quick:
+        models, densities, turns = models[:1], (1.0, 0.01), 5
+    rows = [
+        row for name in models for density in densities for row in model_rows(name, density, turns)
+    ]
+    return {"benchmark": "infer", "seed": _SEED, "threads": 1, "rows": rows}
+
+
+def model_rows(name: str, density: float, turns: int) -> list[dict[str, Any]]:
+    """Measure one model at one density.
+
+    Args:
+        name: A model of the zoo.
+        density: Kept share of all prunable weights.
+        turns: How often each runtime is timed.
+
+    Returns:
+        A row per runtime.
+    """
+    inputs = random_batch(_CALIBRATION, _SHAPE).inputs
+    whole = quantize(float_graph(_model(name, density), _SHAPE), ir.to_graph_layout(inputs))
+    with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
+        paths = _save(slim(whole), whole, inputs, Path(folder))
+        runners = {runtime: open_runner(path) for runtime, path in paths.items()}
+        with one_core():
+            times = _in_turns(runners, turns)
+        return [
+            {
+                "model": name,
+                "density": density,
+                "runtime": runtime,
+                "microseconds": round(statistics.median(times[runtime]), 2),
+                **_bytes(runner, paths[runtime]),
+                **_ratios(times, runtime),
+            }
+            for runtime, runner in runners.items()
+        ]
+
+
+def _model(name: str, density: float) -> nn.Module:
+    """Return a model with random weights, pruned at random."""
+    engine = TorchEngine(seeded(lambda: build_model(name, _SHAPE, _CLASSES), _SEED), cross_entropy)
+    return engine.module(randomly_pruned(engine.initial_state(), density)).eval()
+
+
+def _save(
+    graph: ir.Graph, whole: ir.Graph, inputs: NDArray[np.float32], folder: Path
+) -> dict[str, Path]:
+    saved = {
+        "c99": save_c99(graph, inputs, folder / "c99", {}),
+        "c99 for size": save_c99(graph, inputs, folder / "size", {}, "size"),
+        "litert": save_tflite(graph, inputs, folder / "model.tflite", {}),
+        "litert, whole": save_tflite(whole, inputs, folder / "whole.tflite", {}),
+        "onnxruntime": save_onnx(graph, inputs, folder / "model.onnx", {}),
+    }
+    return {runtime: artifact.path for runtime, artifact in saved.items()}
+
+
+def _in_turns(runners: Runners, turns: int) -> dict[str, list[float]]:
+    """Return microseconds of one inference: each runtime's, a median per turn."""
+    times: dict[str, list[float]] = {runtime: [] for runtime in runners}
+    for _ in range(turns):
+        for runtime, runner in runners.items():
+            times[runtime].append(runner.latency(repeats=20)["median_us"])
+    return times
+
+
+def _bytes(runner: Runner | CompiledRunner, path: Path) -> dict[str, int]:
+    if isinstance(runner, CompiledRunner):
+        code = runner.code_bytes()
+        ram = code + runner.artifact.details["arena_bytes"]
+        return {"artifact_bytes": code, "ram_bytes": ram}
+    added = run_json("-P", str(_CHILD), str(path))["ram_bytes"]
+    return {"artifact_bytes": path.stat().st_size, "ram_bytes": added}
+
+
+def _ratios(times: Mapping[str, Sequence[float]], runtime: str) -> dict[str, float | None]:
+    rivals = {"litert": "litert", "litert_whole": "litert, whole", "ort": "onnxruntime"}
+    ours = runtime.startswith("c99")
+    return {
+        f"ratio_{key}": round(_ratio(times[rival], times[runtime]), 3) if ours else None
+        for key, rival in rivals.items()
+    }
+
+
+def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
