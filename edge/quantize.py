@@ -4,6 +4,8 @@ Activations: int8, one scale and zero point per tensor, from the range seen in c
 Weights: int8 in [-127, 127], symmetric, one scale per output channel; with fewer bits within
 [-7, 7] or [-31, 31], clipped where the channel's squared error is least.
 Biases: int32 with scale = input scale * weight scale.
+Scales may be confined to powers of two. Then what sums are multiplied by are powers of two as well,
+which is a shift; only a mean over an area that is none keeps a multiplier.
 
 Three bounds keep every model computable, whatever its values are; each moves a scale only where
 the change is below what the integers can express anyway:
@@ -17,7 +19,9 @@ the change is below what the integers can express anyway:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +29,13 @@ from numpy.typing import NDArray
 from edge import ir
 from edge.interpret import FloatArray, evaluate
 from fedkit.errors import ExportError
+
+Scaling = Literal["float", "pow2"]
+"""What a scale may be: any float32, or a power of two."""
+
+_Floats = NDArray[np.float64]
+_Grid = Callable[[_Floats], _Floats]
+"""Takes scales to such as are allowed: the nearest, or the next larger."""
 
 _BATCH = 32
 _LARGEST_MULTIPLIER = 128.0
@@ -46,7 +57,11 @@ class _Range:
 
 
 def quantize(
-    graph: ir.Graph, calibration: FloatArray, percentile: float = 100.0, weight_bits: int = 8
+    graph: ir.Graph,
+    calibration: FloatArray,
+    percentile: float = 100.0,
+    weight_bits: int = 8,
+    scales: Scaling = "float",
 ) -> ir.Graph:
     """Quantise a float graph to int8.
 
@@ -58,21 +73,24 @@ def quantize(
             must hold; 100 takes the smallest and the largest value.
         weight_bits: 8, 6 or 4. Fewer than 8 save space where weights are packed; they are int8 in
             the graph whatever their range.
+        scales: "pow2" takes powers of two only, at the price of up to half of a range.
 
     Returns:
         The int8 graph; input and output are int8 too. It passes `ir.verify`.
 
     Raises:
         ExportError: NaN or infinity in the weights or the calibration set, an empty calibration
-            set, other bits than those, or a layer so wide that its 32-bit accumulators could
-            overflow.
+            set, other bits or scales than those, or a layer so wide that its 32-bit accumulators
+            could overflow.
     """
     ir.verify(graph)
     _check_calibration(calibration, percentile)
     if weight_bits not in (4, 6, 8):
         raise ExportError(f"weight_bits is {weight_bits}; weights have 8, 6 or 4 bits")
+    if scales not in _GRIDS:
+        raise ExportError(f"scales is {scales!r}; choose one of {', '.join(_GRIDS)}")
     ranges = _observe(graph, calibration, percentile)
-    result = _Quantizer(graph, ranges, 2 ** (weight_bits - 1) - 1).run()
+    result = _Quantizer(graph, ranges, 2 ** (weight_bits - 1) - 1, _GRIDS[scales]).run()
     ir.verify(result)
     return result
 
@@ -116,12 +134,13 @@ class _Quantizer:
     graph: ir.Graph
     ranges: dict[str, _Range]
     most: int
+    grid: _Grid
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
 
     def run(self) -> ir.Graph:
         for name in self.graph.inputs:
-            self._activation(name, _affine(self.ranges[name], 0.0))
+            self._activation(name, _affine(self.ranges[name], 0.0, self.grid))
         for op in self.graph.ops:
             self._op(op)
         return replace(self.graph, tensors=self.tensors, ops=tuple(self.ops))
@@ -138,8 +157,9 @@ class _Quantizer:
         if op.kind in ir.KEEPS_SCALE:
             return inputs[0].quantization
         seen = self.ranges[op.output]
-        out = _affine(seen, max(x.scale for x in inputs))
-        return _with_whole_offset(seen, inputs[0], out) if op.kind == "mean" else out
+        out = _affine(seen, max(x.scale for x in inputs), self.grid)
+        is_free = op.kind == "mean" and self.grid is _float32
+        return _with_whole_offset(seen, inputs[0], out) if is_free else out
 
     def _activation(self, name: str, quantization: ir.Quantization | None) -> None:
         self.tensors[name] = ir.Tensor(
@@ -151,13 +171,14 @@ class _Quantizer:
         weight = self.graph.constant(op.inputs[1]).astype(np.float64)
         bias = self.graph.constant(op.inputs[2]).astype(np.float64)
         axis = ir.CHANNEL_AXIS[op.kind]
-        clip = _clip(np.moveaxis(weight, axis, 0).reshape(len(bias), -1), self.most)
-        scale = np.maximum(clip / self.most, np.abs(bias) / (x.scale * _BIAS_LIMIT))
-        out = _affine(self.ranges[op.output], x.scale * float(scale.max()))
+        rows = np.moveaxis(weight, axis, 0).reshape(len(bias), -1)
+        scale = _weight_scale(rows, self.most, self.grid)
+        scale = self.grid(np.maximum(scale, np.abs(bias) / (x.scale * _BIAS_LIMIT)))
+        out = _affine(self.ranges[op.output], x.scale * float(scale.max()), self.grid)
         scale = np.maximum(scale, out.scale[0] * _SMALLEST_MULTIPLIER / x.scale)
         self._activation(op.output, out)
         names = (f"{op.output}.weight_int8", f"{op.output}.bias_int32")
-        self._constants(op, names, weight, bias, _float32(scale), axis)
+        self._constants(op, names, weight, bias, self.grid(scale), axis)
         self.ops.append(replace(op, inputs=(x.name, *names)))
 
     def _constants(
@@ -184,17 +205,16 @@ class _Quantizer:
         self.tensors[name] = ir.Tensor(name, data.shape, dtype, data, quantization)
 
 
-def _affine(seen: _Range, input_scale: float) -> ir.Quantization:
+def _affine(seen: _Range, input_scale: float, grid: _Grid) -> ir.Quantization:
     """Return scale and zero point for a range; `input_scale` is what is rounded into it."""
     span = seen.high - seen.low
-    floor = input_scale / _LARGEST_MULTIPLIER
-    if span < _TINY:
-        return ir.Quantization((_to_float32(max(_FALLBACK_SCALE, floor)),), (0,))
-    return _with_scale(seen, max(span / 255, floor))
+    is_empty = span < _TINY
+    least = _FALLBACK_SCALE if is_empty else span / 255
+    scale = float(grid(np.array(max(least, input_scale / _LARGEST_MULTIPLIER))))
+    return ir.Quantization((scale,), (0,)) if is_empty else _with_scale(seen, scale)
 
 
 def _with_scale(seen: _Range, scale: float) -> ir.Quantization:
-    scale = _to_float32(scale)
     zero_point = int(np.clip(np.rint(-128 - seen.low / scale), -128, 127))
     return ir.Quantization((scale,), (zero_point,))
 
@@ -209,23 +229,26 @@ def _with_whole_offset(seen: _Range, x: ir.Tensor, out: ir.Quantization) -> ir.Q
     offset = abs(x.zero_point) * x.scale / out.scale[0]
     if offset < _SMALLEST_WHOLE_OFFSET:
         return out
-    return _with_scale(seen, abs(x.zero_point) * x.scale / (int(offset) + _HAIR))
+    scale = abs(x.zero_point) * x.scale / (int(offset) + _HAIR)
+    return _with_scale(seen, float(np.float32(scale)))
 
 
-def _clip(rows: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """Return per row what its codes +-most stand for: all of it with 8 bits.
+def _weight_scale(rows: _Floats, most: int, grid: _Grid) -> _Floats:
+    """Return per row the scale of its codes, which reach +-most.
 
-    With fewer, steps of a clipped range are finer than what they cut off costs.
+    8 bits hold the largest value. With fewer, or powers of two, finer steps of a clipped range may
+    be worth more than what they cut off.
     """
-    largest: NDArray[np.float64] = np.abs(rows).max(axis=1)
-    if most == 127:
-        return largest
-    shares = np.linspace(0.3, 1.0, 36)
+    largest: _Floats = np.abs(rows).max(axis=1)
+    if most == 127 and grid is _float32:
+        return grid(largest / most)
+    scales = [grid(largest * share / most) for share in np.linspace(0.3, 1.0, 36)]
     errors = []
-    for share in shares:
-        scale = np.maximum(largest * share / most, _TINY)[:, None]
-        errors.append(np.square(_rounded(rows, scale, most) * scale - rows).sum(axis=1))
-    return np.asarray(largest * shares[np.argmin(errors, axis=0)])
+    for scale in scales:
+        step = np.maximum(scale, _TINY)[:, None]
+        errors.append(np.square(_rounded(rows, step, most) * step - rows).sum(axis=1))
+    best = np.argmin(errors, axis=0)
+    return np.asarray(scales)[best, np.arange(len(rows))]
 
 
 def _rounded(
@@ -248,5 +271,10 @@ def _float32(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values.astype(np.float32).astype(np.float64)
 
 
-def _to_float32(value: float) -> float:
-    return float(np.float32(value))
+def _power_of_two(values: _Floats) -> _Floats:
+    """Return the least powers of two that are not below; 0 stays."""
+    fraction, exponent = np.frexp(values)
+    return np.where(values > 0, np.ldexp(1.0, exponent - (fraction == 0.5)), 0.0)
+
+
+_GRIDS: Mapping[str, _Grid] = {"float": _float32, "pow2": _power_of_two}

@@ -186,6 +186,13 @@ def _rescale_half_even(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -
     return _nearest(sums.astype(np.float32) * factor)
 
 
+def _mean_xnnpack(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
+    # The zero point is in what is rounded, so halves go to the even code.
+    factor = np.float32(x.scale / count) / np.float32(out.scale)
+    steps = (sums - count * x.zero_point).astype(np.float32) * factor
+    return _nearest(steps + np.float32(out.zero_point)) - out.zero_point
+
+
 def _nearest(real: NDArray[np.float32]) -> Int64s:
     """Return the nearest integers, halves to even."""
     return np.asarray(np.rint(real), np.int64)
@@ -253,7 +260,7 @@ POLICIES: Mapping[str, Policy] = {
         # LiteRT leaves average pooling to TFLite's own kernel.
         Policy(
             "half_even",
-            *(_rescale_half_even, _mean_by(_rescale_half_even), _add_xnnpack, _average_half_away),
+            *(_rescale_half_even, _mean_xnnpack, _add_xnnpack, _average_half_away),
         ),
         Policy(
             "onnxruntime",
