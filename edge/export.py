@@ -14,7 +14,7 @@ from edge.interpret import FloatArray, evaluate_int8
 from edge.kernels.program import Goal
 from edge.lower import lower
 from edge.passes.slim import slim
-from edge.quantize import quantize
+from edge.quantize import Scaling, Trained, quantize
 from edge.rounding import RUNTIMES
 from edge.runtime import Runner, TfliteRunner
 from edge.runtime_onnx import OnnxRunner
@@ -181,16 +181,24 @@ def save_graph(graph: ir.Graph, path: Path, provenance: Mapping[str, Any]) -> ar
     return _save(graph_file.to_bytes(graph), path, "graph", graph, provenance)
 
 
-def int8_graph(model: nn.Module, calibration: FloatArray, weight_bits: int = 8) -> ir.Graph:
+def int8_graph(
+    model: nn.Module,
+    calibration: FloatArray,
+    weight_bits: int = 8,
+    scales: Scaling = "float",
+    trained: Trained | None = None,
+) -> ir.Graph:
     """Lower, optimise, quantise and slim a model; arguments and errors as for `export_tflite`.
 
     Args:
         model: The model.
         calibration: What sets the ranges of activations.
-        weight_bits: See `edge.quantize.quantize`.
+        weight_bits: See `edge.quantize.quantize`, as for the following.
+        scales: "pow2" lets the graph rescale by shifts.
+        trained: Integers that the model was trained with, to be kept.
     """
-    graph = float_graph(model, calibration.shape[1:])
-    return slim(quantize(graph, ir.to_graph_layout(calibration), weight_bits=weight_bits))
+    graph, examples = float_graph(model, calibration.shape[1:]), ir.to_graph_layout(calibration)
+    return slim(quantize(graph, examples, weight_bits=weight_bits, scales=scales, trained=trained))
 
 
 def float_graph(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:

@@ -33,6 +33,9 @@ from fedkit.errors import ExportError
 Scaling = Literal["float", "pow2"]
 """What a scale may be: any float32, or a power of two."""
 
+Codes = tuple[float, int, bool]
+"""What the code 1 is worth, the largest code, and whether codes go down to minus that, not to 0."""
+
 _Floats = NDArray[np.float64]
 _Grid = Callable[[_Floats], _Floats]
 """Takes scales to such as are allowed: the nearest, or the next larger."""
@@ -45,6 +48,20 @@ _SMALLEST_WHOLE_OFFSET = 32
 _HAIR = 2.0**-10
 _TINY = 1e-20  # a range below this is no range: its scale would come near the denormals
 _FALLBACK_SCALE = 1 / 127  # for a tensor that is always zero; covers [-1, 1]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Integers that a model was trained with; its weights are such, times a step per channel.
+
+    Attributes:
+        weights: Name of a layer's weight in the torch model -> its integers, int8, of its shape.
+        outputs: Name of a layer's weight -> the codes of the layer's output, norm and activation
+            included.
+    """
+
+    weights: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
+    outputs: Mapping[str, Codes] = field(default_factory=dict)
 
 
 @dataclass
@@ -62,6 +79,7 @@ def quantize(
     percentile: float = 100.0,
     weight_bits: int = 8,
     scales: Scaling = "float",
+    trained: Trained | None = None,
 ) -> ir.Graph:
     """Quantise a float graph to int8.
 
@@ -74,14 +92,16 @@ def quantize(
         weight_bits: 8, 6 or 4. Fewer than 8 save space where weights are packed; they are int8 in
             the graph whatever their range.
         scales: "pow2" takes powers of two only, at the price of up to half of a range.
+        trained: Integers to keep, up to the sign that a folded norm gives a channel; with scales
+            "float" only. Activations that it does not know are calibrated.
 
     Returns:
         The int8 graph; input and output are int8 too. It passes `ir.verify`.
 
     Raises:
         ExportError: NaN or infinity in the weights or the calibration set, an empty calibration
-            set, other bits or scales than those, or a layer so wide that its 32-bit accumulators
-            could overflow.
+            set, other bits or scales than those, trained integers that are not the graph's, or a
+            layer so wide that its 32-bit accumulators could overflow.
     """
     ir.verify(graph)
     _check_calibration(calibration, percentile)
@@ -89,8 +109,13 @@ def quantize(
         raise ExportError(f"weight_bits is {weight_bits}; weights have 8, 6 or 4 bits")
     if scales not in _GRIDS:
         raise ExportError(f"scales is {scales!r}; choose one of {', '.join(_GRIDS)}")
-    ranges = _observe(graph, calibration, percentile)
-    result = _Quantizer(graph, ranges, 2 ** (weight_bits - 1) - 1, _GRIDS[scales]).run()
+    if trained is not None and scales != "float":
+        raise ExportError(
+            f"scales is {scales!r}, but trained integers have steps of their own; leave scales at "
+            "'float', or give no trained integers"
+        )
+    ranges, most = _observe(graph, calibration, percentile), 2 ** (weight_bits - 1) - 1
+    result = _Quantizer(graph, ranges, most, _GRIDS[scales], trained or Trained()).run()
     ir.verify(result)
     return result
 
@@ -135,6 +160,7 @@ class _Quantizer:
     ranges: dict[str, _Range]
     most: int
     grid: _Grid
+    trained: Trained
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
 
@@ -172,14 +198,30 @@ class _Quantizer:
         bias = self.graph.constant(op.inputs[2]).astype(np.float64)
         axis = ir.CHANNEL_AXIS[op.kind]
         rows = np.moveaxis(weight, axis, 0).reshape(len(bias), -1)
-        scale = _weight_scale(rows, self.most, self.grid)
+        scale, most = self._weight_scale(op, rows)
         scale = self.grid(np.maximum(scale, np.abs(bias) / (x.scale * _BIAS_LIMIT)))
-        out = _affine(self.ranges[op.output], x.scale * float(scale.max()), self.grid)
+        out = self._weighted_output(op, x.scale * float(scale.max()))
         scale = np.maximum(scale, out.scale[0] * _SMALLEST_MULTIPLIER / x.scale)
         self._activation(op.output, out)
         names = (f"{op.output}.weight_int8", f"{op.output}.bias_int32")
-        self._constants(op, names, weight, bias, self.grid(scale), axis)
+        self._constants(op, names, weight, bias, self.grid(scale), axis, most)
         self.ops.append(replace(op, inputs=(x.name, *names)))
+
+    def _weight_scale(self, op: ir.Op, rows: _Floats) -> tuple[_Floats, int]:
+        """Return the scale of the codes of each row, and how large they may be."""
+        codes = self.trained.weights.get(_weight_name(op))
+        if codes is None:
+            return _weight_scale(rows, self.most, self.grid), self.most
+        return _trained_scale(op, rows, codes), 127
+
+    def _weighted_output(self, op: ir.Op, input_scale: float) -> ir.Quantization:
+        codes = self.trained.outputs.get(_weight_name(op))
+        # Where something reads it before its activation, this is not what training read.
+        if codes is not None and codes[2] == (op.activation == "none"):
+            known = _quantization(codes)
+            if known.scale[0] >= input_scale / _LARGEST_MULTIPLIER:
+                return known
+        return _affine(self.ranges[op.output], input_scale, self.grid)
 
     def _constants(
         self,
@@ -189,10 +231,11 @@ class _Quantizer:
         bias: NDArray[np.float64],
         scale: NDArray[np.float64],
         axis: int,
+        most: int,
     ) -> None:
         broadcast = [1] * weight.ndim
         broadcast[axis] = -1
-        integers = _rounded(weight, scale.reshape(broadcast), self.most).astype(np.int8)
+        integers = _rounded(weight, scale.reshape(broadcast), most).astype(np.int8)
         bias_scale = self.tensors[op.inputs[0]].scale * scale
         offsets = np.rint(bias / bias_scale)
         _check_accumulator(op, integers, offsets)
@@ -231,6 +274,39 @@ def _with_whole_offset(seen: _Range, x: ir.Tensor, out: ir.Quantization) -> ir.Q
         return out
     scale = abs(x.zero_point) * x.scale / (int(offset) + _HAIR)
     return _with_scale(seen, float(np.float32(scale)))
+
+
+def _weight_name(op: ir.Op) -> str:
+    return f"{op.source}.weight"
+
+
+def _quantization(codes: Codes) -> ir.Quantization:
+    """Return scale and zero point for codes of training.
+
+    Codes from 0 end where int8 ends, so that few bits are cut off as in training. Signed ones of
+    few bits would need a clamp at either side: they keep their range and get finer steps.
+    """
+    step, most, signed = codes
+    scale, zero_point = (step * most / 127, 0) if signed else (step, 127 - most)
+    return ir.Quantization((float(np.float32(scale)),), (zero_point,))
+
+
+def _trained_scale(op: ir.Op, rows: _Floats, codes: NDArray[np.int8]) -> _Floats:
+    """Return per row the step of trained integers; 0 for a row of zeros.
+
+    A norm that was folded into the row changes its step and sign, a layout the order.
+    """
+    integers = np.abs(codes.astype(np.float64).reshape(len(codes), -1))
+    if integers.shape == rows.shape:
+        step: _Floats = np.abs(rows).max(axis=1) / np.maximum(integers.max(axis=1), 1)
+        found = np.abs(np.rint(rows / np.maximum(step, _TINY)[:, None]))
+        kept = np.sort(found, axis=1) == np.sort(integers, axis=1)
+        if (kept.all(axis=1) | (step == 0)).all():
+            return step
+    raise ExportError(
+        f"layer {op.source!r} has other weights than the trained integers times a step per channel;"
+        " load the model with the state that belongs to the integers"
+    )
 
 
 def _weight_scale(rows: _Floats, most: int, grid: _Grid) -> _Floats:
@@ -274,7 +350,7 @@ def _float32(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _power_of_two(values: _Floats) -> _Floats:
     """Return the least powers of two that are not below; 0 stays."""
     fraction, exponent = np.frexp(values)
-    return np.where(values > 0, np.ldexp(1.0, exponent - (fraction == 0.5)), 0.0)
+    return np.asarray(np.where(values > 0, np.ldexp(1.0, exponent - (fraction == 0.5)), 0.0))
 
 
 _GRIDS: Mapping[str, _Grid] = {"float": _float32, "pow2": _power_of_two}

@@ -72,6 +72,7 @@ def export_run(
         str, typer.Option(help="some of tflite, onnx, c99, with commas between")
     ] = "tflite",
     bits: Annotated[int, typer.Option(help="of the weights: 8, 6 or 4")] = 8,
+    scales: Annotated[str, typer.Option(help="float, or pow2: rescale by shifts alone")] = "float",
     goal: Annotated[str, typer.Option(help="what C is written for: speed or size")] = "speed",
     as_json: Json = False,
 ) -> None:
@@ -81,9 +82,9 @@ def export_run(
     """
     from fedkit.cli import export
 
-    targets = [name.strip() for name in target.split(",")]
-    made = export.export_run(run, targets, bits, goal, log)  # type: ignore[arg-type]
-    _print(made, as_json, tables.artifacts_table)
+    targets = tuple(name.strip() for name in target.split(","))
+    form = export.Form(targets, bits, scales, goal)  # type: ignore[arg-type]
+    _print(export.export_run(run, form, log), as_json, tables.artifacts_table)
 
 
 @app.command("eval")

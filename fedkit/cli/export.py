@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,16 @@ from edge import graph_file, ir
 from edge.artifact import Artifact
 from edge.export import int8_graph, save_c99, save_graph, save_onnx, save_tflite
 from edge.kernels.program import Goal
+from edge.quantize import Scaling, Trained
 from edge.runners import open_runner, runtime_for
 from fedkit import __version__
 from fedkit.checkpoint import Checkpoint, RunFolder
 from fedkit.config import make_config
-from fedkit.engine.base import Layout
+from fedkit.engine.base import Engine, Layout
+from fedkit.engine.integer.engine import IntegerEngine
+from fedkit.engine.integer.inference import integers
 from fedkit.errors import ConfigError, ExportError
-from fedkit.sparse.state import masks_digest
+from fedkit.sparse.state import ModelState, masks_digest
 from fedkit.task import Examples, Task
 from fedkit.tasks import load_task
 from sim.scenario import Scenario, make_scenario, test_examples
@@ -33,81 +37,94 @@ CALIBRATION = 256
 _ENDINGS = {"tflite": ".tflite", "onnx": ".onnx", "c99": "-c99"}
 TARGETS = tuple(_ENDINGS)
 BITS = (8, 6, 4)
-GOALS: tuple[Goal, ...] = ("speed", "size")
+GOALS = get_args(Goal)
+SCALES = get_args(Scaling)
 
 
-def export_run(
-    path: Path, targets: Sequence[str], bits: int, goal: Goal, log: Console
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Form:
+    """What to make of a model.
+
+    Attributes:
+        targets: Some of `TARGETS`.
+        bits: Of the weights, one of `BITS`.
+        scales: One of `SCALES`; "pow2" rescales by shifts.
+        goal: What C is written for, one of `GOALS`.
+
+    Raises:
+        ConfigError: A value is none of those.
+    """
+
+    targets: tuple[str, ...] = ("tflite",)
+    bits: int = 8
+    scales: Scaling = "float"
+    goal: Goal = "speed"
+
+    def __post_init__(self) -> None:
+        for target in self.targets:
+            _check_one_of("target", target, TARGETS)
+        for name, known in (("bits", BITS), ("scales", SCALES), ("goal", GOALS)):
+            _check_one_of(name, getattr(self, name), known)
+
+    @property
+    def stem(self) -> str:
+        """What the names of the artifacts begin with."""
+        return f"model-int{self.bits}{'' if self.scales == 'float' else f'-{self.scales}'}"
+
+
+def _check_one_of(name: str, value: Any, known: Sequence[Any]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}; give one of {', '.join(map(str, known))}")
+
+
+def export_run(path: Path, form: Form, log: Console) -> dict[str, Any]:
     """Export the last checkpoint of a run folder and measure its artifacts."""
     folder = RunFolder.open(path)
-    made = export(folder, make_scenario(folder.config), log, targets, bits, goal)
+    made = export(folder, make_scenario(folder.config), log, form)
     return {"run": str(path), "artifacts": made}
 
 
 def export(
-    folder: RunFolder,
-    scenario: Scenario,
-    log: Console,
-    targets: Sequence[str] = ("tflite",),
-    bits: int = 8,
-    goal: Goal = "speed",
+    folder: RunFolder, scenario: Scenario, log: Console, form: Form | None = None
 ) -> list[dict[str, Any]]:
     """Export the last checkpoint of a run and measure each artifact on the whole test set.
 
-    All targets of the same bits are made from one integer graph, which is kept beside them.
+    All targets are made from one integer graph, which is kept beside them.
 
     Args:
         folder: The run.
         scenario: That of its config.
         log: Where progress goes.
-        targets: Some of `TARGETS`.
-        bits: Of the weights, one of `BITS`.
-        goal: What C is written for, one of `GOALS`.
+        form: What to make; by default a .tflite with weights of 8 bits.
 
     Raises:
-        ConfigError: A target, the bits or the goal is none of those.
         ExportError: An artifact is there already, or the model cannot be exported.
     """
-    _check_choice(targets, bits, goal)
-    stem = folder.path / f"model-int{bits}"
-    paths = {target: stem.with_name(stem.name + _ENDINGS[target]) for target in targets}
+    form = form or Form()
+    paths = {each: folder.path / f"{form.stem}{_ENDINGS[each]}" for each in form.targets}
     for path in paths.values():
         artifacts.check_free(path)
     examples = _calibration(scenario)
     made = []
     with log.status("exporting and measuring"):
-        whole = _graph(stem.with_name(f"{stem.name}.graph"), folder, scenario, examples, bits)
+        whole = _graph(folder, scenario, examples, form)
         graph = graph_file.load_graph(whole.path)
         about = {**whole.provenance, "graph": whole.path.name, "graph_sha256": whole.sha256}
         for target, path in paths.items():
-            saved = _save(target, graph, examples, path, about, goal)
+            saved = _save(target, graph, examples, path, about, form.goal)
             measured = measure(saved, scenario.task, scenario.test)
             artifacts.record(saved, measured)
             made.append(measured)
     return made
 
 
-def _check_choice(targets: Sequence[str], bits: int, goal: str) -> None:
-    allowed: Mapping[str, tuple[Sequence[Any], Sequence[Any]]] = {
-        "target": (targets, TARGETS),
-        "bits": ([bits], BITS),
-        "goal": ([goal], GOALS),
-    }
-    for name, (given, known) in allowed.items():
-        for value in given:
-            if value not in known:
-                listed = ", ".join(map(str, known))
-                raise ConfigError(f"{name} is {value!r}; give one of {listed}")
-
-
 def _graph(
-    path: Path, folder: RunFolder, scenario: Scenario, examples: NDArray[np.float32], bits: int
+    folder: RunFolder, scenario: Scenario, examples: NDArray[np.float32], form: Form
 ) -> Artifact:
     """Return the run's integer graph: the one that is there if it is of this checkpoint."""
-    checkpoint = folder.load()
+    path, checkpoint = folder.path / f"{form.stem}.graph", folder.load()
     _check_same_model(checkpoint, scenario.engine.layout)
-    about = _provenance(checkpoint, folder, bits)
+    about = _provenance(checkpoint, folder, form)
     if path.exists():
         found = artifacts.load(path)
         if found.provenance["checkpoint_sha256"] != about["checkpoint_sha256"]:
@@ -116,8 +133,24 @@ def _graph(
                 f"now the run is in round {checkpoint.round}: move the run's artifacts away first"
             )
         return found
-    graph = int8_graph(scenario.module(checkpoint.state), examples, bits)
+    state, trained = _with_integers(scenario.engine, checkpoint.state, form)
+    graph = int8_graph(scenario.module(state), examples, form.bits, form.scales, trained)
     return save_graph(graph, path, about)
+
+
+def _with_integers(
+    engine: Engine, state: ModelState, form: Form
+) -> tuple[ModelState, Trained | None]:
+    """Return what to export: of integer training the integers, which the artifact keeps."""
+    if not isinstance(engine, IntegerEngine):
+        return state, None
+    if (form.bits, form.scales) != (8, "float"):
+        raise ExportError(
+            f"bits is {form.bits} and scales {form.scales!r}, but the run was trained in integers "
+            "of its own, which are kept: leave both out"
+        )
+    found = integers(engine, state)
+    return found.state, Trained(found.weights, found.outputs)
 
 
 def _save(
@@ -150,14 +183,15 @@ def _calibration(scenario: Scenario) -> NDArray[np.float32]:
     return np.concatenate([device.inputs[:each] for device in scenario.devices])
 
 
-def _provenance(checkpoint: Checkpoint, folder: RunFolder, bits: int) -> dict[str, Any]:
+def _provenance(checkpoint: Checkpoint, folder: RunFolder, form: Form) -> dict[str, Any]:
     return {
         "run": str(folder.path),
         "round": checkpoint.round,
         "density": checkpoint.state.density,
         "mask_digest": masks_digest(checkpoint.state.masks),
         "checkpoint_sha256": folder.digest(),
-        "weight_bits": bits,
+        "weight_bits": form.bits,
+        "scales": form.scales,
         "fedkit": __version__,
         "config": checkpoint.config.model_dump(),
     }

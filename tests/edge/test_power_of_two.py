@@ -15,7 +15,7 @@ from torch import nn
 
 from edge import ir
 from edge.emit import onnx
-from edge.export import export_tflite, int8_graph
+from edge.export import int8_graph, save_tflite
 from edge.interpret import evaluate_int8
 from edge.kernels.program import Goal
 from edge.quantize import Scaling, quantize
@@ -47,7 +47,7 @@ def is_power_of_two(values: NDArray[np.float64] | list[float]) -> bool:
 
 def test_all_scales_are_powers_of_two(randomise: Randomise) -> None:
     model, data = randomise(build_model("resnet8", (3, 8, 8), 10)), images(3, 8, 8, n=20)
-    assert is_power_of_two(list(scales(int8_graph(model, data, "pow2"))))
+    assert is_power_of_two(list(scales(int8_graph(model, data, scales="pow2"))))
     assert not is_power_of_two(list(scales(int8_graph(model, data))))
 
 
@@ -98,7 +98,7 @@ def test_of_all_powers_of_two_weights_take_the_best(
 
 def test_a_trained_model_keeps_its_accuracy(trained: Trained) -> None:
     def accuracy(scales: Scaling) -> float:
-        graph = int8_graph(trained.model, trained.train[:200], scales)
+        graph = int8_graph(trained.model, trained.train[:200], scales=scales)
         codes = ir.to_graph_layout(int8_inputs(graph, trained.test))
         return float((evaluate_int8(graph, codes).argmax(1) == trained.targets).mean())
 
@@ -114,13 +114,13 @@ def test_each_op_is_the_runtimes(name: str, runtime: Runtime) -> None:
     body = MODELS[name]()
     model = body if name in ("residual", "flatten, linear") else Flat(body)
     data = images(3, 8, 10, n=60)
-    assert_equal_integers(int8_graph(model.eval(), data, "pow2"), data, runtime)
+    assert_equal_integers(int8_graph(model.eval(), data, scales="pow2"), data, runtime)
 
 
 @pytest.mark.parametrize("side", [(4, 4), (8, 4), (5, 3)])
 def test_means_are_the_runtimes(side: tuple[int, int], runtime: Runtime) -> None:
     data = images(16, *side, n=96)
-    graph = int8_graph(Flat(nn.AdaptiveAvgPool2d(1)).eval(), data[:32], "pow2")
+    graph = int8_graph(Flat(nn.AdaptiveAvgPool2d(1)).eval(), data[:32], scales="pow2")
     assert_equal_integers(graph, data, runtime)
 
 
@@ -128,7 +128,7 @@ def test_means_are_the_runtimes(side: tuple[int, int], runtime: Runtime) -> None
 def whole(randomise: Randomise) -> tuple[ir.Graph, Images]:
     """Return a graph with residuals, and its inputs as codes."""
     model, data = randomise(build_model("resnet8", (3, 16, 16), 10)), images(3, 16, 16, n=60)
-    graph = int8_graph(model, data[:20], "pow2")
+    graph = int8_graph(model, data[:20], scales="pow2")
     return graph, data
 
 
@@ -152,7 +152,8 @@ def test_a_whole_model_in_c(whole: tuple[ir.Graph, Images], goal: Goal, tmp_path
 
 def test_an_export_says_so(tmp_path: Path) -> None:
     model, data = build_model("resnet8", (1, 8, 8), 10).eval(), images(1, 8, 8, n=4)
-    saved = export_tflite(model, data, tmp_path / "model.tflite", {}, "pow2")
+    graph = int8_graph(model, data, scales="pow2")
+    saved = save_tflite(graph, data, tmp_path / "model.tflite", {})
     assert is_power_of_two([port.scale for port in (*saved.inputs, *saved.outputs)])
     assert TfliteRunner(saved.path).predict(data).shape == (4, 10)
 

@@ -145,6 +145,7 @@ class Program:
         self._layered = {op.target for op in layers if self._plan.tensors[op.target].norm is None}
         self.restart(0)
         self._running: ModelState | None = None
+        self._worth: dict[int, Worth] = {}
         self._examples = 0
         self.gradient = np.zeros(len(network.weights), np.int64)
         self.gradient_units: dict[str, Reals] = {}
@@ -157,6 +158,21 @@ class Program:
     def restart(self, seed: int) -> None:
         """Start the draws of random rounding anew."""
         self.seed, self._step = seed, 0
+
+    def norm_reads(self) -> dict[int, tuple[float, int]]:
+        """Return what 1 is worth to the layers that read a norm's output, and the most they read.
+
+        By number of the op; no batch changes it.
+        """
+        self._worth = {
+            tensor: self._norm_worth(tensor, n) for tensor, n in self.network.norms.items()
+        }
+        found = {}
+        for number, layer in self.network.layers.items():
+            if (source := layer.geometry.op.source) in self._worth:
+                read, unit = self._layer_read(number, source)
+                found[number] = unit, read.high
+        return found
 
     # Forward
 
@@ -181,7 +197,7 @@ class Program:
         self._backend.begin(len(order))
         channels = self._plan.tensors[0].shape[0]
         plain = Worth(np.full(channels, scale), np.zeros(channels), CODE * scale)
-        self._worth: dict[int, Worth] = {0: plain}
+        self._worth = {0: plain}
         self._raw_unit: dict[int, Reals] = {}
         self._raw_bound: dict[int, float] = {}
         self._deviation: dict[int, Reals] = {}
@@ -393,11 +409,14 @@ class Program:
         how = Settling(to_int32(centre), a, to_int32(np.clip(offset, -(2.0**29), 2.0**29)), shift)
         self._backend.settle(tensor, how)
         self._deviation[tensor] = deviation * unit
-        scale, offset = self._affine(norm, len(unit))
+        self._worth[tensor] = self._norm_worth(tensor, norm)
+
+    def _norm_worth(self, tensor: int, norm: Norm) -> Worth:
+        scale, offset = self._affine(norm, self._channels(tensor))
         bound = float((np.abs(scale) * CODE * ONE + np.abs(offset)).max())
         if self._plan.tensors[tensor].activation == "relu6":
             bound = min(bound, 6.0)
-        self._worth[tensor] = Worth(scale * ONE, offset, bound or 1.0)
+        return Worth(scale * ONE, offset, bound or 1.0)
 
     def _batch_moments(self, tensor: int, norm: Norm, unit: Reals) -> tuple[Reals, Reals, Reals]:
         """Return mean, deviation and variance of raw, in its steps."""

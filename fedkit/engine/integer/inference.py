@@ -1,0 +1,88 @@
+"""The integers that a trained state computes with, for an exporter that keeps them.
+
+A state holds float32 weights; what layers multiply are their codes, and what they read of a norm's
+output are codes as well, in steps that scale and offset of the norm decide. Both follow from the
+state alone. All other scales, of the input, sums and pools, follow from the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.engine.integer.engine import IntegerEngine
+from fedkit.engine.integer.network import IntegerNetwork, full_weight
+from fedkit.engine.integer.program import Program
+from fedkit.engine.sparse.plan import Conv, sources
+from fedkit.sparse.state import ModelState
+
+
+class Reading(NamedTuple):
+    """The codes that are read of a tensor, behind its norm and activation.
+
+    Attributes:
+        step: What the code 1 is worth.
+        most: The largest code.
+        signed: Whether codes go down to -most, else to 0: behind an activation.
+    """
+
+    step: float
+    most: int
+    signed: bool
+
+
+@dataclass(frozen=True)
+class Integers:
+    """What a state computes with.
+
+    Attributes:
+        state: The state with weights that are exactly their codes times a step per channel.
+        weights: Name of a layer's weight -> its codes, int8, of its shape; 0 where pruned.
+        outputs: Name of a layer's weight -> what is read of that layer's output, where no batch
+            changes it and all who read it do it alike.
+    """
+
+    state: ModelState
+    weights: Mapping[str, NDArray[np.int8]]
+    outputs: Mapping[str, Reading]
+
+
+def integers(engine: IntegerEngine, state: ModelState) -> Integers:
+    """Return what `engine` computes with in evaluation.
+
+    Raises:
+        EngineError: The state does not fit the engine's plan, or holds NaN or infinity.
+    """
+    program = engine.program(state, "evaluate", 1)
+    codes, real = dict[str, NDArray[np.int8]](), dict(state.weights)
+    for number, layer in program.network.layers.items():
+        name = layer.geometry.op.weight
+        codes[name], real[name] = _weights(program.network, number, state.weights[name].shape)
+    return Integers(replace(state, weights=real), codes, dict(_outputs(program)))
+
+
+def _weights(
+    network: IntegerNetwork, number: int, shape: tuple[int, ...]
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return a layer's codes, and what they are worth."""
+    # As if no bias were so large that its channel computes it alone.
+    codes = network.codes(number, np.zeros(shape[0]))
+    values = full_weight(network, number, codes.values).reshape(shape)
+    step = codes.scale.reshape(-1, *[1] * (len(shape) - 1))
+    return values.astype(np.int8), (values * step).astype(np.float32)
+
+
+def _outputs(program: Program) -> Iterator[tuple[str, Reading]]:
+    plan, reads = program.network.plan, program.norm_reads()
+    for op in plan.ops:
+        readers = [n for n, other in enumerate(plan.ops) if op.target in sources(other)]
+        alike = len({reads.get(n) for n in readers}) == 1 and readers[0] in reads
+        if isinstance(op, Conv) and alike and op.target != plan.output:
+            yield (
+                op.weight,
+                Reading(*reads[readers[0]], plan.tensors[op.target].activation == "none"),
+            )
