@@ -324,7 +324,7 @@ def _weight_scale(rows: _Floats, most: int, grid: _Grid) -> _Floats:
         step = np.maximum(scale, _TINY)[:, None]
         errors.append(np.square(_rounded(rows, step, most) * step - rows).sum(axis=1))
     best = np.argmin(errors, axis=0)
-    return np.asarray(scales)[best, np.arange(len(rows))]
+    return np.asarray(np.asarray(scales)[best, np.arange(len(rows))])
 
 
 def _rounded(

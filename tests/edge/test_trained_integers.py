@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from torch import nn
 
 from edge import ir
 from edge.emit import onnx
-from edge.export import int8_graph, save_tflite
+from edge.export import float_graph, save_tflite
 from edge.interpret import evaluate_int8
 from edge.kernels.program import Goal
-from edge.quantize import Trained
+from edge.quantize import Trained, quantize
 from edge.runtime import Runtime, TfliteRunner
 from edge.runtime_onnx import OnnxRunner
 from fedkit.engine.base import LocalTraining
@@ -38,6 +39,14 @@ __all__ = ["runtime"]
 SHAPE = (1, 8, 8)
 HOW = LocalTraining(epochs=2, batch_size=32, lr=0.05, momentum=0.9, weight_decay=1e-4)
 Ints = NDArray[np.int64]
+
+
+def whole_graph(
+    module: nn.Module, examples: NDArray[np.float32], trained: Trained, **how: Any
+) -> ir.Graph:
+    """Quantise without slimming, so that all integers are there."""
+    graph = float_graph(module, examples.shape[1:])
+    return quantize(graph, ir.to_graph_layout(examples), trained=trained, **how)
 
 
 @dataclass
@@ -67,7 +76,7 @@ def run_of(name: str, bits: int, how: LocalTraining | None) -> Run:
         state, _ = made.train(state, digits.train_data(), how, seed=0)
     found = integers(made, state)
     trained = Trained(found.weights, found.outputs)
-    graph = int8_graph(reference.module(found.state), inputs(), trained=trained)
+    graph = whole_graph(reference.module(found.state), inputs(), trained=trained)
     return Run(bits, sparse.plan, reference, state, found, graph)
 
 
@@ -159,7 +168,7 @@ def test_activations_are_those_that_training_reads(
 
 def test_no_calibration_changes_what_training_knows(run: Run) -> None:
     module = run.reference.module(run.found.state)
-    other = int8_graph(module, 3 * inputs(), trained=run.trained)
+    other = whole_graph(module, 3 * inputs(), trained=run.trained)
     for name, op in layers(run.graph).items():
         twin = layers(other)[name]
         kept, again = (graph.constant(o.inputs[1]) for graph, o in ((run.graph, op), (other, twin)))
@@ -213,7 +222,7 @@ def test_a_norm_that_ends_a_channel_is_no_error(four_bits: Run) -> None:
     state = replace(four_bits.state, weights={**four_bits.state.weights, name: gamma})
     found = integers(IntegerEngine(four_bits.plan, bits=4), state)
     trained = Trained(found.weights, found.outputs)
-    graph = int8_graph(four_bits.reference.module(found.state), inputs(), trained=trained)
+    graph = whole_graph(four_bits.reference.module(found.state), inputs(), trained=trained)
     op = layers(graph)["2.first.0.weight"]
     assert not graph.constant(op.inputs[1])[:3].any() and graph.constant(op.inputs[1])[3:].any()
 
@@ -223,10 +232,10 @@ def test_integers_of_another_state_are_refused(four_bits: Run) -> None:
     weights["0.0.weight"] = weights["0.0.weight"][::-1]
     module = four_bits.reference.module(replace(four_bits.found.state, weights=weights))
     with pytest.raises(ExportError, match=r"'0\.0' has other weights than the trained integers"):
-        int8_graph(module, inputs(), trained=four_bits.trained)
+        whole_graph(module, inputs(), trained=four_bits.trained)
 
 
 def test_powers_of_two_are_refused(four_bits: Run) -> None:
     module = four_bits.reference.module(four_bits.found.state)
     with pytest.raises(ExportError, match="scales is 'pow2', but trained integers have steps"):
-        int8_graph(module, inputs(), scales="pow2", trained=four_bits.trained)
+        whole_graph(module, inputs(), scales="pow2", trained=four_bits.trained)
