@@ -70,16 +70,16 @@ def emit(
     program = compile_graph(graph, goal, keep)
     offsets, size = memory.plan(program.buffers, _ALIGNMENTS[goal])
     kernels = _kernels(program)
+    headers = sorted(path.name for path in _KERNELS.glob("*.h"))
     texts = {
         "model.h": _header(graph, size + pack.SLACK, _ALIGNMENTS[goal]),
         "model.c": _model(program, offsets),
         "test_vector.h": _vectors(inputs, outputs),
         "main.c": _MAIN,
-        "Makefile": _makefile(kernels, goal),
+        "Makefile": _makefile(kernels, headers, goal),
         "CMakeLists.txt": _cmake(kernels),
     }
     files = {name: text.encode() for name, text in texts.items()}
-    headers = sorted(path.name for path in _KERNELS.glob("*.h"))
     files |= {name: (_KERNELS / name).read_bytes() for name in (*headers, *kernels)}
     kept = {
         name: (offsets[buffer] + planes.lead, planes)
@@ -272,7 +272,7 @@ int main(void) {
 """
 
 
-def _makefile(kernels: list[str], goal: Goal) -> str:
+def _makefile(kernels: list[str], headers: list[str], goal: Goal) -> str:
     objects = " ".join(name.replace(".c", ".o") for name in ("model.c", *kernels))
     return f"""\
 CFLAGS ?= {_FLAGS[goal]}
@@ -282,7 +282,7 @@ OBJECTS = {objects}
 libmodel.a: $(OBJECTS)
 \t$(AR) rcs $@ $(OBJECTS)
 
-%.o: %.c model.h ek.h ek_plain.h ek_avx2.h
+%.o: %.c model.h {" ".join(headers)}
 \t$(CC) $(ALL_CFLAGS) -c $< -o $@
 
 model_test: main.c test_vector.h libmodel.a

@@ -111,9 +111,18 @@ typedef struct {
     const ek_sum *sum;
 } ek_dense_conv;
 
+/* What the compiler may use, unless EK_PLAIN is defined. */
+#if !defined(EK_PLAIN) && defined(__AVX2__)
+#define EK_AVX2 1
+#define EK_SIMD 1
+#elif !defined(EK_PLAIN) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__ARM_BIG_ENDIAN)
+#define EK_NEON 1
+#define EK_SIMD 1
+#endif
+
 /* `scratch` of ek_conv_dense, aligned to 4. */
 #define EK_TILE 64 /* pixels */
-#if defined(__AVX2__) && !defined(EK_PLAIN)
+#ifdef EK_SIMD
 #define EK_DENSE_SCRATCH(taps) (((taps) + 1) / 2 * (4 * EK_TILE + 16))
 #else
 #define EK_DENSE_SCRATCH(taps) 4

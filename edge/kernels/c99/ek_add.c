@@ -1,5 +1,5 @@
 /* Sum of two tensors of one layout. */
-#include "ek_avx2.h"
+#include "ek_simd.h"
 
 static void ek_add_rest(const ek_sum *how, const uint8_t *a, const uint8_t *b, uint8_t *out,
                         int32_t count) {
@@ -7,7 +7,7 @@ static void ek_add_rest(const ek_sum *how, const uint8_t *a, const uint8_t *b, u
     for (int32_t x = 0; x < count; x++) out[x] = ek_summed(sum, a[x], b[x]);
 }
 
-#ifdef EK_AVX2
+#ifdef EK_SIMD
 
 static void ek_add_plane(const ek_sum *sum, const uint8_t *a, const uint8_t *b, uint8_t *out,
                          int32_t count) {

@@ -1,12 +1,28 @@
-/* Parts of the kernels for AVX2. */
+/* Parts of the kernels for AVX2, and with it VNNI, of AVX-512 or without; ek_simd.h lists them. */
 #ifndef EK_AVX2_H
 #define EK_AVX2_H
 
 #include "ek_plain.h"
 
-#if defined(__AVX2__) && !defined(EK_PLAIN)
-#define EK_AVX2 1
+#ifdef EK_AVX2
 #include <immintrin.h>
+
+/* Products of four bytes, unsigned times signed, or of two int16, added to an int32. */
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define EK_VNNI 1
+#define ek_dot_bytes _mm256_dpbusd_epi32
+#define ek_dot_words _mm256_dpwssd_epi32
+#elif defined(__AVXVNNI__)
+#define EK_VNNI 1
+#define ek_dot_bytes _mm256_dpbusd_avx_epi32
+#define ek_dot_words _mm256_dpwssd_avx_epi32
+#endif
+
+/* What vectors take from a byte before they multiply it. */
+#define EK_LESS 0
+
+typedef __m256i ek_bytes32;
+typedef __m128i ek_bytes16;
 
 static inline __m256i ek_load32(const uint8_t *p) {
     return _mm256_loadu_si256((const __m256i *)(const void *)p);
@@ -23,6 +39,19 @@ static inline __m128i ek_load8(const uint8_t *p) {
 }
 static inline void ek_store8(uint8_t *p, __m128i x) { _mm_storel_epi64((__m128i *)(void *)p, x); }
 
+/* Two rows of 8 bytes, four of 4. */
+static inline __m128i ek_load_eights(const uint8_t *p, int32_t row) {
+    return _mm_unpacklo_epi64(ek_load8(p), ek_load8(p + row));
+}
+static inline int32_t ek_word(const void *p) {
+    int32_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+}
+static inline __m128i ek_load_fours(const uint8_t *p, int32_t row) {
+    return _mm_set_epi32(ek_word(p + 3 * row), ek_word(p + 2 * row), ek_word(p + row), ek_word(p));
+}
+
 /* In its register: GCC 12 else adds into another and copies back. */
 static inline void ek_add_to(__m256i *sum, __m256i x) {
 #if defined(__GNUC__)
@@ -37,6 +66,19 @@ static inline void ek_add_to(__m256i *sum, __m256i x) {
 typedef struct {
     __m256i a, b, c, d;
 } ek_block;
+
+/* Sums of 16 pixels, 0-7 and 8-15, and of 8. */
+typedef struct {
+    __m256i a, b;
+} ek_sixteen;
+typedef __m256i ek_eight;
+
+static inline ek_block ek_block_of(int32_t sum) {
+    const __m256i all = _mm256_set1_epi32(sum);
+    const ek_block block = {all, all, all, all};
+    return block;
+}
+static inline ek_eight ek_eight_of(int32_t sum) { return _mm256_set1_epi32(sum); }
 
 typedef enum { EK_POWER, EK_HIGH, EK_WIDE } ek_scale_kind;
 
@@ -128,13 +170,16 @@ static inline __m256i ek_scaled_block(const ek_scale *s, ek_block x) {
     return ek_narrow(x, s->zero, s->low, s->high);
 }
 
-/* 16 pixels: 0-7 and 8-15. */
-static inline __m128i ek_scaled_half(const ek_scale *s, __m256i x, __m256i y) {
-    x = ek_rescaled(s, x);
-    y = ek_rescaled(s, y);
+static inline __m128i ek_scaled_sixteen(const ek_scale *s, ek_sixteen sums) {
+    const __m256i x = ek_rescaled(s, sums.a), y = ek_rescaled(s, sums.b);
     const ek_block quarters = {x, _mm256_castsi128_si256(_mm256_extracti128_si256(x, 1)),
                                y, _mm256_castsi128_si256(_mm256_extracti128_si256(y, 1))};
     return _mm256_castsi256_si128(ek_narrow(quarters, s->zero, s->low, s->high));
+}
+
+static inline __m128i ek_scaled_eight(const ek_scale *s, ek_eight sums) {
+    const ek_sixteen twice = {sums, sums};
+    return ek_scaled_sixteen(s, twice);
 }
 
 /* What ek_sum says. A scale is high * 2^10 + low. */
@@ -183,6 +228,218 @@ static inline __m256i ek_added(const ek_adder *adder, __m256i x, __m256i y) {
 static inline __m128i ek_added_half(const ek_adder *adder, __m128i x, __m128i y) {
     return _mm256_castsi256_si128(
         ek_added(adder, _mm256_castsi128_si256(x), _mm256_castsi128_si256(y)));
+}
+
+/* Sparse convolutions */
+
+/* [a b c d] times [weights], added; a pair's products sum up within int16. */
+static inline void ek_add_bytes(__m256i *sum, __m256i bytes, __m256i weights) {
+#ifdef EK_VNNI
+    *sum = ek_dot_bytes(*sum, bytes, weights);
+#else
+    const __m256i pairs = _mm256_maddubs_epi16(bytes, weights);
+    ek_add_to(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+}
+
+/* [a b] of int16 times [weights], added. */
+static inline void ek_add_words(__m256i *sum, __m256i words, __m256i weights) {
+#ifdef EK_VNNI
+    *sum = ek_dot_words(*sum, words, weights);
+#else
+    ek_add_to(sum, _mm256_madd_epi16(words, weights));
+#endif
+}
+
+/* The bytes of four taps interleave to [a b c d] per pixel; that stays within halves of 128 bits,
+ * and the packing at the end undoes it. */
+static inline void ek_quad_block(ek_block *sums, const uint8_t *p, const ek_quad *quad) {
+    const __m256i w = _mm256_set1_epi32(ek_word(quad->weight));
+    const __m256i a = ek_load32(p + quad->at[0]), b = ek_load32(p + quad->at[1]);
+    const __m256i c = ek_load32(p + quad->at[2]), d = ek_load32(p + quad->at[3]);
+    const __m256i ab = _mm256_unpacklo_epi8(a, b), cd = _mm256_unpacklo_epi8(c, d);
+    const __m256i AB = _mm256_unpackhi_epi8(a, b), CD = _mm256_unpackhi_epi8(c, d);
+    ek_add_bytes(&sums->a, _mm256_unpacklo_epi16(ab, cd), w);
+    ek_add_bytes(&sums->b, _mm256_unpackhi_epi16(ab, cd), w);
+    ek_add_bytes(&sums->c, _mm256_unpacklo_epi16(AB, CD), w);
+    ek_add_bytes(&sums->d, _mm256_unpackhi_epi16(AB, CD), w);
+}
+
+static inline void ek_pair_block(ek_block *sums, const uint8_t *p, const ek_pair *pair) {
+    const __m256i none = _mm256_setzero_si256(), w = _mm256_set1_epi32(ek_word(pair->weight));
+    const __m256i a = ek_load32(p + pair->at[0]), b = ek_load32(p + pair->at[1]);
+    const __m256i ab = _mm256_unpacklo_epi8(a, b), AB = _mm256_unpackhi_epi8(a, b);
+    ek_add_words(&sums->a, _mm256_unpacklo_epi8(ab, none), w);
+    ek_add_words(&sums->b, _mm256_unpackhi_epi8(ab, none), w);
+    ek_add_words(&sums->c, _mm256_unpacklo_epi8(AB, none), w);
+    ek_add_words(&sums->d, _mm256_unpackhi_epi8(AB, none), w);
+}
+
+static inline void ek_quad_eight(ek_eight *sums, const uint8_t *p, const ek_quad *quad) {
+    const __m128i ab = _mm_unpacklo_epi8(ek_load8(p + quad->at[0]), ek_load8(p + quad->at[1]));
+    const __m128i cd = _mm_unpacklo_epi8(ek_load8(p + quad->at[2]), ek_load8(p + quad->at[3]));
+    const __m256i abcd = _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd));
+    ek_add_bytes(sums, abcd, _mm256_set1_epi32(ek_word(quad->weight)));
+}
+
+static inline void ek_pair_eight(ek_eight *sums, const uint8_t *p, const ek_pair *pair) {
+    const __m128i ab = _mm_unpacklo_epi8(ek_load8(p + pair->at[0]), ek_load8(p + pair->at[1]));
+    ek_add_words(sums, _mm256_cvtepu8_epi16(ab), _mm256_set1_epi32(ek_word(pair->weight)));
+}
+
+#ifdef EK_VNNI
+static inline void ek_quad_run(ek_block *sums, const uint8_t *p, const ek_quad *quad,
+                               const ek_quad *end) {
+    for (; quad != end; quad++) ek_quad_block(sums, p, quad);
+}
+#else
+/* Small weights: quads from `quad` to `end` are summed in int16 before they are widened. */
+static inline void ek_quad_run(ek_block *sums, const uint8_t *p, const ek_quad *quad,
+                               const ek_quad *end) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i ab = _mm256_setzero_si256(), cd = ab, AB = ab, CD = ab;
+    for (; quad != end; quad++) {
+        const __m256i a = ek_load32(p + quad->at[0]), b = ek_load32(p + quad->at[1]);
+        const __m256i c = ek_load32(p + quad->at[2]), d = ek_load32(p + quad->at[3]);
+        const int32_t four = ek_word(quad->weight);
+        const __m256i w = _mm256_set1_epi16((int16_t)four);
+        const __m256i W = _mm256_set1_epi16((int16_t)(four >> 16));
+        ab = _mm256_add_epi16(ab, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(a, b), w));
+        AB = _mm256_add_epi16(AB, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(a, b), w));
+        cd = _mm256_add_epi16(cd, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(c, d), W));
+        CD = _mm256_add_epi16(CD, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(c, d), W));
+    }
+    ek_add_to(&sums->a, _mm256_madd_epi16(_mm256_unpacklo_epi16(ab, cd), ones));
+    ek_add_to(&sums->b, _mm256_madd_epi16(_mm256_unpackhi_epi16(ab, cd), ones));
+    ek_add_to(&sums->c, _mm256_madd_epi16(_mm256_unpacklo_epi16(AB, CD), ones));
+    ek_add_to(&sums->d, _mm256_madd_epi16(_mm256_unpackhi_epi16(AB, CD), ones));
+}
+#endif
+
+/* Dense convolutions */
+
+#ifdef EK_VNNI
+
+#define EK_DEEP 4 /* taps of a patch */
+#define ek_add_patch ek_add_bytes
+
+/* A patch, EK_DEEP taps of 16 pixels: [16 pixels][4] bytes. */
+static inline void ek_store_patch(uint8_t *to, const ek_bytes16 *taps) {
+    const __m128i ab = _mm_unpacklo_epi8(taps[0], taps[1]), cd = _mm_unpacklo_epi8(taps[2], taps[3]);
+    const __m128i AB = _mm_unpackhi_epi8(taps[0], taps[1]), CD = _mm_unpackhi_epi8(taps[2], taps[3]);
+    ek_store16(to, _mm_unpacklo_epi16(ab, cd));
+    ek_store16(to + 16, _mm_unpackhi_epi16(ab, cd));
+    ek_store16(to + 32, _mm_unpacklo_epi16(AB, CD));
+    ek_store16(to + 48, _mm_unpackhi_epi16(AB, CD));
+}
+
+/* Weights of 4 output channels to [patches][4][EK_DEEP]. */
+static inline void ek_unpack(const int8_t *weights, int32_t pairs, uint8_t *to, int32_t *bias) {
+    const uint8_t *p = (const uint8_t *)weights;
+    (void)bias;
+    for (int32_t k = 0; k < pairs; k += 2, p += 16, to += 16) {
+        const __m128i next = k + 1 < pairs ? ek_load8(p + 8) : _mm_setzero_si128();
+        ek_store16(to, _mm_unpacklo_epi16(ek_load8(p), next));
+    }
+}
+
+#else
+
+#define EK_DEEP 2
+#define ek_add_patch ek_add_words
+
+/* [16 pixels][2] int16. */
+static inline void ek_store_patch(uint8_t *to, const ek_bytes16 *taps) {
+    ek_store32(to, _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(taps[0], taps[1])));
+    ek_store32(to + 32, _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(taps[0], taps[1])));
+}
+
+static inline void ek_unpack(const int8_t *weights, int32_t pairs, uint8_t *to, int32_t *bias) {
+    (void)bias;
+    for (int32_t k = 0; k < pairs; k++, weights += 8, to += 16)
+        ek_store16(to, _mm_cvtepi8_epi16(ek_load8((const uint8_t *)weights)));
+}
+
+#endif
+
+/* 4 output channels of 16 pixels. */
+static inline void ek_tile(const uint8_t *weights, const uint8_t *patches, int32_t count,
+                           const int32_t *bias, ek_sixteen *out) {
+    __m256i s00 = _mm256_set1_epi32(bias[0]), s01 = s00, s10 = _mm256_set1_epi32(bias[1]);
+    __m256i s11 = s10, s20 = _mm256_set1_epi32(bias[2]), s21 = s20;
+    __m256i s30 = _mm256_set1_epi32(bias[3]), s31 = s30;
+    for (int32_t k = 0; k < count; k++, weights += 16, patches += 64) {
+        const __m256i x = ek_load32(patches), y = ek_load32(patches + 32);
+        const __m256i w0 = _mm256_set1_epi32(ek_word(weights));
+        const __m256i w1 = _mm256_set1_epi32(ek_word(weights + 4));
+        const __m256i w2 = _mm256_set1_epi32(ek_word(weights + 8));
+        const __m256i w3 = _mm256_set1_epi32(ek_word(weights + 12));
+        ek_add_patch(&s00, x, w0);
+        ek_add_patch(&s01, y, w0);
+        ek_add_patch(&s10, x, w1);
+        ek_add_patch(&s11, y, w1);
+        ek_add_patch(&s20, x, w2);
+        ek_add_patch(&s21, y, w2);
+        ek_add_patch(&s30, x, w3);
+        ek_add_patch(&s31, y, w3);
+    }
+    out[0].a = s00, out[0].b = s01, out[1].a = s10, out[1].b = s11;
+    out[2].a = s20, out[2].b = s21, out[3].a = s30, out[3].b = s31;
+}
+
+/* Other kernels */
+
+/* Sum of weights[i] * in[i]. */
+static inline int32_t ek_dot(const int8_t *weights, const uint8_t *in, int32_t count) {
+    __m256i sum = _mm256_setzero_si256();
+    int32_t i = 0;
+    for (; count - i >= 16; i += 16) {
+        const __m256i w = _mm256_cvtepi8_epi16(ek_load16((const uint8_t *)weights + i));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w, _mm256_cvtepu8_epi16(ek_load16(in + i))));
+    }
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1));
+    return _mm_cvtsi128_si32(four) + ek_dot_rest(weights + i, in + i, count - i);
+}
+
+/* Sum of bytes. */
+static inline int32_t ek_total(const uint8_t *p, int32_t count) {
+    const __m128i none = _mm_setzero_si128();
+    __m128i sums = none;
+    int32_t total = 0, x = 0;
+    for (; count - x >= 16; x += 16) sums = _mm_add_epi64(sums, _mm_sad_epu8(ek_load16(p + x), none));
+    for (; x < count; x++) total += p[x];
+    return total + _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2);
+}
+
+/* 16 pixels of 3 channels: byte n of channel c is byte 3 n + c of what is read. */
+static inline void ek_load_three(const uint8_t *image, uint8_t *out, int32_t plane) {
+    const __m128i flip = _mm_set1_epi8(-128), a = _mm_xor_si128(ek_load16(image), flip);
+    const __m128i b = _mm_xor_si128(ek_load16(image + 16), flip);
+    const __m128i c = _mm_xor_si128(ek_load16(image + 32), flip);
+    for (int channel = 0; channel < 3; channel++) {
+        const __m128i third = _mm_setr_epi8(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45);
+        const __m128i at = _mm_add_epi8(third, _mm_set1_epi8((char)channel));
+        const __m128i in_b = _mm_sub_epi8(at, _mm_set1_epi8(16));
+        const __m128i in_c = _mm_sub_epi8(at, _mm_set1_epi8(32));
+        const __m128i past_a = _mm_cmpgt_epi8(at, _mm_set1_epi8(15));
+        const __m128i past_b = _mm_cmpgt_epi8(in_b, _mm_set1_epi8(15));
+        const __m128i x = _mm_shuffle_epi8(a, _mm_or_si128(at, past_a));
+        const __m128i y = _mm_shuffle_epi8(b, _mm_or_si128(in_b, past_b));
+        const __m128i z = _mm_shuffle_epi8(c, in_c);
+        ek_store16(out + channel * plane, _mm_or_si128(_mm_or_si128(x, y), z));
+    }
+}
+
+/* 16 pixels each of the even and of the odd columns. */
+static inline void ek_halves(const uint8_t *p, uint8_t *even, uint8_t *odd) {
+    const __m256i all = ek_load32(p);
+    const __m256i first = _mm256_and_si256(all, _mm256_set1_epi16(255));
+    const __m256i both = _mm256_packus_epi16(first, _mm256_srli_epi16(all, 8));
+    const __m256i sorted = _mm256_permute4x64_epi64(both, 0xD8);
+    ek_store16(even, _mm256_castsi256_si128(sorted));
+    ek_store16(odd, _mm256_extracti128_si256(sorted, 1));
 }
 
 #endif

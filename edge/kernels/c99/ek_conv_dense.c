@@ -1,7 +1,7 @@
 /* Convolution by all weights: a matrix product of weights and patches. */
-#include "ek_avx2.h"
+#include "ek_simd.h"
 
-#ifdef EK_AVX2
+#ifdef EK_SIMD
 
 /* `count` (at most 16) pixels of a plane in the order of reading, over the ends of its rows: in one,
  * two or four whole rows, or in other pieces. */
@@ -21,20 +21,12 @@ static inline ek_span ek_span_of(int32_t width, int32_t row, int32_t first, int3
     return span;
 }
 
-static inline int32_t ek_word(const uint8_t *p) {
-    int32_t word;
-    memcpy(&word, p, sizeof word);
-    return word;
-}
-
-static inline __m128i ek_gather(const ek_span *span, const uint8_t *plane) {
+static inline ek_bytes16 ek_gather(const ek_span *span, const uint8_t *plane) {
     const uint8_t *p = plane + span->start;
     const int32_t row = span->row;
     if (span->kind == EK_ONE) return ek_load16(p);
-    if (span->kind == EK_TWO) return _mm_unpacklo_epi64(ek_load8(p), ek_load8(p + row));
-    if (span->kind == EK_FOUR)
-        return _mm_set_epi32(ek_word(p + 3 * row), ek_word(p + 2 * row), ek_word(p + row),
-                             ek_word(p));
+    if (span->kind == EK_TWO) return ek_load_eights(p, row);
+    if (span->kind == EK_FOUR) return ek_load_fours(p, row);
     uint8_t bytes[16] = {0};
     for (int32_t at = 0, left = span->width - span->column; at < span->count; left = span->width) {
         const int32_t size = left < span->count - at ? left : span->count - at;
@@ -45,7 +37,7 @@ static inline __m128i ek_gather(const ek_span *span, const uint8_t *plane) {
     return ek_load16(bytes);
 }
 
-static inline void ek_scatter(const ek_span *span, uint8_t *plane, __m128i bytes) {
+static inline void ek_scatter(const ek_span *span, uint8_t *plane, ek_bytes16 bytes) {
     uint8_t all[16], *p = plane + span->start;
     if (span->kind == EK_ONE) {
         ek_store16(p, bytes);
@@ -60,51 +52,16 @@ static inline void ek_scatter(const ek_span *span, uint8_t *plane, __m128i bytes
     }
 }
 
-/* Patches of 16 pixels: [pairs of taps][16 pixels][2] int16. */
+/* Patches of 16 pixels, filled up with what meets weights of 0. */
 static void ek_patches(const ek_dense_conv *conv, const uint8_t *in, int32_t first, int32_t count,
                        uint8_t *to) {
     const ek_span span = ek_span_of(conv->out.width, conv->in_row, first, count);
-    for (int32_t k = 0; k < conv->taps; k += 2, to += 64) {
-        const __m128i a = ek_gather(&span, in + conv->at[k]);
-        const __m128i b = ek_gather(&span, in + conv->at[k + 1]);
-        ek_store32(to, _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b)));
-        ek_store32(to + 32, _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a, b)));
+    for (int32_t k = 0; k < conv->taps; k += EK_DEEP, to += 64) {
+        ek_bytes16 taps[EK_DEEP];
+        for (int32_t i = 0; i < EK_DEEP; i++)
+            taps[i] = ek_gather(&span, in + conv->at[k + i < conv->taps ? k + i : k]);
+        ek_store_patch(to, taps);
     }
-}
-
-/* Weights of 4 output channels to int16. */
-static void ek_widen(const int8_t *weights, int32_t pairs, uint8_t *to) {
-    for (int32_t k = 0; k < pairs; k++, weights += 8, to += 16)
-        ek_store16(to, _mm_cvtepi8_epi16(ek_load8((const uint8_t *)weights)));
-}
-
-static inline __m256i ek_weight(const uint8_t *pair) {
-    int32_t two;
-    memcpy(&two, pair, sizeof two);
-    return _mm256_set1_epi32(two);
-}
-
-/* 4 output channels of 16 pixels. */
-static void ek_tile(const uint8_t *weights, const uint8_t *patches, int32_t pairs,
-                    const int32_t *bias, __m256i (*out)[2]) {
-    __m256i s00 = _mm256_set1_epi32(bias[0]), s01 = s00, s10 = _mm256_set1_epi32(bias[1]);
-    __m256i s11 = s10, s20 = _mm256_set1_epi32(bias[2]), s21 = s20;
-    __m256i s30 = _mm256_set1_epi32(bias[3]), s31 = s30;
-    for (int32_t k = 0; k < pairs; k++, weights += 16, patches += 64) {
-        const __m256i x = ek_load32(patches), y = ek_load32(patches + 32);
-        const __m256i w0 = ek_weight(weights), w1 = ek_weight(weights + 4);
-        const __m256i w2 = ek_weight(weights + 8), w3 = ek_weight(weights + 12);
-        ek_add_to(&s00, _mm256_madd_epi16(x, w0));
-        ek_add_to(&s01, _mm256_madd_epi16(y, w0));
-        ek_add_to(&s10, _mm256_madd_epi16(x, w1));
-        ek_add_to(&s11, _mm256_madd_epi16(y, w1));
-        ek_add_to(&s20, _mm256_madd_epi16(x, w2));
-        ek_add_to(&s21, _mm256_madd_epi16(y, w2));
-        ek_add_to(&s30, _mm256_madd_epi16(x, w3));
-        ek_add_to(&s31, _mm256_madd_epi16(y, w3));
-    }
-    out[0][0] = s00, out[0][1] = s01, out[1][0] = s10, out[1][1] = s11;
-    out[2][0] = s20, out[2][1] = s21, out[3][0] = s30, out[3][1] = s31;
 }
 
 typedef struct {
@@ -114,13 +71,13 @@ typedef struct {
     int32_t channels; /* 1 .. 4 */
 } ek_four_channels;
 
-static void ek_finish(const ek_dense_conv *conv, const ek_four_channels *four, __m256i (*sums)[2],
-                      int32_t first, int32_t count, const uint8_t *other, uint8_t *out) {
+static void ek_finish(const ek_dense_conv *conv, const ek_four_channels *four,
+                      const ek_sixteen *sums, int32_t first, int32_t count, const uint8_t *other, uint8_t *out) {
     const ek_span span = ek_span_of(conv->out.width, conv->out.row, first, count);
     for (int32_t c = 0; c < four->channels; c++, out += conv->out.plane, other += conv->out.plane) {
-        __m128i bytes = ek_scaled_half(&four->scale[c], sums[c][0], sums[c][1]);
+        ek_bytes16 bytes = ek_scaled_sixteen(&four->scale[c], sums[c]);
         if (conv->sum) {
-            const __m128i added = ek_gather(&span, other);
+            const ek_bytes16 added = ek_gather(&span, other);
             bytes = ek_added_half(&four->adder, bytes, added);
         }
         ek_scatter(&span, out, bytes);
@@ -146,16 +103,17 @@ static ek_four_channels ek_four_of(const ek_dense_conv *conv, int32_t first) {
 static void ek_pixels(const ek_dense_conv *conv, int32_t start, int32_t end, const uint8_t *in,
                       const uint8_t *other, uint8_t *out, uint8_t *scratch) {
     const int32_t pairs = (conv->taps + 1) / 2;
-    uint8_t *weights = scratch + pairs * 4 * EK_TILE;
+    const int32_t patches = (conv->taps + EK_DEEP - 1) / EK_DEEP;
+    uint8_t *weights = scratch + patches * 4 * EK_TILE;
     for (int32_t first = start; first < end; first += 16)
         ek_patches(conv, in, first, end - first < 16 ? end - first : 16,
-                   scratch + (first - start) / 16 * pairs * 64);
+                   scratch + (first - start) / 16 * patches * 64);
     for (int32_t c = 0; c < conv->out.channels; c += 4) {
-        const ek_four_channels four = ek_four_of(conv, c);
-        ek_widen(conv->weights + c * pairs * 2, pairs, weights);
+        ek_four_channels four = ek_four_of(conv, c);
+        ek_unpack(conv->weights + c * pairs * 2, pairs, weights, four.bias);
         for (int32_t first = start; first < end; first += 16) {
-            __m256i sums[4][2];
-            ek_tile(weights, scratch + (first - start) / 16 * pairs * 64, pairs, four.bias, sums);
+            ek_sixteen sums[4];
+            ek_tile(weights, scratch + (first - start) / 16 * patches * 64, patches, four.bias, sums);
             ek_finish(conv, &four, sums, first, end - first < 16 ? end - first : 16,
                       other + c * conv->out.plane, out + c * conv->out.plane);
         }

@@ -1,5 +1,5 @@
 /* Convolution by the non-zero weights: pixels are the vector dimension. */
-#include "ek_avx2.h"
+#include "ek_simd.h"
 
 typedef struct {
     const ek_filter *filter;
@@ -8,7 +8,7 @@ typedef struct {
     int32_t bias;
 } ek_row;
 
-#ifdef EK_AVX2
+#ifdef EK_SIMD
 
 typedef struct {
     ek_scale scale;
@@ -16,70 +16,9 @@ typedef struct {
     int adds;
 } ek_tail;
 
-static inline int32_t ek_four(const int8_t *weights) {
-    int32_t four;
-    memcpy(&four, weights, sizeof four);
-    return four;
-}
-static inline int32_t ek_two(const int16_t *weights) {
-    int32_t two;
-    memcpy(&two, weights, sizeof two);
-    return two;
-}
-
-/* The bytes of four taps interleave to [a b c d] per pixel; that stays within halves of 128 bits,
- * and the packing at the end undoes it. */
-static inline void ek_quad_block(ek_block *sums, const uint8_t *p, const ek_quad *quad) {
-    const __m256i ones = _mm256_set1_epi16(1), w = _mm256_set1_epi32(ek_four(quad->weight));
-    const __m256i a = ek_load32(p + quad->at[0]), b = ek_load32(p + quad->at[1]);
-    const __m256i c = ek_load32(p + quad->at[2]), d = ek_load32(p + quad->at[3]);
-    const __m256i ab = _mm256_unpacklo_epi8(a, b), cd = _mm256_unpacklo_epi8(c, d);
-    const __m256i AB = _mm256_unpackhi_epi8(a, b), CD = _mm256_unpackhi_epi8(c, d);
-    const __m256i x = _mm256_maddubs_epi16(_mm256_unpacklo_epi16(ab, cd), w);
-    const __m256i y = _mm256_maddubs_epi16(_mm256_unpackhi_epi16(ab, cd), w);
-    const __m256i X = _mm256_maddubs_epi16(_mm256_unpacklo_epi16(AB, CD), w);
-    const __m256i Y = _mm256_maddubs_epi16(_mm256_unpackhi_epi16(AB, CD), w);
-    ek_add_to(&sums->a, _mm256_madd_epi16(x, ones));
-    ek_add_to(&sums->b, _mm256_madd_epi16(y, ones));
-    ek_add_to(&sums->c, _mm256_madd_epi16(X, ones));
-    ek_add_to(&sums->d, _mm256_madd_epi16(Y, ones));
-}
-
-static inline void ek_pair_block(ek_block *sums, const uint8_t *p, const ek_pair *pair) {
-    const __m256i none = _mm256_setzero_si256(), w = _mm256_set1_epi32(ek_two(pair->weight));
-    const __m256i a = ek_load32(p + pair->at[0]), b = ek_load32(p + pair->at[1]);
-    const __m256i ab = _mm256_unpacklo_epi8(a, b), AB = _mm256_unpackhi_epi8(a, b);
-    ek_add_to(&sums->a, _mm256_madd_epi16(_mm256_unpacklo_epi8(ab, none), w));
-    ek_add_to(&sums->b, _mm256_madd_epi16(_mm256_unpackhi_epi8(ab, none), w));
-    ek_add_to(&sums->c, _mm256_madd_epi16(_mm256_unpacklo_epi8(AB, none), w));
-    ek_add_to(&sums->d, _mm256_madd_epi16(_mm256_unpackhi_epi8(AB, none), w));
-}
-
-/* Small weights: quads from `quad` to `end` are summed in int16 before they are widened. */
-static inline void ek_quad_run(ek_block *sums, const uint8_t *p, const ek_quad *quad,
-                               const ek_quad *end) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256i ab = _mm256_setzero_si256(), cd = ab, AB = ab, CD = ab;
-    for (; quad != end; quad++) {
-        const __m256i a = ek_load32(p + quad->at[0]), b = ek_load32(p + quad->at[1]);
-        const __m256i c = ek_load32(p + quad->at[2]), d = ek_load32(p + quad->at[3]);
-        const int32_t four = ek_four(quad->weight);
-        const __m256i w = _mm256_set1_epi16((int16_t)four);
-        const __m256i W = _mm256_set1_epi16((int16_t)(four >> 16));
-        ab = _mm256_add_epi16(ab, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(a, b), w));
-        AB = _mm256_add_epi16(AB, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(a, b), w));
-        cd = _mm256_add_epi16(cd, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(c, d), W));
-        CD = _mm256_add_epi16(CD, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(c, d), W));
-    }
-    ek_add_to(&sums->a, _mm256_madd_epi16(_mm256_unpacklo_epi16(ab, cd), ones));
-    ek_add_to(&sums->b, _mm256_madd_epi16(_mm256_unpackhi_epi16(ab, cd), ones));
-    ek_add_to(&sums->c, _mm256_madd_epi16(_mm256_unpacklo_epi16(AB, CD), ones));
-    ek_add_to(&sums->d, _mm256_madd_epi16(_mm256_unpackhi_epi16(AB, CD), ones));
-}
-
 static inline void ek_finish_block(const ek_tail *tail, ek_block sums, const uint8_t *other,
                                    uint8_t *out) {
-    __m256i bytes = ek_scaled_block(&tail->scale, sums);
+    ek_bytes32 bytes = ek_scaled_block(&tail->scale, sums);
     if (tail->adds) bytes = ek_added(&tail->adder, bytes, ek_load32(other));
     ek_store32(out, bytes);
 }
@@ -89,8 +28,7 @@ static inline void ek_blocks(const ek_row *row, const ek_tail *tail, const uint8
                              const uint8_t *other, uint8_t *out, int blocks) {
     const ek_quad *quad = row->quads, *last_quad = quad + row->filter->quads;
     const ek_pair *pair = row->pairs, *last_pair = pair + row->filter->pairs;
-    const __m256i bias = _mm256_set1_epi32(row->bias);
-    ek_block x = {bias, bias, bias, bias}, y = x;
+    ek_block x = ek_block_of(row->bias), y = x;
     for (; row->filter->run > 1 && quad != last_quad;) {
         const ptrdiff_t rest = last_quad - quad, run = row->filter->run;
         const ek_quad *end = quad + (rest < run ? rest : run);
@@ -111,33 +49,19 @@ static inline void ek_blocks(const ek_row *row, const ek_tail *tail, const uint8
 }
 
 /* 8 pixels. */
-static inline __m128i ek_eight(const ek_row *row, const ek_tail *tail, const uint8_t *p) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    const __m128i none = _mm_setzero_si128();
+static inline ek_bytes16 ek_eight_pixels(const ek_row *row, const ek_tail *tail, const uint8_t *p) {
     const ek_quad *quad = row->quads, *last_quad = quad + row->filter->quads;
     const ek_pair *pair = row->pairs, *last_pair = pair + row->filter->pairs;
-    __m256i sum = _mm256_set1_epi32(row->bias);
-    for (; quad != last_quad; quad++) {
-        const __m128i ab = _mm_unpacklo_epi8(ek_load8(p + quad->at[0]), ek_load8(p + quad->at[1]));
-        const __m128i cd = _mm_unpacklo_epi8(ek_load8(p + quad->at[2]), ek_load8(p + quad->at[3]));
-        const __m256i abcd =
-            _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd));
-        const __m256i w = _mm256_set1_epi32(ek_four(quad->weight));
-        ek_add_to(&sum, _mm256_madd_epi16(_mm256_maddubs_epi16(abcd, w), ones));
-    }
-    for (; pair != last_pair; pair++) {
-        const __m128i ab = _mm_unpacklo_epi8(ek_load8(p + pair->at[0]), ek_load8(p + pair->at[1]));
-        const __m256i wide =
-            _mm256_set_m128i(_mm_unpackhi_epi8(ab, none), _mm_unpacklo_epi8(ab, none));
-        ek_add_to(&sum, _mm256_madd_epi16(wide, _mm256_set1_epi32(ek_two(pair->weight))));
-    }
-    return ek_scaled_half(&tail->scale, sum, sum);
+    ek_eight sums = ek_eight_of(row->bias);
+    for (; quad != last_quad; quad++) ek_quad_eight(&sums, p, quad);
+    for (; pair != last_pair; pair++) ek_pair_eight(&sums, p, pair);
+    return ek_scaled_eight(&tail->scale, sums);
 }
 
 static void ek_last_eights(const ek_row *row, const ek_tail *tail, const uint8_t *p,
                            const uint8_t *other, uint8_t *out, int32_t count) {
     for (; count > 0; count -= 8, p += 8, other += 8, out += 8) {
-        __m128i bytes = ek_eight(row, tail, p);
+        ek_bytes16 bytes = ek_eight_pixels(row, tail, p);
         if (tail->adds) bytes = ek_added_half(&tail->adder, bytes, ek_load8(other));
         if (count >= 8) {
             ek_store8(out, bytes);
@@ -175,13 +99,26 @@ static ek_tail ek_tail_of(const ek_sparse_conv *conv) {
     return tail;
 }
 
+/* The filter with its bias for sums of bytes less EK_LESS. */
+static ek_row ek_shifted(const ek_row *row) {
+    ek_row shifted = *row;
+    int32_t total = 0;
+    for (int32_t q = 0; q < row->filter->quads; q++)
+        for (int32_t i = 0; i < 4; i++) total += row->quads[q].weight[i];
+    for (int32_t q = 0; q < row->filter->pairs; q++)
+        total += row->pairs[q].weight[0] + row->pairs[q].weight[1];
+    shifted.bias += EK_LESS * total;
+    return shifted;
+}
+
 static void ek_sparse_plane(const ek_sparse_conv *conv, ek_tail *tail, const ek_row *row,
                             const uint8_t *in, const uint8_t *other, uint8_t *out) {
     const ek_runs runs = ek_runs_of(&conv->out, conv->in_row);
+    const ek_row shifted = EK_LESS ? ek_shifted(row) : *row;
     ek_scale_channel(&tail->scale, &conv->requant, row->filter->channel);
     for (int32_t y = 0; y < runs.count; y++) {
         const int32_t to = y * conv->out.row;
-        ek_run(row, tail, in + y * conv->in_row, other + to, out + to, runs.length);
+        ek_run(&shifted, tail, in + y * conv->in_row, other + to, out + to, runs.length);
     }
     ek_halo_of(&conv->out, out);
 }

@@ -1,31 +1,12 @@
 /* Between layouts. */
-#include "ek_avx2.h"
+#include "ek_simd.h"
 
 /* One row of one channel. */
 static void ek_load_row(const int8_t *image, int32_t channels, int32_t count, uint8_t *out) {
     for (int32_t x = 0; x < count; x++) out[x] = (uint8_t)(image[x * channels] ^ 0x80);
 }
 
-#ifdef EK_AVX2
-
-/* 16 pixels of 3 channels: byte n of channel c is byte 3 n + c of what is read. */
-static inline void ek_load_three(const uint8_t *image, uint8_t *out, int32_t plane) {
-    const __m128i flip = _mm_set1_epi8(-128), a = _mm_xor_si128(ek_load16(image), flip);
-    const __m128i b = _mm_xor_si128(ek_load16(image + 16), flip);
-    const __m128i c = _mm_xor_si128(ek_load16(image + 32), flip);
-    for (int channel = 0; channel < 3; channel++) {
-        const __m128i third = _mm_setr_epi8(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45);
-        const __m128i at = _mm_add_epi8(third, _mm_set1_epi8((char)channel));
-        const __m128i in_b = _mm_sub_epi8(at, _mm_set1_epi8(16));
-        const __m128i in_c = _mm_sub_epi8(at, _mm_set1_epi8(32));
-        const __m128i past_a = _mm_cmpgt_epi8(at, _mm_set1_epi8(15));
-        const __m128i past_b = _mm_cmpgt_epi8(in_b, _mm_set1_epi8(15));
-        const __m128i x = _mm_shuffle_epi8(a, _mm_or_si128(at, past_a));
-        const __m128i y = _mm_shuffle_epi8(b, _mm_or_si128(in_b, past_b));
-        const __m128i z = _mm_shuffle_epi8(c, in_c);
-        ek_store16(out + channel * plane, _mm_or_si128(_mm_or_si128(x, y), z));
-    }
-}
+#ifdef EK_SIMD
 
 static int32_t ek_load_blocks(const ek_planes *planes, const int8_t *image, uint8_t *out) {
     int32_t x = 0;
@@ -89,17 +70,7 @@ static void ek_stride(const uint8_t *p, int32_t step, int32_t count, uint8_t *ou
     for (int32_t x = 0; x < count; x++) out[x] = p[x * step];
 }
 
-#ifdef EK_AVX2
-
-/* 16 pixels each of the even and of the odd columns. */
-static inline void ek_halves(const uint8_t *p, uint8_t *even, uint8_t *odd) {
-    const __m256i all = ek_load32(p);
-    const __m256i first = _mm256_and_si256(all, _mm256_set1_epi16(255));
-    const __m256i both = _mm256_packus_epi16(first, _mm256_srli_epi16(all, 8));
-    const __m256i sorted = _mm256_permute4x64_epi64(both, 0xD8);
-    ek_store16(even, _mm256_castsi256_si128(sorted));
-    ek_store16(odd, _mm256_extracti128_si256(sorted, 1));
-}
+#ifdef EK_SIMD
 
 /* `spare` bytes behind each may be written, too. */
 static void ek_two_strides(const uint8_t *p, int32_t count, int32_t spare, uint8_t *even,

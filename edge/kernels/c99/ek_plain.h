@@ -116,6 +116,12 @@ static inline void ek_tap(int32_t *sums, const uint8_t *p, int32_t weight, int32
     for (int32_t x = 0; x < count; x++) sums[x] += weight * p[x];
 }
 
+static inline int32_t ek_dot_rest(const int8_t *weights, const uint8_t *in, int32_t count) {
+    int32_t sum = 0;
+    for (int32_t i = 0; i < count; i++) sum += weights[i] * in[i];
+    return sum;
+}
+
 /* Adds all taps of one output channel to the sums of `count` pixels from p. */
 typedef void (*ek_taps)(const void *state, const uint8_t *p, int32_t *sums, int32_t count);
 

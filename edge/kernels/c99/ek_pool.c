@@ -1,5 +1,5 @@
 /* Means and maxima over windows and planes. */
-#include "ek_avx2.h"
+#include "ek_simd.h"
 
 /* The part of a window that is not padding: rows y0 .. y1, columns x0 .. x1 in steps. */
 typedef struct {
@@ -61,18 +61,7 @@ void ek_max_pool(const ek_window *window, const ek_planes *in, const ek_planes *
     ek_pool(ek_largest, window, in, out, x, y);
 }
 
-#ifdef EK_AVX2
-
-static int32_t ek_total(const uint8_t *p, int32_t count) {
-    const __m128i none = _mm_setzero_si128();
-    __m128i sums = none;
-    int32_t total = 0, x = 0;
-    for (; count - x >= 16; x += 16) sums = _mm_add_epi64(sums, _mm_sad_epu8(ek_load16(p + x), none));
-    for (; x < count; x++) total += p[x];
-    return total + _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2);
-}
-
-#else
+#ifndef EK_SIMD
 
 static int32_t ek_total(const uint8_t *p, int32_t count) {
     int32_t total = 0;

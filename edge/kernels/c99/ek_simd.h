@@ -1,0 +1,25 @@
+/* The instruction set that the compiler may use, by one vocabulary; with none, EK_SIMD is undefined
+ * and kernels are plain C. Each header defines:
+ *
+ *   ek_bytes32, ek_bytes16   bytes of so many pixels: ek_load32, ek_store32, ek_load16, ...
+ *   ek_block, ek_sixteen, ek_eight   sums of 32, 16 and 8 pixels
+ *   EK_LESS                  what it takes from each byte before it multiplies it: biases of sums
+ *                            have that times the weights more
+ *   ek_quad_block, ek_pair_block, ek_quad_run, ek_quad_eight, ek_pair_eight
+ *                            taps of a sparse convolution, added to sums
+ *   EK_DEEP, ek_store_patch, ek_unpack, ek_tile
+ *                            a dense one: patches of EK_DEEP taps, weights in the same order (and
+ *                            biases as EK_LESS asks), 4 output channels of 16 pixels
+ *   ek_scale, ek_scaled_block, ek_scaled_sixteen, ek_scaled_eight
+ *                            requantisation; of the last, 8 bytes matter
+ *   ek_adder, ek_added, ek_added_half   what ek_sum says
+ *   ek_dot, ek_total, ek_load_three, ek_halves   linear layers, means, layouts
+ *
+ * Constants are the same for all. */
+#ifndef EK_SIMD_H
+#define EK_SIMD_H
+
+#include "ek_avx2.h"
+#include "ek_neon.h"
+
+#endif
