@@ -1,5 +1,7 @@
 """The C kernels for tests: compiled, and called through ctypes on tensors of their own.
 
+Those of aarch64 are called in the same way, on an emulated processor.
+
 Every tensor has memory of its own, of the size that the layout promises and EK_SLACK bytes more,
 which must come back unchanged.
 """
@@ -7,11 +9,13 @@ which must come back unchanged.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from edge.kernels.pack import Phases, Planes
 C99 = Path(pack.__file__).parent / "c99"
 SOURCES = sorted(C99.glob("*.c"))
 STEPS = Path(__file__).with_name("steps.c")
+INTRINSICS = Path(__file__).with_name("intrinsics")
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 Array = NDArray[Any]
@@ -43,6 +48,12 @@ def need_avx2() -> None:
         pytest.skip(f"this processor ({platform.machine()}) has no AVX2")
 
 
+def need_emulator() -> None:
+    lacking = [m for m in ("elftools", "unicorn", "ziglang") if not importlib.util.find_spec(m)]
+    if lacking:
+        pytest.skip(f"not installed: {', '.join(lacking)}; pip install -e .[dev]")
+
+
 def in_one(folder: Path) -> Path:
     """Write a source that holds all kernels; headers are then read once, which takes the time."""
     path = folder / "all.c"
@@ -57,6 +68,52 @@ def build(folder: Path, *flags: str) -> Path:
     command = ["gcc", "-std=c99", *flags, "-shared", "-fPIC", *sources]
     subprocess.run(command, check=True)
     return path
+
+
+class Emulated:
+    """All kernels on an emulated aarch64 processor, as ctypes shows a library."""
+
+    def __init__(self, folder: Path, simd: str, level: str) -> None:
+        """Compile them; `simd` is one of AARCH64."""
+        # Imported here: without the emulator its tests are skipped.
+        from unicorn.arm64_const import UC_CPU_ARM64_MAX
+
+        from tests.engine.sparse import emulator
+
+        flags = [*AARCH64[simd], f"-{level}", "-std=c99", "-fno-sanitize=all", f"-I{C99}"]
+        built = folder / "kernels.o"
+        emulator.compile_c(*flags, "-c", in_one(folder), "-o", built)
+        image = emulator.link([built], folder / "kernels.aarch64")
+        model = UC_CPU_ARM64_MAX if simd == "dotprod" else None
+        self.processor = emulator.Processor(image, model)
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self.processor.call_int, name)
+
+
+X86 = {
+    "avx2": ["-mavx2"],
+    "vnni": ["-mavx2", f"-I{INTRINSICS}", "-Wno-psabi"],
+    "plain": ["-DEK_PLAIN"],
+}
+AARCH64 = {
+    "neon": ["-mcpu=cortex_a72"],
+    "dotprod": ["-mcpu=cortex_a76"],
+    "plain_aarch64": ["-mcpu=cortex_a76", "-DEK_PLAIN"],
+}
+"""Instruction sets, and the compiler's flags for them."""
+
+
+def load(variant: str, folder: Path) -> Kernels:
+    """Compile kernels such as "avx2-O3"; skip the test where they cannot run."""
+    simd, level = variant.split("-")
+    if simd in AARCH64:
+        need_emulator()
+        return Kernels(Emulated(folder, simd, level))
+    need_gcc()
+    if simd != "plain":
+        need_avx2()
+    return Kernels(build(folder, *flags_of(variant)))
 
 
 # Structs of ek.h
@@ -202,8 +259,8 @@ def vector(count: int) -> Tensor:
 class Kernels:
     """The functions of ek.h."""
 
-    def __init__(self, path: Path) -> None:
-        self.library = ctypes.CDLL(str(path))
+    def __init__(self, library: Path | Emulated) -> None:
+        self.library: Any = ctypes.CDLL(str(library)) if isinstance(library, Path) else library
         self._kept: list[Any] = []
 
     def load(self, image: Array, planes: Planes) -> Tensor:
@@ -370,4 +427,4 @@ def _at(array: Array) -> ctypes.c_void_p:
 def flags_of(variant: str) -> Sequence[str]:
     """Return the compiler flags of a variant such as "avx2-O3"."""
     simd, level = variant.split("-")
-    return ["-mavx2" if simd == "avx2" else "-DEK_PLAIN", f"-{level}"]
+    return [*X86[simd], f"-{level}"]

@@ -19,14 +19,14 @@ from tests.edge.kernels.library import (
     WARNINGS,
     Kernels,
     build,
-    flags_of,
     in_one,
+    load,
     need_avx2,
     need_gcc,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
-VARIANTS = ("avx2-O0", "avx2-O3", "plain-O0", "plain-O3")
+VARIANTS = ("avx2-O0", "avx2-O3", "vnni-O1", "plain-O0", "plain-O3", "neon-O2", "dotprod-O2")
 SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 seeds = st.integers(0, 2**32 - 1)
@@ -37,10 +37,7 @@ quick = settings(
 
 @pytest.fixture(scope="session", params=VARIANTS)
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    need_gcc()
-    if request.param.startswith("avx2"):
-        need_avx2()
-    return Kernels(build(tmp_path_factory.mktemp("kernels"), *flags_of(request.param)))
+    return load(request.param, tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.mark.parametrize("kind", cases.CONVS)

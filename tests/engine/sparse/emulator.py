@@ -35,6 +35,7 @@ _STACK, _STACK_BYTES = 0x3000_0000_0000, 1 << 20
 _RETURN = _STACK
 _CHUNK = 1 << 20
 _FLOATING_POINT_ON = 3 << 20
+_INSTRUCTION = 4  # bytes
 
 _RETURN_INT = ("int_lanes", "int_rows")
 
@@ -45,17 +46,23 @@ _FUNCTIONS: tuple[Callable[[float], float], ...] = (math.exp, math.log)
 def build(folder: Path) -> Path:
     """Compile the kernels for aarch64 into one image without a C library."""
     flags = ["-std=c99", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fno-sanitize=all"]
-    objects = [folder / f"{name}.o" for name in ("neon", "plain", "runtime")]
-    for built in objects[:2]:
-        _compile(*flags, "-c", KERNELS / f"{built.stem}.c", "-o", built)
-    _compile("-O2", "-fno-builtin", "-c", RUNTIME, "-o", objects[2])
-    image = folder / "kernels.aarch64"
-    link = ["-static", "-nostdlib", "-Wl,--no-gc-sections", f"-Wl,--image-base={_IMAGE:#x}"]
-    _compile(*link, *objects, "-o", image)
+    objects = [folder / f"{name}.o" for name in ("neon", "plain")]
+    for built in objects:
+        compile_c(*flags, "-c", KERNELS / f"{built.stem}.c", "-o", built)
+    return link(objects, folder / "kernels.aarch64")
+
+
+def link(objects: Sequence[Path], image: Path) -> Path:
+    """Link objects of aarch64 into an image for `Processor`."""
+    runtime = image.with_name("runtime.o")
+    compile_c("-O2", "-fno-builtin", "-c", RUNTIME, "-o", runtime)
+    flags = ["-static", "-nostdlib", "-Wl,--no-gc-sections", f"-Wl,--image-base={_IMAGE:#x}"]
+    compile_c(*flags, *objects, runtime, "-o", image)
     return image
 
 
-def _compile(*arguments: str | Path) -> None:
+def compile_c(*arguments: str | Path) -> None:
+    """Compile for aarch64."""
     command = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl"]
     subprocess.run([*command, *arguments], check=True)
 
@@ -63,8 +70,11 @@ def _compile(*arguments: str | Path) -> None:
 class Processor:
     """One emulated core with an image in its memory; one call at a time."""
 
-    def __init__(self, image: Path) -> None:
+    def __init__(self, image: Path, model: int | None = None) -> None:
+        """Load an image; `model` is one of unicorn's UC_CPU_ARM64_*, else it has no dotprod."""
         self._core = Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+        if model is not None:
+            self._core.ctl_set_cpu_model(model)
         self._lock = threading.Lock()
         self._address = self._load(image)
         self._core.mem_map(_STACK, _STACK_BYTES)
@@ -116,6 +126,16 @@ class Processor:
         with self._lock:
             self._run(function, arguments)
             return int(self._core.reg_read(arm64.UC_ARM64_REG_W0))
+
+    def count(self, run: Callable[[], object]) -> int:
+        """Return how many instructions are executed while `run` calls functions."""
+        sizes: list[int] = []
+        hook = self._core.hook_add(
+            unicorn.UC_HOOK_BLOCK, lambda core, address, size, data: sizes.append(size)
+        )
+        run()
+        self._core.hook_del(hook)
+        return sum(sizes) // _INSTRUCTION
 
     def _run(self, function: str, arguments: Sequence[Any]) -> None:
         integers, floats, stack = 0, 0, _STACK + _STACK_BYTES
