@@ -56,7 +56,16 @@ static inline void ek_scatter(const ek_span *span, uint8_t *plane, ek_bytes16 by
 static void ek_patches(const ek_dense_conv *conv, const uint8_t *in, int32_t first, int32_t count,
                        uint8_t *to) {
     const ek_span span = ek_span_of(conv->out.width, conv->in_row, first, count);
-    for (int32_t k = 0; k < conv->taps; k += EK_DEEP, to += 64) {
+    int32_t k = 0;
+    if (span.kind == EK_ONE) { /* nothing else to decide for each tap */
+        for (in += span.start; k + EK_DEEP <= conv->taps; k += EK_DEEP, to += 64) {
+            ek_bytes16 taps[EK_DEEP];
+            for (int32_t i = 0; i < EK_DEEP; i++) taps[i] = ek_load16(in + conv->at[k + i]);
+            ek_store_patch(to, taps);
+        }
+        in -= span.start;
+    }
+    for (; k < conv->taps; k += EK_DEEP, to += 64) {
         ek_bytes16 taps[EK_DEEP];
         for (int32_t i = 0; i < EK_DEEP; i++)
             taps[i] = ek_gather(&span, in + conv->at[k + i < conv->taps ? k + i : k]);
