@@ -25,7 +25,7 @@ from edge.interpret import evaluate_int8
 from edge.kernels.program import Goal, compile_graph
 from fedkit.errors import ExportError
 from fedkit.nn.zoo import build_model
-from tests.edge.kernels.library import WARNINGS, need_gcc
+from tests.edge.kernels.library import AARCH64, WARNINGS, emulate, need_emulator, need_gcc
 from tests.edge.test_emit_tflite import MODELS, Flat, Images, images
 
 QUICK = ("-O0", "-march=native")  # the kernels for this processor, and little time to compile
@@ -207,6 +207,32 @@ def test_cmake_builds_it_too(folder: Path, tmp_path: Path) -> None:
         pytest.skip("there is no cmake; sudo apt install cmake")
     script = "cmake -S . -B b -DCMAKE_BUILD_TYPE=Debug && cmake --build b && ctest --test-dir b"
     assert "100% tests passed" in check_built(folder, tmp_path / "copy", "sh", "-c", script)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("simd", AARCH64)
+@pytest.mark.parametrize("goal", GOALS)
+def test_the_folder_tests_itself_on_aarch64(
+    goal: Goal, simd: str, tmp_path: Path, randomise: Randomise
+) -> None:
+    need_emulator()
+    model = pruned(randomise(build_model("resnet8", (3, 16, 16), 10)), 0.3)
+    inputs = images(3, 16, 16)
+    path = save_c99(int8_graph(model, inputs), inputs, tmp_path / "model", {}, goal).path
+    assert emulated_main(path, simd) == 0
+    vectors = path / "test_vector.h"
+    text = vectors.read_text()
+    start = text.index("test_outputs")
+    vectors.write_text(text[:start] + text[start:].replace("{\n    ", "{\n    1+", 1))
+    assert emulated_main(path, simd) == 1
+
+
+def emulated_main(folder: Path, simd: str) -> int:
+    """Return what main() of an exported folder returns on an emulated processor."""
+    silent = folder / "silent.c"
+    silent.write_text("int printf(const char *text, ...) { (void)text; return 0; }\n")
+    flags = ("-O2", "-fno-builtin-printf", *WARNINGS)
+    return int(emulate(sorted(folder.glob("*.c")), simd, *flags).call_int("main"))
 
 
 @pytest.mark.parametrize("goal", GOALS)

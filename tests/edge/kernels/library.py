@@ -75,20 +75,26 @@ class Emulated:
 
     def __init__(self, folder: Path, simd: str, level: str) -> None:
         """Compile them; `simd` is one of AARCH64."""
-        # Imported here: without the emulator its tests are skipped.
-        from unicorn.arm64_const import UC_CPU_ARM64_MAX
-
-        from tests.engine.sparse import emulator
-
-        flags = [*AARCH64[simd], f"-{level}", "-std=c99", "-fno-sanitize=all", f"-I{C99}"]
-        built = folder / "kernels.o"
-        emulator.compile_c(*flags, "-c", in_one(folder), "-o", built)
-        image = emulator.link([built], folder / "kernels.aarch64")
-        model = UC_CPU_ARM64_MAX if simd == "dotprod" else None
-        self.processor = emulator.Processor(image, model)
+        self.processor = emulate([in_one(folder)], simd, f"-{level}", f"-I{C99}")
 
     def __getattr__(self, name: str) -> Any:
         return partial(self.processor.call_int, name)
+
+
+def emulate(sources: Sequence[Path], simd: str, *flags: str) -> Any:
+    """Compile sources for aarch64; return an emulated `Processor` with them in its memory."""
+    # Imported here: without the emulator its tests are skipped.
+    from unicorn.arm64_const import UC_CPU_ARM64_MAX
+
+    from tests.engine.sparse import emulator
+
+    flags = (*flags, *AARCH64[simd], "-std=c99", "-fno-sanitize=all")
+    objects = [source.with_suffix(".o") for source in sources]
+    for source, built in zip(sources, objects, strict=True):
+        emulator.compile_c(*flags, "-c", source, "-o", built)
+    image = emulator.link(objects, objects[0].with_suffix(".aarch64"))
+    # The default has no dot products, which shows that "neon" needs none.
+    return emulator.Processor(image, None if simd == "neon" else UC_CPU_ARM64_MAX)
 
 
 X86 = {

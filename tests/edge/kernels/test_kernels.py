@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +19,20 @@ from tests.edge.kernels.library import (
     C99,
     SOURCES,
     WARNINGS,
+    Emulated,
     Kernels,
     build,
     in_one,
     load,
     need_avx2,
+    need_emulator,
     need_gcc,
 )
 
 ROOT = Path(__file__).resolve().parents[3]
 VARIANTS = ("avx2-O0", "avx2-O3", "vnni-O1", "plain-O0", "plain-O3", "neon-O2", "dotprod-O2")
+PLAIN = "-DEK_PLAIN"
+AARCH64_GCC = "aarch64-linux-gnu-gcc"
 SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 seeds = st.integers(0, 2**32 - 1)
@@ -70,27 +76,80 @@ def test_another_kernel_equals_its_twin(
 # Compilers
 
 
-@pytest.mark.parametrize("simd", ["-mavx2", "-DEK_PLAIN"])
-@pytest.mark.parametrize("language", ["gcc -std=c99 -pedantic", "g++ -std=c++11 -x c++"])
-def test_the_sources_are_clean_c_and_cpp(simd: str, language: str, tmp_path: Path) -> None:
+LANGUAGES = ("-std=c99 -pedantic", "-std=c++11 -x c++")
+TARGETS = {
+    "x86-64": "-target x86_64-linux-musl -mcpu=x86_64_v3",
+    "vnni": "-target x86_64-linux-musl -mcpu=alderlake",
+    "avx512-vnni": "-target x86_64-linux-musl -mcpu=icelake_server",
+    "neon": "-target aarch64-linux-musl -mcpu=cortex_a72",
+    "dotprod": "-target aarch64-linux-musl -mcpu=cortex_a76",
+    "cortex-m4": "-target thumb-freestanding-eabi -mcpu=cortex_m4 -ffreestanding",
+}
+
+
+def check_clean(compiler: Sequence[str], folder: Path, *flags: str) -> None:
+    """Compile all kernels; a warning is an error."""
+    files = [str(in_one(folder)), "-o", str(folder / "out.o")]
+    command = [*compiler, *WARNINGS, *flags, "-c", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("simd", ["-mavx2", "-mavx2 -mavxvnni", "-mavx512vnni -mavx512vl", PLAIN])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_gcc_finds_the_sources_clean(simd: str, language: str, tmp_path: Path) -> None:
     need_gcc()
-    command = [*language.split(), *WARNINGS, simd, "-fsyntax-only", str(in_one(tmp_path))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    for flags in (("-fsyntax-only",), ("-O3",)) if simd == "-mavx2" else (("-fsyntax-only",),):
+        check_clean(("gcc", *language.split()), tmp_path, *simd.split(), *flags)
 
 
-@pytest.mark.parametrize(
-    "target",
-    ["thumb-freestanding-eabi -mcpu=cortex_m4 -ffreestanding", "aarch64-linux-musl"],
-    ids=["cortex-m4", "aarch64"],
-)
-def test_the_sources_compile_for_other_processors(target: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["-O0", "-O3"])
+@pytest.mark.parametrize("simd", ["-march=armv8-a", "-march=armv8.2-a+dotprod", PLAIN])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_gcc_for_aarch64_finds_the_sources_clean(
+    simd: str, language: str, level: str, tmp_path: Path
+) -> None:
+    if shutil.which(AARCH64_GCC) is None:
+        pytest.skip(f"there is no {AARCH64_GCC}; sudo apt install g++-aarch64-linux-gnu")
+    check_clean((AARCH64_GCC, *language.split()), tmp_path, simd, level)
+
+
+def zig(target: str) -> list[str]:
+    return [sys.executable, "-m", "ziglang", "cc", *TARGETS[target].split()]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_clang_finds_the_sources_clean(target: str, tmp_path: Path) -> None:
     pytest.importorskip("ziglang", reason="not installed: ziglang; pip install -e .[dev]")
-    compiler = [sys.executable, "-m", "ziglang", "cc", "-target", *target.split(), "-std=c99"]
-    files = [str(in_one(tmp_path)), "-o", str(tmp_path / "out.o")]
-    command = [*compiler, "-Os", "-pedantic", *WARNINGS, "-c", *files]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    check_clean((*zig(target), *LANGUAGES[0].split()), tmp_path, "-Os")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["-O0", "-O3"])
+@pytest.mark.parametrize("simd", ["", PLAIN], ids=["vectors", "plain"])
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_clang_finds_them_clean_in_every_way(
+    target: str, language: str, simd: str, level: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("ziglang", reason="not installed: ziglang; pip install -e .[dev]")
+    check_clean((*zig(target), *language.split()), tmp_path, *simd.split(), level)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("simd", ["neon", "dotprod"])
+def test_vectors_take_a_fraction_of_the_instructions(simd: str, tmp_path: Path) -> None:
+    need_emulator()
+    from tests.edge.kernels.count import instructions
+
+    counts = []
+    for name in (simd, "plain_aarch64"):
+        (tmp_path / name).mkdir()
+        emulated = Emulated(tmp_path / name, name, "O3")
+        counts.append([instructions(emulated, "sparse", density) for density in (0.1, 0.05, 0.01)])
+    for vectors, plain in zip(*counts, strict=True):
+        assert vectors < plain / 2
 
 
 def test_each_source_stands_alone() -> None:
