@@ -15,7 +15,7 @@ import numpy as np
 
 from edge.ir import Window
 from edge.kernels.pack import Planes
-from tests.edge.kernels.library import AARCH64, Emulated, Kernels, Requant
+from tests.edge.kernels.library import AARCH64, C99, Emulated, Kernels, Requant, emulate, in_one
 
 SIZE, CHANNELS = 16, 32
 SAME = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
@@ -41,7 +41,8 @@ def instructions(emulated: Emulated, kind: str, density: float) -> int:
 def main() -> None:
     for simd in AARCH64:
         with tempfile.TemporaryDirectory() as folder:
-            emulated = Emulated(Path(folder), simd, "O3")
+            flags = ("-O3", f"-I{C99}")
+            emulated = Emulated(emulate([in_one(Path(folder))], simd, *flags))
             for kind, density in (
                 *(("dense", 1.0), ("sparse", 1.0)),
                 *(("sparse", density) for density in (0.1, 0.05, 0.01)),

@@ -73,9 +73,9 @@ def build(folder: Path, *flags: str) -> Path:
 class Emulated:
     """All kernels on an emulated aarch64 processor, as ctypes shows a library."""
 
-    def __init__(self, folder: Path, simd: str, level: str) -> None:
-        """Compile them; `simd` is one of AARCH64."""
-        self.processor = emulate([in_one(folder)], simd, f"-{level}", f"-I{C99}")
+    def __init__(self, processor: Any) -> None:
+        """Take what `emulate` made of them."""
+        self.processor = processor
 
     def __getattr__(self, name: str) -> Any:
         return partial(self.processor.call_int, name)
@@ -88,7 +88,7 @@ def emulate(sources: Sequence[Path], simd: str, *flags: str) -> Any:
 
     from tests.engine.sparse import emulator
 
-    flags = (*flags, *AARCH64[simd], "-std=c99", "-fno-sanitize=all")
+    flags = ("-fno-sanitize=all", *flags, *AARCH64[simd], "-std=c99")
     objects = [source.with_suffix(".o") for source in sources]
     for source, built in zip(sources, objects, strict=True):
         emulator.compile_c(*flags, "-c", source, "-o", built)
@@ -115,7 +115,7 @@ def load(variant: str, folder: Path) -> Kernels:
     simd, level = variant.split("-")
     if simd in AARCH64:
         need_emulator()
-        return Kernels(Emulated(folder, simd, level))
+        return Kernels(Emulated(emulate([in_one(folder)], simd, f"-{level}", f"-I{C99}")))
     need_gcc()
     if simd != "plain":
         need_avx2()

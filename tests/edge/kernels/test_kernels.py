@@ -19,9 +19,11 @@ from tests.edge.kernels.library import (
     C99,
     SOURCES,
     WARNINGS,
+    X86,
     Emulated,
     Kernels,
     build,
+    emulate,
     in_one,
     load,
     need_avx2,
@@ -146,8 +148,10 @@ def test_vectors_take_a_fraction_of_the_instructions(simd: str, tmp_path: Path) 
     counts = []
     for name in (simd, "plain_aarch64"):
         (tmp_path / name).mkdir()
-        emulated = Emulated(tmp_path / name, name, "O3")
-        counts.append([instructions(emulated, "sparse", density) for density in (0.1, 0.05, 0.01)])
+        emulated = emulate([in_one(tmp_path / name)], name, "-O3", f"-I{C99}")
+        counts.append(
+            [instructions(Emulated(emulated), "sparse", density) for density in (0.1, 0.05, 0.01)]
+        )
     for vectors, plain in zip(*counts, strict=True):
         assert vectors < plain / 2
 
@@ -180,12 +184,12 @@ def test_no_kernel_has_state() -> None:
 # Sanitizers
 
 
-@pytest.fixture(scope="module", params=["-mavx2", "-DEK_PLAIN"])
+@pytest.fixture(scope="module", params=["avx2", "vnni", "plain"])
 def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     need_gcc()
-    if request.param == "-mavx2":
+    if request.param != "plain":
         need_avx2()
-    return build(tmp_path_factory.mktemp("sanitized"), request.param, *SANITIZE)
+    return build(tmp_path_factory.mktemp("sanitized"), *X86[request.param], *SANITIZE)
 
 
 def drive(library: Path, short: int) -> subprocess.CompletedProcess[str]:
@@ -212,3 +216,18 @@ def test_kernels_stay_in_their_memory(sanitized: Path) -> None:
 def test_leaving_the_memory_is_found(sanitized: Path) -> None:
     done = drive(sanitized, 80)
     assert "AddressSanitizer" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("simd", ["neon", "dotprod"])
+def test_kernels_of_aarch64_leave_nothing_undefined(simd: str, tmp_path: Path) -> None:
+    need_emulator()
+    # What is undefined is an instruction that the emulator stops at.
+    sanitize = ("-fsanitize=undefined", "-fsanitize-trap=undefined", "-fno-stack-protector")
+    processor = emulate([in_one(tmp_path)], simd, *sanitize, "-O1", f"-I{C99}")
+    kernels = Kernels(Emulated(processor))
+    for seed in range(10):
+        for check in cases.CHECKS.values():
+            check(kernels, np.random.default_rng(seed))
+        for kind in cases.CONVS:
+            cases.check_random_conv(kernels, np.random.default_rng(seed), kind)
