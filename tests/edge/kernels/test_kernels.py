@@ -32,7 +32,10 @@ from tests.edge.kernels.library import (
 )
 
 ROOT = Path(__file__).resolve().parents[3]
-VARIANTS = ("avx2-O0", "avx2-O3", "vnni-O1", "plain-O0", "plain-O3", "neon-O2", "dotprod-O2")
+VARIANTS = (
+    *("avx2-O0", "avx2-O3", "vnni-O1", "plain-O0", "plain-O3", "dotprod-O2"),
+    pytest.param("neon-O2", marks=pytest.mark.slow),
+)
 PLAIN = "-DEK_PLAIN"
 AARCH64_GCC = "aarch64-linux-gnu-gcc"
 SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
