@@ -1,8 +1,9 @@
-"""From a torch module to an artifact, in one call."""
+"""From a torch module, or an ONNX file, to an artifact."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +30,7 @@ Form = Literal["qdq", "qoperator"]
 
 
 def export_tflite(
-    model: nn.Module,
+    model: nn.Module | ir.Graph,
     calibration: FloatArray,
     path: Path | str,
     provenance: Mapping[str, Any],
@@ -37,7 +38,8 @@ def export_tflite(
     """Export a torch model as an int8 .tflite file.
 
     Args:
-        model: A classifier; see `edge.lower.lower` for what it may hold. It is not changed.
+        model: A classifier; see `edge.lower.lower` for what it may hold. It is not changed. Or the
+            float graph that `load_onnx` made of a file.
         calibration: float32 [n, c, h, w] or [n, f], as torch takes them; 100 to 500 examples of
             what the model will see.
         path: Where to put the file; nothing may be there.
@@ -55,7 +57,7 @@ def export_tflite(
 
 
 def export_onnx(
-    model: nn.Module,
+    model: nn.Module | ir.Graph,
     calibration: FloatArray,
     path: Path | str,
     provenance: Mapping[str, Any],
@@ -83,7 +85,7 @@ def export_onnx(
 
 
 def export_c99(
-    model: nn.Module,
+    model: nn.Module | ir.Graph,
     calibration: FloatArray,
     path: Path | str,
     provenance: Mapping[str, Any],
@@ -128,10 +130,11 @@ def save_onnx(
 ) -> artifact.Artifact:
     """Save an int8 graph as .onnx; arguments and errors as for `export_onnx`."""
     artifact.check_free(path)
-    emitter = _onnx_emitter()
-    content: bytes = emitter.emit(graph, form)
+    with _needing_onnx():
+        from edge.emit import onnx
+    content = onnx.emit(graph, form)
     _self_check(OnnxRunner(content), examples)
-    return _save(content, path, f"onnx-{form}", graph, provenance, emitter.file_shape)
+    return _save(content, path, f"onnx-{form}", graph, provenance, onnx.file_shape)
 
 
 def save_c99(
@@ -182,7 +185,7 @@ def save_graph(graph: ir.Graph, path: Path, provenance: Mapping[str, Any]) -> ar
 
 
 def int8_graph(
-    model: nn.Module,
+    model: nn.Module | ir.Graph,
     calibration: FloatArray,
     weight_bits: int = 8,
     scales: Scaling = "float",
@@ -201,19 +204,42 @@ def int8_graph(
     return slim(quantize(graph, examples, weight_bits=weight_bits, scales=scales, trained=trained))
 
 
-def float_graph(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
-    """Lower and optimise a model; arguments and errors as for `edge.lower.lower`."""
-    return passes.optimise(lower(model, input_shape))
+def float_graph(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.Graph:
+    """Lower and optimise a model; arguments and errors as for `edge.lower.lower`.
+
+    Args:
+        model: Or a float graph, which is lowered already.
+        input_shape: Of one example, for a torch model.
+    """
+    graph = model if isinstance(model, ir.Graph) else lower(model, input_shape)
+    return passes.optimise(graph)
 
 
-def _onnx_emitter() -> Any:
+def load_onnx(source: Path | str | bytes) -> ir.Graph:
+    """Read a float ONNX file as the graph that every export takes in place of a torch model.
+
+    Args:
+        source: Path of the file, or its bytes; see `edge.lower_onnx.lower` for what it may hold.
+
+    Returns:
+        A float graph.
+
+    Raises:
+        ExportError: The file cannot be used, or onnx is not installed.
+    """
+    with _needing_onnx():
+        from edge import lower_onnx
+    return lower_onnx.lower(source)
+
+
+@contextmanager
+def _needing_onnx() -> Iterator[None]:
     try:
-        from edge.emit import onnx
+        yield
     except ModuleNotFoundError as error:
         raise ExportError(
             f"{error.name} is not installed; run `pip install 'fedkit[onnx]'`"
         ) from error
-    return onnx
 
 
 def _save(

@@ -147,7 +147,7 @@ class Op:
         outputs: Name of the one activation written.
         window: Present exactly for the kinds in `WINDOWED`.
         activation: Applied to the result; not "none" only for kinds in `FUSES_ACTIVATION`.
-        source: The torch module that this op comes from, for messages.
+        source: The torch module or ONNX node that this op comes from, for messages.
     """
 
     kind: Kind
