@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedkit.nn.zoo import build_model
 from tests.edge.kernels.library import need_gcc
+from tests.edge.test_lower_onnx import exported
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -99,3 +101,15 @@ def test_own_c_model_computes_what_torch_does(capsys: pytest.CaptureFixture[str]
     assert runpy.run_path(str(path))["main"]() < 0.1
     files, time = capsys.readouterr().out.splitlines()
     assert "arena of" in files and "us per image" in time
+
+
+def test_own_onnx_model_becomes_a_tflite_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """examples/own_onnx_model.py."""
+    path = ROOT / "examples" / "own_onnx_model.py"
+    assert len(path.read_text().splitlines()) < 30
+    shape, source = (3, 16, 16), tmp_path / "model.onnx"
+    source.write_bytes(exported(build_model("ds-cnn", shape, 10).eval(), shape))
+    assert runpy.run_path(str(path))["main"](source) < 0.1
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'model.tflite'}: ")
