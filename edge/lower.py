@@ -1,4 +1,4 @@
-"""Turn a torch module into a float graph: the one door, and the only file here that sees torch.
+"""Turn a torch module into a float graph; no other file here sees torch.
 
 `torch.export` gives the ATen graph of the evaluation-mode model; each ATen op has one short
 handler below. What is computed from constants alone (a mask times a weight, a weight norm) is

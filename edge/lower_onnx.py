@@ -76,7 +76,13 @@ class _Node:
         value = self.operand(index)
         if value is None:
             return self.attribute(name, default)
-        return constant(value, f"{name} values").tolist()
+        return constant(value, f"{name} values").ravel().tolist()
+
+    def number(self, name: str, index: int, default: float | None = None) -> Any:
+        """Return a setting that is one number, or None."""
+        value = np.asarray(self.setting(name, index, default))
+        require(value.size == 1, f"{name} = {value.tolist()}; one number can be")
+        return value.item()
 
 
 @dataclass
@@ -258,7 +264,8 @@ def _input_shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
     """Return the shape of the model's input with batch 1."""
     found = port.type.tensor_type
     if found.elem_type != onnx.TensorProto.FLOAT:
-        kind = onnx.TensorProto.DataType.Name(found.elem_type)
+        types = onnx.TensorProto.DataType
+        kind = types.Name(found.elem_type) if found.elem_type in types.values() else "unknown"
         raise ExportError(
             f"input {port.name!r} is of type {kind}; only float32 models can be lowered: export "
             f"the model in float32, before it is quantised or halved"
@@ -307,7 +314,7 @@ def _lower_node(lowering: _Lowering, proto: onnx.NodeProto) -> None:
         else:
             _require_no_graph(proto)
             _require_known(proto)
-            lowering.unknown.update(proto.output)
+            lowering.unknown.update(filter(None, proto.output))
     except Unsupported as error:
         lowering.complaints.append(f"node {_source(proto)!r}: {error}")
         _assume_outputs(lowering, proto)
@@ -453,9 +460,12 @@ def _window(
     window = ir.Window(kernel, (strides[0], strides[1]), (dilations[0], dilations[1]))
     how, pads = node.attribute("auto_pad", "NOTSET"), node.integers("pads", 4, 0)
     if how in ("SAME_UPPER", "SAME_LOWER"):
-        top, bottom, left, right = ir.same_padding(
-            node.image().shape[1:3], lowering.shape_of(node)[1:3], window
-        )
+        size, out = node.image().shape[1:3], lowering.shape_of(node)[1:3]
+        for axis in range(2):
+            reach = dilations[axis] * (kernel[axis] - 1) + 1
+            meets = reach == 1 or (out[axis] - 1) * strides[axis] + reach >= size[axis]
+            require(meets, f"auto_pad = {how} that would crop, in which runtimes differ")
+        top, bottom, left, right = ir.same_padding(size, out, window)
         return window, (top, left) if how == "SAME_UPPER" else (bottom, right)
     require(how in ("NOTSET", "VALID"), f"auto_pad = {how}")
     require(min(pads) >= 0, f"pads = {list(pads)}; nothing can shrink")
@@ -543,7 +553,7 @@ def _relu(lowering: _Lowering, node: _Node) -> ir.Tensor:
 
 @_lowers("Clip")
 def _clip(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    low, high = node.setting("min", 1), node.setting("max", 2)
+    low, high = node.number("min", 1), node.number("max", 2)
     unbounded = high is not None and high >= np.finfo(np.float32).max
     return lowering.clamp(node, activation(node.operand(0)), low, None if unbounded else high)
 
@@ -583,9 +593,9 @@ def _per_channel(x: ir.Tensor, value: ir.Array) -> ir.Array:
 @_lowers("Pad")
 def _pad(lowering: _Lowering, node: _Node) -> ir.Tensor:
     x, amounts = node.image(), node.setting("pads", 1, (0,) * 8)
-    value = node.setting("value", 2, 0.0)
+    value = node.number("value", 2, 0.0)
     axes = [axis % 4 for axis in (node.setting("axes", 3) or range(4))]
-    require(len(amounts) == 2 * len(axes), f"{len(amounts)} pads for the axes {axes}")
+    require(len(amounts) == 2 * len(set(axes)), f"{len(amounts)} pads for the axes {axes}")
     first, last = (dict(zip(axes, half, strict=True)) for half in np.reshape(amounts, (2, -1)))
     sides = [int(side.pop(axis, 0)) for axis in (2, 3) for side in (first, last)]
     grows = any([*first.values(), *last.values()])
@@ -600,7 +610,7 @@ def _reshape(lowering: _Lowering, node: _Node) -> ir.Tensor:
 
 @_lowers("Identity", "Dropout")
 def _identity(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    require(not node.setting("training_mode", 2, False), "dropout that is on in evaluation")
+    require(not node.number("training_mode", 2, False), "dropout that is on in evaluation")
     return activation(node.operand(0))
 
 
