@@ -21,14 +21,20 @@ from onnx import checker, defs, external_data_helper, helper, numpy_helper, shap
 from onnx.reference import ReferenceEvaluator
 
 from edge import ir
-from edge.lowering import Lowering, Unsupported, activation, constant, graph_shape, require
+from edge.lowering import (
+    LARGEST,
+    Lowering,
+    Unsupported,
+    activation,
+    constant,
+    graph_shape,
+    require,
+    require_small,
+)
 from fedkit.errors import ExportError
 
 _OPSETS = range(7, 29)
 """From the first in which operands broadcast as in numpy to the last that was looked at."""
-
-_LARGEST = 2**26
-"""Elements of one value: far beyond small devices, and small enough to be held in memory."""
 
 _SMALL = 1024
 """Elements up to which a constant's values are shown to shape inference; it asks for few."""
@@ -288,8 +294,8 @@ def _input_shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
             f"dimension, the batch, may be so: export the model with fixed sizes"
         )
     shape = (1, *dims[1:])
-    if math.prod(shape) > _LARGEST:
-        raise ExportError(f"input {port.name!r} of shape {shape} has more than {_LARGEST} values")
+    if math.prod(shape) > LARGEST:
+        raise ExportError(f"input {port.name!r} of shape {shape} has more than {LARGEST} values")
     return shape
 
 
@@ -310,7 +316,8 @@ def _lower_node(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     """Lower one node; if that fails, note why and go on as if it had worked."""
     try:
         if lowering.unknown.isdisjoint(proto.input):
-            _bind_outputs(lowering, proto)
+            with np.errstate(all="ignore"):  # `ir.verify` names what is not finite
+                _bind_outputs(lowering, proto)
         else:
             _require_no_graph(proto)
             _require_known(proto)
@@ -386,8 +393,7 @@ def _infer(lowering: _Lowering, proto: onnx.NodeProto) -> tuple[int, ...] | None
         raise Unsupported(f"{proto.op_type} is not valid: {_first_line(error)}") from error
     lowering.types.update(found)
     shape = _dims(found.get(proto.output[0]))
-    size = math.prod(shape or ())
-    require(size <= _LARGEST, f"a value of shape {shape}, which has more than {_LARGEST} elements")
+    require_small(shape or ())
     return shape
 
 
@@ -421,8 +427,8 @@ def _fold(lowering: _Lowering, proto: onnx.NodeProto) -> None:
         [proto], "fold", [ports[name] for name in names], [ports[name] for name in outputs]
     )
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # `ir.verify` names what is not finite
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             evaluator = ReferenceEvaluator(graph, opsets={"": lowering.opset})
             found = evaluator.run(None, {name: lowering.values[name] for name in names})
         for name, value in zip(outputs, found, strict=True):
@@ -474,7 +480,8 @@ def _window(
 
 def _pooling(lowering: _Lowering, node: _Node) -> tuple[ir.Window, tuple[int, int]]:
     """Return the window of a pooling, every step of which must meet the image."""
-    kernel = node.integers("kernel_shape", 2, 1)
+    kernel, ceil = node.integers("kernel_shape", 2, 1), node.attribute("ceil_mode", 0)
+    require(ceil in (0, 1), f"ceil_mode = {ceil}; 0 or 1 can be")
     window, before = _window(lowering, node, (kernel[0], kernel[1]))
     x, out = node.image().shape, lowering.shape_of(node)
     for axis in range(2):
@@ -605,6 +612,9 @@ def _pad(lowering: _Lowering, node: _Node) -> ir.Tensor:
 
 @_lowers("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 def _reshape(lowering: _Lowering, node: _Node) -> ir.Tensor:
+    axes = node.attribute("axes", ())
+    known = lowering.opset >= 11 or min(axes, default=0) >= 0
+    require(known, f"axes = {list(axes)}; before opset 11 they count from the front")
     return lowering.reshape(node, activation(node.operand(0)))
 
 

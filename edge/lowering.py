@@ -22,6 +22,10 @@ Node = TypeVar("Node")
 """One operation of the model that is read."""
 
 
+LARGEST = 2**26
+"""Elements of one value: far beyond small devices, and small enough to be held in memory."""
+
+
 class Unsupported(Exception):
     """One op that cannot be lowered; collected, so that the user sees all of them at once."""
 
@@ -30,6 +34,12 @@ def require(condition: bool, reason: str) -> None:
     """Raise `Unsupported` unless the condition holds."""
     if not condition:
         raise Unsupported(reason)
+
+
+def require_small(shape: ir.Shape) -> None:
+    """Raise `Unsupported` for a value that no small device, and not this process, could hold."""
+    is_small = math.prod(shape) <= LARGEST
+    require(is_small, f"a value of shape {shape}, which has more than {LARGEST} elements")
 
 
 def activation(value: Any, rank: int | None = None) -> ir.Tensor:
@@ -77,6 +87,7 @@ def reaching(x: ir.Tensor, out: ir.Shape, window: ir.Window, before: Sequence[in
         reach = window.dilation[axis] * (window.kernel[axis] - 1) + 1
         needed = (out[1 + axis] - 1) * window.stride[axis] + reach
         pads += [first, max(0, needed - x.shape[1 + axis] - first)]
+    require_small((1, x.shape[1] + sum(pads[:2]), x.shape[2] + sum(pads[2:]), x.shape[3]))
     return replace(window, padding=(pads[0], pads[1], pads[2], pads[3]))
 
 
@@ -128,6 +139,7 @@ class Lowering(ABC, Generic[Node]):
     ) -> ir.Tensor:
         """Add an op; its output has the shape of the node's result unless told otherwise."""
         shape = self.shape_of(node) if shape is None else shape
+        require_small(shape)
         out = self.activation(self.name_of(node) + suffix, shape)
         names = tuple(tensor.name for tensor in inputs)
         self.ops.append(ir.Op(kind, names, (out.name,), window, source=self.source_of(node)))
