@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -31,11 +31,15 @@ class Cost:
 
 def cost(graph: ir.Graph) -> Cost:
     """Count what the weighted ops of a float or int8 graph ask for."""
-    counts = np.zeros(5, np.int64)
-    for op in graph.ops:
-        if op.kind in ir.WEIGHTED:
-            weight, bias = (graph.constant(name) for name in op.inputs[1:])
-            kept, uses = np.count_nonzero(weight), math.prod(graph.tensors[op.output].shape[1:-1])
-            size = weight.size
-            counts += [len(bias), size + len(bias), size * uses, kept, kept * uses]
-    return Cost(*counts.tolist())
+    counts = [astuple(op_cost(graph, op)) for op in graph.ops]
+    return Cost(*(sum(column) for column in zip(*counts, strict=True)))
+
+
+def op_cost(graph: ir.Graph, op: ir.Op) -> Cost:
+    """Count what one op asks for; nothing if it has no weights."""
+    if op.kind not in ir.WEIGHTED:
+        return Cost(0, 0, 0, 0, 0)
+    weight, bias = (graph.constant(name) for name in op.inputs[1:])
+    # Every weight meets each pixel of the output once.
+    kept, uses = np.count_nonzero(weight), math.prod(graph.tensors[op.output].shape[1:-1])
+    return Cost(len(bias), weight.size + len(bias), weight.size * uses, kept, kept * uses)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge import artifact, ir
+from edge.cost import op_cost
 from edge.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
 from edge.kernels.program import Pointer, Struct, compile_graph
 
@@ -94,20 +94,16 @@ def relative_errors(graph: ir.Graph, floats: ir.Graph, inputs: FloatArray) -> Ma
 
 
 def _layer(graph: ir.Graph, op: ir.Op, size: int, errors: Mapping[str, float]) -> Layer:
-    shape = graph.tensors[op.output].shape
-    weights = graph.constant(op.inputs[1]) if op.kind in ir.WEIGHTED else np.zeros(0, np.int8)
-    # Every weight meets each pixel of the output once.
-    pixels = math.prod(shape[1:-1])
-    kept = int(np.count_nonzero(weights))
+    count = op_cost(graph, op)
     return Layer(
         op.output,
         op.source,
         op.kind,
-        shape,
-        weights.size,
-        kept,
-        weights.size * pixels,
-        kept * pixels,
+        graph.tensors[op.output].shape,
+        count.parameters - count.channels,
+        count.kept_weights,
+        count.macs,
+        count.kept_macs,
         size,
         errors.get(op.output),
     )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fedkit.bench import intaccuracy, inttrain
 from fedkit.bench.intaccuracy import Cell, cells
 from fedkit.bench.intgemm import shape_rows
+from fedkit.bench.kept import path_of, run_kept
 from fedkit.bench.l1norm import shape_row
 from fedkit.bench.sparsetrain import random_batch
 from fedkit.engine.integer.gemm import Gemm
@@ -54,11 +55,20 @@ def test_the_grid_has_every_kind_and_shiftquant_at_8_bits_from_its_twin() -> Non
     assert listed.count((8, "shiftquant")) == listed.count((8, "per-tensor")) == 6
 
 
-def test_a_finished_cell_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intaccuracy, "KEPT", tmp_path)
-    cell = Cell(4, "shiftquant", "l1", 1, 10, 1)
-    intaccuracy._file(cell).write_text('{"accuracy": 0.5}')
-    assert intaccuracy._run_all([cell]) == [{"accuracy": 0.5}]
+def test_a_finished_cell_is_not_run_again(tmp_path: Path) -> None:
+    done, new = (Cell(bits, "shiftquant", "l1", 1, 10, 1) for bits in (4, 8))
+    path_of(done, tmp_path).write_text('{"kept": true}')
+    expected = [{"kept": True}, {"bits": 8}]
+    assert run_kept([done, new], bits_of_cell, tmp_path, workers=1) == expected
+    assert run_kept([done, new], refuse, tmp_path) == expected
+
+
+def bits_of_cell(cell: Cell) -> dict[str, Any]:
+    return {"bits": cell.bits}
+
+
+def refuse(cell: Cell) -> dict[str, Any]:
+    raise AssertionError(f"{cell} was run")
 
 
 SIZES = st.integers(1, 40)

@@ -15,25 +15,21 @@ continues.
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import multiprocessing
-import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from fedkit.bench.kept import run_kept
 from fedkit.engine.base import Engine, LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.fedtiny.bn_selection import as_stats
-from fedkit.files import write_whole
 from fedkit.nn.norm import with_l1_norms
 from fedkit.task import cross_entropy
 from fedkit.tasks import load_task
@@ -79,7 +75,7 @@ def bench_intaccuracy(quick: bool) -> dict[str, Any]:
         kinds = ((32, "per-tensor"), (4, "shiftquant"))
         rows = [run(Cell(bits, rule, "l1", 1, 1000, 1)) for bits, rule in kinds]
     else:
-        rows = _run_all(list(cells((1, 2, 3), examples=60_000, epochs=3)))
+        rows = run_kept(list(cells((1, 2, 3), examples=60_000, epochs=3)), run, KEPT)
     return {"benchmark": "intaccuracy", "task": "fashion-mnist", "rows": _with_twins(rows)}
 
 
@@ -91,25 +87,6 @@ def cells(seeds: Iterable[int], examples: int, epochs: int) -> Iterable[Cell]:
         for norm in ("l1", "l2"):
             for bits, rule in kinds:
                 yield Cell(bits, rule, norm, seed, examples, epochs)
-
-
-def _run_all(wanted: list[Cell]) -> list[dict[str, Any]]:
-    KEPT.mkdir(parents=True, exist_ok=True)
-    todo = [cell for cell in wanted if not _file(cell).exists()]
-    workers = min(len(todo), os.cpu_count() or 1)
-    if todo:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-            list(pool.map(_run_and_keep, todo))
-    return [json.loads(_file(cell).read_text(encoding="utf-8")) for cell in wanted]
-
-
-def _run_and_keep(cell: Cell) -> None:
-    write_whole(_file(cell), (json.dumps(run(cell)) + "\n").encode())
-
-
-def _file(cell: Cell) -> Path:
-    return KEPT / f"{'-'.join(str(value) for value in asdict(cell).values())}.json"
 
 
 def run(cell: Cell) -> dict[str, Any]:
