@@ -69,6 +69,13 @@ accuracy: $(STAMP) ## Measure what integers cost in accuracy, into results/
 	tail -n 1 build/intaccuracy | $(BIN)/python -m json.tool - results/inttrain-fashion-mnist.json
 	$(BIN)/python -m fedkit.bench.readme
 
+# Two hours: four models at four densities, every artifact on the whole test set. Continues too.
+exact: $(STAMP) ## Compare every artifact with the definition of its integers, into results/
+	mkdir -p build
+	$(BIN)/fedkit bench exact --json > build/exact
+	tail -n 1 build/exact | $(BIN)/python -m json.tool - results/exact.json
+	$(BIN)/python -m fedkit.bench.readme
+
 # Cross-compiled by zig, which comes from PyPI; a wheel without its kernels is an error here.
 wheels: $(STAMP) ## Build wheels for x86-64 and aarch64 Linux into dist/
 	$(BIN)/pip install -q -c constraints.txt ziglang

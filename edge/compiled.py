@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -171,10 +172,11 @@ def _compile(model: artifact.Artifact, flags: Sequence[str]) -> tuple[Callable[.
 
 
 def _call_compiler(model: artifact.Artifact, options: list[str], text: str = "") -> None:
-    compiler = os.environ.get("CC", "cc")
-    if shutil.which(compiler) is None:
-        raise ExportError(f"there is no C compiler {compiler!r}; install gcc or set CC to one")
-    ended = subprocess.run([compiler, *options], input=text, capture_output=True, text=True)
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if not compiler or shutil.which(compiler[0]) is None:
+        named = " ".join(compiler)
+        raise ExportError(f"there is no C compiler {named!r}; install gcc or set CC to one")
+    ended = subprocess.run([*compiler, *options], input=text, capture_output=True, text=True)
     if ended.returncode != 0:
         reason = (ended.stderr.strip() or "no reason given").splitlines()[0]
-        raise ExportError(f"{compiler} cannot compile {model.path}: {reason}; see its flags")
+        raise ExportError(f"{compiler[0]} cannot compile {model.path}: {reason}; see its flags")

@@ -10,8 +10,8 @@ which is a shift; only a mean over an area that is none keeps a multiplier.
 Three bounds keep every model computable, whatever its values are; each moves a scale only where
 the change is below what the integers can express anyway:
 
-- an output scale is at least 1/128 of the scale of what is rounded into it (kernels take
-  multipliers below 256), which is finer than the step of the accumulator;
+- an output scale is larger than the scale of the sums of products that are rounded into it, and
+  at least 1/128 of that of other inputs: steps finer than those of an accumulator hold nothing;
 - a weight scale is large enough that the bias fits 30 bits; so a pruned channel, all of whose
   weights are zero, still carries its bias with 30 bits;
 - a weight scale is at least 2**-30 of the output scale: smaller ones round to zero.
@@ -42,6 +42,7 @@ _Grid = Callable[[_Floats], _Floats]
 
 _BATCH = 32
 _LARGEST_MULTIPLIER = 128.0
+_LARGEST_OF_SUMS = 1 - 2.0**-20  # by which kernels multiply sums of products: below 1
 _SMALLEST_MULTIPLIER = 2.0**-30
 _BIAS_LIMIT = 2.0**30
 _SMALLEST_WHOLE_OFFSET = 32
@@ -219,9 +220,9 @@ class _Quantizer:
         # Where something reads it before its activation, this is not what training read.
         if codes is not None and codes[2] == (op.activation == "none"):
             known = _quantization(codes)
-            if known.scale[0] >= input_scale / _LARGEST_MULTIPLIER:
+            if known.scale[0] >= input_scale / _LARGEST_OF_SUMS:
                 return known
-        return _affine(self.ranges[op.output], input_scale, self.grid)
+        return _affine(self.ranges[op.output], input_scale, self.grid, _LARGEST_OF_SUMS)
 
     def _constants(
         self,
@@ -248,12 +249,21 @@ class _Quantizer:
         self.tensors[name] = ir.Tensor(name, data.shape, dtype, data, quantization)
 
 
-def _affine(seen: _Range, input_scale: float, grid: _Grid) -> ir.Quantization:
-    """Return scale and zero point for a range; `input_scale` is what is rounded into it."""
+def _affine(
+    seen: _Range, input_scale: float, grid: _Grid, most: float = _LARGEST_MULTIPLIER
+) -> ir.Quantization:
+    """Return scale and zero point for a range.
+
+    Args:
+        seen: The range.
+        input_scale: Of what is rounded into it.
+        grid: Scales that may be.
+        most: What `input_scale` may be multiplied by at most.
+    """
     span = seen.high - seen.low
     is_empty = span < _TINY
     least = _FALLBACK_SCALE if is_empty else span / 255
-    scale = float(grid(np.array(max(least, input_scale / _LARGEST_MULTIPLIER))))
+    scale = float(grid(np.array(max(least, input_scale / most))))
     return ir.Quantization((scale,), (0,)) if is_empty else _with_scale(seen, scale)
 
 

@@ -16,6 +16,7 @@ BENCHMARKS = (
     "inttrain",
     "intaccuracy",
     "infer",
+    "exact",
 )
 """Names for `fedkit bench NAME`; `NAME` is the function `bench_NAME` in the module of that name."""
 

@@ -200,6 +200,28 @@ def _infer(result: Result) -> list[str]:
     return [head, _rule(9), *rows]
 
 
+def _exact(result: Result) -> list[str]:
+    """A line per model and density: what differs in each runtime, accuracies, what slimming cut."""
+    models: dict[tuple[str, float], list[Result]] = {}
+    for row in result["rows"]:
+        models.setdefault((row["model"], row["density"]), []).append(row)
+    first = next(iter(models.values()))
+    runtimes = " | ".join(row["runtime"] for row in first)
+    bits = [key for key in first[0] if key.startswith("accuracy_int")]
+    names = " | ".join(key.removeprefix("accuracy_") for key in bits)
+    head = f"| model | density | {runtimes} | float | {names} | parameters | MACs |"
+    rows = []
+    for (model, density), found in models.items():
+        own = found[0]
+        cells = [f"{row['mismatches']:,} of {row['integers']:,}" for row in found]
+        cells += [f"{own['accuracy_float']:.2%}"]
+        cells += [f"{100 * (own[key] - own['accuracy_float']):+.2f}" for key in bits]
+        cells += [f"{own['parameters_slim']:,} of {own['parameters']:,}"]
+        cells += [f"{own['macs_slim']:,} of {own['macs']:,}"]
+        rows.append(f"| {model} | {density:.0%} | {' | '.join(cells)} |")
+    return [head, _rule(head.count("|") - 1), *rows]
+
+
 def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}x"
 
@@ -238,6 +260,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "inttrain": _inttrain,
     "inttrain-fashion-mnist": _intaccuracy,
     "infer": _infer,
+    "exact": _exact,
 }
 """Name of a table and of its file in results/ -> what writes its lines."""
 

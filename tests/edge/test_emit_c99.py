@@ -290,6 +290,15 @@ def test_a_small_model_is_small(resnet: tuple[ir.Graph, Images]) -> None:
     assert convolutions == [{"ek_conv_dense.c", "ek_conv_sparse.c"}, {"ek_conv_stream.c"}]
 
 
+def test_a_layer_whose_products_cancel(tmp_path: Path) -> None:
+    layer = nn.Linear(2, 4)
+    nn.init.zeros_(layer.bias)
+    layer.weight.data = torch.tensor([[1.0, -1.0], [0.9, -0.9], [-0.5, 0.5], [0.2, -0.2]])
+    inputs = np.repeat(images(1, n=200), 2, axis=1) + 0.003 * images(2, n=200)
+    graph = int8_graph(layer.eval(), inputs)
+    assert_same_integers(graph, inputs, tmp_path / "model", "speed")
+
+
 # What is refused
 
 

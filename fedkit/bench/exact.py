@@ -1,0 +1,248 @@
+"""`fedkit bench exact`: every artifact against the definition of its integers, on Fashion-MNIST.
+
+Each model is trained dense on all of the data, pruned by magnitude (all layers compared with each
+other) to each density and trained on. Every state becomes one integer graph and from it artifacts;
+each runs the whole test set in each of its runtimes, and is compared with the interpreter under
+that runtime's rounding policy (`edge.check`): of C at every layer, of the others at the outputs.
+C by other compilers and without optimisation is compared with the outputs of the first.
+
+The accuracy of weights with fewer bits is that of the compiled C, which gives the same integers.
+
+A finished cell is kept in runs/exact and not run again: stopped in any way, the same command
+continues.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge.artifact import Artifact
+from edge.check import Report, check
+from edge.compiled import CompiledRunner
+from edge.cost import cost
+from edge.export import float_graph, int8_graph, save_c99, save_graph, save_onnx, save_tflite
+from edge.interpret import FloatArray
+from edge.ir import Graph, to_graph_layout
+from edge.quantize import quantize
+from edge.rounding import RUNTIMES
+from edge.runtime import available_runtimes
+from fedkit.bench.kept import run_kept
+from fedkit.engine.base import LocalTraining
+from fedkit.engine.sparse.capture import capture
+from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.engine.torch import TorchEngine
+from fedkit.fedtiny.bn_selection import as_stats
+from fedkit.sparse.masks import global_masks
+from fedkit.sparse.state import ModelState
+from fedkit.task import Examples, Task, cross_entropy
+from fedkit.tasks import load_task
+
+KEPT = Path("runs/exact")
+MODELS = ("resnet8", "resnet18-w16", "ds-cnn", "mobilenetv2-w0.25")
+DENSITIES = (1.0, 0.1, 0.05, 0.01)
+_SEED = 1
+_EPOCHS, _EPOCHS_SPARSE = 3, 2
+_RATE, _MOMENTUM, _DECAY, _BATCH = 0.1, 0.9, 5e-4, 64
+_CALIBRATION = 256
+_STATISTICS = 5000
+_BITS = (8, 6, 4)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model at all densities.
+
+    Attributes:
+        model: A model of the zoo.
+        examples: Training examples.
+        tests: Test examples.
+    """
+
+    model: str
+    examples: int
+    tests: int
+
+
+def bench_exact(quick: bool) -> dict[str, Any]:
+    """Check every cell that is not kept yet, and return all.
+
+    Args:
+        quick: ResNet-8 alone, at 5 %, on few examples, and nothing kept.
+
+    Raises:
+        ExportError: A runtime or a C compiler is missing.
+        DataError: The data set is not installed.
+    """
+    if quick:
+        states = trained(Cell("resnet8", 600, 100), (0.05,))
+        task = load_task("fashion-mnist")
+        rows = [row for state in states for row in state_rows("resnet8", state, task, 100)]
+    else:
+        cells = [Cell(model, 20_000, 10_000) for model in MODELS]
+        rows = [row for kept in run_kept(cells, run, KEPT) for row in kept["rows"]]
+    return {"benchmark": "exact", "task": "fashion-mnist", "seed": _SEED, "rows": rows}
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Train and check one model; return its rows."""
+    task = load_task("fashion-mnist")
+    states = trained(cell, DENSITIES)
+    return {
+        "rows": [row for state in states for row in state_rows(cell.model, state, task, cell.tests)]
+    }
+
+
+# Training
+
+
+def trained(cell: Cell, densities: tuple[float, ...]) -> Iterator[ModelState]:
+    """Yield a trained state of each density, each pruned from the one before."""
+    task = load_task("fashion-mnist")
+    rng = np.random.default_rng(_SEED)
+    everything = task.train_data()
+    data = everything.take(rng.permutation(len(everything))[: cell.examples])
+    engine, state = _engine(cell.model, task)
+    for density in densities:
+        if density < 1:
+            prunable = {name: state.weights[name] for name in state.masks}
+            count = round(density * sum(weight.size for weight in prunable.values()))
+            state = state.with_masks(global_masks(prunable, count))
+        epochs = _EPOCHS if density == 1 else _EPOCHS_SPARSE
+        state = _train(engine, state, data, epochs, _RATE if density == 1 else _RATE / 4)
+        yield state
+
+
+def _engine(name: str, task: Task) -> tuple[SparseEngine, ModelState]:
+    reference = TorchEngine(task.build_model(_SEED, name), cross_entropy)
+    state = reference.initial_state()
+    shape = task.test_data().inputs.shape[1:]
+    return SparseEngine(capture(reference.module(state), shape)), state
+
+
+def _train(
+    engine: SparseEngine, state: ModelState, data: Examples, epochs: int, start: float
+) -> ModelState:
+    """Train with rates along a cosine; take the statistics of norms under the final weights."""
+    for epoch in range(epochs):
+        rate = start * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        how = LocalTraining(1, _BATCH, rate, _MOMENTUM, _DECAY)
+        state, _ = engine.train(state, data, how, seed=1000 * _SEED + epoch)
+    moments = engine.norm_moments(state, data.take(np.arange(min(len(data), _STATISTICS))))
+    return replace(state, stats={**state.stats, **as_stats(moments)})
+
+
+# Checking
+
+
+def state_rows(name: str, state: ModelState, task: Task, tests: int) -> list[dict[str, Any]]:
+    """Export a state and check all its artifacts; return a row for each runtime.
+
+    Args:
+        name: The state's model.
+        state: What to export.
+        task: Its task.
+        tests: How many test examples to take.
+    """
+    reference = TorchEngine(task.build_model(_SEED, name), cross_entropy)
+    model, calibration = reference.module(state), task.train_data().inputs[:_CALIBRATION]
+    test = task.test_data().take(np.arange(tests))
+    graph = int8_graph(model, calibration)
+    whole = quantize(float_graph(model, calibration.shape[1:]), to_graph_layout(calibration))
+    about = {
+        "model": name,
+        "density": round(state.density, 4),
+        "parameters": cost(whole).parameters,
+        "parameters_slim": cost(graph).parameters,
+        "macs": cost(whole).macs,
+        "macs_slim": cost(graph).macs,
+        "accuracy_float": task.metric(reference.outputs(state, test.inputs), test.targets),
+    }
+    with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
+        for bits in _BITS:
+            less = graph if bits == 8 else int8_graph(model, calibration, bits)
+            saved = save_c99(less, calibration, Path(folder, f"c99-int{bits}"), {})
+            found = CompiledRunner(saved.path).predict(test.inputs)
+            about[f"accuracy_int{bits}"] = task.metric(found, test.targets)
+        return [
+            {**about, "runtime": runtime, **_figures(report)}
+            for runtime, report in _reports(graph, calibration, test.inputs, Path(folder))
+        ]
+
+
+def _reports(
+    graph: Graph, calibration: FloatArray, inputs: FloatArray, folder: Path
+) -> Iterator[tuple[str, Report]]:
+    whole = save_graph(graph, folder / "model.graph", {})
+    about = {"graph": whole.path.name, "graph_sha256": whole.sha256}
+    yield from _c_reports(save_c99(graph, calibration, folder / "model", about), inputs)
+    saved = [
+        save_tflite(graph, calibration, folder / "model.tflite", about),
+        save_onnx(graph, calibration, folder / "model.onnx", about),
+        save_onnx(graph, calibration, folder / "operators.onnx", about, "qoperator"),
+    ]
+    for artifact in saved:
+        for runtime in RUNTIMES[artifact.target]:
+            if artifact.target != "tflite" or runtime in available_runtimes():
+                yield f"{runtime}, {artifact.target}", check(artifact.path, inputs, runtime)
+
+
+def _c_reports(artifact: Artifact, inputs: FloatArray) -> Iterator[tuple[str, Report]]:
+    first, *others = ((*build, level) for level in ("-O3", "-O0") for build in _compilers())
+    with _compiler(first[1]):
+        yield f"{first[0]} {first[2]}", check(artifact.path, inputs, layers=True)
+        known = CompiledRunner(artifact.path)
+    integers = known.quantize(inputs)
+    expected = known.predict_int8(integers)
+    for name, command, level in others:
+        with _compiler(command):
+            actual = CompiledRunner(artifact.path, (level, "-march=native")).predict_int8(integers)
+        report = Report("compiled", "half_up", len(inputs))
+        report.outputs.add(actual, expected)
+        report.same_class = int(np.sum(actual.argmax(-1) == expected.argmax(-1)))
+        yield f"{name} {level}", report
+
+
+def _compilers() -> list[tuple[str, str]]:
+    """Return name and command of each; clang comes with ziglang."""
+    found = [("gcc", "gcc")]
+    if importlib.util.find_spec("ziglang") is not None:
+        found.append(("clang", f"{sys.executable} -m ziglang cc"))
+    return found
+
+
+@contextmanager
+def _compiler(command: str) -> Iterator[None]:
+    before = os.environ.get("CC")
+    os.environ["CC"] = command
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CC"]
+        else:
+            os.environ["CC"] = before
+
+
+def _figures(report: Report) -> dict[str, Any]:
+    tallies = [report.outputs, *report.layers.values()]
+    return {
+        "rounding": report.rounding,
+        "examples": report.examples,
+        "activations": len(tallies),
+        "integers": sum(tally.integers for tally in tallies),
+        "mismatches": report.mismatches,
+        "largest_steps": max(tally.largest for tally in tallies),
+        "same_class": report.same_class / report.examples,
+        "first": f"{report.first.tensor} of {report.first.source}" if report.first else "",
+    }
