@@ -1,7 +1,8 @@
 """A file or folder for a device, and a manifest that says what it is and how it was made.
 
 `model.tflite` has the manifest `model.tflite.json` beside it, a folder `manifest.json` in it. None
-is ever overwritten.
+is ever overwritten. A manifest holds its own sha256 and that of what it describes: damage to either
+is seen before anything is run.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 from edge.files import write_whole
 from fedkit.errors import ExportError
 
-_MANIFEST_VERSION = 1
+_MANIFEST_VERSION = 2
 _MANIFEST = "manifest.json"
+_OWN_DIGEST = "manifest_sha256"
 _PACKAGES = ("fedkit", "numpy", "torch", "flatbuffers", "ai-edge-litert", "onnx", "onnxruntime")
 
 
@@ -244,14 +246,22 @@ def _read(path: Path, what: str) -> bytes:
 def _to_json(artifact: Artifact) -> str:
     fields = {"manifest_version": _MANIFEST_VERSION, **asdict(artifact), "path": artifact.path.name}
     try:
-        return json.dumps(fields, indent=2) + "\n"
+        return json.dumps({**fields, _OWN_DIGEST: _digest(fields)}, indent=2) + "\n"
     except TypeError as error:
         raise ExportError(f"the provenance cannot be written as JSON: {error}") from error
 
 
+def _digest(fields: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(fields))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
 def _from_json(path: Path, text: bytes) -> Artifact:
     try:
-        fields = json.loads(text)
+        fields = dict(json.loads(text))
+        said = fields.pop(_OWN_DIGEST)
+        if said != (found := _digest(fields)):
+            raise ValueError(f"its sha256 is {found[:12]}, and it says {str(said)[:12]}")
         return Artifact(
             path,
             fields["target"],
@@ -261,13 +271,13 @@ def _from_json(path: Path, text: bytes) -> Artifact:
             tuple(_port(port) for port in fields["outputs"]),
             fields["provenance"],
             fields["versions"],
-            tuple(fields.get("files", ())),
-            fields.get("details", {}),
-            fields.get("measured", {}),
+            tuple(fields["files"]),
+            fields["details"],
+            fields["measured"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(
-            f"the manifest {manifest_path(path)} is damaged ({error!r}); export the model again"
+            f"the manifest {manifest_path(path)} is damaged ({error}); export the model again"
         ) from error
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import tomli_w
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
@@ -37,8 +38,14 @@ from fedkit.messages import Packet
 from fedkit.rounds import Report
 from fedkit.sparse.state import ModelState
 
-FORMAT = 1
+FORMAT = 2
 """Version of the checkpoint files; a reader refuses others."""
+
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+    *(SafetensorError, FedkitError),
+)
+"""What reading damaged files may raise."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +140,13 @@ class RunFolder:
             structure = {"format": FORMAT, **asdict(layout)}
             write_whole(folder / "structure.json", json.dumps(structure, indent=2).encode())
         packed = messages.pack_state(report.state, None)
-        about = {"round": str(report.round), "mask_digest": str(packed.numbers["mask_digest"])}
-        data = to_safetensors(dict(packed.arrays), about)
+        arrays = dict(packed.arrays)
+        about = {
+            "round": str(report.round),
+            "mask_digest": str(packed.numbers["mask_digest"]),
+            "digest": _digest(layout, arrays, report.round),
+        }
+        data = to_safetensors(arrays, about)
         write_whole(folder / "model.safetensors", data)
 
     def digest(self) -> str:
@@ -155,14 +167,27 @@ class RunFolder:
             with safe_open(folder / "model.safetensors", framework="numpy") as file:
                 about, names = file.metadata(), file.keys()
                 arrays = {name: np.asarray(file.get_tensor(name)) for name in names}
+            number = int(about["round"])
+            if _digest(layout, arrays, number) != about["digest"]:
+                raise ValueError("values are not those that were written")
             packet = Packet(arrays, {"mask_digest": about["mask_digest"]})
             state = messages.read_state(packet, layout, None)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError, FedkitError) as error:
+        except _UNREADABLE as error:
             raise CheckpointError(
                 f"checkpoint in {folder} cannot be read ({error}); it is missing, truncated or "
                 "altered: take another run, or run again"
             ) from error
-        return Checkpoint(state, layout, int(about["round"]), self.config)
+        return Checkpoint(state, layout, number, self.config)
+
+
+def _digest(layout: Layout, arrays: Mapping[str, NDArray[Any]], number: int) -> str:
+    """Return the sha256 of a layout, of arrays with their names, and of their round's number."""
+    found = hashlib.sha256(json.dumps([number, asdict(layout)]).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        found.update(array.data)
+    return found.hexdigest()
 
 
 def _taken(path: Path) -> CheckpointError:

@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_refused(folder: RunFolder, name: str, damage: s
 def test_another_format_is_refused(folder: RunFolder) -> None:
     path = folder.path / "checkpoint" / "structure.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="format 99, this version reads 2"):
         folder.load()
 
 

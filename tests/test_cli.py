@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,8 +86,8 @@ def test_eval_of_an_artifact_from_elsewhere_asks_for_its_task(
 ) -> None:
     path = tmp_path / "own.tflite"
     path.write_bytes((out / "done" / "model-int8.tflite").read_bytes())
-    manifest = json.loads((out / "done" / "model-int8.tflite.json").read_text())
-    Path(f"{path}.json").write_text(json.dumps({**manifest, "provenance": {}}))
+    found = artifact.load(out / "done" / "model-int8.tflite")
+    artifact.record(replace(found, path=path, provenance={}), {})
     assert fedkit(f"eval {path}", monkeypatch) == 2
     assert "names no task; give --task" in " ".join(capsys.readouterr().err.split())
     assert fedkit(f"eval {path} --task digits --json", monkeypatch) == 0
@@ -145,10 +146,9 @@ def test_a_graph_of_an_earlier_checkpoint_is_not_taken(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(out / "done", run)
-    manifest = run / "model-int8.graph.json"
-    text = json.loads(manifest.read_text())
-    text["provenance"]["checkpoint_sha256"] = "0" * 64
-    manifest.write_text(json.dumps(text))
+    found = artifact.load(run / "model-int8.graph")
+    about = {**found.provenance, "checkpoint_sha256": "0" * 64}
+    artifact.record(replace(found, provenance=about), {})
     (run / "model-int8.tflite").unlink()
     (run / "model-int8.tflite.json").unlink()
     assert fedkit(f"export {run}", monkeypatch) == 2

@@ -127,10 +127,10 @@ def _graph(
     about = _provenance(checkpoint, folder, form)
     if path.exists():
         found = artifacts.load(path)
-        if found.provenance["checkpoint_sha256"] != about["checkpoint_sha256"]:
+        if found.provenance.get("checkpoint_sha256") != about["checkpoint_sha256"]:
             raise ExportError(
-                f"{path} was made from another checkpoint, of round {found.provenance['round']}; "
-                f"now the run is in round {checkpoint.round}: move the run's artifacts away first"
+                f"{path} was made from another checkpoint than that of round {checkpoint.round}, "
+                "which the run has now: move the run's artifacts away first"
             )
         return found
     state, trained = _with_integers(scenario.engine, checkpoint.state, form)

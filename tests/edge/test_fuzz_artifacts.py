@@ -1,0 +1,129 @@
+"""Altered artifacts, manifests and run folders: a clear error or a correct result, nothing else."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edge import artifact
+from edge.check import check, graph_of
+from edge.export import int8_graph, save_graph, save_tflite
+from edge.inspect import inspect
+from fedkit.checkpoint import RunFolder
+from fedkit.config import RunConfig
+from fedkit.errors import FedkitError
+from sim.run import record
+from sim.scenario import make_scenario
+
+INPUTS = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
+_ODD: tuple[Any, ...] = (None, True, -1, 2**70, 1e308, "", "x", [], {}, [[]])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a .tflite file and its graph."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("exported")
+    body = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
+    graph = int8_graph(body, INPUTS)
+    whole = save_graph(graph, folder / "model.graph", {})
+    about = {"graph": "model.graph", "graph_sha256": whole.sha256}
+    save_tflite(graph, INPUTS, folder / "model.tflite", about)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a small fleet."""
+    config = RunConfig(task="digits", devices=2, rounds=1, epochs=1, examples_per_device=20)
+    scenario = make_scenario(config)
+    path = tmp_path_factory.mktemp("runs") / "run"
+    record(scenario, scenario.local_fleet(), path, after_step=lambda _: None)
+    return path
+
+
+def alter(folder: Path, choose: random.Random) -> None:
+    """Change one file of a folder: its bytes, its length, or a value in its JSON."""
+    path = choose.choice(sorted(p for p in folder.rglob("*") if p.is_file()))
+    data = bytearray(path.read_bytes())
+    if path.suffix == ".json" and choose.random() < 0.8:
+        content = json.loads(data)
+        alter_value(content, choose)
+        path.write_text(json.dumps(content))
+        return
+    if choose.random() < 0.3:
+        del data[choose.randrange(len(data)) :]
+    for _ in range(choose.randint(1, 4)):
+        if data:
+            data[choose.randrange(len(data))] ^= choose.choice((1, 2, 16, 128, 255))
+    path.write_bytes(bytes(data))
+
+
+def alter_value(content: Any, choose: random.Random) -> None:
+    """Change or remove one value of nested JSON, anywhere."""
+    while isinstance(content, dict | list) and content:
+        key = choose.choice(sorted(content) if isinstance(content, dict) else range(len(content)))
+        inner = content[key]
+        if not isinstance(inner, dict | list) or not inner or choose.random() < 0.2:
+            if choose.random() < 0.3:
+                del content[key]
+            else:
+                content[key] = choose.choice(_ODD)
+            return
+        content = inner
+
+
+def check_altered(clean: Path, folder: Path, use: Callable[[Path], None], seeds: range) -> None:
+    """Use many altered copies; each must work or end in an error of ours."""
+    refused = 0
+    for seed in seeds:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(clean, folder)
+        alter(folder, random.Random(seed))
+        try:
+            use(folder)
+        except FedkitError as error:
+            assert len(str(error)) > 20
+            refused += 1
+    assert refused > 0.3 * len(seeds), "the changes change nothing"
+
+
+def use_artifact(folder: Path) -> None:
+    report = check(folder / "model.tflite", INPUTS)
+    assert report.mismatches == 0
+    found = artifact.load(folder / "model.graph")
+    assert inspect(found, graph_of(found))
+
+
+def use_run(folder: Path) -> None:
+    opened = RunFolder.open(folder)
+    found = opened.load()
+    assert all(np.isfinite(value).all() for value in found.state.weights.values())
+    assert found.state.density > 0 and len(opened.digest()) == 64
+
+
+def test_altered_artifacts(exported: Path, tmp_path: Path) -> None:
+    check_altered(exported, tmp_path / "copy", use_artifact, range(300))
+
+
+def test_altered_runs(run: Path, tmp_path: Path) -> None:
+    check_altered(run, tmp_path / "copy", use_run, range(200))
+
+
+@pytest.mark.slow
+def test_many_altered_artifacts(exported: Path, tmp_path: Path) -> None:
+    check_altered(exported, tmp_path / "copy", use_artifact, range(1000, 11_000))
+
+
+@pytest.mark.slow
+def test_many_altered_runs(run: Path, tmp_path: Path) -> None:
+    check_altered(run, tmp_path / "copy", use_run, range(1000, 11_000))
