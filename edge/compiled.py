@@ -8,27 +8,28 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from edge import artifact, ir
+from edge import artifact
+from edge.runtime import Runner
 from fedkit.errors import ExportError
 
 FLAGS = {"speed": ("-O3", "-march=native"), "size": ("-Os",)}
 """Goal of a model -> what it is compiled with, if nothing else is asked for."""
 
 _ALIGNMENT = 64
-_WARM_UP = 10
 
 
-class CompiledRunner:
+class CompiledRunner(Runner):
     """A C model as a shared library, fed one example at a time as on a device."""
+
+    _order = "NHWC"
 
     def __init__(self, path: Path | str, flags: Sequence[str] | None = None) -> None:
         """Compile and load a model.
@@ -46,50 +47,23 @@ class CompiledRunner:
             raise ExportError(
                 f"{path} is made for {self.artifact.target!r}, not for C; export it with export_c99"
             )
-        self._invoke, self._object = _compile(
+        self._function, self._object = _compile(
             self.artifact, FLAGS[self.artifact.details["goal"]] if flags is None else flags
         )
         memory = np.zeros(self.artifact.details["arena_bytes"] + _ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % _ALIGNMENT
         self._arena = memory[start : start + self.artifact.details["arena_bytes"]]
         (self._input,), (self._output,) = self.artifact.inputs, self.artifact.outputs
+        self._held = np.zeros(self._input.shape, np.int8), np.zeros(self._output.shape, np.int8)
+        self._addresses = tuple(each.ctypes.data for each in (*self._held, self._arena))
 
-    def predict(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Classify float inputs.
+    def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
+        self._held[0][...] = example
+        self._invoke()
+        return self._held[1]
 
-        Args:
-            inputs: float32 [n, c, h, w] or [n, f], as torch takes them.
-
-        Returns:
-            float32 [n, classes], dequantised logits.
-
-        Raises:
-            ExportError: The inputs do not fit the model.
-        """
-        return self._output.dequantize(self.predict_int8(self.quantize(inputs)))
-
-    def predict_int8(self, inputs: NDArray[np.int8]) -> NDArray[np.int8]:
-        """Classify inputs that are quantised already.
-
-        Args:
-            inputs: int8 [n, c, h, w] or [n, f], at the scale of the model's input.
-
-        Returns:
-            int8 [n, classes], at the scale of the model's output.
-
-        Raises:
-            ExportError: The inputs do not fit the model.
-        """
-        examples = np.ascontiguousarray(ir.to_graph_layout(inputs))
-        if examples.shape[1:] != self._input.shape[1:] or examples.dtype != np.int8:
-            raise ExportError(
-                f"inputs are {inputs.dtype} {inputs.shape}; the model takes int8 [n, ...] with "
-                f"{self._input.shape[1:]} in NHWC order"
-            )
-        results = np.empty((len(examples), *self._output.shape[1:]), np.int8)
-        for example, result in zip(examples, results, strict=True):
-            self._invoke(*self._addresses(example, result))
-        return results
+    def _invoke(self) -> None:
+        self._function(*self._addresses)
 
     def kept(self, example: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
         """Run one example; return every activation of a model that was saved with `keep`.
@@ -100,7 +74,7 @@ class CompiledRunner:
         Returns:
             Name -> int8 [1, h, w, c] or [1, 1, 1, f].
         """
-        self._invoke(*self._addresses(example, np.empty(self._output.shape, np.int8)))
+        self._classify(example)
         return {
             name: self._activation(*place) for name, place in self.artifact.details["kept"].items()
         }
@@ -112,29 +86,6 @@ class CompiledRunner:
         shape, strides = (height, width, channels), (row, 1, plane)
         view = as_strided(self._arena[start:], shape, strides, writeable=False)
         return (view ^ 0x80).astype(np.int8)[None]
-
-    def quantize(self, inputs: NDArray[np.float32]) -> NDArray[np.int8]:
-        """Return float32 inputs as the int8 values that `predict` feeds to the model."""
-        return self._input.quantize(inputs)
-
-    def latency(self, repeats: int = 200) -> dict[str, float]:
-        """Time single invocations of batch 1, after some to warm up.
-
-        Returns:
-            "median_us" and "p95_us": microseconds of one invocation.
-        """
-        example = np.zeros(self._input.shape, np.int8)
-        result = np.empty(self._output.shape, np.int8)
-        addresses = self._addresses(example, result)
-        times = []
-        for _ in range(_WARM_UP + repeats):
-            start = time.perf_counter_ns()
-            self._invoke(*addresses)
-            times.append((time.perf_counter_ns() - start) / 1000)
-        return {
-            "median_us": float(np.median(times[_WARM_UP:])),
-            "p95_us": float(np.percentile(times[_WARM_UP:], 95)),
-        }
 
     def code_bytes(self) -> int:
         """Return the bytes of code and constants that the model was compiled to.
@@ -150,9 +101,6 @@ class CompiledRunner:
             told = subprocess.run(["size", file.name], capture_output=True, text=True, check=True)
         text, data, *_ = told.stdout.splitlines()[1].split()
         return int(text) + int(data)
-
-    def _addresses(self, example: NDArray[np.int8], result: NDArray[np.int8]) -> tuple[int, ...]:
-        return tuple(array.ctypes.data for array in (example, result, self._arena))
 
 
 def _compile(model: artifact.Artifact, flags: Sequence[str]) -> tuple[Callable[..., int], bytes]:

@@ -13,7 +13,7 @@ from edge.runtime_onnx import OnnxRunner
 from fedkit.errors import ExportError
 
 
-def open_runner(path: Path | str, runtime: str = "") -> Runner | CompiledRunner:
+def open_runner(path: Path | str, runtime: str = "") -> Runner:
     """Load an artifact in a runtime, one thread.
 
     >>> open_runner("model-int8-c99").predict(images)  # doctest: +SKIP

@@ -45,7 +45,7 @@ _CLASSES = 10
 _CALIBRATION = 16
 _CHILD = Path(__file__).with_name("infer_child.py")
 
-Runners = Mapping[str, Runner | CompiledRunner]
+Runners = Mapping[str, Runner]
 """By the name of the runtime in the rows."""
 
 
@@ -129,7 +129,7 @@ def _in_turns(runners: Runners, turns: int) -> dict[str, list[float]]:
     return times
 
 
-def _bytes(runner: Runner | CompiledRunner, path: Path) -> dict[str, int]:
+def _bytes(runner: Runner, path: Path) -> dict[str, int]:
     if isinstance(runner, CompiledRunner):
         code = runner.code_bytes()
         ram = code + runner.artifact.details["arena_bytes"]
