@@ -42,6 +42,19 @@ class Net(nn.Module):
         return y
 
 
+class Twice(nn.Module):
+    """A convolution that is used twice, and the sum of what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        once = torch.relu(self.layer(x))
+        y: Tensor = (once + torch.relu(self.layer(once))).flatten(1)
+        return y
+
+
 @pytest.fixture(scope="module")
 def inputs() -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal((60, 3, 12, 12)).astype(np.float32)
@@ -81,6 +94,15 @@ def test_no_integer_differs(
         names -= {op.output for op in graph.ops if op.source == "left"}
     assert set(report.layers) == names
     assert all(tally.integers > 0 for tally in report.layers.values())
+
+
+@pytest.mark.parametrize("target", SAVES)
+def test_weights_may_be_shared(target: str, inputs: NDArray[np.float32], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    graph = int8_graph(Twice(), inputs)
+    assert [op.source for op in graph.ops].count("layer") == 2
+    report = check(saved(target, graph, graph, inputs, tmp_path), inputs, layers=True)
+    assert report.mismatches == 0 and report.outputs.integers == inputs.size
 
 
 @pytest.mark.parametrize("target", SAVES)
