@@ -61,6 +61,12 @@ WINDOWED: frozenset[Kind] = frozenset(
 CHANNEL_AXIS: Mapping[Kind, int] = {"conv2d": 0, "depthwise_conv2d": 3, "linear": 0}
 """Axis of the output channels in the weights of each weighted op."""
 
+LARGEST_SIZE = 2**26
+"""Elements of one value: far beyond small devices, and small enough to be held in memory."""
+
+LARGEST_KERNEL = 2**16
+"""Places of a window: a pool over 256x256 pixels."""
+
 SMALLEST_MULTIPLIER = 2.0**-31
 LARGEST_MULTIPLIER = 256.0
 """What a sum may be multiplied by to become int8, so that kernels can."""
@@ -337,6 +343,22 @@ def _shapes_agree(graph: Graph) -> Iterator[str]:
         yield from _operand_shapes_agree(graph, op)
 
 
+def _sizes_can_be_held(graph: Graph) -> Iterator[str]:
+    for name, tensor in graph.tensors.items():
+        if math.prod(tensor.shape) > LARGEST_SIZE:
+            yield f"tensor {name!r} of shape {tensor.shape} has more than {LARGEST_SIZE} elements"
+    for op in graph.ops:
+        if op.window is not None:
+            _, height, width, channels = graph.tensors[op.inputs[0]].shape
+            top, bottom, left, right = op.window.padding
+            padded = (height + top + bottom) * (width + left + right) * channels
+            if padded > LARGEST_SIZE or math.prod(op.window.kernel) > LARGEST_KERNEL:
+                yield (
+                    f"{_name(op)} has the window {op.window}, whose kernel must have at most "
+                    f"{LARGEST_KERNEL} places and whose padded input {LARGEST_SIZE} elements"
+                )
+
+
 def _operand_shapes_agree(graph: Graph, op: Op) -> Iterator[str]:
     shapes = [graph.tensors[name].shape for name in op.inputs]
     needs_image = op.kind in WINDOWED | {"mean", "flatten_nchw"}
@@ -455,6 +477,7 @@ _RULES: tuple[Callable[[Graph], Iterator[str]], ...] = (
     _written_once_before_read,
     _operands_fit_the_kind,
     _shapes_agree,
+    _sizes_can_be_held,
     _constants_are_finite,
     _quantised_wholly_or_not_at_all,
     _quantisation_is_sound,

@@ -22,7 +22,6 @@ from onnx.reference import ReferenceEvaluator
 
 from edge import ir
 from edge.lowering import (
-    LARGEST,
     Lowering,
     Unsupported,
     activation,
@@ -294,8 +293,10 @@ def _input_shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
             f"dimension, the batch, may be so: export the model with fixed sizes"
         )
     shape = (1, *dims[1:])
-    if math.prod(shape) > LARGEST:
-        raise ExportError(f"input {port.name!r} of shape {shape} has more than {LARGEST} values")
+    if math.prod(shape) > ir.LARGEST_SIZE:
+        raise ExportError(
+            f"input {port.name!r} of shape {shape} has more than {ir.LARGEST_SIZE} values"
+        )
     return shape
 
 

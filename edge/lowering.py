@@ -22,10 +22,6 @@ Node = TypeVar("Node")
 """One operation of the model that is read."""
 
 
-LARGEST = 2**26
-"""Elements of one value: far beyond small devices, and small enough to be held in memory."""
-
-
 class Unsupported(Exception):
     """One op that cannot be lowered; collected, so that the user sees all of them at once."""
 
@@ -38,8 +34,8 @@ def require(condition: bool, reason: str) -> None:
 
 def require_small(shape: ir.Shape) -> None:
     """Raise `Unsupported` for a value that no small device, and not this process, could hold."""
-    is_small = math.prod(shape) <= LARGEST
-    require(is_small, f"a value of shape {shape}, which has more than {LARGEST} elements")
+    is_small = math.prod(shape) <= ir.LARGEST_SIZE
+    require(is_small, f"a value of shape {shape}, which has more than {ir.LARGEST_SIZE} elements")
 
 
 def activation(value: Any, rank: int | None = None) -> ir.Tensor:

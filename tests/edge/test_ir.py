@@ -43,6 +43,12 @@ def with_op(graph: ir.Graph, index: int, **changes: object) -> ir.Graph:
     return replace(graph, ops=tuple(ops))
 
 
+def windowed(graph: ir.Graph, kind: ir.Kind, window: ir.Window, out: ir.Shape) -> ir.Graph:
+    """Return the graph with nothing but one op of a window."""
+    op = ir.Op(kind, ("x",), ("c",), window)
+    return replace(with_tensor(graph, "c", shape=out), ops=(op,), outputs=("c",))
+
+
 def quantised(graph: ir.Graph) -> ir.Graph:
     tensors = {}
     for name, tensor in graph.tensors.items():
@@ -71,6 +77,12 @@ BROKEN: dict[str, Callable[[ir.Graph], ir.Graph]] = {
     r"needs operands of shape \[\(2, 3, 3, 3\)": lambda g: with_tensor(g, "x", shape=(1, 5, 5, 3)),
     r"needs \[1, h, w, c\]": lambda g: with_tensor(g, "x", shape=(1, 25)),
     r"declared \(1, 4, 3, 2\) but gives": lambda g: with_tensor(g, "c", shape=(1, 4, 3, 2)),
+    "has more than 67108864 elements": lambda g: windowed(
+        g, "pad", ir.Window(padding=(2**25, 0, 0, 0)), (1, 2**25 + 5, 5, 1)
+    ),
+    "must have at most 65536 places": lambda g: windowed(
+        g, "max_pool2d", ir.Window((2**17, 1), padding=(2**17, 0, 0, 0)), (1, 6, 5, 1)
+    ),
     "holds NaN or infinity": lambda g: with_tensor(g, "b", data=np.array([0, np.inf], "f4")),
     "if and only if all others are": lambda g: with_tensor(quantised(g), "x", quantization=None),
     "does not fit its quantisation": lambda g: with_tensor(
