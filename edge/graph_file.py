@@ -66,7 +66,7 @@ class _Window:
 @dataclass(frozen=True)
 class _Op:
     kind: ir.Kind
-    inputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=3)]
+    inputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=2**10)]
     outputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
     window: _Window | None
     activation: ir.Activation

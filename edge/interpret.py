@@ -156,6 +156,10 @@ def _add(op: ir.Op, graph: ir.Graph, x: FloatArray, y: FloatArray) -> FloatArray
     return x + y
 
 
+def _concat(op: ir.Op, graph: ir.Graph, *parts: FloatArray) -> FloatArray:
+    return np.concatenate(parts, axis=-1)
+
+
 def _mean(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:
     return _reshape(op, graph, x.mean(axis=(1, 2), dtype=np.float32))
 
@@ -194,6 +198,7 @@ _OPS: Mapping[ir.Kind, Callable[..., FloatArray]] = {
     "relu": _relu,
     "relu6": _relu6,
     "add": _add,
+    "concat": _concat,
     "mean": _mean,
     "avg_pool2d": _avg_pool2d,
     "max_pool2d": _max_pool2d,

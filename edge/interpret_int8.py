@@ -102,6 +102,10 @@ def _add(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int6
     return policy.add(x, y, left, right, out) + out.zero_point
 
 
+def _concat(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
+    return np.concatenate(operands, axis=-1)
+
+
 def _mean(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
     x, out = operands[0], graph.tensors[op.output]
     count = x.shape[1] * x.shape[2]
@@ -149,6 +153,7 @@ _OPS: Mapping[ir.Kind, Compute] = {
     "relu": _relu,
     "relu6": _relu,
     "add": _add,
+    "concat": _concat,
     "mean": _mean,
     "avg_pool2d": _avg_pool2d,
     "max_pool2d": _max_pool2d,

@@ -35,6 +35,7 @@ Kind = Literal[
     "relu",
     "relu6",
     "add",
+    "concat",  # of channels or features, of one input or more
     "mean",  # over height and width; to [1, 1, 1, c] or [1, c]
     "avg_pool2d",  # padding is not counted
     "max_pool2d",
@@ -50,9 +51,9 @@ FUSES_ACTIVATION: frozenset[Kind] = WEIGHTED | {"add"}
 """Ops that can apply their `activation` to what they compute."""
 
 KEEPS_SCALE: frozenset[Kind] = frozenset(
-    {"avg_pool2d", "max_pool2d", "pad", "reshape", "flatten_nchw"}
+    {"concat", "avg_pool2d", "max_pool2d", "pad", "reshape", "flatten_nchw"}
 )
-"""Ops whose output is quantised exactly as their input."""
+"""Ops whose output is quantised exactly as all of their inputs."""
 
 WINDOWED: frozenset[Kind] = frozenset(
     {"conv2d", "depthwise_conv2d", "avg_pool2d", "max_pool2d", "pad"}
@@ -76,7 +77,7 @@ _ARITY: Mapping[Kind, tuple[int, int]] = {
     **dict.fromkeys(KEEPS_SCALE | {"relu", "relu6", "mean"}, (1, 0)),
     "add": (2, 0),
 }
-"""Kind -> number of activation inputs, number of constant inputs after them."""
+"""Kind -> number of activation inputs (of a concat at least), and of constants after them."""
 
 _INTEGER_RANGE: Mapping[DType, tuple[int, int]] = {
     "int8": (-128, 127),
@@ -249,6 +250,8 @@ def infer_shape(graph: Graph, op: Op) -> Shape:
         return out if math.prod(out) == math.prod(x) else (1, math.prod(x))
     if op.kind == "flatten_nchw":
         return (1, math.prod(x))
+    if op.kind == "concat":
+        return (*x[:-1], sum(graph.tensors[name].shape[-1] for name in op.inputs))
     if op.window is None:
         return x
     channels = x[-1]
@@ -320,6 +323,8 @@ def _written_once_before_read(graph: Graph) -> Iterator[str]:
 def _operands_fit_the_kind(graph: Graph) -> Iterator[str]:
     for op in graph.ops:
         activations, constants = _ARITY[op.kind]
+        if op.kind == "concat":
+            activations = max(activations, len(op.inputs))
         is_constant = [graph.tensors[name].data is not None for name in op.inputs]
         if is_constant != [False] * activations + [True] * constants or len(op.outputs) != 1:
             yield f"{_name(op)} must read {activations} activation(s), then {constants} constant(s)"
@@ -374,6 +379,8 @@ def _constant_shapes(op: Op, shapes: list[Shape]) -> list[Shape]:
     """Return the shapes that the operands after the first must have."""
     if op.kind == "add":
         return [shapes[0]]
+    if op.kind == "concat":
+        return [(*shapes[0][:-1], *shape[-1:]) for shape in shapes[1:]]
     if op.kind == "affine":
         return [(shapes[0][-1],)] * 2
     if op.kind not in WEIGHTED:
@@ -428,8 +435,9 @@ def _scales_agree(graph: Graph) -> Iterator[str]:
         x, out = graph.tensors[op.inputs[0]], graph.tensors[op.output]
         if x.quantization is None:
             continue
-        if op.kind in KEEPS_SCALE and x.quantization != out.quantization:
-            yield f"{_name(op)} must keep the scale and zero point of its input"
+        of_inputs = {graph.tensors[name].quantization for name in op.inputs}
+        if op.kind in KEEPS_SCALE and of_inputs != {out.quantization}:
+            yield f"{_name(op)} must keep the scale and zero point of its inputs"
         if op.kind in WEIGHTED:
             yield from _weight_scales_agree(op, x, *(graph.tensors[n] for n in op.inputs[1:]))
         elif max(graph.tensors[name].scale for name in op.inputs) > LARGEST_MULTIPLIER * out.scale:

@@ -159,10 +159,14 @@ def _arguments(lowering: _Lowering, node: fx.Node) -> dict[str, Any]:
     named |= dict(zip((a.name for a in schema.arguments), node.args, strict=False))
     named |= node.kwargs
     order = [a.name for a in schema.arguments if a.name in named]
-    return {
-        name: lowering.values[named[name]] if isinstance(named[name], fx.Node) else named[name]
-        for name in order
-    }
+    return {name: _resolved(lowering, named[name]) for name in order}
+
+
+def _resolved(lowering: _Lowering, value: Any) -> Any:
+    """Put values in the places of nodes, in lists too."""
+    if isinstance(value, list | tuple):
+        return [_resolved(lowering, one) for one in value]
+    return lowering.values[value] if isinstance(value, fx.Node) else value
 
 
 def _is_constant(arguments: Arguments) -> bool:
@@ -170,7 +174,7 @@ def _is_constant(arguments: Arguments) -> bool:
 
 
 def _holds_activation(value: Any) -> bool:
-    in_list = isinstance(value, list | tuple) and any(isinstance(v, fx.Node) for v in value)
+    in_list = isinstance(value, list) and any(isinstance(one, ir.Tensor) for one in value)
     return in_list or isinstance(value, ir.Tensor)
 
 
@@ -234,6 +238,11 @@ def _add(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     x, y = activation(a["self"]), activation(a["other"])
     require(a["alpha"] == 1, f"an addition with alpha = {a['alpha']}; only 1 can be")
     return _in_place(lowering, node, x, lowering.add(node, x, y))
+
+
+@_lowers("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
+def _concat(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.concat(node, [activation(part) for part in a["tensors"]], a["dim"])
 
 
 def _in_place(lowering: _Lowering, node: fx.Node, old: ir.Tensor, new: ir.Tensor) -> ir.Tensor:

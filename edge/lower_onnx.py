@@ -566,6 +566,13 @@ def _clip(lowering: _Lowering, node: _Node) -> ir.Tensor:
     return lowering.clamp(node, activation(node.operand(0)), low, None if unbounded else high)
 
 
+@_lowers("Concat")
+def _concat(lowering: _Lowering, node: _Node) -> Value:
+    return lowering.concat(
+        node, [activation(part) for part in node.inputs], node.attribute("axis", 1)
+    )
+
+
 @_lowers("Add", "Sub", "Mul", "Div")
 def _arithmetic(lowering: _Lowering, node: _Node) -> ir.Tensor:
     """Lower arithmetic of an activation and a constant per channel, or a sum of activations."""

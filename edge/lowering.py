@@ -152,7 +152,8 @@ class Lowering(ABC, Generic[Node]):
             raise ExportError(
                 f"{len(self.complaints)} op(s) of the model cannot be exported:\n  {listed}\n"
                 f"replace them by supported layers: conv2d, linear, batch norm, relu, relu6, add, "
-                f"average and max pooling, mean over height and width, zero padding, flatten"
+                f"concat of channels, average and max pooling, mean over height and width, zero "
+                f"padding, flatten"
             )
 
     def graph(self, inputs: tuple[str, ...], output: Any) -> ir.Graph:
@@ -221,6 +222,14 @@ class Lowering(ABC, Generic[Node]):
         agree = x.shape == y.shape
         require(agree, f"an addition of shapes {x.shape} and {y.shape}; they must agree")
         return self.op("add", node, [x, y])
+
+    def concat(self, node: Node, parts: Sequence[ir.Tensor], dim: int) -> ir.Tensor:
+        """Add a concat over channels or features, which are dimension 1."""
+        dim %= len(self.shape_of(node))
+        require(
+            dim == 1, f"a concat over dimension {dim}; dimension 1, channels or features, can be"
+        )
+        return self.op("concat", node, parts)
 
     def mean(self, node: Node, x: ir.Tensor, dims: Sequence[int]) -> ir.Tensor:
         """Add a mean over height and width, which are all that `dims` (NCHW) may name."""

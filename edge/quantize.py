@@ -6,6 +6,8 @@ Weights: int8 in [-127, 127], symmetric, one scale per output channel; with fewe
 Biases: int32 with scale = input scale * weight scale.
 Scales may be confined to powers of two. Then what sums are multiplied by are powers of two as well,
 which is a shift; only a mean over an area that is none keeps a multiplier.
+Concats: all that they join, also through ops that keep their scale, has the range of all together,
+so that a concat only copies.
 
 Three bounds keep every model computable, whatever its values are; each moves a scale only where
 the change is below what the integers can express anyway:
@@ -19,7 +21,7 @@ the change is below what the integers can express anyway:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -42,6 +44,7 @@ _Grid = Callable[[_Floats], _Floats]
 
 _BATCH = 32
 _LARGEST_MULTIPLIER = 128.0
+_ROUNDS = 8  # in which the scales of what concats join settle; each needs one or two
 _LARGEST_OF_SUMS = 1 - 2.0**-20  # by which kernels multiply sums of products: below 1
 _SMALLEST_MULTIPLIER = 2.0**-30
 _BIAS_LIMIT = 2.0**30
@@ -116,7 +119,7 @@ def quantize(
             "'float', or give no trained integers"
         )
     ranges, most = _observe(graph, calibration, percentile), 2 ** (weight_bits - 1) - 1
-    result = _Quantizer(graph, ranges, most, _GRIDS[scales], trained or Trained()).run()
+    result = _settled(_Quantizer(graph, ranges, most, _GRIDS[scales], trained or Trained()))
     ir.verify(result)
     return result
 
@@ -153,21 +156,53 @@ def _extremes(value: FloatArray, percentile: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _settled(quantizer: _Quantizer) -> ir.Graph:
+    """Quantise, again as long as something that concats join raised the scale of all of it."""
+    quantizer.join()
+    for _ in range(_ROUNDS if quantizer.joined else 1):
+        before = dict(quantizer.least)
+        result = quantizer.run()
+        if quantizer.least == before:
+            break
+    return result
+
+
 @dataclass
 class _Quantizer:
-    """Walks the float graph in order; each op finds its inputs quantised."""
+    """Walks the float graph in order; each op finds its inputs quantised.
+
+    Attributes:
+        joined: Activation -> all that concats join it with, itself too, also through pools.
+        least: Activation -> what its scale must be at least, as far as known.
+    """
 
     graph: ir.Graph
     ranges: dict[str, _Range]
     most: int
     grid: _Grid
     trained: Trained
+    joined: Mapping[str, Set[str]] = field(default_factory=dict)
+    least: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
 
+    def join(self) -> None:
+        """Find what concats join, and give it the range of all of it."""
+        groups = {name: {name} for name in self.ranges}
+        for op in self.graph.ops:
+            if op.kind in ir.KEEPS_SCALE:
+                one = set().union(*(groups[name] for name in (*op.inputs, op.output)))
+                groups |= dict.fromkeys(one, one)
+        concats = {op.output for op in self.graph.ops if op.kind == "concat"}
+        self.joined = {name: group for name, group in groups.items() if group & concats}
+        for name, group in self.joined.items():
+            for other in group:
+                self.ranges[name].include(self.ranges[other].low, self.ranges[other].high)
+
     def run(self) -> ir.Graph:
+        self.tensors, self.ops = {}, []
         for name in self.graph.inputs:
-            self._activation(name, _affine(self.ranges[name], 0.0, self.grid))
+            self._activation(name, self._affine(name, 0.0))
         for op in self.graph.ops:
             self._op(op)
         return replace(self.graph, tensors=self.tensors, ops=tuple(self.ops))
@@ -183,10 +218,25 @@ class _Quantizer:
     def _output(self, op: ir.Op, inputs: list[ir.Tensor]) -> ir.Quantization | None:
         if op.kind in ir.KEEPS_SCALE:
             return inputs[0].quantization
-        seen = self.ranges[op.output]
-        out = _affine(seen, max(x.scale for x in inputs), self.grid)
-        is_free = op.kind == "mean" and self.grid is _float32
-        return _with_whole_offset(seen, inputs[0], out) if is_free else out
+        out = self._affine(op.output, max(x.scale for x in inputs))
+        is_free = op.kind == "mean" and self.grid is _float32 and op.output not in self.joined
+        return _with_whole_offset(self.ranges[op.output], inputs[0], out) if is_free else out
+
+    def _affine(
+        self, name: str, input_scale: float, most: float = _LARGEST_MULTIPLIER
+    ) -> ir.Quantization:
+        """Return scale and zero point of what is rounded.
+
+        Args:
+            name: The activation; all that a concat joins have the same.
+            input_scale: Of what is rounded.
+            most: What that may be multiplied by.
+        """
+        group = self.joined.get(name, frozenset({name}))
+        self.least[name] = max(self.least.get(name, 0.0), input_scale / most)
+        return _affine(
+            self.ranges[name], max(self.least.get(each, 0.0) for each in group), self.grid
+        )
 
     def _activation(self, name: str, quantization: ir.Quantization | None) -> None:
         self.tensors[name] = ir.Tensor(
@@ -218,11 +268,12 @@ class _Quantizer:
     def _weighted_output(self, op: ir.Op, input_scale: float) -> ir.Quantization:
         codes = self.trained.outputs.get(_weight_name(op))
         # Where something reads it before its activation, this is not what training read.
-        if codes is not None and codes[2] == (op.activation == "none"):
+        is_own = op.output not in self.joined
+        if codes is not None and is_own and codes[2] == (op.activation == "none"):
             known = _quantization(codes)
             if known.scale[0] >= input_scale / _LARGEST_OF_SUMS:
                 return known
-        return _affine(self.ranges[op.output], input_scale, self.grid, _LARGEST_OF_SUMS)
+        return self._affine(op.output, input_scale, _LARGEST_OF_SUMS)
 
     def _constants(
         self,
@@ -249,21 +300,12 @@ class _Quantizer:
         self.tensors[name] = ir.Tensor(name, data.shape, dtype, data, quantization)
 
 
-def _affine(
-    seen: _Range, input_scale: float, grid: _Grid, most: float = _LARGEST_MULTIPLIER
-) -> ir.Quantization:
-    """Return scale and zero point for a range.
-
-    Args:
-        seen: The range.
-        input_scale: Of what is rounded into it.
-        grid: Scales that may be.
-        most: What `input_scale` may be multiplied by at most.
-    """
+def _affine(seen: _Range, least: float, grid: _Grid) -> ir.Quantization:
+    """Return scale and zero point for a range; the scale is at least `least`."""
     span = seen.high - seen.low
     is_empty = span < _TINY
-    least = _FALLBACK_SCALE if is_empty else span / 255
-    scale = float(grid(np.array(max(least, input_scale / most))))
+    wanted = _FALLBACK_SCALE if is_empty else span / 255
+    scale = float(grid(np.array(max(wanted, least))))
     return ir.Quantization((scale,), (0,)) if is_empty else _with_scale(seen, scale)
 
 

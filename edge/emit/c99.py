@@ -82,8 +82,8 @@ def emit(
     files = {name: text.encode() for name, text in texts.items()}
     files |= {name: (_KERNELS / name).read_bytes() for name in (*headers, *kernels)}
     kept = {
-        name: (offsets[buffer] + planes.lead, planes)
-        for name, (buffer, planes) in program.homes.items()
+        name: (offsets[place.buffer] + place.lead, planes)
+        for name, (place, planes) in program.homes.items()
     }
     return Sources(files, size + pack.SLACK, kept if keep else {})
 

@@ -6,8 +6,9 @@
 
 ONNX is NCHW: activations keep the names of the graph, but images are [1, c, h, w] in the file.
 Convolution weights become [out, in per group, kernel height, kernel width]. What moves or chooses
-values without a new scale (pooling by maximum, padding, reshaping) works on int8 in both forms.
-An activation is the saturation of int8; where that is not enough, a Clip of integers follows.
+values without a new scale (pooling by maximum, concats, padding, reshaping) works on int8 in both
+forms. An activation is the saturation of int8; where that is not enough, a Clip of integers
+follows.
 """
 
 from __future__ import annotations
@@ -272,6 +273,10 @@ def _max_pool2d(file: _File, op: ir.Op) -> None:
     file.node("MaxPool", [op.inputs[0]], op.output, dilations=dilations, **_pooling(op))
 
 
+def _concat(file: _File, op: ir.Op) -> None:
+    file.node("Concat", list(op.inputs), op.output, axis=1)
+
+
 def _pad(file: _File, op: ir.Op) -> None:
     x = file.graph.tensors[op.inputs[0]]
     top, bottom, left, right = _sliding(op).padding
@@ -320,6 +325,7 @@ _EMITTERS: Mapping[ir.Kind, Callable[[_File, ir.Op], None]] = {
     "depthwise_conv2d": _depthwise,
     "linear": _linear,
     "add": _add,
+    "concat": _concat,
     "mean": _mean,
     "avg_pool2d": _avg_pool2d,
     "max_pool2d": _max_pool2d,

@@ -40,6 +40,7 @@ _VERSIONS: Mapping[str, tuple[int, int]] = {
     "DEPTHWISE_CONV_2D": (1, 3),
     "FULLY_CONNECTED": (1, 4),
     "ADD": (1, 2),
+    "CONCATENATION": (1, 2),
     "MEAN": (1, 2),
     "AVERAGE_POOL_2D": (1, 2),
     "MAX_POOL_2D": (1, 2),
@@ -260,6 +261,12 @@ def _add(file: _File, op: ir.Op) -> None:
     file.operator("ADD", op.inputs, op.output, options, "AddOptions")
 
 
+def _concat(file: _File, op: ir.Op) -> None:
+    options = schema.ConcatenationOptionsT()
+    options.axis = len(file.graph.tensors[op.output].shape) - 1
+    file.operator("CONCATENATION", op.inputs, op.output, options, "ConcatenationOptions")
+
+
 def _mean(file: _File, op: ir.Op) -> None:
     options = schema.ReducerOptionsT()
     options.keepDims = len(file.graph.tensors[op.output].shape) == 4
@@ -310,6 +317,7 @@ _EMITTERS: Mapping[ir.Kind, Callable[[_File, ir.Op], None]] = {
     "depthwise_conv2d": _depthwise,
     "linear": _linear,
     "add": _add,
+    "concat": _concat,
     "mean": _mean,
     "avg_pool2d": _pool("AVERAGE_POOL_2D"),
     "max_pool2d": _pool("MAX_POOL_2D"),

@@ -1,17 +1,20 @@
 """From an int8 graph to calls of the C kernels: layouts, packed constants, buffers.
 
 What the calls compute is what `edge.interpret.evaluate_int8` computes under `half_up`, integer by
-integer. Three things are decided here:
+integer. Four things are decided here:
 
 - activations of one height and width share one halo, the largest that a reader needs: sums then
   find equal layouts, and convolutions run over whole planes;
 - windows with a stride read phases, which readers of one tensor share where they can;
 - a sum that is the only reader of a convolution becomes part of it; the kernel still rounds the
-  convolution to int8 first, as the graph says.
+  convolution to int8 first, as the graph says;
+- what a concat joins is written where it belongs in the result, whose planes lie one after the
+  other; only what has its place in another concat already is copied.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -69,6 +72,9 @@ class Place:
     lead: int = 0
 
 
+Slot = tuple[str, int]
+"""A buffer, and the bytes of other tensors that come first in it."""
+
 Argument = int | str | Place | Pointer
 """Of a call; a text is a parameter of the caller."""
 
@@ -91,13 +97,13 @@ class Program:
     """Calls in order, with parameters `in` and `out`, and the buffers that they use.
 
     Attributes:
-        homes: Activation -> its buffer and how it lies there, as long as no other is written over
-            it. A convolution that a sum took in has none.
+        homes: Activation -> where its first pixel is and how it lies there, as long as no other is
+            written over it. A convolution that a sum took in has none.
     """
 
     calls: tuple[Call, ...]
     buffers: Mapping[str, Buffer]
-    homes: Mapping[str, tuple[str, Planes]]
+    homes: Mapping[str, tuple[Place, Planes]]
 
 
 def compile_graph(graph: ir.Graph, goal: Goal = "speed", keep: bool = False) -> Program:
@@ -132,6 +138,7 @@ class _Compiler:
     calls: list[Call] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     home: dict[str, str] = field(default_factory=dict)  # tensor -> buffer
+    offset: dict[str, int] = field(default_factory=dict)  # bytes of other tensors before it there
 
     def run(self) -> Program:
         self.fused = _fusions(self.graph)
@@ -139,12 +146,13 @@ class _Compiler:
         self.last_read = self._last_reads()
         self.planes = _layouts(self.graph)
         self.phases = _shared_phases(self.graph, self.planes)
+        self.slots = _slots(self.graph, self.planes)
         self._load()
         problems = [problem for op in self.ops for problem in self._problems(op)]
         if problems:
             raise ExportError("; ".join(problems))
         self._store()
-        homes = {name: (buffer, self.planes[name]) for name, buffer in self.home.items()}
+        homes = {name: (self._place(name), self.planes[name]) for name in self.home}
         return Program(tuple(self.calls), self._buffers(), homes)
 
     # Buffers
@@ -165,16 +173,21 @@ class _Compiler:
         return all(self.last_read.get(other, -1) <= now for other in sharing)
 
     def _new(self, name: str) -> Place:
-        self.home[name] = name
-        self.sizes[name] = self.planes[name].size
+        buffer, self.offset[name] = self.slots.get(name, (name, 0))
+        self.home[name] = buffer
+        self.sizes[buffer] = self.planes[buffer].size
         return self._place(name)
 
     def _reuse(self, name: str, by: str) -> Place:
-        self.home[by] = self.home[name]
+        self.home[by], self.offset[by] = self._slot(name)
         return self._place(by)
 
     def _place(self, name: str) -> Place:
-        return Place(self.home[name], self.planes[name].lead)
+        buffer, offset = self._slot(name)
+        return Place(buffer, offset + self.planes[name].lead)
+
+    def _slot(self, name: str) -> Slot:
+        return self.home[name], self.offset.get(name, 0)
 
     def _buffers(self) -> dict[str, Buffer]:
         uses: dict[str, list[int]] = {}
@@ -336,7 +349,8 @@ class _Compiler:
         if add is None:
             return self._new(op.output)
         name = _other_input(op, add)
-        if self._is_over(name, add) and self.home[name] != self.home[op.inputs[0]]:
+        is_free = add.output not in self.slots and self._is_over(name, add)
+        if is_free and self.home[name] != self.home[op.inputs[0]]:
             return self._reuse(name, add.output)
         return self._new(add.output)
 
@@ -359,10 +373,26 @@ class _Compiler:
             return
         a, b = op.inputs
         places = self._place(a), self._place(b)
-        over = next((name for name in (a, b) if self._is_over(name, op)), None)
+        free = () if op.output in self.slots else (a, b)
+        over = next((name for name in free if self._is_over(name, op)), None)
         out = self._reuse(over, op.output) if over else self._new(op.output)
         planes = _planes(self.planes[op.output])
         self._call("ek_add", self._sum(op, a, b), planes, *places, out, source=op.source)
+
+    def _concat(self, op: ir.Op) -> None:
+        starts = _starts(op, self.planes)
+        buffer, first = self._slot(op.inputs[0])
+        lie_so = [(buffer, first + start) for start in starts]
+        if op.output not in self.slots and lie_so == [self._slot(name) for name in op.inputs]:
+            self._reuse(op.inputs[0], op.output)
+            return
+        self._new(op.output)
+        buffer, first = self._slot(op.output)
+        for name, start in zip(op.inputs, starts, strict=True):
+            if self._slot(name) != (buffer, first + start):
+                planes = self.planes[name]
+                to = Place(buffer, first + start + planes.lead)
+                self._call("ek_concat", _planes(planes), self._place(name), to, source=op.source)
 
     def _linear(self, op: ir.Op) -> None:
         if not _is_vector(self.planes[op.inputs[0]]):
@@ -451,6 +481,7 @@ _OPS: Mapping[ir.Kind, Callable[[_Compiler, ir.Op], None]] = {
     "relu": _Compiler._relu,
     "relu6": _Compiler._relu,
     "add": _Compiler._add,
+    "concat": _Compiler._concat,
     "mean": _Compiler._mean,
     "avg_pool2d": _Compiler._pool,
     "max_pool2d": _Compiler._pool,
@@ -540,6 +571,23 @@ def _layouts(graph: ir.Graph) -> dict[str, Planes]:
 def _without_halo(tensor: ir.Tensor) -> Planes:
     height, width = tensor.shape[1:3] if len(tensor.shape) == 4 else (1, 1)
     return Planes(tensor.shape[-1], height, width, zero=tensor.zero_point + _BYTE)
+
+
+def _slots(graph: ir.Graph, planes: Mapping[str, Planes]) -> dict[str, Slot]:
+    """Return tensor -> where it lies in what the last concat that reads it makes."""
+    found: dict[str, Slot] = {}
+    for op in reversed(graph.ops):
+        if op.kind == "concat":
+            buffer, first = found.get(op.output, (op.output, 0))
+            for name, start in zip(op.inputs, _starts(op, planes), strict=True):
+                found.setdefault(name, (buffer, first + start))
+    return found
+
+
+def _starts(concat: ir.Op, planes: Mapping[str, Planes]) -> list[int]:
+    """Return how many bytes lie before each input of a concat."""
+    sizes = [planes[name].channels * planes[name].plane for name in concat.inputs]
+    return [0, *itertools.accumulate(sizes[:-1])]
 
 
 def _shared_phases(graph: ir.Graph, planes: Mapping[str, Planes]) -> dict[str, Phases]:

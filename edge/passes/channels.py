@@ -101,6 +101,15 @@ def _same(graph: ir.Graph, op: ir.Op) -> list[Link]:
     return [Link(name, channels, channels) for name in op.inputs]
 
 
+def _concat(graph: ir.Graph, op: ir.Op) -> list[Link]:
+    sizes = [graph.tensors[name].shape[-1] for name in op.inputs]
+    ends = np.cumsum(sizes)
+    return [
+        Link(name, np.arange(size), np.arange(end - size, end))
+        for name, size, end in zip(op.inputs, sizes, ends, strict=True)
+    ]
+
+
 def _depthwise(graph: ir.Graph, op: ir.Op) -> list[Link]:
     outputs = np.arange(graph.tensors[op.output].shape[-1])
     multiplier = len(outputs) // graph.tensors[op.inputs[0]].shape[-1]
@@ -129,6 +138,7 @@ def _elements(
 _LINKS: Mapping[ir.Kind, Callable[[ir.Graph, ir.Op], list[Link]]] = {
     **dict.fromkeys(MIXING, _none),
     **dict.fromkeys(("relu", "relu6", "add", "mean", "avg_pool2d", "max_pool2d", "pad"), _same),
+    "concat": _concat,
     "depthwise_conv2d": _depthwise,
     "reshape": _reshape,
     "flatten_nchw": _flatten_nchw,

@@ -22,6 +22,7 @@ from edge.runners import open_runner
 from fedkit.errors import ExportError
 from fedkit.numerics import Int64s
 from tests.edge.kernels.library import need_gcc
+from tests.edge.test_emit_tflite import Branches, DenseBlock, Flat
 
 Save = Callable[..., Artifact]
 SAVES: dict[str, Save] = {"c99": save_c99, "tflite": save_tflite, "onnx-qdq": save_onnx}
@@ -103,6 +104,17 @@ def test_weights_may_be_shared(target: str, inputs: NDArray[np.float32], tmp_pat
     assert [op.source for op in graph.ops].count("layer") == 2
     report = check(saved(target, graph, graph, inputs, tmp_path), inputs, layers=True)
     assert report.mismatches == 0 and report.outputs.integers == inputs.size
+
+
+@pytest.mark.parametrize("target", SAVES)
+@pytest.mark.parametrize("body", [DenseBlock, Branches])
+def test_what_concats_join_is_compared(
+    target: str, body: type[nn.Module], inputs: NDArray[np.float32], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    graph = int8_graph(Flat(body()), inputs)
+    report = check(saved(target, graph, graph, inputs, tmp_path), inputs, layers=True)
+    assert report.mismatches == 0 and len(report.layers) >= len(graph.ops) - 1
 
 
 @pytest.mark.parametrize("target", SAVES)

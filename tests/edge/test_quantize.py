@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from edge import ir
 from edge.emit import tflite
+from edge.export import float_graph
 from edge.interpret import evaluate, evaluate_int8
 from edge.lower import lower
 from edge.passes import optimise
@@ -19,6 +22,7 @@ from edge.quantize import quantize
 from edge.runtime import TfliteRunner, available_runtimes
 from fedkit.errors import ExportError
 from tests.edge.conftest import Trained
+from tests.edge.test_emit_tflite import Branches, Flat, images
 
 Build = Callable[..., ir.Graph]
 Floats = NDArray[np.float32]
@@ -124,6 +128,35 @@ def test_a_mean_has_a_whole_offset_and_hardly_a_wider_scale(seed: int, positive:
     assert offset < 32 or offset % 1 == pytest.approx(2**-10, rel=0.1)
     means = np.append(evaluate(graph, inputs), 0)
     assert y.scale <= np.ptp(means) / 255 * (1 + 1 / 32) * 1.001
+
+
+def test_all_that_concats_join_has_one_scale() -> None:
+    graph = float_graph(Flat(Branches()).eval(), (3, 6, 6))
+    inputs = ir.to_graph_layout(images(3, 6, 6))
+    made = quantize(graph, inputs)
+    joined = {name for op in made.ops if op.kind == "concat" for name in (*op.inputs, op.output)}
+    assert len(joined) > 5 and len({made.tensors[name].quantization for name in joined}) == 1
+    (one,) = {made.tensors[name].scale for name in joined}
+    ranges = [evaluate(ir.until(graph, name), inputs) for name in joined]
+    span = max(float(each.max()) for each in ranges) - min(float(each.min()) for each in ranges)
+    assert one == pytest.approx(span / 255, rel=1e-3)
+
+
+def test_a_part_with_large_steps_widens_all_that_is_joined() -> None:
+    class Cancelling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2, bias=False)
+            self.layer.weight.data = torch.tensor([[1.0, -1.0], [0.5, -0.5]])
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            return torch.cat([y, torch.relu(y)], 1)
+
+    inputs = np.repeat(features(f=1), 2, axis=1)
+    made = quantize(float_graph(Cancelling(), (2,)), inputs)
+    assert len({made.tensors[op.output].quantization for op in made.ops}) == 1
+    assert made.tensors[made.outputs[0]].scale > made.tensors[made.inputs[0]].scale / 127
 
 
 def test_a_percentile_cuts_outliers(linear_graph: Build) -> None:

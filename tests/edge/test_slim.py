@@ -33,7 +33,7 @@ from edge.runtime_onnx import OnnxRunner
 from fedkit.errors import ExportError
 from fedkit.nn.zoo import build_model
 from tests.edge.kernels.library import need_gcc
-from tests.edge.test_emit_tflite import Flat, images
+from tests.edge.test_emit_tflite import DenseBlock, Flat, images
 
 Randomise = Callable[[nn.Module], nn.Module]
 
@@ -112,6 +112,24 @@ def test_a_sparse_model_loses_channels_and_keeps_its_integers(
     assert cost(after).channels < cost(before).channels
     assert cost(after).macs < cost(before).macs
     assert cost(slim(after)) == cost(after), "the first time left something"
+
+
+def test_a_joined_channel_that_nobody_reads_is_removed() -> None:
+    body = DenseBlock()
+    empty(body.first, 1)  # its ReLU leaves 0
+    with torch.no_grad():
+        body.second.weight[:, 2] = 0  # an input of the block, which goes on to the output
+    head = nn.Conv2d(9, 3, 1)
+    with torch.no_grad():
+        head.weight[:, [5, 8]] = 0  # a channel of `first`, and the last of `second`
+    model = nn.Sequential(body, head, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    before = quantised(model, 3, 6, 6)
+    after = slim(before)
+    assert_same_integers(before, after)
+    joined = [after.tensors[op.output].shape[-1] for op in after.ops if op.kind == "concat"]
+    assert joined == [6, 7]
+    first, second, *_ = (after.constant(op.inputs[1]) for op in after.ops if op.kind == "conv2d")
+    assert (len(first), len(second), second.shape[-1]) == (3, 1, 6)
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,9 @@ void ek_store(int32_t count, const uint8_t *x, int8_t *out);
 /* Another halo, or a pad: all of `in` put at (top, left) of planes of `out`. */
 void ek_pad(const ek_planes *in, const ek_planes *out, int32_t top, int32_t left, const uint8_t *x,
             uint8_t *y);
+/* Channels of another tensor of the same height, width, halo and zero point to where they belong
+ * in a tensor. */
+void ek_concat(const ek_planes *in, const uint8_t *x, uint8_t *out);
 /* To a vector, in the order channel, row, column. */
 void ek_flatten(const ek_planes *in, const uint8_t *x, uint8_t *out);
 /* To a vector, in the order row, column, channel. */

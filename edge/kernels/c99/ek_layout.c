@@ -53,6 +53,11 @@ void ek_pad(const ek_planes *in, const ek_planes *out, int32_t top, int32_t left
     }
 }
 
+void ek_concat(const ek_planes *in, const uint8_t *x, uint8_t *out) {
+    ek_halo_before(in, out);
+    memcpy(out, x, (size_t)(in->channels * in->plane));
+}
+
 void ek_flatten(const ek_planes *in, const uint8_t *x, uint8_t *out) {
     for (int32_t c = 0; c < in->channels; c++, x += in->plane)
         for (int32_t i = 0; i < in->height; i++, out += in->width)
