@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,3 +40,20 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("without-torch")
     (folder / "sitecustomize.py").write_text(WITHOUT_TORCH)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[[nn.Module], nn.Module]:
+    """Give every BatchNorm statistics and parameters as after training; set evaluation mode."""
+
+    def apply(model: nn.Module) -> nn.Module:
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                assert layer.running_mean is not None and layer.running_var is not None
+                nn.init.normal_(layer.running_mean, 0, 0.3)
+                nn.init.uniform_(layer.running_var, 0.5, 2)
+                nn.init.uniform_(layer.weight, 0.5, 1.5)
+                nn.init.normal_(layer.bias, 0, 0.3)
+        return model.eval()
+
+    return apply

@@ -28,23 +28,6 @@ def _seeded_single_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def randomise() -> Callable[[nn.Module], nn.Module]:
-    """Give every BatchNorm statistics and parameters as after training; set evaluation mode."""
-
-    def apply(model: nn.Module) -> nn.Module:
-        for layer in model.modules():
-            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-                assert layer.running_mean is not None and layer.running_var is not None
-                nn.init.normal_(layer.running_mean, 0, 0.3)
-                nn.init.uniform_(layer.running_var, 0.5, 2)
-                nn.init.uniform_(layer.weight, 0.5, 1.5)
-                nn.init.normal_(layer.bias, 0, 0.3)
-        return model.eval()
-
-    return apply
-
-
-@pytest.fixture(scope="session")
 def torch_outputs() -> Callable[[nn.Module, Images], Images]:
     """Run a torch model on numpy inputs."""
 
