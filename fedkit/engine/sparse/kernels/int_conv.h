@@ -207,23 +207,33 @@ static void int_gather(const struct int_map *map, const int16_t *in, int slots,
 
 /* -- weights ---------------------------------------------------------------------------------- */
 
-#define WROWS 4 /* rows of the register block, by 3 taps */
+/* Rows of the register block, by 3 taps; FOR_WROWS does something for each. */
+#if defined(ISA_AVX512)
+#define WROWS 8
+#define FOR_WROWS(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
+#else
+#define WROWS 4
+#define FOR_WROWS(DO) DO(0) DO(1) DO(2) DO(3)
+#endif
+
+#define WEIGHTS_ZERO(r) itotal t##r##0 = itotal_zero(), t##r##1 = t##r##0, t##r##2 = t##r##0;
 
 /* One row of a block: its gradients at a pixel times the inputs at up to three taps. */
 #define WEIGHTS_ROW(r) \
-    do { \
-        const ivec g = ivec_load(d + (r) * plane); \
+    if (r < rows) { \
+        ivec g = ivec_load((r < 4 ? d : e) + (r) % 4 * plane); \
+        IN_REGISTER(g); \
         itotal_dot(&t##r##0, g, x0); \
         if (taps > 1) itotal_dot(&t##r##1, g, x1); \
         if (taps > 1) itotal_dot(&t##r##2, g, x2); \
-    } while (0)
+    }
 
 #define WEIGHTS_SUM(r) \
-    do { \
+    if (r < rows) { \
         sum[r][0] += itotal_sum(t##r##0); \
         if (taps > 1) sum[r][1] += itotal_sum(t##r##1); \
         if (taps > 1) sum[r][2] += itotal_sum(t##r##2); \
-    } while (0)
+    }
 
 /* Add to `rows` x `taps` gradients, 1 or WROWS by 1 or 3, sums over the lines of a part: in runs of
  * so many pixels that their products fit a sum. */
@@ -234,21 +244,18 @@ INLINE void int_weights_block(const struct int_conv *conv, const int16_t *in, co
     const ptrdiff_t a = offset[0], b = taps > 1 ? offset[between] : 0;
     const ptrdiff_t c = taps > 1 ? offset[2 * between] : 0;
     for (int line = 0, pixel = 0; line < lines;) {
-        itotal t00 = itotal_zero(), t01 = t00, t02 = t00, t10 = t00, t11 = t00, t12 = t00;
-        itotal t20 = t00, t21 = t00, t22 = t00, t30 = t00, t31 = t00, t32 = t00;
+        FOR_WROWS(WEIGHTS_ZERO)
         for (int budget = conv->most_slots; line < lines && budget > 0;) {
             const int left = conv->line_length - pixel, count = left < budget ? left : budget;
             const int16_t *x = in + conv->line_in[line] + pixel * step;
             const int16_t *d = out + conv->line_out[line] + (ptrdiff_t)pixel * ILANES;
-            for (int i = 0; i < count; i++, d += ILANES, x += step) {
-                const ivec x0 = ivec_load(x + a);
-                const ivec x1 = taps > 1 ? ivec_load(x + b) : x0;
-                const ivec x2 = taps > 1 ? ivec_load(x + c) : x0;
-                WEIGHTS_ROW(0);
-                if (rows == 1) continue;
-                WEIGHTS_ROW(1);
-                WEIGHTS_ROW(2);
-                WEIGHTS_ROW(3);
+            const int16_t *e = d + 4 * plane, *y = x + b, *z = x + c;
+            x += a;
+            for (int i = 0; i < count; i++, d += ILANES, e += ILANES, x += step, y += step, z += step) {
+                const ivec x0 = ivec_load(x);
+                const ivec x1 = taps > 1 ? ivec_load(y) : x0;
+                const ivec x2 = taps > 1 ? ivec_load(z) : x0;
+                FOR_WROWS(WEIGHTS_ROW)
             }
             budget -= count;
             pixel += count;
@@ -257,11 +264,7 @@ INLINE void int_weights_block(const struct int_conv *conv, const int16_t *in, co
                 line++;
             }
         }
-        WEIGHTS_SUM(0);
-        if (rows == 1) continue;
-        WEIGHTS_SUM(1);
-        WEIGHTS_SUM(2);
-        WEIGHTS_SUM(3);
+        FOR_WROWS(WEIGHTS_SUM)
     }
 }
 

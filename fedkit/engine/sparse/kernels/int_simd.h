@@ -7,6 +7,7 @@
  * ISLOTS pixels a sparse kernel holds at once
  * IN_PLACE  keeps a sum in its register: GCC 12 else adds into another and copies back, half again
  *        as many instructions in the loops that matter
+ * IN_REGISTER  likewise of what was loaded, which GCC 12 else stores and loads again
  */
 #ifndef FEDKIT_INT_SIMD_H
 #define FEDKIT_INT_SIMD_H
@@ -18,10 +19,17 @@
 #define IROWS 6
 #define ISLOTS 4
 
-#if !defined(IN_PLACE) && defined(__GNUC__)
+#if !defined(IN_PLACE) && defined(__GNUC__) && defined(ISA_AVX512)
+/* Any of 32 registers, where "x" is the first 16. */
+#define IN_PLACE(sum) __asm__("" : "+v"(sum))
+#define IN_REGISTER(vector) IN_PLACE(vector)
+#elif !defined(IN_PLACE) && defined(__GNUC__)
 #define IN_PLACE(sum) __asm__("" : "+x"(sum))
 #elif !defined(IN_PLACE)
 #define IN_PLACE(sum)
+#endif
+#ifndef IN_REGISTER
+#define IN_REGISTER(vector)
 #endif
 
 #if defined(ISA_AVX512)
@@ -52,9 +60,9 @@ INLINE void isum_dot(isum *s, ipair x, const int16_t *w) {
     int32_t both;
     memcpy(&both, w, sizeof both);
     const __m512i two = _mm512_set1_epi32(both);
-    s->lo = _mm512_add_epi32(s->lo, _mm512_madd_epi16(x.lo, two));
+    s->lo = _mm512_dpwssd_epi32(s->lo, x.lo, two);
     IN_PLACE(s->lo);
-    s->hi = _mm512_add_epi32(s->hi, _mm512_madd_epi16(x.hi, two));
+    s->hi = _mm512_dpwssd_epi32(s->hi, x.hi, two);
     IN_PLACE(s->hi);
 }
 INLINE ivec isum_narrow(isum s, int shift) {
@@ -77,15 +85,13 @@ INLINE ivec isum_narrow_even(isum s, int shift) {
 typedef __m512i itotal; /* sums over pairs of examples */
 INLINE itotal itotal_zero(void) { return _mm512_setzero_si512(); }
 INLINE void itotal_dot(itotal *t, ivec a, ivec b) {
-    *t = _mm512_add_epi32(*t, _mm512_madd_epi16(a, b));
+    *t = _mm512_dpwssd_epi32(*t, a, b);
     IN_PLACE(*t);
 }
 INLINE int64_t itotal_sum(itotal t) {
-    int32_t lane[16];
-    int64_t sum = 0;
-    _mm512_storeu_si512(lane, t);
-    for (int i = 0; i < 16; i++) sum += lane[i];
-    return sum;
+    const __m512i low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(t));
+    const __m512i high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(t, 1));
+    return _mm512_reduce_add_epi64(_mm512_add_epi64(low, high));
 }
 
 #elif defined(ISA_AVX2)

@@ -25,7 +25,9 @@ static int supports(unsigned leaf, int use_ecx, unsigned bits, unsigned saved) {
 int kernels_lanes_avx2(void) {
     return supports(1, 1, 1u << 12, 0x06) && supports(7, 0, 1u << 5, 0x06) ? 8 : 0;
 }
-int kernels_lanes_avx512(void) { return supports(7, 0, 1u << 16 | 1u << 30, 0xe6) ? 16 : 0; }
+int kernels_lanes_avx512(void) {
+    return supports(7, 0, 1u << 16 | 1u << 30, 0xe6) && supports(7, 1, 1u << 11, 0xe6) ? 16 : 0;
+}
 #elif defined(__aarch64__)
 int kernels_lanes_neon(void) { return 8; } /* part of the architecture */
 #endif

@@ -68,6 +68,17 @@ static inline __v16si in_c_sra(__v16si a, unsigned long long by) {
 static inline __v16si in_c_madd(__v32hi a, __v32hi b) {
     LANE_BY_LANE(__v16si, a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1]);
 }
+static inline __v4di in_c_half(__v8di a, int half) {
+    __v4di r;
+    memcpy(&r, (const char *)&a + half * (int)sizeof r, sizeof r);
+    return r;
+}
+static inline __v8di in_c_widen(__v8si a) { LANES_OF(__v8di, 8, a[i]); }
+static inline long long in_c_total(__v8di a) {
+    long long sum = 0;
+    for (int i = 0; i < 8; i++) sum += a[i];
+    return sum;
+}
 static inline __v32hi in_c_unpack(__v32hi a, __v32hi b, int half) {
     LANES_OF(__v32hi, 32, (i % 2 ? b : a)[i / 8 * 8 + 4 * half + i % 8 / 2]);
 }
@@ -86,7 +97,13 @@ static inline __v32hi in_c_packs(__v16si a, __v16si b) {
 #define _mm512_sra_epi32(a, by) \
     ((__m512i)in_c_sra((__v16si)(a), (unsigned long long)_mm_cvtsi128_si64(by)))
 #define _mm512_and_si512(a, b) ((__m512i)((__v16si)(a) & (__v16si)(b)))
-#define _mm512_madd_epi16(a, b) ((__m512i)in_c_madd((__v32hi)(a), (__v32hi)(b)))
+#define _mm512_castsi512_si256(a) ((__m256i)in_c_half((__v8di)(a), 0))
+#define _mm512_extracti64x4_epi64(a, half) ((__m256i)in_c_half((__v8di)(a), half))
+#define _mm512_cvtepi32_epi64(a) ((__m512i)in_c_widen((__v8si)(a)))
+#define _mm512_add_epi64(a, b) ((__m512i)((__v8di)(a) + (__v8di)(b)))
+#define _mm512_reduce_add_epi64(a) in_c_total((__v8di)(a))
+#define _mm512_dpwssd_epi32(s, a, b) \
+    ((__m512i)((__v16si)(s) + (__v16si)in_c_madd((__v32hi)(a), (__v32hi)(b))))
 #define _mm512_unpacklo_epi16(a, b) ((__m512i)in_c_unpack((__v32hi)(a), (__v32hi)(b), 0))
 #define _mm512_unpackhi_epi16(a, b) ((__m512i)in_c_unpack((__v32hi)(a), (__v32hi)(b), 1))
 #define _mm512_packs_epi32(a, b) ((__m512i)in_c_packs((__v16si)(a), (__v16si)(b)))
