@@ -80,6 +80,7 @@ class IntegerNetwork:
         }
         self._columns = {n: self._column_of(layer) for n, layer in self.layers.items()}
         self._rows = {n: self._row_ends(layer) for n, layer in self.layers.items()}
+        self._row_counts = {n: np.diff(ends, prepend=0) for n, ends in self._rows.items()}
 
     def load(self, state: ModelState) -> None:
         """Take over a state's weights, and forget the optimiser's.
@@ -125,9 +126,24 @@ class IntegerNetwork:
         """Return where each output channel's kept weights end, int32 [channels]."""
         return self._rows[number]
 
-    def columns(self, number: int) -> NDArray[np.int64]:
-        """Return the input channel of each of an op's kept weights."""
-        return self._columns[number]
+    def row_sums(self, number: int, sizes: NDArray[np.int16]) -> Reals:
+        """Return per output channel the sum of what its kept weights have in `sizes`."""
+        if self.layers[number].dense:
+            return sizes.reshape(len(self._rows[number]), -1).sum(1, dtype=np.float64)
+        sums = np.concatenate([[0.0], np.cumsum(sizes, dtype=np.float64)])
+        return np.diff(sums[self._rows[number]], prepend=0.0)
+
+    def column_sums(self, number: int, sizes: NDArray[np.int16], factor: Reals) -> Reals:
+        """Return per input channel the sum over its kept weights, each times its row's factor.
+
+        Sizes and factors are integers, so that sums are exact in any order.
+        """
+        geometry = self.layers[number].geometry
+        if self.layers[number].dense:
+            sums = np.einsum("r,rt->t", factor, sizes.reshape(len(factor), -1))
+            return np.asarray(sums.reshape(geometry.source[0], -1).sum(1))
+        weighted = sizes * np.repeat(factor, self._row_counts[number])
+        return np.bincount(self._columns[number], weighted, geometry.source[0]).astype(np.float64)
 
     def codes(self, number: int, least: Reals) -> Codes:
         """Quantise an op's weights: nearest, symmetric, one scale per output channel.
@@ -145,17 +161,20 @@ class IntegerNetwork:
         positive = clip[clip > 0]
         clip = np.where(clip > 0, clip, positive.min() if positive.size else 1.0)
         clip = np.maximum(clip, np.ldexp(least * most, self.points[op.weight]))
-        scale = np.repeat(clip / most, np.diff(self._rows[number], prepend=0))
-        values = np.clip(np.floor(whole / scale + 0.5), -most, most).astype(np.int16)
-        return Codes(values, np.ldexp(clip / most, -self.points[op.weight]))
+        # In place: memory for another array of this size costs more than the arithmetic.
+        codes = np.repeat(clip / most, self._row_counts[number])
+        np.divide(whole, codes, out=codes)
+        codes += 0.5
+        np.floor(codes, out=codes)
+        np.minimum(np.maximum(codes, -most, out=codes), most, out=codes)
+        return Codes(codes.astype(np.int16), np.ldexp(clip / most, -self.points[op.weight]))
 
     def _row_sizes(self, number: int, magnitudes: Reals) -> tuple[Reals, Reals]:
         """Return per output channel the largest magnitude and the root of the mean square.
 
         Zeros do not count: whether pruned weights are listed or not, the result is the same.
         """
-        ends = self._rows[number]
-        counts = np.diff(ends, prepend=0)
+        ends, counts = self._rows[number], self._row_counts[number]
         if len(magnitudes) == 0:
             return np.zeros(len(ends)), np.zeros(len(ends))
         # reduceat: an empty row would give its neighbour's first value.
@@ -163,7 +182,7 @@ class IntegerNetwork:
         filled = counts > 0
         largest = np.where(filled, np.maximum.reduceat(magnitudes, starts), 0.0)
         squares = np.where(filled, np.add.reduceat(np.square(magnitudes), starts), 0.0)
-        nonzero = np.where(filled, np.add.reduceat((magnitudes > 0).astype(np.int64), starts), 0)
+        nonzero = np.where(filled, np.add.reduceat(magnitudes > 0, starts, dtype=np.int64), 0)
         return largest, np.sqrt(squares / np.maximum(nonzero, 1))
 
     def _column_of(self, layer: Layer) -> NDArray[np.int64]:

@@ -244,7 +244,7 @@ class Program:
         read, unit = self._reads[number] = self._layer_read(number, op.source)
         real_bias = self.network.real(op.bias) if op.bias else np.zeros(self._channels(op.target))
         codes = self._codes[number] = self.network.codes(number, np.abs(real_bias) / unit / _BIAS)
-        sums = self._row_sums(number, np.abs(codes.values).astype(np.float64))
+        sums = self.network.row_sums(number, np.abs(codes.values))
         worth = unit * codes.scale
         bias = np.rint(real_bias / worth)
         bound = sums * max(read.high, -read.low) + np.abs(bias)
@@ -590,8 +590,7 @@ class Program:
         chain = self._chain_in(op.target, step, most, factor=to_int32(factor), key=key)
         shift, mix = np.zeros(self._channels(op.source), np.int32), None
         if given:
-            sizes = np.abs(codes.values).astype(np.float64) * most
-            bound = self._column_sums(number, sizes, factor)
+            bound = most * self.network.column_sums(number, np.abs(codes.values), factor)
             self._check_sums(number, op, bound)
             shift = shift_to_fit(bound)
             new = Slope(np.ldexp(unit, shift), np.full(len(shift), float(WIDE)))
@@ -705,20 +704,6 @@ class Program:
     def _count(self, tensor: int) -> int:
         """Return the number of values of one channel in the batch."""
         return self._examples * math.prod(self._plan.tensors[tensor].shape[1:])
-
-    def _row_sums(self, number: int, magnitudes: Reals) -> Reals:
-        """Return per output channel the sum over its kept weights."""
-        ends = self.network.row_ends(number)
-        sums = np.concatenate([[0.0], np.cumsum(magnitudes)])
-        return np.diff(sums[ends], prepend=0.0)
-
-    def _column_sums(self, number: int, magnitudes: Reals, factor: Reals) -> Reals:
-        """Return per input channel the sum over its kept weights times their row's factor."""
-        geometry = self.network.layers[number].geometry
-        counts = np.diff(self.network.row_ends(number), prepend=0)
-        weighted = magnitudes * np.repeat(factor, counts)
-        columns = self.network.columns(number)
-        return np.asarray(np.bincount(columns, weighted, geometry.source[0]), np.float64)
 
 
 def _scaled(whole: NDArray[np.int64], factor: Reals) -> Ints:

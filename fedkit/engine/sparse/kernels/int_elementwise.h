@@ -407,7 +407,8 @@ INLINE int64_t clamp_wide(int64_t x, int64_t limit) {
  * more than 15 bits has no shift:
  *   velocity = velocity * momentum + gradient * rate + weight * decay, each rounded half up
  *   weight -= velocity >> extra, which rounds at random, for its lost bits are most of a step */
-void NAME(int_sgd)(int32_t *weight, int32_t *velocity, const int64_t *gradient,
+void NAME(int_sgd)(int32_t *restrict weight, int32_t *restrict velocity,
+                   const int64_t *restrict gradient,
                    const int32_t *ends, int rows, const int32_t *rate, const int32_t *rate_shift,
                    int32_t decay, int32_t decay_shift, int32_t momentum, int32_t extra,
                    uint32_t key_low, uint32_t key_high) {
@@ -418,7 +419,7 @@ void NAME(int_sgd)(int32_t *weight, int32_t *velocity, const int64_t *gradient,
         const int64_t factor = rate[row], shift = rate_shift[row];
         const int64_t half = shift ? (int64_t)1 << (shift - 1) : 0;
         const int64_t most = shift ? (int64_t)1 << 47 : INT32_MAX; /* of those times the rate */
-        for (; i < ends[row]; i++) {
+        for (const int32_t end = ends[row]; i < end; i++) {
             int64_t step = (clamp_wide(gradient[i], most) * factor + half) >> shift;
             step += ((int64_t)weight[i] * decay + decay_half) >> decay_shift;
             step += ((int64_t)velocity[i] * momentum + (1 << 14)) >> 15;
