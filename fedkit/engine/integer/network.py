@@ -129,7 +129,7 @@ class IntegerNetwork:
     def row_sums(self, number: int, sizes: NDArray[np.int16]) -> Reals:
         """Return per output channel the sum of what its kept weights have in `sizes`."""
         if self.layers[number].dense:
-            return sizes.reshape(len(self._rows[number]), -1).sum(1, dtype=np.float64)
+            return np.asarray(sizes.reshape(len(self._rows[number]), -1).sum(1, dtype=np.float64))
         sums = np.concatenate([[0.0], np.cumsum(sizes, dtype=np.float64)])
         return np.diff(sums[self._rows[number]], prepend=0.0)
 
