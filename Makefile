@@ -58,7 +58,8 @@ results: $(STAMP) ## Make results/*.json and README's tables anew
 	mkdir -p build
 	$(BIN)/$(RUN) --out build/runs --name results-$$(date +%s) --json > build/main-digits
 	for name in $(BENCHMARKS); do $(BIN)/fedkit bench $$name --json > build/$$name || exit; done
-	for name in main-digits $(BENCHMARKS); do \
+	ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 $(BIN)/fedkit bench inttrain --json > build/inttrain-avx512
+	for name in main-digits $(BENCHMARKS) inttrain-avx512; do \
 	tail -n 1 build/$$name | $(BIN)/python -m json.tool - results/$$name.json || exit; done
 	$(BIN)/python -m fedkit.bench.readme
 

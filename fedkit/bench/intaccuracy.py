@@ -76,7 +76,9 @@ def bench_intaccuracy(quick: bool) -> dict[str, Any]:
         rows = [run(Cell(bits, rule, "l1", 1, 1000, 1)) for bits, rule in kinds]
     else:
         rows = run_kept(list(cells((1, 2, 3), examples=60_000, epochs=3)), run, KEPT)
-    return {"benchmark": "intaccuracy", "task": "fashion-mnist", "rows": _with_twins(rows)}
+    seeds = sorted({row["seed"] for row in rows})
+    about = {"benchmark": "intaccuracy", "task": "fashion-mnist", "seeds": seeds}
+    return {**about, "rows": _with_twins(rows)}
 
 
 def cells(seeds: Iterable[int], examples: int, epochs: int) -> Iterable[Cell]:

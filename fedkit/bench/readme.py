@@ -258,6 +258,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "intgemm": _intgemm,
     "l1norm": _l1norm,
     "inttrain": _inttrain,
+    "inttrain-avx512": _inttrain,
     "inttrain-fashion-mnist": _intaccuracy,
     "infer": _infer,
     "exact": _exact,
@@ -306,7 +307,8 @@ def _source(result: Result) -> str:
     seeds = result["seeds"] if "seeds" in result else [result["seed"]]
     named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     made = sorted({row.get("commit", result["commit"]) for row in result.get("rows", [result])})
-    return f"Made by `{result['command']}`, {named}, commit {', '.join(made)}."
+    on = f" on {result['processor']}" if "processor" in result else ""
+    return f"Made by `{result['command']}`, {named}, commit {', '.join(made)}{on}."
 
 
 def rendered(root: Path) -> dict[Path, str]:
