@@ -73,10 +73,47 @@ static void ek_last_eights(const ek_row *row, const ek_tail *tail, const uint8_t
     }
 }
 
-static void ek_run(const ek_row *row, const ek_tail *tail, const uint8_t *p, const uint8_t *other,
-                   uint8_t *out, int32_t count) {
+#ifdef EK_AVX512
+
+static inline __m512i ek_sums64(const ek_row *row, const ek_scale64 *scale, const uint8_t *p) {
+    const ek_quad *quad = row->quads, *last_quad = quad + row->filter->quads;
+    const ek_pair *pair = row->pairs, *last_pair = pair + row->filter->pairs;
+    const __m512i bias = _mm512_set1_epi32(row->bias);
+    ek_block64 sums = {bias, bias, bias, bias};
+    for (; quad != last_quad; quad++) ek_quad_block64(&sums, p, quad);
+    for (; pair != last_pair; pair++) ek_pair_block64(&sums, p, pair);
+    return ek_scaled_block64(scale, sums);
+}
+
+/* Runs of 64 pixels; returns how many pixels they are. A last one of more than 32 writes only as
+ * far as `count`. */
+static int32_t ek_runs64(const ek_row *row, const ek_tail *tail, const uint8_t *p,
+                         const uint8_t *other, uint8_t *out, int32_t count) {
+    const ek_scale64 scale = ek_scale64_of(&tail->scale);
+    const ek_adder64 adder = ek_adder64_of(&tail->adder);
+    int32_t x = 0;
+    for (; count - x > 32; x += 64) {
+        __m512i bytes = ek_sums64(row, &scale, p + x);
+        if (tail->adds) bytes = ek_added64(&adder, bytes, ek_load64(other + x));
+        ek_store_first(out + x, bytes, count - x);
+    }
+    return x;
+}
+
+#else
+
+static int32_t ek_runs64(const ek_row *row, const ek_tail *tail, const uint8_t *p,
+                         const uint8_t *other, uint8_t *out, int32_t count) {
     int32_t x = 0;
     for (; count - x >= 64; x += 64) ek_blocks(row, tail, p + x, other + x, out + x, 2);
+    return x;
+}
+
+#endif
+
+static void ek_run(const ek_row *row, const ek_tail *tail, const uint8_t *p, const uint8_t *other,
+                   uint8_t *out, int32_t count) {
+    int32_t x = count > 32 ? ek_runs64(row, tail, p, other, out, count) : 0;
     if (count - x >= 32) {
         ek_blocks(row, tail, p + x, other + x, out + x, 1);
         x += 32;

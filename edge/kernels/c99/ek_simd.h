@@ -14,12 +14,13 @@
  *                            requantisation; of the last, 8 bytes matter
  *   ek_adder, ek_added, ek_added_half   what ek_sum says
  *   ek_dot, ek_total, ek_load_three, ek_halves   linear layers, means, layouts
+ *   EK_AVX512, if it has sparse convolutions of 64 pixels: ek_block64 and more, see ek_avx512.h
  *
  * Constants are the same for all. */
 #ifndef EK_SIMD_H
 #define EK_SIMD_H
 
-#include "ek_avx2.h"
+#include "ek_avx512.h"
 #include "ek_neon.h"
 
 #endif

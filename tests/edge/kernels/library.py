@@ -31,6 +31,7 @@ C99 = Path(pack.__file__).parent / "c99"
 SOURCES = sorted(C99.glob("*.c"))
 STEPS = Path(__file__).with_name("steps.c")
 INTRINSICS = Path(__file__).with_name("intrinsics")
+INTRINSICS512 = Path(__file__).with_name("intrinsics512")
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 
 Array = NDArray[Any]
@@ -100,6 +101,7 @@ def emulate(sources: Sequence[Path], simd: str, *flags: str) -> Any:
 X86 = {
     "avx2": ["-mavx2"],
     "vnni": ["-mavx2", f"-I{INTRINSICS}", "-Wno-psabi"],
+    "avx512": ["-mavx2", f"-I{INTRINSICS512}", f"-I{INTRINSICS}", "-Wno-psabi"],
     "plain": ["-DEK_PLAIN"],
 }
 AARCH64 = {

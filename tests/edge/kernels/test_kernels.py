@@ -33,7 +33,7 @@ from tests.edge.kernels.library import (
 
 ROOT = Path(__file__).resolve().parents[3]
 VARIANTS = (
-    *("avx2-O0", "avx2-O3", "vnni-O1", "plain-O0", "plain-O3", "dotprod-O2"),
+    *("avx2-O0", "avx2-O3", "vnni-O1", "avx512-O1", "plain-O0", "plain-O3", "dotprod-O2"),
     pytest.param("neon-O2", marks=pytest.mark.slow),
 )
 PLAIN = "-DEK_PLAIN"
@@ -100,7 +100,13 @@ def check_clean(compiler: Sequence[str], folder: Path, *flags: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("simd", ["-mavx2", "-mavx2 -mavxvnni", "-mavx512vnni -mavx512vl", PLAIN])
+@pytest.mark.parametrize(
+    "simd",
+    [
+        *("-mavx2", "-mavx2 -mavxvnni", "-mavx512vnni -mavx512vl"),
+        *("-mavx512vnni -mavx512vl -mavx512bw", PLAIN),
+    ],
+)
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_gcc_finds_the_sources_clean(simd: str, language: str, tmp_path: Path) -> None:
     need_gcc()
@@ -187,7 +193,7 @@ def test_no_kernel_has_state() -> None:
 # Sanitizers
 
 
-@pytest.fixture(scope="module", params=["avx2", "vnni", "plain"])
+@pytest.fixture(scope="module", params=["avx2", "vnni", "avx512", "plain"])
 def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     need_gcc()
     if request.param != "plain":
