@@ -190,19 +190,18 @@ void NAME(int_raw_spread)(const struct int_tensor *t, const int32_t *centre, int
         for (int c = 0; c < t->channels; c++) {
             const int16_t *x = t->raw + int_plane(t, tile, c);
             const int32_t middle = centre[c];
-            for (int begin = 0; begin < t->plane;) {
-                /* So many magnitudes fit an int32. */
-                const int end = t->plane - begin < 0x8000 ? t->plane : begin + 0x8000;
-                int32_t total[ILANES] = {0};
-                for (int pixel = begin; pixel < end; pixel++) {
-                    for (int i = 0; i < ILANES; i++) {
-                        const int32_t d = int_centred(x[pixel * ILANES + i], middle);
-                        total[i] += d < 0 ? -d : d;
-                    }
+            int32_t total[ILANES] = {0};
+            for (int pixel = 0; pixel < t->plane; pixel++, x += ILANES) {
+                for (int i = 0; i < ILANES; i++) {
+                    const int32_t d = int_centred(x[i], middle);
+                    total[i] += d < 0 ? -d : d;
                 }
+                /* So many magnitudes fit an int32. */
+                if (pixel % 0x8000 != 0x7fff) continue;
                 for (int i = 0; i < valid; i++) spread[c] += total[i];
-                begin = end;
+                memset(total, 0, sizeof total);
             }
+            for (int i = 0; i < valid; i++) spread[c] += total[i];
         }
     }
 }
@@ -279,7 +278,7 @@ void NAME(int_finish)(const struct int_tensor *t, const int32_t *first_code,
                     const int16_t uncut = uncut_gradient(g[i], code);
                     total += g[i];
                     along += g[i] * code;
-                    signs += (code > 0) - (code < 0);
+                    signs += sign_of(code);
                     inner += uncut;
                     inner_along += uncut * code;
                 }
