@@ -48,14 +48,16 @@ def _main_job(result: Result) -> list[str]:
 def _wire(result: Result) -> list[str]:
     head = (
         "| density | values | bytes up | bytes down | dense float32, both ways | ratio "
-        "| of the bound |"
+        "| of the bound | a usual reply, fp32 | in 4 bits | ratio |"
     )
     rows = (
         f"| {row['density']:.0%} | {row['wire']} | {row['bytes_up']:,} | {row['bytes_down']:,} "
-        f"| {row['bytes_dense_fp32']:,} | {row['ratio_dense']:.1f}x | {row['ratio_bound']:.3f} |"
+        f"| {row['bytes_dense_fp32']:,} | {row['ratio_dense']:.1f}x | {row['ratio_bound']:.3f} "
+        f"| {row['bytes_update_fp32']:,} | {row['bytes_update_4bit']:,} "
+        f"| {row['ratio_update_4bit']:.2f}x |"
         for row in result["rows"]
     )
-    return [head, _rule(7), *rows]
+    return [head, _rule(10), *rows]
 
 
 def _sparsetrain(result: Result) -> list[str]:

@@ -4,6 +4,9 @@ The messages are made by the functions a run uses, turned into Flower messages a
 transfers them: candidate selection, then 100 rounds with a mask change every 10, every message in
 each width of its values. Weights and gradients are random, since only masks decide the sizes.
 Rounds between two changes send messages of equal size, so one of them is counted and multiplied.
+
+`bytes_update_fp32` and `bytes_update_4bit` are the reply of one usual round, with whole values and
+with ShiftQuant differences of 4 bits.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ _ROUNDS = 100
 _DENSITIES = (0.01, 0.05, 0.1)
 _EXAMPLES = 5000
 _SEED = 0
+_UPLINK_BITS = 4
 _WIDTHS: dict[Wire, int] = {"fp32": 4, "fp16": 2}
 
 Sizes = NDArray[np.int64]
@@ -70,6 +74,7 @@ def _rows(layout: Layout, dense: ModelState, density: float) -> Iterator[dict[st
     rounds = _rounds(config, layout, pool.candidate(0))
     downs, ups = ((np.add(*way) / _ROUNDS).tolist() for way in zip(selection, rounds, strict=True))
     dense_bytes = 2 * packet_bytes(messages.pack_state(dense, dense.masks), MESSAGE_TYPES["train"])
+    whole, few = _update_sizes(layout, pool.candidate(0))
     for (wire, width), down, up in zip(_WIDTHS.items(), downs, ups, strict=True):
         bound = _entropy_bound(layout, dense, density, width)
         yield {
@@ -81,7 +86,19 @@ def _rows(layout: Layout, dense: ModelState, density: float) -> Iterator[dict[st
             "bytes_entropy_bound": round(bound),
             "ratio_dense": round(dense_bytes / (up + down), 2),
             "ratio_bound": round((up + down) / bound, 4),
+            "bytes_update_fp32": whole,
+            "bytes_update_4bit": few,
+            "ratio_update_4bit": round(whole / few, 2),
         }
+
+
+def _update_sizes(layout: Layout, state: ModelState) -> tuple[int, int]:
+    """Return bytes of a usual reply with whole values, and with differences of a few bits."""
+    update = Update(state, _EXAMPLES, 1.0, {})
+    nothing = {name: np.zeros(shape, np.float32) for name, shape in layout.weights.items()}
+    whole = messages.pack_update(update, layout, state.masks)
+    few, _ = messages.pack_differences(update, layout, state, _UPLINK_BITS, nothing)
+    return packet_bytes(whole, MESSAGE_TYPES["train"]), packet_bytes(few, MESSAGE_TYPES["train"])
 
 
 def _selection(pool: Pool) -> tuple[Sizes, Sizes]:
