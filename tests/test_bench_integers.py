@@ -82,10 +82,9 @@ def test_a_product_is_that_of_integers_rounded_as_numerics_says(
     rng = np.random.default_rng(rows)
     x = (rng.standard_normal((rows, depth)) * np.exp2(-rng.uniform(0, 9, depth))).astype(np.float32)
     w = rng.integers(-128, 128, (depth, columns)).astype(np.int8)
-    for simd in native.available():
-        gemm = Gemm(native.load_kernels(simd))
+    for gemm in every_gemm():
         left = gemm.left(x, bits, key)
-        codes = left.values[:, :depth].astype(np.int64)
+        codes = left.values[:rows, :depth].astype(np.int64)
         assert (gemm.product(left, gemm.right(w)) == codes @ w.astype(np.int64)).all()
         assert np.abs(codes).max() <= left.most <= 127
         factor, unit = gemm._rule(np.abs(x).max(0).astype(np.float64), bits)
@@ -97,6 +96,27 @@ def test_a_product_is_that_of_integers_rounded_as_numerics_says(
         assert (codes == expected).all()
 
 
+def every_gemm() -> list[Gemm]:
+    """Return one of each instruction set, with tiles and without where there are any."""
+    kernels = [native.load_kernels(simd) for simd in native.available()]
+    return [Gemm(each, tiles=tiles) for each in kernels for tiles in (False, True)]
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (33, 64, 32), (32, 65, 33), (100, 1152, 48), (1, 5000, 1)], ids=str
+)
+def test_every_path_gives_the_same_integers(shape: tuple[int, int, int]) -> None:
+    rows, depth, columns = shape
+    rng = np.random.default_rng(depth)
+    x = rng.choice(np.array([-1, 1], np.float32), (rows, depth))
+    w = rng.choice(np.array([-128, 127], np.int8), (depth, columns))
+    for gemm in every_gemm():
+        left = gemm.left(x, 8, 0)
+        codes = left.values[:rows, :depth].astype(np.int64)
+        assert set(np.abs(codes).ravel()) == {127}
+        assert (gemm.product(left, gemm.right(w)) == codes @ w.astype(np.int64)).all()
+
+
 def test_products_refuse_what_they_cannot_compute() -> None:
     gemm = Gemm(native.load_kernels())
     good = np.ones((2, 3), np.float32)
@@ -106,6 +126,12 @@ def test_products_refuse_what_they_cannot_compute() -> None:
             gemm.left(bad, 8, 0)
     with pytest.raises(EngineError, match="they must be as many"):
         gemm.product(gemm.left(good, 8, 0), gemm.right(np.ones((4, 2), np.int8)))
+    with pytest.raises(EngineError, match="no columns"):
+        gemm.left(np.ones((2, 0), np.float32), 8, 0)
+    pairs = Gemm(native.load_kernels(), tiles=False)
+    if gemm.path != pairs.path:
+        with pytest.raises(EngineError, match="packed for other products"):
+            pairs.product(gemm.left(good, 8, 0), gemm.right(np.ones((3, 2), np.int8)))
     deep = np.ones((1, 140_000), np.float32)
     with pytest.raises(EngineError, match="may leave int32"):
         gemm.product(gemm.left(deep, 8, 0), gemm.right(np.ones((140_000, 1), np.int8)))

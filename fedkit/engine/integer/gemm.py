@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from ctypes import c_int64, c_uint32, c_void_p
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import to_int32
-from fedkit.engine.integer.gradients import RULES
-from fedkit.engine.sparse.native import Kernels
+from fedkit.engine.integer.gradients import FIT_INT8, RULES
+from fedkit.engine.sparse.native import Kernel, Kernels
 from fedkit.engine.sparse.structs import pointer
 from fedkit.errors import EngineError
 
 _SUM = 2**31 - 1
+_TILE, _BLOCK, _DEEP = 16, 32, 64
+"""Of kernels/amx.c: columns of a tile; what rows and columns, and what depths are multiples of."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,16 @@ class Left:
     """A quantised left matrix.
 
     Attributes:
-        values: int16 [rows, columns rounded up to even], code * factor.
-        columns: Columns of the matrix.
+        values: Codes times their factors, [rows, columns] with zeros behind both: int8 for tiles,
+            else int16.
+        rows: Rows of the matrix.
+        columns: Its columns.
         most: Largest magnitude a value may have.
         unit: What the value 1 is worth.
     """
 
-    values: NDArray[np.int16]
+    values: NDArray[np.int16] | NDArray[np.int8]
+    rows: int
     columns: int
     most: int
     unit: float
@@ -41,9 +47,9 @@ class Left:
 
 @dataclass(frozen=True)
 class Right:
-    """A right matrix of int8, packed in panels; depth by columns."""
+    """A right matrix of int8, packed for one kind of left ones; depth by columns."""
 
-    panels: NDArray[np.int16]
+    panels: NDArray[np.int16] | NDArray[np.int8]
     depth: int
     columns: int
 
@@ -51,13 +57,24 @@ class Right:
 class Gemm:
     """Quantises, packs and multiplies.
 
+    Where the processor has tiles of int8 (AMX), products of what fits int8 run on them, else on
+    pairs of int16; the results are the same.
+
     Args:
         kernels: The compiled kernels.
         rule: A row of `gradients.RULES`.
+        tiles: Whether tiles may be used.
     """
 
-    def __init__(self, kernels: Kernels, rule: str = "shiftquant") -> None:
+    def __init__(self, kernels: Kernels, rule: str = "shiftquant", tiles: bool = True) -> None:
         self._kernels, self._rule, self._lanes = kernels, RULES[rule], int(kernels.int_lanes())
+        fits = rule in FIT_INT8 and kernels.int_gemm_amx is not None
+        self._amx = kernels.int_gemm_amx if tiles and fits else None
+
+    @property
+    def path(self) -> str:
+        """What multiplies: "amx", or "pairs" of int16."""
+        return "pairs" if self._amx is None else "amx"
 
     def left(self, x: NDArray[np.float32], bits: int, key: int) -> Left:
         """Quantise a float32 matrix [rows, columns] with stochastic rounding.
@@ -76,26 +93,37 @@ class Gemm:
                 "use np.ascontiguousarray(x, np.float32)"
             )
         rows, columns = x.shape
+        if columns == 0:
+            raise EngineError("the left matrix has no columns; a product needs at least one")
         peak = np.zeros(columns, np.float32)
         size = (c_int64(rows), columns)
         self._kernels.int_column_peaks(_at(x), *size, _at(peak))
-        # A NaN may pass the comparisons of a maximum, but never a sum.
-        if not np.isfinite(peak).all() or not np.isfinite(x.sum()):
+        if not np.isfinite(peak).all():
             raise EngineError("the left matrix holds NaN or infinite values; find where they arose")
         factor, unit = self._rule(peak.astype(np.float64), bits)
         most = 2 ** (bits - 1) - 1
         inverse, multiplied = (1.0 / (unit * factor)).astype(np.float32), to_int32(factor)
-        values = np.empty((rows, columns + columns % 2), np.int16)
-        self._kernels.int_quantize(
+        values, quantize = self._room(rows, columns)
+        quantize(
             *(_at(x), *size, _at(inverse), _at(multiplied), most),
-            *(c_uint32(key & 0xFFFFFFFF), c_uint32(key >> 32), _at(values)),
+            *(c_uint32(key & 0xFFFFFFFF), c_uint32(key >> 32), _at(values), values.shape[1]),
         )
-        return Left(values, columns, most * int(factor.max(initial=1)), unit)
+        return Left(values, rows, columns, most * int(factor.max(initial=1)), unit)
+
+    def _room(self, rows: int, columns: int) -> tuple[NDArray[Any], Kernel]:
+        """Return memory for a left matrix, and what quantises into it."""
+        if self._amx is None:
+            return np.empty((rows, columns + columns % 2), np.int16), self._kernels.int_quantize
+        values = np.empty((_padded(rows, _BLOCK), _padded(columns, _DEEP)), np.int8)
+        values[rows:] = 0
+        return values, self._kernels.int_quantize8
 
     def right(self, w: NDArray[np.int8]) -> Right:
         """Pack an int8 matrix [depth, columns]."""
         w = np.ascontiguousarray(w, np.int8)
         depth, columns = w.shape
+        if self._amx is not None:
+            return Right(_tiles_of(w), depth, columns)
         shape = (-(-columns // self._lanes), -(-depth // 2), self._lanes, 2)
         panels = np.empty(shape, np.int16)
         self._kernels.int_pack_panels(_at(w), depth, columns, _at(panels))
@@ -112,17 +140,45 @@ class Gemm:
                 f"the left matrix has {left.columns} columns, the right one {right.depth} rows; "
                 "they must be as many"
             )
+        kinds = {left.values.dtype, right.panels.dtype}
+        if kinds != {np.dtype(np.int16 if self._amx is None else np.int8)}:
+            raise EngineError(
+                f"the matrices were packed for other products than {self.path!r}; use those that "
+                "this Gemm packed"
+            )
         if left.columns * left.most * 128 > _SUM:
             raise EngineError(
                 f"a sum of {left.columns} products of {left.most} and 128 may leave int32; split "
                 "the matrices, or use fewer bits"
             )
-        rows, (panels, pairs, lanes, _) = len(left.values), right.panels.shape
-        out = np.empty((rows, panels * lanes), np.int32)
+        if self._amx is not None:
+            return self._tiled(self._amx, left, right)
+        panels, pairs, lanes, _ = right.panels.shape
+        out = np.empty((left.rows, panels * lanes), np.int32)
         self._kernels.int_gemm(
-            *(_at(left.values), _at(right.panels), c_int64(rows), pairs, panels, _at(out)),
+            *(_at(left.values), _at(right.panels), c_int64(left.rows), pairs, panels, _at(out)),
         )
         return out[:, : right.columns]
+
+    def _tiled(self, amx: Kernel, left: Left, right: Right) -> NDArray[np.int32]:
+        rows, depth = left.values.shape
+        columns = right.panels.shape[0] * _TILE
+        out = np.empty((rows, columns), np.int32)
+        amx(_at(left.values), _at(right.panels), c_int64(rows), depth, columns, _at(out))
+        return out[: left.rows, : right.columns]
+
+
+def _padded(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def _tiles_of(w: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return [depth, columns] as [columns / 16, depth / 4, 16, 4], zeros behind both."""
+    depth, columns = w.shape
+    room = np.zeros((_padded(depth, _DEEP), _padded(columns, _BLOCK)), np.int8)
+    room[:depth, :columns] = w
+    parts = room.reshape(len(room) // 4, 4, -1, _TILE)
+    return np.ascontiguousarray(parts.transpose(2, 0, 3, 1))
 
 
 def _at(array: NDArray[np.generic]) -> c_void_p:

@@ -52,6 +52,9 @@ RULES: dict[str, Rule] = {
     "per-channel": per_channel,
 }
 
+FIT_INT8 = ("per-tensor", "shiftquant")
+"""The rules whose codes times their factors fit int8."""
+
 
 def _most(bits: int) -> int:
     return int(2 ** (bits - 1)) - 1

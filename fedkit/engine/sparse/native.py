@@ -12,7 +12,7 @@ from typing import Any
 
 from fedkit.errors import EngineError
 
-VERSION = 4
+VERSION = 5
 """Version of the structs below; the library states its own."""
 
 SIMD = ("avx512", "avx2", "neon", "plain")
@@ -187,6 +187,9 @@ class Kernels:
         for name in _NAMES:
             setattr(self, name, getattr(library, f"{name}_{simd}"))
         self.cross_entropy.restype = c_double
+        # Tiles come with AVX-512, whose lack in tests or by request they share.
+        tiles = simd == "avx512" and hasattr(library, "kernels_amx") and library.kernels_amx()
+        self.int_gemm_amx: Kernel | None = library.int_gemm_amx if tiles else None
 
     load_examples: Kernel
     read_examples: Kernel
@@ -231,6 +234,7 @@ class Kernels:
     int_sgd: Kernel
     int_column_peaks: Kernel
     int_quantize: Kernel
+    int_quantize8: Kernel
     int_pack_panels: Kernel
     int_gemm: Kernel
     int_lanes: Any

@@ -6,39 +6,67 @@
 #ifndef FEDKIT_INT_GEMM_H
 #define FEDKIT_INT_GEMM_H
 
+#include <stddef.h>
+
 #include "int_tensor.h"
 
 #define GEMM_ROWS 48 /* rows that stay in the cache while all panels pass */
 
-/* Find the largest magnitude of each column of x [rows][columns]. */
+/* Find the largest magnitude of each column of x [rows][columns], as the bits of a float: those of
+ * NaN and infinity are larger than all others. */
 void NAME(int_column_peaks)(const float *restrict x, int64_t rows, int32_t columns,
-                            float *restrict peak) {
+                            uint32_t *restrict peak) {
     memset(peak, 0, (size_t)columns * sizeof *peak);
     for (int64_t row = 0; row < rows; row++, x += columns)
         for (int32_t k = 0; k < columns; k++) {
-            const float size = x[k] < 0.0f ? -x[k] : x[k];
+            uint32_t size;
+            memcpy(&size, x + k, sizeof size);
+            size &= 0x7fffffffu;
             peak[k] = size > peak[k] ? size : peak[k];
         }
 }
 
-/* Quantise x [rows][columns] to int16 [rows][2 * pairs]: floor(x * inverse + u), within +-limit,
- * times factor; inverse and factor are [columns]. u is 24 random bits of (key, position in x). */
-void NAME(int_quantize)(const float *restrict x, int64_t rows, int32_t columns,
-                        const float *restrict inverse, const int32_t *restrict factor,
-                        int32_t limit, uint32_t key_low, uint32_t key_high,
-                        int16_t *restrict to) {
-    uint32_t counter = 0;
-    for (int64_t row = 0; row < rows; row++, x += columns, counter += (uint32_t)columns) {
-        for (int32_t k = 0; k < columns; k++) {
-            const uint32_t bits = random_bits(key_low, key_high, counter + (uint32_t)k);
-            const float v = x[k] * inverse[k] + (float)(int32_t)(bits >> 8) * 0x1p-24f;
-            int32_t q = (int32_t)v;
-            q -= v < (float)q;
-            to[k] = (int16_t)(clamp(q, -limit, limit) * factor[k]);
-        }
-        to += columns;
-        if (columns % 2) *to++ = 0;
+/* One row to int16 or to int8, whichever is not NULL, filled up to `width` with 0. */
+INLINE void quantize_row(const float *restrict x, int32_t columns, const float *restrict inverse,
+                         const int32_t *restrict factor, int32_t limit, uint32_t key_low,
+                         uint32_t key_high, uint32_t counter, int16_t *restrict wide,
+                         int8_t *restrict narrow, int32_t width) {
+    for (int32_t k = 0; k < columns; k++) {
+        const uint32_t bits = random_bits(key_low, key_high, counter + (uint32_t)k);
+        const float v = x[k] * inverse[k] + (float)(int32_t)(bits >> 8) * 0x1p-24f;
+        int32_t q = (int32_t)v;
+        q -= v < (float)q;
+        q = clamp(q, -limit, limit) * factor[k];
+        if (wide)
+            wide[k] = (int16_t)q;
+        else
+            narrow[k] = (int8_t)q;
     }
+    for (int32_t k = columns; k < width; k++) {
+        if (wide)
+            wide[k] = 0;
+        else
+            narrow[k] = 0;
+    }
+}
+
+/* Quantise x [rows][columns] to int16 [rows][width]: floor(x * inverse + u), within +-limit,
+ * times factor; inverse and factor are [columns]. u is 24 random bits of (key, position in x). */
+void NAME(int_quantize)(const float *x, int64_t rows, int32_t columns, const float *inverse,
+                        const int32_t *factor, int32_t limit, uint32_t key_low, uint32_t key_high,
+                        int16_t *to, int32_t width) {
+    for (int64_t row = 0; row < rows; row++)
+        quantize_row(x + row * columns, columns, inverse, factor, limit, key_low, key_high,
+                     (uint32_t)row * (uint32_t)columns, to + row * width, NULL, width);
+}
+
+/* Likewise to int8, which every code times its factor must fit. */
+void NAME(int_quantize8)(const float *x, int64_t rows, int32_t columns, const float *inverse,
+                         const int32_t *factor, int32_t limit, uint32_t key_low, uint32_t key_high,
+                         int8_t *to, int32_t width) {
+    for (int64_t row = 0; row < rows; row++)
+        quantize_row(x + row * columns, columns, inverse, factor, limit, key_low, key_high,
+                     (uint32_t)row * (uint32_t)columns, NULL, to + row * width, width);
 }
 
 /* Pack w [columns of the left matrix][columns] as panels. */
