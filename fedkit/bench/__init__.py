@@ -9,7 +9,7 @@ BENCHMARKS = (
     "wire",
     "sparsetrain",
     "run",
-    "device",
+    "client",
     "cost",
     "intgemm",
     "l1norm",

@@ -94,7 +94,7 @@ def _run(result: Result) -> list[str]:
     return [head, _rule(10), *rows]
 
 
-def _device(result: Result) -> list[str]:
+def _client(result: Result) -> list[str]:
     head = "| client | seconds to import | idle memory | peak memory | installed |"
     rows = (
         f"| {row['client']} | {row['seconds_import']:.2f} | {_mb(row['idle_bytes'])} "
@@ -255,7 +255,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "wire": _wire,
     "sparsetrain": _sparsetrain,
     "run": _run,
-    "device": _device,
+    "client": _client,
     "cost": _cost,
     "intgemm": _intgemm,
     "l1norm": _l1norm,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedkit.bench.device import bench_device, imported_distributions, installed_bytes
+from fedkit.bench.client import bench_client, imported_distributions, installed_bytes
 
 
 def test_files_are_traced_to_the_distributions_that_own_them() -> None:
@@ -25,7 +25,7 @@ def test_what_is_installed_counts_every_file_once_and_no_cache() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read where Linux tells it")
 def test_a_client_without_torch_is_smaller_in_every_way() -> None:
-    dense, sparse = bench_device(quick=True)["rows"]
+    dense, sparse = bench_client(quick=True)["rows"]
     assert (dense["client"], sparse["client"]) == ("torch", "sparse")
     for row in (dense, sparse):
         assert row["peak_bytes"] > row["idle_bytes"] > 0

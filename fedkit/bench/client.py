@@ -1,4 +1,4 @@
-"""`fedkit bench device`: what the process costs that answers on a device, with and without torch.
+"""`fedkit bench client`: what the process costs that answers on a device, with and without torch.
 
 Each kind of client runs in a process of its own: it imports what its ClientApp imports, then
 answers one message to train (ResNet-8, 200 random examples of 3x32x32, batches of 32, one epoch).
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from fedkit import messages
-from fedkit.bench.device_child import IMPORTS
-from fedkit.bench.device_child import __file__ as _CHILD
+from fedkit.bench.client_child import IMPORTS
+from fedkit.bench.client_child import __file__ as _CHILD
 from fedkit.bench.process import run_json
 from fedkit.config import make_config
 from fedkit.engine.sparse.capture import capture
@@ -40,7 +40,7 @@ _SEED = 0
 _REPEATS = 5
 
 
-def bench_device(quick: bool) -> dict[str, Any]:
+def bench_client(quick: bool) -> dict[str, Any]:
     """Measure a device's process for each kind of client, the median of several starts.
 
     Args:
@@ -54,7 +54,7 @@ def bench_device(quick: bool) -> dict[str, Any]:
         _prepare(folder)
         rows = [_row(client, folder, 1 if quick else _REPEATS) for client in IMPORTS]
     return {
-        "benchmark": "device",
+        "benchmark": "client",
         "model": "resnet8",
         "seed": _SEED,
         "examples": _EXAMPLES,
