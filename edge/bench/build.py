@@ -19,7 +19,10 @@ _HERE = Path(__file__).parent
 _HEADERS = {"cortex-m": "thumb-freestanding-eabi", "cortex-a": "aarch64-linux-musl"}
 # Linked without a C library: zig gives memcpy and memset, and division where there is none.
 _BARE = {"cortex-m": "thumb-freestanding-eabi", "cortex-a": "aarch64-freestanding"}
-_FLAGS = ("-std=c99", "-g0", "-fno-sanitize=all", "-ffunction-sections", "-fdata-sections")
+_FLAGS = (
+    *("-std=c99", "-g0", "-fno-sanitize=all", "-fomit-frame-pointer"),
+    *("-ffunction-sections", "-fdata-sections"),
+)
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ class Target:
     modelled: str
 
 
-def _cortex_m(name: str, emulator: str, instructions: str) -> Target:
-    compiler = name.replace("-", "_")
+def _cortex_m(name: str, emulator: str, instructions: str, extension: str = "") -> Target:
+    compiler = name.replace("-", "_") + extension
     modelled = f"{instructions}; no pipeline, no wait states of flash"
     return Target(name, "cortex-m", compiler, emulator, "size", "-O2", modelled)
 
@@ -53,7 +53,10 @@ TARGETS: Mapping[str, Target] = {
         _cortex_m("cortex-m0plus", "UC_CPU_ARM_CORTEX_M0", "instructions of Armv6-M"),
         _cortex_m("cortex-m4", "UC_CPU_ARM_CORTEX_M4", "instructions of Armv7E-M with DSP"),
         _cortex_m("cortex-m7", "UC_CPU_ARM_CORTEX_M7", "instructions of Armv7E-M with DSP"),
-        _cortex_m("cortex-m33", "UC_CPU_ARM_CORTEX_M33", "instructions of Armv8-M with DSP"),
+        # DSP is an option of the M33 that zig does not take for granted.
+        _cortex_m(
+            "cortex-m33", "UC_CPU_ARM_CORTEX_M33", "instructions of Armv8-M with DSP", "+dsp"
+        ),
         _cortex_a("cortex-a53", "UC_CPU_ARM64_A53", "instructions of Armv8-A with NEON"),
         # unicorn has no A76; its largest model knows the dot products.
         _cortex_a("cortex-a76", "UC_CPU_ARM64_MAX", "instructions of Armv8.2-A with dot products"),
