@@ -101,7 +101,8 @@ def export_c99(
         goal: "speed", or "size" for microcontrollers.
 
     Returns:
-        The saved artifact; its details hold "arena_bytes" and "goal" too.
+        The saved artifact; its details hold "arena_bytes", "goal" and "calls" (kernel and torch
+        module of each) too.
 
     Raises:
         ExportError: The model or calibration set cannot be used, or `path` is taken.
@@ -161,7 +162,11 @@ def save_c99(
     integers = inputs[0].quantize(ir.to_graph_layout(examples[:_TEST_VECTORS]))
     expected = evaluate_int8(graph, integers, RUNTIMES["c99"]["compiled"])
     sources = c99.emit(graph, integers, expected, goal, keep)
-    details: dict[str, Any] = {"arena_bytes": sources.arena_bytes, "goal": goal}
+    details: dict[str, Any] = {
+        "arena_bytes": sources.arena_bytes,
+        "goal": goal,
+        "calls": [list(call) for call in sources.calls],
+    }
     if keep:
         details["kept"] = {
             name: (start, p.channels, p.height, p.width, p.row, p.plane)

@@ -37,6 +37,10 @@ class ExportError(FedkitError):
     """A model cannot be lowered to an integer graph, or an artifact does not keep its promise."""
 
 
+class BenchError(FedkitError):
+    """A benchmark's tools are missing, or what it measures fails or gives a wrong result."""
+
+
 class EngineError(FedkitError):
     """The engine cannot compute what it is given, or is not there."""
 

@@ -77,7 +77,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         **make_row(0, {"sparse": MEASURED, "torch": {**MEASURED, "seconds": 30.0}}),
         "rows": [make_row(seed, {"sparse": MEASURED, "torch": MEASURED}) for seed in (1, 2)],
     },
-    "device": {
+    "client": {
         "seed": 0,
         "rows": [
             {

@@ -1,33 +1,108 @@
 from __future__ import annotations
 
+import json
 import sys
-from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fedkit.bench.device import bench_device, imported_distributions, installed_bytes
+from edge.export import int8_graph, save_c99, save_graph
+from edge.kernels import pack
+from fedkit.bench.device import bench_device
+from fedkit.cli import main
+from fedkit.cli.bench import table
+from fedkit.nn.zoo import build_model
+from tests.edge.kernels.library import need_emulator
+from tests.edge.test_emit_c99 import pruned
+
+KEYS = [
+    *("target", "model", "density", "instructions"),
+    *("flash_bytes", "ram_bytes", "stack_bytes", "ratio_dense"),
+]
 
 
-def test_files_are_traced_to_the_distributions_that_own_them() -> None:
-    files = [np.__file__, str(Path(np.__file__).parent / "version.py"), pytest.__file__, __file__]
-    found = {used.name for used in imported_distributions(files)}
-    assert found == {"numpy", "pytest"}
+@pytest.fixture(autouse=True)
+def _tools() -> None:
+    need_emulator()
 
 
-def test_what_is_installed_counts_every_file_once_and_no_cache() -> None:
-    size = installed_bytes(distribution("numpy"))
-    package = [path for path in Path(np.__file__).parent.rglob("*") if path.suffix != ".pyc"]
-    assert size >= sum(path.stat().st_size for path in package if path.is_file())
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """Return a small C model with its graph beside it."""
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((20, 3, 8, 8)).astype(np.float32)
+    graph = int8_graph(pruned(build_model("resnet8", (3, 8, 8), 10), 0.2).eval(), inputs)
+    saved = save_graph(graph, tmp_path / "model.graph", {})
+    made_of = {"graph": "model.graph", "graph_sha256": saved.sha256}
+    return save_c99(graph, inputs, tmp_path / "model-c99", made_of).path
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is read where Linux tells it")
-def test_a_client_without_torch_is_smaller_in_every_way() -> None:
-    dense, sparse = bench_device(quick=True)["rows"]
-    assert (dense["client"], sparse["client"]) == ("torch", "sparse")
-    for row in (dense, sparse):
-        assert row["peak_bytes"] > row["idle_bytes"] > 0
-    for key in ("seconds_import", "idle_bytes", "peak_bytes", "installed_bytes"):
-        assert sparse[key] < dense[key] / 2, key
+def fedkit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["fedkit", "bench", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def test_resnet8_takes_fewer_instructions_where_it_is_sparse() -> None:
+    result = bench_device(quick=True, targets=("cortex-a76",))
+    dense, sparse = result["rows"]
+    assert list(dense) == KEYS
+    assert [row["density"] for row in (dense, sparse)] == [1.0, 0.05]
+    assert dense["ratio_dense"] == 1.0
+    assert sparse["ratio_dense"] == pytest.approx(
+        dense["instructions"] / sparse["instructions"], abs=1e-3
+    )
+    assert sparse["ratio_dense"] > 3
+    assert sparse["flash_bytes"] < dense["flash_bytes"] / 2
+    assert len(result["details"]) == 2
+    assert table(result).renderables[1].row_count == len(result["details"][0]["layers"])
+
+
+def test_an_artifact_is_measured_with_its_own_graph(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = "device", "--artifact", str(exported), "--target", "cortex-m4, cortex-a53"
+    assert fedkit(monkeypatch, *chosen, "--json") == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["target"] for row in rows] == ["cortex-m4", "cortex-a53"]
+    for row in rows:
+        assert row["model"] == "model-c99"
+        assert 0.1 < row["density"] < 0.5
+        assert row["ratio_dense"] is None
+
+
+def test_a_fault_stops_the_benchmark_before_any_figure(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = pack.folded_bias
+    monkeypatch.setattr(pack, "folded_bias", lambda *given: right(*given) + 3000)
+    for form in ([], ["--json"]):
+        chosen = "device", "--artifact", str(exported), "--target", "cortex-m4"
+        assert fedkit(monkeypatch, *chosen, *form) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert "cortex-m4 gives" in told.err and "of example 0, and the interpreter" in told.err
+
+
+def test_what_is_installed_is_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedkit(monkeypatch, "device", "--list", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {row["installed"] for row in result["rows"]} == {"yes"}
+    assert result["install"] == "pip install 'fedkit[bench]'"
+    monkeypatch.setattr("fedkit.bench.device.find_spec", lambda module: None)
+    assert fedkit(monkeypatch, "device", "--list") == 0
+    assert "no: pyelftools" in " ".join(capsys.readouterr().out.split())
+
+
+def test_options_of_devices_are_refused_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedkit(monkeypatch, "wire", "--target", "cortex-m4") == 2
+    assert "benchmark 'wire' takes none of --target" in capsys.readouterr().err
+    assert fedkit(monkeypatch, "device", "--target", "cortex-m85") == 2
+    assert "unknown target 'cortex-m85'" in capsys.readouterr().err

@@ -36,12 +36,14 @@ class Sources:
     Attributes:
         files: Name -> content.
         arena_bytes: Memory that the caller must give.
+        calls: Kernel and torch module of each call of `model_invoke`, in order.
         kept: Activation -> where its first pixel lies in the arena, and how it lies there; empty
             unless all were kept.
     """
 
     files: Mapping[str, bytes]
     arena_bytes: int
+    calls: tuple[tuple[str, str], ...]
     kept: Mapping[str, tuple[int, Planes]]
 
 
@@ -85,7 +87,8 @@ def emit(
         name: (offsets[place.buffer] + place.lead, planes)
         for name, (place, planes) in program.homes.items()
     }
-    return Sources(files, size + pack.SLACK, kept if keep else {})
+    calls = tuple((call.function, call.source) for call in program.calls)
+    return Sources(files, size + pack.SLACK, calls, kept if keep else {})
 
 
 def _kernels(program: Program) -> list[str]:

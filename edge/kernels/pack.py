@@ -386,6 +386,11 @@ def stream(weights: Int8s, bits: int = 8) -> NDArray[np.uint8]:
     return np.array(parts, np.uint8)
 
 
+def stream_scratch(weights: Int8s) -> int:
+    """Return the bytes of scratch that `ek_conv_stream` needs: EK_STREAM_SCRATCH."""
+    return 8 * (1 + max(int(np.count_nonzero(weight)) for weight in weights))
+
+
 def _values(weights: list[int], bits: int) -> list[int]:
     if bits == 8:
         return [weight & 255 for weight in weights]
@@ -425,3 +430,32 @@ def dense(weights: Int8s, at: Int32s) -> Dense:
     blocks = flat.reshape(-1, _OUT_BLOCK, (taps + odd) // 2, 2).transpose(0, 2, 1, 3)
     places = np.pad(at.ravel(), (0, odd), mode="edge")
     return Dense(np.ascontiguousarray(blocks), places, taps)
+
+
+@dataclass(frozen=True)
+class Full:
+    """Arrays of an `ek_full_conv`.
+
+    Attributes:
+        weights: int8 [out, taps rounded up to 4]; of every four the middle two are exchanged.
+        at: int32 [taps rounded up to 4].
+        taps: Weights of one output channel.
+    """
+
+    weights: Int8s
+    at: Int32s
+    taps: int
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of scratch: EK_FULL_SCRATCH."""
+        return 8 * len(self.at)
+
+
+def full(weights: Int8s, at: Int32s) -> Full:
+    """Pack all weights for `ek_conv_full`; arguments as for `sparse`, of one group."""
+    taps = weights[0].size
+    missing = -taps % 4
+    flat = np.pad(weights.reshape(len(weights), taps), ((0, 0), (0, missing)))
+    mixed = flat.reshape(len(flat), -1, 4)[:, :, [0, 2, 1, 3]].reshape(flat.shape)
+    return Full(np.ascontiguousarray(mixed), np.pad(at.ravel(), (0, missing), mode="edge"), taps)

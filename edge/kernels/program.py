@@ -37,7 +37,7 @@ DENSE_FROM = 0.7
 """Density of a convolution above which `ek_conv_dense` is faster; measured, see NOTES.md."""
 
 STREAM_BELOW = 0.5
-"""Density of a linear layer below which a stream is smaller: it takes two bytes per weight."""
+"""Density of weights below which a stream is smaller: it takes two bytes per weight."""
 
 _LEAST_SHIFT = 31
 _BYTE = 128  # what a byte is more than its int8
@@ -111,8 +111,8 @@ def compile_graph(graph: ir.Graph, goal: Goal = "speed", keep: bool = False) -> 
 
     Args:
         graph: Int8, as `edge.quantize.quantize` leaves it, with one input and one output.
-        goal: "speed" unrolls the distances of weights and keeps dense layers dense; "size" packs
-            weights as streams, for microcontrollers.
+        goal: "speed" unrolls the distances of weights; "size" packs sparse weights as streams,
+            for microcontrollers. Dense layers stay dense.
         keep: Write no activation over another, so that all can be looked at in the end.
 
     Raises:
@@ -297,17 +297,26 @@ class _Compiler:
     ) -> tuple[str, tuple[int | NDArray[Any], ...], int]:
         """Return which kernel takes the weights, the fields of its struct, and its scratch."""
         groups = len(at) // weights.shape[1]
+        density = np.count_nonzero(weights) / max(1, weights.size)
+        if self.goal == "size" and (groups > 1 or density < STREAM_BELOW):
+            return self._streamed(weights, at, groups)
         if self.goal == "size":
-            step = int(at[1, 0, 0] - at[0, 0, 0]) if len(at) > 1 else 0
-            bits = 4 if np.abs(weights).max(initial=0) < 8 else 8
-            channels = weights.shape[1], len(weights) // groups
-            stream = pack.stream(weights, bits)
-            return "stream", (step, at[0].size, at[0].ravel(), *channels, bits, stream), 0
-        if groups == 1 and np.count_nonzero(weights) >= DENSE_FROM * weights.size:
+            whole = pack.full(weights, at)
+            return "full", (whole.taps, whole.at, whole.weights), whole.scratch
+        if groups == 1 and density >= DENSE_FROM:
             full = pack.dense(weights, at)
             return "dense", (full.taps, full.at, full.weights), full.scratch
         packed = pack.sparse(weights, at)
         return "sparse", (packed.filters, packed.quads, packed.pairs), 0
+
+    def _streamed(
+        self, weights: Int8s, at: Int32s, groups: int
+    ) -> tuple[str, tuple[int | NDArray[Any], ...], int]:
+        step = int(at[1, 0, 0] - at[0, 0, 0]) if len(at) > 1 else 0
+        bits = 4 if np.abs(weights).max(initial=0) < 8 else 8
+        channels = weights.shape[1], len(weights) // groups
+        fields = step, at[0].size, at[0].ravel(), *channels, bits, pack.stream(weights, bits)
+        return "stream", fields, pack.stream_scratch(weights)
 
     def _scratch(self, op: ir.Op, size: int) -> Place:
         name = f"{op.output}.scratch"

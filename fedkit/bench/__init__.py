@@ -9,7 +9,7 @@ BENCHMARKS = (
     "wire",
     "sparsetrain",
     "run",
-    "device",
+    "client",
     "cost",
     "intgemm",
     "l1norm",
@@ -17,14 +17,21 @@ BENCHMARKS = (
     "intaccuracy",
     "infer",
     "exact",
+    "device",
 )
 """Names for `fedkit bench NAME`; `NAME` is the function `bench_NAME` in the module of that name."""
 
 
-def run_benchmark(name: str, quick: bool) -> dict[str, Any]:
-    """Run one of `BENCHMARKS`; modules are imported when asked for, since they are heavy."""
+def run_benchmark(name: str, quick: bool, **options: Any) -> dict[str, Any]:
+    """Run one of `BENCHMARKS`; modules are imported when asked for, since they are heavy.
+
+    Args:
+        name: Its name.
+        quick: Take little time.
+        **options: What only this one takes.
+    """
     from fedkit.provenance import made_by
 
     module = import_module(f"fedkit.bench.{name}")
-    result = cast(dict[str, Any], getattr(module, f"bench_{name}")(quick))
+    result = cast(dict[str, Any], getattr(module, f"bench_{name}")(quick, **options))
     return {**result, **made_by()}

@@ -1,118 +1,159 @@
-"""`fedkit bench device`: what the process costs that answers on a device, with and without torch.
+"""`fedkit bench device`: what one inference costs on processors that an emulator stands in for.
 
-Each kind of client runs in a process of its own: it imports what its ClientApp imports, then
-answers one message to train (ResNet-8, 200 random examples of 3x32x32, batches of 32, one epoch).
-The SuperNode beside it is not counted, it is the same for both. Memory is read where Linux tells
-it.
+Instructions, flash, memory and stack of ResNet-8 with random weights, dense and with 5 % of them,
+or of an artifact. All integers of some examples are compared with the interpreter's first: one that
+differs ends the benchmark. Counts are the same on every machine and in every run; instructions are
+not cycles, and say nothing of time or energy.
+
+`flash_bytes` is code and constants, `ram_bytes` arena, input and output, `stack_bytes` the stack.
+`ratio_dense` is the instructions of the dense model divided by the row's. Channels that no weight
+leads to an output are taken out first (`edge.passes.slim`).
 """
 
 from __future__ import annotations
 
-import os
-import pickle
-import statistics
 import tempfile
-from collections.abc import Iterable
-from importlib.metadata import Distribution, distributions
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedkit import messages
-from fedkit.bench.device_child import IMPORTS
-from fedkit.bench.device_child import __file__ as _CHILD
-from fedkit.bench.process import run_json
-from fedkit.config import make_config
-from fedkit.engine.sparse.capture import capture
-from fedkit.engine.sparse.plan import save_plan
-from fedkit.engine.torch import TorchEngine
-from fedkit.messages import Packet
-from fedkit.nn.zoo import build_model, seeded
-from fedkit.plan import pool_for
-from fedkit.task import cross_entropy
+from edge import artifact, ir
+from edge.bench.emulate import emulate
+from edge.bench.result import Examples, Result
+from edge.bench.targets import TARGETS, Target, find_target
+from edge.check import graph_of
+from edge.cost import cost
+from edge.export import float_graph, save_c99
+from edge.interpret import evaluate_int8
+from edge.passes.slim import slim
+from edge.quantize import quantize
+from edge.rounding import RUNTIMES
+from fedkit.bench.infer import SHAPE, random_model
+from fedkit.bench.sparsetrain import random_batch
 
-_SHAPE = (3, 32, 32)
-_CLASSES = 10
-_EXAMPLES = 200
-_DENSITY = 0.1
 _SEED = 0
-_REPEATS = 5
+_CALIBRATION = 16
+_EXAMPLES = 2
+_MODEL = "resnet8"
+_DENSITIES = (1.0, 0.05)
+_QUICK = ("cortex-m4", "cortex-a76")
+
+INSTALL = "pip install 'fedkit[bench]'"
 
 
-def bench_device(quick: bool) -> dict[str, Any]:
-    """Measure a device's process for each kind of client, the median of several starts.
+@dataclass(frozen=True)
+class _Model:
+    """What is measured."""
+
+    name: str
+    density: float
+    graph: ir.Graph
+
+
+def bench_device(
+    quick: bool, targets: Sequence[str] = (), artifact: str = "", ssh: str = ""
+) -> dict[str, Any]:
+    """Count what inferences take on emulated processors, or measure it on a board.
 
     Args:
-        quick: Start each kind once.
+        quick: Two targets.
+        targets: Names; by default all.
+        artifact: What to measure instead of ResNet-8; its graph lies beside it.
+        ssh: A board to measure on instead, as ssh names it.
+
+    Returns:
+        The rows, and `details` with the layers and the environment of each.
 
     Raises:
-        subprocess.CalledProcessError: A client failed.
+        ConfigError: There is no such target.
+        BenchError: A package is missing, or a target or board does not give the interpreter's
+            integers.
+        ExportError: The artifact or its graph cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as name:
-        folder = Path(name)
-        _prepare(folder)
-        rows = [_row(client, folder, 1 if quick else _REPEATS) for client in IMPORTS]
+    names = targets or (_QUICK if quick else tuple(TARGETS))
+    chosen = [find_target(name) for name in names]
+    models = [_given(Path(artifact))] if artifact else [_random(density) for density in _DENSITIES]
+    found = [(model, _emulated(model, target)) for target in chosen for model in models]
     return {
         "benchmark": "device",
-        "model": "resnet8",
         "seed": _SEED,
-        "examples": _EXAMPLES,
-        "density": _DENSITY,
-        "rows": rows,
+        "rows": _rows(found),
+        "details": [result.to_json() for _, result in found],
     }
 
 
-def _prepare(folder: Path) -> None:
-    """Write what the clients read: a plan, data, and a message that asks to train."""
-    rng = np.random.default_rng(_SEED)
-    np.savez(
-        folder / "mine.npz",
-        inputs=rng.standard_normal((_EXAMPLES, *_SHAPE)).astype(np.float32),
-        targets=rng.integers(0, _CLASSES, _EXAMPLES),
-    )
-    model = seeded(lambda: build_model("resnet8", _SHAPE, _CLASSES), _SEED)
-    save_plan(capture(model, _SHAPE), folder / "model.plan")
-    plain = {"adjust_every": 10}  # No masks change in the round below.
-    config = make_config({"density": _DENSITY, "epochs": 1, "batch_size": 32, **plain})
-    pool = pool_for(config, TorchEngine(model, cross_entropy).initial_state())
-    packed = messages.pack_state(pool.candidate(0), None)
-    request = Packet(packed.arrays, {**packed.numbers, "round": 2})
-    (folder / "request.pickle").write_bytes(pickle.dumps((config, request)))
+def list_targets() -> dict[str, Any]:
+    """Return which targets can be measured here, and what would install the rest."""
+    rows = [
+        {
+            "target": target.name,
+            "needs": ", ".join(_NEEDS.values()),
+            "installed": _missing() or "yes",
+            "modelled": target.modelled,
+        }
+        for target in TARGETS.values()
+    ]
+    return {"benchmark": "device", "rows": rows, "install": INSTALL}
 
 
-def _row(client: str, folder: Path, repeats: int) -> dict[str, Any]:
-    measured = [run_json("-P", str(_CHILD), client, str(folder)) for _ in range(repeats)]
-    used = imported_distributions(measured[0]["files"])
-    return {
-        "client": client,
-        "seconds_import": round(statistics.median(m["seconds_import"] for m in measured), 3),
-        "idle_bytes": statistics.median_low(m["idle_bytes"] for m in measured),
-        "peak_bytes": statistics.median_low(m["peak_bytes"] for m in measured),
-        "installed_bytes": sum(installed_bytes(distribution) for distribution in used),
-    }
+_NEEDS = {"elftools": "pyelftools", "unicorn": "unicorn", "ziglang": "ziglang"}
 
 
-def imported_distributions(files: Iterable[str]) -> list[Distribution]:
-    """Return the installed distributions that own any of these files, without fedkit itself.
+def _missing() -> str:
+    missing = [package for module, package in _NEEDS.items() if not find_spec(module)]
+    return f"no: {', '.join(missing)}; {INSTALL}" if missing else ""
 
-    Args:
-        files: Files of imported modules; those of Python itself belong to no distribution.
-    """
-    imported = {os.path.realpath(file) for file in files}
+
+@cache
+def _random(density: float) -> _Model:
+    inputs = random_batch(_CALIBRATION, SHAPE).inputs
+    whole = float_graph(random_model(_MODEL, density), SHAPE)
+    return _Model(_MODEL, density, slim(quantize(whole, ir.to_graph_layout(inputs))))
+
+
+def _given(path: Path) -> _Model:
+    graph = graph_of(artifact.load(path))
+    weights = [graph.constant(op.inputs[1]) for op in graph.ops if op.kind in ir.WEIGHTED]
+    density = cost(graph).kept_weights / max(1, sum(each.size for each in weights))
+    return _Model(path.name, round(density, 4), graph)
+
+
+def _examples(graph: ir.Graph) -> Examples:
+    (name,) = graph.inputs
+    shape = _EXAMPLES, *graph.tensors[name].shape[1:]
+    inputs = np.random.default_rng(_SEED).integers(-128, 128, shape).astype(np.int8)
+    return Examples(inputs, evaluate_int8(graph, inputs, RUNTIMES["c99"]["compiled"]))
+
+
+def _emulated(model: _Model, target: Target) -> Result:
+    shape = model.graph.tensors[model.graph.inputs[0]].shape[1:]
+    some = np.zeros((1, *shape[-1:], *shape[:-1]), np.float32)
+    with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
+        saved = save_c99(model.graph, some, Path(folder) / "model", {}, target.goal)
+        return emulate(saved, target, _examples(model.graph))
+
+
+def _rows(found: Iterable[tuple[_Model, Result]]) -> list[dict[str, Any]]:
+    found = list(found)
+    dense = {result.target: result for model, result in found if model.density == 1.0}
     return [
-        distribution
-        for distribution in distributions()
-        if distribution.name != "fedkit" and imported.intersection(_paths(distribution))
+        {
+            "target": result.target,
+            "model": model.name,
+            "density": model.density,
+            **{name: int(each.value) for name, each in result.quantities.items()},
+            "ratio_dense": _ratio(dense, result),
+        }
+        for model, result in found
     ]
 
 
-def installed_bytes(distribution: Distribution) -> int:
-    """Return the size of all files of a distribution, without Python's compiled caches."""
-    paths = (Path(path) for path in _paths(distribution))
-    return sum(path.stat().st_size for path in paths if path.suffix != ".pyc" and path.is_file())
-
-
-def _paths(distribution: Distribution) -> list[str]:
-    root = os.path.realpath(str(distribution.locate_file("")))
-    return [os.path.normpath(os.path.join(root, file)) for file in distribution.files or ()]
+def _ratio(dense: Mapping[str, Result], result: Result) -> float | None:
+    if result.target not in dense:
+        return None
+    return round(dense[result.target]["instructions"] / result["instructions"], 3)

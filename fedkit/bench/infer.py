@@ -40,7 +40,8 @@ from fedkit.nn.zoo import build_model, seeded
 from fedkit.task import cross_entropy
 
 _SEED = 0
-_SHAPE = (3, 32, 32)
+SHAPE = (3, 32, 32)
+"""Of an example, as torch takes it."""
 _CLASSES = 10
 _CALIBRATION = 16
 _CHILD = Path(__file__).with_name("infer_child.py")
@@ -81,8 +82,8 @@ def model_rows(name: str, density: float, turns: int) -> list[dict[str, Any]]:
     Returns:
         A row per runtime.
     """
-    inputs = random_batch(_CALIBRATION, _SHAPE).inputs
-    whole = quantize(float_graph(_model(name, density), _SHAPE), ir.to_graph_layout(inputs))
+    inputs = random_batch(_CALIBRATION, SHAPE).inputs
+    whole = quantize(float_graph(random_model(name, density), SHAPE), ir.to_graph_layout(inputs))
     with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
         paths = _save(slim(whole), whole, inputs, Path(folder))
         runners = {runtime: open_runner(path) for runtime, path in paths.items()}
@@ -101,9 +102,9 @@ def model_rows(name: str, density: float, turns: int) -> list[dict[str, Any]]:
         ]
 
 
-def _model(name: str, density: float) -> nn.Module:
-    """Return a model with random weights, pruned at random."""
-    engine = TorchEngine(seeded(lambda: build_model(name, _SHAPE, _CLASSES), _SEED), cross_entropy)
+def random_model(name: str, density: float) -> nn.Module:
+    """Return a model of the zoo with random weights, each layer pruned at random."""
+    engine = TorchEngine(seeded(lambda: build_model(name, SHAPE, _CLASSES), _SEED), cross_entropy)
     return engine.module(randomly_pruned(engine.initial_state(), density)).eval()
 
 

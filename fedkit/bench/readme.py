@@ -94,7 +94,7 @@ def _run(result: Result) -> list[str]:
     return [head, _rule(10), *rows]
 
 
-def _device(result: Result) -> list[str]:
+def _client(result: Result) -> list[str]:
     head = "| client | seconds to import | idle memory | peak memory | installed |"
     rows = (
         f"| {row['client']} | {row['seconds_import']:.2f} | {_mb(row['idle_bytes'])} "
@@ -224,6 +224,17 @@ def _exact(result: Result) -> list[str]:
     return [head, _rule(head.count("|") - 1), *rows]
 
 
+def _device(result: Result) -> list[str]:
+    head = "| target | model | density | instructions | flash | RAM | stack | dense / this |"
+    rows = (
+        f"| {row['target']} | {row['model']} | {row['density']:.0%} | {row['instructions']:,} "
+        f"| {_kb(row['flash_bytes'])} | {_kb(row['ram_bytes'])} | {row['stack_bytes']:,} B "
+        f"| {_times(row['ratio_dense'])} |"
+        for row in result["rows"]
+    )
+    return [head, _rule(8), *rows]
+
+
 def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}x"
 
@@ -255,7 +266,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "wire": _wire,
     "sparsetrain": _sparsetrain,
     "run": _run,
-    "device": _device,
+    "client": _client,
     "cost": _cost,
     "intgemm": _intgemm,
     "l1norm": _l1norm,
@@ -264,6 +275,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "inttrain-fashion-mnist": _intaccuracy,
     "infer": _infer,
     "exact": _exact,
+    "device": _device,
 }
 """Name of a table and of its file in results/ -> what writes its lines."""
 

@@ -11,7 +11,7 @@ that of an idle interpreter: with torch for torch, without for ours, as a device
 `tensor_bytes` is the part of it that came once the libraries were in use and the batch was there,
 without mapped files: weights, activations, gradients, momentum and indices. Our process reads
 positions and values of kept weights; a device of a fleet goes through dense arrays of weights
-besides, and `fedkit bench device` counts those.
+besides, and `fedkit bench client` counts those.
 """
 
 from __future__ import annotations

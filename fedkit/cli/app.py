@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedkit.bench import BENCHMARKS, run_benchmark
+from fedkit.bench import BENCHMARKS
 from fedkit.cli import flags, tables
-from fedkit.errors import ConfigError, FedkitError
+from fedkit.errors import FedkitError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -189,15 +189,20 @@ def compare(
 def bench(
     name: Annotated[str, typer.Argument(help=f"one of: {', '.join(BENCHMARKS)}")],
     quick: Annotated[bool, typer.Option("--quick", help="within 45 s on two cores")] = False,
+    target: Annotated[str, typer.Option(help="device: some targets, with commas between")] = "",
+    artifact: Annotated[str, typer.Option(help="device: measure this one, not ResNet-8")] = "",
+    ssh: Annotated[str, typer.Option(help="device: a board, as user@host")] = "",
+    show: Annotated[bool, typer.Option("--list", help="device: show what is installed")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a benchmark and print its rows.
 
-    Example: `fedkit bench wire --json`
+    Example: `fedkit bench device --target cortex-m4 --artifact runs/NAME/model-int8-c99`
     """
-    if name not in BENCHMARKS:
-        raise ConfigError(f"unknown benchmark {name!r}; allowed: {', '.join(BENCHMARKS)}")
-    _print(run_benchmark(name, quick), as_json, tables.rows_table)
+    from fedkit.cli import bench as benches
+
+    options = benches.Options(target, artifact, ssh, show)
+    _print(benches.bench(name, quick, options), as_json, benches.table)
 
 
 def _print(result: Mapping[str, Any], as_json: bool, table: Any) -> None:

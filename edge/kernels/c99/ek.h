@@ -111,6 +111,18 @@ typedef struct {
     const ek_sum *sum;
 } ek_dense_conv;
 
+/* The same for small memories: [out][taps rounded up to 4], filled with 0; of every four weights the
+ * second and third have changed places. */
+typedef struct {
+    ek_planes out;
+    ek_requant requant;
+    int32_t in_row;
+    int32_t taps;      /* of one output channel, all input channels */
+    const int32_t *at; /* [taps, rounded up to 4] distances */
+    const int8_t *weights;
+    const ek_sum *sum;
+} ek_full_conv;
+
 /* What the compiler may use, unless EK_PLAIN is defined. */
 #if !defined(EK_PLAIN) && defined(__AVX2__)
 #define EK_AVX2 1
@@ -118,6 +130,9 @@ typedef struct {
 #elif !defined(EK_PLAIN) && defined(__aarch64__) && defined(__ARM_NEON) && !defined(__ARM_BIG_ENDIAN)
 #define EK_NEON 1
 #define EK_SIMD 1
+#elif !defined(EK_PLAIN) && defined(__ARM_FEATURE_DSP) && defined(__ARM_FEATURE_SIMD32) && \
+    !defined(__aarch64__) && !defined(__ARM_BIG_ENDIAN)
+#define EK_DSP 1
 #endif
 
 /* `scratch` of ek_conv_dense, aligned to 4. */
@@ -128,13 +143,20 @@ typedef struct {
 #define EK_DENSE_SCRATCH(taps) 4
 #endif
 
+/* `scratch` of ek_conv_stream, whose filters have at most so many weights, and of ek_conv_full, both
+ * aligned to 4. */
+#define EK_STREAM_SCRATCH(weights) (8 * ((weights) + 1))
+#define EK_FULL_SCRATCH(taps) (((taps) + 3) / 4 * 32)
+
 /* `other`, of the layout of `out`, is what conv->sum adds; it may be `out` itself. */
 void ek_conv_sparse(const ek_sparse_conv *conv, const uint8_t *in, const uint8_t *other,
                     uint8_t *out);
 void ek_conv_stream(const ek_stream_conv *conv, const uint8_t *in, const uint8_t *other,
-                    uint8_t *out);
+                    uint8_t *out, void *scratch);
 void ek_conv_dense(const ek_dense_conv *conv, const uint8_t *in, const uint8_t *other, uint8_t *out,
                    void *scratch);
+void ek_conv_full(const ek_full_conv *conv, const uint8_t *in, const uint8_t *other, uint8_t *out,
+                  void *scratch);
 
 /* out[o] = sum of weights[o][i] * in[i]; `in` and `out` are vectors: planes of one pixel. */
 typedef struct {

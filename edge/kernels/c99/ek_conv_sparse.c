@@ -16,6 +16,63 @@ typedef struct {
     int adds;
 } ek_tail;
 
+#ifdef EK_NEON
+
+#ifdef __GNUC__ /* passing eight registers of sums costs as much as a tap */
+#define EK_INLINE static inline __attribute__((always_inline))
+#else
+#define EK_INLINE static inline
+#endif
+
+EK_INLINE void ek_finish_block(const ek_tail *tail, ek_block sums, const uint8_t *other,
+                               uint8_t *out) {
+    ek_bytes32 bytes = ek_scaled_block(&tail->scale, sums);
+    if (tail->adds) bytes = ek_added(&tail->adder, bytes, ek_load32(other));
+    ek_store32(out, bytes);
+}
+
+/* What a filter has: no quads, quads, or some whose sums fit int16. */
+typedef enum { EK_PAIRS, EK_QUADS, EK_RUNS } ek_filter_kind;
+
+EK_INLINE void ek_blocks_of(const ek_row *row, const ek_tail *tail, const uint8_t *p,
+                            const uint8_t *other, uint8_t *out, int blocks, ek_filter_kind kind) {
+    const ek_quad *quad = row->quads, *last_quad = quad + row->filter->quads;
+    const ek_pair *pair = row->pairs, *last_pair = pair + row->filter->pairs;
+    ek_block x = ek_block_of(row->bias), y = x;
+    while (kind == EK_RUNS) {
+        const ptrdiff_t rest = last_quad - quad, run = row->filter->run;
+        const ek_quad *end = quad + (rest < run ? rest : run);
+        ek_quad_run(&x, p, quad, end);
+        if (blocks == 2) ek_quad_run(&y, p + 32, quad, end);
+        if ((quad = end) == last_quad) break;
+    }
+    while (kind == EK_QUADS) {
+        ek_quad_block(&x, p, quad);
+        if (blocks == 2) ek_quad_block(&y, p + 32, quad);
+        if (++quad == last_quad) break;
+    }
+    for (; pair != last_pair; pair++) {
+        ek_pair_block(&x, p, pair);
+        if (blocks == 2) ek_pair_block(&y, p + 32, pair);
+    }
+    ek_finish_block(tail, x, other, out);
+    if (blocks == 2) ek_finish_block(tail, y, other + 32, out + 32);
+}
+
+/* `blocks` times 32 pixels, 1 or 2. A loop that runs at least once needs its sums set up once. */
+EK_INLINE void ek_blocks(const ek_row *row, const ek_tail *tail, const uint8_t *p,
+                         const uint8_t *other, uint8_t *out, int blocks) {
+    if (row->filter->quads == 0) {
+        ek_blocks_of(row, tail, p, other, out, blocks, EK_PAIRS);
+    } else if (row->filter->run > 1) {
+        ek_blocks_of(row, tail, p, other, out, blocks, EK_RUNS);
+    } else {
+        ek_blocks_of(row, tail, p, other, out, blocks, EK_QUADS);
+    }
+}
+
+#else
+
 static inline void ek_finish_block(const ek_tail *tail, ek_block sums, const uint8_t *other,
                                    uint8_t *out) {
     ek_bytes32 bytes = ek_scaled_block(&tail->scale, sums);
@@ -47,6 +104,8 @@ static inline void ek_blocks(const ek_row *row, const ek_tail *tail, const uint8
     ek_finish_block(tail, x, other, out);
     if (blocks == 2) ek_finish_block(tail, y, other + 32, out + 32);
 }
+
+#endif
 
 /* 8 pixels. */
 static inline ek_bytes16 ek_eight_pixels(const ek_row *row, const ek_tail *tail, const uint8_t *p) {

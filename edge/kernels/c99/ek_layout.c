@@ -1,4 +1,5 @@
 /* Between layouts. */
+#include "ek_dsp.h"
 #include "ek_simd.h"
 
 /* One row of one channel. */
@@ -77,11 +78,9 @@ static void ek_stride(const uint8_t *p, int32_t step, int32_t count, uint8_t *ou
 
 #ifdef EK_SIMD
 
-/* `spare` bytes behind each may be written, too. */
-static void ek_two_strides(const uint8_t *p, int32_t count, int32_t spare, uint8_t *even,
-                           uint8_t *odd) {
+static void ek_two_strides_row(const uint8_t *p, int32_t count, uint8_t *even, uint8_t *odd) {
     int32_t x = 0;
-    for (; count + spare - x >= 16 && x < count; x += 16) ek_halves(p + 2 * x, even + x, odd + x);
+    for (; count - x >= 16; x += 16) ek_halves(p + 2 * x, even + x, odd + x);
     if (count > x) {
         uint8_t last[32];
         ek_halves(p + 2 * x, last, last + 16);
@@ -90,13 +89,40 @@ static void ek_two_strides(const uint8_t *p, int32_t count, int32_t spare, uint8
     }
 }
 
+/* All rows, `step` apart in p; of most, vectors may end in the rows below, which are written next. */
+static void ek_two_strides(const uint8_t *p, int32_t step, const ek_planes *to, uint8_t *even,
+                           uint8_t *odd) {
+    const int32_t up = (to->width + 15) / 16 * 16, row = to->row;
+    int32_t y = 0;
+    for (; up <= to->width + (to->height - 1 - y) * row; y++, p += step, even += row, odd += row) {
+        int32_t x = 0;
+        do {
+            ek_halves(p + 2 * x, even + x, odd + x);
+            x += 16;
+        } while (x < up);
+    }
+    for (; y < to->height; y++, p += step, even += row, odd += row)
+        ek_two_strides_row(p, to->width, even, odd);
+}
+
 #else
 
-static void ek_two_strides(const uint8_t *p, int32_t count, int32_t spare, uint8_t *even,
-                           uint8_t *odd) {
-    (void)spare;
+static void ek_two_strides_row(const uint8_t *p, int32_t count, uint8_t *even, uint8_t *odd) {
+#ifdef EK_DSP
+    for (; count >= 4; count -= 4, p += 8, even += 4, odd += 4) {
+        const uint32_t a = ek_load_word(p), b = ek_load_word(p + 4);
+        ek_store_word(even, ek_joined(ek_even(a), ek_even(b)));
+        ek_store_word(odd, ek_joined(ek_odd(a), ek_odd(b)));
+    }
+#endif
     ek_stride(p, 2, count, even);
     ek_stride(p + 1, 2, count, odd);
+}
+
+static void ek_two_strides(const uint8_t *p, int32_t step, const ek_planes *to, uint8_t *even,
+                           uint8_t *odd) {
+    for (int32_t y = 0; y < to->height; y++, p += step, even += to->row, odd += to->row)
+        ek_two_strides_row(p, to->width, even, odd);
 }
 
 #endif
@@ -106,16 +132,14 @@ void ek_split(const ek_phases *phases, const uint8_t *x, uint8_t *out) {
     const int32_t step_y = phases->stride_y, step_x = phases->stride_x;
     x -= phases->top * in->row + phases->left;
     for (int32_t c = 0; c < in->channels; c++, x += in->plane)
-        for (int32_t a = 0; a < step_y; a++, out += step_x * to->plane)
-            for (int32_t y = 0; y < to->height; y++) {
-                const uint8_t *from = x + (y * step_y + a) * in->row;
-                uint8_t *row = out + y * to->row;
-                if (step_x == 2) {
-                    const int32_t rest = (to->height - 1 - y) * to->row;
-                    ek_two_strides(from, to->width, rest, row, row + to->plane);
-                } else {
-                    for (int32_t b = 0; b < step_x; b++)
-                        ek_stride(from + b, step_x, to->width, row + b * to->plane);
-                }
+        for (int32_t a = 0; a < step_y; a++, out += step_x * to->plane) {
+            const uint8_t *from = x + a * in->row;
+            if (step_x == 2) {
+                ek_two_strides(from, step_y * in->row, to, out, out + to->plane);
+                continue;
             }
+            for (int32_t y = 0; y < to->height; y++, from += step_y * in->row)
+                for (int32_t b = 0; b < step_x; b++)
+                    ek_stride(from + b, step_x, to->width, out + y * to->row + b * to->plane);
+        }
 }

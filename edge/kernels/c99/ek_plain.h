@@ -14,6 +14,10 @@ extern
     "C"
 #endif
     void *memset(void *to, int value, size_t count);
+#ifdef __GNUC__ /* a few bytes become loads and stores there too */
+#define memcpy(to, from, count) __builtin_memcpy(to, from, count)
+#define memset(to, value, count) __builtin_memset(to, value, count)
+#endif
 #else
 #include <string.h>
 #endif

@@ -208,12 +208,12 @@ CHECKS: Mapping[str, Check] = {
     "pool": check_pool,
     "layouts": check_layouts,
 }
-CONVS = ("sparse", "stream8", "stream4", "dense")
+CONVS = ("sparse", "stream8", "stream4", "dense", "full")
 
 
 def check_random_conv(kernels: Kernels, rng: Generator, kind: str) -> None:
     layer = random_layer(rng)
-    check_conv(kernels, rng, ungrouped(layer) if kind == "dense" else layer, kind)
+    check_conv(kernels, rng, ungrouped(layer) if kind in ("dense", "full") else layer, kind)
 
 
 def ungrouped(layer: Layer) -> Layer:

@@ -31,6 +31,7 @@ C99 = Path(pack.__file__).parent / "c99"
 SOURCES = sorted(C99.glob("*.c"))
 STEPS = Path(__file__).with_name("steps.c")
 INTRINSICS = Path(__file__).with_name("intrinsics")
+INTRINSICS_DSP = Path(__file__).with_name("intrinsics_dsp")
 INTRINSICS512 = Path(__file__).with_name("intrinsics512")
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 
@@ -102,6 +103,7 @@ X86 = {
     "avx2": ["-mavx2"],
     "vnni": ["-mavx2", f"-I{INTRINSICS}", "-Wno-psabi"],
     "avx512": ["-mavx2", f"-I{INTRINSICS512}", f"-I{INTRINSICS}", "-Wno-psabi"],
+    "dsp": ["-D__ARM_FEATURE_DSP", "-D__ARM_FEATURE_SIMD32", f"-I{INTRINSICS_DSP}"],
     "plain": ["-DEK_PLAIN"],
 }
 AARCH64 = {
@@ -119,7 +121,7 @@ def load(variant: str, folder: Path) -> Kernels:
         need_emulator()
         return Kernels(Emulated(emulate([in_one(folder)], simd, f"-{level}", f"-I{C99}")))
     need_gcc()
-    if simd != "plain":
+    if simd not in ("plain", "dsp"):
         need_avx2()
     return Kernels(build(folder, *flags_of(variant)))
 
@@ -307,7 +309,7 @@ class Kernels:
         added: tuple[Sum, Tensor] | None = None,
         in_place: bool = False,
     ) -> Tensor:
-        """Convolve by the kernel `kind`: "sparse", "stream8", "stream4" or "dense"."""
+        """Convolve by the kernel `kind`: "sparse", "stream8", "stream4", "dense" or "full"."""
         groups = x.planes.channels // weights.shape[1]
         if window.stride == (1, 1):
             at = pack.distances(x.planes, window)
@@ -320,11 +322,20 @@ class Kernels:
         struct = self.conv_struct(kind, weights, at, common, sum_at, groups)
         other = _AT(added[1].address if added else None)
         arguments = [ctypes.byref(struct), _AT(x.address), other, _AT(result.address)]
-        if kind == "dense":
-            scratch = np.empty(pack.dense(weights, at).scratch + 4, np.uint8)
+        if kind != "sparse":
+            scratch = np.full(self.scratch(kind, weights, at) // 4 + 1, 0x5A5A5A5A, np.int32)
             arguments.append(_at(scratch))
         getattr(self.library, f"ek_conv_{kind.rstrip('48')}")(*arguments)
+        if kind != "sparse":
+            assert scratch[-1] == 0x5A5A5A5A, "more scratch than was promised"
         return result
+
+    def scratch(self, kind: str, weights: Array, at: Array) -> int:
+        """Return the bytes of scratch that a kernel may use, a multiple of 4."""
+        if kind.startswith("stream"):
+            return pack.stream_scratch(weights)
+        packed: Any = pack.full(weights, at) if kind == "full" else pack.dense(weights, at)
+        return int(packed.scratch)
 
     def conv_struct(
         self, kind: str, weights: Array, at: Array, common: Any, sum_at: Any, groups: int
@@ -336,6 +347,10 @@ class Kernels:
         if kind == "dense":
             full = pack.dense(weights, at)
             return CDense(*common, full.taps, self.keep(full.at), self.keep(full.weights), sum_at)
+        if kind == "full":
+            every = pack.full(weights, at)
+            places, values = self.keep(every.at), self.keep(every.weights)
+            return CDense(*common, every.taps, places, values, sum_at)
         bits = int(kind[-1])
         plane = int(at[1, 0, 0] - at[0, 0, 0]) if len(at) > 1 else 0
         inner, outer = weights.shape[1], len(weights) // groups

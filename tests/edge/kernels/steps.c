@@ -19,7 +19,8 @@ static void run_step(const step *s, void *scratch) {
     if (s->kernel == LOAD) ek_load(planes, (const int8_t *)s->in, out);
     if (s->kernel == SPLIT) ek_split((const ek_phases *)s->layer, in, out);
     if (s->kernel == SPARSE) ek_conv_sparse((const ek_sparse_conv *)s->layer, in, other, out);
-    if (s->kernel == STREAM) ek_conv_stream((const ek_stream_conv *)s->layer, in, other, out);
+    if (s->kernel == STREAM)
+        ek_conv_stream((const ek_stream_conv *)s->layer, in, other, out, scratch);
     if (s->kernel == DENSE)
         ek_conv_dense((const ek_dense_conv *)s->layer, in, other, out, scratch);
     if (s->kernel == ADD) ek_add((const ek_sum *)s->layer, planes, in, other, out);

@@ -34,6 +34,7 @@ from tests.edge.kernels.library import (
 ROOT = Path(__file__).resolve().parents[3]
 VARIANTS = (
     *("avx2-O0", "avx2-O3", "vnni-O1", "avx512-O1", "plain-O0", "plain-O3", "dotprod-O2"),
+    "dsp-O2",
     pytest.param("neon-O2", marks=pytest.mark.slow),
 )
 PLAIN = "-DEK_PLAIN"
@@ -63,7 +64,7 @@ def test_a_random_convolution_equals_its_twin(kernels: Kernels, kind: str, seed:
 def test_a_usual_convolution_equals_its_twin(
     kernels: Kernels, layer: cases.Layer, kind: str
 ) -> None:
-    if kind == "dense":
+    if kind in ("dense", "full"):
         layer = cases.ungrouped(layer)
     for seed in range(3):
         cases.check_conv(kernels, np.random.default_rng(seed), layer, kind)
@@ -88,6 +89,7 @@ TARGETS = {
     "avx512-vnni": "-target x86_64-linux-musl -mcpu=icelake_server",
     "neon": "-target aarch64-linux-musl -mcpu=cortex_a72",
     "dotprod": "-target aarch64-linux-musl -mcpu=cortex_a76",
+    "cortex-m0plus": "-target thumb-freestanding-eabi -mcpu=cortex_m0plus -ffreestanding",
     "cortex-m4": "-target thumb-freestanding-eabi -mcpu=cortex_m4 -ffreestanding",
 }
 
@@ -193,10 +195,10 @@ def test_no_kernel_has_state() -> None:
 # Sanitizers
 
 
-@pytest.fixture(scope="module", params=["avx2", "vnni", "avx512", "plain"])
+@pytest.fixture(scope="module", params=["avx2", "vnni", "avx512", "dsp", "plain"])
 def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     need_gcc()
-    if request.param != "plain":
+    if request.param not in ("dsp", "plain"):
         need_avx2()
     return build(tmp_path_factory.mktemp("sanitized"), *X86[request.param], *SANITIZE)
 

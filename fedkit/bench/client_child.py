@@ -1,4 +1,4 @@
-"""One device's client, measured from the inside; `fedkit.bench.device` runs it by its path.
+"""One device's client, measured from the inside; `fedkit.bench.client` runs it by its path.
 
 Prints one JSON object. At the top it imports next to nothing, so that what is measured is the cost
 of the client and not of this file.
@@ -30,7 +30,7 @@ def main(client: str, folder: str) -> None:
 
     Args:
         client: A key of `IMPORTS`.
-        folder: Holds what `fedkit.bench.device` writes for this process.
+        folder: Holds what `fedkit.bench.client` writes for this process.
     """
     began = time.perf_counter()
     for name in IMPORTS[client]:

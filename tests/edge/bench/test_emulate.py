@@ -1,0 +1,199 @@
+"""Emulated processors: what they compute, and how their instructions are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge import artifact, ir
+from edge.artifact import Artifact
+from edge.bench import build, emulate
+from edge.bench.result import Examples, Result
+from edge.bench.targets import TARGETS, find_target
+from edge.export import int8_graph, save_c99
+from edge.interpret import evaluate_int8
+from fedkit.errors import BenchError, ConfigError
+from fedkit.nn.zoo import build_model
+from tests.edge.kernels.library import need_emulator
+from tests.edge.test_emit_c99 import pruned
+
+SHAPE = (3, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def _tools() -> None:
+    need_emulator()
+
+
+@pytest.fixture(scope="module")
+def graph() -> ir.Graph:
+    rng = np.random.default_rng(0)
+    model = pruned(build_model("resnet8", SHAPE, 10), 0.2).eval()
+    return int8_graph(model, rng.standard_normal((20, *SHAPE)).astype(np.float32))
+
+
+def examples(graph: ir.Graph, count: int = 2) -> Examples:
+    inputs = np.random.default_rng(1).integers(-128, 128, (count, *SHAPE[1:], 3)).astype(np.int8)
+    return Examples(inputs, evaluate_int8(graph, inputs, "half_up"))
+
+
+def saved(graph: ir.Graph, goal: Any, folder: Path) -> Artifact:
+    return save_c99(graph, np.zeros((1, *SHAPE), np.float32), folder / goal, {}, goal)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_gives_the_interpreters_integers_and_the_same_figures_again(
+    name: str, graph: ir.Graph, tmp_path: Path
+) -> None:
+    target = TARGETS[name]
+    model = saved(graph, target.goal, tmp_path)
+    first, again = (emulate.emulate(model, target, examples(graph)) for _ in range(2))
+    assert first == again
+    assert first.examples == 2
+    layers = [layer.quantities["instructions"].value for layer in first.layers]
+    assert min(layers) > 0
+    assert 0 < first["instructions"] - sum(layers) < 200, "model_invoke itself"
+    assert [layer.source for layer in first.layers][:2] == ["input", "0.0"]
+    assert first["ram_bytes"] >= model.details["arena_bytes"] + 3 * 8 * 8 + 10
+    assert 100 < first["stack_bytes"] < 4096
+    weights = sum(
+        int(np.count_nonzero(t.data)) for t in graph.tensors.values() if t.data is not None
+    )
+    assert first["flash_bytes"] > weights
+
+
+@pytest.mark.parametrize("name", ["cortex-m0plus", "cortex-m4", "cortex-a53"])
+def test_blocks_count_as_single_instructions_do(name: str, graph: ir.Graph, tmp_path: Path) -> None:
+    target = TARGETS[name]
+    image = build.build(saved(graph, target.goal, tmp_path), target, tmp_path)
+    machine, data = emulate.Machine(image, target), examples(graph, 1).inputs[0]
+    by_block = machine.infer(data)
+    counted = sum(by_block.calls) + by_block.own
+    # Those behind an IT whose condition does not hold are no steps of the emulator; they take their
+    # cycle on silicon, and blocks count them. Only Cortex-M4 has such.
+    skipped = counted / 100 if name == "cortex-m4" else 0
+    assert 0 <= counted - one_by_one(machine) <= skipped
+
+
+def one_by_one(machine: emulate.Machine) -> int:
+    """Count the slow way."""
+    from unicorn import unicorn_const
+
+    counted = [0]
+
+    def count(core: Any, address: int, size: int, data: object) -> None:
+        counted[0] += 1
+
+    hook = machine._core.hook_add(unicorn_const.UC_HOOK_CODE, count)
+    machine._start()
+    machine._core.hook_del(hook)
+    return counted[0]
+
+
+def test_a_wrong_integer_is_named_and_leaves_no_figure(graph: ir.Graph, tmp_path: Path) -> None:
+    right = examples(graph)
+    wrong = right.expected.copy()
+    wrong[1, 3] ^= 1
+    target = TARGETS["cortex-m4"]
+    with pytest.raises(BenchError, match=r"cortex-m4 gives -?\d+ for output \(3,\) of example 1"):
+        emulate.emulate(saved(graph, "size", tmp_path), target, replace(right, expected=wrong))
+
+
+def test_a_fault_in_the_code_is_noticed(
+    graph: ir.Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One byte of the program is another, as on a board whose flash went bad."""
+    image = build.build(saved(graph, "size", tmp_path), TARGETS["cortex-m4"], tmp_path)
+    at, content = max(image.segments.items(), key=lambda each: len(each[1]))
+    spoilt = {at: bytes([*content[:-40], content[-40] ^ 0x40, *content[-39:]])}
+    monkeypatch.setattr(
+        emulate, "build", lambda *_: replace(image, segments={**image.segments, **spoilt})
+    )
+    with pytest.raises(BenchError, match=r"no figure is given|crashed"):
+        emulate.emulate(artifact.load(tmp_path / "size"), TARGETS["cortex-m4"], examples(graph))
+
+
+def test_a_program_that_runs_away_is_stopped(
+    graph: ir.Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = saved(graph, "size", tmp_path)
+    plain = build.build(model, TARGETS["cortex-m4"], tmp_path)
+    code = min(plain.segments)
+    monkeypatch.setattr(emulate, "build", lambda *_: replace(plain, segments={code: b"\xff" * 64}))
+    with pytest.raises(BenchError, match="cortex-m4 crashed at 0x"):
+        emulate.emulate(model, TARGETS["cortex-m4"], examples(graph))
+
+
+def test_what_cannot_be_emulated_is_refused(graph: ir.Graph, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown target 'cortex-m85'; allowed: cortex-m0plus"):
+        find_target("cortex-m85")
+    target = TARGETS["cortex-m4"]
+    model = saved(graph, "size", tmp_path)
+    with pytest.raises(BenchError, match=r"zig cannot compile .*no-such-flag"):
+        emulate.emulate(model, target, examples(graph), ["--no-such-flag"])
+    short = Examples(np.zeros((1, 5), np.int8), np.zeros((1, 10), np.int8))
+    with pytest.raises(BenchError, match="an example has 5 bytes, and the model takes 192"):
+        emulate.emulate(model, target, short)
+    old = replace(model, details={"arena_bytes": 1})
+    with pytest.raises(BenchError, match="export it again"):
+        emulate.emulate(old, target, examples(graph))
+
+
+def test_a_missing_package_is_named_with_what_installs_it(
+    graph: ir.Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, target = saved(graph, "size", tmp_path), TARGETS["cortex-m4"]
+    image = build.build(model, target, tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "unicorn", None)
+    with pytest.raises(BenchError, match=r"unicorn is not installed.*fedkit\[bench\]"):
+        emulate.Machine(image, target)
+
+
+@pytest.fixture
+def assemble(tmp_path: Path) -> Callable[[str], bytes]:
+    """Return the code of Thumb instructions."""
+
+    def made(text: str) -> bytes:
+        source = tmp_path / "code.s"
+        source.write_text(f".syntax unified\n.thumb\nmodel_invoke:\n{text}\n")
+        build.compile_c(
+            "-target", "thumb-freestanding-eabi", "-mcpu=cortex_m4", "-c", str(source),
+            "-o", str(tmp_path / "code.o"),
+        )  # fmt: skip
+        from elftools.elf.elffile import ELFFile
+
+        with (tmp_path / "code.o").open("rb") as file:
+            section: Any = ELFFile(file).get_section_by_name(".text")
+            return bytes(section.data())
+
+    return made
+
+
+def test_thumb_instructions_of_both_sizes_are_told_apart(assemble: Callable[[str], bytes]) -> None:
+    lines = [
+        "movs r0, #1",
+        "smlabb r0, r1, r2, r3",
+        "ldrd r0, r1, [r2], #8",
+        "it eq",
+        "moveq r0, r1",
+    ]
+    lines += ["bl .", "ldr.w r0, [r1, r2, lsl #2]", "b .", "uxtb16 r3, r4", "bx lr"]
+    code = assemble("\n".join(lines))
+    assert 2 * len(lines) < len(code) < 4 * len(lines)
+    assert emulate.thumb_length(code) == len(lines)
+
+
+def test_a_result_is_json_and_a_table(graph: ir.Graph, tmp_path: Path) -> None:
+    target = TARGETS["cortex-a53"]
+    result: Result = emulate.emulate(saved(graph, "speed", tmp_path), target, examples(graph))
+    told = result.to_json()
+    assert told["quantities"]["instructions"]["unit"] == "instructions"
+    assert told["environment"]["flags"] == "-mcpu=cortex_a53 -O3"
+    lines = result.table()
+    assert lines[0] == ("total", "instructions", f"{result['instructions']:,}", "instructions")
+    assert len(lines) == 4 + len(result.layers)
