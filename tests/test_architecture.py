@@ -137,7 +137,7 @@ def an_emitter_sees_more_than_the_graph(module: str, other: str) -> bool:
 
 
 def bench_sees_more_than_artifacts(module: str, other: str) -> bool:
-    allowed = ("edge.bench", "edge.artifact", "fedkit.errors")
+    allowed = ("edge.bench", "edge.artifact", "edge.yosys", "fedkit.errors")
     return inside(module, "edge.bench") and ours(other) and not inside(other, *allowed)
 
 

@@ -17,6 +17,7 @@ BENCHMARKS = (
     "intaccuracy",
     "infer",
     "exact",
+    "fpga",
 )
 """Names for `fedkit bench NAME`; `NAME` is the function `bench_NAME` in the module of that name."""
 

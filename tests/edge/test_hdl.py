@@ -120,7 +120,7 @@ def expected_half(real: NDArray[np.float64]) -> NDArray[np.uint16]:
     return found.view(np.uint16)
 
 
-@pytest.mark.parametrize(("module", "delay"), [("fp16_multiply", 6), ("fp16_add", 5)])
+@pytest.mark.parametrize(("module", "delay"), [("fp16_multiply", 7), ("fp16_add", 8)])
 def test_half_precision(module: str, delay: int) -> None:
     rng = np.random.default_rng(0)
     a, b = halves(rng, 20000), halves(rng, 20000)
@@ -141,11 +141,11 @@ def test_half_precision(module: str, delay: int) -> None:
 
 
 def test_the_half_precision_array_sums_products() -> None:
-    lanes, turns = 4, 5
+    lanes, turns = 4, 8
     rng = np.random.default_rng(0)
     beats = 40
     x, w = (rng.integers(-8, 9, (beats, lanes)).astype(np.float16) for _ in range(2))
-    delay = 6 + 5 * 2 + 5
+    delay = 7 + 8 * 2 + 8
     inputs = {
         "active": np.ones(beats),
         "first": np.arange(beats) < turns,

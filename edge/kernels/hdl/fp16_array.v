@@ -1,7 +1,7 @@
 // The array of shift_array in half precision: LANES products per cycle, a tree, an accumulator.
 //
-// An addition takes five cycles, so the accumulator holds five sums in turn: a cycle's operands are
-// added to those of five cycles before. What would add the five up in the end is not here.
+// An addition takes eight cycles, so the accumulator holds eight sums in turn: a cycle's operands
+// are added to those of eight cycles before. What would add the eight up in the end is not here.
 `default_nettype none
 
 module fp16_array #(
@@ -14,7 +14,7 @@ module fp16_array #(
     input wire [LANES*16-1:0] weight,
     output wire [15:0] sum
 );
-    localparam DELAY = 6 + 5 * $clog2(LANES);
+    localparam DELAY = 7 + 8 * $clog2(LANES);
 
     wire [LANES*16-1:0] products;
     wire [15:0] total;

@@ -1,4 +1,4 @@
-// A product of two half-precision numbers, rounded to nearest, halves to even, 6 cycles later.
+// A product of two half-precision numbers, rounded to nearest, halves to even, 7 cycles later.
 // Subnormal numbers are zero, what is too large becomes infinite; there are no NaNs. All of that
 // makes it smaller than IEEE 754 asks for.
 `default_nettype none
@@ -34,14 +34,19 @@ module fp16_multiply (
     wire half = carry ? whole[10] : whole[9];
     wire rest = carry ? whole[9:0] != 0 : whole[8:0] != 0;
     wire [10:0] rounded = {1'b0, fraction} + {10'd0, half && (rest || fraction[0])};
-    wire signed [7:0] final_exponent = exponent + {7'd0, carry} + {7'd0, rounded[10]};
+    reg [9:0] fraction_6;
+    reg signed [7:0] exponent_6;
+    reg sign_6, zero_6;
 
     always @(posedge clock) begin
         a_1 <= a;
         b_1 <= b;
-        if (zero || final_exponent < 1) product <= {sign, 15'd0};
-        else if (final_exponent > 30) product <= {sign, 5'd31, 10'd0};
-        else product <= {sign, final_exponent[4:0], rounded[9:0]};
+        fraction_6 <= rounded[9:0];
+        exponent_6 <= exponent + {7'd0, carry} + {7'd0, rounded[10]};
+        {sign_6, zero_6} <= {sign, zero};
+        if (zero_6 || exponent_6 < 1) product <= {sign_6, 15'd0};
+        else if (exponent_6 > 30) product <= {sign_6, 5'd31, 10'd0};
+        else product <= {sign_6, exponent_6[4:0], fraction_6};
     end
 endmodule
 

@@ -1,0 +1,1 @@
+"""What an artifact costs on a device."""
