@@ -31,7 +31,7 @@ class Figures:
         luts: Of 4 inputs, or 6 on Xilinx 7; those of carry chains count on ECP5 and iCE40.
         ffs: Flip-flops.
         dsp: Multiplier blocks.
-        bram: Memory blocks, of 18 kbit (ECP5), 4 kbit (iCE40) or 18 kbit (Xilinx 7).
+        bram: Memory blocks, of 18 kbit (ECP5), 4 kbit (iCE40), 18 or 36 kbit (Xilinx 7).
         fmax_mhz: Clock that the routed design allows; None if it was not routed.
     """
 
@@ -161,7 +161,9 @@ def _synthesise(
     )
     yosys.call("yosys", ["-q", "-p", script], folder)
     synthesised = _counted(json.loads((folder / "stat.json").read_text()), family)
-    return _packed(folder, family, synthesised, route) if family.router else synthesised
+    # Without a route to make, iCE40's pins would only be in the way.
+    packs = family.router and (route or "--out-of-context" in family.router)
+    return _packed(folder, family, synthesised, route) if packs else synthesised
 
 
 def _counted(stat: Mapping[str, object], family: _Device) -> Figures:

@@ -19,7 +19,8 @@ from edge import ir
 from edge.kernels import lanes as lane_memory
 from edge.kernels.assembler import WORD_BITS, assemble, cycles, listing
 from edge.kernels.lanes import LaneMemory, value_bits
-from edge.kernels.microcode import Microcode, compile_graph
+from edge.kernels.microcode import compile_graph
+from edge.kernels.steps import Microcode
 from fedkit.errors import ExportError
 
 _HDL = Path(lane_memory.__file__).with_name("hdl")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edge.kernels.lanes import TABLE_WORDS
-from edge.kernels.microcode import Microcode, Pointer, Run, Step
+from edge.kernels.steps import Microcode, Pointer, Run, Step
 
 WORD_BITS = 36
 

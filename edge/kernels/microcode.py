@@ -14,131 +14,20 @@ Activations lie as rows of pixels of channels, with the halo that convolutions r
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from edge import ir
-from edge.kernels.lanes import MOST_ENTRIES, Filter, Slot, deal, entry_count, narrowest_gap
+from edge.kernels.lanes import MOST_ENTRIES, Filter, deal, entry_count, narrowest_gap
+from edge.kernels.steps import SAME, Map, Microcode, Pointer, Run, Step, Triple
 from edge.memory import Buffer, plan
 from edge.rounding import Scales, add_multipliers, multipliers
 from fedkit.errors import ExportError
 from fedkit.numerics import Int64s
 
-Run = Literal["fill", "take", "filters", "maxima", "single", "give"]
-Triple = tuple[int, int, int]
-
 _LEAD = 256  # makes a sum of centred values of int8 positive, so that it can be divided exactly
-_SAME = (2, 1)  # multiplier and shift that change nothing
-
-
-@dataclass(frozen=True)
-class Map:
-    """How an activation lies in memory; a vector is one pixel.
-
-    Attributes:
-        halo: Pixels at (top, bottom, left, right), which hold the zero point.
-    """
-
-    height: int
-    width: int
-    channels: int
-    zero: int
-    halo: tuple[int, int, int, int] = (0, 0, 0, 0)
-
-    @property
-    def row(self) -> int:
-        """Bytes from a row to the next."""
-        return (self.width + self.halo[2] + self.halo[3]) * self.channels
-
-    @property
-    def size(self) -> int:
-        """Bytes of all."""
-        return (self.height + self.halo[0] + self.halo[1]) * self.row
-
-    @property
-    def strides(self) -> Triple:
-        """Bytes to the next row, column, channel."""
-        return self.row, self.channels, 1
-
-    @property
-    def shape(self) -> Triple:
-        """Rows, columns, channels."""
-        return self.height, self.width, self.channels
-
-    def at(self, row: int, column: int) -> int:
-        """Return the bytes before a pixel, counted without the halo."""
-        return (row + self.halo[0]) * self.row + (column + self.halo[2]) * self.channels
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """Where three nested loops read or write.
-
-    Attributes:
-        name: The activation.
-        lead: Bytes of it before the first place.
-        strides: Bytes to the next place of each loop, the outermost first.
-    """
-
-    name: str
-    lead: int
-    strides: Triple
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the engine does at once.
-
-    Attributes:
-        counts: Turns of the three loops; of filters the outermost runs over slots, later.
-        write: None for "give".
-        read: One pointer, two for sums, none for "fill" and "take".
-        factors: What single activations are multiplied by.
-        scale: Multiplier and shift of single activations.
-        offset: Added to what is rounded, before it is clipped to `limits`.
-        filters: Of "filters" and "maxima".
-        source: The op and torch module, for comments.
-    """
-
-    run: Run
-    counts: Triple
-    write: Pointer | None = None
-    read: tuple[Pointer, ...] = ()
-    factors: tuple[int, ...] = ()
-    bias: int = 0
-    scale: tuple[int, int] = _SAME
-    offset: int = 0
-    limits: tuple[int, int] = (-128, 127)
-    filters: tuple[Filter, ...] = ()
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class Microcode:
-    """A model as the engine runs it.
-
-    Attributes:
-        steps: In order.
-        slots: Per step, the filters dealt to lanes.
-        offsets: Activation -> its first byte in memory.
-        ram_bytes: Of the memory.
-        gap_bits: Of a gap in the lists of filters.
-    """
-
-    steps: tuple[Step, ...]
-    slots: tuple[tuple[Slot, ...], ...]
-    offsets: Mapping[str, int]
-    ram_bytes: int
-    gap_bits: int
-
-    @property
-    def address_bits(self) -> int:
-        """Of an address in the memory."""
-        return max(1, (self.ram_bytes - 1).bit_length())
 
 
 def compile_graph(graph: ir.Graph, lanes: int, keep: bool = False) -> Microcode:
@@ -380,7 +269,7 @@ class _Compiler:
         if count == 0:
             raise ExportError("a window lies in the padding alone")
         if op.kind == "max_pool2d":
-            filters = self._ones(taps, 0, *_SAME, x.channels)
+            filters = self._ones(taps, 0, *SAME, x.channels)
             return self._filters(op, "maxima", windows, read, write, filters, 0)
         # Exact: the sum is positive, and the multiplier is above 1 / count by too little to matter.
         shift = 29 + count.bit_length()
@@ -528,8 +417,3 @@ def _fixed(real: Scales) -> tuple[Int64s, Int64s]:
     except ValueError as error:
         raise ExportError(str(error)) from error
     return np.asarray(found.multiplier), np.asarray(found.shift)
-
-
-def weights_kept(code: Microcode) -> int:
-    """Return how many weights are stored, shared lists counted for every filter."""
-    return sum(math.prod(each.values.shape) for step in code.steps for each in step.filters)

@@ -133,12 +133,12 @@ _MORE = (
 def block_rows(plan: Plan, device: str) -> list[Row]:
     """Return the rows of all blocks on one device."""
     lanes = plan.lanes
-    # Operands of 8 lanes have more bits than an iCE40 has pins.
-    route = plan.route_fp16 and device != "ice40"
-    fp16 = synthesise_block("fp16_array", device, {"LANES": lanes}, route)
+    # Operands of 8 lanes have more bits than an iCE40 has pins: its arrays are not routed.
+    fits = device != "ice40"
+    fp16 = synthesise_block("fp16_array", device, {"LANES": lanes}, fits and plan.route_fp16)
     rows = [_row("fp16", 16, device, fp16, lanes=lanes)]
     for bits in plan.bits:
-        found = {name: _array(lanes, bits, device, *kind) for name, kind in _ARRAYS.items()}
+        found = {name: _array(plan, bits, device, *kind) for name, kind in _ARRAYS.items()}
         for name, figures in found.items():
             ratios = {
                 "luts_vs_fp16": round(figures.luts / fp16.luts, 3),
@@ -158,9 +158,10 @@ _ARRAYS: Mapping[str, tuple[int, int]] = {
 """Groups, and whether all lanes share a shift."""
 
 
-def _array(lanes: int, bits: int, device: str, groups: int, shared: int) -> Figures:
-    parameters = {"LANES": lanes, "BITS": bits, "WEIGHT": bits, "GROUPS": groups, "SHARED": shared}
-    return synthesise_block("shift_array", device, parameters)
+def _array(plan: Plan, bits: int, device: str, groups: int, shared: int) -> Figures:
+    parameters = {"LANES": plan.lanes, "BITS": bits, "WEIGHT": bits}
+    parameters |= {"GROUPS": groups, "SHARED": shared}
+    return synthesise_block("shift_array", device, parameters, device != "ice40")
 
 
 # Models
