@@ -4,7 +4,8 @@ The interpreter (`edge.interpret`) runs the graph from which the artifact was ma
 rounding policy of what runs the artifact. The first value that differs is named.
 
 Of a C model every layer can be looked at: built once more so that no activation is written over
-another, it is the same calls of the same kernels. Other runtimes are asked for a layer by a model
+another, it is the same calls of the same kernels. So it is of a Verilog model, which then gives all
+activations. Other runtimes are asked for a layer by a model
 that ends there.
 """
 
@@ -19,10 +20,11 @@ import numpy as np
 
 from edge import artifact, graph_file, ir
 from edge.compiled import CompiledRunner
-from edge.export import Form, save_c99, save_onnx, save_tflite
+from edge.export import Form, save_c99, save_fpga, save_onnx, save_tflite
 from edge.interpret import FloatArray, Int8Array, evaluate_int8
 from edge.rounding import RUNTIMES
 from edge.runners import open_runner, runtime_for
+from edge.simulated import SimulatedRunner
 from fedkit.errors import ExportError
 
 _BATCH = 50
@@ -206,7 +208,7 @@ def _note_first(
 def _layers(
     found: artifact.Artifact, graph: ir.Graph, runtime: str, example: FloatArray, folder: Path
 ) -> _Look:
-    if found.target == "c99":
+    if found.target in ("c99", "fpga"):
         return _kept_layers(found, graph, example, folder)
     return _models_that_end(found, graph, runtime, example, folder)
 
@@ -214,8 +216,7 @@ def _layers(
 def _kept_layers(
     found: artifact.Artifact, graph: ir.Graph, example: FloatArray, folder: Path
 ) -> _Look:
-    saved = save_c99(graph, example, folder / "kept", {}, found.details["goal"], keep=True)
-    runner = CompiledRunner(saved.path)
+    runner = _keeping(found, graph, example, folder / "kept")
 
     def look(integers: Int8Array) -> _Values:
         each = [runner.kept(x[None]) for x in ir.to_graph_layout(integers)]
@@ -224,6 +225,16 @@ def _kept_layers(
                 yield name, np.concatenate([values[name] for values in each])
 
     return look
+
+
+def _keeping(
+    found: artifact.Artifact, graph: ir.Graph, example: FloatArray, path: Path
+) -> CompiledRunner | SimulatedRunner:
+    if found.target == "fpga":
+        save_fpga(graph, example, path, {}, found.details["lanes"], keep=True)
+        return SimulatedRunner(path)
+    save_c99(graph, example, path, {}, found.details["goal"], keep=True)
+    return CompiledRunner(path)
 
 
 def _models_that_end(

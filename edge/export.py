@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from edge import artifact, graph_file, ir, memory, passes
-from edge.emit import c99, tflite
-from edge.interpret import FloatArray, evaluate_int8
+from edge.emit import c99, fpga, tflite
+from edge.interpret import FloatArray, Int8Array, evaluate_int8
 from edge.kernels.program import Goal
 from edge.lower import lower
 from edge.passes.slim import slim
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TEST_VECTORS = 4
+
+LANES = 4
+"""Filters that an FPGA computes at a time, if nothing else is asked for."""
 
 Form = Literal["qdq", "qoperator"]
 
@@ -112,6 +115,33 @@ def export_c99(
     return save_c99(int8_graph(model, calibration), calibration, path, provenance, goal)
 
 
+def export_fpga(
+    model: nn.Module | ir.Graph,
+    calibration: FloatArray,
+    path: Path | str,
+    provenance: Mapping[str, Any],
+    lanes: int = LANES,
+) -> artifact.Artifact:
+    """Export a torch model as a folder of Verilog with a testbench of its own.
+
+    Args:
+        model: As the following, see `export_tflite`.
+        calibration: Its first examples also become the testbench's vectors.
+        path: The folder to make; nothing may be there.
+        provenance: How the model was made; goes into the manifest.
+        lanes: Filters that are computed at a time, 1 .. 8.
+
+    Returns:
+        The saved artifact; its details hold "cycles_per_inference" and the sizes of memories too.
+
+    Raises:
+        ExportError: The model or calibration set cannot be used, or `path` is taken.
+    """
+    path = Path(path)
+    artifact.check_free(path)
+    return save_fpga(int8_graph(model, calibration), calibration, path, provenance, lanes)
+
+
 def save_tflite(
     graph: ir.Graph, examples: FloatArray, path: Path, provenance: Mapping[str, Any]
 ) -> artifact.Artifact:
@@ -180,6 +210,55 @@ def save_c99(
         outputs=outputs,
         provenance=provenance,
         details={**_details(graph, "c99"), **details},
+    )
+
+
+def save_fpga(
+    graph: ir.Graph,
+    examples: FloatArray,
+    path: Path,
+    provenance: Mapping[str, Any],
+    lanes: int = LANES,
+    keep: bool = False,
+) -> artifact.Artifact:
+    """Save an int8 graph as Verilog; arguments and errors as for `export_fpga`.
+
+    Args:
+        graph: As `int8_graph` makes it.
+        examples: As `calibration` of `export_fpga`, as the following.
+        path: Where to.
+        provenance: How it was made.
+        lanes: Filters that are computed at a time.
+        keep: Give every activation, in the order of the ops, not the output alone.
+    """
+    artifact.check_free(path)
+    inputs, outputs = _ports(graph)
+    integers = inputs[0].quantize(ir.to_graph_layout(examples[:_TEST_VECTORS]))
+    kept: dict[str, Int8Array] = {}
+    expected = evaluate_int8(graph, integers, RUNTIMES["fpga"]["simulated"], kept.__setitem__)
+    if keep:
+        (result,) = graph.outputs
+        values = [kept[op.output] for op in graph.ops if op.output != result]
+        expected = np.concatenate([each.reshape(len(each), -1) for each in (*values, expected)], 1)
+    sources = fpga.emit(graph, integers, expected, lanes, keep)
+    details = {
+        "lanes": lanes,
+        "cycles_per_inference": sources.cycles,
+        "rom_bits": sources.rom_bits,
+        "ram_bytes": sources.ram_bytes,
+        "weights": sources.weights,
+        "weight_bits": sources.weight_bits,
+        "gap_bits": sources.gap_bits,
+        "given": [[name, list(shape)] for name, shape in sources.given.items()],
+    }
+    return artifact.save_folder(
+        sources.files,
+        path,
+        target="fpga",
+        inputs=inputs,
+        outputs=outputs,
+        provenance=provenance,
+        details={**_details(graph, "fpga"), **details},
     )
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from edge import artifact, ir
 from edge.cost import op_cost
 from edge.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
+from edge.kernels import microcode
+from edge.kernels.lanes import TABLE_WORDS, entry_count
 from edge.kernels.program import Pointer, Struct, compile_graph
 
 
@@ -59,7 +61,12 @@ def inspect(
         graph: The int8 graph that it was made from.
         errors: Output -> relative error, see `relative_errors`.
     """
-    sizes = _c_bytes(graph, found) if found.target == "c99" else _plain_bytes(graph)
+    if found.target == "c99":
+        sizes = _c_bytes(graph, found)
+    elif found.target == "fpga":
+        sizes = _fpga_bytes(graph, found)
+    else:
+        sizes = _plain_bytes(graph)
     return [_layer(graph, op, sizes[op.output], (errors or {})) for op in graph.ops]
 
 
@@ -107,6 +114,20 @@ def _layer(graph: ir.Graph, op: ir.Op, size: int, errors: Mapping[str, float]) -
         size,
         errors.get(op.output),
     )
+
+
+def _fpga_bytes(graph: ir.Graph, found: artifact.Artifact) -> Counter[str]:
+    """Return the bytes of each op's filters; equal lists, as those of a mean, count once."""
+    details = found.details
+    code = microcode.compile_graph(graph, details["lanes"])
+    bits = details["gap_bits"] + details["weight_bits"]
+    sizes = Counter(dict.fromkeys((op.output for op in graph.ops), 0))
+    for step in code.steps:
+        if step.write is not None and step.filters:
+            lists = {(each.gaps().tobytes(), each.values.tobytes()): each for each in step.filters}
+            entries = sum(entry_count(each, code.gap_bits) for each in lists.values())
+            sizes[step.write.name] += -(-entries * bits // 8) + 4 * TABLE_WORDS * len(step.filters)
+    return sizes
 
 
 def _plain_bytes(graph: ir.Graph) -> Counter[str]:

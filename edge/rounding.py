@@ -274,5 +274,6 @@ RUNTIMES: Mapping[str, Mapping[str, str]] = {
     "tflite": {"ai-edge-litert": "half_even", "tflite-runtime": "gemmlowp"},
     "onnx-qdq": {"onnxruntime": "onnxruntime"},
     "onnx-qoperator": {"onnxruntime": "onnxruntime"},
+    "fpga": {"simulated": "half_up"},
 }
 """Target -> what can run it, the usual one first -> the policy that gives its integers."""

@@ -10,6 +10,7 @@ from edge.compiled import CompiledRunner
 from edge.rounding import RUNTIMES
 from edge.runtime import Runner, Runtime, TfliteRunner
 from edge.runtime_onnx import OnnxRunner
+from edge.simulated import SimulatedRunner
 from fedkit.errors import ExportError
 
 
@@ -30,6 +31,8 @@ def open_runner(path: Path | str, runtime: str = "") -> Runner:
     runtime = runtime_for(found, runtime)
     if runtime == "compiled":
         return CompiledRunner(found.path)
+    if runtime == "simulated":
+        return SimulatedRunner(found.path)
     if runtime == "onnxruntime":
         return OnnxRunner(found.path)
     return TfliteRunner(found.path, cast(Runtime, runtime))

@@ -131,13 +131,13 @@ def an_emitter_sees_more_than_the_graph(module: str, other: str) -> bool:
     emitter = inside(module, "edge.emit") and module != "edge.emit"
     allowed = ["edge.ir", "edge.artifact", "fedkit.numerics", "fedkit.errors"]
     # It ships our own kernels and nothing of a runtime that would lay out memory.
-    if module == "edge.emit.c99":
+    if module in ("edge.emit.c99", "edge.emit.fpga"):
         allowed += ["edge.kernels", "edge.memory"]
     return emitter and ours(other) and not inside(other, *allowed)
 
 
 def bench_sees_more_than_artifacts(module: str, other: str) -> bool:
-    allowed = ("edge.bench", "edge.artifact", "fedkit.errors")
+    allowed = ("edge.bench", "edge.artifact", "edge.yosys", "fedkit.errors")
     return inside(module, "edge.bench") and ours(other) and not inside(other, *allowed)
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from edge import artifact
+from edge import artifact, yosys
 from edge.rounding import RUNTIMES
 from fedkit.checkpoint import RunFolder
-from fedkit.cli import main
+from fedkit.cli import export, main
 from fedkit.engine.sparse.plan import load_plan
 
 SMALL = "--devices 3 --rounds 2 --epochs 1 --examples-per-device 40 --server-epochs 1 --in-process"
@@ -133,6 +133,28 @@ def test_all_targets_come_from_one_graph_and_compute_it(
     assert "all" in capsys.readouterr().out
 
 
+def test_hardware_is_simulated(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if yosys.obstacle("yosys") is not None:
+        pytest.skip("needs yosys: pip install 'fedkit[bench]'")
+    monkeypatch.setattr(export, "SIMULATED", 10)
+    run = out / "done"
+    assert fedkit(f"export {run} --target fpga --lanes 2", monkeypatch) == 0
+    assert "cycles per inference" in capsys.readouterr().out
+    about = artifact.load(run / "model-int8-fpga")
+    assert about.measured["cycles_per_inference"] == about.details["cycles_per_inference"]
+    assert (about.measured["test_examples"], about.details["lanes"]) == (10, 2)
+    path = run / "model-int8-fpga"
+    assert fedkit(f"check {path} --examples 2 --layers --json", monkeypatch) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["mismatches"], found["examples"]) == (0, 2)
+    assert fedkit(f"inspect {path} --json", monkeypatch) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    entries = 8 * sum(row["bytes"] for row in rows)
+    assert 0.5 < entries / about.details["rom_bits"] < 1.1
+
+
 def test_check_ends_with_1_where_an_integer_differs(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,7 +181,7 @@ def test_a_graph_of_an_earlier_checkpoint_is_not_taken(
 @pytest.mark.parametrize(
     ("flags", "message"),
     {
-        "--target tflite,tvm": "target is 'tvm'; give one of tflite, onnx, c99",
+        "--target tflite,tvm": "target is 'tvm'; give one of tflite, onnx, c99, fpga",
         "--bits 5": "bits is 5; give one of 8, 6, 4",
         "--target c99 --goal beauty": "goal is 'beauty'; give one of speed, size",
     }.items(),

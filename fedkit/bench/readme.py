@@ -261,6 +261,26 @@ def _mb(count: float) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
+def _fpga(result: Result) -> list[str]:
+    head = (
+        "| design | bits | density | device | LUTs | FFs | DSP | BRAM | MHz, routed "
+        "| LUTs / fp16 | LUTs / int | cycles per inference | inferences/s |"
+    )
+    keys = ("luts_vs_fp16", "luts_vs_int", "cycles_per_inference", "inferences_per_second")
+    rows = (
+        f"| {row['design']} | {row['bits']} "
+        f"| {'' if row['density'] is None else format(row['density'], '.0%')} | {row['device']} "
+        f"| {row['luts']:,} | {row['ffs']:,} | {row['dsp']} | {row['bram']} "
+        f"| {_maybe(row['fmax_mhz'])} | {' | '.join(_maybe(row[key]) for key in keys)} |"
+        for row in result["rows"]
+    )
+    return [head, _rule(13), *rows]
+
+
+def _maybe(value: float | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
 TABLES: dict[str, Callable[[Result], list[str]]] = {
     "main-digits": _main_job,
     "wire": _wire,
@@ -276,6 +296,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "infer": _infer,
     "exact": _exact,
     "device": _device,
+    "fpga": _fpga,
 }
 """Name of a table and of its file in results/ -> what writes its lines."""
 

@@ -69,11 +69,14 @@ def run(
 def export_run(
     run: RunPath,
     target: Annotated[
-        str, typer.Option(help="some of tflite, onnx, c99, with commas between")
+        str, typer.Option(help="some of tflite, onnx, c99, fpga, with commas between")
     ] = "tflite",
     bits: Annotated[int, typer.Option(help="of the weights: 8, 6 or 4")] = 8,
     scales: Annotated[str, typer.Option(help="float, or pow2: rescale by shifts alone")] = "float",
     goal: Annotated[str, typer.Option(help="what C is written for: speed or size")] = "speed",
+    lanes: Annotated[
+        int, typer.Option(min=1, max=8, help="filters that an FPGA computes at a time")
+    ] = 4,
     as_json: Json = False,
 ) -> None:
     """Export a run's model as integer artifacts and measure them on the whole test set.
@@ -83,7 +86,7 @@ def export_run(
     from fedkit.cli import export
 
     targets = tuple(name.strip() for name in target.split(","))
-    form = export.Form(targets, bits, scales, goal)  # type: ignore[arg-type]
+    form = export.Form(targets, bits, scales, goal, lanes)  # type: ignore[arg-type]
     _print(export.export_run(run, form, log), as_json, tables.artifacts_table)
 
 

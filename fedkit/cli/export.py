@@ -15,10 +15,12 @@ from rich.console import Console
 from edge import artifact as artifacts
 from edge import graph_file, ir
 from edge.artifact import Artifact
-from edge.export import int8_graph, save_c99, save_graph, save_onnx, save_tflite
+from edge.export import LANES, int8_graph, save_c99, save_fpga, save_graph, save_onnx, save_tflite
 from edge.kernels.program import Goal
 from edge.quantize import Scaling, Trained
 from edge.runners import open_runner, runtime_for
+from edge.runtime import Runner
+from edge.simulated import SimulatedRunner
 from fedkit import __version__
 from fedkit.checkpoint import Checkpoint, RunFolder
 from fedkit.config import make_config
@@ -34,7 +36,10 @@ from sim.scenario import Scenario, make_scenario, test_examples
 CALIBRATION = 256
 """Examples that set the ranges of activations."""
 
-_ENDINGS = {"tflite": ".tflite", "onnx": ".onnx", "c99": "-c99"}
+SIMULATED = 100
+"""Test examples on which hardware is simulated: each takes a fraction of a second."""
+
+_ENDINGS = {"tflite": ".tflite", "onnx": ".onnx", "c99": "-c99", "fpga": "-fpga"}
 TARGETS = tuple(_ENDINGS)
 BITS = (8, 6, 4)
 GOALS = get_args(Goal)
@@ -50,6 +55,7 @@ class Form:
         bits: Of the weights, one of `BITS`.
         scales: One of `SCALES`; "pow2" rescales by shifts.
         goal: What C is written for, one of `GOALS`.
+        lanes: Filters that an FPGA computes at a time, 1 to 8.
 
     Raises:
         ConfigError: A value is none of those.
@@ -59,6 +65,7 @@ class Form:
     bits: int = 8
     scales: Scaling = "float"
     goal: Goal = "speed"
+    lanes: int = LANES
 
     def __post_init__(self) -> None:
         for target in self.targets:
@@ -111,7 +118,7 @@ def export(
         graph = graph_file.load_graph(whole.path)
         about = {**whole.provenance, "graph": whole.path.name, "graph_sha256": whole.sha256}
         for target, path in paths.items():
-            saved = _save(target, graph, examples, path, about, form.goal)
+            saved = _save(target, graph, examples, path, about, form)
             measured = measure(saved, scenario.task, scenario.test)
             artifacts.record(saved, measured)
             made.append(measured)
@@ -159,10 +166,12 @@ def _save(
     examples: NDArray[np.float32],
     path: Path,
     about: Mapping[str, Any],
-    goal: Goal,
+    form: Form,
 ) -> Artifact:
     if target == "c99":
-        return save_c99(graph, examples, path, about, goal)
+        return save_c99(graph, examples, path, about, form.goal)
+    if target == "fpga":
+        return save_fpga(graph, examples, path, about, form.lanes)
     save: Callable[..., Artifact] = save_tflite if target == "tflite" else save_onnx
     return save(graph, examples, path, about)
 
@@ -223,10 +232,14 @@ def task_of(found: Artifact, task: str) -> tuple[Task, Examples]:
 
 
 def measure(found: Artifact, task: Task, test: Examples, runtime: str = "") -> dict[str, Any]:
-    """Return an artifact's accuracy on a test set, its latency here and its sizes."""
+    """Return an artifact's accuracy on a test set, its latency here and its sizes.
+
+    Of hardware that is the first of the test set's examples, and cycles instead of a latency.
+    """
     runner = open_runner(found.path, runtime)
-    accuracy = task.metric(runner.predict(test.inputs), test.targets)
-    latency = runner.latency()
+    count = SIMULATED if isinstance(runner, SimulatedRunner) else len(test)
+    inputs, targets = test.inputs[:count], test.targets[:count]
+    accuracy = task.metric(runner.predict(inputs), targets)
     return {
         "artifact": str(found.path),
         "target": found.target,
@@ -234,7 +247,13 @@ def measure(found: Artifact, task: Task, test: Examples, runtime: str = "") -> d
         "activation_bytes": found.details.get("arena_bytes", found.details["activation_bytes"]),
         "runtime": runtime_for(found, runtime),
         f"accuracy_int{found.provenance.get('weight_bits', 8)}": accuracy,
-        "test_examples": len(test),
-        "latency_median_us": latency["median_us"],
-        "latency_p95_us": latency["p95_us"],
+        "test_examples": len(inputs),
+        **_speed(runner),
     }
+
+
+def _speed(runner: Runner) -> dict[str, float]:
+    if isinstance(runner, SimulatedRunner):
+        return {"cycles_per_inference": runner.cycles}
+    latency = runner.latency()
+    return {"latency_median_us": latency["median_us"], "latency_p95_us": latency["p95_us"]}

@@ -68,6 +68,9 @@ def artifacts_table(made: Mapping[str, Any]) -> Group:
 def _artifact_rows(table: Table, measured: Mapping[str, Any]) -> None:
     table.add_row("test examples", f"{measured['test_examples']}")
     table.add_row("artifact", f"{measured['artifact']} ({size(measured['artifact_bytes'])})")
+    if "cycles_per_inference" in measured:
+        table.add_row("cycles per inference, simulated", f"{measured['cycles_per_inference']:,}")
+        return
     latency = f"{measured['latency_median_us']:.0f} us (p95 {measured['latency_p95_us']:.0f})"
     table.add_row(f"latency in {measured['runtime']}, 1 thread, this machine", latency)
 
