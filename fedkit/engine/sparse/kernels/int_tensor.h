@@ -104,47 +104,6 @@ INLINE struct int_run int_run_of(const struct int_tensor *t, int tile, int chann
     return run;
 }
 
-/* Pass `count` pixels from `first` on, of any `carrier` and rounding: constants where inlined. */
-INLINE void pass_pixels(const struct int_passing *how, int carrier, int random,
-                        const struct int_run *run, int first, int count, int16_t *to) {
-    for (int pixel = first; pixel < first + count; pixel++, to += ILANES) {
-        const int16_t *g = run->g + (ptrdiff_t)pixel * ILANES;
-        const int8_t *x = run->x + (ptrdiff_t)pixel * ILANES;
-        const uint32_t counter = run->counter + (uint32_t)pixel;
-        int16_t carried[ILANES]; /* apart from the rest, which is vectors of wider numbers */
-        int16_t given[ILANES];
-        for (int i = 0; i < ILANES; i++) {
-            carried[i] = (int16_t)(carrier == 2 ? sign_of(x[i]) : x[i]);
-            given[i] = carrier ? uncut_gradient(g[i], x[i]) : g[i];
-        }
-        for (int i = 0; i < ILANES; i++) {
-            int32_t v = how->a * given[i] + how->c;
-            if (carrier) v += how->b * carried[i];
-            if (random) {
-                const uint32_t bits = random_bits(how->key_low, how->key_high,
-                                                  counter + (uint32_t)i * run->step);
-                v = (v + (int32_t)(bits & how->mask)) >> how->shift;
-            } else {
-                v = shift_half_even(v, how->shift);
-            }
-            to[i] = (int16_t)(clamp(v, -how->limit, how->limit) * how->factor);
-        }
-        for (int i = run->valid; i < ILANES; i++) to[i] = 0;
-    }
-}
-
-static void pass_line(const struct int_chain *chain, const struct int_passing *how,
-                      const struct int_run *run, int first, int count, int16_t *to) {
-    switch (2 * chain->carrier + chain->random) {
-    case 0: pass_pixels(how, 0, 0, run, first, count, to); break;
-    case 1: pass_pixels(how, 0, 1, run, first, count, to); break;
-    case 2: pass_pixels(how, 1, 0, run, first, count, to); break;
-    case 3: pass_pixels(how, 1, 1, run, first, count, to); break;
-    case 4: pass_pixels(how, 2, 0, run, first, count, to); break;
-    default: pass_pixels(how, 2, 1, run, first, count, to); break;
-    }
-}
-
 /* How something is added to one channel's gradient. */
 struct int_mixing {
     int32_t a, b, shift;
