@@ -5,6 +5,7 @@
 #ifndef FEDKIT_INT_CONV_H
 #define FEDKIT_INT_CONV_H
 
+#include "int_pass.h"
 #include "int_tensor.h"
 
 #if IROWS != 6 || ISLOTS != 4

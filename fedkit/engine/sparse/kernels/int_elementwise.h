@@ -2,6 +2,8 @@
 #ifndef FEDKIT_INT_ELEMENTWISE_H
 #define FEDKIT_INT_ELEMENTWISE_H
 
+#include "int_norm.h"
+#include "int_pass.h"
 #include "int_tensor.h"
 
 int NAME(int_lanes)(void) { return ILANES; }
@@ -118,111 +120,6 @@ void NAME(int_pool_forward)(const struct int_pool *p, int first, int last) {
     }
 }
 
-/* -- statistics of raw ------------------------------------------------------------------------ */
-
-/* Per channel, over the tiles first .. last - 1: the sum and the largest magnitude of raw. */
-void NAME(int_raw_sums)(const struct int_tensor *t, int first, int last, int64_t *sum,
-                        int32_t *peak) {
-    for (int tile = first; tile < last; tile++) {
-        const int valid = int_valid(t, tile);
-        for (int c = 0; c < t->channels; c++) {
-            const int16_t *x = t->raw + int_plane(t, tile, c);
-            int32_t total[ILANES] = {0}, most[ILANES] = {0};
-            for (int pixel = 0; pixel < t->plane; pixel++, x += ILANES) {
-                for (int i = 0; i < ILANES; i++) {
-                    const int32_t size = x[i] < 0 ? -x[i] : x[i];
-                    total[i] += x[i];
-                    most[i] = size > most[i] ? size : most[i];
-                }
-                if (pixel % 0x8000 != 0x7fff) continue;
-                for (int i = 0; i < valid; i++) sum[c] += total[i];
-                memset(total, 0, sizeof total);
-            }
-            for (int i = 0; i < valid; i++) {
-                sum[c] += total[i];
-                peak[c] = most[i] > peak[c] ? most[i] : peak[c];
-            }
-        }
-    }
-}
-
-/* Per channel, over the tiles first .. last - 1: the sum of raw, and of its square. */
-void NAME(int_raw_squares)(const struct int_tensor *t, int first, int last, int64_t *sum,
-                           int64_t *square) {
-    for (int tile = first; tile < last; tile++) {
-        const int valid = int_valid(t, tile);
-        for (int c = 0; c < t->channels; c++) {
-            const int16_t *x = t->raw + int_plane(t, tile, c);
-            for (int pixel = 0; pixel < t->plane;) {
-                /* The sum of two squares fits 32 bits without a sign. */
-                int64_t wide[ILANES] = {0};
-                int32_t total[ILANES] = {0};
-                const int end = t->plane - pixel < 0x8000 ? t->plane : pixel + 0x8000;
-                for (; pixel + 2 <= end; pixel += 2, x += 2 * ILANES) {
-                    for (int i = 0; i < ILANES; i++) {
-                        const int32_t a = x[i], b = x[ILANES + i];
-                        total[i] += a + b;
-                        wide[i] += (uint32_t)(a * a) + (uint32_t)(b * b);
-                    }
-                }
-                for (; pixel < end; pixel++, x += ILANES) {
-                    for (int i = 0; i < ILANES; i++) {
-                        total[i] += x[i];
-                        wide[i] += x[i] * x[i];
-                    }
-                }
-                for (int i = 0; i < valid; i++) {
-                    sum[c] += total[i];
-                    square[c] += wide[i];
-                }
-            }
-        }
-    }
-}
-
-INLINE int32_t int_centred(int16_t x, int32_t centre) { return clamp(x - centre, -32767, 32767); }
-
-/* Add per channel sums of |raw - centre|. */
-void NAME(int_raw_spread)(const struct int_tensor *t, const int32_t *centre, int first, int last,
-                          int64_t *spread) {
-    for (int tile = first; tile < last; tile++) {
-        const int valid = int_valid(t, tile);
-        for (int c = 0; c < t->channels; c++) {
-            const int16_t *x = t->raw + int_plane(t, tile, c);
-            const int32_t middle = centre[c];
-            int32_t total[ILANES] = {0};
-            for (int pixel = 0; pixel < t->plane; pixel++, x += ILANES) {
-                for (int i = 0; i < ILANES; i++) {
-                    const int32_t d = int_centred(x[i], middle);
-                    total[i] += d < 0 ? -d : d;
-                }
-                /* So many magnitudes fit an int32. */
-                if (pixel % 0x8000 != 0x7fff) continue;
-                for (int i = 0; i < valid; i++) spread[c] += total[i];
-                memset(total, 0, sizeof total);
-            }
-            for (int i = 0; i < valid; i++) spread[c] += total[i];
-        }
-    }
-}
-
-/* x = (a * (raw - centre) + b + half) >> shift, within +-127. */
-void NAME(int_settle)(const struct int_tensor *t, const int32_t *centre, const int32_t *a,
-                      const int32_t *b, const int32_t *shift, int first, int last) {
-    for (int tile = first; tile < last; tile++) {
-        for (int c = 0; c < t->channels; c++) {
-            const ptrdiff_t at = int_plane(t, tile, c);
-            const int16_t *restrict raw = t->raw + at;
-            const int32_t middle = centre[c], factor = a[c], by = shift[c];
-            const int32_t add = b[c] + half_of(by);
-            int8_t *restrict x = t->x + at;
-            const int elements = t->plane * ILANES; /* x may be anything to a compiler, t too */
-            for (int i = 0; i < elements; i++)
-                x[i] = (int8_t)clamp((factor * int_centred(raw[i], middle) + add) >> by, -127, 127);
-        }
-    }
-}
-
 /* Add per channel the sum of squares of what is read. */
 void NAME(int_read_squares)(const struct int_tensor *t, const struct int_read *read, int first,
                             int last, int64_t *squares) {
@@ -243,58 +140,7 @@ void NAME(int_read_squares)(const struct int_tensor *t, const struct int_read *r
     }
 }
 
-#define FINISH_PIXELS (512 / ILANES) /* so many products of 22 bits, of all lanes, fit an int32 */
-
 /* -- backward --------------------------------------------------------------------------------- */
-
-/* Set gradients to 0 where x lies outside of first .. last, per channel; without them all pass. Add
- * per channel to sums [channels][5]: of g, of g * x, of the sign of x, and of g and g * x where x
- * was not cut off; and find the largest magnitude of g. Lanes beyond the examples have no gradient. */
-void NAME(int_finish)(const struct int_tensor *t, const int32_t *first_code,
-                      const int32_t *last_code, int first, int last, int64_t *sums,
-                      int32_t *peak) {
-    for (int tile = first; tile < last; tile++) {
-        const int valid = int_valid(t, tile);
-        for (int c = 0; c < t->channels; c++) {
-            const ptrdiff_t at = int_plane(t, tile, c);
-            const int16_t low = (int16_t)(first_code ? first_code[c] : -CODE_MOST);
-            const int16_t high = (int16_t)(last_code ? last_code[c] : CODE_MOST);
-            for (int begin = 0; begin < t->plane; begin += FINISH_PIXELS) {
-                const int left = t->plane - begin;
-                const int count = (left < FINISH_PIXELS ? left : FINISH_PIXELS) * ILANES;
-                const int8_t *restrict x = t->x + at + (ptrdiff_t)begin * ILANES;
-                int16_t *restrict g = t->gradient + at + (ptrdiff_t)begin * ILANES;
-                int32_t total = 0, along = 0, signs = 0, inner = 0, inner_along = 0;
-                int16_t most = 0;
-                for (int i = 0; i < count; i++) {
-                    const int16_t code = x[i];
-                    const int16_t value = (int16_t)(g[i] & -((code >= low) & (code <= high)));
-                    const int16_t size = (int16_t)(value < 0 ? -value : value);
-                    g[i] = value;
-                    most = size > most ? size : most;
-                }
-                for (int i = 0; i < count; i++) {
-                    const int16_t code = x[i];
-                    const int16_t uncut = uncut_gradient(g[i], code);
-                    total += g[i];
-                    along += g[i] * code;
-                    signs += sign_of(code);
-                    inner += uncut;
-                    inner_along += uncut * code;
-                }
-                for (int pixel = begin; valid < ILANES && pixel < begin + count / ILANES; pixel++)
-                    for (int i = valid; i < ILANES; i++)
-                        signs -= sign_of(t->x[at + (ptrdiff_t)pixel * ILANES + i]);
-                sums[5 * c] += total;
-                sums[5 * c + 1] += along;
-                sums[5 * c + 2] += signs;
-                sums[5 * c + 3] += inner;
-                sums[5 * c + 4] += inner_along;
-                peak[c] = most > peak[c] ? most : peak[c];
-            }
-        }
-    }
-}
 
 #define RUN_PIXELS 32 /* pixels that are passed at once */
 
@@ -330,16 +176,16 @@ void NAME(int_copy_backward)(const struct int_tensor *source, const struct int_t
         for (int c = channel; element < elements; c++) {
             const struct int_passing how = int_passing_of(chain, c);
             const struct int_run run = int_run_of(target, tile, c);
+            if (!accumulate) {
+                pass_line(chain, &how, &run, 0, target->plane, to);
+                element += target->plane;
+                to += target->plane * ILANES;
+                continue;
+            }
             for (int pixel = 0; pixel < target->plane; pixel += RUN_PIXELS) {
                 const int left = target->plane - pixel;
                 const int count = left < RUN_PIXELS ? left : RUN_PIXELS;
                 int16_t value[RUN_PIXELS * ILANES];
-                if (!accumulate) {
-                    pass_line(chain, &how, &run, pixel, count, to);
-                    element += count;
-                    to += count * ILANES;
-                    continue;
-                }
                 pass_line(chain, &how, &run, pixel, count, value);
                 for (int i = 0; i < count; i++, element++, to += ILANES) {
                     const struct int_mixing put = int_mixing_of(mix, element / source->plane);

@@ -105,52 +105,6 @@ INLINE struct int_run int_run_of(const struct int_tensor *t, int tile, int chann
     return run;
 }
 
-/* Pass `count` pixels from `first` on, of any `carrier` and rounding: constants where inlined. */
-INLINE void pass_pixels(const struct int_passing *how, int carrier, int random,
-                        const struct int_run *run, int first, int count, int16_t *restrict to) {
-    const int32_t a = how->a, b = how->b, c = how->c, shift = how->shift, limit = how->limit;
-    const uint32_t mask = how->mask, low = how->key_low, high = how->key_high;
-    const int16_t factor = (int16_t)how->factor;
-    const int16_t *restrict g = run->g + (ptrdiff_t)first * ILANES;
-    const int8_t *restrict x = run->x + (ptrdiff_t)first * ILANES;
-    uint32_t counter[ILANES];
-    for (int i = 0; i < ILANES; i++)
-        counter[i] = run->counter + (uint32_t)first + (uint32_t)i * run->step;
-    for (int pixel = 0; pixel < count; pixel++, g += ILANES, x += ILANES, to += ILANES) {
-        int16_t carried[ILANES]; /* apart from the rest, which is vectors of wider numbers */
-        int16_t given[ILANES];
-        int16_t passed[ILANES];
-        for (int i = 0; i < ILANES; i++) {
-            carried[i] = (int16_t)(carrier == 2 ? sign_of(x[i]) : x[i]);
-            given[i] = carrier ? uncut_gradient(g[i], x[i]) : g[i];
-        }
-        for (int i = 0; i < ILANES; i++) {
-            int32_t v = a * given[i] + c;
-            if (carrier) v += b * carried[i];
-            if (random)
-                v = (v + (int32_t)(random_bits(low, high, counter[i] + (uint32_t)pixel) & mask)) >>
-                    shift;
-            else
-                v = shift_half_even(v, shift);
-            passed[i] = (int16_t)clamp(v, -limit, limit);
-        }
-        for (int i = 0; i < ILANES; i++) to[i] = (int16_t)(passed[i] * factor);
-        for (int i = run->valid; i < ILANES; i++) to[i] = 0;
-    }
-}
-
-static void pass_line(const struct int_chain *chain, const struct int_passing *how,
-                      const struct int_run *run, int first, int count, int16_t *to) {
-    switch (2 * chain->carrier + chain->random) {
-    case 0: pass_pixels(how, 0, 0, run, first, count, to); break;
-    case 1: pass_pixels(how, 0, 1, run, first, count, to); break;
-    case 2: pass_pixels(how, 1, 0, run, first, count, to); break;
-    case 3: pass_pixels(how, 1, 1, run, first, count, to); break;
-    case 4: pass_pixels(how, 2, 0, run, first, count, to); break;
-    default: pass_pixels(how, 2, 1, run, first, count, to); break;
-    }
-}
-
 /* How something is added to one channel's gradient. */
 struct int_mixing {
     int32_t a, b, shift;

@@ -1,6 +1,6 @@
 /* AVX-512 spelled out in C, lane by lane, for processors without it: put before the system's
  * header of the same name, it lets avx512.c's code run anywhere on x86-64.
- * Only what simd.h and int_simd.h use; an intrinsic that is missing here fails to compile. */
+ * Only what simd.h, int_simd.h and int_lanes.h use; an intrinsic that is missing here fails to compile. */
 #ifndef FEDKIT_TEST_IMMINTRIN_H
 #define FEDKIT_TEST_IMMINTRIN_H
 
@@ -54,6 +54,12 @@ static inline __m512i in_c_loadu_si512(const void *p) {
     return r;
 }
 static inline void in_c_storeu_si512(void *p, __m512i a) { memcpy(p, &a, sizeof a); }
+static inline __m256i in_c_loadu_si256(const void *p) {
+    __m256i r;
+    memcpy(&r, p, sizeof r);
+    return r;
+}
+static inline void in_c_storeu_si256(void *p, __m256i a) { memcpy(p, &a, sizeof a); }
 static inline __m512i in_c_setzero_si512(void) {
     __m512i r = {0};
     return r;
@@ -89,7 +95,71 @@ static inline __v32hi in_c_packs(__v16si a, __v16si b) {
     LANES_OF(__v32hi, 32, in_c_saturate((i % 8 < 4 ? a : b)[i / 8 * 4 + i % 4]));
 }
 
+typedef signed char __v32qs __attribute__((vector_size(32)));
+static inline __v32hi in_c_set1_short(short x) { LANES_OF(__v32hi, 32, x); }
+static inline __v32hi in_c_subs(__v32hi a, __v32hi b) {
+    LANES_OF(__v32hi, 32, in_c_saturate(a[i] - b[i]));
+}
+static inline __v32hi in_c_add_short(__v32hi a, __v32hi b) {
+    LANES_OF(__v32hi, 32, (short)(a[i] + b[i]));
+}
+static inline __v32hi in_c_mul_short(__v32hi a, __v32hi b) {
+    LANES_OF(__v32hi, 32, (short)(a[i] * b[i]));
+}
+static inline __v32hi in_c_min_short(__v32hi a, __v32hi b) {
+    LANES_OF(__v32hi, 32, a[i] < b[i] ? a[i] : b[i]);
+}
+static inline __v32hi in_c_max_short(__v32hi a, __v32hi b) {
+    LANES_OF(__v32hi, 32, a[i] > b[i] ? a[i] : b[i]);
+}
+static inline __mmask32 in_c_most(__v32hi a, __v32hi b) {
+    __mmask32 mask = 0;
+    for (int i = 0; i < 32; i++) mask |= (__mmask32)(a[i] <= b[i]) << i;
+    return mask;
+}
+static inline __v32hi in_c_where(__mmask32 mask, __v32hi a) {
+    LANES_OF(__v32hi, 32, mask >> i & 1 ? a[i] : 0);
+}
+static inline __v32hi in_c_widen_bytes(__v32qs a) { LANES_OF(__v32hi, 32, a[i]); }
+static inline __v32qs in_c_narrow_bytes(__v32hi a) {
+    LANES_OF(__v32qs, 32, (signed char)(a[i] > 127 ? 127 : a[i] < -128 ? -128 : a[i]));
+}
+static inline __v16si in_c_mul_low(__v16si a, __v16si b) {
+    LANE_BY_LANE(__v16si, (int)((unsigned)a[i] * (unsigned)b[i]));
+}
+static inline __v16si in_c_srlv(__v16si a, __v16si by) {
+    LANE_BY_LANE(__v16si, (unsigned)by[i] > 31 ? 0 : (int)((unsigned)a[i] >> by[i]));
+}
+static inline __v16si in_c_srav(__v16si a, __v16si by) {
+    LANE_BY_LANE(__v16si, a[i] >> ((unsigned)by[i] > 31 ? 31 : by[i]));
+}
+static inline __v8di in_c_srlv_long(__v8di a, __v8di by) {
+    LANES_OF(__v8di, 8, (long long)((unsigned long long)a[i] >> by[i]));
+}
+static inline __v8di in_c_set1_long(long long x) { LANES_OF(__v8di, 8, x); }
+
+#define SHORTS(function, a, b) ((__m512i)function((__v32hi)(a), (__v32hi)(b)))
+#define INTS(function, a, b) ((__m512i)function((__v16si)(a), (__v16si)(b)))
+#define _mm512_set1_epi16(x) ((__m512i)in_c_set1_short(x))
+#define _mm512_set1_epi64(x) ((__m512i)in_c_set1_long(x))
+#define _mm512_subs_epi16(a, b) SHORTS(in_c_subs, a, b)
+#define _mm512_add_epi16(a, b) SHORTS(in_c_add_short, a, b)
+#define _mm512_mullo_epi16(a, b) SHORTS(in_c_mul_short, a, b)
+#define _mm512_min_epi16(a, b) SHORTS(in_c_min_short, a, b)
+#define _mm512_max_epi16(a, b) SHORTS(in_c_max_short, a, b)
+#define _mm512_cmple_epi16_mask(a, b) in_c_most((__v32hi)(a), (__v32hi)(b))
+#define _mm512_maskz_mov_epi16(mask, a) ((__m512i)in_c_where(mask, (__v32hi)(a)))
+#define _mm512_cvtepi8_epi16(a) ((__m512i)in_c_widen_bytes((__v32qs)(a)))
+#define _mm512_cvtsepi16_epi8(a) ((__m256i)in_c_narrow_bytes((__v32hi)(a)))
+#define _mm512_mullo_epi32(a, b) INTS(in_c_mul_low, a, b)
+#define _mm512_srlv_epi32(a, by) INTS(in_c_srlv, a, by)
+#define _mm512_srav_epi32(a, by) INTS(in_c_srav, a, by)
+#define _mm512_srlv_epi64(a, by) ((__m512i)in_c_srlv_long((__v8di)(a), (__v8di)(by)))
+#define _mm512_xor_si512(a, b) ((__m512i)((__v16si)(a) ^ (__v16si)(b)))
+
 #define _mm512_loadu_si512 in_c_loadu_si512
+#define _mm256_loadu_si256 in_c_loadu_si256
+#define _mm256_storeu_si256 in_c_storeu_si256
 #define _mm512_storeu_si512 in_c_storeu_si512
 #define _mm512_setzero_si512 in_c_setzero_si512
 #define _mm512_set1_epi32(x) ((__m512i)in_c_set1(x))
