@@ -5,7 +5,8 @@ the batch, inputs times kernel area, outputs. One thread of one core, all in tur
 
 `seconds_ours` is the product alone, of packed operands. `seconds_ours_packed` starts from a float32
 left matrix and int8 weights: it finds the columns' ranges, rounds at random to `bits` by the
-`gradient` rule, packs both and multiplies. torch's matrices lie there in their dtype.
+`gradient` rule, packs both and multiplies. torch's matrices lie there in their dtype; in
+`seconds_bf16_packed` the left one comes as float32 too, and is turned into bfloat16.
 `seconds_int8` is torch's own int8 product, which has no rule and no quantisation either.
 """
 
@@ -83,32 +84,39 @@ def shape_rows(count: int, depth: int, columns: int, repeats: int) -> list[dict[
         lambda: half[0] @ half[1],
         lambda: single[0] @ single[1],
         lambda: torch._int_mm(*eight),
+        lambda: left.bfloat16() @ half[1],
     ]
-    for bits, rule in KINDS:
-        gemm, key = Gemm(native.load_kernels(), rule), derive_key(_SEED, bits)
+    gemms = [Gemm(native.load_kernels(), rule) for _, rule in KINDS]
+    for gemm, (bits, _) in zip(gemms, KINDS, strict=True):
+        key = derive_key(_SEED, bits)
         jobs.append(partial(gemm.product, gemm.left(x, bits, key), gemm.right(w)))
         jobs.append(partial(_packed, gemm, x, w, bits, key))
     with one_core():
         in_turns(jobs, 1)
         turns = np.array(in_turns(jobs, repeats))
-    bf16, fp32, int8, *ours = (statistics.median(column) for column in turns.T.tolist())
+    bf16, fp32, int8, converted, *ours = (statistics.median(column) for column in turns.T.tolist())
     shape = f"{count}x{depth}x{columns}"
     return [
         {
             "shape": shape,
             "bits": bits,
             "gradient": rule,
+            "path": gemm.path,
             "seconds_ours": round(alone, 7),
             "seconds_ours_packed": round(packed, 7),
             "seconds_bf16": round(bf16, 7),
             "seconds_fp32": round(fp32, 7),
             "seconds_int8": round(int8, 7),
+            "seconds_bf16_packed": round(converted, 7),
             "ratio_bf16": round(bf16 / alone, 3),
             "ratio_bf16_packed": round(bf16 / packed, 3),
+            "ratio_bf16_converted": round(converted / packed, 3),
             "ratio_fp32": round(fp32 / alone, 3),
             "ratio_fp32_packed": round(fp32 / packed, 3),
         }
-        for (bits, rule), alone, packed in zip(KINDS, ours[::2], ours[1::2], strict=True)
+        for gemm, (bits, rule), alone, packed in zip(
+            gemms, KINDS, ours[::2], ours[1::2], strict=True
+        )
     ]
 
 

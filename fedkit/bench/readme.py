@@ -124,18 +124,21 @@ def _cost(result: Result) -> list[str]:
 
 def _intgemm(result: Result) -> list[str]:
     head = (
-        "| rows x depth x columns | bits | scales | us, ours | with packing | torch bf16 | fp32 "
-        "| of bf16 | with packing | of fp32 | with packing |"
+        "| rows x depth x columns | bits | scales | runs on | us, ours | with packing "
+        "| torch bf16 | from fp32 | fp32 | of bf16 | packed, of bf16 | packed, of bf16 from fp32 "
+        "| of fp32 | packed, of fp32 |"
     )
     rows = (
-        f"| {row['shape']} | {row['bits']} | {row['gradient']} "
+        f"| {row['shape']} | {row['bits']} | {row['gradient']} | {row['path']} "
         f"| {1e6 * row['seconds_ours']:,.0f} | {1e6 * row['seconds_ours_packed']:,.0f} "
-        f"| {1e6 * row['seconds_bf16']:,.0f} | {1e6 * row['seconds_fp32']:,.0f} "
-        f"| {row['ratio_bf16']:.1f}x | {row['ratio_bf16_packed']:.1f}x "
+        f"| {1e6 * row['seconds_bf16']:,.0f} | {1e6 * row['seconds_bf16_packed']:,.0f} "
+        f"| {1e6 * row['seconds_fp32']:,.0f} "
+        f"| {row['ratio_bf16']:.2f}x | {row['ratio_bf16_packed']:.2f}x "
+        f"| {row['ratio_bf16_converted']:.2f}x "
         f"| {row['ratio_fp32']:.2f}x | {row['ratio_fp32_packed']:.2f}x |"
         for row in result["rows"]
     )
-    return [head, _rule(11), *rows]
+    return [head, _rule(14), *rows]
 
 
 def _l1norm(result: Result) -> list[str]:

@@ -123,7 +123,7 @@ class Gemm:
         w = np.ascontiguousarray(w, np.int8)
         depth, columns = w.shape
         if self._amx is not None:
-            return Right(_tiles_of(w), depth, columns)
+            return Right(self._tiles_of(w), depth, columns)
         shape = (-(-columns // self._lanes), -(-depth // 2), self._lanes, 2)
         panels = np.empty(shape, np.int16)
         self._kernels.int_pack_panels(_at(w), depth, columns, _at(panels))
@@ -167,18 +167,18 @@ class Gemm:
         amx(_at(left.values), _at(right.panels), c_int64(rows), depth, columns, _at(out))
         return out[: left.rows, : right.columns]
 
+    def _tiles_of(self, w: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Return [depth, columns] as [columns / 16, depth / 4, 16, 4], zeros behind both."""
+        pack, (depth, columns) = self._kernels.int_pack_tiles, w.shape
+        assert pack is not None
+        deep, wide = _padded(depth, _DEEP), _padded(columns, _BLOCK)
+        tiles = np.empty((wide // _TILE, deep // 4, _TILE, 4), np.int8)
+        pack(_at(w), depth, columns, deep, wide, _at(tiles))
+        return tiles
+
 
 def _padded(count: int, step: int) -> int:
     return -(-count // step) * step
-
-
-def _tiles_of(w: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Return [depth, columns] as [columns / 16, depth / 4, 16, 4], zeros behind both."""
-    depth, columns = w.shape
-    room = np.zeros((_padded(depth, _DEEP), _padded(columns, _BLOCK)), np.int8)
-    room[:depth, :columns] = w
-    parts = room.reshape(len(room) // 4, 4, -1, _TILE)
-    return np.ascontiguousarray(parts.transpose(2, 0, 3, 1))
 
 
 def _at(array: NDArray[np.generic]) -> c_void_p:

@@ -190,6 +190,7 @@ class Kernels:
         # Tiles come with AVX-512, whose lack in tests or by request they share.
         tiles = simd == "avx512" and hasattr(library, "kernels_amx") and library.kernels_amx()
         self.int_gemm_amx: Kernel | None = library.int_gemm_amx if tiles else None
+        self.int_pack_tiles: Kernel | None = library.int_pack_tiles if tiles else None
 
     load_examples: Kernel
     read_examples: Kernel

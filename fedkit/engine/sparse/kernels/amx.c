@@ -12,6 +12,7 @@
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -90,6 +91,33 @@ void int_gemm_amx(const int8_t *a, const int8_t *b, int64_t rows, int32_t depth,
     _tile_release();
 }
 
+/* Four rows of 16 columns, of which `rows` and `columns` are there, side by side by column. */
+static void interleave(const int8_t *w, ptrdiff_t width, int rows, int columns, int8_t *to) {
+    __m128i row[4];
+    for (int i = 0; i < 4; i++) {
+        int8_t part[TILE] = {0};
+        if (i < rows) memcpy(part, w + i * width, (size_t)columns);
+        row[i] = _mm_loadu_si128((const __m128i *)part);
+    }
+    const __m128i ab = _mm_unpacklo_epi8(row[0], row[1]), cd = _mm_unpacklo_epi8(row[2], row[3]);
+    const __m128i AB = _mm_unpackhi_epi8(row[0], row[1]), CD = _mm_unpackhi_epi8(row[2], row[3]);
+    _mm_storeu_si128((__m128i *)to, _mm_unpacklo_epi16(ab, cd));
+    _mm_storeu_si128((__m128i *)(to + 16), _mm_unpackhi_epi16(ab, cd));
+    _mm_storeu_si128((__m128i *)(to + 32), _mm_unpacklo_epi16(AB, CD));
+    _mm_storeu_si128((__m128i *)(to + 48), _mm_unpackhi_epi16(AB, CD));
+}
+
+static int up_to(int most, int count) { return count < 0 ? 0 : count < most ? count : most; }
+
+/* Pack w [depth][columns] as tiles, of `deep` rows and `wide` columns with the zeros behind them. */
+void int_pack_tiles(const int8_t *w, int32_t depth, int32_t columns, int32_t deep, int32_t wide,
+                    int8_t *to) {
+    for (int32_t c = 0; c < wide; c += TILE)
+        for (int32_t k = 0; k < deep; k += 4, to += 4 * TILE)
+            interleave(w + (ptrdiff_t)k * columns + c, columns, up_to(4, depth - k),
+                       up_to(TILE, columns - c), to);
+}
+
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
@@ -102,6 +130,10 @@ int kernels_amx(void) { return 0; }
 void int_gemm_amx(const int8_t *a, const int8_t *b, int64_t rows, int32_t depth, int32_t columns,
                   int32_t *out) {
     (void)a, (void)b, (void)rows, (void)depth, (void)columns, (void)out;
+}
+void int_pack_tiles(const int8_t *w, int32_t depth, int32_t columns, int32_t deep, int32_t wide,
+                    int8_t *to) {
+    (void)w, (void)depth, (void)columns, (void)deep, (void)wide, (void)to;
 }
 
 #endif
