@@ -6,7 +6,8 @@ the batch, inputs times kernel area, outputs. One thread of one core, all in tur
 `seconds_ours` is the product alone, of packed operands. `seconds_ours_packed` starts from a float32
 left matrix and int8 weights: it finds the columns' ranges, rounds at random to `bits` by the
 `gradient` rule, packs both and multiplies. torch's matrices lie there in their dtype; in
-`seconds_bf16_packed` the left one comes as float32 too, and is turned into bfloat16.
+`seconds_bf16_packed` the left one comes as float32 too, and is turned into bfloat16. All write
+products into memory that is there.
 `seconds_int8` is torch's own int8 product, which has no rule and no quantisation either.
 """
 
@@ -80,17 +81,21 @@ def shape_rows(count: int, depth: int, columns: int, repeats: int) -> list[dict[
     half = left.bfloat16(), right.bfloat16()
     single = left, right.float()
     eight = (left * (127 / left.abs().max())).round().to(torch.int8), right
+    outs = [torch.empty(count, columns, dtype=d) for d in (torch.bfloat16, torch.float32)]
+    sums = torch.empty(count, columns, dtype=torch.int32)
     jobs: list[Callable[[], object]] = [
-        lambda: half[0] @ half[1],
-        lambda: single[0] @ single[1],
-        lambda: torch._int_mm(*eight),
-        lambda: left.bfloat16() @ half[1],
+        lambda: torch.mm(*half, out=outs[0]),
+        lambda: torch.mm(*single, out=outs[1]),
+        lambda: torch._int_mm(*eight, out=sums),
+        lambda: torch.mm(left.bfloat16(), half[1], out=outs[0]),
     ]
     gemms = [Gemm(native.load_kernels(), rule) for _, rule in KINDS]
     for gemm, (bits, _) in zip(gemms, KINDS, strict=True):
         key = derive_key(_SEED, bits)
-        jobs.append(partial(gemm.product, gemm.left(x, bits, key), gemm.right(w)))
-        jobs.append(partial(_packed, gemm, x, w, bits, key))
+        packed = gemm.left(x, bits, key), gemm.right(w)
+        room = gemm.room(*packed)
+        jobs.append(partial(gemm.product, *packed, room))
+        jobs.append(partial(_packed, gemm, x, w, bits, key, room))
     with one_core():
         in_turns(jobs, 1)
         turns = np.array(in_turns(jobs, repeats))
@@ -121,6 +126,11 @@ def shape_rows(count: int, depth: int, columns: int, repeats: int) -> list[dict[
 
 
 def _packed(
-    gemm: Gemm, x: NDArray[np.float32], w: NDArray[np.int8], bits: int, key: int
+    gemm: Gemm,
+    x: NDArray[np.float32],
+    w: NDArray[np.int8],
+    bits: int,
+    key: int,
+    room: NDArray[np.int32],
 ) -> NDArray[np.int32]:
-    return gemm.product(gemm.left(x, bits, key), gemm.right(w))
+    return gemm.product(gemm.left(x, bits, key), gemm.right(w), room)

@@ -129,8 +129,15 @@ class Gemm:
         self._kernels.int_pack_panels(_at(w), depth, columns, _at(panels))
         return Right(panels, depth, columns)
 
-    def product(self, left: Left, right: Right) -> NDArray[np.int32]:
+    def product(
+        self, left: Left, right: Right, room: NDArray[np.int32] | None = None
+    ) -> NDArray[np.int32]:
         """Return left times right, int32 [rows, columns]; `left.unit` is what 1 is worth.
+
+        Args:
+            left: Quantised by this object.
+            right: Packed by it.
+            room: Where to put it, from `room`; the result is a view of it.
 
         Raises:
             EngineError: The shapes do not match, or a sum might leave int32.
@@ -151,21 +158,21 @@ class Gemm:
                 f"a sum of {left.columns} products of {left.most} and 128 may leave int32; split "
                 "the matrices, or use fewer bits"
             )
+        if room is None:
+            room = self.room(left, right)
+        rows, width = room.shape
+        operands = (_at(left.values), _at(right.panels), c_int64(rows))
         if self._amx is not None:
-            return self._tiled(self._amx, left, right)
-        panels, pairs, lanes, _ = right.panels.shape
-        out = np.empty((left.rows, panels * lanes), np.int32)
-        self._kernels.int_gemm(
-            *(_at(left.values), _at(right.panels), c_int64(left.rows), pairs, panels, _at(out)),
-        )
-        return out[:, : right.columns]
+            self._amx(*operands, left.values.shape[1], width, _at(room))
+        else:
+            panels, pairs, _, _ = right.panels.shape
+            self._kernels.int_gemm(*operands, pairs, panels, _at(room))
+        return room[: left.rows, : right.columns]
 
-    def _tiled(self, amx: Kernel, left: Left, right: Right) -> NDArray[np.int32]:
-        rows, depth = left.values.shape
-        columns = right.panels.shape[0] * _TILE
-        out = np.empty((rows, columns), np.int32)
-        amx(_at(left.values), _at(right.panels), c_int64(rows), depth, columns, _at(out))
-        return out[: left.rows, : right.columns]
+    def room(self, left: Left, right: Right) -> NDArray[np.int32]:
+        """Return memory for a product of such matrices, which may be written again and again."""
+        panels, _, columns, _ = right.panels.shape
+        return np.empty((len(left.values), panels * columns), np.int32)
 
     def _tiles_of(self, w: NDArray[np.int8]) -> NDArray[np.int8]:
         """Return [depth, columns] as [columns / 16, depth / 4, 16, 4], zeros behind both."""
