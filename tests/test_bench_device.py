@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge.artifact import Artifact
+from edge.bench.result import Examples, Quantity, Result
+from edge.bench.ssh import Board
 from edge.export import int8_graph, save_c99, save_graph
 from edge.kernels import pack
+from fedkit.bench import device
 from fedkit.bench.device import bench_device
 from fedkit.cli import main
 from fedkit.cli.bench import table
+from fedkit.errors import ConfigError
 from fedkit.nn.zoo import build_model
 from tests.edge.kernels.library import need_emulator
 from tests.edge.test_emit_c99 import pruned
@@ -106,3 +111,20 @@ def test_options_of_devices_are_refused_elsewhere(
     assert "benchmark 'wire' takes none of --target" in capsys.readouterr().err
     assert fedkit(monkeypatch, "device", "--target", "cortex-m85") == 2
     assert "unknown target 'cortex-m85'" in capsys.readouterr().err
+
+
+def test_a_board_gives_times_instead_of_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter((80.0, 20.0))
+
+    def measured(model: Artifact, board: Board, examples: Examples) -> Result:
+        assert model.target == "c99" and len(examples.inputs)
+        quantities = {"latency_median_us": Quantity(next(times), "us")}
+        return Result(model.path.name, board.host, "measured", 2, quantities)
+
+    monkeypatch.setattr(device, "measure", measured)
+    rows = bench_device(True, ssh="pi@board")["rows"]
+    assert [row["target"] for row in rows] == ["pi@board"] * 2
+    assert [row["latency_median_us"] for row in rows] == [80.0, 20.0]
+    assert rows[1]["ratio_dense"] == 4.0
+    with pytest.raises(ConfigError, match="one of --target and --ssh"):
+        bench_device(True, targets=["cortex-m4"], ssh="pi@board")

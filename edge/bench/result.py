@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedkit.errors import BenchError
 
-Unit = Literal["instructions", "bytes", "us", "degrees C"]
+Unit = Literal["instructions", "bytes", "us", "degrees C", "uJ"]
 How = Literal["emulated", "measured"]
 
 

@@ -1,5 +1,7 @@
 """`fedkit bench device`: what one inference costs on processors that an emulator stands in for.
 
+With `--ssh` it is a board instead, and rows hold what was measured there (`edge.bench.ssh`).
+
 Instructions, flash, memory and stack of ResNet-8 with random weights, dense and with 5 % of them,
 or of an artifact. All integers of some examples are compared with the interpreter's first: one that
 differs ends the benchmark. Counts are the same on every machine and in every run; instructions are
@@ -13,7 +15,8 @@ leads to an output are taken out first (`edge.passes.slim`).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -23,18 +26,22 @@ from typing import Any
 import numpy as np
 
 from edge import artifact, ir
+from edge.artifact import Artifact
 from edge.bench.emulate import emulate
-from edge.bench.result import Examples, Result
+from edge.bench.result import Examples, Quantity, Result
+from edge.bench.ssh import Board, measure
 from edge.bench.targets import TARGETS, Target, find_target
 from edge.check import graph_of
 from edge.cost import cost
 from edge.export import float_graph, save_c99
 from edge.interpret import evaluate_int8
+from edge.kernels.program import Goal
 from edge.passes.slim import slim
 from edge.quantize import quantize
 from edge.rounding import RUNTIMES
 from fedkit.bench.infer import SHAPE, random_model
 from fedkit.bench.sparsetrain import random_batch
+from fedkit.errors import ConfigError
 
 _SEED = 0
 _CALIBRATION = 16
@@ -75,10 +82,18 @@ def bench_device(
             integers.
         ExportError: The artifact or its graph cannot be read.
     """
+    if ssh and targets:
+        raise ConfigError(
+            f"targets ({', '.join(targets)}) are emulated, and {ssh} is a board; "
+            "give one of --target and --ssh"
+        )
     names = targets or (_QUICK if quick else tuple(TARGETS))
     chosen = [find_target(name) for name in names]
     models = [_given(Path(artifact))] if artifact else [_random(density) for density in _DENSITIES]
-    found = [(model, _emulated(model, target)) for target in chosen for model in models]
+    if ssh:
+        found = [(model, _on_board(model, Board(ssh))) for model in models]
+    else:
+        found = [(model, _emulated(model, target)) for target in chosen for model in models]
     return {
         "benchmark": "device",
         "seed": _SEED,
@@ -131,11 +146,21 @@ def _examples(graph: ir.Graph) -> Examples:
 
 
 def _emulated(model: _Model, target: Target) -> Result:
+    with _saved(model, target.goal) as saved:
+        return emulate(saved, target, _examples(model.graph))
+
+
+def _on_board(model: _Model, board: Board) -> Result:
+    with _saved(model, "speed") as saved:
+        return measure(saved, board, _examples(model.graph))
+
+
+@contextmanager
+def _saved(model: _Model, goal: Goal) -> Iterator[Artifact]:
     shape = model.graph.tensors[model.graph.inputs[0]].shape[1:]
     some = np.zeros((1, *shape[-1:], *shape[:-1]), np.float32)
     with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
-        saved = save_c99(model.graph, some, Path(folder) / "model", {}, target.goal)
-        return emulate(saved, target, _examples(model.graph))
+        yield save_c99(model.graph, some, Path(folder) / "model", {}, goal)
 
 
 def _rows(found: Iterable[tuple[_Model, Result]]) -> list[dict[str, Any]]:
@@ -146,7 +171,7 @@ def _rows(found: Iterable[tuple[_Model, Result]]) -> list[dict[str, Any]]:
             "target": result.target,
             "model": model.name,
             "density": model.density,
-            **{name: int(each.value) for name, each in result.quantities.items()},
+            **{name: _plain(each) for name, each in result.quantities.items()},
             "ratio_dense": _ratio(dense, result),
         }
         for model, result in found
@@ -156,4 +181,11 @@ def _rows(found: Iterable[tuple[_Model, Result]]) -> list[dict[str, Any]]:
 def _ratio(dense: Mapping[str, Result], result: Result) -> float | None:
     if result.target not in dense:
         return None
-    return round(dense[result.target]["instructions"] / result["instructions"], 3)
+    key = "instructions" if "instructions" in result.quantities else "latency_median_us"
+    return round(dense[result.target][key] / result[key], 3)
+
+
+def _plain(quantity: Quantity) -> float:
+    """Return a count as an integer, anything else with two decimals."""
+    counts = quantity.unit in ("instructions", "bytes")
+    return int(quantity.value) if counts else round(quantity.value, 2)
