@@ -3,7 +3,9 @@
 Activations: int8, one scale and zero point per tensor, from the range seen in calibration.
 Weights: int8 in [-127, 127], symmetric, one scale per output channel; with fewer bits within
 [-7, 7] or [-31, 31], clipped where the channel's squared error is least.
-Biases: int32 with scale = input scale * weight scale.
+Biases: int32 with scale = input scale * weight scale. Where weights were changed much, by few bits
+or to fit, a bias makes up for the mean of that (Nagel et al., "Data-Free Quantization through
+Weight Equalization and Bias Correction", 2019; with the means of calibration).
 Scales may be confined to powers of two. Then what sums are multiplied by are powers of two as well,
 which is a shift; only a mean over an area that is none keeps a multiplier.
 Concats: all that they join, also through ops that keep their scale, has the range of all together,
@@ -13,7 +15,8 @@ Three bounds keep every model computable, whatever its values are; each moves a 
 the change is below what the integers can express anyway:
 
 - an output scale is larger than the scale of the sums of products that are rounded into it, and
-  at least 1/128 of that of other inputs: steps finer than those of an accumulator hold nothing;
+  at least 1/128 of that of other inputs: steps finer than those of an accumulator hold nothing; few
+  channels whose sums have far coarser steps than the rest are shrunk instead;
 - a weight scale is large enough that the bias fits 30 bits; so a pruned channel, all of whose
   weights are zero, still carries its bias with 30 bits;
 - a weight scale is at least 2**-30 of the output scale: smaller ones round to zero.
@@ -77,6 +80,27 @@ class _Range:
         self.low, self.high = min(self.low, low), max(self.high, high)
 
 
+class _Channels:
+    """Mean and variance of each channel of an activation over the calibration set."""
+
+    def __init__(self, count: int) -> None:
+        self._sums = np.zeros((2, count))
+        self._rows = 0
+
+    def include(self, rows: FloatArray) -> None:
+        wide = rows.astype(np.float64)
+        self._sums += wide.sum(axis=0), np.square(wide).sum(axis=0)
+        self._rows += len(rows)
+
+    @property
+    def mean(self) -> _Floats:
+        return np.asarray(self._sums[0] / self._rows)
+
+    @property
+    def variance(self) -> _Floats:
+        return np.asarray(np.maximum(self._sums[1] / self._rows - np.square(self.mean), 0))
+
+
 def quantize(
     graph: ir.Graph,
     calibration: FloatArray,
@@ -118,8 +142,11 @@ def quantize(
             f"scales is {scales!r}, but trained integers have steps of their own; leave scales at "
             "'float', or give no trained integers"
         )
-    ranges, most = _observe(graph, calibration, percentile), 2 ** (weight_bits - 1) - 1
-    result = _settled(_Quantizer(graph, ranges, most, _GRIDS[scales], trained or Trained()))
+    ranges, channels = _observe(graph, calibration, percentile)
+    most = 2 ** (weight_bits - 1) - 1
+    result = _settled(
+        _Quantizer(graph, ranges, channels, most, _GRIDS[scales], trained or Trained())
+    )
     ir.verify(result)
     return result
 
@@ -134,19 +161,24 @@ def _check_calibration(calibration: FloatArray, percentile: float) -> None:
         raise ExportError(f"percentile is {percentile}; it must be above 50 and at most 100")
 
 
-def _observe(graph: ir.Graph, calibration: FloatArray, percentile: float) -> dict[str, _Range]:
-    """Return the range of every activation over the calibration set."""
+def _observe(
+    graph: ir.Graph, calibration: FloatArray, percentile: float
+) -> tuple[dict[str, _Range], dict[str, _Channels]]:
+    """Return the range of every activation over the calibration set, and what its channels do."""
     ranges: dict[str, _Range] = {}
+    channels: dict[str, _Channels] = {}
 
     def visit(name: str, value: FloatArray) -> None:
         low, high = _extremes(value, percentile)
         if not np.isfinite([low, high]).all():
             raise ExportError(f"tensor {name!r} overflows float32 on the calibration set")
         ranges.setdefault(name, _Range()).include(low, high)
+        rows = value.reshape(-1, value.shape[-1])
+        channels.setdefault(name, _Channels(rows.shape[1])).include(rows)
 
     for start in range(0, len(calibration), _BATCH):
         evaluate(graph, calibration[start : start + _BATCH], visit)
-    return ranges
+    return ranges, channels
 
 
 def _extremes(value: FloatArray, percentile: float) -> tuple[float, float]:
@@ -178,6 +210,7 @@ class _Quantizer:
 
     graph: ir.Graph
     ranges: dict[str, _Range]
+    channels: Mapping[str, _Channels]
     most: int
     grid: _Grid
     trained: Trained
@@ -250,13 +283,57 @@ class _Quantizer:
         axis = ir.CHANNEL_AXIS[op.kind]
         rows = np.moveaxis(weight, axis, 0).reshape(len(bias), -1)
         scale, most = self._weight_scale(op, rows)
-        scale = self.grid(np.maximum(scale, np.abs(bias) / (x.scale * _BIAS_LIMIT)))
-        out = self._weighted_output(op, x.scale * float(scale.max()))
+        carried = self.grid(np.abs(bias) / (x.scale * _BIAS_LIMIT))
+        wanted = np.maximum(scale, carried)
+        finest = max(self._finest(op, x.scale * wanted), x.scale * float(carried.max()))
+        out = self._weighted_output(op, finest)
+        coarsest = _float32(np.asarray(out.scale[0] * _LARGEST_OF_SUMS / x.scale))
+        scale = np.where(x.scale * wanted > finest, coarsest, wanted)
+        if most < 127 or (scale < wanted).any():
+            share = scale / np.maximum(wanted, _TINY)
+            weight, bias = self._shrunk(op, weight, bias, scale, share, most)
         scale = np.maximum(scale, out.scale[0] * _SMALLEST_MULTIPLIER / x.scale)
         self._activation(op.output, out)
         names = (f"{op.output}.weight_int8", f"{op.output}.bias_int32")
         self._constants(op, names, weight, bias, self.grid(scale), axis, most)
         self.ops.append(replace(op, inputs=(x.name, *names)))
+
+    def _finest(self, op: ir.Op, steps: _Floats) -> float:
+        """Return what the scale of an output must be at least.
+
+        It must exceed the steps of all sums that are rounded into it. Where few channels have far
+        coarser ones than others, as behind a BatchNorm that was hardly fed, it is better to shrink
+        their weights than to give every channel such steps; whichever loses least, judged by how
+        the channels vary.
+
+        Args:
+            op: The weighted op.
+            steps: Of the sums of each channel.
+        """
+        if _weight_name(op) in self.trained.weights or self.grid is not _float32:
+            return float(steps.max())
+        span = self.ranges[op.output].high - self.ranges[op.output].low
+        variance = self.channels[op.output].variance
+        choices = np.maximum(np.unique(steps), span / 255)
+        kept = np.minimum(1, choices[:, None] / np.maximum(steps, _TINY))
+        lost = np.square(choices) * len(steps) / 12 + (np.square(1 - kept) * variance).sum(axis=1)
+        return min(float(choices[np.argmin(lost)]), float(steps.max()))
+
+    def _shrunk(
+        self, op: ir.Op, weight: _Floats, bias: _Floats, scale: _Floats, share: _Floats, most: int
+    ) -> tuple[_Floats, _Floats]:
+        """Return weights times a share per channel, and biases that keep the means of outputs."""
+        axes = [1] * weight.ndim
+        axes[ir.CHANNEL_AXIS[op.kind]] = -1
+        made = weight * share.reshape(axes)
+        steps = np.maximum(scale, _TINY).reshape(axes)
+        gap = weight - _rounded(made, steps, most) * steps
+        mean = self.channels[op.inputs[0]].mean
+        if op.kind == "depthwise_conv2d":
+            missing = gap.sum(axis=(0, 1, 2)) * np.repeat(mean, len(bias) // len(mean))
+        else:
+            missing = (gap * mean).reshape(len(bias), -1).sum(axis=1)
+        return made, bias + missing
 
     def _weight_scale(self, op: ir.Op, rows: _Floats) -> tuple[_Floats, int]:
         """Return the scale of the codes of each row, and how large they may be."""

@@ -1,7 +1,7 @@
 """`fedkit bench exact`: every artifact against the definition of its integers, on Fashion-MNIST.
 
-Each model is trained dense on all of the data, pruned by magnitude (all layers compared with each
-other) to each density and trained on. Every state becomes one integer graph and from it artifacts;
+Each model is trained dense on all of the data, pruned by magnitude to each density, shared out
+among layers by ERK, and trained on. Every state becomes one integer graph and from it artifacts;
 each runs the whole test set in each of its runtimes, and is compared with the interpreter under
 that runtime's rounding policy (`edge.check`): of C at every layer, of the others at the outputs.
 C by other compilers and without optimisation is compared with the outputs of the first.
@@ -43,8 +43,9 @@ from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.fedtiny.bn_selection import as_stats
-from fedkit.sparse.masks import global_masks
-from fedkit.sparse.state import ModelState
+from fedkit.sparse.distribution import erk, kept_counts
+from fedkit.sparse.masks import layer_masks
+from fedkit.sparse.state import Masks, ModelState
 from fedkit.task import Examples, Task, cross_entropy
 from fedkit.tasks import load_task
 
@@ -115,9 +116,7 @@ def trained(cell: Cell, densities: tuple[float, ...]) -> Iterator[ModelState]:
     engine, state = _engine(cell.model, task)
     for density in densities:
         if density < 1:
-            prunable = {name: state.weights[name] for name in state.masks}
-            count = round(density * sum(weight.size for weight in prunable.values()))
-            state = state.with_masks(global_masks(prunable, count))
+            state = state.with_masks(_pruned(state, density))
         epochs = _EPOCHS if density == 1 else _EPOCHS_SPARSE
         state = _train(engine, state, data, epochs, _RATE if density == 1 else _RATE / 4)
         yield state
@@ -128,6 +127,12 @@ def _engine(name: str, task: Task) -> tuple[SparseEngine, ModelState]:
     state = reference.initial_state()
     shape = task.test_data().inputs.shape[1:]
     return SparseEngine(capture(reference.module(state), shape)), state
+
+
+def _pruned(state: ModelState, density: float) -> Masks:
+    prunable = {name: state.weights[name] for name in state.masks}
+    shapes = {name: weight.shape for name, weight in prunable.items()}
+    return layer_masks(prunable, kept_counts(shapes, density, erk(shapes)))
 
 
 def _train(

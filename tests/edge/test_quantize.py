@@ -223,6 +223,39 @@ def test_weights_of_few_bits_lose_least(linear_graph: Build, bits: int, most: in
         assert (squares(np.asarray(w.quantization.scale)) < 0.8 * squares(widest)).all()
 
 
+def _output(graph: ir.Graph, inputs: Floats) -> NDArray[np.float64]:
+    x, y = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
+    codes = np.clip(np.rint(inputs / np.float32(x.scale)) + x.zero_point, -128, 127)
+    integers = evaluate_int8(graph, codes.astype(np.int8)).astype(np.float64)
+    return np.asarray((integers - y.zero_point) * y.scale)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_channel_that_is_hardly_fed_does_not_spoil_the_others(
+    linear_graph: Build, bits: int
+) -> None:
+    """One feature varies by less than a step of the input; a BatchNorm made up for that."""
+    inputs = features(512, 16) * np.array([1] * 15 + [1e-4], np.float32)
+    weight = np.random.default_rng(1).normal(0, 0.25, (8, 16))
+    weight[:, 15] = 0
+    weight[7] = 0
+    weight[7, 15] = 1e4
+    graph = linear_graph(weight, np.zeros(8))
+    expected = evaluate(graph, inputs)
+    gap = (_output(quantize(graph, inputs, weight_bits=bits), inputs) - expected)[:, :7]
+    allowed = {8: 0.02, 4: 0.15}[bits]
+    assert np.sqrt(np.mean(np.square(gap))) < allowed * np.sqrt(np.mean(np.square(expected)))
+
+
+def test_weights_of_few_bits_keep_the_means_of_outputs(linear_graph: Build) -> None:
+    inputs = features(512, 64) + 1
+    weight = np.random.default_rng(2).standard_normal((16, 64))
+    graph = linear_graph(weight, np.zeros(16))
+    made = quantize(graph, inputs, weight_bits=4)
+    gap = np.abs((_output(made, inputs) - evaluate(graph, inputs)).mean(axis=0))
+    assert gap.max() < made.tensors[made.outputs[0]].scale
+
+
 @pytest.mark.parametrize(("bits", "most"), [(8, 0.003), (6, 0.006), (4, 0.03)])
 def test_a_trained_model_keeps_its_accuracy(trained: Trained, bits: int, most: float) -> None:
     graph = optimise(lower(trained.model, trained.test.shape[1:]))
