@@ -187,10 +187,11 @@ def _rescale_half_even(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -
 
 
 def _mean_xnnpack(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
-    # The zero point is in what is rounded, so halves go to the even code.
-    factor = np.float32(x.scale / count) / np.float32(out.scale)
-    steps = (sums - count * x.zero_point).astype(np.float32) * factor
-    return _nearest(steps + np.float32(out.zero_point)) - out.zero_point
+    # Both zero points are one float32 summand, beside which the sum's last digits are cut off.
+    ratio = _ratio(x, out)
+    offset = np.float32(out.zero_point) - np.float32(x.zero_point) * ratio
+    steps = sums.astype(np.float32) * (ratio / np.float32(count))
+    return _nearest(steps + offset) - out.zero_point
 
 
 def _nearest(real: NDArray[np.float32]) -> Int64s:
