@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.compiled import CompiledRunner
 from fedkit.nn.zoo import build_model
 from tests.edge.kernels.library import need_gcc
 from tests.edge.test_lower_onnx import exported
@@ -113,3 +114,22 @@ def test_own_onnx_model_becomes_a_tflite_file(
     source.write_bytes(exported(build_model("ds-cnn", shape, 10).eval(), shape))
     assert runpy.run_path(str(path))["main"](source) < 0.1
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'model.tflite'}: ")
+
+
+def test_a_model_is_exported_in_twenty_lines_and_used_in_thirty_of_c(tmp_path: Path) -> None:
+    """examples/export_model.py and examples/use_c_model.c."""
+    need_gcc()
+    script, source = ROOT / "examples" / "export_model.py", ROOT / "examples" / "use_c_model.c"
+    assert len(script.read_text().splitlines()) <= 20
+    assert len(source.read_text().splitlines()) <= 30
+    folder, program = tmp_path / "model", tmp_path / "classify"
+    subprocess.run([sys.executable, str(script), str(folder)], cwd=ROOT, check=True)
+    subprocess.run(["make", "-s", "-C", str(folder)], check=True)
+    built = [str(source), str(folder / "libmodel.a"), "-lm", "-o", str(program)]
+    subprocess.run(["gcc", "-Wall", "-Wextra", "-Werror", f"-I{folder}", *built], check=True)
+    inputs = np.random.default_rng(0).random((20, 1, 8, 8), np.float32)
+    ended = subprocess.run([str(program)], input=inputs.tobytes(), capture_output=True, check=True)
+    expected = CompiledRunner(folder).predict(inputs)
+    found = np.array([line.split() for line in ended.stdout.splitlines()], np.float64)
+    assert found[:, 0].tolist() == expected.argmax(1).tolist()
+    np.testing.assert_allclose(found[:, 1], expected.max(1), atol=1e-6)
