@@ -18,6 +18,7 @@ BENCHMARKS = (
     "infer",
     "exact",
     "device",
+    "devicetrain",
     "fpga",
 )
 """Names for `fedkit bench NAME`; `NAME` is the function `bench_NAME` in the module of that name."""

@@ -284,6 +284,19 @@ def _maybe(value: float | None) -> str:
     return "" if value is None else f"{value:,}"
 
 
+def _devicetrain(result: Result) -> list[str]:
+    head = (
+        "| target | model | bits | density | instructions per image | dense / this | peak memory |"
+    )
+    rows = (
+        f"| {row['target']} | {row['model']} | {row['bits']} | {row['density']:.0%} "
+        f"| {row['instructions']:,} | {_times(row['ratio_dense'])} "
+        f"| {_kb(row['peak_bytes']) if row['peak_bytes'] else ''} |"
+        for row in result["rows"]
+    )
+    return [head, _rule(7), *rows]
+
+
 TABLES: dict[str, Callable[[Result], list[str]]] = {
     "main-digits": _main_job,
     "wire": _wire,
@@ -299,6 +312,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "infer": _infer,
     "exact": _exact,
     "device": _device,
+    "devicetrain": _devicetrain,
     "fpga": _fpga,
 }
 """Name of a table and of its file in results/ -> what writes its lines."""

@@ -88,7 +88,7 @@ def emulate(sources: Sequence[Path], simd: str, *flags: str) -> Any:
     # Imported here: without the emulator its tests are skipped.
     from unicorn.arm64_const import UC_CPU_ARM64_MAX
 
-    from tests.engine.sparse import emulator
+    from fedkit.bench import emulator
 
     flags = ("-fno-sanitize=all", *flags, *AARCH64[simd], "-std=c99")
     objects = [source.with_suffix(".o") for source in sources]

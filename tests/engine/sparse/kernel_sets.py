@@ -60,6 +60,6 @@ def _spelled_out() -> native.Kernels:
 
 def _emulated(simd: str) -> native.Kernels:
     # Imported here: without the emulator its tests are skipped.
-    from tests.engine.sparse.emulator import EmulatedKernels, processor
+    from fedkit.bench.emulator import EmulatedKernels, processor
 
-    return EmulatedKernels(processor(), simd)
+    return EmulatedKernels(processor("-O1"), simd)

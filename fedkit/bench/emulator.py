@@ -1,4 +1,4 @@
-"""The aarch64 kernels, run by an emulated processor inside this process's memory.
+"""The aarch64 kernels of training, run by an emulated processor inside this process's memory.
 
 The kernels are compiled for aarch64 and run by unicorn. Host memory is mapped into the emulator
 at its own addresses, so that structs and arrays mean the same on both sides.
@@ -16,18 +16,18 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from elftools.elf.elffile import ELFFile
 from unicorn import arm64_const as arm64
 from unicorn import unicorn_const as unicorn
-from unicorn.unicorn import Uc
 
 from fedkit.engine.sparse import native
 
 KERNELS = Path(native.__file__).parent / "kernels"
-RUNTIME = Path(__file__).with_name("runtime.c")
+RUNTIME = Path(__file__).with_name("emulator_runtime.c")
 
 # Far from what Linux gives to programs, their heaps and libraries.
 _IMAGE = 0x2000_0000_0000
@@ -40,12 +40,17 @@ _INSTRUCTION = 4  # bytes
 _RETURN_INT = ("int_lanes", "int_rows")
 
 _FUNCTIONS: tuple[Callable[[float], float], ...] = (math.exp, math.log)
-"""What runtime.c asks for with `svc 0`, `svc 1`, ..."""
+"""What emulator_runtime.c asks for with `svc 0`, `svc 1`, ..."""
 
 
-def build(folder: Path) -> Path:
-    """Compile the kernels for aarch64 into one image without a C library."""
-    flags = ["-std=c99", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fno-sanitize=all"]
+def build(folder: Path, *options: str) -> Path:
+    """Compile the kernels for aarch64 into one image without a C library.
+
+    Args:
+        folder: Where to.
+        options: For the compiler: its level, and the processor.
+    """
+    flags = ["-std=c99", *options, "-ffp-contract=off", "-fno-math-errno", "-fno-sanitize=all"]
     objects = [folder / f"{name}.o" for name in ("neon", "plain")]
     for built in objects:
         compile_c(*flags, "-c", KERNELS / f"{built.stem}.c", "-o", built)
@@ -72,7 +77,8 @@ class Processor:
 
     def __init__(self, image: Path, model: int | None = None) -> None:
         """Load an image; `model` is one of unicorn's UC_CPU_ARM64_*, else it has no dotprod."""
-        self._core = Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+        # Imported as a name of no type: unicorn's methods have none.
+        self._core: Any = import_module("unicorn").Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
         if model is not None:
             self._core.ctl_set_cpu_model(model)
         self._lock = threading.Lock()
@@ -129,13 +135,18 @@ class Processor:
 
     def count(self, run: Callable[[], object]) -> int:
         """Return how many instructions are executed while `run` calls functions."""
-        sizes: list[int] = []
-        hook = self._core.hook_add(
-            unicorn.UC_HOOK_BLOCK, lambda core, address, size, data: sizes.append(size)
-        )
-        run()
-        self._core.hook_del(hook)
-        return sum(sizes) // _INSTRUCTION
+        counted = 0
+
+        def count(core: Any, address: int, size: int, data: object) -> None:
+            nonlocal counted
+            counted += size
+
+        hook = self._core.hook_add(unicorn.UC_HOOK_BLOCK, count)
+        try:
+            run()
+        finally:
+            self._core.hook_del(hook)
+        return counted // _INSTRUCTION
 
     def _run(self, function: str, arguments: Sequence[Any]) -> None:
         integers, floats, stack = 0, 0, _STACK + _STACK_BYTES
@@ -172,10 +183,10 @@ def _integer(argument: Any) -> int:
 
 
 @functools.cache
-def processor() -> Processor:
-    """Return the one that all tests share."""
+def processor(*options: str) -> Processor:
+    """Return the one that all callers with these options of the compiler share."""
     with tempfile.TemporaryDirectory() as folder:
-        return Processor(build(Path(folder)))
+        return Processor(build(Path(folder), *options))
 
 
 class EmulatedKernels(native.Kernels):
