@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -40,11 +41,13 @@ def simulate(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = "".join(f" -chparam {key} {value}" for key, value in (parameters or {}).items())
-        sources = " ".join(
-            str(path) for path in sorted(HDL.glob("*.v")) if path.stem != "testbench"
-        )
+        # Copied, as YoWASP puts a folder of its own over /tmp, where a checkout may lie.
+        sources = sorted(path for path in HDL.glob("*.v") if path.stem != "testbench")
+        for source in sources:
+            shutil.copy(source, folder)
+        names = " ".join(path.name for path in sources)
         script = (
-            f"read_verilog -defer {sources}; hierarchy -check -top {module}{settings}; "
+            f"read_verilog -defer {names}; hierarchy -check -top {module}{settings}; "
             "rename -top design; write_cxxrtl model.cc"
         )
         yosys.call("yosys", ["-q", "-p", script], folder)
