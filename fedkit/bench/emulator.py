@@ -10,8 +10,6 @@ import ctypes
 import functools
 import math
 import struct
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +22,7 @@ from elftools.elf.elffile import ELFFile
 from unicorn import arm64_const as arm64
 from unicorn import unicorn_const as unicorn
 
+from edge.bench.build import compile_c as build_c
 from fedkit.engine.sparse import native
 
 KERNELS = Path(native.__file__).parent / "kernels"
@@ -67,9 +66,8 @@ def link(objects: Sequence[Path], image: Path) -> Path:
 
 
 def compile_c(*arguments: str | Path) -> None:
-    """Compile for aarch64."""
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl"]
-    subprocess.run([*command, *arguments], check=True)
+    """Compile for aarch64; raises as `edge.bench.build.compile_c`."""
+    build_c("-target", "aarch64-linux-musl", *map(str, arguments))
 
 
 class Processor:
