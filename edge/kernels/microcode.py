@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edge import ir
+from edge.kernels.common import check_compilable, multiplier_and_shift
 from edge.kernels.lanes import MOST_ENTRIES, Filter, deal, entry_count, narrowest_gap
 from edge.kernels.steps import SAME, Map, Microcode, Pointer, Run, Step, Triple
 from edge.memory import Buffer, plan
-from edge.rounding import Scales, add_multipliers, multipliers
+from edge.rounding import add_multipliers
 from fedkit.errors import ExportError
 from fedkit.numerics import Int64s
 
@@ -41,15 +42,7 @@ def compile_graph(graph: ir.Graph, lanes: int, keep: bool = False) -> Microcode:
     Raises:
         ExportError: Something in the graph cannot be done; names all of it.
     """
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        raise ExportError(
-            f"the graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; the FPGA "
-            "target takes one of each: split the model"
-        )
-    if graph.tensors[graph.inputs[0]].dtype != "int8":
-        raise ExportError(
-            "the graph is not int8; the FPGA target takes no other: quantise it first"
-        )
+    check_compilable(graph, "FPGA")
     maps = _maps(graph)
     steps = tuple(_Compiler(graph, maps).run(keep))
     offsets, size = plan(_buffers(graph, maps), 1)
@@ -177,7 +170,9 @@ class _Compiler:
         scales = graph.tensors[op.inputs[1]].quantization
         assert scales is not None  # the verifier's rule
         tensor, out = graph.tensors[op.inputs[0]], graph.tensors[op.output]
-        multiplier, shift = _fixed(tensor.scale * np.asarray(scales.scale) / out.scale)
+        multiplier, shift = multiplier_and_shift(
+            tensor.scale * np.asarray(scales.scale) / out.scale
+        )
         filters = []
         for number, kernel in enumerate(weights):
             if op.kind == "depthwise_conv2d":
@@ -227,7 +222,7 @@ class _Compiler:
         x, out = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
         here = self.maps[op.inputs[0]]
         count = here.height * here.width
-        multiplier, shift = _fixed(np.asarray(x.scale / count) / out.scale)
+        multiplier, shift = multiplier_and_shift(np.asarray(x.scale / count) / out.scale)
         window = ir.Window((here.height, here.width))
         filters = self._ones(
             _tap_offsets(here, window).ravel(),
@@ -281,7 +276,7 @@ class _Compiler:
 
     def _relu(self, op: ir.Op) -> Iterator[Step]:
         x, out = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
-        multiplier, shift = _fixed(np.asarray(x.scale) / out.scale)
+        multiplier, shift = multiplier_and_shift(np.asarray(x.scale) / out.scale)
         yield self._single(op, (1,), -x.zero_point, (int(multiplier), int(shift)))
 
     def _add(self, op: ir.Op) -> Iterator[Step]:
@@ -404,16 +399,3 @@ def _regions(size: int, out: int, window: ir.Window, axis: int) -> list[tuple[in
         else:
             found.append((number, 1, left))
     return found
-
-
-def _fixed(real: Scales) -> tuple[Int64s, Int64s]:
-    """Return multipliers and shifts.
-
-    Raises:
-        ExportError: A number is too small or too large for any.
-    """
-    try:
-        found = multipliers(real)
-    except ValueError as error:
-        raise ExportError(str(error)) from error
-    return np.asarray(found.multiplier), np.asarray(found.shift)

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 
 from edge import ir
 from edge.kernels import pack
+from edge.kernels.common import check_compilable, multiplier_and_shift
 from edge.kernels.pack import Int8s, Int32s, Phases, Planes
 from edge.memory import Buffer
-from edge.rounding import Scales, add_multipliers, multipliers
+from edge.rounding import Scales, add_multipliers
 from fedkit.errors import ExportError
 from fedkit.numerics import Int64s
 
@@ -118,13 +119,7 @@ def compile_graph(graph: ir.Graph, goal: Goal = "speed", keep: bool = False) -> 
     Raises:
         ExportError: Something in the graph has no kernel; names all of it.
     """
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        raise ExportError(
-            f"the graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; the C "
-            "target takes one of each: split the model"
-        )
-    if graph.tensors[graph.inputs[0]].dtype != "int8":
-        raise ExportError("the graph is not int8; the C target takes no other: quantise it first")
+    check_compilable(graph, "C")
     return _Compiler(graph, goal, keep).run()
 
 
@@ -327,7 +322,7 @@ class _Compiler:
         self, op: ir.Op, weights: Int8s, bias: Int32s, real: Scales
     ) -> tuple[Int8s, Struct]:
         """Return the weights, scaled where a multiplier needs it, and how sums become bytes."""
-        multiplier, shift = _fixed(real)
+        multiplier, shift = multiplier_and_shift(real)
         by = np.maximum(_LEAST_SHIFT - shift, 0)
         scaled = weights << by.reshape(-1, *[1] * (weights.ndim - 1))
         offsets = bias.astype(np.int64) << by
@@ -424,7 +419,7 @@ class _Compiler:
         planes = self.planes[x.name]
         count = planes.height * planes.width
         real = x.scale / count / out.scale
-        multiplier, shift = _fixed(np.array([real]))
+        multiplier, shift = multiplier_and_shift(np.array([real]))
         if shift[0] < _LEAST_SHIFT or not _is_vector(self.planes[out.name]):
             self._per_channel(op, (planes.height, planes.width), real)
             return
@@ -507,19 +502,6 @@ def _planes(planes: Planes) -> Struct:
 
 def _is_vector(planes: Planes) -> bool:
     return planes.plane == 1 and planes.lead == 0
-
-
-def _fixed(real: Scales) -> tuple[Int64s, Int64s]:
-    """Return multipliers and shifts.
-
-    Raises:
-        ExportError: A number is too small or too large for any.
-    """
-    try:
-        found = multipliers(real)
-    except ValueError as error:
-        raise ExportError(str(error)) from error
-    return np.asarray(found.multiplier), np.asarray(found.shift)
 
 
 def _by_channel(graph: ir.Graph, op: ir.Op) -> Int8s:

@@ -20,7 +20,7 @@ from edge.emit import fpga
 from edge.export import export_fpga, int8_graph, save_fpga, save_graph
 from edge.interpret import evaluate_int8
 from edge.kernels import microcode
-from edge.rounding import multipliers
+from edge.kernels.common import multiplier_and_shift
 from edge.simulated import SimulatedRunner
 from fedkit.errors import ExportError
 from fedkit.nn.zoo import build_model
@@ -228,7 +228,9 @@ def test_a_fault_in_the_hardware_is_named(
 def test_a_fault_in_the_program_is_found(
     graph: tuple[ir.Graph, Images], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(microcode, "multipliers", lambda real: multipliers(np.asarray(real) * 1.01))
+    monkeypatch.setattr(
+        microcode, "multiplier_and_shift", lambda real: multiplier_and_shift(real * 1.01)
+    )
     with pytest.raises(AssertionError):
         assert_same_integers(*graph, tmp_path / "model")
 
