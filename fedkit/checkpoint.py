@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tomli_w
@@ -35,7 +36,7 @@ from fedkit.engine.base import Layout
 from fedkit.errors import CheckpointError, FedkitError
 from fedkit.files import write_whole
 from fedkit.messages import Packet
-from fedkit.rounds import Report
+from fedkit.rounds import Report, StepPhase
 from fedkit.sparse.state import ModelState
 
 FORMAT = 2
@@ -56,6 +57,7 @@ class Checkpoint:
     layout: Layout
     round: int
     config: RunConfig
+    phase: StepPhase
 
 
 class RunFolder:
@@ -75,14 +77,15 @@ class RunFolder:
         Raises:
             CheckpointError: The folder exists, or cannot be made.
         """
+        cls.check_free(path)
+        unnamed = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir()
-        except FileExistsError:
-            raise _taken(path) from None
+            unnamed.mkdir()
+            write_whole(unnamed / "config.toml", tomli_w.dumps(config.model_dump()).encode())
+            unnamed.rename(path)
         except OSError as error:
             raise CheckpointError(f"run folder {path} cannot be made: {error.strerror}") from error
-        write_whole(path / "config.toml", tomli_w.dumps(config.model_dump()).encode())
         return cls(path)
 
     @staticmethod
@@ -105,6 +108,45 @@ class RunFolder:
             )
         return cls(path)
 
+    @classmethod
+    def resume(cls, path: Path, config: RunConfig) -> RunFolder:
+        """Find a run that ended early, to go on with it; its record ends at its checkpoint then.
+
+        Raises:
+            CheckpointError: There is no run of that config, or it is finished.
+        """
+        folder = cls.open(path)
+        old, new = folder.config.model_dump(), config.model_dump()
+        if other := [key for key in new if old[key] != new[key]]:
+            raise CheckpointError(
+                f"the run in {path} has another {', '.join(other)}; a run goes on as it "
+                "began: leave these out, or start a new one"
+            )
+        if folder.has_checkpoint and folder.load().round >= config.rounds:
+            raise CheckpointError(f"the run in {path} is finished; look at it with: fedkit show")
+        (path / "error.txt").unlink(missing_ok=True)
+        folder._mend_metrics()
+        return folder
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether any step was stored."""
+        return (self.path / "checkpoint" / "model.safetensors").is_file()
+
+    def _mend_metrics(self) -> None:
+        """Make metrics.jsonl end with the step of the checkpoint, however the run ended."""
+        lines = self.metrics() if self.has_checkpoint else []
+        if self.has_checkpoint:
+            last = json.loads(self._about()["line"])
+            if (last["phase"], last["round"]) not in [(x["phase"], x["round"]) for x in lines]:
+                lines.append(last)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_whole(self.path / "metrics.jsonl", text.encode())
+
+    def _about(self) -> dict[str, str]:
+        with safe_open(self.path / "checkpoint" / "model.safetensors", framework="numpy") as file:
+            return dict(file.metadata())
+
     @property
     def config(self) -> RunConfig:
         """The run's configuration."""
@@ -118,10 +160,11 @@ class RunFolder:
             layout: The model's layout.
             extra: Further keys of the line, such as seconds and transport bytes.
         """
-        self._save(report, layout)
-        line = {key: value for key, value in vars(report).items() if key != "state"}
+        known = {key: value for key, value in vars(report).items() if key != "state"}
+        line = json.dumps({**known, **extra})
+        self._save(report, layout, line)
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, **extra}) + "\n")
+            file.write(line + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return all complete lines of metrics.jsonl."""
@@ -133,7 +176,7 @@ class RunFolder:
         """Write a JSON file into the folder, whole."""
         write_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
-    def _save(self, report: Report, layout: Layout) -> None:
+    def _save(self, report: Report, layout: Layout, line: str) -> None:
         folder = self.path / "checkpoint"
         if not folder.is_dir():
             folder.mkdir()
@@ -143,6 +186,8 @@ class RunFolder:
         arrays = dict(packed.arrays)
         about = {
             "round": str(report.round),
+            "phase": report.phase,
+            "line": line,
             "mask_digest": str(packed.numbers["mask_digest"]),
             "digest": _digest(layout, arrays, report.round),
         }
@@ -165,7 +210,7 @@ class RunFolder:
             structure = json.loads((folder / "structure.json").read_text(encoding="utf-8"))
             layout = _layout(structure)
             with safe_open(folder / "model.safetensors", framework="numpy") as file:
-                about, names = file.metadata(), file.keys()
+                about, names = dict(file.metadata()), file.keys()
                 arrays = {name: np.asarray(file.get_tensor(name)) for name in names}
             number = int(about["round"])
             if _digest(layout, arrays, number) != about["digest"]:
@@ -177,7 +222,8 @@ class RunFolder:
                 f"checkpoint in {folder} cannot be read ({error}); it is missing, truncated or "
                 "altered: take another run, or run again"
             ) from error
-        return Checkpoint(state, layout, number, self.config)
+        phase = about.get("phase", "round" if number else "start")
+        return Checkpoint(state, layout, number, self.config, cast(StepPhase, phase))
 
 
 def _digest(layout: Layout, arrays: Mapping[str, NDArray[Any]], number: int) -> str:

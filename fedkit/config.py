@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from fedkit.errors import ConfigError
 from fedkit.fedtiny.candidates import pool_size
+from fedkit.stats.robust import Aggregation
 
 
 class RunConfig(BaseModel):
@@ -109,6 +110,31 @@ class RunConfig(BaseModel):
     )
     order: Literal["backward", "forward"] = Field(
         "backward", description="whose turn is first: the output's or the input's"
+    )
+
+    aggregation: Aggregation = Field(
+        "mean",
+        description="devices merge by their numbers of examples, or all alike and robustly",
+    )
+    max_change: float = Field(
+        100.0,
+        ge=0,
+        description="refuse a device whose model moved by more norms of the one sent (0: never)",
+    )
+    max_examples: int = Field(
+        0, ge=0, description="refuse a device that claims more examples (0: never)"
+    )
+    min_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the devices whose answers a step needs; the others are left out",
+    )
+    deadline: float = Field(
+        3600.0, gt=0, description="seconds that a step waits for devices over Flower"
+    )
+    quarantine_after: int = Field(
+        3, ge=1, description="refused answers after which a device is not asked again"
     )
 
     measure_every: int = Field(

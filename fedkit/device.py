@@ -20,7 +20,7 @@ from fedkit.config import RunConfig
 from fedkit.engine.base import Engine
 from fedkit.errors import WireError
 from fedkit.fedtiny.candidates import Pool
-from fedkit.messages import Packet, Update
+from fedkit.messages import POOL_STATS, Packet, Update
 from fedkit.method import LocalRound, Method, Phase
 from fedkit.sparse import codec
 from fedkit.sparse.state import Masks, ModelState, Weights
@@ -30,7 +30,6 @@ Memory = Packet
 """What a device remembers between messages; it starts as `Packet({})`."""
 
 _KEPT = "kept."
-_POOL_STATS = "candidate_stats"
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Device:
     def _losses(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         remembered = self._with_stats(request, memory)
         pool = self._pool(remembered)
-        merged = messages.read_stats(remembered, self.engine.layout, len(pool), _POOL_STATS)
+        merged = messages.read_stats(remembered, self.engine.layout, len(pool), POOL_STATS)
         data = self._development
         losses = [
             self.engine.loss(replace(pool.candidate(i), stats=merged[i]), data)
@@ -92,12 +91,14 @@ class Device:
 
     def _with_stats(self, request: Packet, memory: Memory) -> Memory:
         """Return the pool with its candidates' statistics: merged ones, or the server's."""
+        if POOL_STATS in request.arrays:
+            return request
         if "counts" not in request.arrays:
             found = request.arrays.get("stats")
-            stats = {} if found is None else {_POOL_STATS: found}
+            stats = {} if found is None else {POOL_STATS: found}
             return Packet({**memory.arrays, **stats}, memory.numbers)
         same = np.tile(request.arrays["stats"], (len(self._pool(request)), 1))
-        return Packet({**request.arrays, _POOL_STATS: same}, request.numbers)
+        return Packet({**request.arrays, POOL_STATS: same}, request.numbers)
 
     def _survey(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         survey = self._method.survey
@@ -127,6 +128,7 @@ class Device:
         trained = self._method.local(self._round(number, kept), state)
         update = Update(trained.state, len(self.examples), trained.loss, trained.entries)
         reply, remainder = self._reply(update, state, memory)
+        reply = Packet(reply.arrays, {**reply.numbers, "round": number})
         remembered = {"known_masks": codec.encode_masks(state.masks), **remainder}
         remembered |= {_KEPT + name: array for name, array in trained.kept.items()}
         return reply, Packet(remembered)
@@ -155,7 +157,7 @@ class Device:
     def _received(self, request: Packet, memory: Memory) -> ModelState:
         if "candidate" in request.numbers:
             pool, layout = self._pool(memory), self.engine.layout
-            merged = messages.read_stats(memory, layout, len(pool), _POOL_STATS)
+            merged = messages.read_stats(memory, layout, len(pool), POOL_STATS)
             index = messages.read_count(request, "candidate", 0, len(pool) - 1)
             return replace(pool.candidate(index), stats=merged[index])
         return messages.read_state(request, self.engine.layout, self._known_masks(memory))

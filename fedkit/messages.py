@@ -10,6 +10,8 @@ every reader takes both widths and gives float32, so that nobody else has to kno
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +47,16 @@ class Packet:
         """Bytes of the payload: the arrays, and 8 per number (or a string's length)."""
         numbers = [len(n) if isinstance(n, str) else 8 for n in self.numbers.values()]
         return sum(array.nbytes for array in self.arrays.values()) + sum(numbers)
+
+
+def packet_digest(packet: Packet) -> str:
+    """Return 16 hex digits that name a packet's whole content."""
+    found = hashlib.sha256(json.dumps(dict(packet.numbers), sort_keys=True).encode())
+    for name in sorted(packet.arrays):
+        array = np.ascontiguousarray(packet.arrays[name])
+        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        found.update(array.data)
+    return found.hexdigest()[:16]
 
 
 Wire = Literal["fp32", "fp16"]
@@ -213,11 +225,20 @@ def _bytes(packet: Packet, key: str) -> codec.Bytes:
 
 # Adaptive BN selection -----------------------------------------------------------------------
 
+POOL_STATS = "candidate_stats"
+"""Array of the merged statistics of a pool's candidates, beside the pool itself."""
+
 
 def pack_pool(pool: Pool) -> Packet:
     """Pack a candidate pool: the union of its candidates once, and their counts."""
     union = pack_state(pool.union, None)
     return Packet({**union.arrays, "counts": pool.counts}, union.numbers)
+
+
+def pack_pool_with_stats(pool: Pool, stats: Sequence[Weights]) -> Packet:
+    """Pack a pool and the merged statistics of its candidates, for a device that has neither."""
+    whole = pack_pool(pool)
+    return Packet({**whole.arrays, POOL_STATS: pack_stats(stats).arrays["stats"]}, whole.numbers)
 
 
 def read_pool(packet: Packet, layout: Layout) -> Pool:

@@ -8,8 +8,8 @@ dynamic one two. `fedkit.baselines` holds the table of all methods. Importing th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +33,47 @@ Phase = Literal["moments", "losses", "survey", "train"]
 round of training."""
 
 
-class Fleet(Protocol):
-    """Carries one request per device and brings the replies back in the order of the devices."""
+Answer = TypeVar("Answer")
+"""What a reply is read as."""
 
-    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
-        """Send the same request to every device; return their replies by device index."""
+
+@dataclass(frozen=True)
+class Request:
+    """What the server asks of every device.
+
+    Attributes:
+        whole: Returns the packet for a device of which nothing is known.
+        short: What a device needs that answered the exchange before; None where that is no less.
+    """
+
+    whole: Callable[[], Packet]
+    short: Packet | None = None
+
+    def changed(self, change: Callable[[Packet], Packet]) -> Request:
+        """Return this request with both packets changed."""
+        short = None if self.short is None else change(self.short)
+        return Request(lambda: change(self.whole()), short)
+
+
+class Fleet(Protocol):
+    """Carries one request per device and brings the answers back in the order of the devices."""
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Payload bytes that left the server so far, and that came back."""
+
+    def exchange(
+        self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
+    ) -> list[Answer]:
+        """Ask every device; return what their replies are read as, by device index.
+
+        A fleet may go on without devices that do not answer, or whose reply is refused.
+
+        Args:
+            phase: What the message asks.
+            request: The message.
+            read: Reads one reply, and raises a `WireError` for one that does not fit.
+        """
 
 
 # On the server ------------------------------------------------------------------------------
@@ -111,13 +147,23 @@ class Opened:
     """
 
     state: ModelState
-    request: Packet
+    request: Request
     loss: float | None = None
 
 
 def send_whole(state: ModelState) -> Opened:
     """Open with a model that no device knows anything of yet."""
-    return Opened(state, messages.pack_state(state, None))
+    return Opened(state, whole_model(state))
+
+
+def whole_model(state: ModelState) -> Request:
+    """Return the message that brings a model, whatever its receiver knows."""
+    return Request(lambda: messages.pack_state(state, None))
+
+
+def changed_model(state: ModelState, known: Masks) -> Request:
+    """Return the message that brings a model; who knows the masks `known` gets what changed."""
+    return replace(whole_model(state), short=messages.pack_state(state, known))
 
 
 def static(masks_of: Callable[[Opening], Masks]) -> Callable[[Opening], Opened]:

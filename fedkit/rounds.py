@@ -8,7 +8,7 @@ same bits for the same seed. What a method does differently stands in its row, s
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,18 +19,31 @@ from fedkit import messages
 from fedkit.baselines import load_method
 from fedkit.config import RunConfig
 from fedkit.device import Device
+from fedkit.door import admit_update
 from fedkit.engine.base import Engine
 from fedkit.fedtiny.bn_selection import as_moments, as_stats, merge_norms
 from fedkit.messages import Packet, Update, Wire
-from fedkit.method import Aggregated, Fleet, Method, Opening, Phase
+from fedkit.method import (
+    Aggregated,
+    Answer,
+    Fleet,
+    Method,
+    Opened,
+    Opening,
+    Phase,
+    Request,
+    changed_model,
+    whole_model,
+)
 from fedkit.server_training import train_dense
-from fedkit.sparse.state import ModelState, apply_masks, weighted_mean
+from fedkit.sparse.state import Masks, ModelState, Weights, apply_masks, weighted_mean
+from fedkit.stats.robust import Aggregation, middle
 from fedkit.task import Examples, Task
 
 if TYPE_CHECKING:
     from torch import nn
 
-Step = Literal["start", "selection", "round"]
+StepPhase = Literal["start", "selection", "round"]
 """What a report is about: the dense start, the first sparse model, or a round of training."""
 
 
@@ -40,9 +53,22 @@ class LocalFleet:
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices
         self._memories = [Packet({})] * len(devices)
+        self._acquainted = False
+        self.traffic = (0, 0)
 
-    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
-        """See `Fleet.exchange`."""
+    def exchange(
+        self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
+    ) -> list[Answer]:
+        """See `fedkit.method.Fleet.exchange`; every device answers, and what is wrong is raised."""
+        short = request.short if self._acquainted else None
+        packet = request.whole() if short is None else short
+        self._acquainted = True
+        replies = self.answers(phase, packet)
+        self._count(packet.nbytes * len(replies), sum(reply.nbytes for reply in replies))
+        return [read(reply) for reply in replies]
+
+    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
+        """Return the devices' replies, and remember for each what it remembers."""
         answers = [
             device.handle(phase, request, memory)
             for device, memory in zip(self._devices, self._memories, strict=True)
@@ -50,9 +76,12 @@ class LocalFleet:
         self._memories = [memory for _, memory in answers]
         return [reply for reply, _ in answers]
 
+    def _count(self, down: int, up: int) -> None:
+        self.traffic = (self.traffic[0] + down, self.traffic[1] + up)
+
 
 class Channel:
-    """A fleet at the end of a wire: values leave in its width, and what travels is channel.
+    """A fleet at the end of a wire: values leave in its width.
 
     Args:
         fleet: The devices.
@@ -60,20 +89,24 @@ class Channel:
     """
 
     def __init__(self, fleet: Fleet, wire: Wire) -> None:
-        self._fleet, self._wire, self._down, self._up = fleet, wire, 0, 0
+        self._fleet, self._wire, self._taken = fleet, wire, fleet.traffic
 
-    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
-        """See `Fleet.exchange`."""
-        request = messages.narrow(request, self._wire)
-        replies = self._fleet.exchange(phase, request)
-        self._down += request.nbytes * len(replies)
-        self._up += sum(reply.nbytes for reply in replies)
-        return replies
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """See `fedkit.method.Fleet.traffic`."""
+        return self._fleet.traffic
+
+    def exchange(
+        self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
+    ) -> list[Answer]:
+        """See `fedkit.method.Fleet.exchange`."""
+        narrow = functools.partial(messages.narrow, wire=self._wire)
+        return self._fleet.exchange(phase, request.changed(narrow), read)
 
     def take(self) -> tuple[int, int]:
-        """Return the payload bytes (down, up) so far, and begin again at none."""
-        taken, self._down, self._up = (self._down, self._up), 0, 0
-        return taken
+        """Return the payload bytes (down, up) since the last call."""
+        (down, up), self._taken = self._taken, self.traffic
+        return self._taken[0] - down, self._taken[1] - up
 
 
 @dataclass(frozen=True)
@@ -87,13 +120,13 @@ class Report:
             `measure_every` leaves out.
         loss: Sample-weighted mean training loss of the devices; for a selection the candidate's,
             None where no device was asked.
-        density: Kept share of the prunable weights, channel from the masks.
+        density: Kept share of the prunable weights, counted from the masks.
         bytes_down: Payload the server sent in this step, summed over the devices.
         bytes_up: Payload the devices sent.
         state: The server's model.
     """
 
-    phase: Step
+    phase: StepPhase
     round: int
     accuracy: float | None
     loss: float | None
@@ -122,7 +155,7 @@ class Server:
 
     def report(
         self,
-        phase: Step,
+        phase: StepPhase,
         number: int,
         state: ModelState,
         loss: float | None,
@@ -138,8 +171,27 @@ class Server:
         return self.task.metric(outputs, self.test.targets)
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of a run that was stored, to go on after.
+
+    Attributes:
+        phase: What the step was.
+        round: Its round.
+        state: The server's model after it.
+    """
+
+    phase: StepPhase
+    round: int
+    state: ModelState
+
+
 def run_rounds(
-    server: Server, fleet: Fleet, server_data: Examples | None, dense: ModelState | None = None
+    server: Server,
+    fleet: Fleet,
+    server_data: Examples | None,
+    dense: ModelState | None = None,
+    after: Step | None = None,
 ) -> Iterator[Report]:
     """Run the config's method to the end, reporting after every step.
 
@@ -148,22 +200,30 @@ def run_rounds(
         fleet: The devices.
         server_data: The server's own examples for the dense start; None trains nothing.
         dense: The dense start, where it is known already.
+        after: The last step of a run that ended early. What follows equals, bit for bit, what
+            would have followed, as long as the same devices answer.
     """
     config, channel = server.config, Channel(fleet, server.config.wire)
-    state = dense_start(server, server_data) if dense is None else dense
-    yield server.report("start", 0, state, None)
-    shape = server.test.inputs.shape[1:]
-    opened = server.method.start(
-        Opening(config, server.engine, state, server_data, channel, server.module, shape)
-    )
-    if opened.state is not state:
-        yield server.report("selection", 0, opened.state, opened.loss, channel.take())
+    if after is None or after.phase == "start":
+        if after is None:
+            state = dense_start(server, server_data) if dense is None else dense
+            yield server.report("start", 0, state, None)
+        else:
+            state = after.state
+        shape = server.test.inputs.shape[1:]
+        opened = server.method.start(
+            Opening(config, server.engine, state, server_data, channel, server.module, shape)
+        )
+        if opened.state is not state:
+            yield server.report("selection", 0, opened.state, opened.loss, channel.take())
+    else:
+        opened = Opened(after.state, whole_model(after.state))
     state, request = opened.state, opened.request
-    for number in range(1, config.rounds + 1):
+    for number in range(after.round + 1 if after else 1, config.rounds + 1):
         sent = state
         state, loss = train_round(server, channel, request, sent, number)
         yield server.report("round", number, state, loss, channel.take())
-        request = messages.pack_state(state, sent.masks)
+        request = changed_model(state, sent.masks)
 
 
 def dense_start(server: Server, server_data: Examples | None) -> ModelState:
@@ -173,7 +233,7 @@ def dense_start(server: Server, server_data: Examples | None) -> ModelState:
 
 
 def train_round(
-    server: Server, fleet: Fleet, request: Packet, sent: ModelState, number: int
+    server: Server, fleet: Fleet, request: Request, sent: ModelState, number: int
 ) -> tuple[ModelState, float]:
     """Train once on every device, aggregate, and let the method change the masks.
 
@@ -188,14 +248,16 @@ def train_round(
         The next model, and the devices' mean training loss.
     """
     config, layout, method = server.config, server.engine.layout, server.method
-    request = Packet(request.arrays, {**request.numbers, "round": number})
-    replies = fleet.exchange("train", request)
     layers = method.layers(config, layout.prunable, number)
-    bits, received = config.uplink_bits, messages.as_received(sent, config.wire)
-    updates = [
-        messages.read_update(reply, layout, received, layers, method.own_masks, bits)
-        for reply in replies
-    ]
+    received = messages.as_received(sent, config.wire)
+
+    def read(reply: Packet) -> Update:
+        return admit_update(reply, layout, received, config, number, layers, method.own_masks)
+
+    def numbered(packet: Packet) -> Packet:
+        return Packet(packet.arrays, {**packet.numbers, "round": number})
+
+    updates = fleet.exchange("train", request.changed(numbered), read)
     parts = shares(updates)
     merged = aggregate(config, updates, parts)
     state = method.adjust(Aggregated(config, number, sent.masks, merged, updates, parts))
@@ -209,21 +271,37 @@ def shares(updates: Sequence[Update]) -> list[float]:
 
 
 def aggregate(config: RunConfig, updates: Sequence[Update], parts: Sequence[float]) -> ModelState:
-    """Average the weights by sample count in float64 and merge the norm statistics.
+    """Merge the weights and the norm statistics of all devices by the config's rule.
 
-    A weight that not every device keeps is the mean over those that do.
+    The mean is by sample count, in float64. A weight that not every device keeps is merged over
+    those that do.
     """
     states = [update.state for update in updates]
-    weights = dict(weighted_mean([state.weights for state in states], parts))
-    masks = dict(states[0].masks)
-    for name, mask in states[0].masks.items():
-        others = [state.masks[name] for state in states]
-        if any(other is not mask and not np.array_equal(other, mask) for other in others):
-            masks[name] = np.logical_or.reduce(others)
-            weights[name] = _over_keepers(weights[name], others, parts)
+    masks = {name: _union([state.masks[name] for state in states]) for name in states[0].masks}
+    if config.aggregation == "mean":
+        weights = _means(states, masks, parts)
+    else:
+        weights = _middles(states, masks, config.aggregation)
     norms = [as_moments(update.state.stats, update.examples) for update in updates]
-    stats = as_stats(merge_norms(norms, config.bn_merge))
+    stats = as_stats(merge_norms(norms, config.bn_merge, config.aggregation))
     return ModelState(apply_masks(weights, masks), stats, masks)
+
+
+def _union(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Return what any device keeps: the first mask itself where all are alike."""
+    first = masks[0]
+    if all(mask is first or np.array_equal(mask, first) for mask in masks):
+        return first
+    return np.asarray(np.logical_or.reduce(masks))
+
+
+def _means(states: Sequence[ModelState], masks: Masks, parts: Sequence[float]) -> Weights:
+    weights = dict(weighted_mean([state.weights for state in states], parts))
+    for name, union in masks.items():
+        if union is not states[0].masks[name]:
+            own = [state.masks[name] for state in states]
+            weights[name] = _over_keepers(weights[name], own, parts)
+    return weights
 
 
 def _over_keepers(
@@ -232,3 +310,17 @@ def _over_keepers(
     """Scale means over all devices, where the others' weights are 0, to means over the keepers."""
     kept = sum((mask * part for mask, part in zip(masks, parts, strict=True)), np.zeros(mean.shape))
     return np.divide(mean, kept, out=np.zeros(mean.shape), where=kept > 0).astype(np.float32)
+
+
+def _middles(states: Sequence[ModelState], masks: Masks, rule: Aggregation) -> Weights:
+    """Return robust means, computed for kept weights only; who prunes a weight has no say."""
+    weights = {}
+    for name, first in states[0].weights.items():
+        where = masks.get(name, np.ones(first.shape, np.bool_))
+        values = np.stack([state.weights[name][where] for state in states]).astype(np.float64)
+        if name in masks:
+            kept = np.stack([state.masks[name][where] for state in states])
+            values[~kept] = np.nan
+        weights[name] = np.zeros(first.shape, np.float32)
+        weights[name][where] = middle(values, rule)
+    return weights

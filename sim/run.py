@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from flwr.serverapp import Grid
 
 from fedkit.checkpoint import RunFolder
 from fedkit.config import RunConfig
+from fedkit.door import largest_reply
 from fedkit.errors import FedkitError
+from fedkit.events import EVENTS, EventLog
 from fedkit.flower.fleet import FlowerFleet
-from fedkit.flower.run_config import FOLDER_KEY
+from fedkit.flower.run_config import FOLDER_KEY, Place
 from fedkit.method import Fleet
-from fedkit.rounds import Report, run_rounds
+from fedkit.rounds import Report, Step, run_rounds
 from sim.scenario import Scenario
 from sim.superlink import SuperLink, toml_pairs
 
@@ -24,7 +27,11 @@ APP = Path(__file__).parent / "app"
 
 
 def record(
-    scenario: Scenario, fleet: Fleet, path: Path, after_step: Callable[[Report], None]
+    scenario: Scenario,
+    fleet: Fleet,
+    path: Path,
+    after_step: Callable[[Report], None],
+    resume: bool = False,
 ) -> RunFolder:
     """Run all rounds over `fleet` and store each step as it happens.
 
@@ -33,16 +40,18 @@ def record(
         fleet: Its devices.
         path: The run folder, to be made.
         after_step: Called with each step once it is stored.
+        resume: The folder is there, and the run goes on after its last step.
 
     Raises:
-        CheckpointError: The run folder exists.
+        CheckpointError: The run folder exists; or to resume, does not, or is of another run.
         FedkitError: Whatever ended the run; its message is also in `error.txt` of the folder.
     """
-    folder = RunFolder.create(path, scenario.config)
+    config = scenario.config
+    folder = RunFolder.resume(path, config) if resume else RunFolder.create(path, config)
     server, began = scenario.server(), time.monotonic()
     sent = _message_bytes(fleet)
     try:
-        for report in run_rounds(server, fleet, scenario.server_data):
+        for report in run_rounds(server, fleet, scenario.server_data, after=_last_step(folder)):
             before, sent = sent, _message_bytes(fleet)
             travelled = {key: sent[key] - before[key] for key in sent}
             seconds = round(time.monotonic() - began, 3)
@@ -54,14 +63,40 @@ def record(
     return folder
 
 
-def serve(scenario: Scenario, grid: Grid, folder: str) -> None:
-    """Run all rounds over the nodes that are connected to Flower, and record them in `folder`.
+def _last_step(folder: RunFolder) -> Step | None:
+    if not folder.has_checkpoint:
+        return None
+    stored = folder.load()
+    return Step(stored.phase, stored.round, stored.state)
 
-    Each step is printed, for who follows `flwr run --stream`. See `record` for what is raised.
+
+def serve(scenario: Scenario, grid: Grid, place: Place) -> None:
+    """Run all rounds over the nodes that are connected to Flower, and record them.
+
+    Each step is printed, for who follows `flwr run --stream`, and with what happened to devices
+    logged in the folder's events. See `record` for what is raised.
     """
     scenario.check()
-    print(f"run folder: {folder}", flush=True)
-    record(scenario, FlowerFleet(grid, scenario.config.devices), Path(folder), _print)
+    config, path = scenario.config, place.folder
+    print(f"run folder: {path}", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = EventLog(path.with_name(f"{path.name}.{EVENTS}"))
+    log("serve", resume=place.resume, devices=config.devices, rounds=config.rounds)
+    fleet = FlowerFleet(
+        grid, config, largest_reply(scenario.engine.layout, config), _indices(place.nodes), log
+    )
+
+    def after_step(step: Report) -> None:
+        _print(step)
+        log("step", **{key: value for key, value in vars(step).items() if key != "state"})
+
+    record(scenario, fleet, path, after_step, place.resume)
+
+
+def _indices(nodes: Path | None) -> dict[int, int] | None:
+    if nodes is None:
+        return None
+    return {int(node): int(device) for node, device in json.loads(nodes.read_text()).items()}
 
 
 def _print(step: Report) -> None:

@@ -19,6 +19,7 @@ from fedkit.engine.choose import sparse_twin
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.messages import Packet
+from fedkit.method import Request, changed_model
 from fedkit.plan import adjusts_in
 from fedkit.rounds import Server, train_round
 from fedkit.sparse.state import ModelState
@@ -42,14 +43,14 @@ def config(method: str) -> RunConfig:
 
 
 def every_round(
-    server: Server, fleet: MeasuredFleet, state: ModelState, request: Packet
+    server: Server, fleet: MeasuredFleet, state: ModelState, request: Request
 ) -> list[Cost]:
     """Do all rounds, also those that are equal: the slow twin."""
     costs = []
     for number in range(1, server.config.rounds + 1):
         sent, before = state, fleet.paid
         state, _ = train_round(server, fleet, request, sent, number)
-        request = messages.pack_state(state, sent.masks)
+        request = changed_model(state, sent.masks)
         costs.append(fleet.paid_since(before))
     return costs
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from fedkit.baselines import METHODS
 from fedkit.checkpoint import RunFolder
 from fedkit.config import RunConfig, make_config
-from fedkit.errors import FleetError, WireError
+from fedkit.errors import WireError
 from fedkit.flower.client_app import MESSAGE_TYPES, make_client_app
-from fedkit.flower.fleet import in_device_order
-from fedkit.flower.run_config import FOLDER_KEY
+from fedkit.flower.fleet import OWN_NUMBERS
+from fedkit.flower.run_config import SERVER_KEYS
 from fedkit.flower.wire import from_records, lone_message, packet_bytes, to_records
 from fedkit.messages import Packet
 from fedkit.method import Phase
@@ -89,21 +89,27 @@ def test_rivals_too_run_behind_flower_as_in_process(tmp_path: Path) -> None:
         assert_same_bits(flower.state, last.state)
 
 
-class ClientApps:
+class ClientApps(LocalFleet):
     """A fleet of ClientApps, each with a context of its own; no SuperLink is between."""
 
     def __init__(self, scenario: Scenario) -> None:
         devices = range(len(scenario.devices))
+        super().__init__([scenario.device(index) for index in devices])
         self._app = make_client_app(lambda context: scenario.device(context.node_id))
         self._contexts = [Context(1, node, {}, RecordDict(), {}) for node in devices]
 
-    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
+    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
         message_type = MESSAGE_TYPES[phase]
         replies = [
             from_records(self._app(lone_message(request, message_type), context).content)
-            for context in reversed(self._contexts)
+            for context in self._contexts
         ]
-        return in_device_order(replies)
+        return [without_own(reply) for reply in replies]
+
+
+def without_own(packet: Packet) -> Packet:
+    kept = {key: value for key, value in packet.numbers.items() if key not in OWN_NUMBERS}
+    return Packet(packet.arrays, kept)
 
 
 @pytest.mark.parametrize(
@@ -164,15 +170,15 @@ def test_a_failing_device_ends_the_run_with_its_reason(runs: tuple[RunFolder, Ru
 def test_the_apps_run_config_has_every_key_and_default(app: Path) -> None:
     settings = tomllib.loads((app / "pyproject.toml").read_text())
     keys = settings["tool"]["flwr"]["app"]["config"]
-    assert keys == {FOLDER_KEY: "", **RunConfig().model_dump()}
+    assert keys == {**SERVER_KEYS, **RunConfig().model_dump()}
 
 
 class RecordsFleet(LocalFleet):
     """Every packet, and all that a device remembers, goes through Flower's records and back."""
 
-    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
+    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
         self._memories = [from_records(to_records(memory)) for memory in self._memories]
-        replies = super().exchange(phase, from_records(to_records(request)))
+        replies = super().answers(phase, from_records(to_records(request)))
         return [from_records(to_records(reply)) for reply in replies]
 
 
@@ -307,26 +313,3 @@ def test_packet_bytes_grow_with_the_payload() -> None:
 def test_the_app_folder_holds_only_what_flower_ships(app: Path) -> None:
     shipped = {path.name for path in app.iterdir() if path.name != "__pycache__"}
     assert shipped == {"pyproject.toml", "client_app.py", "server_app.py"}
-
-
-def replies_of(*indices: int) -> list[Packet]:
-    return [Packet({}, {"device": index, "own": 10 + index}) for index in indices]
-
-
-def test_replies_are_brought_into_the_order_of_the_devices() -> None:
-    ordered = in_device_order(replies_of(2, 0, 1))
-    assert [reply.numbers for reply in ordered] == [{"own": 10}, {"own": 11}, {"own": 12}]
-
-
-def test_a_reply_of_no_device_is_refused() -> None:
-    for device in ("0", -1, 0.0):
-        with pytest.raises(WireError, match=r"'device' is .*need a whole number"):
-            in_device_order([Packet({}, {"device": device})])
-    with pytest.raises(WireError, match="'device' is None"):
-        in_device_order([Packet({})])
-
-
-@pytest.mark.parametrize("indices", [(0, 0), (1, 2)])
-def test_nodes_that_are_the_same_device_are_refused(indices: tuple[int, int]) -> None:
-    with pytest.raises(FleetError, match="each must have an index of its own, from 0 to 1"):
-        in_device_order(replies_of(*indices))

@@ -42,8 +42,8 @@ class RecordingFleet(LocalFleet):
         super().__init__(local._devices)
         self.log: list[tuple[Phase, Packet, list[Packet]]] = []
 
-    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
-        replies = super().exchange(phase, request)
+    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
+        replies = super().answers(phase, request)
         self.log.append((phase, request, replies))
         return replies
 
@@ -199,8 +199,8 @@ def test_a_reply_that_does_not_fit_is_refused_by_name(case: int) -> None:
     class Tampering(LocalFleet):
         expected = ""
 
-        def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
-            cases = list(tampered(super().exchange(phase, request)))
+        def answers(self, phase: Phase, request: Packet) -> list[Packet]:
+            cases = list(tampered(super().answers(phase, request)))
             self.expected, replies = cases[case]
             return replies
 
@@ -279,7 +279,7 @@ def test_server_and_devices_have_the_same_candidates_though_weights_were_rounded
     opened = server.method.start(
         Opening(config, server.engine, start, None, channel, server.module, shape)
     )
-    assert "candidate" in opened.request.numbers
+    assert opened.request.short is not None and "candidate" in opened.request.short.numbers
     after, _ = train_round(server, channel, opened.request, opened.state, 1)  # refuses other masks
     assert after.density == opened.state.density
 

@@ -14,5 +14,5 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run all rounds over the connected devices and record them in a run folder."""
-    values, folder = run_keys(context.run_config)
-    serve(server_scenario(make_config(values)), grid, folder)
+    values, place = run_keys(context.run_config)
+    serve(server_scenario(make_config(values)), grid, place)

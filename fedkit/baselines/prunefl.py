@@ -72,7 +72,11 @@ def adjust(end: Aggregated) -> ModelState:
     if not adjusts_in(end.config, end.number):
         return end.state
     # Examples are in the squares already, so that they add up without the devices' shares.
-    merged = merge_entries([update.gradients for update in end.updates], [1.0] * len(end.updates))
+    merged = merge_entries(
+        [update.gradients for update in end.updates],
+        [1.0] * len(end.updates),
+        end.config.aggregation,
+    )
     squares = {name: merged[name].values.reshape(mask.shape) for name, mask in end.sent.items()}
     share = swapped_share(end.config, end.number)
     counts, exempt = count_kept(end.sent), end.config.exempt_layers

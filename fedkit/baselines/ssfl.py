@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from fedkit import messages
 from fedkit.baselines.snip import saliency
-from fedkit.method import LocalRound, Method, Opening, static
+from fedkit.method import LocalRound, Method, Opening, static, whole_model
 from fedkit.sparse.masks import global_masks
 from fedkit.sparse.state import Masks, ModelState, Weights, weighted_mean
 
 
 def ssfl_masks(opening: Opening) -> Masks:
     """Keep the weights of largest mean saliency over the devices, by their numbers of examples."""
-    request = messages.pack_state(opening.dense, None)
     shapes = opening.engine.layout.prunable_shapes
-    replies = opening.fleet.exchange("survey", request)
-    read = [messages.read_scores(reply, shapes) for reply in replies]
+    read = opening.fleet.exchange(
+        "survey", whole_model(opening.dense), lambda reply: messages.read_scores(reply, shapes)
+    )
     total = sum(examples for _, examples in read)
     scores = weighted_mean([s for s, _ in read], [examples / total for _, examples in read])
     return global_masks(scores, opening.budget, opening.config.exempt_layers)

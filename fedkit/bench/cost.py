@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit import messages
 from fedkit.baselines import load_method, settle
 from fedkit.bench.measured import Cost, MeasuredFleet
 from fedkit.bench.process import idle_memory
@@ -33,8 +32,7 @@ from fedkit.engine.base import Engine, GradientSums, LocalTraining
 from fedkit.engine.choose import sparse_twin
 from fedkit.engine.torch import TorchEngine
 from fedkit.fedtiny.bn_selection import as_moments
-from fedkit.messages import Packet
-from fedkit.method import Opening
+from fedkit.method import Opening, Request, changed_model
 from fedkit.plan import adjusts_in
 from fedkit.rounds import Server, train_round
 from fedkit.sparse.state import Masks, ModelState, Weights
@@ -198,7 +196,9 @@ def play(config: RunConfig, task: Task, engine: Engine, geometry: Geometry) -> R
     return Run(config, before, rounds, masks, fleet.recorded)
 
 
-def _rounds(server: Server, fleet: MeasuredFleet, state: ModelState, request: Packet) -> list[Cost]:
+def _rounds(
+    server: Server, fleet: MeasuredFleet, state: ModelState, request: Request
+) -> list[Cost]:
     """Return what each round costs; of rounds that are equal only the first is done."""
     config, costs = server.config, list[Cost]()
     plain: Cost | None = None
@@ -207,7 +207,7 @@ def _rounds(server: Server, fleet: MeasuredFleet, state: ModelState, request: Pa
         if plain is None or special:
             sent, before = state, fleet.paid
             state, _ = train_round(server, fleet, request, sent, number)
-            request = messages.pack_state(state, sent.masks)
+            request = changed_model(state, sent.masks)
             costs.append(fleet.paid_since(before))
             plain = None if special else costs[-1]
         else:

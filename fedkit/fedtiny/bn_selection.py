@@ -14,11 +14,28 @@ from numpy.typing import NDArray
 
 from fedkit.sparse.state import ModelState, Weights
 from fedkit.stats.moments import Merge, Moments, NormMoments, merge
+from fedkit.stats.robust import Aggregation, middle
 
 
-def merge_norms(devices: Sequence[NormMoments], rule: Merge) -> NormMoments:
-    """Merge the devices' moments layer by layer, in the order given."""
-    return {name: merge([device[name] for device in devices], rule) for name in devices[0]}
+def merge_norms(
+    devices: Sequence[NormMoments], rule: Merge, aggregation: Aggregation = "mean"
+) -> NormMoments:
+    """Merge the devices' moments layer by layer, in the order given.
+
+    Robust aggregation takes means and variances each by itself, and has no use for `rule`.
+    """
+    parts = {name: [device[name] for device in devices] for name in devices[0]}
+    if aggregation == "mean":
+        return {name: merge(moments, rule) for name, moments in parts.items()}
+    return {name: _middle_moments(moments, aggregation) for name, moments in parts.items()}
+
+
+def _middle_moments(parts: Sequence[Moments], aggregation: Aggregation) -> Moments:
+    mean, variance = (
+        middle(np.stack(values), aggregation)
+        for values in ([part.mean for part in parts], [part.variance for part in parts])
+    )
+    return Moments.from_variance(sum(part.n for part in parts), mean, variance)
 
 
 def as_stats(norms: NormMoments) -> Weights:
@@ -87,13 +104,20 @@ def with_norms(candidate: ModelState, norms: NormMoments) -> ModelState:
     return replace(candidate, stats={**candidate.stats, **as_stats(norms)})
 
 
-def mean_losses(losses: Sequence[Sequence[float]], examples: Sequence[int]) -> NDArray[np.float64]:
-    """Return the sample-weighted mean loss per candidate, float64 [candidates].
+def merge_losses(
+    losses: Sequence[Sequence[float]],
+    examples: Sequence[int],
+    aggregation: Aggregation = "mean",
+) -> NDArray[np.float64]:
+    """Return the mean loss per candidate, weighted by examples or robust, float64 [candidates].
 
     Args:
         losses: Per device the loss of each candidate, [devices][candidates].
         examples: Development examples per device, [devices].
+        aggregation: How devices' losses merge.
     """
+    if aggregation != "mean":
+        return middle(np.asarray(losses, np.float64), aggregation)
     weights = np.asarray(examples, np.float64)
     return np.asarray(weights @ np.asarray(losses, np.float64) / weights.sum())
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fedkit import messages
 from fedkit.config import RunConfig
 from fedkit.fedtiny.bn_selection import (
     as_stats,
     best_candidate,
-    mean_losses,
+    merge_losses,
     merge_norms,
 )
 from fedkit.fedtiny.candidates import Pool, prune_at_once
 from fedkit.fedtiny.progressive import merge_entries, quotas, swap
 from fedkit.messages import Packet
-from fedkit.method import Aggregated, LocalRound, Method, Opened, Opening, Trained, send_whole
+from fedkit.method import (
+    Aggregated,
+    LocalRound,
+    Method,
+    Opened,
+    Opening,
+    Request,
+    Trained,
+    send_whole,
+    whole_model,
+)
 from fedkit.plan import adjusting_block, block_count, block_quotas, pool_for
 from fedkit.server_training import prune_gradually
 from fedkit.sparse.schedule import blocks
@@ -40,27 +51,38 @@ def start(opening: Opening) -> Opened:
     pool = messages.read_pool(packed, opening.engine.layout)
     if config.selection == "adaptive":
         stats = _reestimated(opening, pool)
-        request = messages.pack_stats(stats)
+        request = Request(
+            lambda: messages.pack_pool_with_stats(pool, stats), messages.pack_stats(stats)
+        )
     else:
         stats = [pool.union.stats] * len(pool)
-        request = messages.pack_pool(pool)
-    answers = opening.fleet.exchange("losses", request)
-    read = [messages.read_losses(answer, len(pool)) for answer in answers]
-    losses = mean_losses(*zip(*read, strict=True))
+        request = Request(lambda: messages.pack_pool(pool))
+    answers = opening.fleet.exchange(
+        "losses", request, lambda reply: messages.read_losses(reply, len(pool))
+    )
+    read, examples = zip(*answers, strict=True)
+    losses = merge_losses(read, examples, config.aggregation)
     chosen = best_candidate(losses)
     winner = pool.candidate(chosen)
     state = ModelState(winner.weights, stats[chosen], winner.masks)
     # A device has every candidate already, so the first message to train names one.
-    return Opened(state, Packet({}, {"candidate": chosen}), float(losses[chosen]))
+    named = Packet({}, {"candidate": chosen})
+    return Opened(state, replace(whole_model(state), short=named), float(losses[chosen]))
 
 
 def _reestimated(opening: Opening, pool: Pool) -> list[Weights]:
     """Return the merged statistics of each candidate, as the devices' data has them."""
     layout = opening.engine.layout
-    replies = opening.fleet.exchange("moments", messages.pack_pool(pool))
-    moments = [messages.read_moments(reply, layout, len(pool)) for reply in replies]
-    rule = opening.config.bn_merge
-    return [as_stats(merge_norms(norms, rule)) for norms in zip(*moments, strict=True)]
+    moments = opening.fleet.exchange(
+        "moments",
+        Request(lambda: messages.pack_pool(pool)),
+        lambda reply: messages.read_moments(reply, layout, len(pool)),
+    )
+    config = opening.config
+    return [
+        as_stats(merge_norms(norms, config.bn_merge, config.aggregation))
+        for norms in zip(*moments, strict=True)
+    ]
 
 
 def local(round_: LocalRound, state: ModelState) -> Trained:
@@ -77,7 +99,9 @@ def adjust(end: Aggregated) -> ModelState:
     block = adjusting_block(end.config, list(end.sent), end.number)
     if not block:
         return end.state
-    gradients = merge_entries([update.gradients for update in end.updates], end.shares)
+    gradients = merge_entries(
+        [update.gradients for update in end.updates], end.shares, end.config.aggregation
+    )
     return swap(end.state, gradients, block_quotas(end.config, end.sent, block, end.number))
 
 

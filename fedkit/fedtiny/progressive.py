@@ -11,6 +11,7 @@ from fedkit.errors import WireError
 from fedkit.sparse.schedule import quota
 from fedkit.sparse.state import Masks, ModelState, count_kept
 from fedkit.sparse.topk import Entries, largest
+from fedkit.stats.robust import Aggregation, middle
 
 
 def quotas(
@@ -25,14 +26,22 @@ def quotas(
 
 
 def merge_entries(
-    devices: Sequence[Mapping[str, Entries]], shares: Sequence[float]
+    devices: Sequence[Mapping[str, Entries]],
+    shares: Sequence[float],
+    aggregation: Aggregation = "mean",
 ) -> dict[str, Entries]:
     """Average sparse gradients: g = sum_k share_k * g_k, entries not sent count as zero.
 
     Args:
         devices: Per device the sent entries of each layer, in a fixed order of devices.
         shares: |D_k| / |D| per device.
+        aggregation: Robust rules take the middle of each entry instead; what most devices did not
+            send is 0 then, and is left out.
     """
+    if aggregation != "mean":
+        return {
+            name: _middle_entries([d[name] for d in devices], aggregation) for name in devices[0]
+        }
     merged = {}
     for name in devices[0]:
         scaled = [
@@ -47,6 +56,15 @@ def merge_entries(
             sums = np.bincount(where, np.concatenate(scaled), len(unique))
         merged[name] = Entries(unique, sums.astype(np.float32))
     return merged
+
+
+def _middle_entries(devices: Sequence[Entries], aggregation: Aggregation) -> Entries:
+    union = np.unique(np.concatenate([device.indices for device in devices]))
+    values = np.zeros((len(devices), len(union)))
+    for row, device in zip(values, devices, strict=True):
+        row[np.searchsorted(union, device.indices)] = device.values
+    merged = middle(values, aggregation).astype(np.float32)
+    return Entries(union[merged != 0], merged[merged != 0])
 
 
 def swap(

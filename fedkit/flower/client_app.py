@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedkit.device import Device
 from fedkit.flower.wire import from_records, to_records
-from fedkit.messages import Packet
+from fedkit.messages import Packet, packet_digest
 from fedkit.method import Phase
 
 MESSAGE_TYPES: dict[Phase, str] = {
@@ -21,23 +22,41 @@ MESSAGE_TYPES: dict[Phase, str] = {
 """Flower message type of each phase."""
 
 
-def make_client_app(device_of: Callable[[Context], Device]) -> ClientApp:
+AnswerIn = Callable[[Device, Phase, Packet, Context], Packet]
+"""Answers a request as a device, with what it remembers in or beside a Flower context."""
+
+
+def in_context(device: Device, phase: Phase, request: Packet, context: Context) -> Packet:
+    """Answer with a memory that Flower keeps for as long as the node's process lives."""
+    reply, memory = device.handle(phase, request, from_records(context.state))
+    for name, record in to_records(memory).items():
+        context.state[name] = record
+    return reply
+
+
+def make_client_app(
+    device_of: Callable[[Context], Device], answer_in: AnswerIn = in_context
+) -> ClientApp:
     """Return a ClientApp that answers every phase.
 
     Args:
         device_of: Finds the device a Flower context stands for. It is called once per message,
             so it should cache what is costly to build.
+        answer_in: Answers, and remembers.
     """
     app = ClientApp()
 
     def answer(phase: Phase, message: Message, context: Context) -> Message:
         device = device_of(context)
-        request, memory = from_records(message.content), from_records(context.state)
-        reply, memory = device.handle(phase, request, memory)
-        _remember(context.state, memory)
+        reply = answer_in(device, phase, from_records(message.content), context)
         # Replies arrive in any order; the server sorts them by this index before it sums.
-        indexed = Packet(reply.arrays, {**reply.numbers, "device": device.index})
-        return Message(to_records(indexed), reply_to=message)
+        own: dict[str, int | str] = {
+            "device": device.index,
+            "digest": packet_digest(reply),
+            "peak_bytes": peak_bytes(),
+        }
+        whole = Packet(reply.arrays, {**reply.numbers, **own})
+        return Message(to_records(whole), reply_to=message)
 
     @app.query("bn_moments")
     def moments(message: Message, context: Context) -> Message:
@@ -58,6 +77,6 @@ def make_client_app(device_of: Callable[[Context], Device]) -> ClientApp:
     return app
 
 
-def _remember(state: RecordDict, memory: Packet) -> None:
-    for name, record in to_records(memory).items():
-        state[name] = record
+def peak_bytes() -> int:
+    """Return the most memory that this process held so far, in bytes (Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

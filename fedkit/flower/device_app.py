@@ -10,6 +10,8 @@ trusted (Flower's manual has the flags for TLS):
 - `data`: path of an .npz with this device's examples, or `module:function` returning them
   (`fedkit.device_data.load_examples`).
 - `device`: index of this device in the fleet, from 0; no two may be equal.
+- `state`: folder for what this device remembers of runs, so that a restart loses nothing; without
+  it, a SuperNode remembers for as long as it lives.
 
 Relative paths start where the SuperNode was started. All else comes with the run's own config.
 """
@@ -29,11 +31,14 @@ from fedkit.baselines import settle
 from fedkit.config import RunConfig, make_config
 from fedkit.device import Device
 from fedkit.device_data import check_trainable, load_examples
+from fedkit.device_memory import DurableMemory
 from fedkit.engine.precision import describe, plan_engine
 from fedkit.engine.sparse.plan import load_plan
 from fedkit.errors import ConfigError
-from fedkit.flower.client_app import make_client_app
-from fedkit.flower.run_config import run_keys
+from fedkit.flower.client_app import in_context, make_client_app
+from fedkit.flower.run_config import run_keys, run_name
+from fedkit.messages import Packet
+from fedkit.method import Phase
 
 _EXAMPLE = 'start the SuperNode with --node-config \'plan="model.plan" data="mine.npz" device=0\''
 
@@ -98,5 +103,13 @@ def _value(node: Mapping[str, Any], key: str) -> Any:
     return node[key]
 
 
-app = make_client_app(device_from_context)
+def answer_in(device: Device, phase: Phase, request: Packet, context: Context) -> Packet:
+    """Answer with the memory in the node's `state` folder, or in its context if it has none."""
+    if "state" not in context.node_config:
+        return in_context(device, phase, request, context)
+    folder = Path(_text(context.node_config, "state"))
+    return DurableMemory(folder, run_name(context.run_config)).answer(device.handle, phase, request)
+
+
+app = make_client_app(device_from_context, answer_in)
 """What a Flower app for real devices names as its ClientApp."""

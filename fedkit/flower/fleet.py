@@ -2,101 +2,285 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Generic
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
-from fedkit.errors import FleetError
+from fedkit.config import RunConfig
+from fedkit.errors import FleetError, WireError
 from fedkit.flower.client_app import MESSAGE_TYPES
-from fedkit.flower.wire import from_records, message_bytes, to_records
-from fedkit.messages import Packet, read_count
-from fedkit.method import Phase
+from fedkit.flower.wire import from_records, message_bytes, record_bytes, to_records
+from fedkit.messages import Packet, packet_digest, read_count
+from fedkit.method import Answer, Phase, Request
+
+Log = Callable[..., None]
+"""Takes the name of an event and its fields."""
+
+OWN_NUMBERS = ("device", "digest", "peak_bytes")
+"""What the transport adds to a reply's numbers: which device it is, what names the rest of the
+reply, and the peak of the device's memory."""
+
+_POLL_SECONDS = 0.2
+
+_OF_THE_APP = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
+"""Errors that a device would answer with again. After others it is asked once more."""
+
+
+def _silent(event: str, **fields: Any) -> None:
+    del event, fields
 
 
 class FlowerFleet:
-    """Implements `fedkit.rounds.Fleet` with messages to every connected node.
+    """Implements `fedkit.method.Fleet` with a message to every node that is connected.
+
+    A device that does not answer is waited for until the config's `deadline`, and asked again when
+    it comes back. Then the exchange ends with those that answered, if they are `min_share` of all.
+    A reply that cannot be read is refused; after `quarantine_after` of them its device is not asked
+    any more.
 
     Args:
         grid: Flower's access to the nodes.
-        devices: Number of devices the run waits for and expects replies from.
-        timeout: Seconds to wait for the nodes, and for the replies of one exchange.
+        config: The run: its devices, and the rules above.
+        largest: Bytes of a reply's arrays above which it is refused unread.
+        indices: Which device each node is, by its key; without it nodes are believed, but no two
+            of them can be the same device.
+        log: Told of answers, refusals and absences, as they happen.
 
     Attributes:
+        devices: Of the run.
+        acquainted: Nodes that answered the last exchange, and know its model.
+        traffic: See `fedkit.method.Fleet.traffic`.
         bytes_down: Bytes of all messages sent so far, as Flower transfers them.
-        bytes_up: Bytes of all replies.
+        bytes_up: Bytes of all replies that were read.
     """
 
-    def __init__(self, grid: Grid, devices: int, timeout: float = 3600.0) -> None:
-        self._grid, self._timeout = grid, timeout
-        self._nodes = self._wait_for_nodes(devices)
-        self.bytes_down = self.bytes_up = 0
+    def __init__(
+        self,
+        grid: Grid,
+        config: RunConfig,
+        largest: int = 2**62,
+        indices: Mapping[int, int] | None = None,
+        log: Log = _silent,
+    ) -> None:
+        self._grid, self._config, self._largest, self._log = grid, config, largest, log
+        self.devices = config.devices
+        self._given, self._device_of = indices is not None, dict(indices or {})
+        self._refusals: Counter[int] = Counter()
+        self.acquainted: set[int] = set()
+        self.traffic, self.bytes_down, self.bytes_up = (0, 0), 0, 0
+        self._wait_for_nodes()
 
-    def _wait_for_nodes(self, devices: int) -> list[int]:
-        deadline = time.monotonic() + self._timeout
-        while len(nodes := sorted(self._grid.get_node_ids())) < devices:
-            if time.monotonic() > deadline:
-                raise FleetError(
-                    f"{len(nodes)} of {devices} devices connected within {self._timeout:.0f} s; "
-                    "start more nodes (num-supernodes) or lower --devices"
-                )
+    @property
+    def needed(self) -> int:
+        """Answers without which an exchange fails."""
+        return math.ceil(self._config.min_share * self._config.devices)
+
+    def _wait_for_nodes(self) -> None:
+        config, deadline = self._config, time.monotonic() + self._config.deadline
+        while len(nodes := self._nodes()) < config.devices and time.monotonic() < deadline:
             time.sleep(0.2)
-        if len(nodes) > devices:
+        if len(nodes) < self.needed:
             raise FleetError(
-                f"{len(nodes)} nodes are connected, the run has {devices} devices; set "
-                f"num-supernodes={devices}, or devices={len(nodes)}"
+                f"{len(nodes)} of {config.devices} devices connected within {config.deadline:.0f} "
+                f"s, and {self.needed} are needed; start more nodes (num-supernodes), lower "
+                "--devices or --min-share"
             )
-        return nodes
+        if len(nodes) > config.devices:
+            raise FleetError(
+                f"{len(nodes)} nodes are connected, the run has {config.devices} devices; set "
+                f"num-supernodes={config.devices}, or devices={len(nodes)}"
+            )
 
-    def exchange(self, phase: Phase, request: Packet) -> list[Packet]:
-        """See `fedkit.rounds.Fleet.exchange`.
+    def _nodes(self) -> list[int]:
+        nodes = sorted(self._grid.get_node_ids())
+        return [node for node in nodes if node in self._device_of] if self._given else nodes
+
+    @property
+    def quarantine(self) -> set[int]:
+        """Nodes that sent too much that could not be read."""
+        limit = self._config.quarantine_after
+        return {node for node, count in self._refusals.items() if count >= limit}
+
+    def exchange(
+        self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
+    ) -> list[Answer]:
+        """See `fedkit.method.Fleet.exchange`.
 
         Raises:
-            FleetError: A device failed or did not answer in time.
+            FleetError: Fewer devices than needed answered in time, or can still answer.
         """
-        content = to_records(request)
-        messages = [
-            Message(content, dst_node_id=node, message_type=MESSAGE_TYPES[phase])
-            for node in self._nodes
-        ]
-        replies = list(self._grid.send_and_receive(messages, timeout=self._timeout))
-        self._check(phase, replies)
-        self.bytes_down += sum(message_bytes(message) for message in messages)
-        self.bytes_up += sum(message_bytes(reply) for reply in replies)
-        return in_device_order([from_records(reply.content) for reply in replies])
+        exchange = _Exchange(self, phase, request, read)
+        deadline = time.monotonic() + self._config.deadline
+        while exchange.expected > 0:
+            exchange.ask(max(1.0, deadline - time.monotonic()))
+            exchange.collect()
+            self._check(phase, exchange)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        if len(exchange.answers) < self.needed:
+            raise self._too_few(phase, exchange)
+        self.acquainted = set(exchange.answers)
+        for device in sorted(set(range(self._config.devices)) - exchange.devices):
+            self._log("absent", phase=phase, device=device)
+        return exchange.in_order()
 
-    def _check(self, phase: Phase, replies: list[Message]) -> None:
-        failed = [reply for reply in replies if reply.has_error()]
-        if failed:
-            raise FleetError(
-                f"{len(failed)} of {len(self._nodes)} devices failed in phase {phase!r}; "
-                f"the first one says: {_reason(failed[0])}"
+    def _check(self, phase: Phase, exchange: _Exchange[Any]) -> None:
+        """End an exchange at once that can no longer succeed."""
+        if len(exchange.answers) + exchange.expected < self.needed:
+            raise self._too_few(phase, exchange)
+
+    def _too_few(self, phase: Phase, exchange: _Exchange[Any]) -> FleetError:
+        devices = self._config.devices
+        if exchange.failures:
+            return FleetError(
+                f"{len(exchange.failures)} of {devices} devices failed in phase {phase!r}; "
+                f"the first one says: {exchange.failures[0]}"
             )
-        if len(replies) < len(self._nodes):
-            raise FleetError(
-                f"{len(replies)} of {len(self._nodes)} devices answered phase {phase!r} within "
-                f"{self._timeout:.0f} s; look into the devices' logs, or raise the timeout"
-            )
-
-
-def _reason(reply: Message) -> str:
-    return (reply.error.reason or "no reason given").strip()
-
-
-def in_device_order(replies: list[Packet]) -> list[Packet]:
-    """Sort replies by device and take the index out, which is the transport's own.
-
-    Raises:
-        FleetError: Two nodes say that they are the same device, or one is none of the fleet.
-        WireError: A node does not say which device it is.
-    """
-    ordered = sorted(replies, key=lambda reply: read_count(reply, "device", 0))
-    indices = [reply.numbers["device"] for reply in ordered]
-    if indices != list(range(len(replies))):
-        raise FleetError(
-            f"the nodes answered as devices {indices}; each must have an index of its own, from 0 "
-            f"to {len(replies) - 1}: set device in their --node-config"
+        return FleetError(
+            f"{len(exchange.answers)} of {devices} devices answered phase {phase!r} within "
+            f"{self._config.deadline:.0f} s, and {self.needed} are needed; look into the devices' "
+            "logs, raise deadline, or lower min_share"
         )
-    return [
-        Packet(r.arrays, {k: v for k, v in r.numbers.items() if k != "device"}) for r in ordered
-    ]
+
+    # What an exchange asks of its fleet -----------------------------------------------------
+
+    def push(self, phase: Phase, packet: Packet, node: int, seconds: float) -> str | None:
+        """Send a message to a node; return its id, None where Flower did not take it."""
+        kind, content = MESSAGE_TYPES[phase], to_records(packet)
+        message = Message(content, dst_node_id=node, message_type=kind, ttl=seconds)
+        (sent,) = self._grid.push_messages([message])
+        self.traffic = (self.traffic[0] + packet.nbytes, self.traffic[1])
+        self.bytes_down += message_bytes(message)
+        return sent
+
+    def pull(self, message: str) -> Message | None:
+        """Return the reply to a message, if it is there.
+
+        Raises:
+            WireError: The reply's bytes are none of Flower's.
+        """
+        try:
+            return next(iter(self._grid.pull_messages([message])), None)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, DecodeError) as error:
+            raise WireError(f"a reply cannot be unpacked ({error}); it was altered") from error
+
+    def open(self, node: int, reply: Message) -> tuple[int, Packet]:
+        """Return which device replied, and its packet without what is the transport's own.
+
+        Raises:
+            WireError: It is too large or cannot be read, or the device is another node's.
+        """
+        size = record_bytes(reply.content)
+        if size > self._largest:
+            raise WireError(f"a reply has {size} bytes; this model's have {self._largest} at most")
+        packet = from_records(reply.content)
+        device = read_count(packet, "device", 0, self._config.devices - 1)
+        owner = next((n for n, index in self._device_of.items() if index == device), node)
+        if owner != node or self._device_of.setdefault(node, device) != device:
+            raise WireError(
+                f"a node answers as device {device}, which it is not; each must have an index of "
+                f"its own, from 0 to {self._config.devices - 1}: set device in its --node-config"
+            )
+        numbers = {key: value for key, value in packet.numbers.items() if key not in OWN_NUMBERS}
+        own, packet = packet.numbers, Packet(packet.arrays, numbers)
+        if own.get("digest") != packet_digest(packet):
+            raise WireError("a reply is not what its device made: its digest is another")
+        self.traffic = (self.traffic[0], self.traffic[1] + packet.nbytes)
+        self.bytes_up += (travelled := message_bytes(reply))
+        self._log("answer", device=device, bytes=travelled, peak_bytes=own.get("peak_bytes", 0))
+        return device, packet
+
+    def refuse(self, node: int, phase: Phase, error: WireError) -> None:
+        """Count a refusal against a node."""
+        self._refusals[node] += 1
+        device = self._device_of.get(node, -1)
+        self._log("refused", phase=phase, device=device, node=str(node), reason=str(error))
+        if node in self.quarantine:
+            self._log("quarantined", device=device, node=str(node), refusals=self._refusals[node])
+
+    def available(self) -> list[int]:
+        """Return the connected nodes that are still asked."""
+        return sorted(set(self._nodes()) - self.quarantine)
+
+    def note_failure(self, node: int, phase: Phase, code: int, reason: str) -> None:
+        """Log that a device could not answer."""
+        device = self._device_of.get(node, -1)
+        self._log("failed", phase=phase, device=device, code=code, reason=reason)
+
+
+class _Exchange(Generic[Answer]):
+    """One exchange: who was asked, who answered, who is still expected.
+
+    Attributes:
+        answers: By node, the device and its answer.
+        failures: What devices said that could not answer.
+    """
+
+    def __init__(
+        self, fleet: FlowerFleet, phase: Phase, request: Request, read: Callable[[Packet], Answer]
+    ) -> None:
+        self._fleet, self._phase, self._read = fleet, phase, read
+        self._short, self._whole = request.short, functools.cache(request.whole)
+        self._asked: dict[str, int] = {}
+        self._over: set[int] = set()
+        self.answers: dict[int, tuple[int, Answer]] = {}
+        self.failures: list[str] = []
+
+    @property
+    def expected(self) -> int:
+        """How many devices may still answer."""
+        return self._fleet.devices - len(self._over | self._fleet.quarantine)
+
+    @property
+    def devices(self) -> set[int]:
+        """Devices that answered."""
+        return {device for device, _ in self.answers.values()}
+
+    def in_order(self) -> list[Answer]:
+        """Return the answers by device."""
+        return [answer for _, answer in sorted(self.answers.values(), key=lambda pair: pair[0])]
+
+    def ask(self, seconds: float) -> None:
+        """Send the request to every node that is there and was not asked; it lives so long."""
+        for node in self._fleet.available():
+            if node in self._over or node in self._asked.values():
+                continue
+            known = node in self._fleet.acquainted
+            packet = self._short if known and self._short is not None else self._whole()
+            if (message := self._fleet.push(self._phase, packet, node, seconds)) is not None:
+                self._asked[message] = node
+
+    def collect(self) -> None:
+        """Take in what has arrived."""
+        for message, node in list(self._asked.items()):
+            try:
+                if (reply := self._fleet.pull(message)) is None:
+                    continue
+                del self._asked[message]
+                if reply.has_error():
+                    self._failed(node, reply)
+                    continue
+                device, packet = self._fleet.open(node, reply)
+                self.answers[node] = device, self._read(packet)
+            except WireError as error:
+                self._asked.pop(message, None)
+                self._fleet.refuse(node, self._phase, error)
+                self.failures.append(f"refused: {error}")
+            self._over.add(node)
+
+    def _failed(self, node: int, reply: Message) -> None:
+        """Give up on a device whose app fails; one that went away may come back and is asked."""
+        reason = (reply.error.reason or "no reason given").strip()
+        self._fleet.note_failure(node, self._phase, reply.error.code, reason)
+        if reply.error.code in _OF_THE_APP:
+            self.failures.append(reason)
+            self._over.add(node)

@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FOLDER_KEY = "folder"
-"""Run-config key of the run folder; all other keys are those of `RunConfig`."""
+FOLDER_KEY, RESUME_KEY, NODES_KEY = "folder", "resume", "nodes"
+SERVER_KEYS: Mapping[str, str | bool] = {FOLDER_KEY: "", RESUME_KEY: False, NODES_KEY: ""}
+"""Run-config keys that are the server's own, with their defaults; all others are `RunConfig`'s."""
 
 
-def run_keys(run_config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Split a Flower run-config into the keys of `RunConfig` and the run folder."""
+@dataclass(frozen=True)
+class Place:
+    """Where a server records a run.
+
+    Attributes:
+        folder: The run folder.
+        resume: Whether it holds the beginning of the run.
+        nodes: A JSON file that tells which device each node is, by its id; None believes nodes.
+    """
+
+    folder: Path
+    resume: bool = False
+    nodes: Path | None = None
+
+
+def run_keys(run_config: Mapping[str, Any]) -> tuple[dict[str, Any], Place]:
+    """Split a Flower run-config into the keys of `RunConfig` and the server's own."""
     values = dict(run_config)
-    folder = str(values.pop(FOLDER_KEY, ""))
-    return values, folder or str(Path("runs", time.strftime("%Y%m%d-%H%M%S")).absolute())
+    own = {key: values.pop(key, default) for key, default in SERVER_KEYS.items()}
+    folder = str(own[FOLDER_KEY]) or str(Path("runs", time.strftime("%Y%m%d-%H%M%S")).absolute())
+    nodes = str(own[NODES_KEY])
+    return values, Place(Path(folder), bool(own[RESUME_KEY]), Path(nodes) if nodes else None)
+
+
+def run_name(run_config: Mapping[str, Any]) -> str:
+    """Return what names a run on its devices: its folder, and its config."""
+    own = {key: value for key, value in run_config.items() if key not in (RESUME_KEY, NODES_KEY)}
+    return repr(sorted(own.items()))

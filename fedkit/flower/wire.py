@@ -71,6 +71,11 @@ def message_bytes(message: Message) -> int:
     return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
 
 
+def record_bytes(records: RecordDict) -> int:
+    """Return the bytes of all arrays, as they arrived."""
+    return sum(len(a.data) for record in records.array_records.values() for a in record.values())
+
+
 def packet_bytes(packet: Packet, message_type: str) -> int:
     """Return the bytes a packet takes as a Flower message to one node, outside any run."""
     return message_bytes(lone_message(packet, message_type))

@@ -10,7 +10,7 @@ from fedkit.fedtiny.bn_selection import (
     as_moments,
     as_stats,
     best_candidate,
-    mean_losses,
+    merge_losses,
     merge_norms,
     relative_stats,
     with_norms,
@@ -39,9 +39,9 @@ def test_devices_merge_layer_by_layer() -> None:
 
 def test_losses_are_weighted_by_examples_and_the_first_wins_a_tie() -> None:
     losses = [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
-    assert mean_losses(losses, [3, 1]).tolist() == pytest.approx([0.75, 0.25, 0.25])
-    assert best_candidate(mean_losses(losses, [3, 1])) == 1
-    assert best_candidate(mean_losses(losses, [1, 3])) == 0
+    assert merge_losses(losses, [3, 1]).tolist() == pytest.approx([0.75, 0.25, 0.25])
+    assert best_candidate(merge_losses(losses, [3, 1])) == 1
+    assert best_candidate(merge_losses(losses, [1, 3])) == 0
 
 
 def test_a_candidate_takes_over_the_merged_statistics() -> None:

@@ -1,0 +1,125 @@
+"""A device's memory on disk: what it remembers of a run survives it, whenever it is killed.
+
+Flower keeps what a device remembers in the memory of its SuperNode. A board loses power, so its
+memory is a file per step, written whole, with the reply in it:
+
+- asked the same again, it answers with the same reply and computes nothing;
+- asked an earlier step again, by a server that lost a round, it goes back to what it remembered
+  before that step. The last two steps are kept, a server never loses more.
+
+Files of other runs than the last two are removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fedkit.errors import DataError
+from fedkit.files import write_whole
+from fedkit.messages import Packet, packet_digest
+from fedkit.method import Phase
+
+Handle = Callable[[Phase, Packet, Packet], tuple[Packet, Packet]]
+"""Answers a request by a memory: the reply, and the new memory (`Device.handle`)."""
+
+_KEPT_STEPS, _KEPT_RUNS = 2, 2
+_MEMORY, _REPLY = "memory.", "reply."
+_BEFORE_TRAINING = {"survey": 0, "moments": 0, "losses": 1}
+
+
+class DurableMemory:
+    """What one device remembers of one run.
+
+    Args:
+        folder: Of all runs of this device; made if it is not there.
+        run: Names the run; the same when a server resumes it.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self._folder = folder / hashlib.sha256(run.encode()).hexdigest()[:16]
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.touch()
+        except OSError as error:
+            raise DataError(
+                f"the device's memory {folder} cannot be written ({error.strerror}); name a folder "
+                "on its own storage: set state in its node config"
+            ) from error
+        _forget_runs(folder)
+
+    def answer(self, handle: Handle, phase: Phase, request: Packet) -> Packet:
+        """Answer a request, and remember on disk before the reply leaves."""
+        step, asked = _step(phase, request), f"{phase} {packet_digest(request)}"
+        done = self._load(step)
+        if done is not None and done[0] == asked:
+            return done[2]
+        earlier = [number for number in self._steps() if number < step]
+        before = next((found for n in reversed(earlier) if (found := self._load(n))), None)
+        reply, memory = handle(phase, request, before[1] if before else Packet({}))
+        self._save(step, asked, memory, reply)
+        return reply
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.stem) for path in self._folder.glob("[0-9]*.safetensors"))
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"{step:08d}.safetensors"
+
+    def _save(self, step: int, asked: str, memory: Packet, reply: Packet) -> None:
+        arrays = {_MEMORY + name: array for name, array in memory.arrays.items()}
+        arrays |= {_REPLY + name: array for name, array in reply.arrays.items()}
+        about = {
+            "asked": asked,
+            "memory": json.dumps(dict(memory.numbers)),
+            "reply": json.dumps(dict(reply.numbers)),
+        }
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        write_whole(self._path(step), save(contiguous, about))
+        known = self._steps()
+        for old in [n for n in known if n > step] + [n for n in known if n <= step][:-_KEPT_STEPS]:
+            self._path(old).unlink(missing_ok=True)
+
+    def _load(self, step: int) -> tuple[str, Packet, Packet] | None:
+        """Return what was asked in a step, remembered after it and replied, or None."""
+        try:
+            with safe_open(self._path(step), framework="numpy") as file:
+                about = file.metadata()
+                arrays = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            memory, reply = (
+                Packet(
+                    {n.removeprefix(kind): a for n, a in arrays.items() if n.startswith(kind)},
+                    json.loads(about[kind.removesuffix(".")]),
+                )
+                for kind in (_MEMORY, _REPLY)
+            )
+            return about["asked"], memory, reply
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None  # Never written, or damaged: the server sends what is missing.
+
+
+def _step(phase: Phase, request: Packet) -> int:
+    number = request.numbers.get("round")
+    if phase != "train" or not isinstance(number, int):
+        return _BEFORE_TRAINING.get(phase, 0)
+    return 1 + number
+
+
+def _forget_runs(folder: Path) -> None:
+    runs = sorted((path for path in folder.iterdir() if path.is_dir()), key=_modified)
+    for path in runs[:-_KEPT_RUNS]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime

@@ -1,0 +1,39 @@
+"""What happens in a fleet, as one JSON object per line: the log that people and programs read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+EVENTS = "events.jsonl"
+"""Name of the log in a run folder."""
+
+
+class EventLog:
+    """Appends events to a file.
+
+    Args:
+        path: The file; events of an earlier part of a run are kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        """Append an event with the time of now, in seconds since 1970."""
+        line = {"time": round(time.time(), 3), "event": event, **fields}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the complete events of a log; none where there is no log."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -1,0 +1,173 @@
+"""Devices that vanish and return: a run equals one in which the same devices took part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message
+
+from fedkit.config import RunConfig, make_config
+from fedkit.errors import FleetError
+from fedkit.events import EventLog, read_events
+from fedkit.flower.fleet import FlowerFleet
+from fedkit.flower.wire import from_records
+from fedkit.messages import Packet
+from fedkit.method import Answer, Phase, Request
+from fedkit.rounds import Report, run_rounds
+from sim.scenario import Scenario, make_scenario
+from tests.fleet.grids import Node, ScriptedGrid, client_nodes, failed
+from tests.test_flower import assert_same_bits
+
+SMALL: dict[str, Any] = {
+    "devices": 3,
+    "rounds": 5,
+    "epochs": 1,
+    "examples_per_device": 30,
+    "test_examples": 50,
+    "adjust_every": 1,
+    "adjust_stop": 4,
+    "server_epochs": 1,
+    "sparse_epochs": 2,
+    "min_share": 0.5,
+    "deadline": 0.5,
+}
+
+
+class Partial:
+    """The slow twin: devices in this process, of which a schedule says who takes part."""
+
+    def __init__(self, scenario: Scenario, absent: dict[int, set[int]]) -> None:
+        self._devices = [scenario.device(index) for index in range(len(scenario.devices))]
+        self._memories, self._absent = [Packet({})] * len(self._devices), absent
+        self._last, self.traffic = set[int](), (0, 0)
+
+    def exchange(
+        self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
+    ) -> list[Answer]:
+        number = request.whole().numbers.get("round", 0)
+        absent = self._absent.get(number if isinstance(number, int) else 0, set())
+        present = [index for index in range(len(self._devices)) if index not in absent]
+        answers = []
+        for index in present:
+            short = request.short if index in self._last else None
+            packet = request.whole() if short is None else short
+            reply, self._memories[index] = self._devices[index].handle(
+                phase, packet, self._memories[index]
+            )
+            answers.append(read(reply))
+        self._last = set(present)
+        return answers
+
+
+def config(**changes: Any) -> RunConfig:
+    return make_config({**SMALL, **changes})
+
+
+def run(scenario: Scenario, fleet: Any) -> list[Report]:
+    return list(run_rounds(scenario.server(), fleet, scenario.server_data))
+
+
+def round_of(message: Message) -> int:
+    return int(from_records(message.content).numbers.get("round", 0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "absent"),
+    [
+        ({}, {}),
+        ({}, {2: {1}, 3: {1}}),
+        ({"selection": "vanilla"}, {0: {2}, 4: {0}}),
+        ({}, {0: {2}, 1: {0}}),
+        ({"uplink_bits": 4}, {2: {1}, 3: {1}, 5: {2}}),
+        ({"method": "feddst"}, {2: {1}}),
+        ({"method": "prunefl"}, {1: {1}, 2: {0}}),
+        ({"aggregation": "median"}, {2: {1}, 3: {1}}),
+        ({"wire": "fp16"}, {3: {0}}),
+    ],
+    ids=str,
+)
+def test_a_fleet_goes_on_without_devices_and_takes_them_back(
+    changes: dict[str, Any], absent: dict[int, set[int]], tmp_path: Path
+) -> None:
+    scenario = make_scenario(config(**changes))
+    grid = ScriptedGrid(client_nodes(scenario))
+    gone = {number: {100 + index for index in devices} for number, devices in absent.items()}
+
+    def leave(message: Message) -> None:
+        # A node goes as its message is on the way: the reply is an error of the grid.
+        grid.online = set(grid.nodes) - gone.get(round_of(message), set())
+
+    grid.before = leave
+    log = EventLog(tmp_path / "events")
+    flower = run(scenario, FlowerFleet(grid, scenario.config, log=log))
+    twin = run(scenario, Partial(scenario, absent))
+    for one, other in zip(flower, twin, strict=True):
+        assert_same_bits(one.state, other.state)
+    events = list(read_events(tmp_path / "events"))
+    told = {event["device"] for event in events if event["event"] == "absent"}
+    assert told == {device for devices in absent.values() for device in devices}
+
+
+def test_a_device_that_returns_within_the_deadline_is_asked_again() -> None:
+    scenario = make_scenario(config(deadline=20.0, rounds=2, min_share=1.0))
+    grid = ScriptedGrid(client_nodes(scenario))
+    crashes = [101, 101, 102]
+
+    def crash_once(node: Node, number: int) -> Node:
+        def answer(message: Message) -> Message | None:
+            if number in crashes:
+                crashes.remove(number)
+                return failed(message, 8, "the app was killed")
+            return node(message)
+
+        return answer
+
+    grid.nodes = {number: crash_once(node, number) for number, node in grid.nodes.items()}
+    flower = run(scenario, FlowerFleet(grid, scenario.config))
+    assert crashes == []
+    assert_same_bits(flower[-1].state, run(scenario, scenario.local_fleet())[-1].state)
+
+
+def test_too_few_devices_end_the_run_and_the_message_says_how_many() -> None:
+    scenario = make_scenario(config(deadline=0.3, min_share=0.6))
+    grid = ScriptedGrid(client_nodes(scenario))
+    fleet = FlowerFleet(grid, scenario.config)
+    grid.nodes |= {100: lambda message: None, 101: lambda message: None}
+    with pytest.raises(FleetError, match=r"1 of 3 devices answered .* and 2 are needed"):
+        run(scenario, fleet)
+
+
+def test_a_device_whose_app_fails_is_not_waited_for() -> None:
+    scenario = make_scenario(config(deadline=1000.0, min_share=1.0))
+    grid = ScriptedGrid(client_nodes(scenario))
+    grid.nodes[101] = lambda message: failed(message, 2, "out of memory")
+    with pytest.raises(FleetError, match=r"1 of 3 devices failed .* says: out of memory"):
+        run(scenario, FlowerFleet(grid, scenario.config))
+    scenario = make_scenario(config(deadline=1000.0, rounds=1))
+    steps = run(scenario, FlowerFleet(grid, scenario.config))
+    twin = run(scenario, Partial(scenario, {0: {1}, 1: {1}}))
+    assert_same_bits(steps[-1].state, twin[-1].state)
+
+
+@pytest.mark.parametrize(("online", "word"), [(1, "1 of 3 devices connected"), (4, "4 nodes are")])
+def test_the_wrong_number_of_nodes_is_refused(online: int, word: str) -> None:
+    scenario = make_scenario(config(deadline=0.3))
+    nodes = client_nodes(scenario)
+    nodes[7] = nodes[100]
+    grid = ScriptedGrid(nodes)
+    grid.online = set(list(nodes)[:online])
+    with pytest.raises(FleetError, match=word):
+        FlowerFleet(grid, scenario.config)
+
+
+def test_only_registered_nodes_are_asked() -> None:
+    scenario = make_scenario(config(rounds=1, min_share=1.0))
+    nodes = client_nodes(scenario)
+    nodes[7] = nodes[100]
+    grid = ScriptedGrid(nodes)
+    fleet = FlowerFleet(grid, scenario.config, indices={100: 0, 101: 1, 102: 2})
+    run(scenario, fleet)
+    assert {message.metadata.dst_node_id for message in grid.sent} == {100, 101, 102}
