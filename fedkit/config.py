@@ -124,6 +124,15 @@ class RunConfig(BaseModel):
     max_examples: int = Field(
         0, ge=0, description="refuse a device that claims more examples (0: never)"
     )
+    dp_clip: float = Field(
+        0.0,
+        ge=0,
+        description="differential privacy: clip each device's change to this norm (0: none)",
+    )
+    dp_noise: float = Field(
+        1.0, ge=0, description="its noise on the mean, in clipping norms per device"
+    )
+    dp_delta: float = Field(1e-5, gt=0, lt=1, description="delta of the epsilon that is reported")
     min_share: float = Field(
         1.0,
         gt=0,

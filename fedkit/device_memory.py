@@ -70,6 +70,16 @@ class DurableMemory:
         self._save(step, asked, memory, reply)
         return reply
 
+    def last_reply(self, phase: Phase, request: Packet) -> Packet:
+        """Return the reply that was given in the step of a request.
+
+        Raises:
+            DataError: There is none.
+        """
+        if (done := self._load(step := _step(phase, request))) is None:
+            raise DataError(f"this device has given no reply in step {step}")
+        return done[2]
+
     def _steps(self) -> list[int]:
         return sorted(int(path.stem) for path in self._folder.glob("[0-9]*.safetensors"))
 

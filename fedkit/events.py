@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,27 @@ EVENTS = "events.jsonl"
 """Name of the log in a run folder."""
 
 
+def _nobody(event: dict[str, Any]) -> None:
+    del event
+
+
 class EventLog:
     """Appends events to a file.
 
     Args:
         path: The file; events of an earlier part of a run are kept.
+        told: Called with every event too.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, told: Callable[[dict[str, Any]], None] = _nobody) -> None:
+        self._path, self._told = path, told
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Append an event with the time of now, in seconds since 1970."""
         line = {"time": round(time.time(), 3), "event": event, **fields}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self._told(line)
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

@@ -314,6 +314,7 @@ class Method:
         settings: Config keys that the method fixes, whatever the user says.
         ablation_of: The method of which this is a part, for reports.
         score_bytes: What a device holds beside weights and indices, for the memory model.
+        selects: Whether devices rank candidates before training, by the config's `selection`.
     """
 
     about: str
@@ -326,3 +327,9 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
     ablation_of: str = ""
     score_bytes: Callable[[RunConfig, Masks], int] = _no_scores
+    selects: bool = False
+
+    @property
+    def adjusts_by_devices(self) -> bool:
+        """Whether masks follow what devices report."""
+        return self.layers is not _no_layers

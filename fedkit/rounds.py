@@ -35,6 +35,7 @@ from fedkit.method import (
     changed_model,
     whole_model,
 )
+from fedkit.privacy import add_noise, clip_updates, own_statistics
 from fedkit.server_training import train_dense
 from fedkit.sparse.state import Masks, ModelState, Weights, apply_masks, weighted_mean
 from fedkit.stats.robust import Aggregation, middle
@@ -119,7 +120,7 @@ class Report:
         accuracy: The task's metric of the server's model on the test data; None in a round that
             `measure_every` leaves out.
         loss: Sample-weighted mean training loss of the devices; for a selection the candidate's,
-            None where no device was asked.
+            None where no device was asked or the run is private.
         density: Kept share of the prunable weights, counted from the masks.
         bytes_down: Payload the server sent in this step, summed over the devices.
         bytes_up: Payload the devices sent.
@@ -222,6 +223,8 @@ def run_rounds(
     for number in range(after.round + 1 if after else 1, config.rounds + 1):
         sent = state
         state, loss = train_round(server, channel, request, sent, number)
+        if config.dp_clip:
+            state = own_statistics(server.engine, state, server_data)
         yield server.report("round", number, state, loss, channel.take())
         request = changed_model(state, sent.masks)
 
@@ -234,7 +237,7 @@ def dense_start(server: Server, server_data: Examples | None) -> ModelState:
 
 def train_round(
     server: Server, fleet: Fleet, request: Request, sent: ModelState, number: int
-) -> tuple[ModelState, float]:
+) -> tuple[ModelState, float | None]:
     """Train once on every device, aggregate, and let the method change the masks.
 
     Args:
@@ -245,7 +248,7 @@ def train_round(
         number: The round, from 1.
 
     Returns:
-        The next model, and the devices' mean training loss.
+        The next model, and the devices' mean training loss, which a private run keeps to itself.
     """
     config, layout, method = server.config, server.engine.layout, server.method
     layers = method.layers(config, layout.prunable, number)
@@ -258,8 +261,12 @@ def train_round(
         return Packet(packet.arrays, {**packet.numbers, "round": number})
 
     updates = fleet.exchange("train", request.changed(numbered), read)
+    if config.dp_clip:
+        updates = clip_updates(config, received, updates)
     parts = shares(updates)
     merged = aggregate(config, updates, parts)
+    if config.dp_clip:
+        return add_noise(config, merged, len(updates)), None
     state = method.adjust(Aggregated(config, number, sent.masks, merged, updates, parts))
     return state, float(np.dot(parts, [update.loss for update in updates]))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -15,12 +17,15 @@ from fedkit.config import RunConfig
 from fedkit.door import largest_reply
 from fedkit.errors import FedkitError
 from fedkit.events import EVENTS, EventLog
+from fedkit.fleet.processes import toml_pairs
+from fedkit.fleet.status import METRICS, FleetStatus
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.run_config import FOLDER_KEY, Place
 from fedkit.method import Fleet
+from fedkit.privacy import epsilon
 from fedkit.rounds import Report, Step, run_rounds
 from sim.scenario import Scenario
-from sim.superlink import SuperLink, toml_pairs
+from sim.superlink import SuperLink
 
 APP = Path(__file__).parent / "app"
 """The Flower app that `flwr run` ships."""
@@ -46,21 +51,39 @@ def record(
         CheckpointError: The run folder exists; or to resume, does not, or is of another run.
         FedkitError: Whatever ended the run; its message is also in `error.txt` of the folder.
     """
-    config = scenario.config
-    folder = RunFolder.resume(path, config) if resume else RunFolder.create(path, config)
+    folder = _folder(path, scenario.config, resume)
+    with _reason_kept(folder):
+        _record(scenario, fleet, folder, after_step)
+    return folder
+
+
+def _folder(path: Path, config: RunConfig, resume: bool) -> RunFolder:
+    return RunFolder.resume(path, config) if resume else RunFolder.create(path, config)
+
+
+@contextmanager
+def _reason_kept(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except FedkitError as error:
+        (folder.path / "error.txt").write_text(f"{error}\n", encoding="utf-8")
+        raise
+
+
+def _record(
+    scenario: Scenario, fleet: Fleet, folder: RunFolder, after_step: Callable[[Report], None]
+) -> None:
     server, began = scenario.server(), time.monotonic()
     sent = _message_bytes(fleet)
-    try:
-        for report in run_rounds(server, fleet, scenario.server_data, after=_last_step(folder)):
-            before, sent = sent, _message_bytes(fleet)
-            travelled = {key: sent[key] - before[key] for key in sent}
-            seconds = round(time.monotonic() - began, 3)
-            folder.append(report, server.engine.layout, {**travelled, "seconds": seconds})
-            after_step(report)
-    except FedkitError as error:
-        (path / "error.txt").write_text(f"{error}\n", encoding="utf-8")
-        raise
-    return folder
+    for report in run_rounds(server, fleet, scenario.server_data, after=_last_step(folder)):
+        before, sent = sent, _message_bytes(fleet)
+        travelled = {key: sent[key] - before[key] for key in sent}
+        seconds = round(time.monotonic() - began, 3)
+        extra: dict[str, Any] = {**travelled, "seconds": seconds}
+        if scenario.config.dp_clip:
+            extra["epsilon"] = round(epsilon(scenario.config, report.round), 4)
+        folder.append(report, server.engine.layout, extra)
+        after_step(report)
 
 
 def _last_step(folder: RunFolder) -> Step | None:
@@ -70,27 +93,30 @@ def _last_step(folder: RunFolder) -> Step | None:
     return Step(stored.phase, stored.round, stored.state)
 
 
-def serve(scenario: Scenario, grid: Grid, place: Place) -> None:
+def serve(
+    scenario: Scenario, grid: Grid, place: Place, kind: type[FlowerFleet] = FlowerFleet
+) -> None:
     """Run all rounds over the nodes that are connected to Flower, and record them.
 
     Each step is printed, for who follows `flwr run --stream`, and with what happened to devices
     logged in the folder's events. See `record` for what is raised.
     """
     scenario.check()
-    config, path = scenario.config, place.folder
-    print(f"run folder: {path}", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log = EventLog(path.with_name(f"{path.name}.{EVENTS}"))
-    log("serve", resume=place.resume, devices=config.devices, rounds=config.rounds)
-    fleet = FlowerFleet(
-        grid, config, largest_reply(scenario.engine.layout, config), _indices(place.nodes), log
-    )
+    config, folder = scenario.config, _folder(place.folder, scenario.config, place.resume)
+    print(f"run folder: {folder.path}", flush=True)
+    status = FleetStatus.of(folder.path / EVENTS)
+    log = EventLog(folder.path / EVENTS, status.add)
 
     def after_step(step: Report) -> None:
         _print(step)
         log("step", **{key: value for key, value in vars(step).items() if key != "state"})
+        status.write(folder.path / METRICS)
 
-    record(scenario, fleet, path, after_step, place.resume)
+    log("serve", resume=place.resume, devices=config.devices, rounds=config.rounds)
+    with _reason_kept(folder):
+        largest = largest_reply(scenario.engine.layout, config)
+        fleet = kind(grid, config, largest, _indices(place.nodes), log)
+        _record(scenario, fleet, folder, after_step)
 
 
 def _indices(nodes: Path | None) -> dict[int, int] | None:

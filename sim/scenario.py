@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from fedkit.baselines import settle
+from fedkit.baselines import load_method, settle
 from fedkit.config import RunConfig
 from fedkit.device import Device
 from fedkit.engine.base import Engine
 from fedkit.engine.choose import make_engine
 from fedkit.errors import DataError, TaskError
 from fedkit.plan import kept_per_layer
+from fedkit.privacy import check_private
 from fedkit.rounds import LocalFleet, Server
 from fedkit.sparse.state import ModelState
 from fedkit.task import Examples, Task
@@ -72,9 +73,11 @@ class Scenario:
         """Try what can be tried in a second, so that a bad run fails before it starts.
 
         Raises:
-            ConfigError: The density cannot be reached with these layers and exemptions.
+            ConfigError: The density cannot be reached with these layers and exemptions, or the run
+                would not be private though it is asked to be.
             TaskError: The model does not take the task's inputs, or has too few outputs.
         """
+        check_private(self.config, load_method(self.config.method))
         engine = self.engine
         kept_per_layer(self.config, engine.layout.prunable_shapes)
         inputs, parts = self.test.inputs, [self.test, *self.devices]

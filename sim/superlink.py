@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
 from fedkit.errors import FleetError
-
-ENVIRONMENT = {
-    # Nothing is fetched or reported while a fleet runs.
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # A worker that takes all cores for each device is 10 to 30 times slower.
-    "OMP_NUM_THREADS": "1",
-}
-"""What the SuperLink and its workers must have been started with."""
-
-
-Value = str | int | float
-"""What a key of a Flower command line can be."""
+from fedkit.fleet.processes import (
+    ENVIRONMENT,
+    Value,
+    answers,
+    free_port,
+    kill_marked,
+    stop_group,
+    tail,
+    toml_pairs,
+)
 
 
 class SuperLink:
@@ -76,8 +65,8 @@ class SuperLink:
 
     def __exit__(self, *_: object) -> None:
         for process in reversed(self._processes):
-            _stop_group(process)
-        _kill_marked(f"FLWR_HOME={self._home.name}")
+            stop_group(process)
+        kill_marked(f"FLWR_HOME={self._home.name}")
         self._home.cleanup()
 
     def run_app(
@@ -133,81 +122,10 @@ class SuperLink:
 
     def _wait_until_up(self, superlink: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 60
-        while not _answers(f"http://{self.address}/health"):
+        while not answers(f"http://{self.address}/health"):
             if superlink.poll() is not None or time.monotonic() > deadline:
                 raise FleetError(
                     f"the SuperLink did not come up on {self.address} within 60 s; its log is "
                     f"{self._log}, ending in:\n{tail(self._log)}"
                 )
             time.sleep(0.1)
-
-
-def tail(path: Path, lines: int = 15) -> str:
-    """Return the last lines of a log."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return "\n".join(text.splitlines()[-lines:])
-
-
-def toml_pairs(values: Mapping[str, Value]) -> str:
-    """Write `values` as Flower's command line takes them: key=value, by spaces."""
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=1) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _stop_group(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
-    """End a process and all it started: ask first, then kill what is left."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
-
-
-_EMPTY_LOOKS = 3
-
-
-def _kill_marked(mark: str, patience: float = 10.0) -> None:
-    """Kill what still runs with a variable that starts with `mark`.
-
-    What SuperLink, SuperNode and Ray start are sessions of their own, which outlive a parent that
-    died without asking them to stop.
-    Only Linux shows a process's environment; elsewhere this finds nothing.
-    """
-    deadline, looks_left = time.monotonic() + patience, _EMPTY_LOOKS
-    while looks_left and time.monotonic() < deadline:
-        left = _marked(mark)
-        # A process between fork and exec shows no environment, so one empty look proves little.
-        looks_left = _EMPTY_LOOKS if left else looks_left - 1
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)  # A killed process takes a moment to go, and may have started another.
-
-
-def _marked(mark: str) -> list[int]:
-    pids = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            entries = environment.read_bytes().split(b"\0")
-            if any(entry.startswith(mark.encode()) for entry in entries):
-                pids.append(int(environment.parent.name))
-    return pids

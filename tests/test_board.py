@@ -21,7 +21,9 @@ from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.sparse.plan import load_plan, save_plan
+from fedkit.engine.torch import TorchEngine
 from fedkit.errors import ConfigError, DataError, FedkitError, PlanError
+from fedkit.fleet.processes import free_port, tail, toml_pairs
 from fedkit.flower.device_app import device_from_context
 from fedkit.flower.run_config import FOLDER_KEY, SERVER_KEYS
 from fedkit.messages import Packet
@@ -30,10 +32,10 @@ from fedkit.rounds import LocalFleet, run_rounds
 from fedkit.task import Examples
 from sim.run import record
 from sim.scenario import make_scenario, server_scenario
-from sim.superlink import SuperLink, free_port, tail, toml_pairs
+from sim.superlink import SuperLink
 
 ROOT = Path(__file__).resolve().parent.parent
-BOARD = ROOT / "examples" / "board"
+BOARD = ROOT / "sim" / "board"
 
 CONFIG = make_config(
     {
@@ -112,7 +114,7 @@ def test_the_run_says_how_much_of_the_data_is_used(boards: Boards) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"plan": None}, ConfigError, r"lacks plan; it holds \['data', 'device'\]"),
+        ({"device": None}, ConfigError, r"lacks device; it holds \['data', 'plan'\]"),
         ({"data": None}, ConfigError, "lacks data; .* start the SuperNode with --node-config"),
         ({"device": None}, ConfigError, "lacks device"),
         ({"plan": 3}, ConfigError, "plan of the node config is 3; it must be text"),
@@ -132,6 +134,14 @@ def test_a_wrong_node_config_is_named(
     given = {key: value for key, value in node.items() if value is not None}
     with pytest.raises(error, match=message):
         device_from_context(context(given))
+
+
+def test_a_node_without_a_plan_computes_what_a_simulation_would(boards: Boards) -> None:
+    node = {key: value for key, value in boards.node(0).items() if key != "plan"}
+    device = device_from_context(context(node, engine="torch"))
+    assert isinstance(device.engine, TorchEngine)
+    assert device.engine.layout == make_scenario(CONFIG).engine.layout
+    assert isinstance(device_from_context(context(node, engine="auto")).engine, SparseEngine)
 
 
 def test_a_device_trains_in_the_precision_of_the_run_and_says_so(

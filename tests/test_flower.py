@@ -18,6 +18,7 @@ from fedkit.baselines import METHODS
 from fedkit.checkpoint import RunFolder
 from fedkit.config import RunConfig, make_config
 from fedkit.errors import WireError
+from fedkit.fleet.processes import tail
 from fedkit.flower.client_app import MESSAGE_TYPES, make_client_app
 from fedkit.flower.fleet import OWN_NUMBERS
 from fedkit.flower.run_config import SERVER_KEYS
@@ -28,9 +29,8 @@ from fedkit.rounds import LocalFleet, run_rounds
 from fedkit.sparse.state import ModelState
 from sim.run import APP, FlowerSimulation, record
 from sim.scenario import Scenario, make_scenario
-from sim.superlink import tail
 
-BOARD = Path(__file__).resolve().parent.parent / "examples" / "board"
+BOARD = Path(__file__).resolve().parent.parent / "sim" / "board"
 
 CONFIG = make_config(
     {

@@ -20,6 +20,7 @@ BENCHMARKS = (
     "device",
     "devicetrain",
     "fpga",
+    "fleet",
 )
 """Names for `fedkit bench NAME`; `NAME` is the function `bench_NAME` in the module of that name."""
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from fedkit.bench import BENCHMARKS
-from fedkit.cli import flags, tables
+from fedkit.cli import flags, fleet, tables
 from fedkit.errors import FedkitError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Train one sparse model over a fleet of devices and export it as integer code.",
 )
+app.add_typer(fleet.app, name="fleet")
 log = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]

@@ -35,13 +35,13 @@ from fedkit.cli.grid import Grid, read_grid
 from fedkit.config import RunConfig
 from fedkit.errors import CheckpointError, ConfigError, FedkitError, FleetError
 from fedkit.files import write_whole
+from fedkit.fleet.processes import ENVIRONMENT
 from fedkit.plan import kept_per_layer
 from fedkit.plots import write_plots
 from fedkit.provenance import made_by
 from fedkit.report import GROUP
 from sim.cell import run_cell
 from sim.scenario import Scenario, make_scenario
-from sim.superlink import ENVIRONMENT
 
 FORMAT = 2
 """Version of a cell's file and of what `run_cell` returns; cells of others are run again."""

@@ -19,10 +19,10 @@ from fedkit.cli.export import export
 from fedkit.cli.tables import size
 from fedkit.config import RunConfig
 from fedkit.errors import CheckpointError, ExportError, FleetError
+from fedkit.fleet.processes import tail
 from fedkit.provenance import made_by
 from sim.run import FlowerSimulation, record
 from sim.scenario import make_scenario, with_model_named
-from sim.superlink import tail
 
 _POLL_SECONDS = 0.2
 

@@ -122,4 +122,5 @@ FEDTINY = Method(
     adjusting_block,
     adjust,
     score_bytes=buffer_bytes,
+    selects=True,
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import resource
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -50,13 +51,7 @@ def make_client_app(
         device = device_of(context)
         reply = answer_in(device, phase, from_records(message.content), context)
         # Replies arrive in any order; the server sorts them by this index before it sums.
-        own: dict[str, int | str] = {
-            "device": device.index,
-            "digest": packet_digest(reply),
-            "peak_bytes": peak_bytes(),
-        }
-        whole = Packet(reply.arrays, {**reply.numbers, **own})
-        return Message(to_records(whole), reply_to=message)
+        return own_reply(reply, device, message)
 
     @app.query("bn_moments")
     def moments(message: Message, context: Context) -> Message:
@@ -77,6 +72,22 @@ def make_client_app(
     return app
 
 
+def own_reply(reply: Packet, device: Device, message: Message) -> Message:
+    """Return a device's reply with what the transport adds (`fedkit.flower.fleet.OWN_NUMBERS`)."""
+    own: dict[str, int | str] = {
+        "device": device.index,
+        "digest": packet_digest(reply),
+        "peak_bytes": peak_bytes(),
+    }
+    whole = Packet(reply.arrays, {**reply.numbers, **own})
+    return Message(to_records(whole), reply_to=message)
+
+
 def peak_bytes() -> int:
-    """Return the most memory that this process held so far, in bytes (Linux)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the most memory that this process held so far, in bytes; 0 where it is not told."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return 1024 * int(found[1]) if found else 0

@@ -1,4 +1,4 @@
-"""The ClientApp of a real device, which trains from a plan and needs no torch.
+"""The ClientApp of a real device. With a plan of the model it trains without torch.
 
 A device says where its own things are when its SuperNode is started, here in a network that is
 trusted (Flower's manual has the flags for TLS):
@@ -6,7 +6,8 @@ trusted (Flower's manual has the flags for TLS):
     flower-supernode --superlink HOST:PORT --insecure \
         --node-config 'plan="resnet8.plan" data="mine.npz" device=0'
 
-- `plan`: path of the plan of the fleet's model (`fedkit.engine.sparse.plan`).
+- `plan`: path of the plan of the fleet's model (`fedkit.engine.sparse.plan`). Without it, the
+  device builds the run's model with torch, which must be installed.
 - `data`: path of an .npz with this device's examples, or `module:function` returning them
   (`fedkit.device_data.load_examples`).
 - `device`: index of this device in the fleet, from 0; no two may be equal.
@@ -32,6 +33,7 @@ from fedkit.config import RunConfig, make_config
 from fedkit.device import Device
 from fedkit.device_data import check_trainable, load_examples
 from fedkit.device_memory import DurableMemory
+from fedkit.engine.base import Engine
 from fedkit.engine.precision import describe, plan_engine
 from fedkit.engine.sparse.plan import load_plan
 from fedkit.errors import ConfigError
@@ -39,6 +41,7 @@ from fedkit.flower.client_app import in_context, make_client_app
 from fedkit.flower.run_config import run_keys, run_name
 from fedkit.messages import Packet
 from fedkit.method import Phase
+from fedkit.task import Examples
 
 _EXAMPLE = 'start the SuperNode with --node-config \'plan="model.plan" data="mine.npz" device=0\''
 
@@ -55,27 +58,48 @@ def device_from_context(context: Context) -> Device:
     """
     node = context.node_config
     config = settle(make_config(run_keys(context.run_config)[0]))
-    if config.engine == "torch":
+    plan = _text(node, "plan") if "plan" in node else ""
+    if plan and config.engine == "torch":
         raise ConfigError(
-            "engine is 'torch', but this device computes with the sparse engine only; set engine "
-            "to sparse or auto"
+            "engine is 'torch', but this device computes from a plan, with the sparse engine; set "
+            "engine to sparse or auto, or give the node no plan"
         )
-    plan, data = _text(node, "plan"), _text(node, "data")
-    return _make_device(plan, data, _index(node, config.devices), config)
+    return _make_device(plan, _text(node, "data"), _index(node, config.devices), config)
 
 
 @functools.lru_cache(maxsize=1)
 def _make_device(plan_path: str, data: str, index: int, config: RunConfig) -> Device:
-    plan = load_plan(Path(plan_path))
     examples = load_examples(data)
-    shape, outputs = plan.tensors[0].shape, plan.tensors[plan.output].shape
     if config.examples_per_device:
         first = np.arange(min(config.examples_per_device, len(examples)))
         examples = examples.take(first)
+    if not plan_path:
+        return Device(index, examples, _engine_of_task(config, examples), config)
+    plan = load_plan(Path(plan_path))
+    shape, outputs = plan.tensors[0].shape, plan.tensors[plan.output].shape
     check_trainable(examples, shape, outputs[0], config.single_class)
     engine = plan_engine(plan, config.precision)
     print(f"engine: {describe(engine)}", file=sys.stderr, flush=True)
     return Device(index, examples, engine, config)
+
+
+def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:
+    """Return the engine that a simulation of this run would choose; imports torch."""
+    try:
+        from fedkit.engine.choose import make_engine
+        from fedkit.tasks import load_task
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"without a plan this device computes with torch, and {error.name} is not installed "
+            f"here; install it, or {_EXAMPLE}"
+        ) from error
+    engine, notice = make_engine(
+        load_task(config.task), config.model, config.seed, config.engine, config.precision
+    )
+    outputs = engine.outputs(engine.initial_state(), examples.inputs[:1])
+    check_trainable(examples, examples.inputs.shape[1:], outputs.shape[1], config.single_class)
+    print(f"engine: {notice}", file=sys.stderr, flush=True)
+    return engine
 
 
 def _text(node: Mapping[str, Any], key: str) -> str:

@@ -62,6 +62,8 @@ class FlowerFleet:
         bytes_up: Bytes of all replies that were read.
     """
 
+    message_types: Mapping[Phase, str] = MESSAGE_TYPES
+
     def __init__(
         self,
         grid: Grid,
@@ -155,7 +157,7 @@ class FlowerFleet:
 
     def push(self, phase: Phase, packet: Packet, node: int, seconds: float) -> str | None:
         """Send a message to a node; return its id, None where Flower did not take it."""
-        kind, content = MESSAGE_TYPES[phase], to_records(packet)
+        kind, content = self.message_types[phase], to_records(packet)
         message = Message(content, dst_node_id=node, message_type=kind, ttl=seconds)
         (sent,) = self._grid.push_messages([message])
         self.traffic = (self.traffic[0] + packet.nbytes, self.traffic[1])

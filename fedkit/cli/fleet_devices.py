@@ -1,0 +1,54 @@
+"""What `fedkit fleet init` puts into the devices' folders: the model's plan, and data if asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import sim
+from fedkit.config import RunConfig
+from fedkit.engine.sparse.capture import capture
+from fedkit.engine.sparse.plan import Plan, save_plan
+from fedkit.fleet.folder import Fleet
+from fedkit.task import Examples
+from sim.scenario import make_scenario, server_scenario
+
+APP = Path(sim.__file__).parent / "board"
+"""The Flower app of a fleet of real devices."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Of all devices: the plan, None for devices that compute with torch; and each one's data."""
+
+    plan: Plan | None
+    data: list[Examples]
+
+
+def prepare(config: RunConfig, with_data: bool) -> Devices:
+    """Make everything before any folder is made, so that a mistake leaves none.
+
+    Args:
+        config: Of the fleet's runs.
+        with_data: Whether devices get a share of the task's data, the same as in a simulation.
+    """
+    scenario = make_scenario(config) if with_data else server_scenario(config)
+    scenario.check()
+    data = scenario.devices if with_data else []
+    if config.engine == "torch":
+        return Devices(None, data)
+    model = scenario.task.build_model(config.seed, config.model)
+    return Devices(capture(model, scenario.test.inputs.shape[1:]), data)
+
+
+def write(fleet: Fleet, devices: Devices) -> None:
+    """Write plans and data into the devices' folders."""
+    for index in range(fleet.devices):
+        folder = fleet.device(index)
+        if devices.plan is not None:
+            save_plan(devices.plan, folder / "model.plan")
+        if devices.data:
+            share = devices.data[index]
+            np.savez(folder / "data.npz", inputs=share.inputs, targets=share.targets)

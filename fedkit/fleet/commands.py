@@ -1,0 +1,129 @@
+"""The Flower command lines that run a fleet; each is printed before it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedkit.errors import FleetError
+from fedkit.files import write_whole
+from fedkit.fleet.folder import DeviceFile, Fleet, is_loopback
+from fedkit.fleet.processes import ENVIRONMENT, Value, free_port, toml_pairs
+
+CONNECTION = "fleet"
+"""Name of the server in Flower's settings."""
+
+_NEVER_OPEN = "0.0.0.0"
+
+
+def server_command(fleet: Fleet) -> list[str]:
+    """Return what starts the SuperLink.
+
+    `fedkit.flower.superlink` is Flower's `flower-superlink`, but that it answers control requests
+    from this machine only: Flower has them on the port of the devices, where anybody who reaches
+    it could register a key of their own.
+    """
+    host = fleet.host if is_loopback(fleet.host) else _NEVER_OPEN
+    command = [
+        sys.executable, "-m", "fedkit.flower.superlink", "--host", host, "--port", str(fleet.port),
+        "--isolation", "subprocess", "--disable-runtime-dependency-installation",
+        "--database", str(fleet.server / "flower.db"),
+    ]  # fmt: skip
+    if not fleet.secure:
+        return [*command, "--insecure"]
+    return [
+        *command, "--enable-supernode-auth",
+        "--ssl-ca-certfile", str(fleet.server / "ca.crt"),
+        "--ssl-certfile", str(fleet.server / "server.crt"),
+        "--ssl-keyfile", str(fleet.server / "server.key"),
+    ]  # fmt: skip
+
+
+def device_command(folder: Path, device: DeviceFile) -> list[str]:
+    """Return what starts a device's SuperNode; it runs in the device's folder."""
+    node: dict[str, Value] = {"device": device.device, "data": device.data, "state": "state"}
+    if device.plan:
+        node["plan"] = device.plan
+    command = [
+        _program("flower-supernode"), "--superlink", device.superlink,
+        "--isolation", "subprocess", "--host", "127.0.0.1",
+        "--port", str(device.port or free_port()), "--node-config", toml_pairs(node),
+    ]  # fmt: skip
+    if not device.secure:
+        return [*command, "--insecure"]
+    missing = [name for name in ("ca.crt", "device.key") if not (folder / name).is_file()]
+    if missing:
+        raise FleetError(
+            f"{folder} lacks {' and '.join(missing)}; copy the whole folder that "
+            "fedkit fleet init made for this device"
+        )
+    return [
+        *command, "--root-certificates", "ca.crt", "--auth-supernode-private-key", "device.key",
+    ]  # fmt: skip
+
+
+def run_command(fleet: Fleet, values: Mapping[str, Value]) -> list[str]:
+    """Return what starts a run and follows it."""
+    return [
+        _program("flwr"), "run", str(fleet.server / "app"), CONNECTION, "--stream",
+        "--run-config", toml_pairs(values),
+    ]  # fmt: skip
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the variables of a Flower program whose files are in `home`."""
+    here = Path(sys.executable).parent
+    paths = f"{here}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, **ENVIRONMENT, "FLWR_HOME": str(home), "PATH": paths}
+
+
+def shown(command: list[str]) -> str:
+    """Return a command as a person would type it."""
+    return shlex.join(command)
+
+
+def flwr_json(fleet: Fleet, *arguments: str) -> dict[str, Any]:
+    """Return what a command of Flower's says about the running server.
+
+    Raises:
+        FleetError: It failed; its own words are in the message.
+    """
+    command = [_program("flwr"), *arguments, CONNECTION, "--format", "json"]
+    home = environment(fleet.server / "flwr")
+    ended = subprocess.run(command, env=home, capture_output=True, text=True)
+    start = ended.stdout.find("{")
+    try:
+        said: dict[str, Any] = json.JSONDecoder().raw_decode(ended.stdout[max(start, 0) :])[0]
+    except ValueError:
+        said = {"success": False, "error-message": (ended.stdout + ended.stderr).strip()}
+    if not said.get("success"):
+        raise FleetError(f"{shown(command)} failed: {said.get('error-message', said)}")
+    return said
+
+
+def register_devices(fleet: Fleet) -> dict[int, int]:
+    """Register every device's key that is not registered yet; return device by node id.
+
+    What was registered is kept in server/nodes.json, whole after each key.
+
+    Raises:
+        FleetError: The server does not take a key.
+    """
+    path = fleet.server / "nodes.json"
+    known: dict[str, int] = json.loads(path.read_text()) if path.is_file() else {}
+    for index in sorted(set(range(fleet.devices)) - set(known.values())):
+        key = fleet.device(index) / "device.key.pub"
+        said = flwr_json(fleet, "supernode", "register", str(key))
+        known[str(said["node-id"])] = index
+        write_whole(path, (json.dumps(known, indent=2) + "\n").encode())
+    return {int(node): device for node, device in known.items()}
+
+
+def _program(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))

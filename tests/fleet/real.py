@@ -1,0 +1,155 @@
+"""A fleet of real processes on loopback: what a person starts by hand, started by a test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from fedkit.checkpoint import RunFolder
+from fedkit.events import EVENTS, read_events
+from fedkit.fleet.folder import Fleet, open_fleet
+from fedkit.fleet.processes import free_port, kill_marked, tail
+from fedkit.sparse.state import ModelState
+
+FEDKIT = str(Path(sys.executable).with_name("fedkit"))
+
+Flags = Mapping[str, Any]
+
+
+def flags(values: Flags) -> list[str]:
+    """Config keys as a person types them."""
+    return [
+        part for key, value in values.items() for part in (f"--{key.replace('_', '-')}", str(value))
+    ]
+
+
+class RealFleet:
+    """A fleet in a folder, with its server and devices as processes; a context manager.
+
+    Args:
+        folder: Where everything goes.
+        config: Keys of the fleet's runs.
+        environment: Variables of every process beside those of this one.
+        address: Where its server listens; a free port of loopback by itself.
+        init: Further flags of `fedkit fleet init`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Flags,
+        environment: Mapping[str, str] | None = None,
+        address: str = "",
+        init: tuple[str, ...] = ("--with-data",),
+    ) -> None:
+        self.folder, self.log = folder, folder / "log"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.environment = {**os.environ, **(environment or {})}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        address = address or f"127.0.0.1:{free_port()}"
+        made = [FEDKIT, "fleet", "init", str(folder / "fleet"), "--address", address, *init]
+        ended = subprocess.run(
+            [*made, *flags(config)], env=self.environment, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, ended.stderr
+        self.fleet: Fleet = open_fleet(folder / "fleet")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self._running):
+            self.kill(name)
+
+    # Processes ---------------------------------------------------------------------------------
+
+    def start_server(self) -> None:
+        """Start the server and wait until devices are registered."""
+        before = self._said("listening on")
+        self._start("server", "server", str(self.fleet.path))
+        self.wait_for(lambda: self._said("listening on") > before, "the server to listen")
+
+    def start_device(self, index: int, *prefix: str, **variables: str) -> None:
+        """Start a device, by a command that goes before its own if one is given."""
+        folder = str(self.fleet.device(index))
+        self._start(f"device-{index}", "device", folder, prefix=prefix, variables=variables)
+
+    def start_devices(self) -> None:
+        for index in range(self.fleet.devices):
+            self.start_device(index)
+
+    def kill(self, name: str) -> None:
+        """Kill a server or device as a power cut does, with all that it started."""
+        process = self._running.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        home = (
+            self.fleet.server
+            if name == "server"
+            else self.fleet.path / "devices" / (f"device-{int(name.removeprefix('device-')):03d}")
+        )
+        kill_marked(f"FLWR_HOME={home / 'flwr'}")
+
+    def alive(self, name: str) -> bool:
+        return self._running[name].poll() is None
+
+    def run(self, *arguments: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run the fleet to the end."""
+        process = self.start_run(*arguments)
+        out, _ = process.communicate(timeout=seconds)
+        return subprocess.CompletedProcess(process.args, process.returncode, out)
+
+    def start_run(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [FEDKIT, "fleet", "run", str(self.fleet.path), *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _start(
+        self,
+        name: str,
+        *arguments: str,
+        prefix: tuple[str, ...] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        with self.log.open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                [*prefix, FEDKIT, "fleet", *arguments],
+                env={**self.environment, **(variables or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    # What happened -----------------------------------------------------------------------------
+
+    def _said(self, words: str) -> int:
+        text = self.log.read_text(errors="replace") if self.log.is_file() else ""
+        return text.count(words)
+
+    def said(self, words: str) -> bool:
+        """Whether any process of the fleet has said this."""
+        return self._said(words) > 0
+
+    def events(self, run: str) -> list[dict[str, Any]]:
+        return list(read_events(self.fleet.runs / run / EVENTS))
+
+    def state(self, run: str) -> ModelState:
+        return RunFolder.open(self.fleet.runs / run).load().state
+
+    def wait_for(self, true: Callable[[], bool], what: str, seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, f"waited for {what}; {tail(self.log, 40)}"
+            time.sleep(0.1)
