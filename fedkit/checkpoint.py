@@ -178,8 +178,8 @@ class RunFolder:
 
     def _save(self, report: Report, layout: Layout, line: str) -> None:
         folder = self.path / "checkpoint"
-        if not folder.is_dir():
-            folder.mkdir()
+        folder.mkdir(exist_ok=True)
+        if not (folder / "structure.json").is_file():
             structure = {"format": FORMAT, **asdict(layout)}
             write_whole(folder / "structure.json", json.dumps(structure, indent=2).encode())
         packed = messages.pack_state(report.state, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ class EventLog:
 
     def __init__(self, path: Path, told: Callable[[dict[str, Any]], None] = _nobody) -> None:
         self._path, self._told = path, told
+        if path.is_file() and not path.read_bytes().endswith(b"\n"):
+            with path.open("ab") as file:  # A line that was cut off ends here.
+                file.write(b"\n")
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Append an event with the time of now, in seconds since 1970."""
@@ -36,10 +40,10 @@ class EventLog:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the complete events of a log; none where there is no log."""
+    """Yield the events of a log, but for lines that were cut off; none where there is no log."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as file:
         for line in file:
-            if line.endswith("\n"):
+            with contextlib.suppress(ValueError):
                 yield json.loads(line)

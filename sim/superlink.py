@@ -69,6 +69,11 @@ class SuperLink:
         kill_marked(f"FLWR_HOME={self._home.name}")
         self._home.cleanup()
 
+    @property
+    def home(self) -> str:
+        """Its FLWR_HOME, which marks all that it started."""
+        return self._home.name
+
     def run_app(
         self, app: Path, run_config: Mapping[str, Value], *flags: str
     ) -> subprocess.Popen[bytes]:

@@ -11,6 +11,7 @@ import pytest
 from fedkit.checkpoint import RunFolder
 from fedkit.config import make_config
 from fedkit.errors import CheckpointError
+from fedkit.events import EventLog, read_events
 from fedkit.messages import Packet
 from fedkit.method import Phase
 from fedkit.rounds import LocalFleet, Report
@@ -149,3 +150,21 @@ def test_a_folder_is_a_run_from_its_first_moment(tmp_path: Path) -> None:
     stop_at(0, scenario, tmp_path / "run")
     assert not list(tmp_path.glob(".*"))
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["phase"] == "start"
+
+
+def test_a_server_that_died_while_it_made_the_checkpoints_folder_goes_on(tmp_path: Path) -> None:
+    scenario = make_scenario(make_config({**SMALL, "rounds": 1}))
+    RunFolder.create(tmp_path / "run", scenario.config)
+    (tmp_path / "run" / "checkpoint").mkdir()
+    record(scenario, scenario.local_fleet(), tmp_path / "run", lambda step: None, resume=True)
+    assert RunFolder.open(tmp_path / "run").load().round == 1
+
+
+def test_an_event_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    EventLog(path)("one", device=1)
+    with path.open("a") as file:
+        file.write('{"time": 1, "ev')
+    EventLog(path)("two", device=2)
+    assert [event["event"] for event in read_events(path)] == ["one", "two"]
+    assert list(read_events(tmp_path / "none")) == []
