@@ -297,6 +297,20 @@ def _devicetrain(result: Result) -> list[str]:
     return [head, _rule(7), *rows]
 
 
+def _fleet(result: Result) -> list[str]:
+    head = (
+        "| phases | devices | seconds per round | bytes per round, all devices "
+        "| a device, idle | a device, at most |"
+    )
+    rows = (
+        f"| {row['phases']} | {row['devices']} | {row['seconds_per_round']:.1f} "
+        f"| {row['bytes_per_round']:,} | {_mb(row['device_idle_bytes'])} "
+        f"| {_mb(row['device_peak_bytes'])} |"
+        for row in result["rows"]
+    )
+    return [head, _rule(6), *rows]
+
+
 TABLES: dict[str, Callable[[Result], list[str]]] = {
     "main-digits": _main_job,
     "wire": _wire,
@@ -314,6 +328,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "device": _device,
     "devicetrain": _devicetrain,
     "fpga": _fpga,
+    "fleet": _fleet,
 }
 """Name of a table and of its file in results/ -> what writes its lines."""
 

@@ -102,7 +102,11 @@ class RealFleet:
     def run(self, *arguments: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
         """Run the fleet to the end."""
         process = self.start_run(*arguments)
-        out, _ = process.communicate(timeout=seconds)
+        try:
+            out, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"the run takes longer than {seconds} s; {self.last()}") from None
         return subprocess.CompletedProcess(process.args, process.returncode, out)
 
     def start_run(self, *arguments: str) -> subprocess.Popen[str]:
@@ -137,6 +141,10 @@ class RealFleet:
     def _said(self, words: str) -> int:
         text = self.log.read_text(errors="replace") if self.log.is_file() else ""
         return text.count(words)
+
+    def last(self) -> str:
+        """The last words of the fleet's processes."""
+        return tail(self.log, 60)
 
     def said(self, words: str) -> bool:
         """Whether any process of the fleet has said this."""

@@ -65,11 +65,11 @@ def test_the_server_neither_grows_nor_keeps_files_open(tmp_path: Path) -> None:
     assert rounds_of(folder) == CONFIG.rounds, tail(tmp_path / "log", 60)
     for name, samples in seen.items():
         quarters = [within(samples, first, first + 50) for first in (50, 150)]
-        memory = [statistics.median(each[1] for each in quarter) for quarter in quarters]
-        files = [statistics.median(each[2] for each in quarter) for quarter in quarters]
-        print(name, memory, files)
-        assert memory[1] < 1.05 * memory[0], name
-        assert files[1] <= files[0] + 2, name
+        held = [statistics.median(each[1] for each in quarter) for quarter in quarters]
+        opened = [statistics.median(each[2] for each in quarter) for quarter in quarters]
+        print(name, held, opened)
+        assert held[1] < 1.05 * held[0], name
+        assert opened[1] <= opened[0] + 2, name
 
 
 def within(samples: list[tuple[int, int, int]], first: int, last: int) -> list[Any]:

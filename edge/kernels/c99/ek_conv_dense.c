@@ -44,6 +44,14 @@ static inline void ek_scatter(const ek_span *span, uint8_t *plane, ek_bytes16 by
         return;
     }
     ek_store16(all, bytes);
+    if (span->kind == EK_TWO || span->kind == EK_FOUR) {
+        const int32_t size = span->width, rows = 16 / size;
+        for (int32_t y = 0; y < rows; y++, p += span->row) {
+            memcpy(p, all + y * size, 4);
+            if (size == 8) memcpy(p + 4, all + y * size + 4, 4);
+        }
+        return;
+    }
     for (int32_t at = 0, left = span->width - span->column; at < span->count; left = span->width) {
         const int32_t size = left < span->count - at ? left : span->count - at;
         ek_copy(p, all + at, size);
@@ -52,20 +60,34 @@ static inline void ek_scatter(const ek_span *span, uint8_t *plane, ek_bytes16 by
     }
 }
 
+/* Whole patches where 16 pixels are so many rows; returns the taps that it did. */
+static inline int32_t ek_whole_patches(const ek_dense_conv *conv, const ek_span_kind kind,
+                                       const uint8_t *p, uint8_t *to) {
+    const int32_t row = conv->in_row, taps = conv->taps;
+    const int32_t *at = conv->at;
+    int32_t k = 0;
+    for (; k + EK_DEEP <= taps; k += EK_DEEP, to += 64) {
+        ek_bytes16 each[EK_DEEP];
+        for (int32_t i = 0; i < EK_DEEP; i++) {
+            const uint8_t *tap = p + at[k + i];
+            each[i] = kind == EK_ONE   ? ek_load16(tap)
+                      : kind == EK_TWO ? ek_load_eights(tap, row)
+                                       : ek_load_fours(tap, row);
+        }
+        ek_store_patch(to, each);
+    }
+    return k;
+}
+
 /* Patches of 16 pixels, filled up with what meets weights of 0. */
 static void ek_patches(const ek_dense_conv *conv, const uint8_t *in, int32_t first, int32_t count,
                        uint8_t *to) {
     const ek_span span = ek_span_of(conv->out.width, conv->in_row, first, count);
     int32_t k = 0;
-    if (span.kind == EK_ONE) { /* nothing else to decide for each tap */
-        for (in += span.start; k + EK_DEEP <= conv->taps; k += EK_DEEP, to += 64) {
-            ek_bytes16 taps[EK_DEEP];
-            for (int32_t i = 0; i < EK_DEEP; i++) taps[i] = ek_load16(in + conv->at[k + i]);
-            ek_store_patch(to, taps);
-        }
-        in -= span.start;
-    }
-    for (; k < conv->taps; k += EK_DEEP, to += 64) {
+    if (span.kind == EK_ONE) k = ek_whole_patches(conv, EK_ONE, in + span.start, to);
+    if (span.kind == EK_TWO) k = ek_whole_patches(conv, EK_TWO, in + span.start, to);
+    if (span.kind == EK_FOUR) k = ek_whole_patches(conv, EK_FOUR, in + span.start, to);
+    for (to += k / EK_DEEP * 64; k < conv->taps; k += EK_DEEP, to += 64) {
         ek_bytes16 taps[EK_DEEP];
         for (int32_t i = 0; i < EK_DEEP; i++)
             taps[i] = ek_gather(&span, in + conv->at[k + i < conv->taps ? k + i : k]);
@@ -75,26 +97,39 @@ static void ek_patches(const ek_dense_conv *conv, const uint8_t *in, int32_t fir
 
 typedef struct {
     ek_scale scale[4];
-    ek_adder adder;
     int32_t bias[4];
     int32_t channels; /* 1 .. 4 */
 } ek_four_channels;
 
+/* 16 pixels of a row, which lie side by side. */
+static inline void ek_finish_row(const ek_dense_conv *conv, const ek_four_channels *four,
+                                 const ek_adder *adder, const ek_sixteen *sums,
+                                 const uint8_t *other, uint8_t *out) {
+    for (int32_t c = 0; c < four->channels; c++, out += conv->out.plane) {
+        const ek_bytes16 bytes = ek_scaled_sixteen(&four->scale[c], sums[c]);
+        ek_store16(out, conv->sum ? ek_added_half(adder, bytes, ek_load16(other)) : bytes);
+        other += conv->out.plane;
+    }
+}
+
 static void ek_finish(const ek_dense_conv *conv, const ek_four_channels *four,
-                      const ek_sixteen *sums, int32_t first, int32_t count, const uint8_t *other, uint8_t *out) {
-    const ek_span span = ek_span_of(conv->out.width, conv->out.row, first, count);
+                      const ek_adder *adder, const ek_sixteen *sums, const ek_span *span,
+                      const uint8_t *other, uint8_t *out) {
+    if (span->kind == EK_ONE) {
+        ek_finish_row(conv, four, adder, sums, other + span->start, out + span->start);
+        return;
+    }
     for (int32_t c = 0; c < four->channels; c++, out += conv->out.plane, other += conv->out.plane) {
         ek_bytes16 bytes = ek_scaled_sixteen(&four->scale[c], sums[c]);
         if (conv->sum) {
-            const ek_bytes16 added = ek_gather(&span, other);
-            bytes = ek_added_half(&four->adder, bytes, added);
+            const ek_bytes16 added = ek_gather(span, other);
+            bytes = ek_added_half(adder, bytes, added);
         }
-        ek_scatter(&span, out, bytes);
+        ek_scatter(span, out, bytes);
     }
 }
 
 static ek_four_channels ek_four_of(const ek_dense_conv *conv, int32_t first) {
-    static const ek_sum nothing = {0, 0, 0, 1, 0, 0, 0};
     ek_four_channels four;
     const int32_t rest = conv->out.channels - first;
     four.channels = rest < 4 ? rest : 4;
@@ -104,7 +139,6 @@ static ek_four_channels ek_four_of(const ek_dense_conv *conv, int32_t first) {
         ek_scale_channel(&four.scale[c], &conv->requant, channel);
         four.bias[c] = conv->requant.bias[channel];
     }
-    four.adder = ek_adder_of(conv->sum ? conv->sum : &nothing);
     return four;
 }
 
@@ -114,17 +148,23 @@ static void ek_pixels(const ek_dense_conv *conv, int32_t start, int32_t end, con
     const int32_t pairs = (conv->taps + 1) / 2;
     const int32_t patches = (conv->taps + EK_DEEP - 1) / EK_DEEP;
     uint8_t *weights = scratch + patches * 4 * EK_TILE;
-    for (int32_t first = start; first < end; first += 16)
-        ek_patches(conv, in, first, end - first < 16 ? end - first : 16,
-                   scratch + (first - start) / 16 * patches * 64);
+    static const ek_sum nothing = {0, 0, 0, 1, 0, 0, 0};
+    const ek_adder adder = ek_adder_of(conv->sum ? conv->sum : &nothing);
+    ek_span spans[EK_TILE / 16];
+    const int32_t count = (end - start + 15) / 16;
+    for (int32_t i = 0; i < count; i++) {
+        const int32_t first = start + 16 * i, pixels = end - first < 16 ? end - first : 16;
+        ek_patches(conv, in, first, pixels, scratch + i * patches * 64);
+        spans[i] = ek_span_of(conv->out.width, conv->out.row, first, pixels);
+    }
     for (int32_t c = 0; c < conv->out.channels; c += 4) {
         ek_four_channels four = ek_four_of(conv, c);
         ek_unpack(conv->weights + c * pairs * 2, pairs, weights, four.bias);
-        for (int32_t first = start; first < end; first += 16) {
+        for (int32_t i = 0; i < count; i++) {
             ek_sixteen sums[4];
-            ek_tile(weights, scratch + (first - start) / 16 * patches * 64, patches, four.bias, sums);
-            ek_finish(conv, &four, sums, first, end - first < 16 ? end - first : 16,
-                      other + c * conv->out.plane, out + c * conv->out.plane);
+            ek_tile(weights, scratch + i * patches * 64, patches, four.bias, sums);
+            ek_finish(conv, &four, &adder, sums, &spans[i], other + c * conv->out.plane,
+                      out + c * conv->out.plane);
         }
     }
 }

@@ -348,13 +348,12 @@ static inline void ek_tile(const uint8_t *weights, const uint8_t *patches, int32
     ek_sixteen t = ek_sixteen_of(bias[2]), u = ek_sixteen_of(bias[3]);
     for (int32_t k = 0; k < count; k++, weights += 16, patches += 64) {
         const int8x16_t w = vreinterpretq_s8_u8(vld1q_u8(weights));
-        const int8x16_t a = vreinterpretq_s8_u8(vld1q_u8(patches));
-        const int8x16_t b = vreinterpretq_s8_u8(vld1q_u8(patches + 16));
-        const int8x16_t c = vreinterpretq_s8_u8(vld1q_u8(patches + 32));
-        const int8x16_t d = vreinterpretq_s8_u8(vld1q_u8(patches + 48));
+        const int8x16x4_t x = vld1q_s8_x4((const int8_t *)patches);
 #define EK_OUTPUT(sums, lane) \
-    sums.a = vdotq_laneq_s32(sums.a, a, w, lane), sums.b = vdotq_laneq_s32(sums.b, b, w, lane), \
-    sums.c = vdotq_laneq_s32(sums.c, c, w, lane), sums.d = vdotq_laneq_s32(sums.d, d, w, lane)
+    sums.a = vdotq_laneq_s32(sums.a, x.val[0], w, lane), \
+    sums.b = vdotq_laneq_s32(sums.b, x.val[1], w, lane), \
+    sums.c = vdotq_laneq_s32(sums.c, x.val[2], w, lane), \
+    sums.d = vdotq_laneq_s32(sums.d, x.val[3], w, lane)
         EK_OUTPUT(r, 0);
         EK_OUTPUT(s, 1);
         EK_OUTPUT(t, 2);
