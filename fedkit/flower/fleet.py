@@ -42,9 +42,10 @@ class FlowerFleet:
     """Implements `fedkit.method.Fleet` with a message to every node that is connected.
 
     A device that does not answer is waited for until the config's `deadline`, and asked again when
-    it comes back. Then the exchange ends with those that answered, if they are `min_share` of all.
-    A reply that cannot be read is refused; after `quarantine_after` of them its device is not asked
-    any more.
+    it comes back. Then the exchange ends with those that answered, if they are `min_share` of all;
+    the next one does not wait for devices that are still not connected, but asks them as they
+    come. A reply that cannot be read is refused; after `quarantine_after` of them its device is not
+    asked any more.
 
     Args:
         grid: Flower's access to the nodes.
@@ -57,6 +58,7 @@ class FlowerFleet:
     Attributes:
         devices: Of the run.
         acquainted: Nodes that answered the last exchange, and know its model.
+        missed: How many devices it ended without that were not connected.
         traffic: See `fedkit.method.Fleet.traffic`.
         bytes_down: Bytes of all messages sent so far, as Flower transfers them.
         bytes_up: Bytes of all replies that were read.
@@ -77,6 +79,7 @@ class FlowerFleet:
         self._given, self._device_of = indices is not None, dict(indices or {})
         self._refusals: Counter[int] = Counter()
         self.acquainted: set[int] = set()
+        self.missed = 0
         self.traffic, self.bytes_down, self.bytes_up = (0, 0), 0, 0
         self._wait_for_nodes()
 
@@ -130,7 +133,7 @@ class FlowerFleet:
             time.sleep(_POLL_SECONDS)
         if len(exchange.answers) < self.needed:
             raise self._too_few(phase, exchange)
-        self.acquainted = set(exchange.answers)
+        self.acquainted, self.missed = set(exchange.answers), exchange.unconnected
         for device in sorted(set(range(self._config.devices)) - exchange.devices):
             self._log("absent", phase=phase, device=device)
         return exchange.in_order()
@@ -186,8 +189,7 @@ class FlowerFleet:
             raise WireError(f"a reply has {size} bytes; this model's have {self._largest} at most")
         packet = from_records(reply.content)
         device = read_count(packet, "device", 0, self._config.devices - 1)
-        owner = next((n for n, index in self._device_of.items() if index == device), node)
-        if owner != node or self._device_of.setdefault(node, device) != device:
+        if not self._may_be(node, device):
             raise WireError(
                 f"a node answers as device {device}, which it is not; each must have an index of "
                 f"its own, from 0 to {self._config.devices - 1}: set device in its --node-config"
@@ -200,6 +202,18 @@ class FlowerFleet:
         self.bytes_up += (travelled := message_bytes(reply))
         self._log("answer", device=device, bytes=travelled, peak_bytes=own.get("peak_bytes", 0))
         return device, packet
+
+    def _may_be(self, node: int, device: int) -> bool:
+        """Whether a node is a device.
+
+        Without keys a restarted node is a new one, and is believed once its old one is gone.
+        """
+        owners = [other for other, index in self._device_of.items() if index == device]
+        if owners and owners[0] != node:
+            if self._given or owners[0] in self._nodes():
+                return False
+            del self._device_of[owners[0]]
+        return self._device_of.setdefault(node, device) == device
 
     def refuse(self, node: int, phase: Phase, error: WireError) -> None:
         """Count a refusal against a node."""
@@ -239,8 +253,15 @@ class _Exchange(Generic[Answer]):
 
     @property
     def expected(self) -> int:
-        """How many devices may still answer."""
-        return self._fleet.devices - len(self._over | self._fleet.quarantine)
+        """How many devices may still answer: the connected, and others that one waits for."""
+        waiting = set(self._fleet.available()) - self._over
+        return len(waiting) + max(0, self.unconnected - self._fleet.missed)
+
+    @property
+    def unconnected(self) -> int:
+        """How many devices are neither connected nor over."""
+        known = set(self._fleet.available()) | self._over | self._fleet.quarantine
+        return max(0, self._fleet.devices - len(known))
 
     @property
     def devices(self) -> set[int]:

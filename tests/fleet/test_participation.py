@@ -111,6 +111,51 @@ def test_a_fleet_goes_on_without_devices_and_takes_them_back(
     assert told == {device for devices in absent.values() for device in devices}
 
 
+class Clock:
+    """Time that passes by sleeping alone."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_device_that_never_returns_costs_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("fedkit.flower.fleet.time", clock)
+    scenario = make_scenario(config(deadline=1000.0))
+    grid = ScriptedGrid(client_nodes(scenario))
+
+    def leave(message: Message) -> None:
+        if round_of(message) == 2:
+            grid.online.discard(101)
+
+    grid.before = leave
+    flower = run(scenario, FlowerFleet(grid, scenario.config))
+    twin = run(scenario, Partial(scenario, {number: {1} for number in range(2, 6)}))
+    assert_same_bits(flower[-1].state, twin[-1].state)
+    assert 1000 <= clock.now < 1010
+
+
+def test_a_restarted_node_without_a_key_is_its_device_again(tmp_path: Path) -> None:
+    scenario = make_scenario(config(deadline=20.0, min_share=1.0))
+    grid, log = ScriptedGrid(client_nodes(scenario)), EventLog(tmp_path / "events")
+
+    def restart(message: Message) -> None:
+        if round_of(message) == 3 and 101 in grid.online:
+            grid.nodes[777] = grid.nodes.pop(101)
+            grid.online = set(grid.nodes)
+
+    grid.before = restart
+    flower = run(scenario, FlowerFleet(grid, scenario.config, log=log))
+    assert not [e for e in read_events(tmp_path / "events") if e["event"] == "refused"]
+    assert_same_bits(flower[-1].state, run(scenario, scenario.local_fleet())[-1].state)
+
+
 def test_a_device_that_returns_within_the_deadline_is_asked_again() -> None:
     scenario = make_scenario(config(deadline=20.0, rounds=2, min_share=1.0))
     grid = ScriptedGrid(client_nodes(scenario))
