@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedkit.aggregation import aggregate, shares
 from fedkit.baselines import METHODS, load_method, settle
 from fedkit.checkpoint import RunFolder
 from fedkit.config import make_config
 from fedkit.errors import ConfigError
 from fedkit.messages import Update
 from fedkit.privacy import add_noise, check_private, clip_updates, epsilon
-from fedkit.rounds import aggregate, shares
 from fedkit.sparse.state import ModelState
 from sim.run import record
 from sim.scenario import make_scenario

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedkit.aggregation import aggregate, shares
 from fedkit.config import make_config
 from fedkit.fedtiny.bn_selection import merge_losses, merge_norms
 from fedkit.fedtiny.progressive import merge_entries
 from fedkit.messages import Update
-from fedkit.rounds import aggregate, shares
 from fedkit.sparse.state import ModelState
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import Moments

@@ -17,6 +17,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fedkit import messages
+from fedkit.aggregation import aggregate, shares
 from fedkit.baselines import METHODS, feddst
 from fedkit.baselines.feddst import FEDDST
 from fedkit.baselines.prunefl import PRUNEFL, reconfigure
@@ -31,7 +32,7 @@ from fedkit.messages import Packet, Update
 from fedkit.method import Aggregated, LocalRound, Opening
 from fedkit.nn.zoo import conv_bn, seeded
 from fedkit.plan import block_quotas, kept_per_layer
-from fedkit.rounds import LocalFleet, aggregate, run_rounds, shares
+from fedkit.rounds import LocalFleet, run_rounds
 from fedkit.sparse.masks import global_masks
 from fedkit.sparse.state import Masks, ModelState, apply_masks, count_kept
 from fedkit.sparse.topk import Entries

@@ -139,7 +139,7 @@ def test_a_device_that_trusts_another_authority_does_not_talk_to_the_server(
 
 
 def test_devices_with_torch_end_with_the_bits_of_one_process(tmp_path: Path) -> None:
-    config = {**CONFIG, "engine": "torch", "rounds": 1, "devices": 4}
+    config = {**CONFIG, "engine": "torch", "selection": "none"}
     with RealFleet(tmp_path, config) as fleet:
         fleet.start_server()
         fleet.start_devices()
