@@ -152,7 +152,7 @@ def reports_of(name: str, task: Task, density: float, seed: int) -> tuple[RunCon
     """Run two rounds on two devices, which adjust after the first."""
     config = settle(
         make_config(
-            {"method": name, "density": density, "seed": seed, "rounds": 2, "adjust_every": 1,
+            {"method": name, "max_change": 0, "density": density, "seed": seed, "rounds": 2, "adjust_every": 1,
              "adjust_stop": 2, "server_epochs": 1, "epochs": 2, "batch_size": 4, "lr": 0.01}
         )
     )  # fmt: skip
