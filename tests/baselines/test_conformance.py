@@ -152,8 +152,9 @@ def reports_of(name: str, task: Task, density: float, seed: int) -> tuple[RunCon
     """Run two rounds on two devices, which adjust after the first."""
     config = settle(
         make_config(
-            {"method": name, "max_change": 0, "density": density, "seed": seed, "rounds": 2, "adjust_every": 1,
-             "adjust_stop": 2, "server_epochs": 1, "epochs": 2, "batch_size": 4, "lr": 0.01}
+            {"method": name, "density": density, "seed": seed, "rounds": 2, "adjust_every": 1,
+             "adjust_stop": 2, "server_epochs": 1, "epochs": 2, "batch_size": 4, "lr": 0.01,
+             "max_change": 0}
         )
     )  # fmt: skip
     engine, _ = make_engine(task, "", seed, "auto")
