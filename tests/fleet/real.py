@@ -84,6 +84,23 @@ class RealFleet:
         for index in range(self.fleet.devices):
             self.start_device(index)
 
+    def restart_device(self, index: int) -> None:
+        """Start a device after a power cut as systemd does: again, until it stays up.
+
+        Flower takes a node for connected, and refuses another with its key, until it has missed
+        the node's signs of life for a minute.
+        """
+        for _ in range(20):
+            before = self._said("SuperNode ID")
+            self.start_device(index)
+            while self.alive(f"device-{index}") and self._said("SuperNode ID") == before:
+                time.sleep(0.2)
+            if self.alive(f"device-{index}"):
+                return
+            self.kill(f"device-{index}")
+            time.sleep(5)
+        raise AssertionError(f"device {index} does not come back; {self.last()}")
+
     def kill(self, name: str) -> None:
         """Kill a server or device as a power cut does, with all that it started."""
         process = self._running.pop(name)

@@ -167,7 +167,7 @@ def test_a_board_that_loses_power_comes_back_and_takes_part(
     def power_cut() -> None:
         fleet.kill("device-1")
         time.sleep(2)
-        fleet.start_device(1)
+        fleet.restart_device(1)
 
     disturbed.kill.at(DEVICE, file, "linger", 2)
     thread = while_it_lingers(disturbed, power_cut)
@@ -186,7 +186,8 @@ def test_everything_loses_power_at_once(disturbed: Disturbed) -> None:
             fleet.kill(name)
         time.sleep(1)
         fleet.start_server()
-        fleet.start_devices()
+        for index in (0, 1):
+            fleet.restart_device(index)
 
     disturbed.kill.at(DEVICE, ROUND_2, "linger")
     thread = while_it_lingers(disturbed, power_cut)
