@@ -191,6 +191,7 @@ def test_everything_loses_power_at_once(disturbed: Disturbed) -> None:
 
     disturbed.kill.at(DEVICE, ROUND_2, "linger")
     thread = while_it_lingers(disturbed, power_cut)
-    fleet.run("--name", "everything")
+    ended = fleet.run("--name", "everything")
     thread.join()
+    assert ended.returncode != 0
     disturbed.check("everything")
