@@ -3,8 +3,9 @@
 Each model is trained dense on all of the data, pruned by magnitude to each density, shared out
 among layers by ERK, and trained on. Every state becomes one integer graph and from it artifacts;
 each runs the test set, of large models its first images, in each of its runtimes, and is compared
-with the interpreter under that runtime's rounding policy (`edge.check`): of C at every layer, of the others at the outputs.
-C by other compilers and without optimisation is compared with the outputs of the first.
+with the interpreter under that runtime's rounding policy (`edge.check`): of C at every layer, of
+the others at the outputs. C by other compilers and without optimisation is compared with the
+outputs of the first.
 
 The accuracy of weights with fewer bits is that of the compiled C, which gives the same integers.
 
