@@ -165,7 +165,7 @@ def open_fleet(path: Path) -> Fleet:
     Raises:
         FleetError: There is none, or its file was changed to something else.
     """
-    values = _read_toml(path / _FILE, "fedkit fleet init")
+    values = _read_toml(path / _FILE, "make a fleet with: fedkit fleet init")
     try:
         return Fleet(path.absolute(), **values)
     except TypeError as error:
@@ -178,7 +178,7 @@ def open_device(path: Path) -> DeviceFile:
     Raises:
         FleetError: It is none, or its file holds other keys or values.
     """
-    values = _read_toml(path / DEVICE_FILE, "a folder under devices/ of a fleet")
+    values = _read_toml(path / DEVICE_FILE, "give a device's folder, one of devices/ in a fleet's")
     try:
         found = DeviceFile(**values)
     except TypeError as error:
@@ -245,14 +245,10 @@ def _write_toml(path: Path, values: dict[str, Any]) -> None:
     write_whole(path, tomli_w.dumps(values).encode())
 
 
-def _read_toml(path: Path, made_by: str) -> dict[str, Any]:
+def _read_toml(path: Path, advice: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FleetError(
-            f"{path} cannot be read ({error.strerror}); give {made_by.replace('a folder', 'one')}"
-            if made_by.startswith("a folder")
-            else f"{path} cannot be read ({error.strerror}); make a fleet with: {made_by}"
-        ) from error
+        raise FleetError(f"{path} cannot be read ({error.strerror}); {advice}") from error
     except ValueError as error:
         raise FleetError(f"{path} is no valid TOML: {error}") from error
