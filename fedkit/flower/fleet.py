@@ -200,7 +200,13 @@ class FlowerFleet:
             raise WireError("a reply is not what its device made: its digest is another")
         self.traffic = (self.traffic[0], self.traffic[1] + packet.nbytes)
         self.bytes_up += (travelled := message_bytes(reply))
-        self._log("answer", device=device, bytes=travelled, peak_bytes=own.get("peak_bytes", 0))
+        peak = own.get("peak_bytes")
+        self._log(
+            "answer",
+            device=device,
+            bytes=travelled,
+            peak_bytes=peak if isinstance(peak, int) else 0,
+        )
         return device, packet
 
     def _may_be(self, node: int, device: int) -> bool:

@@ -189,6 +189,28 @@ def test_a_node_that_says_it_is_another_device_is_refused(scenario: Any, tmp_pat
     assert len(reasons) == 3 and "answers as device 0, which it is not" in reasons[0]
 
 
+@pytest.mark.parametrize("peak", ["much", float("nan"), [1]], ids=str)
+def test_memory_that_is_no_number_ends_in_no_log(scenario: Any, tmp_path: Path, peak: Any) -> None:
+    grid, log = ScriptedGrid(client_nodes(scenario)), EventLog(tmp_path / "events")
+    honest = grid.nodes[102]
+
+    def odd(message: Message) -> Message | None:
+        reply = honest(message)
+        assert reply is not None
+        record = reply.content.config_records["numbers"]
+        record["peak_bytes"] = peak
+        return Message(reply.content, reply_to=message)
+
+    grid.nodes[102] = odd
+    request = whole_model(empty(scenario)).changed(number("round", 1))
+    FlowerFleet(grid, CONFIG, log=log).exchange("train", request, lambda packet: packet)
+    events = {e.get("node", e.get("device")): e for e in read_events(tmp_path / "events")}
+    if isinstance(peak, list):
+        assert events["102"]["event"] == "refused"
+    else:
+        assert events[2]["event"] == "answer" and events[2]["peak_bytes"] == 0
+
+
 def test_a_reply_larger_than_any_of_this_model_is_not_even_read(scenario: Any) -> None:
     grid = ScriptedGrid(client_nodes(scenario))
     largest = largest_reply(scenario.engine.layout, CONFIG)
