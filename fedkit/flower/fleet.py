@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Generic
 
+import httpx
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from google.protobuf.message import DecodeError
 
 from fedkit.config import RunConfig
 from fedkit.errors import FleetError, WireError
@@ -175,7 +175,9 @@ class FlowerFleet:
         """
         try:
             return next(iter(self._grid.pull_messages([message])), None)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, DecodeError) as error:
+        except httpx.HTTPError:
+            raise  # the SuperLink's, not the device's
+        except Exception as error:  # whatever a device's bytes can cause where they are unpacked
             raise WireError(f"a reply cannot be unpacked ({error}); it was altered") from error
 
     def open(self, node: int, reply: Message) -> tuple[int, Packet]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import tracemalloc
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -167,6 +169,44 @@ def test_strange_records_cost_nothing_and_are_refused(
 def empty(scenario: Any) -> ModelState:
     state: ModelState = scenario.engine.initial_state()
     return state
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no UUID"),
+        RuntimeError("no object"),
+        zlib.error("bad"),
+        RecursionError(),
+        KeyError(1),
+    ],
+    ids=repr,
+)
+def test_bytes_that_cannot_even_be_unpacked_are_the_devices_fault(
+    scenario: Any, tmp_path: Path, error: Exception
+) -> None:
+    class Unpacking(ScriptedGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            found = super().pull_messages(message_ids)
+            if any(reply.metadata.src_node_id == 102 for reply in found):
+                raise error
+            return found
+
+    grid, log = Unpacking(client_nodes(scenario)), EventLog(tmp_path / "events")
+    steps = run(scenario, FlowerFleet(grid, CONFIG, log=log))
+    twin = run(scenario, Partial(scenario, {n: {2} for n in range(CONFIG.rounds + 1)}))
+    assert_same_bits(steps[-1].state, twin[-1].state)
+    refused = [e["node"] for e in read_events(tmp_path / "events") if e["event"] == "refused"]
+    assert refused == ["102"] * 3
+
+
+def test_a_superlink_that_is_gone_ends_the_run(scenario: Any) -> None:
+    class Gone(ScriptedGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            raise httpx.ConnectError("connection refused")
+
+    with pytest.raises(httpx.ConnectError):
+        run(scenario, FlowerFleet(Gone(client_nodes(scenario)), CONFIG))
 
 
 def test_a_node_that_says_it_is_another_device_is_refused(scenario: Any, tmp_path: Path) -> None:
