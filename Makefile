@@ -70,7 +70,7 @@ accuracy: $(STAMP) ## Measure what integers cost in accuracy, into results/
 	tail -n 1 build/intaccuracy | $(BIN)/python -m json.tool - results/inttrain-fashion-mnist.json
 	$(BIN)/python -m fedkit.bench.readme
 
-# Two hours: four models at four densities, every artifact on the whole test set. Continues too.
+# About an hour: four models at four densities, every artifact on the test set. Continues too.
 exact: $(STAMP) ## Compare every artifact with the definition of its integers, into results/
 	mkdir -p build
 	$(BIN)/fedkit bench exact --json > build/exact
