@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from tests.fleet.real import FEDKIT
+from fedkit.cli import main
 
 
 def fedkit(*arguments: str | Path) -> tuple[int, str, str]:
-    command = [FEDKIT, "fleet", *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    return ended.returncode, ended.stdout, ended.stderr
+    """Run a command in this process, as the program does; return its exit code and its words."""
+    out, said, code = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(said),
+        mock.patch.object(sys, "argv", ["fedkit", "fleet", *map(str, arguments)]),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return code, out.getvalue(), said.getvalue()
 
 
 @pytest.fixture(scope="module")
