@@ -135,9 +135,9 @@ class RunFolder:
 
     def _mend_metrics(self) -> None:
         """Make metrics.jsonl end with the step of the checkpoint, however the run ended."""
-        lines = self.metrics() if self.has_checkpoint else []
+        lines: list[dict[str, Any]] = []
         if self.has_checkpoint:
-            last = json.loads(self._about()["line"])
+            lines, last = self.metrics(), json.loads(self._about()["line"])
             if (last["phase"], last["round"]) not in [(x["phase"], x["round"]) for x in lines]:
                 lines.append(last)
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -229,10 +229,7 @@ class RunFolder:
 def _digest(layout: Layout, arrays: Mapping[str, NDArray[Any]], number: int) -> str:
     """Return the sha256 of a layout, of arrays with their names, and of their round's number."""
     found = hashlib.sha256(json.dumps([number, asdict(layout)]).encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        found.update(array.data)
+    messages.hash_arrays(found, arrays)
     return found.hexdigest()
 
 

@@ -52,11 +52,16 @@ class Packet:
 def packet_digest(packet: Packet) -> str:
     """Return 16 hex digits that name a packet's whole content."""
     found = hashlib.sha256(json.dumps(dict(packet.numbers), sort_keys=True).encode())
-    for name in sorted(packet.arrays):
-        array = np.ascontiguousarray(packet.arrays[name])
+    hash_arrays(found, packet.arrays)
+    return found.hexdigest()[:16]
+
+
+def hash_arrays(found: hashlib._Hash, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Feed a hash with arrays and their names, types and shapes, in the order of the names."""
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
         found.update(f"{name} {array.dtype.str} {array.shape}".encode())
         found.update(array.data)
-    return found.hexdigest()[:16]
 
 
 Wire = Literal["fp32", "fp16"]

@@ -239,7 +239,7 @@ def _connected(fleet: Fleet) -> dict[int, str]:
     path = fleet.server / "nodes.json"
     if not path.is_file():
         return {}
-    nodes = {node: index for node, index in json.loads(path.read_text()).items()}
+    nodes = json.loads(path.read_text())
     try:
         listed = commands.flwr_json(fleet, "supernode", "list")["nodes"]
     except FleetError:

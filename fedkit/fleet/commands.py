@@ -19,7 +19,7 @@ from fedkit.fleet.processes import ENVIRONMENT, Value, free_port, toml_pairs
 CONNECTION = "fleet"
 """Name of the server in Flower's settings."""
 
-_NEVER_OPEN = "0.0.0.0"
+_EVERY_INTERFACE = "0.0.0.0"
 
 
 def server_command(fleet: Fleet) -> list[str]:
@@ -29,7 +29,7 @@ def server_command(fleet: Fleet) -> list[str]:
     from this machine only: Flower has them on the port of the devices, where anybody who reaches
     it could register a key of their own.
     """
-    host = fleet.host if is_loopback(fleet.host) else _NEVER_OPEN
+    host = fleet.host if is_loopback(fleet.host) else _EVERY_INTERFACE
     command = [
         sys.executable, "-m", "fedkit.flower.superlink", "--host", host, "--port", str(fleet.port),
         "--isolation", "subprocess", "--disable-runtime-dependency-installation",
