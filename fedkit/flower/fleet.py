@@ -80,6 +80,7 @@ class FlowerFleet:
         self._refusals: Counter[int] = Counter()
         self.acquainted: set[int] = set()
         self.missed = 0
+        self._connected: set[int] = set()
         self.traffic, self.bytes_down, self.bytes_up = (0, 0), 0, 0
         self._wait_for_nodes()
 
@@ -90,7 +91,7 @@ class FlowerFleet:
 
     def _wait_for_nodes(self) -> None:
         config, deadline = self._config, time.monotonic() + self._config.deadline
-        while len(nodes := self._nodes()) < config.devices and time.monotonic() < deadline:
+        while len(nodes := self._look()) < config.devices and time.monotonic() < deadline:
             time.sleep(0.2)
         if len(nodes) < self.needed:
             raise FleetError(
@@ -104,9 +105,11 @@ class FlowerFleet:
                 f"num-supernodes={config.devices}, or devices={len(nodes)}"
             )
 
-    def _nodes(self) -> list[int]:
-        nodes = sorted(self._grid.get_node_ids())
-        return [node for node in nodes if node in self._device_of] if self._given else nodes
+    def _look(self) -> set[int]:
+        """Ask Flower which nodes are connected; what follows goes by that until the next look."""
+        nodes = set(self._grid.get_node_ids())
+        self._connected = nodes & self._device_of.keys() if self._given else nodes
+        return self._connected
 
     @property
     def quarantine(self) -> set[int]:
@@ -124,6 +127,7 @@ class FlowerFleet:
         """
         exchange = _Exchange(self, phase, request, read)
         deadline = time.monotonic() + self._config.deadline
+        self._look()
         while exchange.expected > 0:
             exchange.ask(max(1.0, deadline - time.monotonic()))
             exchange.collect()
@@ -131,6 +135,7 @@ class FlowerFleet:
             if time.monotonic() > deadline:
                 break
             time.sleep(_POLL_SECONDS)
+            self._look()
         if len(exchange.answers) < self.needed:
             raise self._too_few(phase, exchange)
         self.acquainted, self.missed = set(exchange.answers), exchange.unconnected
@@ -218,7 +223,7 @@ class FlowerFleet:
         """
         owners = [other for other, index in self._device_of.items() if index == device]
         if owners and owners[0] != node:
-            if self._given or owners[0] in self._nodes():
+            if self._given or owners[0] in self._connected:
                 return False
             del self._device_of[owners[0]]
         return self._device_of.setdefault(node, device) == device
@@ -233,7 +238,7 @@ class FlowerFleet:
 
     def available(self) -> list[int]:
         """Return the connected nodes that are still asked."""
-        return sorted(set(self._nodes()) - self.quarantine)
+        return sorted(self._connected - self.quarantine)
 
     def note_failure(self, node: int, phase: Phase, code: int, reason: str) -> None:
         """Log that a device could not answer."""
