@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,10 +38,12 @@ def evaluate(graph: ir.Graph, inputs: FloatArray, visit: Visitor | None = None) 
     """
     _check(graph, inputs, "float32")
 
-    def compute(op: ir.Op, operands: _Operands[np.float32]) -> FloatArray:
-        return _activate(op.activation, _OPS[op.kind](op, graph, *operands))
+    return _run(graph, inputs, lambda op, operands: compute(op, graph, operands), visit)
 
-    return _run(graph, inputs, compute, visit)
+
+def compute(op: ir.Op, graph: ir.Graph, operands: Sequence[FloatArray]) -> FloatArray:
+    """Run one op of a float graph, activation included; what it reads is given."""
+    return _activate(op.activation, _OPS[op.kind](op, graph, *operands))
 
 
 def evaluate_int8(
@@ -65,11 +67,11 @@ def evaluate_int8(
     _check(graph, inputs, "int8")
     how = policy(rounding)
 
-    def compute(op: ir.Op, operands: _Operands[np.int8]) -> Int8Array:
+    def compute_int8(op: ir.Op, operands: _Operands[np.int8]) -> Int8Array:
         wide = tuple(operand.astype(np.int64) for operand in operands)
         return interpret_int8.compute(how, graph, op, wide).astype(np.int8)
 
-    return _run(graph, inputs, compute, visit)
+    return _run(graph, inputs, compute_int8, visit)
 
 
 def _run(

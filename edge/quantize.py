@@ -3,9 +3,9 @@
 Activations: int8, one scale and zero point per tensor, from the range seen in calibration.
 Weights: int8 in [-127, 127], symmetric, one scale per output channel; with fewer bits within
 [-7, 7] or [-31, 31], clipped where the channel's squared error is least.
-Biases: int32 with scale = input scale * weight scale. Where weights were changed much, by few bits
-or to fit, a bias makes up for the mean of that (Nagel et al., "Data-Free Quantization through
-Weight Equalization and Bias Correction", 2019; with the means of calibration).
+Biases: int32 with scale = input scale * weight scale; they make up for the mean of what rounding
+the weights, and all before them, changes. Fewer bits than 8 are chosen by what the layer computes,
+too; see `edge.fit`.
 Scales may be confined to powers of two. Then what sums are multiplied by are powers of two as well,
 which is a shift; only a mean over an area that is none keeps a multiplier.
 Concats: all that they join, also through ops that keep their scale, has the range of all together,
@@ -31,8 +31,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
-from edge.interpret import FloatArray, evaluate
+from edge import fit, ir
+from edge.calibrate import Range, SideBySide, ranges
+from edge.interpret import FloatArray
 from fedkit.errors import ExportError
 
 Scaling = Literal["float", "pow2"]
@@ -45,7 +46,6 @@ _Floats = NDArray[np.float64]
 _Grid = Callable[[_Floats], _Floats]
 """Takes scales to such as are allowed: the nearest, or the next larger."""
 
-_BATCH = 32
 _LARGEST_MULTIPLIER = 128.0
 _ROUNDS = 8  # in which the scales of what concats join settle; each needs one or two
 _LARGEST_OF_SUMS = 1 - 2.0**-20  # by which kernels multiply sums of products: below 1
@@ -69,36 +69,6 @@ class Trained:
 
     weights: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
     outputs: Mapping[str, Codes] = field(default_factory=dict)
-
-
-@dataclass
-class _Range:
-    low: float = 0.0  # zero is always representable, or padding would not be
-    high: float = 0.0
-
-    def include(self, low: float, high: float) -> None:
-        self.low, self.high = min(self.low, low), max(self.high, high)
-
-
-class _Channels:
-    """Mean and variance of each channel of an activation over the calibration set."""
-
-    def __init__(self, count: int) -> None:
-        self._sums = np.zeros((2, count))
-        self._rows = 0
-
-    def include(self, rows: FloatArray) -> None:
-        wide = rows.astype(np.float64)
-        self._sums += wide.sum(axis=0), np.square(wide).sum(axis=0)
-        self._rows += len(rows)
-
-    @property
-    def mean(self) -> _Floats:
-        return np.asarray(self._sums[0] / self._rows)
-
-    @property
-    def variance(self) -> _Floats:
-        return np.asarray(np.maximum(self._sums[1] / self._rows - np.square(self.mean), 0))
 
 
 def quantize(
@@ -132,7 +102,6 @@ def quantize(
             layer so wide that its 32-bit accumulators could overflow.
     """
     ir.verify(graph)
-    _check_calibration(calibration, percentile)
     if weight_bits not in (4, 6, 8):
         raise ExportError(f"weight_bits is {weight_bits}; weights have 8, 6 or 4 bits")
     if scales not in _GRIDS:
@@ -142,50 +111,13 @@ def quantize(
             f"scales is {scales!r}, but trained integers have steps of their own; leave scales at "
             "'float', or give no trained integers"
         )
-    ranges, channels = _observe(graph, calibration, percentile)
+    seen = ranges(graph, calibration, percentile)
     most = 2 ** (weight_bits - 1) - 1
     result = _settled(
-        _Quantizer(graph, ranges, channels, most, _GRIDS[scales], trained or Trained())
+        _Quantizer(graph, calibration, seen, most, _GRIDS[scales], trained or Trained())
     )
     ir.verify(result)
     return result
-
-
-def _check_calibration(calibration: FloatArray, percentile: float) -> None:
-    if len(calibration) == 0:
-        raise ExportError("the calibration set is empty; give at least one example, better 100")
-    if not np.isfinite(calibration).all():
-        bad = int((~np.isfinite(calibration)).sum())
-        raise ExportError(f"the calibration set holds {bad} NaN or infinite value(s); remove them")
-    if not 50 < percentile <= 100:
-        raise ExportError(f"percentile is {percentile}; it must be above 50 and at most 100")
-
-
-def _observe(
-    graph: ir.Graph, calibration: FloatArray, percentile: float
-) -> tuple[dict[str, _Range], dict[str, _Channels]]:
-    """Return the range of every activation over the calibration set, and what its channels do."""
-    ranges: dict[str, _Range] = {}
-    channels: dict[str, _Channels] = {}
-
-    def visit(name: str, value: FloatArray) -> None:
-        low, high = _extremes(value, percentile)
-        if not np.isfinite([low, high]).all():
-            raise ExportError(f"tensor {name!r} overflows float32 on the calibration set")
-        ranges.setdefault(name, _Range()).include(low, high)
-        rows = value.reshape(-1, value.shape[-1])
-        channels.setdefault(name, _Channels(rows.shape[1])).include(rows)
-
-    for start in range(0, len(calibration), _BATCH):
-        evaluate(graph, calibration[start : start + _BATCH], visit)
-    return ranges, channels
-
-
-def _extremes(value: FloatArray, percentile: float) -> tuple[float, float]:
-    if percentile == 100:
-        return float(value.min()), float(value.max())
-    low, high = np.percentile(value, [100 - percentile, percentile])
-    return float(low), float(high)
 
 
 def _settled(quantizer: _Quantizer) -> ir.Graph:
@@ -204,13 +136,16 @@ class _Quantizer:
     """Walks the float graph in order; each op finds its inputs quantised.
 
     Attributes:
+        ranges: Of each activation in calibration.
+        most: The largest code of a weight.
         joined: Activation -> all that concats join it with, itself too, also through pools.
         least: Activation -> what its scale must be at least, as far as known.
+        twins: The model and what is made of it, up to the op at hand, on the examples.
     """
 
     graph: ir.Graph
-    ranges: dict[str, _Range]
-    channels: Mapping[str, _Channels]
+    examples: FloatArray
+    ranges: dict[str, Range]
     most: int
     grid: _Grid
     trained: Trained
@@ -218,6 +153,7 @@ class _Quantizer:
     least: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
+    twins: SideBySide = field(init=False)
 
     def join(self) -> None:
         """Find what concats join, and give it the range of all of it."""
@@ -234,10 +170,14 @@ class _Quantizer:
 
     def run(self) -> ir.Graph:
         self.tensors, self.ops = {}, []
+        self.twins = SideBySide(self.graph, self.examples)
         for name in self.graph.inputs:
             self._activation(name, self._affine(name, 0.0))
+            self.twins.enter(self.tensors[name])
         for op in self.graph.ops:
+            self.twins.run_real(op)
             self._op(op)
+            self.twins.run_rounded(self.ops[-1], self.tensors)
         return replace(self.graph, tensors=self.tensors, ops=tuple(self.ops))
 
     def _op(self, op: ir.Op) -> None:
@@ -289,13 +229,15 @@ class _Quantizer:
         out = self._weighted_output(op, finest)
         coarsest = _float32(np.asarray(out.scale[0] * _LARGEST_OF_SUMS / x.scale))
         scale = np.where(x.scale * wanted > finest, coarsest, wanted)
-        if most < 127 or (scale < wanted).any():
-            share = scale / np.maximum(wanted, _TINY)
-            weight, bias = self._shrunk(op, weight, bias, scale, share, most)
-        scale = np.maximum(scale, out.scale[0] * _SMALLEST_MULTIPLIER / x.scale)
+        made = weight * _along(axis, scale / np.maximum(wanted, _TINY), weight)  # mostly times 1
+        scale = self.grid(np.maximum(scale, out.scale[0] * _SMALLEST_MULTIPLIER / x.scale))
         self._activation(op.output, out)
+        if _weight_name(op) in self.trained.weights:
+            integers = _rounded(made, _along(axis, scale, weight), most)
+        else:
+            integers, bias = self._fitted(op, weight, made, bias, scale)
         names = (f"{op.output}.weight_int8", f"{op.output}.bias_int32")
-        self._constants(op, names, weight, bias, self.grid(scale), axis, most)
+        self._constants(op, names, integers, bias, scale)
         self.ops.append(replace(op, inputs=(x.name, *names)))
 
     def _finest(self, op: ir.Op, steps: _Floats) -> float:
@@ -313,27 +255,35 @@ class _Quantizer:
         if _weight_name(op) in self.trained.weights or self.grid is not _float32:
             return float(steps.max())
         span = self.ranges[op.output].high - self.ranges[op.output].low
-        variance = self.channels[op.output].variance
+        values = self.twins.real[op.output]
+        variance = values.reshape(-1, values.shape[-1]).var(axis=0, dtype=np.float64)
         choices = np.maximum(np.unique(steps), span / 255)
         kept = np.minimum(1, choices[:, None] / np.maximum(steps, _TINY))
         lost = np.square(choices) * len(steps) / 12 + (np.square(1 - kept) * variance).sum(axis=1)
         return min(float(choices[np.argmin(lost)]), float(steps.max()))
 
-    def _shrunk(
-        self, op: ir.Op, weight: _Floats, bias: _Floats, scale: _Floats, share: _Floats, most: int
+    def _fitted(
+        self, op: ir.Op, weight: _Floats, made: _Floats, bias: _Floats, scale: _Floats
     ) -> tuple[_Floats, _Floats]:
-        """Return weights times a share per channel, and biases that keep the means of outputs."""
-        axes = [1] * weight.ndim
-        axes[ir.CHANNEL_AXIS[op.kind]] = -1
-        made = weight * share.reshape(axes)
-        steps = np.maximum(scale, _TINY).reshape(axes)
-        gap = weight - _rounded(made, steps, most) * steps
-        mean = self.channels[op.inputs[0]].mean
-        if op.kind == "depthwise_conv2d":
-            missing = gap.sum(axis=(0, 1, 2)) * np.repeat(mean, len(bias) // len(mean))
-        else:
-            missing = (gap * mean).reshape(len(bias), -1).sum(axis=1)
-        return made, bias + missing
+        """Return the integers of weights, and a bias that keeps the means of outputs.
+
+        Args:
+            op: The weighted op.
+            weight: Of the float model.
+            made: What the integers are to be: the same, or less in channels that are shrunk.
+            bias: Of the float model.
+            scale: Of each output channel.
+        """
+        real, rounded = (each[op.inputs[0]] for each in (self.twins.real, self.twins.rounded))
+        target = fit.by_group(op, made)
+        steps = scale.reshape(target.shape[:2])
+        integers = _rounded(target, steps[..., None], self.most)
+        if self.most < 127 and target.shape[2] <= fit.MOST_TERMS:
+            moments = fit.moments(op, real, rounded, len(bias))
+            integers = fit.descend(target, integers, steps, self.most, *moments)
+        expected = fit.by_group(op, weight) @ fit.means(op, real, len(bias))[..., None]
+        actual = integers @ fit.means(op, rounded, len(bias))[..., None] * steps[..., None]
+        return fit.as_weight(op, integers, weight.shape), bias + (expected - actual).ravel()
 
     def _weight_scale(self, op: ir.Op, rows: _Floats) -> tuple[_Floats, int]:
         """Return the scale of the codes of each row, and how large they may be."""
@@ -353,22 +303,14 @@ class _Quantizer:
         return self._affine(op.output, input_scale, _LARGEST_OF_SUMS)
 
     def _constants(
-        self,
-        op: ir.Op,
-        names: tuple[str, str],
-        weight: NDArray[np.float64],
-        bias: NDArray[np.float64],
-        scale: NDArray[np.float64],
-        axis: int,
-        most: int,
+        self, op: ir.Op, names: tuple[str, str], integers: _Floats, bias: _Floats, scale: _Floats
     ) -> None:
-        broadcast = [1] * weight.ndim
-        broadcast[axis] = -1
-        integers = _rounded(weight, scale.reshape(broadcast), most).astype(np.int8)
         bias_scale = self.tensors[op.inputs[0]].scale * scale
-        offsets = np.rint(bias / bias_scale)
-        _check_accumulator(op, integers, offsets)
-        self._constant(names[0], integers, scale, axis)
+        # Only of a channel that was shrunk much is it more, and that is saturated with less.
+        offsets = np.clip(np.rint(bias / bias_scale), -_BIAS_LIMIT, _BIAS_LIMIT)
+        _check_accumulator(op, integers.astype(np.int8), offsets)
+        axis = ir.CHANNEL_AXIS[op.kind]
+        self._constant(names[0], integers.astype(np.int8), scale, axis)
         self._constant(names[1], offsets.astype(np.int32), _float32(bias_scale), 0)
 
     def _constant(self, name: str, data: ir.Array, scale: NDArray[np.float64], axis: int) -> None:
@@ -377,7 +319,7 @@ class _Quantizer:
         self.tensors[name] = ir.Tensor(name, data.shape, dtype, data, quantization)
 
 
-def _affine(seen: _Range, least: float, grid: _Grid) -> ir.Quantization:
+def _affine(seen: Range, least: float, grid: _Grid) -> ir.Quantization:
     """Return scale and zero point for a range; the scale is at least `least`."""
     span = seen.high - seen.low
     is_empty = span < _TINY
@@ -386,12 +328,12 @@ def _affine(seen: _Range, least: float, grid: _Grid) -> ir.Quantization:
     return ir.Quantization((scale,), (0,)) if is_empty else _with_scale(seen, scale)
 
 
-def _with_scale(seen: _Range, scale: float) -> ir.Quantization:
+def _with_scale(seen: Range, scale: float) -> ir.Quantization:
     zero_point = int(np.clip(np.rint(-128 - seen.low / scale), -128, 127))
     return ir.Quantization((scale,), (zero_point,))
 
 
-def _with_whole_offset(seen: _Range, x: ir.Tensor, out: ir.Quantization) -> ir.Quantization:
+def _with_whole_offset(seen: Range, x: ir.Tensor, out: ir.Quantization) -> ir.Quantization:
     """Widen the scale of a mean until a cut-off in TFLite's kernel cuts nothing.
 
     The optimised built-in kernel truncates zero point * input scale / output scale to an integer,
@@ -403,6 +345,13 @@ def _with_whole_offset(seen: _Range, x: ir.Tensor, out: ir.Quantization) -> ir.Q
         return out
     scale = abs(x.zero_point) * x.scale / (int(offset) + _HAIR)
     return _with_scale(seen, float(np.float32(scale)))
+
+
+def _along(axis: int, values: _Floats, weight: _Floats) -> _Floats:
+    """Return values per output channel in a shape that goes with the weights."""
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    return values.reshape(shape)
 
 
 def _weight_name(op: ir.Op) -> str:
@@ -462,7 +411,7 @@ def _rounded(
     return np.asarray(np.clip(np.rint(values / scale), -most, most))
 
 
-def _check_accumulator(op: ir.Op, weight: NDArray[np.int8], bias: NDArray[np.float64]) -> None:
+def _check_accumulator(op: ir.Op, weight: NDArray[np.int8], bias: _Floats) -> None:
     worst = ir.accumulator_bound(weight, bias, op.kind)
     if worst >= 2**31:
         raise ExportError(
@@ -471,7 +420,7 @@ def _check_accumulator(op: ir.Op, weight: NDArray[np.int8], bias: NDArray[np.flo
         )
 
 
-def _float32(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _float32(values: _Floats) -> NDArray[np.float64]:
     """Round to what the file can hold, so that every target sees the same scales."""
     return values.astype(np.float32).astype(np.float64)
 
