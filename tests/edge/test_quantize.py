@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edge import ir
 from edge.emit import tflite
 from edge.export import float_graph
+from edge.fit import MOST_TERMS
 from edge.interpret import evaluate, evaluate_int8
 from edge.lower import lower
 from edge.passes import optimise
@@ -254,6 +255,15 @@ def test_weights_of_few_bits_keep_the_means_of_outputs(linear_graph: Build) -> N
     made = quantize(graph, inputs, weight_bits=4)
     gap = np.abs((_output(made, inputs) - evaluate(graph, inputs)).mean(axis=0))
     assert gap.max() < made.tensors[made.outputs[0]].scale
+
+
+def test_a_layer_too_wide_for_moments_is_rounded_to_the_nearest(linear_graph: Build) -> None:
+    weight = np.random.default_rng(0).standard_normal((2, MOST_TERMS + 1))
+    graph = linear_graph(weight, np.zeros(2))
+    w = quantize(graph, features(8, MOST_TERMS + 1), weight_bits=4).tensors["y.weight_int8"]
+    assert w.data is not None and w.quantization is not None
+    codes = weight.astype(np.float32) / np.reshape(w.quantization.scale, (2, 1))
+    assert (w.data == np.clip(np.rint(codes), -7, 7)).all()
 
 
 def test_a_constant_that_a_norm_blew_up_costs_nothing(linear_graph: Build) -> None:
