@@ -13,7 +13,7 @@ from tests.edge.kernels.library import need_gcc
 def test_rows_of_exactness_have_all_figures() -> None:
     need_gcc()
     (state,) = trained(Cell("resnet8", 300, 20), (0.02,))
-    rows = state_rows("resnet8", state, load_task("fashion-mnist"), 20, 20)
+    rows = state_rows("resnet8", state, load_task("fashion-mnist"), 20)
     assert len(rows) >= 6 and len({row["runtime"] for row in rows}) == len(rows)
     for row in rows:
         assert (row["mismatches"], row["examples"], row["same_class"]) == (0, 20, 1)
