@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from fedkit.bench.exact import Cell, state_rows, trained
-from fedkit.tasks import load_task
+from fedkit.bench.exact import Cell, run
 from tests.edge.kernels.library import need_gcc
 
 
 @pytest.mark.slow
 def test_rows_of_exactness_have_all_figures() -> None:
     need_gcc()
-    (state,) = trained(Cell("resnet8", 300, 20), (0.02,))
-    rows = state_rows("resnet8", state, load_task("fashion-mnist"), 20)
+    rows = run(Cell("resnet8", 0.02, 300, 20))["rows"]
     assert len(rows) >= 6 and len({row["runtime"] for row in rows}) == len(rows)
     for row in rows:
         assert (row["mismatches"], row["examples"], row["same_class"]) == (0, 20, 1)

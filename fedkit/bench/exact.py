@@ -1,10 +1,10 @@
 """`fedkit bench exact`: every artifact against the definition of its integers, on Fashion-MNIST.
 
-Each model is trained dense on all of the data, pruned by magnitude to each density, shared out
-among layers by ERK, and trained on. Every state becomes one integer graph and from it artifacts;
-each runs the test set in each of its runtimes, and is compared with the interpreter under that
-runtime's rounding policy (`edge.check`): of C at every layer, of the others at the outputs. C by
-other compilers and without optimisation is compared with the outputs of the first.
+Each model is trained dense, pruned by magnitude to each density, shared out among layers by ERK,
+and trained on. Every state becomes one integer graph and from it artifacts; each runs the test set
+in each of its runtimes, and is compared with the interpreter under that runtime's rounding policy
+(`edge.check`): of C at every layer, of the others at the outputs. C by other compilers and without
+optimisation is compared with the outputs of the first.
 
 The accuracy of weights with fewer bits is that of the compiled C, which gives the same integers.
 
@@ -62,15 +62,17 @@ _BITS = (8, 6, 4)
 
 @dataclass(frozen=True)
 class Cell:
-    """One model at all densities.
+    """One model at one density.
 
     Attributes:
         model: A model of the zoo.
+        density: Of its weights.
         examples: Training examples.
         images: Test examples that are compared, and that accuracies are measured on.
     """
 
     model: str
+    density: float
     examples: int
     images: int
 
@@ -86,39 +88,34 @@ def bench_exact(quick: bool) -> dict[str, Any]:
         DataError: The data set is not installed.
     """
     if quick:
-        states = trained(Cell("resnet8", 600, 100), (0.05,))
-        task = load_task("fashion-mnist")
-        rows = [row for state in states for row in state_rows("resnet8", state, task, 100)]
+        rows = run(Cell("resnet8", 0.05, 600, 100))["rows"]
     else:
-        cells = [Cell(model, 20_000, 10_000) for model in MODELS]
+        cells = [Cell(model, density, 20_000, 10_000) for model in MODELS for density in DENSITIES]
         rows = [row for kept in run_kept(cells, run, KEPT) for row in kept["rows"]]
     return {"benchmark": "exact", "task": "fashion-mnist", "seed": _SEED, "rows": rows}
 
 
 def run(cell: Cell) -> dict[str, Any]:
     """Train and check one model; return its rows."""
-    task = load_task("fashion-mnist")
-    states = trained(cell, DENSITIES)
-    rows = (state_rows(cell.model, state, task, cell.images) for state in states)
-    return {"rows": [row for found in rows for row in found]}
+    return {"rows": state_rows(cell, trained(cell), load_task("fashion-mnist"))}
 
 
 # Training
 
 
-def trained(cell: Cell, densities: tuple[float, ...]) -> Iterator[ModelState]:
-    """Yield a trained state of each density, each pruned from the one before."""
+def trained(cell: Cell) -> ModelState:
+    """Return a state that was trained and pruned at every density down to the cell's."""
     task = load_task("fashion-mnist")
     rng = np.random.default_rng(_SEED)
     everything = task.train_data()
     data = everything.take(rng.permutation(len(everything))[: cell.examples])
     engine, state = _engine(cell.model, task)
-    for density in densities:
+    for density in (*(each for each in DENSITIES if each > cell.density), cell.density):
         if density < 1:
             state = state.with_masks(_pruned(state, density))
         epochs = _EPOCHS if density == 1 else _EPOCHS_SPARSE
         state = _train(engine, state, data, epochs, _RATE if density == 1 else _RATE / 4)
-        yield state
+    return state
 
 
 def _engine(name: str, task: Task) -> tuple[SparseEngine, ModelState]:
@@ -149,22 +146,15 @@ def _train(
 # Checking
 
 
-def state_rows(name: str, state: ModelState, task: Task, images: int) -> list[dict[str, Any]]:
-    """Export a state and check all its artifacts; return a row for each runtime.
-
-    Args:
-        name: The state's model.
-        state: What to export.
-        task: Its task.
-        images: How many test examples.
-    """
-    reference = TorchEngine(task.build_model(_SEED, name), cross_entropy)
+def state_rows(cell: Cell, state: ModelState, task: Task) -> list[dict[str, Any]]:
+    """Export a cell's state and check all its artifacts; return a row for each runtime."""
+    reference = TorchEngine(task.build_model(_SEED, cell.model), cross_entropy)
     model, calibration = reference.module(state), task.train_data().inputs[:_CALIBRATION]
-    test = task.test_data().take(np.arange(images))
+    test = task.test_data().take(np.arange(cell.images))
     graph = int8_graph(model, calibration)
     whole = quantize(float_graph(model, calibration.shape[1:]), to_graph_layout(calibration))
     about = {
-        "model": name,
+        "model": cell.model,
         "density": round(state.density, 4),
         "parameters": cost(whole).parameters,
         "parameters_slim": cost(graph).parameters,
