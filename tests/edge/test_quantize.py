@@ -211,7 +211,8 @@ def test_weights_of_few_bits_lose_least(linear_graph: Build, bits: int, most: in
     graph = quantize(linear_graph(weight, np.zeros(5)), features(f=300), weight_bits=bits)
     w = graph.tensors[graph.ops[0].inputs[1]]
     assert w.data is not None and w.quantization is not None
-    assert np.abs(w.data).max() == most
+    largest = np.abs(w.data).max(axis=1)
+    assert largest.max() == most and largest.min() >= most - (bits < 8)
     assert w.data.dtype == np.int8
 
     def squares(scale: NDArray[np.float64]) -> NDArray[np.float64]:
