@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge import ir
 from edge.interpret import FloatArray, compute, evaluate
@@ -131,7 +130,6 @@ def _rounded(value: FloatArray, tensor: ir.Tensor) -> FloatArray:
 
 def _dequantized(constant: ir.Tensor) -> FloatArray:
     assert constant.data is not None and constant.quantization is not None
-    broadcast = [1] * constant.data.ndim
-    broadcast[constant.quantization.axis or 0] = -1
-    steps: NDArray[np.float64] = np.reshape(constant.quantization.scale, broadcast)
+    scale = np.asarray(constant.quantization.scale)
+    steps = ir.along(constant.quantization.axis or 0, scale, constant.data.ndim)
     return np.asarray(constant.data * steps, np.float32)

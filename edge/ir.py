@@ -221,6 +221,13 @@ def until(graph: Graph, name: str) -> Graph:
     return Graph(tensors, tuple(reversed(ops)), graph.inputs, (name,))
 
 
+def along(axis: int, values: Array, dimensions: int) -> Array:
+    """Return values per channel in a shape that goes with weights of so many dimensions."""
+    shape = [1] * dimensions
+    shape[axis] = -1
+    return np.reshape(values, shape)
+
+
 def same_padding(
     size: Sequence[int], out: Sequence[int], window: Window
 ) -> tuple[int, int, int, int]:

@@ -229,11 +229,11 @@ class _Quantizer:
         out = self._weighted_output(op, finest)
         coarsest = _float32(np.asarray(out.scale[0] * _LARGEST_OF_SUMS / x.scale))
         scale = np.where(x.scale * wanted > finest, coarsest, wanted)
-        made = weight * _along(axis, scale / np.maximum(wanted, _TINY), weight)  # mostly times 1
+        made = weight * ir.along(axis, scale / np.maximum(wanted, _TINY), weight.ndim)  # mostly 1
         scale = self.grid(np.maximum(scale, out.scale[0] * _SMALLEST_MULTIPLIER / x.scale))
         self._activation(op.output, out)
         if _weight_name(op) in self.trained.weights:
-            integers = _rounded(made, _along(axis, scale, weight), most)
+            integers = _rounded(made, ir.along(axis, scale, weight.ndim), most)
         else:
             integers, bias = self._fitted(op, weight, made, bias, scale)
         names = (f"{op.output}.weight_int8", f"{op.output}.bias_int32")
@@ -345,13 +345,6 @@ def _with_whole_offset(seen: Range, x: ir.Tensor, out: ir.Quantization) -> ir.Qu
         return out
     scale = abs(x.zero_point) * x.scale / (int(offset) + _HAIR)
     return _with_scale(seen, float(np.float32(scale)))
-
-
-def _along(axis: int, values: _Floats, weight: _Floats) -> _Floats:
-    """Return values per output channel in a shape that goes with the weights."""
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    return values.reshape(shape)
 
 
 def _weight_name(op: ir.Op) -> str:

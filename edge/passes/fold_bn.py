@@ -36,10 +36,11 @@ def transform(graph: ir.Graph, found: Match) -> ir.Graph:
     layer, norm = found.layer, found.norm
     weight, bias = (graph.constant(name).astype(np.float64) for name in layer.inputs[1:])
     scale, shift = (graph.constant(name).astype(np.float64) for name in norm.inputs[1:])
-    broadcast = [1] * weight.ndim
-    broadcast[ir.CHANNEL_AXIS[layer.kind]] = -1
     folded = (
-        _constant(f"{norm.output}.weight", weight * scale.reshape(broadcast)),
+        _constant(
+            f"{norm.output}.weight",
+            weight * ir.along(ir.CHANNEL_AXIS[layer.kind], scale, weight.ndim),
+        ),
         _constant(f"{norm.output}.bias", bias * scale + shift),
     )
     inputs = (layer.inputs[0], *(tensor.name for tensor in folded))
