@@ -26,7 +26,9 @@ SLACK = 64
 
 QUAD = np.dtype([("at", "<i4", 4), ("weight", "i1", 4)])
 PAIR = np.dtype([("at", "<i4", 2), ("weight", "<i2", 2)])
-FILTER = np.dtype([(name, "<u2") for name in ("channel", "quads", "pairs", "run")])
+FILTER = np.dtype(
+    [*((name, "<u2") for name in ("channel", "quads", "pairs")), ("run", "u1"), ("near", "u1")]
+)
 
 _OUT_BLOCK = 4  # output channels that the dense kernel computes together
 _SUM_LIMIT = 128  # 255 * 128 < 2^15: what weights of one sign may add up to in int16
@@ -269,7 +271,7 @@ class Sparse:
     pairs: NDArray[Any]
 
 
-def sparse(weights: Int8s, at: Int32s) -> Sparse:
+def sparse(weights: Int8s, at: Int32s, near: NDArray[np.uint8] | None = None) -> Sparse:
     """Pack the weights that are not zero for `ek_conv_sparse`.
 
     Two weights whose products fit int16 in sum make a narrow pair: always if their signs differ,
@@ -279,13 +281,18 @@ def sparse(weights: Int8s, at: Int32s) -> Sparse:
     Args:
         weights: [out, in of a group, kernel height, kernel width] int8, above -128.
         at: [in of all groups, kernel height, kernel width], from `distances`.
+        near: uint8 [out], from `edge.kernels.near`; without it no float requantises.
     """
+    if near is None:
+        near = np.zeros(len(weights), np.uint8)
     grouped = [
         (channel, *_grouped([(int(place[k]), int(weight[k])) for k in np.flatnonzero(weight)]))
         for channel, (weight, place) in enumerate(_by_filter(weights, at))
     ]
     grouped.sort(key=lambda one: (len(one[1]), len(one[2])))
-    filters = [(channel, len(four), len(two), _run(four)) for channel, four, two in grouped]
+    filters = [
+        (channel, len(four), len(two), _run(four), near[channel]) for channel, four, two in grouped
+    ]
     quads = [_columns(taps) for _, four, _ in grouped for taps in four]
     pairs = [_columns(taps) for _, _, two in grouped for taps in two]
     return Sparse(np.array(filters, FILTER), np.array(quads, QUAD), np.array(pairs, PAIR))

@@ -27,6 +27,7 @@ from edge import ir
 from edge.kernels import pack
 from edge.kernels.common import check_compilable, multiplier_and_shift
 from edge.kernels.pack import Int8s, Int32s, Phases, Planes
+from edge.kernels.requant import LEAST_SHIFT, Requant, near, simplified
 from edge.memory import Buffer
 from edge.rounding import Scales, add_multipliers
 from fedkit.errors import ExportError
@@ -40,7 +41,6 @@ DENSE_FROM = 0.7
 STREAM_BELOW = 0.5
 """Density of weights below which a stream is smaller: it takes two bytes per weight."""
 
-_LEAST_SHIFT = 31
 _BYTE = 128  # what a byte is more than its int8
 _CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 
@@ -263,8 +263,8 @@ class _Compiler:
         if add is not None:
             other, total = self._other(op, add)
         out = self._out(op, add)
-        common = (_planes(self.planes[(add or op).output]), requant, in_row)
-        kind, rest, scratch = self._packed(weights, at)
+        common = (_planes(self.planes[(add or op).output]), _requant(requant), in_row)
+        kind, rest, scratch = self._packed(weights, at, requant)
         struct = Struct(f"ek_{kind}_conv", (*common, *rest, Pointer(total)))
         places: list[Argument] = [source, other, out]
         if scratch:
@@ -288,7 +288,7 @@ class _Compiler:
         return Place(buffer), phases.distances(window), phases.planes.row
 
     def _packed(
-        self, weights: Int8s, at: Int32s
+        self, weights: Int8s, at: Int32s, requant: Requant
     ) -> tuple[str, tuple[int | NDArray[Any], ...], int]:
         """Return which kernel takes the weights, the fields of its struct, and its scratch."""
         groups = len(at) // weights.shape[1]
@@ -301,7 +301,7 @@ class _Compiler:
         if groups == 1 and density >= DENSE_FROM:
             full = pack.dense(weights, at)
             return "dense", (full.taps, full.at, full.weights), full.scratch
-        packed = pack.sparse(weights, at)
+        packed = pack.sparse(weights, at, near(requant, weights))
         return "sparse", (packed.filters, packed.quads, packed.pairs), 0
 
     def _streamed(
@@ -320,10 +320,10 @@ class _Compiler:
 
     def _requant(
         self, op: ir.Op, weights: Int8s, bias: Int32s, real: Scales
-    ) -> tuple[Int8s, Struct]:
+    ) -> tuple[Int8s, Requant]:
         """Return the weights, scaled where a multiplier needs it, and how sums become bytes."""
         multiplier, shift = multiplier_and_shift(real)
-        by = np.maximum(_LEAST_SHIFT - shift, 0)
+        by = np.maximum(LEAST_SHIFT - shift, 0)
         scaled = weights << by.reshape(-1, *[1] * (weights.ndim - 1))
         offsets = bias.astype(np.int64) << by
         if np.abs(scaled).max(initial=0) > 127 or np.abs(offsets).max(initial=0) >= 2**31:
@@ -335,11 +335,12 @@ class _Compiler:
         folded = pack.folded_bias(
             offsets.astype(np.int32), scaled.astype(np.int8), self._zero(op.inputs[0])
         )
-        return scaled.astype(np.int8), self._requant_struct(op, folded, multiplier, shift + by)
+        requant = self._factors(op, folded, multiplier, shift + by)
+        return scaled.astype(np.int8), simplified(requant, weights)
 
-    def _requant_struct(self, op: ir.Op, bias: Int32s, multiplier: Int64s, shift: Int64s) -> Struct:
+    def _factors(self, op: ir.Op, bias: Int32s, multiplier: Int64s, shift: Int64s) -> Requant:
         arrays = bias, multiplier.astype(np.int32), shift.astype(np.uint8)
-        return Struct("ek_requant", (*arrays, *self._limits(op)))
+        return Requant(*arrays, *self._limits(op))
 
     def _limits(self, op: ir.Op) -> tuple[int, int, int]:
         low, high = ir.limits(self.graph, op)
@@ -410,7 +411,8 @@ class _Compiler:
         assert quantization is not None  # the verifier's rule
         real = x.scale * np.asarray(quantization.scale) / out.scale
         weights, requant = self._requant(op, weights, bias, real)
-        struct = Struct("ek_linear_layer", (weights.shape[1], len(weights), requant, weights))
+        sizes = weights.shape[1], len(weights)
+        struct = Struct("ek_linear_layer", (*sizes, _requant(requant), weights))
         places = self._place(x.name), self._new(out.name)
         self._call("ek_linear", struct, *places, source=op.source)
 
@@ -420,11 +422,11 @@ class _Compiler:
         count = planes.height * planes.width
         real = x.scale / count / out.scale
         multiplier, shift = multiplier_and_shift(np.array([real]))
-        if shift[0] < _LEAST_SHIFT or not _is_vector(self.planes[out.name]):
+        if shift[0] < LEAST_SHIFT or not _is_vector(self.planes[out.name]):
             self._per_channel(op, (planes.height, planes.width), real)
             return
         bias = np.array([-count * planes.zero], np.int32)
-        struct = self._requant_struct(op, bias, multiplier, shift)
+        struct = _requant(self._factors(op, bias, multiplier, shift))
         places = self._place(x.name), self._new(out.name)
         self._call("ek_mean", struct, _planes(planes), *places, source=op.source)
 
@@ -498,6 +500,10 @@ _OPS: Mapping[ir.Kind, Callable[[_Compiler, ir.Op], None]] = {
 def _planes(planes: Planes) -> Struct:
     sizes = planes.channels, planes.height, planes.width
     return Struct("ek_planes", (*sizes, planes.row, planes.plane, planes.lead, planes.zero))
+
+
+def _requant(r: Requant) -> Struct:
+    return Struct("ek_requant", (r.bias, r.multiplier, r.shift, r.zero, r.low, r.high))
 
 
 def _is_vector(planes: Planes) -> bool:

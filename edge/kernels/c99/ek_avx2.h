@@ -18,6 +18,12 @@
 #define ek_dot_words _mm256_dpwssd_avx_epi32
 #endif
 
+#ifdef __FMA__
+#define EK_FMA 1 /* multiplies and adds with one rounding */
+#else
+#define EK_FMA 0
+#endif
+
 /* What vectors take from a byte before they multiply it. */
 #define EK_LESS 0
 
@@ -80,158 +86,6 @@ static inline ek_block ek_block_of(int32_t sum) {
 }
 static inline ek_eight ek_eight_of(int32_t sum) { return _mm256_set1_epi32(sum); }
 
-typedef enum { EK_POWER, EK_HIGH, EK_WIDE } ek_scale_kind;
-
-/* Requantisation; all up to `shift` is of one channel. */
-typedef struct {
-    ek_scale_kind kind;
-    __m256i multiplier, round, offset;
-    __m128i shift;
-    __m256i zero, low, high;
-} ek_scale;
-
-/* EK_POWER: multiplier 2^30, so (sum + 2^(s - 1)) >> s with s = shift - 30, and, as nothing may
- *   overflow, ((sum >> (s - 1)) + 1) >> 1.
- * EK_HIGH: 2^(shift - 1) is a multiple of 2^32, so the low half of a product never matters.
- * EK_WIDE: the rest, made positive by 2^62 as there is no arithmetic shift of 64 bits. */
-static inline void ek_scale_channel(ek_scale *scale, const ek_requant *q, int32_t channel) {
-    const int32_t shift = q->shift[channel], multiplier = q->multiplier[channel];
-    scale->multiplier = _mm256_set1_epi32(multiplier);
-    if (shift < 33) {
-        scale->kind = EK_WIDE;
-        scale->shift = _mm_cvtsi32_si128(shift);
-        scale->round = _mm256_set1_epi64x(((int64_t)1 << 62) + ((int64_t)1 << (shift - 1)));
-        scale->offset = _mm256_set1_epi32((int32_t)((int64_t)1 << (62 - shift)));
-    } else if (multiplier == 1 << 30) {
-        scale->kind = EK_POWER;
-        scale->shift = _mm_cvtsi32_si128(shift - 31);
-        scale->round = _mm256_set1_epi32(1);
-    } else {
-        scale->kind = EK_HIGH;
-        scale->shift = _mm_cvtsi32_si128(shift - 32);
-        scale->round = _mm256_set1_epi32(1 << (shift - 33));
-    }
-}
-
-/* What all channels share. */
-static inline ek_scale ek_scale_of(const ek_requant *q) {
-    ek_scale scale;
-    scale.kind = EK_HIGH;
-    scale.multiplier = scale.round = scale.offset = _mm256_setzero_si256();
-    scale.shift = _mm_setzero_si128();
-    scale.zero = _mm256_set1_epi16(q->zero);
-    scale.low = _mm256_set1_epi8((char)q->low);
-    scale.high = _mm256_set1_epi8((char)q->high);
-    return scale;
-}
-
-static inline __m256i ek_power(const ek_scale *s, __m256i x) {
-    return _mm256_srai_epi32(_mm256_add_epi32(_mm256_sra_epi32(x, s->shift), s->round), 1);
-}
-static inline __m256i ek_high(const ek_scale *s, __m256i x) {
-    const __m256i even = _mm256_mul_epi32(x, s->multiplier);
-    const __m256i odd = _mm256_mul_epi32(_mm256_srli_epi64(x, 32), s->multiplier);
-    const __m256i high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-    return _mm256_sra_epi32(_mm256_add_epi32(high, s->round), s->shift);
-}
-static inline __m256i ek_wide_half(const ek_scale *s, __m256i x) {
-    const __m256i product = _mm256_mul_epi32(x, s->multiplier);
-    return _mm256_srl_epi64(_mm256_add_epi64(product, s->round), s->shift);
-}
-static inline __m256i ek_wide(const ek_scale *s, __m256i x) {
-    const __m256i even = ek_wide_half(s, x), odd = ek_wide_half(s, _mm256_srli_epi64(x, 32));
-    const __m256i both = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
-    return _mm256_sub_epi32(both, s->offset);
-}
-
-static inline __m256i ek_rescaled(const ek_scale *s, __m256i sums) {
-    if (s->kind == EK_HIGH) return ek_high(s, sums);
-    return s->kind == EK_POWER ? ek_power(s, sums) : ek_wide(s, sums);
-}
-
-/* To bytes, in the order of the pixels. */
-static inline __m256i ek_narrow(ek_block x, __m256i zero, __m256i low, __m256i high) {
-    const __m256i first = _mm256_adds_epi16(_mm256_packs_epi32(x.a, x.b), zero);
-    const __m256i last = _mm256_adds_epi16(_mm256_packs_epi32(x.c, x.d), zero);
-    return _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(first, last), low), high);
-}
-
-static inline __m256i ek_scaled_block(const ek_scale *s, ek_block x) {
-    if (s->kind == EK_HIGH) {
-        x.a = ek_high(s, x.a), x.b = ek_high(s, x.b);
-        x.c = ek_high(s, x.c), x.d = ek_high(s, x.d);
-    } else if (s->kind == EK_POWER) {
-        x.a = ek_power(s, x.a), x.b = ek_power(s, x.b);
-        x.c = ek_power(s, x.c), x.d = ek_power(s, x.d);
-    } else {
-        x.a = ek_wide(s, x.a), x.b = ek_wide(s, x.b);
-        x.c = ek_wide(s, x.c), x.d = ek_wide(s, x.d);
-    }
-    return ek_narrow(x, s->zero, s->low, s->high);
-}
-
-static inline __m128i ek_scaled_sixteen(const ek_scale *s, ek_sixteen sums) {
-    const __m256i x = ek_rescaled(s, sums.a), y = ek_rescaled(s, sums.b);
-    const ek_block quarters = {x, _mm256_castsi128_si256(_mm256_extracti128_si256(x, 1)),
-                               y, _mm256_castsi128_si256(_mm256_extracti128_si256(y, 1))};
-    return _mm256_castsi256_si128(ek_narrow(quarters, s->zero, s->low, s->high));
-}
-
-static inline __m128i ek_scaled_eight(const ek_scale *s, ek_eight sums) {
-    const ek_sixteen twice = {sums, sums};
-    return ek_scaled_sixteen(s, twice);
-}
-
-/* What ek_sum says. A scale is high * 2^10 + low. */
-typedef struct {
-    int narrow;
-    __m256i scale, scale_high, offset, zero, low, high;
-    __m128i shift;
-} ek_adder;
-
-static inline ek_adder ek_adder_of(const ek_sum *sum) {
-    ek_adder a;
-    a.narrow = sum->scale_a < 1 << 15 && sum->scale_b < 1 << 15;
-    if (a.narrow) {
-        a.scale = _mm256_set1_epi32(sum->scale_b << 16 | sum->scale_a);
-    } else {
-        a.scale = _mm256_set1_epi32((sum->scale_b & 1023) << 16 | (sum->scale_a & 1023));
-    }
-    a.scale_high = _mm256_set1_epi32((sum->scale_b >> 10) << 16 | sum->scale_a >> 10);
-    a.offset = _mm256_set1_epi32(sum->offset);
-    a.shift = _mm_cvtsi32_si128(sum->shift);
-    a.zero = _mm256_set1_epi16(sum->zero);
-    a.low = _mm256_set1_epi8((char)sum->low);
-    a.high = _mm256_set1_epi8((char)sum->high);
-    return a;
-}
-
-static inline __m256i ek_weighed(const ek_adder *a, __m256i pairs) {
-    __m256i total = _mm256_add_epi32(_mm256_madd_epi16(pairs, a->scale), a->offset);
-    if (!a->narrow) {
-        const __m256i high = _mm256_madd_epi16(pairs, a->scale_high);
-        total = _mm256_add_epi32(total, _mm256_slli_epi32(high, 10));
-    }
-    return _mm256_sra_epi32(total, a->shift);
-}
-
-static inline __m256i ek_added(const ek_adder *adder, __m256i x, __m256i y) {
-    const __m256i none = _mm256_setzero_si256();
-    const __m256i first = _mm256_unpacklo_epi8(x, y), last = _mm256_unpackhi_epi8(x, y);
-    const ek_block sums = {ek_weighed(adder, _mm256_unpacklo_epi8(first, none)),
-                           ek_weighed(adder, _mm256_unpackhi_epi8(first, none)),
-                           ek_weighed(adder, _mm256_unpacklo_epi8(last, none)),
-                           ek_weighed(adder, _mm256_unpackhi_epi8(last, none))};
-    return ek_narrow(sums, adder->zero, adder->low, adder->high);
-}
-
-static inline __m128i ek_added_half(const ek_adder *adder, __m128i x, __m128i y) {
-    return _mm256_castsi256_si128(
-        ek_added(adder, _mm256_castsi128_si256(x), _mm256_castsi128_si256(y)));
-}
-
-/* Sparse convolutions */
-
 /* [a b c d] times [weights], added; a pair's products sum up within int16. */
 static inline void ek_add_bytes(__m256i *sum, __m256i bytes, __m256i weights) {
 #ifdef EK_VNNI
@@ -251,9 +105,212 @@ static inline void ek_add_words(__m256i *sum, __m256i words, __m256i weights) {
 #endif
 }
 
+typedef enum { EK_NEAR, EK_POWER, EK_HIGH, EK_WIDE } ek_scale_kind;
+
+/* Requantisation; all up to `shift` is of one channel. */
+typedef struct {
+    ek_scale_kind kind;
+    int limited; /* 0: `low` and `high` are 0 and 255 */
+    __m256i multiplier, round, offset, shift;
+    __m256i zero, low, high;
+    __m256 factor, magic;
+} ek_scale;
+
+/* EK_NEAR: by a float, as ek_filter allows. Added to a number so large that floats there are
+ *   integers, so that the lower half of the sum's bits is the result.
+ * EK_POWER: multiplier 2^30, so (sum + 2^(s - 1)) >> s with s = shift - 30, and, as nothing may
+ *   overflow, ((sum >> (s - 1)) + 1) >> 1.
+ * EK_HIGH: 2^(shift - 1) is a multiple of 2^32, so the low half of a product never matters.
+ * EK_WIDE: the rest, made positive by 2^62 as there is no arithmetic shift of 64 bits. */
+#define EK_MAGIC 12582912 /* 1.5 * 2^23 */
+
+static inline float ek_near_factor(int32_t multiplier, int32_t shift, int near) {
+    float factor = (float)multiplier;
+    int32_t bits;
+    memcpy(&bits, &factor, sizeof bits);
+    bits += near - EK_NEAREST - shift * (1 << 23);
+    memcpy(&factor, &bits, sizeof bits);
+    return factor;
+}
+
+static inline void ek_scale_channel(ek_scale *scale, const ek_requant *q, int32_t channel,
+                                    int near) {
+    const int32_t shift = q->shift[channel], multiplier = q->multiplier[channel];
+    scale->multiplier = _mm256_set1_epi32(multiplier);
+    if (near && EK_FMA) {
+        scale->kind = EK_NEAR;
+        scale->factor = _mm256_set1_ps(ek_near_factor(multiplier, shift, near));
+    } else if (shift < 33) {
+        scale->kind = EK_WIDE;
+        scale->shift = _mm256_set1_epi64x(shift);
+        scale->round = _mm256_set1_epi64x(((int64_t)1 << 62) + ((int64_t)1 << (shift - 1)));
+        scale->offset = _mm256_set1_epi32((int32_t)((int64_t)1 << (62 - shift)));
+    } else if (multiplier == 1 << 30) {
+        scale->kind = EK_POWER;
+        scale->shift = _mm256_set1_epi32(shift - 31);
+        scale->round = _mm256_set1_epi32(1);
+    } else {
+        scale->kind = EK_HIGH;
+        scale->shift = _mm256_set1_epi32(shift - 32);
+        scale->round = _mm256_set1_epi32(1 << (shift - 33));
+    }
+}
+
+/* What all channels share. */
+static inline ek_scale ek_scale_of(const ek_requant *q) {
+    ek_scale scale;
+    scale.kind = EK_HIGH;
+    scale.multiplier = scale.round = scale.offset = scale.shift = _mm256_setzero_si256();
+    scale.limited = q->low > 0 || q->high < 255;
+    scale.zero = _mm256_set1_epi16(q->zero);
+    scale.low = _mm256_set1_epi8((char)q->low);
+    scale.high = _mm256_set1_epi8((char)q->high);
+    scale.factor = _mm256_setzero_ps();
+    scale.magic = _mm256_set1_ps((float)(EK_MAGIC + q->zero));
+    return scale;
+}
+
+static inline __m256i ek_near(const ek_scale *s, __m256i x) {
+    const __m256 sums = _mm256_cvtepi32_ps(x);
+#if EK_FMA
+    return _mm256_castps_si256(_mm256_fmadd_ps(sums, s->factor, s->magic));
+#else
+    return _mm256_castps_si256(_mm256_mul_ps(sums, s->factor)); /* never asked for */
+#endif
+}
+static inline __m256i ek_power(const ek_scale *s, __m256i x) {
+    return _mm256_srai_epi32(_mm256_add_epi32(_mm256_srav_epi32(x, s->shift), s->round), 1);
+}
+static inline __m256i ek_high(const ek_scale *s, __m256i x) {
+    const __m256i even = _mm256_mul_epi32(x, s->multiplier);
+    const __m256i odd = _mm256_mul_epi32(_mm256_srli_epi64(x, 32), s->multiplier);
+    const __m256i high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+    return _mm256_srav_epi32(_mm256_add_epi32(high, s->round), s->shift);
+}
+static inline __m256i ek_wide_half(const ek_scale *s, __m256i x) {
+    const __m256i product = _mm256_mul_epi32(x, s->multiplier);
+    return _mm256_srlv_epi64(_mm256_add_epi64(product, s->round), s->shift);
+}
+static inline __m256i ek_wide(const ek_scale *s, __m256i x) {
+    const __m256i even = ek_wide_half(s, x), odd = ek_wide_half(s, _mm256_srli_epi64(x, 32));
+    const __m256i both = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+    return _mm256_sub_epi32(both, s->offset);
+}
+
+static inline __m256i ek_rescaled(const ek_scale *s, __m256i sums) {
+    if (s->kind == EK_NEAR) return ek_near(s, sums);
+    if (s->kind == EK_HIGH) return ek_high(s, sums);
+    return s->kind == EK_POWER ? ek_power(s, sums) : ek_wide(s, sums);
+}
+
+/* To bytes, in the order of the pixels. */
+EK_INLINE __m256i ek_narrow(ek_block x, __m256i zero) {
+    const __m256i first = _mm256_adds_epi16(_mm256_packs_epi32(x.a, x.b), zero);
+    const __m256i last = _mm256_adds_epi16(_mm256_packs_epi32(x.c, x.d), zero);
+    return _mm256_packus_epi16(first, last);
+}
+
+/* The same of EK_NEAR: lower halves to bytes, beside upper ones, which are left out. */
+EK_INLINE __m256i ek_near_narrow(ek_block x) {
+    const __m256i lower = _mm256_set1_epi16(255);
+    const __m256i first = _mm256_and_si256(_mm256_packus_epi16(x.a, x.b), lower);
+    const __m256i last = _mm256_and_si256(_mm256_packus_epi16(x.c, x.d), lower);
+    return _mm256_packus_epi16(first, last);
+}
+
+EK_INLINE __m256i ek_limited(__m256i bytes, __m256i low, __m256i high) {
+    return _mm256_min_epu8(_mm256_max_epu8(bytes, low), high);
+}
+
+EK_INLINE __m256i ek_narrowed(const ek_scale *s, ek_block x) {
+    const __m256i bytes = s->kind == EK_NEAR ? ek_near_narrow(x) : ek_narrow(x, s->zero);
+    return s->limited ? ek_limited(bytes, s->low, s->high) : bytes;
+}
+
+EK_INLINE __m256i ek_scaled_block(const ek_scale *s, ek_block x) {
+    if (s->kind == EK_NEAR) {
+        x.a = ek_near(s, x.a), x.b = ek_near(s, x.b);
+        x.c = ek_near(s, x.c), x.d = ek_near(s, x.d);
+    } else if (s->kind == EK_HIGH) {
+        x.a = ek_high(s, x.a), x.b = ek_high(s, x.b);
+        x.c = ek_high(s, x.c), x.d = ek_high(s, x.d);
+    } else if (s->kind == EK_POWER) {
+        x.a = ek_power(s, x.a), x.b = ek_power(s, x.b);
+        x.c = ek_power(s, x.c), x.d = ek_power(s, x.d);
+    } else {
+        x.a = ek_wide(s, x.a), x.b = ek_wide(s, x.b);
+        x.c = ek_wide(s, x.c), x.d = ek_wide(s, x.d);
+    }
+    return ek_narrowed(s, x);
+}
+
+EK_INLINE __m128i ek_scaled_sixteen(const ek_scale *s, ek_sixteen sums) {
+    const __m256i x = ek_rescaled(s, sums.a), y = ek_rescaled(s, sums.b);
+    const ek_block quarters = {x, _mm256_castsi128_si256(_mm256_extracti128_si256(x, 1)),
+                               y, _mm256_castsi128_si256(_mm256_extracti128_si256(y, 1))};
+    return _mm256_castsi256_si128(ek_narrowed(s, quarters));
+}
+
+EK_INLINE __m128i ek_scaled_eight(const ek_scale *s, ek_eight sums) {
+    const ek_sixteen twice = {sums, sums};
+    return ek_scaled_sixteen(s, twice);
+}
+
+/* What ek_sum says. A scale is high * 2^10 + low. */
+typedef struct {
+    int narrow, limited;
+    __m256i scale, scale_high, offset, shift, zero, low, high;
+} ek_adder;
+
+static inline ek_adder ek_adder_of(const ek_sum *sum) {
+    ek_adder a;
+    a.narrow = sum->scale_a < 1 << 15 && sum->scale_b < 1 << 15;
+    if (a.narrow) {
+        a.scale = _mm256_set1_epi32(sum->scale_b << 16 | sum->scale_a);
+    } else {
+        a.scale = _mm256_set1_epi32((sum->scale_b & 1023) << 16 | (sum->scale_a & 1023));
+    }
+    a.scale_high = _mm256_set1_epi32((sum->scale_b >> 10) << 16 | sum->scale_a >> 10);
+    a.offset = _mm256_set1_epi32(sum->offset);
+    a.shift = _mm256_set1_epi32(sum->shift);
+    a.limited = sum->low > 0 || sum->high < 255;
+    a.zero = _mm256_set1_epi16(sum->zero);
+    a.low = _mm256_set1_epi8((char)sum->low);
+    a.high = _mm256_set1_epi8((char)sum->high);
+    return a;
+}
+
+static inline __m256i ek_weighed(const ek_adder *a, __m256i pairs) {
+    __m256i total = a->offset;
+    ek_add_words(&total, pairs, a->scale);
+    if (!a->narrow) {
+        const __m256i high = _mm256_madd_epi16(pairs, a->scale_high);
+        total = _mm256_add_epi32(total, _mm256_slli_epi32(high, 10));
+    }
+    return _mm256_srav_epi32(total, a->shift);
+}
+
+EK_INLINE __m256i ek_added(const ek_adder *adder, __m256i x, __m256i y) {
+    const __m256i none = _mm256_setzero_si256();
+    const __m256i first = _mm256_unpacklo_epi8(x, y), last = _mm256_unpackhi_epi8(x, y);
+    const ek_block sums = {ek_weighed(adder, _mm256_unpacklo_epi8(first, none)),
+                           ek_weighed(adder, _mm256_unpackhi_epi8(first, none)),
+                           ek_weighed(adder, _mm256_unpacklo_epi8(last, none)),
+                           ek_weighed(adder, _mm256_unpackhi_epi8(last, none))};
+    const __m256i bytes = ek_narrow(sums, adder->zero);
+    return adder->limited ? ek_limited(bytes, adder->low, adder->high) : bytes;
+}
+
+static inline __m128i ek_added_half(const ek_adder *adder, __m128i x, __m128i y) {
+    return _mm256_castsi256_si128(
+        ek_added(adder, _mm256_castsi128_si256(x), _mm256_castsi128_si256(y)));
+}
+
+/* Sparse convolutions */
+
 /* The bytes of four taps interleave to [a b c d] per pixel; that stays within halves of 128 bits,
  * and the packing at the end undoes it. */
-static inline void ek_quad_block(ek_block *sums, const uint8_t *p, const ek_quad *quad) {
+EK_INLINE void ek_quad_block(ek_block *sums, const uint8_t *p, const ek_quad *quad) {
     const __m256i w = _mm256_set1_epi32(ek_word(quad->weight));
     const __m256i a = ek_load32(p + quad->at[0]), b = ek_load32(p + quad->at[1]);
     const __m256i c = ek_load32(p + quad->at[2]), d = ek_load32(p + quad->at[3]);
@@ -265,7 +322,7 @@ static inline void ek_quad_block(ek_block *sums, const uint8_t *p, const ek_quad
     ek_add_bytes(&sums->d, _mm256_unpackhi_epi16(AB, CD), w);
 }
 
-static inline void ek_pair_block(ek_block *sums, const uint8_t *p, const ek_pair *pair) {
+EK_INLINE void ek_pair_block(ek_block *sums, const uint8_t *p, const ek_pair *pair) {
     const __m256i none = _mm256_setzero_si256(), w = _mm256_set1_epi32(ek_word(pair->weight));
     const __m256i a = ek_load32(p + pair->at[0]), b = ek_load32(p + pair->at[1]);
     const __m256i ab = _mm256_unpacklo_epi8(a, b), AB = _mm256_unpackhi_epi8(a, b);

@@ -136,7 +136,7 @@ static ek_four_channels ek_four_of(const ek_dense_conv *conv, int32_t first) {
     for (int32_t c = 0; c < 4; c++) {
         const int32_t channel = first + (c < four.channels ? c : 0);
         four.scale[c] = ek_scale_of(&conv->requant);
-        ek_scale_channel(&four.scale[c], &conv->requant, channel);
+        ek_scale_channel(&four.scale[c], &conv->requant, channel, 0);
         four.bias[c] = conv->requant.bias[channel];
     }
     return four;
@@ -148,8 +148,7 @@ static void ek_pixels(const ek_dense_conv *conv, int32_t start, int32_t end, con
     const int32_t pairs = (conv->taps + 1) / 2;
     const int32_t patches = (conv->taps + EK_DEEP - 1) / EK_DEEP;
     uint8_t *weights = scratch + patches * 4 * EK_TILE;
-    static const ek_sum nothing = {0, 0, 0, 1, 0, 0, 0};
-    const ek_adder adder = ek_adder_of(conv->sum ? conv->sum : &nothing);
+    const ek_adder adder = ek_adder_of(conv->sum ? conv->sum : &ek_no_sum);
     ek_span spans[EK_TILE / 16];
     const int32_t count = (end - start + 15) / 16;
     for (int32_t i = 0; i < count; i++) {

@@ -8,7 +8,11 @@ typedef struct {
     int32_t bias;
 } ek_row;
 
-#ifdef EK_SIMD
+#if defined(EK_AVX512)
+
+#include "ek_planes512.h"
+
+#elif defined(EK_SIMD)
 
 typedef struct {
     ek_scale scale;
@@ -17,12 +21,6 @@ typedef struct {
 } ek_tail;
 
 #ifdef EK_NEON
-
-#ifdef __GNUC__ /* passing eight registers of sums costs as much as a tap */
-#define EK_INLINE static inline __attribute__((always_inline))
-#else
-#define EK_INLINE static inline
-#endif
 
 EK_INLINE void ek_finish_block(const ek_tail *tail, ek_block sums, const uint8_t *other,
                                uint8_t *out) {
@@ -132,43 +130,12 @@ static void ek_last_eights(const ek_row *row, const ek_tail *tail, const uint8_t
     }
 }
 
-#ifdef EK_AVX512
-
-static inline __m512i ek_sums64(const ek_row *row, const ek_scale64 *scale, const uint8_t *p) {
-    const ek_quad *quad = row->quads, *last_quad = quad + row->filter->quads;
-    const ek_pair *pair = row->pairs, *last_pair = pair + row->filter->pairs;
-    const __m512i bias = _mm512_set1_epi32(row->bias);
-    ek_block64 sums = {bias, bias, bias, bias};
-    for (; quad != last_quad; quad++) ek_quad_block64(&sums, p, quad);
-    for (; pair != last_pair; pair++) ek_pair_block64(&sums, p, pair);
-    return ek_scaled_block64(scale, sums);
-}
-
-/* Runs of 64 pixels; returns how many pixels they are. A last one of more than 32 writes only as
- * far as `count`. */
-static int32_t ek_runs64(const ek_row *row, const ek_tail *tail, const uint8_t *p,
-                         const uint8_t *other, uint8_t *out, int32_t count) {
-    const ek_scale64 scale = ek_scale64_of(&tail->scale);
-    const ek_adder64 adder = ek_adder64_of(&tail->adder);
-    int32_t x = 0;
-    for (; count - x > 32; x += 64) {
-        __m512i bytes = ek_sums64(row, &scale, p + x);
-        if (tail->adds) bytes = ek_added64(&adder, bytes, ek_load64(other + x));
-        ek_store_first(out + x, bytes, count - x);
-    }
-    return x;
-}
-
-#else
-
 static int32_t ek_runs64(const ek_row *row, const ek_tail *tail, const uint8_t *p,
                          const uint8_t *other, uint8_t *out, int32_t count) {
     int32_t x = 0;
     for (; count - x >= 64; x += 64) ek_blocks(row, tail, p + x, other + x, out + x, 2);
     return x;
 }
-
-#endif
 
 static void ek_run(const ek_row *row, const ek_tail *tail, const uint8_t *p, const uint8_t *other,
                    uint8_t *out, int32_t count) {
@@ -186,13 +153,10 @@ static void ek_run(const ek_row *row, const ek_tail *tail, const uint8_t *p, con
     }
 }
 
-static ek_tail ek_tail_of(const ek_sparse_conv *conv) {
-    static const ek_sum nothing = {0, 0, 0, 1, 0, 0, 0};
-    ek_tail tail;
-    tail.scale = ek_scale_of(&conv->requant);
-    tail.adds = conv->sum != 0;
-    tail.adder = ek_adder_of(conv->sum ? conv->sum : &nothing);
-    return tail;
+static void ek_tail_of(ek_tail *tail, const ek_sparse_conv *conv) {
+    tail->scale = ek_scale_of(&conv->requant);
+    tail->adds = conv->sum != 0;
+    tail->adder = ek_adder_of(conv->sum ? conv->sum : &ek_no_sum);
 }
 
 /* The filter with its bias for sums of bytes less EK_LESS. */
@@ -211,7 +175,7 @@ static void ek_sparse_plane(const ek_sparse_conv *conv, ek_tail *tail, const ek_
                             const uint8_t *in, const uint8_t *other, uint8_t *out) {
     const ek_runs runs = ek_runs_of(&conv->out, conv->in_row);
     const ek_row shifted = EK_LESS ? ek_shifted(row) : *row;
-    ek_scale_channel(&tail->scale, &conv->requant, row->filter->channel);
+    ek_scale_channel(&tail->scale, &conv->requant, row->filter->channel, row->filter->near);
     for (int32_t y = 0; y < runs.count; y++) {
         const int32_t to = y * conv->out.row;
         ek_run(&shifted, tail, in + y * conv->in_row, other + to, out + to, runs.length);
@@ -233,9 +197,9 @@ static void ek_row_taps(const void *state, const uint8_t *p, int32_t *sums, int3
 
 typedef ek_channel ek_tail;
 
-static ek_tail ek_tail_of(const ek_sparse_conv *conv) {
-    const ek_tail tail = {&conv->out, &conv->requant, conv->sum, 0, conv->in_row};
-    return tail;
+static void ek_tail_of(ek_tail *tail, const ek_sparse_conv *conv) {
+    const ek_tail all = {&conv->out, &conv->requant, conv->sum, 0, conv->in_row};
+    *tail = all;
 }
 
 static void ek_sparse_plane(const ek_sparse_conv *conv, ek_tail *tail, const ek_row *row,
@@ -251,7 +215,8 @@ void ek_conv_sparse(const ek_sparse_conv *conv, const uint8_t *in, const uint8_t
                     uint8_t *out) {
     const ek_planes *planes = &conv->out;
     ek_row row = {conv->filters, conv->quads, conv->pairs, 0};
-    ek_tail tail = ek_tail_of(conv);
+    ek_tail tail;
+    ek_tail_of(&tail, conv);
     if (!conv->sum) other = out;
     ek_halo_before(planes, out);
     for (int32_t n = 0; n < planes->channels; n++, row.filter++) {

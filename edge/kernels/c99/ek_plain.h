@@ -24,6 +24,12 @@ extern
 
 #include "ek.h"
 
+#ifdef __GNUC__ /* passing eight registers of sums costs as much as a tap */
+#define EK_INLINE static inline __attribute__((always_inline))
+#else
+#define EK_INLINE static inline
+#endif
+
 #define EK_CHUNK 64 /* sums that plain kernels hold at once */
 
 /* C99 leaves it open what >> does to a sign; here it must stay. */

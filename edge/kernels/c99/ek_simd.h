@@ -14,7 +14,8 @@
  *                            requantisation; of the last, 8 bytes matter
  *   ek_adder, ek_added, ek_added_half   what ek_sum says
  *   ek_dot, ek_total, ek_load_three, ek_halves   linear layers, means, layouts
- *   EK_AVX512, if it has sparse convolutions of 64 pixels: ek_block64 and more, see ek_avx512.h
+ *   EK_AVX512, if planes of sparse convolutions have a form of their own: ek_planes512.h
+ *   EK_VBMI, if any 64 bytes can be permuted
  *
  * Constants are the same for all. */
 #ifndef EK_SIMD_H
@@ -22,5 +23,10 @@
 
 #include "ek_avx512.h"
 #include "ek_neon.h"
+
+#ifdef EK_SIMD
+/* Where a convolution has no sum: an ek_adder is made of it, and not used. */
+static const ek_sum ek_no_sum = {0, 0, 0, 1, 0, 0, 0};
+#endif
 
 #endif

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from edge.ir import Window
 from edge.kernels import pack
 from edge.kernels.pack import Phases, Planes
+from edge.kernels.requant import Requant as Factors
+from edge.kernels.requant import near
 
 C99 = Path(pack.__file__).parent / "c99"
 SOURCES = sorted(C99.glob("*.c"))
@@ -46,8 +48,8 @@ def need_gcc() -> None:
 
 def need_avx2() -> None:
     info = Path("/proc/cpuinfo")
-    if not info.exists() or "avx2" not in info.read_text():
-        pytest.skip(f"this processor ({platform.machine()}) has no AVX2")
+    if not info.exists() or not {"avx2", "fma"} <= set(info.read_text().split()):
+        pytest.skip(f"this processor ({platform.machine()}) has no AVX2 or no FMA")
 
 
 def need_emulator() -> None:
@@ -100,9 +102,11 @@ def emulate(sources: Sequence[Path], simd: str, *flags: str) -> Any:
 
 
 X86 = {
+    "native": ["-march=native"],
     "avx2": ["-mavx2"],
-    "vnni": ["-mavx2", f"-I{INTRINSICS}", "-Wno-psabi"],
-    "avx512": ["-mavx2", f"-I{INTRINSICS512}", f"-I{INTRINSICS}", "-Wno-psabi"],
+    "fma": ["-mavx2", "-mfma"],
+    "vnni": ["-mavx2", "-mfma", f"-I{INTRINSICS}", "-Wno-psabi"],
+    "avx512": ["-mavx2", "-mfma", f"-I{INTRINSICS512}", f"-I{INTRINSICS}", "-Wno-psabi"],
     "dsp": ["-D__ARM_FEATURE_DSP", "-D__ARM_FEATURE_SIMD32", f"-I{INTRINSICS_DSP}"],
     "plain": ["-DEK_PLAIN"],
 }
@@ -341,7 +345,7 @@ class Kernels:
         self, kind: str, weights: Array, at: Array, common: Any, sum_at: Any, groups: int
     ) -> ctypes.Structure:
         if kind == "sparse":
-            packed = pack.sparse(weights, at)
+            packed = pack.sparse(weights, at, near(_arrays_of(common[1], len(weights)), weights))
             arrays = (packed.filters, packed.quads, packed.pairs)
             return CSparse(*common, *map(self.keep, arrays), sum_at)
         if kind == "dense":
@@ -441,6 +445,19 @@ class Kernels:
 
 def planes_struct(p: Planes) -> CPlanes:
     return CPlanes(p.channels, p.height, p.width, p.row, p.plane, p.lead, p.zero)
+
+
+def _arrays_of(requant: CRequant, count: int) -> Factors:
+    """Return the arrays that a requantisation points to, of so many channels."""
+    bias, multiplier, shift = (
+        np.ctypeslib.as_array((kind * count).from_address(address))
+        for kind, address in (
+            (_INT, requant.bias),
+            (_INT, requant.multiplier),
+            (_BYTE, requant.shift),
+        )
+    )
+    return Factors(bias, multiplier, shift, requant.zero, requant.low, requant.high)
 
 
 def _at(array: Array) -> ctypes.c_void_p:

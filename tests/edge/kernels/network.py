@@ -1,6 +1,6 @@
 """A ResNet of random sparse weights made of C kernels; as a program, its time.
 
-    python -m tests.edge.kernels.network [avx2-O3 | plain-O3 | ...] [sparse | dense | stream8]
+    python -m tests.edge.kernels.network [native-O3 | plain-O3 | ...] [sparse | dense | stream8]
 
 Blocks are those of ResNet-18 for 32x32 images, with the sum in the second convolution.
 """
@@ -161,7 +161,7 @@ class Network:
         self.steps.append(Step(number, *addresses, source, other, out.address))
 
 
-def main(variant: str = "avx2-O3", kind: str = "sparse") -> None:
+def main(variant: str = "native-O3", kind: str = "sparse") -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = library.build(Path(folder), *library.flags_of(variant))
         for density in (0.01, 0.05, 0.1, 0.3, 1.0):

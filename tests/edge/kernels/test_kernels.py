@@ -33,7 +33,16 @@ from tests.edge.kernels.library import (
 
 ROOT = Path(__file__).resolve().parents[3]
 VARIANTS = (
-    *("avx2-O0", "avx2-O3", "vnni-O1", "avx512-O1", "plain-O0", "plain-O3", "dotprod-O2"),
+    *(
+        "native-O2",
+        "avx2-O0",
+        "fma-O3",
+        "vnni-O1",
+        "avx512-O1",
+        "plain-O0",
+        "plain-O3",
+        "dotprod-O2",
+    ),
     "dsp-O2",
     pytest.param("neon-O2", marks=pytest.mark.slow),
 )
@@ -105,8 +114,8 @@ def check_clean(compiler: Sequence[str], folder: Path, *flags: str) -> None:
 @pytest.mark.parametrize(
     "simd",
     [
-        *("-mavx2", "-mavx2 -mavxvnni", "-mavx512vnni -mavx512vl"),
-        *("-mavx512vnni -mavx512vl -mavx512bw", PLAIN),
+        *("-mavx2", "-mavx2 -mavxvnni -mfma", "-mavx512vnni -mavx512vl -mfma"),
+        *("-mavx512vnni -mavx512vl -mavx512bw -mfma", "-march=icelake-server", PLAIN),
     ],
 )
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -195,7 +204,7 @@ def test_no_kernel_has_state() -> None:
 # Sanitizers
 
 
-@pytest.fixture(scope="module", params=["avx2", "vnni", "avx512", "dsp", "plain"])
+@pytest.fixture(scope="module", params=["native", "fma", "vnni", "avx512", "dsp", "plain"])
 def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     need_gcc()
     if request.param not in ("dsp", "plain"):

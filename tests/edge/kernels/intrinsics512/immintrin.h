@@ -8,7 +8,11 @@
 #include_next <immintrin.h>
 
 #define __AVX512BW__ 1
+#define __AVX512VL__ 1
 #define __AVX512VNNI__ 1
+#define __AVX512VBMI__ 1
+#define _mm256_dpbusd_epi32 _mm256_dpbusd_avx_epi32
+#define _mm256_dpwssd_epi32 _mm256_dpwssd_avx_epi32
 
 static inline __m256i in_c_half(__m512i x, int half) {
     __m256i r;
@@ -26,9 +30,64 @@ static inline __m512i in_c_load(const void *p) {
     memcpy(&r, p, sizeof r);
     return r;
 }
-static inline void in_c_store_bytes(void *p, unsigned long long mask, __m512i x) {
-    for (int i = 0; i < 64; i++)
-        if (mask >> i & 1) ((char *)p)[i] = ((const char *)&x)[i];
+static inline void in_c_store(void *p, __m512i x) { memcpy(p, &x, sizeof x); }
+static inline void in_c_store_bytes(void *p, unsigned long long mask, const void *x, int size) {
+    for (int i = 0; i < size; i++)
+        if (mask >> i & 1) ((char *)p)[i] = ((const char *)x)[i];
+}
+static inline void in_c_store_64(void *p, unsigned long long mask, __m512i x) {
+    in_c_store_bytes(p, mask, &x, 64);
+}
+static inline void in_c_store_32(void *p, unsigned mask, __m256i x) {
+    in_c_store_bytes(p, mask, &x, 32);
+}
+static inline void in_c_store_16(void *p, unsigned mask, __m128i x) {
+    in_c_store_bytes(p, mask, &x, 16);
+}
+static inline __m128i in_c_quarter(__m512i x, int quarter) {
+    __m128i r;
+    memcpy(&r, (const char *)&x + quarter * (int)sizeof r, sizeof r);
+    return r;
+}
+static inline __m512i in_c_permuted(__m512i index, __m512i x) {
+    unsigned char at[64], from[64], to[64];
+    memcpy(at, &index, sizeof at), memcpy(from, &x, sizeof from);
+    for (int i = 0; i < 64; i++) to[i] = from[at[i] & 63];
+    return in_c_load(to);
+}
+static inline __m512 in_c_floats(__m512i x) {
+    __m512 r;
+    memcpy(&r, &x, sizeof r);
+    return r;
+}
+static inline __m512i in_c_bits(__m512 x) {
+    __m512i r;
+    memcpy(&r, &x, sizeof r);
+    return r;
+}
+static inline __m256 in_c_half_floats(__m512 x, int half) {
+    return _mm256_castsi256_ps(in_c_half(in_c_bits(x), half));
+}
+static inline __m512 in_c_whole_floats(__m256 low, __m256 high) {
+    return in_c_floats(in_c_whole(_mm256_castps_si256(low), _mm256_castps_si256(high)));
+}
+static inline __m512 in_c_fmadd(__m512 a, __m512 b, __m512 c) {
+    __m256 r[2];
+    for (int i = 0; i < 2; i++)
+        r[i] = _mm256_fmadd_ps(in_c_half_floats(a, i), in_c_half_floats(b, i), in_c_half_floats(c, i));
+    return in_c_whole_floats(r[0], r[1]);
+}
+static inline __m512 in_c_to_floats(__m512i x) {
+    return in_c_whole_floats(_mm256_cvtepi32_ps(in_c_half(x, 0)), _mm256_cvtepi32_ps(in_c_half(x, 1)));
+}
+/* Of bits where the mask has ones those of x, else those of y. */
+static inline __m256i in_c_chosen(__m256i mask, __m256i x, __m256i y, int how) {
+    if (how != 0xCA) __builtin_trap();
+    return _mm256_or_si256(_mm256_and_si256(mask, x), _mm256_andnot_si256(mask, y));
+}
+static inline __m512i in_c_chosen_both(__m512i mask, __m512i x, __m512i y, int how) {
+    return in_c_whole(in_c_chosen(in_c_half(mask, 0), in_c_half(x, 0), in_c_half(y, 0), how),
+                      in_c_chosen(in_c_half(mask, 1), in_c_half(x, 1), in_c_half(y, 1), how));
 }
 
 #define IN_HALVES(name) \
@@ -54,8 +113,9 @@ IN_HALVES(sub_epi32)
 IN_HALVES(add_epi64)
 IN_HALVES(mul_epi32)
 IN_HALVES(madd_epi16)
-SHIFTED_IN_HALVES(sra_epi32, __m128i)
-SHIFTED_IN_HALVES(srl_epi64, __m128i)
+IN_HALVES(srav_epi32)
+IN_HALVES(srlv_epi64)
+IN_HALVES(and_si256)
 SHIFTED_IN_HALVES(srai_epi32, int)
 SHIFTED_IN_HALVES(srli_epi64, int)
 SHIFTED_IN_HALVES(slli_epi32, int)
@@ -77,8 +137,25 @@ static inline __m512i in_c_blend_odd(unsigned mask, __m512i a, __m512i b) {
 }
 
 #define _mm512_loadu_si512 in_c_load
-#define _mm512_mask_storeu_epi8 in_c_store_bytes
+#define _mm512_storeu_si512 in_c_store
+#define _mm512_mask_storeu_epi8 in_c_store_64
+#define _mm256_mask_storeu_epi8 in_c_store_32
+#define _mm_mask_storeu_epi8 in_c_store_16
+#define _mm512_castsi512_si128(x) in_c_quarter(x, 0)
+#define _mm512_castsi512_si256(x) in_c_half(x, 0)
+#define _mm512_castsi512_ps in_c_floats
+#define _mm512_castps_si512 in_c_bits
+#define _mm512_castps512_ps256(x) in_c_half_floats(x, 0)
+#define _mm512_extracti32x4_epi32 in_c_quarter
+#define _mm512_extracti64x4_epi64 in_c_half
+#define _mm512_permutexvar_epi8 in_c_permuted
+#define _mm512_cvtepi32_ps in_c_to_floats
+#define _mm512_fmadd_ps in_c_fmadd
+#define _mm256_ternarylogic_epi32 in_c_chosen
+#define _mm512_ternarylogic_epi32 in_c_chosen_both
 #define _mm512_broadcast_i64x4(x) in_c_whole(x, x)
+#define _mm512_set1_epi8(x) in_c_whole(_mm256_set1_epi8(x), _mm256_set1_epi8(x))
+#define _mm512_set1_epi16(x) in_c_whole(_mm256_set1_epi16(x), _mm256_set1_epi16(x))
 #define _mm512_set1_epi32(x) in_c_whole(_mm256_set1_epi32(x), _mm256_set1_epi32(x))
 #define _mm512_setzero_si512() in_c_whole(_mm256_setzero_si256(), _mm256_setzero_si256())
 #define _mm512_dpbusd_epi32 in_c_dpbusd
@@ -98,8 +175,9 @@ static inline __m512i in_c_blend_odd(unsigned mask, __m512i a, __m512i b) {
 #define _mm512_add_epi64 in_c_add_epi64
 #define _mm512_mul_epi32 in_c_mul_epi32
 #define _mm512_madd_epi16 in_c_madd_epi16
-#define _mm512_sra_epi32 in_c_sra_epi32
-#define _mm512_srl_epi64 in_c_srl_epi64
+#define _mm512_srav_epi32 in_c_srav_epi32
+#define _mm512_srlv_epi64 in_c_srlv_epi64
+#define _mm512_and_si512 in_c_and_si256
 #define _mm512_srai_epi32 in_c_srai_epi32
 #define _mm512_srli_epi64 in_c_srli_epi64
 #define _mm512_slli_epi32 in_c_slli_epi32
