@@ -127,10 +127,57 @@ static void ek_two_strides(const uint8_t *p, int32_t step, const ek_planes *to, 
 
 #endif
 
+#ifdef EK_VBMI
+
+/* By permutations of 64 bytes, which hold two rows and 16 of all four phases, or one and 32 of two. */
+EK_INLINE void ek_permute_rows(const ek_phases *phases, const uint8_t *x, uint8_t *out,
+                               int32_t lane) {
+    const ek_planes in = phases->in, to = phases->out;
+    uint8_t index[64];
+    for (int32_t i = 0; i < 64; i++)
+        index[i] = (uint8_t)((i / (2 * lane) * in.row + i / lane % 2 + i % lane * 2) & 63);
+    const __m512i order = ek_load64(index);
+    for (int32_t c = 0; c < in.channels; c++, x += in.plane, out += 4 * to.plane)
+        for (int32_t y = 0; y < to.height; y++) {
+            const uint8_t *row = x + 2 * y * in.row;
+            uint8_t *at = out + y * to.row;
+            const int32_t count = to.plane - y * to.row < lane ? to.width : lane;
+            const __m512i first = ek_permuted64(order, ek_load64(row));
+            if (lane == 16) {
+                ek_store_quarters(at, to.plane, count, first);
+            } else {
+                ek_store_halves(at, to.plane, count, first);
+                ek_store_halves(at + 2 * to.plane, to.plane, count,
+                                ek_permuted64(order, ek_load64(row + in.row)));
+            }
+        }
+}
+
+static int ek_split_rows(const ek_phases *phases, const uint8_t *x, uint8_t *out) {
+    const int32_t width = phases->out.width;
+    if (phases->stride_y != 2 || phases->stride_x != 2 || width > 32) return 0;
+    if (width <= 16 && phases->in.row + 2 * width <= 64) {
+        ek_permute_rows(phases, x, out, 16);
+    } else {
+        ek_permute_rows(phases, x, out, 32);
+    }
+    return 1;
+}
+
+#else
+
+static int ek_split_rows(const ek_phases *phases, const uint8_t *x, uint8_t *out) {
+    (void)phases, (void)x, (void)out;
+    return 0;
+}
+
+#endif
+
 void ek_split(const ek_phases *phases, const uint8_t *x, uint8_t *out) {
     const ek_planes *in = &phases->in, *to = &phases->out;
     const int32_t step_y = phases->stride_y, step_x = phases->stride_x;
     x -= phases->top * in->row + phases->left;
+    if (ek_split_rows(phases, x, out)) return;
     for (int32_t c = 0; c < in->channels; c++, x += in->plane)
         for (int32_t a = 0; a < step_y; a++, out += step_x * to->plane) {
             const uint8_t *from = x + a * in->row;
