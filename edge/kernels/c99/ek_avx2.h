@@ -124,23 +124,25 @@ typedef struct {
  * EK_WIDE: the rest, made positive by 2^62 as there is no arithmetic shift of 64 bits. */
 #define EK_MAGIC 12582912 /* 1.5 * 2^23 */
 
-static inline float ek_near_factor(int32_t multiplier, int32_t shift, int near) {
-    float factor = (float)multiplier;
+static inline float ek_near_factor(const ek_requant *q, int32_t channel, int32_t near) {
+    float factor = (float)q->multiplier[channel];
     int32_t bits;
     memcpy(&bits, &factor, sizeof bits);
-    bits += near - EK_NEAREST - shift * (1 << 23);
+    bits += near - EK_NEAREST - q->shift[channel] * (1 << 23);
     memcpy(&factor, &bits, sizeof bits);
     return factor;
 }
 
 static inline void ek_scale_channel(ek_scale *scale, const ek_requant *q, int32_t channel,
-                                    int near) {
+                                    int32_t near) {
     const int32_t shift = q->shift[channel], multiplier = q->multiplier[channel];
-    scale->multiplier = _mm256_set1_epi32(multiplier);
     if (near && EK_FMA) {
         scale->kind = EK_NEAR;
-        scale->factor = _mm256_set1_ps(ek_near_factor(multiplier, shift, near));
-    } else if (shift < 33) {
+        scale->factor = _mm256_set1_ps(ek_near_factor(q, channel, near));
+        return;
+    }
+    scale->multiplier = _mm256_set1_epi32(multiplier);
+    if (shift < 33) {
         scale->kind = EK_WIDE;
         scale->shift = _mm256_set1_epi64x(shift);
         scale->round = _mm256_set1_epi64x(((int64_t)1 << 62) + ((int64_t)1 << (shift - 1)));

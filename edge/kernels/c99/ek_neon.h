@@ -89,7 +89,7 @@ typedef struct {
 /* A product's high half, doubled, is sum * multiplier >> 31. A further shift rounds it; without one
  * the product itself must be rounded. */
 static inline void ek_scale_channel(ek_scale *scale, const ek_requant *q, int32_t channel,
-                                    int near) {
+                                    int32_t near) {
     (void)near;
     const int32_t shift = q->shift[channel];
     scale->rounds = shift == 31;

@@ -9,6 +9,7 @@ typedef struct {
     ek_scale64 scale64;
     ek_adder64 adder64;
     int adds;
+    int usual; /* a single run, all bytes allowed, and a narrow sum */
     ek_runs runs;
     int32_t masked;             /* bytes of the plane, or 0 */
     uint8_t halo[EK_MASKED + 64]; /* 255 there, else 0 */
@@ -23,6 +24,8 @@ static void ek_tail_of(ek_tail *tail, const ek_sparse_conv *conv) {
     tail->adder64 = ek_adder64_of(&adder);
     tail->runs = ek_runs_of(planes, conv->in_row);
     tail->masked = tail->runs.count == 1 && planes->plane <= EK_MASKED ? planes->plane : 0;
+    tail->usual = tail->masked && !tail->scale.limited &&
+                  (!tail->adds || (adder.narrow && !adder.limited));
     if (!tail->masked) return;
     memset(tail->halo, 255, (size_t)planes->plane + 64);
     for (int32_t y = 0; y < planes->height; y++)
@@ -122,19 +125,29 @@ static void ek_rows(const ek_sparse_conv *conv, const ek_tail *tail, const ek_ro
     if (!tail->masked) ek_halo_of(&conv->out, out);
 }
 
+/* The same for a plane that is a single run, of the usual kind. */
+EK_INLINE void ek_one_run(const ek_sparse_conv *conv, const ek_tail *tail, const ek_row *row,
+                          const uint8_t *in, const uint8_t *other, uint8_t *out, int adds) {
+    ek_end end = ek_end_of(conv, tail, EK_NEAR, adds);
+    end.scale.limited = end.scale64.limited = end.adder.limited = end.adder64.limited = 0;
+    end.adder.narrow = end.adder64.narrow = 1;
+    ek_run(row, &end, in, other, out, tail->runs.length, tail->masked);
+}
+
 static void ek_sparse_plane(const ek_sparse_conv *conv, ek_tail *tail, const ek_row *row,
                             const uint8_t *in, const uint8_t *other, uint8_t *out) {
-    const int32_t count = tail->runs.length, last = tail->masked;
-    ek_scale_channel(&tail->scale, &conv->requant, row->filter->channel, row->filter->near);
-    ek_scale64_channel(&tail->scale64, &tail->scale);
-    if (tail->scale.kind != EK_NEAR || !tail->masked) {
-        ek_rows(conv, tail, row, in, other, out);
-    } else if (tail->adds) {
-        const ek_end end = ek_end_of(conv, tail, EK_NEAR, 1);
-        ek_run(row, &end, in, other, out, count, last);
+    const int32_t channel = row->filter->channel, near = row->filter->near;
+    if (near && tail->usual) {
+        tail->scale64.factor = _mm512_set1_ps(ek_near_factor(&conv->requant, channel, near));
+        if (tail->adds) {
+            ek_one_run(conv, tail, row, in, other, out, 1);
+        } else {
+            ek_one_run(conv, tail, row, in, other, out, 0);
+        }
     } else {
-        const ek_end end = ek_end_of(conv, tail, EK_NEAR, 0);
-        ek_run(row, &end, in, other, out, count, last);
+        ek_scale_channel(&tail->scale, &conv->requant, channel, near);
+        ek_scale64_channel(&tail->scale64, &tail->scale);
+        ek_rows(conv, tail, row, in, other, out);
     }
 }
 

@@ -151,6 +151,7 @@ static inline __m512i in_c_blend_odd(unsigned mask, __m512i a, __m512i b) {
 #define _mm512_permutexvar_epi8 in_c_permuted
 #define _mm512_cvtepi32_ps in_c_to_floats
 #define _mm512_fmadd_ps in_c_fmadd
+#define _mm512_set1_ps(x) in_c_whole_floats(_mm256_set1_ps(x), _mm256_set1_ps(x))
 #define _mm256_ternarylogic_epi32 in_c_chosen
 #define _mm512_ternarylogic_epi32 in_c_chosen_both
 #define _mm512_broadcast_i64x4(x) in_c_whole(x, x)
