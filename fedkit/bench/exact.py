@@ -9,7 +9,7 @@ optimisation is compared with the outputs of the first.
 The accuracy of weights with fewer bits is that of the compiled C, which gives the same integers.
 
 A finished cell is kept in runs/exact and not run again: stopped in any way, the same command
-continues.
+continues. Rows name the commit that made them.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.fedtiny.bn_selection import as_stats
+from fedkit.provenance import made_by
 from fedkit.sparse.distribution import erk, kept_counts
 from fedkit.sparse.masks import layer_masks
 from fedkit.sparse.state import Masks, ModelState
@@ -154,6 +155,7 @@ def state_rows(cell: Cell, state: ModelState, task: Task) -> list[dict[str, Any]
     graph = int8_graph(model, calibration)
     whole = quantize(float_graph(model, calibration.shape[1:]), to_graph_layout(calibration))
     about = {
+        "commit": made_by()["commit"],
         "model": cell.model,
         "density": round(state.density, 4),
         "parameters": cost(whole).parameters,

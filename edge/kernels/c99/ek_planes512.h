@@ -1,4 +1,5 @@
-/* Planes of a sparse convolution for AVX-512: 64 pixels at once, then 32 or 8, the halo with them. */
+/* Part of ek_conv_sparse.c: its planes for AVX-512, 64 pixels at once, then 32 or 8, the halo with
+ * them. */
 #ifndef EK_PLANES512_H
 #define EK_PLANES512_H
 
@@ -11,7 +12,7 @@ typedef struct {
     int adds;
     int usual; /* a single run, all bytes allowed, and a narrow sum */
     ek_runs runs;
-    int32_t masked;             /* bytes of the plane, or 0 */
+    int32_t masked;               /* bytes of the plane, or 0 */
     uint8_t halo[EK_MASKED + 64]; /* 255 there, else 0 */
 } ek_tail;
 
