@@ -67,8 +67,9 @@ typedef struct {
 
 /* How many quads and pairs an output channel has. With `run` > 1 the sums of so many quads in a
  * row fit int16 too. With `near` > 0 the float multiplier * 2^-shift, and `near` - EK_NEAREST floats
- * further, gives the same bytes. Filters may stand in any order, their quads and pairs in the same:
- * sorted by their numbers, loops end where the processor expects it. */
+ * further, gives the same bytes (where a processor rounds to the nearest, as they all do at first).
+ * Filters may stand in any order, their quads and pairs in the same: sorted by their numbers, loops
+ * end where the processor expects it. */
 typedef struct {
     uint16_t channel, quads, pairs;
     uint8_t run, near;

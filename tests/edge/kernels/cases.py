@@ -36,6 +36,9 @@ LAYERS = (
     Layer(4, 16, 16, 6, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
     Layer(6, 8, 8, 9, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
     Layer(8, 4, 4, 4, 1, Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
+    Layer(3, 32, 32, 4, 1, Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
+    Layer(2, 6, 70, 3, 1, Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
+    Layer(1, 66, 66, 2, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
     Layer(4, 4, 4, 8, 4, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
     Layer(6, 3, 70, 4, 2, Window((1, 1))),
 )
@@ -92,7 +95,7 @@ def random_sum(rng: Generator) -> Sum:
         int(rng.choice([1, shift - 1, shift, 30])),
         zero,
         -128,
-        int(rng.integers(-128, 128)),
+        127 if rng.random() < 0.5 else int(rng.integers(-128, 128)),
     )
 
 
