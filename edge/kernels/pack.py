@@ -281,7 +281,7 @@ def sparse(weights: Int8s, at: Int32s, near: NDArray[np.uint8] | None = None) ->
     Args:
         weights: [out, in of a group, kernel height, kernel width] int8, above -128.
         at: [in of all groups, kernel height, kernel width], from `distances`.
-        near: uint8 [out], from `edge.kernels.near`; without it no float requantises.
+        near: uint8 [out], from `requant.near`; without it no float requantises.
     """
     if near is None:
         near = np.zeros(len(weights), np.uint8)

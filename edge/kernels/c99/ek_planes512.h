@@ -114,7 +114,7 @@ EK_INLINE void ek_run(const ek_row *row, const ek_end *end, const uint8_t *p, co
         ek_store_first64(out + x, _mm512_set1_epi8((char)end->zero), last - x);
 }
 
-/* Rows by rows, as far as they are no single run. */
+/* Any plane: row by row, unless it is a single run. */
 static void ek_rows(const ek_sparse_conv *conv, const ek_tail *tail, const ek_row *row,
                     const uint8_t *in, const uint8_t *other, uint8_t *out) {
     const ek_end end = ek_end_of(conv, tail, tail->scale.kind, tail->adds);
