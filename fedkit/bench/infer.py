@@ -5,6 +5,10 @@ the same thing: to run once more on what it holds. No input is copied and no res
 left of Python is one call of a function. All take their turns; a row's time is the median of its
 turns, a ratio the median over pairs of turns.
 
+ExecuTorch runs in a process of its own, which answers when its turn comes, where it is installed
+(`fedkit.bench.infer_executorch`). It quantises the float model itself, and knows nothing of
+channels that can go.
+
 Weights are random under random masks, each layer with the same share. Channels that no weight leads
 to an output are taken out for all (`edge.passes.slim`), so LiteRT and onnxruntime gain by that too;
 `ratio_litert_whole` compares with LiteRT on the model as other converters would leave it.
@@ -19,8 +23,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +37,7 @@ from edge.export import float_graph, save_c99, save_onnx, save_tflite
 from edge.passes.slim import slim
 from edge.quantize import quantize
 from edge.runners import open_runner
-from edge.runtime import Runner
+from fedkit.bench.infer_executorch import ExecuTorch, installed
 from fedkit.bench.process import run_json
 from fedkit.bench.sparsetrain import one_core, random_batch, randomly_pruned
 from fedkit.engine.torch import TorchEngine
@@ -46,7 +51,15 @@ _CLASSES = 10
 _CALIBRATION = 16
 _CHILD = Path(__file__).with_name("infer_child.py")
 
-Runners = Mapping[str, Runner]
+
+class Timed(Protocol):
+    """What can be timed."""
+
+    def latency(self, repeats: int) -> dict[str, float]:
+        """Return "median_us", of so many runs."""
+
+
+Runners = Mapping[str, Timed]
 """By the name of the runtime in the rows."""
 
 
@@ -58,6 +71,7 @@ def bench_infer(quick: bool) -> dict[str, Any]:
 
     Raises:
         ExportError: A runtime or a C compiler is missing.
+        BenchError: ExecuTorch is named and does not run.
         OSError: Memory cannot be measured; this is not Linux.
     """
     models: tuple[str, ...] = ("resnet8", "resnet18-w16")
@@ -66,28 +80,38 @@ def bench_infer(quick: bool) -> dict[str, Any]:
     if quick:
         models, densities, turns = models[:1], (1.0, 0.01), 5
     rows = [
-        row for name in models for density in densities for row in model_rows(name, density, turns)
+        row
+        for name in models
+        for density in densities
+        for row in model_rows(name, density, turns, installed() and not quick)
     ]
     return {"benchmark": "infer", "seed": _SEED, "threads": 1, "rows": rows}
 
 
-def model_rows(name: str, density: float, turns: int) -> list[dict[str, Any]]:
+def model_rows(
+    name: str, density: float, turns: int, executorch: bool = False
+) -> list[dict[str, Any]]:
     """Measure one model at one density.
 
     Args:
         name: A model of the zoo.
         density: Kept share of all prunable weights.
         turns: How often each runtime is timed.
+        executorch: Time it too; it takes 20 s to compile a model.
 
     Returns:
         A row per runtime.
     """
     inputs = random_batch(_CALIBRATION, SHAPE).inputs
-    whole = quantize(float_graph(random_model(name, density), SHAPE), ir.to_graph_layout(inputs))
-    with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
+    model = random_model(name, density)
+    whole = quantize(float_graph(model, SHAPE), ir.to_graph_layout(inputs))
+    with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder, ExitStack() as stack:
         paths = _save(slim(whole), whole, inputs, Path(folder))
-        runners = {runtime: open_runner(path) for runtime, path in paths.items()}
+        runners: dict[str, Timed] = {name: open_runner(path) for name, path in paths.items()}
         with one_core():
+            if executorch:
+                rival = ExecuTorch(model, inputs, Path(folder))
+                runners["executorch"] = stack.enter_context(rival)
             times = _in_turns(runners, turns)
         return [
             {
@@ -95,7 +119,7 @@ def model_rows(name: str, density: float, turns: int) -> list[dict[str, Any]]:
                 "density": density,
                 "runtime": runtime,
                 "microseconds": round(statistics.median(times[runtime]), 2),
-                **_bytes(runner, paths[runtime]),
+                **_bytes(runner, paths.get(runtime)),
                 **_ratios(times, runtime),
             }
             for runtime, runner in runners.items()
@@ -130,7 +154,10 @@ def _in_turns(runners: Runners, turns: int) -> dict[str, list[float]]:
     return times
 
 
-def _bytes(runner: Runner, path: Path) -> dict[str, int]:
+def _bytes(runner: Timed, path: Path | None) -> dict[str, int]:
+    if isinstance(runner, ExecuTorch):
+        return runner.bytes
+    assert path is not None
     if isinstance(runner, CompiledRunner):
         code = runner.code_bytes()
         ram = code + runner.artifact.details["arena_bytes"]
@@ -140,10 +167,17 @@ def _bytes(runner: Runner, path: Path) -> dict[str, int]:
 
 
 def _ratios(times: Mapping[str, Sequence[float]], runtime: str) -> dict[str, float | None]:
-    rivals = {"litert": "litert", "litert_whole": "litert, whole", "ort": "onnxruntime"}
+    rivals = {
+        "litert": "litert",
+        "litert_whole": "litert, whole",
+        "ort": "onnxruntime",
+        "executorch": "executorch",
+    }
     ours = runtime.startswith("c99")
     return {
-        f"ratio_{key}": round(_ratio(times[rival], times[runtime]), 3) if ours else None
+        f"ratio_{key}": round(_ratio(times[rival], times[runtime]), 3)
+        if ours and rival in times
+        else None
         for key, rival in rivals.items()
     }
 

@@ -191,18 +191,17 @@ def _intaccuracy(result: Result) -> list[str]:
 def _infer(result: Result) -> list[str]:
     head = (
         "| model | density | runtime | us | artifact | memory | LiteRT / ours "
-        "| whole LiteRT / ours | onnxruntime / ours |"
+        "| whole LiteRT / ours | onnxruntime / ours | ExecuTorch / ours |"
     )
+    rivals = "litert", "litert_whole", "ort", "executorch"
     rows = (
         f"| {row['model']} | {row['density']:.0%} | {row['runtime']} | {row['microseconds']:,.0f} "
         f"| {_kb(row['artifact_bytes'])} | {_kb(row['ram_bytes'])} "
-        + "".join(
-            f"| {_times(row[f'ratio_{rival}'])} " for rival in ("litert", "litert_whole", "ort")
-        )
+        + "".join(f"| {_times(row[f'ratio_{rival}'])} " for rival in rivals)
         + "|"
         for row in result["rows"]
     )
-    return [head, _rule(9), *rows]
+    return [head, _rule(10), *rows]
 
 
 def _exact(result: Result) -> list[str]:
