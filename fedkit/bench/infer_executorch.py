@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 from fedkit.errors import BenchError
 
 VARIABLE = "FEDKIT_EXECUTORCH"
+_SETTLE = 0.05  # seconds: threads of its pool spin for a while, on the core of the next in turn
 _CHILD = Path(__file__).with_name("infer_executorch_child.py")
 
 
@@ -72,7 +74,9 @@ class ExecuTorch:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{repeats}\n")
         self._process.stdin.flush()
-        return self._answer()
+        answer = self._answer()
+        time.sleep(_SETTLE)
+        return answer
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
