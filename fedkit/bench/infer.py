@@ -107,7 +107,7 @@ def model_rows(
     whole = quantize(float_graph(model, SHAPE), ir.to_graph_layout(inputs))
     with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder, ExitStack() as stack:
         paths = _save(slim(whole), whole, inputs, Path(folder))
-        runners: dict[str, Timed] = {name: open_runner(path) for name, path in paths.items()}
+        runners: dict[str, Timed] = {key: open_runner(path) for key, path in paths.items()}
         with one_core():
             if executorch:
                 rival = ExecuTorch(model, inputs, Path(folder))

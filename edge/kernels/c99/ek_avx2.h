@@ -116,12 +116,6 @@ typedef struct {
     __m256 factor, magic;
 } ek_scale;
 
-/* EK_NEAR: by a float, as ek_filter allows. Added to a number so large that floats there are
- *   integers, so that the lower half of the sum's bits is the result.
- * EK_POWER: multiplier 2^30, so (sum + 2^(s - 1)) >> s with s = shift - 30, and, as nothing may
- *   overflow, ((sum >> (s - 1)) + 1) >> 1.
- * EK_HIGH: 2^(shift - 1) is a multiple of 2^32, so the low half of a product never matters.
- * EK_WIDE: the rest, made positive by 2^62 as there is no arithmetic shift of 64 bits. */
 #define EK_MAGIC 12582912 /* 1.5 * 2^23 */
 
 static inline float ek_near_factor(const ek_requant *q, int32_t channel, int32_t near) {
@@ -133,6 +127,12 @@ static inline float ek_near_factor(const ek_requant *q, int32_t channel, int32_t
     return factor;
 }
 
+/* EK_NEAR: by a float, as ek_filter allows. Added to a number so large that floats there are
+ *   integers, so that the lower half of the sum's bits is the result.
+ * EK_POWER: multiplier 2^30, so (sum + 2^(s - 1)) >> s with s = shift - 30, and, as nothing may
+ *   overflow, ((sum >> (s - 1)) + 1) >> 1.
+ * EK_HIGH: 2^(shift - 1) is a multiple of 2^32, so the low half of a product never matters.
+ * EK_WIDE: the rest, made positive by 2^62 as there is no arithmetic shift of 64 bits. */
 static inline void ek_scale_channel(ek_scale *scale, const ek_requant *q, int32_t channel,
                                     int32_t near) {
     const int32_t shift = q->shift[channel], multiplier = q->multiplier[channel];
@@ -229,6 +229,7 @@ EK_INLINE __m256i ek_narrowed(const ek_scale *s, ek_block x) {
     return s->limited ? ek_limited(bytes, s->low, s->high) : bytes;
 }
 
+/* One branch for a block: by ek_rescaled, one for each of the four, gcc 12 takes twice as long. */
 EK_INLINE __m256i ek_scaled_block(const ek_scale *s, ek_block x) {
     if (s->kind == EK_NEAR) {
         x.a = ek_near(s, x.a), x.b = ek_near(s, x.b);

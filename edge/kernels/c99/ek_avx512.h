@@ -122,15 +122,6 @@ static inline ek_scale64 ek_scale64_of(const ek_scale *half) {
     return s;
 }
 
-/* What `half` is set to, of one channel. */
-static inline void ek_scale64_channel(ek_scale64 *s, const ek_scale *half) {
-    if (half->kind == EK_NEAR) {
-        s->factor = ek_twice_floats(half->factor);
-    } else {
-        *s = ek_scale64_of(half);
-    }
-}
-
 /* Member by member, which compilers keep in registers. */
 EK_INLINE ek_scale64 ek_scale64_copy(const ek_scale64 *s, ek_scale_kind kind) {
     const ek_scale64 copy = {kind, s->limited, s->multiplier, s->round, s->offset, s->shift,
@@ -189,26 +180,26 @@ EK_INLINE __m512i ek_near_narrow64(ek_block64 x) {
     return _mm512_packus_epi16(first, last);
 }
 
+EK_INLINE __m512i ek_narrowed64(const ek_scale64 *s, ek_block64 x) {
+    const __m512i bytes = s->kind == EK_NEAR ? ek_near_narrow64(x) : ek_narrow64(x, s->zero);
+    return s->limited ? ek_limited64(bytes, s->low, s->high) : bytes;
+}
+
 EK_INLINE __m512i ek_scaled_block64(const ek_scale64 *s, ek_block64 x) {
-    __m512i bytes;
     if (s->kind == EK_NEAR) {
         x.a = ek_near64(s, x.a), x.b = ek_near64(s, x.b);
         x.c = ek_near64(s, x.c), x.d = ek_near64(s, x.d);
-        bytes = ek_near_narrow64(x);
+    } else if (s->kind == EK_HIGH) {
+        x.a = ek_high64(s, x.a), x.b = ek_high64(s, x.b);
+        x.c = ek_high64(s, x.c), x.d = ek_high64(s, x.d);
+    } else if (s->kind == EK_POWER) {
+        x.a = ek_power64(s, x.a), x.b = ek_power64(s, x.b);
+        x.c = ek_power64(s, x.c), x.d = ek_power64(s, x.d);
     } else {
-        if (s->kind == EK_HIGH) {
-            x.a = ek_high64(s, x.a), x.b = ek_high64(s, x.b);
-            x.c = ek_high64(s, x.c), x.d = ek_high64(s, x.d);
-        } else if (s->kind == EK_POWER) {
-            x.a = ek_power64(s, x.a), x.b = ek_power64(s, x.b);
-            x.c = ek_power64(s, x.c), x.d = ek_power64(s, x.d);
-        } else {
-            x.a = ek_wide64(s, x.a), x.b = ek_wide64(s, x.b);
-            x.c = ek_wide64(s, x.c), x.d = ek_wide64(s, x.d);
-        }
-        bytes = ek_narrow64(x, s->zero);
+        x.a = ek_wide64(s, x.a), x.b = ek_wide64(s, x.b);
+        x.c = ek_wide64(s, x.c), x.d = ek_wide64(s, x.d);
     }
-    return s->limited ? ek_limited64(bytes, s->low, s->high) : bytes;
+    return ek_narrowed64(s, x);
 }
 
 /* Sums of two tensors */

@@ -147,7 +147,7 @@ static void ek_sparse_plane(const ek_sparse_conv *conv, ek_tail *tail, const ek_
         }
     } else {
         ek_scale_channel(&tail->scale, &conv->requant, channel, near);
-        ek_scale64_channel(&tail->scale64, &tail->scale);
+        tail->scale64 = ek_scale64_of(&tail->scale);
         ek_rows(conv, tail, row, in, other, out);
     }
 }
