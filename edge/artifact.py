@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.files import write_whole
 from fedkit.errors import ExportError
+from fedkit.files import write_whole
 
 _MANIFEST_VERSION = 2
 _MANIFEST = "manifest.json"

@@ -19,8 +19,8 @@ from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from edge import ir
-from edge.files import write_whole
 from fedkit.errors import ExportError
+from fedkit.files import write_whole
 
 VERSION = 1
 """Version of the file; a reader refuses others."""

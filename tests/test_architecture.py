@@ -18,10 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("fedkit", "edge", "sim")
 OURS = (*PACKAGES, "examples", "tests")
 
+# What every package may use. They import nothing of ours.
+FOUNDATIONS = ("fedkit.numerics", "fedkit.errors", "fedkit.files", "fedkit.text")
+
 # From the bottom up. A module must not reach a layer above its own, not even through a module
 # that is in no layer.
 LAYERS = (
-    ("fedkit.numerics", "fedkit.errors"),
+    FOUNDATIONS,
     (
         "fedkit.sparse",
         "fedkit.stats",
@@ -105,7 +108,7 @@ def ours(module: str) -> bool:
 
 
 def foundations_import_ours(module: str, other: str) -> bool:
-    return inside(module, "fedkit.numerics", "fedkit.errors") and ours(other)
+    return inside(module, *FOUNDATIONS) and ours(other)
 
 
 def flwr_is_imported_outside_its_places(module: str, other: str) -> bool:
@@ -119,7 +122,7 @@ def fedkit_imports_edge(module: str, other: str) -> bool:
 
 def edge_looks_into_fedkit(module: str, other: str) -> bool:
     door = ("fedkit.checkpoint", "fedkit.nn") if module == "edge.lower" else ()
-    allowed = inside(other, "fedkit.numerics", "fedkit.errors", *door)
+    allowed = inside(other, *FOUNDATIONS, *door)
     return inside(module, "edge") and inside(other, "fedkit") and not allowed
 
 
@@ -129,7 +132,7 @@ def edge_imports_torch_beside_lower(module: str, other: str) -> bool:
 
 def an_emitter_sees_more_than_the_graph(module: str, other: str) -> bool:
     emitter = inside(module, "edge.emit") and module != "edge.emit"
-    allowed = ["edge.ir", "edge.artifact", "fedkit.numerics", "fedkit.errors"]
+    allowed = ["edge.ir", "edge.artifact", *FOUNDATIONS]
     # It ships our own kernels and nothing of a runtime that would lay out memory.
     if module in ("edge.emit.c99", "edge.emit.fpga"):
         allowed += ["edge.kernels", "edge.memory"]
@@ -137,7 +140,7 @@ def an_emitter_sees_more_than_the_graph(module: str, other: str) -> bool:
 
 
 def bench_sees_more_than_artifacts(module: str, other: str) -> bool:
-    allowed = ("edge.bench", "edge.artifact", "edge.yosys", "fedkit.errors")
+    allowed = ("edge.bench", "edge.artifact", "edge.yosys", *FOUNDATIONS)
     return inside(module, "edge.bench") and ours(other) and not inside(other, *allowed)
 
 
