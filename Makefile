@@ -18,7 +18,7 @@ PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
 endif
 COMPILER := $(shell command -v cc || command -v gcc || command -v clang)
 CODE := fedkit edge sim tests examples
-BENCHMARKS := wire sparsetrain run client cost intgemm l1norm inttrain infer device fpga fleet
+BENCHMARKS := wire sparsetrain run client cost intgemm l1norm inttrain infer device devicetrain fpga fleet
 RUN := fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense
 
 help: ## List the targets

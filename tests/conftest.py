@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,6 +18,10 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     RAY_USAGE_STATS_ENABLED="0",
 )
+
+# Time never fails a test: a busy machine is no fault of the code's.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 WITHOUT_TORCH = """
 import sys

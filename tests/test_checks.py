@@ -17,6 +17,8 @@ import click
 import pytest
 import typer.main
 
+from fedkit.bench import BENCHMARKS
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
@@ -55,6 +57,22 @@ def missing_paths(root: Path) -> list[str]:
 
 def test_every_path_in_pyproject_exists() -> None:
     assert missing_paths(ROOT) == []
+
+
+def test_every_source_and_header_of_the_kernels_rebuilds_them() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (kernels,) = config["tool"]["setuptools"]["ext-modules"]
+    folders = {Path(source).parent for source in kernels["sources"]}
+    there = {path for folder in folders for path in (ROOT / folder).iterdir() if path.is_file()}
+    named = {ROOT / path for path in (*kernels["sources"], *kernels["depends"])}
+    assert named == {path for path in there if path.suffix in (".c", ".h")}
+
+
+def test_make_runs_every_benchmark_when_it_makes_results() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^BENCHMARKS := (.*)$", makefile, re.MULTILINE)
+    alone = re.findall(r"fedkit bench (\w+) --json", makefile)
+    assert sorted({*listed.split(), *alone} - {"name"}) == sorted({*BENCHMARKS})
 
 
 def test_a_path_that_does_not_exist_is_found(tmp_path: Path) -> None:
