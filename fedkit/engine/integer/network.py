@@ -19,6 +19,7 @@ from fedkit.engine.sparse.network import (
     make_layer,
 )
 from fedkit.engine.sparse.plan import Conv, Norm, Plan, sources
+from fedkit.sparse.rows import reduce_rows
 from fedkit.sparse.state import Masks, ModelState
 
 HEADROOM = 5
@@ -174,15 +175,10 @@ class IntegerNetwork:
 
         Zeros do not count: whether pruned weights are listed or not, the result is the same.
         """
-        ends, counts = self._rows[number], self._row_counts[number]
-        if len(magnitudes) == 0:
-            return np.zeros(len(ends)), np.zeros(len(ends))
-        # reduceat: an empty row would give its neighbour's first value.
-        starts = np.minimum(ends - counts, len(magnitudes) - 1)
-        filled = counts > 0
-        largest = np.where(filled, np.maximum.reduceat(magnitudes, starts), 0.0)
-        squares = np.where(filled, np.add.reduceat(np.square(magnitudes), starts), 0.0)
-        nonzero = np.where(filled, np.add.reduceat(magnitudes > 0, starts, dtype=np.int64), 0)
+        counts = self._row_counts[number]
+        largest = reduce_rows(np.maximum, magnitudes, counts)
+        squares = reduce_rows(np.add, np.square(magnitudes), counts)
+        nonzero = reduce_rows(np.add, (magnitudes > 0).astype(np.float64), counts)
         return largest, np.sqrt(squares / np.maximum(nonzero, 1))
 
     def _column_of(self, layer: Layer) -> NDArray[np.int64]:
