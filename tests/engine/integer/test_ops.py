@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -178,8 +178,8 @@ class CheckedBackend(NumpyBackend):
         multiplier, shift = super().layer_forward(number, read, how, scale)
         op, exact = self._layer(number), self._slowly_read(number, read)
         # What a step is worth, but for the last of the multiplier's 15 bits and of the root's 31.
-        for n, example in enumerate(exact):
-            size = naive.layer_size(example.ravel().tolist(), how.l1) + how.eps
+        for n, values in enumerate(exact):
+            size = naive.layer_size(values.ravel().tolist(), how.l1) + how.eps
             size = max(size, 1)
             worth = math.ldexp(how.numerator, -how.exponent) / (size if how.l1 else size**0.5)
             found = math.ldexp(multiplier[n], -int(shift[n]))
@@ -339,11 +339,31 @@ def test_cross_entropy_is_within_a_step_of_the_real_one(size: float, count: int)
     assert gradient.dtype == np.int16
     # Half a step, and what a table of 257 powers interpolates.
     np.testing.assert_allclose(gradient / 32767, slope, atol=1.0 / 32767, rtol=0)
-    # Powers end 30 bits behind the point, so that no example's loss is above ln 2^30 + ln 5.
-    if expected < 15:
-        assert loss == pytest.approx(expected, abs=2e-5 * 5)
-    else:
-        assert 0 <= loss <= min(expected, 30 * np.log(2) + np.log(5)) + 1e-3
+    assert loss == pytest.approx(expected, rel=1e-12, abs=1e-5 + 5e-9)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=6),
+    st.sampled_from([1e-300, 1e-3, 1.0, 50.0]),
+    st.integers(0, 5),
+)
+@example([0.0, 1e4], 1e4, 0)
+@example([0.0, -1e4], 1e4, 1)
+@example([0.0] * 6, 1.0, 0)
+def test_no_loss_is_too_large_to_be_told(row: list[float], size: float, target: int) -> None:
+    largest = max(map(abs, row)) or 1.0
+    logits = [value / largest * size for value in row]
+    target %= len(row)
+    expected = math.log(math.fsum(math.exp(x - max(logits)) for x in logits))
+    expected += max(logits) - logits[target]
+    loss, _ = cross_entropy(np.array([logits]), np.array([target]))
+    assert loss == pytest.approx(expected, rel=1e-12, abs=1e-5 + 6e-9)
+
+
+def test_a_wrong_answer_costs_the_distance_of_its_logit() -> None:
+    loss, _ = cross_entropy(np.array([[0.0, 1e4]]), np.array([0]))
+    assert loss == 10_000
 
 
 def test_equal_logits_share_the_loss() -> None:
