@@ -23,6 +23,7 @@ from fedkit.fedtiny.candidates import Pool
 from fedkit.messages import POOL_STATS, Packet, Update
 from fedkit.method import LocalRound, Method, Phase
 from fedkit.sparse import codec
+from fedkit.sparse.counts import round_share
 from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.task import Examples
 
@@ -63,7 +64,7 @@ class Device:
     @property
     def _development(self) -> Examples:
         """The subset that ranks candidates: a fixed random share, at least two examples."""
-        count = max(2, round(self.config.development_share * len(self.examples)))
+        count = max(2, round_share(self.config.development_share, len(self.examples)))
         order = np.random.default_rng([self.config.seed, 2, self.index])
         return self.examples.take(np.sort(order.permutation(len(self.examples))[:count]))
 
