@@ -82,7 +82,7 @@ def _round(
     """Return the scale, the exponent per channel, and per value the nearest level, plus m."""
     ranges = reduce_rows(np.maximum, np.abs(values), counts)
     # Never denormal: a scale that is rounded to 0 would stand for nothing.
-    scale = max(np.float32(ranges.max(initial=0) / most), np.finfo(np.float32).tiny)
+    scale = max(np.float32(float(ranges.max(initial=0)) / most), np.finfo(np.float32).tiny)
     shifts = exponents(ranges, _GROUPS)
     levels = np.rint(values / np.repeat(np.ldexp(np.float64(scale), -shifts.astype(int)), counts))
     return scale, shifts, (np.clip(levels, -most, most) + most).astype(np.uint8)
