@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def reduce_rows(
-    how: np.ufunc, values: NDArray[np.floating[Any]], counts: NDArray[np.integer[Any]]
+    how: np.ufunc, values: NDArray[np.number[Any]], counts: NDArray[np.integer[Any]]
 ) -> NDArray[Any]:
     """Reduce each row to one value; an empty row gives 0.
 

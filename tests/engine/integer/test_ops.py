@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.layer_norm import Deviation, Scale
 from fedkit.engine.integer.loss import cross_entropy
-from fedkit.engine.integer.network import Codes, IntegerNetwork, full_weight
+from fedkit.engine.integer.network import EXTRA, Codes, IntegerNetwork, full_weight
 from fedkit.engine.integer.numpy_backend import NumpyBackend
-from fedkit.engine.integer.optimiser import EXTRA, Sgd
+from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.sparse import native
 from fedkit.engine.sparse.plan import Add, Copy
 from fedkit.numerics import derive_key
@@ -387,13 +388,13 @@ def test_sgd_is_its_twin_at_any_size(backend: str) -> None:
         network = steps.make(small_case(seed % 20), None, 8).network
         gradient, units = fill(network, np.random.default_rng(seed))
         optimiser = Sgd(network, kernels, momentum, decay, seed=3)
-        (factor,), (shift,) = multiplier(np.array([decay * lr * 2.0**EXTRA]), 40)
+        (factor,), (shift,) = multiplier(np.array([decay * lr * 2.0**EXTRA]), 40, 2**31 - 1)
         shrink = int(factor), int(shift)
         expected = [
             moved
             for index, name in enumerate(network.plan.weights)
             for moved in stepped(
-                optimiser, network, name, gradient, units[name] * lr, shrink, index
+                optimiser, network, name, gradient, units[name] * lr, shrink, index, decay * lr
             )
         ]
         optimiser.step(gradient, units, lr)
@@ -426,21 +427,49 @@ def stepped(
     rates: NDArray[np.float64],
     decay: tuple[int, int],
     index: int,
+    shrink: float,
 ) -> list[tuple[int, int]]:
     """Return the next (weight, velocity) of a parameter, one after another."""
-    factor, shift = multiplier(np.ldexp(rates, network.points[name] + EXTRA), 40, 2**31 - 1)
     key, ends = derive_key(3, 0, index, 1), optimiser._ends[name]
-    vectors = (network.weights, network.velocity, gradient)
     rows = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0)).tolist()
-    values = zip(rows, *(network.part(name, v).tolist() for v in vectors), strict=True)
+    vectors = (network.weights, network.velocity, gradient)
+    weights, velocities, slopes = (network.part(name, v).tolist() for v in vectors)
+    if not weights:
+        return []
+    pushed = max(abs(g) * Fraction(rates[row]) for g, row in zip(slopes, rows, strict=True))
+    momentum = Fraction(optimiser.momentum, 2**30)
+    point = room(network.points[name], weights, velocities, pushed, momentum, Fraction(shrink))
+    lost = min(network.points[name] - point, 62)
+    factor, shift = multiplier(np.ldexp(rates, point + EXTRA), 40, 2**31 - 1)
+    values = zip(rows, weights, velocities, slopes, strict=True)
     return [
         naive.sgd(
-            *(weight, velocity, slope),
+            *(naive.half_even(weight, lost), naive.half_even(velocity, lost), slope),
             rate=(int(factor[row]), int(shift[row])),
             decay=decay,
-            momentum=optimiser._momentum,
+            momentum=optimiser.momentum,
             extra=EXTRA,
             random=naive.random_bits(key, position),
         )
         for position, (row, weight, velocity, slope) in enumerate(values)
     ]
+
+
+def room(
+    point: int,
+    weights: list[int],
+    velocities: list[int],
+    pushed: Fraction,
+    momentum: Fraction,
+    shrink: Fraction,
+) -> int:
+    """Return the first point, counted down, at which no number of a step leaves int32."""
+    weight = max(map(abs, weights)) / Fraction(2) ** point
+    velocity = max(map(abs, velocities)) / Fraction(2) ** (point + EXTRA)
+    moved = (pushed + weight * shrink + velocity * momentum) * Fraction(1025, 1024)
+    while (
+        max((weight + moved) * Fraction(2) ** point, moved * Fraction(2) ** (point + EXTRA))
+        >= 2**31
+    ):
+        point -= 1
+    return point
