@@ -18,7 +18,7 @@ from fedkit import messages
 from fedkit.baselines import load_method
 from fedkit.config import RunConfig
 from fedkit.engine.base import Engine
-from fedkit.errors import WireError
+from fedkit.errors import EngineError, FleetError, WireError
 from fedkit.fedtiny.candidates import Pool
 from fedkit.messages import POOL_STATS, Packet, Update
 from fedkit.method import LocalRound, Method, Phase
@@ -47,6 +47,8 @@ class Device:
 
         Raises:
             WireError: The message does not fit the model, or what this device remembers.
+            EngineError: The engine cannot compute on this device's examples.
+            FleetError: Training diverged here.
         """
         answers = {
             "moments": self._moments,
@@ -54,7 +56,11 @@ class Device:
             "survey": self._survey,
             "train": self._train,
         }
-        reply, memory = answers[phase](request, memory)
+        try:
+            reply, memory = answers[phase](request, memory)
+        except (EngineError, FleetError) as error:
+            count = len(self.examples)
+            raise type(error)(f"device {self.index}, {count} example(s): {error}") from error
         return messages.narrow(reply, self.config.wire), memory
 
     @functools.cached_property
