@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.integer.constants import WIDE
+from fedkit.engine.integer.constants import WIDE, first_bits
 
 _POINT = 16
 _TABLE_BITS = 8
@@ -36,7 +36,8 @@ def cross_entropy(
     gradient = (powers * WIDE + total // 2) // total
     rows = np.arange(len(targets))
     # The target's own power may be too small to be counted; its distance never is.
-    losses = np.log(np.ldexp(total[:, 0].astype(np.float64), -30)) + distance[rows, targets]
+    spread = first_bits(np.log(np.ldexp(total[:, 0].astype(np.float64), -30)))
+    losses = spread + distance[rows, targets]
     gradient[rows, targets] -= WIDE
     return float(np.mean(losses)), gradient.astype(np.int16)
 
