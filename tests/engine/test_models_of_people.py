@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
+from fedkit.config import make_config
 from fedkit.engine.base import Engine, GradientSums, LocalTraining
 from fedkit.engine.choose import make_engine
 from fedkit.engine.sparse.capture import capture
 from fedkit.engine.torch import TorchEngine
 from fedkit.errors import EngineError, FedkitError, PlanError, TaskError
+from fedkit.rounds import run_rounds
 from fedkit.task import Examples, Task, cross_entropy
+from sim.scenario import make_scenario
 
 HOW = LocalTraining(epochs=3, batch_size=7, lr=0.05, momentum=0.9, weight_decay=1e-3)
 FEATURES, CLASSES = 6, 3
@@ -518,6 +521,35 @@ def test_one_example_under_a_norm_is_refused_by_all(engine: str) -> None:
         with pytest.raises(EngineError, match="norm '1' sees one value per channel"):
             call()
     assert np.isfinite(made_engine.loss(state, one))
+
+
+def few() -> Examples:
+    """One device's only example, and two devices' others."""
+    made = data(20)
+    return Examples(made.inputs, made.targets, np.array(["a"] + ["b"] * 10 + ["c"] * 9))
+
+
+FEW = Task("few", normed, few, lambda: data(8, 1))
+
+
+@pytest.mark.parametrize("engine", ["torch", "sparse"])
+def test_the_device_that_has_one_example_is_named(engine: str) -> None:
+    config = make_config(
+        {
+            "task": f"{__name__}:FEW",
+            "engine": engine,
+            "devices": 3,
+            "partition": "natural-id",
+            "single_class": "allow",
+            "server_share": 0,
+            "density": 0.5,
+            "rounds": 1,
+            "epochs": 1,
+        }
+    )
+    scenario = make_scenario(config)
+    with pytest.raises(EngineError, match=r"device \d, 1 example.*norm '1' sees one value"):
+        list(run_rounds(scenario.server(), scenario.local_fleet(), None))
 
 
 def test_no_error_here_is_one_of_the_engines_own() -> None:
