@@ -10,6 +10,7 @@ import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,11 +147,13 @@ def forward_hook() -> nn.Module:
     return model
 
 
+def halved(module: nn.Module, given: Any, taken: Any) -> Any:
+    return (given[0] * 0.5,)
+
+
 def backward_hook() -> nn.Module:
     model = Mlp()
-    model.two.register_full_backward_hook(
-        lambda module, given, taken: (torch.as_tensor(given[0]) * 0.5,)
-    )
+    model.two.register_full_backward_hook(halved)
     return model
 
 
