@@ -18,11 +18,12 @@ from fedkit import messages
 from fedkit.baselines import load_method
 from fedkit.config import RunConfig
 from fedkit.engine.base import Engine
-from fedkit.errors import WireError
+from fedkit.errors import EngineError, FleetError, WireError
 from fedkit.fedtiny.candidates import Pool
 from fedkit.messages import POOL_STATS, Packet, Update
 from fedkit.method import LocalRound, Method, Phase
 from fedkit.sparse import codec
+from fedkit.sparse.counts import round_share
 from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.task import Examples
 
@@ -46,6 +47,8 @@ class Device:
 
         Raises:
             WireError: The message does not fit the model, or what this device remembers.
+            EngineError: The engine cannot compute on this device's examples.
+            FleetError: Training diverged here.
         """
         answers = {
             "moments": self._moments,
@@ -53,7 +56,11 @@ class Device:
             "survey": self._survey,
             "train": self._train,
         }
-        reply, memory = answers[phase](request, memory)
+        try:
+            reply, memory = answers[phase](request, memory)
+        except (EngineError, FleetError) as error:
+            count = len(self.examples)
+            raise type(error)(f"device {self.index}, {count} example(s): {error}") from error
         return messages.narrow(reply, self.config.wire), memory
 
     @functools.cached_property
@@ -63,7 +70,7 @@ class Device:
     @property
     def _development(self) -> Examples:
         """The subset that ranks candidates: a fixed random share, at least two examples."""
-        count = max(2, round(self.config.development_share * len(self.examples)))
+        count = max(2, round_share(self.config.development_share, len(self.examples)))
         order = np.random.default_rng([self.config.seed, 2, self.index])
         return self.examples.take(np.sort(order.permutation(len(self.examples))[:count]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def block_quotas(
     return quotas(masks, block, *_steps(config, number), config.adjust_share)
 
 
-def swapped_share(config: RunConfig, number: int) -> float:
+def swapped_share(config: RunConfig, number: int) -> Fraction:
     """Return which share of the kept weights may be swapped at the end of round `number`."""
     return schedule.swapped_share(*_steps(config, number), config.adjust_share)
 

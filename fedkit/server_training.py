@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 
 from fedkit.config import RunConfig
 from fedkit.engine.base import Engine
@@ -12,7 +13,7 @@ from fedkit.plan import derived_seed, local_training, sparse_learning_rate
 from fedkit.sparse.state import ModelState
 from fedkit.task import Examples
 
-_SETTLING = 0.2  # Share of the epochs of gradual pruning that train the final masks.
+_SETTLING = Fraction(1, 5)  # Share of the epochs of gradual pruning that train the final masks.
 
 
 def train_dense(
@@ -73,7 +74,7 @@ def _train_sparse(
         return state
     for epoch in range(1, config.sparse_epochs + 1):
         if counts:
-            left = max(0.0, 1 - epoch / ((1 - _SETTLING) * config.sparse_epochs)) ** 3
+            left = max(Fraction(0), 1 - epoch / ((1 - _SETTLING) * config.sparse_epochs)) ** 3
             kept = {n: c + round(left * (state.masks[n].size - c)) for n, c in counts.items()}
             state = prune_at_once(state, kept)
         how = local_training(config, 1, sparse_learning_rate(config, epoch))

@@ -17,6 +17,7 @@ from fedkit.errors import DataError, TaskError
 from fedkit.plan import kept_per_layer
 from fedkit.privacy import check_private
 from fedkit.rounds import LocalFleet, Server
+from fedkit.sparse.counts import round_share
 from fedkit.sparse.state import ModelState
 from fedkit.task import Examples, Task
 from fedkit.tasks import load_task
@@ -168,7 +169,7 @@ def _how(config: RunConfig) -> Partition:
 
 
 def _server_share(train: Examples, config: RunConfig) -> tuple[Examples | None, Examples]:
-    count = round(config.server_share * len(train))
+    count = round_share(config.server_share, len(train))
     count = count if count >= 2 else 0  # One example trains nothing; a device can use it.
     order = np.random.default_rng([config.seed, 5]).permutation(len(train))
     server, rest = np.sort(order[:count]), np.sort(order[count:])

@@ -14,6 +14,7 @@ from fedkit.config import RunConfig
 from fedkit.fedtiny.progressive import swap
 from fedkit.method import Aggregated, LocalRound, Method, Trained, static, train_only
 from fedkit.plan import block_quotas
+from fedkit.sparse.counts import floor_share
 from fedkit.sparse.masks import kept_first, layer_masks
 from fedkit.sparse.state import Masks, ModelState, count_kept
 
@@ -42,7 +43,7 @@ def adjust(end: Aggregated) -> ModelState:
 
 def buffer_bytes(config: RunConfig, masks: Masks) -> int:
     """Bytes of the top-k buffer over all layers: a value and a position per entry."""
-    return 8 * sum(int(config.adjust_share * kept) for kept in count_kept(masks).values())
+    return 8 * sum(floor_share(config.adjust_share, kept) for kept in count_kept(masks).values())
 
 
 FEDDST = Method(

@@ -13,7 +13,9 @@ Adjustments come when FedTiny's do, and after the last one nobody computes what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from fedkit.engine.base import GradientSums
 from fedkit.fedtiny.progressive import merge_entries
 from fedkit.method import Aggregated, LocalRound, Method, Opening, Trained, static, train_only
 from fedkit.plan import adjusts_in, last_adjusting_round, swapped_share
+from fedkit.sparse.counts import exact
 from fedkit.sparse.masks import global_masks, kept_first, layer_masks
 from fedkit.sparse.state import Masks, ModelState, Weights, count_kept
 from fedkit.sparse.topk import Entries
@@ -31,7 +34,7 @@ def prunefl_masks(opening: Opening) -> Masks:
     """Prune on the server, by magnitude and by gradients of its own examples."""
     examples = opening.sample(opening.config.adjust_examples)
     squares = {n: g**2 for n, g in opening.engine.gradients(opening.dense, examples).items()}
-    share, exempt = opening.config.adjust_share, opening.config.exempt_layers
+    share, exempt = exact(opening.config.adjust_share), opening.config.exempt_layers
     return reconfigure(opening.dense, opening.counts, squares, share, exempt)
 
 
@@ -39,11 +42,11 @@ def reconfigure(
     state: ModelState,
     counts: Mapping[str, int],
     squares: Weights,
-    share: float,
+    share: Fraction,
     exempt: Sequence[str] = (),
 ) -> Masks:
     """Keep `1 - share` of `counts` per layer by magnitude, the rest by squares over all layers."""
-    stay = {name: int((1 - share) * count) for name, count in counts.items()}
+    stay = {name: math.floor((1 - share) * count) for name, count in counts.items()}
     largest = layer_masks(kept_first(state.weights, state.masks), stay)
     return global_masks(squares, sum(counts.values()), exempt, keep=largest)
 

@@ -58,8 +58,14 @@ def flow(
 
     from fedkit.engine.torch import one_thread
 
-    values = {**state.weights, **state.stats}
-    absolute = {name: torch.from_numpy(np.abs(value)).double() for name, value in values.items()}
+    values = {name: torch.from_numpy(v) for name, v in {**state.weights, **state.stats}.items()}
+    # What is frozen, and buffers of any other kind, are what the module holds.
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    absolute = {
+        name: values.get(name, value.detach()).abs().double()
+        for name, value in held.items()
+        if value.is_floating_point()
+    }
     weights = [absolute[name].requires_grad_() for name in state.masks]
     ones = torch.ones(1, *input_shape, dtype=torch.float64)
     with one_thread(), _unbounded(module):

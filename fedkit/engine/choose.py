@@ -37,6 +37,7 @@ def make_engine(
             so; all are named.
     """
     reference = TorchEngine.for_task(task, model, seed)
+    reference.check_forward(task.test_data().inputs[:2])
     if precision != "fp32":
         return _integer_twin(reference, task, wish, precision)
     if wish == "torch":

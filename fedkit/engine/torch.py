@@ -6,6 +6,7 @@ simulated device costs one core.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -22,14 +23,21 @@ from fedkit.engine.base import (
     check_loss,
     even_batches,
 )
+from fedkit.engine.sparse.checks import check_classes, one_value_error
 from fedkit.errors import TaskError
-from fedkit.nn.layers import STATISTICS, prunable_weights, tracking_norms
+from fedkit.nn.layers import (
+    STATISTICS,
+    prunable_weights,
+    tracking_norms,
+    trainable_parameters,
+    untrainable_parts,
+)
 from fedkit.nn.norm import L1BatchNorm2d
 from fedkit.shiftquant.l1norm import K
 from fedkit.sparse.state import ModelState, Weights
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
-from fedkit.task import Examples, Task
+from fedkit.task import Examples, Task, cross_entropy
 
 _EVAL_BATCH = 256
 _TILE = 1 << 16
@@ -43,12 +51,16 @@ class TorchEngine:
         loss: (outputs, targets) -> scalar tensor, the mean over the batch.
 
     Raises:
-        TaskError: The model has no convolution or linear layer.
+        TaskError: The model has no convolution or linear layer, or parts that cannot be trained
+            and pruned; all are named.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        if parts := list(untrainable_parts(model)):
+            listed = "\n  ".join(parts)
+            raise TaskError(f"model {type(model).__name__} cannot be trained:\n  {listed}")
         self._model, self._loss = model, loss
-        self._weights = dict(model.named_parameters())
+        self._weights = trainable_parameters(model)
         self._norms = tracking_norms(model)
         self.layout = Layout(
             {name: tuple(weight.shape) for name, weight in self._weights.items()},
@@ -62,6 +74,45 @@ class TorchEngine:
     def for_task(cls, task: Task, model: str, seed: int) -> TorchEngine:
         """Build the task's model (or the zoo model `model`) with weights drawn from `seed`."""
         return cls(task.build_model(seed, model), task.loss)
+
+    def check_forward(self, inputs: NDArray[np.float32]) -> None:
+        """Refuse a model whose passes depend on each other, on a few examples and before training.
+
+        Buffers but for the statistics of batch norms are constants here: they are not in a
+        `ModelState`, so what a pass wrote to them would be lost or, worse, kept.
+
+        Args:
+            inputs: float32 [n, ...], two examples or more.
+
+        Raises:
+            TaskError: The buffers are named; or the output is no tensor with a row per example.
+        """
+        norms = {f"{name}.num_batches_tracked" for name in self._norms} | set(self._stats())
+        before = {n: b.clone() for n, b in self._model.named_buffers() if n not in norms}
+        try:
+            with one_thread(), drawn_from(0), torch.no_grad():
+                self._model.train()
+                outputs = self._model(torch.from_numpy(inputs))
+        except Exception:  # whatever the model's own code raises, who runs it next will tell
+            return
+        finally:
+            self._load(self._initial)
+        after = dict(self._model.named_buffers())
+        changed = [n for n, value in before.items() if not value.equal(after[n])]
+        name = type(self._model).__name__
+        if changed:
+            raise TaskError(
+                f"a forward pass of {name} changes {', '.join(changed)}, which a fleet neither "
+                "sends nor stores; use batch norms, or keep such values out of training"
+            )
+        if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != len(inputs):
+            found = type(outputs).__name__
+            if isinstance(outputs, Tensor):
+                found = f"tensor of shape {tuple(outputs.shape)} for {len(inputs)} examples"
+            raise TaskError(
+                f"{name} returns a {found}; it must return one tensor with a row per example, in "
+                "training and in evaluation: choose one of the outputs in its forward"
+            )
 
     def _stats(self) -> dict[str, Tensor]:
         return {
@@ -98,8 +149,11 @@ class TorchEngine:
         seed: int,
         gradient_sums: GradientSums | None = None,
     ) -> tuple[ModelState, float]:
-        """See `Engine.train`. SGD with masked gradients; momentum starts at zero."""
-        with one_thread():
+        """See `Engine.train`. SGD with masked gradients; momentum starts at zero.
+
+        What the model itself draws at random, as dropout does, is drawn from `seed`.
+        """
+        with one_thread(), drawn_from(seed):
             self._load(state)
             self._model.train()
             optimiser = torch.optim.SGD(
@@ -137,17 +191,71 @@ class TorchEngine:
         sums: GradientSums | None,
     ) -> float:
         sgd.zero_grad()
-        loss = self._loss(self._model(inputs), targets)
+        loss = self._loss_of(inputs, targets)
         value = check_loss(loss.item())
         loss.backward()  # type: ignore[no-untyped-call]
         for name, mask in masks.items():
             gradient = self._weights[name].grad
-            assert gradient is not None
+            if gradient is None:  # no op used it in this step, and SGD leaves it as it is
+                gradient = torch.zeros_like(self._weights[name])
             if sums is not None:
                 sums[name] = sums.get(name, np.float32(0)) + gradient.numpy()
             gradient.mul_(mask)
         sgd.step()
         return value
+
+    def _forward(self, inputs: Tensor) -> Tensor:
+        """Return the outputs of a batch in the model's mode.
+
+        Raises:
+            EngineError: A norm sees one value per channel.
+        """
+        try:
+            outputs: Tensor = self._model(inputs)
+        except ValueError as error:
+            if len(inputs) == 1 and (norm := self._norm_that_fails(inputs)):
+                raise one_value_error(norm) from error
+            raise
+        return outputs
+
+    def _loss_of(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch in the model's mode.
+
+        Raises:
+            EngineError: A norm sees one value per channel, or targets are no classes.
+        """
+        outputs = self._forward(inputs)
+        if self._loss is cross_entropy and not targets.is_floating_point():
+            # torch leaves out the target -100, wherever it came from.
+            check_classes(targets.numpy(), outputs.shape[1])
+        return self._loss(outputs, targets)
+
+    def _norm_that_fails(self, inputs: Tensor) -> str:
+        """Return the name of the norm that a forward pass of these inputs ends in, or ""."""
+        entered = [""]
+
+        def enter(name: str) -> None:
+            entered.append(name)
+
+        def leave() -> None:
+            entered.pop()
+
+        hooks = [
+            hook
+            for name, norm in self._norms.items()
+            for hook in (
+                norm.register_forward_pre_hook(lambda *_, name=name: enter(name)),
+                norm.register_forward_hook(lambda *_: leave()),
+            )
+        ]
+        try:
+            self._model(inputs)
+        except ValueError:
+            return entered[-1]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return ""
 
     def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
         """See `Engine.norm_moments`. Batches are normalised by their own statistics."""
@@ -165,12 +273,12 @@ class TorchEngine:
             for name, norm in self._norms.items()
         ]
         try:
-            with one_thread(), torch.no_grad():
+            with one_thread(), drawn_from(0), torch.no_grad():
                 self._load(state)
                 self._model.train()
                 order = np.arange(len(examples))
                 for inputs, _ in _batches(examples, order, STATISTICS_BATCH):
-                    self._model(inputs)
+                    self._forward(inputs)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -179,10 +287,10 @@ class TorchEngine:
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""
         with one_thread(), torch.no_grad():
-            model = self.module(state)
+            self.module(state)
             total = 0.0
             for inputs, targets in _batches(examples, np.arange(len(examples)), _EVAL_BATCH):
-                total += self._loss(model(inputs), targets).item() * len(targets)
+                total += self._loss_of(inputs, targets).item() * len(targets)
         return total / len(examples)
 
     def top_gradients(
@@ -201,13 +309,15 @@ class TorchEngine:
 
     def _gradients(self, state: ModelState, examples: Examples, names: Iterable[str]) -> Weights:
         weights = {name: self._weights[name] for name in names}
-        with one_thread():
+        with one_thread(), drawn_from(0):
             self._load(state)
             self._model.train()
             inputs, targets = _tensors(examples, np.arange(len(examples)))
-            loss = self._loss(self._model(inputs), targets)
+            loss = self._loss_of(inputs, targets)
             check_loss(loss.item())
-            gradients = torch.autograd.grad(loss, list(weights.values()))
+            gradients = torch.autograd.grad(
+                loss, list(weights.values()), allow_unused=True, materialize_grads=True
+            )
         return {
             name: np.ascontiguousarray(gradient.numpy())
             for name, gradient in zip(weights, gradients, strict=True)
@@ -261,6 +371,21 @@ def _stream(gradient: NDArray[np.float32], mask: NDArray[np.bool_], amount: int)
         pruned = start + np.flatnonzero(~mask[start : start + _TILE])
         top.push(pruned, gradient[pruned])
     return top.entries()
+
+
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """Let what torch, numpy and Python draw in a block depend on a seed alone, and nothing else."""
+    before = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(before[0])
+            random.setstate(before[1])
 
 
 @contextmanager

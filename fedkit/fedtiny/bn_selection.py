@@ -118,8 +118,9 @@ def merge_losses(
     """
     if aggregation != "mean":
         return middle(np.asarray(losses, np.float64), aggregation)
-    weights = np.asarray(examples, np.float64)
-    return np.asarray(weights @ np.asarray(losses, np.float64) / weights.sum())
+    # One device after the other: a product of matrices adds in an order of its own everywhere.
+    rows = (n * np.asarray(row, np.float64) for n, row in zip(examples, losses, strict=True))
+    return np.asarray(sum(rows, start=np.zeros(len(losses[0]))) / sum(examples))
 
 
 def best_candidate(losses: NDArray[np.float64]) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.sparse.counts import exact
 from fedkit.sparse.distribution import DISTRIBUTIONS, kept_counts, with_noise
 from fedkit.sparse.masks import layer_masks
 from fedkit.sparse.state import ModelState
@@ -19,7 +21,7 @@ def pool_size(density: float) -> int:
     0.1 / density is FedTiny's rule (the pool then costs a tenth of a dense download). Above 5 %
     density it would leave next to nothing to select from, hence the floor.
     """
-    return max(3, round(0.1 / density))
+    return max(3, round(Fraction(1, 10) / exact(density)))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ def merge_entries(
 ) -> dict[str, Entries]:
     """Average sparse gradients: g = sum_k share_k * g_k, entries not sent count as zero.
 
+    Sums are of float64, in the order of the devices; their results are float32.
+
     Args:
         devices: Per device the sent entries of each layer, in a fixed order of devices.
         shares: |D_k| / |D| per device.
@@ -45,12 +47,12 @@ def merge_entries(
     merged = {}
     for name in devices[0]:
         scaled = [
-            device[name].values * np.float64(share)
+            device[name].values.astype(np.float64) * share
             for device, share in zip(devices, shares, strict=True)
         ]
         indices = [device[name].indices for device in devices]
         if all(np.array_equal(indices[0], other) for other in indices[1:]):
-            unique, sums = indices[0], np.sum(scaled, axis=0)
+            unique, sums = indices[0], np.asarray(sum(scaled, start=np.zeros(len(indices[0]))))
         else:
             unique, where = np.unique(np.concatenate(indices), return_inverse=True)
             sums = np.bincount(where, np.concatenate(scaled), len(unique))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.wire import from_records, message_bytes, record_bytes, to_records
 from fedkit.messages import Packet, packet_digest, read_count
 from fedkit.method import Answer, Phase, Request
+from fedkit.sparse.counts import ceil_share
 
 Log = Callable[..., None]
 """Takes the name of an event and its fields."""
@@ -87,7 +87,7 @@ class FlowerFleet:
     @property
     def needed(self) -> int:
         """Answers without which an exchange fails."""
-        return math.ceil(self._config.min_share * self._config.devices)
+        return ceil_share(self._config.min_share, self._config.devices)
 
     def _wait_for_nodes(self) -> None:
         config, deadline = self._config, time.monotonic() + self._config.deadline

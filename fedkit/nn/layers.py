@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers whose weights are pruned."""
@@ -17,12 +19,41 @@ STATISTICS = ("running_mean", "running_var")
 """Buffers of a norm that a fleet merges."""
 
 
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that require a gradient, by name, in the model's order.
+
+    What is frozen is a constant of the model, as a buffer is: it is neither pruned nor sent.
+    """
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def prunable_weights(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the prunable parameters, in the model's order."""
     owners = (name for name, module in model.named_modules() if isinstance(module, PRUNABLE))
-    own = dict(model.named_parameters())
+    own = trainable_parameters(model)
     names = (f"{name}.weight" if name else "weight" for name in owners)
     return tuple(name for name in names if name in own)
+
+
+def untrainable_parts(model: nn.Module) -> Iterator[str]:
+    """Yield what no engine can train and prune, by name, with the reason and the way out."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(value):
+            yield f"{name} is lazy; run the model on an example before you return it"
+        elif value.is_floating_point() and value.dtype != torch.float32:
+            yield f"{name} is {value.dtype}, not torch.float32; convert the model with .float()"
+        elif value.is_complex():
+            yield f"{name} is {value.dtype}; only real numbers can be trained"
+        elif value.numel() == 0:
+            yield f"{name} has shape {tuple(value.shape)}, without any number; leave it out"
+    for name, module in model.named_modules():
+        if isinstance(module, PRUNABLE) and "weight" not in module._parameters:
+            yield (
+                f"{name or '(model)'} computes its weight from other parameters "
+                "(torch.nn.utils.prune, a parametrization, weight_norm or spectral_norm), so it "
+                "cannot be pruned; make it a plain parameter first, with prune.remove, "
+                "parametrize.remove_parametrizations, remove_weight_norm or remove_spectral_norm"
+            )
 
 
 def tracking_norms(model: nn.Module) -> dict[str, BatchNorm]:

@@ -71,7 +71,7 @@ def exponents(ranges: NDArray[np.floating[Any]], groups: int) -> NDArray[np.uint
     fractions, powers = np.frexp(ranges.astype(np.float64))
     fraction, power = np.frexp(np.float64(ranges.max(initial=0)))
     # R / r_c = 2^(power - powers) * fraction / fractions, and the last quotient is in (1/2, 2).
-    octaves = power - powers - (fraction < fractions)
+    octaves = power - powers.astype(np.int64) - (fraction < fractions)
     octaves = np.where(ranges > 0, octaves, groups - 1)
     return np.minimum(octaves, groups - 1).astype(np.uint8)
 

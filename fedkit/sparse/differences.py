@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from fedkit.errors import WireError
 from fedkit.shiftquant.format import exponents, largest_level
 from fedkit.sparse.codec import Bytes, Reader, pack_bits, unpack_bits
+from fedkit.sparse.rows import reduce_rows
 from fedkit.sparse.state import Masks, Shapes
 
 VERSION = 1
@@ -79,10 +80,9 @@ def _round(
     values: Floats, counts: Counts, most: int
 ) -> tuple[np.float32, NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the scale, the exponent per channel, and per value the nearest level, plus m."""
-    starts = np.cumsum(counts) - counts
-    ranges = np.maximum.reduceat(np.abs(values), starts) if len(counts) else values
+    ranges = reduce_rows(np.maximum, np.abs(values), counts)
     # Never denormal: a scale that is rounded to 0 would stand for nothing.
-    scale = max(np.float32(ranges.max(initial=0) / most), np.finfo(np.float32).tiny)
+    scale = max(np.float32(float(ranges.max(initial=0)) / most), np.finfo(np.float32).tiny)
     shifts = exponents(ranges, _GROUPS)
     levels = np.rint(values / np.repeat(np.ldexp(np.float64(scale), -shifts.astype(int)), counts))
     return scale, shifts, (np.clip(levels, -most, most) + most).astype(np.uint8)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
+
+from fedkit.sparse.counts import exact, half_cosine
 
 Order = Literal["backward", "forward"]
 """Which block takes the first turn: the one at the output, or the one at the input."""
@@ -26,12 +29,12 @@ def quota(kept: int, pruned: int, step: int, last_step: int, alpha: float = 0.3)
 
     Source: FedTiny (arXiv 2212.01977), "progressive pruning", as recalled; see NOTES.md.
     """
-    return min(int(swapped_share(step, last_step, alpha) * kept), pruned)
+    return min(math.floor(swapped_share(step, last_step, alpha) * kept), pruned)
 
 
-def swapped_share(step: int, last_step: int, alpha: float) -> float:
+def swapped_share(step: int, last_step: int, alpha: float) -> Fraction:
     """Return which share of the kept weights an adjustment may swap; see `quota`."""
-    return alpha / 2 * (1 + math.cos(math.pi * min(step / last_step, 1.0)))
+    return exact(alpha) * half_cosine(step, last_step)
 
 
 def blocks(layers: Sequence[str], count: int) -> list[list[str]]:

@@ -83,7 +83,7 @@ def weighted_mean(parts: Sequence[Weights], weights: Sequence[float]) -> Weights
     """Return the mean per parameter, summed in float64 in the order given, as float32."""
     return {
         name: sum(
-            (part[name] * np.float64(w) for part, w in zip(parts, weights, strict=True)),
+            (part[name].astype(np.float64) * w for part, w in zip(parts, weights, strict=True)),
             start=np.zeros(parts[0][name].shape),
         ).astype(np.float32)
         for name in parts[0]

@@ -24,12 +24,21 @@ class Entries:
 
 
 def largest(values: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
-    """Return the positions of the `count` largest |values| (flat, finite), ascending."""
+    """Return the positions of the `count` largest |values| (flat), ascending; infinite ones too.
+
+    Raises:
+        WireError: Some are wanted, and a value is NaN, which has no order.
+    """
     if count >= len(values):
         return np.arange(len(values))
     if count == 0:
         return np.empty(0, np.int64)
     magnitudes = np.abs(values)
+    if np.isnan(magnitudes).any():
+        raise WireError(
+            f"{np.sum(np.isnan(magnitudes))} of {len(values)} values are NaN, so the largest ones "
+            "have no order; lower the learning rate or check the device's data"
+        )
     threshold = np.partition(magnitudes, len(values) - count)[len(values) - count]
     above = np.flatnonzero(magnitudes > threshold)
     ties = np.flatnonzero(magnitudes == threshold)[: count - len(above)]

@@ -332,6 +332,6 @@ def sgd(
     """Return the next weight and velocity; rate and decay are (multiplier, shift)."""
     most = 2**31 - 1
     step = half_up(gradient * rate[0], rate[1])
-    step += half_up(weight * decay[0], decay[1]) + half_up(velocity * momentum, 15)
+    step += half_up(weight * decay[0], decay[1]) + half_up(velocity * momentum, 30)
     velocity = clamp(step, most)
     return clamp(weight - (velocity + random % 2**extra) // 2**extra, most), velocity

@@ -21,6 +21,17 @@ def test_quota_never_exceeds_what_is_pruned_and_ends_at_zero() -> None:
     assert quota(kept=1000, pruned=10**6, step=900, last_step=500) == 0
 
 
+@pytest.mark.parametrize(
+    ("kept", "step", "last", "alpha", "expected"),
+    [(90, 0, 100, 0.7, 63), (10, 0, 9, 0.3, 3), (40, 3, 9, 0.7, 21), (40, 6, 9, 0.7, 7)],
+)
+def test_quota_where_the_formula_is_a_whole_number(
+    kept: int, step: int, last: int, alpha: float, expected: int
+) -> None:
+    """At a third of the way the cosine is exactly 1/2, at two thirds -1/2."""
+    assert quota(kept, 10**9, step, last, alpha) == expected
+
+
 @pytest.mark.parametrize(("layers", "count"), [(21, 5), (5, 5), (3, 5), (1, 5), (8, 3)])
 def test_blocks_are_contiguous_even_and_complete(layers: int, count: int) -> None:
     names = [str(i) for i in range(layers)]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -46,3 +48,32 @@ def test_memory_stays_within_capacity_and_tile() -> None:
 def test_values_without_order_are_refused(bad: float) -> None:
     with pytest.raises(WireError, match="NaN or infinite"):
         StreamingTopK(1).push(np.array([0]), np.array([bad], np.float32))
+
+
+ODD = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -3e38, math.inf, -math.inf])
+
+
+@given(st.lists(st.one_of(ODD, st.floats(width=32, allow_nan=False)), max_size=12), st.data())
+def test_the_largest_are_those_of_a_sort_whatever_the_values(
+    values: list[float], data: st.DataObject
+) -> None:
+    """Signs do not count, equal magnitudes go by position; none, some or all are asked for."""
+    count = data.draw(st.integers(0, len(values) + 2))
+    by_size = sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))
+    assert largest(np.array(values, np.float32), count).tolist() == sorted(by_size[:count])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_values_without_an_order_are_refused(count: int) -> None:
+    with pytest.raises(WireError, match="1 of 3 values are NaN"):
+        largest(np.array([1, np.nan, 2], np.float32), count)
+
+
+def test_magnitudes_and_not_values_are_compared_whole_and_in_tiles() -> None:
+    values = np.array([0.25, -7, 6, -0.5, 6.5, -6.75, 0], np.float32)
+    top = StreamingTopK(3)
+    for start in range(0, len(values), 2):
+        tile = values[start : start + 2]
+        top.push(np.arange(start, start + len(tile)), tile)
+    assert top.entries().indices.tolist() == largest(values, 3).tolist() == [1, 4, 5]
+    assert top.entries().values.tolist() == [-7, 6.5, -6.75]

@@ -199,6 +199,12 @@ def shift_to_fit(bound: Reals) -> Ints:
     return to_int32(np.where(fits, shift, shift + 1))
 
 
+def first_bits(values: Reals) -> Reals:
+    """Round to 40 significant bits, in which functions that machines round apart agree."""
+    fraction, exponent = np.frexp(values)
+    return np.asarray(np.ldexp(np.rint(np.ldexp(fraction, 40)), exponent - 40))
+
+
 def to_int32(values: ArrayLike) -> Ints:
     """Return a contiguous int32 array."""
     return np.ascontiguousarray(values, np.int32)

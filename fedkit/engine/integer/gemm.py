@@ -7,6 +7,7 @@ scale. `fedkit.shiftquant.matmul` defines the same product, and has other ways t
 
 from __future__ import annotations
 
+import math
 from ctypes import c_int64, c_uint32, c_void_p
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ from fedkit.engine.sparse.structs import pointer
 from fedkit.errors import EngineError
 
 _SUM = 2**31 - 1
+_NEAR = 100
+"""Octaves around 1 within which a step and its reciprocal are far from the ends of float32."""
+
 _TILE, _BLOCK, _DEEP = 16, 32, 64
 """Of kernels/amx.c: columns of a tile; what rows and columns, and what depths are multiples of."""
 
@@ -100,6 +104,9 @@ class Gemm:
         self._kernels.int_column_peaks(_at(x), *size, _at(peak))
         if not np.isfinite(peak).all():
             raise EngineError("the left matrix holds NaN or infinite values; find where they arose")
+        octaves = _far_octaves(peak)
+        if octaves:
+            x, peak = np.ldexp(x, -octaves), np.ldexp(peak, -octaves)
         factor, unit = self._rule(peak.astype(np.float64), bits)
         most = 2 ** (bits - 1) - 1
         inverse, multiplied = (1.0 / (unit * factor)).astype(np.float32), to_int32(factor)
@@ -108,6 +115,7 @@ class Gemm:
             *(_at(x), *size, _at(inverse), _at(multiplied), most),
             *(c_uint32(key & 0xFFFFFFFF), c_uint32(key >> 32), _at(values), values.shape[1]),
         )
+        unit = math.ldexp(unit, octaves)
         return Left(values, rows, columns, most * int(factor.max(initial=1)), unit)
 
     def _room(self, rows: int, columns: int) -> tuple[NDArray[Any], Kernel]:
@@ -182,6 +190,16 @@ class Gemm:
         tiles = np.empty((wide // _TILE, deep // 4, _TILE, 4), np.int8)
         pack(_at(w), depth, columns, deep, wide, _at(tiles))
         return tiles
+
+
+def _far_octaves(peak: NDArray[np.float32]) -> int:
+    """Return the octaves a matrix must be scaled by for its steps to have float32 reciprocals.
+
+    Almost always 0, and then no copy is made: only for numbers next to the ends of float32. What
+    falls below its least number when huge ones are scaled is far less than a step's random bits.
+    """
+    _, exponent = np.frexp(peak.max())
+    return int(exponent) if abs(exponent) > _NEAR else 0
 
 
 def _padded(count: int, step: int) -> int:

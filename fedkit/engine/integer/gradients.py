@@ -35,8 +35,8 @@ def per_tensor(ranges: Reals, bits: int) -> tuple[Reals, float]:
 def shiftquant(ranges: Reals, bits: int) -> tuple[Reals, float]:
     """Scale each channel by a power of two, see `fedkit.shiftquant.format`."""
     groups = groups_that_fit(bits)
-    shifts = groups - 1 - exponents(ranges, groups).astype(np.float64)
-    return np.exp2(shifts), _largest(ranges) / _most(bits) * 2.0 ** (1 - groups)
+    shifts = groups - 1 - exponents(ranges, groups).astype(np.int32)
+    return np.ldexp(1.0, shifts), _largest(ranges) / _most(bits) * 2.0 ** (1 - groups)
 
 
 def per_channel(ranges: Reals, bits: int) -> tuple[Reals, float]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.integer.constants import WIDE
+from fedkit.engine.integer.constants import WIDE, first_bits
 
 _POINT = 16
 _TABLE_BITS = 8
@@ -25,19 +25,21 @@ def cross_entropy(
         targets: Classes, [n].
 
     Returns:
-        The loss, and int16 [n, classes], probability minus 1 for the target.
+        The loss, within 1e-5 plus 1e-9 per class of the real one; and int16 [n, classes],
+        probability minus 1 for the target.
     """
     # From the largest, for logits may be larger than any power that is counted.
-    octaves = (logits.max(1, keepdims=True) - logits) / math.log(2)
-    below = np.rint(np.minimum(octaves, 2.0**30) * 2**_POINT).astype(np.int64)
-    powers = _power(below)
+    distance = logits.max(1, keepdims=True) - logits
+    octaves = np.minimum(distance / math.log(2), 2.0**30)
+    powers = _power(np.rint(octaves * 2**_POINT).astype(np.int64))
     total = powers.sum(1, keepdims=True)
     gradient = (powers * WIDE + total // 2) // total
     rows = np.arange(len(targets))
-    chosen = np.maximum(powers[rows, targets], 1)
-    loss = float(np.mean(np.log(total[:, 0] / chosen)))
+    # The target's own power may be too small to be counted; its distance never is.
+    spread = first_bits(np.log(np.ldexp(total[:, 0].astype(np.float64), -30)))
+    losses = spread + distance[rows, targets]
     gradient[rows, targets] -= WIDE
-    return loss, gradient.astype(np.int16)
+    return float(np.mean(losses)), gradient.astype(np.int16)
 
 
 def _power(below: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -481,7 +481,8 @@ def _sparse_order(taps: Taps) -> _Order:
     # Where each tap goes: its place in its row, after the pairs of the rows before.
     row = np.repeat(np.arange(len(counts)), counts)
     place = np.arange(len(row)) - taps.first[row] + 2 * first[row]
-    offset, index = np.zeros(2 * first[-1], np.int32), np.full(2 * first[-1], -1, np.int64)
+    places = 2 * int(first[-1])
+    offset, index = np.zeros(places, np.int32), np.full(places, -1, np.int64)
     offset[place], index[place] = taps.tap["offset"], taps.tap["index"]
     return _Order(first, offset, index)
 

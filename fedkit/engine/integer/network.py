@@ -19,13 +19,19 @@ from fedkit.engine.sparse.network import (
     make_layer,
 )
 from fedkit.engine.sparse.plan import Conv, Norm, Plan, sources
+from fedkit.numerics import MOST_SHIFT, shift_right_half_even
+from fedkit.sparse.rows import reduce_rows
 from fedkit.sparse.state import Masks, ModelState
 
 HEADROOM = 5
-"""Bits a weight may grow by while it trains, before its fixed-point state saturates."""
+"""Bits a weight may grow by before its parameter's point moves."""
 
-SMALLEST = 2.0**-4
-"""A parameter's point is placed as if its largest weight were at least this: most start as 0."""
+SMALLEST = 2.0**-40
+"""A parameter's point is placed as if its largest weight were at least this; the first step moves
+that of one that starts as 0 to where the step fits."""
+
+EXTRA = 8
+"""Bits that velocities have behind those of the weights."""
 
 EDGE_BITS = 8
 """Bits of the layers that read the input or write the output."""
@@ -58,8 +64,8 @@ class IntegerNetwork:
 
     Attributes:
         weights: int32 fixed point, one vector of all parameters, of pruned layers the kept ones.
-        velocity: int32, the optimiser's.
-        points: Bits behind the point per parameter.
+        velocity: int32, the optimiser's, with `EXTRA` bits more behind the point.
+        points: Bits behind the point per parameter; negative where its numbers are that large.
         layers: By number of the op.
     """
 
@@ -100,6 +106,20 @@ class IntegerNetwork:
             largest = max(np.abs(real).max(initial=0.0), SMALLEST)
             self.points[name] = 31 - HEADROOM - math.frexp(largest)[1]
             self.part(name, self.weights)[:] = np.rint(np.ldexp(real, self.points[name]))
+
+    def make_room(self, name: str, weight: float, velocity: float) -> None:
+        """Move a parameter's point until weights and velocities of these magnitudes fit int32.
+
+        What is there is rounded half to even. A point only ever moves to the left, until the next
+        `load`: numbers that once were that large are not much finer in float32.
+        """
+        fits = min(31 - _octave(weight), 31 - EXTRA - _octave(velocity))
+        shift = min(self.points[name] - fits, MOST_SHIFT)
+        if shift > 0:
+            self.points[name] = fits
+            for vector in (self.weights, self.velocity):
+                part = self.part(name, vector)
+                part[:] = shift_right_half_even(part, shift)
 
     def real(self, name: str) -> Reals:
         """Return a parameter's kept weights as real numbers, flat."""
@@ -174,15 +194,10 @@ class IntegerNetwork:
 
         Zeros do not count: whether pruned weights are listed or not, the result is the same.
         """
-        ends, counts = self._rows[number], self._row_counts[number]
-        if len(magnitudes) == 0:
-            return np.zeros(len(ends)), np.zeros(len(ends))
-        # reduceat: an empty row would give its neighbour's first value.
-        starts = np.minimum(ends - counts, len(magnitudes) - 1)
-        filled = counts > 0
-        largest = np.where(filled, np.maximum.reduceat(magnitudes, starts), 0.0)
-        squares = np.where(filled, np.add.reduceat(np.square(magnitudes), starts), 0.0)
-        nonzero = np.where(filled, np.add.reduceat(magnitudes > 0, starts, dtype=np.int64), 0)
+        counts = self._row_counts[number]
+        largest = reduce_rows(np.maximum, magnitudes, counts)
+        squares = reduce_rows(np.add, np.square(magnitudes), counts)
+        nonzero = reduce_rows(np.add, (magnitudes > 0).astype(np.float64), counts)
         return largest, np.sqrt(squares / np.maximum(nonzero, 1))
 
     def _column_of(self, layer: Layer) -> NDArray[np.int64]:
@@ -201,6 +216,11 @@ class IntegerNetwork:
         if layer.dense:
             return to_int32(np.arange(1, geometry.target[0] + 1) * geometry.full_taps)
         return layer.forward.first[1:]
+
+
+def _octave(magnitude: float) -> int:
+    """Return the least n with magnitude < 2^n; of 0 one that asks for nothing."""
+    return math.frexp(magnitude)[1] if magnitude else -1100
 
 
 def full_weight(network: IntegerNetwork, number: int, values: NDArray[Any]) -> NDArray[Any]:

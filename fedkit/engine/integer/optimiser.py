@@ -11,25 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import Ints, Reals, multiplier, to_int32
-from fedkit.engine.integer.network import IntegerNetwork
+from fedkit.engine.integer.network import EXTRA, IntegerNetwork
 from fedkit.engine.sparse.native import Kernels
 from fedkit.engine.sparse.plan import LayerNorm
 from fedkit.engine.sparse.structs import pointer
+from fedkit.errors import FleetError
 from fedkit.numerics import derive_key, random_bits, shift_right_half_up, shift_right_stochastic
-
-EXTRA = 8
-"""Bits that velocities have behind those of the weights."""
+from fedkit.sparse.rows import reduce_rows
 
 _MOST = 2**31 - 1
+_MOMENTUM_BITS = 30
+_ROUNDED = 1 + 2.0**-10
+"""More than what the 15 bits of a multiplier can add to a product."""
+
+_FLOAT32 = 2.0**127
 
 
 class Sgd:
     """Moves a network's weights: velocity = momentum * velocity + gradient + decay * weight.
 
     A velocity is kept times the learning rate, in steps of 2^-EXTRA of the weight's, so that it is
-    what a weight moves by; the bits it has more are rounded at random. It saturates: a step moves
-    no weight by more than 2^(31 - EXTRA) of its steps, an eighth of the power of two above the
-    largest weight that was loaded.
+    what a weight moves by; the bits it has more are rounded at random. Before each step a
+    parameter's point goes to where its largest weight and its longest move fit, so that nothing
+    saturates: the longest move has 23 bits, as many as float32 has.
 
     Args:
         network: The weights.
@@ -48,8 +52,14 @@ class Sgd:
         seed: int,
     ) -> None:
         self._network, self._kernels, self._seed, self._step = network, kernels, seed, 0
-        self._momentum, self._weight_decay = round(momentum * 2**15), weight_decay
+        self._momentum, self._weight_decay = momentum, weight_decay
         self._ends = {name: self._rows(name) for name in network.plan.weights}
+        self._counts = {name: np.diff(ends, prepend=0) for name, ends in self._ends.items()}
+
+    @property
+    def momentum(self) -> int:
+        """What a velocity is multiplied by, with 30 bits behind the point."""
+        return round(math.ldexp(self._momentum, _MOMENTUM_BITS))
 
     def _rows(self, name: str) -> Ints:
         """Return where rows of one unit end in a parameter's kept weights."""
@@ -69,13 +79,17 @@ class Sgd:
             gradient: int64 [all kept weights].
             units: Per parameter what 1 is worth, per row.
             lr: Learning rate, greater than 0.
+
+        Raises:
+            FleetError: A weight would leave float32.
         """
-        decay, shift = multiplier(np.array([self._weight_decay * lr * 2.0**EXTRA]), 40)
+        decay, shift = multiplier(np.array([self._weight_decay * lr * 2.0**EXTRA]), 40, _MOST)
         self._decay, self._decay_shift = int(decay[0]), int(shift[0])
         self._network.parameters.mask_gradient(gradient)
         for index, (name, ends) in enumerate(self._ends.items()):
             if name not in units:
                 continue
+            self._make_room(name, gradient, units[name] * lr, lr)
             point = self._network.points[name] + EXTRA
             rate, shift = multiplier(np.ldexp(units[name] * lr, point), 40, _MOST)
             vectors = (self._network.weights, self._network.velocity, gradient)
@@ -85,13 +99,39 @@ class Sgd:
             run(_Part(weight, velocity, change, ends, rate, shift, key))
         self._step += 1
 
+    def _make_room(self, name: str, gradient: NDArray[np.int64], rates: Reals, lr: float) -> None:
+        """Move a parameter's point to where what is about to be computed fits.
+
+        Args:
+            name: The parameter.
+            gradient: Of all parameters.
+            rates: Per row what the gradient 1 moves a weight by.
+            lr: Learning rate.
+        """
+        network, point = self._network, self._network.points[name]
+        slopes = np.abs(network.part(name, gradient))
+        if len(slopes) == 0:
+            return
+        with np.errstate(invalid="ignore"):  # a NaN is refused below, like all that is too large
+            pushed = float((reduce_rows(np.maximum, slopes, self._counts[name]) * rates).max())
+        weight = _largest(network.part(name, network.weights), point)
+        velocity = _largest(network.part(name, network.velocity), point + EXTRA)
+        moved = pushed + weight * self._weight_decay * lr + velocity * self._momentum
+        moved *= _ROUNDED
+        if not weight + moved < _FLOAT32:
+            raise FleetError(
+                f"a step moves {name} by up to {moved:.3g}, from up to {weight:.3g}, which float32 "
+                "cannot hold; lower lr (--lr)"
+            )
+        network.make_room(name, weight + moved, moved)
+
     def _run_native(self, part: _Part) -> None:
         assert self._kernels is not None
         arrays = (part.weight, part.velocity, part.gradient, part.ends)
         self._kernels.int_sgd(
             *(c_void_p(pointer(array)) for array in arrays),
             *(len(part.ends), c_void_p(pointer(part.rate)), c_void_p(pointer(part.shift))),
-            *(c_int32(self._decay), self._decay_shift, self._momentum, EXTRA),
+            *(c_int32(self._decay), self._decay_shift, self.momentum, EXTRA),
             *(c_uint32(part.key & 0xFFFFFFFF), c_uint32(part.key >> 32)),
         )
 
@@ -103,12 +143,17 @@ class Sgd:
         most = np.where(shift > 0, 2**47, _MOST)
         step = shift_right_half_up(np.clip(part.gradient, -most, most) * rate, shift)
         step = step + shift_right_half_up(weight * self._decay, self._decay_shift)
-        step = step + shift_right_half_up(velocity * self._momentum, 15)
+        step = step + shift_right_half_up(velocity * self.momentum, _MOMENTUM_BITS)
         velocity = np.clip(step, -_MOST, _MOST)
         random = random_bits(part.key, np.arange(len(weight), dtype=np.uint32))
         moved = weight - shift_right_stochastic(velocity, EXTRA, random)
         part.velocity[:] = velocity
         part.weight[:] = np.clip(moved, -_MOST, _MOST)
+
+
+def _largest(values: Ints, point: int) -> float:
+    """Return the largest magnitude, as a real number."""
+    return math.ldexp(max(int(values.max()), -int(values.min())), -point)
 
 
 class _Part(NamedTuple):

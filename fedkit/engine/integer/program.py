@@ -35,6 +35,7 @@ from fedkit.engine.integer.constants import (
     Reals,
     Settling,
     chain_constants,
+    first_bits,
     mix_constants,
     multiplier,
     read_constants,
@@ -726,6 +727,6 @@ def _rectified(mean: Reals, deviation: Reals) -> Reals:
     """Return the mean square of max(0, x) for normal x."""
     deviation = np.maximum(deviation, 1e-12)
     z = mean / deviation
-    below = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z])
-    density = np.exp(-np.square(z) / 2) / math.sqrt(2 * math.pi)
+    below = first_bits(np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z]))
+    density = first_bits(np.exp(-np.square(z) / 2)) / math.sqrt(2 * math.pi)
     return np.asarray((mean**2 + deviation**2) * below + mean * deviation * density)

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from fedkit.engine.sparse.lowering import Lowering, Unsupported, lower_node, planned
 from fedkit.engine.sparse.plan import Plan, verify
+from fedkit.engine.sparse.side_effects import Watch, has_hooks
 from fedkit.errors import PlanError
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
@@ -20,6 +22,17 @@ _INSTEAD = (
     "replace them by Conv2d, Linear, BatchNorm, L1BatchNorm2d, LayerNorm, L1LayerNorm, ReLU, "
     "ReLU6, sums, concatenations of channels, max and average pooling and flatten, or use the "
     "torch engine"
+)
+
+
+_TRACES = 4
+"""Traces in each mode: what draws from a generator that nobody can find differs between some."""
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
 )
 
 
@@ -39,6 +52,9 @@ def capture(model: nn.Module, input_shape: tuple[int, ...]) -> Plan:
             f"input_shape is {tuple(input_shape)}; it must be (channels, height, width) or "
             "(features,) of one example, without the batch"
         )
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(value):
+            raise PlanError(f"{name} is lazy; run the model on an example before it is captured")
     with modes_restored(model):
         return _Capture(model, tuple(input_shape)).plan()
 
@@ -79,22 +95,45 @@ def _holds_tensor(value: object) -> bool:
 
 
 def _trace(model: nn.Module, root: nn.Module) -> fx.Graph:
-    graphs = []
-    for training in (True, False):
-        model.train(training)
-        try:
-            graphs.append(_Tracer().trace(root))
-        except Exception as error:  # whatever the model's own code raises
-            raise PlanError(
-                f"{type(model).__name__} cannot be traced: {_first_line(error)}; its forward must "
-                "do the same whatever the numbers in its input are"
-            ) from error
-    if _text(graphs[0]) != _text(graphs[1]):
-        raise PlanError(
-            f"{type(model).__name__} cannot be traced: it calls other layers in training than in "
-            "evaluation; let its forward not depend on self.training"
+    watch = Watch(model)
+    try:
+        in_training, in_evaluation = (
+            [_trace_once(model, root, training) for _ in range(_TRACES)]
+            for training in (True, False)
         )
-    return graphs[1]
+        effects = watch.effects()
+    finally:
+        watch.undo()
+    if effects:
+        raise _untraceable(model, f"{'; '.join(effects)}; a plan computes the same in every pass")
+    for graphs in (in_training, in_evaluation):
+        if any(_text(graph) != _text(graphs[0]) for graph in graphs):
+            raise _untraceable(
+                model, "it calls other layers in one pass than in the next; a plan cannot choose"
+            )
+    if _text(in_training[0]) != _text(in_evaluation[0]):
+        raise _untraceable(
+            model,
+            "it calls other layers in training than in evaluation; let its forward not depend on "
+            "self.training",
+        )
+    return in_evaluation[0]
+
+
+def _trace_once(model: nn.Module, root: nn.Module, training: bool) -> fx.Graph:
+    model.train(training)
+    try:
+        return _Tracer().trace(root)
+    except Exception as error:  # whatever the model's own code raises
+        raise _untraceable(
+            model,
+            f"{_first_line(error)}; its forward must do the same whatever the numbers in its "
+            "input are",
+        ) from error
+
+
+def _untraceable(model: nn.Module, reason: str) -> PlanError:
+    return PlanError(f"{type(model).__name__} cannot be traced: {reason}")
 
 
 def _text(graph: fx.Graph) -> list[str]:
@@ -169,6 +208,7 @@ class _Capture:
                 (not weight.requires_grad, "requires_grad is False"),
                 (owners[id(weight)] > 1, f"shared by {owners[id(weight)]} modules"),
                 (id(weight) not in used, "no op uses it"),
+                (has_hooks(weight), "it has hooks"),
             ):
                 if is_wrong:
                     yield f"{name}: Parameter ({reason})"
@@ -180,8 +220,13 @@ class _Capture:
         stateful |= {id(norm) for norm in norms.values()}
         for module in self._model.modules():
             label = f"{self._names[id(module)] or '(model)'}: {type(module).__name__}"
-            if module._forward_hooks or module._forward_pre_hooks:
-                yield f"{label} (it has forward hooks)"
+            if any(getattr(module, hooks) for hooks in _HOOKS):
+                kinds = (
+                    "forward" if module._forward_hooks or module._forward_pre_hooks else "backward"
+                )
+                yield f"{label} (it has {kinds} hooks)"
+            if "forward" in vars(module):
+                yield f"{label} (its forward was replaced)"
             if calls[id(module)] > 1 and id(module) in stateful:
                 yield f"{label} (called {calls[id(module)]} times, so its parameters are shared)"
         self._model.train()

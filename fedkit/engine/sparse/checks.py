@@ -41,10 +41,15 @@ def check_statistics(plan: Plan, examples: int) -> None:
     """Raise an `EngineError` if a norm sees only one value per channel in so many examples."""
     for tensor in plan.tensors:
         if tensor.norm is not None and examples * math.prod(tensor.shape[1:]) == 1:
-            raise EngineError(
-                f"norm {tensor.norm.name!r} sees one value per channel, which has no variance; "
-                "give batches of at least 2 examples"
-            )
+            raise one_value_error(tensor.norm.name)
+
+
+def one_value_error(norm: str) -> EngineError:
+    """Return what is wrong where a norm sees one value per channel."""
+    return EngineError(
+        f"norm {norm!r} sees one value per channel, which has no variance; give batches of at "
+        "least 2 examples"
+    )
 
 
 def check_targets(plan: Plan, targets: NDArray[Any], examples: int) -> None:
@@ -55,7 +60,11 @@ def check_targets(plan: Plan, targets: NDArray[Any], examples: int) -> None:
             f"targets are {targets.dtype} {targets.shape}; the batch that ran forward has "
             f"{examples} examples, whose targets are integers [{examples}]"
         )
-    classes = plan.tensors[plan.output].shape[0]
+    check_classes(targets, plan.tensors[plan.output].shape[0])
+
+
+def check_classes(targets: NDArray[Any], classes: int) -> None:
+    """Raise an `EngineError` unless all targets are in 0 .. classes - 1."""
     if targets.min() < 0 or targets.max() >= classes:
         raise EngineError(
             f"targets are from {targets.min()} to {targets.max()}; the model has {classes} "

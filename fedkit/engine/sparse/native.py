@@ -12,8 +12,8 @@ from typing import Any
 
 from fedkit.errors import EngineError
 
-VERSION = 5
-"""Version of the structs below; the library states its own."""
+VERSION = 6
+"""Version of the structs below and of what calls mean; the library states its own."""
 
 SIMD = ("avx512", "avx2", "neon", "plain")
 """Instruction sets, fastest first."""

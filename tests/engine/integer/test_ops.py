@@ -6,11 +6,12 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -19,9 +20,9 @@ from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.layer_norm import Deviation, Scale
 from fedkit.engine.integer.loss import cross_entropy
-from fedkit.engine.integer.network import Codes, IntegerNetwork, full_weight
+from fedkit.engine.integer.network import EXTRA, Codes, IntegerNetwork, full_weight
 from fedkit.engine.integer.numpy_backend import NumpyBackend
-from fedkit.engine.integer.optimiser import EXTRA, Sgd
+from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.sparse import native
 from fedkit.engine.sparse.plan import Add, Copy
 from fedkit.numerics import derive_key
@@ -178,8 +179,8 @@ class CheckedBackend(NumpyBackend):
         multiplier, shift = super().layer_forward(number, read, how, scale)
         op, exact = self._layer(number), self._slowly_read(number, read)
         # What a step is worth, but for the last of the multiplier's 15 bits and of the root's 31.
-        for n, example in enumerate(exact):
-            size = naive.layer_size(example.ravel().tolist(), how.l1) + how.eps
+        for n, values in enumerate(exact):
+            size = naive.layer_size(values.ravel().tolist(), how.l1) + how.eps
             size = max(size, 1)
             worth = math.ldexp(how.numerator, -how.exponent) / (size if how.l1 else size**0.5)
             found = math.ldexp(multiplier[n], -int(shift[n]))
@@ -339,11 +340,31 @@ def test_cross_entropy_is_within_a_step_of_the_real_one(size: float, count: int)
     assert gradient.dtype == np.int16
     # Half a step, and what a table of 257 powers interpolates.
     np.testing.assert_allclose(gradient / 32767, slope, atol=1.0 / 32767, rtol=0)
-    # Powers end 30 bits behind the point, so that no example's loss is above ln 2^30 + ln 5.
-    if expected < 15:
-        assert loss == pytest.approx(expected, abs=2e-5 * 5)
-    else:
-        assert 0 <= loss <= min(expected, 30 * np.log(2) + np.log(5)) + 1e-3
+    assert loss == pytest.approx(expected, rel=1e-12, abs=1e-5 + 5e-9)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=6),
+    st.sampled_from([1e-300, 1e-3, 1.0, 50.0]),
+    st.integers(0, 5),
+)
+@example([0.0, 1e4], 1e4, 0)
+@example([0.0, -1e4], 1e4, 1)
+@example([0.0] * 6, 1.0, 0)
+def test_no_loss_is_too_large_to_be_told(row: list[float], size: float, target: int) -> None:
+    largest = max(map(abs, row)) or 1.0
+    logits = [value / largest * size for value in row]
+    target %= len(row)
+    expected = math.log(math.fsum(math.exp(x - max(logits)) for x in logits))
+    expected += max(logits) - logits[target]
+    loss, _ = cross_entropy(np.array([logits]), np.array([target]))
+    assert loss == pytest.approx(expected, rel=1e-12, abs=1e-5 + 6e-9)
+
+
+def test_a_wrong_answer_costs_the_distance_of_its_logit() -> None:
+    loss, _ = cross_entropy(np.array([[0.0, 1e4]]), np.array([0]))
+    assert loss == 10_000
 
 
 def test_equal_logits_share_the_loss() -> None:
@@ -367,13 +388,13 @@ def test_sgd_is_its_twin_at_any_size(backend: str) -> None:
         network = steps.make(small_case(seed % 20), None, 8).network
         gradient, units = fill(network, np.random.default_rng(seed))
         optimiser = Sgd(network, kernels, momentum, decay, seed=3)
-        (factor,), (shift,) = multiplier(np.array([decay * lr * 2.0**EXTRA]), 40)
+        (factor,), (shift,) = multiplier(np.array([decay * lr * 2.0**EXTRA]), 40, 2**31 - 1)
         shrink = int(factor), int(shift)
         expected = [
             moved
             for index, name in enumerate(network.plan.weights)
             for moved in stepped(
-                optimiser, network, name, gradient, units[name] * lr, shrink, index
+                optimiser, network, name, gradient, units[name] * lr, shrink, index, decay * lr
             )
         ]
         optimiser.step(gradient, units, lr)
@@ -406,21 +427,49 @@ def stepped(
     rates: NDArray[np.float64],
     decay: tuple[int, int],
     index: int,
+    shrink: float,
 ) -> list[tuple[int, int]]:
     """Return the next (weight, velocity) of a parameter, one after another."""
-    factor, shift = multiplier(np.ldexp(rates, network.points[name] + EXTRA), 40, 2**31 - 1)
     key, ends = derive_key(3, 0, index, 1), optimiser._ends[name]
-    vectors = (network.weights, network.velocity, gradient)
     rows = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0)).tolist()
-    values = zip(rows, *(network.part(name, v).tolist() for v in vectors), strict=True)
+    vectors = (network.weights, network.velocity, gradient)
+    weights, velocities, slopes = (network.part(name, v).tolist() for v in vectors)
+    if not weights:
+        return []
+    pushed = max(abs(g) * Fraction(rates[row]) for g, row in zip(slopes, rows, strict=True))
+    momentum = Fraction(optimiser.momentum, 2**30)
+    point = room(network.points[name], weights, velocities, pushed, momentum, Fraction(shrink))
+    lost = min(network.points[name] - point, 62)
+    factor, shift = multiplier(np.ldexp(rates, point + EXTRA), 40, 2**31 - 1)
+    values = zip(rows, weights, velocities, slopes, strict=True)
     return [
         naive.sgd(
-            *(weight, velocity, slope),
+            *(naive.half_even(weight, lost), naive.half_even(velocity, lost), slope),
             rate=(int(factor[row]), int(shift[row])),
             decay=decay,
-            momentum=optimiser._momentum,
+            momentum=optimiser.momentum,
             extra=EXTRA,
             random=naive.random_bits(key, position),
         )
         for position, (row, weight, velocity, slope) in enumerate(values)
     ]
+
+
+def room(
+    point: int,
+    weights: list[int],
+    velocities: list[int],
+    pushed: Fraction,
+    momentum: Fraction,
+    shrink: Fraction,
+) -> int:
+    """Return the first point, counted down, at which no number of a step leaves int32."""
+    weight = max(map(abs, weights)) / Fraction(2) ** point
+    velocity = max(map(abs, velocities)) / Fraction(2) ** (point + EXTRA)
+    moved = (pushed + weight * shrink + velocity * momentum) * Fraction(1025, 1024)
+    while (
+        max((weight + moved) * Fraction(2) ** point, moved * Fraction(2) ** (point + EXTRA))
+        >= 2**31
+    ):
+        point -= 1
+    return point

@@ -267,7 +267,7 @@ void NAME(int_sgd)(int32_t *restrict weight, int32_t *restrict velocity,
         for (const int32_t end = ends[row]; i < end; i++) {
             int64_t step = (clamp_wide(gradient[i], most) * factor + half) >> shift;
             step += ((int64_t)weight[i] * decay + decay_half) >> decay_shift;
-            step += ((int64_t)velocity[i] * momentum + (1 << 14)) >> 15;
+            step += ((int64_t)velocity[i] * momentum + (1 << 29)) >> 30;
             velocity[i] = (int32_t)clamp_wide(step, INT32_MAX);
             const int64_t random = random_bits(key_low, key_high, (uint32_t)i) & mask;
             const int64_t moved = weight[i] - ((velocity[i] + random) >> extra);
