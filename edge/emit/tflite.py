@@ -268,7 +268,7 @@ def _concat(file: _File, op: ir.Op) -> None:
 
 
 def _mean(file: _File, op: ir.Op) -> None:
-    """Write a mean that keeps its axes: one that drops them is another kernel, which rounds else."""
+    """Write a mean that keeps its axes: without them other kernels are taken, which round else."""
     x, out = (file.graph.tensors[name] for name in (op.inputs[0], op.output))
     is_map = len(out.shape) == 4
     shape = (1, 1, 1, out.shape[-1])
