@@ -533,6 +533,18 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: flat(node("Softmax", "x", "m", axis=0), shape=("n", *SHAPE)),
         "Softmax is not supported",
     ),
+    "channels last, as Keras has them": (
+        lambda: file(
+            node("Transpose", "x", "t", perm=[0, 3, 1, 2]),
+            node("Conv", "t w", "c"),
+            node("GlobalAveragePool", "c", "g"),
+            node("Squeeze", "g", axes=[2, 3]),
+            opset=11,
+            shape=("n", 5, 7, 2),
+            w=weights(4, 2, 1, 1),
+        ).SerializeToString(),
+        "Transpose is not supported",
+    ),
     "a batch turned": (
         lambda: flat(node("Transpose", "x", "m", perm=[1, 0, 2, 3]), shape=("n", 1, 8, 10)),
         "Transpose is not supported",
