@@ -6,6 +6,7 @@ installed. The full grid is slow; a sample of it is not.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -123,15 +124,15 @@ def means(counts: Iterable[int], ratios: tuple[float, ...]) -> Iterator[Case]:
     random = np.random.default_rng(5)
     for count in counts:
         values = pixels(random, count)
-        for ratio in ratios:
-            before, after = (int(point) for point in random.integers(-128, 128, 2))
+        points = [(107, 127), (-100, -99), (-128, int(random.integers(-128, 128)))]
+        for ratio, (before, after) in itertools.product(ratios, points):
             x = activation("x", (1, 1, *values.shape), 0.125 * ratio, before)
             y = activation("y", (1, values.shape[1]), 0.125, after)
             yield graph_of([x, y], ir.Op("mean", ("x",), ("y",))), values.reshape(x.shape)
 
 
 def test_means_at_powers_of_two(place: Place) -> None:
-    assert_same(place, means((7, 14, 56), (0.25, 1.0, 2.0)))
+    assert_same(place, means((28, 56), (0.25, 2.0)))
 
 
 @pytest.mark.slow
