@@ -70,7 +70,7 @@ LARGEST_KERNEL = 2**16
 
 SMALLEST_MULTIPLIER = 2.0**-31
 LARGEST_MULTIPLIER = 256.0
-"""What a sum may be multiplied by to become int8, so that kernels can."""
+"""What a sum may be multiplied by to become int8, so that kernels can: less than the largest."""
 
 _ARITY: Mapping[Kind, tuple[int, int]] = {
     **dict.fromkeys(WEIGHTED | {"affine"}, (1, 2)),
@@ -454,8 +454,14 @@ def _scales_agree(graph: Graph) -> Iterator[str]:
             yield f"{_name(op)} must keep the scale and zero point of its inputs"
         if op.kind in WEIGHTED:
             yield from _weight_scales_agree(op, x, *(graph.tensors[n] for n in op.inputs[1:]))
-        elif max(graph.tensors[name].scale for name in op.inputs) > LARGEST_MULTIPLIER * out.scale:
-            yield f"{_name(op)} must have an output scale of at least 1/256 of its inputs' scales"
+        elif not all(
+            _is_below_largest(graph.tensors[name].scale / out.scale) for name in op.inputs
+        ):
+            yield f"{_name(op)} must have an output scale above 1/256 of its inputs' scales"
+
+
+def _is_below_largest(factor: float) -> bool:
+    return bool(np.float32(factor) < LARGEST_MULTIPLIER)
 
 
 def _weight_scales_agree(op: Op, x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[str]:
@@ -479,9 +485,9 @@ def _multipliers_fit(graph: Graph) -> Iterator[str]:
         weight, bias = (graph.tensors[name] for name in op.inputs[1:])
         assert weight.quantization  # an earlier rule
         factor = x.scale * np.asarray(weight.quantization.scale) / out.scale
-        if not (factor.min() >= SMALLEST_MULTIPLIER and factor.max() <= LARGEST_MULTIPLIER):
+        if not (factor.min() >= SMALLEST_MULTIPLIER and _is_below_largest(factor.max())):
             found = f"{factor.min():.3g} to {factor.max():.3g}"
-            yield f"{_name(op)} rescales by {found}; it must be within 2^-31 and 256"
+            yield f"{_name(op)} rescales by {found}; it must be at least 2^-31 and below 256"
         worst = _largest_sums(graph.constant(weight.name), graph.constant(bias.name), op.kind)
         if worst.max() >= 2**31:
             yield f"{_name(op)} sums up to {worst.max()} in an accumulator of 32 bits"

@@ -4,14 +4,18 @@
 others say what a runtime of others computes, so that the interpreter can be compared with it
 integer by integer:
 
-  gemmlowp   the kernels built into TFLite (tflite-runtime; LiteRT without XNNPACK): a multiplier of
-             31 bits whose product is rounded twice
-  half_even  XNNPACK, LiteRT's default: float32 products, halves to even
-  onnxruntime  its CPU kernels on x86-64 with AVX2: the same, but zero points join before a sum is
-             rounded, and averages are taken in float32
+  gemmlowp   the kernels built into TFLite (tflite-runtime): a multiplier of 31 bits whose product
+             is rounded twice
+  half_even  LiteRT by default, which is XNNPACK where it takes an op: float32 products, halves to
+             even; TFLite's own kernels where it does not, as lone ReLUs and average pooling
+  onnxruntime  its CPU kernels on x86-64: the same, but zero points join before a sum is rounded,
+             and averages are taken in float32
 
-How they round was found by comparing every kind of op with the runtimes, integer by integer
-(tests/edge/test_rounding.py), starting from gemmlowp's published arithmetic.
+How they round was read in their sources where these are public, and found by comparing every kind
+of op with the runtimes, integer by integer, at any scale (tests/edge/test_policies.py). LiteRT
+without XNNPACK is no policy: where its kernels take blocks of channels at once (depthwise
+convolutions, means) they round halves up, elsewhere away from zero, so `gemmlowp` is a step away
+for some values of these two.
 """
 
 from __future__ import annotations
@@ -142,9 +146,11 @@ def _six_half_even(graph: ir.Graph, op: ir.Op) -> int:
 
 
 def _rescale_gemmlowp(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+    if kind in ("relu", "relu6"):  # by a quotient of float32
+        factor = scale.astype(np.float32) / np.float32(out)
+        return _multiply_gemmlowp(sums, factor.astype(np.float64))
     # Convolutions and products of matrices are ruy's, whose second rounding is another.
-    is_own = kind in ("depthwise_conv2d", "relu", "relu6")
-    last = shift_right_half_away if is_own else shift_right_half_up
+    last = shift_right_half_away if kind == "depthwise_conv2d" else shift_right_half_up
     return _multiply_gemmlowp(sums, scale / out, last)
 
 

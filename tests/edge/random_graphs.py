@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from edge import ir
-from tests.edge.single_ops import Case, Random, a_scale_for_six, constants, graph_of
+from tests.edge.single_ops import Case, Random, a_ratio, a_scale_for_six, constants, graph_of
 
 _Op = tuple[ir.Kind, ir.Activation]
 
@@ -103,7 +103,9 @@ class _Builder:
         """Pool over all, one way or the other, or flatten."""
         how = int(self.random.integers(3))
         if how == 0:
-            x = self.op("mean", (x,), self.new((1, x.shape[3])))
+            scale = float(np.float32(x.scale / a_ratio(self.random)))
+            quantization = ir.Quantization((scale,), (int(self.random.integers(-128, 128)),))
+            x = self.op("mean", (x,), self.new((1, x.shape[3]), quantization))
         elif how == 1:
             whole = ir.Window((x.shape[1], x.shape[2]))
             x = self.op("avg_pool2d", (x,), self.new((1, 1, 1, x.shape[3]), x.quantization), whole)

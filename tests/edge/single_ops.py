@@ -57,8 +57,20 @@ def graph_of(tensors: list[ir.Tensor], *ops: ir.Op) -> ir.Graph:
 
 
 def a_scale(random: Random) -> float:
-    power, other = 2.0 ** random.integers(-5, 4), np.exp(random.uniform(-3, 3))
-    return float(np.float32(power if random.random() < 0.5 else other))
+    """Return a power of two, the quotient of small integers, or anything else."""
+    choices = (
+        2.0 ** random.integers(-5, 4),
+        random.integers(1, 200) / random.integers(1, 200),
+        np.exp(random.uniform(-3, 3)),
+    )
+    return float(np.float32(random.choice(choices)))
+
+
+def a_ratio(random: Random) -> float:
+    """Return one within 2^-8 .. 2^4; half of them bring sums half way between two integers."""
+    if random.random() < 0.5:
+        return float(np.exp2(random.uniform(-8, 4)))
+    return float(np.clip(random.integers(1, 64) / (2 * random.integers(1, 64)), 2.0**-8, 2.0**4))
 
 
 def a_scale_for_six(random: Random) -> float:
@@ -203,8 +215,8 @@ def weighted(kind: ir.Kind) -> Make:
         x = activation("x", shape, a_scale(random), points[0])
         y = activation("y", end, out, points[1])
         spread = np.exp2(random.uniform(-4, 0, end[-1]) - int(random.choice([0, 0, 8, 20])))
-        if random.random() < 0.4:
-            spread = np.exp2(np.ceil(np.log2(spread)))
+        if random.random() < 0.6:
+            spread = random.integers(1, 16, end[-1]) / 2.0 ** random.integers(4, 9, end[-1])
         scales = np.maximum(ratio * spread, 2.0**-30) * y.scale / x.scale
         factor = x.scale * scales.astype(np.float32) / y.scale
         wanted = random.uniform(-300, 300, end[-1])

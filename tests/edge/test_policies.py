@@ -9,26 +9,34 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edge import ir
+from edge.compiled import CompiledRunner
 from edge.emit import onnx, tflite
+from edge.export import save_c99
 from edge.interpret import evaluate_int8
 from edge.rounding import POLICIES, RUNTIMES
 from edge.runtime import TfliteRunner, available_runtimes
 from edge.runtime_onnx import OnnxRunner
+from fedkit.errors import ExportError
+from tests.edge.kernels.library import need_gcc
 from tests.edge.random_graphs import a_graph
 from tests.edge.single_ops import (
     ENDS_AND_MIDDLE,
+    EVERY,
     KEEPING,
     RESCALING,
     Case,
     Codes,
     Make,
+    a_ratio,
     activation,
+    constants,
     graph_of,
     pixels,
 )
@@ -102,15 +110,16 @@ def cases(kind: str, ratios: list[float], seed: int) -> Iterator[Case]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_op_is_the_runtimes_at_any_scale(kind: str, place: Place) -> None:
-    others = np.exp2(np.random.default_rng(1).uniform(-8, 4, 2)).tolist()
-    ratios = [*POWERS[::4], *others]
+    random = np.random.default_rng(1)
+    ratios = [*POWERS[::4], *(a_ratio(random) for _ in range(4))]
     assert_same(place, cases(kind, ratios[:3] if kind == "add" else ratios, seed=2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RESCALING)
 def test_an_op_is_the_runtimes_at_a_thousand_scales(kind: str, place: Place) -> None:
-    others = np.exp2(np.random.default_rng(3).uniform(-8, 4, 1000)).tolist()
+    random = np.random.default_rng(3)
+    others = [a_ratio(random) for _ in range(1000)]
     assert_same(place, cases(kind, [*POWERS, *others], seed=4))
 
 
@@ -148,6 +157,19 @@ def test_graphs_of_several_ops(place: Place) -> None:
 @pytest.mark.slow
 def test_many_graphs_of_several_ops(place: Place) -> None:
     assert_same(place, (a_graph(np.random.default_rng(seed)) for seed in range(300)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_c_is_the_interpreters_at_any_scale(kind: str, tmp_path: Path) -> None:
+    need_gcc()
+    for number, (graph, codes) in enumerate(cases(kind, [0.004, 0.3, 0.9], seed=8)):
+        inputs = in_torchs_layout(codes[:3])
+        zeros = np.zeros(inputs.shape, np.float32)
+        saved = save_c99(graph, zeros, tmp_path / str(number), {}, ("speed", "size")[number % 2])
+        found = CompiledRunner(saved.path).predict_int8(inputs)
+        expected = evaluate_int8(graph, codes[:3])
+        np.testing.assert_array_equal(found.reshape(expected.shape), expected)
 
 
 # LiteRT without XNNPACK
@@ -190,3 +212,40 @@ def test_every_policy_is_within_one_step_of_the_others() -> None:
         for graph, codes in cases(kind, POWERS[:5], seed=7):
             found = [evaluate_int8(graph, codes, policy).astype(int) for policy in POLICIES]
             assert np.ptp(found, axis=0).max() <= 1
+
+
+# What no runtime could compute
+
+
+def one_product(factor: float, bias: int) -> ir.Graph:
+    """Return a linear layer whose sums are x + bias, times a factor."""
+    x, y = activation("x", (1, 1), 1.0, 0), activation("y", (1, 1), 1.0, 0)
+    made = constants("op", "linear", np.ones((1, 1)), np.array([bias]), np.array([factor]), x)
+    return graph_of([x, y, *made], ir.Op("linear", ("x", "op.w", "op.b"), ("y",)))
+
+
+@pytest.mark.parametrize("bias", [0, 2**22, -(2**22)])
+@pytest.mark.parametrize("factor", [255.9, 3.0, 1.0, 2.0**-20])
+def test_large_factors_and_sums_do_not_wrap(factor: float, bias: int, place: Place) -> None:
+    assert_same(place, iter([(one_product(factor, bias), EVERY[:, None])]))
+
+
+@pytest.mark.parametrize(
+    ("factor", "bias", "reason"),
+    [
+        (256.0, 0, "at least 2\\^-31 and below 256"),
+        (2.0, 2**30, "rescales sums to 4.29e\\+09, which 32 bits do not hold"),
+        (255.0, -(2**23), "which 32 bits do not hold"),
+    ],
+)
+def test_factors_and_sums_that_would_wrap_are_refused(
+    factor: float, bias: int, reason: str
+) -> None:
+    with pytest.raises(ExportError, match=reason):
+        one_product(factor, bias)
+
+
+@pytest.mark.parametrize("kind", ["relu", "mean", "add"])
+def test_scales_too_far_apart_are_refused(kind: str) -> None:
+    with pytest.raises(ExportError, match="above 1/256 of its inputs' scales"):
+        RESCALING[kind](np.random.default_rng(0), 256.0, (0, 0))
