@@ -35,6 +35,8 @@ def compute(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> I
     """
     value = _OPS[op.kind](policy, graph, op, operands)
     low, high = ir.limits(graph, op)
+    if ir.activation(op) == "relu6":
+        high = min(127, policy.six(graph, op))
     return np.clip(value, low, high)
 
 
@@ -123,7 +125,9 @@ def _avg_pool2d(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) 
     ones = np.ones((1, *x.shape[1:3], 1), np.int64)
     values, present = ([tap for _, _, tap in taps(each, op.window)] for each in (x, ones))
     counts = np.asarray(sum(present))
-    return policy.average(values, counts, tensor) + tensor.zero_point
+    assert op.window is not None  # the verifier's rule
+    is_whole = op.window.kernel == x.shape[1:3] and not any(op.window.padding)
+    return policy.average(values, counts, tensor, is_whole) + tensor.zero_point
 
 
 def _max_pool2d(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:

@@ -70,7 +70,7 @@ LARGEST_KERNEL = 2**16
 
 SMALLEST_MULTIPLIER = 2.0**-31
 LARGEST_MULTIPLIER = 256.0
-"""What a sum may be multiplied by to become int8, so that kernels can."""
+"""What a sum may be multiplied by to become int8, so that kernels can: less than the largest."""
 
 _ARITY: Mapping[Kind, tuple[int, int]] = {
     **dict.fromkeys(WEIGHTED | {"affine"}, (1, 2)),
@@ -268,13 +268,20 @@ def infer_shape(graph: Graph, op: Op) -> Shape:
 
 
 def limits(graph: Graph, op: Op) -> tuple[int, int]:
-    """Return the least and the largest integer that an op of an int8 graph may write."""
+    """Return the least and the largest integer that an op of an int8 graph may write.
+
+    So it is in what we emit ourselves; runtimes that compute the integer of 6 may round it else.
+    """
     out = graph.tensors[op.output]
-    activation = op.kind if op.kind in ("relu", "relu6") else op.activation
-    low = -128 if activation == "none" else max(-128, out.zero_point)
-    if activation != "relu6":
+    low = -128 if activation(op) == "none" else max(-128, out.zero_point)
+    if activation(op) != "relu6":
         return low, 127
     return low, min(127, out.zero_point + round(6.0 / out.scale))
+
+
+def activation(op: Op) -> Activation:
+    """Return what is applied to the result of an op, which may be an activation itself."""
+    return op.kind if op.kind in ("relu", "relu6") else op.activation
 
 
 def verify(graph: Graph) -> None:
@@ -447,8 +454,14 @@ def _scales_agree(graph: Graph) -> Iterator[str]:
             yield f"{_name(op)} must keep the scale and zero point of its inputs"
         if op.kind in WEIGHTED:
             yield from _weight_scales_agree(op, x, *(graph.tensors[n] for n in op.inputs[1:]))
-        elif max(graph.tensors[name].scale for name in op.inputs) > LARGEST_MULTIPLIER * out.scale:
-            yield f"{_name(op)} must have an output scale of at least 1/256 of its inputs' scales"
+        elif not all(
+            _is_below_largest(graph.tensors[name].scale / out.scale) for name in op.inputs
+        ):
+            yield f"{_name(op)} must have an output scale above 1/256 of its inputs' scales"
+
+
+def _is_below_largest(factor: float) -> bool:
+    return bool(np.float32(factor) < LARGEST_MULTIPLIER)
 
 
 def _weight_scales_agree(op: Op, x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[str]:
@@ -472,19 +485,27 @@ def _multipliers_fit(graph: Graph) -> Iterator[str]:
         weight, bias = (graph.tensors[name] for name in op.inputs[1:])
         assert weight.quantization  # an earlier rule
         factor = x.scale * np.asarray(weight.quantization.scale) / out.scale
-        if not (factor.min() >= SMALLEST_MULTIPLIER and factor.max() <= LARGEST_MULTIPLIER):
+        if not (factor.min() >= SMALLEST_MULTIPLIER and _is_below_largest(factor.max())):
             found = f"{factor.min():.3g} to {factor.max():.3g}"
-            yield f"{_name(op)} rescales by {found}; it must be within 2^-31 and 256"
-        worst = accumulator_bound(graph.constant(weight.name), graph.constant(bias.name), op.kind)
-        if worst >= 2**31:
-            yield f"{_name(op)} sums up to {worst} in an accumulator of 32 bits"
+            yield f"{_name(op)} rescales by {found}; it must be at least 2^-31 and below 256"
+        worst = _largest_sums(graph.constant(weight.name), graph.constant(bias.name), op.kind)
+        if worst.max() >= 2**31:
+            yield f"{_name(op)} sums up to {worst.max()} in an accumulator of 32 bits"
+        # Kernels shift a sum to the left before they multiply it by what is below 1.
+        shifted = np.ldexp(worst.astype(np.float64), np.maximum(np.frexp(factor)[1], 0))
+        if shifted.max() >= 2**31 > worst.max():
+            yield f"{_name(op)} rescales sums to {shifted.max():.3g}, which 32 bits do not hold"
 
 
 def accumulator_bound(weight: Array, bias: Array, kind: Kind) -> int:
     """Return the largest magnitude that a sum over int8 weights, in any order, can have."""
+    return int(_largest_sums(weight, bias, kind).max())
+
+
+def _largest_sums(weight: Array, bias: Array, kind: Kind) -> Array:
     others = tuple(i for i in range(weight.ndim) if i != CHANNEL_AXIS[kind])
     sums = np.abs(weight.astype(np.int64)).sum(axis=others) * 255
-    return int((sums + np.abs(bias.astype(np.int64))).max())
+    return np.asarray(sums + np.abs(bias.astype(np.int64)))
 
 
 _RULES: tuple[Callable[[Graph], Iterator[str]], ...] = (

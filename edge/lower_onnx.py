@@ -154,7 +154,7 @@ def lower(source: Path | str | bytes) -> ir.Graph:
 
     Raises:
         ExportError: The file is missing, damaged, quantised already, or not such a model, or it
-            holds unsupported ops; all are listed.
+            holds unsupported ops, or such as mix the examples of a symbolic batch; all are listed.
     """
     model = _read(source)
     _refuse_quantised(model)
@@ -164,6 +164,8 @@ def lower(source: Path | str | bytes) -> ir.Graph:
     name = _bind(model, lowering)
     for node in model.graph.node:
         _lower_node(lowering, node)
+    lowering.raise_complaints()
+    lowering.complaints.extend(_mixing(model, lowering))
     lowering.raise_complaints()
     return lowering.graph((name,), lowering.values[model.graph.output[0].name])
 
@@ -246,7 +248,7 @@ def _opset(model: onnx.ModelProto) -> int:
     return int(version)
 
 
-def _bind(model: onnx.ModelProto, lowering: _Lowering) -> str:
+def _bind(model: onnx.ModelProto, lowering: _Lowering, batch: int = 1) -> str:
     """Make the input and the constants known; return the name of the input."""
     graph = model.graph
     if graph.sparse_initializer:
@@ -259,7 +261,7 @@ def _bind(model: onnx.ModelProto, lowering: _Lowering) -> str:
         if len(ports) != 1:
             names = ", ".join(repr(port.name) for port in ports) or "none"
             raise ExportError(f"the model has {len(ports)} {what} ({names}); it must have one")
-    name, shape = inputs[0].name, _input_shape(inputs[0])
+    name, shape = inputs[0].name, (batch, *_input_shape(inputs[0])[1:])
     lowering.values[name] = lowering.activation(name, graph_shape(shape))
     lowering.types[name] = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, shape)
     return str(name)
@@ -298,6 +300,58 @@ def _input_shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
             f"input {port.name!r} of shape {shape} has more than {ir.LARGEST_SIZE} values"
         )
     return shape
+
+
+# A symbolic batch
+
+
+def _mixing(model: onnx.ModelProto, one: _Lowering) -> Iterator[str]:
+    """Yield what keeps a file of symbolic batch from computing each example by itself.
+
+    The graph is that of one example. With two of them the batch must come out in front of every
+    value, and what else constants say must be the same.
+    """
+    two = _Lowering(opset=one.opset, read=one.read)
+    ports = {port.name: port for port in model.graph.input}
+    first = ports[_bind(model, two, batch=2)].type.tensor_type.shape.dim[0]
+    if first.dim_value == 1:
+        return
+    for proto in model.graph.node:
+        try:
+            _follow(two, one, proto)
+        except Unsupported as error:
+            yield (
+                f"node {_source(proto)!r}: {error}; the file leaves the batch open, and examples "
+                f"must not mix: keep the batch in front, or export the model with batch size 1"
+            )
+            return  # what comes after it follows from it
+
+
+def _follow(two: _Lowering, one: _Lowering, proto: onnx.NodeProto) -> None:
+    """Note what a node gives for two examples; refuse it if that is not twice what it does."""
+    operands = tuple(two.values[name] if name else None for name in proto.input)
+    shape, name = _infer(two, proto), proto.output[0]
+    if not any(isinstance(each, ir.Tensor) for each in operands):
+        _fold(two, proto)
+    elif proto.op_type == "Shape":
+        two.bind(name, constant(_shape(two, _Node(proto, operands, shape))))
+    else:
+        expected = _dims(one.types[name]) or ()
+        require(
+            shape == (2, *expected[1:]),
+            f"{proto.op_type} gives {expected} for one example, {shape} for two",
+        )
+        _require_same_constants(two, one, proto)
+        two.values[name] = ir.Tensor(name, shape or ())
+
+
+def _require_same_constants(two: _Lowering, one: _Lowering, proto: onnx.NodeProto) -> None:
+    for name in filter(None, proto.input):
+        left, right = one.values[name], two.values[name]
+        if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+            is_shape = proto.op_type == "Reshape"  # which has been compared
+            same = is_shape or np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
+            require(same, f"{proto.op_type} by {name!r}, which depends on the batch")
 
 
 # Nodes

@@ -4,14 +4,18 @@
 others say what a runtime of others computes, so that the interpreter can be compared with it
 integer by integer:
 
-  gemmlowp   the kernels built into TFLite (tflite-runtime; LiteRT without XNNPACK): a multiplier of
-             31 bits whose product is rounded twice
-  half_even  XNNPACK, LiteRT's default: float32 products, halves to even
-  onnxruntime  its CPU kernels on x86-64 with AVX2: the same, but zero points join before a sum is
-             rounded, and averages are taken in float32
+  gemmlowp   the kernels built into TFLite (tflite-runtime): a multiplier of 31 bits whose product
+             is rounded twice
+  half_even  LiteRT by default, which is XNNPACK where it takes an op: float32 products, halves to
+             even; TFLite's own kernels where it does not, as lone ReLUs and average pooling
+  onnxruntime  its CPU kernels on x86-64: the same, but zero points join before a sum is rounded,
+             and averages are taken in float32
 
-How they round was found by comparing every kind of op with the runtimes, integer by integer
-(tests/edge/test_rounding.py), starting from gemmlowp's published arithmetic.
+How they round was read in their sources where these are public, and found by comparing every kind
+of op with the runtimes, integer by integer, at any scale (tests/edge/test_policies.py). LiteRT
+without XNNPACK is no policy: where its kernels take blocks of channels at once (depthwise
+convolutions, means) they round halves up, elsewhere away from zero, so `gemmlowp` is a step away
+for some values of these two.
 """
 
 from __future__ import annotations
@@ -39,9 +43,11 @@ Scales = NDArray[np.float64]
 Rescale = Callable[[Int64s, Scales, float, ir.Kind], Int64s]
 Mean = Callable[[Int64s, int, ir.Tensor, ir.Tensor], Int64s]
 Add = Callable[[Int64s, Int64s, ir.Tensor, ir.Tensor, ir.Tensor], Int64s]
-Average = Callable[[Sequence[Int64s], Int64s, ir.Tensor], Int64s]
+Average = Callable[[Sequence[Int64s], Int64s, ir.Tensor, bool], Int64s]
+Six = Callable[[ir.Graph, ir.Op], int]
 
 _ADD_BITS = 15
+_LEAST_OF_XNNPACK = 2.0**-10  # ratio of scales for which it adds
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,10 @@ class Policy:
             output.
         add: (left and right values, left, right, result) -> their sum in steps of the result; the
             values are less their zero points.
-        average: (values under each tap of a window, 0 where it pads; how many do not pad; input)
-            -> averages in steps of the input; the values are less their zero points.
+        average: (values under each tap of a window, 0 where it pads; how many do not pad; input;
+            whether the one window is the whole map) -> averages in steps of the input; the values
+            are less their zero points.
+        six: (graph, an op with a relu6) -> the integer at which it cuts off, of any size.
     """
 
     name: str
@@ -65,6 +73,7 @@ class Policy:
     mean: Mean
     add: Add
     average: Average
+    six: Six
 
 
 def policy(name: str) -> Policy:
@@ -123,17 +132,25 @@ def _mean_by(rescale: Rescale) -> Mean:
     return mean
 
 
-def _average_half_up(values: Sequence[Int64s], counts: Int64s, x: ir.Tensor) -> Int64s:
+def _average_half_up(
+    values: Sequence[Int64s], counts: Int64s, x: ir.Tensor, is_whole: bool
+) -> Int64s:
     return np.asarray((2 * sum(values) + counts) // (2 * counts))
+
+
+def _six_half_even(graph: ir.Graph, op: ir.Op) -> int:
+    return ir.limits(graph, op)[1]
 
 
 # TFLite's own kernels
 
 
 def _rescale_gemmlowp(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+    if kind in ("relu", "relu6"):  # by a quotient of float32
+        factor = scale.astype(np.float32) / np.float32(out)
+        return _multiply_gemmlowp(sums, factor.astype(np.float64))
     # Convolutions and products of matrices are ruy's, whose second rounding is another.
-    is_own = kind in ("depthwise_conv2d", "relu", "relu6")
-    last = shift_right_half_away if is_own else shift_right_half_up
+    last = shift_right_half_away if kind == "depthwise_conv2d" else shift_right_half_up
     return _multiply_gemmlowp(sums, scale / out, last)
 
 
@@ -172,13 +189,30 @@ def _add_gemmlowp(
     return _multiply_gemmlowp(scaled[0] + scaled[1], np.asarray(twice / (2**20 * out.scale)))
 
 
-def _average_half_away(values: Sequence[Int64s], counts: Int64s, x: ir.Tensor) -> Int64s:
+def _average_half_away(
+    values: Sequence[Int64s], counts: Int64s, x: ir.Tensor, is_whole: bool
+) -> Int64s:
     # Away from the integer 0, not from the zero point.
     sums = sum(values) + counts * x.zero_point
     return np.asarray(np.sign(sums) * ((np.abs(sums) + counts // 2) // counts)) - x.zero_point
 
 
+def _six_half_away(graph: ir.Graph, op: ir.Op) -> int:
+    out = graph.tensors[op.output]
+    return out.zero_point + int(_steps_to_six(out) + np.float32(0.5))
+
+
+def _steps_to_six(out: ir.Tensor) -> np.float32:
+    return np.float32(6) / np.float32(out.scale)
+
+
 # XNNPACK
+
+
+def _rescale_xnnpack(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+    if kind in ("relu", "relu6"):  # XNNPACK has none for integers: LiteRT keeps TFLite's own
+        return _rescale_gemmlowp(sums, scale, out, kind)
+    return _rescale_half_even(sums, scale, out, kind)
 
 
 def _rescale_half_even(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
@@ -188,9 +222,9 @@ def _rescale_half_even(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -
 
 def _mean_xnnpack(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
     # Both zero points are one float32 summand, beside which the sum's last digits are cut off.
-    ratio = _ratio(x, out)
-    offset = np.float32(out.zero_point) - np.float32(x.zero_point) * ratio
-    steps = sums.astype(np.float32) * (ratio / np.float32(count))
+    factor = _ratio(x, out) * (np.float32(1) / np.float32(count))
+    offset = np.float32(out.zero_point) - np.float32(count * x.zero_point) * factor
+    steps = sums.astype(np.float32) * factor
     return _nearest(steps + offset) - out.zero_point
 
 
@@ -200,8 +234,24 @@ def _nearest(real: NDArray[np.float32]) -> Int64s:
 
 
 def _add_xnnpack(x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> Int64s:
+    if not _xnnpack_adds(left, right, out):
+        return _add_gemmlowp(x, y, left, right, out)
     a, b, shift = _aligned(float(_ratio(left, out)), float(_ratio(right, out)), 21)
     return shift_right_half_up(a * x + b * y, shift)
+
+
+def _xnnpack_adds(left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> bool:
+    """Return whether XNNPACK takes an addition; otherwise LiteRT keeps TFLite's own."""
+    ratios = [_ratio(each, out) for each in (left, right)]
+    return all(_LEAST_OF_XNNPACK <= ratio < ir.LARGEST_MULTIPLIER for ratio in ratios)
+
+
+def _six_xnnpack(graph: ir.Graph, op: ir.Op) -> int:
+    out = graph.tensors[op.output]
+    inputs = [graph.tensors[name] for name in op.inputs[:2]]
+    if op.kind == "relu6" or (op.kind == "add" and not _xnnpack_adds(inputs[0], inputs[1], out)):
+        return _six_half_away(graph, op)
+    return int(np.rint(_steps_to_six(out) + np.float32(out.zero_point)))
 
 
 def _ratio(x: ir.Tensor, out: ir.Tensor) -> np.float32:
@@ -241,7 +291,11 @@ def _fused(
     return (np.float64(factor) * x + np.float64(offset)).astype(np.float32)
 
 
-def _average_onnxruntime(values: Sequence[Int64s], counts: Int64s, x: ir.Tensor) -> Int64s:
+def _average_onnxruntime(
+    values: Sequence[Int64s], counts: Int64s, x: ir.Tensor, is_whole: bool
+) -> Int64s:
+    if is_whole:  # handed to the kernel of means
+        return _mean_onnxruntime(sum(values) + counts * x.zero_point, len(values), x, x)
     step = np.float32(x.scale)
     total = np.zeros_like(values[0], np.float32)
     for value in values:
@@ -250,22 +304,47 @@ def _average_onnxruntime(values: Sequence[Int64s], counts: Int64s, x: ir.Tensor)
     return _nearest(steps + np.float32(x.zero_point)) - x.zero_point
 
 
+def _six_onnxruntime(graph: ir.Graph, op: ir.Op) -> int:
+    if op.kind == "relu6":  # of floats, which are quantised again
+        out = graph.tensors[op.output]
+        return int(np.rint(_steps_to_six(out))) + out.zero_point
+    return _six_half_even(graph, op)  # an integer in the file
+
+
 POLICIES: Mapping[str, Policy] = {
     made.name: made
     for made in (
         Policy(
-            "half_up",
-            *(_rescale_half_up, _mean_by(_rescale_half_up), _add_half_up, _average_half_up),
-        ),
-        Policy("gemmlowp", *(_rescale_gemmlowp, _mean_gemmlowp, _add_gemmlowp, _average_half_away)),
-        # LiteRT leaves average pooling to TFLite's own kernel.
-        Policy(
-            "half_even",
-            *(_rescale_half_even, _mean_xnnpack, _add_xnnpack, _average_half_away),
+            name="half_up",
+            rescale=_rescale_half_up,
+            mean=_mean_by(_rescale_half_up),
+            add=_add_half_up,
+            average=_average_half_up,
+            six=_six_half_even,
         ),
         Policy(
-            "onnxruntime",
-            *(_rescale_onnxruntime, _mean_onnxruntime, _add_onnxruntime, _average_onnxruntime),
+            name="gemmlowp",
+            rescale=_rescale_gemmlowp,
+            mean=_mean_gemmlowp,
+            add=_add_gemmlowp,
+            average=_average_half_away,
+            six=_six_half_away,
+        ),
+        Policy(
+            name="half_even",
+            rescale=_rescale_xnnpack,
+            mean=_mean_xnnpack,
+            add=_add_xnnpack,
+            average=_average_half_away,  # TFLite's own, too
+            six=_six_xnnpack,
+        ),
+        Policy(
+            name="onnxruntime",
+            rescale=_rescale_onnxruntime,
+            mean=_mean_onnxruntime,
+            add=_add_onnxruntime,
+            average=_average_onnxruntime,
+            six=_six_onnxruntime,
         ),
     )
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import flatbuffers
@@ -268,10 +268,18 @@ def _concat(file: _File, op: ir.Op) -> None:
 
 
 def _mean(file: _File, op: ir.Op) -> None:
+    """Write a mean that keeps its axes: without them other kernels are taken, which round else."""
+    x, out = (file.graph.tensors[name] for name in (op.inputs[0], op.output))
+    is_map = len(out.shape) == 4
+    shape = (1, 1, 1, out.shape[-1])
+    kept = replace(out, name=f"{op.output}.map", shape=shape)
+    name = op.output if is_map else file.tensor(kept)
     options = schema.ReducerOptionsT()
-    options.keepDims = len(file.graph.tensors[op.output].shape) == 4
+    options.keepDims = True
     axes = file.constant(f"{op.output}.axes", [1, 2])
-    file.operator("MEAN", [op.inputs[0], axes], op.output, options, "ReducerOptions")
+    file.operator("MEAN", [x.name, axes], name, options, "ReducerOptions")
+    if not is_map:
+        _write_reshape(file, name, op.output, out.shape)
 
 
 def _pool(code: str) -> Callable[[_File, ir.Op], None]:

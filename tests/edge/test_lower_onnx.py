@@ -273,6 +273,13 @@ FORMS: dict[str, Callable[[], bytes]] = {
         node("Reshape", "x t"),
         shape=("n", *SHAPE),
     ).SerializeToString(),
+    "flatten of a batch of one": lambda: file(node("Flatten", "x", axis=0)).SerializeToString(),
+    "flatten behind one channel": lambda: file(
+        node("Flatten", "x", axis=2), shape=("n", 1, 8, 10)
+    ).SerializeToString(),
+    "reshape of any batch": lambda: file(
+        node("Reshape", "x s"), shape=("n", *SHAPE), s=integers(-1, 240)
+    ).SerializeToString(),
     "squeeze, attribute": lambda: file(
         node("GlobalAveragePool", "x", "m"), node("Squeeze", "m", axes=[2, 3]), opset=11
     ).SerializeToString(),
@@ -469,6 +476,78 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "the batch moved": (
         lambda: flat(node("Reshape", "x s", "m"), s=integers(3, 80)),
         r"a value of shape \(3, 80\), without the batch",
+    ),
+    "a batch in one row": (
+        lambda: file(node("Flatten", "x", axis=0), shape=("n", *SHAPE)).SerializeToString(),
+        r"Flatten gives \(1, 240\) for one example, \(1, 480\) for two; the file leaves the batch",
+    ),
+    "a batch reshaped into one row": (
+        lambda: file(
+            node("Reshape", "x s"), shape=(None, *SHAPE), s=integers(1, -1)
+        ).SerializeToString(),
+        r"Reshape gives \(1, 240\) for one example, \(1, 480\) for two",
+    ),
+    "a batch cut to one row": (
+        lambda: file(
+            node("Reshape", "x s"), shape=("n", *SHAPE), s=integers(1, 240)
+        ).SerializeToString(),
+        "keep the batch in front, or export the model with batch size 1",
+    ),
+    "a batch that becomes the width": (
+        lambda: flat(node("Unsqueeze", "x a", "m"), shape=("n", 6), a=integers(0, 1)),
+        r"Unsqueeze gives \(1, 1, 1, 6\) for one example, \(1, 1, 2, 6\) for two",
+    ),
+    "a batch that becomes the channels": (
+        lambda: flat(
+            node("Shape", "x", "s", end=1),
+            node("Concat", "o s t", "r", axis=0),
+            node("Reshape", "x r", "m"),
+            shape=("n", 6),
+            o=integers(1),
+            t=integers(2, 3),
+        ),
+        r"Reshape gives \(1, 1, 2, 3\) for one example, \(1, 2, 2, 3\) for two",
+    ),
+    "a factor that counts examples": (
+        lambda: flat(
+            node("Shape", "x", "s", end=1),
+            node("Cast", "s", "f", to=TensorProto.FLOAT),
+            node("Div", "x f", "m"),
+            shape=("n", *SHAPE),
+        ),
+        "Div by 'f', which depends on the batch",
+    ),
+    "a concat of the batch": (
+        lambda: flat(node("Concat", "x x", "m", axis=0), shape=("n", *SHAPE)),
+        r"a value of shape \(2, 3, 8, 10\), without the batch",
+    ),
+    "a mean of the batch": (
+        lambda: flat(node("ReduceMean", "x", "m", axes=[0]), shape=("n", *SHAPE)),
+        r"a mean over dimensions \[0\]",
+    ),
+    "a mean of everything": (
+        lambda: flat(node("ReduceMean", "x", "m"), shape=("n", *SHAPE)),
+        r"a mean over dimensions \[\]",
+    ),
+    "a softmax of the batch": (
+        lambda: flat(node("Softmax", "x", "m", axis=0), shape=("n", *SHAPE)),
+        "Softmax is not supported",
+    ),
+    "channels last, as Keras has them": (
+        lambda: file(
+            node("Transpose", "x", "t", perm=[0, 3, 1, 2]),
+            node("Conv", "t w", "c"),
+            node("GlobalAveragePool", "c", "g"),
+            node("Squeeze", "g", axes=[2, 3]),
+            opset=11,
+            shape=("n", 5, 7, 2),
+            w=weights(4, 2, 1, 1),
+        ).SerializeToString(),
+        "Transpose is not supported",
+    ),
+    "a batch turned": (
+        lambda: flat(node("Transpose", "x", "m", perm=[1, 0, 2, 3]), shape=("n", 1, 8, 10)),
+        "Transpose is not supported",
     ),
     "a size of values": (
         lambda: flat(

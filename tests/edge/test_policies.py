@@ -1,0 +1,251 @@
+"""Every op rounds as its runtime does at any scale, not only at those of trained models.
+
+Single ops with given scales and zero points, and small graphs of several, in every runtime that is
+installed. The full grid is slow; a sample of it is not.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from edge import ir
+from edge.compiled import CompiledRunner
+from edge.emit import onnx, tflite
+from edge.export import save_c99
+from edge.interpret import evaluate_int8
+from edge.rounding import POLICIES, RUNTIMES
+from edge.runtime import TfliteRunner, available_runtimes
+from edge.runtime_onnx import OnnxRunner
+from fedkit.errors import ExportError
+from tests.edge.kernels.library import need_gcc
+from tests.edge.random_graphs import a_graph
+from tests.edge.single_ops import (
+    ENDS_AND_MIDDLE,
+    EVERY,
+    KEEPING,
+    RESCALING,
+    Case,
+    Codes,
+    Make,
+    a_ratio,
+    activation,
+    constants,
+    graph_of,
+    pixels,
+)
+
+KINDS: Mapping[str, Make] = {**RESCALING, **KEEPING}
+POWERS = [2.0**power for power in range(-8, 5)]
+Run = Callable[[ir.Graph, Codes], Codes]
+
+
+def in_litert(graph: ir.Graph, codes: Codes) -> Codes:
+    return TfliteRunner(tflite.emit(graph)).predict_int8(in_torchs_layout(codes))
+
+
+def in_tflite_runtime(graph: ir.Graph, codes: Codes) -> Codes:
+    content = tflite.emit(graph)
+    return TfliteRunner(content, "tflite-runtime").predict_int8(in_torchs_layout(codes))
+
+
+def in_onnxruntime(form: onnx.Form) -> Run:
+    def run(graph: ir.Graph, codes: Codes) -> Codes:
+        found = OnnxRunner(onnx.emit(graph, form)).predict_int8(in_torchs_layout(codes))
+        return np.moveaxis(found, 1, 3) if found.ndim == 4 else found
+
+    return run
+
+
+def in_torchs_layout(codes: Codes) -> Codes:
+    return np.ascontiguousarray(np.moveaxis(codes, 3, 1)) if codes.ndim == 4 else codes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a graph runs, and the policy that is to be its arithmetic."""
+
+    run: Run
+    policy: str
+
+
+PLACES: Mapping[str, Place] = {
+    "ai-edge-litert": Place(in_litert, RUNTIMES["tflite"]["ai-edge-litert"]),
+    "tflite-runtime": Place(in_tflite_runtime, RUNTIMES["tflite"]["tflite-runtime"]),
+    "onnx-qdq": Place(in_onnxruntime("qdq"), RUNTIMES["onnx-qdq"]["onnxruntime"]),
+    "onnx-qoperator": Place(in_onnxruntime("qoperator"), RUNTIMES["onnx-qoperator"]["onnxruntime"]),
+}
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> Place:
+    if request.param == "tflite-runtime" and request.param not in available_runtimes():
+        pytest.skip("tflite-runtime is not installed; it ends at Python 3.11 and numpy 1")
+    return PLACES[request.param]
+
+
+def assert_same(place: Place, cases: Iterator[Case]) -> None:
+    for graph, codes in cases:
+        expected = evaluate_int8(graph, codes, place.policy)
+        found = place.run(graph, codes).reshape(expected.shape)
+        differ = np.count_nonzero(found != expected)
+        scales = {name: tensor.quantization for name, tensor in graph.tensors.items()}
+        assert not differ, f"{differ} of {found.size} differ in {graph.ops[-1]} of {scales}"
+
+
+def cases(kind: str, ratios: list[float], seed: int) -> Iterator[Case]:
+    random = np.random.default_rng(seed)
+    for number, ratio in enumerate(ratios):
+        points = ENDS_AND_MIDDLE[number % len(ENDS_AND_MIDDLE)]
+        if number % 2:
+            points = int(random.integers(-128, 128)), int(random.integers(-128, 128))
+        yield KINDS[kind](random, float(np.float32(ratio)), points)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_op_is_the_runtimes_at_any_scale(kind: str, place: Place) -> None:
+    random = np.random.default_rng(1)
+    ratios = [*POWERS[::4], *(a_ratio(random) for _ in range(4))]
+    assert_same(place, cases(kind, ratios[:3] if kind == "add" else ratios, seed=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RESCALING)
+def test_an_op_is_the_runtimes_at_a_thousand_scales(kind: str, place: Place) -> None:
+    random = np.random.default_rng(3)
+    others = [a_ratio(random) for _ in range(1000)]
+    assert_same(place, cases(kind, [*POWERS, *others], seed=4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KEEPING)
+def test_an_op_that_keeps_its_scale_is_the_runtimes(kind: str, place: Place) -> None:
+    assert_same(place, cases(kind, [1.0] * 100, seed=4))
+
+
+def means(counts: Iterable[int], ratios: tuple[float, ...]) -> Iterator[Case]:
+    random = np.random.default_rng(5)
+    for count in counts:
+        values = pixels(random, count)
+        points = [(107, 127), (-100, -99), (-128, int(random.integers(-128, 128)))]
+        for ratio, (before, after) in itertools.product(ratios, points):
+            x = activation("x", (1, 1, *values.shape), 0.125 * ratio, before)
+            y = activation("y", (1, values.shape[1]), 0.125, after)
+            yield graph_of([x, y], ir.Op("mean", ("x",), ("y",))), values.reshape(x.shape)
+
+
+def test_means_at_powers_of_two(place: Place) -> None:
+    assert_same(place, means((28, 56), (0.25, 2.0)))
+
+
+@pytest.mark.slow
+def test_means_of_every_number_of_pixels(place: Place) -> None:
+    counts = *range(1, 101), 196, 256, 1024, 4096
+    assert_same(place, means(counts, (0.25, 1.0, 4.0, float(np.float32(0.3)))))
+
+
+def test_graphs_of_several_ops(place: Place) -> None:
+    assert_same(place, (a_graph(np.random.default_rng(seed)) for seed in range(6)))
+
+
+@pytest.mark.slow
+def test_many_graphs_of_several_ops(place: Place) -> None:
+    assert_same(place, (a_graph(np.random.default_rng(seed)) for seed in range(300)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_c_is_the_interpreters_at_any_scale(kind: str, tmp_path: Path) -> None:
+    need_gcc()
+    for number, (graph, codes) in enumerate(cases(kind, [0.004, 0.3, 0.9], seed=8)):
+        inputs = in_torchs_layout(codes[:3])
+        zeros = np.zeros(inputs.shape, np.float32)
+        saved = save_c99(graph, zeros, tmp_path / str(number), {}, ("speed", "size")[number % 2])
+        found = CompiledRunner(saved.path).predict_int8(inputs)
+        expected = evaluate_int8(graph, codes[:3])
+        np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+
+
+# LiteRT without XNNPACK
+
+
+def in_litert_alone(graph: ir.Graph, codes: Codes) -> Codes:
+    content = tflite.emit(graph)
+    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    model = Interpreter(model_content=content, experimental_op_resolver_type=resolver)
+    model.allocate_tensors()
+    found = []
+    for one in codes:
+        model.set_tensor(model.get_input_details()[0]["index"], one[None])
+        model.invoke()
+        found.append(model.get_tensor(model.get_output_details()[0]["index"]))
+    return np.concatenate(found)
+
+
+_VECTORISED = ("mean", "depthwise_conv2d")
+"""Kinds whose blocks of channels round negative halves up, and the rest away from zero."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_litert_without_xnnpack_is_near(kind: str) -> None:
+    ratios = POWERS[:: 6 if kind == "add" else 2]
+    if kind not in _VECTORISED:
+        assert_same(Place(in_litert_alone, "gemmlowp"), cases(kind, ratios, seed=6))
+        return
+    for graph, codes in cases(kind, ratios, seed=6):
+        expected = evaluate_int8(graph, codes, "gemmlowp").astype(np.int16)
+        found = in_litert_alone(graph, codes).reshape(expected.shape)
+        assert np.isin(found - expected, (0, 1)).all()
+
+
+# What policies have in common
+
+
+def test_every_policy_is_within_one_step_of_the_others() -> None:
+    for kind in KINDS:
+        for graph, codes in cases(kind, POWERS[:5], seed=7):
+            found = [evaluate_int8(graph, codes, policy).astype(int) for policy in POLICIES]
+            assert np.ptp(found, axis=0).max() <= 1
+
+
+# What no runtime could compute
+
+
+def one_product(factor: float, bias: int) -> ir.Graph:
+    """Return a linear layer whose sums are x + bias, times a factor."""
+    x, y = activation("x", (1, 1), 1.0, 0), activation("y", (1, 1), 1.0, 0)
+    made = constants("op", "linear", np.ones((1, 1)), np.array([bias]), np.array([factor]), x)
+    return graph_of([x, y, *made], ir.Op("linear", ("x", "op.w", "op.b"), ("y",)))
+
+
+@pytest.mark.parametrize("bias", [0, 2**22, -(2**22)])
+@pytest.mark.parametrize("factor", [255.9, 3.0, 1.0, 2.0**-20])
+def test_large_factors_and_sums_do_not_wrap(factor: float, bias: int, place: Place) -> None:
+    assert_same(place, iter([(one_product(factor, bias), EVERY[:, None])]))
+
+
+@pytest.mark.parametrize(
+    ("factor", "bias", "reason"),
+    [
+        (256.0, 0, "at least 2\\^-31 and below 256"),
+        (2.0, 2**30, "rescales sums to 4.29e\\+09, which 32 bits do not hold"),
+        (255.0, -(2**23), "which 32 bits do not hold"),
+    ],
+)
+def test_factors_and_sums_that_would_wrap_are_refused(
+    factor: float, bias: int, reason: str
+) -> None:
+    with pytest.raises(ExportError, match=reason):
+        one_product(factor, bias)
+
+
+@pytest.mark.parametrize("kind", ["relu", "mean", "add"])
+def test_scales_too_far_apart_are_refused(kind: str) -> None:
+    with pytest.raises(ExportError, match="above 1/256 of its inputs' scales"):
+        RESCALING[kind](np.random.default_rng(0), 256.0, (0, 0))
