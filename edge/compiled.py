@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from edge import artifact
+from edge.emit.c_names import NAME, check_name
 from edge.runtime import Runner
 from fedkit.errors import ExportError
 
@@ -104,7 +105,7 @@ class CompiledRunner(Runner):
 
 
 def _compile(model: artifact.Artifact, flags: Sequence[str]) -> tuple[Callable[..., int], bytes]:
-    """Return `model_invoke` and the object file that it is linked from."""
+    """Return the model's function and the object file that it is linked from."""
     sources = [name for name in model.files if name.endswith(".c") and name != "main.c"]
     # All in one: reading the headers of vector instructions once is most of the time saved.
     text = "".join(f'#include "{name}"\n' for name in sources)
@@ -113,10 +114,21 @@ def _compile(model: artifact.Artifact, flags: Sequence[str]) -> tuple[Callable[.
         made, library = Path(folder) / "model.o", Path(folder) / "model.so"
         _call_compiler(model, [*options, "-c", "-x", "c", "-", "-o", str(made)], text)
         _call_compiler(model, [*flags, "-shared", str(made), "-o", str(library)])
-        invoke = ctypes.CDLL(str(library)).model_invoke
+        invoke = getattr(ctypes.CDLL(str(library)), f"{name_of(model)}_invoke")
         content = made.read_bytes()
     invoke.argtypes, invoke.restype = (ctypes.c_void_p,) * 3, ctypes.c_int
     return cast(Callable[..., int], invoke), content
+
+
+def name_of(model: artifact.Artifact) -> str:
+    """Return what the identifiers of a C model begin with.
+
+    Raises:
+        ExportError: The manifest names none that C could have.
+    """
+    name = str(model.details.get("name", NAME))
+    check_name(name)
+    return name
 
 
 def _call_compiler(model: artifact.Artifact, options: list[str], text: str = "") -> None:

@@ -78,6 +78,9 @@ def export_run(
     lanes: Annotated[
         int, typer.Option(min=1, max=8, help="filters that an FPGA computes at a time")
     ] = 4,
+    name: Annotated[
+        str, typer.Option(help="what the identifiers of C begin with: several models, one program")
+    ] = "model",
     as_json: Json = False,
 ) -> None:
     """Export a run's model as integer artifacts and measure them on the whole test set.
@@ -87,7 +90,7 @@ def export_run(
     from fedkit.cli import export
 
     targets = tuple(name.strip() for name in target.split(","))
-    form = export.Form(targets, bits, scales, goal, lanes)  # type: ignore[arg-type]
+    form = export.Form(targets, bits, scales, goal, lanes, name)  # type: ignore[arg-type]
     _print(export.export_run(run, form, log), as_json, tables.artifacts_table)
 
 

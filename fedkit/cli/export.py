@@ -15,6 +15,7 @@ from rich.console import Console
 from edge import artifact as artifacts
 from edge import graph_file, ir
 from edge.artifact import Artifact
+from edge.emit.c_names import NAME, check_name
 from edge.export import LANES, int8_graph, save_c99, save_fpga, save_graph, save_onnx, save_tflite
 from edge.kernels.program import Goal
 from edge.quantize import Scaling, Trained
@@ -56,9 +57,11 @@ class Form:
         scales: One of `SCALES`; "pow2" rescales by shifts.
         goal: What C is written for, one of `GOALS`.
         lanes: Filters that an FPGA computes at a time, 1 to 8.
+        name: What the identifiers of C begin with.
 
     Raises:
         ConfigError: A value is none of those.
+        ExportError: The name is none for C.
     """
 
     targets: tuple[str, ...] = ("tflite",)
@@ -66,8 +69,10 @@ class Form:
     scales: Scaling = "float"
     goal: Goal = "speed"
     lanes: int = LANES
+    name: str = NAME
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         for target in self.targets:
             _check_one_of("target", target, TARGETS)
         for name, known in (("bits", BITS), ("scales", SCALES), ("goal", GOALS)):
@@ -169,7 +174,7 @@ def _save(
     form: Form,
 ) -> Artifact:
     if target == "c99":
-        return save_c99(graph, examples, path, about, form.goal)
+        return save_c99(graph, examples, path, about, form.goal, name=form.name)
     if target == "fpga":
         return save_fpga(graph, examples, path, about, form.lanes)
     save: Callable[..., Artifact] = save_tflite if target == "tflite" else save_onnx
