@@ -14,7 +14,7 @@ Layouts are decided here and nowhere else:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -478,6 +478,13 @@ def _multipliers_fit(graph: Graph) -> Iterator[str]:
         worst = accumulator_bound(graph.constant(weight.name), graph.constant(bias.name), op.kind)
         if worst >= 2**31:
             yield f"{_name(op)} sums up to {worst} in an accumulator of 32 bits"
+
+
+def unused_name(name: str, taken: Container[str]) -> str:
+    """Return a name for what is derived from a tensor: others may have called one of theirs so."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def accumulator_bound(weight: Array, bias: Array, kind: Kind) -> int:

@@ -169,9 +169,7 @@ class _Compiler:
 
     def _own(self, name: str) -> str:
         """Return the name of a buffer that holds no tensor, whatever tensors are called."""
-        while name in self.graph.tensors:
-            name += "_"
-        return name
+        return ir.unused_name(name, self.graph.tensors)
 
     def _new(self, name: str) -> Place:
         buffer, self.offset[name] = self.slots.get(name, (name, 0))
