@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -25,5 +26,5 @@ def sign_folder(folder: Path, **changes: Any) -> None:
     path = artifact.manifest_path(folder)
     fields = {**read(path), **changes}
     files = {name: (folder / name).read_bytes() for name in fields["files"]}
-    digest = artifact.hashlib.sha256(artifact._joined(files)).hexdigest()
+    digest = hashlib.sha256(artifact._joined(files)).hexdigest()
     sign(path, {**fields, "sha256": digest, "size": sum(map(len, files.values()))})
