@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,11 @@ from fedkit.files import write_whole
 _MANIFEST_VERSION = 2
 _MANIFEST = "manifest.json"
 _OWN_DIGEST = "manifest_sha256"
+_MOST_BYTES = 2**30  # of an input, an output, an arena
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _PACKAGES = ("fedkit", "numpy", "torch", "flatbuffers", "ai-edge-litert", "onnx", "onnxruntime")
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,20 @@ class Artifact:
     files: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
+
+    def detail(self, name: str, kind: type[Kind]) -> Kind:
+        """Return one of the details.
+
+        Raises:
+            ExportError: The manifest has none of that name and type.
+        """
+        value = self.details.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ExportError(
+                f"the manifest {manifest_path(self.path)} is damaged (its detail {name!r} is "
+                f"{value!r:.60}, no {kind.__name__}); export the model again"
+            )
+        return value
 
 
 def manifest_path(path: Path) -> Path:
@@ -209,8 +229,12 @@ def check_free(path: Path) -> None:
             )
 
 
-def load(path: Path) -> Artifact:
+def load(path: Path, changed: bool = False) -> Artifact:
     """Read a manifest and check that the file or folder is the one it describes.
+
+    Args:
+        path: The file or folder.
+        changed: Take it even if it is not, for who has changed it.
 
     Raises:
         ExportError: The file or manifest is missing or unreadable, or the file has changed.
@@ -218,19 +242,56 @@ def load(path: Path) -> Artifact:
     path = Path(path)
     if path.is_dir():
         result = _from_json(path, _read(manifest_path(path), "manifest"))
-        files = {name: _read(path / name, "artifact's file") for name in result.files}
-        content, size = _joined(files), sum(map(len, files.values()))
+        _files(result, changed)
     else:
         content = _read(path, "artifact")
-        result, size = _from_json(path, _read(manifest_path(path), "manifest")), len(content)
-    digest = hashlib.sha256(content).hexdigest()
-    if size != result.size or digest != result.sha256:
-        raise ExportError(
-            f"{path} is not the file its manifest describes: it has {size} bytes and "
-            f"sha256 {digest[:12]}, the manifest says {result.size} bytes and "
-            f"{result.sha256[:12]}; copy or export it again"
-        )
+        result = _from_json(path, _read(manifest_path(path), "manifest"))
+        _check_content(result, content, len(content), changed)
     return result
+
+
+def unpack(artifact: Artifact, folder: Path, changed: bool = False) -> None:
+    """Copy the files of an artifact that is a folder, and nothing that lies beside them.
+
+    What is compiled is compiled there: neither a header that somebody has added, nor what was
+    written since it was checked, takes part.
+
+    Raises:
+        ExportError: A file cannot be read, or has changed and `changed` is False.
+    """
+    for name, content in _files(artifact, changed).items():
+        (folder / name).write_bytes(content)
+
+
+def ports(artifact: Artifact) -> tuple[Port, Port]:
+    """Return the one input and the one output that C and Verilog have.
+
+    Raises:
+        ExportError: The manifest has others, or they are not int8.
+    """
+    both = (*artifact.inputs, *artifact.outputs)
+    if len(artifact.inputs) != 1 or len(both) != 2 or {each.dtype for each in both} != {"int8"}:
+        raise ExportError(
+            f"the manifest {manifest_path(artifact.path)} is damaged (it has not one int8 input "
+            "and one int8 output); export the model again"
+        )
+    return both[0], both[1]
+
+
+def _files(artifact: Artifact, changed: bool) -> dict[str, bytes]:
+    files = {name: _read(artifact.path / name, "artifact's file") for name in artifact.files}
+    _check_content(artifact, _joined(files), sum(map(len, files.values())), changed)
+    return files
+
+
+def _check_content(artifact: Artifact, content: bytes, size: int, changed: bool) -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    if not changed and (size != artifact.size or digest != artifact.sha256):
+        raise ExportError(
+            f"{artifact.path} is not the file its manifest describes: it has {size} bytes and "
+            f"sha256 {digest[:12]}, the manifest says {artifact.size} bytes and "
+            f"{artifact.sha256[:12]}; copy or export it again, or take it as it is by --changed"
+        )
 
 
 def _read(path: Path, what: str) -> bytes:
@@ -264,16 +325,16 @@ def _from_json(path: Path, text: bytes) -> Artifact:
             raise ValueError(f"its sha256 is {found[:12]}, and it says {str(said)[:12]}")
         return Artifact(
             path,
-            fields["target"],
-            fields["sha256"],
-            fields["size"],
+            _of(str, fields["target"]),
+            _of(str, fields["sha256"]),
+            _of(int, fields["size"]),
             tuple(_port(port) for port in fields["inputs"]),
             tuple(_port(port) for port in fields["outputs"]),
-            fields["provenance"],
-            fields["versions"],
-            tuple(fields["files"]),
-            fields["details"],
-            fields["measured"],
+            _of(dict, fields["provenance"]),
+            _of(dict, fields["versions"]),
+            tuple(_file_name(name) for name in fields["files"]),
+            _of(dict, fields["details"]),
+            _of(dict, fields["measured"]),
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(
@@ -281,8 +342,29 @@ def _from_json(path: Path, text: bytes) -> Artifact:
         ) from error
 
 
+def _of(kind: type[Kind], value: Any) -> Kind:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{value!r:.60} is no {kind.__name__}")
+    return value
+
+
+def _file_name(name: Any) -> str:
+    """Return the name of a file in the folder; a path would lead out of it."""
+    if not _FILE_NAME.fullmatch(_of(str, name)):
+        raise ValueError(f"{name!r:.60} is no plain name of a file")
+    return str(name)
+
+
 def _port(fields: Mapping[str, Any]) -> Port:
-    return Port(**{**fields, "shape": tuple(fields["shape"])})
+    port = Port(**{**fields, "shape": tuple(_of(int, size) for size in fields["shape"])})
+    _of(str, port.name), _of(str, port.dtype), _of(int, port.zero_point), _of(float, port.scale)
+    if port.dtype not in ("int8", "float32") or not 1 <= len(port.shape) <= 4:
+        raise ValueError(f"no port has dtype {port.dtype!r:.60} and {len(port.shape)} dimensions")
+    if min(port.shape) < 1 or math.prod(port.shape) > _MOST_BYTES:
+        raise ValueError(f"no port has shape {port.shape}")
+    if not (math.isfinite(port.scale) and port.scale >= 0 and -128 <= port.zero_point <= 127):
+        raise ValueError(f"no port has scale {port.scale} and zero point {port.zero_point:.0f}")
+    return port
 
 
 def _versions() -> dict[str, str]:

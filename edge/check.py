@@ -15,15 +15,20 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from edge import artifact, graph_file, ir
-from edge.compiled import CompiledRunner
+from edge import artifact, ir
+from edge.compiled import CompiledRunner, name_of
 from edge.export import Form, save_c99, save_fpga, save_onnx, save_tflite
 from edge.interpret import FloatArray, Int8Array, evaluate_int8
+from edge.interpreted import INTERPRETER
+from edge.interpreted import graph_of as graph_of
+from edge.kernels.program import Goal
 from edge.rounding import RUNTIMES
 from edge.runners import open_runner, runtime_for
+from edge.runtime import Runner
 from edge.simulated import SimulatedRunner
 from fedkit.errors import ExportError
 
@@ -103,15 +108,23 @@ class Report:
         return self.outputs.mismatches + sum(each.mismatches for each in self.layers.values())
 
 
-def check(path: Path | str, inputs: FloatArray, runtime: str = "", layers: bool = False) -> Report:
+def check(
+    path: Path | str,
+    inputs: FloatArray,
+    runtime: str = "",
+    layers: bool = False,
+    changed: bool = False,
+) -> Report:
     """Compare an artifact with the interpreter.
 
     Args:
         path: The artifact; the graph that its manifest names lies beside it.
         inputs: float32 [n, c, h, w] or [n, f], as torch takes them.
-        runtime: See `edge.runners.open_runner`.
+        runtime: See `edge.runners.open_runner`. With "interpreter" nothing in the folder is run:
+            its code must be what is made of the graph here, and that is run instead.
         layers: Compare every activation, not the outputs alone. Where a target fuses a convolution
             into the sum behind it, there are no integers of it.
+        changed: Take a folder whose files are not those of its manifest.
 
     Returns:
         The report. Where an output differs, `first` names the layer in which it begins.
@@ -119,10 +132,53 @@ def check(path: Path | str, inputs: FloatArray, runtime: str = "", layers: bool 
     Raises:
         ExportError: As `open_runner`; or the graph is missing or another than the manifest says.
     """
-    found = artifact.load(Path(path))
+    found = artifact.load(Path(path), changed)
     runtime = runtime_for(found, runtime)
     graph = graph_of(found)
-    runner = open_runner(found.path, runtime)
+    if runtime != INTERPRETER:
+        runner = open_runner(found.path, runtime, changed)
+        return _compared(found, graph, runner, inputs, runtime, layers)
+    with tempfile.TemporaryDirectory() as folder:
+        remade = _remade(found, graph, inputs[:1], Path(folder) / found.path.name)
+        runtime = runtime_for(remade)
+        return _compared(remade, graph, open_runner(remade.path), inputs, runtime, layers)
+
+
+def _remade(
+    found: artifact.Artifact, graph: ir.Graph, example: FloatArray, path: Path
+) -> artifact.Artifact:
+    """Make a folder of the graph once more; an ExportError if its code is not that of the first."""
+    if found.target not in _EXAMPLES_OF:
+        raise ExportError(
+            f"runtime is {INTERPRETER!r}, which is what {found.path} is compared with; give one of "
+            f"{', '.join(RUNTIMES.get(found.target, ('nothing, as nothing runs it',)))}"
+        )
+    made = _save(found, graph, example, path, keep=False)
+    for name in sorted({*made.files, *found.files} - _EXAMPLES_OF[found.target]):
+        known = name in made.files and name in found.files
+        if not known or (made.path / name).read_bytes() != (found.path / name).read_bytes():
+            raise ExportError(
+                f"{found.path / name} is not what this version of fedkit makes of the graph, so "
+                "nothing was run: see who wrote it, or leave --runtime out to run it as it is"
+            )
+    return made
+
+
+_EXAMPLES_OF = {
+    "c99": {"test_vector.h"},
+    "fpga": {"inputs.hex", "expected.hex", "testbench.v"},
+}
+"""Target whose artifacts are code -> files that are not, or that we do not run."""
+
+
+def _compared(
+    found: artifact.Artifact,
+    graph: ir.Graph,
+    runner: Runner,
+    inputs: FloatArray,
+    runtime: str,
+    layers: bool,
+) -> Report:
     report = Report(runtime, RUNTIMES[found.target][runtime])
     with tempfile.TemporaryDirectory() as folder:
         look = _layers(found, graph, runtime, inputs[:1], Path(folder)) if layers else None
@@ -134,38 +190,23 @@ def check(path: Path | str, inputs: FloatArray, runtime: str = "", layers: bool 
             _compare_outputs(report, graph, runner.predict_int8(integers), expected)
             report.examples += len(integers)
     if report.first and not layers:
-        report.first = _begins(found.path, inputs, runtime, report.first)
+        report.first = _begins(found, graph, runner, inputs, runtime, report.first)
     return report
 
 
-def _begins(path: Path, inputs: FloatArray, runtime: str, output: Difference) -> Difference:
+def _begins(
+    found: artifact.Artifact,
+    graph: ir.Graph,
+    runner: Runner,
+    inputs: FloatArray,
+    runtime: str,
+    output: Difference,
+) -> Difference:
     """Return where an output's difference begins: it, or one in an earlier layer."""
     example, *_ = output.position
-    first = check(path, inputs[example : example + 1], runtime, layers=True).first
+    one = inputs[example : example + 1]
+    first = _compared(found, graph, runner, one, runtime, layers=True).first
     return replace(first, position=(example, *first.position[1:])) if first else output
-
-
-def graph_of(found: artifact.Artifact) -> ir.Graph:
-    """Load the graph from which an artifact was made.
-
-    Raises:
-        ExportError: The manifest names none, or it is missing or another one.
-    """
-    name = found.provenance.get("graph")
-    if found.target != "graph" and name is None:
-        raise ExportError(
-            f"the manifest of {found.path} names no graph to compare with; export it by "
-            "`fedkit export`, or save the graph by `edge.export.save_graph`"
-        )
-    path = found.path if found.target == "graph" else found.path.with_name(str(name))
-    graph = artifact.load(path)
-    wanted = found.provenance.get("graph_sha256", graph.sha256)
-    if graph.sha256 != wanted:
-        raise ExportError(
-            f"{found.path} was made from another graph than {path}: the manifest says sha256 "
-            f"{wanted[:12]}, the file has {graph.sha256[:12]}; export it again"
-        )
-    return graph_file.load_graph(path)
 
 
 def _interpreted(graph: ir.Graph, integers: Int8Array, rounding: str) -> tuple[_Kept, Int8Array]:
@@ -230,11 +271,18 @@ def _kept_layers(
 def _keeping(
     found: artifact.Artifact, graph: ir.Graph, example: FloatArray, path: Path
 ) -> CompiledRunner | SimulatedRunner:
+    _save(found, graph, example, path, keep=True)
+    return SimulatedRunner(path) if found.target == "fpga" else CompiledRunner(path)
+
+
+def _save(
+    found: artifact.Artifact, graph: ir.Graph, example: FloatArray, path: Path, keep: bool
+) -> artifact.Artifact:
+    """Save the graph of an artifact that is a folder, in the same way."""
     if found.target == "fpga":
-        save_fpga(graph, example, path, {}, found.details["lanes"], keep=True)
-        return SimulatedRunner(path)
-    save_c99(graph, example, path, {}, found.details["goal"], keep=True)
-    return CompiledRunner(path)
+        return save_fpga(graph, example, path, {}, found.detail("lanes", int), keep)
+    goal, name = found.detail("goal", str), name_of(found)
+    return save_c99(graph, example, path, {}, cast(Goal, goal), keep, name)
 
 
 def _models_that_end(

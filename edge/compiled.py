@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from edge import artifact
+from edge.emit.c_names import NAME, check_name
 from edge.runtime import Runner
 from fedkit.errors import ExportError
 
@@ -31,29 +33,33 @@ class CompiledRunner(Runner):
 
     _order = "NHWC"
 
-    def __init__(self, path: Path | str, flags: Sequence[str] | None = None) -> None:
-        """Compile and load a model.
+    def __init__(
+        self, path: Path | str, flags: Sequence[str] | None = None, changed: bool = False
+    ) -> None:
+        """Compile and load a model: what its code says is done here, whoever wrote it.
 
         Args:
             path: The folder that `edge.export.export_c99` made.
             flags: For the compiler, which is $CC, or cc; by default those of `FLAGS`.
+            changed: Take files that are not those of the manifest.
 
         Raises:
             ExportError: The folder does not match its manifest or is none of this target, or
                 there is no compiler, or it fails.
         """
-        self.artifact = artifact.load(Path(path))
+        self.artifact = artifact.load(Path(path), changed)
         if self.artifact.target != "c99":
             raise ExportError(
                 f"{path} is made for {self.artifact.target!r}, not for C; export it with export_c99"
             )
+        goal, size = self.artifact.detail("goal", str), self.artifact.detail("arena_bytes", int)
+        self._input, self._output = artifact.ports(self.artifact)
         self._function, self._object = _compile(
-            self.artifact, FLAGS[self.artifact.details["goal"]] if flags is None else flags
+            self.artifact, FLAGS.get(goal, ()) if flags is None else flags, changed
         )
-        memory = np.zeros(self.artifact.details["arena_bytes"] + _ALIGNMENT, np.uint8)
+        memory = np.zeros(size + _ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % _ALIGNMENT
-        self._arena = memory[start : start + self.artifact.details["arena_bytes"]]
-        (self._input,), (self._output,) = self.artifact.inputs, self.artifact.outputs
+        self._arena = memory[start : start + size]
         self._held = np.zeros(self._input.shape, np.int8), np.zeros(self._output.shape, np.int8)
         self._addresses = tuple(each.ctypes.data for each in (*self._held, self._arena))
 
@@ -103,20 +109,48 @@ class CompiledRunner(Runner):
         return int(text) + int(data)
 
 
-def _compile(model: artifact.Artifact, flags: Sequence[str]) -> tuple[Callable[..., int], bytes]:
-    """Return `model_invoke` and the object file that it is linked from."""
-    sources = [name for name in model.files if name.endswith(".c") and name != "main.c"]
+def _compile(
+    model: artifact.Artifact, flags: Sequence[str], changed: bool
+) -> tuple[Callable[..., int], bytes]:
+    """Return the model's function and the object file that it is linked from."""
+    name = name_of(model)
+    sources = [each for each in model.files if each.endswith(".c") and each != "main.c"]
     # All in one: reading the headers of vector instructions once is most of the time saved.
-    text = "".join(f'#include "{name}"\n' for name in sources)
-    options = ["-std=c99", *flags, "-fPIC", f"-I{model.path.resolve()}"]
+    text = "".join(f'#include "{each}"\n' for each in sources) + _sizes(model, name.upper())
     with tempfile.TemporaryDirectory() as folder:
-        made, library = Path(folder) / "model.o", Path(folder) / "model.so"
-        _call_compiler(model, [*options, "-c", "-x", "c", "-", "-o", str(made)], text)
+        made, library = Path(folder) / "made.o", Path(folder) / "made.so"
+        copy = Path(folder) / "sources"
+        copy.mkdir()
+        artifact.unpack(model, copy, changed)
+        options = ["-std=c99", *flags, "-fPIC", f"-I{copy}", "-c", "-x", "c", "-"]
+        _call_compiler(model, [*options, "-o", str(made)], text)
         _call_compiler(model, [*flags, "-shared", str(made), "-o", str(library)])
-        invoke = ctypes.CDLL(str(library)).model_invoke
+        invoke = getattr(ctypes.CDLL(str(library)), f"{name}_invoke")
         content = made.read_bytes()
     invoke.argtypes, invoke.restype = (ctypes.c_void_p,) * 3, ctypes.c_int
     return cast(Callable[..., int], invoke), content
+
+
+def _sizes(model: artifact.Artifact, prefix: str) -> str:
+    """Return C that does not compile unless the manifest's sizes, which memory has, are true."""
+    told = {
+        "INPUT_BYTES": math.prod(model.inputs[0].shape),
+        "OUTPUT_BYTES": math.prod(model.outputs[0].shape),
+        "ARENA_BYTES": model.details["arena_bytes"],
+    }
+    true = " && ".join(f"{prefix}_{name} == {value}" for name, value in told.items())
+    return f"typedef char manifest_tells_other_sizes[{true} ? 1 : -1];\n"
+
+
+def name_of(model: artifact.Artifact) -> str:
+    """Return what the identifiers of a C model begin with.
+
+    Raises:
+        ExportError: The manifest names none that C could have.
+    """
+    name = str(model.details.get("name", NAME))
+    check_name(name)
+    return name
 
 
 def _call_compiler(model: artifact.Artifact, options: list[str], text: str = "") -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edge import artifact, graph_file, ir, memory, passes
 from edge.emit import c99, fpga, tflite
+from edge.emit.c_names import check_name, name_for
 from edge.interpret import FloatArray, Int8Array, evaluate_int8
 from edge.kernels.program import Goal
 from edge.lower import lower
@@ -93,6 +94,7 @@ def export_c99(
     path: Path | str,
     provenance: Mapping[str, Any],
     goal: Goal = "speed",
+    name: str | None = None,
 ) -> artifact.Artifact:
     """Export a torch model as a folder of C99 sources with a test of its own.
 
@@ -102,17 +104,23 @@ def export_c99(
         path: The folder to make; nothing may be there.
         provenance: How the model was made; goes into the manifest.
         goal: "speed", or "size" for microcontrollers.
+        name: What all identifiers begin with: `NAME_invoke`, `NAME_ARENA_BYTES`; models of several
+            names can be one program. By default the folder's, as far as it is an identifier of C,
+            else "model".
 
     Returns:
-        The saved artifact; its details hold "arena_bytes", "goal" and "calls" (kernel and torch
-        module of each) too.
+        The saved artifact; its details hold "arena_bytes", "goal", "name" and "calls" (kernel and
+        torch module of each) too.
 
     Raises:
         ExportError: The model or calibration set cannot be used, or `path` is taken.
     """
     path = Path(path)
     artifact.check_free(path)
-    return save_c99(int8_graph(model, calibration), calibration, path, provenance, goal)
+    name = name_for(path) if name is None else name
+    check_name(name)
+    graph = int8_graph(model, calibration)
+    return save_c99(graph, calibration, path, provenance, goal, name=name)
 
 
 def export_fpga(
@@ -175,6 +183,7 @@ def save_c99(
     provenance: Mapping[str, Any],
     goal: Goal = "speed",
     keep: bool = False,
+    name: str | None = None,
 ) -> artifact.Artifact:
     """Save an int8 graph as C99 sources; arguments and errors as for `export_c99`.
 
@@ -186,21 +195,24 @@ def save_c99(
         goal: What to write it for.
         keep: Write no activation over another; the details then hold "kept": activation ->
             (where its first pixel lies, channels, height, width, bytes of a row, of a plane).
+        name: What identifiers begin with.
     """
     artifact.check_free(path)
+    name = name_for(path) if name is None else name
     inputs, outputs = _ports(graph)
     integers = inputs[0].quantize(ir.to_graph_layout(examples[:_TEST_VECTORS]))
     expected = evaluate_int8(graph, integers, RUNTIMES["c99"]["compiled"])
-    sources = c99.emit(graph, integers, expected, goal, keep)
+    sources = c99.emit(graph, integers, expected, goal, keep, name)
     details: dict[str, Any] = {
+        "name": name,
         "arena_bytes": sources.arena_bytes,
         "goal": goal,
         "calls": [list(call) for call in sources.calls],
     }
     if keep:
         details["kept"] = {
-            name: (start, p.channels, p.height, p.width, p.row, p.plane)
-            for name, (start, p) in sources.kept.items()
+            each: (start, p.channels, p.height, p.width, p.row, p.plane)
+            for each, (start, p) in sources.kept.items()
         }
     return artifact.save_folder(
         sources.files,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from edge.cost import op_cost
 from edge.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
 from edge.kernels import microcode
 from edge.kernels.lanes import TABLE_WORDS, entry_count
-from edge.kernels.program import Pointer, Struct, compile_graph
+from edge.kernels.program import Goal, Pointer, Struct, compile_graph
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,8 @@ def _layer(graph: ir.Graph, op: ir.Op, size: int, errors: Mapping[str, float]) -
 
 def _fpga_bytes(graph: ir.Graph, found: artifact.Artifact) -> Counter[str]:
     """Return the bytes of each op's filters; equal lists, as those of a mean, count once."""
-    details = found.details
-    code = microcode.compile_graph(graph, details["lanes"])
-    bits = details["gap_bits"] + details["weight_bits"]
+    code = microcode.compile_graph(graph, found.detail("lanes", int))
+    bits = found.detail("gap_bits", int) + found.detail("weight_bits", int)
     sizes = Counter(dict.fromkeys((op.output for op in graph.ops), 0))
     for step in code.steps:
         if step.write is not None and step.filters:
@@ -145,7 +145,7 @@ def _c_bytes(graph: ir.Graph, found: artifact.Artifact) -> Counter[str]:
     """Return the constants of calls, by the first op that a module made of each kind."""
     sizes: Counter[str] = Counter()
     owner = {op.source: op.output for op in reversed(graph.ops) if op.kind in ir.WEIGHTED}
-    for call in compile_graph(graph, found.details["goal"]).calls:
+    for call in compile_graph(graph, cast(Goal, found.detail("goal", str))).calls:
         constants = (each for each in call.arguments if isinstance(each, Pointer))
         sizes[owner.get(call.source, "")] += sum(map(_bytes, constants))
     return sizes

@@ -14,7 +14,7 @@ Layouts are decided here and nowhere else:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -495,6 +495,13 @@ def _multipliers_fit(graph: Graph) -> Iterator[str]:
         shifted = np.ldexp(worst.astype(np.float64), np.maximum(np.frexp(factor)[1], 0))
         if shifted.max() >= 2**31 > worst.max():
             yield f"{_name(op)} rescales sums to {shifted.max():.3g}, which 32 bits do not hold"
+
+
+def unused_name(name: str, taken: Container[str]) -> str:
+    """Return a name for what is derived from a tensor: others may have called one of theirs so."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def accumulator_bound(weight: Array, bias: Array, kind: Kind) -> int:

@@ -118,9 +118,7 @@ class Lowering(ABC, Generic[Node]):
         return self._add(ir.Tensor(name, data.shape, "float32", data))
 
     def _add(self, tensor: ir.Tensor) -> ir.Tensor:
-        name = tensor.name
-        while name in self.tensors:
-            name += "_"
+        name = ir.unused_name(tensor.name, self.tensors)
         self.tensors[name] = replace(tensor, name=name)
         return self.tensors[name]
 

@@ -236,7 +236,11 @@ class _Quantizer:
             integers = _rounded(made, ir.along(axis, scale, weight.ndim), most)
         else:
             integers, bias = self._fitted(op, weight, made, bias, scale)
-        names = (f"{op.output}.weight_int8", f"{op.output}.bias_int32")
+        taken = self.graph.tensors
+        names = (
+            ir.unused_name(f"{op.output}.weight_int8", taken),
+            ir.unused_name(f"{op.output}.bias_int32", taken),
+        )
         self._constants(op, names, integers, bias, scale)
         self.ops.append(replace(op, inputs=(x.name, *names)))
 

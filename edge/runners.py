@@ -7,6 +7,7 @@ from typing import cast
 
 from edge import artifact
 from edge.compiled import CompiledRunner
+from edge.interpreted import INTERPRETER, InterpretedRunner
 from edge.rounding import RUNTIMES
 from edge.runtime import Runner, Runtime, TfliteRunner
 from edge.runtime_onnx import OnnxRunner
@@ -14,32 +15,42 @@ from edge.simulated import SimulatedRunner
 from fedkit.errors import ExportError
 
 
-def open_runner(path: Path | str, runtime: str = "") -> Runner:
+def open_runner(path: Path | str, runtime: str = "", changed: bool = False) -> Runner:
     """Load an artifact in a runtime, one thread.
+
+    Of C and Verilog that compiles and runs the code in the folder, whoever wrote it; "interpreter"
+    computes the same integers from the graph beside an artifact, and runs nothing of it.
 
     >>> open_runner("model-int8-c99").predict(images)  # doctest: +SKIP
 
     Args:
         path: The artifact.
-        runtime: One of `edge.rounding.RUNTIMES`; by default the usual one of the target.
+        runtime: One of `edge.rounding.RUNTIMES`, or "interpreter"; by default the usual one of the
+            target.
+        changed: Take a file or folder that is not as its manifest says.
 
     Raises:
         ExportError: The artifact does not match its manifest, the runtime does not fit its target,
             is missing or refuses it.
     """
-    found = artifact.load(Path(path))
+    found = artifact.load(Path(path), changed)
     runtime = runtime_for(found, runtime)
+    if runtime == INTERPRETER:
+        return InterpretedRunner(found)
     if runtime == "compiled":
-        return CompiledRunner(found.path)
+        return CompiledRunner(found.path, changed=changed)
     if runtime == "simulated":
-        return SimulatedRunner(found.path)
+        return SimulatedRunner(found.path, changed=changed)
+    model = found.path.read_bytes() if changed else found.path
     if runtime == "onnxruntime":
-        return OnnxRunner(found.path)
-    return TfliteRunner(found.path, cast(Runtime, runtime))
+        return OnnxRunner(model)
+    return TfliteRunner(model, cast(Runtime, runtime))
 
 
 def runtime_for(found: artifact.Artifact, runtime: str = "") -> str:
     """Return the runtime to use for an artifact; errors as for `open_runner`."""
+    if runtime == INTERPRETER:
+        return runtime
     fitting = tuple(RUNTIMES.get(found.target, ()))
     if not fitting:
         raise ExportError(
@@ -49,6 +60,6 @@ def runtime_for(found: artifact.Artifact, runtime: str = "") -> str:
     if runtime and runtime not in fitting:
         raise ExportError(
             f"runtime is {runtime!r}, but {found.path} is made for {found.target}; give one of "
-            f"{', '.join(fitting)}"
+            f"{', '.join((*fitting, INTERPRETER))}"
         )
     return runtime or fitting[0]

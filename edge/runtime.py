@@ -113,6 +113,14 @@ class Runner(ABC):
         return (time.perf_counter_ns() - start) / 1000
 
     def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        examples = self._checked(inputs)
+        results = np.empty((len(examples), *self._output.shape[1:]), self._output.dtype)
+        for example, result in zip(examples, results, strict=True):
+            result[...] = self._classify(example[None])[0]
+        return results
+
+    def _checked(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        """Return inputs in the file's layout; an ExportError if they do not fit the model."""
         examples = ir.to_graph_layout(inputs) if self._order == "NHWC" else inputs
         expected = self._input.shape[1:]
         if examples.shape[1:] != expected or examples.dtype != self._input.dtype:
@@ -120,10 +128,7 @@ class Runner(ABC):
                 f"inputs are {inputs.dtype} {inputs.shape}; the model takes "
                 f"{self._input.dtype} [n, ...] with {expected} in {self._order} order"
             )
-        results = np.empty((len(examples), *self._output.shape[1:]), self._output.dtype)
-        for example, result in zip(examples, results, strict=True):
-            result[...] = self._classify(example[None])[0]
-        return results
+        return examples
 
 
 class TfliteRunner(Runner):

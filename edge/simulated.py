@@ -40,28 +40,32 @@ class SimulatedRunner(Runner):
 
     _order = "NHWC"
 
-    def __init__(self, path: Path | str, flags: Sequence[str] = ("-O2",)) -> None:
+    def __init__(
+        self, path: Path | str, flags: Sequence[str] = ("-O2",), changed: bool = False
+    ) -> None:
         """Translate, compile and load a model; this takes some 5 s.
 
         Args:
             path: The folder that `edge.export.save_fpga` made.
             flags: For the compiler.
+            changed: Take files that are not those of the manifest.
 
         Raises:
             ExportError: The folder does not match its manifest or is none of this target, or
                 yosys or a C++ compiler is missing or fails.
         """
-        self.artifact = artifact.load(Path(path))
+        self.artifact = artifact.load(Path(path), changed)
         if self.artifact.target != "fpga":
             raise ExportError(
                 f"{path} is made for {self.artifact.target!r}, not for an FPGA; export it with "
                 "export_fpga"
             )
-        self._library = _library(self.artifact, flags)
+        self._input, self._output = artifact.ports(self.artifact)
+        self._given = _given(self.artifact)
+        self._most = _SPARE * self.artifact.detail("cycles_per_inference", int)
+        self._library = _library(self.artifact, flags, changed)
         self._model = self._library.model_new()
         weakref.finalize(self, self._library.model_delete, self._model)
-        (self._input,), (self._output,) = self.artifact.inputs, self.artifact.outputs
-        self._given = self.artifact.details["given"]
         sizes = [math.prod(shape) for _, shape in self._given]
         self._held = np.zeros(self._input.shape, np.int8), np.zeros(sum(sizes), np.int8)
         self._places = np.cumsum([0, *sizes])
@@ -75,12 +79,11 @@ class SimulatedRunner(Runner):
 
     def _invoke(self) -> None:
         places = [part for held in self._held for part in (held.ctypes.data, held.size)]
-        most = _SPARE * self.artifact.details["cycles_per_inference"]
-        self.cycles = self._library.model_run(self._model, *places, most)
+        self.cycles = self._library.model_run(self._model, *places, self._most)
         if self.cycles < 0:
             raise ExportError(
-                f"{self.artifact.path} gives no result within {most} cycles, twice what it should "
-                "take; its program is damaged: export it again"
+                f"{self.artifact.path} gives no result within {self._most} cycles, twice what it "
+                "should take; its program is damaged: export it again"
             )
 
     def kept(self, example: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
@@ -100,13 +103,29 @@ class SimulatedRunner(Runner):
         }
 
 
-def _library(model: artifact.Artifact, flags: Sequence[str]) -> ctypes.CDLL:
+def _given(model: artifact.Artifact) -> list[tuple[str, list[int]]]:
+    """Return name and shape of what the model gives, the last of which is its output."""
+    found = model.detail("given", list)
+    try:
+        shapes = [(str(name), [int(size) for size in shape]) for name, shape in found]
+        if min(min(shape) for _, shape in shapes) < 1 or tuple(shapes[-1][1]) != (
+            model.outputs[0].shape
+        ):
+            raise ValueError("the last is not the output")
+    except (ValueError, TypeError) as error:
+        raise ExportError(
+            f"the manifest of {model.path} is damaged (what it says of the activations that come "
+            f"out: {error}); export the model again"
+        ) from error
+    return shapes
+
+
+def _library(model: artifact.Artifact, flags: Sequence[str], changed: bool) -> ctypes.CDLL:
     headers = yosys.simulator_headers()
     sources = [name for name in model.files if name.endswith(".v") and name != "testbench.v"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for file in model.files:
-            shutil.copy(model.path / file, folder / file)
+        artifact.unpack(model, folder, changed)
         # Deferred: modules are read with the parameters that their users give.
         script = f"read_verilog -defer {' '.join(sources)}; hierarchy -check -top model; "
         yosys.call("yosys", ["-q", "-p", script + "write_cxxrtl -O6 model.cc"], folder)

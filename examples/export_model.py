@@ -13,5 +13,5 @@ model = nn.Sequential(
     *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)),
 )
 calibration = torch.rand(100, 1, 8, 8).numpy()  # use examples of what the model will see
-saved = export_c99(model.eval(), calibration, sys.argv[1], provenance={"seed": 0})
+saved = export_c99(model.eval(), calibration, sys.argv[1], provenance={"seed": 0}, name="model")
 print(f"{saved.path}: {saved.size} bytes, arena of {saved.details['arena_bytes']} bytes")

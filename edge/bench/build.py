@@ -13,6 +13,8 @@ from typing import Any
 
 from edge.artifact import Artifact
 from edge.bench.targets import Target
+from edge.compiled import name_of
+from edge.emit.c_names import generic_names
 from fedkit.errors import BenchError
 
 _HERE = Path(__file__).parent
@@ -69,7 +71,8 @@ def build(model: Artifact, target: Target, folder: Path, flags: Sequence[str] = 
     mine = (f"-mcpu={target.compiler}", target.level, *flags)
     sources = [model.path / name for name in model.files if name.endswith(".c")]
     sources = [path for path in sources if path.name != "main.c"] + [_HERE / "firmware.c"]
-    common = ("-target", _HEADERS[target.family], *_FLAGS, *mine, f"-I{model.path}")
+    names = generic_names(name_of(model))
+    common = ("-target", _HEADERS[target.family], *_FLAGS, *mine, f"-I{model.path}", *names)
 
     def compiled(source: Path) -> str:
         made = str(folder / f"{source.stem}.o")

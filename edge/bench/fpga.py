@@ -138,8 +138,7 @@ def synthesise_model(
     sources = [name for name in found.files if name.endswith(".v") and name != "testbench.v"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for file in found.files:
-            shutil.copy(found.path / file, folder)
+        artifact.unpack(found, folder)
         return _synthesise(folder, sources, "model", "", device, dsp, route)
 
 

@@ -26,6 +26,8 @@ import numpy as np
 from edge.artifact import Artifact
 from edge.bench.build import compile_c
 from edge.bench.result import Examples, Quantity, Result
+from edge.compiled import name_of
+from edge.emit.c_names import generic_names
 from fedkit.errors import BenchError
 
 _RUNNER = Path(__file__).with_name("runner.c")
@@ -190,7 +192,8 @@ def _install(
     _send(board, folder, {**files, **inputs})
     native = "-mcpu=native" if about["machine"].startswith(("aarch64", "arm")) else "-march=native"
     flags = f"-std=c99 -O3 {native}"
-    board.run(f"cd {folder} && cc {flags} *.c -o runner", seconds=5 * _SECONDS)
+    names = shlex.join(generic_names(name_of(model)))
+    board.run(f"cd {folder} && cc {flags} {names} *.c -o runner", seconds=5 * _SECONDS)
     return flags
 
 
@@ -210,7 +213,8 @@ def _cross_compiled(
     with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
         made = Path(folder) / "runner"
         target = ("-target", _ZIG[machine], "-static", f"-I{model.path}")
-        compile_c(*target, *flags, *map(str, sources), "-o", str(made))
+        names = generic_names(name_of(model))
+        compile_c(*target, *flags, *names, *map(str, sources), "-o", str(made))
         return made.read_bytes(), " ".join(flags)
 
 

@@ -1,8 +1,11 @@
 """Write a graph as C99 sources that compile anywhere, with the kernels that they call.
 
-The model is `model_invoke` in model.c: no allocation, nothing of libc but memcpy and memset, all of
+The model is `NAME_invoke` in model.c: no allocation, nothing of libc but memcpy and memset, all of
 its memory in an arena that the caller gives. Constants are plain initialisers of the structs in
 ek.h, so that a compiler places them in read-only memory.
+
+Whatever a linker or a preprocessor sees begins with the model's name, the kernels too: models of
+several names, and of several versions of the kernels, are one program.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import ir, memory
+from edge.emit.c_names import NAME, check_name, prefixed, renamed
 from edge.kernels import pack
 from edge.kernels.pack import Planes
 from edge.kernels.program import Argument, Goal, Place, Pointer, Program, Struct, compile_graph
+from fedkit.text import source_text
 
 _KERNELS = Path(pack.__file__).with_name("c99")
 _WIDTH = 100
@@ -53,6 +58,7 @@ def emit(
     outputs: NDArray[np.int8],
     goal: Goal = "speed",
     keep: bool = False,
+    name: str = NAME,
 ) -> Sources:
     """Write a graph as C.
 
@@ -62,30 +68,33 @@ def emit(
         outputs: int8 [n, ...], what the graph gives for them.
         goal: "speed", or "size" for microcontrollers.
         keep: Write no activation over another, so that all can be looked at after a call.
+        name: What identifiers begin with; see `check_name`.
 
     Returns:
         The sources; the same arguments always give the same.
 
     Raises:
-        ExportError: Something in the graph has no kernel; names all of it.
+        ExportError: Something in the graph has no kernel; names all of it. Or the name cannot be.
     """
+    check_name(name)
     program = compile_graph(graph, goal, keep)
     offsets, size = memory.plan(program.buffers, _ALIGNMENTS[goal])
     kernels = _kernels(program)
     headers = sorted(path.name for path in _KERNELS.glob("*.h"))
     texts = {
-        "model.h": _header(graph, size + pack.SLACK, _ALIGNMENTS[goal]),
-        "model.c": _model(program, offsets),
+        "model.h": _header(graph, size + pack.SLACK, _ALIGNMENTS[goal], name),
+        "model.c": _model(program, offsets, name),
         "test_vector.h": _vectors(inputs, outputs),
-        "main.c": _MAIN,
+        "main.c": renamed(_MAIN, name),
         "Makefile": _makefile(kernels, headers, goal),
-        "CMakeLists.txt": _cmake(kernels),
+        "CMakeLists.txt": _cmake(kernels, name),
     }
-    files = {name: text.encode() for name, text in texts.items()}
-    files |= {name: (_KERNELS / name).read_bytes() for name in (*headers, *kernels)}
+    files = {file: text.encode() for file, text in texts.items()}
+    files |= {file: (_KERNELS / file).read_bytes() for file in (*headers, *kernels)}
+    files["ek.h"] = prefixed(files["ek.h"].decode(), name).encode()
     kept = {
-        name: (offsets[place.buffer] + place.lead, planes)
-        for name, (place, planes) in program.homes.items()
+        activation: (offsets[place.buffer] + place.lead, planes)
+        for activation, (place, planes) in program.homes.items()
     }
     calls = tuple((call.function, call.source) for call in program.calls)
     return Sources(files, size + pack.SLACK, calls, kept if keep else {})
@@ -104,10 +113,10 @@ def _kernels(program: Program) -> list[str]:
 # The header
 
 
-def _header(graph: ir.Graph, arena: int, alignment: int) -> str:
+def _header(graph: ir.Graph, arena: int, alignment: int, name: str) -> str:
     ports = [graph.tensors[name] for name in (*graph.inputs, *graph.outputs)]
     (x, y), (x_lines, y_lines) = ports, map(_port, ports, ("INPUT", "OUTPUT"))
-    return f"""\
+    text = f"""\
 /* An int8 model, real = SCALE * (integer - ZERO_POINT). */
 #ifndef MODEL_H
 #define MODEL_H
@@ -133,6 +142,7 @@ int model_invoke(const int8_t *in, int8_t *out, uint8_t *arena);
 #endif
 #endif
 """
+    return renamed(text, name)
 
 
 def _port(tensor: ir.Tensor, name: str) -> str:
@@ -150,7 +160,7 @@ def _layout(tensor: ir.Tensor) -> str:
 # The model
 
 
-def _model(program: Program, offsets: Mapping[str, int]) -> str:
+def _model(program: Program, offsets: Mapping[str, int], name: str) -> str:
     constants = _Constants([])
     calls = []
     for number, call in enumerate(program.calls):
@@ -158,7 +168,8 @@ def _model(program: Program, offsets: Mapping[str, int]) -> str:
             constants.argument(argument, f"m{number}_{position}", offsets)
             for position, argument in enumerate(call.arguments)
         ]
-        calls.append(f"    {call.function}({', '.join(arguments)}); /* {_comment(call.source)} */")
+        comment = source_text(call.source)
+        calls.append(f"    {call.function}({', '.join(arguments)}); /* {comment} */")
     body = "\n".join(calls)
     return f"""\
 #include "model.h"
@@ -166,16 +177,12 @@ def _model(program: Program, offsets: Mapping[str, int]) -> str:
 #include "ek.h"
 
 {"".join(constants.lines)}
-int model_invoke(const int8_t *in, int8_t *out, uint8_t *arena) {{
-    if ((uintptr_t)arena % MODEL_ARENA_ALIGNMENT != 0) return 1;
+int {name}_invoke(const int8_t *in, int8_t *out, uint8_t *arena) {{
+    if ((uintptr_t)arena % {name.upper()}_ARENA_ALIGNMENT != 0) return 1;
 {body}
     return 0;
 }}
 """
-
-
-def _comment(text: str) -> str:
-    return text.replace("*/", "* /")
 
 
 @dataclass
@@ -301,20 +308,20 @@ clean:
 """
 
 
-def _cmake(kernels: list[str]) -> str:
+def _cmake(kernels: list[str], name: str) -> str:
     return f"""\
 cmake_minimum_required(VERSION 3.10)
-project(model C)
+project({name} C)
 set(CMAKE_C_STANDARD 99)
 if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE Release)
 endif()
 
-add_library(model STATIC model.c {" ".join(kernels)})
-target_include_directories(model PUBLIC ${{CMAKE_CURRENT_SOURCE_DIR}})
+add_library({name} STATIC model.c {" ".join(kernels)})
+target_include_directories({name} PUBLIC ${{CMAKE_CURRENT_SOURCE_DIR}})
 
 enable_testing()
-add_executable(model_test main.c)
-target_link_libraries(model_test model)
-add_test(NAME model_test COMMAND model_test)
+add_executable({name}_test main.c)
+target_link_libraries({name}_test {name})
+add_test(NAME {name}_test COMMAND {name}_test)
 """

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from edge.kernels.lanes import TABLE_WORDS
 from edge.kernels.steps import Microcode, Pointer, Run, Step
+from fedkit.text import source_text
 
 WORD_BITS = 36
 
@@ -119,7 +120,7 @@ def listing(program: Sequence[tuple[str, int, str]]) -> str:
     lines = []
     for register, value, comment in program:
         word = _REGISTERS[register] << _VALUE_BITS | value % 2**_VALUE_BITS
-        note = f"  // {register} = {value}" + (f"  ({comment})" if comment else "")
+        note = f"  // {register} = {value}" + (f"  ({source_text(comment)})" if comment else "")
         lines.append(f"{word:09x}{note}\n")
     return "".join(lines)
 

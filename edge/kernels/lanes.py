@@ -1,8 +1,9 @@
 """Filters for the lanes of the FPGA engine: sparse lists, dealt out and packed into memory words.
 
 A list holds what is not zero of a filter as {gap, value}: where its activation lies behind that of
-the entry before. A gap that is too wide for its bits is bridged by entries of value 0. Equal lists
-of one lane are stored once: all channels of a pooling share theirs.
+the entry before. A gap that is too wide for its bits is bridged by entries of value 0, which lanes
+leave out of sums and maxima. Equal lists of one lane are stored once: all channels of a pooling
+share theirs.
 """
 
 from __future__ import annotations

@@ -167,6 +167,10 @@ class _Compiler:
         now = next(number for number, other in enumerate(self.ops) if other is op)
         return all(self.last_read.get(other, -1) <= now for other in sharing)
 
+    def _own(self, name: str) -> str:
+        """Return the name of a buffer that holds no tensor, whatever tensors are called."""
+        return ir.unused_name(name, self.graph.tensors)
+
     def _new(self, name: str) -> Place:
         buffer, self.offset[name] = self.slots.get(name, (name, 0))
         self.home[name] = buffer
@@ -210,8 +214,8 @@ class _Compiler:
         (name,) = self.graph.outputs
         place, planes = self._place(name), self.planes[name]
         if not _is_vector(planes):
-            place = Place("output")
-            self.sizes["output"] = math.prod(self.graph.tensors[name].shape)
+            place = Place(self._own("output"))
+            self.sizes[place.buffer] = math.prod(self.graph.tensors[name].shape)
             self._call("ek_interleave", _planes(planes), self._place(name), place, source="output")
         self._call(
             "ek_store", math.prod(self.graph.tensors[name].shape), place, "out", source="output"
@@ -278,7 +282,7 @@ class _Compiler:
         if window.stride == (1, 1):
             return self._place(name), pack.distances(planes, window), planes.row
         phases = self.phases[op.output]
-        buffer = f"{name}.phases{list(self.phases.values()).index(phases)}"
+        buffer = self._own(f"{name}.phases{list(self.phases.values()).index(phases)}")
         if buffer not in self.sizes:
             self.sizes[buffer] = phases.planes.size
             top, _, left, _ = phases.window.padding
@@ -314,7 +318,7 @@ class _Compiler:
         return "stream", fields, pack.stream_scratch(weights)
 
     def _scratch(self, op: ir.Op, size: int) -> Place:
-        name = f"{op.output}.scratch"
+        name = self._own(f"{op.output}.scratch")
         self.sizes[name] = size
         return Place(name)
 

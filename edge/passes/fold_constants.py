@@ -58,7 +58,10 @@ def _folded(
     gone = constant & (distance == 0) if pads else constant
     taps = data.astype(np.int64).sum(axis=tuple(range(1, data.ndim - 1)))
     offsets = (offsets + taps[:, gone] @ distance[gone]).astype(np.int32)
+    name, bias_name = (
+        ir.unused_name(f"{op.output}.{what}_folded", graph.tensors) for what in ("weight", "bias")
+    )
     return (
-        replace(weight, name=f"{op.output}.weight_folded", data=np.where(gone, np.int8(0), data)),
-        replace(bias, name=f"{op.output}.bias_folded", data=offsets),
+        replace(weight, name=name, data=np.where(gone, np.int8(0), data)),
+        replace(bias, name=bias_name, data=offsets),
     )

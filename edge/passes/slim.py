@@ -104,8 +104,11 @@ def _constants(
     axis = ir.CHANNEL_AXIS[op.kind]
     rows = np.moveaxis(graph.constant(weight.name).copy(), axis, 0)
     rows[~alive[op.output]] = 0
-    weight = replace(weight, name=f"{op.output}.weight_slim", data=np.moveaxis(rows, 0, axis))
-    bias = replace(bias, name=f"{op.output}.bias_slim")
+    name, bias_name = (
+        ir.unused_name(f"{op.output}.{what}_slim", graph.tensors) for what in ("weight", "bias")
+    )
+    weight = replace(weight, name=name, data=np.moveaxis(rows, 0, axis))
+    bias = replace(bias, name=bias_name)
     if op.kind in MIXING:
         weight = _taken(weight, len(weight.shape) - 1, kept[op.inputs[0]])
     return _taken(weight, axis, kept[op.output]), _taken(bias, 0, kept[op.output])

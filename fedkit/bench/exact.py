@@ -4,7 +4,9 @@ Each model is trained dense, pruned by magnitude to each density, shared out amo
 and trained on. Every state becomes one integer graph and from it artifacts; each runs the test set
 in each of its runtimes, and is compared with the interpreter under that runtime's rounding policy
 (`edge.check`): of C at every layer, of the others at the outputs. C by other compilers and without
-optimisation is compared with the outputs of the first.
+optimisation is compared with the outputs of the first. Verilog is compared at every layer, on the
+first images alone, as simulating a circuit takes seconds for each; where the FPGA target
+refuses a model, its row says why.
 
 The accuracy of weights with fewer bits is that of the compiled C, which gives the same integers.
 
@@ -19,7 +21,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +33,15 @@ from edge.artifact import Artifact
 from edge.check import Report, check
 from edge.compiled import CompiledRunner
 from edge.cost import cost
-from edge.export import float_graph, int8_graph, save_c99, save_graph, save_onnx, save_tflite
+from edge.export import (
+    float_graph,
+    int8_graph,
+    save_c99,
+    save_fpga,
+    save_graph,
+    save_onnx,
+    save_tflite,
+)
 from edge.interpret import FloatArray
 from edge.ir import Graph, to_graph_layout
 from edge.quantize import quantize
@@ -42,6 +52,7 @@ from fedkit.engine.base import LocalTraining
 from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
+from fedkit.errors import ExportError
 from fedkit.fedtiny.bn_selection import as_stats
 from fedkit.provenance import made_by
 from fedkit.sparse.distribution import erk, kept_counts
@@ -70,12 +81,14 @@ class Cell:
         density: Of its weights.
         examples: Training examples.
         images: Test examples that are compared, and that accuracies are measured on.
+        simulated: The first of them, which a simulated circuit is fed too.
     """
 
     model: str
     density: float
     examples: int
     images: int
+    simulated: int = 20
 
 
 def bench_exact(quick: bool) -> dict[str, Any]:
@@ -85,7 +98,7 @@ def bench_exact(quick: bool) -> dict[str, Any]:
         quick: ResNet-8 alone, at 5 %, on few examples, and nothing kept.
 
     Raises:
-        ExportError: A runtime or a C compiler is missing.
+        ExportError: A runtime, a C compiler or yosys is missing.
         DataError: The data set is not installed.
     """
     if quick:
@@ -172,13 +185,13 @@ def state_rows(cell: Cell, state: ModelState, task: Task) -> list[dict[str, Any]
             about[f"accuracy_int{bits}"] = task.metric(found, test.targets)
         return [
             {**about, "runtime": runtime, **_figures(report)}
-            for runtime, report in _reports(graph, calibration, test.inputs, Path(folder))
+            for runtime, report in _reports(cell, graph, calibration, test.inputs, Path(folder))
         ]
 
 
 def _reports(
-    graph: Graph, calibration: FloatArray, inputs: FloatArray, folder: Path
-) -> Iterator[tuple[str, Report]]:
+    cell: Cell, graph: Graph, calibration: FloatArray, inputs: FloatArray, folder: Path
+) -> Iterator[tuple[str, Report | str]]:
     whole = save_graph(graph, folder / "model.graph", {})
     about = {"graph": whole.path.name, "graph_sha256": whole.sha256}
     yield from _c_reports(save_c99(graph, calibration, folder / "model", about), inputs)
@@ -191,6 +204,30 @@ def _reports(
         for runtime in RUNTIMES[artifact.target]:
             if artifact.target != "tflite" or runtime in available_runtimes():
                 yield f"{runtime}, {artifact.target}", check(artifact.path, inputs, runtime)
+    yield "Verilog", verilog_report(graph, calibration, inputs[: cell.simulated], folder, about)
+
+
+def verilog_report(
+    graph: Graph,
+    calibration: FloatArray,
+    inputs: FloatArray,
+    folder: Path,
+    about: Mapping[str, Any],
+) -> Report | str:
+    """Compare the circuit of a graph at every layer; of a graph that has none say why.
+
+    Args:
+        graph: Int8; saved in the folder, under the name that `about` gives.
+        calibration: float32 [n, ...], whose first examples the folder's testbench gets.
+        inputs: float32 [n, ...].
+        folder: Where to write.
+        about: Provenance, which names the graph.
+    """
+    try:
+        saved = save_fpga(graph, calibration, folder / "model-fpga", about)
+    except ExportError as error:
+        return str(error)
+    return check(saved.path, inputs, layers=True)
 
 
 def _c_reports(artifact: Artifact, inputs: FloatArray) -> Iterator[tuple[str, Report]]:
@@ -230,7 +267,9 @@ def _compiler(command: str) -> Iterator[None]:
             os.environ["CC"] = before
 
 
-def _figures(report: Report) -> dict[str, Any]:
+def _figures(report: Report | str) -> dict[str, Any]:
+    if isinstance(report, str):
+        return {**_figures(Report("", "half_up")), "same_class": None, "refused": report}
     tallies = [report.outputs, *report.layers.values()]
     return {
         "rounding": report.rounding,
@@ -239,6 +278,6 @@ def _figures(report: Report) -> dict[str, Any]:
         "integers": sum(tally.integers for tally in tallies),
         "mismatches": report.mismatches,
         "largest_steps": max(tally.largest for tally in tallies),
-        "same_class": report.same_class / report.examples,
+        "same_class": report.same_class / max(1, report.examples),
         "first": f"{report.first.tensor} of {report.first.source}" if report.first else "",
     }

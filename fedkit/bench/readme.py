@@ -210,20 +210,27 @@ def _exact(result: Result) -> list[str]:
     for row in result["rows"]:
         models.setdefault((row["model"], row["density"]), []).append(row)
     first = next(iter(models.values()))
-    runtimes = " | ".join(row["runtime"] for row in first)
+    runtimes = list(dict.fromkeys(row["runtime"] for row in result["rows"]))
     bits = [key for key in first[0] if key.startswith("accuracy_int")]
     names = " | ".join(key.removeprefix("accuracy_") for key in bits)
-    head = f"| model | density | {runtimes} | float | {names} | parameters | MACs |"
+    head = f"| model | density | {' | '.join(runtimes)} | float | {names} | parameters | MACs |"
     rows = []
     for (model, density), found in models.items():
-        own = found[0]
-        cells = [f"{row['mismatches']:,} of {row['integers']:,}" for row in found]
+        own, by_runtime = found[0], {row["runtime"]: _differ(row) for row in found}
+        cells = [by_runtime.get(runtime, "") for runtime in runtimes]
         cells += [f"{own['accuracy_float']:.2%}"]
         cells += [f"{100 * (own[key] - own['accuracy_float']):+.2f}" for key in bits]
         cells += [f"{own['parameters_slim']:,} of {own['parameters']:,}"]
         cells += [f"{own['macs_slim']:,} of {own['macs']:,}"]
         rows.append(f"| {model} | {density:.0%} | {' | '.join(cells)} |")
     return [head, _rule(head.count("|") - 1), *rows]
+
+
+def _differ(row: Result) -> str:
+    """Return how many integers differ; or why there are none, in one cell of a table."""
+    if "refused" in row:
+        return " ".join(row["refused"].replace("|", "/").split())
+    return f"{row['mismatches']:,} of {row['integers']:,}"
 
 
 def _device(result: Result) -> list[str]:

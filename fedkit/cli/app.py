@@ -32,6 +32,9 @@ TaskName = Annotated[str, typer.Option("--task", help="whose test set (default: 
 RuntimeName = Annotated[
     str, typer.Option("--runtime", help="what runs it (default: the usual one of its target)")
 ]
+Changed = Annotated[
+    bool, typer.Option("--changed", help="take a file or folder that is not as its manifest says")
+]
 RunPath = Annotated[Path, typer.Argument(help="a run folder, like runs/NAME")]
 
 
@@ -78,6 +81,9 @@ def export_run(
     lanes: Annotated[
         int, typer.Option(min=1, max=8, help="filters that an FPGA computes at a time")
     ] = 4,
+    name: Annotated[
+        str, typer.Option(help="what the identifiers of C begin with: several models, one program")
+    ] = "model",
     as_json: Json = False,
 ) -> None:
     """Export a run's model as integer artifacts and measure them on the whole test set.
@@ -87,7 +93,7 @@ def export_run(
     from fedkit.cli import export
 
     targets = tuple(name.strip() for name in target.split(","))
-    form = export.Form(targets, bits, scales, goal, lanes)  # type: ignore[arg-type]
+    form = export.Form(targets, bits, scales, goal, lanes, name)  # type: ignore[arg-type]
     _print(export.export_run(run, form, log), as_json, tables.artifacts_table)
 
 
@@ -96,15 +102,19 @@ def evaluate(
     artifact: ArtifactPath,
     task: TaskName = "",
     runtime: RuntimeName = "",
+    changed: Changed = False,
     as_json: Json = False,
 ) -> None:
     """Measure an artifact in a runtime: accuracy on the whole test set, latency, size.
+
+    Of a folder of C or Verilog this runs the code in it; `--runtime interpreter` does not.
 
     Example: `fedkit eval runs/NAME/model-int8.tflite --runtime tflite-runtime`
     """
     from fedkit.cli import export
 
-    _print(export.evaluate(artifact, task, runtime), as_json, tables.artifact_table)
+    measured = export.evaluate(artifact, task, runtime, changed, log)
+    _print(measured, as_json, tables.artifact_table)
 
 
 @app.command()
@@ -118,15 +128,19 @@ def check(
     layers: Annotated[
         bool, typer.Option("--layers", help="compare every layer, not the outputs alone")
     ] = False,
+    changed: Changed = False,
     as_json: Json = False,
 ) -> None:
     """Compare an artifact with the definition of its integers; exit with 1 if any differs.
+
+    Of a folder of C or Verilog this runs the code in it; with `--runtime interpreter` that must be
+    what is made of its graph here, and nothing of the folder is run.
 
     Example: `fedkit check runs/NAME/model-int8-c99 --layers`
     """
     from fedkit.cli import look
 
-    result = look.check(artifact, task, runtime, examples, layers)
+    result = look.check(artifact, task, runtime, examples, layers, changed, log)
     _print(result, as_json, look.check_table)
     if result["mismatches"]:
         raise typer.Exit(1)

@@ -15,7 +15,9 @@ from rich.console import Console
 from edge import artifact as artifacts
 from edge import graph_file, ir
 from edge.artifact import Artifact
+from edge.emit.c_names import NAME, check_name
 from edge.export import LANES, int8_graph, save_c99, save_fpga, save_graph, save_onnx, save_tflite
+from edge.interpreted import INTERPRETER, InterpretedRunner
 from edge.kernels.program import Goal
 from edge.quantize import Scaling, Trained
 from edge.runners import open_runner, runtime_for
@@ -31,6 +33,7 @@ from fedkit.errors import ConfigError, ExportError
 from fedkit.sparse.state import ModelState, masks_digest
 from fedkit.task import Examples, Task
 from fedkit.tasks import load_task
+from fedkit.text import terminal_text
 from sim.scenario import Scenario, make_scenario, test_examples
 
 CALIBRATION = 256
@@ -56,9 +59,11 @@ class Form:
         scales: One of `SCALES`; "pow2" rescales by shifts.
         goal: What C is written for, one of `GOALS`.
         lanes: Filters that an FPGA computes at a time, 1 to 8.
+        name: What the identifiers of C begin with.
 
     Raises:
         ConfigError: A value is none of those.
+        ExportError: The name is none for C.
     """
 
     targets: tuple[str, ...] = ("tflite",)
@@ -66,8 +71,10 @@ class Form:
     scales: Scaling = "float"
     goal: Goal = "speed"
     lanes: int = LANES
+    name: str = NAME
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         for target in self.targets:
             _check_one_of("target", target, TARGETS)
         for name, known in (("bits", BITS), ("scales", SCALES), ("goal", GOALS)):
@@ -169,7 +176,7 @@ def _save(
     form: Form,
 ) -> Artifact:
     if target == "c99":
-        return save_c99(graph, examples, path, about, form.goal)
+        return save_c99(graph, examples, path, about, form.goal, name=form.name)
     if target == "fpga":
         return save_fpga(graph, examples, path, about, form.lanes)
     save: Callable[..., Artifact] = save_tflite if target == "tflite" else save_onnx
@@ -209,10 +216,24 @@ def _provenance(checkpoint: Checkpoint, folder: RunFolder, form: Form) -> dict[s
 # Measuring
 
 
-def evaluate(path: Path, task: str, runtime: str) -> dict[str, Any]:
+def evaluate(path: Path, task: str, runtime: str, changed: bool, log: Console) -> dict[str, Any]:
     """Measure an artifact on the test set of a task; by default of the run that made it."""
-    found = artifacts.load(path)
-    return measure(found, *task_of(found, task), runtime)
+    found = artifacts.load(path, changed)
+    say_what_runs(found, runtime, log)
+    return measure(found, *task_of(found, task), runtime, changed)
+
+
+def say_what_runs(found: Artifact, runtime: str, log: Console) -> None:
+    """Say that the code in a folder is about to run here, if it is."""
+    language = {"c99": "C", "fpga": "Verilog"}.get(found.target)
+    if language and runtime != INTERPRETER:
+        log.print(
+            f"compiling the {language} in {terminal_text(str(found.path))} and running it here: "
+            "that is code of whoever made the folder; --runtime interpreter runs none of it",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def task_of(found: Artifact, task: str) -> tuple[Task, Examples]:
@@ -231,12 +252,14 @@ def task_of(found: Artifact, task: str) -> tuple[Task, Examples]:
     return on, test_examples(on, config)
 
 
-def measure(found: Artifact, task: Task, test: Examples, runtime: str = "") -> dict[str, Any]:
+def measure(
+    found: Artifact, task: Task, test: Examples, runtime: str = "", changed: bool = False
+) -> dict[str, Any]:
     """Return an artifact's accuracy on a test set, its latency here and its sizes.
 
     Of hardware that is the first of the test set's examples, and cycles instead of a latency.
     """
-    runner = open_runner(found.path, runtime)
+    runner = open_runner(found.path, runtime, changed)
     count = SIMULATED if isinstance(runner, SimulatedRunner) else len(test)
     inputs, targets = test.inputs[:count], test.targets[:count]
     accuracy = task.metric(runner.predict(inputs), targets)
@@ -244,7 +267,9 @@ def measure(found: Artifact, task: Task, test: Examples, runtime: str = "") -> d
         "artifact": str(found.path),
         "target": found.target,
         "artifact_bytes": found.size,
-        "activation_bytes": found.details.get("arena_bytes", found.details["activation_bytes"]),
+        "activation_bytes": found.detail(
+            "arena_bytes" if "arena_bytes" in found.details else "activation_bytes", int
+        ),
         "runtime": runtime_for(found, runtime),
         f"accuracy_int{found.provenance.get('weight_bits', 8)}": accuracy,
         "test_examples": len(inputs),
@@ -253,6 +278,8 @@ def measure(found: Artifact, task: Task, test: Examples, runtime: str = "") -> d
 
 
 def _speed(runner: Runner) -> dict[str, float]:
+    if isinstance(runner, InterpretedRunner):
+        return {}  # its speed says nothing about the artifact's
     if isinstance(runner, SimulatedRunner):
         return {"cycles_per_inference": runner.cycles}
     latency = runner.latency()

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from edge import artifact as artifacts
@@ -15,14 +16,22 @@ from edge import inspect as layers
 from edge.artifact import Artifact
 from edge.export import float_graph
 from fedkit.checkpoint import RunFolder
-from fedkit.cli.export import task_of
+from fedkit.cli.export import say_what_runs, task_of
 from fedkit.errors import CheckpointError
 from sim.scenario import make_scenario
 
 _EXAMPLES = 64  # that errors against floats are taken from
 
 
-def check(path: Path, task: str, runtime: str, examples: int, every_layer: bool) -> dict[str, Any]:
+def check(
+    path: Path,
+    task: str,
+    runtime: str,
+    examples: int,
+    every_layer: bool,
+    changed: bool,
+    log: Console,
+) -> dict[str, Any]:
     """Compare an artifact with the interpreter on the test set of a task.
 
     Args:
@@ -31,10 +40,14 @@ def check(path: Path, task: str, runtime: str, examples: int, every_layer: bool)
         runtime: By default the usual one of its target.
         examples: How many of the test set; 0 takes all.
         every_layer: Compare every activation, not the outputs alone.
+        changed: Take a folder whose files are not those of its manifest.
+        log: Where it is said that the code in a folder runs here.
     """
-    _, test = task_of(artifacts.load(path), task)
+    found = artifacts.load(path, changed)
+    _, test = task_of(found, task)
     inputs = test.inputs[: examples or None]
-    report = checks.check(path, inputs, runtime, every_layer)
+    say_what_runs(found, runtime, log)
+    report = checks.check(path, inputs, runtime, every_layer, changed)
     return {
         "artifact": str(path),
         "runtime": report.runtime,

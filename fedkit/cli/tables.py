@@ -71,6 +71,8 @@ def _artifact_rows(table: Table, measured: Mapping[str, Any]) -> None:
     if "cycles_per_inference" in measured:
         table.add_row("cycles per inference, simulated", f"{measured['cycles_per_inference']:,}")
         return
+    if "latency_median_us" not in measured:
+        return
     latency = f"{measured['latency_median_us']:.0f} us (p95 {measured['latency_p95_us']:.0f})"
     table.add_row(f"latency in {measured['runtime']}, 1 thread, this machine", latency)
 

@@ -2,9 +2,11 @@
 
 The package torch-pruning says which channels of which layers stand and fall together. Such a set is
 removed where that changes nothing: where nobody has a kept weight on it, or where what is read is 0
-whatever the input is, because no layer that makes it has a kept weight. All others stay. So the
-smaller model computes the same sums, less terms that are 0: its outputs are the same but for the
-order in which floats are summed.
+whatever the input is, because no layer that makes it has a kept weight. All others stay, and so
+does what a grouped convolution, a LayerNorm or the like reads or makes: it has ties between
+channels that such sets do not show. So the smaller model computes the same sums, less terms that
+are 0: its outputs are the same but for the order in which floats are summed, which is tried once
+before it is given.
 
 Exported models are slimmed once more, as integers (`edge.passes.slim`), where more is seen:
 constants join biases, and weights that became the integer 0 count as pruned.
@@ -57,13 +59,14 @@ def slim(model: nn.Module, masks: Masks, input_shape: Sequence[int]) -> Slimmed:
         input_shape: (channels, height, width) or (features,) of one example.
 
     Raises:
-        ConfigError: torch-pruning is missing or cannot follow the model, or the masks are not
-            those of the model.
+        ConfigError: torch-pruning is missing or cannot follow the model, or what it leaves
+            computes something else; or the masks are not those of the model.
     """
     pruning = _torch_pruning()
     dtype = next(model.parameters()).dtype
-    smaller = copy.deepcopy(model).cpu().double().eval()
-    _apply(smaller, masks)
+    whole = copy.deepcopy(model).cpu().double().eval()
+    _apply(whole, masks)
+    smaller = copy.deepcopy(whole)
     example = torch.zeros(1, *input_shape, dtype=torch.float64)
     try:
         macs_before, parameters_before = pruning.utils.count_ops_and_params(smaller, example)
@@ -76,6 +79,7 @@ def slim(model: nn.Module, masks: Masks, input_shape: Sequence[int]) -> Slimmed:
             f"{tuple(input_shape)}: {str(error).strip() or type(error).__name__}; leave it as it "
             "is: every export slims its graph"
         ) from error
+    _check_same(whole, smaller, example)
     counts = (int(each) for each in (parameters, parameters_before, macs, macs_before))
     return Slimmed(smaller.to(dtype), *counts)
 
@@ -88,6 +92,18 @@ def _torch_pruning() -> Any:
             f"{error.name} is not installed; run `pip install 'fedkit[slim]'`"
         ) from error
     return torch_pruning
+
+
+def _check_same(whole: nn.Module, smaller: nn.Module, example: Tensor) -> None:
+    x = torch.randn(example.shape, generator=_generator(), dtype=example.dtype)
+    with torch.no_grad():
+        expected, found = whole(x), smaller(x)
+    if not torch.allclose(found, expected, rtol=1e-9, atol=1e-12, equal_nan=True):
+        raise ConfigError(
+            f"{type(whole).__name__} computes something else without the channels that masks "
+            "emptied, as it mixes channels where torch-pruning does not see it; leave it as it is: "
+            "every export slims its graph"
+        )
 
 
 def _apply(model: nn.Module, masks: Masks) -> None:
@@ -125,10 +141,12 @@ def _zero_inputs(model: nn.Module, example: Tensor) -> dict[nn.Module, Flags]:
     found: dict[nn.Module, Flags] = {}
 
     def see(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        zero = (inputs[0].transpose(0, 1).flatten(1) == 0).all(1).numpy()
+        # Of a linear layer features are last, whatever lies between them and the examples.
+        axis = -1 if isinstance(layer, nn.Linear) else 1
+        zero = (inputs[0].movedim(axis, 0).flatten(1) == 0).all(1).numpy()
         found[layer] = zero & found.get(layer, True)
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [m for m in model.modules() if isinstance(m, _MIXING)]
     handles = [layer.register_forward_pre_hook(see) for layer in layers]
     with torch.no_grad():
         model(torch.randn(example.shape, generator=_generator(), dtype=example.dtype))
@@ -150,14 +168,14 @@ def _removable(pruning: Any, group: Any, zero: dict[nn.Module, Flags]) -> Flags:
     layers = []
     for dep, channels, roots in _items(group):
         layer = dep.target.module
-        if dep.handler in is_input:
-            read = np.asarray((layer.weight != 0).transpose(0, 1).flatten(1).any(1))[channels]
+        if _ties(layer) or (dep.handler not in is_input and not dep.target.outputs):
+            stays[roots] = True  # others would have to go with it; or the caller reads it
+        elif dep.handler in is_input:
+            read = np.asarray(_kept(layer).transpose(0, 1).flatten(1).any(1))[channels]
             stays[roots[read & ~zero[layer][channels]]] = True
             reads[roots[read]] = True
-        elif not dep.target.outputs or _is_grouped(layer):
-            stays[roots] = True  # the caller reads it; or channels of a group would have to go
         elif dep.handler in is_output:
-            made[roots[np.asarray((layer.weight != 0).flatten(1).any(1))[channels]]] = True
+            made[roots[np.asarray(_kept(layer).flatten(1).any(1))[channels]]] = True
             layers.append(roots)
     gone = np.asarray(~stays & ~(reads & made))
     for roots in layers:
@@ -171,6 +189,28 @@ def _items(group: Any) -> Iterator[tuple[Any, NDArray[np.intp], NDArray[np.intp]
         yield item.dep, np.asarray(item.idxs, np.intp), np.asarray(item.root_idxs, np.intp)
 
 
-def _is_grouped(layer: Any) -> bool:
-    groups = getattr(layer, "groups", 1)
-    return groups > 1 and not layer.in_channels == layer.out_channels == groups
+def _kept(layer: Any) -> Tensor:
+    """Return bool [out, in, ...]: where a layer has a weight that is not 0."""
+    kept: Tensor = layer.weight != 0
+    return kept.transpose(0, 1) if getattr(layer, "transposed", False) else kept
+
+
+def _ties(layer: Any) -> bool:
+    """Return whether a layer ties channels together that are not in one set.
+
+    A grouped convolution of several channels a group does, and whatever has parameters and is
+    neither known to mix channels by its weights alone nor to keep to each channel.
+    """
+    if isinstance(layer, _CONVOLUTIONS):
+        return layer.groups > 1 and not layer.in_channels == layer.out_channels == layer.groups
+    if not isinstance(layer, nn.Module) or isinstance(layer, (*_MIXING, *_PER_CHANNEL)):
+        return False
+    return next(layer.parameters(), None) is not None
+
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+_MIXING = (*_CONVOLUTIONS, nn.Linear)
+_PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,21 +15,29 @@ import torch
 from torch import nn
 
 from edge import artifact, ir, yosys
-from edge.artifact import Artifact
+from edge.artifact import Artifact, Port
 from edge.check import check
 from edge.emit import fpga
 from edge.export import export_fpga, int8_graph, save_fpga, save_graph
-from edge.interpret import evaluate_int8
+from edge.interpret import Int8Array, evaluate_int8
 from edge.kernels import microcode
 from edge.kernels.common import multiplier_and_shift
+from edge.kernels.lanes import entry_count
+from edge.kernels.steps import Microcode
+from edge.quantize import Scaling
 from edge.simulated import SimulatedRunner
 from fedkit.errors import ExportError
 from fedkit.nn.zoo import build_model
+from tests.edge import loaded
 from tests.edge.conftest import Trained
+from tests.edge.loaded import Hardware
+from tests.edge.nets import small_net
 from tests.edge.test_emit_c99 import OWN, Sums, pruned
 from tests.edge.test_emit_tflite import MODELS, Flat, Images, images
+from tests.naive.engine import Engine
 
 QUICK = ("-O0",)
+SCALES: tuple[Scaling, ...] = ("float", "pow2")
 
 Randomise = Callable[[nn.Module], nn.Module]
 
@@ -125,6 +134,131 @@ def test_random_models(seed: int, tmp_path: Path) -> None:
     bits = 4 if seed % 2 else 8
     graph = int8_graph(model.eval(), inputs, weight_bits=bits)
     assert_same_integers(graph, inputs, tmp_path / "model", lanes)
+
+
+# Every activation of networks of any shape, by the words of the files and by the hardware
+
+
+def lenet() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)),
+    )
+
+
+NAMED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "LeNet-5": (lenet, (1, 28, 28), 8),
+    "one pixel": (
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3)),
+        (2, 3, 3),
+        8,
+    ),
+    "strides beyond kernels": (
+        lambda: nn.Sequential(
+            *(nn.Conv2d(2, 4, 1, 3), nn.ReLU(), nn.Conv2d(4, 4, 2, 5)),
+            *(nn.Flatten(), nn.Linear(16, 3)),
+        ),
+        (2, 20, 20),
+        8,
+    ),
+    "perceptron of 8 bits": (
+        lambda: nn.Sequential(nn.Linear(49, 24), nn.ReLU(), nn.Linear(24, 10)),
+        (49,),
+        8,
+    ),
+    "perceptron of 4 bits": (
+        lambda: nn.Sequential(nn.Linear(49, 24), nn.ReLU(), nn.Linear(24, 10)),
+        (49,),
+        4,
+    ),
+}
+
+
+def named(name: str) -> tuple[ir.Graph, Images]:
+    make, shape, bits = NAMED[name]
+    inputs = np.random.default_rng(0).random((8, *shape)).astype(np.float32)
+    return int8_graph(make().eval(), inputs, weight_bits=bits), inputs
+
+
+def generated(seed: int) -> tuple[ir.Graph, Images]:
+    model, inputs = small_net(seed)
+    rng = np.random.default_rng(seed)
+    bits, scales = int(rng.choice([8, 8, 6, 4])), SCALES[int(rng.integers(2))]
+    return int8_graph(model, inputs, weight_bits=bits, scales=scales), inputs
+
+
+def all_integers(
+    graph: ir.Graph, inputs: Images, lanes: int
+) -> tuple[Mapping[str, bytes], Int8Array, Int8Array]:
+    """Return the files, and integers in and of every activation: [n, all in the files' order]."""
+    integers, kept = interpreted(graph, inputs[:3])
+    expected = np.concatenate([each.reshape(len(each), -1) for each in kept.values()], 1)
+    return fpga.emit(graph, integers, expected, lanes, keep=True).files, integers, expected
+
+
+def assert_all_by_the_words(graph: ir.Graph, inputs: Images, lanes: int) -> None:
+    files, integers, expected = all_integers(graph, inputs, lanes)
+    engine = Engine(files)
+    found = np.stack([engine.run(each) for each in integers])
+    assert np.count_nonzero(found != expected) == 0
+
+
+def assert_all_by_the_hardware(hardware: Hardware, graph: ir.Graph, inputs: Images) -> None:
+    def wide(*args: Any) -> Microcode:
+        return replace(microcode.compile_graph(*args), ram_bytes=loaded.RAM_BYTES)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fpga, "compile_graph", wide)
+        files, integers, expected = all_integers(graph, inputs, loaded.LANES)
+    found = hardware.run(files, integers, expected.shape[1])
+    assert np.count_nonzero(found != expected) == 0
+
+
+@pytest.fixture(scope="module")
+def hardware(tmp_path_factory: pytest.TempPathFactory) -> Hardware:
+    return Hardware(tmp_path_factory.mktemp("hardware"))
+
+
+def interpreted(graph: ir.Graph, inputs: Images) -> tuple[Int8Array, dict[str, Int8Array]]:
+    """Return integers in the graph's layout, and every activation in the order of the ops."""
+    first, kept = graph.tensors[graph.inputs[0]], dict[str, Int8Array]()
+    port = Port(first.name, "int8", first.shape, first.scale, first.zero_point)
+    integers = port.quantize(ir.to_graph_layout(inputs))
+    evaluate_int8(graph, integers, "half_up", kept.__setitem__)
+    return integers, {op.output: kept[op.output] for op in graph.ops}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_networks(name: str, hardware: Hardware) -> None:
+    graph, inputs = named(name)
+    assert_all_by_the_words(graph, inputs, 4)
+    assert_all_by_the_hardware(hardware, graph, inputs)
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [*range(16), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(16, 300))],
+)
+def test_generated_networks(seed: int, hardware: Hardware) -> None:
+    graph, inputs = generated(seed)
+    assert_all_by_the_words(graph, inputs, 1 + seed % 8)
+    assert_all_by_the_hardware(hardware, graph, inputs)
+
+
+def test_a_bridge_takes_no_part_in_a_maximum(hardware: Hardware) -> None:
+    """Taps of a pool, far apart among weights that are close, are bridged by entries of 0."""
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 6, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(6, 12, 3)),
+        *(nn.ReLU(), nn.MaxPool2d((2, 1)), nn.Flatten(), nn.Linear(12 * 2 * 4, 60)),
+    )
+    inputs = -np.abs(images(1, 12, 12))
+    graph = int8_graph(model.eval(), inputs)
+    code = microcode.compile_graph(graph, 4)
+    maxima = [each for step in code.steps if step.run == "maxima" for each in step.filters]
+    assert any(entry_count(each, code.gap_bits) > len(each.values) for each in maxima)
+    assert min(int(kept.min()) for kept in interpreted(graph, inputs)[1].values()) < 0
+    assert_all_by_the_hardware(hardware, graph, inputs)
 
 
 @pytest.mark.slow
@@ -302,8 +436,7 @@ def test_a_damaged_folder_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_a_model_that_never_ends_is_an_error(folder: Path) -> None:
     runner = SimulatedRunner(folder, QUICK)
-    details = {**runner.artifact.details, "cycles_per_inference": 10}
-    runner.artifact = replace(runner.artifact, details=details)
+    runner._most = 20
     with pytest.raises(ExportError, match="no result within 20 cycles"):
         runner.latency(1)
 

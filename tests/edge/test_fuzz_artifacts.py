@@ -16,28 +16,53 @@ from torch import nn
 
 from edge import artifact
 from edge.check import check, graph_of
-from edge.export import int8_graph, save_graph, save_tflite
+from edge.compiled import CompiledRunner
+from edge.export import int8_graph, save_c99, save_fpga, save_graph, save_tflite
 from edge.inspect import inspect
+from edge.runners import open_runner
 from fedkit.checkpoint import RunFolder
 from fedkit.config import RunConfig
 from fedkit.errors import FedkitError
 from sim.run import record
 from sim.scenario import make_scenario
+from tests.edge import manifests
+from tests.edge.kernels.library import need_gcc
 
 INPUTS = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
-_ODD: tuple[Any, ...] = (None, True, -1, 2**70, 1e308, "", "x", [], {}, [[]])
+_ODD: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        -1,
+        0,
+        2**31,
+        2**70,
+        1e308,
+        float("nan"),
+        "",
+        "x",
+        "../x",
+        "\0",
+        "\ud800",
+        "x" * 5000,
+    ),
+    *([], {}, [[]], ["a", 1], {"a": None}),
+)
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a .tflite file and its graph."""
+    """Folders `files`, with a .tflite file and its graph, and `code`, with C and Verilog."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("exported")
     body = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
     graph = int8_graph(body, INPUTS)
-    whole = save_graph(graph, folder / "model.graph", {})
+    for name in ("files", "code"):
+        whole = save_graph(graph, folder / name / "model.graph", {})
     about = {"graph": "model.graph", "graph_sha256": whole.sha256}
-    save_tflite(graph, INPUTS, folder / "model.tflite", about)
+    save_tflite(graph, INPUTS, folder / "files" / "model.tflite", about)
+    save_c99(graph, INPUTS, folder / "code" / "c99", about, "size")
+    save_fpga(graph, INPUTS, folder / "code" / "fpga", about)
     return folder
 
 
@@ -57,8 +82,11 @@ def alter(folder: Path, choose: random.Random) -> None:
     data = bytearray(path.read_bytes())
     if path.suffix == ".json" and choose.random() < 0.8:
         content = json.loads(data)
-        alter_value(content, choose)
+        for _ in range(choose.randint(1, 2)):
+            alter_value(content, choose)
         path.write_text(json.dumps(content))
+        if isinstance(content, dict) and choose.random() < 0.7:
+            manifests.sign(path, content)  # as somebody would who means it
         return
     if choose.random() < 0.3:
         del data[choose.randrange(len(data)) :]
@@ -104,6 +132,19 @@ def use_artifact(folder: Path) -> None:
     assert inspect(found, graph_of(found))
 
 
+def use_folders(folder: Path) -> None:
+    """Do all that runs nothing of a folder of code."""
+    for name in ("c99", "fpga"):
+        found = artifact.load(folder / name)
+        assert open_runner(found.path, "interpreter").predict(INPUTS).shape == (2, 4)
+        assert inspect(found, graph_of(found))
+
+
+def use_code(folder: Path) -> None:
+    runner = CompiledRunner(folder / "c99", ("-O0",))
+    assert np.isfinite(runner.predict(INPUTS)).all()
+
+
 def use_run(folder: Path) -> None:
     opened = RunFolder.open(folder)
     found = opened.load()
@@ -112,7 +153,31 @@ def use_run(folder: Path) -> None:
 
 
 def test_altered_artifacts(exported: Path, tmp_path: Path) -> None:
-    check_altered(exported, tmp_path / "copy", use_artifact, range(300))
+    check_altered(exported / "files", tmp_path / "copy", use_artifact, range(300))
+
+
+def test_altered_folders(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = temporary(tmp_path, monkeypatch)
+    check_altered(exported / "code", tmp_path / "copy", use_folders, range(150))
+    assert not any(left.iterdir())
+
+
+def test_altered_code(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_gcc()
+    left = temporary(tmp_path, monkeypatch)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copytree(exported / "code" / "c99", folder / "c99")
+    check_altered(folder, tmp_path / "copy", use_code, range(30))
+    assert not any(left.iterdir())
+
+
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of what is there for a while."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
 
 
 def test_altered_runs(run: Path, tmp_path: Path) -> None:
@@ -121,7 +186,16 @@ def test_altered_runs(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_altered_artifacts(exported: Path, tmp_path: Path) -> None:
-    check_altered(exported, tmp_path / "copy", use_artifact, range(1000, 11_000))
+    check_altered(exported / "files", tmp_path / "copy", use_artifact, range(1000, 11_000))
+
+
+@pytest.mark.slow
+def test_many_altered_folders(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = temporary(tmp_path, monkeypatch)
+    check_altered(exported / "code", tmp_path / "copy", use_folders, range(1000, 11_000))
+    assert not any(left.iterdir())
 
 
 @pytest.mark.slow

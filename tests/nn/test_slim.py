@@ -136,6 +136,104 @@ def test_the_integer_graph_witnesses_it(name: str, randomise: Randomise) -> None
     assert cost(float_graph(found.model, shape)).channels < cost(whole).channels
 
 
+# Layers that tie channels which torch-pruning does not show to stand and fall together
+
+
+class Shared(nn.Module):
+    """Two grouped layers whose sum is read: their groups of channels stand together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 8, 3, padding=1)
+        self.one, self.two = nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.last, self.head = nn.Conv2d(8, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.one(x) + self.two(x) + x)
+        y: Tensor = self.head(torch.relu(self.last(x)).mean((2, 3)))
+        return y
+
+
+class Tokens(nn.Module):
+    """Linear layers over the last of three axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(torch.relu(self.second(torch.relu(self.first(x)))).mean(1))
+        return y
+
+
+def chain(middle: nn.Module, channels: int = 8, after: int = 8) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        return nn.Sequential(
+            *(nn.Conv2d(2, channels, 3, padding=1), nn.ReLU(), copy.deepcopy(middle), nn.ReLU()),
+            *(nn.Conv2d(after, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            nn.Linear(6, 3),
+        )
+
+    return build
+
+
+TIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "groups of 4": (chain(nn.Conv2d(8, 8, 3, padding=1, groups=2)), (2, 6, 6)),
+    "groups of 2 to 3": (chain(nn.Conv2d(8, 12, 1, groups=4), after=12), (2, 6, 6)),
+    "depthwise": (chain(nn.Conv2d(8, 8, 3, padding=1, groups=8)), (2, 6, 6)),
+    "depthwise with a multiplier": (chain(nn.Conv2d(8, 16, 1, groups=8), after=16), (2, 6, 6)),
+    "two channels to each of one": (chain(nn.Conv2d(8, 4, 1, groups=4), after=4), (2, 6, 6)),
+    "shared groups": (Shared, (2, 6, 6)),
+    "group norm": (chain(nn.GroupNorm(2, 8)), (2, 6, 6)),
+    "layer norm": (chain(nn.LayerNorm([8, 6, 6])), (2, 6, 6)),
+    "instance norm": (chain(nn.InstanceNorm2d(8, affine=True)), (2, 6, 6)),
+    "slopes per channel": (chain(nn.PReLU(8)), (2, 6, 6)),
+    "transposed": (chain(nn.ConvTranspose2d(8, 8, 3, padding=1)), (2, 6, 6)),
+    "tokens": (Tokens, (5, 6)),
+    "series": (
+        lambda: nn.Sequential(
+            *(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 8, 3, groups=2), nn.ReLU()),
+            *(nn.Conv1d(8, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 6, 3)),
+        ),
+        (2, 10),
+    ),
+}
+
+
+@pytest.mark.parametrize("density", [0.02, 0.3])
+@pytest.mark.parametrize("name", TIES)
+def test_layers_that_tie_channels_keep_them(name: str, density: float) -> None:
+    build, shape = TIES[name]
+    model = build()
+    assert_computes_the_same(model, random_masks(model, density), shape)
+
+
+@pytest.mark.parametrize("name", TIES)
+def test_what_lies_behind_such_a_layer_still_goes(name: str) -> None:
+    build, shape = TIES[name]
+    model = build()
+    masks = random_masks(model, 1.1)
+    layer = next(n for n in reversed(masks) if masks[n].shape[0] == 6)
+    masks[layer][:5] = False
+    with torch.no_grad():
+        model.get_parameter(layer.replace("weight", "bias")).fill_(-1.0)
+    found = assert_computes_the_same(model, masks, shape)
+    assert found.model.get_parameter(layer).shape[0] == 1
+
+
+def test_a_model_that_would_compute_something_else_is_refused() -> None:
+    class Softmax(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.softmax(x, 1)
+
+    model = chain(Softmax())()
+    masks = random_masks(model, 1.1)
+    masks["4.weight"][:, :3] = False  # nobody reads these, but the softmax did
+    with pytest.raises(ConfigError, match="computes something else without the channels"):
+        slim(model, masks, (2, 6, 6))
+
+
 def test_wrong_masks_and_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Net()
     masks = random_masks(model, 0.5)

@@ -1,8 +1,9 @@
 // A lane: walks the weights of one filter at a time and sums their products with activations.
 //
 // A weight is {gap, value}: its activation lies `gap` bytes behind that of the weight before, or
-// behind the filter's first byte. What is pruned is not stored and takes no cycle. The table holds
-// WORDS words per filter. From the pipeline's start to `sum` it takes 8 cycles:
+// behind the filter's first byte. What is pruned is not stored and takes no cycle. A value of 0 is a
+// bridge: it moves the address and is no operand, of a sum or of a maximum. The table holds WORDS
+// words per filter. From the pipeline's start to `sum` it takes 8 cycles:
 //   A address of the weight  B weight  C register  D address of the activation  E activation
 //   F register  G product  H sum
 `default_nettype none
@@ -128,7 +129,7 @@ module lane #(
     always @(posedge clock) begin
         if (single) address <= single_c;
         else if (active_c) address <= (first_c ? base_c : address) + wide_gap;
-        active_d <= active_c;
+        active_d <= active_c && entry[WEIGHT-1:0] != 0;
         first_d <= first_c;
         weight_d <= entry[WEIGHT-1:0];
         active_e <= active_d;

@@ -1,5 +1,5 @@
 // A processing element: sum = (first ? bias : sum) + x * weight, two cycles after its operands.
-// With MAXIMUM it can keep the largest x instead.
+// With MAXIMUM it can keep the largest product instead, of those that there were operands for.
 `default_nettype none
 
 module pe #(
@@ -27,10 +27,9 @@ module pe #(
         is_active <= active;
         is_first <= first;
         product <= x * weight;
-        if (largest) begin
-            if (is_first || (is_active && wide > sum)) sum <= wide;
-        end else if (is_active) sum <= start + wide;
-        else sum <= start;
+        if (!is_active) sum <= start;
+        else if (!largest) sum <= start + wide;
+        else if (is_first || wide > sum) sum <= wide;
     end
 endmodule
 
