@@ -32,6 +32,9 @@ TaskName = Annotated[str, typer.Option("--task", help="whose test set (default: 
 RuntimeName = Annotated[
     str, typer.Option("--runtime", help="what runs it (default: the usual one of its target)")
 ]
+AcceptError = Annotated[
+    bool, typer.Option("--accept-error", help="take also what is far from the float model")
+]
 RunPath = Annotated[Path, typer.Argument(help="a run folder, like runs/NAME")]
 
 
@@ -51,17 +54,28 @@ def run(
     workers: Annotated[
         int, typer.Option(min=0, help="devices computing at once (0: one per core)")
     ] = 0,
+    targets: Annotated[
+        str,
+        typer.Option(
+            "--export",
+            metavar="TARGETS",
+            help="some of tflite, onnx, c99, fpga, with commas between: what must come of it; a "
+            "model that cannot be exported is an error before anything runs (default: tflite, and "
+            "a warning)",
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Run a fleet to a sparse model, export it as int8 .tflite and measure both.
 
     Example: `fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense`
     """
-    from fedkit.cli import job
+    from fedkit.cli import export, job
 
     config = flags.make(values, quick)
+    asked = export.Form(_targets(targets)) if targets else None
     summary = job.run_job(
-        config, job.folder_for(config, name, out), with_dense, in_process, workers, log
+        config, job.folder_for(config, name, out), with_dense, in_process, workers, log, asked
     )
     _print(summary, as_json, tables.run_table)
 
@@ -78,6 +92,7 @@ def export_run(
     lanes: Annotated[
         int, typer.Option(min=1, max=8, help="filters that an FPGA computes at a time")
     ] = 4,
+    accept_error: AcceptError = False,
     as_json: Json = False,
 ) -> None:
     """Export a run's model as integer artifacts and measure them on the whole test set.
@@ -86,8 +101,7 @@ def export_run(
     """
     from fedkit.cli import export
 
-    targets = tuple(name.strip() for name in target.split(","))
-    form = export.Form(targets, bits, scales, goal, lanes)  # type: ignore[arg-type]
+    form = export.Form(_targets(target), bits, scales, goal, lanes, accept_error)  # type: ignore[arg-type]
     _print(export.export_run(run, form, log), as_json, tables.artifacts_table)
 
 
@@ -118,9 +132,12 @@ def check(
     layers: Annotated[
         bool, typer.Option("--layers", help="compare every layer, not the outputs alone")
     ] = False,
+    accept_error: AcceptError = False,
     as_json: Json = False,
 ) -> None:
-    """Compare an artifact with the definition of its integers; exit with 1 if any differs.
+    """Compare an artifact with the definition of its integers, and these with the float model.
+
+    Exits with 1 if an integer differs, or if they are far from the floats.
 
     Example: `fedkit check runs/NAME/model-int8-c99 --layers`
     """
@@ -128,7 +145,7 @@ def check(
 
     result = look.check(artifact, task, runtime, examples, layers)
     _print(result, as_json, look.check_table)
-    if result["mismatches"]:
+    if result["mismatches"] or (result["is_far"] and not accept_error):
         raise typer.Exit(1)
 
 
@@ -207,6 +224,10 @@ def bench(
 
     options = benches.Options(target, artifact, ssh, show)
     _print(benches.bench(name, quick, options), as_json, benches.table)
+
+
+def _targets(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _print(result: Mapping[str, Any], as_json: bool, table: Any) -> None:

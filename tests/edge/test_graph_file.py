@@ -152,7 +152,7 @@ def test_files_with_other_bytes_are_refused_or_sound(graph: ir.Graph) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(version=2), "version 2, this program reads 1"),
+        (lambda c: c.update(version=3), "version 3, this program reads 1 to 2"),
         (lambda c: c["ops"][0].update(kind="lstm"), "ops.0.kind"),
         (lambda c: c["tensors"][0].update(name=c["tensors"][1]["name"]), "the same name"),
         (lambda c: c["tensors"][0].update(shape=[1, 0]), "tensors.0.shape.1"),
