@@ -182,7 +182,7 @@ def _whole(file: _File, constants: Mapping[str, ir.Array]) -> ir.Graph:
         return _graph(file, constants)
     own = {name: data for name, data in constants.items() if not name.startswith(_FLOATS)}
     real = {name.removeprefix(_FLOATS): constants[name] for name in constants.keys() - own.keys()}
-    floats, graph = _graph(file.origin.floats, real), _graph(file, own)
+    graph, floats = _graph(file, own), _graph(file.origin.floats, real)
     ports = [
         [each.tensors[name].shape for name in (*each.inputs, *each.outputs)]
         for each in (floats, graph)

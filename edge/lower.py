@@ -143,7 +143,8 @@ def _twin(model: nn.Module) -> nn.Module:
 
 def _random_state() -> tuple[Any, ...]:
     kind, keys, *rest = np.random.get_state(legacy=True)
-    return random.getstate(), kind, bytes(keys), *rest, bytes(torch.get_rng_state().numpy())
+    own = np.asarray(keys).tobytes(), torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), kind, *own, *rest
 
 
 def _first_line(error: Exception) -> str:
