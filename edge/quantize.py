@@ -127,12 +127,19 @@ def quantize(
 
 def _settled(quantizer: _Quantizer) -> ir.Graph:
     """Quantise, again as long as something that concats join raised the scale of all of it."""
-    for _ in range(_ROUNDS if quantizer.joined else 1):
-        before = dict(quantizer.least)
+    before: dict[str, float] = {}
+    for _ in range(_ROUNDS):
         result = quantizer.run()
-        if quantizer.least == before:
-            break
-    return result
+        if not quantizer.joined or quantizer.least == before:
+            return result
+        grown = [name for name, least in quantizer.least.items() if least > before.get(name, 0)]
+        before = dict(quantizer.least)
+    op = quantizer.graph.producer(grown[0])
+    raise ExportError(
+        f"layer {op.source if op else grown[0]!r} makes much more of values that a concat joins "
+        f"with its own, and all of these have one scale; make its weights smaller, or normalise "
+        f"what it gives"
+    )
 
 
 @dataclass
@@ -193,12 +200,12 @@ class _Quantizer:
         Args:
             name: The activation; all that a concat joins have the same.
             least: What the scale is at least.
-            unused: What it is where nothing but 0 is to be held and there is no least.
+            unused: What it is at least where nothing but 0 is to be held.
         """
         group = self.joined.get(name, frozenset({name}))
         self.least[name] = max(self.least.get(name, 0.0), least)
         least = max(self.least.get(each, 0.0) for each in group)
-        return _affine(self.ranges[name], least, least or unused, self.grid)
+        return _affine(self.ranges[name], least, unused, self.grid)
 
     def _activation(self, name: str, quantization: ir.Quantization | None) -> None:
         self.tensors[name] = ir.Tensor(
@@ -220,7 +227,7 @@ class _Quantizer:
         # Never more than wanted: where the output's own steps are coarser, nothing is to be shrunk.
         is_coarse = x.scale * wanted > finest
         scale = np.where(is_coarse, np.minimum(coarsest, wanted), wanted)
-        made = weight * ir.along(axis, scale / np.maximum(wanted, _TINY), weight.ndim)  # mostly 1
+        made = weight * ir.along(axis, _ratio(scale, wanted), weight.ndim)  # mostly by 1
         scale = self.grid(np.maximum(scale, out.scale[0] * _SMALLEST_MULTIPLIER / x.scale))
         self._activation(op.output, out)
         if _weight_name(op) in self.trained.weights:
@@ -251,7 +258,7 @@ class _Quantizer:
             return float(steps.max())  # nothing tells what a channel is worth
         span = self.ranges[op.output].span
         choices = np.maximum(np.unique(steps), span / 255)
-        kept = np.minimum(1, choices[:, None] / np.maximum(steps, _TINY))
+        kept = np.minimum(1, _ratio(choices[:, None], steps))
         lost = np.square(choices) * len(steps) / 12 + (np.square(1 - kept) * variance).sum(axis=1)
         return min(float(choices[np.argmin(lost)]), float(steps.max()))
 
@@ -320,7 +327,7 @@ def _affine(seen: Range, least: float, unused: float, grid: _Grid) -> ir.Quantiz
     Args:
         seen: The range.
         least: What the scale is at least.
-        unused: What it is if nothing but 0 is in the range.
+        unused: What it is at least if nothing but 0 is in the range.
         grid: What it may be.
     """
     is_empty = seen.span < EMPTY
@@ -420,6 +427,12 @@ def _check_bias_scale(op: ir.Op, scale: _Floats) -> None:
             f"layer {op.source!r} has sums in steps of {least:.3g} to {most:.3g}, which float32 "
             f"does not hold; scale its weights or the model's inputs by a constant"
         )
+
+
+def _ratio(values: _Floats, scale: _Floats) -> _Floats:
+    """Return values in steps of a scale; 1 where that is 0."""
+    values, scale = np.broadcast_arrays(values, scale)
+    return np.divide(values, scale, out=np.ones_like(values), where=scale > 0)
 
 
 def _float32(values: _Floats) -> NDArray[np.float64]:
