@@ -75,7 +75,8 @@ class Artifact:
         versions: Package -> version that wrote the file.
         files: Names of what the folder was saved with; what else lies there does not count.
         details: What there is to say about this target alone: "rounding", runtime -> policy, and
-            "activation_bytes", the least memory for activations, are always there.
+            "activation_bytes", the least memory for activations, are always there; "float_error",
+            a `edge.truth.Truth` on the calibration set, where the graph's float model is known.
         measured: What was measured of it, as `record` put it.
     """
 

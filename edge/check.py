@@ -1,4 +1,4 @@
-"""Compare what an artifact computes with the interpreter, integer by integer.
+"""Compare what an artifact computes with the interpreter, integer by integer, and with the floats.
 
 The interpreter (`edge.interpret`) runs the graph from which the artifact was made, under the
 rounding policy of what runs the artifact. The first value that differs is named.
@@ -19,7 +19,7 @@ from typing import cast
 
 import numpy as np
 
-from edge import artifact, ir
+from edge import artifact, ir, truth
 from edge.compiled import CompiledRunner, name_of
 from edge.export import Form, save_c99, save_fpga, save_onnx, save_tflite
 from edge.interpret import FloatArray, Int8Array, evaluate_int8
@@ -92,6 +92,7 @@ class Report:
         same_class: Examples whose largest logit is the same one.
         layers: Activation -> what was compared of it; empty unless layers were asked for.
         first: The first value that differs, of the earliest layer that was looked at.
+        truth: How far the integers are from the float model; None where the graph has none.
     """
 
     runtime: str
@@ -101,6 +102,7 @@ class Report:
     same_class: int = 0
     layers: dict[str, Tally] = field(default_factory=dict)
     first: Difference | None = None
+    truth: truth.Truth | None = None
 
     @property
     def mismatches(self) -> int:
@@ -115,7 +117,7 @@ def check(
     layers: bool = False,
     changed: bool = False,
 ) -> Report:
-    """Compare an artifact with the interpreter.
+    """Compare an artifact with the interpreter, and the interpreter with the float model.
 
     Args:
         path: The artifact; the graph that its manifest names lies beside it.
@@ -189,6 +191,9 @@ def _compared(
                 _compare_layers(report, graph, look(integers), kept)
             _compare_outputs(report, graph, runner.predict_int8(integers), expected)
             report.examples += len(integers)
+    if graph.origin is not None:
+        floats = graph.origin.floats
+        report.truth = truth.compare(graph, floats, ir.to_graph_layout(inputs))
     if report.first and not layers:
         report.first = _begins(found, graph, runner, inputs, runtime, report.first)
     return report

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edge import artifact, graph_file, ir, memory, passes
+from edge import artifact, graph_file, ir, memory, passes, truth
 from edge.emit import c99, fpga, tflite
 from edge.emit.c_names import check_name, name_for
-from edge.interpret import FloatArray, Int8Array, evaluate_int8
+from edge.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
 from edge.kernels.program import Goal
-from edge.lower import lower
+from edge.lower import lower, outputs
 from edge.passes.slim import slim
 from edge.quantize import Scaling, Trained, quantize
 from edge.rounding import RUNTIMES
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TEST_VECTORS = 4
+_COMPARED = 4  # examples on which a graph must give what its model gives
+_LOWERED_TOLERANCE = 1e-3  # of the largest output: float32 sums in another order differ by less
 
 LANES = 4
 """Filters that an FPGA computes at a time, if nothing else is asked for."""
@@ -38,6 +42,7 @@ def export_tflite(
     calibration: FloatArray,
     path: Path | str,
     provenance: Mapping[str, Any],
+    accept_error: bool = False,
 ) -> artifact.Artifact:
     """Export a torch model as an int8 .tflite file.
 
@@ -48,16 +53,22 @@ def export_tflite(
             what the model will see.
         path: Where to put the file; nothing may be there.
         provenance: How the model was made; goes into the manifest.
+        accept_error: Export also what is far from the float model, with a warning; see
+            `edge.truth`.
 
     Returns:
-        The saved artifact.
+        The saved artifact; the details of its manifest hold "float_error": how far it is from the
+        float model.
 
     Raises:
-        ExportError: The model or calibration set cannot be used, or `path` is taken.
+        ExportError: The model or calibration set cannot be used, the artifact would be too far from
+            the float model, or `path` is taken.
     """
     path = Path(path)
     artifact.check_free(path)
-    return save_tflite(int8_graph(model, calibration), calibration, path, provenance)
+    return save_tflite(
+        int8_graph(model, calibration, accept_error=accept_error), calibration, path, provenance
+    )
 
 
 def export_onnx(
@@ -66,6 +77,7 @@ def export_onnx(
     path: Path | str,
     provenance: Mapping[str, Any],
     form: Form = "qdq",
+    accept_error: bool = False,
 ) -> artifact.Artifact:
     """Export a torch model as an int8 .onnx file.
 
@@ -76,6 +88,7 @@ def export_onnx(
         provenance: As for `export_tflite`.
         form: Float operators between QuantizeLinear and DequantizeLinear, or integer operators;
             see `edge.emit.onnx`.
+        accept_error: As for `export_tflite`.
 
     Returns:
         The saved artifact; its target is "onnx-qdq" or "onnx-qoperator".
@@ -85,7 +98,13 @@ def export_onnx(
     """
     path = Path(path)
     artifact.check_free(path)
-    return save_onnx(int8_graph(model, calibration), calibration, path, provenance, form)
+    return save_onnx(
+        int8_graph(model, calibration, accept_error=accept_error),
+        calibration,
+        path,
+        provenance,
+        form,
+    )
 
 
 def export_c99(
@@ -95,6 +114,7 @@ def export_c99(
     provenance: Mapping[str, Any],
     goal: Goal = "speed",
     name: str | None = None,
+    accept_error: bool = False,
 ) -> artifact.Artifact:
     """Export a torch model as a folder of C99 sources with a test of its own.
 
@@ -107,19 +127,20 @@ def export_c99(
         name: What all identifiers begin with: `NAME_invoke`, `NAME_ARENA_BYTES`; models of several
             names can be one program. By default the folder's, as far as it is an identifier of C,
             else "model".
+        accept_error: As for `export_tflite`.
 
     Returns:
         The saved artifact; its details hold "arena_bytes", "goal", "name" and "calls" (kernel and
         torch module of each) too.
 
     Raises:
-        ExportError: The model or calibration set cannot be used, or `path` is taken.
+        ExportError: As for `export_tflite`.
     """
     path = Path(path)
     artifact.check_free(path)
     name = name_for(path) if name is None else name
     check_name(name)
-    graph = int8_graph(model, calibration)
+    graph = int8_graph(model, calibration, accept_error=accept_error)
     return save_c99(graph, calibration, path, provenance, goal, name=name)
 
 
@@ -129,6 +150,7 @@ def export_fpga(
     path: Path | str,
     provenance: Mapping[str, Any],
     lanes: int = LANES,
+    accept_error: bool = False,
 ) -> artifact.Artifact:
     """Export a torch model as a folder of Verilog with a testbench of its own.
 
@@ -138,16 +160,23 @@ def export_fpga(
         path: The folder to make; nothing may be there.
         provenance: How the model was made; goes into the manifest.
         lanes: Filters that are computed at a time, 1 .. 8.
+        accept_error: As for `export_tflite`.
 
     Returns:
         The saved artifact; its details hold "cycles_per_inference" and the sizes of memories too.
 
     Raises:
-        ExportError: The model or calibration set cannot be used, or `path` is taken.
+        ExportError: As for `export_tflite`.
     """
     path = Path(path)
     artifact.check_free(path)
-    return save_fpga(int8_graph(model, calibration), calibration, path, provenance, lanes)
+    return save_fpga(
+        int8_graph(model, calibration, accept_error=accept_error),
+        calibration,
+        path,
+        provenance,
+        lanes,
+    )
 
 
 def save_tflite(
@@ -286,8 +315,12 @@ def int8_graph(
     weight_bits: int = 8,
     scales: Scaling = "float",
     trained: Trained | None = None,
+    accept_error: bool = False,
 ) -> ir.Graph:
     """Lower, optimise, quantise and slim a model; arguments and errors as for `export_tflite`.
+
+    The graph is compared with the float model on the calibration set, see `edge.truth`; its
+    `origin` holds both.
 
     Args:
         model: The model.
@@ -295,9 +328,33 @@ def int8_graph(
         weight_bits: See `edge.quantize.quantize`, as for the following.
         scales: "pow2" lets the graph rescale by shifts.
         trained: Integers that the model was trained with, to be kept.
+        accept_error: As for `export_tflite`.
+
+    Warns:
+        ExportWarning: The graph is rather far from the float model.
     """
-    graph, examples = float_graph(model, calibration.shape[1:]), ir.to_graph_layout(calibration)
-    return slim(quantize(graph, examples, weight_bits=weight_bits, scales=scales, trained=trained))
+    floats, examples = float_graph(model, calibration.shape[1:]), ir.to_graph_layout(calibration)
+    if not isinstance(model, ir.Graph) and len(calibration):
+        _check_lowered(model, floats, calibration[:_COMPARED])
+    graph = quantize(floats, examples, weight_bits=weight_bits, scales=scales, trained=trained)
+    found = truth.compare(graph, floats, examples)
+    truth.judge(found, graph, "the calibration set", accept_error)
+    origin = ir.Origin(floats, found.examples, found.layers, found.same_class)
+    return slim(replace(graph, origin=origin))
+
+
+def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> None:
+    """Compare the float graph with the model: hooks and randomness may be lost in a trace."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the quantiser names what is not finite
+        found = evaluate(floats, ir.to_graph_layout(inputs))
+        wanted = outputs(model, inputs).reshape(found.shape)
+        gap, size = (float(np.abs(each).max(initial=0)) for each in (found - wanted, wanted))
+    if gap > _LOWERED_TOLERANCE * size:
+        raise ExportError(
+            f"the graph of {type(model).__name__} gives other outputs than the model itself, by "
+            f"{gap:.3g} where these reach {size:.3g}; a hook, a random number or Python code that "
+            f"looks at the data changes what it computes: take it out of the evaluation"
+        )
 
 
 def float_graph(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.Graph:
@@ -326,6 +383,13 @@ def load_onnx(source: Path | str | bytes) -> ir.Graph:
     with _needing_onnx():
         from edge import lower_onnx
     return lower_onnx.lower(source)
+
+
+def require_onnx() -> None:
+    """Raise an ExportError if what writes and runs .onnx files is not installed."""
+    with _needing_onnx():
+        importlib.import_module("edge.emit.onnx")
+        importlib.import_module("onnxruntime")
 
 
 @contextmanager
@@ -359,10 +423,13 @@ def _save(
 
 
 def _details(graph: ir.Graph, target: str) -> dict[str, Any]:
-    return {
+    details = {
         "rounding": RUNTIMES.get(target, {}),
         "activation_bytes": memory.activation_bytes(graph),
     }
+    if graph.origin is not None:
+        details["float_error"] = asdict(truth.of(graph.origin, graph.outputs[0]))
+    return details
 
 
 def _ports(

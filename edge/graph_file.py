@@ -2,13 +2,14 @@
 
 The header names every tensor and op; who reads it needs neither torch nor our Python. A reader
 checks every field and every rule of `edge.ir.verify`, so that what is loaded can be trusted.
+An int8 graph brings the float graph that it was made from, whose constants are named `float/...`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,10 +23,11 @@ from edge import ir
 from fedkit.errors import ExportError
 from fedkit.files import write_whole
 
-VERSION = 1
-"""Version of the file; a reader refuses others."""
+VERSION = 2
+"""Version of the file. 1 had no origin and is read too; a reader refuses others."""
 
 _KEY = "graph"
+_FLOATS = "float/"  # before the names of the float graph's constants
 _AGAIN = "export the model again, or restore the file"
 _HEADER = 8  # bytes of the header's length, which a safetensors file begins with
 
@@ -75,14 +77,33 @@ class _Op:
 
 @_strict
 @dataclass(frozen=True)
-class _File:
-    """What the header says; the fields are those of `edge.ir.Graph`."""
+class _Graph:
+    """The fields of `edge.ir.Graph`."""
 
-    version: int
     tensors: tuple[_Tensor, ...]
     ops: Annotated[tuple[_Op, ...], Field(min_length=1)]
     inputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
     outputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
+
+
+@_strict
+@dataclass(frozen=True)
+class _Origin:
+    """The fields of `edge.ir.Origin`."""
+
+    floats: _Graph
+    examples: Annotated[int, Field(ge=1)]
+    noise: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    same_class: Annotated[float, Field(ge=0, le=1)]
+
+
+@_strict
+@dataclass(frozen=True)
+class _File(_Graph):
+    """What the header says."""
+
+    version: int
+    origin: _Origin | None = None
 
 
 def save_graph(graph: ir.Graph, path: Path) -> None:
@@ -115,19 +136,34 @@ def load_graph(path: Path) -> ir.Graph:
 
 def to_bytes(graph: ir.Graph) -> bytes:
     """Return what `save_graph` writes."""
-    content = {
-        "version": VERSION,
+    content: dict[str, Any] = {"version": VERSION, **_content(graph)}
+    data = _data(graph)
+    if graph.origin is not None:
+        content["origin"] = {
+            "floats": _content(graph.origin.floats),
+            "examples": graph.origin.examples,
+            "noise": dict(graph.origin.noise),
+            "same_class": graph.origin.same_class,
+        }
+        data |= {_FLOATS + name: each for name, each in _data(graph.origin.floats).items()}
+    return to_safetensors(data, {_KEY: json.dumps(content)})
+
+
+def _content(graph: ir.Graph) -> dict[str, Any]:
+    return {
         "tensors": [_described(tensor) for tensor in graph.tensors.values()],
         "ops": [asdict(op) for op in graph.ops],
         "inputs": graph.inputs,
         "outputs": graph.outputs,
     }
-    data = {
+
+
+def _data(graph: ir.Graph) -> dict[str, ir.Array]:
+    return {
         name: np.ascontiguousarray(tensor.data)
         for name, tensor in graph.tensors.items()
         if tensor.data is not None
     }
-    return to_safetensors(data, {_KEY: json.dumps(content)})
 
 
 def from_bytes(data: bytes) -> ir.Graph:
@@ -138,9 +174,26 @@ def from_bytes(data: bytes) -> ir.Graph:
         text = header["__metadata__"][_KEY]
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(f"no graph, or cut off or altered ({error}); {_AGAIN}") from error
-    graph = _graph(_checked(text), constants)
-    ir.verify(graph)
-    return graph
+    return _whole(_checked(text), constants)
+
+
+def _whole(file: _File, constants: Mapping[str, ir.Array]) -> ir.Graph:
+    if file.origin is None:
+        return _graph(file, constants)
+    own = {name: data for name, data in constants.items() if not name.startswith(_FLOATS)}
+    real = {name.removeprefix(_FLOATS): constants[name] for name in constants.keys() - own.keys()}
+    graph, floats = _graph(file, own), _graph(file.origin.floats, real)
+    ports = [
+        [each.tensors[name].shape for name in (*each.inputs, *each.outputs)]
+        for each in (floats, graph)
+    ]
+    if ports[0] != ports[1] or floats.tensors[floats.inputs[0]].dtype != "float32":
+        raise ExportError(f"its float graph is not that of its integers; {_AGAIN}")
+    noise = file.origin.noise
+    if graph.outputs[0] not in noise:
+        raise ExportError(f"it does not tell the noise of {graph.outputs[0]!r}; {_AGAIN}")
+    origin = ir.Origin(floats, file.origin.examples, noise, file.origin.same_class)
+    return replace(graph, origin=origin)
 
 
 def _described(tensor: ir.Tensor) -> dict[str, Any]:
@@ -161,12 +214,12 @@ def _checked(text: str) -> _File:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "graph"
         raise ExportError(f"{where}: {first['msg']}; {_AGAIN}") from error
-    if file.version != VERSION:
-        raise ExportError(f"version {file.version}, this program reads {VERSION}; {_AGAIN}")
+    if file.version not in (1, VERSION):
+        raise ExportError(f"version {file.version}, this program reads 1 to {VERSION}; {_AGAIN}")
     return file
 
 
-def _graph(file: _File, constants: Mapping[str, ir.Array]) -> ir.Graph:
+def _graph(file: _Graph, constants: Mapping[str, ir.Array]) -> ir.Graph:
     names = [tensor.name for tensor in file.tensors]
     if len(set(names)) != len(names):
         raise ExportError(f"tensors have the same name; {_AGAIN}")
@@ -176,7 +229,9 @@ def _graph(file: _File, constants: Mapping[str, ir.Array]) -> ir.Graph:
         raise ExportError(f"constant {odd!r} is without data or without description; {_AGAIN}")
     ops = tuple(_op(op) for op in file.ops)
     tensors = {tensor.name: _tensor(tensor, constants) for tensor in file.tensors}
-    return ir.Graph(tensors, ops, file.inputs, file.outputs)
+    graph = ir.Graph(tensors, ops, file.inputs, file.outputs)
+    ir.verify(graph)
+    return graph
 
 
 def _op(op: _Op) -> ir.Op:

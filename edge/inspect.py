@@ -11,7 +11,6 @@ import numpy as np
 
 from edge import artifact, ir
 from edge.cost import op_cost
-from edge.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
 from edge.kernels import microcode
 from edge.kernels.lanes import TABLE_WORDS, entry_count
 from edge.kernels.program import Goal, Pointer, Struct, compile_graph
@@ -31,7 +30,7 @@ class Layer:
         macs: Multiplications of one example if all weights were kept.
         macs_kept: Those by weights that are not zero; what its zero padding takes part in counts.
         bytes: Its constants, as the artifact holds them.
-        error: Root mean square of what its integers are off, of that of the float values; None
+        error: Noise over signal of its integers against the float values, see `edge.truth`; None
             where it is not known.
     """
 
@@ -60,7 +59,7 @@ def inspect(
     Args:
         found: The artifact.
         graph: The int8 graph that it was made from.
-        errors: Output -> relative error, see `relative_errors`.
+        errors: Output -> noise over signal; by default what the graph says of its calibration set.
     """
     if found.target == "c99":
         sizes = _c_bytes(graph, found)
@@ -68,37 +67,9 @@ def inspect(
         sizes = _fpga_bytes(graph, found)
     else:
         sizes = _plain_bytes(graph)
-    return [_layer(graph, op, sizes[op.output], (errors or {})) for op in graph.ops]
-
-
-def relative_errors(graph: ir.Graph, floats: ir.Graph, inputs: FloatArray) -> Mapping[str, float]:
-    """Return how far the integers of each activation are from the float graph's values.
-
-    Args:
-        graph: Int8; run under our own rounding.
-        floats: The float graph that it was made from; activations of other shapes are left out.
-        inputs: float32 [n, c, h, w] or [n, f].
-
-    Returns:
-        Output -> root mean square of the difference, of that of the float values; none where all
-        of these are 0.
-    """
-    examples = ir.to_graph_layout(inputs)
-    real: dict[str, FloatArray] = {}
-    evaluate(floats, examples, real.__setitem__)
-    first = graph.tensors[graph.inputs[0]]
-    integers = np.clip(np.rint(examples / np.float32(first.scale)) + first.zero_point, -128, 127)
-    found: dict[str, float] = {}
-
-    def visit(name: str, values: Int8Array) -> None:
-        if name in real and real[name].shape == values.shape:
-            tensor = graph.tensors[name]
-            gap = tensor.scale * (values.astype(np.float32) - tensor.zero_point) - real[name]
-            if size := float(np.sqrt(np.mean(np.square(real[name])))):
-                found[name] = float(np.sqrt(np.mean(np.square(gap)))) / size
-
-    evaluate_int8(graph, integers.astype(np.int8), visit=visit)
-    return found
+    if errors is None:
+        errors = graph.origin.noise if graph.origin else {}
+    return [_layer(graph, op, sizes[op.output], errors) for op in graph.ops]
 
 
 def _layer(graph: ir.Graph, op: ir.Op, size: int, errors: Mapping[str, float]) -> Layer:

@@ -9,18 +9,31 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_leaves
 
 from edge import ir
-from edge.lowering import Lowering, Unsupported, activation, graph_shape, nhwc, require
+from edge.lowering import (
+    SERIES,
+    Lowering,
+    Unsupported,
+    activation,
+    graph_shape,
+    nhwc,
+    refuse_probabilities,
+    require,
+)
 from fedkit.errors import ExportError
 
 Arguments = Mapping[str, Any]
@@ -32,6 +45,8 @@ class _Lowering(Lowering[fx.Node]):
     """What has been lowered so far."""
 
     values: dict[fx.Node, ir.Tensor | torch.Tensor] = field(default_factory=dict)
+    unknown: set[fx.Node] = field(default_factory=set)
+    """Of no shape that exists here, as what computes it was refused; nor is what follows."""
 
     def name_of(self, node: fx.Node) -> str:
         return node.name
@@ -70,10 +85,12 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
     Raises:
         ExportError: The model cannot be traced, or holds unsupported ops; all are listed.
     """
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
     if len(input_shape) not in (1, 3):
         raise ExportError(
             f"input_shape is {tuple(input_shape)}; it must be (channels, height, width) or "
-            f"(features,), without the batch dimension"
+            f"(features,), without the batch dimension; {SERIES}"
         )
     program = _export(model, tuple(input_shape))
     lowering = _Lowering()
@@ -86,17 +103,94 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
 
 
 def _export(model: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
-    twin = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    twin = _twin(model)
+    before = _random_state()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the twin, which nobody sees
-            return torch.export.export(twin, (torch.zeros(1, *input_shape),))
+            program = torch.export.export(twin, (torch.zeros(1, *input_shape),))
     except Exception as error:  # torch.export documents no narrower class
+        raise ExportError(_untraceable(model, input_shape, error)) from error
+    if _random_state() != before:
+        raise ExportError(f"{type(model).__name__} {_RANDOM}")
+    return program
+
+
+_RANDOM = (
+    "draws random numbers in evaluation, and an artifact gives the same output for the same input; "
+    "draw them only `if self.training`"
+)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode and float32."""
+    # What hooks computed from parameters, as pruning does, is no leaf, and cannot be copied.
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+    try:
+        twin = copy.deepcopy(model, dict(computed))
+    except Exception as error:  # a module may hold anything
         raise ExportError(
-            f"torch.export cannot trace {type(model).__name__} for inputs of shape {input_shape}: "
-            f"{str(error).strip().splitlines()[0]}; the forward pass must be free of control flow "
-            f"that depends on data, and fit that shape"
+            f"{type(model).__name__} cannot be copied: {_first_line(error)}; build it anew and "
+            f"load its state"
         ) from error
+    return twin.to("cpu", torch.float32).eval()
+
+
+def _random_state() -> tuple[Any, ...]:
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    own = np.asarray(keys).tobytes(), torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), kind, *own, *rest
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _untraceable(model: nn.Module, shape: tuple[int, ...], error: Exception) -> str:
+    """Say why a model cannot be traced, by what people most often get wrong."""
+    name, text = type(model).__name__, _first_line(error)
+    embeddings = [
+        (path, type(module).__name__)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    ]
+    if embeddings and ("indices" in text or "scalar type" in text):
+        path, kind = embeddings[0]
+        return (
+            f"module {path or '(model)'!r} ({kind}) reads integers, but an artifact's inputs are "
+            f"real numbers; look up the embedding before the model, and export what follows it"
+        )
+    if len(shape) == 3 and shape[2] <= _FEW_CHANNELS < shape[0] and "channels" in text:
+        return (
+            f"{name} does not take inputs of shape {shape}: they look like (height, width, "
+            f"channels), and must be (channels, height, width); give np.moveaxis(inputs, -1, 1)"
+        )
+    return (
+        f"torch.export cannot trace {name} for inputs of shape {shape}: {text}; the forward pass "
+        f"must be free of control flow that depends on data, and fit that shape"
+    )
+
+
+_FEW_CHANNELS = 4  # of images as they are stored
+
+
+def outputs(model: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what a torch model computes in evaluation mode, to compare its graph with.
+
+    Args:
+        model: As for `lower`; it is not changed.
+        inputs: float32 [n, ...], as torch takes them.
+    """
+    twin = _twin(model)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the twin
+        each = [tree_leaves(twin(torch.from_numpy(x[None]))) for x in inputs]  # as on a device
+    return np.concatenate([np.asarray(output.numpy(), np.float32) for (output,) in each])
 
 
 def _bind_inputs(program: ExportedProgram, lowering: _Lowering) -> None:
@@ -128,6 +222,10 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
     if "_assert" in str(node.target):
         return
     arguments = _arguments(lowering, node)
+    is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    if is_random and not _is_off(arguments):
+        _complain(lowering, node, f"it {_RANDOM}")
+        return
     if _is_constant(arguments) and callable(node.target):
         kwargs = {key: arguments[key] for key in node.kwargs}
         positional = [value for key, value in arguments.items() if key not in kwargs]
@@ -139,15 +237,29 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
             raise Unsupported(f"{node.target} is not supported")
         lowering.values[node] = handler(lowering, node, arguments)
     except Unsupported as error:
-        _complain(lowering, node, str(error))
+        is_consequence = handler is not None or "getitem" in str(node.target)
+        if is_consequence and not lowering.unknown.isdisjoint(node.all_input_nodes):
+            _let_pass(lowering, node)
+        else:
+            _complain(lowering, node, str(error))
 
 
 def _complain(lowering: _Lowering, node: fx.Node, reason: str) -> None:
-    is_part_of_unsupported = "getitem" in str(node.target)
-    if not is_part_of_unsupported:
-        lowering.complaints.append(f"module {_module_of(node)!r}: {reason}")
-    shape = tuple(getattr(node.meta.get("val"), "shape", (1, 1)))
+    lowering.complaints.append((f"module {_module_of(node)!r}", reason))
+    _let_pass(lowering, node)
+
+
+def _let_pass(lowering: _Lowering, node: fx.Node) -> None:
+    """Go on with a value of the node's shape, if there is one that could have been lowered."""
+    shape = tuple(getattr(node.meta.get("val"), "shape", ()))
+    if len(shape) not in (2, 4):
+        lowering.unknown.add(node)
     lowering.values[node] = ir.Tensor(node.name, shape if len(shape) != 4 else nhwc(shape))
+
+
+def _is_off(arguments: Arguments) -> bool:
+    """Whether an op that could draw random numbers does not: dropout in evaluation."""
+    return arguments.get("train") is False or arguments.get("dropout_p") == 0
 
 
 def _arguments(lowering: _Lowering, node: fx.Node) -> dict[str, Any]:
@@ -231,6 +343,29 @@ def _clamp(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     high = a.get("max_val", a.get("max", 6 if "relu6" in str(node.target) else None))
     x = activation(a["self"])
     return _in_place(lowering, node, x, lowering.clamp(node, x, low, high))
+
+
+@_lowers(
+    "aten.softmax.int",
+    "aten._softmax.default",
+    "aten.log_softmax.int",
+    "aten._log_softmax.default",
+    "aten.sigmoid.default",
+    "aten.sigmoid_.default",
+)
+def _probabilities(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    name = str(node.target).split(".")[1].strip("_")
+    what = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "sigmoid": "Sigmoid"}[name]
+    refuse_probabilities(what, _is_last(node))
+
+
+def _is_last(node: fx.Node) -> bool:
+    """Whether nothing but a change of shape comes behind a node."""
+    return all(
+        user.op == "output"
+        or (_HANDLERS.get(str(user.target)) in (_reshape, _identity) and _is_last(user))
+        for user in node.users
+    )
 
 
 @_lowers("aten.add.Tensor", "aten.add_.Tensor")

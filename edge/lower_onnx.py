@@ -22,11 +22,14 @@ from onnx.reference import ReferenceEvaluator
 
 from edge import ir
 from edge.lowering import (
+    LOGITS,
+    SERIES,
     Lowering,
     Unsupported,
     activation,
     constant,
     graph_shape,
+    refuse_probabilities,
     require,
     require_small,
 )
@@ -98,6 +101,9 @@ class _Lowering(Lowering[_Node]):
     read: set[str] = field(default_factory=set)
     """Names of all values that some node, or the model's caller, reads."""
 
+    last: set[str] = field(default_factory=set)
+    """Names of the model's outputs, and of what is only brought into their shape."""
+
     values: dict[str, Value] = field(default_factory=dict)
     types: dict[str, onnx.TypeProto] = field(default_factory=dict)
     small: dict[str, onnx.TensorProto] = field(default_factory=dict)
@@ -158,7 +164,7 @@ def lower(source: Path | str | bytes) -> ir.Graph:
     """
     model = _read(source)
     _refuse_quantised(model)
-    lowering = _Lowering(opset=_opset(model), read=_read_names(model))
+    lowering = _Lowering(opset=_opset(model), read=_read_names(model), last=_last(model))
     with _refusing("onnx refuses the file", "it is damaged, or newer than the installed onnx"):
         checker.check_model(model)
     name = _bind(model, lowering)
@@ -281,7 +287,7 @@ def _input_shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
     if len(dims) not in (2, 4):
         raise ExportError(
             f"input {port.name!r} has {len(dims)} dimensions; it must be [n, channels, height, "
-            f"width] or [n, features]"
+            f"width] or [n, features]; {SERIES}"
         )
     if dims[0] > 1:
         raise ExportError(
@@ -367,6 +373,15 @@ def _read_names(model: onnx.ModelProto) -> set[str]:
     return read | {port.name for port in model.graph.output}
 
 
+def _last(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the outputs, and of what becomes one without arithmetic."""
+    last = {port.name for port in model.graph.output}
+    for node in reversed(model.graph.node):
+        if node.op_type in ("Identity", "Flatten", "Reshape", "Squeeze") and node.output[0] in last:
+            last.add(node.input[0])
+    return last
+
+
 def _lower_node(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     """Lower one node; if that fails, note why and go on as if it had worked."""
     try:
@@ -375,10 +390,10 @@ def _lower_node(lowering: _Lowering, proto: onnx.NodeProto) -> None:
                 _bind_outputs(lowering, proto)
         else:
             _require_no_graph(proto)
-            _require_known(proto)
+            _require_known(lowering, proto)
             lowering.unknown.update(filter(None, proto.output))
     except Unsupported as error:
-        lowering.complaints.append(f"node {_source(proto)!r}: {error}")
+        lowering.complaints.append((f"node {_source(proto)!r}", str(error)))
         _assume_outputs(lowering, proto)
 
 
@@ -401,7 +416,7 @@ def _bind_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     if is_constant:
         _fold(lowering, proto)
         return
-    _require_known(proto)
+    _require_known(lowering, proto)
     require(
         lowering.read.isdisjoint(proto.output[1:]), f"{proto.op_type} with more than one output"
     )
@@ -421,7 +436,9 @@ def _require_no_graph(proto: onnx.NodeProto) -> None:
     )
 
 
-def _require_known(proto: onnx.NodeProto) -> None:
+def _require_known(lowering: _Lowering, proto: onnx.NodeProto) -> None:
+    if not proto.domain and proto.op_type in LOGITS:
+        refuse_probabilities(proto.op_type, proto.output[0] in lowering.last)
     known = not proto.domain and proto.op_type in _HANDLERS
     name = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
     require(known, f"{name} is not supported")
@@ -456,7 +473,7 @@ def _schema(lowering: _Lowering, proto: onnx.NodeProto) -> defs.OpSchema:
     try:
         return defs.get_schema(proto.op_type, lowering.opset, proto.domain)
     except defs.SchemaError:
-        _require_known(proto)
+        _require_known(lowering, proto)
         raise
 
 

@@ -8,15 +8,32 @@ in common: NCHW, convolution weights [out, in per group, kernel height, kernel w
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 
 from edge import ir
 from fedkit.errors import ExportError
+
+_MOST_REASONS = 8  # in one message
+_SHAPE = re.compile(r"\([\d, ]+\)")
+
+SERIES = (
+    "a series [n, channels, length] can be given as [n, channels, 1, length], with Conv2d and "
+    "kernels of (1, k) in place of Conv1d"
+)
+"""The way out for inputs that are no images."""
+
+LOGITS: Mapping[str, str] = {
+    "Softmax": "argmax is the same",
+    "LogSoftmax": "argmax is the same",
+    "Sigmoid": "argmax is the same, and one above 0 is a probability above one half",
+}
+"""What makes probabilities of logits -> what these tell without it."""
 
 Node = TypeVar("Node")
 """One operation of the model that is read."""
@@ -36,6 +53,12 @@ def require_small(shape: ir.Shape) -> None:
     """Raise `Unsupported` for a value that no small device, and not this process, could hold."""
     is_small = math.prod(shape) <= ir.LARGEST_SIZE
     require(is_small, f"a value of shape {shape}, which has more than {ir.LARGEST_SIZE} elements")
+
+
+def refuse_probabilities(what: str, is_last: bool) -> NoReturn:
+    """Raise `Unsupported` for one of `LOGITS`, which as the last op is not needed."""
+    way = f"leave it out: the artifact gives logits, {LOGITS[what]}"
+    raise Unsupported(f"{what} at the end; {way}" if is_last else f"{what} is not supported")
 
 
 def activation(value: Any, rank: int | None = None) -> ir.Tensor:
@@ -93,7 +116,8 @@ class Lowering(ABC, Generic[Node]):
 
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
+    complaints: list[tuple[str, str]] = field(default_factory=list)
+    """Where, and why it cannot be lowered."""
 
     @abstractmethod
     def name_of(self, node: Node) -> str:
@@ -140,19 +164,29 @@ class Lowering(ABC, Generic[Node]):
         return out
 
     def raise_complaints(self) -> None:
-        """Refuse the model, with all complaints, if there are any.
+        """Refuse the model, with all complaints, if there are any; equal reasons are one line.
 
         Raises:
             ExportError: There are.
         """
-        if self.complaints:
-            listed = "\n  ".join(self.complaints)
-            raise ExportError(
-                f"{len(self.complaints)} op(s) of the model cannot be exported:\n  {listed}\n"
-                f"replace them by supported layers: conv2d, linear, batch norm, relu, relu6, add, "
-                f"concat of channels, average and max pooling, mean over height and width, zero "
-                f"padding, flatten"
-            )
+        if not self.complaints:
+            return
+        places: dict[str, list[str]] = {}
+        first: dict[str, str] = {}
+        for where, reason in self.complaints:
+            kind = _SHAPE.sub("", reason)  # the same of another shape is the same reason
+            places.setdefault(kind, []).append(where)
+            first.setdefault(kind, reason)
+        lines = [f"{_listed(where)}: {first[kind]}" for kind, where in places.items()]
+        if len(lines) > _MOST_REASONS:
+            lines[_MOST_REASONS - 1 :] = [f"and {len(lines) - _MOST_REASONS + 1} other reasons"]
+        listed = "\n  ".join(lines)
+        raise ExportError(
+            f"{len(self.complaints)} op(s) of the model cannot be exported:\n  {listed}\n"
+            f"replace them by supported layers: conv2d, linear, batch norm, relu, relu6, add, "
+            f"concat of channels, average and max pooling, mean over height and width, zero "
+            f"padding, flatten"
+        )
 
     def graph(self, inputs: tuple[str, ...], output: Any) -> ir.Graph:
         """Return the graph, verified.
@@ -160,7 +194,10 @@ class Lowering(ABC, Generic[Node]):
         Raises:
             ExportError: The output is none that an artifact can have, or a rule is broken.
         """
-        graph = ir.Graph(self.tensors, tuple(self.ops), inputs, (_output(output).name,))
+        name = _output(output).name
+        if not self.ops:
+            raise ExportError("the model computes nothing: its output is its input")
+        graph = ir.Graph(self.tensors, tuple(self.ops), inputs, (name,))
         ir.verify(graph)
         return graph
 
@@ -289,6 +326,11 @@ class Lowering(ABC, Generic[Node]):
             is_flatten, f"a reshape of {x.shape} to {out} (NHWC); flatten to [n, features] can be"
         )
         return self.op("flatten_nchw", node, [x], out)
+
+
+def _listed(places: Sequence[str]) -> str:
+    more = len(places) - 1
+    return places[0] if not more else f"{places[0]} and {more} other{'s' * (more > 1)}"
 
 
 def _output(value: Any) -> ir.Tensor:

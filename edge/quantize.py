@@ -24,7 +24,8 @@ the change is below what the integers can express anyway:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -32,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import fit, ir
-from edge.calibrate import Range, SideBySide, ranges
+from edge.calibrate import CONSTANT, EMPTY, Joined, Range, SideBySide, joined, ranges
 from edge.interpret import FloatArray
 from fedkit.errors import ExportError
 
@@ -53,8 +54,10 @@ _SMALLEST_MULTIPLIER = 2.0**-30
 _BIAS_LIMIT = 2.0**30
 _SMALLEST_WHOLE_OFFSET = 32
 _HAIR = 2.0**-10
-_TINY = 1e-20  # a range below this is no range: its scale would come near the denormals
-_FALLBACK_SCALE = 1 / 127  # for a tensor that is always zero; covers [-1, 1]
+_FALLBACK_SCALE = 1 / 127  # for inputs that are always zero; covers [-1, 1]
+_UNUSED = 2.0**-20  # of its input's scale: that of zeros, so fine that no sum with them loses by it
+_TINY = np.finfo(np.float64).tiny  # to divide by where what is divided is 0 too
+_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,9 @@ def quantize(
     seen = ranges(graph, calibration, percentile)
     most = 2 ** (weight_bits - 1) - 1
     result = _settled(
-        _Quantizer(graph, calibration, seen, most, _GRIDS[scales], trained or Trained())
+        _Quantizer(
+            graph, calibration, seen, most, _GRIDS[scales], trained or Trained(), joined(graph)
+        )
     )
     ir.verify(result)
     return result
@@ -122,13 +127,19 @@ def quantize(
 
 def _settled(quantizer: _Quantizer) -> ir.Graph:
     """Quantise, again as long as something that concats join raised the scale of all of it."""
-    quantizer.join()
-    for _ in range(_ROUNDS if quantizer.joined else 1):
-        before = dict(quantizer.least)
+    before: dict[str, float] = {}
+    for _ in range(_ROUNDS):
         result = quantizer.run()
-        if quantizer.least == before:
-            break
-    return result
+        if not quantizer.joined or quantizer.least == before:
+            return result
+        grown = [name for name, least in quantizer.least.items() if least > before.get(name, 0)]
+        before = dict(quantizer.least)
+    op = quantizer.graph.producer(grown[0])
+    raise ExportError(
+        f"layer {op.source if op else grown[0]!r} makes much more of values that a concat joins "
+        f"with its own, and all of these have one scale; make its weights smaller, or normalise "
+        f"what it gives"
+    )
 
 
 @dataclass
@@ -138,7 +149,7 @@ class _Quantizer:
     Attributes:
         ranges: Of each activation in calibration.
         most: The largest code of a weight.
-        joined: Activation -> all that concats join it with, itself too, also through pools.
+        joined: What concats join, which has one range and scale.
         least: Activation -> what its scale must be at least, as far as known.
         twins: The model and what is made of it, up to the op at hand, on the examples.
     """
@@ -149,30 +160,17 @@ class _Quantizer:
     most: int
     grid: _Grid
     trained: Trained
-    joined: Mapping[str, Set[str]] = field(default_factory=dict)
+    joined: Joined
     least: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
     twins: SideBySide = field(init=False)
 
-    def join(self) -> None:
-        """Find what concats join, and give it the range of all of it."""
-        groups = {name: {name} for name in self.ranges}
-        for op in self.graph.ops:
-            if op.kind in ir.KEEPS_SCALE:
-                one = set().union(*(groups[name] for name in (*op.inputs, op.output)))
-                groups |= dict.fromkeys(one, one)
-        concats = {op.output for op in self.graph.ops if op.kind == "concat"}
-        self.joined = {name: group for name, group in groups.items() if group & concats}
-        for name, group in self.joined.items():
-            for other in group:
-                self.ranges[name].include(self.ranges[other].low, self.ranges[other].high)
-
     def run(self) -> ir.Graph:
         self.tensors, self.ops = {}, []
         self.twins = SideBySide(self.graph, self.examples)
         for name in self.graph.inputs:
-            self._activation(name, self._affine(name, 0.0))
+            self._activation(name, self._affine(name, 0.0, _FALLBACK_SCALE))
             self.twins.enter(self.tensors[name])
         for op in self.graph.ops:
             self.twins.run_real(op)
@@ -191,25 +189,23 @@ class _Quantizer:
     def _output(self, op: ir.Op, inputs: list[ir.Tensor]) -> ir.Quantization | None:
         if op.kind in ir.KEEPS_SCALE:
             return inputs[0].quantization
-        out = self._affine(op.output, max(x.scale for x in inputs))
+        coarsest = max(x.scale for x in inputs)
+        out = self._affine(op.output, coarsest / _LARGEST_MULTIPLIER, coarsest * _UNUSED)
         is_free = op.kind == "mean" and self.grid is _float32 and op.output not in self.joined
         return _with_whole_offset(self.ranges[op.output], inputs[0], out) if is_free else out
 
-    def _affine(
-        self, name: str, input_scale: float, most: float = _LARGEST_MULTIPLIER
-    ) -> ir.Quantization:
+    def _affine(self, name: str, least: float, unused: float) -> ir.Quantization:
         """Return scale and zero point of what is rounded.
 
         Args:
             name: The activation; all that a concat joins have the same.
-            input_scale: Of what is rounded.
-            most: What that may be multiplied by.
+            least: What the scale is at least.
+            unused: What it is at least where nothing but 0 is to be held.
         """
         group = self.joined.get(name, frozenset({name}))
-        self.least[name] = max(self.least.get(name, 0.0), input_scale / most)
-        return _affine(
-            self.ranges[name], max(self.least.get(each, 0.0) for each in group), self.grid
-        )
+        self.least[name] = max(self.least.get(name, 0.0), least)
+        least = max(self.least.get(each, 0.0) for each in group)
+        return _affine(self.ranges[name], least, unused, self.grid)
 
     def _activation(self, name: str, quantization: ir.Quantization | None) -> None:
         self.tensors[name] = ir.Tensor(
@@ -228,8 +224,10 @@ class _Quantizer:
         finest = max(self._finest(op, x.scale * wanted), x.scale * float(carried.max()))
         out = self._weighted_output(op, finest)
         coarsest = _float32(np.asarray(out.scale[0] * _LARGEST_OF_SUMS / x.scale))
-        scale = np.where(x.scale * wanted > finest, coarsest, wanted)
-        made = weight * ir.along(axis, scale / np.maximum(wanted, _TINY), weight.ndim)  # mostly 1
+        # Never more than wanted: where the output's own steps are coarser, nothing is to be shrunk.
+        is_coarse = x.scale * wanted > finest
+        scale = np.where(is_coarse, np.minimum(coarsest, wanted), wanted)
+        made = weight * ir.along(axis, _ratio(scale, wanted), weight.ndim)  # mostly by 1
         scale = self.grid(np.maximum(scale, out.scale[0] * _SMALLEST_MULTIPLIER / x.scale))
         self._activation(op.output, out)
         if _weight_name(op) in self.trained.weights:
@@ -258,11 +256,13 @@ class _Quantizer:
         """
         if _weight_name(op) in self.trained.weights or self.grid is not _float32:
             return float(steps.max())
-        span = self.ranges[op.output].high - self.ranges[op.output].low
         values = self.twins.real[op.output]
         variance = values.reshape(-1, values.shape[-1]).var(axis=0, dtype=np.float64)
+        if math.sqrt(variance.max()) <= CONSTANT * float(np.abs(values).max()):
+            return float(steps.max())  # nothing tells what a channel is worth
+        span = self.ranges[op.output].span
         choices = np.maximum(np.unique(steps), span / 255)
-        kept = np.minimum(1, choices[:, None] / np.maximum(steps, _TINY))
+        kept = np.minimum(1, _ratio(choices[:, None], steps))
         lost = np.square(choices) * len(steps) / 12 + (np.square(1 - kept) * variance).sum(axis=1)
         return min(float(choices[np.argmin(lost)]), float(steps.max()))
 
@@ -304,12 +304,14 @@ class _Quantizer:
             known = _quantization(codes)
             if known.scale[0] >= input_scale / _LARGEST_OF_SUMS:
                 return known
-        return self._affine(op.output, input_scale, _LARGEST_OF_SUMS)
+        unused = self.tensors[op.inputs[0]].scale * _UNUSED
+        return self._affine(op.output, input_scale / _LARGEST_OF_SUMS, unused)
 
     def _constants(
         self, op: ir.Op, names: tuple[str, str], integers: _Floats, bias: _Floats, scale: _Floats
     ) -> None:
         bias_scale = self.tensors[op.inputs[0]].scale * scale
+        _check_bias_scale(op, bias_scale)
         # Only of a channel that was shrunk much is it more, and that is saturated with less.
         offsets = np.clip(np.rint(bias / bias_scale), -_BIAS_LIMIT, _BIAS_LIMIT)
         _check_accumulator(op, integers.astype(np.int8), offsets)
@@ -323,12 +325,17 @@ class _Quantizer:
         self.tensors[name] = ir.Tensor(name, data.shape, dtype, data, quantization)
 
 
-def _affine(seen: Range, least: float, grid: _Grid) -> ir.Quantization:
-    """Return scale and zero point for a range; the scale is at least `least`."""
-    span = seen.high - seen.low
-    is_empty = span < _TINY
-    wanted = _FALLBACK_SCALE if is_empty else span / 255
-    scale = float(grid(np.array(max(wanted, least))))
+def _affine(seen: Range, least: float, unused: float, grid: _Grid) -> ir.Quantization:
+    """Return scale and zero point for a range.
+
+    Args:
+        seen: The range.
+        least: What the scale is at least.
+        unused: What it is at least if nothing but 0 is in the range.
+        grid: What it may be.
+    """
+    is_empty = seen.span < EMPTY
+    scale = float(grid(np.array(max(unused if is_empty else seen.span / 255, least))))
     return ir.Quantization((scale,), (0,)) if is_empty else _with_scale(seen, scale)
 
 
@@ -415,6 +422,21 @@ def _check_accumulator(op: ir.Op, weight: NDArray[np.int8], bias: _Floats) -> No
             f"layer {op.source!r} sums up to {worst} in an accumulator of 32 bits; "
             f"split the layer or prune it"
         )
+
+
+def _check_bias_scale(op: ir.Op, scale: _Floats) -> None:
+    least, most = float(scale.min()), float(scale.max())
+    if least < _SMALLEST_NORMAL or most > np.finfo(np.float32).max:
+        raise ExportError(
+            f"layer {op.source!r} has sums in steps of {least:.3g} to {most:.3g}, which float32 "
+            f"does not hold; scale its weights or the model's inputs by a constant"
+        )
+
+
+def _ratio(values: _Floats, scale: _Floats) -> _Floats:
+    """Return values in steps of a scale; 1 where that is 0."""
+    values, scale = np.broadcast_arrays(values, scale)
+    return np.divide(values, scale, out=np.ones_like(values), where=scale > 0)
 
 
 def _float32(values: _Floats) -> NDArray[np.float64]:

@@ -162,6 +162,8 @@ def _multiply_gemmlowp(
     multiplier = np.floor(np.ldexp(fraction, 31) + 0.5).astype(np.int64)
     carried = multiplier == 2**31
     multiplier, exponent = multiplier >> carried, exponent + carried
+    is_nothing = exponent < -31  # what TFLite makes 0 of, as no shift holds it
+    multiplier, exponent = np.where(is_nothing, 0, multiplier), np.where(is_nothing, 0, exponent)
     left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
     product = (x << left) * multiplier
     # Rounded half away from zero, but by an addition and a division that cuts off.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edge import artifact, yosys
+from edge import artifact, truth, yosys
 from edge.rounding import RUNTIMES
 from fedkit.checkpoint import RunFolder
 from fedkit.cli import export, main
@@ -347,22 +347,70 @@ def test_a_truncated_checkpoint_and_artifact_are_refused(
     assert "truncated or altered" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_model_that_cannot_be_exported_keeps_its_run(
+UNEXPORTABLE = """
+from torch import nn
+from fedkit.tasks import digits
+from fedkit.task import Task
+def model():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Sigmoid(), nn.Linear(9, 10))
+TASK = Task('own', model, digits.train_data, digits.test_data)
+"""
+
+
+def test_a_model_that_cannot_be_exported_is_told_first_and_keeps_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = "from torch import nn\nfrom fedkit.tasks import digits\nfrom fedkit.task import Task\n"
-    model = "nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Sigmoid(), nn.Linear(9, 10))"
-    task = f"Task('own', lambda: {model}, digits.train_data, digits.test_data)"
-    (tmp_path / "own_digits.py").write_text(f"{source}TASK = {task}\n")
+    (tmp_path / "own_digits.py").write_text(UNEXPORTABLE)
     monkeypatch.syspath_prepend(tmp_path)
     own = f"run {SMALL} --task own_digits:TASK --out {tmp_path} --name own"
-    assert fedkit(own, monkeypatch) == 2
+    assert fedkit(f"{own} --export tflite", monkeypatch) == 2
     message = " ".join(capsys.readouterr().err.split())
-    assert "sigmoid" in message.lower() and f"fedkit show {tmp_path / 'own'}" in message
+    assert "module '2': Sigmoid is not supported" in message and "Nothing was run" in message
+    assert not (tmp_path / "own").exists()
+    assert fedkit(own, monkeypatch) == 0
+    message = " ".join(capsys.readouterr().err.split())
+    assert "warning: the run will give no artifact" in message
+    assert "module '2': Sigmoid is not supported" in message
     assert fedkit(f"show {tmp_path / 'own'} --json", monkeypatch) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["finished"] and summary["rounds"] == 2 and "artifact" not in summary
+    assert "Sigmoid" in summary["export_refused"]
     assert fedkit(f"show {tmp_path / 'own'}", monkeypatch) == 0
+    assert fedkit(f"export {tmp_path / 'own'}", monkeypatch) == 2
+    assert "Sigmoid" in capsys.readouterr().err
+
+
+def test_several_targets_are_made_by_a_run_that_asks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = f"run {SMALL} --out {tmp_path} --name a --json"
+    assert fedkit(f"{own} --export tvm", monkeypatch) == 2
+    assert "target is 'tvm'" in capsys.readouterr().err and not (tmp_path / "a").exists()
+    assert fedkit(f"{own} --export onnx,c99", monkeypatch) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert [each["target"] for each in summary["artifacts"]] == ["onnx-qdq", "c99"]
+    assert 0 < summary["float_error"]["test"] < 0.25
+
+
+def test_a_graph_far_from_the_floats_is_not_exported(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(out / "done", run, ignore=shutil.ignore_patterns("model-*"))
+    monkeypatch.setattr(truth, "REFUSED", 1e-4)
+    monkeypatch.setattr(truth, "WARNED", 1e-5)
+    assert fedkit(f"export {run}", monkeypatch) == 2
+    assert "the calibration set" in (message := " ".join(capsys.readouterr().err.split()))
+    assert "--accept-error" in message and not list(run.glob("model-*"))
+    assert fedkit(f"export {run} --accept-error", monkeypatch) == 0
+    message = " ".join(capsys.readouterr().err.split())
+    assert "warning: the int8 model is not close" in message and "the test set" in message
+    path = run / "model-int8.tflite"
+    recorded = artifact.load(path).measured["float_error"]
+    assert set(recorded) == {"calibration", "test"} and len(recorded["test"]["layers"]) > 5
+    assert fedkit(f"check {path} --examples 40", monkeypatch) == 1
+    assert "error against floats" in capsys.readouterr().out
+    assert fedkit(f"check {path} --examples 40 --accept-error", monkeypatch) == 0
 
 
 def test_a_missing_data_set_names_all_places(

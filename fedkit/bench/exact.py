@@ -165,7 +165,7 @@ def state_rows(cell: Cell, state: ModelState, task: Task) -> list[dict[str, Any]
     reference = TorchEngine(task.build_model(_SEED, cell.model), cross_entropy)
     model, calibration = reference.module(state), task.train_data().inputs[:_CALIBRATION]
     test = task.test_data().take(np.arange(cell.images))
-    graph = int8_graph(model, calibration)
+    graph = int8_graph(model, calibration, accept_error=True)
     whole = quantize(float_graph(model, calibration.shape[1:]), to_graph_layout(calibration))
     about = {
         "commit": made_by()["commit"],
@@ -179,7 +179,7 @@ def state_rows(cell: Cell, state: ModelState, task: Task) -> list[dict[str, Any]
     }
     with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
         for bits in _BITS:
-            less = graph if bits == 8 else int8_graph(model, calibration, bits)
+            less = graph if bits == 8 else int8_graph(model, calibration, bits, accept_error=True)
             saved = save_c99(less, calibration, Path(folder, f"c99-int{bits}"), {})
             found = CompiledRunner(saved.path).predict(test.inputs)
             about[f"accuracy_int{bits}"] = task.metric(found, test.targets)

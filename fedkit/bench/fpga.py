@@ -175,7 +175,7 @@ def model_rows(plan: Plan) -> list[Row]:
 
 
 def _model_row(model: Model, module: nn.Module, data: _Data) -> Row:
-    graph = int8_graph(module, data.inputs[:256], weight_bits=model.bits)
+    graph = int8_graph(module, data.inputs[:256], weight_bits=model.bits, accept_error=True)
     with tempfile.TemporaryDirectory() as name:
         saved = _saved(graph, data, Path(name), model.lanes)
         cycles, accuracy = simulate(saved, graph, data.test, data.test_targets)

@@ -35,6 +35,9 @@ RuntimeName = Annotated[
 Changed = Annotated[
     bool, typer.Option("--changed", help="take a file or folder that is not as its manifest says")
 ]
+AcceptError = Annotated[
+    bool, typer.Option("--accept-error", help="take also what is far from the float model")
+]
 RunPath = Annotated[Path, typer.Argument(help="a run folder, like runs/NAME")]
 
 
@@ -54,17 +57,28 @@ def run(
     workers: Annotated[
         int, typer.Option(min=0, help="devices computing at once (0: one per core)")
     ] = 0,
+    targets: Annotated[
+        str,
+        typer.Option(
+            "--export",
+            metavar="TARGETS",
+            help="some of tflite, onnx, c99, fpga, with commas between: what must come of it; a "
+            "model that cannot be exported is an error before anything runs (default: tflite, and "
+            "a warning)",
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Run a fleet to a sparse model, export it as int8 .tflite and measure both.
 
     Example: `fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense`
     """
-    from fedkit.cli import job
+    from fedkit.cli import export, job
 
     config = flags.make(values, quick)
+    asked = export.Form(_targets(targets)) if targets else None
     summary = job.run_job(
-        config, job.folder_for(config, name, out), with_dense, in_process, workers, log
+        config, job.folder_for(config, name, out), with_dense, in_process, workers, log, asked
     )
     _print(summary, as_json, tables.run_table)
 
@@ -84,6 +98,7 @@ def export_run(
     name: Annotated[
         str, typer.Option(help="what the identifiers of C begin with: several models, one program")
     ] = "model",
+    accept_error: AcceptError = False,
     as_json: Json = False,
 ) -> None:
     """Export a run's model as integer artifacts and measure them on the whole test set.
@@ -92,8 +107,7 @@ def export_run(
     """
     from fedkit.cli import export
 
-    targets = tuple(name.strip() for name in target.split(","))
-    form = export.Form(targets, bits, scales, goal, lanes, name)  # type: ignore[arg-type]
+    form = export.Form(_targets(target), bits, scales, goal, lanes, name, accept_error)  # type: ignore[arg-type]
     _print(export.export_run(run, form, log), as_json, tables.artifacts_table)
 
 
@@ -129,9 +143,12 @@ def check(
         bool, typer.Option("--layers", help="compare every layer, not the outputs alone")
     ] = False,
     changed: Changed = False,
+    accept_error: AcceptError = False,
     as_json: Json = False,
 ) -> None:
-    """Compare an artifact with the definition of its integers; exit with 1 if any differs.
+    """Compare an artifact with the definition of its integers, and these with the float model.
+
+    Exits with 1 if an integer differs, or if they are far from the floats.
 
     Of a folder of C or Verilog this runs the code in it; with `--runtime interpreter` that must be
     what is made of its graph here, and nothing of the folder is run.
@@ -142,7 +159,7 @@ def check(
 
     result = look.check(artifact, task, runtime, examples, layers, changed, log)
     _print(result, as_json, look.check_table)
-    if result["mismatches"]:
+    if result["mismatches"] or (result["is_far"] and not accept_error):
         raise typer.Exit(1)
 
 
@@ -221,6 +238,10 @@ def bench(
 
     options = benches.Options(target, artifact, ssh, show)
     _print(benches.bench(name, quick, options), as_json, benches.table)
+
+
+def _targets(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _print(result: Mapping[str, Any], as_json: bool, table: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,16 +15,27 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from edge import artifact as artifacts
-from edge import graph_file, ir
+from edge import graph_file, ir, truth
 from edge.artifact import Artifact
 from edge.emit.c_names import NAME, check_name
-from edge.export import LANES, int8_graph, save_c99, save_fpga, save_graph, save_onnx, save_tflite
+from edge.export import (
+    LANES,
+    float_graph,
+    int8_graph,
+    require_onnx,
+    save_c99,
+    save_fpga,
+    save_graph,
+    save_onnx,
+    save_tflite,
+)
 from edge.interpreted import INTERPRETER, InterpretedRunner
 from edge.kernels.program import Goal
 from edge.quantize import Scaling, Trained
 from edge.runners import open_runner, runtime_for
 from edge.runtime import Runner
 from edge.simulated import SimulatedRunner
+from edge.truth import ExportWarning
 from fedkit import __version__
 from fedkit.checkpoint import Checkpoint, RunFolder
 from fedkit.config import make_config
@@ -60,6 +73,7 @@ class Form:
         goal: What C is written for, one of `GOALS`.
         lanes: Filters that an FPGA computes at a time, 1 to 8.
         name: What the identifiers of C begin with.
+        accept_error: Export also what is far from the float model, see `edge.truth`.
 
     Raises:
         ConfigError: A value is none of those.
@@ -72,6 +86,7 @@ class Form:
     goal: Goal = "speed"
     lanes: int = LANES
     name: str = NAME
+    accept_error: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -108,11 +123,12 @@ def export(
     Args:
         folder: The run.
         scenario: That of its config.
-        log: Where progress goes.
+        log: Where progress and warnings go.
         form: What to make; by default a .tflite with weights of 8 bits.
 
     Raises:
-        ExportError: An artifact is there already, or the model cannot be exported.
+        ExportError: An artifact is there already, the model cannot be exported, or its integers
+            would be far from its floats.
     """
     form = form or Form()
     paths = {each: folder.path / f"{form.stem}{_ENDINGS[each]}" for each in form.targets}
@@ -120,16 +136,60 @@ def export(
         artifacts.check_free(path)
     examples = _calibration(scenario)
     made = []
-    with log.status("exporting and measuring"):
+    with log.status("exporting and measuring"), _told(log):
         whole = _graph(folder, scenario, examples, form)
         graph = graph_file.load_graph(whole.path)
+        errors = _float_errors(graph, scenario.test.inputs, form)
         about = {**whole.provenance, "graph": whole.path.name, "graph_sha256": whole.sha256}
         for target, path in paths.items():
             saved = _save(target, graph, examples, path, about, form)
             measured = measure(saved, scenario.task, scenario.test)
-            artifacts.record(saved, measured)
-            made.append(measured)
+            about_errors = {key: asdict(each) for key, each in errors.items()}
+            artifacts.record(saved, {**measured, "float_error": about_errors})
+            outputs = {key: each.output for key, each in errors.items()}
+            made.append({**measured, "float_error": outputs})
     return made
+
+
+@contextmanager
+def _told(log: Console) -> Iterator[None]:
+    """Write an export's warnings to the log."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ExportWarning)
+        try:
+            yield
+        finally:
+            for each in caught:
+                tell(log, str(each.message))
+
+
+def tell(log: Console, text: str) -> None:
+    """Write a warning to the log."""
+    log.print("warning:", style="bold yellow", end=" ")
+    log.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def check_exportable(scenario: Scenario, form: Form) -> None:
+    """Lower the model as it is before training.
+
+    What only trained weights can show, as sums that overflow, is not known then.
+
+    Raises:
+        ExportError: It cannot be exported, whatever it learns; what stands in the way is named.
+    """
+    if "onnx" in form.targets:
+        require_onnx()
+    module = scenario.module(scenario.engine.initial_state())
+    float_graph(module, scenario.test.inputs.shape[1:])
+
+
+def _float_errors(graph: ir.Graph, test: NDArray[np.float32], form: Form) -> dict[str, truth.Truth]:
+    """Compare a graph with its float model, where it is known, on the test set too."""
+    if graph.origin is None:
+        return {}
+    on_test = truth.compare(graph, graph.origin.floats, ir.to_graph_layout(test))
+    truth.judge(on_test, graph, "the test set", form.accept_error)
+    return {"calibration": truth.of(graph.origin, graph.outputs[0]), "test": on_test}
 
 
 def _graph(
@@ -148,7 +208,10 @@ def _graph(
             )
         return found
     state, trained = _with_integers(scenario.engine, checkpoint.state, form)
-    graph = int8_graph(scenario.module(state), examples, form.bits, form.scales, trained)
+    graph = int8_graph(
+        scenario.module(state), examples, form.bits, form.scales, trained, form.accept_error
+    )
+    _float_errors(graph, scenario.test.inputs, form)  # before anything is written
     return save_graph(graph, path, about)
 
 

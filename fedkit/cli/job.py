@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedkit.checkpoint import RunFolder
-from fedkit.cli.export import export
+from fedkit.cli.export import Form, check_exportable, export, tell
 from fedkit.cli.tables import size
 from fedkit.config import RunConfig
 from fedkit.errors import CheckpointError, ExportError, FleetError
 from fedkit.fleet.processes import tail
 from fedkit.provenance import made_by
 from sim.run import FlowerSimulation, record
-from sim.scenario import make_scenario, with_model_named
+from sim.scenario import Scenario, make_scenario, with_model_named
 
 _POLL_SECONDS = 0.2
 
@@ -45,7 +45,13 @@ def _dense_folder(path: Path) -> Path:
 
 
 def run_job(
-    config: RunConfig, path: Path, with_dense: bool, in_process: bool, workers: int, log: Console
+    config: RunConfig,
+    path: Path,
+    with_dense: bool,
+    in_process: bool,
+    workers: int,
+    log: Console,
+    asked: Form | None = None,
 ) -> dict[str, Any]:
     """Run, export and measure; return the summary, which is also in the run folder.
 
@@ -56,11 +62,17 @@ def run_job(
         in_process: Run without Flower.
         workers: Devices that compute at the same time under Flower; 0: one per core.
         log: Where progress goes.
+        asked: What to export; by default what `export` makes, if the model can be exported.
+
+    Raises:
+        ExportError: The model cannot be exported, which is found before anything runs if an export
+            was asked for; or it is known only of what was learned.
     """
     config = with_model_named(config)
     scenario = make_scenario(config)
     scenario.check()
     log.print(f"engine: {scenario.engine_notice}", soft_wrap=True)
+    refusal = _refusal(scenario, asked, log)
     runs = [(config, path)]
     if with_dense:
         dense = config.model_copy(update={"method": "dense", "density": 1.0})
@@ -71,8 +83,11 @@ def run_job(
     summary = {**figures(folder), "engine": scenario.engine_notice, **made_by()}
     if with_dense:
         summary |= _dense_figures(path)
+    if refusal:
+        summary["export_refused"] = refusal
     try:
-        summary |= export(folder, scenario, log)[0]
+        if not refusal:
+            summary |= _exported(export(folder, scenario, log, asked))
     except ExportError as error:
         raise ExportError(f"{error}. The run is complete: fedkit show {path}") from error
     finally:
@@ -80,6 +95,25 @@ def run_job(
         summary |= {"seconds_total": round(time.monotonic() - began, 1), "finished": True}
         folder.write_json("summary.json", summary)
     return summary
+
+
+def _refusal(scenario: Scenario, asked: Form | None, log: Console) -> str:
+    """Return why the model cannot be exported, if so; an error where an export was asked for."""
+    try:
+        check_exportable(scenario, asked or Form())
+    except ExportError as error:
+        if asked is not None:
+            raise ExportError(
+                f"{error}. Nothing was run; without --export it trains, and gives no artifact"
+            ) from error
+        tell(log, f"the run will give no artifact: {error}")
+        return str(error)
+    return ""
+
+
+def _exported(made: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the first artifact's figures, and all where there are several."""
+    return {**made[0], **({"artifacts": made} if len(made) > 1 else {})}
 
 
 def _dense_figures(path: Path) -> dict[str, Any]:

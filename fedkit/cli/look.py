@@ -1,4 +1,4 @@
-"""`fedkit check` and `inspect`: whether an artifact computes its graph, and what it holds."""
+"""`fedkit check` and `inspect`: whether an artifact computes its model, and what it holds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from edge import artifact as artifacts
 from edge import check as checks
 from edge import inspect as layers
+from edge import ir, truth
 from edge.artifact import Artifact
 from edge.export import float_graph
 from fedkit.checkpoint import RunFolder
@@ -32,7 +33,7 @@ def check(
     changed: bool,
     log: Console,
 ) -> dict[str, Any]:
-    """Compare an artifact with the interpreter on the test set of a task.
+    """Compare an artifact with the interpreter and the float model on the test set of a task.
 
     Args:
         path: The artifact.
@@ -59,6 +60,8 @@ def check(
         "same_class": report.same_class / report.examples,
         "layers": {name: asdict(tally) for name, tally in report.layers.items()},
         "first": asdict(report.first) if report.first else None,
+        "float_error": asdict(report.truth) if report.truth else None,
+        "is_far": report.truth is not None and report.truth.output > truth.REFUSED,
     }
 
 
@@ -74,14 +77,31 @@ def check_table(result: Mapping[str, Any]) -> Table:
     if (first := result["first"]) is not None:
         where = f"{first['tensor']} (module {first['source']!r}) at {tuple(first['position'])}"
         table.add_row("first", f"{where}: {first['actual']}, expected {first['expected']}")
+    _float_rows(table, result["float_error"], bool(result["layers"]))
     return table
 
 
+def _float_rows(table: Table, error: Mapping[str, Any] | None, every_layer: bool) -> None:
+    if error is None:
+        table.add_row("error against floats", "unknown: its graph holds no float model; export it")
+        table.add_row("", "again with this version")
+        return
+    bounds = f"warned above {truth.WARNED:.0%}, too far above {truth.REFUSED:.0%}"
+    table.add_row("error against floats", f"{error['output']:.2%} ({bounds})")
+    table.add_row("same class as the floats", f"{error['same_class']:.2%}")
+    for name, noise in error["layers"].items() if every_layer else ():
+        table.add_row(f"error of {name}", f"{noise:.2%}")
+
+
 def inspect(path: Path) -> dict[str, Any]:
-    """Describe an artifact layer by layer; its error against floats if its run is beside it."""
+    """Describe an artifact layer by layer, with its error against floats.
+
+    That is the one on the calibration set; of a graph without float model, one on the test set if
+    its run is beside it.
+    """
     found = artifacts.load(path)
     graph = checks.graph_of(found)
-    errors = _errors(found)
+    errors = _errors(found, graph) if graph.origin is None else None
     rows = [
         {**asdict(layer), "density": layer.density}
         for layer in layers.inspect(found, graph, errors)
@@ -94,7 +114,7 @@ def inspect(path: Path) -> dict[str, Any]:
     }
 
 
-def _errors(found: Artifact) -> Mapping[str, float]:
+def _errors(found: Artifact, graph: ir.Graph) -> Mapping[str, float]:
     try:
         folder = RunFolder.open(found.path.parent)
     except CheckpointError:
@@ -102,7 +122,7 @@ def _errors(found: Artifact) -> Mapping[str, float]:
     scenario = make_scenario(folder.config)
     inputs = scenario.test.inputs[:_EXAMPLES]
     floats = float_graph(scenario.module(folder.load().state), inputs.shape[1:])
-    return layers.relative_errors(checks.graph_of(found), floats, inputs)
+    return truth.compare(graph, floats, ir.to_graph_layout(inputs)).layers
 
 
 def inspect_table(result: Mapping[str, Any]) -> Table:

@@ -1,0 +1,199 @@
+"""Models as people have them: what is exported computes the model, or it is refused by name."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
+
+from edge.export import float_graph, int8_graph
+from edge.interpret import evaluate
+from fedkit.errors import ExportError
+
+Floats = NDArray[np.float32]
+
+
+def inputs() -> Floats:
+    return np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def changed(change: Callable[[Any], Any]) -> nn.Module:
+    """Return an MLP whose first layer something was done to."""
+    model = mlp()
+    change(model[0])
+    return model
+
+
+def pruned_and_run() -> nn.Module:
+    model = changed(lambda layer: prune.l1_unstructured(layer, "weight", 0.5))
+    model(torch.zeros(1, 5))  # the masked weight becomes what cannot be copied
+    return model
+
+
+class Shared(nn.Module):
+    """Two layers with one weight, and a module that nobody calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.never = nn.Linear(5, 5), nn.Linear(5, 5), nn.LSTM(5, 5)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(F.relu(self.a(x)))
+        return y
+
+
+class Training(nn.Module):
+    """Does more in training than in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.drop = nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.a(x))
+        if self.training:
+            x = x + torch.randn_like(x)
+        y: Tensor = self.drop(F.relu(x))
+        return y
+
+
+class Own(nn.Module):
+    """A linear layer, and a function of what it gives."""
+
+    def __init__(self, then: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.then = nn.Linear(5, 3), then
+
+    def forward(self, x: Tensor) -> Any:
+        return self.then(self.layer(x))
+
+
+EQUAL: dict[str, Callable[[], nn.Module]] = {
+    "pruned": lambda: changed(lambda layer: prune.l1_unstructured(layer, "weight", 0.5)),
+    "pruned and run": pruned_and_run,
+    "weight norm": lambda: changed(parametrizations.weight_norm),
+    "spectral norm": lambda: changed(parametrizations.spectral_norm),
+    "frozen": lambda: changed(lambda layer: layer.requires_grad_(False)),
+    "observed": lambda: changed(lambda layer: layer.register_forward_hook(lambda *_: None)),
+    "shared": Shared,
+    "in training": lambda: Training().train(),
+    "double": lambda: mlp().double(),
+    "half": lambda: mlp().half(),
+    "in a dictionary": lambda: Own(lambda y: {"logits": y}),
+    "in a tuple": lambda: Own(lambda y: (y,)),
+    "a loop": lambda: Own(lambda y: F.relu(F.relu(y) + y) + y),
+    "twice": lambda: Own(lambda y: torch.cat([y, y], 1)),
+}
+
+
+@pytest.mark.parametrize("kind", EQUAL)
+def test_the_graph_computes_the_model(kind: str) -> None:
+    model, x = EQUAL[kind](), inputs()
+    was = model.training
+    found = evaluate(float_graph(model, (5,)), x)
+    assert model.training == was
+    with torch.no_grad():
+        wanted = model.double().eval()(torch.from_numpy(x).double())
+    if isinstance(wanted, dict | tuple):
+        (wanted,) = wanted.values() if isinstance(wanted, dict) else wanted
+    assert np.abs(found - wanted.numpy()).max() <= 1e-5 * np.abs(wanted.numpy()).max() + 1e-6
+    int8_graph(model.float(), x)
+
+
+def counting() -> Callable[[Tensor], Tensor]:
+    """Return what doubles every value from its second call on, as code with a state does."""
+    calls = iter([1] + [2] * 100)
+    return lambda y: F.relu(y) if next(calls) == 1 else F.relu(y) + F.relu(y)
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "two outputs": (lambda: Own(lambda y: (y, y + y)), "returns 2 tensors"),
+    "random": (lambda: Own(lambda y: y + torch.rand(3)), "'[(]model[)]'.*draws random numbers"),
+    "numpy's": (lambda: Own(lambda y: y + np.random.rand()), "Own draws random numbers"),
+    "python's": (lambda: Own(lambda y: y + random.random()), "Own draws random numbers"),
+    "dropout": (lambda: Own(lambda y: F.dropout(y, 0.5, True)), "draws random numbers"),
+    "by data": (lambda: Own(lambda y: y if y.sum() > 0 else -y), "control flow that depends"),
+    "a state": (lambda: Own(counting()), "gives other outputs than the model itself"),
+    "a changing hook": (
+        lambda: changed(lambda layer: layer.register_forward_hook(lambda m, x, y: y * 3)),
+        "module '0': aten.mul",
+    ),
+    "a function": (lambda: F.relu, "the model is a .*function.*; give a torch.nn.Module"),
+    "nothing": (nn.Identity, "computes nothing"),
+    "softmax": (
+        lambda: nn.Sequential(mlp(), nn.Softmax(1)),
+        "'1': Softmax at the end; leave it out: the artifact gives logits, argmax is the same",
+    ),
+    "log softmax": (lambda: Own(lambda y: y.log_softmax(1)), "LogSoftmax at the end; leave it out"),
+    "sigmoid": (
+        lambda: nn.Sequential(mlp(), nn.Sigmoid(), nn.Flatten()),
+        "Sigmoid at the end; leave it out.*above one half",
+    ),
+    "a gate": (lambda: nn.Sequential(nn.Sigmoid(), mlp()), "'0': Sigmoid is not supported"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_no_graph_computes_is_refused_by_name(kind: str) -> None:
+    make, message = REFUSED[kind]
+    with pytest.raises(ExportError, match=message):
+        int8_graph(make(), inputs())
+
+
+class Words(nn.Module):
+    """Looks words up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(9, 4), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.words(x).flatten(1))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        (Words(), (3,), r"module 'words' \(Embedding\) reads integers"),
+        (nn.Conv2d(3, 4, 3), (32, 30, 3), r"look like \(height, width, channels\).*np\.moveaxis"),
+        (nn.Conv1d(3, 4, 3), (3, 30), r"\[n, channels, 1, length\], with Conv2d"),
+    ],
+)
+def test_inputs_that_do_not_fit_show_the_way_out(
+    model: nn.Module, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        float_graph(model, shape)
+
+
+def test_a_transformer_is_refused_in_few_lines() -> None:
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.patches = nn.Conv2d(3, 8, 4, 4)
+            self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+            return y
+
+    with pytest.raises(ExportError, match=r"\d+ op\(s\).*cannot be exported") as refused:
+        float_graph(Transformer(), (3, 8, 8))
+    lines = str(refused.value).splitlines()
+    assert len(lines) <= 10 and any("layer_norm" in line and "others" in line for line in lines)
