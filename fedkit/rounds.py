@@ -34,7 +34,7 @@ from fedkit.method import (
     changed_model,
     whole_model,
 )
-from fedkit.privacy import add_noise, clip_updates, own_statistics
+from fedkit.privacy import check_private, opening_fleet, own_statistics, private_model
 from fedkit.server_training import train_dense
 from fedkit.sparse.state import ModelState
 from fedkit.task import Examples, Task
@@ -201,8 +201,12 @@ def run_rounds(
         dense: The dense start, where it is known already.
         after: The last step of a run that ended early. What follows equals, bit for bit, what
             would have followed, as long as the same devices answer.
+
+    Raises:
+        ConfigError: The run is to be private (`dp_clip`) and would not be.
     """
     config, channel = server.config, Channel(fleet, server.config.wire)
+    check_private(config, server.method)
     if after is None or after.phase == "start":
         if after is None:
             state = dense_start(server, server_data) if dense is None else dense
@@ -211,7 +215,10 @@ def run_rounds(
             state = after.state
         shape = server.test.inputs.shape[1:]
         opened = server.method.start(
-            Opening(config, server.engine, state, server_data, channel, server.module, shape)
+            Opening(
+                *(config, server.engine, state, server_data),
+                *(opening_fleet(config, channel), server.module, shape),
+            )
         )
         if opened.state is not state:
             yield server.report("selection", 0, opened.state, opened.loss, channel.take())
@@ -260,10 +267,10 @@ def train_round(
 
     updates = fleet.exchange("train", request.changed(numbered), read)
     if config.dp_clip:
-        updates = clip_updates(config, received, updates)
+        noisy = private_model(config, received, updates)
+        # What a method makes of the noisy model alone tells no more than that does.
+        return method.adjust(Aggregated(config, number, sent.masks, noisy, (), ())), None
     parts = shares(updates)
     merged = aggregate(config, updates, parts)
-    if config.dp_clip:
-        return add_noise(config, merged, len(updates)), None
     state = method.adjust(Aggregated(config, number, sent.masks, merged, updates, parts))
     return state, float(np.dot(parts, [update.loss for update in updates]))
