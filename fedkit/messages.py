@@ -28,6 +28,7 @@ from fedkit.sparse import codec, differences
 from fedkit.sparse.state import Masks, ModelState, Shapes, Weights, count_kept, masks_digest
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import NormMoments
+from fedkit.text import short
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _array(
 ) -> NDArray[Any]:
     found = packet.arrays.get(key)
     if found is None:
-        raise WireError(f"message lacks {key!r}; it holds {sorted(packet.arrays)}")
+        raise WireError(f"message lacks {key!r}; it holds {short(sorted(packet.arrays))}")
     if dtype == np.float32 and found.dtype == np.float16:
         found = found.astype(np.float32)
     fits = len(found.shape) == len(shape) and all(
@@ -146,11 +147,15 @@ def read_count(packet: Packet, key: str, lowest: int = 1, highest: int = 2**32 -
     """
     found = packet.numbers.get(key)
     if not isinstance(found, int) or not lowest <= found <= highest:
-        raise WireError(f"{key!r} is {found!r}; need a whole number in {lowest} .. {highest}")
+        raise WireError(f"{key!r} is {short(found)}; need a whole number in {lowest} .. {highest}")
     return found
 
 
 # Statistics of the norm layers ---------------------------------------------------------------
+
+
+LARGEST = 2.0**100
+"""Numbers beyond are no model's; below, float32 holds their sums over any fleet."""
 
 
 def _flat(values: Weights) -> NDArray[np.float32]:
@@ -169,7 +174,11 @@ def _split(flat: NDArray[np.float32], shapes: Shapes) -> Weights:
 def _stats_from(flat: NDArray[np.float32], layout: Layout) -> Weights:
     if not np.isfinite(flat).all():
         raise WireError("norm statistics hold NaN or infinite values; lower lr of the sender")
-    return _split(flat, layout.stats)
+    stats = _split(flat, layout.stats)
+    for name, value in stats.items():
+        if name.endswith(".running_var") and (value < 0).any():
+            raise WireError(f"{name} is negative, down to {value.min():.4g}; no variance is")
+    return stats
 
 
 def _stats_size(layout: Layout) -> int:
@@ -219,7 +228,8 @@ def _read_masks(packet: Packet, layout: Layout, known: Masks | None) -> Masks:
     if masks_digest(masks) != packet.numbers.get("mask_digest"):
         raise WireError(
             f"masks have digest {masks_digest(masks)}, the sender's "
-            f"{packet.numbers.get('mask_digest')}; the receiver is out of date: send them in full"
+            f"{short(packet.numbers.get('mask_digest'))}; the receiver is out of date: send them "
+            "in full"
         )
     return masks
 
@@ -289,8 +299,13 @@ def read_stats(
 
 
 def pack_losses(losses: Sequence[float], examples: int) -> Packet:
-    """Pack one loss per candidate, float64 [candidates]."""
-    return Packet({"losses": np.array(losses, np.float64)}, {"examples": examples})
+    """Pack one loss per candidate, float64 [candidates].
+
+    A loss that is NaN, infinite or larger becomes `LARGEST`: no candidate is worse, and that the
+    model cannot be computed with a candidate's statistics is not the device's fault.
+    """
+    told = np.nan_to_num(np.array(losses, np.float64), nan=LARGEST)
+    return Packet({"losses": np.clip(told, -LARGEST, LARGEST)}, {"examples": examples})
 
 
 def read_losses(packet: Packet, candidates: int) -> tuple[list[float], int]:
@@ -423,7 +438,7 @@ def read_update(
         )
     loss = packet.numbers.get("loss")
     if not isinstance(loss, float) or not math.isfinite(loss):
-        raise WireError(f"'loss' is {loss!r}; need a finite number; lower lr of the sender")
+        raise WireError(f"'loss' is {short(loss)}; need a finite number; lower lr of the sender")
     if bits:
         state = _read_differences(packet, layout, sent, bits)
     else:

@@ -260,7 +260,10 @@ def train_round(
     received = messages.as_received(sent, config.wire)
 
     def read(reply: Packet) -> Update:
-        return admit_update(reply, layout, received, config, number, layers, method.own_masks)
+        return admit_update(
+            *(reply, layout, received, config, number, layers),
+            *(method.own_masks, method.entries),
+        )
 
     def numbered(packet: Packet) -> Packet:
         return Packet(packet.arrays, {**packet.numbers, "round": number})

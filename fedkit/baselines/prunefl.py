@@ -13,9 +13,11 @@ Adjustments come when FedTiny's do, and after the last one nobody computes what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
 from fedkit.engine.base import GradientSums
@@ -77,10 +79,17 @@ def adjust(end: Aggregated) -> ModelState:
         [1.0] * len(end.updates),
         end.config.aggregation,
     )
-    squares = {name: merged[name].values.reshape(mask.shape) for name, mask in end.sent.items()}
+    squares = {name: _dense(merged[name], mask.shape) for name, mask in end.sent.items()}
     share = swapped_share(end.config, end.number)
     counts, exempt = count_kept(end.sent), end.config.exempt_layers
     return end.state.with_masks(reconfigure(end.state, counts, squares, share, exempt))
+
+
+def _dense(entries: Entries, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return entries in their places; robust merging leaves zeros out."""
+    values = np.zeros(math.prod(shape), np.float32)
+    values[entries.indices] = entries.values
+    return values.reshape(shape)
 
 
 def dense_bytes(config: RunConfig, masks: Masks) -> int:
@@ -95,5 +104,6 @@ PRUNEFL = Method(
     local,
     all_layers,
     adjust,
+    entries="all",
     score_bytes=dense_bytes,
 )

@@ -6,6 +6,7 @@ candidate. Phase 1 re-estimates them on the devices, phase 2 ranks the candidate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -79,9 +80,9 @@ def relative_stats(stats: Weights, base: Weights) -> Weights:
 
 
 def absolute_stats(relative: Weights, base: Weights) -> Weights:
-    """Invert `relative_stats`; numbers that are too large come back infinite."""
+    """Invert `relative_stats`; numbers that are too large come back infinite or NaN."""
     found = {}
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         for name, own, other in _pairs(relative, base):
             variance = (other.variance + _LEAST_VARIANCE) * np.exp2(own.variance) - _LEAST_VARIANCE
             found[name] = Moments(1, other.mean, np.maximum(variance, 0))
@@ -108,18 +109,24 @@ def merge_losses(
     losses: Sequence[Sequence[float]],
     examples: Sequence[int],
     aggregation: Aggregation = "mean",
+    worst: float = math.inf,
 ) -> NDArray[np.float64]:
     """Return the mean loss per candidate, weighted by examples or robust, float64 [candidates].
 
     Args:
-        losses: Per device the loss of each candidate, [devices][candidates].
+        losses: Per device the loss of each candidate, [devices][candidates]. Who has `worst` for
+            all of them tells none from another, and has no say.
         examples: Development examples per device, [devices].
         aggregation: How devices' losses merge.
+        worst: What stands for a loss that is no number.
     """
+    told, counts = np.asarray(losses, np.float64), np.asarray(examples, np.float64)
+    says = (told < worst).any(axis=1)
+    if says.any():
+        told, counts = told[says], counts[says]
     if aggregation != "mean":
-        return middle(np.asarray(losses, np.float64), aggregation)
-    weights = np.asarray(examples, np.float64)
-    return np.asarray(weights @ np.asarray(losses, np.float64) / weights.sum())
+        return middle(told, aggregation)
+    return np.asarray(counts @ told / counts.sum())
 
 
 def best_candidate(losses: NDArray[np.float64]) -> int:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from fedkit import messages
 from fedkit.config import RunConfig
+from fedkit.door import admit_losses, admit_moments
 from fedkit.fedtiny.bn_selection import (
     as_stats,
     best_candidate,
@@ -58,10 +59,10 @@ def start(opening: Opening) -> Opened:
         stats = [pool.union.stats] * len(pool)
         request = Request(lambda: messages.pack_pool(pool))
     answers = opening.fleet.exchange(
-        "losses", request, lambda reply: messages.read_losses(reply, len(pool))
+        "losses", request, lambda reply: admit_losses(reply, config, len(pool))
     )
     read, examples = zip(*answers, strict=True)
-    losses = merge_losses(read, examples, config.aggregation)
+    losses = merge_losses(read, examples, config.aggregation, messages.LARGEST)
     chosen = best_candidate(losses)
     winner = pool.candidate(chosen)
     state = ModelState(winner.weights, stats[chosen], winner.masks)
@@ -72,13 +73,12 @@ def start(opening: Opening) -> Opened:
 
 def _reestimated(opening: Opening, pool: Pool) -> list[Weights]:
     """Return the merged statistics of each candidate, as the devices' data has them."""
-    layout = opening.engine.layout
+    layout, config = opening.engine.layout, opening.config
     moments = opening.fleet.exchange(
         "moments",
         Request(lambda: messages.pack_pool(pool)),
-        lambda reply: messages.read_moments(reply, layout, len(pool)),
+        lambda reply: admit_moments(reply, layout, pool.union.stats, config, len(pool)),
     )
-    config = opening.config
     return [
         as_stats(merge_norms(norms, config.bn_merge, config.aggregation))
         for norms in zip(*moments, strict=True)
