@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from fedkit.errors import ConfigError
+from fedkit.fedtiny.bn_selection import NormMerge
 from fedkit.fedtiny.candidates import pool_size
 from fedkit.stats.robust import Aggregation
 
@@ -67,8 +68,12 @@ class RunConfig(BaseModel):
     development_share: float = Field(
         0.2, gt=0, le=1, description="share of device data that ranks candidates"
     )
-    bn_merge: Literal["pooled", "paper"] = Field(
-        "pooled", description="merge of norm statistics: exact, or averaged variances"
+    bn_merge: NormMerge = Field(
+        "pooled",
+        description="norm statistics of the fleet: moments pooled of devices that each normalise "
+        "by their own batches, or their variances averaged; exact: those of BatchNorm over all "
+        "data, by a message per level of norms, for candidates and the last model; exact-last: for "
+        "the last model alone",
     )
     server_share: float = Field(
         0.05, ge=0, lt=1, description="share of training data that is the server's own"

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from fedkit.engine.base import Layout
 from fedkit.errors import WireError
-from fedkit.fedtiny.bn_selection import absolute_stats, as_moments, as_stats, relative_stats
+from fedkit.fedtiny.bn_selection import (
+    absolute_stats,
+    as_moments,
+    as_stats,
+    norm_names,
+    relative_stats,
+)
 from fedkit.fedtiny.candidates import Pool
 from fedkit.sparse import codec, differences
 from fedkit.sparse.state import Masks, ModelState, Shapes, Weights, count_kept, masks_digest
@@ -296,6 +302,74 @@ def read_stats(
     """Read statistics packed by `pack_stats`, wherever the packet holds them."""
     rows = _array(packet, key, np.float32, (candidates, _stats_size(layout)))
     return [_stats_from(row, layout) for row in rows]
+
+
+QUESTION = ("asked", "known", "known_stats")
+"""Arrays of a question for moments, beside the pool."""
+
+
+def stats_of(layout: Layout, norms: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the running statistics of some norms, in the model's order."""
+    wanted = {f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")}
+    return {name: shape for name, shape in layout.stats.items() if name in wanted}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What moments a device is asked for.
+
+    Attributes:
+        asked: Norms.
+        known: Per candidate, merged statistics of norms before them that the device may not have.
+        everything: Of all its examples, not only of those that rank candidates.
+    """
+
+    asked: tuple[str, ...]
+    known: Sequence[Weights]
+    everything: bool
+
+
+def pack_question(
+    layout: Layout,
+    asked: Sequence[str],
+    known: Sequence[str],
+    stats: Sequence[Weights],
+    everything: bool,
+) -> Packet:
+    """Pack a question for the moments of the norms `asked`, with the statistics of those `known`.
+
+    Args:
+        layout: The model's layout.
+        asked: Norms.
+        known: Norms.
+        stats: Per candidate the statistics of the latter, at least.
+        everything: See `Question`.
+    """
+    names = norm_names(layout.stats)
+    flags = {
+        key: np.array([name in chosen for name in names], np.uint8)
+        for key, chosen in (("asked", asked), ("known", known))
+    }
+    told = stats_of(layout, known)
+    rows = np.stack([_flat({name: row[name] for name in told}) for row in stats])
+    return Packet({**flags, "known_stats": rows}, {"everything": int(everything)})
+
+
+def read_question(packet: Packet, layout: Layout, candidates: int) -> Question:
+    """Read a question packed by `pack_question`.
+
+    Raises:
+        WireError: It does not fit the model.
+    """
+    names = norm_names(layout.stats)
+    asked, known = (
+        [name for name, chosen in zip(names, flags.tolist(), strict=True) if chosen]
+        for flags in (_array(packet, key, np.uint8, (len(names),)) for key in ("asked", "known"))
+    )
+    told = replace(layout, stats=stats_of(layout, known))
+    rows = read_stats(packet, told, candidates, "known_stats")
+    everything = bool(read_count(packet, "everything", 0, 1))
+    return Question(tuple(asked), rows, everything)
 
 
 def pack_losses(losses: Sequence[float], examples: int) -> Packet:

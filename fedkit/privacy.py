@@ -61,6 +61,8 @@ def check_private(config: RunConfig, method: Method) -> None:
         "devices rank candidates: set selection to none": bool(
             method.selects and config.selection != "none"
         ),
+        "devices are asked for norm statistics: set bn_merge to pooled": config.bn_merge
+        in ("exact", "exact-last"),
         "only a mean has a known sensitivity: set aggregation to mean": config.aggregation
         != "mean",
     }

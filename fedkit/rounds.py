@@ -21,6 +21,7 @@ from fedkit.config import RunConfig
 from fedkit.device import Device
 from fedkit.door import admit_update
 from fedkit.engine.base import Engine
+from fedkit.exact_norms import last_statistics
 from fedkit.messages import Packet, Update, Wire
 from fedkit.method import (
     Aggregated,
@@ -230,6 +231,9 @@ def run_rounds(
         state, loss = train_round(server, channel, request, sent, number)
         if config.dp_clip:
             state = own_statistics(server.engine, state, server_data)
+        elif number == config.rounds and config.bn_merge in ("exact", "exact-last"):
+            shape = server.test.inputs.shape[1:]
+            state = last_statistics(config, server.engine, shape, channel, state)
         yield server.report("round", number, state, loss, channel.take())
         request = changed_model(state, sent.masks)
 
@@ -274,6 +278,6 @@ def train_round(
         # What a method makes of the noisy model alone tells no more than that does.
         return method.adjust(Aggregated(config, number, sent.masks, noisy, (), ())), None
     parts = shares(updates)
-    merged = aggregate(config, updates, parts)
+    merged = aggregate(config, updates, parts, server.engine.absolute_norms)
     state = method.adjust(Aggregated(config, number, sent.masks, merged, updates, parts))
     return state, float(np.dot(parts, [update.loss for update in updates]))

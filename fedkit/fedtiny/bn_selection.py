@@ -7,8 +7,9 @@ candidate. Phase 1 re-estimates them on the devices, phase 2 ranks the candidate
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +18,38 @@ from fedkit.sparse.state import ModelState, Weights
 from fedkit.stats.moments import Merge, Moments, NormMoments, merge
 from fedkit.stats.robust import Aggregation, middle
 
+NormMerge = Literal["pooled", "paper", "exact-last", "exact"]
+"""How norm statistics of a fleet come about.
+
+`pooled` and `paper` merge what each device measured with norms of its own batches, in one message;
+beyond the first norm of a model that is near BatchNorm over pooled data, and not equal. `exact`
+asks for a level of norms at a time (`fedkit.exact_norms`), where candidates are ranked and after
+the last round; `exact-last` after the last round alone.
+"""
+
 
 def merge_norms(
-    devices: Sequence[NormMoments], rule: Merge, aggregation: Aggregation = "mean"
+    devices: Sequence[NormMoments],
+    rule: NormMerge,
+    aggregation: Aggregation = "mean",
+    absolute: Container[str] = (),
 ) -> NormMoments:
     """Merge the devices' moments layer by layer, in the order given.
 
-    Robust aggregation takes means and variances each by itself, and has no use for `rule`.
+    Args:
+        devices: Moments of the same norms.
+        rule: `paper` averages variances; the others take the spread of means in.
+        aggregation: Robust rules take means and variances each by itself, and have no use for
+            `rule`.
+        absolute: Norms whose spread is a squared mean absolute deviation (see `Engine`).
     """
     parts = {name: [device[name] for device in devices] for name in devices[0]}
     if aggregation == "mean":
-        return {name: merge(moments, rule) for name, moments in parts.items()}
+        spread: Merge = "paper" if rule == "paper" else "pooled"
+        return {
+            name: merge(moments, "absolute" if spread == "pooled" and name in absolute else spread)
+            for name, moments in parts.items()
+        }
     return {name: _middle_moments(moments, aggregation) for name, moments in parts.items()}
 
 
@@ -50,14 +72,18 @@ def as_stats(norms: NormMoments) -> Weights:
 
 def as_moments(stats: Weights, examples: float) -> NormMoments:
     """Read running statistics as moments of `examples` samples; the inverse of `as_stats`."""
-    suffix = ".running_mean"
-    names = [name.removesuffix(suffix) for name in stats if name.endswith(suffix)]
     return {
         name: Moments.from_variance(
             examples, stats[f"{name}.running_mean"], stats[f"{name}.running_var"]
         )
-        for name in names
+        for name in norm_names(stats)
     }
+
+
+def norm_names(stats: Iterable[str]) -> tuple[str, ...]:
+    """Return the norms that running statistics belong to, in their order."""
+    suffix = ".running_mean"
+    return tuple(name.removesuffix(suffix) for name in stats if name.endswith(suffix))
 
 
 _LEAST_VARIANCE = 1e-5

@@ -8,6 +8,7 @@ from dataclasses import replace
 from fedkit import messages
 from fedkit.config import RunConfig
 from fedkit.door import admit_losses, admit_moments
+from fedkit.exact_norms import exact_statistics
 from fedkit.fedtiny.bn_selection import (
     as_stats,
     best_candidate,
@@ -71,16 +72,22 @@ def start(opening: Opening) -> Opened:
     return Opened(state, replace(whole_model(state), short=named), float(losses[chosen]))
 
 
-def _reestimated(opening: Opening, pool: Pool) -> list[Weights]:
+def _reestimated(opening: Opening, pool: Pool) -> Sequence[Weights]:
     """Return the merged statistics of each candidate, as the devices' data has them."""
     layout, config = opening.engine.layout, opening.config
+    if config.bn_merge == "exact" and layout.stats:
+        return exact_statistics(
+            config, opening.engine, opening.input_shape, opening.fleet, pool, everything=False
+        )
     moments = opening.fleet.exchange(
         "moments",
         Request(lambda: messages.pack_pool(pool)),
         lambda reply: admit_moments(reply, layout, pool.union.stats, config, len(pool)),
     )
     return [
-        as_stats(merge_norms(norms, config.bn_merge, config.aggregation))
+        as_stats(
+            merge_norms(norms, config.bn_merge, config.aggregation, opening.engine.absolute_norms)
+        )
         for norms in zip(*moments, strict=True)
     ]
 

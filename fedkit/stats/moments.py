@@ -15,8 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Merge = Literal["pooled", "paper"]
-"""How variances of devices merge: `pooled` is exact; `paper` averages them (FedTiny's rule)."""
+Merge = Literal["pooled", "paper", "absolute"]
+"""How spreads of disjoint samples merge.
+
+`pooled` gives the variance of all samples together. `paper` averages variances (FedTiny's rule).
+`absolute` is for mean absolute deviations, whose squares stand where variances do: it averages the
+deviations, which is exact where all are taken around the mean of all samples.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ def merge(parts: Sequence[Moments], rule: Merge = "pooled") -> Moments:
     pooled = reduce(Moments.__add__, parts)
     if rule == "pooled":
         return pooled
+    if rule == "absolute":
+        total = sum(part.n * np.sqrt(part.variance) for part in parts)
+        return Moments.from_variance(pooled.n, pooled.mean, np.square(total / pooled.n))
     return Moments(pooled.n, pooled.mean, np.sum([part.m2 for part in parts], axis=0))
 
 

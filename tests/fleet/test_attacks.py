@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "median": {"aggregation": "median"},
     "fp16": {"wire": "fp16"},
     "few bits": {"uplink_bits": 4},
+    "exact": {"bn_merge": "exact"},
     "no bounds": {"max_change": 0},
     "private": {"dp_clip": 0.5, "selection": "none", "adjust_share": 0},
 }
