@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
-from fedkit.fedtiny.bn_selection import as_moments, as_stats, merge_norms
+from fedkit.fedtiny.bn_selection import NormMerge, as_moments, as_stats, merge_norms
 from fedkit.messages import Update
 from fedkit.sparse.state import Masks, ModelState, Weights, apply_masks, weighted_mean
 from fedkit.stats.robust import Aggregation, middle
@@ -42,7 +42,8 @@ def aggregate(
     else:
         weights = _middles(states, masks, config.aggregation)
     norms = [as_moments(update.state.stats, update.examples) for update in updates]
-    stats = as_stats(merge_norms(norms, config.bn_merge, config.aggregation, absolute))
+    rule: NormMerge = "paper" if config.bn_merge == "paper" else "pooled"
+    stats = as_stats(merge_norms(norms, rule, config.aggregation, absolute))
     return ModelState(apply_masks(weights, masks), stats, masks)
 
 

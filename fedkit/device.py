@@ -89,7 +89,7 @@ class Device:
             rows = messages.read_stats(memory, layout, len(pool), POOL_STATS)
         question = messages.read_question(request, layout, len(pool))
         rows = [{**row, **known} for row, known in zip(rows, question.known, strict=True)]
-        data = self.examples if question.everything else self._development
+        data = self.examples if question.number else self._development
         found = []
         for index, row in enumerate(rows):
             state = replace(pool.candidate(index), stats=row)
@@ -98,8 +98,8 @@ class Device:
         told = {key: a for key, a in request.arrays.items() if key not in QUESTION}
         merged = messages.pack_stats(rows).arrays["stats"]
         remembered = {**memory.arrays, **told, POOL_STATS: merged}
-        numbers = {**memory.numbers, **request.numbers}
-        return messages.pack_moments(found, len(data)), Packet(remembered, numbers)
+        digest = request.numbers.get("mask_digest", memory.numbers.get("mask_digest", ""))
+        return messages.pack_moments(found, len(data)), Packet(remembered, {"mask_digest": digest})
 
     def _losses(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         remembered = self._with_stats(request, memory)

@@ -13,7 +13,8 @@ statistics travel in the run's width, and each exchange merges those who answere
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,7 +37,7 @@ def exact_statistics(
     input_shape: tuple[int, ...],
     fleet: Fleet,
     pool: Pool,
-    everything: bool,
+    number: int,
 ) -> Sequence[Weights]:
     """Return the statistics that each candidate's norms have over the data of all devices.
 
@@ -46,17 +47,22 @@ def exact_statistics(
         input_shape: Shape of one example.
         fleet: The devices.
         pool: The candidates, as devices receive them.
-        everything: Devices look at all their examples, not only at those that rank candidates.
+        number: The round it is after, in which devices look at all their examples; 0 before
+            training, where they look at those that rank candidates.
     """
     absolute = engine.absolute_norms
     rows = [dict(pool.union.stats) for _ in range(len(pool))]
     known: list[str] = []
     fresh: list[str] = []
-    for asked in _exchanges(engine.norm_levels(input_shape), absolute):
-        request = _request(engine.layout, pool, rows, asked, known, fresh, everything)
+    for level, asked in enumerate(_exchanges(engine.norm_levels(input_shape), absolute)):
+        stats = [dict(row) for row in rows]  # they go on while a request is kept
+        question = functools.partial(
+            messages.pack_question, engine.layout, asked, stats=stats, number=number, level=level
+        )
+        request = _request(pool, question, known, fresh)
         answers = _ask(config, engine.layout, fleet, pool, request, asked)
         for row, norms in zip(rows, zip(*answers, strict=True), strict=True):
-            row.update(as_stats(merge_norms(norms, "pooled", config.aggregation, absolute)))
+            row.update(as_stats(merge_norms(norms, "exact", config.aggregation, absolute)))
         known, fresh = list(dict.fromkeys([*known, *asked])), list(asked)
     return rows
 
@@ -88,19 +94,12 @@ def _exchanges(levels: NormLevels, absolute: frozenset[str]) -> Iterator[Sequenc
 
 
 def _request(
-    layout: Layout,
     pool: Pool,
-    rows: Sequence[Weights],
-    asked: Sequence[str],
+    question: Callable[[Sequence[str]], Packet],
     known: Sequence[str],
     fresh: Sequence[str],
-    everything: bool,
 ) -> Request:
-    """Return the question: with the pool and all that is known, or with what is new alone."""
-    frozen = [dict(row) for row in rows]  # they go on while a request is kept
-
-    def question(told: Sequence[str]) -> Packet:
-        return messages.pack_question(layout, asked, told, frozen, everything)
+    """Return a question with the pool and all that is known, or with what is new alone."""
 
     def whole() -> Packet:
         packed, asks = messages.pack_pool(pool), question(known)
@@ -115,12 +114,11 @@ def last_statistics(
     input_shape: tuple[int, ...],
     fleet: Fleet,
     state: ModelState,
+    number: int,
 ) -> ModelState:
-    """Return a model with the statistics that its norms have over the data of all devices."""
+    """Return the model after round `number` with the statistics of its norms over all devices."""
     if not engine.layout.stats:
         return state
     counts = np.array([list(count_kept(state.masks).values())], np.int32)
-    (stats,) = exact_statistics(
-        config, engine, input_shape, fleet, Pool(state, counts), everything=True
-    )
+    (stats,) = exact_statistics(config, engine, input_shape, fleet, Pool(state, counts), number)
     return replace(state, stats=stats)

@@ -321,12 +321,12 @@ class Question:
     Attributes:
         asked: Norms.
         known: Per candidate, merged statistics of norms before them that the device may not have.
-        everything: Of all its examples, not only of those that rank candidates.
+        number: The round after which it is asked; 0 before training, of candidates.
     """
 
     asked: tuple[str, ...]
     known: Sequence[Weights]
-    everything: bool
+    number: int
 
 
 def pack_question(
@@ -334,7 +334,8 @@ def pack_question(
     asked: Sequence[str],
     known: Sequence[str],
     stats: Sequence[Weights],
-    everything: bool,
+    number: int,
+    level: int,
 ) -> Packet:
     """Pack a question for the moments of the norms `asked`, with the statistics of those `known`.
 
@@ -343,7 +344,8 @@ def pack_question(
         asked: Norms.
         known: Norms.
         stats: Per candidate the statistics of the latter, at least.
-        everything: See `Question`.
+        number: The round after which it is asked; 0 before training, of candidates.
+        level: Which question of that round it is, from 0.
     """
     names = norm_names(layout.stats)
     flags = {
@@ -352,7 +354,7 @@ def pack_question(
     }
     told = stats_of(layout, known)
     rows = np.stack([_flat({name: row[name] for name in told}) for row in stats])
-    return Packet({**flags, "known_stats": rows}, {"everything": int(everything)})
+    return Packet({**flags, "known_stats": rows}, {"round": number, "level": level})
 
 
 def read_question(packet: Packet, layout: Layout, candidates: int) -> Question:
@@ -368,8 +370,7 @@ def read_question(packet: Packet, layout: Layout, candidates: int) -> Question:
     )
     told = replace(layout, stats=stats_of(layout, known))
     rows = read_stats(packet, told, candidates, "known_stats")
-    everything = bool(read_count(packet, "everything", 0, 1))
-    return Question(tuple(asked), rows, everything)
+    return Question(tuple(asked), rows, read_count(packet, "round", 0))
 
 
 def pack_losses(losses: Sequence[float], examples: int) -> Packet:

@@ -233,7 +233,7 @@ def run_rounds(
             state = own_statistics(server.engine, state, server_data)
         elif number == config.rounds and config.bn_merge in ("exact", "exact-last"):
             shape = server.test.inputs.shape[1:]
-            state = last_statistics(config, server.engine, shape, channel, state)
+            state = last_statistics(config, server.engine, shape, channel, state, number)
         yield server.report("round", number, state, loss, channel.take())
         request = changed_model(state, sent.masks)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,14 +120,14 @@ def errors(stats: Weights, right: dict[str, tuple[Any, Any]]) -> dict[str, float
     return found
 
 
-def ask(engine: Engine, **changes: Any) -> tuple[list[Weights], Fleet]:
+def ask(engine: Engine, **changes: Any) -> tuple[Sequence[Weights], Fleet]:
     """The statistics of two candidates: all weights, and the larger half of each layer."""
     config = make_config({"devices": 3, "bn_merge": "exact", "method": "dense", **changes})
     state = engine.initial_state()
     whole = [mask.size for mask in state.masks.values()]
     pool = Pool(state, np.array([whole, [size // 2 for size in whole]], np.int32))
     fleet = Fleet([Device(i, data, engine, config) for i, data in enumerate(skewed())])
-    return exact_statistics(config, engine, SHAPE, fleet, pool, everything=True), fleet
+    return exact_statistics(config, engine, SHAPE, fleet, pool, number=1), fleet
 
 
 @pytest.mark.parametrize("l1", [False, True], ids=["L2", "L1"])
@@ -220,7 +220,7 @@ def test_devices_that_are_away_for_a_message_are_left_out_of_it_alone() -> None:
                 self._devices = everybody
 
     fleet = Coming([Device(i, data, engine, config) for i, data in enumerate(skewed())])
-    (stats,) = exact_statistics(config, engine, SHAPE, fleet, pool, everything=True)
+    (stats,) = exact_statistics(config, engine, SHAPE, fleet, pool, number=1)
     assert not fleet.refused and not fleet.failed
     # By hand, from each device's moments under the statistics so far.
     expected = dict(state.stats)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedkit.errors import FleetError
 from fedkit.sparse.state import ModelState, Shapes, Weights
 from fedkit.sparse.topk import Entries
-from fedkit.stats.moments import Moments, NormMoments, merge
+from fedkit.stats.moments import Merge, Moments, NormMoments, merge
 from fedkit.task import Examples
 
 
@@ -45,10 +45,13 @@ def even_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.i
     return np.array_split(order, -(-len(order) // batch_size))
 
 
-def merge_batches(parts: Mapping[str, Sequence[Moments]], absolute: Container[str]) -> NormMoments:
-    """Return the moments of all batches of each norm that was met."""
+def merge_batches(
+    parts: Mapping[str, Sequence[Moments]], absolute: Container[str], frozen: bool
+) -> NormMoments:
+    """Return the moments of all batches of each norm that was met; see `Engine.norm_moments`."""
+    spread: Merge = "absolute" if frozen else "folded"
     return {
-        name: merge(moments, "absolute" if name in absolute else "pooled")
+        name: merge(moments, spread if name in absolute else "pooled")
         for name, moments in parts.items()
         if moments
     }

@@ -211,7 +211,7 @@ class TorchEngine:
         finally:
             for hook in hooks:
                 hook.remove()
-        return merge_batches(collected, self.absolute_norms)
+        return merge_batches(collected, self.absolute_norms, frozen)
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""

@@ -38,19 +38,26 @@ def merge_norms(
 
     Args:
         devices: Moments of the same norms.
-        rule: `paper` averages variances; the others take the spread of means in.
+        rule: `paper` averages variances; `pooled` takes the spread of means in; so does `exact`,
+            which is of moments under common statistics (`Engine.norm_moments`, frozen).
         aggregation: Robust rules take means and variances each by itself, and have no use for
             `rule`.
         absolute: Norms whose spread is a squared mean absolute deviation (see `Engine`).
     """
     parts = {name: [device[name] for device in devices] for name in devices[0]}
     if aggregation == "mean":
-        spread: Merge = "paper" if rule == "paper" else "pooled"
         return {
-            name: merge(moments, "absolute" if spread == "pooled" and name in absolute else spread)
-            for name, moments in parts.items()
+            name: merge(moments, _rule(rule, name in absolute)) for name, moments in parts.items()
         }
     return {name: _middle_moments(moments, aggregation) for name, moments in parts.items()}
+
+
+def _rule(rule: NormMerge, absolute: bool) -> Merge:
+    if rule == "paper":
+        return "paper"
+    if absolute:
+        return "absolute" if rule == "exact" else "folded"
+    return "pooled"
 
 
 def _middle_moments(parts: Sequence[Moments], aggregation: Aggregation) -> Moments:

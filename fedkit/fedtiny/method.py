@@ -10,6 +10,7 @@ from fedkit.config import RunConfig
 from fedkit.door import admit_losses, admit_moments
 from fedkit.exact_norms import exact_statistics
 from fedkit.fedtiny.bn_selection import (
+    NormMerge,
     as_stats,
     best_candidate,
     merge_losses,
@@ -77,17 +78,16 @@ def _reestimated(opening: Opening, pool: Pool) -> Sequence[Weights]:
     layout, config = opening.engine.layout, opening.config
     if config.bn_merge == "exact" and layout.stats:
         return exact_statistics(
-            config, opening.engine, opening.input_shape, opening.fleet, pool, everything=False
+            config, opening.engine, opening.input_shape, opening.fleet, pool, number=0
         )
+    rule: NormMerge = "paper" if config.bn_merge == "paper" else "pooled"
     moments = opening.fleet.exchange(
         "moments",
         Request(lambda: messages.pack_pool(pool)),
         lambda reply: admit_moments(reply, layout, pool.union.stats, config, len(pool)),
     )
     return [
-        as_stats(
-            merge_norms(norms, config.bn_merge, config.aggregation, opening.engine.absolute_norms)
-        )
+        as_stats(merge_norms(norms, rule, config.aggregation, opening.engine.absolute_norms))
         for norms in zip(*moments, strict=True)
     ]
 

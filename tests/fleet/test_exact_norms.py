@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ import pytest
 
 from fedkit.baselines import load_method
 from fedkit.config import make_config
+from fedkit.device_memory import DurableMemory
 from fedkit.errors import ConfigError
 from fedkit.flower.fleet import FlowerFleet
+from fedkit.method import Phase, Request
 from fedkit.privacy import check_private
 from fedkit.rounds import Report, Step, run_rounds
 from sim.scenario import make_scenario
@@ -131,3 +135,44 @@ def test_private_runs_ask_for_no_statistics() -> None:
     config = make_config({**KEYS, "dp_clip": 1.0, "method": "erk"})
     with pytest.raises(ConfigError, match="set bn_merge to pooled"):
         check_private(config, load_method("erk"))
+
+
+@pytest.mark.parametrize("left", [1, 4, 8])
+def test_a_board_that_remembers_on_disk_answers_a_server_that_starts_again(
+    tmp_path: Path, left: int
+) -> None:
+    """The server dies with so many messages left, and goes on after the step it had stored.
+
+    Error feedback must not be lost while the last statistics are asked for.
+    """
+    keys = {**KEYS, "uplink_bits": 4}
+    scenario = make_scenario(make_config(keys))
+    boards = [DurableMemory(tmp_path / str(index), "run") for index in range(len(scenario.devices))]
+
+    class Boards:
+        """Devices that answer from their disks; it ends with the process after some messages."""
+
+        traffic = (0, 0)
+
+        def __init__(self, messages: float = math.inf) -> None:
+            self._left, self._known = messages, False
+
+        def exchange(self, phase: Phase, request: Request, read: Any) -> list[Any]:
+            if self._left == 0:
+                raise KeyboardInterrupt
+            self._left -= 1
+            packet = request.short if self._known and request.short else request.whole()
+            self._known = True
+            devices = [scenario.device(index) for index in range(len(boards))]
+            pairs = zip(boards, devices, strict=True)
+            return [read(board.answer(device.handle, phase, packet)) for board, device in pairs]
+
+    whole, fleet = steps(uplink_bits=4)
+    server, done = scenario.server(), list[Report]()
+    with pytest.raises(KeyboardInterrupt):
+        for step in run_rounds(server, Boards(len(fleet.log) - left), scenario.server_data):
+            done.append(step)
+    stored = done[-1]
+    after = Step(stored.phase, stored.round, stored.state)
+    *_, end = run_rounds(server, Boards(), scenario.server_data, after=after)
+    assert_same_bits(end.state, whole[-1].state)

@@ -176,7 +176,7 @@ class IntegerEngine:
                 part = Moments(count, seen.mean, seen.variance * count)
                 collected.setdefault(norm.name, []).append(part)
         program.use_running(None)
-        return merge_batches(collected, self.absolute_norms)
+        return merge_batches(collected, self.absolute_norms, frozen)
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""

@@ -121,7 +121,7 @@ class SparseEngine:
                 part = Moments(count, norm.center.copy(), square)
                 collected.setdefault(norm.norm.name, []).append(part)
         program.frozen = None
-        return merge_batches(collected, self.absolute_norms)
+        return merge_batches(collected, self.absolute_norms, frozen)
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""
