@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
-from fedkit.fedtiny.bn_selection import as_moments, as_stats, merge_norms
+from fedkit.fedtiny.bn_selection import NormMerge, as_moments, as_stats, merge_norms
 from fedkit.messages import Update
 from fedkit.sparse.state import Masks, ModelState, Weights, apply_masks, weighted_mean
 from fedkit.stats.robust import Aggregation, middle
@@ -20,12 +20,21 @@ def shares(updates: Sequence[Update]) -> list[float]:
     return [update.examples / total for update in updates]
 
 
-def aggregate(config: RunConfig, updates: Sequence[Update], parts: Sequence[float]) -> ModelState:
+def aggregate(
+    config: RunConfig,
+    updates: Sequence[Update],
+    parts: Sequence[float],
+    absolute: Container[str] = (),
+) -> ModelState:
     """Merge the weights and the norm statistics of all devices by the config's rule.
 
     The mean is by sample count, in float64. A weight that not every device keeps is merged over
-    those that do.
+    those that do. In a private run each update counts as one of the run's devices, whatever
+    `parts` are: who did not answer changed nothing (`fedkit.privacy`). `absolute` are the norms
+    whose spread is a mean absolute deviation.
     """
+    if config.dp_clip:
+        parts = [1 / config.devices] * len(updates)
     states = [update.state for update in updates]
     masks = {name: _union([state.masks[name] for state in states]) for name in states[0].masks}
     if config.aggregation == "mean":
@@ -33,7 +42,8 @@ def aggregate(config: RunConfig, updates: Sequence[Update], parts: Sequence[floa
     else:
         weights = _middles(states, masks, config.aggregation)
     norms = [as_moments(update.state.stats, update.examples) for update in updates]
-    stats = as_stats(merge_norms(norms, config.bn_merge, config.aggregation))
+    rule: NormMerge = "paper" if config.bn_merge == "paper" else "pooled"
+    stats = as_stats(merge_norms(norms, rule, config.aggregation, absolute))
     return ModelState(apply_masks(weights, masks), stats, masks)
 
 

@@ -6,12 +6,13 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from fedkit.errors import ConfigError
+from fedkit.fedtiny.bn_selection import NormMerge
 from fedkit.fedtiny.candidates import pool_size
 from fedkit.stats.robust import Aggregation
 
@@ -67,8 +68,12 @@ class RunConfig(BaseModel):
     development_share: float = Field(
         0.2, gt=0, le=1, description="share of device data that ranks candidates"
     )
-    bn_merge: Literal["pooled", "paper"] = Field(
-        "pooled", description="merge of norm statistics: exact, or averaged variances"
+    bn_merge: NormMerge = Field(
+        "pooled",
+        description="norm statistics of the fleet: moments pooled of devices that each normalise "
+        "by their own batches, or their variances averaged; exact: those of BatchNorm over all "
+        "data, by a message per level of norms, for candidates and the last model; exact-last: for "
+        "the last model alone",
     )
     server_share: float = Field(
         0.05, ge=0, lt=1, description="share of training data that is the server's own"
@@ -127,10 +132,14 @@ class RunConfig(BaseModel):
     dp_clip: float = Field(
         0.0,
         ge=0,
-        description="differential privacy: clip each device's change to this norm (0: none)",
+        description="differential privacy of devices, one of which is added or removed: clip the "
+        "change of each to this norm (0: none)",
     )
     dp_noise: float = Field(
-        1.0, ge=0, description="its noise on the mean, in clipping norms per device"
+        1.0,
+        ge=0,
+        description="its noise on the sum of all devices' changes, in clipping norms; the sum is "
+        "divided by devices, whoever answers",
     )
     dp_delta: float = Field(1e-5, gt=0, lt=1, description="delta of the epsilon that is reported")
     min_share: float = Field(
@@ -159,6 +168,24 @@ class RunConfig(BaseModel):
             )
         return bits
 
+    @field_validator("dp_clip")
+    @classmethod
+    def _float32_holds_what_is_clipped(cls, norm: float) -> float:
+        if norm and not 1e-12 <= norm <= 1e12:
+            raise PydanticCustomError("clip", "clip to a norm of 1e-12 .. 1e12, or 0 for none")
+        return norm
+
+    @model_validator(mode="after")
+    def _noise_is_not_added_to_what_is_not_clipped(self) -> Self:
+        asked = [key for key in ("dp_noise", "dp_delta") if getattr(self, key) != _default(key)]
+        if asked and not self.dp_clip:
+            raise PydanticCustomError(
+                "private",
+                "{keys} without dp_clip makes nothing private; give dp_clip, such as 1.0",
+                {"keys": " and ".join(asked)},
+            )
+        return self
+
     @property
     def candidates(self) -> int:
         """Size of the candidate pool."""
@@ -180,6 +207,10 @@ class RunConfig(BaseModel):
         return tuple(part.strip() for part in self.exempt.split(",") if part.strip())
 
 
+def _default(key: str) -> Any:
+    return RunConfig.model_fields[key].default
+
+
 def make_config(values: Mapping[str, Any]) -> RunConfig:
     """Validate keys and values.
 
@@ -199,7 +230,9 @@ def _explain(item: Any) -> str:
         near = difflib.get_close_matches(key, RunConfig.model_fields, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"unknown key {key!r}; {hint}allowed: {', '.join(RunConfig.model_fields)}"
-    rule = item["msg"][0].lower() + item["msg"][1:]
+    rule = str(item["msg"][0].lower() + item["msg"][1:])
+    if not key:  # a rule about several keys names them itself
+        return rule
     return f"{key} is {item['input']!r}: {rule} ({RunConfig.model_fields[key].description})"
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.base import Engine, GradientSums, Layout, LocalTraining
+from fedkit.engine.base import Engine, GradientSums, Layout, LocalTraining, NormLevels
 from fedkit.errors import TaskError
 from fedkit.sparse.state import Masks, ModelState, Weights, count_kept
 from fedkit.sparse.topk import Entries
@@ -142,9 +142,20 @@ class CountingEngine:
         self.flops += how.epochs * len(examples) * self._geometry.gradients(state.masks, full)
         return trained
 
-    def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
+    @property
+    def absolute_norms(self) -> frozenset[str]:
+        """See `Engine.absolute_norms`."""
+        return self._inner.absolute_norms
+
+    def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
+        """See `Engine.norm_levels`; it costs nothing."""
+        return self._inner.norm_levels(input_shape)
+
+    def norm_moments(
+        self, state: ModelState, examples: Examples, frozen: bool = False
+    ) -> NormMoments:
         """See `Engine.norm_moments`."""
-        moments = self._inner.norm_moments(state, examples)
+        moments = self._inner.norm_moments(state, examples, frozen)
         self.flops += len(examples) * self._geometry.forward(state.masks)
         return moments
 

@@ -20,7 +20,7 @@ from fedkit.config import RunConfig
 from fedkit.engine.base import Engine
 from fedkit.errors import EngineError, FleetError, WireError
 from fedkit.fedtiny.candidates import Pool
-from fedkit.messages import POOL_STATS, Packet, Update
+from fedkit.messages import POOL_STATS, QUESTION, Packet, Update
 from fedkit.method import LocalRound, Method, Phase
 from fedkit.sparse import codec
 from fedkit.sparse.counts import round_share
@@ -75,10 +75,38 @@ class Device:
         return self.examples.take(np.sort(order.permutation(len(self.examples))[:count]))
 
     def _moments(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
+        if "asked" in request.arrays:
+            return self._answer(request, memory)
         pool = messages.read_pool(request, self.engine.layout)
         data = self._development
         norms = [self.engine.norm_moments(pool.candidate(i), data) for i in range(len(pool))]
         return messages.pack_moments(norms, len(data)), request
+
+    def _answer(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
+        """Return the moments of the norms asked for, under the statistics of those before them.
+
+        The pool and what is known of its statistics are remembered, beside what was before.
+        """
+        layout = self.engine.layout
+        if "counts" in request.arrays:
+            pool = messages.read_pool(request, layout)
+            rows = [pool.union.stats] * len(pool)
+        else:
+            pool = self._pool(memory)
+            rows = messages.read_stats(memory, layout, len(pool), POOL_STATS)
+        question = messages.read_question(request, layout, len(pool))
+        rows = [{**row, **known} for row, known in zip(rows, question.known, strict=True)]
+        data = self.examples if question.number else self._development
+        found = []
+        for index, row in enumerate(rows):
+            state = replace(pool.candidate(index), stats=row)
+            norms = self.engine.norm_moments(state, data, frozen=True)
+            found.append({name: norms[name] for name in question.asked})
+        told = {key: a for key, a in request.arrays.items() if key not in QUESTION}
+        merged = messages.pack_stats(rows).arrays["stats"]
+        remembered = {**memory.arrays, **told, POOL_STATS: merged}
+        digest = request.numbers.get("mask_digest", memory.numbers.get("mask_digest", ""))
+        return messages.pack_moments(found, len(data)), Packet(remembered, {"mask_digest": digest})
 
     def _losses(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         remembered = self._with_stats(request, memory)

@@ -5,7 +5,8 @@ memory is a file per step, written whole, with the reply in it:
 
 - asked the same again, it answers with the same reply and computes nothing;
 - asked an earlier step again, by a server that lost a round, it goes back to what it remembered
-  before that step. The last two steps are kept, a server never loses more.
+  before that step. The last two steps are kept, a server never loses more; and while a round's
+  questions for statistics come, the last two steps that were none.
 
 Files of other runs than the last two are removed.
 """
@@ -33,6 +34,7 @@ Handle = Callable[[Phase, Packet, Packet], tuple[Packet, Packet]]
 _KEPT_STEPS, _KEPT_RUNS = 2, 2
 _MEMORY, _REPLY = "memory.", "reply."
 _BEFORE_TRAINING = {"survey": 0, "moments": 0, "losses": 1}
+_SPAN = 10_000  # Room for a round's questions after its training, one per level of norms.
 
 
 class DurableMemory:
@@ -96,8 +98,10 @@ class DurableMemory:
         }
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         write_whole(self._path(step), save(contiguous, about))
-        known = self._steps()
-        for old in [n for n in known if n > step] + [n for n in known if n <= step][:-_KEPT_STEPS]:
+        earlier = [number for number in self._steps() if number <= step]
+        main = [number for number in earlier if number % _SPAN == 0]
+        keep = {*earlier[-_KEPT_STEPS:], *main[-_KEPT_STEPS:]}
+        for old in set(self._steps()) - keep:
             self._path(old).unlink(missing_ok=True)
 
     def _load(self, step: int) -> tuple[str, Packet, Packet] | None:
@@ -119,10 +123,14 @@ class DurableMemory:
 
 
 def _step(phase: Phase, request: Packet) -> int:
-    number = request.numbers.get("round")
+    """Return a number that grows from message to message of a run."""
+    number, level = (request.numbers.get(key) for key in ("round", "level"))
+    if phase == "moments" and isinstance(number, int) and isinstance(level, int):
+        # Those before training end before the losses are asked for.
+        return (1 + number) * _SPAN + 1 + level if number else level
     if phase != "train" or not isinstance(number, int):
-        return _BEFORE_TRAINING.get(phase, 0)
-    return 1 + number
+        return _BEFORE_TRAINING.get(phase, 0) * _SPAN
+    return (1 + number) * _SPAN
 
 
 def _forget_runs(folder: Path) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,12 +22,19 @@ from numpy.typing import DTypeLike, NDArray
 
 from fedkit.engine.base import Layout
 from fedkit.errors import WireError
-from fedkit.fedtiny.bn_selection import absolute_stats, as_moments, as_stats, relative_stats
+from fedkit.fedtiny.bn_selection import (
+    absolute_stats,
+    as_moments,
+    as_stats,
+    norm_names,
+    relative_stats,
+)
 from fedkit.fedtiny.candidates import Pool
 from fedkit.sparse import codec, differences
 from fedkit.sparse.state import Masks, ModelState, Shapes, Weights, count_kept, masks_digest
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import NormMoments
+from fedkit.text import short
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ def _array(
 ) -> NDArray[Any]:
     found = packet.arrays.get(key)
     if found is None:
-        raise WireError(f"message lacks {key!r}; it holds {sorted(packet.arrays)}")
+        raise WireError(f"message lacks {key!r}; it holds {short(sorted(packet.arrays))}")
     if dtype == np.float32 and found.dtype == np.float16:
         found = found.astype(np.float32)
     fits = len(found.shape) == len(shape) and all(
@@ -146,11 +153,15 @@ def read_count(packet: Packet, key: str, lowest: int = 1, highest: int = 2**32 -
     """
     found = packet.numbers.get(key)
     if not isinstance(found, int) or not lowest <= found <= highest:
-        raise WireError(f"{key!r} is {found!r}; need a whole number in {lowest} .. {highest}")
+        raise WireError(f"{key!r} is {short(found)}; need a whole number in {lowest} .. {highest}")
     return found
 
 
 # Statistics of the norm layers ---------------------------------------------------------------
+
+
+LARGEST = 2.0**100
+"""Numbers beyond are no model's; below, float32 holds their sums over any fleet."""
 
 
 def _flat(values: Weights) -> NDArray[np.float32]:
@@ -169,7 +180,11 @@ def _split(flat: NDArray[np.float32], shapes: Shapes) -> Weights:
 def _stats_from(flat: NDArray[np.float32], layout: Layout) -> Weights:
     if not np.isfinite(flat).all():
         raise WireError("norm statistics hold NaN or infinite values; lower lr of the sender")
-    return _split(flat, layout.stats)
+    stats = _split(flat, layout.stats)
+    for name, value in stats.items():
+        if name.endswith(".running_var") and (value < 0).any():
+            raise WireError(f"{name} is negative, down to {value.min():.4g}; no variance is")
+    return stats
 
 
 def _stats_size(layout: Layout) -> int:
@@ -219,7 +234,8 @@ def _read_masks(packet: Packet, layout: Layout, known: Masks | None) -> Masks:
     if masks_digest(masks) != packet.numbers.get("mask_digest"):
         raise WireError(
             f"masks have digest {masks_digest(masks)}, the sender's "
-            f"{packet.numbers.get('mask_digest')}; the receiver is out of date: send them in full"
+            f"{short(packet.numbers.get('mask_digest'))}; the receiver is out of date: send them "
+            "in full"
         )
     return masks
 
@@ -288,9 +304,83 @@ def read_stats(
     return [_stats_from(row, layout) for row in rows]
 
 
+QUESTION = ("asked", "known", "known_stats")
+"""Arrays of a question for moments, beside the pool."""
+
+
+def stats_of(layout: Layout, norms: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the running statistics of some norms, in the model's order."""
+    wanted = {f"{name}.{kind}" for name in norms for kind in ("running_mean", "running_var")}
+    return {name: shape for name, shape in layout.stats.items() if name in wanted}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What moments a device is asked for.
+
+    Attributes:
+        asked: Norms.
+        known: Per candidate, merged statistics of norms before them that the device may not have.
+        number: The round after which it is asked; 0 before training, of candidates.
+    """
+
+    asked: tuple[str, ...]
+    known: Sequence[Weights]
+    number: int
+
+
+def pack_question(
+    layout: Layout,
+    asked: Sequence[str],
+    known: Sequence[str],
+    stats: Sequence[Weights],
+    number: int,
+    level: int,
+) -> Packet:
+    """Pack a question for the moments of the norms `asked`, with the statistics of those `known`.
+
+    Args:
+        layout: The model's layout.
+        asked: Norms.
+        known: Norms.
+        stats: Per candidate the statistics of the latter, at least.
+        number: The round after which it is asked; 0 before training, of candidates.
+        level: Which question of that round it is, from 0.
+    """
+    names = norm_names(layout.stats)
+    flags = {
+        key: np.array([name in chosen for name in names], np.uint8)
+        for key, chosen in (("asked", asked), ("known", known))
+    }
+    told = stats_of(layout, known)
+    rows = np.stack([_flat({name: row[name] for name in told}) for row in stats])
+    return Packet({**flags, "known_stats": rows}, {"round": number, "level": level})
+
+
+def read_question(packet: Packet, layout: Layout, candidates: int) -> Question:
+    """Read a question packed by `pack_question`.
+
+    Raises:
+        WireError: It does not fit the model.
+    """
+    names = norm_names(layout.stats)
+    asked, known = (
+        [name for name, chosen in zip(names, flags.tolist(), strict=True) if chosen]
+        for flags in (_array(packet, key, np.uint8, (len(names),)) for key in ("asked", "known"))
+    )
+    told = replace(layout, stats=stats_of(layout, known))
+    rows = read_stats(packet, told, candidates, "known_stats")
+    return Question(tuple(asked), rows, read_count(packet, "round", 0))
+
+
 def pack_losses(losses: Sequence[float], examples: int) -> Packet:
-    """Pack one loss per candidate, float64 [candidates]."""
-    return Packet({"losses": np.array(losses, np.float64)}, {"examples": examples})
+    """Pack one loss per candidate, float64 [candidates].
+
+    A loss that is NaN, infinite or larger becomes `LARGEST`: no candidate is worse, and that the
+    model cannot be computed with a candidate's statistics is not the device's fault.
+    """
+    told = np.nan_to_num(np.array(losses, np.float64), nan=LARGEST)
+    return Packet({"losses": np.clip(told, -LARGEST, LARGEST)}, {"examples": examples})
 
 
 def read_losses(packet: Packet, candidates: int) -> tuple[list[float], int]:
@@ -423,7 +513,7 @@ def read_update(
         )
     loss = packet.numbers.get("loss")
     if not isinstance(loss, float) or not math.isfinite(loss):
-        raise WireError(f"'loss' is {loss!r}; need a finite number; lower lr of the sender")
+        raise WireError(f"'loss' is {short(loss)}; need a finite number; lower lr of the sender")
     if bits:
         state = _read_differences(packet, layout, sent, bits)
     else:

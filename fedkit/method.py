@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedkit import messages
 from fedkit.config import RunConfig
+from fedkit.door import Coverage
 from fedkit.engine.base import Engine, GradientSums
 from fedkit.errors import ConfigError
 from fedkit.messages import Packet, Update
@@ -311,6 +312,8 @@ class Method:
         adjust: Server: the next model, at the end of a round.
         survey: Device: a score per prunable weight of a dense model, where `start` asks for it.
         own_masks: Whether devices may return a model under masks of their own.
+        entries: Of which weights of `layers` devices report: of some pruned ones, of all there are,
+            or of any. What `adjust` gets is so; a reply that is not is refused.
         settings: Config keys that the method fixes, whatever the user says.
         ablation_of: The method of which this is a part, for reports.
         score_bytes: What a device holds beside weights and indices, for the memory model.
@@ -324,6 +327,7 @@ class Method:
     adjust: Callable[[Aggregated], ModelState] = _keep
     survey: Callable[[LocalRound, ModelState], Weights] | None = None
     own_masks: bool = False
+    entries: Coverage = "pruned"
     settings: Mapping[str, Any] = field(default_factory=dict)
     ablation_of: str = ""
     score_bytes: Callable[[RunConfig, Masks], int] = _no_scores

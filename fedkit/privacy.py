@@ -1,15 +1,22 @@
-"""Differential privacy of devices: what leaves the server tells next to nothing of any one of them.
+"""Differential privacy of devices: the models that a server makes tell little of any one device.
 
 The server is trusted; who reads its models is not. Each device's change of the kept weights is
-clipped to a norm, all count alike, and Gaussian noise is added to their mean (McMahan et al.,
-"Learning Differentially Private Recurrent Language Models", 2018, with a fixed divisor). Masks are
-common and made without devices' data, so that noise is paid for kept weights only: a sparse model
-is more private for the same accuracy. Norm statistics are the server's own.
+clipped to a norm C, the changes are added up and divided by the number of devices of the run,
+whoever answered, and Gaussian noise is added: the estimator with a fixed denominator of McMahan et
+al., "Learning Differentially Private Recurrent Language Models", 2018. Masks are common and made
+without devices' data, so that noise is paid for kept weights only. Norm statistics are the
+server's own.
 
-Two models that differ by one device's taking part are indistinguishable up to (epsilon, delta).
-The noise is float32 and comes from the operating system's entropy; attacks on the rounding of
-floating-point noise (Mironov, 2012) are not defended against. A private run has other bits each
-time.
+What is promised. Two runs are neighbours if one has all that the other has but for one device, all
+of whose data is added or removed; in the run without it, it counts as a change of zero, as a device
+does that is absent or refused. Sequences of models of neighbouring runs are indistinguishable up to
+(epsilon, delta). One device moves the sum by C at most, and the divisor is the same in both, so the
+mean moves by C / devices. (Were it divided by the number of answers, it could move by twice that.)
+
+What is not in the promise: who took part. A run's events, its bytes and its seconds tell that, and
+devices' messages are seen by the server. The noise comes from the operating system's entropy;
+attacks on the rounding of floating-point noise (Mironov, 2012) are not defended against. A private
+run has other bits each time.
 """
 
 from __future__ import annotations
@@ -17,17 +24,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import log_ndtr
 
+from fedkit.aggregation import aggregate, shares
 from fedkit.config import RunConfig
 from fedkit.engine.base import Engine
 from fedkit.errors import ConfigError
 from fedkit.fedtiny.bn_selection import with_norms
 from fedkit.messages import Update
-from fedkit.method import Method
+from fedkit.method import Answer, Fleet, Method, Phase, Request
 from fedkit.sparse.state import ModelState, apply_masks
 from fedkit.task import Examples
+
+ADJACENCY = "one device added or removed"
+"""What neighbouring runs differ by; stands beside every epsilon."""
 
 
 def check_private(config: RunConfig, method: Method) -> None:
@@ -47,6 +61,8 @@ def check_private(config: RunConfig, method: Method) -> None:
         "devices rank candidates: set selection to none": bool(
             method.selects and config.selection != "none"
         ),
+        "devices are asked for norm statistics: set bn_merge to pooled": config.bn_merge
+        in ("exact", "exact-last"),
         "only a mean has a known sensitivity: set aggregation to mean": config.aggregation
         != "mean",
     }
@@ -58,9 +74,55 @@ def check_private(config: RunConfig, method: Method) -> None:
         )
 
 
+class SilentFleet:
+    """A fleet that is asked nothing before the rounds: what a private run opens with.
+
+    Implements `fedkit.method.Fleet`, so that a method of any kind that asks devices for more than
+    clipped updates ends here instead of in a model that tells of them.
+    """
+
+    traffic = (0, 0)
+
+    def exchange(self, phase: Phase, request: Request, read: Any) -> list[Answer]:
+        """Refuse.
+
+        Raises:
+            ConfigError: Always; names the phase.
+        """
+        del request, read
+        raise ConfigError(
+            f"the method asks devices in phase {phase!r} before they train, and what it learns "
+            "there is not private: leave dp_clip at 0, or take a method that does not ask, such "
+            "as erk"
+        )
+
+
+def opening_fleet(config: RunConfig, fleet: Fleet) -> Fleet:
+    """Return the fleet that a method may ask for its first masks: none where the run is private."""
+    return SilentFleet() if config.dp_clip else fleet
+
+
+def private_model(config: RunConfig, sent: ModelState, updates: Sequence[Update]) -> ModelState:
+    """Return the model after a private round: the one sent, plus the noisy mean of changes.
+
+    Args:
+        config: The run; its `devices` divide, however many updates there are.
+        sent: The model as devices received it.
+        updates: What devices returned.
+    """
+    clipped = clip_updates(config, sent, updates)
+    return add_noise(config, sent, aggregate(config, clipped, shares(clipped)))
+
+
 def clip_updates(config: RunConfig, sent: ModelState, updates: Sequence[Update]) -> list[Update]:
-    """Return updates that moved by `dp_clip` at most and count alike, with the sent statistics."""
-    return [_clipped(config.dp_clip, sent, update) for update in updates]
+    """Return updates whose weights are changes, of a norm of `dp_clip` at most, that count alike.
+
+    Numbers of examples, losses, entries and statistics are left out of them.
+    """
+    # `aggregate` rounds each product and the mean to float32. So much less than the clip's norm
+    # bounds what a device moves even then.
+    limit = config.dp_clip / (1 + (config.devices + 1) * 2.0**-22)
+    return [_clipped(limit, sent, update) for update in updates]
 
 
 def _clipped(limit: float, sent: ModelState, update: Update) -> Update:
@@ -70,21 +132,23 @@ def _clipped(limit: float, sent: ModelState, update: Update) -> Update:
     }
     norm = math.sqrt(sum(float(np.square(change).sum()) for change in changes.values()))
     scale = min(1.0, limit / norm) if norm else 1.0
-    weights = {
-        name: (sent.weights[name] + scale * change).astype(np.float32)
-        for name, change in changes.items()
-    }
-    return replace(update, state=ModelState(weights, sent.stats, sent.masks), examples=1, loss=0.0)
+    weights = {name: (scale * change).astype(np.float32) for name, change in changes.items()}
+    return Update(ModelState(weights, {}, sent.masks), examples=1, loss=0.0, gradients={})
 
 
-def add_noise(config: RunConfig, state: ModelState, devices: int) -> ModelState:
-    """Return a mean of `devices` clipped updates with noise on every kept weight."""
-    rng, deviation = np.random.default_rng(), config.dp_noise * config.dp_clip / devices
-    noisy = {
-        name: (value + rng.normal(0, deviation, value.shape)).astype(np.float32)
-        for name, value in state.weights.items()
+def add_noise(config: RunConfig, sent: ModelState, change: ModelState) -> ModelState:
+    """Return the sent model moved by a mean of clipped changes, with noise on every kept weight.
+
+    The noise has a deviation of `dp_noise` sensitivities, which are `dp_clip` / `devices` each.
+    """
+    rng, deviation = np.random.default_rng(), config.dp_noise * config.dp_clip / config.devices
+    moved = {
+        name: (
+            value.astype(np.float64) + change.weights[name] + rng.normal(0, deviation, value.shape)
+        ).astype(np.float32)
+        for name, value in sent.weights.items()
     }
-    return ModelState(apply_masks(noisy, state.masks), state.stats, state.masks)
+    return replace(sent, weights=apply_masks(moved, sent.masks))
 
 
 def own_statistics(engine: Engine, state: ModelState, server_data: Examples | None) -> ModelState:
@@ -94,16 +158,48 @@ def own_statistics(engine: Engine, state: ModelState, server_data: Examples | No
     return with_norms(state, engine.norm_moments(state, server_data))
 
 
-def epsilon(config: RunConfig, rounds: int) -> float:
-    """Return the epsilon of so many rounds at the config's delta; infinite without noise.
+def spent(config: RunConfig, rounds: int) -> dict[str, Any]:
+    """Return what so many rounds cost, for a run's record.
 
-    By zero-concentrated differential privacy: a round costs rho = 1 / (2 noise^2), rounds add up,
-    and epsilon = rho + 2 sqrt(rho ln(1 / delta)). No device is left out at random, so nothing is
-    gained by sampling.
-
-    Source: Bun and Steinke, "Concentrated Differential Privacy", 2016, propositions 1.3, 1.6, 1.7.
+    Returns:
+        `epsilon` (None: infinite), its `delta`, and `adjacency`, what neighbours differ by.
     """
+    cost = epsilon(config, rounds)
+    known = cost if math.isfinite(cost) else None
+    return {"epsilon": known, "delta": config.dp_delta, "adjacency": ADJACENCY}
+
+
+def epsilon(config: RunConfig, rounds: int) -> float:
+    """Return the least epsilon of so many rounds at the config's delta; infinite without noise.
+
+    No device is left out at random, so every round is a Gaussian mechanism of noise `dp_noise` and
+    sensitivity 1, and T of them, each chosen with the results of those before in view, are exactly
+    as private as one of noise `dp_noise` / sqrt(T). Of that one
+
+        delta(epsilon) = Phi(m / 2 - epsilon / m) - e^epsilon Phi(-m / 2 - epsilon / m),
+
+    m = sqrt(T) / `dp_noise`, is exact, and is solved for epsilon.
+
+    Sources: Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", 2018,
+    theorem 8; Dong, Roth and Su, "Gaussian Differential Privacy", 2022, corollary 3.3.
+    """
+    if rounds == 0:
+        return 0.0
     if config.dp_noise == 0:
         return math.inf
-    rho = rounds / (2 * config.dp_noise**2)
-    return rho + 2 * math.sqrt(rho * math.log(1 / config.dp_delta))
+    m, wanted = math.sqrt(rounds) / config.dp_noise, math.log(config.dp_delta)
+
+    def excess(cost: float) -> float:
+        return _log_delta(m, cost) - wanted
+
+    if excess(0.0) <= 0:
+        return 0.0
+    most = m * m / 2 + m * math.sqrt(-2 * wanted)  # where the first term alone is delta at most
+    return float(brentq(excess, 0.0, most, xtol=1e-12 * most, rtol=1e-14))
+
+
+def _log_delta(m: float, cost: float) -> float:
+    """Return the logarithm of delta; both of its terms may be too small for a float."""
+    first = float(log_ndtr(m / 2 - cost / m))
+    second = cost + float(log_ndtr(-m / 2 - cost / m))
+    return first + math.log(-math.expm1(second - first)) if second < first else -math.inf

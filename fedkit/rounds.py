@@ -21,6 +21,7 @@ from fedkit.config import RunConfig
 from fedkit.device import Device
 from fedkit.door import admit_update
 from fedkit.engine.base import Engine
+from fedkit.exact_norms import last_statistics
 from fedkit.messages import Packet, Update, Wire
 from fedkit.method import (
     Aggregated,
@@ -34,7 +35,7 @@ from fedkit.method import (
     changed_model,
     whole_model,
 )
-from fedkit.privacy import add_noise, clip_updates, own_statistics
+from fedkit.privacy import check_private, opening_fleet, own_statistics, private_model
 from fedkit.server_training import train_dense
 from fedkit.sparse.state import ModelState
 from fedkit.task import Examples, Task
@@ -201,8 +202,12 @@ def run_rounds(
         dense: The dense start, where it is known already.
         after: The last step of a run that ended early. What follows equals, bit for bit, what
             would have followed, as long as the same devices answer.
+
+    Raises:
+        ConfigError: The run is to be private (`dp_clip`) and would not be.
     """
     config, channel = server.config, Channel(fleet, server.config.wire)
+    check_private(config, server.method)
     if after is None or after.phase == "start":
         if after is None:
             state = dense_start(server, server_data) if dense is None else dense
@@ -211,7 +216,10 @@ def run_rounds(
             state = after.state
         shape = server.test.inputs.shape[1:]
         opened = server.method.start(
-            Opening(config, server.engine, state, server_data, channel, server.module, shape)
+            Opening(
+                *(config, server.engine, state, server_data),
+                *(opening_fleet(config, channel), server.module, shape),
+            )
         )
         if opened.state is not state:
             yield server.report("selection", 0, opened.state, opened.loss, channel.take())
@@ -223,6 +231,9 @@ def run_rounds(
         state, loss = train_round(server, channel, request, sent, number)
         if config.dp_clip:
             state = own_statistics(server.engine, state, server_data)
+        elif number == config.rounds and config.bn_merge in ("exact", "exact-last"):
+            shape = server.test.inputs.shape[1:]
+            state = last_statistics(config, server.engine, shape, channel, state, number)
         yield server.report("round", number, state, loss, channel.take())
         request = changed_model(state, sent.masks)
 
@@ -253,17 +264,20 @@ def train_round(
     received = messages.as_received(sent, config.wire)
 
     def read(reply: Packet) -> Update:
-        return admit_update(reply, layout, received, config, number, layers, method.own_masks)
+        return admit_update(
+            *(reply, layout, received, config, number, layers),
+            *(method.own_masks, method.entries),
+        )
 
     def numbered(packet: Packet) -> Packet:
         return Packet(packet.arrays, {**packet.numbers, "round": number})
 
     updates = fleet.exchange("train", request.changed(numbered), read)
     if config.dp_clip:
-        updates = clip_updates(config, received, updates)
+        noisy = private_model(config, received, updates)
+        # What a method makes of the noisy model alone tells no more than that does.
+        return method.adjust(Aggregated(config, number, sent.masks, noisy, (), ())), None
     parts = shares(updates)
-    merged = aggregate(config, updates, parts)
-    if config.dp_clip:
-        return add_noise(config, merged, len(updates)), None
+    merged = aggregate(config, updates, parts, server.engine.absolute_norms)
     state = method.adjust(Aggregated(config, number, sent.masks, merged, updates, parts))
     return state, float(np.dot(parts, [update.loss for update in updates]))

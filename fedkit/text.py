@@ -35,3 +35,9 @@ def terminal_text(text: str) -> str:
     'a\\x1b[2Jb'
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def short(value: object, most: int = 80) -> str:
+    """Return a value's repr for a message, cut to `most` characters: others choose what it is."""
+    told = repr(value)
+    return told if len(told) <= most else f"{told[: most - 3]}..."

@@ -22,7 +22,7 @@ from fedkit.fleet.status import METRICS, FleetStatus
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.run_config import FOLDER_KEY, Place
 from fedkit.method import Fleet
-from fedkit.privacy import epsilon
+from fedkit.privacy import spent
 from fedkit.rounds import Report, Step, run_rounds
 from sim.scenario import Scenario
 from sim.superlink import SuperLink
@@ -81,7 +81,7 @@ def _record(
         seconds = round(time.monotonic() - began, 3)
         extra: dict[str, Any] = {**travelled, "seconds": seconds}
         if scenario.config.dp_clip:
-            extra["epsilon"] = round(epsilon(scenario.config, report.round), 4)
+            extra |= spent(scenario.config, report.round)
         folder.append(report, server.engine.layout, extra)
         after_step(report)
 

@@ -36,6 +36,41 @@ def test_the_papers_rule_misses_the_spread_of_the_means(sizes: list[int], seed: 
     np.testing.assert_allclose(averaged.variance, expected, rtol=1e-12)
 
 
+@given(st.integers(0, 999))
+def test_absolute_deviations_average_around_one_mean(seed: int) -> None:
+    parts = parts_of([7, 20, 3], seed, 3.0)
+    everything = np.concatenate(parts)
+    mean = everything.mean(axis=0)
+
+    def around(samples: NDArray[np.float64]) -> Moments:
+        deviation = np.sqrt(np.pi / 2) * np.abs(samples - mean).mean(axis=0)
+        return Moments.from_variance(len(samples), samples.mean(axis=0), deviation**2)
+
+    merged, right = merge([around(part) for part in parts], "absolute"), around(everything)
+    np.testing.assert_allclose(merged.variance, right.variance, rtol=1e-12)
+    np.testing.assert_allclose(merged.mean, mean, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5, 3.0, 1e6])
+def test_absolute_deviations_of_normal_parts_fold_around_the_common_mean(offset: float) -> None:
+    rng = np.random.default_rng(1)
+    parts = [sign * offset + rng.standard_normal((200_000, 1)) for sign in (1, -1)]
+
+    def own(samples: NDArray[np.float64]) -> Moments:
+        mean = samples.mean(axis=0)
+        deviation = np.sqrt(np.pi / 2) * np.abs(samples - mean).mean(axis=0)
+        return Moments.from_variance(len(samples), mean, deviation**2)
+
+    merged, right = merge([own(part) for part in parts], "folded"), own(np.concatenate(parts))
+    np.testing.assert_allclose(merged.variance, right.variance, rtol=1e-2)
+
+
+def test_parts_without_any_spread_fold_to_the_spread_of_their_means() -> None:
+    parts = [Moments(1, np.array([value]), np.zeros(1)) for value in (-1.0, 1.0)]
+    assert merge(parts, "folded").variance == pytest.approx([np.pi / 2])
+    assert merge(parts[:1] * 2, "folded").variance.tolist() == [0.0]
+
+
 def test_a_variance_round_trips() -> None:
     moments = Moments.from_variance(5, np.array([1.0]), np.array([4.0]))
     assert moments.variance.tolist() == [4.0]

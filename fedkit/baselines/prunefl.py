@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
 from fedkit.engine.base import GradientSums
@@ -80,10 +81,17 @@ def adjust(end: Aggregated) -> ModelState:
         [1.0] * len(end.updates),
         end.config.aggregation,
     )
-    squares = {name: merged[name].values.reshape(mask.shape) for name, mask in end.sent.items()}
+    squares = {name: _dense(merged[name], mask.shape) for name, mask in end.sent.items()}
     share = swapped_share(end.config, end.number)
     counts, exempt = count_kept(end.sent), end.config.exempt_layers
     return end.state.with_masks(reconfigure(end.state, counts, squares, share, exempt))
+
+
+def _dense(entries: Entries, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return entries in their places; robust merging leaves zeros out."""
+    values = np.zeros(math.prod(shape), np.float32)
+    values[entries.indices] = entries.values
+    return values.reshape(shape)
 
 
 def dense_bytes(config: RunConfig, masks: Masks) -> int:
@@ -98,5 +106,6 @@ PRUNEFL = Method(
     local,
     all_layers,
     adjust,
+    entries="all",
     score_bytes=dense_bytes,
 )

@@ -7,22 +7,35 @@ server averages the scores and keeps the largest. The dense model and the scores
 
 from __future__ import annotations
 
-from fedkit import messages
+import numpy as np
+
 from fedkit.baselines.snip import saliency
+from fedkit.door import admit_scores
 from fedkit.method import LocalRound, Method, Opening, static, whole_model
-from fedkit.sparse.masks import global_masks
+from fedkit.sparse.masks import Scores, global_masks
 from fedkit.sparse.state import Masks, ModelState, Weights, weighted_mean
+from fedkit.stats.robust import middle
 
 
 def ssfl_masks(opening: Opening) -> Masks:
-    """Keep the weights of largest mean saliency over the devices, by their numbers of examples."""
-    shapes = opening.engine.layout.prunable_shapes
+    """Keep the weights of largest mean saliency over the devices, by their numbers of examples.
+
+    Robust aggregation takes the middle of the devices' scores instead.
+    """
+    shapes, config = opening.engine.layout.prunable_shapes, opening.config
     read = opening.fleet.exchange(
-        "survey", whole_model(opening.dense), lambda reply: messages.read_scores(reply, shapes)
+        "survey", whole_model(opening.dense), lambda reply: admit_scores(reply, shapes, config)
     )
-    total = sum(examples for _, examples in read)
-    scores = weighted_mean([s for s, _ in read], [examples / total for _, examples in read])
-    return global_masks(scores, opening.budget, opening.config.exempt_layers)
+    scores: Scores
+    if config.aggregation == "mean":
+        total = sum(examples for _, examples in read)
+        scores = weighted_mean([s for s, _ in read], [examples / total for _, examples in read])
+    else:
+        scores = {
+            name: middle(np.stack([s[name] for s, _ in read]), config.aggregation)
+            for name in shapes
+        }
+    return global_masks(scores, opening.budget, config.exempt_layers)
 
 
 def survey(round_: LocalRound, state: ModelState) -> Weights:

@@ -28,7 +28,7 @@ from fedkit.bench.replay import Recorded, device_memory
 from fedkit.config import RunConfig, make_config
 from fedkit.cost import CountingEngine, Geometry, memory_model, positions, unpruned_values
 from fedkit.device import Device
-from fedkit.engine.base import Engine, GradientSums, LocalTraining
+from fedkit.engine.base import Engine, GradientSums, LocalTraining, NormLevels
 from fedkit.engine.choose import sparse_twin
 from fedkit.engine.torch import TorchEngine
 from fedkit.fedtiny.bn_selection import as_moments
@@ -135,7 +135,18 @@ class Untrained:
     def _random(self, state: ModelState, name: str) -> NDArray[np.float32]:
         return self._rng.random(state.masks[name].shape, np.float32)
 
-    def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
+    @property
+    def absolute_norms(self) -> frozenset[str]:
+        """See `Engine.absolute_norms`."""
+        return self._inner.absolute_norms
+
+    def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
+        """See `Engine.norm_levels`."""
+        return self._inner.norm_levels(input_shape)
+
+    def norm_moments(
+        self, state: ModelState, examples: Examples, frozen: bool = False
+    ) -> NormMoments:
         """Return the statistics that the state has."""
         return as_moments(state.stats, len(examples))
 

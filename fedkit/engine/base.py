@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedkit.errors import FleetError
 from fedkit.sparse.state import ModelState, Shapes, Weights
 from fedkit.sparse.topk import Entries
-from fedkit.stats.moments import NormMoments
+from fedkit.stats.moments import Merge, Moments, NormMoments, merge
 from fedkit.task import Examples
 
 
@@ -45,6 +45,18 @@ def even_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.i
     return np.array_split(order, -(-len(order) // batch_size))
 
 
+def merge_batches(
+    parts: Mapping[str, Sequence[Moments]], absolute: Container[str], frozen: bool
+) -> NormMoments:
+    """Return the moments of all batches of each norm that was met; see `Engine.norm_moments`."""
+    spread: Merge = "absolute" if frozen else "folded"
+    return {
+        name: merge(moments, spread if name in absolute else "pooled")
+        for name, moments in parts.items()
+        if moments
+    }
+
+
 def check_loss(loss: float) -> float:
     """Return a training loss.
 
@@ -54,6 +66,10 @@ def check_loss(loss: float) -> float:
     if not np.isfinite(loss):
         raise FleetError(f"the training loss became {loss}; lower lr (--lr)")
     return loss
+
+
+NormLevels = tuple[tuple[str, ...], ...]
+"""Names of norms by level, each once."""
 
 
 GradientSums = dict[str, NDArray[np.float32]]
@@ -101,8 +117,29 @@ class Engine(Protocol):
             FleetError: The loss stopped being finite.
         """
 
-    def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
-        """Return the moments of each norm layer's input, forward only, under batch statistics."""
+    @property
+    def absolute_norms(self) -> frozenset[str]:
+        """Norms that divide by a mean absolute deviation; its square stands for their variance."""
+
+    def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
+        """Return the norms in an order in which each depends on those of earlier levels alone.
+
+        Args:
+            input_shape: Shape of one example.
+        """
+
+    def norm_moments(
+        self, state: ModelState, examples: Examples, frozen: bool = False
+    ) -> NormMoments:
+        """Return the moments of each norm layer's input, forward only.
+
+        Args:
+            state: The model.
+            examples: What runs through it.
+            frozen: Norms normalise by the state's running statistics instead of their batch's, so
+                that the moments are those of all examples together, and deviations of
+                `absolute_norms` are taken around the state's running mean.
+        """
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """Return the mean loss under the running statistics."""

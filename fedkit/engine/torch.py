@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,18 @@ from fedkit.engine.base import (
     GradientSums,
     Layout,
     LocalTraining,
+    NormLevels,
     check_loss,
     even_batches,
+    merge_batches,
 )
+from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.checks import check_classes, one_value_error
-from fedkit.errors import TaskError
+from fedkit.engine.sparse.plan import norm_levels
+from fedkit.errors import PlanError, TaskError
 from fedkit.nn.layers import (
     STATISTICS,
+    modes_restored,
     prunable_weights,
     tracking_norms,
     trainable_parameters,
@@ -257,16 +263,48 @@ class TorchEngine:
                 hook.remove()
         return ""
 
-    def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
-        """See `Engine.norm_moments`. Batches are normalised by their own statistics."""
-        collected: dict[str, Moments] = {}
+    @property
+    def absolute_norms(self) -> frozenset[str]:
+        """See `Engine.absolute_norms`."""
+        norms = self._norms.items()
+        return frozenset(name for name, norm in norms if isinstance(norm, L1BatchNorm2d))
+
+    def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
+        """See `Engine.norm_levels`. A model that cannot be captured has a level per norm."""
+        try:
+            with modes_restored(self._model):
+                return norm_levels(capture(self._model.eval(), input_shape))
+        except PlanError:
+            return self._in_order(input_shape)
+
+    def _in_order(self, input_shape: tuple[int, ...]) -> NormLevels:
+        """Return the norms as a forward pass meets them."""
+        met: dict[str, None] = {}
+        hooks = [
+            norm.register_forward_pre_hook(lambda *_, name=name: met.setdefault(name))
+            for name, norm in self._norms.items()
+        ]
+        try:
+            with one_thread(), torch.no_grad(), modes_restored(self._model):
+                self._model.eval()(torch.zeros(1, *input_shape))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tuple((name,) for name in met)
+
+    def norm_moments(
+        self, state: ModelState, examples: Examples, frozen: bool = False
+    ) -> NormMoments:
+        """See `Engine.norm_moments`."""
+        collected: dict[str, list[Moments]] = {name: [] for name in self._norms}
 
         def collect(name: str, inputs: Tensor) -> None:
-            samples = inputs.detach().transpose(0, 1).flatten(1).T
-            part = Moments.of(samples.numpy())
-            if isinstance(self._norms[name], L1BatchNorm2d):
-                part = _l1_moments(part, samples.numpy())
-            collected[name] = collected[name] + part if name in collected else part
+            samples = inputs.detach().transpose(0, 1).flatten(1).T.numpy()
+            part = Moments.of(samples)
+            if name in self.absolute_norms:
+                center = state.stats[f"{name}.running_mean"] if frozen else part.mean
+                part = _l1_moments(part, samples, center)
+            collected[name].append(part)
 
         hooks = [
             norm.register_forward_pre_hook(lambda _, args, name=name: collect(name, args[0]))
@@ -275,14 +313,14 @@ class TorchEngine:
         try:
             with one_thread(), drawn_from(0), torch.no_grad():
                 self._load(state)
-                self._model.train()
+                self._model.train(not frozen)
                 order = np.arange(len(examples))
                 for inputs, _ in _batches(examples, order, STATISTICS_BATCH):
                     self._forward(inputs)
         finally:
             for hook in hooks:
                 hook.remove()
-        return collected
+        return merge_batches(collected, self.absolute_norms, frozen)
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""
@@ -334,9 +372,11 @@ class TorchEngine:
         return np.concatenate(parts)
 
 
-def _l1_moments(moments: Moments, samples: NDArray[np.float32]) -> Moments:
+def _l1_moments(
+    moments: Moments, samples: NDArray[np.float32], center: NDArray[np.floating[Any]]
+) -> Moments:
     """Put the squared deviation of an L1 norm, which divides by its root, in a variance's place."""
-    spread = K * np.abs(samples - moments.mean).mean(axis=0)
+    spread = K * np.abs(samples - center.astype(np.float64)).mean(axis=0)
     return Moments.from_variance(moments.n, moments.mean, np.square(spread))
 
 

@@ -6,8 +6,10 @@ candidate. Phase 1 re-estimates them on the devices, phase 2 ranks the candidate
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +18,46 @@ from fedkit.sparse.state import ModelState, Weights
 from fedkit.stats.moments import Merge, Moments, NormMoments, merge
 from fedkit.stats.robust import Aggregation, middle
 
+NormMerge = Literal["pooled", "paper", "exact-last", "exact"]
+"""How norm statistics of a fleet come about.
+
+`pooled` and `paper` merge what each device measured with norms of its own batches, in one message;
+beyond the first norm of a model that is near BatchNorm over pooled data, and not equal. `exact`
+asks for a level of norms at a time (`fedkit.exact_norms`), where candidates are ranked and after
+the last round; `exact-last` after the last round alone.
+"""
+
 
 def merge_norms(
-    devices: Sequence[NormMoments], rule: Merge, aggregation: Aggregation = "mean"
+    devices: Sequence[NormMoments],
+    rule: NormMerge,
+    aggregation: Aggregation = "mean",
+    absolute: Container[str] = (),
 ) -> NormMoments:
     """Merge the devices' moments layer by layer, in the order given.
 
-    Robust aggregation takes means and variances each by itself, and has no use for `rule`.
+    Args:
+        devices: Moments of the same norms.
+        rule: `paper` averages variances; `pooled` takes the spread of means in; so does `exact`,
+            which is of moments under common statistics (`Engine.norm_moments`, frozen).
+        aggregation: Robust rules take means and variances each by itself, and have no use for
+            `rule`.
+        absolute: Norms whose spread is a squared mean absolute deviation (see `Engine`).
     """
     parts = {name: [device[name] for device in devices] for name in devices[0]}
     if aggregation == "mean":
-        return {name: merge(moments, rule) for name, moments in parts.items()}
+        return {
+            name: merge(moments, _rule(rule, name in absolute)) for name, moments in parts.items()
+        }
     return {name: _middle_moments(moments, aggregation) for name, moments in parts.items()}
+
+
+def _rule(rule: NormMerge, absolute: bool) -> Merge:
+    if rule == "paper":
+        return "paper"
+    if absolute:
+        return "absolute" if rule == "exact" else "folded"
+    return "pooled"
 
 
 def _middle_moments(parts: Sequence[Moments], aggregation: Aggregation) -> Moments:
@@ -49,14 +79,18 @@ def as_stats(norms: NormMoments) -> Weights:
 
 def as_moments(stats: Weights, examples: float) -> NormMoments:
     """Read running statistics as moments of `examples` samples; the inverse of `as_stats`."""
-    suffix = ".running_mean"
-    names = [name.removesuffix(suffix) for name in stats if name.endswith(suffix)]
     return {
         name: Moments.from_variance(
             examples, stats[f"{name}.running_mean"], stats[f"{name}.running_var"]
         )
-        for name in names
+        for name in norm_names(stats)
     }
+
+
+def norm_names(stats: Iterable[str]) -> tuple[str, ...]:
+    """Return the norms that running statistics belong to, in their order."""
+    suffix = ".running_mean"
+    return tuple(name.removesuffix(suffix) for name in stats if name.endswith(suffix))
 
 
 _LEAST_VARIANCE = 1e-5
@@ -79,9 +113,9 @@ def relative_stats(stats: Weights, base: Weights) -> Weights:
 
 
 def absolute_stats(relative: Weights, base: Weights) -> Weights:
-    """Invert `relative_stats`; numbers that are too large come back infinite."""
+    """Invert `relative_stats`; numbers that are too large come back infinite or NaN."""
     found = {}
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         for name, own, other in _pairs(relative, base):
             variance = (other.variance + _LEAST_VARIANCE) * np.exp2(own.variance) - _LEAST_VARIANCE
             found[name] = Moments(1, other.mean, np.maximum(variance, 0))
@@ -108,19 +142,26 @@ def merge_losses(
     losses: Sequence[Sequence[float]],
     examples: Sequence[int],
     aggregation: Aggregation = "mean",
+    worst: float = math.inf,
 ) -> NDArray[np.float64]:
     """Return the mean loss per candidate, weighted by examples or robust, float64 [candidates].
 
     Args:
-        losses: Per device the loss of each candidate, [devices][candidates].
+        losses: Per device the loss of each candidate, [devices][candidates]. Who has `worst` for
+            all of them tells none from another, and has no say.
         examples: Development examples per device, [devices].
         aggregation: How devices' losses merge.
+        worst: What stands for a loss that is no number.
     """
+    told, counts = np.asarray(losses, np.float64), np.asarray(examples, np.float64)
+    says = (told < worst).any(axis=1)
+    if says.any():
+        told, counts = told[says], counts[says]
     if aggregation != "mean":
-        return middle(np.asarray(losses, np.float64), aggregation)
+        return middle(told, aggregation)
     # One device after the other: a product of matrices adds in an order of its own everywhere.
-    rows = (n * np.asarray(row, np.float64) for n, row in zip(examples, losses, strict=True))
-    return np.asarray(sum(rows, start=np.zeros(len(losses[0]))) / sum(examples))
+    rows = (n * row for n, row in zip(counts, told, strict=True))
+    return np.asarray(sum(rows, start=np.zeros(told.shape[1])) / counts.sum())
 
 
 def best_candidate(losses: NDArray[np.float64]) -> int:

@@ -7,7 +7,10 @@ from dataclasses import replace
 
 from fedkit import messages
 from fedkit.config import RunConfig
+from fedkit.door import admit_losses, admit_moments
+from fedkit.exact_norms import exact_statistics
 from fedkit.fedtiny.bn_selection import (
+    NormMerge,
     as_stats,
     best_candidate,
     merge_losses,
@@ -58,10 +61,10 @@ def start(opening: Opening) -> Opened:
         stats = [pool.union.stats] * len(pool)
         request = Request(lambda: messages.pack_pool(pool))
     answers = opening.fleet.exchange(
-        "losses", request, lambda reply: messages.read_losses(reply, len(pool))
+        "losses", request, lambda reply: admit_losses(reply, config, len(pool))
     )
     read, examples = zip(*answers, strict=True)
-    losses = merge_losses(read, examples, config.aggregation)
+    losses = merge_losses(read, examples, config.aggregation, messages.LARGEST)
     chosen = best_candidate(losses)
     winner = pool.candidate(chosen)
     state = ModelState(winner.weights, stats[chosen], winner.masks)
@@ -70,17 +73,21 @@ def start(opening: Opening) -> Opened:
     return Opened(state, replace(whole_model(state), short=named), float(losses[chosen]))
 
 
-def _reestimated(opening: Opening, pool: Pool) -> list[Weights]:
+def _reestimated(opening: Opening, pool: Pool) -> Sequence[Weights]:
     """Return the merged statistics of each candidate, as the devices' data has them."""
-    layout = opening.engine.layout
+    layout, config = opening.engine.layout, opening.config
+    if config.bn_merge == "exact" and layout.stats:
+        return exact_statistics(
+            config, opening.engine, opening.input_shape, opening.fleet, pool, number=0
+        )
+    rule: NormMerge = "paper" if config.bn_merge == "paper" else "pooled"
     moments = opening.fleet.exchange(
         "moments",
         Request(lambda: messages.pack_pool(pool)),
-        lambda reply: messages.read_moments(reply, layout, len(pool)),
+        lambda reply: admit_moments(reply, layout, pool.union.stats, config, len(pool)),
     )
-    config = opening.config
     return [
-        as_stats(merge_norms(norms, config.bn_merge, config.aggregation))
+        as_stats(merge_norms(norms, rule, config.aggregation, opening.engine.absolute_norms))
         for norms in zip(*moments, strict=True)
     ]
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedkit.errors import WireError
 from fedkit.messages import Packet
+from fedkit.text import short
 
 _ARRAYS, _NUMBERS = "arrays", "numbers"
 _SOME_ID = 2**63 - 1  # Run and node ids are random 64-bit numbers.
@@ -37,7 +38,9 @@ def from_records(records: RecordDict) -> Packet:
     numbers: dict[str, int | float | str] = {}
     for name, value in records.config_records.get(_NUMBERS, ConfigRecord()).items():
         if not isinstance(value, int | float | str):
-            raise WireError(f"number {name!r} arrived as {type(value).__name__}; need a scalar")
+            raise WireError(
+                f"number {short(name)} arrived as {type(value).__name__}; need a scalar"
+            )
         numbers[name] = value
     return Packet({name: _numpy(name, array) for name, array in arrays.items()}, numbers)
 
@@ -57,8 +60,8 @@ def _numpy(name: str, array: Array) -> NDArray[Any]:
         return array.numpy()
     except Exception as error:  # numpy evaluates the header, which fails in many ways
         raise WireError(
-            f"array {name!r} cannot be read as .npy ({error}); the message was altered on its way, "
-            "or its sender does not run fedkit"
+            f"array {short(name)} cannot be read as .npy ({short(str(error))}); the message was "
+            "altered on its way, or its sender does not run fedkit"
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""Statistics that devices compute apart and a server merges exactly."""
+"""Statistics that devices compute apart and a server merges."""

@@ -1,12 +1,14 @@
 """Mergeable first and second moments, in float64.
 
-`Moments` of two sets of samples merge into the moments of their union by Chan's rule, so that a
-fleet's statistics equal those of its pooled data. Raw second moments would cancel in float32 where
-the mean is large; centred ones do not.
+`Moments` of two sets of samples merge into the moments of their union by Chan's rule. What devices
+measured under the same model so becomes what their pooled data would give; norms that each device
+computes from its own batches are part of the model (`fedkit.exact_norms`). Raw second moments would
+cancel in float32 where the mean is large; centred ones do not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -15,8 +17,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Merge = Literal["pooled", "paper"]
-"""How variances of devices merge: `pooled` is exact; `paper` averages them (FedTiny's rule)."""
+Merge = Literal["pooled", "paper", "absolute", "folded"]
+"""How spreads of disjoint samples merge.
+
+`pooled` gives the variance of all samples together. `paper` averages variances (FedTiny's rule).
+The others are for L1 norms, where squared mean absolute deviations stand for variances. `absolute`
+averages the deviations, which is exact where all are taken around the mean of all samples. `folded`
+takes each to be around its own part's mean and says what it would be around that of all, which is
+exact where every part is normally distributed: then deviations follow the folded normal.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,22 @@ def merge(parts: Sequence[Moments], rule: Merge = "pooled") -> Moments:
     pooled = reduce(Moments.__add__, parts)
     if rule == "pooled":
         return pooled
+    if rule in ("absolute", "folded"):
+        offsets = [(part.mean - pooled.mean) * (rule == "folded") for part in parts]
+        around = (_around(*pair) for pair in zip(parts, offsets, strict=True))
+        total = sum(part.n * each for part, each in zip(parts, around, strict=True))
+        return Moments.from_variance(pooled.n, pooled.mean, np.square(total / pooled.n))
     return Moments(pooled.n, pooled.mean, np.sum([part.m2 for part in parts], axis=0))
+
+
+def _around(part: Moments, offset: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return sqrt(pi / 2) E|d + offset|, where sqrt(pi / 2) E|d| is known and d is normal."""
+    deviation = np.sqrt(part.variance)
+    ratio = np.abs(offset) / np.maximum(deviation, np.finfo(np.float64).tiny)
+    ratio = np.minimum(ratio, 40.0)  # from there on the sign of d + offset is certain
+    tails = np.array([math.erf(each / math.sqrt(2)) for each in ratio.tolist()])
+    near = deviation * np.exp(-np.square(ratio) / 2)
+    return np.asarray(near + math.sqrt(math.pi / 2) * np.abs(offset) * tails)
 
 
 NormMoments = Mapping[str, Moments]

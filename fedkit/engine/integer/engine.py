@@ -12,8 +12,10 @@ from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
     LocalTraining,
+    NormLevels,
     check_loss,
     even_batches,
+    merge_batches,
 )
 from fedkit.engine.integer.backend import Backend
 from fedkit.engine.integer.constants import CODE
@@ -26,7 +28,7 @@ from fedkit.engine.integer.program import Mode, Program
 from fedkit.engine.running import BatchStatistics, RunningStatistics
 from fedkit.engine.sparse import native
 from fedkit.engine.sparse.checks import check_inputs
-from fedkit.engine.sparse.plan import Plan, verify
+from fedkit.engine.sparse.plan import Plan, absolute_norms, norm_levels, verify
 from fedkit.errors import EngineError
 from fedkit.sparse.state import Masks, ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, largest
@@ -150,19 +152,31 @@ class IntegerEngine:
             program.forward(inputs, scale, order)
             statistics.add(batch_statistics(program, len(order)))
 
-    def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
-        """See `Engine.norm_moments`. Batches are normalised by their own statistics."""
-        collected: dict[str, Moments] = {}
+    @property
+    def absolute_norms(self) -> frozenset[str]:
+        """See `Engine.absolute_norms`."""
+        return absolute_norms(self.plan)
+
+    def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
+        """See `Engine.norm_levels`."""
+        return norm_levels(self.plan)
+
+    def norm_moments(
+        self, state: ModelState, examples: Examples, frozen: bool = False
+    ) -> NormMoments:
+        """See `Engine.norm_moments`. Each device rounds its inputs by a scale of its own."""
+        collected: dict[str, list[Moments]] = {}
         program = self.program(state, "statistics", min(STATISTICS_BATCH, len(examples)))
+        program.use_running(state if frozen else None)
         inputs, scale = self._quantized(examples.inputs)
         for order in even_batches(np.arange(len(examples)), STATISTICS_BATCH):
             program.forward(inputs, scale, order)
             for index, norm in program.network.norms.items():
                 count, seen = self._count(index, len(order)), program.statistics[index]
                 part = Moments(count, seen.mean, seen.variance * count)
-                name = norm.name
-                collected[name] = collected[name] + part if name in collected else part
-        return collected
+                collected.setdefault(norm.name, []).append(part)
+        program.use_running(None)
+        return merge_batches(collected, self.absolute_norms, frozen)
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""

@@ -152,8 +152,8 @@ class Program:
         self.gradient_units: dict[str, Reals] = {}
         self.statistics: dict[int, Statistics] = {}
 
-    def use_running(self, state: ModelState) -> None:
-        """Normalise by a state's running statistics."""
+    def use_running(self, state: ModelState | None) -> None:
+        """Normalise by a state's running statistics, or by the batch's where that is possible."""
         self._running = state
 
     def restart(self, seed: int) -> None:
@@ -396,15 +396,14 @@ class Program:
 
     def _settle_norm(self, tensor: int, norm: Norm) -> None:
         unit = self._raw_unit[tensor]
-        if self.mode == "evaluate":
-            mean, deviation = self._running_moments(norm, unit)
-            centre = _centre(mean)
-        else:
+        if self.mode != "evaluate":
             mean, deviation, variance = self._batch_moments(tensor, norm, unit)
-            centre = _centre(mean)
             self.statistics[tensor] = Statistics(
                 mean * unit, deviation * unit, variance * np.square(unit)
             )
+        if self._running is not None:
+            mean, deviation = self._running_moments(norm, unit)
+        centre = _centre(mean)
         a, shift = multiplier(1.0 / (ONE * deviation), 29)
         offset = np.rint((centre - mean) * a)
         how = Settling(to_int32(centre), a, to_int32(np.clip(offset, -(2.0**29), 2.0**29)), shift)
@@ -424,7 +423,8 @@ class Program:
         count = self._count(tensor)
         if norm.kind == "l1-batch":
             mean = self._backend.raw_sums(tensor)[0] / count
-            spread = K * self._backend.raw_spread(tensor, to_int32(_centre(mean))) / count
+            around = mean if self._running is None else self._running_moments(norm, unit)[0]
+            spread = K * self._backend.raw_spread(tensor, to_int32(_centre(around))) / count
             return mean, spread + norm.eps / unit, np.square(spread)
         # Sums of integers are exact, so that nothing cancels but the last rounding of each.
         total, squares = self._backend.raw_squares(tensor)

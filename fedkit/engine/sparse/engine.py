@@ -11,13 +11,15 @@ from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
     LocalTraining,
+    NormLevels,
     check_loss,
     even_batches,
+    merge_batches,
 )
 from fedkit.engine.running import BatchStatistics, RunningStatistics
 from fedkit.engine.sparse import native
 from fedkit.engine.sparse.network import Network, NormState
-from fedkit.engine.sparse.plan import Plan, verify
+from fedkit.engine.sparse.plan import Plan, absolute_norms, norm_levels, verify
 from fedkit.engine.sparse.program import Mode, Program
 from fedkit.errors import EngineError
 from fedkit.sparse.state import ModelState, Weights, same_masks
@@ -95,19 +97,31 @@ class SparseEngine:
         weights = network.parameters.weights()
         return ModelState(weights, statistics.mean() or state.stats, state.masks), loss
 
-    def norm_moments(self, state: ModelState, examples: Examples) -> NormMoments:
-        """See `Engine.norm_moments`. Batches are normalised by their own statistics."""
-        collected: dict[str, Moments] = {}
+    @property
+    def absolute_norms(self) -> frozenset[str]:
+        """See `Engine.absolute_norms`."""
+        return absolute_norms(self.plan)
+
+    def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
+        """See `Engine.norm_levels`."""
+        return norm_levels(self.plan)
+
+    def norm_moments(
+        self, state: ModelState, examples: Examples, frozen: bool = False
+    ) -> NormMoments:
+        """See `Engine.norm_moments`."""
+        collected: dict[str, list[Moments]] = {}
         largest = min(STATISTICS_BATCH, len(examples))
         program = self.program(state, "statistics", largest)
+        program.frozen = state if frozen else None
         for order in even_batches(np.arange(len(examples)), STATISTICS_BATCH):
             program.forward(examples.inputs, order)
             for norm, count in _counts(program.network, len(order)):
                 square = norm.variance(count, unbiased=False) * count
                 part = Moments(count, norm.center.copy(), square)
-                name = norm.norm.name
-                collected[name] = collected[name] + part if name in collected else part
-        return collected
+                collected.setdefault(norm.norm.name, []).append(part)
+        program.frozen = None
+        return merge_batches(collected, self.absolute_norms, frozen)
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""

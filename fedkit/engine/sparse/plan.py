@@ -205,6 +205,26 @@ def sources(op: Op) -> tuple[int, ...]:
     return (op.left, op.right) if isinstance(op, Add) else (op.source,)
 
 
+def norm_levels(plan: Plan) -> tuple[tuple[str, ...], ...]:
+    """Return the plan's norms by level: each depends on norms of earlier levels alone."""
+    depth = dict.fromkeys(range(len(plan.tensors)), 0)  # norms on the longest way to a raw tensor
+    levels: dict[int, list[str]] = {}
+    for op in plan.ops:
+        for source in sources(op):
+            passed = depth[source] + (plan.tensors[source].norm is not None)
+            depth[op.target] = max(depth[op.target], passed)
+    for index, tensor in enumerate(plan.tensors):
+        if tensor.norm is not None:
+            levels.setdefault(depth[index], []).append(tensor.norm.name)
+    return tuple(tuple(levels[level]) for level in sorted(levels))
+
+
+def absolute_norms(plan: Plan) -> frozenset[str]:
+    """Return the names of the plan's L1 norms."""
+    norms = (tensor.norm for tensor in plan.tensors if tensor.norm is not None)
+    return frozenset(norm.name for norm in norms if norm.kind == "l1-batch")
+
+
 # The file
 
 

@@ -6,6 +6,7 @@ while it runs.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from fedkit.engine.sparse.schedule import (
     training_schedule,
 )
 from fedkit.engine.sparse.structs import pointer
+from fedkit.sparse.state import ModelState
 
 Mode = Literal["train", "statistics", "evaluate"]
 """Training; forward only under the batch's statistics; forward only under given ones."""
@@ -79,6 +81,10 @@ class Program:
         mode: What it is to do.
         batch: Most examples of one batch.
         threads: Threads that share each step; the results are the same for any number.
+
+    Attributes:
+        frozen: In mode "statistics", the state by whose running statistics norms normalise, while
+            the moments of what they normalise are taken; None: by those of the batch.
     """
 
     def __init__(self, network: Network, mode: Mode, batch: int, threads: int = 1) -> None:
@@ -87,6 +93,7 @@ class Program:
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._keep: list[object] = []
         self._examples = 0
+        self.frozen: ModelState | None = None
         self.schedule = (
             training_schedule(self._plan) if mode == "train" else forward_schedule(self._plan)
         )
@@ -284,6 +291,16 @@ class Program:
         self._kernels.read_examples(byref(tensor), c_void_p(pointer(rows)))
         return rows
 
+    def raw(self, index: int) -> Floats:
+        """Return the stored values of a tensor that was just written, as `read` orders them."""
+        tensor = structs.tensor(
+            Tensor(self._plan.tensors[index].shape), None, self._sums, self._place("x", index), None
+        )
+        tensor.examples = self._examples
+        rows = np.empty((self._examples, *self._plan.tensors[index].shape), np.float32)
+        self._kernels.read_examples(byref(tensor), c_void_p(pointer(rows)))
+        return rows
+
     def full_gradient(self, number: int, rows: int) -> Iterator[Floats]:
         """Yield the gradients of ALL weights of op `number`, pruned or not, `rows` rows at a time.
 
@@ -350,6 +367,8 @@ class Program:
                 yield self._shared(k.tensor_moments, tiles, target)
             norm = byref(self._norms[op.target])
             yield lambda: k.norm_forward(norm, per_part)
+            if self.mode == "statistics":
+                yield functools.partial(_freeze, weakref.proxy(self), op.target)
 
     def _backward_step(self, step: Finish | Backward) -> Iterator[tuple[int | None, Call]]:
         tiles, k = self._tiles(self._examples), self._kernels
@@ -464,6 +483,17 @@ class Program:
 
     def _scratch_of(self, thread: int) -> c_void_p:
         return c_void_p(pointer(self._scratch[thread]))
+
+
+def _freeze(program: Program, index: int) -> None:
+    """Let a tensor whose moments are taken be read under the statistics of `program.frozen`."""
+    if (state := program.frozen) is None:
+        return
+    norm = program.network.norms[index]
+    if norm.norm.kind == "l1-batch":
+        mean = state.stats[norm.norm.stats[0]].astype(np.float64)
+        norm.spread[:] = np.abs(program.raw(index) - mean[:, None, None]).sum((0, 2, 3))
+    norm.use_running(state)
 
 
 def _reads_plain(source: Tensor, op: Conv) -> bool:
