@@ -247,7 +247,7 @@ def _check_coverage(
     left_out = np.setdiff1d(examples.classes, held)
     if len(left_out) > 0:
         raise DataError(
-            f"the {how.kind} partition leaves {_list('class', left_out.tolist())} on no device "
+            f"the {how.kind} partition leaves {listed('class', left_out.tolist())} on no device "
             f"({how.devices} devices with {how.classes_per_device} of {len(examples.classes)} "
             "classes each); every class must be held: use as many devices as classes, raise "
             "classes_per_device or change the seed"
@@ -258,7 +258,7 @@ def _check_shares(examples: Examples, shares: Sequence[NDArray[np.int64]], how: 
     empty = [device for device, share in enumerate(shares) if len(share) == 0]
     if empty:
         raise DataError(
-            f"the {how.kind} partition leaves {_list('device', empty)} without examples; every "
+            f"the {how.kind} partition leaves {listed('device', empty)} without examples; every "
             "device needs some: set min_size to 1 or more"
         )
     if not examples.labelled:
@@ -267,7 +267,7 @@ def _check_shares(examples: Examples, shares: Sequence[NDArray[np.int64]], how: 
     single = [device for device, count in enumerate(classes) if count == 1]
     if single and not _single_class_allowed(how):
         raise DataError(
-            f"{_list('device', single)} would hold examples of one class only ({how.kind} "
+            f"{listed('device', single)} would hold examples of one class only ({how.kind} "
             f"partition); a device needs two classes to learn to tell them apart: "
             f"{_MORE_CLASSES[how.kind]} or allow it (--single-class allow)"
         )
@@ -286,8 +286,8 @@ _MORE_CLASSES: dict[str, str] = {
 }
 
 
-def _list(noun: str, numbers: Sequence[int], most: int = 10) -> str:
-    """Write "device 3" or "devices 3, 5, 8", and no more than `most` numbers."""
+def listed(noun: str, numbers: Sequence[int], most: int = 10) -> str:
+    """Return "device 3" or "devices 3, 5, 8", and no more than `most` numbers."""
     plural = "es" if noun.endswith("s") else "s"
     text = ", ".join(map(str, numbers[:most]))
     rest = f" and {len(numbers) - most} more" if len(numbers) > most else ""

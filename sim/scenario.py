@@ -20,11 +20,12 @@ from fedkit.engine.trial import try_task
 from fedkit.errors import DataError, TaskError
 from fedkit.plan import kept_per_layer, local_training
 from fedkit.privacy import check_private
+from fedkit.reach import Reach
 from fedkit.rounds import LocalFleet, Server
 from fedkit.sparse.state import ModelState
 from fedkit.task import Examples, Task
 from fedkit.tasks import load_task
-from sim.partition import Partition, split
+from sim.partition import Partition, listed, split
 
 Split = Literal["train", "test"]
 
@@ -57,6 +58,24 @@ class Scenario:
     def engine(self) -> Engine:
         """The engine that server and devices of this process share; it keeps no state."""
         return self._engine[0]
+
+    @property
+    def reach(self) -> Reach:
+        """Which weights of the model can be pruned."""
+        return Reach.of(self.engine.layout)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is allowed, and yet hardly what was meant."""
+        found = [self.reach.warning(self.config.density)]
+        if self.devices and self.task.classifies:
+            held = np.unique(np.concatenate([share.classes for share in self.devices]))
+            if len(missing := np.setdiff1d(self.test.classes, held)):
+                found.append(
+                    f"no device holds examples of {listed('class', missing.tolist())}, which the "
+                    "test data has; the devices cannot teach the model to tell them"
+                )
+        return [text for text in found if text]
 
     @property
     def engine_notice(self) -> str:

@@ -217,10 +217,11 @@ class _Capture:
 
     def _raise_complaints(self) -> None:
         if self._complaints:
-            listed = "\n  ".join(_grouped(self._complaints))
+            lines = list(_grouped(self._complaints))
+            listed = "\n  ".join(lines)
             raise PlanError(
-                f"{len(self._complaints)} part(s) of {type(self._model).__name__} cannot be "
-                f"captured:\n  {listed}\n{_INSTEAD}"
+                f"{len(lines)} part(s) of {type(self._model).__name__} cannot be captured:\n"
+                f"  {listed}\n{_INSTEAD}"
             )
 
     def _complain(self, node: fx.Node, reason: str) -> None:
