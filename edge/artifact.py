@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.errors import ExportError
-from fedkit.files import write_whole
+from fedkit.files import read_whole, write_whole
 
 _MANIFEST_VERSION = 2
 _MANIFEST = "manifest.json"
@@ -216,7 +216,7 @@ def load(path: Path) -> Artifact:
         ExportError: The file or manifest is missing or unreadable, or the file has changed.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # False for a name that is too long, where pathlib raises
         result = _from_json(path, _read(manifest_path(path), "manifest"))
         files = {name: _read(path / name, "artifact's file") for name in result.files}
         content, size = _joined(files), sum(map(len, files.values()))
@@ -235,7 +235,7 @@ def load(path: Path) -> Artifact:
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except OSError as error:
         raise ExportError(
             f"cannot read the {what} {path}: {error.strerror}; an artifact is a file and its "

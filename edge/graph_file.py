@@ -20,7 +20,7 @@ from safetensors.numpy import save as to_safetensors
 
 from edge import ir
 from fedkit.errors import ExportError
-from fedkit.files import write_whole
+from fedkit.files import read_whole, write_whole
 
 VERSION = 1
 """Version of the file; a reader refuses others."""
@@ -106,7 +106,7 @@ def load_graph(path: Path) -> ir.Graph:
             has a wrong value; or the graph breaks a rule of `ir.verify`.
     """
     try:
-        return from_bytes(path.read_bytes())
+        return from_bytes(read_whole(path))
     except OSError as error:
         raise ExportError(f"graph file {path} cannot be read: {error.strerror}") from error
     except ExportError as error:

@@ -196,16 +196,18 @@ def _check_class_number(examples: Examples, how: Partition) -> None:
 
 
 def _check_owners(examples: Examples, how: Partition) -> None:
-    owners = np.unique(_owners(examples))
-    if len(owners) == 0:
+    named = _owners(examples)
+    if len(named) == 0:
         raise DataError(
             "the natural-id partition needs to know who owns each example, and this data set does "
             "not say; set `owners` of its Examples or choose another partition"
         )
-    if owners.dtype.kind not in "iuU":
+    if named.dtype.kind not in "iuU" or named.ndim != 1:
         raise DataError(
-            f"owners of the examples have dtype {owners.dtype}; they must be whole numbers or text"
+            f"owners of the examples have dtype {named.dtype} and shape {named.shape}; they must "
+            "be whole numbers or text, one for each"
         )
+    owners = np.unique(named)
     if len(owners) != how.devices:
         raise DataError(
             f"the data has {len(owners)} owners for {how.devices} devices; the natural-id "

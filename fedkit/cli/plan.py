@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def write_plan(path: Path, task: str, model: str) -> dict[str, Any]:
             engine does not know; all are named.
         TaskError: There is no such task, or its model does not take its inputs.
     """
-    if path.exists():
+    if os.path.lexists(path):  # a link that leads nowhere is something too
         raise PlanError(f"{path} exists; give another path, or remove it first")
     found = load_task(task)
     test = found.examples("test")
