@@ -208,7 +208,7 @@ def run_folders(home: Path, rng: random.Random) -> list[str]:
 def names_for_plans(home: Path, rng: random.Random) -> list[str]:
     if rng.random() < 0.5:
         return ["plan", "own.plan", f"--task={mutated_text('no-such:task', rng)}"]
-    return ["plan", "own.plan", f"--model={mutated_text('resnet9', rng)}"]
+    return ["plan", "own.plan", f"--model={mutated_text('resnet9', rng) or 'x'}"]
 
 
 def names_of_benchmarks(home: Path, rng: random.Random) -> list[str]:
