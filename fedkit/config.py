@@ -24,8 +24,8 @@ from fedkit.files import read_whole
 from fedkit.stats.robust import Aggregation
 from fedkit.text import short
 
-MOST = 10**12
-"""Largest number of any key but a seed."""
+MOST = (1e30, 10**12)
+"""Largest number of any key but a seed: one with a fraction, and a whole one."""
 
 MOST_SEED = 2**63 - 1
 """Largest seed: what torch and a TOML file hold."""
@@ -189,7 +189,7 @@ class RunConfig(BaseModel):
             raise PydanticCustomError(
                 "text", "text must be one line of at most {most} characters", {"most": MOST_TEXT}
             )
-        most = MOST_SEED if info.field_name == "seed" else MOST
+        most = MOST_SEED if info.field_name == "seed" else MOST[type(value) is int]
         if isinstance(value, int | float) and not (value == 0 or LEAST <= abs(value) <= most):
             raise PydanticCustomError(
                 "size",

@@ -122,7 +122,7 @@ def _grouped(complaints: Sequence[str]) -> Iterator[str]:
     for part, names in owners.items():
         distinct = list(dict.fromkeys(names))
         rest = f" and {len(distinct) - _NAMED} more" if len(distinct) > _NAMED else ""
-        times = f", {len(names)} times" if len(names) > 1 else ""
+        times = f", {len(names)} times" if len(names) > len(distinct) else ""
         yield f"{', '.join(distinct[:_NAMED])}{rest}: {part}{times}"
 
 
