@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.errors import ExportError
-from fedkit.files import write_whole
+from fedkit.files import read_whole, write_whole
 
 _MANIFEST_VERSION = 2
 _MANIFEST = "manifest.json"
@@ -241,7 +241,7 @@ def load(path: Path, changed: bool = False) -> Artifact:
         ExportError: The file or manifest is missing or unreadable, or the file has changed.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # False for a name that is too long, where pathlib raises
         result = _from_json(path, _read(manifest_path(path), "manifest"))
         _files(result, changed)
     else:
@@ -297,7 +297,7 @@ def _check_content(artifact: Artifact, content: bytes, size: int, changed: bool)
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except OSError as error:
         raise ExportError(
             f"cannot read the {what} {path}: {error.strerror}; an artifact is a file and its "

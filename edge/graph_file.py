@@ -21,7 +21,7 @@ from safetensors.numpy import save as to_safetensors
 
 from edge import ir
 from fedkit.errors import ExportError
-from fedkit.files import write_whole
+from fedkit.files import read_whole, write_whole
 
 VERSION = 2
 """Version of the file. 1 had no origin and is read too; a reader refuses others."""
@@ -127,7 +127,7 @@ def load_graph(path: Path) -> ir.Graph:
             has a wrong value; or the graph breaks a rule of `ir.verify`.
     """
     try:
-        return from_bytes(path.read_bytes())
+        return from_bytes(read_whole(path))
     except OSError as error:
         raise ExportError(f"graph file {path} cannot be read: {error.strerror}") from error
     except ExportError as error:

@@ -34,6 +34,7 @@ from edge.lowering import (
     require_small,
 )
 from fedkit.errors import ExportError
+from fedkit.files import read_whole
 
 _OPSETS = range(7, 29)
 """From the first in which operands broadcast as in numpy to the last that was looked at."""
@@ -200,7 +201,7 @@ def _read(source: Path | str | bytes) -> onnx.ModelProto:
     else:
         name = str(source)
         with _refusing(f"{name} cannot be read", "give the path of an .onnx file"):
-            content = Path(source).read_bytes()
+            content = read_whole(Path(source))
     with _refusing(f"{name} is no ONNX file, or damaged", "export it again"):
         model = onnx.load_from_string(content)
     if not (model.ir_version and model.HasField("graph") and _is_text(model.graph)):

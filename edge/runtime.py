@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge import artifact, ir
 from fedkit.errors import ExportError
+from fedkit.files import read_whole
 
 Runtime = Literal["ai-edge-litert", "tflite-runtime"]
 
@@ -174,7 +175,7 @@ def read_model(path: Path) -> bytes:
     if artifact.manifest_path(path).exists():
         artifact.load(path)
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except OSError as error:
         raise ExportError(f"cannot read the model {path}: {error.strerror}") from error
 

@@ -91,7 +91,7 @@ class RunFolder:
     @staticmethod
     def check_free(path: Path) -> None:
         """Raise a `CheckpointError` if something is at `path` already."""
-        if path.exists():
+        if os.path.lexists(path):
             raise _taken(path)
 
     @classmethod
@@ -101,7 +101,7 @@ class RunFolder:
         Raises:
             CheckpointError: There is no run at that path.
         """
-        if not (path / "config.toml").is_file():
+        if not os.path.isfile(path / "config.toml"):
             raise CheckpointError(
                 f"{path} is no run folder: it holds no config.toml; give the folder that "
                 "`fedkit run` printed, like runs/NAME"

@@ -8,13 +8,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from fedkit.errors import ConfigError
 from fedkit.fedtiny.bn_selection import NormMerge
 from fedkit.fedtiny.candidates import pool_size
+from fedkit.files import read_whole
 from fedkit.stats.robust import Aggregation
+from fedkit.text import short
+
+MOST = (1e30, 10**12)
+"""Largest number of any key but a seed: one with a fraction, and a whole one."""
+
+MOST_SEED = 2**63 - 1
+"""Largest seed: what torch and a TOML file hold."""
+
+LEAST = 1e-12
+"""Smallest number above 0."""
+
+MOST_TEXT = 1000
+"""Characters of a text."""
+
+MOST_BYTES = 1 << 20
+"""Bytes of a file of keys."""
 
 
 class RunConfig(BaseModel):
@@ -149,7 +174,7 @@ class RunConfig(BaseModel):
         description="share of the devices whose answers a step needs; the others are left out",
     )
     deadline: float = Field(
-        3600.0, gt=0, description="seconds that a step waits for devices over Flower"
+        3600.0, gt=0, le=1e9, description="seconds that a step waits for devices over Flower"
     )
     quarantine_after: int = Field(
         3, ge=1, description="refused answers after which a device is not asked again"
@@ -158,6 +183,30 @@ class RunConfig(BaseModel):
     measure_every: int = Field(
         1, ge=1, description="rounds between measurements on the test data; the last is measured"
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise PydanticCustomError("truth", "true and false are values of no key")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _fits_every_place_it_goes_to(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what torch, a TOML file, a clock or a terminal could not hold."""
+        if isinstance(value, str) and not (value.isprintable() and len(value) <= MOST_TEXT):
+            raise PydanticCustomError(
+                "text", "text must be one line of at most {most} characters", {"most": MOST_TEXT}
+            )
+        most = MOST_SEED if info.field_name == "seed" else MOST[type(value) is int]
+        if isinstance(value, int | float) and not (value == 0 or LEAST <= abs(value) <= most):
+            raise PydanticCustomError(
+                "size",
+                "a number other than 0 must be in {least} .. {most}",
+                {"least": LEAST, "most": most},
+            )
+        return value
 
     @field_validator("uplink_bits")
     @classmethod
@@ -218,6 +267,8 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: Names every bad key with the nearest allowed ones, and every bad value with
             its rule.
     """
+    if wrong := [key for key in values if not isinstance(key, str)]:
+        raise ConfigError(f"key {short(wrong[0])} is no text; keys are names like density")
     try:
         return RunConfig.model_validate(dict(values))
     except ValidationError as error:
@@ -229,11 +280,11 @@ def _explain(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, RunConfig.model_fields, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"unknown key {key!r}; {hint}allowed: {', '.join(RunConfig.model_fields)}"
+        return f"unknown key {short(key)}; {hint}allowed: {', '.join(RunConfig.model_fields)}"
     rule = str(item["msg"][0].lower() + item["msg"][1:])
     if not key:  # a rule about several keys names them itself
         return rule
-    return f"{key} is {item['input']!r}: {rule} ({RunConfig.model_fields[key].description})"
+    return f"{key} is {short(item['input'])}: {rule} ({RunConfig.model_fields[key].description})"
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -243,8 +294,8 @@ def read_config(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_whole(path, MOST_BYTES).decode())
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"config file {path} is no valid TOML: {error}") from error

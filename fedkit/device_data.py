@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedkit.errors import DataError, TaskError
 from fedkit.lookup import find
-from fedkit.task import Examples
+from fedkit.task import Examples, describe
 
 ARRAYS = ("inputs", "targets")
 """Names of the arrays that a data file holds."""
@@ -24,8 +24,9 @@ def load_examples(source: str) -> Examples:
     """Read a device's examples.
 
     Args:
-        source: Path of an .npz file with float32 `inputs` [n, ...] and int64 `targets` [n], or
-            `module:function`, where the function takes nothing and returns `Examples`.
+        source: Path of an .npz file with `inputs` [n, ...] and `targets` [n, ...] of the kinds
+            that `Examples` holds, or `module:function`, where the function takes nothing and
+            returns `Examples`.
 
     Raises:
         DataError: Nothing is found there, or it does not hold such examples.
@@ -78,16 +79,19 @@ def _call(source: str) -> Examples:
 
 
 def _checked(source: str, inputs: NDArray[Any], targets: NDArray[Any]) -> Examples:
-    for name, array, dtype in (("inputs", inputs, np.float32), ("targets", targets, np.int64)):
-        if array.dtype != dtype:
+    for name, array, others in (
+        ("inputs", inputs, "float32 (or int64, for tokens)"),
+        ("targets", targets, "int64 (or float32, where they are no classes)"),
+    ):
+        if array.dtype not in (np.float32, np.int64):
             raise DataError(
-                f"device data {source}: {name} are {array.dtype}, they must be "
-                f"{np.dtype(dtype)}; convert them with astype"
+                f"device data {source}: {name} are {array.dtype}, they must be {others}; convert "
+                "them with astype"
             )
-    if inputs.ndim < 2 or targets.ndim != 1:
+    if inputs.ndim < 2 or targets.ndim < 1:
         raise DataError(
             f"device data {source}: inputs have shape {inputs.shape} and targets "
-            f"{targets.shape}; they must be [n, ...] and [n]"
+            f"{targets.shape}; they must be [n, ...] and [n] or more"
         )
     try:
         return Examples(inputs, targets)
@@ -96,7 +100,7 @@ def _checked(source: str, inputs: NDArray[Any], targets: NDArray[Any]) -> Exampl
 
 
 def check_trainable(
-    examples: Examples, input_shape: Sequence[int], classes: int, single_class: str
+    examples: Examples, input_shape: Sequence[int], classes: int | None, single_class: str
 ) -> None:
     """Refuse examples that a model cannot be trained on.
 
@@ -104,7 +108,7 @@ def check_trainable(
         examples: The device's data.
         input_shape: (channels, height, width) of one input that the model takes; where height and
             width are 1, inputs may be [n, channels] too.
-        classes: Number of the model's outputs.
+        classes: Number of the model's outputs; None where targets are no classes.
         single_class: "error" refuses a device that holds one class only; see `RunConfig`.
 
     Raises:
@@ -119,6 +123,16 @@ def check_trainable(
     if len(examples) < 2:
         raise DataError(
             f"this device holds {len(examples)} examples; norm layers need at least 2 to train on"
+        )
+    if classes is not None:
+        _check_classes(examples, classes, single_class)
+
+
+def _check_classes(examples: Examples, classes: int, single_class: str) -> None:
+    if not examples.labelled:
+        raise DataError(
+            f"this device's targets are {describe(examples.targets)}, and the run learns classes; "
+            "they must be int64 [n], a class index each"
         )
     lowest, highest = int(examples.targets.min()), int(examples.targets.max())
     if lowest < 0 or highest >= classes:

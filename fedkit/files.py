@@ -1,8 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and reading of what may be anything."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 
@@ -28,3 +30,29 @@ def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+MOST_BYTES = 1 << 31
+"""Bytes of a model at most: the formats of models count no further."""
+
+
+def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Read a regular file that a person named; a pipe, a device or a giant ends in an error.
+
+    Args:
+        path: The file.
+        most: Bytes it may hold at most.
+
+    Raises:
+        OSError: It is missing, cannot be read, is no regular file, or holds more.
+    """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "the name holds a NUL character")
+    # Without O_NONBLOCK a pipe that nobody writes to would wait for ever.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"it holds {found.st_size:,} bytes, and {most:,} are most")
+        return file.read(most + 1)

@@ -1,16 +1,30 @@
-"""Find what a person names as `package.module:name`."""
+"""Find what a person names as `package.module:name`, and run code of theirs.
+
+What their code raises becomes one line that names their file and line: a traceback through ours
+would hide it.
+"""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+import sysconfig
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from fedkit.errors import FedkitError
 
 T = TypeVar("T")
+
+_OURS = Path(__file__).parent.parent
+_NOT_THEIRS = (
+    *(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *(f"{_OURS / package}/" for package in ("fedkit", "sim", "edge")),
+)
+"""Folders of Python, of installed packages and of our own."""
 
 
 def load(path: str, named: Mapping[str, T], kind: type[T], refusal: type[FedkitError]) -> T:
@@ -37,8 +51,13 @@ def load(path: str, named: Mapping[str, T], kind: type[T], refusal: type[FedkitE
         found = find(path)
     except ImportError as error:
         raise refusal(
-            f"{word} path {path!r}: module {module_name!r} cannot be imported ({error}); run from "
-            "the folder that holds it, or install it"
+            f"{word} path {path!r}: module {module_name!r} cannot be imported ({reason(error)}); "
+            "run from the folder that holds it, or install it"
+        ) from error
+    except (Exception, SystemExit) as error:  # whatever their module does when it is imported
+        raise refusal(
+            f"{word} path {path!r}: importing module {module_name!r} ended in {reason(error)}; "
+            "mend the module"
         ) from error
     if not isinstance(found, kind):
         what = "nothing" if found is None else f"a {type(found).__name__}"
@@ -62,3 +81,36 @@ def find(path: str) -> object:
     if here not in sys.path:
         sys.path.insert(0, here)
     return getattr(importlib.import_module(module_name), attribute, None)
+
+
+@contextmanager
+def theirs(what: str, refusal: type[FedkitError]) -> Iterator[None]:
+    """Run code of a user's; what it raises becomes one line.
+
+    Args:
+        what: Whose code it is, to begin the message with.
+        refusal: The error to raise.
+
+    Raises:
+        FedkitError: Their code raised an error, or ended the process. One of ours stays as it is.
+    """
+    try:
+        yield
+    except FedkitError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise refusal(f"{what} failed with {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Say in one line what an error is and at which line of the user's own files it came up."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if isinstance(error, SyntaxError):  # its own text names the line
+        return text if error.filename is None else f"{text} in {error.filename}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*_NOT_THEIRS, "<"))
+    ]
+    return f"{text} at {frames[-1].filename}, line {frames[-1].lineno}" if frames else text

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkit.files import write_whole
-from fedkit.report import Result, means, series_keys
+from fedkit.report import Result, means, metric, series_keys
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,16 +66,34 @@ def _plot(
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for number, (name, rows) in enumerate(_series(result).items()):
-            _line(axes, number, name, sorted(rows, key=x_of), x_of, deviations)
-        axes.set_title(f"{_about(result)}: accuracy versus {versus}")
+            _line(axes, number, name, _scaled(result, sorted(rows, key=x_of)), x_of, deviations)
+        axes.set_title(f"{_about(result)}: {metric(result).name} versus {versus}")
         axes.set_xlabel(label)
-        axes.set_ylabel(f"accuracy (%){_over_seeds(result, deviations)}")
+        unit = " (%)" if _scale(result) == 100 else ""
+        axes.set_ylabel(f"{metric(result).name}{unit}{_over_seeds(result, deviations)}")
         _log_scale(axes)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         svg = io.StringIO()
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return "\n".join(line.rstrip() for line in svg.getvalue().splitlines()) + "\n"
+
+
+def _scale(result: Result) -> int:
+    """Return what values are multiplied with: 100 where they are read in per cent."""
+    return 100 if metric(result).form.endswith("%") else 1
+
+
+def _scaled(result: Result, rows: Sequence[_Row]) -> list[_Row]:
+    factor = _scale(result)
+    return [
+        {
+            **row,
+            "accuracy": factor * row["accuracy"],
+            "accuracy_sd": factor * (row["accuracy_sd"] or 0),
+        }
+        for row in rows
+    ]
 
 
 def _over_seeds(result: Result, deviations: bool) -> str:
@@ -103,8 +121,8 @@ def _line(
 ) -> None:
     axes.errorbar(
         [x_of(row) for row in rows],
-        [100 * row["accuracy"] for row in rows],
-        yerr=[100 * (row["accuracy_sd"] or 0.0) for row in rows] if deviations else None,
+        [row["accuracy"] for row in rows],
+        yerr=[row["accuracy_sd"] for row in rows] if deviations else None,
         label=name,
         color=COLOURS[number % len(COLOURS)],
         marker=MARKERS[number % len(MARKERS)],

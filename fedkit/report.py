@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedkit.task import Metric
+
 Result = Mapping[str, Any]
 """What `fedkit compare` wrote: `name`, `grid`, `rows` and where they come from."""
 
@@ -17,9 +19,10 @@ def means(result: Result) -> list[dict[str, Any]]:
     """Average the cells that differ in their seeds alone.
 
     Returns:
-        A row per group, in the order of the result: its keys, `seeds` (how many), `accuracy` in
-        0 .. 1 and `accuracy_sd` (n - 1 in the denominator; None for one seed), `bytes` (both ways,
-        all devices and rounds), `bytes_device_round` (of one device in one round) and `seconds`.
+        A row per group, in the order of the result: its keys, `metric` where it is not accuracy,
+        `seeds` (how many), `accuracy` (in 0 .. 1, or that metric's value) and `accuracy_sd` (n - 1
+        in the denominator; None for one seed), `bytes` (both ways, all devices and rounds),
+        `bytes_device_round` (of one device in one round) and `seconds`.
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     keys = _group_keys(result)
@@ -38,6 +41,7 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     sent = [row["bytes_up"] + row["bytes_down"] for row in rows]
     each = [total / row["devices"] / row["rounds"] for total, row in zip(sent, rows, strict=True)]
     return {
+        **({"metric": rows[0]["metric"]} if "metric" in rows[0] else {}),
         "seeds": len(rows),
         "accuracy": statistics.fmean(accuracies),
         "accuracy_sd": statistics.stdev(accuracies) if len(rows) > 1 else None,
@@ -73,12 +77,25 @@ def table(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def _cell(row: Mapping[str, Any]) -> str:
-    deviation = "" if row["accuracy_sd"] is None else f" ± {100 * row['accuracy_sd']:.2f}"
+    value, deviation = row["accuracy"], row["accuracy_sd"]
     sent = row["bytes_device_round"] / 1e6
-    return f"{100 * row['accuracy']:.2f}{deviation} %, {sent:.3g} MB"
+    if "metric" in row:
+        form = Metric.of(row["metric"]).text
+        spread = "" if deviation is None else f" ± {form(deviation)}"
+        return f"{form(value)}{spread}, {sent:.3g} MB"
+    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
+    return f"{100 * value:.2f}{spread} %, {sent:.3g} MB"
+
+
+def metric(result: Result) -> Metric:
+    """Return what the values of a comparison are."""
+    return Metric.of(result["rows"][0].get("metric"))
 
 
 def note(result: Result) -> str:
     """Return what stands below a table of means."""
     spread = " ± standard deviation over the seeds" if len(result["seeds"]) > 1 else ""
-    return f"Accuracy, mean{spread}; what one device sends and receives per round."
+    name = metric(result).name
+    return (
+        f"{name[0].upper()}{name[1:]}, mean{spread}; what one device sends and receives per round."
+    )

@@ -168,7 +168,7 @@ class Server:
 
     def _accuracy(self, state: ModelState) -> float:
         outputs = self.engine.outputs(state, self.test.inputs)
-        return self.task.metric(outputs, self.test.targets)
+        return self.task.measure(outputs, self.test.targets)
 
 
 @dataclass(frozen=True)

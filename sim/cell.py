@@ -19,6 +19,7 @@ from fedkit.config import RunConfig
 from fedkit.cost import CountingEngine, positions
 from fedkit.rounds import dense_start, run_rounds
 from fedkit.sparse.state import ModelState
+from fedkit.task import ACCURACY
 from sim.scenario import Scenario, make_scenario, server_scenario
 
 DENSE_START_KEYS = (
@@ -42,7 +43,8 @@ def run_cell(config: RunConfig) -> dict[str, Any]:
 
     Returns:
         `task`, `model`, `method`, `density`, `alpha`, `seed`, `rounds` and `devices` of the
-        config; `accuracy` on the test data after the last round, `accuracies` after each round
+        config; `accuracy`, the task's metric on the test data after the last round, with `metric`
+        about it where it is another, `accuracies` after each round
         that was measured; `density_measured`, counted from the masks; `bytes_up` and `bytes_down`
         of whole Flower messages and `train_flops` of the devices, all three summed over devices
         and rounds, with what came before them; `peak_bytes` of a process of its own in which the
@@ -62,6 +64,7 @@ def run_cell(config: RunConfig) -> dict[str, Any]:
             if step.phase == "round" and step.accuracy is not None:
                 accuracies.append(step.accuracy)
         seconds = time.perf_counter() - began - fleet.seconds
+    measure = scenario.task.measure
     memory = device_memory(scenario.engine, scenario.config, scenario.devices[0], fleet.recorded)
     return {
         "task": config.task,
@@ -72,6 +75,7 @@ def run_cell(config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         "rounds": config.rounds,
         "devices": config.devices,
+        **({} if measure is ACCURACY else {"metric": measure.about}),
         "accuracy": accuracies[-1],
         "accuracies": accuracies,
         "density_measured": density,

@@ -21,9 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.errors import DataError
-from fedkit.task import Examples
+from fedkit.task import Examples, describe
 
 Kind = Literal["iid", "dirichlet", "pathological", "natural-id"]
+
+_BY_LABEL = ("dirichlet", "pathological")
+"""Kinds that share examples out by their class."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,12 @@ def _run_partitioner(examples: Examples, how: Partition) -> list[NDArray[np.int6
 
     # What datasets.Dataset.shuffle(seed) does; as a plain gather it reads ten times faster later.
     order = np.random.default_rng(how.seed).permutation(len(examples))
-    columns: dict[str, Any] = {"label": examples.targets[order], "index": order}
+    columns: dict[str, Any] = {"index": order}
+    # Ranks order like what they stand for, and no label or name is beyond what the columns hold.
+    if how.kind in _BY_LABEL:
+        columns["label"] = _ranks(examples.targets)[order]
     if how.kind == "natural-id":
-        columns["owner"] = _owners(examples)[order]
+        columns["owner"] = _ranks(_owners(examples))[order]
     partitioner = _make_partitioner(how)
     try:
         with _quiet():
@@ -100,6 +106,12 @@ def _run_partitioner(examples: Examples, how: Partition) -> list[NDArray[np.int6
             return [np.asarray(part.with_format("numpy")[:]["index"], np.int64) for part in parts]
     except ValueError as error:
         raise DataError(_refusal(examples, how)) from error
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Return for each value how many distinct ones are smaller, int64 [n]."""
+    ranks: NDArray[np.int64] = np.unique(values, return_inverse=True)[1].astype(np.int64)
+    return ranks
 
 
 def _make_partitioner(how: Partition) -> Any:
@@ -141,6 +153,15 @@ def _owners(examples: Examples) -> NDArray[Any]:
     return np.array([] if examples.owners is None else examples.owners.tolist())
 
 
+def _check_labels(examples: Examples, how: Partition) -> None:
+    if not examples.labelled:
+        raise DataError(
+            f"the {how.kind} partition shares examples out by class, and these have targets "
+            f"{describe(examples.targets)} instead of one class index each; share them out at "
+            "random (--partition iid), or by owner (--partition natural-id)"
+        )
+
+
 def _check_fleet(examples: Examples, how: Partition) -> None:
     if how.seed < 0:
         raise DataError(f"seed of the partition is {how.seed}; it must be 0 or more")
@@ -156,6 +177,7 @@ def _check_nothing(examples: Examples, how: Partition) -> None:
 
 
 def _check_alpha(examples: Examples, how: Partition) -> None:
+    _check_labels(examples, how)
     if not (math.isfinite(how.alpha) and how.alpha > 0):
         raise DataError(
             f"alpha of the dirichlet partition is {how.alpha}; it must be a finite number above 0, "
@@ -164,6 +186,7 @@ def _check_alpha(examples: Examples, how: Partition) -> None:
 
 
 def _check_class_number(examples: Examples, how: Partition) -> None:
+    _check_labels(examples, how)
     classes = len(examples.classes)
     if not 1 <= how.classes_per_device <= classes:
         raise DataError(
@@ -173,16 +196,18 @@ def _check_class_number(examples: Examples, how: Partition) -> None:
 
 
 def _check_owners(examples: Examples, how: Partition) -> None:
-    owners = np.unique(_owners(examples))
-    if len(owners) == 0:
+    named = _owners(examples)
+    if len(named) == 0:
         raise DataError(
             "the natural-id partition needs to know who owns each example, and this data set does "
             "not say; set `owners` of its Examples or choose another partition"
         )
-    if owners.dtype.kind not in "iuU":
+    if named.dtype.kind not in "iuU" or named.ndim != 1:
         raise DataError(
-            f"owners of the examples have dtype {owners.dtype}; they must be whole numbers or text"
+            f"owners of the examples have dtype {named.dtype} and shape {named.shape}; they must "
+            "be whole numbers or text, one for each"
         )
+    owners = np.unique(named)
     if len(owners) != how.devices:
         raise DataError(
             f"the data has {len(owners)} owners for {how.devices} devices; the natural-id "
@@ -218,11 +243,13 @@ def _check_coverage(
     examples: Examples, shares: Sequence[NDArray[np.int64]], how: Partition
 ) -> None:
     """Refuse to leave classes out, which only the pathological partition can do."""
+    if how.kind != "pathological":
+        return
     held = examples.targets[np.concatenate(shares)]
     left_out = np.setdiff1d(examples.classes, held)
     if len(left_out) > 0:
         raise DataError(
-            f"the {how.kind} partition leaves {_list('class', left_out.tolist())} on no device "
+            f"the {how.kind} partition leaves {listed('class', left_out.tolist())} on no device "
             f"({how.devices} devices with {how.classes_per_device} of {len(examples.classes)} "
             "classes each); every class must be held: use as many devices as classes, raise "
             "classes_per_device or change the seed"
@@ -230,17 +257,19 @@ def _check_coverage(
 
 
 def _check_shares(examples: Examples, shares: Sequence[NDArray[np.int64]], how: Partition) -> None:
-    classes = [len(np.unique(examples.targets[share])) for share in shares]
-    empty = [device for device, count in enumerate(classes) if count == 0]
+    empty = [device for device, share in enumerate(shares) if len(share) == 0]
     if empty:
         raise DataError(
-            f"the {how.kind} partition leaves {_list('device', empty)} without examples; every "
+            f"the {how.kind} partition leaves {listed('device', empty)} without examples; every "
             "device needs some: set min_size to 1 or more"
         )
+    if not examples.labelled:
+        return
+    classes = [len(np.unique(examples.targets[share])) for share in shares]
     single = [device for device, count in enumerate(classes) if count == 1]
     if single and not _single_class_allowed(how):
         raise DataError(
-            f"{_list('device', single)} would hold examples of one class only ({how.kind} "
+            f"{listed('device', single)} would hold examples of one class only ({how.kind} "
             f"partition); a device needs two classes to learn to tell them apart: "
             f"{_MORE_CLASSES[how.kind]} or allow it (--single-class allow)"
         )
@@ -259,8 +288,8 @@ _MORE_CLASSES: dict[str, str] = {
 }
 
 
-def _list(noun: str, numbers: Sequence[int], most: int = 10) -> str:
-    """Write "device 3" or "devices 3, 5, 8", and no more than `most` numbers."""
+def listed(noun: str, numbers: Sequence[int], most: int = 10) -> str:
+    """Return "device 3" or "devices 3, 5, 8", and no more than `most` numbers."""
     plural = "es" if noun.endswith("s") else "s"
     text = ", ".join(map(str, numbers[:most]))
     rest = f" and {len(numbers) - most} more" if len(numbers) > most else ""

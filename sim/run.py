@@ -24,6 +24,7 @@ from fedkit.flower.run_config import FOLDER_KEY, Place
 from fedkit.method import Fleet
 from fedkit.privacy import spent
 from fedkit.rounds import Report, Step, run_rounds
+from fedkit.task import ACCURACY
 from sim.scenario import Scenario
 from sim.superlink import SuperLink
 
@@ -80,6 +81,8 @@ def _record(
         travelled = {key: sent[key] - before[key] for key in sent}
         seconds = round(time.monotonic() - began, 3)
         extra: dict[str, Any] = {**travelled, "seconds": seconds}
+        if scenario.task.measure is not ACCURACY:
+            extra["metric"] = scenario.task.measure.about
         if scenario.config.dp_clip:
             extra |= spent(scenario.config, report.round)
         folder.append(report, server.engine.layout, extra)
@@ -104,11 +107,14 @@ def serve(
     scenario.check()
     config, folder = scenario.config, _folder(place.folder, scenario.config, place.resume)
     print(f"run folder: {folder.path}", flush=True)
+    print(f"weights: {scenario.reach.line(config.density)}", flush=True)
+    for warning in scenario.warnings:
+        print(f"warning: {warning}", flush=True)
     status = FleetStatus.of(folder.path / EVENTS)
     log = EventLog(folder.path / EVENTS, status.add)
 
     def after_step(step: Report) -> None:
-        _print(step)
+        _print(step, scenario.task.measure.name)
         log("step", **{key: value for key, value in vars(step).items() if key != "state"})
         status.write(folder.path / METRICS)
 
@@ -125,10 +131,10 @@ def _indices(nodes: Path | None) -> dict[int, int] | None:
     return {int(node): int(device) for node, device in json.loads(nodes.read_text()).items()}
 
 
-def _print(step: Report) -> None:
-    accuracy = "not measured" if step.accuracy is None else f"{step.accuracy:.4f}"
+def _print(step: Report, metric: str) -> None:
+    value = "not measured" if step.accuracy is None else f"{step.accuracy:.4f}"
     print(
-        f"{step.phase} {step.round}: accuracy {accuracy}, loss {step.loss}, "
+        f"{step.phase} {step.round}: {metric} {value}, loss {step.loss}, "
         f"density {step.density:.4f}, bytes down {step.bytes_down}, up {step.bytes_up}",
         flush=True,
     )

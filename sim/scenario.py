@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from torch import nn
@@ -13,15 +16,22 @@ from fedkit.config import RunConfig
 from fedkit.device import Device
 from fedkit.engine.base import Engine
 from fedkit.engine.choose import make_engine
+from fedkit.engine.trial import try_task
 from fedkit.errors import DataError, TaskError
-from fedkit.plan import kept_per_layer
+from fedkit.plan import kept_per_layer, local_training
 from fedkit.privacy import check_private
+from fedkit.reach import Reach
 from fedkit.rounds import LocalFleet, Server
 from fedkit.sparse.counts import round_share
 from fedkit.sparse.state import ModelState
 from fedkit.task import Examples, Task
 from fedkit.tasks import load_task
-from sim.partition import Partition, split
+from sim.partition import Partition, listed, split
+
+Split = Literal["train", "test"]
+
+_MARKED = 256
+"""Inputs, at most twice as many, that a mark of examples is made from."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class Scenario:
         devices: Examples per device; disjoint from each other and from the server's. Empty where
             real devices hold their own.
         test: What the server measures on.
+        marks: A mark of the examples that each function of the task returned.
     """
 
     config: RunConfig
@@ -42,11 +53,30 @@ class Scenario:
     server_data: Examples | None
     devices: list[Examples]
     test: Examples
+    marks: Mapping[Split, int] = field(default_factory=dict)
 
     @property
     def engine(self) -> Engine:
         """The engine that server and devices of this process share; it keeps no state."""
         return self._engine[0]
+
+    @property
+    def reach(self) -> Reach:
+        """Which weights of the model can be pruned."""
+        return Reach.of(self.engine.layout)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is allowed, and yet hardly what was meant."""
+        found = [self.reach.warning(self.config.density)]
+        if self.devices and self.task.classifies:
+            held = np.unique(np.concatenate([share.classes for share in self.devices]))
+            if len(missing := np.setdiff1d(self.test.classes, held)):
+                found.append(
+                    f"no device holds examples of {listed('class', missing.tolist())}, which the "
+                    "test data has; the devices cannot teach the model to tell them"
+                )
+        return [text for text in found if text]
 
     @property
     def engine_notice(self) -> str:
@@ -76,25 +106,24 @@ class Scenario:
         Raises:
             ConfigError: The density cannot be reached with these layers and exemptions, or the run
                 would not be private though it is asked to be.
-            TaskError: The model does not take the task's inputs, or has too few outputs.
+            TaskError: Model, inputs, targets, loss and metric of the task do not fit together, or
+                its data changes from call to call.
         """
         check_private(self.config, load_method(self.config.method))
         engine = self.engine
         kept_per_layer(self.config, engine.layout.prunable_shapes)
-        inputs, parts = self.test.inputs, [self.test, *self.devices]
-        highest = max(int(part.targets.max()) for part in parts)
-        try:
-            outputs = engine.outputs(engine.initial_state(), inputs[:2])
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise TaskError(
-                f"the model of task {self.task.name!r} does not take its inputs of shape "
-                f"{inputs.shape[1:]}: {error}"
-            ) from error
-        if outputs.ndim == 2 and outputs.shape[1] <= highest:
-            raise TaskError(
-                f"the model of task {self.task.name!r} has {outputs.shape[1]} outputs, but there "
-                f"are targets up to {highest}; give it at least {highest + 1} outputs"
-            )
+        how = local_training(self.config, epochs=1, lr=self.config.lr)
+        try_task(self.task, engine, [self.test, *self.devices], how)
+        self._check_steady()
+
+    def _check_steady(self) -> None:
+        for which, mark in self.marks.items():
+            if _mark(self.task.examples(which)) != mark:
+                raise TaskError(
+                    f"{which}_data of task {self.task.name!r} returned other examples when it was "
+                    "called again; every process of a run calls it, and all must get the same: "
+                    "seed it, or load the data once and keep it"
+                )
 
     def local_fleet(self) -> LocalFleet:
         """Build all devices in this process."""
@@ -122,7 +151,7 @@ def make_scenario(config: RunConfig) -> Scenario:
         DataError: The data is missing or cannot be split as asked.
     """
     config, task = settle(config), load_task(config.task)
-    train, test = task.train_data(), test_examples(task, config)
+    train, test = task.examples("train"), test_examples(task, config)
     if len(train) == 0 or len(test) == 0:
         raise DataError(
             f"task {task.name!r} has {len(train)} training and {len(test)} test examples; "
@@ -130,7 +159,8 @@ def make_scenario(config: RunConfig) -> Scenario:
         )
     server_data, rest = _server_share(train, config)
     devices = [_first(share, config.examples_per_device) for share in split(rest, _how(config))]
-    return Scenario(config, task, server_data, devices, test)
+    marks: dict[Split, int] = {"train": _mark(train), "test": _mark(task.examples("test"))}
+    return Scenario(config, task, server_data, devices, test, marks)
 
 
 def server_scenario(config: RunConfig) -> Scenario:
@@ -147,13 +177,20 @@ def server_scenario(config: RunConfig) -> Scenario:
     test = test_examples(task, config)
     if len(test) == 0:
         raise DataError(f"task {task.name!r} has no test examples; the server measures on them")
-    server_data = _server_share(task.train_data(), config)[0] if config.server_share else None
+    server_data = _server_share(task.examples("train"), config)[0] if config.server_share else None
     return Scenario(config, task, server_data, [], test)
 
 
 def test_examples(task: Task, config: RunConfig) -> Examples:
     """Return what a run is measured on; needs no training data and no partition."""
-    return _first(task.test_data(), config.test_examples)
+    return _first(task.examples("test"), config.test_examples)
+
+
+def _mark(examples: Examples) -> int:
+    """Return a number that tells these examples from others: of all targets and some inputs."""
+    some = examples.inputs[:: max(1, len(examples) // _MARKED)]
+    shapes = f"{examples.inputs.shape} {examples.targets.shape}".encode()
+    return zlib.crc32(some.tobytes(), zlib.crc32(examples.targets.tobytes(), zlib.crc32(shapes)))
 
 
 def _how(config: RunConfig) -> Partition:

@@ -31,10 +31,6 @@ def no_examples() -> str:
     return "nothing"
 
 
-def fractional_targets() -> Examples:
-    return Examples(INPUTS, TARGETS.astype(np.float64))
-
-
 def test_a_file_holds_inputs_and_targets(tmp_path: Path) -> None:
     read = load_examples(saved(tmp_path, further=np.zeros(3)))
     assert np.array_equal(read.inputs, INPUTS)
@@ -49,9 +45,8 @@ def test_a_function_makes_examples() -> None:
     ("arrays", "message"),
     [
         ({"inputs": INPUTS.astype(np.float64)}, "inputs are float64, they must be float32"),
-        ({"targets": TARGETS.astype(np.int32)}, "targets are int32, they must be int64"),
+        ({"targets": TARGETS.astype(np.int32)}, "targets are int32, they must be int64 "),
         ({"inputs": INPUTS[:, 0, 0, 0]}, r"inputs have shape \(6,\) and targets \(6,\)"),
-        ({"targets": TARGETS[:, None]}, r"they must be \[n, ...\] and \[n\]"),
         ({"targets": TARGETS[:5]}, "6 inputs, 5 targets"),
         ({"inputs": INPUTS * np.float32("nan")}, "hold NaN or infinite inputs"),
         ({"inputs": np.array([{}] * 6)}, "without pickled objects"),
@@ -122,7 +117,6 @@ def test_files_that_do_not_fit_are_named(
         ("tests.test_device_data:missing", "is a NoneType, no function"),
         ("tests.test_device_data:INPUTS", "is a ndarray, no function"),
         ("tests.test_device_data:no_examples", "returned a str"),
-        ("tests.test_device_data:fractional_targets", "targets are float64"),
     ],
 )
 def test_functions_that_do_not_fit_are_named(source: str, message: str) -> None:
@@ -133,6 +127,14 @@ def test_functions_that_do_not_fit_are_named(source: str, message: str) -> None:
 @pytest.mark.parametrize("shape", [(4,), (4, 1, 1)])
 def test_features_may_come_with_or_without_a_plane(shape: tuple[int, ...]) -> None:
     check_trainable(Examples(INPUTS.reshape(6, *shape), TARGETS), (4, 1, 1), 3, "error")
+
+
+@pytest.mark.parametrize("targets", [TARGETS + 0.5, TARGETS[:, None]])
+def test_targets_that_are_no_classes_need_a_run_without(targets: Any) -> None:
+    examples = Examples(INPUTS, targets)
+    check_trainable(examples, INPUTS.shape[1:], None, "error")
+    with pytest.raises(DataError, match="the run learns classes; they must be int64"):
+        check_trainable(examples, INPUTS.shape[1:], 3, "error")
 
 
 def test_a_device_with_one_class_can_be_allowed() -> None:

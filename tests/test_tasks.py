@@ -206,6 +206,26 @@ def test_a_broken_image_file_is_refused(
     check_data_error(*parts)
 
 
+def test_a_file_that_unpacks_to_a_giant_is_refused_and_not_unpacked(nowhere: Path) -> None:
+    folder = write_folder(nowhere / "data" / "fashion-mnist")
+    bomb = gzip.compress(bytes(300 << 20), compresslevel=1, mtime=0)
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(bomb)
+    check_data_error("unpacks to more than", "fetch it again")
+
+
+@pytest.mark.parametrize("kind", ["giant", "claims"])
+def test_a_file_that_is_or_claims_to_be_a_giant_is_refused(nowhere: Path, kind: str) -> None:
+    folder = write_folder(nowhere / "data" / "fashion-mnist", packed=False)
+    path = folder / "t10k-images-idx3-ubyte"
+    if kind == "claims":
+        path.write_bytes(bytes([0, 0, 8, 3]) + b"\xff" * 12)
+        check_data_error("holds 0 values", "needs 79228162458924105385300197375")
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+        check_data_error("cannot be read", "holds 1,099,511,627,776 bytes")
+
+
 def test_a_label_out_of_range_is_refused(nowhere: Path) -> None:
     folder = write_folder(nowhere / "data" / "fashion-mnist")
     labels = gzip.compress(idx(LABELS + np.uint8(1)), mtime=0)

@@ -16,6 +16,7 @@ NEEDS_TORCH = (
     "fedkit.engine.sparse.capture",
     "fedkit.engine.sparse.lowering",
     "fedkit.engine.torch",
+    "fedkit.engine.trial",
     "fedkit.nn",
 )
 """What a device never imports; a new module is on the device's side unless it is inside these."""

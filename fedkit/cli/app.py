@@ -14,6 +14,7 @@ from rich.console import Console
 from fedkit.bench import BENCHMARKS
 from fedkit.cli import flags, fleet, tables
 from fedkit.errors import FedkitError
+from fedkit.text import terminal_lines
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -257,5 +258,5 @@ def main() -> None:
         app()
     except FedkitError as error:
         log.print("error:", style="bold red", end=" ")
-        log.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        log.print(terminal_lines(str(error)), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -139,6 +139,7 @@ def _rows(grid: Grid, folder: Path, workers: int, log: Console) -> list[Row]:
 def _check(grid: Grid, todo: list[RunConfig], log: Console) -> None:
     """Try data and model before anything runs, with one seed, and every density."""
     scenarios: dict[RunConfig, Scenario] = {}
+    warnings: dict[str, None] = {}  # each once, in their order
     with log.status("checking the cells"):
         for config in todo:
             try:
@@ -147,10 +148,14 @@ def _check(grid: Grid, todo: list[RunConfig], log: Console) -> None:
                     scenarios[apart] = make_scenario(apart)
                     scenarios[apart].check()
                 kept_per_layer(config, scenarios[apart].engine.layout.prunable_shapes)
+                told = scenarios[apart].reach.warning(config.density)
+                warnings |= dict.fromkeys([*scenarios[apart].warnings, *([told] if told else [])])
             except FedkitError as error:
                 raise ConfigError(
                     f"grid {grid.name!r}: the cell {_name(grid, config)} cannot run: {error}"
                 ) from error
+    for text in warnings:
+        log.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
 
 
 def _name(grid: Grid, config: RunConfig) -> str:

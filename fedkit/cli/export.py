@@ -44,7 +44,7 @@ from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.integer.inference import integers
 from fedkit.errors import ConfigError, ExportError
 from fedkit.sparse.state import ModelState, masks_digest
-from fedkit.task import Examples, Task
+from fedkit.task import ACCURACY, Examples, Task
 from fedkit.tasks import load_task
 from fedkit.text import terminal_text
 from sim.scenario import Scenario, make_scenario, test_examples
@@ -318,14 +318,15 @@ def task_of(found: Artifact, task: str) -> tuple[Task, Examples]:
 def measure(
     found: Artifact, task: Task, test: Examples, runtime: str = "", changed: bool = False
 ) -> dict[str, Any]:
-    """Return an artifact's accuracy on a test set, its latency here and its sizes.
+    """Return an artifact's metric on a test set, its latency here and its sizes.
 
     Of hardware that is the first of the test set's examples, and cycles instead of a latency.
     """
     runner = open_runner(found.path, runtime, changed)
     count = SIMULATED if isinstance(runner, SimulatedRunner) else len(test)
     inputs, targets = test.inputs[:count], test.targets[:count]
-    accuracy = task.metric(runner.predict(inputs), targets)
+    metric = task.measure
+    value = metric(runner.predict(inputs), targets)
     return {
         "artifact": str(found.path),
         "target": found.target,
@@ -334,7 +335,8 @@ def measure(
             "arena_bytes" if "arena_bytes" in found.details else "activation_bytes", int
         ),
         "runtime": runtime_for(found, runtime),
-        f"accuracy_int{found.provenance.get('weight_bits', 8)}": accuracy,
+        **({} if metric is ACCURACY else {"metric": metric.about}),
+        f"{metric.key}_int{found.provenance.get('weight_bits', 8)}": value,
         "test_examples": len(inputs),
         **_speed(runner),
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedkit.baselines import settle
 from fedkit.config import RunConfig, make_config, read_config
 from fedkit.errors import ConfigError, FedkitError
+from fedkit.text import short
 from sim.scenario import with_model_named
+
+MOST_CELLS = 100_000
+"""Cells of a grid; a second for each is more than a day."""
 
 
 class Grid(BaseModel):
@@ -72,6 +77,7 @@ def read_grid(path: Path) -> Grid:
     try:
         grid = Grid.model_validate(values)
         _check_keys(grid)
+        _check_size(grid)
         _ = grid.cells
     except ValidationError as error:
         message = "; ".join(_explain(item) for item in error.errors())
@@ -88,13 +94,21 @@ def _check_keys(grid: Grid) -> None:
         )
 
 
+def _check_size(grid: Grid) -> None:
+    cells = math.prod(map(len, grid.axes.values()))
+    if cells > MOST_CELLS:
+        raise ConfigError(
+            f"the axes make {cells:,} cells, and {MOST_CELLS:,} are most; give fewer values"
+        )
+
+
 def _explain(item: Any) -> str:
     key, rules = ".".join(map(str, item["loc"])), Grid.model_fields
     if item["type"] == "extra_forbidden":
         return (
-            f"unknown key {key!r}; allowed: {', '.join(rules)}; keys of a run belong under [run] "
-            "or [axes]"
+            f"unknown key {short(key)}; allowed: {', '.join(rules)}; keys of a run belong under "
+            "[run] or [axes]"
         )
     rule = f"{item['msg'][0].lower()}{item['msg'][1:]} ({rules[item['loc'][0]].description})"
-    found = "missing" if item["type"] == "missing" else repr(item["input"])
+    found = "missing" if item["type"] == "missing" else short(item["input"])
     return f"{key} is {found}: {rule}"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -21,6 +22,8 @@ from fedkit.config import RunConfig
 from fedkit.errors import CheckpointError, ExportError, FleetError
 from fedkit.fleet.processes import tail
 from fedkit.provenance import made_by
+from fedkit.reach import Reach
+from fedkit.task import ACCURACY, Metric
 from sim.run import FlowerSimulation, record
 from sim.scenario import Scenario, make_scenario, with_model_named
 
@@ -71,7 +74,9 @@ def run_job(
     config = with_model_named(config)
     scenario = make_scenario(config)
     scenario.check()
-    log.print(f"engine: {scenario.engine_notice}", soft_wrap=True)
+    log.print(f"engine: {scenario.engine_notice}", soft_wrap=True, markup=False)
+    log.print(f"weights: {scenario.reach.line(config.density)}", soft_wrap=True, markup=False)
+    _warn(scenario.warnings, log)
     refusal = _refusal(scenario, asked, log)
     runs = [(config, path)]
     if with_dense:
@@ -93,7 +98,11 @@ def run_job(
     finally:
         # Also without an artifact: hours of training must not depend on an unsupported layer.
         summary |= {"seconds_total": round(time.monotonic() - began, 1), "finished": True}
+        warnings = [*scenario.warnings, *_at_chance(summary, scenario)]
+        if warnings:
+            summary["warnings"] = warnings
         folder.write_json("summary.json", summary)
+    _warn(_at_chance(summary, scenario), log)
     return summary
 
 
@@ -116,10 +125,32 @@ def _exported(made: list[dict[str, Any]]) -> dict[str, Any]:
     return {**made[0], **({"artifacts": made} if len(made) > 1 else {})}
 
 
+def _warn(texts: list[str], log: Console) -> None:
+    for text in texts:
+        log.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
+
+
+def _at_chance(summary: dict[str, Any], scenario: Scenario) -> list[str]:
+    """Say if the final model is hardly better than the most frequent class is, always given."""
+    if scenario.task.measure is not ACCURACY or not scenario.test.labelled:
+        return []
+    _, counts = np.unique(scenario.test.targets, return_counts=True)
+    chance = counts.max() / counts.sum()
+    found, error = summary["accuracy_sparse"], math.sqrt(chance * (1 - chance) / counts.sum())
+    if found > chance + 2 * error:
+        return []
+    return [
+        f"the final model is at chance level: its accuracy is {found:.2%}, and to answer the most "
+        f"frequent class always gives {chance:.2%}; see whether inputs, targets and --lr are "
+        "right, or train for longer"
+    ]
+
+
 def _dense_figures(path: Path) -> dict[str, Any]:
     dense = figures(RunFolder.open(_dense_folder(path)))
+    key = Metric.of(dense.get("metric")).key
     return {
-        "accuracy_dense_fedavg": dense["accuracy_sparse"],
+        f"{key}_dense_fedavg": dense[f"{key}_sparse"],
         "bytes_dense_fedavg": dense["bytes_up"] + dense["bytes_down"],
         "bytes_dense_fedavg_measured": True,
     }
@@ -201,11 +232,13 @@ def _progress(config: RunConfig, path: Path, log: Console) -> Iterator[Callable[
 def _status(metrics: list[dict[str, Any]]) -> str:
     last = metrics[-1]
     sent = sum(step["bytes_up"] + step["bytes_down"] for step in metrics)
-    return f"accuracy {_accuracy(metrics):.1%} density {last['density']:.1%} {size(sent)}"
+    metric = Metric.of(last.get("metric"))
+    value = metric.text(_value(metrics))
+    return f"{metric.name} {value} density {last['density']:.1%} {size(sent)}"
 
 
-def _accuracy(metrics: list[dict[str, Any]]) -> float:
-    """Return the last measured accuracy; the dense start's is always there."""
+def _value(metrics: list[dict[str, Any]]) -> float:
+    """Return the metric as last measured; the dense start's is always there."""
     return cast(float, next(s["accuracy"] for s in metrics[::-1] if s["accuracy"] is not None))
 
 
@@ -237,6 +270,8 @@ def figures(folder: RunFolder) -> dict[str, Any]:
     payload = {way: sum(step[f"bytes_{way}"] for step in steps) for way in ("down", "up")}
     messages = {way: sum(step.get(f"message_bytes_{way}", 0) for step in steps) for way in payload}
     sent = messages if any(messages.values()) else payload
+    about = steps[-1].get("metric")
+    key = Metric.of(about).key
     return {
         "run": str(folder.path),
         "task": folder.config.task,
@@ -245,10 +280,12 @@ def figures(folder: RunFolder) -> dict[str, Any]:
         "seed": folder.config.seed,
         "rounds": steps[-1]["round"],
         "rounds_planned": folder.config.rounds,
-        "accuracy_dense_start": by_phase["start"]["accuracy"],
-        "accuracy_selected": by_phase.get("selection", {}).get("accuracy"),
-        "accuracy_sparse": _accuracy(steps),
+        **({} if about is None else {"metric": about}),
+        f"{key}_dense_start": by_phase["start"]["accuracy"],
+        f"{key}_selected": by_phase.get("selection", {}).get("accuracy"),
+        f"{key}_sparse": _value(steps),
         "density": steps[-1]["density"],
+        **_of_all(folder, steps[-1]["density"]),
         "bytes_up": sent["up"],
         "bytes_down": sent["down"],
         "bytes_payload_up": payload["up"],
@@ -256,6 +293,16 @@ def figures(folder: RunFolder) -> dict[str, Any]:
         "bytes_dense_fedavg": _dense_bytes(folder, steps[-1]["round"]),
         "bytes_dense_fedavg_measured": False,
         "seconds": steps[-1]["seconds"],
+    }
+
+
+def _of_all(folder: RunFolder, density: float) -> dict[str, Any]:
+    """Return what a density of the prunable weights is of all weights."""
+    reach = Reach.of(folder.load().layout)
+    return {
+        "weights": reach.weights,
+        "prunable_weights": reach.prunable,
+        "kept_of_all_weights": reach.kept_of_all(density),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from rich.table import Table
 
 from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.plan import save_plan
+from fedkit.engine.torch import TorchEngine
+from fedkit.engine.trial import try_inputs
 from fedkit.errors import PlanError
 from fedkit.tasks import load_task
 
@@ -20,13 +23,15 @@ def write_plan(path: Path, task: str, model: str) -> dict[str, Any]:
     Raises:
         PlanError: The file exists, cannot be written, or the model has layers that the sparse
             engine does not know; all are named.
-        TaskError: There is no such task.
+        TaskError: There is no such task, or its model does not take its inputs.
     """
-    if path.exists():
+    if os.path.lexists(path):  # a link that leads nowhere is something too
         raise PlanError(f"{path} exists; give another path, or remove it first")
     found = load_task(task)
-    inputs = found.test_data().inputs.shape[1:]
-    plan = capture(found.build_model(0, model), inputs)
+    test = found.examples("test")
+    engine = TorchEngine.for_task(found, model, seed=0)
+    try_inputs(found, engine, test)
+    plan = capture(engine.module(engine.initial_state()), test.inputs.shape[1:])
     save_plan(plan, path)
     return {
         "plan": str(path),

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Column, Table
 
 from fedkit import report
+from fedkit.task import Metric
 
 _MOST_COLUMNS = 8
 
@@ -21,10 +22,16 @@ def size(count: float) -> str:
 def run_table(run: Mapping[str, Any]) -> Table:
     """Return the table that ends a run; rows without a figure are left out."""
     table = _table(f"{run['run']}: {run['task']}, {run['devices']} devices, {run['rounds']} rounds")
-    for name in ("dense_start", "selected", "sparse", "int8", "dense_fedavg"):
-        if (accuracy := run.get(f"accuracy_{name}")) is not None:
-            table.add_row(_ACCURACIES[name], f"{accuracy:.2%}")
+    metric = Metric.of(run.get("metric"))
+    lower = "" if metric.higher_is_better else " (lower is better)"
+    for name, what in _MODELS.items():
+        if (value := run.get(f"{metric.key}_{name}")) is not None:
+            table.add_row(f"{metric.name}{what}{lower}", metric.text(value))
     table.add_row("density (kept / prunable weights)", f"{run['density']:.2%}")
+    if "kept_of_all_weights" in run:
+        share = run["prunable_weights"] / run["weights"]
+        kept = f"{run['kept_of_all_weights']:.2%} ({share:.1%} can be pruned)"
+        table.add_row("kept / all weights", kept)
     table.add_row("bytes down, measured", size(run["bytes_down"]))
     table.add_row("bytes up, measured", size(run["bytes_up"]))
     dense = run["bytes_dense_fedavg"]
@@ -35,27 +42,31 @@ def run_table(run: Mapping[str, Any]) -> Table:
     table.add_row("seconds of the rounds", f"{run['seconds']:.1f}")
     if "artifact" in run:
         _artifact_rows(table, run)
+    for warning in run.get("warnings", ()):
+        table.add_row("warning", warning)
     if not run["finished"]:
         table.caption = f"ended after {run['rounds']} of {run['rounds_planned']} rounds"
     return table
 
 
-_ACCURACIES = {
-    "dense_start": "accuracy of the dense start",
-    "selected": "accuracy of the selected candidate",
-    "sparse": "accuracy, final sparse model",
-    "int8": "accuracy of the int8 artifact",
-    "dense_fedavg": "accuracy, dense FedAvg of the same length",
+_MODELS = {
+    "dense_start": " of the dense start",
+    "selected": " of the selected candidate",
+    "sparse": ", final sparse model",
+    "int8": " of the int8 artifact",
+    "dense_fedavg": ", dense FedAvg of the same length",
 }
+"""Models of a run that are measured, and how a row begins after the metric's name."""
 
 
 def artifact_table(measured: Mapping[str, Any]) -> Table:
     """Return what was measured of one artifact."""
     table = _table(measured["artifact"])
+    metric = Metric.of(measured.get("metric"))
     for key in measured:
-        if key.startswith("accuracy_int"):
-            text = f"accuracy of the {key.removeprefix('accuracy_')} artifact"
-            table.add_row(text, f"{measured[key]:.2%}")
+        if key.startswith(f"{metric.key}_int"):
+            text = f"{metric.name} of the {key.removeprefix(f'{metric.key}_')} artifact"
+            table.add_row(text, metric.text(measured[key]))
     _artifact_rows(table, measured)
     return table
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+
 from fedkit.engine.base import Engine
 from fedkit.engine.precision import Precision, describe, plan_engine
 from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.sparse.plan import Plan
 from fedkit.engine.torch import TorchEngine
+from fedkit.engine.trial import try_inputs
 from fedkit.errors import EngineError, PlanError
 from fedkit.sparse.state import ModelState
 from fedkit.task import Task, cross_entropy
@@ -35,9 +38,12 @@ def make_engine(
             or integers were asked for, and torch or another loss.
         PlanError: `sparse` or integers were asked for, but the model has layers that cannot run
             so; all are named.
+        TaskError: The model does not take the task's inputs.
     """
     reference = TorchEngine.for_task(task, model, seed)
-    reference.check_forward(task.test_data().inputs[:2])
+    examples = task.examples("test")
+    try_inputs(task, reference, examples)
+    reference.check_forward(examples.inputs[:2])
     if precision != "fp32":
         return _integer_twin(reference, task, wish, precision)
     if wish == "torch":
@@ -68,7 +74,13 @@ def _plan(reference: TorchEngine, initial: ModelState, task: Task) -> Plan:
             f"the loss of task {task.name!r} is its own; the sparse engine has "
             "fedkit.task.cross_entropy, other losses need --engine torch"
         )
-    return capture(reference.module(initial), task.test_data().inputs.shape[1:])
+    inputs = task.examples("test").inputs
+    if inputs.dtype != np.float32 or inputs.ndim not in (2, 4):
+        raise EngineError(
+            f"inputs are {inputs.dtype} of shape {inputs.shape[1:]}; the sparse engine takes "
+            "float32 of shape (channels, height, width) or (features,), others need --engine torch"
+        )
+    return capture(reference.module(initial), inputs.shape[1:])
 
 
 def _integer_twin(

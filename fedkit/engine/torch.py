@@ -79,7 +79,7 @@ class TorchEngine:
     @classmethod
     def for_task(cls, task: Task, model: str, seed: int) -> TorchEngine:
         """Build the task's model (or the zoo model `model`) with weights drawn from `seed`."""
-        return cls(task.build_model(seed, model), task.loss)
+        return cls(task.build_model(seed, model), task.guarded_loss)
 
     def check_forward(self, inputs: NDArray[np.float32]) -> None:
         """Refuse a model whose passes depend on each other, on a few examples and before training.
@@ -366,7 +366,7 @@ class TorchEngine:
         with one_thread(), torch.no_grad():
             model = self.module(state)
             parts = [
-                model(torch.from_numpy(inputs[start : start + _EVAL_BATCH])).numpy()
+                model(torch.tensor(inputs[start : start + _EVAL_BATCH])).numpy()
                 for start in range(0, len(inputs), _EVAL_BATCH)
             ]
         return np.concatenate(parts)

@@ -93,11 +93,11 @@ def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:
             f"without a plan this device computes with torch, and {error.name} is not installed "
             f"here; install it, or {_EXAMPLE}"
         ) from error
-    engine, notice = make_engine(
-        load_task(config.task), config.model, config.seed, config.engine, config.precision
-    )
+    task = load_task(config.task)
+    engine, notice = make_engine(task, config.model, config.seed, config.engine, config.precision)
     outputs = engine.outputs(engine.initial_state(), examples.inputs[:1])
-    check_trainable(examples, examples.inputs.shape[1:], outputs.shape[1], config.single_class)
+    classes = outputs.shape[1] if task.classifies and outputs.ndim > 1 else None
+    check_trainable(examples, examples.inputs.shape[1:], classes, config.single_class)
     print(f"engine: {notice}", file=sys.stderr, flush=True)
     return engine
 

@@ -180,8 +180,10 @@ def build_model(name: str, input_shape: Sequence[int], classes: int) -> nn.Modul
         raise ConfigError(f"unknown model {name!r}; allowed: {', '.join(MODELS)}")
     factory, smallest = MODELS[name]
     if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
+        last = len(input_shape) == 3 and input_shape[2] in (1, 3, 4) and min(input_shape[:2]) > 4
+        hint = ": channels are last here, transpose(0, 3, 1, 2) puts them first" if last else ""
         raise ConfigError(
             f"model {name!r} cannot take inputs of shape {tuple(input_shape)}; it needs "
-            f"(channels, height, width) with height and width of at least {smallest}"
+            f"(channels, height, width) with height and width of at least {smallest}{hint}"
         )
     return factory(input_shape[0], classes)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import io
 import math
 import zlib
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from fedkit.errors import DataError
+from fedkit.files import read_whole
 from fedkit.task import Examples, Task
 from fedkit.tasks.hub import Bytes, ImageSet, Split, read_hub, to_examples
 
@@ -39,6 +41,9 @@ IMAGES = ImageSet(
     model="resnet8",
     size=28,
 )
+
+_MOST_BYTES = 5 * 60_000 * 28 * 28
+"""Bytes of a file, packed or not, that is still read."""
 
 _FILE_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 
@@ -131,10 +136,19 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if path.suffix == ".gz" else raw
+        raw = read_whole(path, _MOST_BYTES)
+        if path.suffix != ".gz":
+            return raw
+        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
+            unpacked = packed.read(_MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}): fetch it again") from error
+    if len(unpacked) > _MOST_BYTES:
+        raise DataError(
+            f"{path} unpacks to more than {_MOST_BYTES:,} bytes, five times what the largest file "
+            "of the data set holds: fetch it again"
+        )
+    return unpacked
 
 
 TASK = Task(IMAGES.name, IMAGES.model, train_data, test_data)

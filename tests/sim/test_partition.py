@@ -302,3 +302,105 @@ def test_owners_must_be_numbers_or_text() -> None:
     examples = make_examples()
     odd = Examples(examples.inputs, examples.targets, np.linspace(0, 1, 300))
     check_refused(odd, Partition("natural-id", 4), "dtype float64", "whole numbers or text")
+
+
+# Targets, labels and owners of any kind
+
+
+@pytest.mark.parametrize(("devices", "classes"), [(20, 2), (10, 3), (30, 2)])
+def test_pathological_shares_hold_each_example_once_and_so_many_classes(
+    devices: int, classes: int
+) -> None:
+    examples = make_examples(2000, classes=10)
+    how = Partition("pathological", devices, min_size=1, classes_per_device=classes, seed=3)
+    shares = split(examples, how)
+    assert class_numbers(shares) == [classes] * devices
+    held = np.concatenate([share.inputs[:, 0] for share in shares])
+    assert np.array_equal(np.sort(held), np.arange(2000))
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 1], [-5, 7], [2**62, -(2**62)], [10**9, 3]], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "pathological"])
+def test_labels_need_not_be_small_or_follow_each_other(kind: Kind, labels: list[int]) -> None:
+    small = make_examples(120, classes=2)
+    odd = Examples(small.inputs, np.array(sorted(labels))[small.targets])
+    how = Partition(kind, 3, alpha=5, min_size=1)
+    assert_equal_lists(assign(odd, how), assign(small, how))
+
+
+def with_targets(targets: Any) -> Examples:
+    owners = np.arange(len(targets)) % 4
+    return Examples(np.arange(len(targets), dtype=np.float32)[:, None], targets, owners)
+
+
+NO_LABELS: dict[str, Any] = {
+    "quantities": np.linspace(0, 1, 60),
+    "one-hot rows": np.eye(3)[np.arange(60) % 3],
+    "column": (np.arange(60) % 3)[:, None],
+    "images": np.zeros((60, 1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", NO_LABELS)
+def test_targets_that_are_no_labels_are_shared_out_at_random_or_by_owner(kind: str) -> None:
+    examples = with_targets(NO_LABELS[kind])
+    for how in (Partition("iid", 4), Partition("natural-id", 4)):
+        shares = split(examples, how)
+        assert sizes(shares) == [15] * 4
+        held = np.concatenate([share.inputs[:, 0] for share in shares]).astype(int)
+        assert np.array_equal(np.sort(held), np.arange(60))
+        for share in shares:
+            indices = share.inputs[:, 0].astype(int)
+            assert np.array_equal(share.targets, examples.targets[indices])
+    for how in (Partition("dirichlet", 4), Partition("pathological", 4)):
+        check_refused(examples, how, f"{how.kind} partition", "--partition iid", "natural-id")
+
+
+OWNERS: dict[str, list[Any]] = {
+    "odd text": ["", " ", "a\nb", "\x1b[2J"],
+    "half a character": ["\ud800", "\udfff", "a", "b"],
+    "long text": ["x" * 10_000, "y" * 10_000, "z", "日本"],
+    "large numbers": [2**63, 2**64 - 1, 2**63 + 1, 2**63 + 2],
+    "negative numbers": [-(2**63), -1, 0, 2**62],
+}
+
+
+@pytest.mark.parametrize("kind", OWNERS)
+def test_owners_of_any_name_make_a_device_each_in_their_order(kind: str) -> None:
+    owners = np.array(OWNERS[kind])
+    examples = make_examples(80, classes=2)
+    owned = Examples(examples.inputs, examples.targets, owners[np.arange(80) % 4])
+    shares = split(owned, Partition("natural-id", 4, single_class="allow"))
+    found = [set(share.owners.tolist()) for share in shares if share.owners is not None]
+    assert found == [{owner} for owner in sorted(owners.tolist())]
+
+
+@pytest.mark.parametrize("owners", [[None, "a"], [0.5, 1.5], [b"a", b"b"], [2**70, 1]])
+def test_owners_of_other_kinds_are_refused(owners: list[Any]) -> None:
+    examples = make_examples(80, classes=2)
+    odd = np.array(owners)[np.arange(80) % 2]
+    owned = Examples(examples.inputs, examples.targets, odd)
+    check_refused(owned, Partition("natural-id", 2), "must be whole numbers or text")
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "pathological"])
+def test_data_of_one_class_is_refused_unless_allowed(kind: Kind) -> None:
+    examples = with_targets(np.zeros(60, np.int64))
+    how = Partition(kind, 3, alpha=100, min_size=1, classes_per_device=1)
+    if kind != "pathological":  # which was asked for one class
+        check_refused(examples, how, "one class only")
+    allowed = Partition(kind, 3, alpha=100, min_size=1, classes_per_device=1, single_class="allow")
+    held = np.concatenate([share.inputs[:, 0] for share in split(examples, allowed)])
+    assert np.array_equal(np.sort(held), np.arange(60))
+
+
+@pytest.mark.parametrize("alpha", [1e-12, 1e-5, 1e9, 1e12])
+def test_an_extreme_alpha_shares_out_or_is_refused(alpha: float) -> None:
+    how = Partition("dirichlet", 3, alpha=alpha, min_size=1, single_class="allow")
+    shares = shares_or_refusal(make_examples(90, classes=3), how)
+    if isinstance(shares, str):
+        assert POSSIBLE_REFUSAL["dirichlet"] in shares
+    else:
+        assert np.array_equal(np.sort(np.concatenate(shares)), np.arange(90))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -148,6 +148,27 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def _grouped(complaints: Sequence[str]) -> Iterator[str]:
+    """Yield a line per kind of complaint: a deep model repeats the same one in each of its blocks.
+
+    Args:
+        complaints: Texts like "owner: part (reason)".
+    """
+    owners: dict[str, list[str]] = {}
+    for complaint in complaints:
+        owner, _, part = complaint.partition(": ")
+        owners.setdefault(part, []).append(owner)
+    for part, names in owners.items():
+        distinct = list(dict.fromkeys(names))
+        rest = f" and {len(distinct) - _NAMED} more" if len(distinct) > _NAMED else ""
+        times = f", {len(names)} times" if len(names) > len(distinct) else ""
+        yield f"{', '.join(distinct[:_NAMED])}{rest}: {part}{times}"
+
+
+_NAMED = 4
+"""Owners of equal complaints that are named."""
+
+
 def _attribute(root: nn.Module, node: fx.Node) -> object:
     return operator.attrgetter(str(node.target))(root)
 
@@ -241,10 +262,11 @@ class _Capture:
 
     def _raise_complaints(self) -> None:
         if self._complaints:
-            listed = "\n  ".join(self._complaints)
+            lines = list(_grouped(self._complaints))
+            listed = "\n  ".join(lines)
             raise PlanError(
-                f"{len(self._complaints)} part(s) of {type(self._model).__name__} cannot be "
-                f"captured:\n  {listed}\n{_INSTEAD}"
+                f"{len(lines)} part(s) of {type(self._model).__name__} cannot be captured:\n"
+                f"  {listed}\n{_INSTEAD}"
             )
 
     def _complain(self, node: fx.Node, reason: str) -> None:

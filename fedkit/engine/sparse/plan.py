@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 
 from fedkit.engine.base import Layout
 from fedkit.errors import PlanError
-from fedkit.files import write_whole
+from fedkit.files import read_whole, write_whole
 
 VERSION = 1
 """Version of the plan file; a reader refuses others."""
@@ -261,7 +261,7 @@ def load_plan(path: Path) -> Plan:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except OSError as error:
         raise PlanError(f"cannot be read ({error.strerror}); capture the model first") from error
 

@@ -481,7 +481,20 @@ def test_shared_frozen_unused_and_double_parameters() -> None:
         "spare_norm: BatchNorm2d (it is never called)",
     ]
     found = complaints(head(4).double())
-    assert found[0] == "2.weight: Parameter (it is torch.float64, not torch.float32)"
+    assert found == ["2.weight, 2.bias: Parameter (it is torch.float64, not torch.float32)"]
+
+
+def test_a_deep_model_repeats_no_complaint() -> None:
+    def twice(net: Any, x: Tensor) -> Tensor:
+        for block in net.blocks:
+            x = block(torch.sigmoid(torch.sigmoid(x)))
+        return net.end(x)
+
+    blocks = nn.Sequential(*(nn.Sequential(conv(4, 4), nn.GELU()) for _ in range(6)))
+    assert complaints(Net(twice, blocks=blocks, end=head(4))) == [
+        "(model): sigmoid (not supported), 12 times",
+        "blocks.0.1, blocks.1.1, blocks.2.1, blocks.3.1 and 2 more: GELU (not supported)",
+    ]
 
 
 def test_parameters_read_outside_of_layers_hooks_and_frozen_norms() -> None:

@@ -1,0 +1,242 @@
+"""Try a task before a run: what does not fit is told in a line, before any work is spent.
+
+A task is made by a user, and torch's own words for a wrong shape or a wrong kind of number speak of
+the layer that stumbled. Here the model meets a few of the inputs, the loss and the metric a few of
+the outputs, and one step of training is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedkit.engine.base import Engine, LocalTraining
+from fedkit.engine.torch import TorchEngine
+from fedkit.errors import FedkitError, TaskError
+from fedkit.lookup import reason, theirs
+from fedkit.task import Examples, Task, cross_entropy, describe
+
+_TRIED = 4
+"""Examples that a trial takes, beside those with the smallest and largest numbers."""
+
+
+def try_task(task: Task, engine: Engine, parts: Sequence[Examples], how: LocalTraining) -> None:
+    """Try model, loss, metric and one step of training.
+
+    Args:
+        task: The task.
+        engine: What will compute with its model.
+        parts: The examples that the run sees: those of the test first, then each device's.
+        how: How a device trains.
+
+    Raises:
+        TaskError: Something does not fit; says what, and what to do.
+    """
+    few = [_few(part) for part in parts]
+    state = engine.initial_state()
+    with theirs(f"the model of task {task.name!r}", TaskError):
+        outputs = [engine.outputs(state, part.inputs) for part in few]
+    if task.classifies:
+        for part, some in zip(parts, outputs, strict=True):
+            check_classes(task, some.shape[1:], part.targets)
+    for part, some in zip(few, outputs, strict=True):
+        if task.loss is not cross_entropy:
+            _try_loss(task, some, part.targets)
+    _try_metric(task, outputs[0], parts[0].targets)
+    _try_step(task, engine, min(parts[1:] or parts, key=len), how)
+
+
+def _try_step(task: Task, engine: Engine, share: Examples, how: LocalTraining) -> None:
+    what = f"a step of training with the model of task {task.name!r}"
+    try:
+        with theirs(what, TaskError):
+            engine.train(engine.initial_state(), _few(share), how, seed=0)
+    except FedkitError as error:
+        if len(share) > 1:
+            raise
+        raise TaskError(
+            f"{error}; a device holds 1 example, and norm layers need at least 2: use fewer "
+            "devices, or bring more data"
+        ) from error
+
+
+def try_inputs(task: Task, engine: TorchEngine, examples: Examples) -> None:
+    """Let the task's model see a few inputs.
+
+    Raises:
+        TaskError: It does not take them; says what to change, where that can be seen.
+    """
+    if len(examples) == 0:
+        return
+    few, state = _few(examples).inputs, engine.initial_state()
+    try:
+        outputs = engine.outputs(state, few)
+    except Exception as error:  # whatever torch or the model's own code raises
+        hint = _hint(engine.module(state), examples.inputs)
+        raise TaskError(
+            f"the model of task {task.name!r} does not take its inputs of shape "
+            f"{examples.inputs.shape[1:]}: {hint or reason(error)}"
+        ) from error
+    if outputs.ndim == 0 or len(outputs) != len(few):
+        raise TaskError(
+            f"the model of task {task.name!r} makes outputs of shape {outputs.shape} of "
+            f"{len(few)} inputs; they must be [n, ...]"
+        )
+
+
+def _few(examples: Examples) -> Examples:
+    """Return some examples: the first, and those that hold the extremes of inputs and targets."""
+    chosen = set(range(min(_TRIED, len(examples))))
+    for array in (examples.inputs, examples.targets):
+        if array.size and (array is examples.targets or array.dtype == np.int64):
+            width = array.size // len(array)
+            chosen |= {int(array.argmin()) // width, int(array.argmax()) // width}
+    return examples.take(np.array(sorted(chosen), np.int64))
+
+
+# Classes -------------------------------------------------------------------------------------
+
+
+def check_classes(task: Task, shape: tuple[int, ...], targets: NDArray[np.generic]) -> None:
+    """Refuse targets that are no class indices of the model.
+
+    Args:
+        task: The task; its loss or its metric reads targets as classes.
+        shape: Of the model's outputs for one example: (classes, ...).
+        targets: int64 [n, ...], with the dimensions that follow the classes.
+
+    Raises:
+        TaskError: Says what they are and what the loss or metric takes.
+    """
+    reader = "loss cross_entropy" if task.loss is cross_entropy else "metric accuracy"
+    own = f"or give the task a {'loss and a metric' if 'loss' in reader else 'metric'} of its own"
+    if not shape or targets.shape[1:] != shape[1:] or targets.dtype.kind != "i":
+        raise TaskError(
+            f"the targets of task {task.name!r} are {describe(targets)}, and its model's outputs "
+            f"have shape {('n', *shape)}; the {reader} compares outputs [n, classes] with class "
+            f"indices, int64 [n]: {_as_classes(targets, shape)} {own}"
+        )
+    if targets.size == 0:
+        return
+    lowest, highest = int(targets.min()), int(targets.max())
+    if highest >= shape[0]:
+        raise TaskError(
+            f"the model of task {task.name!r} has {shape[0]} outputs, but there are targets up to "
+            f"{highest}; give it at least {highest + 1} outputs, {own}"
+        )
+    if lowest < 0:
+        raise TaskError(
+            f"the targets of task {task.name!r} are {describe(targets)}; the {reader} takes class "
+            f"indices from 0: leave out examples without a class, {own}"
+        )
+
+
+def _as_classes(targets: NDArray[np.generic], shape: tuple[int, ...]) -> str:
+    if targets.ndim == 2 and targets.shape[1] == 1:
+        return "flatten them with targets.reshape(-1),"
+    if targets.ndim == 2 and targets.shape[1:] == shape:
+        return "make one-hot rows indices with targets.argmax(axis=1),"
+    if targets.ndim == 1 and np.array_equal(targets, np.round(targets.astype(np.float64))):
+        return "convert them with targets.astype(numpy.int64),"
+    return "bring such targets,"
+
+
+# Loss and metric -----------------------------------------------------------------------------
+
+
+def _try_loss(task: Task, outputs: NDArray[np.float32], targets: NDArray[np.generic]) -> None:
+    leaf = torch.tensor(outputs, requires_grad=True)
+    what = f"the loss of task {task.name!r}"
+    with theirs(f"{what}, given outputs {outputs.shape} and targets {targets.shape},", TaskError):
+        loss: object = task.loss(leaf, torch.tensor(targets))
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {_kind(loss)}"
+        raise TaskError(f"{what} gives {found}; it must give a scalar tensor, the batch's mean")
+    if not loss.requires_grad:
+        raise TaskError(
+            f"{what} gives a number that does not depend on the outputs as far as torch can see; "
+            "compute it with torch from the outputs, without detach, numpy or argmax"
+        )
+
+
+def _try_metric(task: Task, outputs: NDArray[np.float32], targets: NDArray[np.generic]) -> None:
+    """Give the metric all test targets, with outputs of the right shape and any numbers."""
+    task.measure(np.resize(outputs, (len(targets), *outputs.shape[1:])), targets)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+# What to change in inputs --------------------------------------------------------------------
+
+
+def _hint(model: nn.Module, inputs: NDArray[np.generic]) -> str:
+    """Say how inputs and the first layer of a model that refused them can be brought together."""
+    first = next((m for m in model.modules() if type(m) in _HINTS), None)
+    if isinstance(first, nn.Embedding):
+        return _embedding_hint(first, inputs)
+    if first is not None and inputs.dtype == np.int64:
+        return (
+            f"they are whole numbers, and its {_kind(first)} takes float32: convert them with "
+            "inputs.astype(numpy.float32)"
+        )
+    return "" if first is None else _HINTS[type(first)](first, inputs.shape[1:])
+
+
+def _embedding_hint(layer: nn.Embedding, inputs: NDArray[np.generic]) -> str:
+    if inputs.dtype != np.int64:
+        return (
+            f"they are {inputs.dtype}, and its Embedding takes whole numbers, the indices of "
+            "tokens: convert them with inputs.astype(numpy.int64)"
+        )
+    lowest, highest = int(inputs.min()), int(inputs.max())
+    if lowest < 0 or highest >= layer.num_embeddings:
+        return (
+            f"they are from {lowest} to {highest}, and its Embedding has {layer.num_embeddings} "
+            f"rows, for 0 .. {layer.num_embeddings - 1}"
+        )
+    return ""
+
+
+_AXES = {
+    nn.Conv1d: ("channels", "length"),
+    nn.Conv2d: ("channels", "height", "width"),
+    nn.Conv3d: ("channels", "depth", "height", "width"),
+}
+
+
+def _conv_hint(layer: nn.Module, shape: tuple[int, ...]) -> str:
+    axes = _AXES[type(layer)]  # type: ignore[index]
+    channels = layer.in_channels
+    wanted = f"its {_kind(layer)} takes ({', '.join(axes)}) with {channels} channels"
+    if len(shape) == len(axes) and shape[-1] == channels != shape[0]:
+        order = (0, len(axes), *range(1, len(axes)))
+        return f"{wanted}, and here channels are last: inputs.transpose{order} puts them first"
+    if len(shape) == len(axes) - 1 and channels == 1:
+        return f"{wanted}: inputs[:, None] adds the channel"
+    return wanted if len(shape) != len(axes) or shape[0] != channels else ""
+
+
+def _linear_hint(layer: nn.Module, shape: tuple[int, ...]) -> str:
+    features = layer.in_features
+    if shape and shape[-1] == features:
+        return ""
+    wanted = f"its Linear takes {features} features"
+    if math.prod(shape) == features:
+        return f"{wanted}: begin the model with nn.Flatten()"
+    return wanted
+
+
+_HINTS: dict[type[nn.Module], Callable[[nn.Module, tuple[int, ...]], str]] = {
+    nn.Embedding: lambda layer, shape: "",
+    nn.Conv1d: _conv_hint,
+    nn.Conv2d: _conv_hint,
+    nn.Conv3d: _conv_hint,
+    nn.Linear: _linear_hint,
+}

@@ -1,0 +1,163 @@
+"""Keys of a run: whatever they are given, a valid config or one clear message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedkit.cli import grid as grids
+from fedkit.cli.flags import QUICK, make
+from fedkit.config import RunConfig, make_config, read_config
+from fedkit.errors import ConfigError
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-4, 12)
+    | st.sampled_from([10**9, 10**12, 10**13, 2**63 - 1, 2**63, 10**400])
+    | st.floats()
+    | st.text(st.characters(), max_size=12)
+    | st.text("0123456789.eE+-_ ", max_size=8)
+    | st.binary(max_size=4)
+    | st.sampled_from(["9" * 5000, "x" * 5000, "nan", "inf", "1e400", "auto", "fp32", "mean"])
+)
+VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_size=2), SCALARS)
+KEYS = st.sampled_from([*RunConfig.model_fields, "densitty", ""]) | SCALARS
+
+
+def check_message(error: ConfigError) -> None:
+    assert str(error).isprintable() and 10 < len(str(error)) < 6000
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_any_values_make_a_config_or_one_clear_message(values: dict[Any, Any]) -> None:
+    try:
+        config = make_config(values)
+    except ConfigError as error:
+        check_message(error)
+        return
+    assert make_config(config.model_dump()) == config  # what a run folder holds reads back
+    assert config.candidates >= 1 and config.adjustment_period >= 1
+    assert config.last_adjustment >= 1 and isinstance(config.exempt_layers, tuple)
+    tomli_w.dumps(config.model_dump()).encode()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.sampled_from(list(RunConfig.model_fields)), st.text(max_size=12)))
+def test_any_flags_make_a_config_or_one_clear_message(values: dict[str, str]) -> None:
+    try:
+        config = make(values, quick=True)
+    except ConfigError as error:
+        check_message(error)
+    else:
+        assert config.epochs == QUICK["epochs"] or "epochs" in values
+
+
+BAD: list[tuple[str, Any, str]] = [
+    ("devices", True, "devices is True: true and false are values of no key"),
+    ("devices", 2.5, "devices is 2.5: input should be a valid integer"),
+    ("devices", "four", "devices is 'four'"),
+    ("devices", 10**13, "a number other than 0 must be in 1e-12 .. 1000000000000"),
+    ("seed", 2**63, "seed is 9223372036854775808: a number other than 0"),
+    ("seed", -1, "greater than or equal to 0"),
+    ("density", float("nan"), "density is nan"),
+    ("density", 5e-324, "a number other than 0 must be in"),
+    ("lr", float("inf"), "lr is inf: input should be a finite number"),
+    ("lr", "1e400", "lr is '1e400'"),
+    ("deadline", 1e10, "less than or equal to 1000000000"),
+    ("exempt", "a\nb", r"exempt is 'a\nb': text must be one line of at most 1000"),
+    ("exempt", "\ud800", r"exempt is '\ud800': text must be one line"),
+    ("task", "x" * 1001, "xxx...: text must be one line of at most 1000 characters"),
+    ("engine", ["auto"], "engine is ['auto']"),
+    ("x" * 900, 1, "unknown key 'xxx"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD)
+def test_a_wrong_value_is_told_with_key_value_and_rule(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config({key: value})
+    assert message in str(caught.value)
+    check_message(caught.value)
+
+
+def test_the_largest_seed_draws_weights_and_partitions() -> None:
+    from sim.scenario import make_scenario
+
+    made = make_scenario(make_config({"seed": 2**63 - 1, "devices": 2, "partition": "iid"}))
+    made.check()
+    assert len(made.devices) == 2
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "no valid TOML"),
+        (b"a = ", "no valid TOML"),
+        (b"a = " + b"[" * 20_000, "no valid TOML"),
+        (b"# " + b"x" * (1 << 20), "1,048,576 are most"),
+    ],
+)
+def test_a_file_of_keys_that_is_none_is_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "own.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_config(path)
+
+
+GRIDS: dict[str, tuple[dict[str, Any], str]] = {
+    "no axes": ({"name": "own", "axes": {}}, "axes is {}"),
+    "an empty axis": ({"name": "own", "axes": {"seed": []}}, "axes.seed is []"),
+    "an axis that is no list": ({"name": "own", "axes": {"seed": 1}}, "axes.seed is 1"),
+    "a name that is none": ({"name": "../own", "axes": {"seed": [1]}}, "name is '../own'"),
+    "no name": ({"axes": {"seed": [1]}}, "name is missing"),
+    "axes that are none": ({"name": "own", "axes": 3}, "axes is 3"),
+    "a run that is none": ({"name": "own", "run": [], "axes": {"seed": [1]}}, "run is []"),
+    "a table as a value": ({"name": "own", "axes": {"seed": [{"a": 1}]}}, "seed is {'a': 1}"),
+    "an unknown axis": ({"name": "own", "axes": {"sede": [1]}}, "unknown key 'sede'"),
+    "an unknown key": ({"name": "own", "axis": {}, "axes": {"seed": [1]}}, "unknown key 'axis'"),
+    "a giant": (
+        {"name": "own", "axes": {f"k{i}": [1] * 100 for i in range(9)}},
+        "make 1,000,000,000,000,000,000 cells",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_a_wrong_grid_is_told_in_a_line(kind: str, tmp_path: Path) -> None:
+    content, message = GRIDS[kind]
+    path = tmp_path / "grid.toml"
+    path.write_text(tomli_w.dumps(content))
+    with pytest.raises(ConfigError) as caught:
+        grids.read_grid(path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from([*RunConfig.model_fields, "x"]), st.lists(SCALARS, max_size=2))
+)
+def test_any_axes_make_cells_or_one_clear_message(
+    tmp_path_factory: pytest.TempPathFactory, axes: dict[str, list[Any]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "grid.toml"
+    try:
+        path.write_text(tomli_w.dumps({"name": "own", "axes": axes}))
+    except (TypeError, ValueError):  # no TOML holds None, bytes or half a character
+        return
+    try:
+        assert len(grids.read_grid(path).cells) >= 1
+    except ConfigError as error:
+        check_message(error)
