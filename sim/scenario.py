@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -95,9 +96,14 @@ class Scenario:
                 f"are targets up to {highest}; give it at least {highest + 1} outputs"
             )
 
-    def local_fleet(self) -> LocalFleet:
-        """Build all devices in this process."""
-        return LocalFleet([self.device(index) for index in range(len(self.devices))])
+    def local_fleet(self, folder: Path | None = None) -> LocalFleet:
+        """Build all devices in this process.
+
+        Args:
+            folder: Run folder that keeps what they must not forget, for a run that goes on later.
+        """
+        devices = [self.device(index) for index in range(len(self.devices))]
+        return LocalFleet(devices, None if folder is None else folder / "devices")
 
 
 def with_model_named(config: RunConfig) -> RunConfig:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console, Group
 from rich.table import Column, Table
 
+from fedkit import supervise
 from fedkit.checkpoint import RunFolder
 from fedkit.cli import flags
 from fedkit.config import RunConfig, make_config
@@ -85,8 +84,9 @@ def server(path: FleetPath) -> None:
     command = commands.server_command(fleet)
     home = commands.environment(fleet.server / "flwr")
     _show(command)
+    supervise.guard()
     process = subprocess.Popen(command, env=home, start_new_session=True)
-    signal.signal(signal.SIGTERM, _stop)
+    supervise.tell_group(process)
     try:
         _wait_until_up(fleet, process)
         if fleet.secure:
@@ -94,16 +94,12 @@ def server(path: FleetPath) -> None:
             log.print(f"registered: {len(nodes)} devices", soft_wrap=True)
         log.print(f"listening on {fleet.host}:{fleet.port}", soft_wrap=True)
         code = process.wait()
-    except KeyboardInterrupt:
+    except supervise.STOPS:  # the way to end a server
         code = 0
     finally:
         stop_group(process)
     if code:
         raise FleetError(f"the SuperLink ended with exit code {code}; its words are above")
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _wait_until_up(fleet: Fleet, process: subprocess.Popen[bytes]) -> None:
@@ -139,6 +135,7 @@ def device(
     sys.stderr.flush()
     environment = commands.environment(home)
     os.chdir(path)
+    supervise.stay_guarded_over_exec()
     os.execve(command[0], command, environment)
 
 
