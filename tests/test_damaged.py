@@ -1,4 +1,4 @@
-"""Run folders that a power cut, a full disk or a stranger damaged: told, or read as far as whole."""
+"""Run folders that a power cut or a full disk damaged: told in a line, or read where whole."""
 
 from __future__ import annotations
 
@@ -170,9 +170,15 @@ VALUES: list[Any] = [None, -1, 0, 2**70, 1e308, "x", [], {}, True, [[]], "\x1b[2
 
 def swapped(content: bytes, chance: random.Random) -> bytes:
     """Give a key of a JSON object another value, or take it away."""
-    lines = content.decode().splitlines() if content.count(b"\n{") else [content.decode()]
+    text = content.decode(errors="replace")
+    lines = text.splitlines() if text.count("\n{") else [text]
     number = chance.randrange(len(lines))
-    found = json.loads(lines[number])
+    try:
+        found = json.loads(lines[number])
+    except (ValueError, RecursionError):
+        return content
+    if not isinstance(found, dict) or not found:
+        return content
     key = chance.choice(list(found))
     found[key] = chance.choice(VALUES)
     if chance.random() < 0.2:

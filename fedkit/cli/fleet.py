@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -84,9 +86,8 @@ def server(path: FleetPath) -> None:
     command = commands.server_command(fleet)
     home = commands.environment(fleet.server / "flwr")
     _show(command)
-    supervise.guard()
     process = subprocess.Popen(command, env=home, start_new_session=True)
-    supervise.tell_group(process)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         _wait_until_up(fleet, process)
         if fleet.secure:
@@ -94,12 +95,16 @@ def server(path: FleetPath) -> None:
             log.print(f"registered: {len(nodes)} devices", soft_wrap=True)
         log.print(f"listening on {fleet.host}:{fleet.port}", soft_wrap=True)
         code = process.wait()
-    except supervise.STOPS:  # the way to end a server
+    except KeyboardInterrupt:
         code = 0
     finally:
         stop_group(process)
     if code:
         raise FleetError(f"the SuperLink ended with exit code {code}; its words are above")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _wait_until_up(fleet: Fleet, process: subprocess.Popen[bytes]) -> None:

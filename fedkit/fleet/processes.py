@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -73,10 +74,18 @@ def past_proxies(environment: Mapping[str, str]) -> dict[str, str]:
     Args:
         environment: What else the program is started with.
     """
-    names = {name: environment.get(name, "") for name in ("no_proxy", "NO_PROXY")}
-    before = [part.strip() for value in names.values() for part in value.split(",")]
+    names = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
+    before = [part.strip() for name in names for part in environment.get(name, "").split(",")]
     joined = ",".join(dict.fromkeys([*filter(None, before), *_LOOPBACK]))
-    return dict.fromkeys(names, joined)
+    return {**dict.fromkeys(names, joined), **_without_socks(environment)}
+
+
+def _without_socks(environment: Mapping[str, str]) -> dict[str, str]:
+    """Empty the proxies that Flower's client refuses to start with, whatever it is to ask."""
+    if importlib.util.find_spec("socksio") is not None:
+        return {}
+    named = {key: value for key, value in environment.items() if key.lower().endswith("_proxy")}
+    return {key: "" for key, value in named.items() if value.lower().startswith("socks")}
 
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
