@@ -19,7 +19,7 @@ from fedkit.cli import job, main
 from fedkit.config import make_config
 from fedkit.errors import CheckpointError, ConfigError
 from sim.run import record
-from sim.scenario import make_scenario
+from sim.scenario import make_scenario, with_model_named
 from tests.processes import HANG, left_running, started, wait_for
 
 KEYS: dict[str, Any] = {
@@ -58,7 +58,7 @@ def state(folder: Path) -> bytes:
 
 def whole_run(path: Path, keys: dict[str, Any]) -> bytes:
     """The bits that an uninterrupted run ends with."""
-    scenario = make_scenario(job.with_model_named(make_config(keys)))
+    scenario = make_scenario(with_model_named(make_config(keys)))
     record(scenario, scenario.local_fleet(), path, lambda step: None)
     return state(path)
 
@@ -105,7 +105,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
             raise StopError
 
     path = tmp_path_factory.mktemp("begun") / "r"
-    scenario = make_scenario(job.with_model_named(make_config(KEYS)))
+    scenario = make_scenario(with_model_named(make_config(KEYS)))
     with pytest.raises(StopError):
         record(scenario, scenario.local_fleet(), path, stop)
     return path
