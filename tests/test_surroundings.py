@@ -17,12 +17,13 @@ import pytest
 from fedkit.cli import main
 from fedkit.cli.modules import in_the_way
 from fedkit.config import make_config
-from fedkit.errors import FedkitError, FleetError
+from fedkit.errors import ConfigError, FedkitError, FleetError
 from fedkit.fleet.processes import answers, free_port, past_proxies
 from fedkit.flower import fleet as flower_fleet
 from fedkit.flower.fleet import FlowerFleet
+from fedkit.flower.run_config import SERVER_KEYS, read_run_config
 from fedkit.lookup import find
-from sim.run import LONGEST_RAY_FOLDER, check_ray_folder
+from sim.run import APP, LONGEST_RAY_FOLDER, check_ray_folder
 from tests.test_endings import KEYS, flags, state, whole_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -238,3 +239,25 @@ def test_the_longest_folder_leaves_room_for_a_socket(monkeypatch: pytest.MonkeyP
                     check_ray_folder()
                 with pytest.raises(OSError, match="too long"):
                     probe.bind(folder + below)
+
+
+# Run-configs of Flower
+
+
+def test_a_wrong_value_of_a_run_config_is_printed_by_its_key(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {**SERVER_KEYS, **make_config({}).model_dump()}
+    assert read_run_config(given)[0] == make_config({})
+    with pytest.raises(ConfigError):
+        read_run_config({**given, "density": 7})
+    assert capsys.readouterr().out.startswith("error: density is 7: input should be less than")
+
+
+def test_the_server_app_needs_no_torch_to_say_so() -> None:
+    """What it imports before it has looked at the keys takes no seconds."""
+    program = "import sys; import server_app; print('torch' in sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=APP, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "False\n"
