@@ -119,16 +119,16 @@ def test_only_whole_words_of_the_mark_count() -> None:
 
 ORDERLY = """
 import sys, time
-from fedkit import supervise
+from fedkit import signals
 try:
-    with supervise.ended_by_signals():
+    with signals.ended_by_signals():
         try:
             print("ready", flush=True)
             time.sleep(3600)
         finally:
             print("cleaned", flush=True)
-except supervise.Ended as stop:
-    print(supervise.stop_words(stop), flush=True)
+except signals.Ended as stop:
+    print(signals.stop_words(stop), flush=True)
     sys.exit(128 + stop.number)
 """
 
@@ -258,16 +258,16 @@ def test_a_closed_terminal_ends_the_command_in_good_order(tmp_path: Path) -> Non
 import fcntl, sys, termios, time
 from pathlib import Path
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from fedkit import supervise
+from fedkit import signals
 try:
-    with supervise.ended_by_signals():
+    with signals.ended_by_signals():
         try:
             Path({str(tmp_path / "ready")!r}).touch()
             time.sleep(3600)
         finally:
             print("a last word", file=sys.stderr, flush=True)
             Path({str(done)!r}).touch()
-except supervise.Ended as stop:
+except signals.Ended as stop:
     sys.exit(128 + stop.number)
 """
     process = subprocess.Popen(

@@ -15,7 +15,7 @@ from rich.console import Console
 from fedkit.bench import BENCHMARKS
 from fedkit.cli import flags, fleet, tables
 from fedkit.errors import ConfigError, FedkitError
-from fedkit.supervise import STOPS, stop_number, stop_words
+from fedkit.signals import STOPS, stop_number, stop_words
 
 app = typer.Typer(
     no_args_is_help=True,

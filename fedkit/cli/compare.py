@@ -38,7 +38,8 @@ from fedkit.plan import kept_per_layer
 from fedkit.plots import write_plots
 from fedkit.provenance import made_by
 from fedkit.report import GROUP
-from fedkit.supervise import STOPS, guard, start_worker, stop_number, stop_words
+from fedkit.signals import STOPS, stop_number, stop_words
+from fedkit.supervise import guard, start_worker
 from sim.cell import run_cell
 from sim.scenario import Scenario, make_scenario
 

@@ -25,7 +25,7 @@ from fedkit.errors import CheckpointError, ExportError, FleetError, StoppedError
 from fedkit.fleet.processes import tail
 from fedkit.names import check_name, find_run
 from fedkit.provenance import made_by
-from fedkit.supervise import STOPS, stop_number, stop_words
+from fedkit.signals import STOPS, stop_number, stop_words
 from sim.run import FlowerSimulation, check_ray_folder, record
 from sim.scenario import Scenario, make_scenario, with_model_named
 
