@@ -41,7 +41,7 @@ from fedkit import messages
 from fedkit.config import RunConfig, make_config, read_config
 from fedkit.engine.base import Layout
 from fedkit.errors import CheckpointError, FedkitError
-from fedkit.files import write_whole
+from fedkit.files import remove_halves, write_whole
 from fedkit.messages import Packet
 from fedkit.rounds import Report, StepPhase
 from fedkit.sparse.state import ModelState
@@ -137,6 +137,7 @@ class RunFolder:
             raise CheckpointError(f"the run in {path} is finished; look at it with: fedkit show")
         with _told_as_ours(f"run folder {path} cannot be written"):
             (path / "error.txt").unlink(missing_ok=True)
+            remove_halves(path)
             folder._mend_metrics()
         return folder
 

@@ -28,3 +28,14 @@ def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what `write_whole` left in a folder, and below, when its process was killed.
+
+    Args:
+        folder: One that no process writes into now.
+    """
+    for path in folder.rglob(".*.tmp"):
+        if path.is_file():
+            path.unlink(missing_ok=True)

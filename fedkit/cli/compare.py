@@ -32,7 +32,7 @@ from rich.progress import (
 from fedkit.cli.grid import Grid, read_grid
 from fedkit.config import RunConfig
 from fedkit.errors import CheckpointError, ConfigError, FedkitError, FleetError, StoppedError
-from fedkit.files import write_whole
+from fedkit.files import remove_halves, write_whole
 from fedkit.fleet.processes import ENVIRONMENT
 from fedkit.plan import kept_per_layer
 from fedkit.plots import write_plots
@@ -71,6 +71,7 @@ def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> di
         _make_folder(needed)
     cores = os.cpu_count() or 1
     with _alone(folder):
+        remove_halves(folder)
         try:
             rows = _rows(grid, folder, min(workers or cores, cores), log)
         except STOPS as stop:

@@ -235,6 +235,8 @@ def _run_flower(runs: list[tuple[RunConfig, Path]], workers: int, log: Console) 
         return
     first = runs[0][1]
     flower_log = first.with_name(f"{first.name}.flower.log")
+    if (first / "flower.log").is_file():  # of the part before; what follows is added to it
+        (first / "flower.log").replace(flower_log)
     try:
         with FlowerSimulation(flower_log) as simulation:
             for config, path in runs:
