@@ -349,3 +349,19 @@ def test_a_killed_server_frees_its_port_for_the_next(number: int, tmp_path: Path
             process.send_signal(number)
             process.communicate(timeout=HANG)
             assert_all_gone(tmp_path)
+
+
+@pytest.mark.slow
+def test_of_two_runs_of_one_name_one_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    command = ["-m", "fedkit", "run", *flags(KEYS), "--in-process", "--out", str(out)]
+    with (
+        started(tmp_path / "one", *command, "--name", "r") as one,
+        started(tmp_path / "two", *command, "--name", "r") as two,
+    ):
+        told = {process: process.communicate(timeout=HANG)[1] for process in (one, two)}
+    first, second = sorted((one, two), key=lambda process: process.returncode)
+    assert (first.returncode, second.returncode) == (0, 2), told
+    assert "exists and is never overwritten" in " ".join(told[second].split())
+    assert [path.name for path in out.iterdir()] == ["r"]
+    assert state(out / "r") == whole_run(tmp_path / "whole", KEYS)
