@@ -263,8 +263,8 @@ def _check_finished(config: RunConfig, path: Path, code: int, flower_log: Path) 
     if done < config.rounds:
         RunFolder(path).check_writable()
         raise FleetError(
-            f"the Flower run ended (exit code {code}) after {done} of {config.rounds} rounds; "
-            f"Flower's log ends in:\n{tail(flower_log)}"
+            f"the Flower run ended (exit code {code}) after {done} of {config.rounds} rounds; go "
+            f"on with --resume {path.name}. Flower's log ends in:\n{tail(flower_log)}"
         )
 
 
