@@ -65,6 +65,7 @@ def whole_run(path: Path, keys: dict[str, Any]) -> bytes:
 
 def assert_all_gone(folder: Path) -> None:
     wait_for(lambda: not left_running(f"FEDKIT_TEST={folder}"), SECONDS_TO_END)
+    assert not left_running(f"FEDKIT_TEST={folder}")
 
 
 def lines(path: Path) -> int:

@@ -86,6 +86,7 @@ time.sleep(3600)
         wait_for(lambda: len(left_running(mark)) == 6)  # four programs, two watchers
         process.kill()
         wait_for(lambda: not left_running(mark))
+        assert not left_running(mark)
 
 
 def test_a_program_that_takes_the_place_of_a_command_is_watched_too(tmp_path: Path) -> None:
