@@ -11,18 +11,25 @@
         flower.log, error.txt           what Flower printed; why a run ended early
 
 A reader never sees half a file: everything but metrics.jsonl is written under a temporary name and
-renamed. A run folder is never written into by a second run.
+renamed. Of metrics.jsonl a reader takes the lines that are whole: a power cut may leave half a line
+at its end, or zeros. A run folder is never written into by a second run: whoever writes holds a
+lock on its config.toml, which the system frees however the writer ends.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import tomli_w
@@ -34,10 +41,13 @@ from fedkit import messages
 from fedkit.config import RunConfig, make_config, read_config
 from fedkit.engine.base import Layout
 from fedkit.errors import CheckpointError, FedkitError
-from fedkit.files import write_whole
+from fedkit.files import remove_halves, write_whole
 from fedkit.messages import Packet
 from fedkit.rounds import Report, StepPhase
 from fedkit.sparse.state import ModelState
+
+_HOLDS = "FEDKIT_HOLDS"
+"""Variable that names the run folders, a line each, which this process or one above it holds."""
 
 FORMAT = 2
 """Version of the checkpoint files; a reader refuses others."""
@@ -83,9 +93,15 @@ class RunFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             unnamed.mkdir()
             write_whole(unnamed / "config.toml", tomli_w.dumps(config.model_dump()).encode())
-            unnamed.rename(path)
+            unnamed.rename(path)  # fails where another run took the name in the meantime
         except OSError as error:
-            raise CheckpointError(f"run folder {path} cannot be made: {error.strerror}") from error
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise _taken(path) from error
+            raise CheckpointError(
+                f"run folder {path} cannot be made: {error.strerror}; give another --out"
+            ) from error
+        finally:
+            shutil.rmtree(unnamed, ignore_errors=True)
         return cls(path)
 
     @staticmethod
@@ -116,41 +132,123 @@ class RunFolder:
             CheckpointError: There is no run of that config, or it is finished.
         """
         folder = cls.open(path)
-        old, new = folder.config.model_dump(), config.model_dump()
+        folder.check_same(config)
+        if folder.is_finished:
+            raise CheckpointError(f"the run in {path} is finished; look at it with: fedkit show")
+        with _told_as_ours(f"run folder {path} cannot be written"):
+            (path / "error.txt").unlink(missing_ok=True)
+            remove_halves(path)
+            folder._mend_metrics()
+        return folder
+
+    def check_same(self, config: RunConfig) -> None:
+        """Raise a `CheckpointError` that names the keys where this run has another value."""
+        old, new = self.config.model_dump(), config.model_dump()
         if other := [key for key in new if old[key] != new[key]]:
             raise CheckpointError(
-                f"the run in {path} has another {', '.join(other)}; a run goes on as it "
+                f"the run in {self.path} has another {', '.join(other)}; a run goes on as it "
                 "began: leave these out, or start a new one"
             )
-        if folder.has_checkpoint and folder.load().round >= config.rounds:
-            raise CheckpointError(f"the run in {path} is finished; look at it with: fedkit show")
-        (path / "error.txt").unlink(missing_ok=True)
-        folder._mend_metrics()
-        return folder
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no other process write into this folder during the block.
+
+        A process that was started by the one that holds the folder may write into it too.
+
+        Raises:
+            CheckpointError: Another process runs this run.
+        """
+        here = str(self.path.absolute())
+        holders = os.environ.get(_HOLDS, "")
+        if here in holders.split("\n"):
+            yield
+            return
+        with _told_as_ours(f"run folder {self.path} cannot be written"):
+            file = (self.path / "config.toml").open("rb+")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(
+                    f"another process is at the run in {self.path}; wait for it, or give another "
+                    "--name"
+                ) from None
+            except OSError:  # A file system without locks.
+                pass
+            os.environ[_HOLDS] = f"{holders}\n{here}".strip()
+            try:
+                yield
+            finally:
+                os.environ[_HOLDS] = holders
+
+    def remove_if_empty(self) -> None:
+        """Remove a folder that holds nothing of a run but its config, and why there is no more."""
+        with contextlib.suppress(OSError):
+            if {each.name for each in self.path.iterdir()} <= {"config.toml", "error.txt"}:
+                shutil.rmtree(self.path)
+
+    def check_writable(self) -> None:
+        """Raise a `CheckpointError` where the disk is full or must not be written."""
+        with _told_as_ours(f"run folder {self.path} cannot be written"):
+            probe = self.path / f".{os.getpid()}.tmp"
+            write_whole(probe, bytes(4096))
+            probe.unlink()
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether any step was stored."""
         return (self.path / "checkpoint" / "model.safetensors").is_file()
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last round was stored.
+
+        Raises:
+            CheckpointError: The checkpoint is damaged.
+        """
+        return self.has_checkpoint and self.load().round >= self.config.rounds
+
     def _mend_metrics(self) -> None:
         """Make metrics.jsonl end with the step of the checkpoint, however the run ended."""
         lines: list[dict[str, Any]] = []
         if self.has_checkpoint:
-            lines, last = self.metrics(), json.loads(self._about()["line"])
-            if (last["phase"], last["round"]) not in [(x["phase"], x["round"]) for x in lines]:
-                lines.append(last)
+            last = self._last_line()
+            for line in self.metrics():
+                if (line["phase"], line["round"]) == (last["phase"], last["round"]):
+                    break
+                lines.append(line)
+            lines.append(last)
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_whole(self.path / "metrics.jsonl", text.encode())
 
-    def _about(self) -> dict[str, str]:
-        with safe_open(self.path / "checkpoint" / "model.safetensors", framework="numpy") as file:
-            return dict(file.metadata())
+    def _last_line(self) -> dict[str, Any]:
+        """Return the line of metrics.jsonl that belongs to the checkpoint, and lies in it too."""
+        path = self.path / "checkpoint" / "model.safetensors"
+        try:
+            with safe_open(path, framework="numpy") as file:
+                line = _read_line(file.metadata()["line"].encode())
+            if line is None:
+                raise ValueError("the step it is of is not told")
+        except _UNREADABLE as error:
+            raise _damaged(path.parent, error) from error
+        return line
 
     @property
     def config(self) -> RunConfig:
-        """The run's configuration."""
-        return make_config(read_config(self.path / "config.toml"))
+        """The run's configuration.
+
+        Raises:
+            CheckpointError: It cannot be read as one.
+        """
+        path = self.path / "config.toml"
+        try:
+            return make_config(read_config(path))
+        except FedkitError as error:
+            raise CheckpointError(
+                f"{path} is damaged, or of another version of fedkit ({error}); without it nobody "
+                "knows what this run is: take another run, or run again"
+            ) from error
 
     def append(self, report: Report, layout: Layout, extra: Mapping[str, Any]) -> None:
         """Store one step: the checkpoint first, then its line in metrics.jsonl.
@@ -162,19 +260,27 @@ class RunFolder:
         """
         known = {key: value for key, value in vars(report).items() if key != "state"}
         line = json.dumps({**known, **extra})
-        self._save(report, layout, line)
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with _told_as_ours(f"the step cannot be stored in {self.path}"):
+            self._save(report, layout, line)
+            with (self.path / "metrics.jsonl").open("ab") as file:
+                file.write(f"{line}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return all complete lines of metrics.jsonl."""
+        """Return the lines of metrics.jsonl that are whole."""
         path = self.path / "metrics.jsonl"
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return []
+        lines = map(_read_line, content.split(b"\n")[:-1])
+        return [line for line in lines if line is not None]
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file into the folder, whole."""
-        write_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+        with _told_as_ours(f"{self.path / name} cannot be written"):
+            write_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     def _save(self, report: Report, layout: Layout, line: str) -> None:
         folder = self.path / "checkpoint"
@@ -218,10 +324,7 @@ class RunFolder:
             packet = Packet(arrays, {"mask_digest": about["mask_digest"]})
             state = messages.read_state(packet, layout, None)
         except _UNREADABLE as error:
-            raise CheckpointError(
-                f"checkpoint in {folder} cannot be read ({error}); it is missing, truncated or "
-                "altered: take another run, or run again"
-            ) from error
+            raise _damaged(folder, error) from error
         phase = about.get("phase", "round" if number else "start")
         return Checkpoint(state, layout, number, self.config, cast(StepPhase, phase))
 
@@ -233,9 +336,72 @@ def _digest(layout: Layout, arrays: Mapping[str, NDArray[Any]], number: int) -> 
     return found.hexdigest()
 
 
+def _damaged(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint in {folder} cannot be read ({error}); it is missing, truncated or altered: "
+        "take another run, or run again"
+    )
+
+
+@contextmanager
+def _told_as_ours(what: str) -> Iterator[None]:
+    """Say what a full disk or a missing right stopped, and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{what}: {error.strerror or error}; what was stored before is whole: make room or "
+            "give the right to write there, then go on with --resume"
+        ) from error
+
+
+# A line of metrics.jsonl ---------------------------------------------------------------------
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or isinstance(value, float) or _is_number(value)
+
+
+_LINE: Mapping[str, Callable[[Any], bool]] = {
+    "phase": lambda value: value in get_args(StepPhase),
+    "round": _is_count,
+    "accuracy": _is_figure,
+    "loss": _is_figure,
+    "density": _is_number,
+    "bytes_down": _is_count,
+    "bytes_up": _is_count,
+}
+_LINE_OF_SOME: Mapping[str, Callable[[Any], bool]] = {
+    "seconds": _is_number,
+    "message_bytes_down": _is_count,
+    "message_bytes_up": _is_count,
+    "epsilon": _is_figure,
+}
+
+
+def _read_line(text: bytes) -> dict[str, Any] | None:
+    """Return what a line of metrics.jsonl says, or None where it is none that was written."""
+    try:
+        line = json.loads(text)
+        sound = all(good(line[key]) for key, good in _LINE.items())
+        sound &= all(good(line[key]) for key, good in _LINE_OF_SOME.items() if key in line)
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return None
+    return line if sound else None
+
+
 def _taken(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"run folder {path} exists and is never overwritten; give another --name, or move it away"
+        f"run folder {path} exists and is never overwritten; give another --name, move it away, or "
+        f"go on with it: --resume {path.name}"
     )
 
 

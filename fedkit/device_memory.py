@@ -31,6 +31,9 @@ from fedkit.method import Phase
 Handle = Callable[[Phase, Packet, Packet], tuple[Packet, Packet]]
 """Answers a request by a memory: the reply, and the new memory (`Device.handle`)."""
 
+LASTING = ("kept.", "remainder")
+"""What the names of arrays begin with that only the device knows."""
+
 _KEPT_STEPS, _KEPT_RUNS = 2, 2
 _MEMORY, _REPLY = "memory.", "reply."
 _BEFORE_TRAINING = {"survey": 0, "moments": 0, "losses": 1}
@@ -62,15 +65,23 @@ class DurableMemory:
 
     def answer(self, handle: Handle, phase: Phase, request: Packet) -> Packet:
         """Answer a request, and remember on disk before the reply leaves."""
-        step, asked = _step(phase, request), f"{phase} {packet_digest(request)}"
+        step, asked = _step(phase, request), _asked(phase, request)
         done = self._load(step)
         if done is not None and done[0] == asked:
             return done[2]
-        earlier = [number for number in self._steps() if number < step]
-        before = next((found for n in reversed(earlier) if (found := self._load(n))), None)
-        reply, memory = handle(phase, request, before[1] if before else Packet({}))
+        reply, memory = handle(phase, request, self.before(phase, request))
         self._save(step, asked, memory, reply)
         return reply
+
+    def before(self, phase: Phase, request: Packet) -> Packet:
+        """Return what was remembered before the step of a request; nothing where that is lost."""
+        earlier = [number for number in self._steps() if number < _step(phase, request)]
+        found = next((found for n in reversed(earlier) if (found := self._load(n))), None)
+        return found[1] if found else Packet({})
+
+    def keep(self, phase: Phase, request: Packet, memory: Packet, reply: Packet) -> None:
+        """Remember on disk what was answered to a request, and the memory after it."""
+        self._save(_step(phase, request), _asked(phase, request), memory, reply)
 
     def last_reply(self, phase: Phase, request: Packet) -> Packet:
         """Return the reply that was given in the step of a request.
@@ -120,6 +131,35 @@ class DurableMemory:
             return about["asked"], memory, reply
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None  # Never written, or damaged: the server sends what is missing.
+
+
+class LastingMemory:
+    """What a simulated device must not forget, for a run that goes on in another process.
+
+    A server sends again whatever it knows, so most devices write nothing here; those of methods
+    that sum over rounds do, and those that keep what rounding lost.
+
+    Args:
+        folder: Of this device, in the run's folder; made when there is something to keep.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def before(self, phase: Phase, request: Packet) -> Packet:
+        """See `DurableMemory.before`."""
+        if not self._folder.is_dir():
+            return Packet({})
+        return DurableMemory(self._folder, "").before(phase, request)
+
+    def keep(self, phase: Phase, request: Packet, memory: Packet, reply: Packet) -> None:
+        """Remember on disk what was answered, if no server could tell the device again."""
+        if any(name.startswith(LASTING) for name in memory.arrays):
+            DurableMemory(self._folder, "").keep(phase, request, memory, reply)
+
+
+def _asked(phase: Phase, request: Packet) -> str:
+    return f"{phase} {packet_digest(request)}"
 
 
 def _step(phase: Phase, request: Packet) -> int:

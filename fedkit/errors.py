@@ -1,12 +1,19 @@
 """Errors a user can act on.
 
 Every message says what is wrong, the value that was found, the rule it breaks and the next step.
-The CLI prints the message alone and exits with code 2; a traceback means a fault of ours.
+The CLI prints the message alone and exits with the error's code, 2 unless a signal ended it; a
+traceback means a fault of ours.
 """
 
 
 class FedkitError(Exception):
-    """Base of all errors that the user, not the developer, is meant to read."""
+    """Base of all errors that the user, not the developer, is meant to read.
+
+    Attributes:
+        exit_code: What the command ends with.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(FedkitError):
@@ -27,6 +34,19 @@ class WireError(FedkitError):
 
 class FleetError(FedkitError):
     """A device failed, did not answer, or the Flower processes could not be started."""
+
+
+class StoppedError(FleetError):
+    """A signal ended the command; it exits as shells say it, with 128 and the signal's number.
+
+    Args:
+        message: What was stopped, what is kept and how to go on.
+        number: Of the signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 class CheckpointError(FedkitError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +42,16 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the events of a log, but for lines that were cut off; none where there is no log."""
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for line in file:
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
+            if (event := _read_event(line)) is not None:
+                yield event
+
+
+def _read_event(line: bytes) -> dict[str, Any] | None:
+    """Return what a line says, or None where it is half of one, or zeros after a power cut."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+        return event if isinstance(event["event"], str) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None

@@ -56,3 +56,14 @@ def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"it holds {found.st_size:,} bytes, and {most:,} are most")
         return file.read(most + 1)
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what `write_whole` left in a folder, and below, when its process was killed.
+
+    Args:
+        folder: One that no process writes into now.
+    """
+    for path in folder.rglob(".*.tmp"):
+        if path.is_file():
+            path.unlink(missing_ok=True)

@@ -7,22 +7,30 @@ would hide it.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from fedkit.errors import FedkitError
 
 T = TypeVar("T")
 
+MODULES_FROM = "FEDKIT_MODULES"
+"""Variable that tells a process in which folder the command was given that started it."""
+
+OWN = ("fedkit", "edge", "sim")
+"""Our packages, whose names no file in the current folder may take."""
+
 _OURS = Path(__file__).parent.parent
 _NOT_THEIRS = (
     *(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    *(f"{_OURS / package}/" for package in ("fedkit", "sim", "edge")),
+    *(f"{_OURS / package}/" for package in OWN),
 )
 """Folders of Python, of installed packages and of our own."""
 
@@ -71,16 +79,34 @@ def load(path: str, named: Mapping[str, T], kind: type[T], refusal: type[FedkitE
 def find(path: str) -> object:
     """Return what `package.module:name` names, or None where the module has no such name.
 
-    Modules are looked up from the current folder too, as `python -m` does.
+    Modules are looked up in the current folder too, after everything that is installed: a file
+    there does not take the place of a module of Python's, of ours or of a library's.
 
     Raises:
-        ImportError: The module cannot be imported.
+        ImportError: The module cannot be imported, or it is such a file.
     """
     module_name, _, attribute = path.partition(":")
-    here = str(Path.cwd())
+    here = os.environ.get(MODULES_FROM) or str(Path.cwd())
+    for own in OWN:
+        importlib.import_module(own)
     if here not in sys.path:
-        sys.path.insert(0, here)
-    return getattr(importlib.import_module(module_name), attribute, None)
+        sys.path.append(here)
+    module = importlib.import_module(module_name)
+    _check_not_hidden(module_name, module, Path(here))
+    return getattr(module, attribute, None)
+
+
+def _check_not_hidden(name: str, module: ModuleType, here: Path) -> None:
+    top = name.partition(".")[0]
+    if top in OWN:
+        return
+    file = next((f for f in (here / f"{top}.py", here / top / "__init__.py") if f.is_file()), None)
+    found = getattr(sys.modules.get(top, module), "__file__", None)
+    if file is not None and not (found and Path(found).resolve() == file.resolve()):
+        raise ImportError(
+            f"{file} cannot be imported as {top!r}: that is the name of the module in "
+            f"{found or 'Python itself'}; give your file another name"
+        )
 
 
 @contextmanager

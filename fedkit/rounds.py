@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from fedkit.aggregation import aggregate, shares
 from fedkit.baselines import load_method
 from fedkit.config import RunConfig
 from fedkit.device import Device
+from fedkit.device_memory import LastingMemory
 from fedkit.door import admit_update
 from fedkit.engine.base import Engine
 from fedkit.exact_norms import last_statistics
@@ -48,11 +50,16 @@ StepPhase = Literal["start", "selection", "round"]
 
 
 class LocalFleet:
-    """A fleet in this process: packets go through the codec but over no network."""
+    """A fleet in this process: packets go through the codec but over no network.
 
-    def __init__(self, devices: Sequence[Device]) -> None:
-        self._devices = devices
-        self._memories = [Packet({})] * len(devices)
+    Args:
+        devices: All of them.
+        folder: Where devices keep what another process must know to go on; None keeps nothing.
+    """
+
+    def __init__(self, devices: Sequence[Device], folder: Path | None = None) -> None:
+        self._devices, self._folder = devices, folder
+        self._memories: list[Packet] = [Packet({})] * len(devices)
         self._acquainted = False
         self.traffic = (0, 0)
 
@@ -70,11 +77,22 @@ class LocalFleet:
     def answers(self, phase: Phase, request: Packet) -> list[Packet]:
         """Return the devices' replies, and remember for each what it remembers."""
         answers = [
-            device.handle(phase, request, memory)
+            self._answer(device, phase, request, memory)
             for device, memory in zip(self._devices, self._memories, strict=True)
         ]
         self._memories = [memory for _, memory in answers]
         return [reply for reply, _ in answers]
+
+    def _answer(
+        self, device: Device, phase: Phase, request: Packet, memory: Packet
+    ) -> tuple[Packet, Packet]:
+        if self._folder is None:
+            return device.handle(phase, request, memory)
+        kept = LastingMemory(self._folder / str(device.index))
+        memory = memory if memory.arrays else kept.before(phase, request)
+        reply, memory = device.handle(phase, request, memory)
+        kept.keep(phase, request, memory, reply)
+        return reply, memory
 
     def _count(self, down: int, up: int) -> None:
         self.traffic = (self.traffic[0] + down, self.traffic[1] + up)

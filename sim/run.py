@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +19,13 @@ from flwr.serverapp import Grid
 from fedkit.checkpoint import RunFolder
 from fedkit.config import RunConfig
 from fedkit.door import largest_reply
-from fedkit.errors import FedkitError
+from fedkit.errors import FedkitError, FleetError
 from fedkit.events import EVENTS, EventLog
+from fedkit.files import write_whole
 from fedkit.fleet.processes import toml_pairs
 from fedkit.fleet.status import METRICS, FleetStatus
 from fedkit.flower.fleet import FlowerFleet
-from fedkit.flower.run_config import FOLDER_KEY, Place
+from fedkit.flower.run_config import FOLDER_KEY, RESUME_KEY, Place
 from fedkit.method import Fleet
 from fedkit.privacy import spent
 from fedkit.rounds import Report, Step, run_rounds
@@ -52,29 +57,28 @@ def record(
         CheckpointError: The run folder exists; or to resume, does not, or is of another run.
         FedkitError: Whatever ended the run; its message is also in `error.txt` of the folder.
     """
-    folder = _folder(path, scenario.config, resume)
-    with _reason_kept(folder):
+    with _folder(path, scenario.config, resume) as folder:
         _record(scenario, fleet, folder, after_step)
     return folder
 
 
-def _folder(path: Path, config: RunConfig, resume: bool) -> RunFolder:
-    return RunFolder.resume(path, config) if resume else RunFolder.create(path, config)
-
-
 @contextmanager
-def _reason_kept(folder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except FedkitError as error:
-        (folder.path / "error.txt").write_text(f"{error}\n", encoding="utf-8")
-        raise
+def _folder(path: Path, config: RunConfig, resume: bool) -> Iterator[RunFolder]:
+    """Have a run folder for ourselves, and keep in it why the run ended early."""
+    folder = RunFolder.open(path) if resume else RunFolder.create(path, config)
+    with folder.held():
+        try:
+            yield RunFolder.resume(path, config) if resume else folder
+        except FedkitError as error:
+            with contextlib.suppress(OSError):  # The disk may be full.
+                write_whole(path / "error.txt", f"{error}\n".encode())
+            raise
 
 
 def _record(
     scenario: Scenario, fleet: Fleet, folder: RunFolder, after_step: Callable[[Report], None]
 ) -> None:
-    server, began = scenario.server(), time.monotonic()
+    server, began = scenario.server(), time.monotonic() - _seconds_before(folder)
     sent = _message_bytes(fleet)
     for report in run_rounds(server, fleet, scenario.server_data, after=_last_step(folder)):
         before, sent = sent, _message_bytes(fleet)
@@ -87,6 +91,11 @@ def _record(
             extra |= spent(scenario.config, report.round)
         folder.append(report, server.engine.layout, extra)
         after_step(report)
+
+
+def _seconds_before(folder: RunFolder) -> float:
+    lines = folder.metrics()
+    return float(lines[-1].get("seconds", 0)) if lines else 0.0
 
 
 def _last_step(folder: RunFolder) -> Step | None:
@@ -105,12 +114,18 @@ def serve(
     logged in the folder's events. See `record` for what is raised.
     """
     scenario.check()
-    config, folder = scenario.config, _folder(place.folder, scenario.config, place.resume)
-    print(f"run folder: {folder.path}", flush=True)
-    print(f"weights: {scenario.reach.line(config.density)}", flush=True)
-    for warning in scenario.warnings:
-        print(f"warning: {warning}", flush=True)
-    status = FleetStatus.of(folder.path / EVENTS)
+    with _folder(place.folder, scenario.config, place.resume) as folder:
+        print(f"run folder: {folder.path}", flush=True)
+        print(f"weights: {scenario.reach.line(scenario.config.density)}", flush=True)
+        for warning in scenario.warnings:
+            print(f"warning: {warning}", flush=True)
+        _serve(scenario, grid, place, kind, folder)
+
+
+def _serve(
+    scenario: Scenario, grid: Grid, place: Place, kind: type[FlowerFleet], folder: RunFolder
+) -> None:
+    config, status = scenario.config, FleetStatus.of(folder.path / EVENTS)
     log = EventLog(folder.path / EVENTS, status.add)
 
     def after_step(step: Report) -> None:
@@ -119,10 +134,9 @@ def serve(
         status.write(folder.path / METRICS)
 
     log("serve", resume=place.resume, devices=config.devices, rounds=config.rounds)
-    with _reason_kept(folder):
-        largest = largest_reply(scenario.engine.layout, config)
-        fleet = kind(grid, config, largest, _indices(place.nodes), log)
-        _record(scenario, fleet, folder, after_step)
+    largest = largest_reply(scenario.engine.layout, config)
+    fleet = kind(grid, config, largest, _indices(place.nodes), log)
+    _record(scenario, fleet, folder, after_step)
 
 
 def _indices(nodes: Path | None) -> dict[int, int] | None:
@@ -147,25 +161,61 @@ def _message_bytes(fleet: Fleet) -> dict[str, int]:
     return {"message_bytes_down": fleet.bytes_down, "message_bytes_up": fleet.bytes_up}
 
 
+LONGEST_RAY_FOLDER = (103 if sys.platform == "darwin" else 107) - len(
+    "/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store"
+)
+"""Bytes of the path of Ray's folder: the system takes sockets' paths up to a length alone."""
+
+
+def check_ray_folder() -> None:
+    """See whether Ray can make its sockets where this process's temporary files are.
+
+    Raises:
+        FleetError: The folder's path is too long.
+    """
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name) or tempfile.gettempdir()
+    if (length := len(os.fsencode(folder))) > LONGEST_RAY_FOLDER:
+        raise FleetError(
+            f"{name} is {folder}, {length} bytes long, and Ray, which simulates the devices, has "
+            f"its sockets below it, for which {LONGEST_RAY_FOLDER} is the most (AF_UNIX paths are "
+            "short): set RAY_TMPDIR to a shorter folder, such as RAY_TMPDIR=/tmp, or run with "
+            "--in-process"
+        )
+
+
 class FlowerSimulation(SuperLink):
     """A SuperLink that simulates SuperNodes; use it as a context manager.
 
     Args:
         log: File that collects what SuperLink, app and workers print.
+
+    Raises:
+        FleetError: Ray cannot work where temporary files are.
     """
 
     def __init__(self, log: Path) -> None:
         super().__init__(log, "--simulation")
+        check_ray_folder()
 
-    def submit(self, config: RunConfig, folder: Path, workers: int) -> subprocess.Popen[bytes]:
+    def variables(self) -> dict[str, str]:
+        """Have Ray's files in our own folder, to go with it, where their paths are short enough."""
+        fits = len(os.fsencode(self.home)) <= LONGEST_RAY_FOLDER
+        return {"RAY_TMPDIR": self.home} if fits and "RAY_TMPDIR" not in os.environ else {}
+
+    def submit(
+        self, config: RunConfig, folder: Path, workers: int, resume: bool = False
+    ) -> subprocess.Popen[bytes]:
         """Start a run; the returned `flwr run` process ends with it.
 
         Args:
             config: The run.
-            folder: Its run folder; must not exist yet.
+            folder: Its run folder; must not exist yet, unless the run is to go on.
             workers: Devices that compute at the same time, one core each.
+            resume: Whether the folder is there, and the run goes on after its last step.
         """
-        values = {**config.model_dump(), FOLDER_KEY: str(folder.absolute())}
+        own = {FOLDER_KEY: str(folder.absolute()), RESUME_KEY: resume}
+        values = {**config.model_dump(), **own}
         simulation = {
             "num-supernodes": config.devices,
             "client-resources-num-cpus": 1,

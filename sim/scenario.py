@@ -6,6 +6,7 @@ import functools
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -125,9 +126,14 @@ class Scenario:
                     "seed it, or load the data once and keep it"
                 )
 
-    def local_fleet(self) -> LocalFleet:
-        """Build all devices in this process."""
-        return LocalFleet([self.device(index) for index in range(len(self.devices))])
+    def local_fleet(self, folder: Path | None = None) -> LocalFleet:
+        """Build all devices in this process.
+
+        Args:
+            folder: Run folder that keeps what they must not forget, for a run that goes on later.
+        """
+        devices = [self.device(index) for index in range(len(self.devices))]
+        return LocalFleet(devices, None if folder is None else folder / "devices")
 
 
 def with_model_named(config: RunConfig) -> RunConfig:

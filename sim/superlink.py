@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+import tomli_w
+
+from fedkit import supervise
 from fedkit.errors import FleetError
 from fedkit.fleet.processes import (
     ENVIRONMENT,
@@ -18,10 +21,14 @@ from fedkit.fleet.processes import (
     answers,
     free_port,
     kill_marked,
+    past_proxies,
     stop_group,
     tail,
-    toml_pairs,
 )
+from fedkit.lookup import MODULES_FROM
+
+_PATIENCE = 600.0
+"""Seconds for a SuperLink that lives to answer; under load it takes many times the usual five."""
 
 
 class SuperLink:
@@ -41,17 +48,19 @@ class SuperLink:
 
     def __init__(self, log: Path, *flags: str) -> None:
         self._log, self._flags = log, flags
-        self._home = tempfile.TemporaryDirectory(prefix="fedkit-flwr-")
+        self._ending = contextlib.ExitStack()
+        self._home = Path()
         self._processes: list[subprocess.Popen[bytes]] = []
         self.address = ""
 
     def __enter__(self) -> Self:
+        self._home = self._ending.enter_context(supervise.temporary_folder("fedkit-"))
         port = free_port()
         self.address = f"127.0.0.1:{port}"
         settings = (
             f'[superlink]\ndefault = "fedkit"\n[superlink.fedkit]\naddress = "{self.address}"\n'
         )
-        Path(self._home.name, "config.toml").write_text(settings + "insecure = true\n")
+        (self._home / "config.toml").write_text(settings + "insecure = true\n")
         try:
             superlink = self.start(
                 "flower-superlink", "--insecure", *self._flags, "--isolation", "subprocess",
@@ -66,13 +75,14 @@ class SuperLink:
     def __exit__(self, *_: object) -> None:
         for process in reversed(self._processes):
             stop_group(process)
-        kill_marked(f"FLWR_HOME={self._home.name}")
-        self._home.cleanup()
+            supervise.forget_group(process)
+        kill_marked(f"FLWR_HOME={self._home}")
+        self._ending.close()
 
     @property
     def home(self) -> str:
         """Its FLWR_HOME, which marks all that it started."""
-        return self._home.name
+        return str(self._home)
 
     def run_app(
         self, app: Path, run_config: Mapping[str, Value], *flags: str
@@ -84,9 +94,11 @@ class SuperLink:
             run_config: Keys that replace those of the app.
             flags: Further flags of `flwr run`.
         """
-        keys = toml_pairs(run_config)
+        # In a file, since Flower's pairs of key=value on its command line cannot hold every text.
+        keys = self._home / f"run-{len(self._processes)}.toml"
+        keys.write_text(tomli_w.dumps(run_config), encoding="utf-8")
         return self.start(
-            "flwr", "run", str(app), "fedkit", "--stream", "--run-config", keys, *flags
+            "flwr", "run", str(app), "fedkit", "--stream", "--run-config", str(keys), *flags
         )
 
     def start(
@@ -106,13 +118,16 @@ class SuperLink:
         """
         here = Path(sys.executable).parent
         given = {**os.environ, **ENVIRONMENT, **(environment or {})}
-        paths = [str(Path.cwd()), given.get("PYTHONPATH", "")]
         own = {
-            "FLWR_HOME": str(Path(self._home.name, home)),
+            "FLWR_HOME": str(self._home / home),
             "PATH": f"{here}{os.pathsep}{given.get('PATH', '')}",
-            # A task given as module:name is imported in every worker.
-            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            # A task given as module:name is imported in every worker, but no file beside it takes
+            # the place of a module of Python's or of ours.
+            MODULES_FROM: str(Path.cwd()),
+            "PYTHONSAFEPATH": "1",
+            **past_proxies(given),
         }
+        own |= self.variables()
         with self._log.open("ab") as log:
             process = subprocess.Popen(
                 [str(here / program), *arguments],
@@ -123,14 +138,22 @@ class SuperLink:
                 start_new_session=True,
             )
         self._processes.append(process)
+        supervise.tell_group(process)
         return process
 
+    def variables(self) -> dict[str, str]:
+        """Return further variables of the programs that it starts."""
+        return {}
+
     def _wait_until_up(self, superlink: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + 60
+        """Wait as long as it lives: a machine under load may take minutes."""
+        began = time.monotonic()
         while not answers(f"http://{self.address}/health"):
-            if superlink.poll() is not None or time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if superlink.poll() is not None or waited > _PATIENCE:
+                what = "ended" if superlink.returncode is not None else "did not come up"
                 raise FleetError(
-                    f"the SuperLink did not come up on {self.address} within 60 s; its log is "
+                    f"the SuperLink {what} within {waited:.0f} s on {self.address}; its log is "
                     f"{self._log}, ending in:\n{tail(self._log)}"
                 )
             time.sleep(0.1)

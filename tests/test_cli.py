@@ -440,13 +440,13 @@ def test_ctrl_c_keeps_what_was_learned_and_says_how_to_see_it(flags: str, tmp_pa
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     metrics = tmp_path / "cut" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not metrics.is_file() or metrics.read_text().count("\n") < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 130
     assert f"look at it with: fedkit show {tmp_path / 'cut'}" in " ".join(errors.split())
     shown = subprocess.run(
         [sys.executable, "-m", "fedkit", "show", str(tmp_path / "cut"), "--json"],
@@ -456,8 +456,8 @@ def test_ctrl_c_keeps_what_was_learned_and_says_how_to_see_it(flags: str, tmp_pa
     )
     summary = json.loads(shown.stdout)
     assert not summary["finished"] and summary["rounds"] >= 1
-    # Ray's helpers end by themselves once they see that their parent is gone.
-    deadline = time.monotonic() + 60
+    # The command has ended all it started; what watched over it ends a moment later.
+    deadline = time.monotonic() + 10
     while left := left_running(f"FEDKIT_TEST={tmp_path}"):
         assert time.monotonic() < deadline, left
         time.sleep(0.2)

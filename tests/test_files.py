@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkit.files import write_whole
+from fedkit.files import remove_halves, write_whole
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -35,3 +35,14 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
 
 def _full(descriptor: int) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_halves_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / ".folder.1.tmp").mkdir()
+    halves = [tmp_path / ".a.json.1.tmp", tmp_path / "below" / ".b.2.tmp"]
+    for path in (*halves, tmp_path / "a.json", tmp_path / "c.tmp", tmp_path / ".hidden"):
+        path.write_text("x")
+    remove_halves(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"below", ".folder.1.tmp", "a.json", "c.tmp", ".hidden"}

@@ -17,7 +17,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from fedkit.errors import BenchError
 from fedkit.events import EVENTS, read_events
 from fedkit.fleet.folder import Fleet, open_fleet
 from fedkit.fleet.processes import free_port, kill_marked, marked, stop_group, tail
+from fedkit.supervise import forget_group, guard, tell_group, temporary_folder
 
 PHASES = ("merged", "naive")
 _SEED = 1
@@ -61,8 +61,8 @@ def bench_fleet(quick: bool) -> dict[str, Any]:
     run |= {"selection": "none", "sparse_epochs": 0} if quick else {}
     measured: dict[str, list[dict[str, float]]] = {phases: [] for phases in PHASES}
     with (
-        tempfile.TemporaryDirectory(prefix="fedkit-bench-") as name,
-        _fleet(Path(name), run, ("--insecure",) if quick else ()) as fleet,
+        temporary_folder("fedkit-bench-") as folder,
+        _fleet(folder, run, ("--insecure",) if quick else ()) as fleet,
     ):
         idle = _memory(fleet)
         for repeat in range(repeats):
@@ -101,6 +101,7 @@ def _fleet(folder: Path, run: dict[str, Any], init: tuple[str, ...]) -> Iterator
     finally:
         for process in reversed(started):
             stop_group(process)
+            forget_group(process)
         for home in (fleet.server, *map(fleet.device, range(fleet.devices))):
             kill_marked(f"FLWR_HOME={home / 'flwr'}")
 
@@ -111,14 +112,17 @@ def _fedkit(log: Path, *arguments: str) -> None:
 
 
 def _start(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    guard()
     with log.open("ab") as file:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "fedkit", "fleet", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    tell_group(process)
+    return process
 
 
 def _wait(log: Path, words: str, times: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedkit.files import write_whole
+from fedkit.supervise import guard, start_worker
 
 Cell = TypeVar("Cell")
 """A dataclass of plain values, which together name the file."""
@@ -36,8 +37,14 @@ def run_kept(
     if todo:
         spawn = multiprocessing.get_context("spawn")
         count = min(len(todo), workers or os.cpu_count() or 1)
-        with ProcessPoolExecutor(count, mp_context=spawn) as pool:
-            list(pool.map(partial(_run_one, run, folder), todo))
+        guard()
+        with ProcessPoolExecutor(count, mp_context=spawn, initializer=start_worker) as pool:
+            try:
+                list(pool.map(partial(_run_one, run, folder), todo))
+            except BaseException:
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+                raise
     return [json.loads(path_of(cell, folder).read_text(encoding="utf-8")) for cell in cells]
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from fedkit.bench import BENCHMARKS
 from fedkit.cli import flags, fleet, tables
-from fedkit.errors import FedkitError
+from fedkit.errors import ConfigError, FedkitError
+from fedkit.signals import STOPS, stop_number, stop_words
 from fedkit.text import terminal_lines
 
 app = typer.Typer(
@@ -68,6 +70,9 @@ def run(
             "a warning)",
         ),
     ] = "",
+    resume: Annotated[
+        str, typer.Option(help="name of a run that ended early, to go on with; last: the last one")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Run a fleet to a sparse model, export it as int8 .tflite and measure both.
@@ -76,12 +81,18 @@ def run(
     """
     from fedkit.cli import export, job
 
-    config = flags.make(values, quick)
+    if resume and name:
+        raise ConfigError(f"--resume {resume} goes on under that name; leave out --name")
+    if resume:
+        given = {**(flags.QUICK if quick else {}), **values}
+        config, path = job.to_resume(resume, out, given)
+        with_dense |= job.dense_folder(path).is_dir()
+    else:
+        config = flags.make(values, quick)
+        path = job.folder_for(config, name, out)
     asked = export.Form(_targets(targets)) if targets else None
-    summary = job.run_job(
-        config, job.folder_for(config, name, out), with_dense, in_process, workers, log, asked
-    )
-    _print(summary, as_json, tables.run_table)
+    todo = job.Job(config, path, with_dense, in_process, workers, bool(resume), asked)
+    _print(job.run_job(todo, log), as_json, tables.run_table)
 
 
 @app.command("export")
@@ -253,10 +264,31 @@ def _print(result: Mapping[str, Any], as_json: bool, table: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: a `FedkitError` is printed as one message with exit code 2."""
+    """Run a command; end with one message and an exit code where it fails or is stopped."""
     try:
         app()
     except FedkitError as error:
-        log.print("error:", style="bold red", end=" ")
-        log.print(terminal_lines(str(error)), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _refuse(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in _SURROUNDINGS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _refuse(f"{where}{error.strerror}; make room or give the right to write, and try again")
+    except MemoryError:
+        _refuse("there is not enough memory for this; give it less data, or a larger machine")
+    except STOPS as stop:
+        log.print(stop_words(stop), style="bold red")
+        sys.exit(128 + stop_number(stop))
+
+
+_SURROUNDINGS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
+"""Errors of files that are the machine's, not ours: a full disk, a missing right."""
+
+
+def _refuse(message: str, exit_code: int = 2) -> NoReturn:
+    log.print("error:", style="bold red", end=" ")
+    log.print(terminal_lines(message), markup=False, highlight=False, soft_wrap=True)
+    sys.exit(exit_code)

@@ -11,8 +11,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -33,13 +31,15 @@ from rich.progress import (
 
 from fedkit.cli.grid import Grid, read_grid
 from fedkit.config import RunConfig
-from fedkit.errors import CheckpointError, ConfigError, FedkitError, FleetError
-from fedkit.files import write_whole
+from fedkit.errors import CheckpointError, ConfigError, FedkitError, FleetError, StoppedError
+from fedkit.files import remove_halves, write_whole
 from fedkit.fleet.processes import ENVIRONMENT
 from fedkit.plan import kept_per_layer
 from fedkit.plots import write_plots
 from fedkit.provenance import made_by
 from fedkit.report import GROUP
+from fedkit.signals import STOPS, stop_number, stop_words
+from fedkit.supervise import guard, start_worker
 from sim.cell import run_cell
 from sim.scenario import Scenario, make_scenario
 
@@ -62,7 +62,8 @@ def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> di
     Raises:
         ConfigError: The grid file is wrong.
         CheckpointError: A finished cell's file is damaged, or a folder cannot be made.
-        FleetError: Cells failed, another process runs this grid, or Ctrl-C.
+        FleetError: Cells failed, or another process runs this grid.
+        StoppedError: Ctrl-C, or another signal.
     """
     grid = read_grid(path)
     folder = work / grid.name
@@ -70,13 +71,15 @@ def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> di
         _make_folder(needed)
     cores = os.cpu_count() or 1
     with _alone(folder):
+        remove_halves(folder)
         try:
             rows = _rows(grid, folder, min(workers or cores, cores), log)
-        except KeyboardInterrupt:
+        except STOPS as stop:
             done = sum(_file(folder, config).exists() for config in grid.cells)
-            raise FleetError(
-                f"stopped by Ctrl-C; {done} of {len(grid.cells)} cells are kept in {folder}; the "
-                "same command continues"
+            raise StoppedError(
+                f"{stop_words(stop)}; {done} of {len(grid.cells)} cells are kept in {folder}; the "
+                "same command continues",
+                stop_number(stop),
             ) from None
     result = {
         "benchmark": "compare",
@@ -201,28 +204,16 @@ def _run(
 @contextmanager
 def _pool(workers: int) -> Iterator[Executor]:
     """Start worker processes; they end with this one, and at once when it is interrupted."""
+    guard()
     os.environ.update(ENVIRONMENT)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=start_worker) as pool:
         try:
             yield pool
         except BaseException:
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this worker as soon as its parent has ended, even by a signal it could not catch."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(config: RunConfig) -> Row:

@@ -131,7 +131,7 @@ def export(
             would be far from its floats.
     """
     form = form or Form()
-    paths = {each: folder.path / f"{form.stem}{_ENDINGS[each]}" for each in form.targets}
+    paths = {each: artifact_paths(folder, form)[each] for each in form.targets}
     for path in paths.values():
         artifacts.check_free(path)
     examples = _calibration(scenario)
@@ -149,6 +149,12 @@ def export(
             outputs = {key: each.output for key, each in errors.items()}
             made.append({**measured, "float_error": outputs})
     return made
+
+
+def artifact_paths(folder: RunFolder, form: Form) -> dict[str, Path]:
+    """Return where each target of a run goes, and under "graph" the graph that all come from."""
+    endings = {"graph": ".graph", **{each: _ENDINGS[each] for each in form.targets}}
+    return {each: folder.path / f"{form.stem}{ending}" for each, ending in endings.items()}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console, Group
 from rich.table import Column, Table
 
+from fedkit import supervise
 from fedkit.checkpoint import RunFolder
 from fedkit.cli import flags
 from fedkit.config import RunConfig, make_config
@@ -139,6 +140,7 @@ def device(
     sys.stderr.flush()
     environment = commands.environment(home)
     os.chdir(path)
+    supervise.stay_guarded_over_exec()
     os.execve(command[0], command, environment)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,94 +18,193 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from edge.artifact import manifest_path
 from fedkit.checkpoint import RunFolder
-from fedkit.cli.export import Form, check_exportable, export, tell
-from fedkit.cli.tables import size
-from fedkit.config import RunConfig
-from fedkit.errors import CheckpointError, ExportError, FleetError
+from fedkit.cli.export import Form, artifact_paths, check_exportable, export, tell
+from fedkit.cli.tables import run_table, size
+from fedkit.config import RunConfig, make_config
+from fedkit.errors import CheckpointError, ExportError, FleetError, StoppedError
 from fedkit.fleet.processes import tail
+from fedkit.names import check_name, find_run
 from fedkit.provenance import made_by
 from fedkit.reach import Reach
+from fedkit.signals import STOPS, stop_number, stop_words
 from fedkit.task import ACCURACY, Metric
-from sim.run import FlowerSimulation, record
+from sim.run import FlowerSimulation, check_ray_folder, record
 from sim.scenario import Scenario, make_scenario, with_model_named
 
+_SUMMARY = "summary.json"
 _POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be made or to go on with, and how.
+
+    Attributes:
+        config: Of the run.
+        path: Its run folder.
+        with_dense: Run dense FedAvg of the same length too, into `<path>-dense`.
+        in_process: Run without Flower.
+        workers: Devices that compute at the same time under Flower; 0: one per core.
+        resume: The folder is there, and the run goes on after its last step.
+        asked: What to export, if somebody asked; otherwise what `export` makes by itself, if the
+            model can be exported.
+    """
+
+    config: RunConfig
+    path: Path
+    with_dense: bool = False
+    in_process: bool = False
+    workers: int = 0
+    resume: bool = False
+    asked: Form | None = None
+
+    @property
+    def runs(self) -> list[tuple[RunConfig, Path]]:
+        """Every run of the job: its config and its folder."""
+        runs = [(self.config, self.path)]
+        if self.with_dense:
+            dense = self.config.model_copy(update={"method": "dense", "density": 1.0})
+            runs.append((dense, dense_folder(self.path)))
+        return runs
 
 
 def folder_for(config: RunConfig, name: str, out: Path) -> Path:
     """Return the path of a run folder: `out/name`, or one named by time and task.
 
     Raises:
+        ConfigError: The name is none.
         CheckpointError: It exists.
     """
     task = config.task.rpartition(":")[2]
-    path = out / (name or f"{time.strftime('%Y%m%d-%H%M%S')}-{task}")
+    path = out / check_name(name or f"{time.strftime('%Y%m%d-%H%M%S')}-{task}")
     RunFolder.check_free(path)
-    RunFolder.check_free(_dense_folder(path))
+    RunFolder.check_free(dense_folder(path))
     return path
 
 
-def _dense_folder(path: Path) -> Path:
+def dense_folder(path: Path) -> Path:
+    """Return where dense FedAvg lies that was run beside a run."""
     return path.with_name(f"{path.name}-dense")
 
 
-def run_job(
-    config: RunConfig,
-    path: Path,
-    with_dense: bool,
-    in_process: bool,
-    workers: int,
-    log: Console,
-    asked: Form | None = None,
-) -> dict[str, Any]:
-    """Run, export and measure; return the summary, which is also in the run folder.
+def to_resume(name: str, out: Path, given: Mapping[str, Any]) -> tuple[RunConfig, Path]:
+    """Return the config and the folder of the run `name`, to go on with it.
 
     Args:
-        config: The run.
-        path: Its run folder, to be made.
-        with_dense: Run dense FedAvg of the same length too, into `<path>-dense`.
-        in_process: Run without Flower.
-        workers: Devices that compute at the same time under Flower; 0: one per core.
-        log: Where progress goes.
-        asked: What to export; by default what `export` makes, if the model can be exported.
+        name: Of a run in `out`; last: the last one.
+        out: Folder of all run folders.
+        given: Keys that were given beside it; they must have the values of that run.
 
     Raises:
+        ConfigError: It is no name, or a given value breaks its rule.
+        CheckpointError: There is no such run, or it has other values.
+    """
+    folder = RunFolder.open(find_run(out, name))
+    config = folder.config
+    folder.check_same(make_config({**config.model_dump(), **given}))
+    return config, folder.path
+
+
+def run_job(job: Job, log: Console) -> dict[str, Any]:
+    """Run, export and measure; return the summary, which is also in the run folder.
+
+    Raises:
+        CheckpointError: A run folder is taken, cannot be written or is damaged.
         ExportError: The model cannot be exported, which is found before anything runs if an export
             was asked for; or it is known only of what was learned.
+        FedkitError: Whatever else ended the job.
     """
-    config = with_model_named(config)
-    scenario = make_scenario(config)
+    if job.resume and (summary := _finished(job.path)) is not None:
+        log.print(f"the run in {job.path} is finished; nothing is left to do", soft_wrap=True)
+        return summary
+    job = replace(job, config=with_model_named(job.config))
+    if not job.in_process:
+        check_ray_folder()
+    scenario = make_scenario(job.config)
     scenario.check()
     log.print(f"engine: {scenario.engine_notice}", soft_wrap=True, markup=False)
-    log.print(f"weights: {scenario.reach.line(config.density)}", soft_wrap=True, markup=False)
+    log.print(f"weights: {scenario.reach.line(job.config.density)}", soft_wrap=True, markup=False)
     _warn(scenario.warnings, log)
-    refusal = _refusal(scenario, asked, log)
-    runs = [(config, path)]
-    if with_dense:
-        dense = config.model_copy(update={"method": "dense", "density": 1.0})
-        runs.append((dense, _dense_folder(path)))
+    refusal = _refusal(scenario, job.asked, log)
+    with _taken(job):
+        return _run_taken(job, scenario, refusal, log)
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that came to its end, if it did."""
+    return show(path) if (path / _SUMMARY).is_file() else None
+
+
+@contextmanager
+def _taken(job: Job) -> Iterator[None]:
+    """Have the job's folders for ourselves before any work begins; leave none without a step."""
+    with ExitStack() as stack:
+        made = []
+        try:
+            for config, path in job.runs:
+                if not job.resume:
+                    made.append(RunFolder.create(path, config))
+                elif not path.exists():  # dense FedAvg, asked for later
+                    RunFolder.create(path, config)
+                stack.enter_context(RunFolder.open(path).held())
+            if job.resume:
+                _make_room(RunFolder.open(job.path), job.asked or Form())
+            yield
+        except BaseException:
+            for folder in made:
+                folder.remove_if_empty()
+            raise
+
+
+def _make_room(folder: RunFolder, form: Form) -> None:
+    """Take away what an export left that was stopped; the same is made again.
+
+    Raises:
+        CheckpointError: There are artifacts of a model that the run is about to leave behind.
+    """
+    for path in artifact_paths(folder, form).values():
+        for each in (path, manifest_path(path)):
+            if each.exists() and not folder.is_finished:
+                raise CheckpointError(
+                    f"{each} is of the model so far, and this run makes one of its last model; "
+                    "move it away, then go on"
+                )
+            if each.is_dir():
+                shutil.rmtree(each)
+            else:
+                each.unlink(missing_ok=True)
+
+
+def _run_taken(job: Job, scenario: Scenario, refusal: str, log: Console) -> dict[str, Any]:
     began = time.monotonic()
-    _run_all(runs, in_process, workers or os.cpu_count() or 1, log)
-    folder = RunFolder.open(path)
+    _run_all(job, log)
+    folder = RunFolder.open(job.path)
     summary = {**figures(folder), "engine": scenario.engine_notice, **made_by()}
-    if with_dense:
-        summary |= _dense_figures(path)
+    if job.with_dense:
+        summary |= _dense_figures(job.path)
     if refusal:
         summary["export_refused"] = refusal
+    at_chance = _at_chance(summary, scenario)
+    if warnings := [*scenario.warnings, *at_chance]:
+        summary["warnings"] = warnings
+
+    def finish() -> None:
+        summary.update(seconds_total=round(time.monotonic() - began, 1), finished=True)
+        folder.write_json(_SUMMARY, summary)
+
     try:
         if not refusal:
-            summary |= _exported(export(folder, scenario, log, asked))
-    except ExportError as error:
-        raise ExportError(f"{error}. The run is complete: fedkit show {path}") from error
-    finally:
-        # Also without an artifact: hours of training must not depend on an unsupported layer.
-        summary |= {"seconds_total": round(time.monotonic() - began, 1), "finished": True}
-        warnings = [*scenario.warnings, *_at_chance(summary, scenario)]
-        if warnings:
-            summary["warnings"] = warnings
-        folder.write_json("summary.json", summary)
-    _warn(_at_chance(summary, scenario), log)
+            summary |= _exported(export(folder, scenario, log, job.asked))
+    except Exception as error:
+        # Hours of training must not depend on an unsupported layer.
+        finish()
+        if isinstance(error, ExportError):
+            raise ExportError(f"{error}. The run is complete: fedkit show {job.path}") from error
+        raise
+    finish()
+    _warn(at_chance, log)
     return summary
 
 
@@ -147,7 +249,7 @@ def _at_chance(summary: dict[str, Any], scenario: Scenario) -> list[str]:
 
 
 def _dense_figures(path: Path) -> dict[str, Any]:
-    dense = figures(RunFolder.open(_dense_folder(path)))
+    dense = figures(RunFolder.open(dense_folder(path)))
     key = Metric.of(dense.get("metric")).key
     return {
         f"{key}_dense_fedavg": dense[f"{key}_sparse"],
@@ -159,57 +261,72 @@ def _dense_figures(path: Path) -> dict[str, Any]:
 # Running -------------------------------------------------------------------------------------
 
 
-def _run_all(
-    runs: list[tuple[RunConfig, Path]], in_process: bool, workers: int, log: Console
-) -> None:
+def _run_all(job: Job, log: Console) -> None:
+    left = [(config, path) for config, path in job.runs if not RunFolder.open(path).is_finished]
     try:
-        if in_process:
-            _run_here(runs, log)
+        if job.in_process:
+            _run_here(left, log)
         else:
-            _run_flower(runs, workers, log)
-    except KeyboardInterrupt:
-        done = [str(folder) for _, folder in runs if (folder / "checkpoint").is_dir()]
-        look = f"look at it with: fedkit show {done[0]}" if done else "no round was finished"
-        raise FleetError(f"stopped by Ctrl-C; what was learned so far is kept; {look}") from None
+            _run_flower(left, job.workers or os.cpu_count() or 1, log)
+    except STOPS as stop:
+        raise StoppedError(f"{stop_words(stop)}; {_kept(job)}", stop_number(stop)) from None
+
+
+def _kept(job: Job) -> str:
+    """Say what is left of a job that was stopped, and how it goes on."""
+    done = [path for _, path in job.runs if RunFolder(path).has_checkpoint]
+    if not done:
+        return "no round was finished"
+    out = "" if job.path.parent == Path("runs") else f" --out {shlex.quote(str(job.path.parent))}"
+    return (
+        f"what was learned so far is kept; look at it with: fedkit show {done[0]}; go on with: "
+        f"fedkit run --resume {job.path.name}{out}"
+    )
 
 
 def _run_here(runs: list[tuple[RunConfig, Path]], log: Console) -> None:
     for config, path in runs:
         scenario = make_scenario(config)
         with _progress(config, path, log) as update:
-            record(scenario, scenario.local_fleet(), path, after_step=lambda _: update())
+            fleet = scenario.local_fleet(path)
+            record(scenario, fleet, path, after_step=lambda _: update(), resume=True)
 
 
 def _run_flower(runs: list[tuple[RunConfig, Path]], workers: int, log: Console) -> None:
+    if not runs:
+        return
     first = runs[0][1]
-    first.parent.mkdir(parents=True, exist_ok=True)
     flower_log = first.with_name(f"{first.name}.flower.log")
+    if (first / "flower.log").is_file():  # of the part before; what follows is added to it
+        (first / "flower.log").replace(flower_log)
     try:
         with FlowerSimulation(flower_log) as simulation:
             for config, path in runs:
+                (path / "error.txt").unlink(missing_ok=True)
                 with _progress(config, path, log) as update:
-                    process = simulation.submit(config, path, workers)
+                    process = simulation.submit(config, path, workers, resume=True)
                     while process.poll() is None:
                         time.sleep(_POLL_SECONDS)
                         update()
                     update()
                 _check_finished(config, path, process.returncode, flower_log)
     finally:
-        if first.is_dir():
+        if first.is_dir() and flower_log.is_file():
             flower_log.replace(first / "flower.log")
 
 
 def _check_finished(config: RunConfig, path: Path, code: int, flower_log: Path) -> None:
     """`flwr run` ends with 0 even if the app failed; the run folder tells."""
     reason = path / "error.txt"
-    if reason.is_file():
-        raise FleetError(f"the run in {path} failed: {reason.read_text(encoding='utf-8').strip()}")
+    if reason.is_file() and (text := reason.read_text(encoding="utf-8", errors="replace").strip()):
+        raise FleetError(f"the run in {path} failed: {text}")
     metrics = RunFolder(path).metrics()
     done = metrics[-1]["round"] if metrics else 0
     if done < config.rounds:
+        RunFolder(path).check_writable()
         raise FleetError(
-            f"the Flower run ended (exit code {code}) after {done} of {config.rounds} rounds; "
-            f"Flower's log ends in:\n{tail(flower_log)}"
+            f"the Flower run ended (exit code {code}) after {done} of {config.rounds} rounds; go "
+            f"on with --resume {path.name}. Flower's log ends in:\n{tail(flower_log)}"
         )
 
 
@@ -238,23 +355,37 @@ def _status(metrics: list[dict[str, Any]]) -> str:
 
 
 def _value(metrics: list[dict[str, Any]]) -> float:
-    """Return the metric as last measured; the dense start's is always there."""
-    return cast(float, next(s["accuracy"] for s in metrics[::-1] if s["accuracy"] is not None))
+    """Return the metric as last measured; NaN where the lines that held one are damaged."""
+    measured = (s["accuracy"] for s in metrics[::-1] if s["accuracy"] is not None)
+    return cast(float, next(measured, math.nan))
 
 
 # Summing up ----------------------------------------------------------------------------------
 
 
 def show(path: Path) -> dict[str, Any]:
-    """Return a run's summary, or what is known of a run that did not finish."""
+    """Return a run's summary, or what is known of a run that did not finish.
+
+    Raises:
+        CheckpointError: There is no run, nothing of it is whole, or its summary is damaged.
+    """
     folder = RunFolder.open(path)
-    finished = folder.path / "summary.json"
+    finished = folder.path / _SUMMARY
     if finished.is_file():
-        try:
-            return cast(dict[str, Any], json.loads(finished.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise CheckpointError(f"{finished} is damaged ({error}); remove it") from error
+        return _read_summary(finished)
     return {**figures(folder), "finished": False}
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads(path.read_bytes())
+        run_table(summary)  # what it lacks for that, it lacks
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}: {error}); remove it, and fedkit show "
+            "tells what the run's other files hold"
+        ) from error
+    return summary
 
 
 def figures(folder: RunFolder) -> dict[str, Any]:
@@ -269,7 +400,9 @@ def figures(folder: RunFolder) -> dict[str, Any]:
     by_phase = {step["phase"]: step for step in steps}
     payload = {way: sum(step[f"bytes_{way}"] for step in steps) for way in ("down", "up")}
     messages = {way: sum(step.get(f"message_bytes_{way}", 0) for step in steps) for way in payload}
-    sent = messages if any(messages.values()) else payload
+    # A run that went on in the other way has the messages of a part of its steps alone.
+    with_messages = ("message_bytes_up" in s for s in steps if s["bytes_up"] or s["bytes_down"])
+    sent = messages if any(messages.values()) and all(with_messages) else payload
     about = steps[-1].get("metric")
     key = Metric.of(about).key
     return {
@@ -281,7 +414,7 @@ def figures(folder: RunFolder) -> dict[str, Any]:
         "rounds": steps[-1]["round"],
         "rounds_planned": folder.config.rounds,
         **({} if about is None else {"metric": about}),
-        f"{key}_dense_start": by_phase["start"]["accuracy"],
+        f"{key}_dense_start": by_phase.get("start", {}).get("accuracy"),
         f"{key}_selected": by_phase.get("selection", {}).get("accuracy"),
         f"{key}_sparse": _value(steps),
         "density": steps[-1]["density"],
@@ -292,13 +425,16 @@ def figures(folder: RunFolder) -> dict[str, Any]:
         "bytes_payload_down": payload["down"],
         "bytes_dense_fedavg": _dense_bytes(folder, steps[-1]["round"]),
         "bytes_dense_fedavg_measured": False,
-        "seconds": steps[-1]["seconds"],
+        "seconds": steps[-1].get("seconds", 0.0),
     }
 
 
 def _of_all(folder: RunFolder, density: float) -> dict[str, Any]:
-    """Return what a density of the prunable weights is of all weights."""
-    reach = Reach.of(folder.load().layout)
+    """Return what a density of the prunable weights is of all weights; nothing where unknown."""
+    try:
+        reach = Reach.of(folder.load().layout)
+    except CheckpointError:
+        return {}
     return {
         "weights": reach.weights,
         "prunable_weights": reach.prunable,
@@ -307,7 +443,10 @@ def _of_all(folder: RunFolder, density: float) -> dict[str, Any]:
 
 
 def _dense_bytes(folder: RunFolder, rounds: int) -> int:
-    """All float32 weights and statistics, to and from every device, every round."""
-    layout = folder.load().layout
+    """All float32 weights and statistics, to and from every device, every round; 0: unknown."""
+    try:
+        layout = folder.load().layout
+    except CheckpointError:
+        return 0
     shapes = [*layout.weights.values(), *layout.stats.values()]
     return 2 * 4 * sum(map(math.prod, shapes)) * rounds * folder.config.devices

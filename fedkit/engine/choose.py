@@ -42,8 +42,8 @@ def make_engine(
     """
     reference = TorchEngine.for_task(task, model, seed)
     examples = task.examples("test")
-    try_inputs(task, reference, examples)
     reference.check_forward(examples.inputs[:2])
+    try_inputs(task, reference, examples)
     if precision != "fp32":
         return _integer_twin(reference, task, wish, precision)
     if wish == "torch":

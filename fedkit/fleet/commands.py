@@ -14,7 +14,7 @@ from typing import Any
 from fedkit.errors import FleetError
 from fedkit.files import write_whole
 from fedkit.fleet.folder import DeviceFile, Fleet, is_loopback
-from fedkit.fleet.processes import ENVIRONMENT, Value, free_port, toml_pairs
+from fedkit.fleet.processes import ENVIRONMENT, Value, free_port, past_proxies, toml_pairs
 
 CONNECTION = "fleet"
 """Name of the server in Flower's settings."""
@@ -80,7 +80,8 @@ def environment(home: Path) -> dict[str, str]:
     """Return the variables of a Flower program whose files are in `home`."""
     here = Path(sys.executable).parent
     paths = f"{here}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, **ENVIRONMENT, "FLWR_HOME": str(home), "PATH": paths}
+    own = {"FLWR_HOME": str(home), "PATH": paths, **past_proxies(os.environ)}
+    return {**os.environ, **ENVIRONMENT, **own}
 
 
 def shown(command: list[str]) -> str:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import json
 import os
 import signal
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+
+from fedkit.watch import kill_marked, marked
+
+__all__ = [
+    "ENVIRONMENT",
+    "Value",
+    "answers",
+    "free_port",
+    "kill_marked",
+    "marked",
+    "past_proxies",
+    "stop_group",
+    "tail",
+    "toml_pairs",
+]
 
 ENVIRONMENT = {
     # Nothing is fetched or reported while a fleet runs.
@@ -48,10 +62,39 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def past_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what keeps a program's questions to this very machine away from proxies.
+
+    A proxy that the network needs would look for our SuperLink on its own loopback interface. Both
+    spellings are set, each after what it held: programs differ in which one they read.
+
+    Args:
+        environment: What else the program is started with.
+    """
+    names = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
+    before = [part.strip() for name in names for part in environment.get(name, "").split(",")]
+    joined = ",".join(dict.fromkeys([*filter(None, before), *_LOOPBACK]))
+    return {**dict.fromkeys(names, joined), **_without_socks(environment)}
+
+
+def _without_socks(environment: Mapping[str, str]) -> dict[str, str]:
+    """Empty the proxies that Flower's client refuses to start with, whatever it is to ask."""
+    if importlib.util.find_spec("socksio") is not None:
+        return {}
+    named = {key: value for key, value in environment.items() if key.lower().endswith("_proxy")}
+    return {key: "" for key, value in named.items() if value.lower().startswith("socks")}
+
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def answers(url: str) -> bool:
-    """Whether a server answers at `url` with 200."""
+    """Whether a server of this machine answers at `url` with 200; no proxy is asked."""
     try:
-        with urllib.request.urlopen(url, timeout=1) as response:
+        with _DIRECT.open(url, timeout=1) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -69,35 +112,3 @@ def stop_group(process: subprocess.Popen[bytes], patience: float = 10.0) -> None
         except subprocess.TimeoutExpired:
             continue
     process.wait()
-
-
-_EMPTY_LOOKS = 3
-
-
-def kill_marked(mark: str, patience: float = 10.0) -> None:
-    """Kill what still runs with a variable that starts with `mark`.
-
-    What SuperLink, SuperNode and Ray start are sessions of their own, which outlive a parent that
-    died without asking them to stop.
-    Only Linux shows a process's environment; elsewhere this finds nothing.
-    """
-    deadline, looks_left = time.monotonic() + patience, _EMPTY_LOOKS
-    while looks_left and time.monotonic() < deadline:
-        left = marked(mark)
-        # A process between fork and exec shows no environment, so one empty look proves little.
-        looks_left = _EMPTY_LOOKS if left else looks_left - 1
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)  # A killed process takes a moment to go, and may have started another.
-
-
-def marked(mark: str) -> list[int]:
-    """Return the processes that run with a variable that starts with `mark`."""
-    pids = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            entries = environment.read_bytes().split(b"\0")
-            if any(entry.startswith(mark.encode()) for entry in entries):
-                pids.append(int(environment.parent.name))
-    return pids

@@ -10,6 +10,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedkit.device import Device
+from fedkit.device_memory import LastingMemory
+from fedkit.flower.run_config import FOLDER_KEY
 from fedkit.flower.wire import from_records, to_records
 from fedkit.messages import Packet, packet_digest
 from fedkit.method import Phase
@@ -30,9 +32,29 @@ AnswerIn = Callable[[Device, Phase, Packet, Context], Packet]
 def in_context(device: Device, phase: Phase, request: Packet, context: Context) -> Packet:
     """Answer with a memory that Flower keeps for as long as the node's process lives."""
     reply, memory = device.handle(phase, request, from_records(context.state))
+    _remember(context, memory)
+    return reply
+
+
+def in_context_and_folder(
+    device: Device, phase: Phase, request: Packet, context: Context
+) -> Packet:
+    """Answer like `in_context`, and keep in the run's folder what a run that goes on must know."""
+    folder = str(context.run_config.get(FOLDER_KEY, ""))
+    if not folder:
+        return in_context(device, phase, request, context)
+    kept = LastingMemory(Path(folder, "devices", str(device.index)))
+    memory = from_records(context.state)
+    memory = memory if memory.arrays else kept.before(phase, request)
+    reply, memory = device.handle(phase, request, memory)
+    _remember(context, memory)
+    kept.keep(phase, request, memory, reply)
+    return reply
+
+
+def _remember(context: Context, memory: Packet) -> None:
     for name, record in to_records(memory).items():
         context.state[name] = record
-    return reply
 
 
 def make_client_app(

@@ -29,6 +29,7 @@ OWN_NUMBERS = ("device", "digest", "peak_bytes")
 reply, and the peak of the device's memory."""
 
 _POLL_SECONDS = 0.2
+_TELL_SECONDS = 10.0
 
 _OF_THE_APP = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
 """Errors that a device would answer with again. After others it is asked once more."""
@@ -91,8 +92,12 @@ class FlowerFleet:
 
     def _wait_for_nodes(self) -> None:
         config, deadline = self._config, time.monotonic() + self._config.deadline
+        told, again = -1, 0.0
         while len(nodes := self._look()) < config.devices and time.monotonic() < deadline:
-            time.sleep(0.2)
+            if len(nodes) != told or time.monotonic() >= again:
+                told, again = len(nodes), time.monotonic() + _TELL_SECONDS
+                self._tell_waiting(told, deadline - time.monotonic())
+            time.sleep(_POLL_SECONDS)
         if len(nodes) < self.needed:
             raise FleetError(
                 f"{len(nodes)} of {config.devices} devices connected within {config.deadline:.0f} "
@@ -104,6 +109,15 @@ class FlowerFleet:
                 f"{len(nodes)} nodes are connected, the run has {config.devices} devices; set "
                 f"num-supernodes={config.devices}, or devices={len(nodes)}"
             )
+
+    def _tell_waiting(self, there: int, left: float) -> None:
+        devices = self._config.devices
+        self._log("waiting", connected=there, devices=devices, seconds_left=round(left))
+        print(
+            f"{there} of {devices} devices are there; waiting up to {left:.0f} s for the others "
+            "(start more nodes, num-supernodes in a simulation, or set devices)",
+            flush=True,
+        )
 
     def _look(self) -> set[int]:
         """Ask Flower which nodes are connected; what follows goes by that until the next look."""

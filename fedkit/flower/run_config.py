@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedkit.config import RunConfig, make_config
+from fedkit.errors import ConfigError
+
 FOLDER_KEY, RESUME_KEY, NODES_KEY = "folder", "resume", "nodes"
 SERVER_KEYS: Mapping[str, str | bool] = {FOLDER_KEY: "", RESUME_KEY: False, NODES_KEY: ""}
 """Run-config keys that are the server's own, with their defaults; all others are `RunConfig`'s."""
@@ -41,3 +44,19 @@ def run_name(run_config: Mapping[str, Any]) -> str:
     """Return what names a run on its devices: its folder, and its config."""
     own = {key: value for key, value in run_config.items() if key not in (RESUME_KEY, NODES_KEY)}
     return repr(sorted(own.items()))
+
+
+def read_run_config(run_config: Mapping[str, Any]) -> tuple[RunConfig, Place]:
+    """Return the run and its place; a wrong key is printed at once for who follows the run.
+
+    Flower shows the error itself too, but only after its simulation has come up.
+
+    Raises:
+        ConfigError: A value breaks the rule of its key.
+    """
+    values, place = run_keys(run_config)
+    try:
+        return make_config(values), place
+    except ConfigError as error:
+        print(f"error: {error}", flush=True)
+        raise

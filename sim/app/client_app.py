@@ -4,7 +4,7 @@ from flwr.app import Context
 
 from fedkit.config import make_config
 from fedkit.device import Device
-from fedkit.flower.client_app import make_client_app
+from fedkit.flower.client_app import in_context_and_folder, make_client_app
 from fedkit.flower.run_config import run_keys
 from sim.scenario import make_scenario
 
@@ -16,4 +16,4 @@ def device_of(context: Context) -> Device:
     return scenario.device(int(context.node_config["partition-id"]))
 
 
-app = make_client_app(device_of)
+app = make_client_app(device_of, in_context_and_folder)

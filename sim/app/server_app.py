@@ -3,10 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedkit.config import make_config
-from fedkit.flower.run_config import run_keys
-from sim.run import serve
-from sim.scenario import make_scenario
+from fedkit.flower.run_config import read_run_config
 
 app = ServerApp()
 
@@ -14,5 +11,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run all rounds over the simulated nodes and record them in a run folder."""
-    values, place = run_keys(context.run_config)
-    serve(make_scenario(make_config(values)), grid, place)
+    config, place = read_run_config(context.run_config)
+    # What takes seconds to import is not needed to say that a key is wrong.
+    from sim.run import serve
+    from sim.scenario import make_scenario
+
+    serve(make_scenario(config), grid, place)
