@@ -18,14 +18,16 @@ from rich.console import Console, Group
 from rich.table import Column, Table
 
 from fedkit.checkpoint import RunFolder
-from fedkit.cli import flags
+from fedkit.cli import flags, fleet_server
 from fedkit.config import RunConfig, make_config
 from fedkit.errors import FleetError
 from fedkit.events import EVENTS
 from fedkit.fleet import commands
 from fedkit.fleet.folder import Fleet, make_fleet, open_device, open_fleet
-from fedkit.fleet.processes import Value, stop_group
+from fedkit.fleet.private import OTHERS, make_private
+from fedkit.fleet.processes import Value
 from fedkit.fleet.status import FleetStatus
+from fedkit.text import terminal_text
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Run a fleet of real devices."
@@ -81,46 +83,12 @@ def server(path: FleetPath) -> None:
 
     Example: `fedkit fleet server myfleet`
     """
-    fleet = open_fleet(path)
-    command = commands.server_command(fleet)
-    home = commands.environment(fleet.server / "flwr")
-    _show(command)
-    process = subprocess.Popen(command, env=home, start_new_session=True)
     signal.signal(signal.SIGTERM, _stop)
-    try:
-        _wait_until_up(fleet, process)
-        if fleet.secure:
-            nodes = commands.register_devices(fleet)
-            log.print(f"registered: {len(nodes)} devices", soft_wrap=True)
-        log.print(f"listening on {fleet.host}:{fleet.port}", soft_wrap=True)
-        code = process.wait()
-    except KeyboardInterrupt:
-        code = 0
-    finally:
-        stop_group(process)
-    if code:
-        raise FleetError(f"the SuperLink ended with exit code {code}; its words are above")
+    fleet_server.serve(open_fleet(path), _say)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _wait_until_up(fleet: Fleet, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the SuperLink answers orders."""
-    deadline = time.monotonic() + 60
-    while True:
-        if process.poll() is not None:
-            raise FleetError(
-                f"the SuperLink ended with exit code {process.returncode}; its words are above. "
-                f"Is port {fleet.port} taken?"
-            )
-        try:
-            commands.flwr_json(fleet, "supernode", "list")
-            return
-        except FleetError:
-            if time.monotonic() > deadline:
-                raise
 
 
 @app.command()
@@ -133,9 +101,13 @@ def device(
     """
     about = open_device(path)
     command = commands.device_command(path, about)
+    fleet_server.check_owner(path)
+    fleet_server.warn_root(_say)
+    os.umask(OTHERS)  # also for the program that this process becomes
     home = path.absolute() / "flwr"
     home.mkdir(exist_ok=True)
-    _show(command)
+    make_private(path)
+    _say(commands.shown(command))
     sys.stderr.flush()
     environment = commands.environment(home)
     os.chdir(path)
@@ -168,7 +140,7 @@ def run(
     if fleet.secure:
         given["nodes"] = str(fleet.server / "nodes.json")
     command = commands.run_command(fleet, given)
-    _show(command)
+    _say(commands.shown(command))
     ended = subprocess.run(command, env=commands.environment(fleet.server / "flwr"))
     _check_finished(config, folder, ended.returncode)
     log.print(f"done; look at it with: fedkit show {folder}", soft_wrap=True)
@@ -269,5 +241,5 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _show(command: list[str]) -> None:
-    log.print(commands.shown(command), markup=False, highlight=False, soft_wrap=True)
+def _say(text: str) -> None:
+    log.print(terminal_text(text), markup=False, highlight=False, soft_wrap=True)
