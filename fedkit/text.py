@@ -35,3 +35,12 @@ def terminal_text(text: str) -> str:
     'a\\x1b[2Jb'
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def terminal_lines(text: str) -> str:
+    r"""Return `text` of several lines for a terminal: each line as `terminal_text` gives it.
+
+    >>> terminal_lines("a\nb\rc")
+    'a\nb\\rc'
+    """
+    return "\n".join(map(terminal_text, text.split("\n")))

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fedkit.bench import BENCHMARKS
 from fedkit.cli import flags, fleet, tables
+from fedkit.cli.terminal import Terminal
 from fedkit.errors import FedkitError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Train one sparse model over a fleet of devices and export it as integer code.",
 )
 app.add_typer(fleet.app, name="fleet")
-log = Console(stderr=True)
+log = Terminal(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 Name = Annotated[str, typer.Option(help="name of the run folder (default: time and task)")]
@@ -213,7 +213,7 @@ def _print(result: Mapping[str, Any], as_json: bool, table: Any) -> None:
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
-        Console().print(table(result))
+        Terminal().print(table(result))
 
 
 def main() -> None:
@@ -222,5 +222,5 @@ def main() -> None:
         app()
     except FedkitError as error:
         log.print("error:", style="bold red", end=" ")
-        log.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        log.print(str(error), highlight=False, soft_wrap=True)
         sys.exit(2)

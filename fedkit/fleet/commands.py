@@ -53,6 +53,8 @@ def device_command(folder: Path, device: DeviceFile) -> list[str]:
     node: dict[str, Value] = {"device": device.device, "data": device.data, "state": "state"}
     if device.plan:
         node["plan"] = device.plan
+    if device.task:
+        node["task"] = device.task
     command = [
         *_module("fedkit.flower.supernode"),
         *(["--fedkit-app", device.app] if device.app else []), "--superlink", device.superlink,

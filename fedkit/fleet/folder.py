@@ -29,10 +29,14 @@ from fedkit.config import RunConfig, make_config, read_config
 from fedkit.errors import ConfigError, FleetError
 from fedkit.files import write_whole
 from fedkit.fleet import keys, units
-from fedkit.fleet.address import is_loopback, join_address, parse_address, reached_here
+from fedkit.fleet.address import is_loopback, join_address, reached_here
+from fedkit.fleet.address import parse_address as parse_address
 from fedkit.fleet.private import private_files
 
 DEVICE_FILE = "device.toml"
+PLAN = "model.plan"
+"""File in the folders of the server and of each device: the plan of the model of the fleet."""
+
 NODES = "nodes.json"
 """File in the server's folder that says which device each registered node is."""
 
@@ -91,15 +95,17 @@ class DeviceFile:
         secure: Whether `ca.crt` and `device.key` lie beside it.
         port: TCP port on this device's loopback for Flower's own use; 0 takes a free one.
         app: SHA-256 of a Flower app that this device runs beside the one of its own fedkit.
+        task: Task whose data it holds; it takes part in no run of another one. "" is not asked.
     """
 
     superlink: str
     device: int
     data: str = "data.npz"
-    plan: str = "model.plan"
+    plan: str = PLAN
     secure: bool = True
     port: int = 0
     app: str = ""
+    task: str = ""
 
 
 def make_fleet(
@@ -161,10 +167,10 @@ def _write_fleet(fleet: Fleet, final: Path, config: RunConfig, app: Path) -> Non
     if fleet.secure:
         _write_keys(fleet)
     _write_settings(fleet, final)
-    plan = "" if config.engine == "torch" else DeviceFile.plan
+    plan = "" if config.engine == "torch" else PLAN
     for index in range(fleet.devices):
         folder, address = fleet.device(index), join_address(fleet.host, fleet.port)
-        about = DeviceFile(address, index, plan=plan, secure=fleet.secure)
+        about = DeviceFile(address, index, plan=plan, secure=fleet.secure, task=config.task)
         _write_toml(folder / DEVICE_FILE, asdict(about))
         write_whole(folder / units.DEVICE_UNIT, units.device_unit(folder.name).encode())
         write_whole(folder / "requirements.txt", _requirements().encode())
@@ -214,7 +220,7 @@ def open_device(path: Path) -> DeviceFile:
             f"{file}: app is {found.app!r}; it must be the SHA-256 of a .fab in hexadecimal, or "
             "empty: the app of this fedkit runs in any case"
         )
-    for key in ("data", "plan"):
+    for key in ("data", "plan", "task"):
         if not getattr(found, key).isprintable():
             raise FleetError(
                 f"{file}: {key} is {getattr(found, key)!r}; it must be of printable characters"

@@ -18,18 +18,23 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 from flwr.app.error import Error
 from flwr.common.constant import ErrorCode
+from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.fab import Fab
+from flwr.supercore.utils import get_flwr_home
 from flwr.supernode import main as runtime
 from flwr.supernode import start_client_internal as node
 from flwr.supernode.cli.flower_supernode import flower_supernode
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from fedkit import __version__
 from fedkit.flower.peer import OwnAccountOnly
@@ -103,9 +108,10 @@ def run_one_app_only(digest: str) -> None:
 
         return pull(get_fab=marked, **{**given, "trusted_entities": {"fedkit": ""}})
 
-    node._pull_and_store_message = checked
-    node._verify_fab = lambda fab, trusted: accepts(fab, digest)
-    node.FAB_VERIFICATION_ERROR = Error(ErrorCode.INVALID_FAB, REFUSAL)
+    replaced: Any = node
+    replaced._pull_and_store_message = checked
+    replaced._verify_fab = lambda fab, trusted: accepts(fab, digest)
+    replaced.FAB_VERIFICATION_ERROR = Error(ErrorCode.INVALID_FAB, REFUSAL)
 
 
 def answer_own_account_only() -> None:
@@ -120,6 +126,48 @@ def answer_own_account_only() -> None:
     runtime.create_app = create_app
 
 
+def outlast_own_ghost(home: Path) -> None:
+    """Have a device wait where the server takes it for connected still, as after a power cut.
+
+    Flower refuses a second node with one key until it has missed the first one's signs of life for
+    a minute. Only a device that was let in before waits; another is refused at once.
+
+    Args:
+        home: Folder of Flower's files, which keeps that it was let in.
+    """
+    client: Any = FleetHttpClient
+    activate, known = client.ActivateNode, home / "let-in"
+
+    def patiently(self: Any, request: Any) -> Any:
+        deadline = time.monotonic() + _GHOST_SECONDS
+        while True:
+            try:
+                answer = activate(self, request)
+            except httpx.HTTPStatusError as error:
+                if not (known.exists() and _is_taken(error)) or time.monotonic() > deadline:
+                    raise
+                print(GHOST, file=sys.stderr, flush=True)
+                time.sleep(_GHOST_PAUSE)
+            else:
+                known.touch()
+                return answer
+
+    client.ActivateNode = patiently
+
+
+_GHOST_SECONDS, _GHOST_PAUSE = 90.0, 5.0
+
+GHOST = (
+    "the server takes this device for connected still: it was ended less than a minute ago, or "
+    "another one has its key; trying again"
+)
+
+
+def _is_taken(error: httpx.HTTPStatusError) -> bool:
+    found = FlowerError.from_json(error.response.text)
+    return found is not None and found.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
+
+
 def main() -> None:
     """Run `flower-supernode` with its own command line, behind `--fedkit-app SHA256` if given."""
     digest = ""
@@ -127,6 +175,7 @@ def main() -> None:
         _, digest = sys.argv.pop(1), sys.argv.pop(1)
     run_one_app_only(digest)
     answer_own_account_only()
+    outlast_own_ghost(get_flwr_home())
     flower_supernode()
 
 
