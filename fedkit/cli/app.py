@@ -32,6 +32,9 @@ TaskName = Annotated[str, typer.Option("--task", help="whose test set (default: 
 RuntimeName = Annotated[
     str, typer.Option("--runtime", help="what runs it (default: the usual one of its target)")
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="import modules that another account's folder names")
+]
 RunPath = Annotated[Path, typer.Argument(help="a run folder, like runs/NAME")]
 
 
@@ -78,14 +81,16 @@ def export_run(
     lanes: Annotated[
         int, typer.Option(min=1, max=8, help="filters that an FPGA computes at a time")
     ] = 4,
+    trusted: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Export a run's model as integer artifacts and measure them on the whole test set.
 
     Example: `fedkit export runs/NAME --target onnx,c99 --bits 8`
     """
-    from fedkit.cli import export
+    from fedkit.cli import export, trust
 
+    trust.check_run(run, trusted, _say)
     targets = tuple(name.strip() for name in target.split(","))
     form = export.Form(targets, bits, scales, goal, lanes)  # type: ignore[arg-type]
     _print(export.export_run(run, form, log), as_json, tables.artifacts_table)
@@ -96,14 +101,16 @@ def evaluate(
     artifact: ArtifactPath,
     task: TaskName = "",
     runtime: RuntimeName = "",
+    trusted: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure an artifact in a runtime: accuracy on the whole test set, latency, size.
 
     Example: `fedkit eval runs/NAME/model-int8.tflite --runtime tflite-runtime`
     """
-    from fedkit.cli import export
+    from fedkit.cli import export, trust
 
+    trust.check_artifact(artifact, task, trusted, _say)
     _print(export.evaluate(artifact, task, runtime), as_json, tables.artifact_table)
 
 
@@ -118,14 +125,16 @@ def check(
     layers: Annotated[
         bool, typer.Option("--layers", help="compare every layer, not the outputs alone")
     ] = False,
+    trusted: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Compare an artifact with the definition of its integers; exit with 1 if any differs.
 
     Example: `fedkit check runs/NAME/model-int8-c99 --layers`
     """
-    from fedkit.cli import look
+    from fedkit.cli import look, trust
 
+    trust.check_artifact(artifact, task, trusted, _say)
     result = look.check(artifact, task, runtime, examples, layers)
     _print(result, as_json, look.check_table)
     if result["mismatches"]:
@@ -133,13 +142,14 @@ def check(
 
 
 @app.command()
-def inspect(artifact: ArtifactPath, as_json: Json = False) -> None:
+def inspect(artifact: ArtifactPath, trusted: Trust = False, as_json: Json = False) -> None:
     """Show each layer of an artifact: shape, density, MACs, bytes, error against floats.
 
     Example: `fedkit inspect runs/NAME/model-int8-c99`
     """
-    from fedkit.cli import look
+    from fedkit.cli import look, trust
 
+    trust.check_around(artifact, trusted, _say)
     _print(look.inspect(artifact), as_json, look.inspect_table)
 
 
@@ -207,6 +217,10 @@ def bench(
 
     options = benches.Options(target, artifact, ssh, show)
     _print(benches.bench(name, quick, options), as_json, benches.table)
+
+
+def _say(text: str) -> None:
+    log.print(text, highlight=False, soft_wrap=True)
 
 
 def _print(result: Mapping[str, Any], as_json: bool, table: Any) -> None:
