@@ -59,6 +59,11 @@ def is_own(scope: Scope) -> bool:
     return account_of((client[0], client[1]), (server[0], server[1])) == os.geteuid()
 
 
+def can_tell() -> bool:
+    """Whether this system says to which account a connection belongs: Linux does."""
+    return any(table.is_file() for table in _TABLES)
+
+
 def account_of(client: End, server: End) -> int | None:
     """Return the user id that owns a connection's far end, None where that cannot be told.
 
