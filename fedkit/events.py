@@ -43,7 +43,10 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the events of a log, but for lines that were cut off; none where there is no log."""
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
+            event = None
+            with contextlib.suppress(ValueError, RecursionError):
+                event = json.loads(line)
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                yield event

@@ -142,12 +142,12 @@ def make_fleet(
     if path.exists() or path.is_symlink():
         raise FleetError(f"{path} exists and is never overwritten; give another folder")
     final, unnamed = path.absolute(), path.with_name(f".{path.name}.{os.getpid()}.tmp").absolute()
-    server_unit = units.server_unit(final)
+    units.server_unit(final)  # before anything is made
     fleet = Fleet(unnamed, host, port, config.devices, not insecure)
     try:
         with private_files():
             _write_fleet(fleet, final, config, app)
-            write_whole(fleet.server / units.SERVER_UNIT, server_unit.encode())
+            units.write_server_unit(fleet.server, final)
             fill(fleet)
         unnamed.rename(final)
     except BaseException:
@@ -172,7 +172,7 @@ def _write_fleet(fleet: Fleet, final: Path, config: RunConfig, app: Path) -> Non
         folder, address = fleet.device(index), join_address(fleet.host, fleet.port)
         about = DeviceFile(address, index, plan=plan, secure=fleet.secure, task=config.task)
         _write_toml(folder / DEVICE_FILE, asdict(about))
-        write_whole(folder / units.DEVICE_UNIT, units.device_unit(folder.name).encode())
+        units.write_device_unit(folder, folder.name)
         write_whole(folder / "requirements.txt", _requirements().encode())
 
 

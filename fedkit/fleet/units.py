@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from fedkit.errors import FleetError
+from fedkit.files import write_whole
 
 SERVER_UNIT, DEVICE_UNIT = "fedkit-server.service", "fedkit-device.service"
 
@@ -67,6 +68,16 @@ def device_unit(name: str) -> str:
     """Return the unit of a device whose folder is copied to /opt/fedkit/NAME."""
     program = Path("/opt/fedkit/venv/bin/fedkit")
     return _unit("device", program, Path("/opt/fedkit", name), DEVICE_MEMORY, ACCOUNT)
+
+
+def write_server_unit(folder: Path, fleet: Path) -> None:
+    """Write `server_unit` into a folder."""
+    write_whole(folder / SERVER_UNIT, server_unit(fleet).encode())
+
+
+def write_device_unit(folder: Path, name: str) -> None:
+    """Write `device_unit` into a folder."""
+    write_whole(folder / DEVICE_UNIT, device_unit(name).encode())
 
 
 def account() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from fedkit.config import make_config
 from fedkit.device_data import load_examples
 from fedkit.errors import FedkitError
+from fedkit.events import EVENTS, EventLog
 from fedkit.fleet.commands import device_command, server_command
 from fedkit.fleet.folder import (
     Fleet,
@@ -23,6 +25,7 @@ from fedkit.fleet.folder import (
     parse_address,
     read_nodes,
 )
+from fedkit.fleet.status import FleetStatus
 from fedkit.task import Examples
 from sim.run import APP
 
@@ -121,6 +124,23 @@ def fuzz(folder: Path, kind: str, seeds: range) -> None:
 @pytest.mark.parametrize("kind", READERS)
 def test_mutated_files_are_read_or_refused(folder: Path, kind: str) -> None:
     fuzz(folder, kind, range(200))
+
+
+def test_mutated_events_are_read_or_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / EVENTS
+    log = EventLog(path)
+    log("serve", resume=False, devices=2, rounds=3)
+    log("answer", device=1, bytes=10, peak_bytes=20)
+    log("absent", device=0, phase="train")
+    log("step", phase="round", round=1, density=0.5, accuracy=None, bytes_down=1, bytes_up=2)
+    whole = path.read_bytes()
+    assert FleetStatus.of(path).devices[1].answers == 1
+    for seed in range(400):
+        path.write_bytes(mutated(whole, random.Random(seed)))
+        status = FleetStatus.of(path)
+        json.dumps({**vars(status), "devices": [vars(each) for each in status.devices.values()]})
+    path.write_bytes(whole + b"\0" * 100 + b"[1]\n3\n{}\n" + b"[" * 9999)
+    assert FleetStatus.of(path).round == 1
 
 
 @pytest.mark.slow
