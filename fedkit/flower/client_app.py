@@ -16,6 +16,7 @@ from fedkit.errors import FedkitError
 from fedkit.flower.wire import from_records, to_records
 from fedkit.messages import Packet, packet_digest
 from fedkit.method import Phase
+from fedkit.text import terminal_text
 
 MESSAGE_TYPES: dict[Phase, str] = {
     "moments": "query.bn_moments",
@@ -56,7 +57,7 @@ def make_client_app(
             reply = answer_in(device, phase, from_records(message.content), context)
         except FedkitError as error:
             # One line here and at the server, where an exception would be a traceback.
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {terminal_text(str(error))}", file=sys.stderr, flush=True)
             return Message(
                 Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message
             )
