@@ -18,6 +18,7 @@ from fedkit.errors import FleetError
 from fedkit.fleet import commands
 from fedkit.fleet.folder import PLAN, Fleet, read_nodes
 from fedkit.fleet.processes import Value
+from fedkit.flower.supernode import APP, app_digest
 from fedkit.names import check_name, find_run
 from sim.scenario import Scenario, server_scenario
 
@@ -47,6 +48,7 @@ def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, s
         folder = fleet.runs / check_name(name or time.strftime("%Y%m%d-%H%M%S"))
         config = make_config({**fleet.config.model_dump(), **values})
         RunFolder.check_free(folder)
+    _tell_other_app(fleet, say)
     scenario = server_scenario(config)
     scenario.check()
     given: dict[str, Value] = {
@@ -63,6 +65,22 @@ def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, s
     ended = subprocess.run(command, env=commands.environment(fleet.server / "flwr"))
     _check_finished(fleet, config, folder, ended.returncode)
     say(f"done; look at it with: fedkit show {folder}")
+
+
+def _tell_other_app(fleet: Fleet, say: Say) -> None:
+    """Say so where the server's app is not the one that devices run by themselves."""
+    own = fleet.server / "app"
+    try:
+        digest = app_digest(own)
+    except (ValueError, OSError) as error:
+        raise FleetError(
+            f"{own} holds no Flower app ({error}); put a copy of {APP} there"
+        ) from error
+    if digest != app_digest(APP):
+        say(
+            f"note: {own} is not the app of this fedkit, and devices refuse it unless their "
+            f'device.toml says app = "{digest}"; after an update put a copy of {APP} there'
+        )
 
 
 def expected(fleet: Fleet, scenario: Scenario) -> Expected:

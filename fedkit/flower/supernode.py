@@ -19,6 +19,7 @@ import hashlib
 import io
 import sys
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -69,7 +70,9 @@ def is_shipped(fab: bytes) -> bool:
 def _bundle(app: Path) -> bytes:
     from flwr.cli.build import build_fab_from_disk  # takes memory that a device seldom needs
 
-    return build_fab_from_disk(app)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Flower's, of how it matches names
+        return build_fab_from_disk(app)
 
 
 def _files(fab: bytes) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import io
 import json
+import re
 import socket
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from fedkit.checkpoint import RunFolder
 from fedkit.cli import main
+from fedkit.cli.fleet_run import _tell_other_app
 from fedkit.cli.fleet_server import warn_root
 from fedkit.fleet.folder import open_fleet
 from fedkit.rounds import Report
@@ -133,6 +135,18 @@ def test_a_finished_run_is_not_resumed_and_a_damaged_file_is_named(folder: Path)
         code, _, said = fedkit("status", folder)
         assert code == 2 and "does not say which node is which device" in said
     (fleet.server / "nodes.json").unlink()
+
+
+def test_another_app_than_fedkits_is_told_with_its_digest(folder: Path) -> None:
+    app = open_fleet(folder).server / "app" / "client_app.py"
+    own = app.read_text()
+    said: list[str] = []
+    _tell_other_app(open_fleet(folder), said.append)
+    assert said == []
+    app.write_text(f"{own}\n# mine\n")
+    _tell_other_app(open_fleet(folder), said.append)
+    app.write_text(own)
+    assert "devices refuse it unless" in said[0] and re.search('app = "[0-9a-f]{64}"', said[0])
 
 
 def test_root_is_warned_and_others_are_sent_to_the_owner(
