@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import zipfile
-import zlib
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from fedkit.errors import DataError, TaskError
+from fedkit.errors import ConfigError, DataError, TaskError
 from fedkit.lookup import find
 from fedkit.task import Examples, describe
+
+_NPY: Any = np.lib.format  # Public, but untyped in numpy 1.
+_DENSEST = 1032  # Deflate packs no more bytes than that into one.
 
 ARRAYS = ("inputs", "targets")
 """Names of the arrays that a data file holds."""
@@ -39,12 +44,108 @@ def load_examples(source: str) -> Examples:
     raise DataError(f"device data {source!r} is neither a path to an .npz nor module:function")
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What the devices of a run hold, as its server knows it from the data it measures on.
+
+    Attributes:
+        task: Name of the run's task.
+        shape: Of one input.
+        scale: Root mean square of all inputs.
+        plan: SHA-256 of the plan of the run's model; "" where devices need none.
+    """
+
+    task: str
+    shape: tuple[int, ...]
+    scale: float
+    plan: str = ""
+
+    @classmethod
+    def of(cls, task: str, test: Examples, plan: str = "") -> Expected:
+        """Return what devices must hold, given what the server measures on."""
+        shape = tuple(map(int, test.inputs.shape[1:]))
+        return cls(task, shape, float(f"{_scale(test.inputs):.4g}"), plan)
+
+    def text(self) -> str:
+        """Write it as JSON, for a run's configuration."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> Expected:
+        """Invert `text`.
+
+        Raises:
+            ConfigError: It is no such text.
+        """
+        try:
+            values = json.loads(text)
+            shape = tuple(map(int, values.pop("shape")))
+            scale = float(values.pop("scale"))
+            return cls(str(values.pop("task")), shape, scale, str(values.pop("plan")))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ConfigError(
+                f"expected of the run config is {text[:80]!r}; fedkit fleet run writes it, and it "
+                "was altered or comes from another version"
+            ) from error
+
+    def check(self, examples: Examples) -> None:
+        """Refuse data that is not like the run's task.
+
+        Raises:
+            DataError: Says what differs.
+        """
+        found, scale = examples.inputs.shape[1:], _scale(examples.inputs)
+        if math.prod(found) != math.prod(self.shape) or _squeezed(found) != _squeezed(self.shape):
+            raise DataError(
+                f"this device's inputs have shape {found}, those of task {self.task} have "
+                f"{self.shape}; bring data of that task, or run the fleet on the task of this data"
+            )
+        if self.scale > 0 and not self.scale / _APART <= scale <= self.scale * _APART:
+            raise DataError(
+                f"this device's inputs have a root mean square of {scale:.3g}, those of task "
+                f"{self.task} of {self.scale:.3g}; more than {_APART} times apart they are not in "
+                "one unit: scale them as the task does"
+            )
+
+    def check_plan(self, digest: str) -> None:
+        """Refuse a plan that is not that of the run's model.
+
+        Raises:
+            DataError: It is another.
+        """
+        if self.plan and digest != self.plan:
+            raise DataError(
+                f"this device's plan has SHA-256 {digest[:16]}..., that of the run's model has "
+                f"{self.plan[:16]}...; copy the server's model.plan into the device's folder"
+            )
+
+
+_APART = 10.0
+"""How many times larger or smaller than the task's a device's inputs may be: odd devices are less,
+another unit (0 .. 255 for 0 .. 1) is more."""
+
+
+def _scale(inputs: NDArray[Any]) -> float:
+    parts = np.array_split(inputs, max(1, len(inputs) // 1024))  # in little memory
+    total = sum(float(np.square(part, dtype=np.float64).sum()) for part in parts)
+    return math.sqrt(total / max(1, inputs.size))
+
+
+def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape without ones at its end: a line of numbers is a plane of 1 x 1."""
+    whole = tuple(shape)
+    while whole[1:] and whole[-1] == 1:
+        whole = whole[:-1]
+    return whole
+
+
 def _read_file(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
         with path.open("rb") as file:
             arrays = np.load(file, allow_pickle=False)
             if not isinstance(arrays, NpzFile):
                 raise ValueError("it holds one array without a name")
+            _check_claims(path)
             missing = [name for name in ARRAYS if name not in arrays]
             if missing:
                 raise DataError(
@@ -52,11 +153,42 @@ def _read_file(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
                     f"{sorted(arrays)}: save it with numpy.savez(path, inputs=..., targets=...)"
                 )
             return arrays["inputs"], arrays["targets"]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # numpy and zipfile evaluate headers, which fails in many ways
         raise DataError(
             f"device data {path} cannot be read ({error}); it must be an .npz on this device, "
             "without pickled objects, and a relative path starts where the SuperNode was started"
         ) from error
+
+
+def _check_claims(path: Path) -> None:
+    """Refuse arrays that claim more bytes than they hold; numpy would take memory for them first.
+
+    Raises:
+        ValueError: One does, or is of objects.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename.removesuffix(".npy") not in ARRAYS:
+                continue
+            with archive.open(entry) as file:
+                version = _NPY.read_magic(file)
+                read = (
+                    _NPY.read_array_header_1_0
+                    if version == (1, 0)
+                    else (_NPY.read_array_header_2_0)
+                )
+                shape, _, dtype = read(file)
+                claimed, held = math.prod(shape) * dtype.itemsize, entry.file_size - file.tell()
+            if dtype.hasobject:
+                raise ValueError(f"{entry.filename} holds pickled objects")
+            if claimed != held:
+                raise ValueError(
+                    f"{entry.filename} claims {shape} of {dtype}, {claimed} bytes, and holds {held}"
+                )
+            if held > _DENSEST * path.stat().st_size:
+                raise ValueError(f"{entry.filename} claims {held} bytes, which no such file holds")
 
 
 def _call(source: str) -> Examples:
@@ -69,7 +201,13 @@ def _call(source: str) -> Examples:
         ) from error
     if not callable(function):
         raise DataError(f"device data {source!r} is a {type(function).__name__}, no function")
-    made = function()
+    try:
+        made = function()
+    except Exception as error:
+        raise DataError(
+            f"device data {source!r} raised {type(error).__name__}: {error}; call it by itself on "
+            "this device to see where"
+        ) from error
     if not isinstance(made, Examples):
         raise DataError(
             f"device data {source!r} returned a {type(made).__name__}; it must return "

@@ -62,9 +62,10 @@ class SuperLink:
         )
         (self._home / "config.toml").write_text(settings + "insecure = true\n")
         try:
+            # Flower's own, but that no other account of this machine may give it orders.
             superlink = self.start(
-                "flower-superlink", "--insecure", *self._flags, "--isolation", "subprocess",
-                "--host", "127.0.0.1", "--port", str(port),
+                "python", "-P", "-m", "fedkit.flower.superlink", "--insecure", *self._flags,
+                "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port),
             )  # fmt: skip
             self._wait_until_up(superlink)
         except BaseException:

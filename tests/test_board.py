@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from flwr.app import Context, RecordDict
 from fedkit.checkpoint import RunFolder
 from fedkit.config import make_config
 from fedkit.device import Device
+from fedkit.device_data import Expected
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.plan import load_plan, save_plan
+from fedkit.engine.sparse.plan import load_plan, plan_digest, save_plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.errors import ConfigError, DataError, FedkitError, PlanError
 from fedkit.fleet.processes import free_port, tail, toml_pairs
@@ -188,6 +189,30 @@ def test_data_that_does_not_fit_the_plan_is_refused(
     node = {**boards.node(0), "data": str(tmp_path / "odd.npz")}
     with pytest.raises(DataError, match=message):
         device_from_context(context(node, examples_per_device=0))
+
+
+def test_a_device_takes_no_part_in_a_run_of_another_task(boards: Boards) -> None:
+    node = {**boards.node(0), "task": "digits"}
+    assert device_from_context(context(node)).index == 0
+    with pytest.raises(DataError, match=r"holds data of task 'digits', and the run is of task 'fa"):
+        device_from_context(context(node, task="fashion-mnist"))
+
+
+def test_a_device_holds_what_its_server_expects(boards: Boards) -> None:
+    test, digest = make_scenario(CONFIG).test, plan_digest(load_plan(boards.plan))
+    right = Expected.of("digits", test, digest)
+    for wrong, words in (
+        (right, ""),
+        (replace(right, shape=(1, 28, 28)), "inputs have shape"),
+        (replace(right, scale=255 * right.scale), "not in one unit"),
+        (replace(right, plan="0" * 64), "this device's plan has SHA-256"),
+    ):
+        asked = context(boards.node(0), expected=wrong.text())
+        if words:
+            with pytest.raises(DataError, match=words):
+                device_from_context(asked)
+        else:
+            assert device_from_context(asked).index == 0
 
 
 # Without torch

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import struct
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedkit.device_data import check_trainable, load_examples
+from fedkit.device_data import ARRAYS, check_trainable, load_examples
 from fedkit.errors import DataError
 from fedkit.task import Examples
 
@@ -157,3 +162,92 @@ def test_data_that_cannot_be_trained_on_is_named(
 ) -> None:
     with pytest.raises(DataError, match=message):
         check_trainable(examples, shape, classes, "error")
+
+
+# Files of others
+
+
+def claiming(name: str, header: str, data: bytes = b"") -> bytes:
+    """A .npz whose array claims what its header says."""
+    whole = header.ljust(117).encode() + b"\n"
+    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(whole)) + whole + data
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(f"{name}.npy", array)
+        other = next(each for each in ARRAYS if each != name)
+        with archive.open(f"{other}.npy", "w") as file:
+            np.save(file, INPUTS if other == "inputs" else TARGETS)
+    return out.getvalue()
+
+
+LIES = [
+    ("inputs", "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 1, 8, 8)}"),
+    ("targets", "{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,)}"),
+    ("inputs", "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 8)}"),
+    ("inputs", "{'descr': '<f4', 'fortran_order': False, 'shape': (1, " + "9" * 60 + ")}"),
+    ("inputs", "{'descr': '|O', 'fortran_order': False, 'shape': ()}"),
+    ("inputs", "{'descr': '<U99999', 'fortran_order': False, 'shape': (9999999,)}"),
+    ("inputs", "{'descr': 3, 'fortran_order': False, 'shape': (1,)}"),
+    ("inputs", "[" * 100),
+    ("inputs", "\x00" * 100),
+]
+
+
+@pytest.mark.parametrize(("name", "header"), LIES, ids=lambda value: value[:60])
+def test_an_array_that_claims_more_than_it_holds_is_refused_before_memory_is_taken(
+    tmp_path: Path, name: str, header: str
+) -> None:
+    path = tmp_path / "mine.npz"
+    path.write_bytes(claiming(name, header))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="cannot be read"):
+        load_examples(str(path))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20e6
+
+
+def test_a_bomb_of_zeros_and_a_forged_size_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    np.savez_compressed(path, inputs=np.zeros((6, 1, 8, 8), np.float32), targets=TARGETS)
+    load_examples(str(path))  # what is packed well is no bomb
+    forged = path.read_bytes().replace(
+        struct.pack("<I", 6 * 64 * 4 + 128), struct.pack("<I", 2**31)
+    )
+    assert forged != path.read_bytes()
+    path.write_bytes(forged)
+    with pytest.raises(DataError, match="cannot be read"):
+        load_examples(str(path))
+
+
+class Trap:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("raise SystemExit('a pickle ran')",)
+
+
+def test_pickles_are_never_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    np.savez(path, inputs=np.array([Trap()], object), targets=TARGETS)
+    with pytest.raises(DataError, match="pickled objects"):
+        load_examples(str(path))
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(DataError, match="cannot be read"):
+        load_examples(str(path))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_inputs_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    inputs = INPUTS.copy()
+    inputs.flat[-1] = value
+    np.savez(tmp_path / "mine.npz", inputs=inputs, targets=TARGETS)
+    with pytest.raises(DataError, match="NaN or infinite"):
+        load_examples(str(tmp_path / "mine.npz"))
+
+
+def failing() -> Examples:
+    raise RuntimeError("the camera is off")
+
+
+def test_a_function_that_fails_is_one_line() -> None:
+    with pytest.raises(DataError, match="raised RuntimeError: the camera is off"):
+        load_examples("tests.test_device_data:failing")

@@ -28,8 +28,10 @@ from typing import Any
 from fedkit.checkpoint import RunFolder
 from fedkit.errors import BenchError
 from fedkit.events import EVENTS, read_events
-from fedkit.fleet.folder import Fleet, open_fleet
+from fedkit.files import write_whole
+from fedkit.fleet.folder import DEVICE_FILE, Fleet, open_fleet
 from fedkit.fleet.processes import free_port, kill_marked, marked, stop_group, tail
+from fedkit.flower.supernode import app_digest
 from fedkit.supervise import forget_group, guard, tell_group, temporary_folder
 
 PHASES = ("merged", "naive")
@@ -92,6 +94,7 @@ def _fleet(folder: Path, run: dict[str, Any], init: tuple[str, ...]) -> Iterator
     _fedkit(log, "init", str(path), "--address", address, "--with-data", *init, *flags)
     fleet, started = open_fleet(path), []
     try:
+        _let_devices_run_both(fleet)
         started.append(_start(log, "server", str(path)))
         _wait(log, "listening on", 1)
         started += [_start(log, "device", str(fleet.device(i))) for i in range(fleet.devices)]
@@ -150,6 +153,14 @@ def _measure(fleet: Fleet, phases: str, name: str) -> dict[str, float]:
         "bytes": statistics.median(travelled),
         "peak": peak[0],
     }
+
+
+def _let_devices_run_both(fleet: Fleet) -> None:
+    """Name the app of `naive` to the devices, which by themselves run that of fedkit alone."""
+    _use(fleet, "naive")
+    line = f'app = "{app_digest(fleet.server / "app")}"\n'
+    for file in (fleet.device(index) / DEVICE_FILE for index in range(fleet.devices)):
+        write_whole(file, file.read_bytes().replace(b'app = ""\n', line.encode()), 0o600)
 
 
 def _use(fleet: Fleet, phases: str) -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
 from fedkit.bench import BENCHMARKS
 from fedkit.cli import flags, fleet, tables
+from fedkit.cli.terminal import Terminal
 from fedkit.errors import ConfigError, FedkitError
 from fedkit.signals import STOPS, stop_number, stop_words
-from fedkit.text import terminal_lines
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,7 +25,7 @@ app = typer.Typer(
     help="Train one sparse model over a fleet of devices and export it as integer code.",
 )
 app.add_typer(fleet.app, name="fleet")
-log = Console(stderr=True)
+log = Terminal(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 Name = Annotated[str, typer.Option(help="name of the run folder (default: time and task)")]
@@ -40,6 +39,9 @@ Changed = Annotated[
 ]
 AcceptError = Annotated[
     bool, typer.Option("--accept-error", help="take also what is far from the float model")
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="import modules that another account's folder names")
 ]
 RunPath = Annotated[Path, typer.Argument(help="a run folder, like runs/NAME")]
 
@@ -111,14 +113,16 @@ def export_run(
         str, typer.Option(help="what the identifiers of C begin with: several models, one program")
     ] = "model",
     accept_error: AcceptError = False,
+    trusted: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Export a run's model as integer artifacts and measure them on the whole test set.
 
     Example: `fedkit export runs/NAME --target onnx,c99 --bits 8`
     """
-    from fedkit.cli import export
+    from fedkit.cli import export, trust
 
+    trust.check_run(run, trusted, _say)
     form = export.Form(_targets(target), bits, scales, goal, lanes, name, accept_error)  # type: ignore[arg-type]
     _print(export.export_run(run, form, log), as_json, tables.artifacts_table)
 
@@ -129,6 +133,7 @@ def evaluate(
     task: TaskName = "",
     runtime: RuntimeName = "",
     changed: Changed = False,
+    trusted: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure an artifact in a runtime: accuracy on the whole test set, latency, size.
@@ -137,8 +142,9 @@ def evaluate(
 
     Example: `fedkit eval runs/NAME/model-int8.tflite --runtime tflite-runtime`
     """
-    from fedkit.cli import export
+    from fedkit.cli import export, trust
 
+    trust.check_artifact(artifact, task, trusted, _say)
     measured = export.evaluate(artifact, task, runtime, changed, log)
     _print(measured, as_json, tables.artifact_table)
 
@@ -156,6 +162,7 @@ def check(
     ] = False,
     changed: Changed = False,
     accept_error: AcceptError = False,
+    trusted: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Compare an artifact with the definition of its integers, and these with the float model.
@@ -167,8 +174,9 @@ def check(
 
     Example: `fedkit check runs/NAME/model-int8-c99 --layers`
     """
-    from fedkit.cli import look
+    from fedkit.cli import look, trust
 
+    trust.check_artifact(artifact, task, trusted, _say)
     result = look.check(artifact, task, runtime, examples, layers, changed, log)
     _print(result, as_json, look.check_table)
     if result["mismatches"] or (result["is_far"] and not accept_error):
@@ -176,13 +184,14 @@ def check(
 
 
 @app.command()
-def inspect(artifact: ArtifactPath, as_json: Json = False) -> None:
+def inspect(artifact: ArtifactPath, trusted: Trust = False, as_json: Json = False) -> None:
     """Show each layer of an artifact: shape, density, MACs, bytes, error against floats.
 
     Example: `fedkit inspect runs/NAME/model-int8-c99`
     """
-    from fedkit.cli import look
+    from fedkit.cli import look, trust
 
+    trust.check_around(artifact, trusted, _say)
     _print(look.inspect(artifact), as_json, look.inspect_table)
 
 
@@ -256,11 +265,15 @@ def _targets(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
+def _say(text: str) -> None:
+    log.print(text, highlight=False, soft_wrap=True)
+
+
 def _print(result: Mapping[str, Any], as_json: bool, table: Any) -> None:
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
-        Console().print(table(result))
+        Terminal().print(table(result))
 
 
 def main() -> None:
@@ -290,5 +303,5 @@ _SURROUNDINGS = (
 
 def _refuse(message: str, exit_code: int = 2) -> NoReturn:
     log.print("error:", style="bold red", end=" ")
-    log.print(terminal_lines(message), markup=False, highlight=False, soft_wrap=True)
+    log.print(message, highlight=False, soft_wrap=True)
     sys.exit(exit_code)

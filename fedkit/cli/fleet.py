@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
+import shlex
 import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
-from rich.table import Column, Table
 
 from fedkit import supervise
-from fedkit.checkpoint import RunFolder
-from fedkit.cli import flags
-from fedkit.config import RunConfig, make_config
+from fedkit.cli import flags, fleet_server, fleet_status
+from fedkit.cli.terminal import Terminal
+from fedkit.config import make_config
 from fedkit.errors import FleetError
-from fedkit.events import EVENTS
 from fedkit.fleet import commands
+from fedkit.fleet.address import parse_address
 from fedkit.fleet.folder import Fleet, make_fleet, open_device, open_fleet
-from fedkit.fleet.processes import Value, stop_group
-from fedkit.fleet.status import FleetStatus
+from fedkit.fleet.private import OTHERS, make_private
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Run a fleet of real devices."
 )
-log = Console(stderr=True)
+log = Terminal(stderr=True)
 
 FleetPath = Annotated[Path, typer.Argument(help="folder of the fleet, from `fedkit fleet init`")]
 
@@ -60,12 +53,23 @@ def init(
     """
     from fedkit.cli import fleet_devices
 
+    parse_address(address)  # before data is loaded
     config = make_config({**DEFAULTS, **values})
     devices = fleet_devices.prepare(config, with_data)
-    fleet = make_fleet(path, address, config, fleet_devices.APP, insecure)
-    fleet_devices.write(fleet, devices)
-    log.print(f"fleet of {fleet.devices} devices in {fleet.path}", soft_wrap=True)
-    log.print(_NEXT.format(path=path), markup=False, highlight=False, soft_wrap=True)
+
+    def fill(fleet: Fleet) -> None:
+        fleet_devices.write(fleet, devices)
+
+    try:
+        fleet = make_fleet(path, address, config, fleet_devices.APP, insecure, fill)
+    except OSError as error:
+        raise FleetError(
+            f"{path} cannot be made: {error.strerror}; give a folder that this account can write"
+        ) from error
+    fleet_server.warn_root(_say)
+    _say(f"fleet of {fleet.devices} devices in {fleet.path}")
+    for line in _NEXT.format(path=shlex.quote(str(path))).splitlines():
+        _say(line)
 
 
 _NEXT = """next:
@@ -82,46 +86,7 @@ def server(path: FleetPath) -> None:
 
     Example: `fedkit fleet server myfleet`
     """
-    fleet = open_fleet(path)
-    command = commands.server_command(fleet)
-    home = commands.environment(fleet.server / "flwr")
-    _show(command)
-    process = subprocess.Popen(command, env=home, start_new_session=True)
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        _wait_until_up(fleet, process)
-        if fleet.secure:
-            nodes = commands.register_devices(fleet)
-            log.print(f"registered: {len(nodes)} devices", soft_wrap=True)
-        log.print(f"listening on {fleet.host}:{fleet.port}", soft_wrap=True)
-        code = process.wait()
-    except KeyboardInterrupt:
-        code = 0
-    finally:
-        stop_group(process)
-    if code:
-        raise FleetError(f"the SuperLink ended with exit code {code}; its words are above")
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _wait_until_up(fleet: Fleet, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the SuperLink answers orders."""
-    deadline = time.monotonic() + 60
-    while True:
-        if process.poll() is not None:
-            raise FleetError(
-                f"the SuperLink ended with exit code {process.returncode}; its words are above. "
-                f"Is port {fleet.port} taken?"
-            )
-        try:
-            commands.flwr_json(fleet, "supernode", "list")
-            return
-        except FleetError:
-            if time.monotonic() > deadline:
-                raise
+    fleet_server.serve(open_fleet(path), _say)
 
 
 @app.command()
@@ -134,9 +99,13 @@ def device(
     """
     about = open_device(path)
     command = commands.device_command(path, about)
+    fleet_server.check_owner(path)
+    fleet_server.warn_root(_say)
+    os.umask(OTHERS)  # also for the program that this process becomes
     home = path.absolute() / "flwr"
     home.mkdir(exist_ok=True)
-    _show(command)
+    make_private(path)
+    _say(commands.shown(command))
     sys.stderr.flush()
     environment = commands.environment(home)
     os.chdir(path)
@@ -158,47 +127,9 @@ def run(
 
     Example: `fedkit fleet run myfleet --rounds 50`
     """
-    fleet = open_fleet(path)
-    if resume:
-        folder = _to_resume(fleet, resume)
-        config = make_config({**RunFolder.open(folder).config.model_dump(), **values})
-    else:
-        folder = fleet.runs / (name or time.strftime("%Y%m%d-%H%M%S"))
-        config = make_config({**fleet.config.model_dump(), **values})
-        RunFolder.check_free(folder)
-    given: dict[str, Value] = {**config.model_dump(), "folder": str(folder), "resume": bool(resume)}
-    if fleet.secure:
-        given["nodes"] = str(fleet.server / "nodes.json")
-    command = commands.run_command(fleet, given)
-    _show(command)
-    ended = subprocess.run(command, env=commands.environment(fleet.server / "flwr"))
-    _check_finished(config, folder, ended.returncode)
-    log.print(f"done; look at it with: fedkit show {folder}", soft_wrap=True)
+    from fedkit.cli import fleet_run
 
-
-def _to_resume(fleet: Fleet, name: str) -> Path:
-    runs = sorted(path for path in fleet.runs.iterdir() if (path / "config.toml").is_file())
-    if name == "last" and runs:
-        return max(runs, key=lambda path: path.stat().st_mtime)
-    if fleet.runs / name in runs:
-        return fleet.runs / name
-    known = ", ".join(path.name for path in runs) or "none"
-    raise FleetError(f"there is no run {name!r} in {fleet.runs} to resume; there are: {known}")
-
-
-def _check_finished(config: RunConfig, folder: Path, code: int) -> None:
-    """`flwr run` ends with 0 even if the app failed; the run folder tells."""
-    reason = folder / "error.txt"
-    if reason.is_file():
-        raise FleetError(f"the run failed: {reason.read_text(encoding='utf-8').strip()}")
-    metrics = RunFolder(folder).metrics()
-    done = metrics[-1]["round"] if metrics else 0
-    if done < config.rounds:
-        how = f"--resume {folder.name}" if metrics else "again"
-        raise FleetError(
-            f"the run ended (exit code {code}) after {done} of {config.rounds} rounds; go on with: "
-            f"fedkit fleet run FOLDER {how}"
-        )
+    fleet_run.run_fleet(open_fleet(path), values, name, resume, _say)
 
 
 @app.command()
@@ -210,66 +141,12 @@ def status(
 
     Example: `fedkit fleet status myfleet`
     """
-    fleet = open_fleet(path)
-    found = _status(fleet)
+    found = fleet_status.status_of(open_fleet(path))
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
-        Console().print(_status_table(found))
+        Terminal().print(fleet_status.status_table(found))
 
 
-def _status(fleet: Fleet) -> dict[str, Any]:
-    runs = [path for path in fleet.runs.iterdir() if (path / EVENTS).is_file()]
-    last = max(runs, key=lambda path: (path / EVENTS).stat().st_mtime, default=None)
-    known = FleetStatus.of(last / EVENTS) if last else FleetStatus()
-    connected = _connected(fleet)
-    devices = []
-    for index in range(fleet.devices):
-        about = vars(known.devices[index]) if index in known.devices else {}
-        devices.append({"device": index, "connection": connected.get(index, "unknown"), **about})
-    return {
-        "fleet": str(fleet.path),
-        "server": "up" if connected else "down, or no device is registered",
-        "run": last.name if last else "",
-        **{key: value for key, value in vars(known).items() if key != "devices"},
-        "devices": devices,
-    }
-
-
-def _connected(fleet: Fleet) -> dict[int, str]:
-    """Return what Flower says of each registered device; nothing where no server answers."""
-    path = fleet.server / "nodes.json"
-    if not path.is_file():
-        return {}
-    nodes = json.loads(path.read_text())
-    try:
-        listed = commands.flwr_json(fleet, "supernode", "list")["nodes"]
-    except FleetError:
-        return {}
-    return {
-        nodes[str(each["node-id"])]: each["status"]
-        for each in listed
-        if str(each["node-id"]) in nodes
-    }
-
-
-def _status_table(found: Mapping[str, Any]) -> Group:
-    shown = {key: value for key, value in found.items() if key != "devices"}
-    head = Table(show_header=False)
-    for key, value in shown.items():
-        head.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
-    columns = list(dict.fromkeys(key for each in found["devices"] for key in each))
-    body = Table(*(Column(name.replace("_", " "), overflow="fold") for name in columns))
-    for each in found["devices"]:
-        body.add_row(*(_cell(name, each.get(name, "")) for name in columns))
-    return Group(head, body)
-
-
-def _cell(name: str, value: Any) -> str:
-    if name == "seen":
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value)) if value else "never"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _show(command: list[str]) -> None:
-    log.print(commands.shown(command), markup=False, highlight=False, soft_wrap=True)
+def _say(text: str) -> None:
+    log.print(text, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import sim
 from fedkit.config import RunConfig
 from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.plan import Plan, save_plan
-from fedkit.fleet.folder import Fleet
+from fedkit.fleet.folder import PLAN, Fleet
 from fedkit.task import Examples
 from sim.scenario import make_scenario, server_scenario
 
@@ -44,11 +44,13 @@ def prepare(config: RunConfig, with_data: bool) -> Devices:
 
 
 def write(fleet: Fleet, devices: Devices) -> None:
-    """Write plans and data into the devices' folders."""
+    """Write plans and data into the devices' folders, and the plan into the server's."""
+    if devices.plan is not None:
+        save_plan(devices.plan, fleet.server / PLAN)
     for index in range(fleet.devices):
         folder = fleet.device(index)
         if devices.plan is not None:
-            save_plan(devices.plan, folder / "model.plan")
+            save_plan(devices.plan, folder / PLAN)
         if devices.data:
             share = devices.data[index]
             np.savez(folder / "data.npz", inputs=share.inputs, targets=share.targets)

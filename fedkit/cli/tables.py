@@ -16,6 +16,9 @@ _MOST_COLUMNS = 8
 
 def size(count: float) -> str:
     """Write a number of bytes for people."""
+    for unit, length in (("TB", 1e12), ("GB", 1e9)):
+        if count >= length:
+            return f"{count / length:.2f} {unit}"
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 

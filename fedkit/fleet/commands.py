@@ -13,25 +13,24 @@ from typing import Any
 
 from fedkit.errors import FleetError
 from fedkit.files import write_whole
-from fedkit.fleet.folder import DeviceFile, Fleet, is_loopback
+from fedkit.fleet.address import listens_on
+from fedkit.fleet.folder import NODES, DeviceFile, Fleet, read_nodes
 from fedkit.fleet.processes import ENVIRONMENT, Value, free_port, past_proxies, toml_pairs
 
 CONNECTION = "fleet"
 """Name of the server in Flower's settings."""
 
-_EVERY_INTERFACE = "0.0.0.0"
-
 
 def server_command(fleet: Fleet) -> list[str]:
     """Return what starts the SuperLink.
 
-    `fedkit.flower.superlink` is Flower's `flower-superlink`, but that it answers control requests
-    from this machine only: Flower has them on the port of the devices, where anybody who reaches
-    it could register a key of their own.
+    `fedkit.flower.superlink` is Flower's `flower-superlink`, but that it takes orders from the
+    account alone that it runs as: Flower has them on the port of the devices, where anybody who
+    reaches it could start code of their own.
     """
-    host = fleet.host if is_loopback(fleet.host) else _EVERY_INTERFACE
     command = [
-        sys.executable, "-m", "fedkit.flower.superlink", "--host", host, "--port", str(fleet.port),
+        *_module("fedkit.flower.superlink"),
+        "--host", listens_on(fleet.host), "--port", str(fleet.port),
         "--isolation", "subprocess", "--disable-runtime-dependency-installation",
         "--database", str(fleet.server / "flower.db"),
     ]  # fmt: skip
@@ -46,12 +45,19 @@ def server_command(fleet: Fleet) -> list[str]:
 
 
 def device_command(folder: Path, device: DeviceFile) -> list[str]:
-    """Return what starts a device's SuperNode; it runs in the device's folder."""
+    """Return what starts a device's SuperNode; it runs in the device's folder.
+
+    `fedkit.flower.supernode` is Flower's `flower-supernode`, but that it runs one app alone, and
+    answers nobody but the account that it runs as.
+    """
     node: dict[str, Value] = {"device": device.device, "data": device.data, "state": "state"}
     if device.plan:
         node["plan"] = device.plan
+    if device.task:
+        node["task"] = device.task
     command = [
-        _program("flower-supernode"), "--superlink", device.superlink,
+        *_module("fedkit.flower.supernode"),
+        *(["--fedkit-app", device.app] if device.app else []), "--superlink", device.superlink,
         "--isolation", "subprocess", "--host", "127.0.0.1",
         "--port", str(device.port or free_port()), "--node-config", toml_pairs(node),
     ]  # fmt: skip
@@ -116,14 +122,19 @@ def register_devices(fleet: Fleet) -> dict[int, int]:
     Raises:
         FleetError: The server does not take a key.
     """
-    path = fleet.server / "nodes.json"
-    known: dict[str, int] = json.loads(path.read_text()) if path.is_file() else {}
+    known = read_nodes(fleet)
     for index in sorted(set(range(fleet.devices)) - set(known.values())):
         key = fleet.device(index) / "device.key.pub"
         said = flwr_json(fleet, "supernode", "register", str(key))
-        known[str(said["node-id"])] = index
-        write_whole(path, (json.dumps(known, indent=2) + "\n").encode())
-    return {int(node): device for node, device in known.items()}
+        known[int(said["node-id"])] = index
+        text = json.dumps({str(node): device for node, device in known.items()}, indent=2)
+        write_whole(fleet.server / NODES, f"{text}\n".encode(), 0o600)
+    return known
+
+
+def _module(name: str) -> list[str]:
+    """Return what runs a module of ours, wherever it is started: no file there takes its place."""
+    return [sys.executable, "-P", "-m", name]
 
 
 def _program(name: str) -> str:

@@ -6,14 +6,18 @@ authority/       the key that signed the server's certificate: keep it elsewhere
 server/          certificate, Flower's state and settings, the Flower app
 devices/NAME/    one folder per device, to be copied to it
 runs/NAME/       run folders
+
+All of it is readable by its owner alone.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import json
 import os
+import re
 import shutil
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +29,20 @@ from fedkit.config import RunConfig, make_config, read_config
 from fedkit.errors import ConfigError, FleetError
 from fedkit.files import write_whole
 from fedkit.fleet import keys, units
+from fedkit.fleet.address import is_loopback, join_address, reached_here
+from fedkit.fleet.address import parse_address as parse_address
+from fedkit.fleet.private import private_files
 
 DEVICE_FILE = "device.toml"
+PLAN = "model.plan"
+"""File in the folders of the server and of each device: the plan of the model of the fleet."""
+
+NODES = "nodes.json"
+"""File in the server's folder that says which device each registered node is."""
+
 _FILE = "fleet.toml"
+_MOST_DEVICES = 1_000_000
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -79,44 +94,31 @@ class DeviceFile:
         plan: Plan of the model, for the sparse engine; "" computes with torch.
         secure: Whether `ca.crt` and `device.key` lie beside it.
         port: TCP port on this device's loopback for Flower's own use; 0 takes a free one.
+        app: SHA-256 of a Flower app that this device runs beside the one of its own fedkit.
+        task: Task whose data it holds; it takes part in no run of another one. "" is not asked.
     """
 
     superlink: str
     device: int
     data: str = "data.npz"
-    plan: str = "model.plan"
+    plan: str = PLAN
     secure: bool = True
     port: int = 0
+    app: str = ""
+    task: str = ""
 
 
-def parse_address(address: str) -> tuple[str, int]:
-    """Split host:port, where an IPv6 address stands in brackets.
+def make_fleet(
+    path: Path,
+    address: str,
+    config: RunConfig,
+    app: Path,
+    insecure: bool,
+    fill: Callable[[Fleet], None] = lambda fleet: None,
+) -> Fleet:
+    """Make the folder of a new fleet, with all keys, for its owner alone.
 
-    Raises:
-        ConfigError: It is no such text.
-    """
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(
-            f"address is {address!r}; it must be host:port as devices reach the server, like "
-            "fleet.example:8000 or 192.168.1.10:8000"
-        )
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine's loopback interface by its name."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def make_fleet(path: Path, address: str, config: RunConfig, app: Path, insecure: bool) -> Fleet:
-    """Make the folder of a new fleet, with all keys.
-
-    It is made under another name and renamed when it is complete.
+    It is made under another name and renamed when it is complete; otherwise nothing stays.
 
     Args:
         path: The folder; nothing may be there.
@@ -124,10 +126,12 @@ def make_fleet(path: Path, address: str, config: RunConfig, app: Path, insecure:
         config: Of its runs; it says how many devices there are.
         app: The Flower app that its server runs.
         insecure: Without TLS and keys, for a server on this machine's loopback.
+        fill: Writes what else belongs into it.
 
     Raises:
         ConfigError: The address is none, or insecure is asked for on a network.
-        FleetError: Something is at `path`.
+        FleetError: Something is at `path`, or it cannot stand in a systemd unit.
+        OSError: It cannot be written.
     """
     host, port = parse_address(address)
     if insecure and not is_loopback(host):
@@ -135,28 +139,41 @@ def make_fleet(path: Path, address: str, config: RunConfig, app: Path, insecure:
             f"--insecure with address {host!r} would let anybody on that network read and send "
             "what devices do; it is for 127.0.0.1 only: leave it out"
         )
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise FleetError(f"{path} exists and is never overwritten; give another folder")
     final, unnamed = path.absolute(), path.with_name(f".{path.name}.{os.getpid()}.tmp").absolute()
+    units.server_unit(final)  # before anything is made
     fleet = Fleet(unnamed, host, port, config.devices, not insecure)
+    try:
+        with private_files():
+            _write_fleet(fleet, final, config, app)
+            units.write_server_unit(fleet.server, final)
+            fill(fleet)
+        unnamed.rename(final)
+    except BaseException:
+        shutil.rmtree(unnamed, ignore_errors=True)
+        raise
+    return open_fleet(final)
+
+
+def _write_fleet(fleet: Fleet, final: Path, config: RunConfig, app: Path) -> None:
     for folder in (fleet.server, fleet.runs, *map(fleet.device, range(fleet.devices))):
         folder.mkdir(parents=True)
-    _write_toml(unnamed / _FILE, {k: v for k, v in asdict(fleet).items() if k != "path"})
-    _write_toml(unnamed / "run.toml", config.model_dump())
-    shutil.copytree(app, fleet.server / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    _write_toml(fleet.path / _FILE, {k: v for k, v in asdict(fleet).items() if k != "path"})
+    _write_toml(fleet.path / "run.toml", config.model_dump())
+    (fleet.server / "app").mkdir()
+    for file in sorted(each for each in app.iterdir() if each.is_file()):
+        shutil.copyfile(file, fleet.server / "app" / file.name)
     if fleet.secure:
         _write_keys(fleet)
     _write_settings(fleet, final)
+    plan = "" if config.engine == "torch" else PLAN
     for index in range(fleet.devices):
-        folder = fleet.device(index)
-        plan = "" if config.engine == "torch" else DeviceFile.plan
-        about = DeviceFile(address, index, plan=plan, secure=fleet.secure)
+        folder, address = fleet.device(index), join_address(fleet.host, fleet.port)
+        about = DeviceFile(address, index, plan=plan, secure=fleet.secure, task=config.task)
         _write_toml(folder / DEVICE_FILE, asdict(about))
         units.write_device_unit(folder, folder.name)
         write_whole(folder / "requirements.txt", _requirements().encode())
-    units.write_server_unit(fleet.server, final)
-    unnamed.rename(final)
-    return open_fleet(final)
 
 
 def open_fleet(path: Path) -> Fleet:
@@ -164,12 +181,24 @@ def open_fleet(path: Path) -> Fleet:
 
     Raises:
         FleetError: There is none, or its file was changed to something else.
+        ConfigError: It names an address by which no server can be reached.
     """
     values = _read_toml(path / _FILE, "make a fleet with: fedkit fleet init")
-    try:
-        return Fleet(path.absolute(), **values)
-    except TypeError as error:
-        raise FleetError(f"{path / _FILE} is not what fedkit fleet init wrote: {error}") from error
+    example = {
+        k: v for k, v in asdict(Fleet(path, "fleet.example", 8000, 1)).items() if k != "path"
+    }
+    found = Fleet(path.absolute(), **_fields(path / _FILE, values, example, 3))
+    parse_address(join_address(found.host, found.port))
+    if not 0 < found.devices <= _MOST_DEVICES:
+        raise FleetError(
+            f"{path / _FILE}: devices is {found.devices}; it must be 1 to {_MOST_DEVICES}"
+        )
+    if not (found.secure or is_loopback(found.host)):
+        raise FleetError(
+            f"{path / _FILE}: secure is false, and {found.host} is no loopback address; make the "
+            "fleet anew, with keys"
+        )
+    return found
 
 
 def open_device(path: Path) -> DeviceFile:
@@ -177,27 +206,66 @@ def open_device(path: Path) -> DeviceFile:
 
     Raises:
         FleetError: It is none, or its file holds other keys or values.
+        ConfigError: It names an address by which no server can be reached.
     """
-    values = _read_toml(path / DEVICE_FILE, "give a device's folder, one of devices/ in a fleet's")
-    try:
-        found = DeviceFile(**values)
-    except TypeError as error:
-        raise FleetError(
-            f"{path / DEVICE_FILE} holds {sorted(values)}; it needs superlink and device, and may "
-            f"have {', '.join(list(asdict(DeviceFile('', 0)))[2:])}"
-        ) from error
-    wrong = [
-        key
-        for key, value in asdict(DeviceFile("", 0)).items()
-        if type(getattr(found, key)) is not type(value)
-    ]
-    if wrong:
-        raise FleetError(
-            f"{path / DEVICE_FILE}: {wrong[0]} is {values[wrong[0]]!r}; it must be like "
-            f"{getattr(DeviceFile('host:8000', 0), wrong[0])!r}"
-        )
+    file = path / DEVICE_FILE
+    values = _read_toml(file, "give a device's folder, one of devices/ in a fleet's")
+    found = DeviceFile(**_fields(file, values, asdict(DeviceFile("host:8000", 0)), 2))
     parse_address(found.superlink)
+    for key, most in (("device", _MOST_DEVICES - 1), ("port", 65535)):
+        if not 0 <= getattr(found, key) <= most:
+            raise FleetError(f"{file}: {key} is {getattr(found, key)}; it must be 0 to {most}")
+    if found.app and not _SHA256.fullmatch(found.app):
+        raise FleetError(
+            f"{file}: app is {found.app!r}; it must be the SHA-256 of a .fab in hexadecimal, or "
+            "empty: the app of this fedkit runs in any case"
+        )
+    for key in ("data", "plan", "task"):
+        if not getattr(found, key).isprintable():
+            raise FleetError(
+                f"{file}: {key} is {getattr(found, key)!r}; it must be of printable characters"
+            )
     return found
+
+
+def read_nodes(fleet: Fleet) -> dict[int, int]:
+    """Return which device each node is that was registered; nothing where none was.
+
+    Raises:
+        FleetError: The file was changed to something else.
+    """
+    path = fleet.server / NODES
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        nodes = {int(node): device for node, device in given.items()}
+        indices = sorted(nodes.values())
+        whole = all(type(index) is int and 0 <= index < fleet.devices for index in indices)
+        if not whole or len(set(indices)) < len(nodes):
+            raise ValueError("two nodes are one device, or one is none of this fleet")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise FleetError(
+            f"{path} does not say which node is which device ({error}); move server/{NODES} and "
+            "server/flower.db away and start the server, which registers the devices anew"
+        ) from error
+    return nodes
+
+
+def _fields(
+    file: Path, values: dict[str, Any], example: dict[str, Any], needed: int
+) -> dict[str, Any]:
+    """Return the values of a file if they are like an example, whose first ones it must have."""
+    keys = list(example)
+    if not set(keys[:needed]) <= set(values) <= set(keys):
+        raise FleetError(
+            f"{file} holds {sorted(values)}; it needs {' and '.join(keys[:needed])}, and may have "
+            f"{', '.join(keys[needed:])}"
+        )
+    for key, value in values.items():
+        if type(value) is not type(example[key]):
+            raise FleetError(f"{file}: {key} is {value!r}; it must be like {example[key]!r}")
+    return values
 
 
 def _write_keys(fleet: Fleet) -> None:
@@ -215,7 +283,8 @@ def _write_settings(fleet: Fleet, final: Path) -> None:
     """Write Flower's own settings: how its commands on this machine reach the server."""
     home = fleet.server / "flwr"
     home.mkdir(mode=0o700)
-    connection: dict[str, Any] = {"address": f"127.0.0.1:{fleet.port}"}
+    address = join_address(reached_here(fleet.host), fleet.port)
+    connection: dict[str, Any] = {"address": address}
     if fleet.secure:
         connection["root-certificates"] = str(final / "server" / "ca.crt")
     else:
@@ -250,5 +319,5 @@ def _read_toml(path: Path, advice: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FleetError(f"{path} cannot be read ({error.strerror}); {advice}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FleetError(f"{path} is no valid TOML: {error}") from error

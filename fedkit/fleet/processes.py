@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -51,8 +52,14 @@ def tail(path: Path, lines: int = 15) -> str:
 
 
 def toml_pairs(values: Mapping[str, Value]) -> str:
-    """Write `values` as Flower's command line takes them: key=value, by spaces."""
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
+    """Write `values` as Flower's command line takes them: key=value in TOML, by spaces."""
+    return " ".join(f"{key}={_toml(value)}" for key, value in values.items())
+
+
+def _toml(value: Value) -> str:
+    r"""Write a value for Flower, which ends a text at the first quote, also at one after a `\`."""
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return re.sub(r"\\(.)", lambda found: r"\u0022" if found[1] == '"' else found[0], text)
 
 
 def free_port() -> int:

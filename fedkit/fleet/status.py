@@ -64,10 +64,11 @@ class FleetStatus:
 
     @classmethod
     def of(cls, events: Path) -> Self:
-        """Gather what a log tells."""
+        """Gather what a log tells; a line that is no event of ours tells nothing."""
         status = cls()
         for event in read_events(events):
-            status.add(event)
+            if _is_ours(event):
+                status.add(event)
         return status
 
     def add(self, event: dict[str, Any]) -> None:
@@ -109,6 +110,30 @@ class FleetStatus:
             for index, device in self.devices.items():
                 gauge.labels(index).set(float(getattr(device, name)))
         write_to_textfile(str(path), registry)
+
+
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "serve": {"rounds": int, "devices": int},
+    "step": {
+        "round": int,
+        "density": (int, float),
+        "accuracy": (int, float, type(None)),
+        "bytes_down": int,
+        "bytes_up": int,
+    },
+    "answer": {"device": int, "bytes": int, "peak_bytes": int, "time": (int, float)},
+}
+"""What the status reads of an event, and as what."""
+
+_MOST_DEVICES = 1_000_000
+
+
+def _is_ours(event: dict[str, Any]) -> bool:
+    """Whether an event of a file holds what `FleetStatus.add` reads."""
+    fields = _FIELDS.get(event["event"], {})
+    whole = all(key in event and isinstance(event[key], kind) for key, kind in fields.items())
+    named = isinstance(event.get("device", 0), int)
+    return whole and named and event.get("devices", 0) <= _MOST_DEVICES
 
 
 _HELP = {

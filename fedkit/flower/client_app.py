@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from fedkit.device import Device
 from fedkit.device_memory import LastingMemory
+from fedkit.errors import FedkitError
 from fedkit.flower.run_config import FOLDER_KEY
 from fedkit.flower.wire import from_records, to_records
 from fedkit.messages import Packet, packet_digest
 from fedkit.method import Phase
+from fedkit.text import terminal_text
 
 MESSAGE_TYPES: dict[Phase, str] = {
     "moments": "query.bn_moments",
@@ -70,8 +74,15 @@ def make_client_app(
     app = ClientApp()
 
     def answer(phase: Phase, message: Message, context: Context) -> Message:
-        device = device_of(context)
-        reply = answer_in(device, phase, from_records(message.content), context)
+        try:
+            device = device_of(context)
+            reply = answer_in(device, phase, from_records(message.content), context)
+        except FedkitError as error:
+            # One line here and at the server, where an exception would be a traceback.
+            print(f"error: {terminal_text(str(error))}", file=sys.stderr, flush=True)
+            return Message(
+                Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message
+            )
         # Replies arrive in any order; the server sorts them by this index before it sums.
         return own_reply(reply, device, message)
 

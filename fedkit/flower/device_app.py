@@ -11,6 +11,7 @@ trusted (Flower's manual has the flags for TLS):
 - `data`: path of an .npz with this device's examples, or `module:function` returning them
   (`fedkit.device_data.load_examples`).
 - `device`: index of this device in the fleet, from 0; no two may be equal.
+- `task`: name of the task whose data these are; the device takes part in no run of another one.
 - `state`: folder for what this device remembers of runs, so that a restart loses nothing; without
   it, a SuperNode remembers for as long as it lives.
 
@@ -31,14 +32,14 @@ from flwr.app import Context
 from fedkit.baselines import settle
 from fedkit.config import RunConfig, make_config
 from fedkit.device import Device
-from fedkit.device_data import check_trainable, load_examples
+from fedkit.device_data import Expected, check_trainable, load_examples
 from fedkit.device_memory import DurableMemory
 from fedkit.engine.base import Engine
 from fedkit.engine.precision import describe, plan_engine
-from fedkit.engine.sparse.plan import load_plan
-from fedkit.errors import ConfigError
+from fedkit.engine.sparse.plan import load_plan, plan_digest
+from fedkit.errors import ConfigError, DataError
 from fedkit.flower.client_app import in_context, make_client_app
-from fedkit.flower.run_config import run_keys, run_name
+from fedkit.flower.run_config import EXPECTED_KEY, run_keys, run_name
 from fedkit.messages import Packet
 from fedkit.method import Phase
 from fedkit.task import Examples
@@ -58,24 +59,35 @@ def device_from_context(context: Context) -> Device:
     """
     node = context.node_config
     config = settle(make_config(run_keys(context.run_config)[0]))
+    expected = str(context.run_config.get(EXPECTED_KEY, ""))
+    if "task" in node and (own := _text(node, "task")) != config.task:
+        raise DataError(
+            f"this device holds data of task {own!r}, and the run is of task {config.task!r}; run "
+            "the fleet on its own task, or bring data of the other and set task in device.toml"
+        )
     plan = _text(node, "plan") if "plan" in node else ""
     if plan and config.engine == "torch":
         raise ConfigError(
             "engine is 'torch', but this device computes from a plan, with the sparse engine; set "
             "engine to sparse or auto, or give the node no plan"
         )
-    return _make_device(plan, _text(node, "data"), _index(node, config.devices), config)
+    index = _index(node, config.devices)
+    return _make_device(plan, _text(node, "data"), index, config, expected)
 
 
 @functools.lru_cache(maxsize=1)
-def _make_device(plan_path: str, data: str, index: int, config: RunConfig) -> Device:
+def _make_device(plan_path: str, data: str, index: int, config: RunConfig, expected: str) -> Device:
     examples = load_examples(data)
+    if expected:
+        Expected.parse(expected).check(examples)
     if config.examples_per_device:
         first = np.arange(min(config.examples_per_device, len(examples)))
         examples = examples.take(first)
     if not plan_path:
         return Device(index, examples, _engine_of_task(config, examples), config)
     plan = load_plan(Path(plan_path))
+    if expected:
+        Expected.parse(expected).check_plan(plan_digest(plan))
     shape, outputs = plan.tensors[0].shape, plan.tensors[plan.output].shape
     check_trainable(examples, shape, outputs[0], config.single_class)
     engine = plan_engine(plan, config.precision)

@@ -20,6 +20,7 @@ from fedkit.flower.wire import from_records, message_bytes, record_bytes, to_rec
 from fedkit.messages import Packet, packet_digest, read_count
 from fedkit.method import Answer, Phase, Request
 from fedkit.sparse.counts import ceil_share
+from fedkit.text import terminal_text
 
 Log = Callable[..., None]
 """Takes the name of an event and its fields."""
@@ -31,7 +32,14 @@ reply, and the peak of the device's memory."""
 _POLL_SECONDS = 0.2
 _TELL_SECONDS = 10.0
 
-_OF_THE_APP = (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.LOAD_CLIENT_APP_EXCEPTION)
+_LONGEST_REASON = 1000
+"""Characters of what a device says that are shown and logged."""
+
+_OF_THE_APP = (
+    ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+    ErrorCode.LOAD_CLIENT_APP_EXCEPTION,
+    ErrorCode.INVALID_FAB,
+)
 """Errors that a device would answer with again. After others it is asked once more."""
 
 
@@ -254,9 +262,15 @@ class FlowerFleet:
         """Return the connected nodes that are still asked."""
         return sorted(self._connected - self.quarantine)
 
+    def name_of(self, node: int) -> str:
+        """Return what a person calls a node: its device, where that is known."""
+        device = self._device_of.get(node)
+        return f"node {node}" if device is None else f"device {device}"
+
     def note_failure(self, node: int, phase: Phase, code: int, reason: str) -> None:
-        """Log that a device could not answer."""
+        """Log that a device could not answer, and print it for who follows the run."""
         device = self._device_of.get(node, -1)
+        print(f"{self.name_of(node)} cannot take part: {reason}", flush=True)
         self._log("failed", phase=phase, device=device, code=code, reason=reason)
 
 
@@ -324,13 +338,13 @@ class _Exchange(Generic[Answer]):
             except WireError as error:
                 self._asked.pop(message, None)
                 self._fleet.refuse(node, self._phase, error)
-                self.failures.append(f"refused: {error}")
+                self.failures.append(f"refused: {terminal_text(str(error))}")
             self._over.add(node)
 
     def _failed(self, node: int, reply: Message) -> None:
         """Give up on a device whose app fails; one that went away may come back and is asked."""
-        reason = (reply.error.reason or "no reason given").strip()
+        reason = terminal_text((reply.error.reason or "no reason given").strip())[:_LONGEST_REASON]
         self._fleet.note_failure(node, self._phase, reply.error.code, reason)
         if reply.error.code in _OF_THE_APP:
-            self.failures.append(reason)
+            self.failures.append(f"{self._fleet.name_of(node)}: {reason}")
             self._over.add(node)

@@ -11,8 +11,13 @@ from typing import Any
 from fedkit.config import RunConfig, make_config
 from fedkit.errors import ConfigError
 
-FOLDER_KEY, RESUME_KEY, NODES_KEY = "folder", "resume", "nodes"
-SERVER_KEYS: Mapping[str, str | bool] = {FOLDER_KEY: "", RESUME_KEY: False, NODES_KEY: ""}
+FOLDER_KEY, RESUME_KEY, NODES_KEY, EXPECTED_KEY = "folder", "resume", "nodes", "expected"
+SERVER_KEYS: Mapping[str, str | bool] = {
+    FOLDER_KEY: "",
+    RESUME_KEY: False,
+    NODES_KEY: "",
+    EXPECTED_KEY: "",
+}
 """Run-config keys that are the server's own, with their defaults; all others are `RunConfig`'s."""
 
 
@@ -40,9 +45,12 @@ def run_keys(run_config: Mapping[str, Any]) -> tuple[dict[str, Any], Place]:
     return values, Place(Path(folder), bool(own[RESUME_KEY]), Path(nodes) if nodes else None)
 
 
+_NAMELESS = (RESUME_KEY, NODES_KEY, EXPECTED_KEY)
+
+
 def run_name(run_config: Mapping[str, Any]) -> str:
     """Return what names a run on its devices: its folder, and its config."""
-    own = {key: value for key, value in run_config.items() if key not in (RESUME_KEY, NODES_KEY)}
+    own = {key: value for key, value in run_config.items() if key not in _NAMELESS}
     return repr(sorted(own.items()))
 
 

@@ -116,7 +116,7 @@ class RealFleet:
     def alive(self, name: str) -> bool:
         return self._running[name].poll() is None
 
-    def run(self, *arguments: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, seconds: float = 600) -> subprocess.CompletedProcess[str]:
         """Run the fleet to the end."""
         process = self.start_run(*arguments)
         try:
@@ -173,7 +173,7 @@ class RealFleet:
     def state(self, run: str) -> ModelState:
         return RunFolder.open(self.fleet.runs / run).load().state
 
-    def wait_for(self, true: Callable[[], bool], what: str, seconds: float = 90) -> None:
+    def wait_for(self, true: Callable[[], bool], what: str, seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < deadline, f"waited for {what}; {tail(self.log, 40)}"

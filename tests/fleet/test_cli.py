@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
+import re
+import socket
 import sys
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
+from fedkit.checkpoint import RunFolder
 from fedkit.cli import main
+from fedkit.cli.fleet_run import _tell_other_app
+from fedkit.cli.fleet_server import warn_root
+from fedkit.fleet.folder import open_fleet
+from fedkit.rounds import Report
+from sim.scenario import server_scenario
 
 
 def fedkit(*arguments: str | Path) -> tuple[int, str, str]:
+    """Run a command of `fedkit fleet`; see `command`."""
+    return command("fleet", *arguments)
+
+
+def command(*arguments: str | Path) -> tuple[int, str, str]:
     """Run a command in this process, as the program does; return its exit code and its words."""
     out, said, code = io.StringIO(), io.StringIO(), 0
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(said),
-        mock.patch.object(sys, "argv", ["fedkit", "fleet", *map(str, arguments)]),
+        mock.patch.object(sys, "argv", ["fedkit", *map(str, arguments)]),
     ):
         try:
             main()
@@ -58,6 +72,21 @@ def test_a_new_fleet_has_a_plan_for_each_device_and_no_data(folder: Path) -> Non
         (("status", "{new}"), "fleet.toml cannot be read"),
         (("run", "{fleet}", "--resume", "last"), "there is no run 'last'"),
         (("run", "{fleet}", "--rounds", "0"), "rounds is '0'"),
+        (("run", "{fleet}", "--name", "../../x"), "cannot name a run"),
+        (("run", "{fleet}", "--name", "/tmp/x"), "cannot name a run"),
+        (("run", "{fleet}", "--name", ".."), "cannot name a run"),
+        (("run", "{fleet}", "--name", "a\nb"), "cannot name a run"),
+        (("run", "{fleet}", "--name", "x" * 300), "cannot name a run"),
+        (("run", "{fleet}", "--resume", "../server"), "cannot name a run"),
+        (("run", "{fleet}", "--model", "ds-cnn"), "ds-cnn"),
+        (("run", "{fleet}", "--model", "resnet18"), "whose plan the devices were given"),
+        (("run", "{fleet}", "--task", "fashion-mnist"), "fashion-mnist"),
+        (("run", "{fleet}", "--density", "0.0001"), "density"),
+        (("init", "{new}", "--address", "evil host;x:8000"), "must be host:port"),
+        (("init", "{new}", "--address", "https://host:8000"), "must be host:port"),
+        (("init", "{new}/no/such\n", "--devices", "1"), "systemd unit"),
+        (("init", "/proc/none/fleet", "--devices", "1"), "cannot be made: No such file"),
+        (("init", "{new}" + "x" * 300, "--devices", "1"), "cannot be made: File name too long"),
     ],
     ids=str,
 )
@@ -84,3 +113,72 @@ def test_a_run_without_a_server_says_so(folder: Path) -> None:
     assert code == 2
     assert "after 0 of 1 rounds" in said
     assert not (folder / "runs" / "alone").exists()
+
+
+def test_a_finished_run_is_not_resumed_and_a_damaged_file_is_named(folder: Path) -> None:
+    config, fleet = open_fleet(folder).config, open_fleet(folder)
+    config = config.model_copy(update={"rounds": 1})
+    scenario = server_scenario(config)
+    done = RunFolder.create(fleet.runs / "done", config)
+    state = scenario.engine.initial_state()
+    done.append(Report("round", 1, 0.5, None, 1.0, 0, 0, state), scenario.engine.layout, {})
+    code, _, said = fedkit("run", folder, "--resume", "done")
+    assert (code, "Traceback" in said, "done; look" in said) == (2, False, False)
+    assert "is finished; look at it with: fedkit show" in said
+
+    for name, text in (
+        ("nodes.json", "[1"),
+        ("nodes.json", '{"a": 0}'),
+        ("nodes.json", '{"1": 9}'),
+    ):
+        (fleet.server / name).write_text(text)
+        code, _, said = fedkit("status", folder)
+        assert code == 2 and "does not say which node is which device" in said
+    (fleet.server / "nodes.json").unlink()
+
+
+def test_another_app_than_fedkits_is_told_with_its_digest(folder: Path) -> None:
+    app = open_fleet(folder).server / "app" / "client_app.py"
+    own = app.read_text()
+    said: list[str] = []
+    _tell_other_app(open_fleet(folder), said.append)
+    assert said == []
+    app.write_text(f"{own}\n# mine\n")
+    _tell_other_app(open_fleet(folder), said.append)
+    app.write_text(own)
+    assert "devices refuse it unless" in said[0] and re.search('app = "[0-9a-f]{64}"', said[0])
+
+
+def test_root_is_warned_and_others_are_sent_to_the_owner(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    warn_root(said.append)
+    assert len(said) == 1 and "root" in said[0]
+    monkeypatch.setattr("os.geteuid", lambda: 4_000_001)
+    warn_root(said.append)
+    assert len(said) == 1
+    for arguments in (
+        ("run", folder),
+        ("server", folder),
+        ("device", folder / "devices/device-000"),
+    ):
+        code, _, words = fedkit(*arguments)
+        assert code == 2 and "orders are taken from its owner alone" in words
+
+
+def test_one_server_runs_at_a_time_and_a_taken_port_is_named(folder: Path) -> None:
+    fleet = open_fleet(folder)
+    with (fleet.server / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, _, said = fedkit("server", folder)
+    assert code == 2 and "runs already" in said
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        text = (folder / "fleet.toml").read_text()
+        (folder / "fleet.toml").write_text(
+            text.replace("port = 8000", f"port = {other.getsockname()[1]}")
+        )
+        code, _, said = fedkit("server", folder)
+        (folder / "fleet.toml").write_text(text)
+    assert code == 2 and "cannot listen on 127.0.0.1" in said and "Address already in use" in said

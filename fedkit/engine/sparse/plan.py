@@ -296,6 +296,11 @@ def _content(data: bytes) -> dict[str, Any]:
     return content
 
 
+def plan_digest(plan: Plan) -> str:
+    """Return the SHA-256 that the file of a plan gives, in hexadecimal: equal for equal plans."""
+    return _digest(asdict(plan))
+
+
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 

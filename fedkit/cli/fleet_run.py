@@ -1,0 +1,124 @@
+"""`fedkit fleet run`: what is checked before Flower starts, the run, and how it ended."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedkit.checkpoint import RunFolder
+from fedkit.cli.fleet_server import check_owner, warn_root
+from fedkit.config import RunConfig, make_config
+from fedkit.device_data import Expected
+from fedkit.engine.sparse.capture import capture
+from fedkit.engine.sparse.plan import load_plan, plan_digest
+from fedkit.errors import FleetError
+from fedkit.fleet import commands
+from fedkit.fleet.folder import PLAN, Fleet, read_nodes
+from fedkit.fleet.processes import Value
+from fedkit.flower.supernode import APP, app_digest
+from fedkit.names import check_name, find_run
+from sim.scenario import Scenario, server_scenario
+
+Say = Callable[[str], None]
+
+
+def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, say: Say) -> None:
+    """Run a fleet, or go on with a run; all that can be checked is checked before it starts.
+
+    Args:
+        fleet: The fleet.
+        values: Keys that replace those of the fleet's runs.
+        name: Of the run; "" for its time.
+        resume: Name of a run to go on with, `last` for the last one, or "".
+        say: Where words for the person go.
+
+    Raises:
+        FedkitError: The run cannot be, failed, or ended before its last round.
+    """
+    check_owner(fleet.path)
+    warn_root(say)
+    if resume:
+        folder = find_run(fleet.runs, resume)
+        config = make_config({**RunFolder.open(folder).config.model_dump(), **values})
+        RunFolder.resume(folder, config)
+    else:
+        folder = fleet.runs / check_name(name or time.strftime("%Y%m%d-%H%M%S"))
+        config = make_config({**fleet.config.model_dump(), **values})
+        RunFolder.check_free(folder)
+    _tell_other_app(fleet, say)
+    scenario = server_scenario(config)
+    scenario.check()
+    given: dict[str, Value] = {
+        **config.model_dump(),
+        "folder": str(folder),
+        "resume": bool(resume),
+        "expected": expected(fleet, scenario).text(),
+    }
+    if fleet.secure:
+        read_nodes(fleet)  # a damaged file is told here, not by the server's app
+        given["nodes"] = str(fleet.server / "nodes.json")
+    command = commands.run_command(fleet, given)
+    say(commands.shown(command))
+    ended = subprocess.run(command, env=commands.environment(fleet.server / "flwr"))
+    _check_finished(fleet, config, folder, ended.returncode)
+    say(f"done; look at it with: fedkit show {folder}")
+
+
+def _tell_other_app(fleet: Fleet, say: Say) -> None:
+    """Say so where the server's app is not the one that devices run by themselves."""
+    own = fleet.server / "app"
+    try:
+        digest = app_digest(own)
+    except (ValueError, OSError) as error:
+        raise FleetError(
+            f"{own} holds no Flower app ({error}); put a copy of {APP} there"
+        ) from error
+    if digest != app_digest(APP):
+        say(
+            f"note: {own} is not the app of this fedkit, and devices refuse it unless their "
+            f'device.toml says app = "{digest}"; after an update put a copy of {APP} there'
+        )
+
+
+def expected(fleet: Fleet, scenario: Scenario) -> Expected:
+    """Return what the devices of a run must hold: data like the task's, and the plan of its model.
+
+    Raises:
+        FleetError: The run's model is another than that of the plan that devices were given.
+    """
+    config, test = scenario.config, scenario.test
+    given = fleet.server / PLAN
+    digest = ""
+    if config.engine != "torch" and given.is_file():
+        model = scenario.task.build_model(config.seed, config.model)
+        digest = plan_digest(capture(model, test.inputs.shape[1:]))
+        if digest != plan_digest(load_plan(given)):
+            raise FleetError(
+                f"this run's model (task {config.task}, model {config.model or 'of the task'}) is "
+                "another than the one whose plan the devices were given when the fleet was made; "
+                "make a fleet for it, or give every device and the server its plan: fedkit plan "
+                f"{PLAN} --task {config.task} --model {config.model or 'NAME'}"
+            )
+    return Expected.of(config.task, test, digest)
+
+
+def _check_finished(fleet: Fleet, config: RunConfig, folder: Path, code: int) -> None:
+    """`flwr run` ends with 0 even if the app failed; the run folder tells."""
+    again = f"fedkit fleet run {fleet.path}"
+    if folder.is_dir():
+        again += f" --resume {folder.name}"
+    reason = folder / "error.txt"
+    if reason.is_file():
+        said = reason.read_text(encoding="utf-8", errors="replace").strip()
+        raise FleetError(f"the run failed: {said}; once that is mended, go on with: {again}")
+    metrics = RunFolder(folder).metrics()
+    done = metrics[-1]["round"] if metrics else 0
+    if done < config.rounds:
+        hint = "" if folder.is_dir() else f" (is it up? fedkit fleet server {fleet.path})"
+        raise FleetError(
+            f"the run ended (exit code {code}) after {done} of {config.rounds} rounds; what the "
+            f"server said is above{hint}; go on with: {again}"
+        )

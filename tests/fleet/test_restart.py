@@ -1,0 +1,52 @@
+"""What was killed is started again, at once and with nothing else to do."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedkit.fleet.processes import kill_marked, marked
+from tests.fleet.real import RealFleet
+from tests.fleet.test_orders import CONFIG
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[RealFleet]:
+    with RealFleet(tmp_path, CONFIG) as made:
+        yield made
+        kill_marked(f"FLWR_HOME={made.fleet.server / 'flwr'}")
+
+
+def kill_alone(fleet: RealFleet, name: str) -> None:
+    """Kill a program of ours, and nothing that it started."""
+    process = fleet._running.pop(name)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_server_that_was_killed_is_started_again(fleet: RealFleet) -> None:
+    """Whatever the killed one left behind, holding its port."""
+    fleet.start_server()
+    kill_alone(fleet, "server")
+    fleet.start_server()
+    assert fleet.alive("server")
+    assert not fleet.said("Address already in use")
+    assert marked(f"FLWR_HOME={fleet.fleet.server / 'flwr'}")
+
+
+@pytest.mark.slow
+def test_a_device_that_was_killed_comes_back_with_its_first_start(fleet: RealFleet) -> None:
+    """Flower refuses it for a minute; it waits and says why."""
+    fleet.start_server()
+    fleet.start_device(0)
+    fleet.wait_for(lambda: fleet._said("SuperNode ID") == 1, "the device to connect")
+    fleet.kill("device-0")
+    fleet.start_device(0)
+    fleet.wait_for(
+        lambda: fleet._said("SuperNode ID") == 2 or not fleet.alive("device-0"), "its return"
+    )
+    assert fleet.alive("device-0"), fleet.last()
+    assert fleet.said("the server takes this device for connected still")
