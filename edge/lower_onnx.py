@@ -312,8 +312,8 @@ def _input_shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
 # A symbolic batch
 
 
-def _mixing(model: onnx.ModelProto, one: _Lowering) -> Iterator[str]:
-    """Yield what keeps a file of symbolic batch from computing each example by itself.
+def _mixing(model: onnx.ModelProto, one: _Lowering) -> Iterator[tuple[str, str]]:
+    """Yield where and what keeps a file of symbolic batch from computing each example by itself.
 
     The graph is that of one example. With two of them the batch must come out in front of every
     value, and what else constants say must be the same.
@@ -328,8 +328,9 @@ def _mixing(model: onnx.ModelProto, one: _Lowering) -> Iterator[str]:
             _follow(two, one, proto)
         except Unsupported as error:
             yield (
-                f"node {_source(proto)!r}: {error}; the file leaves the batch open, and examples "
-                f"must not mix: keep the batch in front, or export the model with batch size 1"
+                f"node {_source(proto)!r}",
+                f"{error}; the file leaves the batch open, and examples "
+                f"must not mix: keep the batch in front, or export the model with batch size 1",
             )
             return  # what comes after it follows from it
 

@@ -18,7 +18,7 @@ from edge import artifact, graph_file, ir, truth
 from edge.check import check
 from edge.export import export_tflite, int8_graph, save_c99, save_fpga, save_graph, save_onnx
 from edge.inspect import inspect
-from edge.interpret import evaluate_int8
+from edge.interpret import evaluate, evaluate_int8
 from edge.runtime import TfliteRunner
 from edge.truth import ExportWarning
 from fedkit.errors import ExportError
@@ -219,7 +219,7 @@ def test_the_noise_is_that_of_its_definition(graph: ir.Graph) -> None:
     torch.manual_seed(0)
     inputs = features(60, seed=3)
     found = truth.compare(graph, graph.origin.floats, inputs)
-    real = truth.evaluate(graph.origin.floats, inputs).astype(np.float64)
+    real = evaluate(graph.origin.floats, inputs).astype(np.float64)
     actual = integers_of(graph, inputs)
     noise = np.sqrt(np.mean((actual - real) ** 2))
     assert found.output == pytest.approx(noise / np.std(real), rel=1e-4)
