@@ -135,12 +135,14 @@ def an_emitter_sees_more_than_the_graph(module: str, other: str) -> bool:
     allowed = ["edge.ir", "edge.artifact", *FOUNDATIONS]
     # It ships our own kernels and nothing of a runtime that would lay out memory.
     if module in ("edge.emit.c99", "edge.emit.fpga"):
-        allowed += ["edge.kernels", "edge.memory"]
+        allowed += ["edge.kernels", "edge.memory", "edge.emit.c_names"]
     return emitter and ours(other) and not inside(other, *allowed)
 
 
 def bench_sees_more_than_artifacts(module: str, other: str) -> bool:
-    allowed = ("edge.bench", "edge.artifact", "edge.yosys", *FOUNDATIONS)
+    # What a C model's identifiers are called, it must know to compile it.
+    names = ("edge.compiled", "edge.emit.c_names")
+    allowed = ("edge.bench", "edge.artifact", "edge.yosys", *names, *FOUNDATIONS)
     return inside(module, "edge.bench") and ours(other) and not inside(other, *allowed)
 
 

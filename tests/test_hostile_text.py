@@ -66,7 +66,9 @@ TABLES = {
     "inspect": lambda: look.inspect_table({"artifact": HOSTILE, "rows": [LAYER]}),
     "check": lambda: look.check_table(
         {"artifact": HOSTILE, "runtime": HOSTILE, "rounding": HOSTILE, "examples": 1,
-         "integers": 1, "mismatches": 1, "largest_steps": 1, "same_class": 1.0, "first": TALLY}
+         "integers": 1, "mismatches": 1, "largest_steps": 1, "same_class": 1.0, "first": TALLY,
+         "layers": [HOSTILE],
+         "float_error": {"output": 0.1, "same_class": 1.0, "layers": {HOSTILE: 0.1}}}
     ),
     "status": lambda: status_table(
         {"fleet": HOSTILE, "server": "up", "run": HOSTILE, "rounds": 1, "round": 1,

@@ -15,6 +15,7 @@ NEEDS_TORCH = (
     "fedkit.engine.integer.model",
     "fedkit.engine.sparse.capture",
     "fedkit.engine.sparse.lowering",
+    "fedkit.engine.sparse.side_effects",
     "fedkit.engine.torch",
     "fedkit.engine.trial",
     "fedkit.nn",

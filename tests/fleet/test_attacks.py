@@ -211,7 +211,9 @@ def assert_sound(config: RunConfig, state: ModelState, before: ModelState | None
         assert sum(count_kept(state.masks).values()) == sum(count_kept(before.masks).values())
 
 
-def attack(method: str, variant: str, at: int, lies: list[Lie]) -> tuple[tiny.Fleet, list[Report]]:
+def check_attack(
+    method: str, variant: str, at: int, lies: list[Lie]
+) -> tuple[tiny.Fleet, list[Report]]:
     """Run until the step that reads exchange `at`, in which the liar lies; check every model."""
     config, phases = honest(method, variant)
     at %= len(phases)
@@ -241,7 +243,7 @@ def attack(method: str, variant: str, at: int, lies: list[Lie]) -> tuple[tiny.Fl
 def test_a_generated_lie_is_refused_or_harmless(
     method: str, variant: str, at: int, lies: list[Lie]
 ) -> None:
-    attack(method, variant, at, lies)
+    check_attack(method, variant, at, lies)
 
 
 @pytest.mark.slow
@@ -252,7 +254,7 @@ def test_many_generated_lies_are_refused_or_harmless(
     method: str, variant: str, at: int, lies: list[Lie]
 ) -> None:
     """More than 10,000 in all."""
-    attack(method, variant, at, lies)
+    check_attack(method, variant, at, lies)
 
 
 # What a later step assumes, one by one

@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.path
 
 
-def fuzz(folder: Path, kind: str, seeds: range) -> None:
+def check_mutated(folder: Path, kind: str, seeds: range) -> None:
     name, read = READERS[kind]
     whole = (folder / name).read_bytes()
     refused = 0
@@ -123,7 +123,7 @@ def fuzz(folder: Path, kind: str, seeds: range) -> None:
 
 @pytest.mark.parametrize("kind", READERS)
 def test_mutated_files_are_read_or_refused(folder: Path, kind: str) -> None:
-    fuzz(folder, kind, range(200))
+    check_mutated(folder, kind, range(200))
 
 
 def test_mutated_events_are_read_or_passed_over(tmp_path: Path) -> None:
@@ -148,4 +148,4 @@ def test_mutated_events_are_read_or_passed_over(tmp_path: Path) -> None:
 def test_two_thousand_mutated_files_of_each_kind_are_read_or_refused(
     folder: Path, kind: str
 ) -> None:
-    fuzz(folder, kind, range(200, 2200))
+    check_mutated(folder, kind, range(200, 2200))
