@@ -84,7 +84,7 @@ def graph_of(found: artifact.Artifact) -> ir.Graph:
 def _beside(found: artifact.Artifact, name: Any) -> Path:
     text = str(name)
     is_name = text.isprintable() and len(text.encode()) <= _LONGEST_NAME
-    if not is_name or not text or Path(text).name != text:
+    if not is_name or text in ("", "..") or Path(text).name != text:
         raise ExportError(
             f"the manifest of {found.path} names the graph {text[:60]!r}, and a graph lies beside "
             "its artifact; export it again"

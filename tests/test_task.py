@@ -283,7 +283,7 @@ UNSOUND: dict[str, tuple[Callable[[], Task], str]] = {
     ),
     "float tokens": (lambda: task(Tokens, TOKENS / 1.0), "its Embedding takes whole numbers"),
     "unknown tokens": (lambda: task(Tokens, TOKENS + 1), "from 1 to 20, and its Embedding has 20"),
-    "model of two": (lambda: task(Two), "does not take its inputs"),
+    "model of two": (lambda: task(Two), "returns a tuple"),
     "zoo model for quantities": (
         lambda: task("resnet8", channels_first(IMAGES), TARGETS + 0.5),
         "has an output per class, and the targets of task 'own' are float32",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -45,7 +46,8 @@ def changed_rounds(reports: list[Report]) -> list[int]:
 
 
 def budget(config: RunConfig, masks: Masks) -> int:
-    return math.floor(config.density * sum(mask.size for mask in masks.values()) + 1e-9)
+    total = sum(mask.size for mask in masks.values())
+    return math.floor(Fraction(repr(config.density)) * total)
 
 
 def assert_sparse(config: RunConfig, reports: list[Report]) -> None:

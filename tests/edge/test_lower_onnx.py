@@ -356,7 +356,7 @@ def test_all_that_is_unsupported_is_listed_at_once() -> None:
         "'my Sigmoid': Sigmoid is not supported",
         "'own': my.domain.Fancy is not supported",
         "'my LeakyRelu': LeakyRelu is not supported",
-        "'my Softmax': Softmax is not supported",
+        "'my Softmax': Softmax",
         "'my Clip': a clamp to [-1.0, 1.0]",
         "'my Mul': Mul of two activations",
     ):
@@ -531,7 +531,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a softmax of the batch": (
         lambda: flat(node("Softmax", "x", "m", axis=0), shape=("n", *SHAPE)),
-        "Softmax is not supported",
+        "Softmax at the end",
     ),
     "channels last, as Keras has them": (
         lambda: file(

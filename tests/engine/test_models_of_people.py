@@ -182,11 +182,13 @@ class Case:
 TRAINED = {
     "plain": Case(plain, planned=True),
     "not contiguous": Case(not_contiguous, planned=True),
-    "frozen layer": Case(frozen_layer, reason="one.weight: Parameter .requires_grad is False"),
+    "frozen layer": Case(
+        frozen_layer, reason="one.weight, one.bias: Parameter .requires_grad is False"
+    ),
     "frozen bias": Case(frozen_bias, reason="two.bias: Parameter .requires_grad is False"),
     "tied": Case(Tied, reason="shared by 2 modules"),
     "called twice": Case(CalledTwice, reason="called 2 times"),
-    "never called": Case(NeverCalled, reason="spare.weight: Parameter .no op uses it"),
+    "never called": Case(NeverCalled, reason="spare.weight, spare.bias: Parameter .no op uses it"),
     "own parameter": Case(Scaled, reason="scale: Parameter"),
     "forward hook": Case(forward_hook, reason="one: Linear .it has forward hooks"),
     "backward hook": Case(backward_hook, reason="two: Linear .it has backward hooks"),

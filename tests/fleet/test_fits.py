@@ -81,11 +81,15 @@ def test_another_plan_is_refused() -> None:
         TASK.check_plan("cd" * 32)
 
 
-@given(st.one_of(st.text(), st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(
-        st.sampled_from(["task", "shape", "scale", "plan", "x"]), inner),
-).map(str)))  # fmt: skip
+SCALARS = st.none() | st.booleans() | st.floats() | st.text()
+KEYS = st.sampled_from(["task", "shape", "scale", "plan", "x"])
+
+
+@given(
+    st.text()
+    | st.lists(SCALARS).map(str)
+    | st.dictionaries(KEYS, SCALARS | st.lists(SCALARS)).map(str)
+)
 @settings(deadline=None)
 def test_an_altered_text_is_named(text: str) -> None:
     try:
