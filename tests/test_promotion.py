@@ -64,7 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fp16": {"wire": "fp16"},
     "prunefl": {"method": "prunefl"},
     "feddst": {"method": "feddst"},
-    "clipped": {"dp_clip": 1.0, "dp_noise": 0.0},
+    "clipped": {"dp_clip": 1.0, "dp_noise": 0.0, "adjust_share": 0.0, "selection": "none"},
 }
 
 

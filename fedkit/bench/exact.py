@@ -1,12 +1,12 @@
 """`fedkit bench exact`: every artifact against the definition of its integers, on Fashion-MNIST.
 
 Each model is trained dense, pruned by magnitude to each density, shared out among layers by ERK,
-and trained on. Every state becomes one integer graph and from it artifacts; each runs the test set
-in each of its runtimes, and is compared with the interpreter under that runtime's rounding policy
-(`edge.check`): of C at every layer, of the others at the outputs. C by other compilers and without
-optimisation is compared with the outputs of the first. Verilog is compared at every layer, on the
-first images alone, as simulating a circuit takes seconds for each; where the FPGA target
-refuses a model, its row says why.
+and trained on. Every state becomes one integer graph and from it artifacts; each runs the first
+2,000 test images in each of its runtimes, and is compared with the interpreter under that
+runtime's rounding policy (`edge.check`): of C at every layer, of the others at the outputs. C by
+other compilers and without optimisation is compared with the outputs of the first. Verilog is
+compared at every layer, on the first 20 images alone, as simulating a circuit takes seconds for
+each; where the FPGA target refuses a model, its row says why.
 
 The accuracy of weights with fewer bits is that of the compiled C, which gives the same integers.
 
@@ -80,14 +80,16 @@ class Cell:
         model: A model of the zoo.
         density: Of its weights.
         examples: Training examples.
-        images: Test examples that are compared, and that accuracies are measured on.
-        simulated: The first of them, which a simulated circuit is fed too.
+        images: Test examples that accuracies are measured on.
+        compared: The first of them, on which every artifact is compared with the interpreter.
+        simulated: The first of those, which a simulated circuit is fed too.
     """
 
     model: str
     density: float
     examples: int
     images: int
+    compared: int = 2000
     simulated: int = 20
 
 
@@ -192,6 +194,7 @@ def state_rows(cell: Cell, state: ModelState, task: Task) -> list[dict[str, Any]
 def _reports(
     cell: Cell, graph: Graph, calibration: FloatArray, inputs: FloatArray, folder: Path
 ) -> Iterator[tuple[str, Report | str]]:
+    inputs = inputs[: cell.compared]
     whole = save_graph(graph, folder / "model.graph", {})
     about = {"graph": whole.path.name, "graph_sha256": whole.sha256}
     yield from _c_reports(save_c99(graph, calibration, folder / "model", about), inputs)

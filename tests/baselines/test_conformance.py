@@ -47,7 +47,7 @@ def changed_rounds(reports: list[Report]) -> list[int]:
 
 def budget(config: RunConfig, masks: Masks) -> int:
     total = sum(mask.size for mask in masks.values())
-    return math.floor(Fraction(repr(config.density)) * total)
+    return math.floor(Fraction(config.density).limit_denominator(10**8) * total)
 
 
 def assert_sparse(config: RunConfig, reports: list[Report]) -> None:
