@@ -92,12 +92,12 @@ clean: ## Remove the virtual environment and all that was built
 	@test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || \
 	{ echo 'VENV=$(VENV) is no virtual environment; not removing it'; exit 1; }
 	rm -rf $(VENV) build dist fedkit.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f fedkit/engine/sparse/_kernels*
+	rm -f fedkit/engine/kernels/_kernels*
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last and removed first: without it an environment is unfinished, and made
 # anew from nothing.
-$(STAMP): pyproject.toml constraints.txt $(wildcard fedkit/engine/sparse/kernels/*) | tools
+$(STAMP): pyproject.toml constraints.txt $(wildcard fedkit/engine/kernels/*.[ch]) | tools
 	@test -e $(STAMP) || test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || \
 	{ echo 'VENV=$(VENV) is no virtual environment; choose another folder'; exit 1; }
 	@test -e $(STAMP) || '$(PYTHON)' -m venv --clear $(VENV)

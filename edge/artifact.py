@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.errors import ExportError
-from fedkit.files import read_whole, write_whole
+from fedkit.core.errors import ExportError
+from fedkit.core.files import read_whole, write_whole
 
 _MANIFEST_VERSION = 2
 _MANIFEST = "manifest.json"
@@ -76,7 +76,8 @@ class Artifact:
         files: Names of what the folder was saved with; what else lies there does not count.
         details: What there is to say about this target alone: "rounding", runtime -> policy, and
             "activation_bytes", the least memory for activations, are always there; "float_error",
-            a `edge.truth.Truth` on the calibration set, where the graph's float model is known.
+            a `edge.quantize.truth.Truth` on the calibration set, where the graph's float model is
+            known.
         measured: What was measured of it, as `record` put it.
     """
 

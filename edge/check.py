@@ -1,6 +1,6 @@
 """Compare what an artifact computes with the interpreter, integer by integer, and with the floats.
 
-The interpreter (`edge.interpret`) runs the graph from which the artifact was made, under the
+The interpreter (`edge.define.interpret`) runs the graph from which the artifact was made, under the
 rounding policy of what runs the artifact. The first value that differs is named.
 
 Of a C model every layer can be looked at: built once more so that no activation is written over
@@ -19,18 +19,19 @@ from typing import cast
 
 import numpy as np
 
-from edge import artifact, ir, truth
-from edge.compiled import CompiledRunner, name_of
+from edge import artifact, ir
+from edge.define.interpret import FloatArray, Int8Array, evaluate_int8
+from edge.define.rounding import RUNTIMES
 from edge.export import Form, save_c99, save_fpga, save_onnx, save_tflite
-from edge.interpret import FloatArray, Int8Array, evaluate_int8
-from edge.interpreted import INTERPRETER
-from edge.interpreted import graph_of as graph_of
-from edge.kernels.program import Goal
-from edge.rounding import RUNTIMES
+from edge.quantize import truth
 from edge.runners import open_runner, runtime_for
-from edge.runtime import Runner
-from edge.simulated import SimulatedRunner
-from fedkit.errors import ExportError
+from edge.targets.c99.program import Goal
+from edge.targets.c99.runner import CompiledRunner, name_of
+from edge.targets.fpga.runner import SimulatedRunner
+from edge.targets.interpreter import INTERPRETER
+from edge.targets.interpreter import graph_of as graph_of
+from edge.targets.tflite.runner import Runner
+from fedkit.core.errors import ExportError
 
 _BATCH = 50
 _Kept = Mapping[str, Int8Array]

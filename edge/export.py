@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edge import artifact, graph_file, ir, memory, passes, truth
-from edge.emit import c99, fpga, tflite
-from edge.emit.c_names import check_name, name_for
-from edge.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
-from edge.kernels.program import Goal
-from edge.lower import lower, outputs
+from edge import artifact, graph_file, ir, memory, passes
+from edge.define.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
+from edge.define.rounding import RUNTIMES
 from edge.passes.slim import slim
-from edge.quantize import Scaling, Trained, quantize
-from edge.rounding import RUNTIMES
-from edge.runtime import Runner, TfliteRunner
-from edge.runtime_onnx import OnnxRunner
-from fedkit.errors import ExportError
+from edge.quantize import truth
+from edge.quantize.quantize import Scaling, Trained, quantize
+from edge.read.torch_module import lower, outputs
+from edge.targets.c99 import emitter as c99
+from edge.targets.c99.program import Goal
+from edge.targets.c_names import check_name, name_for
+from edge.targets.fpga import emitter as fpga
+from edge.targets.onnx.runner import OnnxRunner
+from edge.targets.tflite import emitter as tflite
+from edge.targets.tflite.runner import Runner, TfliteRunner
+from fedkit.core.errors import ExportError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,14 +50,14 @@ def export_tflite(
     """Export a torch model as an int8 .tflite file.
 
     Args:
-        model: A classifier; see `edge.lower.lower` for what it may hold. It is not changed. Or the
-            float graph that `load_onnx` made of a file.
+        model: A classifier; see `edge.read.torch_module.lower` for what it may hold. It is not
+            changed. Or the float graph that `load_onnx` made of a file.
         calibration: float32 [n, c, h, w] or [n, f], as torch takes them; 100 to 500 examples of
             what the model will see.
         path: Where to put the file; nothing may be there.
         provenance: How the model was made; goes into the manifest.
         accept_error: Export also what is far from the float model, with a warning; see
-            `edge.truth`.
+            `edge.quantize.truth`.
 
     Returns:
         The saved artifact; the details of its manifest hold "float_error": how far it is from the
@@ -87,7 +90,7 @@ def export_onnx(
         path: As for `export_tflite`.
         provenance: As for `export_tflite`.
         form: Float operators between QuantizeLinear and DequantizeLinear, or integer operators;
-            see `edge.emit.onnx`.
+            see `edge.targets.onnx.emitter`.
         accept_error: As for `export_tflite`.
 
     Returns:
@@ -199,7 +202,7 @@ def save_onnx(
     """Save an int8 graph as .onnx; arguments and errors as for `export_onnx`."""
     artifact.check_free(path)
     with _needing_onnx():
-        from edge.emit import onnx
+        from edge.targets.onnx import emitter as onnx
     content = onnx.emit(graph, form)
     _self_check(OnnxRunner(content), examples)
     return _save(content, path, f"onnx-{form}", graph, provenance, onnx.file_shape)
@@ -319,13 +322,13 @@ def int8_graph(
 ) -> ir.Graph:
     """Lower, optimise, quantise and slim a model; arguments and errors as for `export_tflite`.
 
-    The graph is compared with the float model on the calibration set, see `edge.truth`; its
-    `origin` holds both.
+    The graph is compared with the float model on the calibration set, see `edge.quantize.truth`;
+    its `origin` holds both.
 
     Args:
         model: The model.
         calibration: What sets the ranges of activations.
-        weight_bits: See `edge.quantize.quantize`, as for the following.
+        weight_bits: See `edge.quantize.quantize.quantize`, as for the following.
         scales: "pow2" lets the graph rescale by shifts.
         trained: Integers that the model was trained with, to be kept.
         accept_error: As for `export_tflite`.
@@ -358,7 +361,7 @@ def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> No
 
 
 def float_graph(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.Graph:
-    """Lower and optimise a model; arguments and errors as for `edge.lower.lower`.
+    """Lower and optimise a model; arguments and errors as for `edge.read.torch_module.lower`.
 
     Args:
         model: Or a float graph, which is lowered already.
@@ -372,7 +375,8 @@ def load_onnx(source: Path | str | bytes) -> ir.Graph:
     """Read a float ONNX file as the graph that every export takes in place of a torch model.
 
     Args:
-        source: Path of the file, or its bytes; see `edge.lower_onnx.lower` for what it may hold.
+        source: Path of the file, or its bytes; see `edge.read.onnx_file.lower` for what it may
+            hold.
 
     Returns:
         A float graph.
@@ -381,14 +385,14 @@ def load_onnx(source: Path | str | bytes) -> ir.Graph:
         ExportError: The file cannot be used, or onnx is not installed.
     """
     with _needing_onnx():
-        from edge import lower_onnx
+        from edge.read import onnx_file as lower_onnx
     return lower_onnx.lower(source)
 
 
 def require_onnx() -> None:
     """Raise an ExportError if what writes and runs .onnx files is not installed."""
     with _needing_onnx():
-        importlib.import_module("edge.emit.onnx")
+        importlib.import_module("edge.targets.onnx.emitter")
         importlib.import_module("onnxruntime")
 
 

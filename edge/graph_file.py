@@ -20,8 +20,8 @@ from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from edge import ir
-from fedkit.errors import ExportError
-from fedkit.files import read_whole, write_whole
+from fedkit.core.errors import ExportError
+from fedkit.core.files import read_whole, write_whole
 
 VERSION = 2
 """Version of the file. 1 had no origin and is read too; a reader refuses others."""

@@ -11,9 +11,9 @@ import numpy as np
 
 from edge import artifact, ir
 from edge.cost import op_cost
-from edge.kernels import microcode
-from edge.kernels.lanes import TABLE_WORDS, entry_count
-from edge.kernels.program import Goal, Pointer, Struct, compile_graph
+from edge.targets.c99.program import Goal, Pointer, Struct, compile_graph
+from edge.targets.fpga import microcode
+from edge.targets.fpga.lanes import TABLE_WORDS, entry_count
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Layer:
         macs: Multiplications of one example if all weights were kept.
         macs_kept: Those by weights that are not zero; what its zero padding takes part in counts.
         bytes: Its constants, as the artifact holds them.
-        error: Noise over signal of its integers against the float values, see `edge.truth`; None
-            where it is not known.
+        error: Noise over signal of its integers against the float values, see
+            `edge.quantize.truth`; None where it is not known.
     """
 
     name: str

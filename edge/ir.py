@@ -8,7 +8,7 @@ Layouts are decided here and nowhere else:
   output channel o reads input channel o // multiplier
 - linear weights: [out, in]; biases and the two vectors of `affine`: [out]
 
-`edge.interpret` defines what each kind of op computes.
+`edge.define.interpret` defines what each kind of op computes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.errors import ExportError
+from fedkit.core.errors import ExportError
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -177,7 +177,7 @@ class Origin:
     Attributes:
         floats: The float graph.
         examples: How many of the calibration set were compared.
-        noise: Activation -> noise over signal on them, see `edge.truth`.
+        noise: Activation -> noise over signal on them, see `edge.quantize.truth`.
         same_class: Share of them whose largest output is the same one.
     """
 

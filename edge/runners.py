@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import cast
 
 from edge import artifact
-from edge.compiled import CompiledRunner
-from edge.interpreted import INTERPRETER, InterpretedRunner
-from edge.rounding import RUNTIMES
-from edge.runtime import Runner, Runtime, TfliteRunner
-from edge.runtime_onnx import OnnxRunner
-from edge.simulated import SimulatedRunner
-from fedkit.errors import ExportError
+from edge.define.rounding import RUNTIMES
+from edge.targets.c99.runner import CompiledRunner
+from edge.targets.fpga.runner import SimulatedRunner
+from edge.targets.interpreter import INTERPRETER, InterpretedRunner
+from edge.targets.onnx.runner import OnnxRunner
+from edge.targets.tflite.runner import Runner, Runtime, TfliteRunner
+from fedkit.core.errors import ExportError
 
 
 def open_runner(path: Path | str, runtime: str = "", changed: bool = False) -> Runner:
@@ -25,8 +25,8 @@ def open_runner(path: Path | str, runtime: str = "", changed: bool = False) -> R
 
     Args:
         path: The artifact.
-        runtime: One of `edge.rounding.RUNTIMES`, or "interpreter"; by default the usual one of the
-            target.
+        runtime: One of `edge.define.rounding.RUNTIMES`, or "interpreter"; by default the usual one
+            of the target.
         changed: Take a file or folder that is not as its manifest says.
 
     Raises:

@@ -1,7 +1,7 @@
 """The algorithm without Flower, step by step: python examples/in_process.py"""
 
 from fedkit.config import make_config
-from fedkit.rounds import run_rounds
+from fedkit.server.rounds import run_rounds
 from sim.scenario import make_scenario
 
 

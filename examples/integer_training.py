@@ -5,8 +5,8 @@ from torch import nn
 
 from fedkit.nn.norm import L1BatchNorm2d
 from fedkit.shiftquant import convert
-from fedkit.task import accuracy
 from fedkit.tasks import digits
+from fedkit.tasks.task import accuracy
 
 
 def main() -> float:

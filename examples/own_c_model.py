@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from edge.compiled import CompiledRunner
 from edge.export import export_c99
+from edge.targets.c99.runner import CompiledRunner
 
 
 def main() -> float:

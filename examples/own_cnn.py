@@ -7,8 +7,8 @@ from fedkit.engine.base import LocalTraining
 from fedkit.engine.choose import sparse_twin
 from fedkit.engine.torch import TorchEngine
 from fedkit.sparse.masks import layer_masks
-from fedkit.task import Task, accuracy
 from fedkit.tasks import digits
+from fedkit.tasks.task import Task, accuracy
 
 
 class OwnCNN(nn.Module):

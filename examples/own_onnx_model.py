@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from edge.define.interpret import evaluate
 from edge.export import export_tflite, load_onnx
-from edge.interpret import evaluate
 from edge.ir import to_graph_layout
-from edge.runtime import TfliteRunner
+from edge.targets.tflite.runner import TfliteRunner
 
 
 def main(path: Path) -> float:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.config import make_config
-from fedkit.method import Method, Opening, static
-from fedkit.rounds import run_rounds
+from fedkit.methods.interface import Method, Opening, static
+from fedkit.server.rounds import run_rounds
 from fedkit.sparse.masks import global_masks
 from fedkit.sparse.state import Masks
 from sim.scenario import make_scenario

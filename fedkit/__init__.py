@@ -1,3 +1,5 @@
 """Federated pruning for small devices: the fleet learns here (`edge` exports, `sim` simulates)."""
 
-__version__ = "0.1.0"
+from fedkit.core.version import __version__
+
+__all__ = ["__version__"]

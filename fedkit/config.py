@@ -19,12 +19,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fedkit.errors import ConfigError
-from fedkit.fedtiny.bn_selection import NormMerge
-from fedkit.fedtiny.candidates import pool_size
-from fedkit.files import read_whole
+from fedkit.core.errors import ConfigError
+from fedkit.core.files import read_whole
+from fedkit.core.text import short
+from fedkit.sparse.candidates import pool_size
+from fedkit.stats.norms import NormMerge
 from fedkit.stats.robust import Aggregation
-from fedkit.text import short
 
 MOST = (1e30, 10**12)
 """Largest number of any key but a seed: one with a fraction, and a whole one."""
@@ -52,7 +52,9 @@ class RunConfig(BaseModel):
 
     task: str = Field("digits", description="built-in task or package.module:name")
     model: str = Field("", description="zoo model instead of the task's, like resnet8")
-    method: str = Field("fedtiny", description="row of fedkit.baselines or package.module:name")
+    method: str = Field(
+        "fedtiny", description="row of fedkit.methods.registry or package.module:name"
+    )
     seed: int = Field(1, ge=0, description="seed of every random choice")
     engine: Literal["auto", "torch", "sparse"] = Field(
         "auto", description="what computes: sparse C kernels, dense torch, or sparse if it can"

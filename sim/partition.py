@@ -20,8 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.errors import DataError
-from fedkit.task import Examples, describe
+from fedkit.core.errors import DataError
+from fedkit.core.text import listed
+from fedkit.tasks.task import Examples, describe
 
 Kind = Literal["iid", "dirichlet", "pathological", "natural-id"]
 
@@ -286,11 +287,3 @@ _MORE_CLASSES: dict[str, str] = {
     "pathological": "raise classes_per_device",
     "natural-id": "leave those owners out",
 }
-
-
-def listed(noun: str, numbers: Sequence[int], most: int = 10) -> str:
-    """Return "device 3" or "devices 3, 5, 8", and no more than `most` numbers."""
-    plural = "es" if noun.endswith("s") else "s"
-    text = ", ".join(map(str, numbers[:most]))
-    rest = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-    return f"{noun}{plural if len(numbers) > 1 else ''} {text}{rest}"

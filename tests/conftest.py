@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 from torch import nn
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.update(
     FLWR_TELEMETRY_ENABLED="0",

@@ -14,29 +14,59 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fedkit", "edge", "sim")
+CORE = "fedkit.core"
 OURS = (*PACKAGES, "examples", "tests")
 
-# What every package may use. They import nothing of ours.
-FOUNDATIONS = ("fedkit.numerics", "fedkit.errors", "fedkit.files", "fedkit.text")
-
-# From the bottom up. A module must not reach a layer above its own, not even through a module
-# that is in no layer.
-LAYERS = (
-    FOUNDATIONS,
-    (
-        "fedkit.sparse",
-        "fedkit.stats",
-        "fedkit.nn",
-        *(f"fedkit.shiftquant.{part}" for part in ("format", "l1norm", "matmul", "quantize")),
-    ),
-    # shiftquant itself is the door for users: `convert` gives a model that the engine trains.
-    ("fedkit.engine", "fedkit.fedtiny", "fedkit.baselines", "fedkit.shiftquant"),
-    ("fedkit.cost",),
-    ("fedkit.rounds", "fedkit.flower"),
-    ("fedkit.cli",),
+# From the bottom up. Every module is in one room, that of the longest name it starts with, and
+# imports from its own and from earlier rooms alone.
+ROOMS = (
+    "fedkit.core",
+    # The model leaves: sees of fedkit the core alone.
+    "edge.ir",
+    "edge.graph_file",
+    "edge.artifact",
+    "edge.cost",
+    "edge.memory",
+    "edge.define",
+    "edge.read",
+    "edge.passes",
+    "edge.quantize",
+    "edge.targets",
+    "edge.runners",
+    "edge.inspect",
+    "edge.export",
+    "edge.check",
+    "edge.bench",
+    "edge",
+    # The fleet learns.
+    "fedkit.sparse",
+    "fedkit.stats",
+    "fedkit.integers",
+    "fedkit.config",
+    "fedkit.wire",
+    "fedkit.nn",
+    "fedkit.tasks",
+    "fedkit.engine",
+    "fedkit.shiftquant",
+    "fedkit.methods",
+    "fedkit.device",
+    "fedkit.server",
+    "fedkit.flower",
+    "fedkit.fleet",
+    "fedkit.report",
+    # A fleet in one box.
+    "sim",
+    # What people call.
+    "fedkit",
+    "fedkit.bench",
+    "fedkit.cli",
+    "fedkit.__main__",
 )
+
+FACES = ("fedkit", "edge")
+"""Rooms of one module each: what `import fedkit` and `import edge` offer."""
 
 Imports = dict[str, set[str]]
 """Module -> what it imports, as dotted names."""
@@ -107,59 +137,68 @@ def ours(module: str) -> bool:
     return inside(module, *OURS)
 
 
-def foundations_import_ours(module: str, other: str) -> bool:
-    return inside(module, *FOUNDATIONS) and ours(other)
-
-
 def flwr_is_imported_outside_its_places(module: str, other: str) -> bool:
-    return inside(other, "flwr") and not inside(module, "fedkit.flower", "fedkit.cli", "sim")
+    return inside(other, "flwr") and not inside(
+        module, "fedkit.flower", "fedkit.bench", "fedkit.cli", "sim"
+    )
 
 
-def fedkit_imports_edge(module: str, other: str) -> bool:
+def fedkit_imports_edge_or_sim(module: str, other: str) -> bool:
     learns = inside(module, "fedkit") and not inside(module, "fedkit.cli", "fedkit.bench")
-    return learns and inside(other, "edge")
+    return learns and module != "fedkit" and inside(other, "edge", "sim")
 
 
 def edge_looks_into_fedkit(module: str, other: str) -> bool:
-    door = ("fedkit.checkpoint", "fedkit.nn") if module == "edge.lower" else ()
-    allowed = inside(other, *FOUNDATIONS, *door)
-    return inside(module, "edge") and inside(other, "fedkit") and not allowed
+    return inside(module, "edge") and inside(other, "fedkit", "sim") and not inside(other, CORE)
 
 
-def edge_imports_torch_beside_lower(module: str, other: str) -> bool:
-    return inside(module, "edge") and module != "edge.lower" and inside(other, "torch")
+def edge_imports_torch_beside_its_reader(module: str, other: str) -> bool:
+    return inside(module, "edge") and module != "edge.read.torch_module" and inside(other, "torch")
+
+
+def a_target_sees_its_neighbours(module: str, other: str) -> bool:
+    """One target knows nothing of another; what several need lies beside them."""
+    own = ".".join(module.split(".")[:3])
+    its = inside(other, own) or other in SHARED_BY_TARGETS
+    return module.startswith("edge.targets.") and inside(other, "edge.targets") and not its
 
 
 def an_emitter_sees_more_than_the_graph(module: str, other: str) -> bool:
-    emitter = inside(module, "edge.emit") and module != "edge.emit"
-    allowed = ["edge.ir", "edge.artifact", *FOUNDATIONS]
+    emitter = inside(module, "edge.targets") and module.endswith(".emitter")
     # It ships our own kernels and nothing of a runtime that would lay out memory.
-    if module in ("edge.emit.c99", "edge.emit.fpga"):
-        allowed += ["edge.kernels", "edge.memory", "edge.emit.c_names"]
+    allowed = ["edge.ir", "edge.artifact", "edge.memory", "edge.targets", CORE]
     return emitter and ours(other) and not inside(other, *allowed)
 
 
 def bench_sees_more_than_artifacts(module: str, other: str) -> bool:
     # What a C model's identifiers are called, it must know to compile it.
-    names = ("edge.compiled", "edge.emit.c_names")
-    allowed = ("edge.bench", "edge.artifact", "edge.yosys", *names, *FOUNDATIONS)
+    names = ("edge.targets.c99.runner", "edge.targets.c_names")
+    allowed = ("edge.bench", "edge.artifact", "edge.targets.fpga.yosys", *names, CORE)
     return inside(module, "edge.bench") and ours(other) and not inside(other, *allowed)
 
 
 def somebody_imports_the_leaves(module: str, other: str) -> bool:
-    free = inside(module, "fedkit.cli") or (inside(module, "sim") and inside(other, "sim"))
-    return inside(other, "sim", "examples", "tests") and not free
+    return inside(other, "examples", "tests")
 
+
+def a_benchmark_is_imported_by_what_it_measures(module: str, other: str) -> bool:
+    above = inside(module, "fedkit.bench", "fedkit.cli", "edge.bench")
+    return inside(other, "fedkit.bench", "edge.bench") and not above
+
+
+SHARED_BY_TARGETS = ("edge.targets.common", "edge.targets.c_names", "edge.targets.tflite.runner")
+"""The last has the protocol of runners, which all others fill."""
 
 ARROW_RULES: tuple[Callable[[str, str], bool], ...] = (
-    foundations_import_ours,
     flwr_is_imported_outside_its_places,
-    fedkit_imports_edge,
+    fedkit_imports_edge_or_sim,
     edge_looks_into_fedkit,
-    edge_imports_torch_beside_lower,
+    edge_imports_torch_beside_its_reader,
+    a_target_sees_its_neighbours,
     an_emitter_sees_more_than_the_graph,
     bench_sees_more_than_artifacts,
     somebody_imports_the_leaves,
+    a_benchmark_is_imported_by_what_it_measures,
 )
 
 
@@ -175,28 +214,28 @@ def breaches(imports: Imports, rule: Callable[[str, str], bool]) -> list[str]:
 # Rules about the whole graph
 
 
-def layer(module: str) -> int | None:
-    numbers = (i for i, packages in enumerate(LAYERS) if inside(module, *packages))
-    return next(numbers, None)
+def room_of(module: str) -> str | None:
+    """Return the room of a module: that with the longest name among those it is in."""
+    found = [
+        room for room in ROOMS if inside(module, room) and (room not in FACES or room == module)
+    ]
+    return max(found, key=len, default=None)
 
 
-def reachable(imports: Imports, start: str) -> set[str]:
-    found: set[str] = set()
-    todo = [start]
-    while todo:
-        new = imports.get(todo.pop(), set()) - found
-        found |= new
-        todo += new
-    return found
+def homeless(imports: Imports) -> list[str]:
+    return [module for module in imports if room_of(module) is None]
 
 
-def upward_reaches(imports: Imports) -> list[str]:
-    """List modules from which one gets to a higher layer, as "low ... high"."""
+def upward(imports: Imports) -> list[str]:
+    """List imports of later rooms, as "module -> other"."""
+    place = {room: index for index, room in enumerate(ROOMS)}
     found = []
-    for module in imports:
-        own = layer(module)
-        others = sorted(reachable(imports, module)) if own is not None else []
-        found += [f"{module} ... {other}" for other in others if (layer(other) or 0) > (own or 0)]
+    for module, others in imports.items():
+        own = room_of(module)
+        for other in sorted(others):
+            room = room_of(other)
+            if own is not None and room is not None and place[room] > place[own]:
+                found.append(f"{module} -> {other}")
     return found
 
 
@@ -219,7 +258,7 @@ def imports() -> Imports:
 
 def test_imports_are_read_from_every_package(imports: Imports) -> None:
     assert {module.partition(".")[0] for module in imports} == set(PACKAGES)
-    assert "fedkit.nn.zoo" in imports["fedkit.task"]
+    assert "fedkit.nn.zoo" in imports["fedkit.tasks.task"]
     assert "torch" in imports["fedkit.engine.torch"]
 
 
@@ -230,8 +269,13 @@ def test_no_arrow_is_drawn_the_wrong_way(
     assert breaches(imports, rule) == []
 
 
-def test_no_layer_reaches_a_higher_one(imports: Imports) -> None:
-    assert upward_reaches(imports) == []
+def test_every_module_has_a_room_and_every_room_a_module(imports: Imports) -> None:
+    assert homeless(imports) == []
+    assert {room_of(module) for module in imports} == set(ROOMS)
+
+
+def test_no_module_imports_from_a_later_room(imports: Imports) -> None:
+    assert upward(imports) == []
 
 
 def test_there_are_no_import_cycles(imports: Imports) -> None:
@@ -250,25 +294,28 @@ def plant(root: Path, files: dict[str, str]) -> Imports:
 
 
 ARROW_BREACHES = (
-    (foundations_import_ours, "fedkit/errors.py", "from fedkit import task"),
-    (foundations_import_ours, "fedkit/numerics.py", "import fedkit.errors"),
-    (flwr_is_imported_outside_its_places, "fedkit/device.py", "from flwr.app import Array"),
+    (flwr_is_imported_outside_its_places, "fedkit/device/round.py", "from flwr.app import Array"),
     (flwr_is_imported_outside_its_places, "edge/ir.py", "def f():\n    import flwr"),
-    (fedkit_imports_edge, "fedkit/checkpoint.py", "import edge"),
-    (fedkit_imports_edge, "fedkit/nn/zoo.py", "from edge.ir import Graph"),
+    (fedkit_imports_edge_or_sim, "fedkit/server/checkpoint.py", "import edge"),
+    (fedkit_imports_edge_or_sim, "fedkit/nn/zoo.py", "from edge.ir import Graph"),
+    (fedkit_imports_edge_or_sim, "fedkit/flower/serve.py", "from sim.partition import split"),
     (edge_looks_into_fedkit, "edge/ir.py", "from fedkit.nn import zoo"),
-    (edge_looks_into_fedkit, "edge/lower.py", "from fedkit.rounds import Report"),
-    (edge_looks_into_fedkit, "edge/interpret.py", "import fedkit.checkpoint"),
-    (edge_imports_torch_beside_lower, "edge/quantize.py", "from torch import nn"),
-    (an_emitter_sees_more_than_the_graph, "edge/emit/onnx.py", "from edge.emit import tflite"),
-    (an_emitter_sees_more_than_the_graph, "edge/emit/onnx.py", "from .tflite import write"),
-    (an_emitter_sees_more_than_the_graph, "edge/emit/c99.py", "from edge.lower import lower"),
-    (an_emitter_sees_more_than_the_graph, "edge/emit/tflite.py", "import edge.kernels"),
+    (
+        edge_looks_into_fedkit,
+        "edge/read/torch_module.py",
+        "from fedkit.server.rounds import Report",
+    ),
+    (edge_looks_into_fedkit, "edge/define/interpret.py", "import fedkit.server.checkpoint"),
+    (edge_imports_torch_beside_its_reader, "edge/quantize/fit.py", "from torch import nn"),
+    (a_target_sees_its_neighbours, "edge/targets/onnx/emitter.py", "import edge.targets.tflite"),
+    (a_target_sees_its_neighbours, "edge/targets/onnx/emitter.py", "from ..tflite import write"),
+    (an_emitter_sees_more_than_the_graph, "edge/targets/c99/emitter.py", "import edge.read"),
+    (an_emitter_sees_more_than_the_graph, "edge/targets/fpga/emitter.py", "import edge.passes"),
     (bench_sees_more_than_artifacts, "edge/bench/host.py", "from edge import ir"),
-    (bench_sees_more_than_artifacts, "edge/bench/host.py", "from .. import interpret"),
-    (somebody_imports_the_leaves, "fedkit/rounds.py", "from sim.partition import split"),
-    (somebody_imports_the_leaves, "sim/run.py", "import tests.naive"),
+    (bench_sees_more_than_artifacts, "edge/bench/host.py", "from .. import define"),
+    (somebody_imports_the_leaves, "sim/simulation.py", "import tests.naive"),
     (somebody_imports_the_leaves, "edge/export.py", "from examples import digits"),
+    (a_benchmark_is_imported_by_what_it_measures, "sim/scenario.py", "import fedkit.bench.cell"),
 )
 
 
@@ -292,54 +339,61 @@ def test_a_type_of_ours_counts_and_a_third_partys_does_not(tmp_path: Path) -> No
 
 
 ALLOWED = {
-    "fedkit/cli.py": "import edge\nimport sim.run\nimport flwr",
+    "fedkit/cli.py": "import edge\nimport sim.simulation\nimport flwr\nimport fedkit.bench",
     "fedkit/flower/wire.py": "from flwr.app import Array",
-    "sim/run.py": "from sim.partition import split\nfrom flwr.app import Context",
-    "edge/lower.py": "import torch\nfrom fedkit.nn import zoo\nimport fedkit.checkpoint",
-    "edge/emit/__init__.py": "from edge.emit import tflite",
-    "edge/emit/c99.py": "from edge.kernels.pack import dense\nfrom edge.memory import plan",
-    "edge/emit/tflite.py": "from edge import artifact, ir\nfrom fedkit.errors import ExportError",
+    "sim/simulation.py": "from sim.partition import split\nfrom flwr.app import Context",
+    "edge/read/torch_module.py": "import torch",
+    "edge/targets/c99/emitter.py": "from edge.targets.c99 import pack\nimport edge.memory",
+    "edge/targets/tflite/emitter.py": "from edge import artifact\nfrom fedkit.core import errors",
+    "edge/targets/onnx/emitter.py": "from edge.targets.common import Step",
     "edge/artifact.py": "import numpy",
     "edge/ir.py": "import numpy",
     "edge/bench/host.py": "from edge import artifact\nfrom edge.bench import report",
     "edge/bench/report.py": "from edge.artifact import read",
+    "fedkit/core/errors.py": "",
 }
 
 
 @pytest.mark.parametrize("rule", ARROW_RULES, ids=lambda rule: rule.__name__)
 def test_allowed_arrows_are_let_through(tmp_path: Path, rule: Callable[[str, str], bool]) -> None:
-    assert breaches(plant(tmp_path, ALLOWED), rule) == []
+    imports = plant(tmp_path, ALLOWED)
+    assert breaches(imports, rule) == []
+    assert homeless(imports) == []
 
 
 @pytest.mark.parametrize(
     ("low", "high"),
     [
+        ("fedkit/core/errors.py", "fedkit/tasks/task.py"),
         ("fedkit/sparse/topk.py", "fedkit/engine/torch.py"),
-        ("fedkit/nn/zoo.py", "fedkit/rounds.py"),
-        ("fedkit/engine/torch.py", "fedkit/cost.py"),
-        ("fedkit/fedtiny/candidates.py", "fedkit/flower/wire.py"),
-        ("fedkit/rounds.py", "fedkit/cli.py"),
+        ("fedkit/nn/zoo.py", "fedkit/server/rounds.py"),
+        ("fedkit/wire/codec.py", "fedkit/engine/base.py"),
+        ("fedkit/methods/snip.py", "fedkit/flower/wire.py"),
+        ("fedkit/server/rounds.py", "fedkit/cli/app.py"),
+        ("edge/ir.py", "edge/export.py"),
+        ("fedkit/fleet/keys.py", "fedkit/__init__.py"),
     ],
 )
-def test_a_planted_way_up_is_found_even_through_a_module_between(
-    tmp_path: Path, low: str, high: str
-) -> None:
+def test_a_planted_way_up_is_found(tmp_path: Path, low: str, high: str) -> None:
     low_name, high_name = module_name(Path(low)), module_name(Path(high))
-    between = f"def f():\n    import {high_name}"
-    files = {low: "import fedkit.between", "fedkit/between.py": between, high: ""}
-    assert upward_reaches(plant(tmp_path, files)) == [f"{low_name} ... {high_name}"]
+    files = {low: f"def f():\n    import {high_name}", high: ""}
+    assert upward(plant(tmp_path, files)) == [f"{low_name} -> {high_name}"]
 
 
 def test_ways_down_and_sideways_are_let_through(tmp_path: Path) -> None:
     files = {
-        "fedkit/rounds.py": "from fedkit import engine, errors, flower",
-        "fedkit/engine/__init__.py": "import fedkit.fedtiny",
-        "fedkit/fedtiny/__init__.py": "import fedkit.nn",
-        "fedkit/flower/__init__.py": "",
-        "fedkit/nn/__init__.py": "import fedkit.errors",
-        "fedkit/errors.py": "",
+        "fedkit/server/rounds.py": "from fedkit import engine\nfrom fedkit.server import events",
+        "fedkit/server/events.py": "",
+        "fedkit/engine/__init__.py": "import fedkit.nn",
+        "fedkit/nn/__init__.py": "import fedkit.core.errors",
+        "fedkit/core/errors.py": "",
     }
-    assert upward_reaches(plant(tmp_path, files)) == []
+    assert upward(plant(tmp_path, files)) == []
+
+
+@pytest.mark.parametrize("name", ["fedkit/loose.py", "fedkit/attic/trunk.py", "edge/loose.py"])
+def test_a_module_without_a_room_is_found(tmp_path: Path, name: str) -> None:
+    assert homeless(plant(tmp_path, {name: ""})) == [module_name(Path(name))]
 
 
 def test_a_planted_cycle_is_found(tmp_path: Path) -> None:

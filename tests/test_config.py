@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedkit.cli import grid as grids
 from fedkit.cli.flags import QUICK, make
 from fedkit.config import RunConfig, make_config, read_config
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
 
 SCALARS = (
     st.none()

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from fedkit.checkpoint import RunFolder
 from fedkit.cli import job, main
 from fedkit.config import make_config
-from fedkit.errors import CheckpointError, FedkitError
-from fedkit.events import EventLog, read_events
-from fedkit.names import check_name, find_run
-from sim.run import record
+from fedkit.core.errors import CheckpointError, FedkitError
+from fedkit.core.names import check_name, find_run
+from fedkit.server.checkpoint import RunFolder
+from fedkit.server.events import EventLog, read_events
+from fedkit.server.record import record
 from sim.scenario import make_scenario
 
 CONFIG = make_config(

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from fedkit.checkpoint import RunFolder
 from fedkit.cli import job, main
 from fedkit.config import make_config
-from fedkit.errors import CheckpointError, ConfigError
-from sim.run import record
-from sim.scenario import make_scenario, with_model_named
+from fedkit.core.errors import CheckpointError, ConfigError
+from fedkit.server.checkpoint import RunFolder
+from fedkit.server.record import record
+from fedkit.server.scenario import with_model_named
+from sim.scenario import make_scenario
 from tests.processes import HANG, catches, left_running, started, wait_for
 
 KEYS: dict[str, Any] = {
@@ -213,7 +214,7 @@ def test_a_name_that_is_taken_between_two_looks_is_refused_and_nothing_is_left(
 HOLD = """
 import sys, time
 from pathlib import Path
-from fedkit.checkpoint import RunFolder
+from fedkit.server.checkpoint import RunFolder
 with RunFolder.open(Path(sys.argv[1])).held():
     print("held", flush=True)
     time.sleep(3600)

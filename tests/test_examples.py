@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.compiled import CompiledRunner
+from edge.targets.c99.runner import CompiledRunner
 from fedkit.nn.zoo import build_model
-from tests.edge.kernels.library import need_gcc
-from tests.edge.test_lower_onnx import exported
+from tests.edge.read.test_onnx_file import exported
+from tests.edge.targets.c99.library import need_gcc
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_own_task_is_thirty_lines_and_runs_to_an_artifact(tmp_path: Path) -> None:

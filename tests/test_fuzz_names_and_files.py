@@ -57,7 +57,7 @@ HOSTILE = (
         "null",
         "tests:x",
         "fedkit.tasks.digits:_load",
-        "fedkit.task:Task",
+        "fedkit.tasks.task:Task",
     ),
 )
 

@@ -19,7 +19,7 @@ from fedkit.cli import look, tables
 from fedkit.cli.fleet_status import ago, status_table
 from fedkit.cli.terminal import Terminal
 from fedkit.config import RunConfig
-from fedkit.text import terminal_lines, terminal_text
+from fedkit.core.text import terminal_lines, terminal_text
 from tests.fleet.test_cli import command
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08"

@@ -16,9 +16,9 @@ import pytest
 from torch import nn
 
 from fedkit.config import make_config
-from fedkit.rounds import run_rounds
+from fedkit.server.rounds import run_rounds
 from fedkit.sparse.state import ModelState
-from fedkit.task import Examples, Task
+from fedkit.tasks.task import Examples, Task
 from sim.scenario import make_scenario
 
 

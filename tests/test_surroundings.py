@@ -17,16 +17,16 @@ import pytest
 from fedkit.cli import main
 from fedkit.cli.modules import in_the_way
 from fedkit.config import make_config
-from fedkit.errors import ConfigError, FedkitError, FleetError
-from fedkit.fleet.processes import answers, free_port, past_proxies
+from fedkit.core.errors import ConfigError, FedkitError, FleetError
+from fedkit.core.lookup import find
 from fedkit.flower import fleet as flower_fleet
 from fedkit.flower.fleet import FlowerFleet
+from fedkit.flower.processes import answers, free_port, past_proxies
 from fedkit.flower.run_config import SERVER_KEYS, read_run_config
-from fedkit.lookup import find
-from sim.run import APP, LONGEST_RAY_FOLDER, check_ray_folder
+from sim.simulation import APP, LONGEST_RAY_FOLDER, check_ray_folder
 from tests.test_endings import KEYS, flags, state, whole_run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = "run --devices 2 --rounds 1 --epochs 1 --examples-per-device 30 --name r"
 
 # Proxies

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedkit.cli.trust import check_modules, check_run
-from fedkit.errors import CheckpointError, ConfigError
+from fedkit.core.errors import CheckpointError, ConfigError
 from tests.fleet.test_cli import command
 
 

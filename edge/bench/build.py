@@ -13,9 +13,9 @@ from typing import Any
 
 from edge.artifact import Artifact
 from edge.bench.targets import Target
-from edge.compiled import name_of
-from edge.emit.c_names import generic_names
-from fedkit.errors import BenchError
+from edge.targets.c99.runner import name_of
+from edge.targets.c_names import generic_names
+from fedkit.core.errors import BenchError
 
 _HERE = Path(__file__).parent
 _HEADERS = {"cortex-m": "thumb-freestanding-eabi", "cortex-a": "aarch64-linux-musl"}

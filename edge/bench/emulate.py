@@ -22,7 +22,7 @@ from edge.artifact import Artifact
 from edge.bench.build import Image, build, compiler_version
 from edge.bench.result import Examples, Layer, Quantity, Result
 from edge.bench.targets import Target
-from fedkit.errors import BenchError
+from fedkit.core.errors import BenchError
 
 _PAGE = 4096
 _STACK, _STACK_BYTES = 0x3000_0000, 1 << 16  # RAM of a Cortex-M ends at 0x3FFF_FFFF

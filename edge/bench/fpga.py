@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge import artifact, yosys
-from fedkit.errors import ExportError
+from edge import artifact
+from edge.targets.fpga import yosys
+from fedkit.core.errors import ExportError
 
 _SEED = 1
 _GOAL_MHZ = 150
-_HDL = Path(yosys.__file__).with_name("kernels") / "hdl"
+_HDL = Path(yosys.__file__).with_name("hdl")
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def synthesise_block(
     parameters: Mapping[str, int] | None = None,
     route: bool = True,
 ) -> Figures:
-    """Return what one of the modules in edge/kernels/hdl takes, without multiplier blocks.
+    """Return what one of the modules in edge/targets/fpga/hdl takes, without multiplier blocks.
 
     Args:
         module: Its name.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.errors import BenchError
+from fedkit.core.errors import BenchError
 
 Unit = Literal["instructions", "bytes", "us", "degrees C", "uJ"]
 How = Literal["emulated", "measured"]

@@ -26,9 +26,9 @@ import numpy as np
 from edge.artifact import Artifact
 from edge.bench.build import compile_c
 from edge.bench.result import Examples, Quantity, Result
-from edge.compiled import name_of
-from edge.emit.c_names import generic_names
-from fedkit.errors import BenchError
+from edge.targets.c99.runner import name_of
+from edge.targets.c_names import generic_names
+from fedkit.core.errors import BenchError
 
 _RUNNER = Path(__file__).with_name("runner.c")
 _SECONDS = 60  # for each step but the runner's

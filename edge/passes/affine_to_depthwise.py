@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge import ir
-from fedkit.errors import ExportError
+from fedkit.core.errors import ExportError
 
 
 def match(graph: ir.Graph) -> ir.Op | None:

@@ -18,7 +18,7 @@ import numpy as np
 from edge import ir
 from edge.passes.channels import MIXING, Flags, known
 from edge.passes.probe import Values
-from fedkit.numerics import Int64s
+from fedkit.core.numerics import Int64s
 
 
 def fold_constants(graph: ir.Graph, seen: Values) -> ir.Graph:

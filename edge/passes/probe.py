@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from edge import ir
-from edge.interpret import Int8Array, evaluate_int8
+from edge.define.interpret import Int8Array, evaluate_int8
+from edge.define.rounding import POLICIES
 from edge.passes.channels import Flags
-from edge.rounding import POLICIES
-from fedkit.errors import ExportError
+from fedkit.core.errors import ExportError
 
 Values = Mapping[str, Mapping[str, Int8Array]]
 """Rounding policy -> activation -> its integers [n, ...]."""

@@ -33,7 +33,7 @@ def run_benchmark(name: str, quick: bool, **options: Any) -> dict[str, Any]:
         quick: Take little time.
         **options: What only this one takes.
     """
-    from fedkit.provenance import made_by
+    from fedkit.core.provenance import made_by
 
     module = import_module(f"fedkit.bench.{name}")
     result = cast(dict[str, Any], getattr(module, f"bench_{name}")(quick, **options))

@@ -19,18 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from fedkit import messages
 from fedkit.bench.client_child import IMPORTS
 from fedkit.bench.client_child import __file__ as _CHILD
 from fedkit.bench.process import run_json
 from fedkit.config import make_config
-from fedkit.engine.sparse.capture import capture
-from fedkit.engine.sparse.plan import save_plan
+from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.plan import save_plan
 from fedkit.engine.torch import TorchEngine
-from fedkit.messages import Packet
+from fedkit.methods.schedule import pool_for
 from fedkit.nn.zoo import build_model, seeded
-from fedkit.plan import pool_for
-from fedkit.task import cross_entropy
+from fedkit.tasks.task import cross_entropy
+from fedkit.wire import messages
+from fedkit.wire.messages import Packet
 
 _SHAPE = (3, 32, 32)
 _CLASSES = 10

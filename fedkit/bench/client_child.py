@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedkit.engine.base import Engine
 
 IMPORTS = {
-    "torch": ("fedkit.flower.client_app", "fedkit.device_data", "fedkit.engine.torch"),
+    "torch": ("fedkit.flower.client_app", "fedkit.device.data", "fedkit.engine.torch"),
     "sparse": ("fedkit.flower.device_app",),
 }
 """What the ClientApp of each kind of device imports before it can answer."""
@@ -55,9 +55,9 @@ def _train_round(client: str, folder: Path) -> None:
     """Answer one message to train, as a ClientApp does."""
     import pickle
 
-    from fedkit.device import Device
-    from fedkit.device_data import load_examples
-    from fedkit.messages import Packet
+    from fedkit.device.data import load_examples
+    from fedkit.device.round import Device
+    from fedkit.wire.messages import Packet
 
     config, request = pickle.loads((folder / "request.pickle").read_bytes())
     examples = load_examples(str(folder / "mine.npz"))
@@ -68,14 +68,14 @@ def _train_round(client: str, folder: Path) -> None:
 def _torch_engine() -> Engine:
     from fedkit.engine.torch import TorchEngine
     from fedkit.nn.zoo import build_model
-    from fedkit.task import cross_entropy
+    from fedkit.tasks.task import cross_entropy
 
     return TorchEngine(build_model("resnet8", (3, 32, 32), 10), cross_entropy)
 
 
 def _sparse_engine(plan: Path) -> Engine:
+    from fedkit.engine.plan.plan import load_plan
     from fedkit.engine.sparse.engine import SparseEngine
-    from fedkit.engine.sparse.plan import load_plan
 
     return SparseEngine(load_plan(plan))
 

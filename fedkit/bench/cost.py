@@ -8,7 +8,7 @@ are equal, so one of them is done and counted as often as it occurs.
 
 Memory is measured: a process of its own answers the same messages for real, with the sparse engine,
 in batches of 64 images of 3x32x32. `memory_measured_bytes` is its peak beyond a bare interpreter.
-`memory_model_bytes` is the usual model, weights, indices and scores, see `fedkit.cost`.
+`memory_model_bytes` is the usual model, weights, indices and scores, see `fedkit.engine.cost`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.baselines import load_method, settle
 from fedkit.bench.measured import Cost, MeasuredFleet
 from fedkit.bench.process import idle_memory
 from fedkit.bench.replay import Recorded, device_memory
 from fedkit.config import RunConfig, make_config
-from fedkit.cost import CountingEngine, Geometry, memory_model, positions, unpruned_values
-from fedkit.device import Device
+from fedkit.device.round import Device
 from fedkit.engine.base import Engine, GradientSums, LocalTraining, NormLevels
 from fedkit.engine.choose import sparse_twin
+from fedkit.engine.cost import CountingEngine, Geometry, memory_model, positions, unpruned_values
 from fedkit.engine.torch import TorchEngine
-from fedkit.fedtiny.bn_selection import as_moments
-from fedkit.method import Opening, Request, changed_model
-from fedkit.plan import adjusts_in
-from fedkit.rounds import Server, train_round
+from fedkit.methods.interface import Opening, Request, changed_model
+from fedkit.methods.registry import load_method, settle
+from fedkit.methods.schedule import adjusts_in
+from fedkit.server.rounds import Server, train_round
 from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.sparse.topk import Entries, largest
 from fedkit.stats.moments import NormMoments
-from fedkit.task import Examples, Task
+from fedkit.stats.norms import as_moments
+from fedkit.tasks.task import Examples, Task
 
 METHODS = ("fedtiny", "fedtiny-uniform", "feddst", "ssfl", "snip", "prunefl", "dense")
 QUICK_METHODS = ("fedtiny", "prunefl", "dense")

@@ -33,15 +33,15 @@ from edge.bench.ssh import Board, measure
 from edge.bench.targets import TARGETS, Target, find_target
 from edge.check import graph_of
 from edge.cost import cost
+from edge.define.interpret import evaluate_int8
+from edge.define.rounding import RUNTIMES
 from edge.export import float_graph, save_c99
-from edge.interpret import evaluate_int8
-from edge.kernels.program import Goal
 from edge.passes.slim import slim
-from edge.quantize import quantize
-from edge.rounding import RUNTIMES
+from edge.quantize.quantize import quantize
+from edge.targets.c99.program import Goal
 from fedkit.bench.infer import SHAPE, random_model
 from fedkit.bench.sparsetrain import random_batch
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
 
 _SEED = 0
 _CALIBRATION = 16

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from fedkit.bench.sparsetrain import random_batch, randomly_pruned
+from fedkit.core.errors import BenchError
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine
-from fedkit.engine.sparse.capture import capture
+from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.plan import Plan
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.plan import Plan
 from fedkit.engine.torch import TorchEngine
-from fedkit.errors import BenchError
 from fedkit.nn.zoo import build_model, seeded
 from fedkit.sparse.state import ModelState, Weights
-from fedkit.task import Examples, cross_entropy
+from fedkit.tasks.task import Examples, cross_entropy
 
 _MODEL, _SHAPE, _CLASSES = "resnet8", (3, 32, 32), 10
 _SEED = 0

@@ -23,9 +23,9 @@ from unicorn import arm64_const as arm64
 from unicorn import unicorn_const as unicorn
 
 from edge.bench.build import compile_c as build_c
-from fedkit.engine.sparse import native
+from fedkit.engine.kernels import native
 
-KERNELS = Path(native.__file__).parent / "kernels"
+KERNELS = Path(native.__file__).parent
 RUNTIME = Path(__file__).with_name("emulator_runtime.c")
 
 # Far from what Linux gives to programs, their heaps and libraries.

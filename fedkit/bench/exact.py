@@ -31,8 +31,9 @@ import numpy as np
 
 from edge.artifact import Artifact
 from edge.check import Report, check
-from edge.compiled import CompiledRunner
 from edge.cost import cost
+from edge.define.interpret import FloatArray
+from edge.define.rounding import RUNTIMES
 from edge.export import (
     float_graph,
     int8_graph,
@@ -42,24 +43,23 @@ from edge.export import (
     save_onnx,
     save_tflite,
 )
-from edge.interpret import FloatArray
 from edge.ir import Graph, to_graph_layout
-from edge.quantize import quantize
-from edge.rounding import RUNTIMES
-from edge.runtime import available_runtimes
+from edge.quantize.quantize import quantize
+from edge.targets.c99.runner import CompiledRunner
+from edge.targets.tflite.runner import available_runtimes
 from fedkit.bench.kept import run_kept
+from fedkit.core.errors import ExportError
+from fedkit.core.provenance import made_by
 from fedkit.engine.base import LocalTraining
-from fedkit.engine.sparse.capture import capture
+from fedkit.engine.plan.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
-from fedkit.errors import ExportError
-from fedkit.fedtiny.bn_selection import as_stats
-from fedkit.provenance import made_by
 from fedkit.sparse.distribution import erk, kept_counts
 from fedkit.sparse.masks import layer_masks
 from fedkit.sparse.state import Masks, ModelState
-from fedkit.task import Examples, Task, cross_entropy
+from fedkit.stats.norms import as_stats
 from fedkit.tasks import load_task
+from fedkit.tasks.task import Examples, Task, cross_entropy
 
 KEPT = Path("runs/exact")
 MODELS = ("resnet8", "resnet18-w16", "ds-cnn", "mobilenetv2-w0.25")

@@ -2,9 +2,9 @@
 
 A SuperLink and SuperNodes run FedTiny on digits, over TLS and with keys. `merged` is what fedkit
 does, one message per device and round; `naive` asks weights, norm statistics and the gradients of
-pruned weights apart, as the algorithm is usually written down (`sim/naive`). The devices compute
-the same. Runs of both alternate; seconds are medians over rounds. Time is mostly Flower's: a node
-looks for messages every 3 seconds, and starts a process for each.
+pruned weights apart, as the algorithm is usually written down (`fedkit/bench/naive`). The devices
+compute the same. Runs of both alternate; seconds are medians over rounds. Time is mostly Flower's:
+a node looks for messages every 3 seconds, and starts a process for each.
 
 Memory is that of all processes of the first device (SuperNode, its executor, the app while there is
 one), each page shared by n processes counted as 1 / n of it (PSS): idle after it connected, and the
@@ -25,14 +25,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fedkit.checkpoint import RunFolder
-from fedkit.errors import BenchError
-from fedkit.events import EVENTS, read_events
-from fedkit.files import write_whole
+from fedkit.core.errors import BenchError
+from fedkit.core.files import write_whole
+from fedkit.core.supervise import forget_group, guard, tell_group, temporary_folder
 from fedkit.fleet.folder import DEVICE_FILE, Fleet, open_fleet
-from fedkit.fleet.processes import free_port, kill_marked, marked, stop_group, tail
+from fedkit.flower.processes import free_port, kill_marked, marked, stop_group, tail
 from fedkit.flower.supernode import app_digest
-from fedkit.supervise import forget_group, guard, tell_group, temporary_folder
+from fedkit.server.checkpoint import RunFolder
+from fedkit.server.events import EVENTS, read_events
 
 PHASES = ("merged", "naive")
 _SEED = 1

@@ -15,7 +15,8 @@ interpreter; one that differs ends the benchmark. `cycles_per_inference` is coun
 
 `luts_vs_fp16`, `luts_vs_int`, `luts_vs_l2`: LUTs divided by those of the block that is named, with
 the same lanes, bits and device. `fmax_mhz` is of the routed design, and missing where there is no
-router. The first call of yosys and of nextpnr takes a minute or two more; see `edge.yosys`.
+router. The first call of yosys and of nextpnr takes a minute or two more; see
+`edge.targets.fpga.yosys`.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from edge import ir
 from edge.artifact import Artifact
 from edge.bench.fpga import Figures, synthesise_block, synthesise_model
 from edge.check import check
+from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_fpga, save_graph
-from edge.interpret import evaluate_int8
-from edge.simulated import SimulatedRunner
-from fedkit.errors import ExportError
+from edge.targets.fpga.runner import SimulatedRunner
+from fedkit.core.errors import ExportError
 
 _SEED = 0
 _GROUPS = 4

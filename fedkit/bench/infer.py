@@ -32,17 +32,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge import ir
-from edge.compiled import CompiledRunner
 from edge.export import float_graph, save_c99, save_onnx, save_tflite
 from edge.passes.slim import slim
-from edge.quantize import quantize
+from edge.quantize.quantize import quantize
 from edge.runners import open_runner
+from edge.targets.c99.runner import CompiledRunner
 from fedkit.bench.infer_executorch import ExecuTorch, installed
 from fedkit.bench.process import run_json
 from fedkit.bench.sparsetrain import one_core, random_batch, randomly_pruned
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.zoo import build_model, seeded
-from fedkit.task import cross_entropy
+from fedkit.tasks.task import cross_entropy
 
 _SEED = 0
 SHAPE = (3, 32, 32)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedkit.errors import BenchError
+from fedkit.core.errors import BenchError
 
 VARIABLE = "FEDKIT_EXECUTORCH"
 _SETTLE = 0.05  # seconds: threads of its pool spin for a while, on the core of the next in turn

@@ -26,13 +26,13 @@ import numpy as np
 from fedkit.bench.kept import run_kept
 from fedkit.engine.base import Engine, LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine
-from fedkit.engine.sparse.capture import capture
+from fedkit.engine.plan.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
-from fedkit.fedtiny.bn_selection import as_stats
 from fedkit.nn.norm import with_l1_norms
-from fedkit.task import cross_entropy
+from fedkit.stats.norms import as_stats
 from fedkit.tasks import load_task
+from fedkit.tasks.task import cross_entropy
 
 KEPT = Path("runs/intaccuracy")
 _MODEL = "resnet8"

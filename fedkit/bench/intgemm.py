@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from fedkit.bench.sparsetrain import in_turns, one_core
+from fedkit.core.numerics import derive_key
 from fedkit.engine.integer.gemm import Gemm
-from fedkit.engine.sparse import native
-from fedkit.numerics import derive_key
+from fedkit.engine.kernels import native
 
 SHAPES = (
     (1024, 27, 64),

@@ -30,13 +30,13 @@ from fedkit.bench.sparsetrain import (
 )
 from fedkit.bench.sparsetrain_child import integer_step, sparse_step, torch_step
 from fedkit.engine.integer.engine import IntegerEngine
-from fedkit.engine.sparse.capture import capture
+from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.plan import Plan, save_plan
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.plan import Plan, save_plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.zoo import build_model, seeded
 from fedkit.sparse.state import ModelState
-from fedkit.task import Examples, cross_entropy
+from fedkit.tasks.task import Examples, cross_entropy
 
 _MODEL = "resnet18-w16"
 _SEED = 0

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedkit.files import write_whole
-from fedkit.supervise import guard, start_worker
+from fedkit.core.files import write_whole
+from fedkit.core.supervise import guard, start_worker
 
 Cell = TypeVar("Cell")
 """A dataclass of plain values, which together name the file."""

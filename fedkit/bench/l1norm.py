@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from fedkit.bench.sparsetrain import in_turns, one_core
+from fedkit.core.numerics import derive_key
 from fedkit.engine.integer.constants import (
     CODE,
     ONE,
@@ -33,10 +34,9 @@ from fedkit.engine.integer.constants import (
 )
 from fedkit.engine.integer.native_backend import NativeBackend
 from fedkit.engine.integer.network import IntegerNetwork
-from fedkit.engine.sparse import native
-from fedkit.engine.sparse.plan import Conv, Copy, Norm, Plan, Pool, Tensor, verify
-from fedkit.engine.sparse.schedule import training_schedule
-from fedkit.numerics import derive_key
+from fedkit.engine.kernels import native
+from fedkit.engine.plan.plan import Conv, Copy, Norm, Plan, Pool, Tensor, verify
+from fedkit.engine.plan.schedule import training_schedule
 
 SHAPES = ((64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8), (64, 64, 32, 32), (16, 128, 28, 28))
 """[n, channels, height, width]."""

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedkit.bench.replay import Recorded, worth_replaying
-from fedkit.cost import CountingEngine
-from fedkit.device import Device
+from fedkit.device.round import Device
+from fedkit.engine.cost import CountingEngine
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.wire import packet_bytes
-from fedkit.messages import Packet
-from fedkit.method import Phase
-from fedkit.rounds import LocalFleet
+from fedkit.methods.interface import Phase
+from fedkit.server.rounds import LocalFleet
+from fedkit.wire.messages import Packet
 
 
 @dataclass(frozen=True)

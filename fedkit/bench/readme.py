@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fedkit import report
-from fedkit.plots import plots
+from fedkit.report import comparison
+from fedkit.report.plots import plots
 
 ROOT = Path(__file__).resolve().parents[2]
 Result = Mapping[str, Any]
@@ -257,9 +257,9 @@ def _change(row: Mapping[str, Any], key: str) -> str:
 
 
 def _compare(result: Result) -> list[str]:
-    head, lines = report.table(result)
+    head, lines = comparison.table(result)
     rows = (f"| {' | '.join(cells)} |" for cells in [head, *lines])
-    return [next(rows), _rule(len(head)), *rows, "", report.note(result)]
+    return [next(rows), _rule(len(head)), *rows, "", comparison.note(result)]
 
 
 def _rule(columns: int) -> str:

@@ -18,14 +18,14 @@ import numpy as np
 from fedkit.bench.process import run_json
 from fedkit.bench.replay_child import __file__ as _CHILD
 from fedkit.config import RunConfig
-from fedkit.device import Memory
+from fedkit.device.round import Memory
 from fedkit.engine.base import Engine
+from fedkit.engine.plan.plan import save_plan
 from fedkit.engine.precision import PlanEngine
-from fedkit.engine.sparse.plan import save_plan
-from fedkit.messages import Packet
-from fedkit.method import Phase
-from fedkit.plan import adjusts_in
-from fedkit.task import Examples
+from fedkit.methods.interface import Phase
+from fedkit.methods.schedule import adjusts_in
+from fedkit.tasks.task import Examples
+from fedkit.wire.messages import Packet
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ def main(name: str) -> None:
     import json
     from pathlib import Path
 
-    from fedkit.device import Device
-    from fedkit.device_data import load_examples
+    from fedkit.device.data import load_examples
+    from fedkit.device.round import Device
 
     folder = Path(name)
     messages = _read(folder / "messages.pickle")
@@ -54,8 +54,8 @@ def _engine(folder: Path, config: RunConfig) -> Engine:
     """Return the engine of the plan beside the messages, or the task's on torch."""
     plan = folder / "model.plan"
     if plan.exists():
+        from fedkit.engine.plan.plan import load_plan
         from fedkit.engine.precision import plan_engine
-        from fedkit.engine.sparse.plan import load_plan
 
         return plan_engine(load_plan(plan), config.precision)
     from fedkit.engine.torch import TorchEngine

@@ -19,8 +19,8 @@ from subprocess import CalledProcessError
 from typing import Any
 
 from fedkit.bench.process import run_json
-from fedkit.checkpoint import RunFolder
-from fedkit.errors import FleetError
+from fedkit.core.errors import FleetError
+from fedkit.server.checkpoint import RunFolder
 
 ENGINES = ("sparse", "torch")
 

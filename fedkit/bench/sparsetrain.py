@@ -33,15 +33,15 @@ from torch import nn
 from fedkit.bench.process import idle_memory, run_json
 from fedkit.bench.sparsetrain_child import __file__ as _CHILD
 from fedkit.bench.sparsetrain_child import sparse_step, torch_step
-from fedkit.engine.sparse.capture import capture
+from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.plan import save_plan
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.plan import save_plan
 from fedkit.engine.sparse.program import Program
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.zoo import build_model, seeded
 from fedkit.sparse.distribution import kept_counts, uniform
 from fedkit.sparse.state import ModelState
-from fedkit.task import Examples, cross_entropy
+from fedkit.tasks.task import Examples, cross_entropy
 
 _SEED = 0
 _CLASSES = 10

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fedkit.engine.integer.program import Program as IntegerProgram
-    from fedkit.engine.sparse.network import Parameters
-    from fedkit.engine.sparse.plan import Plan
+    from fedkit.engine.kernels.network import Parameters
+    from fedkit.engine.plan.plan import Plan
     from fedkit.engine.sparse.program import Program
 
     Inputs = NDArray[np.float32]
@@ -54,7 +54,7 @@ def integer_step(program: IntegerProgram, inputs: Inputs, targets: Targets) -> C
 
     from fedkit.engine.integer.engine import quantize_inputs
     from fedkit.engine.integer.optimiser import Sgd
-    from fedkit.engine.sparse import native
+    from fedkit.engine.kernels import native
 
     order, (codes, scale) = np.arange(len(targets)), quantize_inputs(inputs)
     sgd = Sgd(program.network, native.load_kernels(), MOMENTUM, DECAY, seed=0)
@@ -114,8 +114,8 @@ def main(job: str, *arguments: str) -> None:
 
 def _sparse(folder: str) -> int:
     """Train the kept weights; return the anonymous memory before there were any."""
-    from fedkit.engine.sparse import native
-    from fedkit.engine.sparse.network import Network
+    from fedkit.engine.kernels import native
+    from fedkit.engine.kernels.network import Network
     from fedkit.engine.sparse.program import Program
 
     inputs, targets = _batch(folder)
@@ -155,7 +155,7 @@ def _pruned(folder: str) -> tuple[Plan, dict[str, NDArray[np.bool_]]]:
 
     import numpy as np
 
-    from fedkit.engine.sparse.plan import load_plan
+    from fedkit.engine.plan.plan import load_plan
 
     plan = load_plan(Path(folder, "model.plan"))
     with np.load(Path(folder, "kept.npz")) as kept:

@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit import messages
 from fedkit.config import RunConfig, make_config
-from fedkit.engine.base import Layout
 from fedkit.engine.torch import TorchEngine
-from fedkit.fedtiny.candidates import Pool
-from fedkit.fedtiny.progressive import swap
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.wire import packet_bytes
-from fedkit.messages import Packet, Update, Wire
+from fedkit.methods.fedtiny.progressive import swap
+from fedkit.methods.schedule import adjusting_block, block_quotas, pool_for
 from fedkit.nn.zoo import build_model, seeded
-from fedkit.plan import adjusting_block, block_quotas, pool_for
+from fedkit.sparse.candidates import Pool
+from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import Masks, ModelState
 from fedkit.sparse.topk import Entries, largest
-from fedkit.task import cross_entropy
+from fedkit.tasks.task import cross_entropy
+from fedkit.wire import messages
+from fedkit.wire.messages import Packet, Update, Wire
 
 _PERIOD = 10
 _ROUNDS = 100

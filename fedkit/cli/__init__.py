@@ -13,11 +13,11 @@ def main() -> None:
     if found := in_the_way():
         sys.stderr.write(f"error: {found}\n")
         sys.exit(2)
-    from fedkit import signals
+    from fedkit.core import signals
 
     with signals.ended_by_signals():
         # From here on a signal ends the command in good order, also while all this is imported.
-        from fedkit import supervise
+        from fedkit.core import supervise
 
         supervise.guard()
         # No Python that we start looks into the working folder before its own modules.

@@ -14,8 +14,8 @@ import typer
 from fedkit.bench import BENCHMARKS
 from fedkit.cli import flags, fleet, tables
 from fedkit.cli.terminal import Terminal
-from fedkit.errors import ConfigError, FedkitError
-from fedkit.signals import STOPS, stop_number, stop_words
+from fedkit.core.errors import ConfigError, FedkitError
+from fedkit.core.signals import STOPS, stop_number, stop_words
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from fedkit.bench import BENCHMARKS, run_benchmark
 from fedkit.cli import tables
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -29,19 +29,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fedkit.bench.cell import run_cell
 from fedkit.cli.grid import Grid, read_grid
 from fedkit.config import RunConfig
-from fedkit.errors import CheckpointError, ConfigError, FedkitError, FleetError, StoppedError
-from fedkit.files import remove_halves, write_whole
-from fedkit.fleet.processes import ENVIRONMENT
-from fedkit.plan import kept_per_layer
-from fedkit.plots import write_plots
-from fedkit.provenance import made_by
-from fedkit.report import GROUP
-from fedkit.signals import STOPS, stop_number, stop_words
-from fedkit.supervise import guard, start_worker
-from sim.cell import run_cell
-from sim.scenario import Scenario, make_scenario
+from fedkit.core.errors import CheckpointError, ConfigError, FedkitError, FleetError, StoppedError
+from fedkit.core.files import remove_halves, write_whole
+from fedkit.core.provenance import made_by
+from fedkit.core.signals import STOPS, stop_number, stop_words
+from fedkit.core.supervise import guard, start_worker
+from fedkit.flower.processes import ENVIRONMENT
+from fedkit.methods.schedule import kept_per_layer
+from fedkit.report.comparison import GROUP
+from fedkit.report.plots import write_plots
+from fedkit.server.scenario import Scenario
+from sim.scenario import make_scenario
 
 FORMAT = 2
 """Version of a cell's file and of what `run_cell` returns; cells of others are run again."""

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from edge import artifact as artifacts
-from edge import graph_file, ir, truth
+from edge import graph_file, ir
 from edge.artifact import Artifact
-from edge.emit.c_names import NAME, check_name
 from edge.export import (
     LANES,
     float_graph,
@@ -29,25 +28,29 @@ from edge.export import (
     save_onnx,
     save_tflite,
 )
-from edge.interpreted import INTERPRETER, InterpretedRunner
-from edge.kernels.program import Goal
-from edge.quantize import Scaling, Trained
+from edge.quantize import truth
+from edge.quantize.quantize import Scaling, Trained
+from edge.quantize.truth import ExportWarning
 from edge.runners import open_runner, runtime_for
-from edge.runtime import Runner
-from edge.simulated import SimulatedRunner
-from edge.truth import ExportWarning
-from fedkit import __version__
-from fedkit.checkpoint import Checkpoint, RunFolder
+from edge.targets.c99.program import Goal
+from edge.targets.c_names import NAME, check_name
+from edge.targets.fpga.runner import SimulatedRunner
+from edge.targets.interpreter import INTERPRETER, InterpretedRunner
+from edge.targets.tflite.runner import Runner
 from fedkit.config import make_config
-from fedkit.engine.base import Engine, Layout
+from fedkit.core.errors import ConfigError, ExportError
+from fedkit.core.text import terminal_text
+from fedkit.core.version import __version__
+from fedkit.engine.base import Engine
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.integer.inference import integers
-from fedkit.errors import ConfigError, ExportError
+from fedkit.server.checkpoint import Checkpoint, RunFolder
+from fedkit.server.scenario import Scenario, test_examples
+from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import ModelState, masks_digest
-from fedkit.task import ACCURACY, Examples, Task
 from fedkit.tasks import load_task
-from fedkit.text import terminal_text
-from sim.scenario import Scenario, make_scenario, test_examples
+from fedkit.tasks.task import ACCURACY, Examples, Task
+from sim.scenario import make_scenario
 
 CALIBRATION = 256
 """Examples that set the ranges of activations."""
@@ -73,7 +76,7 @@ class Form:
         goal: What C is written for, one of `GOALS`.
         lanes: Filters that an FPGA computes at a time, 1 to 8.
         name: What the identifiers of C begin with.
-        accept_error: Export also what is far from the float model, see `edge.truth`.
+        accept_error: Export also what is far from the float model, see `edge.quantize.truth`.
 
     Raises:
         ConfigError: A value is none of those.

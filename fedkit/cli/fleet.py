@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from fedkit import supervise
 from fedkit.cli import flags, fleet_server, fleet_status
 from fedkit.cli.terminal import Terminal
 from fedkit.config import make_config
-from fedkit.errors import FleetError
+from fedkit.core import supervise
+from fedkit.core.errors import FleetError
 from fedkit.fleet import commands
 from fedkit.fleet.address import parse_address
 from fedkit.fleet.folder import Fleet, make_fleet, open_device, open_fleet

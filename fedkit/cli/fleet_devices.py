@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-import sim
+import fedkit.flower
 from fedkit.config import RunConfig
-from fedkit.engine.sparse.capture import capture
-from fedkit.engine.sparse.plan import Plan, save_plan
+from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.plan import Plan, save_plan
 from fedkit.fleet.folder import PLAN, Fleet
-from fedkit.task import Examples
-from sim.scenario import make_scenario, server_scenario
+from fedkit.server.scenario import server_scenario
+from fedkit.tasks.task import Examples
+from sim.scenario import make_scenario
 
-APP = Path(sim.__file__).parent / "board"
+APP = Path(fedkit.flower.__file__).parent / "apps" / "board"
 """The Flower app of a fleet of real devices."""
 
 

@@ -8,19 +8,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedkit.checkpoint import RunFolder
 from fedkit.cli.fleet_server import check_owner, warn_root
 from fedkit.config import RunConfig, make_config
-from fedkit.device_data import Expected
-from fedkit.engine.sparse.capture import capture
-from fedkit.engine.sparse.plan import load_plan, plan_digest
-from fedkit.errors import FleetError
+from fedkit.core.errors import FleetError
+from fedkit.core.names import check_name, find_run
+from fedkit.device.data import Expected
+from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.plan import load_plan, plan_digest
 from fedkit.fleet import commands
 from fedkit.fleet.folder import PLAN, Fleet, read_nodes
-from fedkit.fleet.processes import Value
+from fedkit.flower.processes import Value
 from fedkit.flower.supernode import APP, app_digest
-from fedkit.names import check_name, find_run
-from sim.scenario import Scenario, server_scenario
+from fedkit.server.checkpoint import RunFolder
+from fedkit.server.scenario import Scenario, server_scenario
 
 Say = Callable[[str], None]
 

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedkit import supervise
-from fedkit.errors import FleetError
+from fedkit.core import supervise
+from fedkit.core.errors import FleetError
+from fedkit.core.signals import STOPS
 from fedkit.fleet import commands
 from fedkit.fleet.address import join_address, listens_on
 from fedkit.fleet.folder import Fleet
 from fedkit.fleet.private import make_private, private_files
-from fedkit.fleet.processes import kill_marked, marked, stop_group
-from fedkit.signals import STOPS
+from fedkit.flower.processes import kill_marked, marked, stop_group
 
 _PATIENCE = 600.0
 """Seconds for a SuperLink that lives to answer; under load it takes many times the usual five."""

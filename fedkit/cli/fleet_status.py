@@ -11,11 +11,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fedkit.cli.tables import size
-from fedkit.errors import FleetError
-from fedkit.events import EVENTS
+from fedkit.core.errors import FleetError
 from fedkit.fleet import commands
 from fedkit.fleet.folder import Fleet, read_nodes
-from fedkit.fleet.status import FleetStatus
+from fedkit.server.events import EVENTS
+from fedkit.server.status import FleetStatus
 
 NOTE = "online: Flower heard of it within a minute; last seen: when it answered last"
 

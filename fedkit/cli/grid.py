@@ -18,11 +18,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedkit.baselines import settle
 from fedkit.config import RunConfig, make_config, read_config
-from fedkit.errors import ConfigError, FedkitError
-from fedkit.text import short
-from sim.scenario import with_model_named
+from fedkit.core.errors import ConfigError, FedkitError
+from fedkit.core.text import short
+from fedkit.methods.registry import settle
+from fedkit.server.scenario import with_model_named
 
 MOST_CELLS = 100_000
 """Cells of a grid; a second for each is more than a day."""

@@ -19,19 +19,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edge.artifact import manifest_path
-from fedkit.checkpoint import RunFolder
 from fedkit.cli.export import Form, artifact_paths, check_exportable, export, tell
 from fedkit.cli.tables import run_table, size
 from fedkit.config import RunConfig, make_config
-from fedkit.errors import CheckpointError, ExportError, FleetError, StoppedError
-from fedkit.fleet.processes import tail
-from fedkit.names import check_name, find_run
-from fedkit.provenance import made_by
-from fedkit.reach import Reach
-from fedkit.signals import STOPS, stop_number, stop_words
-from fedkit.task import ACCURACY, Metric
-from sim.run import FlowerSimulation, check_ray_folder, record
-from sim.scenario import Scenario, make_scenario, with_model_named
+from fedkit.core.errors import CheckpointError, ExportError, FleetError, StoppedError
+from fedkit.core.names import check_name, find_run
+from fedkit.core.provenance import made_by
+from fedkit.core.signals import STOPS, stop_number, stop_words
+from fedkit.flower.processes import tail
+from fedkit.server.checkpoint import RunFolder
+from fedkit.server.record import record
+from fedkit.server.scenario import Scenario, with_model_named
+from fedkit.sparse.reach import Reach
+from fedkit.tasks.task import ACCURACY, Metric
+from sim.scenario import make_scenario
+from sim.simulation import FlowerSimulation, check_ray_folder
 
 _SUMMARY = "summary.json"
 _POLL_SECONDS = 0.2

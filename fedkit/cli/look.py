@@ -13,12 +13,13 @@ from rich.table import Table
 from edge import artifact as artifacts
 from edge import check as checks
 from edge import inspect as layers
-from edge import ir, truth
+from edge import ir
 from edge.artifact import Artifact
 from edge.export import float_graph
-from fedkit.checkpoint import RunFolder
+from edge.quantize import truth
 from fedkit.cli.export import say_what_runs, task_of
-from fedkit.errors import CheckpointError
+from fedkit.core.errors import CheckpointError
+from fedkit.server.checkpoint import RunFolder
 from sim.scenario import make_scenario
 
 _EXAMPLES = 64  # that errors against floats are taken from

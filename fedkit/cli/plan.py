@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.table import Table
 
-from fedkit.engine.sparse.capture import capture
-from fedkit.engine.sparse.plan import save_plan
+from fedkit.core.errors import PlanError
+from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.plan import save_plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.engine.trial import try_inputs
-from fedkit.errors import PlanError
 from fedkit.tasks import load_task
 
 

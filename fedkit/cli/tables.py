@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Group
 from rich.table import Column, Table
 
-from fedkit import report
-from fedkit.task import Metric
+from fedkit.report import comparison
+from fedkit.tasks.task import Metric
 
 _MOST_COLUMNS = 8
 
@@ -93,11 +93,11 @@ def _artifact_rows(table: Table, measured: Mapping[str, Any]) -> None:
 
 def compare_table(result: Mapping[str, Any]) -> Table:
     """Return the means of a comparison: a line per method, a column per density."""
-    head, lines = report.table(result)
+    head, lines = comparison.table(result)
     table = Table(*head, title=f"{result['name']}: {len(result['rows'])} cells")
     for line in lines:
         table.add_row(*line)
-    table.caption = report.note(result)
+    table.caption = comparison.note(result)
     return table
 
 

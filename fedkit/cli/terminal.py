@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fedkit.text import terminal_lines
+from fedkit.core.text import terminal_lines
 
 
 class Terminal(Console):

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from edge import artifact as artifacts
-from fedkit.checkpoint import RunFolder
 from fedkit.config import read_config
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
+from fedkit.server.checkpoint import RunFolder
 
 Say = Callable[[str], None]
 

@@ -1,4 +1,4 @@
-"""The seam between algorithms and the code that computes on a device."""
+"""The interface between algorithms and the code that computes on a device."""
 
 from __future__ import annotations
 
@@ -9,32 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.errors import FleetError
-from fedkit.sparse.state import ModelState, Shapes, Weights
+from fedkit.core.errors import FleetError
+from fedkit.sparse.layout import Layout
+from fedkit.sparse.state import ModelState, Weights
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import Merge, Moments, NormMoments, merge
-from fedkit.task import Examples
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Names and shapes of what a model consists of.
-
-    Attributes:
-        weights: Shape per trainable parameter, in the model's order.
-        stats: Shape per running statistic of the norm layers.
-        prunable: Names of the prunable parameters (convolution and linear weights), in order.
-    """
-
-    weights: Shapes
-    stats: Shapes
-    prunable: tuple[str, ...]
-
-    @property
-    def prunable_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape per prunable parameter."""
-        return {name: self.weights[name] for name in self.prunable}
-
+from fedkit.tasks.task import Examples
 
 STATISTICS_BATCH = 256
 """Examples that are normalised together when only statistics are wanted; equal in all engines."""

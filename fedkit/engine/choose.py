@@ -6,16 +6,16 @@ from typing import Literal
 
 import numpy as np
 
+from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.base import Engine
+from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.plan import Plan
 from fedkit.engine.precision import Precision, describe, plan_engine
-from fedkit.engine.sparse.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.plan import Plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.engine.trial import try_inputs
-from fedkit.errors import EngineError, PlanError
 from fedkit.sparse.state import ModelState
-from fedkit.task import Task, cross_entropy
+from fedkit.tasks.task import Task, cross_entropy
 
 Wish = Literal["auto", "torch", "sparse"]
 """An engine by name, or the fastest that can run the task."""
@@ -72,7 +72,7 @@ def _plan(reference: TorchEngine, initial: ModelState, task: Task) -> Plan:
     if task.loss is not cross_entropy:
         raise EngineError(
             f"the loss of task {task.name!r} is its own; the sparse engine has "
-            "fedkit.task.cross_entropy, other losses need --engine torch"
+            "fedkit.tasks.task.cross_entropy, other losses need --engine torch"
         )
     inputs = task.examples("test").inputs
     if inputs.dtype != np.float32 or inputs.ndim not in (2, 4):

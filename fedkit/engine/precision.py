@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from fedkit.engine.integer.engine import IntegerEngine
+from fedkit.engine.kernels.native import INSTALL
+from fedkit.engine.plan.plan import Plan
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.native import INSTALL
-from fedkit.engine.sparse.plan import Plan
 from fedkit.sparse.state import ModelState
 
 Precision = Literal["fp32", "int8", "int6", "int4"]

@@ -16,20 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedkit.core.errors import PlanError, TaskError
 from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
-    Layout,
     LocalTraining,
     NormLevels,
     check_loss,
     even_batches,
     merge_batches,
 )
-from fedkit.engine.sparse.capture import capture
-from fedkit.engine.sparse.checks import check_classes, one_value_error
-from fedkit.engine.sparse.plan import norm_levels
-from fedkit.errors import PlanError, TaskError
+from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.checks import check_classes, one_value_error
+from fedkit.engine.plan.plan import norm_levels
+from fedkit.integers.l1norm import K
 from fedkit.nn.layers import (
     STATISTICS,
     modes_restored,
@@ -39,11 +39,11 @@ from fedkit.nn.layers import (
     untrainable_parts,
 )
 from fedkit.nn.norm import L1BatchNorm2d
-from fedkit.shiftquant.l1norm import K
+from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import ModelState, Weights
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
-from fedkit.task import Examples, Task, cross_entropy
+from fedkit.tasks.task import Examples, Task, cross_entropy
 
 _EVAL_BATCH = 256
 _TILE = 1 << 16

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedkit.core.errors import FedkitError, TaskError
+from fedkit.core.lookup import reason, theirs
 from fedkit.engine.base import Engine, LocalTraining
 from fedkit.engine.torch import TorchEngine
-from fedkit.errors import FedkitError, TaskError
-from fedkit.lookup import reason, theirs
-from fedkit.task import Examples, Task, cross_entropy, describe
+from fedkit.tasks.task import Examples, Task, cross_entropy, describe
 
 _TRIED = 4
 """Examples that a trial takes, beside those with the smallest and largest numbers."""

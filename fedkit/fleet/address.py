@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
 
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedkit.errors import FleetError
-from fedkit.files import write_whole
+from fedkit.core.errors import FleetError
+from fedkit.core.files import write_whole
 from fedkit.fleet.address import listens_on
 from fedkit.fleet.folder import NODES, DeviceFile, Fleet, read_nodes
-from fedkit.fleet.processes import ENVIRONMENT, Value, free_port, past_proxies, toml_pairs
+from fedkit.flower.processes import ENVIRONMENT, Value, free_port, past_proxies, toml_pairs
 
 CONNECTION = "fleet"
 """Name of the server in Flower's settings."""

@@ -26,8 +26,8 @@ from typing import Any
 import tomli_w
 
 from fedkit.config import RunConfig, make_config, read_config
-from fedkit.errors import ConfigError, FleetError
-from fedkit.files import write_whole
+from fedkit.core.errors import ConfigError, FleetError
+from fedkit.core.files import write_whole
 from fedkit.fleet import keys, units
 from fedkit.fleet.address import is_loopback, join_address, reached_here
 from fedkit.fleet.address import parse_address as parse_address
@@ -90,7 +90,7 @@ class DeviceFile:
     Attributes:
         superlink: Where the server is, as host:port.
         device: Index of the device.
-        data: An .npz of its examples, or `module:function` (`fedkit.device_data`).
+        data: An .npz of its examples, or `module:function` (`fedkit.device.data`).
         plan: Plan of the model, for the sparse engine; "" computes with torch.
         secure: Whether `ca.crt` and `device.key` lie beside it.
         port: TCP port on this device's loopback for Flower's own use; 0 takes a free one.

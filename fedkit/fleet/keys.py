@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedkit.files import write_whole
+from fedkit.core.files import write_whole
 
 YEARS = 10
 """How long certificates are valid: boards are seldom visited."""

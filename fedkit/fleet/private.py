@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedkit.errors import FleetError
+from fedkit.core.errors import FleetError
 
 OTHERS = 0o077
 """What other accounts may not do with anything of a fleet."""

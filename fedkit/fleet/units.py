@@ -8,8 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from fedkit.errors import FleetError
-from fedkit.files import write_whole
+from fedkit.core.errors import FleetError
+from fedkit.core.files import write_whole
 
 SERVER_UNIT, DEVICE_UNIT = "fedkit-server.service", "fedkit-device.service"
 

@@ -11,14 +11,14 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from fedkit.device import Device
-from fedkit.device_memory import LastingMemory
-from fedkit.errors import FedkitError
+from fedkit.core.errors import FedkitError
+from fedkit.core.text import terminal_text
+from fedkit.device.memory import LastingMemory
+from fedkit.device.round import Device
 from fedkit.flower.run_config import FOLDER_KEY
 from fedkit.flower.wire import from_records, to_records
-from fedkit.messages import Packet, packet_digest
-from fedkit.method import Phase
-from fedkit.text import terminal_text
+from fedkit.methods.interface import Phase
+from fedkit.wire.messages import Packet, packet_digest
 
 MESSAGE_TYPES: dict[Phase, str] = {
     "moments": "query.bn_moments",

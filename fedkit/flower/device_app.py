@@ -6,10 +6,10 @@ trusted (Flower's manual has the flags for TLS):
     flower-supernode --superlink HOST:PORT --insecure \
         --node-config 'plan="resnet8.plan" data="mine.npz" device=0'
 
-- `plan`: path of the plan of the fleet's model (`fedkit.engine.sparse.plan`). Without it, the
+- `plan`: path of the plan of the fleet's model (`fedkit.engine.plan.plan`). Without it, the
   device builds the run's model with torch, which must be installed.
 - `data`: path of an .npz with this device's examples, or `module:function` returning them
-  (`fedkit.device_data.load_examples`).
+  (`fedkit.device.data.load_examples`).
 - `device`: index of this device in the fleet, from 0; no two may be equal.
 - `task`: name of the task whose data these are; the device takes part in no run of another one.
 - `state`: folder for what this device remembers of runs, so that a restart loses nothing; without
@@ -29,20 +29,20 @@ from typing import Any
 import numpy as np
 from flwr.app import Context
 
-from fedkit.baselines import settle
 from fedkit.config import RunConfig, make_config
-from fedkit.device import Device
-from fedkit.device_data import Expected, check_trainable, load_examples
-from fedkit.device_memory import DurableMemory
+from fedkit.core.errors import ConfigError, DataError
+from fedkit.device.data import Expected, check_trainable, load_examples
+from fedkit.device.memory import DurableMemory
+from fedkit.device.round import Device
 from fedkit.engine.base import Engine
+from fedkit.engine.plan.plan import load_plan, plan_digest
 from fedkit.engine.precision import describe, plan_engine
-from fedkit.engine.sparse.plan import load_plan, plan_digest
-from fedkit.errors import ConfigError, DataError
 from fedkit.flower.client_app import in_context, make_client_app
 from fedkit.flower.run_config import EXPECTED_KEY, run_keys, run_name
-from fedkit.messages import Packet
-from fedkit.method import Phase
-from fedkit.task import Examples
+from fedkit.methods.interface import Phase
+from fedkit.methods.registry import settle
+from fedkit.tasks.task import Examples
+from fedkit.wire.messages import Packet
 
 _EXAMPLE = 'start the SuperNode with --node-config \'plan="model.plan" data="mine.npz" device=0\''
 

@@ -14,13 +14,13 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedkit.config import RunConfig
-from fedkit.errors import FleetError, WireError
+from fedkit.core.errors import FleetError, WireError
+from fedkit.core.text import terminal_text
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.wire import from_records, message_bytes, record_bytes, to_records
-from fedkit.messages import Packet, packet_digest, read_count
-from fedkit.method import Answer, Phase, Request
+from fedkit.methods.interface import Answer, Phase, Request
 from fedkit.sparse.counts import ceil_share
-from fedkit.text import terminal_text
+from fedkit.wire.messages import Packet, packet_digest, read_count
 
 Log = Callable[..., None]
 """Takes the name of an event and its fields."""
@@ -48,7 +48,7 @@ def _silent(event: str, **fields: Any) -> None:
 
 
 class FlowerFleet:
-    """Implements `fedkit.method.Fleet` with a message to every node that is connected.
+    """Implements `fedkit.methods.interface.Fleet` with a message to every node that is connected.
 
     A device that does not answer is waited for until the config's `deadline`, and asked again when
     it comes back. Then the exchange ends with those that answered, if they are `min_share` of all;
@@ -68,7 +68,7 @@ class FlowerFleet:
         devices: Of the run.
         acquainted: Nodes that answered the last exchange, and know its model.
         missed: How many devices it ended without that were not connected.
-        traffic: See `fedkit.method.Fleet.traffic`.
+        traffic: See `fedkit.methods.interface.Fleet.traffic`.
         bytes_down: Bytes of all messages sent so far, as Flower transfers them.
         bytes_up: Bytes of all replies that were read.
     """
@@ -142,7 +142,7 @@ class FlowerFleet:
     def exchange(
         self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
     ) -> list[Answer]:
-        """See `fedkit.method.Fleet.exchange`.
+        """See `fedkit.methods.interface.Fleet.exchange`.
 
         Raises:
             FleetError: Fewer devices than needed answered in time, or can still answer.

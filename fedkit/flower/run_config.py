@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkit.config import RunConfig, make_config
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
 
 FOLDER_KEY, RESUME_KEY, NODES_KEY, EXPECTED_KEY = "folder", "resume", "nodes", "expected"
 SERVER_KEYS: Mapping[str, str | bool] = {

@@ -37,10 +37,10 @@ from flwr.supernode import start_client_internal as node
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from fedkit import __version__
+from fedkit.core.version import __version__
 from fedkit.flower.peer import OwnAccountOnly
 
-APP = Path(__file__).parents[2] / "sim" / "board"
+APP = Path(__file__).parent / "apps" / "board"
 """The Flower app of real devices; it is installed beside fedkit."""
 
 FLAG = "--fedkit-app"

@@ -13,9 +13,9 @@ from flwr.app.metadata import Metadata
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from numpy.typing import NDArray
 
-from fedkit.errors import WireError
-from fedkit.messages import Packet
-from fedkit.text import short
+from fedkit.core.errors import WireError
+from fedkit.core.text import short
+from fedkit.wire.messages import Packet
 
 _ARRAYS, _NUMBERS = "arrays", "numbers"
 _SOME_ID = 2**63 - 1  # Run and node ids are random 64-bit numbers.

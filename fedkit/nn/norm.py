@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from fedkit.shiftquant.l1norm import K
+from fedkit.integers.l1norm import K
 
 
 class L1BatchNorm2d(nn.modules.batchnorm._BatchNorm):

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
 from fedkit.nn.layers import prunable_weights
 from fedkit.sparse.state import Masks
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
 from fedkit.sparse.counts import floor_share
 from fedkit.sparse.state import Shapes
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
 from fedkit.sparse.distribution import exempt_layers
 from fedkit.sparse.state import Masks
 from fedkit.sparse.topk import largest

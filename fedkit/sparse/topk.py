@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.errors import WireError
+from fedkit.core.errors import WireError
 
 
 @dataclass(frozen=True)

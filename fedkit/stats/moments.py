@@ -2,8 +2,8 @@
 
 `Moments` of two sets of samples merge into the moments of their union by Chan's rule. What devices
 measured under the same model so becomes what their pooled data would give; norms that each device
-computes from its own batches are part of the model (`fedkit.exact_norms`). Raw second moments would
-cancel in float32 where the mean is large; centred ones do not.
+computes from its own batches are part of the model (`fedkit.methods.exact_norms`). Raw second
+moments would cancel in float32 where the mean is large; centred ones do not.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ Importing this loads no data and no data library; each task does on first use.
 
 from __future__ import annotations
 
-from fedkit.errors import TaskError
-from fedkit.lookup import load
-from fedkit.task import Task
+from fedkit.core.errors import TaskError
+from fedkit.core.lookup import load
 from fedkit.tasks import digits, fashion_mnist, hub
+from fedkit.tasks.task import Task
 
 BUILT_IN: dict[str, Task] = {
     task.name: task

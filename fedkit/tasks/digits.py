@@ -11,7 +11,7 @@ import functools
 
 import numpy as np
 
-from fedkit.task import Examples, Task
+from fedkit.tasks.task import Examples, Task
 
 _GREY_LEVELS = 16
 _SPLIT_SEED = 0

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkit.errors import DataError
-from fedkit.files import read_whole
-from fedkit.task import Examples, Task
+from fedkit.core.errors import DataError
+from fedkit.core.files import read_whole
 from fedkit.tasks.hub import Bytes, ImageSet, Split, read_hub, to_examples
+from fedkit.tasks.task import Examples, Task
 
 MEAN = 0.2860
 STD = 0.3530

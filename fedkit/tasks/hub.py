@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.errors import DataError
-from fedkit.task import Examples, Task
+from fedkit.core.errors import DataError
+from fedkit.tasks.task import Examples, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset

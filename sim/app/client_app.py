@@ -3,7 +3,7 @@
 from flwr.app import Context
 
 from fedkit.config import make_config
-from fedkit.device import Device
+from fedkit.device.round import Device
 from fedkit.flower.client_app import in_context_and_folder, make_client_app
 from fedkit.flower.run_config import run_keys
 from sim.scenario import make_scenario

@@ -13,7 +13,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run all rounds over the simulated nodes and record them in a run folder."""
     config, place = read_run_config(context.run_config)
     # What takes seconds to import is not needed to say that a key is wrong.
-    from sim.run import serve
+    from fedkit.flower.serve import serve
     from sim.scenario import make_scenario
 
     serve(make_scenario(config), grid, place)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge import ir
-from edge.runtime import available_runtimes
+from edge.targets.tflite.runner import available_runtimes
 from fedkit.nn.zoo import build_model
 
 Images = NDArray[np.float32]

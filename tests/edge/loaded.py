@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import yosys
-from edge.emit import fpga
-from edge.simulated import _HARNESS, _compiler
+from edge.targets.fpga import emitter as fpga
+from edge.targets.fpga import yosys
+from edge.targets.fpga.runner import _HARNESS, _compiler
 from tests.naive.engine import words_of
 
 LANES = 4

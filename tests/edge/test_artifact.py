@@ -8,7 +8,7 @@ import pytest
 
 from edge import artifact
 from edge.artifact import Artifact, Port
-from fedkit.errors import ExportError
+from fedkit.core.errors import ExportError
 
 PORT = Port("x", "int8", (1, 2), 0.5, -3)
 

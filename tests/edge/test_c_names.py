@@ -14,14 +14,14 @@ from torch import nn
 from edge import ir
 from edge.artifact import Artifact
 from edge.bench import build
-from edge.compiled import CompiledRunner
-from edge.emit.c_names import NAME, check_name, generic_names, name_for
+from edge.define.interpret import Int8Array, evaluate_int8
 from edge.export import export_c99, int8_graph, save_c99
-from edge.interpret import Int8Array, evaluate_int8
-from edge.kernels.program import Goal
-from fedkit.errors import ExportError
-from tests.edge.kernels.library import need_gcc
-from tests.edge.test_emit_tflite import images
+from edge.targets.c99.program import Goal
+from edge.targets.c99.runner import CompiledRunner
+from edge.targets.c_names import NAME, check_name, generic_names, name_for
+from fedkit.core.errors import ExportError
+from tests.edge.targets.c99.library import need_gcc
+from tests.edge.targets.test_tflite import images
 
 STRICT = ("-Wall", "-Wextra", "-Werror")
 INPUTS = images(1, 6, 6)

@@ -13,16 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge import artifact, interpret_int8, ir
+from edge import artifact, ir
 from edge.artifact import Artifact
 from edge.check import check
+from edge.define import interpret_int8
+from edge.define.rounding import RUNTIMES, Policy
 from edge.export import int8_graph, save_c99, save_graph, save_onnx, save_tflite
-from edge.rounding import RUNTIMES, Policy
 from edge.runners import open_runner
-from fedkit.errors import ExportError
-from fedkit.numerics import Int64s
-from tests.edge.kernels.library import need_gcc
-from tests.edge.test_emit_tflite import Branches, DenseBlock, Flat
+from fedkit.core.errors import ExportError
+from fedkit.core.numerics import Int64s
+from tests.edge.targets.c99.library import need_gcc
+from tests.edge.targets.test_tflite import Branches, DenseBlock, Flat
 
 Save = Callable[..., Artifact]
 SAVES: dict[str, Save] = {"c99": save_c99, "tflite": save_tflite, "onnx-qdq": save_onnx}

@@ -14,8 +14,8 @@ from torch import nn
 from edge import artifact
 from edge.artifact import Artifact
 from edge.export import export_tflite
-from edge.runtime import TfliteRunner, available_runtimes
-from fedkit.errors import ExportError
+from edge.targets.tflite.runner import TfliteRunner, available_runtimes
+from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
 
 Floats = NDArray[np.float32]
@@ -66,8 +66,8 @@ def test_pruned_channels_cost_no_accuracy(trained, torch_outputs: TorchOutputs) 
     with torch.no_grad():
         model.get_parameter("2.first.0.weight")[:4] = 0
         model.get_parameter("3.second.0.weight")[::2] = 0
-    from edge.emit import tflite
     from edge.export import int8_graph
+    from edge.targets.tflite import emitter as tflite
 
     runner = TfliteRunner(tflite.emit(int8_graph(model, trained.train[:200])))
     expected = torch_outputs(model, trained.test)

@@ -16,17 +16,17 @@ from torch import nn
 
 from edge import artifact
 from edge.check import check, graph_of
-from edge.compiled import CompiledRunner
 from edge.export import int8_graph, save_c99, save_fpga, save_graph, save_tflite
 from edge.inspect import inspect
 from edge.runners import open_runner
-from fedkit.checkpoint import RunFolder
+from edge.targets.c99.runner import CompiledRunner
 from fedkit.config import RunConfig
-from fedkit.errors import FedkitError
-from sim.run import record
+from fedkit.core.errors import FedkitError
+from fedkit.server.checkpoint import RunFolder
+from fedkit.server.record import record
 from sim.scenario import make_scenario
 from tests.edge import manifests
-from tests.edge.kernels.library import need_gcc
+from tests.edge.targets.c99.library import need_gcc
 
 INPUTS = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
 _ODD: tuple[Any, ...] = (

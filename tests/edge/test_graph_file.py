@@ -15,12 +15,12 @@ from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from edge import ir
+from edge.define.interpret import evaluate, evaluate_int8
 from edge.export import int8_graph
 from edge.graph_file import from_bytes, load_graph, save_graph, to_bytes
-from edge.interpret import evaluate, evaluate_int8
-from edge.lower import lower
 from edge.passes import optimise
-from fedkit.errors import ExportError
+from edge.read.torch_module import lower
+from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
 
 SHAPE = (1, 8, 8)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge import ir
-from fedkit.errors import ExportError
+from fedkit.core.errors import ExportError
 
 
 @pytest.fixture

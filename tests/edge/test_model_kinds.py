@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
+from edge.define.interpret import evaluate
 from edge.export import float_graph, int8_graph
-from edge.interpret import evaluate
-from fedkit.errors import ExportError
+from fedkit.core.errors import ExportError
 
 Floats = NDArray[np.float32]
 

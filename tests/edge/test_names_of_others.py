@@ -19,13 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from edge import ir
-from edge.compiled import CompiledRunner
-from edge.emit import c99, fpga
+from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, load_onnx, save_c99, save_fpga, save_graph
 from edge.graph_file import load_graph
-from edge.interpret import evaluate_int8
-from tests.edge.kernels.library import need_gcc
-from tests.edge.test_emit_tflite import images
+from edge.targets.c99 import emitter as c99
+from edge.targets.c99.runner import CompiledRunner
+from edge.targets.fpga import emitter as fpga
+from tests.edge.targets.c99.library import need_gcc
+from tests.edge.targets.test_tflite import images
 from tests.naive.engine import Engine
 
 INPUTS = images(1, 6, 6)

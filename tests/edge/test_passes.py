@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from edge import ir, passes
-from edge.interpret import evaluate
-from edge.lower import lower
+from edge.define.interpret import evaluate
 from edge.passes import fold_bn, fold_flatten, fuse_relu
-from fedkit.errors import ExportError
+from edge.read.torch_module import lower
+from fedkit.core.errors import ExportError
 
 
 class TwoReaders(nn.Module):

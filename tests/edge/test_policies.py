@@ -16,15 +16,15 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edge import ir
-from edge.compiled import CompiledRunner
-from edge.emit import onnx, tflite
+from edge.define.interpret import evaluate_int8
+from edge.define.rounding import POLICIES, RUNTIMES
 from edge.export import save_c99
-from edge.interpret import evaluate_int8
-from edge.rounding import POLICIES, RUNTIMES
-from edge.runtime import TfliteRunner, available_runtimes
-from edge.runtime_onnx import OnnxRunner
-from fedkit.errors import ExportError
-from tests.edge.kernels.library import need_gcc
+from edge.targets.c99.runner import CompiledRunner
+from edge.targets.onnx import emitter as onnx
+from edge.targets.onnx.runner import OnnxRunner
+from edge.targets.tflite import emitter as tflite
+from edge.targets.tflite.runner import TfliteRunner, available_runtimes
+from fedkit.core.errors import ExportError
 from tests.edge.random_graphs import a_graph
 from tests.edge.single_ops import (
     ENDS_AND_MIDDLE,
@@ -40,6 +40,7 @@ from tests.edge.single_ops import (
     graph_of,
     pixels,
 )
+from tests.edge.targets.c99.library import need_gcc
 
 KINDS: Mapping[str, Make] = {**RESCALING, **KEEPING}
 POWERS = [2.0**power for power in range(-8, 5)]

@@ -12,18 +12,19 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from edge import artifact, ir, yosys
+from edge import artifact, ir
 from edge.check import check
-from edge.compiled import CompiledRunner
+from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_c99, save_fpga, save_graph, save_tflite
-from edge.interpret import evaluate_int8
 from edge.runners import open_runner
+from edge.targets.c99.runner import CompiledRunner
+from edge.targets.fpga import yosys
 from fedkit.cli import export
 from fedkit.cli.app import app
-from fedkit.errors import ExportError
+from fedkit.core.errors import ExportError
 from tests.edge import manifests
-from tests.edge.kernels.library import need_gcc
-from tests.edge.test_emit_tflite import images
+from tests.edge.targets.c99.library import need_gcc
+from tests.edge.targets.test_tflite import images
 
 INPUTS = images(1, 8, 8)
 

@@ -16,24 +16,25 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edge import ir, passes
-from edge.compiled import CompiledRunner
 from edge.cost import cost
-from edge.emit import onnx, tflite
+from edge.define.interpret import Int8Array, evaluate_int8
+from edge.define.rounding import POLICIES
 from edge.export import int8_graph, save_c99
-from edge.interpret import Int8Array, evaluate_int8
-from edge.lower import lower
 from edge.passes import channels
 from edge.passes.fold_constants import fold_constants
 from edge.passes.probe import Values, observe
 from edge.passes.slim import slim
-from edge.quantize import quantize
-from edge.rounding import POLICIES
-from edge.runtime import TfliteRunner, available_runtimes
-from edge.runtime_onnx import OnnxRunner
-from fedkit.errors import ExportError
+from edge.quantize.quantize import quantize
+from edge.read.torch_module import lower
+from edge.targets.c99.runner import CompiledRunner
+from edge.targets.onnx import emitter as onnx
+from edge.targets.onnx.runner import OnnxRunner
+from edge.targets.tflite import emitter as tflite
+from edge.targets.tflite.runner import TfliteRunner, available_runtimes
+from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
-from tests.edge.kernels.library import need_gcc
-from tests.edge.test_emit_tflite import DenseBlock, Flat, images
+from tests.edge.targets.c99.library import need_gcc
+from tests.edge.targets.test_tflite import DenseBlock, Flat, images
 
 Randomise = Callable[[nn.Module], nn.Module]
 

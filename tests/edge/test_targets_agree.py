@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge import ir
+from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph
-from edge.interpret import evaluate_int8
-from edge.quantize import Scaling
-from tests.edge.kernels.library import need_gcc
-from tests.edge.test_emit_c99 import assert_same_integers
+from edge.quantize.quantize import Scaling
+from tests.edge.define.test_rounding import int8_inputs
+from tests.edge.targets.c99.library import need_gcc
+from tests.edge.targets.test_c99 import assert_same_integers
 from tests.edge.test_policies import Place, place
-from tests.edge.test_rounding import int8_inputs
 
 __all__ = ["place"]
 

@@ -14,14 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge import artifact, graph_file, ir, truth
+from edge import artifact, graph_file, ir
 from edge.check import check
+from edge.define.interpret import evaluate, evaluate_int8
 from edge.export import export_tflite, int8_graph, save_c99, save_fpga, save_graph, save_onnx
 from edge.inspect import inspect
-from edge.interpret import evaluate, evaluate_int8
-from edge.runtime import TfliteRunner
-from edge.truth import ExportWarning
-from fedkit.errors import ExportError
+from edge.quantize import truth
+from edge.quantize.truth import ExportWarning
+from edge.targets.tflite.runner import TfliteRunner
+from fedkit.core.errors import ExportError
 
 Floats = NDArray[np.float32]
 Save = Callable[..., artifact.Artifact]
@@ -176,7 +177,7 @@ KINDS = ["normal", "one", "constant", "zero", "positive", "tiny", "large", "one 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.filterwarnings("ignore::edge.truth.ExportWarning")
+@pytest.mark.filterwarnings("ignore::edge.quantize.truth.ExportWarning")
 def test_nets_drawn_at_random_are_close_to_their_floats_or_refused(kind: str) -> None:
     refused = 0
     for seed in range(3):

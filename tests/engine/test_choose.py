@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.choose import make_engine
 from fedkit.engine.integer.engine import IntegerEngine
+from fedkit.engine.kernels import native
 from fedkit.engine.precision import BITS, Precision
-from fedkit.engine.sparse import native
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
-from fedkit.errors import EngineError, PlanError
-from fedkit.task import Examples, Task, cross_entropy
 from fedkit.tasks import digits, load_task
+from fedkit.tasks.task import Examples, Task, cross_entropy
 
 
 def smooth_loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -21,13 +21,13 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from fedkit.config import make_config
+from fedkit.core.errors import EngineError, FedkitError, PlanError, TaskError
 from fedkit.engine.base import Engine, GradientSums, LocalTraining
 from fedkit.engine.choose import make_engine
-from fedkit.engine.sparse.capture import capture
+from fedkit.engine.plan.capture import capture
 from fedkit.engine.torch import TorchEngine
-from fedkit.errors import EngineError, FedkitError, PlanError, TaskError
-from fedkit.rounds import run_rounds
-from fedkit.task import Examples, Task, cross_entropy
+from fedkit.server.rounds import run_rounds
+from fedkit.tasks.task import Examples, Task, cross_entropy
 from sim.scenario import make_scenario
 
 HOW = LocalTraining(epochs=3, batch_size=7, lr=0.05, momentum=0.9, weight_decay=1e-3)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from fedkit.core.errors import FleetError, TaskError
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.torch import TorchEngine
-from fedkit.errors import FleetError, TaskError
 from fedkit.nn.zoo import build_model
 from fedkit.sparse.state import ModelState
 from fedkit.stats.moments import Moments
-from fedkit.task import Examples, cross_entropy
+from fedkit.tasks.task import Examples, cross_entropy
 from tests.naive.sparse import dense_topk
 
 HOW = LocalTraining(epochs=2, batch_size=8, lr=0.1, momentum=0.9, weight_decay=1e-2)

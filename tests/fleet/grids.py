@@ -13,8 +13,8 @@ from flwr.serverapp import Grid
 from fedkit.flower.client_app import make_client_app
 from fedkit.flower.fleet import OWN_NUMBERS
 from fedkit.flower.wire import from_records, to_records
-from fedkit.messages import Packet, packet_digest
-from sim.scenario import Scenario
+from fedkit.server.scenario import Scenario
+from fedkit.wire.messages import Packet, packet_digest
 
 Node = Callable[[Message], Message | None]
 """Answers a message; None: it takes the message and is never heard of again."""

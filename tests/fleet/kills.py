@@ -37,9 +37,9 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 if PROGRAM in ("flwr-clientapp", "flwr-serverapp"):
-    import fedkit.files
+    import fedkit.core.files
 
-    whole = fedkit.files.write_whole
+    whole = fedkit.core.files.write_whole
 
     def write_whole(path, data):
         if reached(path, "before"):
@@ -53,7 +53,7 @@ if PROGRAM in ("flwr-clientapp", "flwr-serverapp"):
         if reached(path, "after"):
             die()
 
-    fedkit.files.write_whole = write_whole
+    fedkit.core.files.write_whole = write_whole
 """
 """Stages of writing a file: before it, with half of it written under its temporary name, after it
 is in place; `linger` lives on, slowly, for who wants to kill something else."""

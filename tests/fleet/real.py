@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from fedkit.checkpoint import RunFolder
-from fedkit.events import EVENTS, read_events
 from fedkit.fleet.folder import Fleet, open_fleet
-from fedkit.fleet.processes import free_port, kill_marked, tail
+from fedkit.flower.processes import free_port, kill_marked, tail
+from fedkit.server.checkpoint import RunFolder
+from fedkit.server.events import EVENTS, read_events
 from fedkit.sparse.state import ModelState
 
 FEDKIT = str(Path(sys.executable).with_name("fedkit"))

@@ -13,11 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedkit.config import make_config
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
 from fedkit.fleet.address import join_address, listens_on, parse_address, reached_here
 from fedkit.fleet.commands import server_command
 from fedkit.fleet.folder import Fleet, make_fleet
-from sim.run import APP
+from sim.simulation import APP
 
 REFUSED = [
     ("https://host:8000", "a scheme, a path or a user"),

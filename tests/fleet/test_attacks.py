@@ -18,17 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedkit.baselines import METHODS
 from fedkit.config import RunConfig
-from fedkit.door import admit_update
-from fedkit.errors import WireError
-from fedkit.fedtiny.bn_selection import merge_losses
-from fedkit.messages import LARGEST, Packet, as_received, pack_update
-from fedkit.method import Phase, whole_model
-from fedkit.rounds import Report, run_rounds
-from fedkit.sparse import codec
+from fedkit.core.errors import WireError
+from fedkit.methods.interface import Phase, whole_model
+from fedkit.methods.registry import METHODS
+from fedkit.server.rounds import Report, run_rounds
 from fedkit.sparse.state import ModelState, count_kept, masks_digest
 from fedkit.sparse.topk import Entries
+from fedkit.stats.norms import merge_losses
+from fedkit.wire import codec
+from fedkit.wire.messages import LARGEST, Packet, as_received, pack_update
+from fedkit.wire.validation import admit_update
 from tests.fleet import tiny
 
 LIAR = 1

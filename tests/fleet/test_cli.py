@@ -14,13 +14,13 @@ from unittest import mock
 
 import pytest
 
-from fedkit.checkpoint import RunFolder
 from fedkit.cli import main
 from fedkit.cli.fleet_run import _tell_other_app
 from fedkit.cli.fleet_server import warn_root
 from fedkit.fleet.folder import open_fleet
-from fedkit.rounds import Report
-from sim.scenario import server_scenario
+from fedkit.server.checkpoint import RunFolder
+from fedkit.server.rounds import Report
+from fedkit.server.scenario import server_scenario
 
 
 def fedkit(*arguments: str | Path) -> tuple[int, str, str]:

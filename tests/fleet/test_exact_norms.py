@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedkit.baselines import load_method
 from fedkit.config import make_config
-from fedkit.device_memory import DurableMemory
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
+from fedkit.device.memory import DurableMemory
 from fedkit.flower.fleet import FlowerFleet
-from fedkit.method import Phase, Request
-from fedkit.privacy import check_private
-from fedkit.rounds import Report, Step, run_rounds
+from fedkit.methods.interface import Phase, Request
+from fedkit.methods.registry import load_method
+from fedkit.server.privacy import check_private
+from fedkit.server.rounds import Report, Step, run_rounds
 from sim.scenario import make_scenario
 from tests.fleet.grids import ScriptedGrid, client_nodes
 from tests.fleet.test_participation import run
-from tests.test_exact_norms import errors, pooled
-from tests.test_flower import assert_same_bits
-from tests.test_rounds import RecordingFleet
+from tests.flower.test_flower import assert_same_bits
+from tests.methods.test_exact_norms import errors, pooled
+from tests.server.test_rounds import RecordingFleet
 
 KEYS: dict[str, Any] = {
     "devices": 3,

@@ -12,14 +12,14 @@ from flwr.app import Context, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkit.device_data import Expected
-from fedkit.errors import ConfigError, DataError, FleetError
-from fedkit.events import EventLog, read_events
+from fedkit.core.errors import ConfigError, DataError, FleetError
+from fedkit.device.data import Expected
 from fedkit.flower.client_app import MESSAGE_TYPES, make_client_app
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.wire import lone_message
-from fedkit.messages import Packet
-from fedkit.task import Examples
+from fedkit.server.events import EventLog, read_events
+from fedkit.tasks.task import Examples
+from fedkit.wire.messages import Packet
 from sim.scenario import make_scenario
 from tests.fleet.grids import ScriptedGrid, client_nodes
 from tests.fleet.test_participation import config, run

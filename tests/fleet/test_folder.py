@@ -11,10 +11,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedkit.config import make_config
-from fedkit.errors import ConfigError, FedkitError, FleetError
+from fedkit.core.errors import ConfigError, FedkitError, FleetError
 from fedkit.fleet.commands import device_command, server_command
 from fedkit.fleet.folder import Fleet, make_fleet, open_device, open_fleet, parse_address
-from sim.run import APP
+from sim.simulation import APP
 
 CONFIG = make_config({"devices": 2})
 

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from fedkit.config import make_config
-from fedkit.device_data import load_examples
-from fedkit.errors import FedkitError
-from fedkit.events import EVENTS, EventLog
+from fedkit.core.errors import FedkitError
+from fedkit.device.data import load_examples
 from fedkit.fleet.commands import device_command, server_command
 from fedkit.fleet.folder import (
     Fleet,
@@ -25,9 +24,10 @@ from fedkit.fleet.folder import (
     parse_address,
     read_nodes,
 )
-from fedkit.fleet.status import FleetStatus
-from fedkit.task import Examples
-from sim.run import APP
+from fedkit.server.events import EVENTS, EventLog
+from fedkit.server.status import FleetStatus
+from fedkit.tasks.task import Examples
+from sim.simulation import APP
 
 BITS = ["\n", "\0", '"', "'", "=", "[", "]", "{", "}", "-", "1e999", "nan", "true", "[[", "\\u0000",
         "999999999999999999999999", "\ud7ff", "../", "%n", "\x1b[2J", "port",

@@ -16,19 +16,19 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedkit.config import make_config
-from fedkit.door import admit_update, largest_reply
-from fedkit.errors import WireError
-from fedkit.events import EventLog, read_events
+from fedkit.core.errors import WireError
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.wire import from_records, to_records
-from fedkit.messages import Packet, packet_digest
-from fedkit.method import whole_model
-from fedkit.rounds import run_rounds
+from fedkit.methods.interface import whole_model
+from fedkit.server.events import EventLog, read_events
+from fedkit.server.rounds import run_rounds
 from fedkit.sparse.state import ModelState
+from fedkit.wire.messages import Packet, packet_digest
+from fedkit.wire.validation import admit_update, largest_reply
 from sim.scenario import make_scenario
 from tests.fleet.grids import Node, ScriptedGrid, client_nodes, lying, signed
 from tests.fleet.test_participation import Partial, run
-from tests.test_flower import assert_same_bits
+from tests.flower.test_flower import assert_same_bits
 
 CONFIG = make_config(
     {

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from fedkit.fleet.processes import tail
+from fedkit.flower.processes import tail
 from tests.fleet.kills import Kill
 from tests.fleet.real import RealFleet
-from tests.test_flower import assert_same_bits
+from tests.flower.test_flower import assert_same_bits
 
 CONFIG: dict[str, Any] = {
     "devices": 2,
@@ -118,7 +118,7 @@ def test_a_server_that_dies_goes_on_where_it_was(
 
 
 def metrics(disturbed: Disturbed, name: str) -> list[dict[str, Any]]:
-    from fedkit.checkpoint import RunFolder
+    from fedkit.server.checkpoint import RunFolder
 
     return RunFolder.open(disturbed.fleet.fleet.runs / name).metrics()
 

@@ -15,11 +15,11 @@ import pytest
 
 from fedkit.cli.fleet import DEFAULTS
 from fedkit.config import make_config
-from fedkit.fleet.processes import free_port, tail
+from fedkit.flower.processes import free_port, tail
 from sim.scenario import make_scenario
 from tests.fleet.real import RealFleet
 from tests.fleet.test_participation import Partial, run
-from tests.test_flower import assert_same_bits
+from tests.flower.test_flower import assert_same_bits
 
 SPACE, HERE, THERE = "fedkit-test", "10.231.77.1", "10.231.77.2"
 OUTSIDE, INSIDE = "fedkit-out", "fedkit-in"

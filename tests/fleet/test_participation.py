@@ -10,16 +10,17 @@ import pytest
 from flwr.app import Message
 
 from fedkit.config import RunConfig, make_config
-from fedkit.errors import FleetError
-from fedkit.events import EventLog, read_events
+from fedkit.core.errors import FleetError
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.wire import from_records
-from fedkit.messages import Packet
-from fedkit.method import Answer, Phase, Request
-from fedkit.rounds import Report, run_rounds
-from sim.scenario import Scenario, make_scenario
+from fedkit.methods.interface import Answer, Phase, Request
+from fedkit.server.events import EventLog, read_events
+from fedkit.server.rounds import Report, run_rounds
+from fedkit.server.scenario import Scenario
+from fedkit.wire.messages import Packet
+from sim.scenario import make_scenario
 from tests.fleet.grids import Node, ScriptedGrid, client_nodes, failed
-from tests.test_flower import assert_same_bits
+from tests.flower.test_flower import assert_same_bits
 
 SMALL: dict[str, Any] = {
     "devices": 3,

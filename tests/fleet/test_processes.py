@@ -6,7 +6,7 @@ from flwr.common.config import parse_config_args
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fedkit.fleet.processes import Value, toml_pairs
+from fedkit.flower.processes import Value, toml_pairs
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text("\"'\\= \n\x7f\0#%.toml")
 

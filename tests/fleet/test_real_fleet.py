@@ -16,16 +16,17 @@ from cryptography import x509
 
 from fedkit.cli.fleet import DEFAULTS
 from fedkit.config import RunConfig, make_config
-from fedkit.device import Device
+from fedkit.device.round import Device
+from fedkit.engine.plan.plan import load_plan
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.plan import load_plan
 from fedkit.fleet.keys import write_authority, write_device_key
-from fedkit.fleet.processes import kill_marked, stop_group, tail
-from fedkit.rounds import LocalFleet, run_rounds
+from fedkit.flower.processes import kill_marked, stop_group, tail
+from fedkit.server.rounds import LocalFleet, run_rounds
+from fedkit.server.scenario import server_scenario
 from fedkit.sparse.state import ModelState
-from sim.scenario import make_scenario, server_scenario
+from sim.scenario import make_scenario
 from tests.fleet.real import FEDKIT, RealFleet
-from tests.test_flower import assert_same_bits
+from tests.flower.test_flower import assert_same_bits
 
 CONFIG: dict[str, Any] = {
     "devices": 4,

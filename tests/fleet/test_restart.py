@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkit.fleet.processes import kill_marked, marked
+from fedkit.flower.processes import kill_marked, marked
 from tests.fleet.real import RealFleet
 from tests.fleet.test_orders import CONFIG
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from fedkit.checkpoint import RunFolder
 from fedkit.config import make_config
-from fedkit.fleet.processes import marked, tail
-from sim.run import FlowerSimulation
+from fedkit.flower.processes import marked, tail
+from fedkit.server.checkpoint import RunFolder
+from sim.simulation import FlowerSimulation
 
 CONFIG = make_config(
     {

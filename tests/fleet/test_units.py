@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedkit.config import make_config
-from fedkit.errors import FleetError
+from fedkit.core.errors import FleetError
 from fedkit.fleet import units
 from fedkit.fleet.folder import make_fleet
-from sim.run import APP
+from sim.simulation import APP
 
 
 def settings_of(unit: str) -> dict[str, str]:

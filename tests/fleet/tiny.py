@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fedkit.baselines import settle
 from fedkit.config import RunConfig, make_config
-from fedkit.device import Device
+from fedkit.core.errors import FedkitError, WireError
+from fedkit.device.round import Device
 from fedkit.engine.torch import TorchEngine
-from fedkit.errors import FedkitError, WireError
-from fedkit.messages import Packet
-from fedkit.method import Answer, Phase, Request
-from fedkit.rounds import Server
-from fedkit.task import Examples, Task
+from fedkit.methods.interface import Answer, Phase, Request
+from fedkit.methods.registry import settle
+from fedkit.server.rounds import Server
+from fedkit.tasks.task import Examples, Task
+from fedkit.wire.messages import Packet
 
 KEYS: dict[str, Any] = {
     "devices": 3,

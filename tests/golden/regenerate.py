@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkit import numerics
+from fedkit.core import numerics
 
 FOLDER = Path(__file__).parent
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import Chain, Mix, Read, Settling
-from fedkit.engine.sparse.plan import Conv, Pool
+from fedkit.engine.plan.plan import Conv, Pool
 from tests.naive.kernels import places
 
 Array = NDArray[Any]

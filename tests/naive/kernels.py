@@ -14,17 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.sparse.plan import (
-    Activation,
-    Add,
-    Conv,
-    LayerNorm,
-    Norm,
-    Op,
-    Pair,
-    Plan,
-    Pool,
-)
+from fedkit.engine.plan.plan import Activation, Add, Conv, LayerNorm, Norm, Op, Pair, Plan, Pool
 
 Array = NDArray[Any]
 K = math.sqrt(math.pi / 2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkit.engine.sparse.plan import Add, Conv, Copy, LayerNorm, Norm, Plan, Pool
+from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Norm, Plan, Pool
 
 Tensors = Mapping[str, Tensor]
 K = math.sqrt(math.pi / 2)

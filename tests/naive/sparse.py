@@ -1,4 +1,4 @@
-"""Slow, obvious twins of fedkit.sparse and fedkit.fedtiny."""
+"""Slow, obvious twins of fedkit.sparse and fedkit.methods.fedtiny."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Bits:
 
 
 def decode_blob(blob: bytes, sizes: list[int]) -> list[list[bool]]:
-    """Read the code of some layers as fedkit.sparse.codec describes it, one bit at a time."""
+    """Read the code of some layers as fedkit.wire.codec describes it, one bit at a time."""
     layers, at = [], 0
     for size in sizes:
         flags, at = decode_layer(blob, at, size)
@@ -80,7 +80,7 @@ def decode_layer(blob: bytes, at: int, size: int) -> tuple[list[bool], int]:
 
 
 def read_differences(blob: bytes, counts: list[list[int]], bits: int) -> list[float]:
-    """Read differences as fedkit.sparse.differences describes them, as float32 numbers.
+    """Read differences as fedkit.wire.differences describes them, as float32 numbers.
 
     Args:
         blob: The code.

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm, with_l1_norms
-from fedkit.task import cross_entropy
+from fedkit.tasks.task import cross_entropy
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from edge import ir
 from edge.cost import cost
 from edge.export import float_graph
 from edge.passes.slim import slim as slim_graph
-from edge.quantize import quantize
-from fedkit.errors import ConfigError
+from edge.quantize.quantize import quantize
+from fedkit.core.errors import ConfigError
 from fedkit.nn.layers import prunable_weights
 from fedkit.nn.slim import Slimmed, slim
 from fedkit.nn.zoo import build_model

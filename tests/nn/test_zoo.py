@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
 from fedkit.nn.zoo import MODELS, build_model
 
 PARAMETERS = {

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedkit.errors import DataError
-from fedkit.task import Examples
+from fedkit.core.errors import DataError
 from fedkit.tasks import digits
+from fedkit.tasks.task import Examples
 from sim.partition import Kind, Partition, assign, split
 
 KINDS: tuple[Kind, ...] = ("iid", "dirichlet", "pathological", "natural-id")

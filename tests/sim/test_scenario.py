@@ -5,10 +5,11 @@ import pytest
 from torch import nn
 
 from fedkit.config import RunConfig, make_config
-from fedkit.errors import ConfigError, DataError, TaskError
-from fedkit.task import Examples, Task
+from fedkit.core.errors import ConfigError, DataError, TaskError
+from fedkit.server.scenario import Scenario, server_scenario
+from fedkit.tasks.task import Examples, Task
 from sim import scenario
-from sim.scenario import Scenario, make_scenario, server_scenario
+from sim.scenario import make_scenario
 
 
 def examples(count: int) -> Examples:

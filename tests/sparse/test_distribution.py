@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
 from fedkit.sparse.distribution import DISTRIBUTIONS, erk, kept_counts, uniform, with_noise
 
 SHAPES = {"stem": (16, 3, 3, 3), "body": (64, 32, 3, 3), "head": (10, 64)}

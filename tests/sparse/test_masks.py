@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedkit.errors import ConfigError
+from fedkit.core.errors import ConfigError
 from fedkit.sparse.masks import global_masks, kept_first, layer_masks
 from tests.naive import sparse as naive
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedkit.fedtiny.progressive import merge_entries
+from fedkit.methods.fedtiny.progressive import merge_entries
 from fedkit.sparse.state import weighted_mean
 from fedkit.sparse.topk import Entries
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkit.errors import WireError
+from fedkit.core.errors import WireError
 from fedkit.sparse.topk import StreamingTopK, largest
 from tests.naive.sparse import dense_topk
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.core.errors import EngineError
 from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
@@ -25,15 +26,14 @@ from fedkit.engine.integer.network import IntegerNetwork
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.integer.program import Mode, Program
+from fedkit.engine.kernels import native
+from fedkit.engine.plan.checks import check_inputs
+from fedkit.engine.plan.plan import Plan, absolute_norms, norm_levels, verify
 from fedkit.engine.running import BatchStatistics, RunningStatistics
-from fedkit.engine.sparse import native
-from fedkit.engine.sparse.checks import check_inputs
-from fedkit.engine.sparse.plan import Plan, absolute_norms, norm_levels, verify
-from fedkit.errors import EngineError
 from fedkit.sparse.state import Masks, ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, largest
 from fedkit.stats.moments import Moments, NormMoments
-from fedkit.task import Examples
+from fedkit.tasks.task import Examples
 
 _EVALUATION_BATCH = 64
 _NUMPY_LANES = 16

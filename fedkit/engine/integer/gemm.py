@@ -2,7 +2,7 @@
 
 The left matrix is quantised by a gradient rule, one scale per column: a channel of the reduction.
 Its codes come multiplied by their channel's factor, see `gradients`, so that all products have one
-scale. `fedkit.shiftquant.matmul` defines the same product, and has other ways to compute it.
+scale. `fedkit.integers.matmul` defines the same product, and has other ways to compute it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.core.errors import EngineError
 from fedkit.engine.integer.constants import to_int32
 from fedkit.engine.integer.gradients import FIT_INT8, RULES
-from fedkit.engine.sparse.native import Kernel, Kernels
-from fedkit.engine.sparse.structs import pointer
-from fedkit.errors import EngineError
+from fedkit.engine.kernels.native import Kernel, Kernels
+from fedkit.engine.kernels.structs import pointer
 
 _SUM = 2**31 - 1
 _NEAR = 100
@@ -86,7 +86,7 @@ class Gemm:
         Args:
             x: Contiguous, finite.
             bits: 2 to 8.
-            key: Of the random bits, see `fedkit.numerics.derive_key`.
+            key: Of the random bits, see `fedkit.core.numerics.derive_key`.
 
         Raises:
             EngineError: x is no contiguous float32 matrix, or holds NaN or infinite values.

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.shiftquant.format import exponents, groups_that_fit
+from fedkit.integers.format import exponents, groups_that_fit
 
 Reals = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ def per_tensor(ranges: Reals, bits: int) -> tuple[Reals, float]:
 
 
 def shiftquant(ranges: Reals, bits: int) -> tuple[Reals, float]:
-    """Scale each channel by a power of two, see `fedkit.shiftquant.format`."""
+    """Scale each channel by a power of two, see `fedkit.integers.format`."""
     groups = groups_that_fit(bits)
     shifts = groups - 1 - exponents(ranges, groups).astype(np.int32)
     return np.ldexp(1.0, shifts), _largest(ranges) / _most(bits) * 2.0 ** (1 - groups)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.integer.network import IntegerNetwork, full_weight
 from fedkit.engine.integer.program import Program
-from fedkit.engine.sparse.plan import Conv, sources
+from fedkit.engine.plan.plan import Conv, sources
 from fedkit.sparse.state import ModelState
 
 

@@ -10,11 +10,11 @@ from fedkit.engine.base import check_loss
 from fedkit.engine.integer.engine import IntegerEngine, batch_statistics, quantize_inputs
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.integer.program import Program
+from fedkit.engine.plan.capture import capture
 from fedkit.engine.running import RunningStatistics
-from fedkit.engine.sparse.capture import capture
 from fedkit.engine.torch import TorchEngine
 from fedkit.sparse.state import ModelState
-from fedkit.task import cross_entropy
+from fedkit.tasks.task import cross_entropy
 
 Floats = NDArray[np.float32]
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.integer import native
 from fedkit.engine.integer.constants import CODE, Chain, Ints, Mix, Read, Settling, to_int32
 from fedkit.engine.integer.layer_norm import Deviation, Scale
 from fedkit.engine.integer.network import Codes, IntegerNetwork
-from fedkit.engine.sparse.geometry import Geometry, Taps
-from fedkit.engine.sparse.native import Kernels, Padding
-from fedkit.engine.sparse.network import Layer
-from fedkit.engine.sparse.plan import Add, Copy, LayerNorm, Plan, Pool
-from fedkit.engine.sparse.schedule import Forward, Key, Schedule, Step, place, touched
-from fedkit.engine.sparse.structs import pointer, windows
+from fedkit.engine.kernels import int_native
+from fedkit.engine.kernels.native import Kernels, Padding
+from fedkit.engine.kernels.network import Layer
+from fedkit.engine.kernels.structs import pointer, windows
+from fedkit.engine.plan.geometry import Geometry, Taps
+from fedkit.engine.plan.plan import Add, Copy, LayerNorm, Plan, Pool
+from fedkit.engine.plan.schedule import Forward, Key, Schedule, Step, place, touched
 
 _CARRIERS = {"none": 0, "x": 1, "sign": 2, "hat": 1}
 _BYTES = {"x": 1, "raw": 2, "g": 2}
@@ -60,7 +60,7 @@ class NativeBackend:
         self._orders = {
             n: _orders(layer, kernels.int_rows()) for n, layer in network.layers.items()
         }
-        self._maps: dict[int, tuple[native.Map, Any, list[object]]] = {}
+        self._maps: dict[int, tuple[int_native.Map, Any, list[object]]] = {}
         for number, conv in self._convs.items():
             self._bind_maps(number, conv)
 
@@ -94,16 +94,18 @@ class NativeBackend:
                 for field, kind in (("x", "x"), ("raw", "raw"), ("gradient", "g"))
                 if (kind, index) in places
             }
-            self._tensors.append(native.Tensor(channels=channels, plane=height * width, **found))
+            self._tensors.append(
+                int_native.Tensor(channels=channels, plane=height * width, **found)
+            )
 
     def _scratch_bytes(self, geometry: Geometry) -> int:
         return 2 * geometry.tiles_per_part * (geometry.tile_in + geometry.tile_out)
 
-    def _bind_conv(self, layer: Layer) -> native.Conv:
+    def _bind_conv(self, layer: Layer) -> int_native.Conv:
         geometry = layer.geometry
         op, (line_in, line_out) = geometry.op, geometry.lines
         taps = layer.forward
-        return native.Conv(
+        return int_native.Conv(
             source=ctypes.pointer(self._tensors[op.source]),
             target=ctypes.pointer(self._tensors[op.target]),
             first=None if layer.dense else pointer(taps.first),
@@ -127,32 +129,32 @@ class NativeBackend:
             stride=op.stride[1] * geometry.lanes,
         )
 
-    def _bind_pool(self, op: Pool) -> native.Pool:
-        return native.Pool(
+    def _bind_pool(self, op: Pool) -> int_native.Pool:
+        return int_native.Pool(
             source=ctypes.pointer(self._tensors[op.source]),
             target=ctypes.pointer(self._tensors[op.target]),
             windows=windows(op, self._plan),
             maximum=op.operation == "max",
         )
 
-    def _bind_layer(self, number: int) -> native.Layer:
+    def _bind_layer(self, number: int) -> int_native.Layer:
         op = self._plan.ops[number]
         assert isinstance(op, LayerNorm)
         per_example = ("multiplier", "inverse_shift", "centre", "a", "b", "shift")
         rows = zip(per_example, self._layer_lanes[number], strict=True)
-        return native.Layer(
+        return int_native.Layer(
             source=ctypes.pointer(self._tensors[op.source]),
             target=ctypes.pointer(self._tensors[op.target]),
             l1=op.kind == "l1-layer",
             **{name: pointer(row) for name, row in rows},
         )
 
-    def _bind_maps(self, number: int, conv: native.Conv) -> None:
+    def _bind_maps(self, number: int, conv: int_native.Conv) -> None:
         """Give a convolution its maps, with room for the weights in the order of each."""
         forward, *backward = self._orders[number]
         geometry = self._network.layers[number].geometry
         conv.forward = forward.map(geometry.target[0], geometry.slot_in, geometry.slot_out)
-        maps = (native.Map * len(backward))()
+        maps = (int_native.Map * len(backward))()
         for index, (order, phase) in enumerate(zip(backward, geometry.phases, strict=True)):
             maps[index] = order.map(geometry.source[0], phase.slot_in, phase.slot_out)
         conv.backward = maps
@@ -345,7 +347,7 @@ class NativeBackend:
         self, number: int, source: int, chain: Chain, channel: int, mix: Mix | None
     ) -> None:
         """See `Backend`."""
-        added = native.Mix() if mix is None else _mix(mix)
+        added = int_native.Mix() if mix is None else _mix(mix)
         if mix is None:
             zeros = self._zeros(source, np.int32)
             added = _mix(Mix(zeros, zeros, zeros))
@@ -422,8 +424,8 @@ class _Order:
             np.take(values, self._index, out=self._weight, mode="wrap")
             self._weight[self._padding] = 0
 
-    def map(self, rows: int, slot_in: Ints, slot_out: Ints) -> native.Map:
-        return native.Map(
+    def map(self, rows: int, slot_in: Ints, slot_out: Ints) -> int_native.Map:
+        return int_native.Map(
             first=pointer(self._first),
             offset=pointer(self._offset),
             weight=pointer(self._weight),
@@ -527,8 +529,8 @@ def _codes_between(
     return to_int32(np.clip(first, -CODE, CODE + 1)), to_int32(np.clip(last, -CODE - 1, CODE))
 
 
-def _read(read: Read) -> native.Read:
-    return native.Read(
+def _read(read: Read) -> int_native.Read:
+    return int_native.Read(
         a=pointer(read.a),
         b=pointer(read.b),
         shift=pointer(read.shift),
@@ -537,9 +539,9 @@ def _read(read: Read) -> native.Read:
     )
 
 
-def _chain(chain: Chain) -> native.Chain:
+def _chain(chain: Chain) -> int_native.Chain:
     key = chain.key or 0
-    return native.Chain(
+    return int_native.Chain(
         a=pointer(chain.a),
         b=pointer(chain.b),
         c=pointer(chain.c),
@@ -553,5 +555,5 @@ def _chain(chain: Chain) -> native.Chain:
     )
 
 
-def _mix(mix: Mix) -> native.Mix:
-    return native.Mix(a=pointer(mix.a), b=pointer(mix.b), shift=pointer(mix.shift))
+def _mix(mix: Mix) -> int_native.Mix:
+    return int_native.Mix(a=pointer(mix.a), b=pointer(mix.b), shift=pointer(mix.shift))

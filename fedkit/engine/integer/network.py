@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.core.numerics import MOST_SHIFT, shift_right_half_even
 from fedkit.engine.integer.constants import CLIP, Ints, Reals, to_int32
-from fedkit.engine.sparse.network import (
+from fedkit.engine.kernels.network import (
     Layer,
     Parameters,
     check_masks,
@@ -18,8 +19,7 @@ from fedkit.engine.sparse.network import (
     geometries,
     make_layer,
 )
-from fedkit.engine.sparse.plan import Conv, Norm, Plan, sources
-from fedkit.numerics import MOST_SHIFT, shift_right_half_even
+from fedkit.engine.plan.plan import Conv, Norm, Plan, sources
 from fedkit.sparse.rows import reduce_rows
 from fedkit.sparse.state import Masks, ModelState
 

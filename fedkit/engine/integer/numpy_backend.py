@@ -1,7 +1,7 @@
 """The integer ops in numpy: the definition of every number, and what runs without a compiler.
 
-Arrays are int64 [n, channels, height, width]; `fedkit.numerics` rounds. Products of matrices go
-through float64, which is exact below 2^53.
+Arrays are int64 [n, channels, height, width]; `fedkit.core.numerics` rounds. Products of matrices
+go through float64, which is exact below 2^53.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.core.numerics import (
+    random_bits,
+    shift_right_half_even,
+    shift_right_half_up,
+    shift_right_stochastic,
+)
 from fedkit.engine.integer.constants import CODE, WIDE, Chain, Ints, Mix, Read, Settling, to_int32
 from fedkit.engine.integer.layer_norm import (
     FACTOR_SHIFT,
@@ -24,13 +30,7 @@ from fedkit.engine.integer.layer_norm import (
     stack,
 )
 from fedkit.engine.integer.network import Codes, IntegerNetwork, full_weight
-from fedkit.engine.sparse.plan import Add, Conv, Copy, LayerNorm, Pool
-from fedkit.numerics import (
-    random_bits,
-    shift_right_half_even,
-    shift_right_half_up,
-    shift_right_stochastic,
-)
+from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Pool
 
 Array = NDArray[np.int64]
 

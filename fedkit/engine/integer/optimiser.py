@@ -10,13 +10,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.core.errors import FleetError
+from fedkit.core.numerics import (
+    derive_key,
+    random_bits,
+    shift_right_half_up,
+    shift_right_stochastic,
+)
 from fedkit.engine.integer.constants import Ints, Reals, multiplier, to_int32
 from fedkit.engine.integer.network import EXTRA, IntegerNetwork
-from fedkit.engine.sparse.native import Kernels
-from fedkit.engine.sparse.plan import LayerNorm
-from fedkit.engine.sparse.structs import pointer
-from fedkit.errors import FleetError
-from fedkit.numerics import derive_key, random_bits, shift_right_half_up, shift_right_stochastic
+from fedkit.engine.kernels.native import Kernels
+from fedkit.engine.kernels.structs import pointer
+from fedkit.engine.plan.plan import LayerNorm
 from fedkit.sparse.rows import reduce_rows
 
 _MOST = 2**31 - 1

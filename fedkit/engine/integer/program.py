@@ -20,6 +20,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.core.errors import EngineError
+from fedkit.core.numerics import derive_key, shift_right_half_up
 from fedkit.engine.integer.backend import Backend
 from fedkit.engine.integer.constants import (
     CARRIED,
@@ -53,9 +55,9 @@ from fedkit.engine.integer.layer_norm import (
 )
 from fedkit.engine.integer.loss import cross_entropy
 from fedkit.engine.integer.network import Codes, IntegerNetwork
-from fedkit.engine.sparse.checks import check_inputs, check_order, check_statistics, check_targets
-from fedkit.engine.sparse.plan import Add, Conv, Copy, LayerNorm, Norm, Pool, Tensor, sources
-from fedkit.engine.sparse.schedule import (
+from fedkit.engine.plan.checks import check_inputs, check_order, check_statistics, check_targets
+from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Norm, Pool, Tensor, sources
+from fedkit.engine.plan.schedule import (
     Backward,
     Contribution,
     Finish,
@@ -63,9 +65,7 @@ from fedkit.engine.sparse.schedule import (
     forward_schedule,
     training_schedule,
 )
-from fedkit.errors import EngineError
-from fedkit.numerics import derive_key, shift_right_half_up
-from fedkit.shiftquant.l1norm import K
+from fedkit.integers.l1norm import K
 from fedkit.sparse.state import ModelState
 
 _LEAST = 1e-100

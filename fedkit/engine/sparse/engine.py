@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.core.errors import EngineError
 from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
@@ -16,16 +17,15 @@ from fedkit.engine.base import (
     even_batches,
     merge_batches,
 )
+from fedkit.engine.kernels import native
+from fedkit.engine.kernels.network import Network, NormState
+from fedkit.engine.plan.plan import Plan, absolute_norms, norm_levels, verify
 from fedkit.engine.running import BatchStatistics, RunningStatistics
-from fedkit.engine.sparse import native
-from fedkit.engine.sparse.network import Network, NormState
-from fedkit.engine.sparse.plan import Plan, absolute_norms, norm_levels, verify
 from fedkit.engine.sparse.program import Mode, Program
-from fedkit.errors import EngineError
 from fedkit.sparse.state import ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
-from fedkit.task import Examples
+from fedkit.tasks.task import Examples
 
 _EVALUATION_BATCH = 64
 _TILE = 1 << 14

@@ -18,11 +18,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.sparse import native, structs
-from fedkit.engine.sparse.checks import check_inputs, check_order, check_statistics, check_targets
-from fedkit.engine.sparse.network import Network
-from fedkit.engine.sparse.plan import Add, Conv, Copy, LayerNorm, Pool, Tensor
-from fedkit.engine.sparse.schedule import (
+from fedkit.engine.kernels import native, structs
+from fedkit.engine.kernels.network import Network
+from fedkit.engine.kernels.structs import pointer
+from fedkit.engine.plan.checks import check_inputs, check_order, check_statistics, check_targets
+from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Pool, Tensor
+from fedkit.engine.plan.schedule import (
     Backward,
     Contribution,
     Finish,
@@ -31,7 +32,6 @@ from fedkit.engine.sparse.schedule import (
     place,
     training_schedule,
 )
-from fedkit.engine.sparse.structs import pointer
 from fedkit.sparse.state import ModelState
 
 Mode = Literal["train", "statistics", "evaluate"]

@@ -15,12 +15,12 @@ from edge.artifact import Artifact
 from edge.bench import build, emulate
 from edge.bench.result import Examples, Result
 from edge.bench.targets import TARGETS, find_target
+from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_c99
-from edge.interpret import evaluate_int8
-from fedkit.errors import BenchError, ConfigError
+from fedkit.core.errors import BenchError, ConfigError
 from fedkit.nn.zoo import build_model
-from tests.edge.kernels.library import need_emulator
-from tests.edge.test_emit_c99 import pruned
+from tests.edge.targets.c99.library import need_emulator
+from tests.edge.targets.test_c99 import pruned
 
 SHAPE = (3, 8, 8)
 

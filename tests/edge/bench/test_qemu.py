@@ -16,10 +16,10 @@ from edge.bench.build import compile_c
 from edge.bench.emulate import emulate
 from edge.bench.result import Examples
 from edge.bench.targets import TARGETS
+from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_c99
-from edge.interpret import evaluate_int8
-from tests.edge.kernels.library import need_emulator, need_gcc
-from tests.edge.test_emit_c99 import pruned
+from tests.edge.targets.c99.library import need_emulator, need_gcc
+from tests.edge.targets.test_c99 import pruned
 
 HERE = Path(__file__).parent
 SHAPE = (16, 16, 16)

@@ -21,11 +21,11 @@ from edge.artifact import Artifact
 from edge.bench import ssh
 from edge.bench.result import Examples
 from edge.bench.ssh import Board, measure
+from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_c99
-from edge.interpret import evaluate_int8
-from fedkit.errors import BenchError
+from fedkit.core.errors import BenchError
 from fedkit.nn.zoo import build_model
-from tests.edge.kernels.library import need_emulator, need_gcc
+from tests.edge.targets.c99.library import need_emulator, need_gcc
 
 SHAPE = (3, 8, 8)
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")

@@ -25,12 +25,12 @@ from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.native_backend import NativeBackend
 from fedkit.engine.integer.program import Program
-from fedkit.engine.sparse import native
-from fedkit.engine.sparse.plan import Pool, load_plan
+from fedkit.engine.kernels import native
+from fedkit.engine.plan.plan import Pool, load_plan
 from tests.engine.integer import steps
 from tests.engine.integer.wild import wild
-from tests.engine.sparse import programs
-from tests.engine.sparse.plans import Case
+from tests.engine.kernels import programs
+from tests.engine.plan.plans import Case
 from tests.engine.sparse.sanitized import MODES, Poison, cases
 
 GAP = 64

@@ -16,9 +16,9 @@ from fedkit.engine.integer.network import IntegerNetwork
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.integer.program import Mode, Program
-from fedkit.engine.sparse.native import Kernels
-from tests.engine.sparse.plans import Case
-from tests.engine.sparse.programs import choices_of
+from fedkit.engine.kernels.native import Kernels
+from tests.engine.kernels.programs import choices_of
+from tests.engine.plan.plans import Case
 
 Array = NDArray[Any]
 

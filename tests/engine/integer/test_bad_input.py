@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine, quantize_inputs
 from fedkit.engine.integer.program import Program
-from fedkit.engine.sparse.plan import VERSION, Conv, Norm, Plan, Pool, Tensor
-from fedkit.errors import EngineError, PlanError
+from fedkit.engine.plan.plan import VERSION, Conv, Norm, Plan, Pool, Tensor
 from fedkit.sparse.state import ModelState
-from fedkit.task import Examples
+from fedkit.tasks.task import Examples
 from tests.engine.sparse.cases import engines, examples, pruned, zoo
 from tests.engine.sparse.test_bad_input import BAD_STATES, LAYER, inputs
 

@@ -26,8 +26,8 @@ from fedkit.engine.integer.constants import (
     shift_to_fit,
 )
 from fedkit.engine.integer.gradients import RULES
-from fedkit.engine.sparse.plan import Activation
-from fedkit.shiftquant.quantize import gaussian_clip
+from fedkit.engine.plan.plan import Activation
+from fedkit.integers.quantize import gaussian_clip
 from tests.naive import integers as naive
 
 MOST = 2**31 - 1

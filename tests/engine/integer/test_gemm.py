@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedkit.engine.integer.gemm import Gemm
-from fedkit.engine.sparse import native
-from fedkit.shiftquant.quantize import QUANTIZERS
-from fedkit.sparse.differences import decode_differences, encode_differences
+from fedkit.engine.kernels import native
+from fedkit.integers.quantize import QUANTIZERS
+from fedkit.wire.differences import decode_differences, encode_differences
 
 LEAST, NORMAL, MOST = 2.0**-149, 2.0**-126, float(np.finfo(np.float32).max)
 ENDS = [0.0, -0.0, 1e-37, -1e-37, LEAST, -LEAST, NORMAL, -NORMAL, 1e-30, 1.0, MOST, -MOST]

@@ -18,15 +18,16 @@ from fedkit.engine.integer.constants import Chain, Ints, Mix, Read
 from fedkit.engine.integer.engine import IntegerEngine, quantize_inputs
 from fedkit.engine.integer.layer_norm import deviation_constants, most_of, reciprocal
 from fedkit.engine.integer.numpy_backend import NumpyBackend
-from fedkit.engine.sparse.plan import Conv, Copy, LayerKind, LayerNorm, Plan, Shape, Tensor
+from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Plan, Shape, Tensor
+from fedkit.integers import l1norm
 from fedkit.nn.norm import L1LayerNorm, with_l1_norms
 from fedkit.nn.zoo import seeded
-from fedkit.shiftquant import convert, l1norm
+from fedkit.shiftquant import convert
 from fedkit.sparse.state import ModelState
 from fedkit.tasks import digits
 from tests.engine.integer import steps
+from tests.engine.plan.plans import Case
 from tests.engine.sparse.cases import engines, layered
-from tests.engine.sparse.plans import Case
 
 Array = NDArray[Any]
 

@@ -24,11 +24,11 @@ from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.sparse.state import ModelState
-from fedkit.task import Examples
 from fedkit.tasks import digits
+from fedkit.tasks.task import Examples
 from tests.engine.integer import steps
+from tests.engine.plan.plans import random_case
 from tests.engine.sparse.cases import engines, l1, pruned, zoo
-from tests.engine.sparse.plans import random_case
 from tests.naive import plan as naive_plan
 
 Array = NDArray[Any]

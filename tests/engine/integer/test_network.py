@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import CLIP
 from fedkit.engine.integer.network import IntegerNetwork, full_weight
-from fedkit.engine.sparse.plan import Conv, Plan, Tensor
+from fedkit.engine.plan.plan import Conv, Plan, Tensor
 from fedkit.sparse.state import ModelState
 
 BITS = (8, 4)

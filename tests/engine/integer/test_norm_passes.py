@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedkit.engine.integer import native as integer_native
 from fedkit.engine.integer import native_backend, numpy_backend
 from fedkit.engine.integer.constants import WIDE, Carrier, Chain, Mix, to_int32
-from fedkit.engine.sparse import native
-from tests.engine.sparse import kernel_sets
-from tests.engine.sparse.programs import address
+from fedkit.engine.kernels import int_native as integer_native
+from fedkit.engine.kernels import native
+from tests.engine.kernels import kernel_sets
+from tests.engine.kernels.programs import address
 
 PLANE = 0x3FFF + 2
 """Pixels, one more than a kernel sums in one go and one again."""

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fedkit.core.numerics import derive_key
 from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Settling, multiplier
 from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
@@ -23,12 +24,11 @@ from fedkit.engine.integer.loss import cross_entropy
 from fedkit.engine.integer.network import EXTRA, Codes, IntegerNetwork, full_weight
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
-from fedkit.engine.sparse import native
-from fedkit.engine.sparse.plan import Add, Copy
-from fedkit.numerics import derive_key
+from fedkit.engine.kernels import native
+from fedkit.engine.plan.plan import Add, Copy
 from tests.engine.integer import steps
 from tests.engine.integer.wild import wild
-from tests.engine.sparse.plans import KINDS, LAYERS, Case, random_case
+from tests.engine.plan.plans import KINDS, LAYERS, Case, random_case
 from tests.naive import integers as naive
 
 Array = NDArray[np.int64]

@@ -12,20 +12,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedkit.engine.integer import native as integer_native
 from fedkit.engine.integer import native_backend
 from fedkit.engine.integer.constants import Read
 from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.program import Mode
-from fedkit.engine.sparse import native
-from fedkit.engine.sparse.plan import Conv, Copy, LayerKind, LayerNorm, Plan, Pool, Tensor
+from fedkit.engine.kernels import int_native as integer_native
+from fedkit.engine.kernels import native
+from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Plan, Pool, Tensor
 from tests.engine.integer import steps
 from tests.engine.integer.steps import Trace, mismatches
 from tests.engine.integer.wild import wild
-from tests.engine.sparse import kernel_sets, programs
-from tests.engine.sparse.plans import KINDS, LAYERS, Case, random_case, random_data
+from tests.engine.kernels import kernel_sets, programs
+from tests.engine.plan.plans import KINDS, LAYERS, Case, random_case, random_data
 from tests.naive import integers as naive
 
 BITS = range(2, 9)

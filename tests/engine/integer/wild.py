@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedkit.sparse.state import ModelState
-from tests.engine.sparse.plans import Case, Choose
+from tests.engine.plan.plans import Case, Choose
 
 _WEIGHTS = (1.0, 1.0, 1.0, 0.0, 1e-30, 1e-8, 1e-3, 1e3, 1e8, 1e20)
 _INPUTS = (1.0, 1.0, 0.0, 1e-44, 1e-38, 1e-8, 1e8, 1e30)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedkit.engine.sparse.capture import capture
+from fedkit.engine.plan.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.norm import L1BatchNorm2d
 from fedkit.nn.zoo import build_model, seeded
 from fedkit.sparse.state import ModelState
-from fedkit.task import Examples, cross_entropy
+from fedkit.tasks.task import Examples, cross_entropy
 
 Shape = tuple[int, int, int]
 CLASSES = 5

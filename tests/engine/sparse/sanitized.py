@@ -21,11 +21,12 @@ from unittest import mock
 
 import numpy as np
 
-from fedkit.engine.sparse import native, program
-from fedkit.engine.sparse.plan import Conv, Copy, Norm, Plan, Tensor, load_plan, verify
+from fedkit.engine.kernels import native
+from fedkit.engine.plan.plan import Conv, Copy, Norm, Plan, Tensor, load_plan, verify
+from fedkit.engine.sparse import program
 from fedkit.engine.sparse.program import Mode, Program
-from tests.engine.sparse import programs
-from tests.engine.sparse.plans import KINDS, LAYERS, Case, random_case, random_data
+from tests.engine.kernels import programs
+from tests.engine.plan.plans import KINDS, LAYERS, Case, random_case, random_data
 
 RANDOM_PLANS = 40
 MODES: tuple[Mode, ...] = ("train", "statistics", "evaluate")

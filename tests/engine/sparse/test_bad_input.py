@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.base import LocalTraining
+from fedkit.engine.plan.plan import VERSION, Conv, Copy, verify
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.plan import VERSION, Conv, Copy, verify
 from fedkit.engine.sparse.program import Program
-from fedkit.errors import EngineError, PlanError
 from fedkit.sparse.state import ModelState
-from fedkit.task import Examples
+from fedkit.tasks.task import Examples
 from tests.engine.sparse.cases import engines, examples, pruned, zoo
 
 HOW = LocalTraining(epochs=1, batch_size=8, lr=0.1, momentum=0.9, weight_decay=1e-2)

@@ -14,15 +14,16 @@ import pytest
 from numpy.typing import NDArray
 from torch import nn
 
+from fedkit.core.errors import EngineError, FleetError
 from fedkit.engine.base import LocalTraining
+from fedkit.engine.kernels import network
 from fedkit.engine.sparse import engine as module
-from fedkit.engine.sparse import network, program
+from fedkit.engine.sparse import program
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.errors import EngineError, FleetError
 from fedkit.sparse.state import ModelState
 from fedkit.sparse.topk import Entries, largest
-from fedkit.task import Examples
 from fedkit.tasks import digits
+from fedkit.tasks.task import Examples
 from tests.engine.sparse.cases import engines, examples, l1, pruned, zoo
 
 HOW = LocalTraining(epochs=2, batch_size=8, lr=0.05, momentum=0.9, weight_decay=1e-3)

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedkit.engine.plan.plan import Plan, Pool
+from fedkit.engine.plan.schedule import needs_gradient
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.plan import Plan, Pool
 from fedkit.engine.sparse.program import Program
-from fedkit.engine.sparse.schedule import needs_gradient
 from fedkit.nn.norm import L1LayerNorm
 from fedkit.sparse.state import ModelState
-from fedkit.task import Examples, cross_entropy
+from fedkit.tasks.task import Examples, cross_entropy
+from tests.engine.plan.random_plans import LAYERS, plans
 from tests.engine.sparse.cases import (
     Shape,
     engines,
@@ -37,7 +38,6 @@ from tests.engine.sparse.cases import (
     tensors,
     zoo,
 )
-from tests.engine.sparse.random_plans import LAYERS, plans
 from tests.naive import plan as naive
 
 ZERO = 1e-10

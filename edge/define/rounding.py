@@ -1,0 +1,361 @@
+"""Rounding policies: how sums and products of a quantised graph become int8 again.
+
+`half_up` is ours, what the C and FPGA targets compute: fixed-point multipliers, one rounding. The
+others say what a runtime of others computes, so that the interpreter can be compared with it
+integer by integer:
+
+  gemmlowp   the kernels built into TFLite (tflite-runtime): a multiplier of 31 bits whose product
+             is rounded twice
+  half_even  LiteRT by default, which is XNNPACK where it takes an op: float32 products, halves to
+             even; TFLite's own kernels where it does not, as lone ReLUs and average pooling
+  onnxruntime  its CPU kernels on x86-64: the same, but zero points join before a sum is rounded,
+             and averages are taken in float32
+
+How they round was read in their sources where these are public, and found by comparing every kind
+of op with the runtimes, integer by integer, at any scale (tests/edge/test_policies.py). LiteRT
+without XNNPACK is no policy: where its kernels take blocks of channels at once (depthwise
+convolutions, means) they round halves up, elsewhere away from zero, so `gemmlowp` is a step away
+for some values of these two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import ir
+from fedkit.core.errors import ExportError
+from fedkit.core.numerics import (
+    FixedPoint,
+    Int64s,
+    fixed_point,
+    multiply_half_up,
+    shift_right_half_away,
+    shift_right_half_up,
+)
+
+Scales = NDArray[np.float64]
+
+Rescale = Callable[[Int64s, Scales, float, ir.Kind], Int64s]
+Mean = Callable[[Int64s, int, ir.Tensor, ir.Tensor], Int64s]
+Add = Callable[[Int64s, Int64s, ir.Tensor, ir.Tensor, ir.Tensor], Int64s]
+Average = Callable[[Sequence[Int64s], Int64s, ir.Tensor, bool], Int64s]
+Six = Callable[[ir.Graph, ir.Op], int]
+
+_ADD_BITS = 15
+_LEAST_OF_XNNPACK = 2.0**-10  # ratio of scales for which it adds
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How real results are rounded.
+
+    Attributes:
+        name: Its key in `POLICIES`.
+        rescale: (sums [..., channels], scale of the sums per channel, scale of the result, kind of
+            op) -> the sums in steps of the result.
+        mean: (sums of values as they are, how many each, input, output) -> means in steps of the
+            output.
+        add: (left and right values, left, right, result) -> their sum in steps of the result; the
+            values are less their zero points.
+        average: (values under each tap of a window, 0 where it pads; how many do not pad; input;
+            whether the one window is the whole map) -> averages in steps of the input; the values
+            are less their zero points.
+        six: (graph, an op with a relu6) -> the integer at which it cuts off, of any size.
+    """
+
+    name: str
+    rescale: Rescale
+    mean: Mean
+    add: Add
+    average: Average
+    six: Six
+
+
+def policy(name: str) -> Policy:
+    """Return a policy by its name.
+
+    Raises:
+        ExportError: There is none of that name.
+    """
+    if name not in POLICIES:
+        raise ExportError(f"rounding policy {name!r} is unknown; choose one of {sorted(POLICIES)}")
+    return POLICIES[name]
+
+
+# Ours
+
+
+def _rescale_half_up(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+    return multiply_half_up(sums, multipliers(scale / out))
+
+
+def multipliers(real: Scales) -> FixedPoint:
+    """Return the fixed-point factors of `half_up`: 31 significant bits."""
+    return fixed_point(real, bits=31)
+
+
+def add_multipliers(left: float, right: float) -> tuple[int, int, int]:
+    """Return (a, b, shift) so that (a * x + b * y) / 2^shift adds int8 values within int32.
+
+    Both are below 2^15, which keeps products of int16 exact in every instruction set.
+
+    Args:
+        left: Scale of x, in steps of the sum; at most 128, as is that of y.
+        right: Scale of y.
+    """
+    a, b, shift = _aligned(left, right, _ADD_BITS)
+    return (a, b, shift) if max(a, b) < 2**_ADD_BITS else _aligned(left, right, _ADD_BITS - 1)
+
+
+def _aligned(left: float, right: float, bits: int) -> tuple[int, int, int]:
+    shift = min(30, bits - math.frexp(max(left, right))[1])
+    return round(math.ldexp(left, shift)), round(math.ldexp(right, shift)), shift
+
+
+def _add_half_up(x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> Int64s:
+    a, b, shift = add_multipliers(left.scale / out.scale, right.scale / out.scale)
+    return shift_right_half_up(a * x + b * y, shift)
+
+
+def _mean_by(rescale: Rescale) -> Mean:
+    """Return a mean that is a sum less its zero points, rescaled."""
+
+    def mean(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
+        scale = np.asarray(x.scale / count)
+        return rescale(sums - count * x.zero_point, scale, out.scale, "mean")
+
+    return mean
+
+
+def _average_half_up(
+    values: Sequence[Int64s], counts: Int64s, x: ir.Tensor, is_whole: bool
+) -> Int64s:
+    return np.asarray((2 * sum(values) + counts) // (2 * counts))
+
+
+def _six_half_even(graph: ir.Graph, op: ir.Op) -> int:
+    return ir.limits(graph, op)[1]
+
+
+# TFLite's own kernels
+
+
+def _rescale_gemmlowp(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+    if kind in ("relu", "relu6"):  # by a quotient of float32
+        factor = scale.astype(np.float32) / np.float32(out)
+        return _multiply_gemmlowp(sums, factor.astype(np.float64))
+    # Convolutions and products of matrices are ruy's, whose second rounding is another.
+    last = shift_right_half_away if kind == "depthwise_conv2d" else shift_right_half_up
+    return _multiply_gemmlowp(sums, scale / out, last)
+
+
+def _multiply_gemmlowp(
+    x: Int64s, real: Scales, last: Callable[[Int64s, Int64s], Int64s] = shift_right_half_away
+) -> Int64s:
+    """Return x * real: shifted left, doubled high part of the product, shifted right."""
+    fraction, exponent = np.frexp(real)
+    multiplier = np.floor(np.ldexp(fraction, 31) + 0.5).astype(np.int64)
+    carried = multiplier == 2**31
+    multiplier, exponent = multiplier >> carried, exponent + carried
+    is_nothing = exponent < -31  # what TFLite makes 0 of, as no shift holds it
+    multiplier, exponent = np.where(is_nothing, 0, multiplier), np.where(is_nothing, 0, exponent)
+    left, right = np.maximum(exponent, 0), np.maximum(-exponent, 0)
+    product = (x << left) * multiplier
+    # Rounded half away from zero, but by an addition and a division that cuts off.
+    nudge = np.where(product >= 0, 2**30, 1 - 2**30)
+    high = np.sign(product + nudge) * (np.abs(product + nudge) // 2**31)
+    return last(high, right.astype(np.int64))
+
+
+def _mean_gemmlowp(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
+    # The zero point's share is rounded apart from the sum, in float32.
+    ratio = np.float32(x.scale) / (np.float32(count) * np.float32(out.scale))
+    share = np.float32(x.zero_point) * np.float32(x.scale) / np.float32(out.scale)
+    offset = int(share + np.float32(0.5 if share > 0 else -0.5))
+    return _multiply_gemmlowp(sums, np.asarray(ratio, np.float64)) - offset
+
+
+def _add_gemmlowp(
+    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
+) -> Int64s:
+    twice = 2 * max(left.scale, right.scale)
+    scaled = [
+        _multiply_gemmlowp(value << 20, np.asarray(tensor.scale / twice))
+        for value, tensor in ((x, left), (y, right))
+    ]
+    return _multiply_gemmlowp(scaled[0] + scaled[1], np.asarray(twice / (2**20 * out.scale)))
+
+
+def _average_half_away(
+    values: Sequence[Int64s], counts: Int64s, x: ir.Tensor, is_whole: bool
+) -> Int64s:
+    # Away from the integer 0, not from the zero point.
+    sums = sum(values) + counts * x.zero_point
+    return np.asarray(np.sign(sums) * ((np.abs(sums) + counts // 2) // counts)) - x.zero_point
+
+
+def _six_half_away(graph: ir.Graph, op: ir.Op) -> int:
+    out = graph.tensors[op.output]
+    return out.zero_point + int(_steps_to_six(out) + np.float32(0.5))
+
+
+def _steps_to_six(out: ir.Tensor) -> np.float32:
+    return np.float32(6) / np.float32(out.scale)
+
+
+# XNNPACK
+
+
+def _rescale_xnnpack(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+    if kind in ("relu", "relu6"):  # XNNPACK has none for integers: LiteRT keeps TFLite's own
+        return _rescale_gemmlowp(sums, scale, out, kind)
+    return _rescale_half_even(sums, scale, out, kind)
+
+
+def _rescale_half_even(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+    factor = scale.astype(np.float32) / np.float32(out)
+    return _nearest(sums.astype(np.float32) * factor)
+
+
+def _mean_xnnpack(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
+    # Both zero points are one float32 summand, beside which the sum's last digits are cut off.
+    factor = _ratio(x, out) * (np.float32(1) / np.float32(count))
+    offset = np.float32(out.zero_point) - np.float32(count * x.zero_point) * factor
+    steps = sums.astype(np.float32) * factor
+    return _nearest(steps + offset) - out.zero_point
+
+
+def _nearest(real: NDArray[np.float32]) -> Int64s:
+    """Return the nearest integers, halves to even."""
+    return np.asarray(np.rint(real), np.int64)
+
+
+def _add_xnnpack(x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> Int64s:
+    if not _xnnpack_adds(left, right, out):
+        return _add_gemmlowp(x, y, left, right, out)
+    a, b, shift = _aligned(float(_ratio(left, out)), float(_ratio(right, out)), 21)
+    return shift_right_half_up(a * x + b * y, shift)
+
+
+def _xnnpack_adds(left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> bool:
+    """Return whether XNNPACK takes an addition; otherwise LiteRT keeps TFLite's own."""
+    ratios = [_ratio(each, out) for each in (left, right)]
+    return all(_LEAST_OF_XNNPACK <= ratio < ir.LARGEST_MULTIPLIER for ratio in ratios)
+
+
+def _six_xnnpack(graph: ir.Graph, op: ir.Op) -> int:
+    out = graph.tensors[op.output]
+    inputs = [graph.tensors[name] for name in op.inputs[:2]]
+    if op.kind == "relu6" or (op.kind == "add" and not _xnnpack_adds(inputs[0], inputs[1], out)):
+        return _six_half_away(graph, op)
+    return int(np.rint(_steps_to_six(out) + np.float32(out.zero_point)))
+
+
+def _ratio(x: ir.Tensor, out: ir.Tensor) -> np.float32:
+    return np.float32(x.scale) / np.float32(out.scale)
+
+
+# onnxruntime
+
+
+def _rescale_onnxruntime(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+    if kind in ("relu", "relu6"):  # dequantised and quantised again, which divides
+        real = sums.astype(np.float32) * scale.astype(np.float32)
+        return _nearest(real / np.float32(out))
+    return _rescale_half_even(sums, scale, out, kind)
+
+
+def _mean_onnxruntime(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
+    factor = np.float32(x.scale) / (np.float32(out.scale) * np.float32(count))
+    return _nearest((sums - count * x.zero_point).astype(np.float32) * factor)
+
+
+def _add_onnxruntime(
+    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
+) -> Int64s:
+    # Two fused multiply-adds, the right operand first, onto what the zero points come to.
+    a, b = _ratio(left, out), _ratio(right, out)
+    of_left, of_right, of_out = (np.float32(each.zero_point) for each in (left, right, out))
+    offset = of_out - (a * of_left + b * of_right)
+    total = _fused(a, x + left.zero_point, _fused(b, y + right.zero_point, offset))
+    return _nearest(total) - out.zero_point
+
+
+def _fused(
+    factor: np.float32, x: Int64s, offset: np.float32 | NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return factor * x + offset in float32, rounded once: in float64 the product is exact."""
+    return (np.float64(factor) * x + np.float64(offset)).astype(np.float32)
+
+
+def _average_onnxruntime(
+    values: Sequence[Int64s], counts: Int64s, x: ir.Tensor, is_whole: bool
+) -> Int64s:
+    if is_whole:  # handed to the kernel of means
+        return _mean_onnxruntime(sum(values) + counts * x.zero_point, len(values), x, x)
+    step = np.float32(x.scale)
+    total = np.zeros_like(values[0], np.float32)
+    for value in values:
+        total += value.astype(np.float32) * step
+    steps = total / counts.astype(np.float32) / step
+    return _nearest(steps + np.float32(x.zero_point)) - x.zero_point
+
+
+def _six_onnxruntime(graph: ir.Graph, op: ir.Op) -> int:
+    if op.kind == "relu6":  # of floats, which are quantised again
+        out = graph.tensors[op.output]
+        return int(np.rint(_steps_to_six(out))) + out.zero_point
+    return _six_half_even(graph, op)  # an integer in the file
+
+
+POLICIES: Mapping[str, Policy] = {
+    made.name: made
+    for made in (
+        Policy(
+            name="half_up",
+            rescale=_rescale_half_up,
+            mean=_mean_by(_rescale_half_up),
+            add=_add_half_up,
+            average=_average_half_up,
+            six=_six_half_even,
+        ),
+        Policy(
+            name="gemmlowp",
+            rescale=_rescale_gemmlowp,
+            mean=_mean_gemmlowp,
+            add=_add_gemmlowp,
+            average=_average_half_away,
+            six=_six_half_away,
+        ),
+        Policy(
+            name="half_even",
+            rescale=_rescale_xnnpack,
+            mean=_mean_xnnpack,
+            add=_add_xnnpack,
+            average=_average_half_away,  # TFLite's own, too
+            six=_six_xnnpack,
+        ),
+        Policy(
+            name="onnxruntime",
+            rescale=_rescale_onnxruntime,
+            mean=_mean_onnxruntime,
+            add=_add_onnxruntime,
+            average=_average_onnxruntime,
+            six=_six_onnxruntime,
+        ),
+    )
+}
+
+RUNTIMES: Mapping[str, Mapping[str, str]] = {
+    "c99": {"compiled": "half_up"},
+    "tflite": {"ai-edge-litert": "half_even", "tflite-runtime": "gemmlowp"},
+    "onnx-qdq": {"onnxruntime": "onnxruntime"},
+    "onnx-qoperator": {"onnxruntime": "onnxruntime"},
+    "fpga": {"simulated": "half_up"},
+}
+"""Target -> what can run it, the usual one first -> the policy that gives its integers."""

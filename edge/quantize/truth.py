@@ -1,0 +1,182 @@
+"""How far an int8 graph is from the float graph that it was made from, layer by layer.
+
+That an artifact gives the integers of its graph says nothing of whether these are the model: a
+wrong scale is wrong in all of them. So every quantisation is compared with the floats, on the
+examples that set its ranges, and on the test set where there is one.
+
+The measure is noise over signal: the root mean square of what the integers are off, of that by
+which the float values differ from their mean. What all values share tells nothing and does not
+count, so that a large offset hides no error. Where all are one value it is that.
+
+What counts is the output: layers that hardly matter to it may be far off. Noise of 0.4 of its
+signal (8 dB) leaves hardly more than a bit of it, and is no export of the model; 0.25 (12 dB) is
+more than any model of the zoo has at 8 bits, see NOTES.md beside this file.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import ir
+from edge.define.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
+from fedkit.core.errors import ExportError
+
+WARNED = 0.25
+"""Noise over signal of an output beyond which a warning is due."""
+
+REFUSED = 0.4
+"""Noise over signal of an output beyond which an export is refused."""
+
+_MOST_EXAMPLES = 256
+_FEWEST_EXAMPLES = 8
+_MOST_VALUES = 2**27  # of all activations of all examples: some seconds
+_AT_ONCE = 2**24  # of these, which are held
+_LISTED = 3  # layers in a message
+_CONSTANT = 1e-4  # of the values: a signal below this is what float32 rounds
+
+
+class ExportWarning(UserWarning):
+    """An artifact that computes something rather far from its float model."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """How an int8 graph compares with its float graph.
+
+    Attributes:
+        examples: On how many.
+        output: Noise over signal of the model's output.
+        same_class: Share of examples whose largest output is the same one.
+        layers: Activation -> its noise over signal, in the order of the graph.
+    """
+
+    examples: int
+    output: float
+    same_class: float
+    layers: Mapping[str, float]
+
+
+@dataclass
+class _Sums:
+    """What is kept of an activation over all batches."""
+
+    count: int = 0
+    gaps: float = 0.0
+    squares: float = 0.0
+    total: float = 0.0
+
+    def add(self, actual: NDArray[np.float64], real: NDArray[np.float64]) -> None:
+        self.count += real.size
+        self.gaps += float(np.square(actual - real).sum())
+        self.squares += float(np.square(real).sum())
+        self.total += float(real.sum())
+
+    @property
+    def noise(self) -> float:
+        """Noise over signal."""
+        signal = self.squares - self.total**2 / self.count
+        if signal <= _CONSTANT**2 * self.squares:
+            signal = self.squares
+        if signal == 0:
+            return float(self.gaps > 0)
+        return math.sqrt(self.gaps / signal)
+
+
+def compare(graph: ir.Graph, floats: ir.Graph, inputs: FloatArray) -> Truth:
+    """Compare an int8 graph with its float graph.
+
+    Args:
+        graph: Int8; run under our own rounding.
+        floats: What it was made from; activations of other shapes, which `edge.passes.slim` leaves,
+            are left out.
+        inputs: float32 [n, ...] in the graph's layout, n >= 1; the first 256 are taken, or fewer
+            of a model with many activations.
+    """
+    sums: dict[str, _Sums] = {}
+    same = 0
+    each = sum(math.prod(tensor.shape) for tensor in floats.tensors.values() if tensor.data is None)
+    inputs = inputs[: min(_MOST_EXAMPLES, max(_FEWEST_EXAMPLES, _MOST_VALUES // each))]
+    at_once = max(1, _AT_ONCE // each)
+    for start in range(0, len(inputs), at_once):
+        for name, actual, real in _pairs(graph, floats, inputs[start : start + at_once]):
+            sums.setdefault(name, _Sums()).add(actual, real)
+            if name == graph.outputs[0]:
+                same += int((_classes(actual) == _classes(real)).sum())
+    noise = {name: sum_.noise for name, sum_ in sums.items()}
+    return Truth(len(inputs), noise[graph.outputs[0]], same / len(inputs), noise)
+
+
+def of(origin: ir.Origin, output: str) -> Truth:
+    """Return what was found when a graph was made, on its calibration set."""
+    noise = dict(origin.noise)
+    return Truth(origin.examples, noise[output], origin.same_class, noise)
+
+
+def _pairs(
+    graph: ir.Graph, floats: ir.Graph, batch: FloatArray
+) -> Iterator[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
+    """Yield each activation as the int8 graph has it, dequantised, and as the float graph has."""
+    real: dict[str, FloatArray] = {}
+    evaluate(floats, batch, real.__setitem__)
+    found: dict[str, Int8Array] = {}
+    evaluate_int8(graph, quantized(graph, batch), visit=found.__setitem__)
+    for name, integers in found.items():
+        if name in real and real[name].shape == integers.shape:
+            tensor = graph.tensors[name]
+            actual = tensor.scale * (integers.astype(np.float64) - tensor.zero_point)
+            yield name, actual, real[name].astype(np.float64)
+
+
+def quantized(graph: ir.Graph, inputs: FloatArray) -> Int8Array:
+    """Return float inputs as the integers that an int8 graph reads."""
+    first = graph.tensors[graph.inputs[0]]
+    codes = np.rint(inputs / np.float32(first.scale)) + first.zero_point
+    return np.asarray(np.clip(codes, -128, 127), np.int8)
+
+
+def _classes(outputs: NDArray[np.float64]) -> NDArray[np.intp]:
+    return np.asarray(outputs.reshape(len(outputs), -1).argmax(axis=1))
+
+
+def judge(found: Truth, graph: ir.Graph, on: str, accept_error: bool = False) -> None:
+    """Warn of an output with much noise, and refuse one with too much.
+
+    Args:
+        found: What `compare` found.
+        graph: The int8 graph, which says where layers come from.
+        on: What the examples are, for the message.
+        accept_error: Only warn.
+
+    Raises:
+        ExportError: The noise is more than `REFUSED` of the signal.
+    """
+    if found.output <= WARNED:
+        return
+    text = (
+        f"the int8 model is not close to the float model: on the {found.examples} examples of "
+        f"{on} its output is off by {found.output:.0%} of what it differs by "
+        f"(warned above {WARNED:.0%}, refused above {REFUSED:.0%}), and {found.same_class:.1%} of "
+        f"them keep their class; the error grows most at {_worst(found, graph)}. Calibrate with "
+        f"examples like those it will see, normalise inputs and wide layers, or use more bits"
+    )
+    if found.output > REFUSED and not accept_error:
+        raise ExportError(f"{text}; accept_error (--accept-error) exports it all the same")
+    warnings.warn(text, ExportWarning, stacklevel=3)
+
+
+def _worst(found: Truth, graph: ir.Graph) -> str:
+    """Name the layers whose noise is furthest above that of what they read."""
+    grown = {}
+    for op in graph.ops:
+        if op.output in found.layers:
+            before = max((found.layers.get(name, 0.0) for name in op.inputs), default=0.0)
+            grown[op.output] = found.layers[op.output] - before
+    names = sorted(grown, key=lambda name: -grown[name])[:_LISTED]
+    sources = {op.output: op.source for op in graph.ops}
+    return ", ".join(f"{sources[name]!r} ({found.layers[name]:.0%})" for name in names)

@@ -1,0 +1,344 @@
+"""What every door into the graph shares: ops under construction, their rules, and complaints.
+
+A door (`edge.read.torch_module` for torch, `edge.read.onnx_file` for ONNX files) reads its own kind
+of node and calls the method below that makes the op. Constants come in the layouts that torch and
+ONNX have in common: NCHW, convolution weights [out, in per group, kernel height, kernel width].
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, NoReturn, TypeVar
+
+import numpy as np
+
+from edge import ir
+from fedkit.core.errors import ExportError
+
+_MOST_REASONS = 8  # in one message
+_SHAPE = re.compile(r"\([\d, ]+\)")
+
+SERIES = (
+    "a series [n, channels, length] can be given as [n, channels, 1, length], with Conv2d and "
+    "kernels of (1, k) in place of Conv1d"
+)
+"""The way out for inputs that are no images."""
+
+LOGITS: Mapping[str, str] = {
+    "Softmax": "argmax is the same",
+    "LogSoftmax": "argmax is the same",
+    "Sigmoid": "argmax is the same, and one above 0 is a probability above one half",
+}
+"""What makes probabilities of logits -> what these tell without it."""
+
+Node = TypeVar("Node")
+"""One operation of the model that is read."""
+
+
+class Unsupported(Exception):
+    """One op that cannot be lowered; collected, so that the user sees all of them at once."""
+
+
+def require(condition: bool, reason: str) -> None:
+    """Raise `Unsupported` unless the condition holds."""
+    if not condition:
+        raise Unsupported(reason)
+
+
+def require_small(shape: ir.Shape) -> None:
+    """Raise `Unsupported` for a value that no small device, and not this process, could hold."""
+    is_small = math.prod(shape) <= ir.LARGEST_SIZE
+    require(is_small, f"a value of shape {shape}, which has more than {ir.LARGEST_SIZE} elements")
+
+
+def refuse_probabilities(what: str, is_last: bool) -> NoReturn:
+    """Raise `Unsupported` for one of `LOGITS`, which as the last op is not needed."""
+    way = f"leave it out: the artifact gives logits, {LOGITS[what]}"
+    raise Unsupported(f"{what} at the end; {way}" if is_last else f"{what} is not supported")
+
+
+def activation(value: Any, rank: int | None = None) -> ir.Tensor:
+    """Return an operand that must be an activation, and of that rank."""
+    if not isinstance(value, ir.Tensor):
+        raise Unsupported("an operand is a constant where an activation is expected")
+    require(rank in (None, len(value.shape)), f"input of shape {value.shape}, not of rank {rank}")
+    return value
+
+
+def constant(value: Any, what: str = "weights") -> ir.Array:
+    """Return an operand that must be a constant."""
+    require(not isinstance(value, ir.Tensor), f"{what} that depend on the input")
+    return np.asarray(value)
+
+
+def nhwc(shape: ir.Shape) -> ir.Shape:
+    """Return [n, c, h, w] as [n, h, w, c]."""
+    n, c, h, w = shape
+    return n, h, w, c
+
+
+def graph_shape(shape: ir.Shape) -> ir.Shape:
+    """Return the shape that a value of an NCHW model has in the graph."""
+    if len(shape) == 4:
+        return nhwc(shape)
+    if len(shape) == 2:
+        return shape
+    raise Unsupported(f"a value of shape {shape}; only [n, c, h, w] and [n, features] exist here")
+
+
+def order_is_free(shape: ir.Shape) -> bool:
+    """Whether NHWC and NCHW put the elements in the same order."""
+    return len(shape) != 4 or shape[1] * shape[2] == 1 or shape[3] == 1
+
+
+def reaching(x: ir.Tensor, out: ir.Shape, window: ir.Window, before: Sequence[int]) -> ir.Window:
+    """Pad `window` by `before` at (top, left), and at the end by what its steps reach.
+
+    Where the stride leaves a remainder, a model may pad more at the bottom and right than it
+    reads; without that excess the padding often is the one that TFLite calls "SAME".
+    """
+    pads: list[int] = []
+    for axis, first in enumerate(before):
+        reach = window.dilation[axis] * (window.kernel[axis] - 1) + 1
+        needed = (out[1 + axis] - 1) * window.stride[axis] + reach
+        pads += [first, max(0, needed - x.shape[1 + axis] - first)]
+    require_small((1, x.shape[1] + sum(pads[:2]), x.shape[2] + sum(pads[2:]), x.shape[3]))
+    return replace(window, padding=(pads[0], pads[1], pads[2], pads[3]))
+
+
+@dataclass
+class Lowering(ABC, Generic[Node]):
+    """What has been lowered so far; a door says what it calls its nodes."""
+
+    tensors: dict[str, ir.Tensor] = field(default_factory=dict)
+    ops: list[ir.Op] = field(default_factory=list)
+    complaints: list[tuple[str, str]] = field(default_factory=list)
+    """Where, and why it cannot be lowered."""
+
+    @abstractmethod
+    def name_of(self, node: Node) -> str:
+        """Return the name for what a node computes."""
+
+    @abstractmethod
+    def source_of(self, node: Node) -> str:
+        """Return where a node comes from, for messages."""
+
+    @abstractmethod
+    def shape_of(self, node: Node) -> ir.Shape:
+        """Return the shape that a node's result has in the graph."""
+
+    def activation(self, name: str, shape: ir.Shape) -> ir.Tensor:
+        """Add an activation."""
+        return self._add(ir.Tensor(name, shape))
+
+    def constant(self, name: str, value: Any) -> ir.Tensor:
+        """Add a constant, as float32."""
+        with np.errstate(over="ignore"):  # `ir.verify` names what became infinite
+            data = np.ascontiguousarray(value, np.float32)
+        return self._add(ir.Tensor(name, data.shape, "float32", data))
+
+    def _add(self, tensor: ir.Tensor) -> ir.Tensor:
+        name = ir.unused_name(tensor.name, self.tensors)
+        self.tensors[name] = replace(tensor, name=name)
+        return self.tensors[name]
+
+    def op(
+        self,
+        kind: ir.Kind,
+        node: Node,
+        inputs: Sequence[ir.Tensor],
+        shape: ir.Shape | None = None,
+        window: ir.Window | None = None,
+        suffix: str = "",
+    ) -> ir.Tensor:
+        """Add an op; its output has the shape of the node's result unless told otherwise."""
+        shape = self.shape_of(node) if shape is None else shape
+        require_small(shape)
+        out = self.activation(self.name_of(node) + suffix, shape)
+        names = tuple(tensor.name for tensor in inputs)
+        self.ops.append(ir.Op(kind, names, (out.name,), window, source=self.source_of(node)))
+        return out
+
+    def raise_complaints(self) -> None:
+        """Refuse the model, with all complaints, if there are any; equal reasons are one line.
+
+        Raises:
+            ExportError: There are.
+        """
+        if not self.complaints:
+            return
+        places: dict[str, list[str]] = {}
+        first: dict[str, str] = {}
+        for where, reason in self.complaints:
+            kind = _SHAPE.sub("", reason)  # the same of another shape is the same reason
+            places.setdefault(kind, []).append(where)
+            first.setdefault(kind, reason)
+        lines = [f"{_listed(where)}: {first[kind]}" for kind, where in places.items()]
+        if len(lines) > _MOST_REASONS:
+            lines[_MOST_REASONS - 1 :] = [f"and {len(lines) - _MOST_REASONS + 1} other reasons"]
+        listed = "\n  ".join(lines)
+        raise ExportError(
+            f"{len(self.complaints)} op(s) of the model cannot be exported:\n  {listed}\n"
+            f"replace them by supported layers: conv2d, linear, batch norm, relu, relu6, add, "
+            f"concat of channels, average and max pooling, mean over height and width, zero "
+            f"padding, flatten"
+        )
+
+    def graph(self, inputs: tuple[str, ...], output: Any) -> ir.Graph:
+        """Return the graph, verified.
+
+        Raises:
+            ExportError: The output is none that an artifact can have, or a rule is broken.
+        """
+        name = _output(output).name
+        if not self.ops:
+            raise ExportError("the model computes nothing: its output is its input")
+        graph = ir.Graph(self.tensors, tuple(self.ops), inputs, (name,))
+        ir.verify(graph)
+        return graph
+
+    def conv2d(
+        self,
+        node: Node,
+        x: ir.Tensor,
+        weight: Any,
+        bias: Any,
+        groups: int,
+        window: ir.Window,
+        before: Sequence[int] = (0, 0),
+    ) -> ir.Tensor:
+        """Add a convolution, plain or depthwise, with weights [out, in per group, h, w]."""
+        cin, out = x.shape[3], self.shape_of(node)
+        require(groups in (1, cin), f"conv2d with {groups} groups; 1 or one per channel can be")
+        kind: ir.Kind = "conv2d" if groups == 1 else "depthwise_conv2d"
+        order = (0, 2, 3, 1) if groups == 1 else (1, 2, 3, 0)
+        operands = self._operands(node, x, np.transpose(constant(weight), order), bias)
+        return self.op(kind, node, operands, out, reaching(x, out, window, before))
+
+    def linear(self, node: Node, x: ir.Tensor, weight: Any, bias: Any) -> ir.Tensor:
+        """Add a linear layer with weights [out, in]."""
+        return self.op("linear", node, self._operands(node, x, constant(weight), bias))
+
+    def _operands(self, node: Node, x: ir.Tensor, weight: ir.Array, bias: Any) -> list[ir.Tensor]:
+        bias = np.zeros(self.shape_of(node)[-1]) if bias is None else constant(bias, "biases")
+        name = self.name_of(node)
+        return [x, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
+
+    def affine(self, node: Node, x: ir.Tensor, scale: ir.Array, shift: ir.Array) -> ir.Tensor:
+        """Add a scale and a shift per channel."""
+        name = self.name_of(node)
+        scaled = self.constant(f"{name}.scale", scale), self.constant(f"{name}.shift", shift)
+        return self.op("affine", node, [x, *scaled])
+
+    def batch_norm(
+        self, node: Node, x: ir.Tensor, mean: Any, variance: Any, eps: float, weight: Any, bias: Any
+    ) -> ir.Tensor:
+        """Add a batch norm in evaluation; `weight` and `bias` may be None."""
+        moments = (constant(v, "statistics").astype(np.float64) for v in (mean, variance))
+        mean, variance = moments
+        with np.errstate(divide="ignore", invalid="ignore"):  # `ir.verify` names the result
+            scale = 1 / np.sqrt(variance + eps)
+            scale = scale if weight is None else scale * constant(weight)
+            shift = -mean * scale if bias is None else constant(bias) - mean * scale
+        return self.affine(node, x, scale, shift)
+
+    def clamp(self, node: Node, x: ir.Tensor, low: float | None, high: float | None) -> ir.Tensor:
+        """Add the ReLU or ReLU6 that a clamp is; None is no bound."""
+        possible = low == 0 and high in (None, 6)
+        require(possible, f"a clamp to [{low}, {high}]; relu and relu6 can be")
+        return self.op("relu6" if high else "relu", node, [x])
+
+    def add(self, node: Node, x: ir.Tensor, y: ir.Tensor) -> ir.Tensor:
+        """Add the sum of two activations."""
+        agree = x.shape == y.shape
+        require(agree, f"an addition of shapes {x.shape} and {y.shape}; they must agree")
+        return self.op("add", node, [x, y])
+
+    def concat(self, node: Node, parts: Sequence[ir.Tensor], dim: int) -> ir.Tensor:
+        """Add a concat over channels or features, which are dimension 1."""
+        dim %= len(self.shape_of(node))
+        require(
+            dim == 1, f"a concat over dimension {dim}; dimension 1, channels or features, can be"
+        )
+        return self.op("concat", node, parts)
+
+    def mean(self, node: Node, x: ir.Tensor, dims: Sequence[int]) -> ir.Tensor:
+        """Add a mean over height and width, which are all that `dims` (NCHW) may name."""
+        possible = sorted(dim % 4 for dim in dims) == [2, 3]
+        require(possible, f"a mean over dimensions {list(dims)}; height and width can be")
+        return self.op("mean", node, [x])
+
+    def avg_pool2d(
+        self,
+        node: Node,
+        x: ir.Tensor,
+        window: ir.Window,
+        before: Sequence[int],
+        counts_padding: bool,
+    ) -> ir.Tensor:
+        """Add an average pooling; padding that counts becomes an op of its own."""
+        out = self.shape_of(node)
+        padded = reaching(x, out, window, before)
+        if counts_padding and any(padded.padding):
+            pad = ir.Window(padding=padded.padding)
+            shape = (1, *pad.output(x.shape[1], x.shape[2]), x.shape[3])
+            x, padded = self.op("pad", node, [x], shape, pad, suffix=".pad"), window
+        return self.op("avg_pool2d", node, [x], out, padded)
+
+    def max_pool2d(
+        self, node: Node, x: ir.Tensor, window: ir.Window, before: Sequence[int]
+    ) -> ir.Tensor:
+        """Add a max-pooling."""
+        dilation = window.dilation
+        require(dilation == (1, 1), f"max_pool2d with dilation {dilation}; 1 can be")
+        out = self.shape_of(node)
+        return self.op("max_pool2d", node, [x], out, reaching(x, out, window, before))
+
+    def pad(
+        self, node: Node, x: ir.Tensor, mode: str, value: float, amounts: Sequence[int]
+    ) -> ir.Tensor:
+        """Add a padding by zeros at (top, bottom, left, right)."""
+        is_zero = mode == "constant" and value == 0
+        require(is_zero, f"{mode} padding with {value}; zeros can be")
+        top, bottom, left, right = amounts
+        require(
+            min(amounts) >= 0,
+            f"padding by {(top, bottom, left, right)}; height and width can grow, and nothing "
+            f"shrink",
+        )
+        if not any(amounts):
+            return x
+        return self.op("pad", node, [x], window=ir.Window(padding=(top, bottom, left, right)))
+
+    def reshape(self, node: Node, x: ir.Tensor) -> ir.Tensor:
+        """Add what brings `x` into the shape of the node's result, if anything must."""
+        out = self.shape_of(node)
+        if x.shape == out:
+            return x
+        if order_is_free(x.shape) and order_is_free(out):
+            return self.op("reshape", node, [x], out)
+        is_flatten = len(x.shape) == 4 and out == (1, math.prod(x.shape))
+        require(
+            is_flatten, f"a reshape of {x.shape} to {out} (NHWC); flatten to [n, features] can be"
+        )
+        return self.op("flatten_nchw", node, [x], out)
+
+
+def _listed(places: Sequence[str]) -> str:
+    more = len(places) - 1
+    return places[0] if not more else f"{places[0]} and {more} other{'s' * (more > 1)}"
+
+
+def _output(value: Any) -> ir.Tensor:
+    if not isinstance(value, ir.Tensor):
+        raise ExportError("the model's output does not depend on its input; nothing to export")
+    if len(value.shape) == 4 and not order_is_free(value.shape):
+        raise ExportError(
+            f"the model returns a feature map, {value.shape} in NHWC; an artifact returns "
+            f"[n, classes]: end the model with a pooling or flatten and a linear layer"
+        )
+    return value

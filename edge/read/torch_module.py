@@ -1,0 +1,470 @@
+"""Turn a torch module into a float graph; no other file here sees torch.
+
+`torch.export` gives the ATen graph of the evaluation-mode model; each ATen op has one short
+handler below. What is computed from constants alone (a mask times a weight, a weight norm) is
+evaluated here and becomes a constant itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_leaves
+
+from edge import ir
+from edge.read.lowering import (
+    SERIES,
+    Lowering,
+    Unsupported,
+    activation,
+    graph_shape,
+    nhwc,
+    refuse_probabilities,
+    require,
+)
+from fedkit.core.errors import ExportError
+
+Arguments = Mapping[str, Any]
+"""Argument name of the ATen schema -> value; tensors are `ir.Tensor` or constant `torch.Tensor`."""
+
+
+@dataclass
+class _Lowering(Lowering[fx.Node]):
+    """What has been lowered so far."""
+
+    values: dict[fx.Node, ir.Tensor | torch.Tensor] = field(default_factory=dict)
+    unknown: set[fx.Node] = field(default_factory=set)
+    """Of no shape that exists here, as what computes it was refused; nor is what follows."""
+
+    def name_of(self, node: fx.Node) -> str:
+        return node.name
+
+    def source_of(self, node: fx.Node) -> str:
+        return _module_of(node)
+
+    def shape_of(self, node: fx.Node) -> ir.Shape:
+        return graph_shape(tuple(node.meta["val"].shape))
+
+
+_Handler = Callable[[_Lowering, fx.Node, Arguments], ir.Tensor]
+_HANDLERS: dict[str, _Handler] = {}
+
+
+def _lowers(*targets: str) -> Callable[[_Handler], _Handler]:
+    def register(handler: _Handler) -> _Handler:
+        _HANDLERS.update(dict.fromkeys(targets, handler))
+        return handler
+
+    return register
+
+
+def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
+    """Lower a torch module to a float graph.
+
+    The model is neither changed nor moved; it is lowered as it behaves in evaluation mode.
+
+    Args:
+        model: Takes float32 [n, channels, height, width] or [n, features], returns one tensor.
+        input_shape: (channels, height, width) or (features,) of one example.
+
+    Returns:
+        A graph in the layouts of `edge.ir`, not yet optimised; it passes `ir.verify`.
+
+    Raises:
+        ExportError: The model cannot be traced, or holds unsupported ops; all are listed.
+    """
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
+    if len(input_shape) not in (1, 3):
+        raise ExportError(
+            f"input_shape is {tuple(input_shape)}; it must be (channels, height, width) or "
+            f"(features,), without the batch dimension; {SERIES}"
+        )
+    program = _export(model, tuple(input_shape))
+    lowering = _Lowering()
+    _bind_inputs(program, lowering)
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            _lower_node(lowering, node)
+    lowering.raise_complaints()
+    return lowering.graph(_inputs(program), _output(program, lowering))
+
+
+def _export(model: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
+    twin = _twin(model)
+    before = _random_state()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the twin, which nobody sees
+            program = torch.export.export(twin, (torch.zeros(1, *input_shape),))
+    except Exception as error:  # torch.export documents no narrower class
+        raise ExportError(_untraceable(model, input_shape, error)) from error
+    if _random_state() != before:
+        raise ExportError(f"{type(model).__name__} {_RANDOM}")
+    return program
+
+
+_RANDOM = (
+    "draws random numbers in evaluation, and an artifact gives the same output for the same input; "
+    "draw them only `if self.training`"
+)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode and float32."""
+    # What hooks computed from parameters, as pruning does, is no leaf, and cannot be copied.
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+    try:
+        twin = copy.deepcopy(model, dict(computed))
+    except Exception as error:  # a module may hold anything
+        raise ExportError(
+            f"{type(model).__name__} cannot be copied: {_first_line(error)}; build it anew and "
+            f"load its state"
+        ) from error
+    return twin.to("cpu", torch.float32).eval()
+
+
+def _random_state() -> tuple[Any, ...]:
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    own = np.asarray(keys).tobytes(), torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), kind, *own, *rest
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _untraceable(model: nn.Module, shape: tuple[int, ...], error: Exception) -> str:
+    """Say why a model cannot be traced, by what people most often get wrong."""
+    name, text = type(model).__name__, _first_line(error)
+    embeddings = [
+        (path, type(module).__name__)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    ]
+    if embeddings and ("indices" in text or "scalar type" in text):
+        path, kind = embeddings[0]
+        return (
+            f"module {path or '(model)'!r} ({kind}) reads integers, but an artifact's inputs are "
+            f"real numbers; look up the embedding before the model, and export what follows it"
+        )
+    if len(shape) == 3 and shape[2] <= _FEW_CHANNELS < shape[0] and "channels" in text:
+        return (
+            f"{name} does not take inputs of shape {shape}: they look like (height, width, "
+            f"channels), and must be (channels, height, width); give np.moveaxis(inputs, -1, 1)"
+        )
+    return (
+        f"torch.export cannot trace {name} for inputs of shape {shape}: {text}; the forward pass "
+        f"must be free of control flow that depends on data, and fit that shape"
+    )
+
+
+_FEW_CHANNELS = 4  # of images as they are stored
+
+
+def outputs(model: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what a torch model computes in evaluation mode, to compare its graph with.
+
+    Args:
+        model: As for `lower`; it is not changed.
+        inputs: float32 [n, ...], as torch takes them.
+    """
+    twin = _twin(model)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the twin
+        each = [tree_leaves(twin(torch.from_numpy(x[None]))) for x in inputs]  # as on a device
+    return np.concatenate([np.asarray(output.numpy(), np.float32) for (output,) in each])
+
+
+def _bind_inputs(program: ExportedProgram, lowering: _Lowering) -> None:
+    constants = {**program.state_dict, **program.constants}
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for spec in program.graph_signature.input_specs:
+        node = nodes[spec.arg.name]
+        if spec.kind is InputKind.USER_INPUT:
+            lowering.values[node] = lowering.activation(node.name, lowering.shape_of(node))
+        else:
+            lowering.values[node] = constants[str(spec.target)].detach()
+
+
+def _inputs(program: ExportedProgram) -> tuple[str, ...]:
+    specs = program.graph_signature.input_specs
+    return tuple(spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT)
+
+
+def _output(program: ExportedProgram, lowering: _Lowering) -> Any:
+    specs = program.graph_signature.output_specs
+    names = [spec.arg.name for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
+    if len(names) != 1:
+        raise ExportError(f"the model returns {len(names)} tensors; an artifact has exactly one")
+    return {node.name: value for node, value in lowering.values.items()}[names[0]]
+
+
+def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
+    """Lower one ATen op; if that fails, note why and go on as if it had worked."""
+    if "_assert" in str(node.target):
+        return
+    arguments = _arguments(lowering, node)
+    is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    if is_random and not _is_off(arguments):
+        _complain(lowering, node, f"it {_RANDOM}")
+        return
+    if _is_constant(arguments) and callable(node.target):
+        kwargs = {key: arguments[key] for key in node.kwargs}
+        positional = [value for key, value in arguments.items() if key not in kwargs]
+        lowering.values[node] = node.target(*positional[: len(node.args)], **kwargs)
+        return
+    handler = _HANDLERS.get(str(node.target))
+    try:
+        if handler is None:
+            raise Unsupported(f"{node.target} is not supported")
+        lowering.values[node] = handler(lowering, node, arguments)
+    except Unsupported as error:
+        is_consequence = handler is not None or "getitem" in str(node.target)
+        if is_consequence and not lowering.unknown.isdisjoint(node.all_input_nodes):
+            _let_pass(lowering, node)
+        else:
+            _complain(lowering, node, str(error))
+
+
+def _complain(lowering: _Lowering, node: fx.Node, reason: str) -> None:
+    lowering.complaints.append((f"module {_module_of(node)!r}", reason))
+    _let_pass(lowering, node)
+
+
+def _let_pass(lowering: _Lowering, node: fx.Node) -> None:
+    """Go on with a value of the node's shape, if there is one that could have been lowered."""
+    shape = tuple(getattr(node.meta.get("val"), "shape", ()))
+    if len(shape) not in (2, 4):
+        lowering.unknown.add(node)
+    lowering.values[node] = ir.Tensor(node.name, shape if len(shape) != 4 else nhwc(shape))
+
+
+def _is_off(arguments: Arguments) -> bool:
+    """Whether an op that could draw random numbers does not: dropout in evaluation."""
+    return arguments.get("train") is False or arguments.get("dropout_p") == 0
+
+
+def _arguments(lowering: _Lowering, node: fx.Node) -> dict[str, Any]:
+    """Name the arguments of an op and fill in the defaults of its schema."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {}
+    named = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    named |= dict(zip((a.name for a in schema.arguments), node.args, strict=False))
+    named |= node.kwargs
+    order = [a.name for a in schema.arguments if a.name in named]
+    return {name: _resolved(lowering, named[name]) for name in order}
+
+
+def _resolved(lowering: _Lowering, value: Any) -> Any:
+    """Put values in the places of nodes, in lists too."""
+    if isinstance(value, list | tuple):
+        return [_resolved(lowering, one) for one in value]
+    return lowering.values[value] if isinstance(value, fx.Node) else value
+
+
+def _is_constant(arguments: Arguments) -> bool:
+    return bool(arguments) and not any(_holds_activation(v) for v in arguments.values())
+
+
+def _holds_activation(value: Any) -> bool:
+    in_list = isinstance(value, list) and any(isinstance(one, ir.Tensor) for one in value)
+    return in_list or isinstance(value, ir.Tensor)
+
+
+def _module_of(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+    return str(list(stack.values())[-1][0]) or "(model)"
+
+
+def _pair(value: Sequence[int] | int) -> tuple[int, int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return (values[0], values[-1])
+
+
+@_lowers("aten.conv2d.default", "aten.conv2d.padding")
+def _conv2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    x, weight = activation(a["input"], 4), a["weight"]
+    kernel = (int(weight.shape[2]), int(weight.shape[3]))
+    window = ir.Window(kernel, _pair(a["stride"]), _pair(a["dilation"]))
+    before = (0, 0) if a["padding"] == "valid" else a["padding"]
+    if a["padding"] == "same":
+        before = ir.same_padding(x.shape[1:3], lowering.shape_of(node)[1:3], window)[::2]
+    return lowering.conv2d(node, x, weight, a["bias"], a["groups"], window, _pair(before))
+
+
+@_lowers("aten.linear.default")
+def _linear(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.linear(node, activation(a["input"], 2), a["weight"], a["bias"])
+
+
+@_lowers("aten.batch_norm.default")
+def _batch_norm(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    require(not a["training"], "batch norm without running statistics")
+    moments = a["running_mean"], a["running_var"], a["eps"]
+    return lowering.batch_norm(node, activation(a["input"]), *moments, a["weight"], a["bias"])
+
+
+@_lowers("aten.relu.default", "aten.relu_.default")
+def _relu(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    x = activation(a["self"])
+    return _in_place(lowering, node, x, lowering.op("relu", node, [x]))
+
+
+@_lowers(
+    "aten.relu6.default",
+    "aten.relu6_.default",
+    "aten.hardtanh.default",
+    "aten.hardtanh_.default",
+    "aten.clamp.default",
+    "aten.clamp_.default",
+    "aten.clamp_min.default",
+)
+def _clamp(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    low = a.get("min_val", a.get("min", 0))
+    high = a.get("max_val", a.get("max", 6 if "relu6" in str(node.target) else None))
+    x = activation(a["self"])
+    return _in_place(lowering, node, x, lowering.clamp(node, x, low, high))
+
+
+@_lowers(
+    "aten.softmax.int",
+    "aten._softmax.default",
+    "aten.log_softmax.int",
+    "aten._log_softmax.default",
+    "aten.sigmoid.default",
+    "aten.sigmoid_.default",
+)
+def _probabilities(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    name = str(node.target).split(".")[1].strip("_")
+    what = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "sigmoid": "Sigmoid"}[name]
+    refuse_probabilities(what, _is_last(node))
+
+
+def _is_last(node: fx.Node) -> bool:
+    """Whether nothing but a change of shape comes behind a node."""
+    return all(
+        user.op == "output"
+        or (_HANDLERS.get(str(user.target)) in (_reshape, _identity) and _is_last(user))
+        for user in node.users
+    )
+
+
+@_lowers("aten.add.Tensor", "aten.add_.Tensor")
+def _add(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    x, y = activation(a["self"]), activation(a["other"])
+    require(a["alpha"] == 1, f"an addition with alpha = {a['alpha']}; only 1 can be")
+    return _in_place(lowering, node, x, lowering.add(node, x, y))
+
+
+@_lowers("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
+def _concat(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.concat(node, [activation(part) for part in a["tensors"]], a["dim"])
+
+
+def _in_place(lowering: _Lowering, node: fx.Node, old: ir.Tensor, new: ir.Tensor) -> ir.Tensor:
+    """Return `new`; if the op writes it over `old`, every name of that means `new` from here."""
+    if str(node.target).split(".")[1].endswith("_"):
+        _rebind(lowering, old, new)
+    return new
+
+
+def _rebind(lowering: _Lowering, old: ir.Tensor, new: ir.Tensor) -> None:
+    """Let every name of a tensor that was changed in place mean its new value."""
+    for op in lowering.ops:
+        is_view = op.kind in ("reshape", "flatten_nchw")
+        require(
+            not (is_view and old.name in (*op.inputs, *op.outputs)),
+            "an in-place op on a tensor that shares memory with its flattened form; set "
+            "inplace=False",
+        )
+    for node, value in lowering.values.items():
+        if value is old:
+            lowering.values[node] = new
+
+
+@_lowers("aten.adaptive_avg_pool2d.default")
+def _adaptive_avg_pool2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    x, out = activation(a["self"], 4), lowering.shape_of(node)
+    if out[1:3] == (1, 1):
+        return lowering.op("mean", node, [x], out)
+    divides = x.shape[1] % out[1] == 0 and x.shape[2] % out[2] == 0
+    require(divides, f"adaptive pooling of {x.shape[1:3]} to {out[1:3]}, which does not divide it")
+    kernel = (x.shape[1] // out[1], x.shape[2] // out[2])
+    return lowering.op("avg_pool2d", node, [x], out, ir.Window(kernel, kernel))
+
+
+@_lowers("aten.mean.dim")
+def _mean(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.mean(node, activation(a["self"], 4), a["dim"] or ())
+
+
+@_lowers("aten.avg_pool2d.default")
+def _avg_pool2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    x, kernel = activation(a["self"], 4), _pair(a["kernel_size"])
+    require(not a["ceil_mode"], "avg_pool2d with ceil_mode")
+    divisor = a["divisor_override"]
+    require(divisor in (None, math.prod(kernel)), f"avg_pool2d with divisor_override = {divisor}")
+    window = ir.Window(kernel, _pair(a["stride"] or kernel))
+    return lowering.avg_pool2d(node, x, window, _pair(a["padding"]), a["count_include_pad"])
+
+
+@_lowers("aten.max_pool2d.default")
+def _max_pool2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    x, kernel = activation(a["self"], 4), _pair(a["kernel_size"])
+    window = ir.Window(kernel, _pair(a["stride"] or kernel), _pair(a["dilation"]))
+    return lowering.max_pool2d(node, x, window, _pair(a["padding"]))
+
+
+@_lowers("aten.pad.default", "aten.constant_pad_nd.default")
+def _pad(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    x = activation(a["self"], 4)
+    require(len(a["pad"]) <= 4, f"padding by {a['pad']}; height and width can grow")
+    left, right, top, bottom = [*a["pad"], 0, 0, 0, 0][:4]
+    mode, value = a.get("mode", "constant"), a["value"] or 0
+    return lowering.pad(node, x, mode, value, (top, bottom, left, right))
+
+
+@_lowers(
+    "aten.flatten.using_ints",
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten.squeeze.dims",
+    "aten.squeeze.dim",
+    "aten.unsqueeze.default",
+    "aten.unflatten.int",
+)
+def _reshape(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.reshape(node, activation(a["self"]))
+
+
+@_lowers(
+    "aten.dropout.default",
+    "aten.dropout_.default",
+    "aten.feature_dropout.default",
+    "aten.alias.default",
+    "aten.clone.default",
+    "aten.contiguous.default",
+    "aten.detach.default",
+)
+def _identity(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    require(not a.get("train", False), "dropout that is on in evaluation")
+    return activation(a.get("self", a.get("input")))

@@ -1,0 +1,1 @@
+"""What an int8 graph becomes: one package per target, with its emitter, runner and kernels."""

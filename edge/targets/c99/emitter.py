@@ -1,0 +1,327 @@
+"""Write a graph as C99 sources that compile anywhere, with the kernels that they call.
+
+The model is `NAME_invoke` in model.c: no allocation, nothing of libc but memcpy and memset, all of
+its memory in an arena that the caller gives. Constants are plain initialisers of the structs in
+ek.h, so that a compiler places them in read-only memory.
+
+Whatever a linker or a preprocessor sees begins with the model's name, the kernels too: models of
+several names, and of several versions of the kernels, are one program.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import ir, memory
+from edge.targets.c99 import pack
+from edge.targets.c99.pack import Planes
+from edge.targets.c99.program import Argument, Goal, Place, Pointer, Program, Struct, compile_graph
+from edge.targets.c_names import NAME, check_name, prefixed, renamed
+from fedkit.core.text import source_text
+
+_KERNELS = Path(pack.__file__).with_name("kernels")
+_WIDTH = 100
+_TYPES = {"i1": "int8_t", "i2": "int16_t", "i4": "int32_t", "u1": "uint8_t", "u2": "uint16_t"}
+_RECORDS = {pack.QUAD: "ek_quad", pack.PAIR: "ek_pair", pack.FILTER: "ek_filter"}
+_ALIGNMENTS: Mapping[Goal, int] = {"speed": 64, "size": 4}  # of a cache line; of an int32_t
+_FLAGS: Mapping[Goal, str] = {"speed": "-O3 -march=native", "size": "-Os"}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """A model in C.
+
+    Attributes:
+        files: Name -> content.
+        arena_bytes: Memory that the caller must give.
+        calls: Kernel and torch module of each call of `model_invoke`, in order.
+        kept: Activation -> where its first pixel lies in the arena, and how it lies there; empty
+            unless all were kept.
+    """
+
+    files: Mapping[str, bytes]
+    arena_bytes: int
+    calls: tuple[tuple[str, str], ...]
+    kept: Mapping[str, tuple[int, Planes]]
+
+
+def emit(
+    graph: ir.Graph,
+    inputs: NDArray[np.int8],
+    outputs: NDArray[np.int8],
+    goal: Goal = "speed",
+    keep: bool = False,
+    name: str = NAME,
+) -> Sources:
+    """Write a graph as C.
+
+    Args:
+        graph: Int8, optimised.
+        inputs: int8 [n, ...] in the graph's layout, examples for the test that is written too.
+        outputs: int8 [n, ...], what the graph gives for them.
+        goal: "speed", or "size" for microcontrollers.
+        keep: Write no activation over another, so that all can be looked at after a call.
+        name: What identifiers begin with; see `check_name`.
+
+    Returns:
+        The sources; the same arguments always give the same.
+
+    Raises:
+        ExportError: Something in the graph has no kernel; names all of it. Or the name cannot be.
+    """
+    check_name(name)
+    program = compile_graph(graph, goal, keep)
+    offsets, size = memory.plan(program.buffers, _ALIGNMENTS[goal])
+    kernels = _kernels(program)
+    headers = sorted(path.name for path in _KERNELS.glob("*.h"))
+    texts = {
+        "model.h": _header(graph, size + pack.SLACK, _ALIGNMENTS[goal], name),
+        "model.c": _model(program, offsets, name),
+        "test_vector.h": _vectors(inputs, outputs),
+        "main.c": renamed(_MAIN, name),
+        "Makefile": _makefile(kernels, headers, goal),
+        "CMakeLists.txt": _cmake(kernels, name),
+    }
+    files = {file: text.encode() for file, text in texts.items()}
+    files |= {file: (_KERNELS / file).read_bytes() for file in (*headers, *kernels)}
+    files["ek.h"] = prefixed(files["ek.h"].decode(), name).encode()
+    kept = {
+        activation: (offsets[place.buffer] + place.lead, planes)
+        for activation, (place, planes) in program.homes.items()
+    }
+    calls = tuple((call.function, call.source) for call in program.calls)
+    return Sources(files, size + pack.SLACK, calls, kept if keep else {})
+
+
+def _kernels(program: Program) -> list[str]:
+    """Return the sources that define what the program calls."""
+    called = {call.function for call in program.calls}
+    return sorted(
+        path.name
+        for path in _KERNELS.glob("*.c")
+        if any(f"\nvoid {function}(" in path.read_text() for function in called)
+    )
+
+
+# The header
+
+
+def _header(graph: ir.Graph, arena: int, alignment: int, name: str) -> str:
+    ports = [graph.tensors[name] for name in (*graph.inputs, *graph.outputs)]
+    (x, y), (x_lines, y_lines) = ports, map(_port, ports, ("INPUT", "OUTPUT"))
+    text = f"""\
+/* An int8 model, real = SCALE * (integer - ZERO_POINT). */
+#ifndef MODEL_H
+#define MODEL_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+{x_lines}
+{y_lines}
+#define MODEL_ARENA_BYTES {arena}
+#define MODEL_ARENA_ALIGNMENT {alignment}
+
+/* Runs one example. `in` is {_layout(x)}, `out` {_layout(y)}.
+ * `arena` holds MODEL_ARENA_BYTES on MODEL_ARENA_ALIGNMENT; nothing in it is kept from call to
+ * call. Returns 0, or 1 if the arena is not aligned. */
+int model_invoke(const int8_t *in, int8_t *out, uint8_t *arena);
+
+#ifdef __cplusplus
+}}
+#endif
+#endif
+"""
+    return renamed(text, name)
+
+
+def _port(tensor: ir.Tensor, name: str) -> str:
+    return f"""\
+#define MODEL_{name}_BYTES {math.prod(tensor.shape)}
+#define MODEL_{name}_SCALE {tensor.scale!r}f
+#define MODEL_{name}_ZERO_POINT ({tensor.zero_point})"""
+
+
+def _layout(tensor: ir.Tensor) -> str:
+    names = "[height, width, channels] = " if len(tensor.shape) == 4 else ""
+    return f"{names}{list(tensor.shape[1:])}"
+
+
+# The model
+
+
+def _model(program: Program, offsets: Mapping[str, int], name: str) -> str:
+    constants = _Constants([])
+    calls = []
+    for number, call in enumerate(program.calls):
+        arguments = [
+            constants.argument(argument, f"m{number}_{position}", offsets)
+            for position, argument in enumerate(call.arguments)
+        ]
+        comment = source_text(call.source)
+        calls.append(f"    {call.function}({', '.join(arguments)}); /* {comment} */")
+    body = "\n".join(calls)
+    return f"""\
+#include "model.h"
+
+#include "ek.h"
+
+{"".join(constants.lines)}
+int {name}_invoke(const int8_t *in, int8_t *out, uint8_t *arena) {{
+    if ((uintptr_t)arena % {name.upper()}_ARENA_ALIGNMENT != 0) return 1;
+{body}
+    return 0;
+}}
+"""
+
+
+@dataclass
+class _Constants:
+    """Definitions of constants, each before what points to it."""
+
+    lines: list[str]
+
+    def argument(self, argument: Argument, name: str, offsets: Mapping[str, int]) -> str:
+        if isinstance(argument, Place):
+            return f"arena + {offsets[argument.buffer] + argument.lead}"
+        return self._pointer(argument, name) if isinstance(argument, Pointer) else str(argument)
+
+    def _pointer(self, pointer: Pointer, name: str) -> str:
+        if pointer.to is None:
+            return "0"
+        text = self._struct(pointer.to, name)
+        self.lines.append(f"static const {pointer.to.kind} {name} = {text};\n")
+        return f"&{name}"
+
+    def _struct(self, struct: Struct, name: str) -> str:
+        texts = [self._field(value, f"{name}_{i}") for i, value in enumerate(struct.fields)]
+        return f"{{{', '.join(texts)}}}"
+
+    def _field(self, value: int | NDArray[Any] | Struct | Pointer, name: str) -> str:
+        if isinstance(value, np.ndarray):
+            self.lines.append(_array(value, name))
+            return name
+        if isinstance(value, Pointer):
+            return self._pointer(value, name)
+        return self._struct(value, name) if isinstance(value, Struct) else str(value)
+
+
+def _array(values: NDArray[Any], name: str) -> str:
+    if values.size == 0:  # which C does not have
+        values = np.zeros(1, values.dtype)
+    kind = _RECORDS.get(values.dtype) or _TYPES[values.dtype.str[1:]]
+    lines = "\n".join(_wrapped(_items(values)))
+    return f"static const {kind} {name}[{values.size}] = {{\n{lines}\n}};\n"
+
+
+def _items(values: NDArray[Any]) -> Iterator[str]:
+    """Yield the initialiser of each element."""
+    if values.dtype.names is None:
+        yield from map(str, values.ravel().tolist())
+        return
+    columns = (values[name].tolist() for name in values.dtype.names)
+    braces = str.maketrans("[]()", "{}{}", " ")
+    yield from (str(record).translate(braces) for record in zip(*columns, strict=True))
+
+
+def _wrapped(items: Iterator[str]) -> Iterator[str]:
+    line = "   "
+    for item in items:
+        if len(line) + len(item) + 2 > _WIDTH:
+            yield line
+            line = "   "
+        line += f" {item},"
+    yield line
+
+
+# The test and how to build it
+
+
+def _vectors(inputs: NDArray[np.int8], outputs: NDArray[np.int8]) -> str:
+    return f"""\
+/* Examples, and what the model gives for them. */
+#include <stdint.h>
+
+#define TEST_VECTORS {len(inputs)}
+
+{_array(inputs, "test_inputs")}
+{_array(outputs, "test_outputs")}"""
+
+
+_MAIN = """\
+/* Runs the model on its test vectors; fails unless every integer is as expected. */
+#include <stdio.h>
+
+#include "model.h"
+#include "test_vector.h"
+
+static uint8_t memory[MODEL_ARENA_BYTES + MODEL_ARENA_ALIGNMENT];
+
+int main(void) {
+    uint8_t *arena = memory + (MODEL_ARENA_ALIGNMENT - (uintptr_t)memory % MODEL_ARENA_ALIGNMENT);
+    int8_t out[MODEL_OUTPUT_BYTES];
+    int wrong = 0;
+    for (int n = 0; n < TEST_VECTORS; n++) {
+        const int8_t *expected = test_outputs + n * MODEL_OUTPUT_BYTES;
+        if (model_invoke(test_inputs + n * MODEL_INPUT_BYTES, out, arena)) return 2;
+        for (int i = 0; i < MODEL_OUTPUT_BYTES; i++) wrong += out[i] != expected[i];
+    }
+    printf("%d of %d outputs differ\\n", wrong, TEST_VECTORS * MODEL_OUTPUT_BYTES);
+    return wrong != 0;
+}
+"""
+
+
+def _makefile(kernels: list[str], headers: list[str], goal: Goal) -> str:
+    objects = " ".join(name.replace(".c", ".o") for name in ("model.c", *kernels))
+    return f"""\
+CFLAGS ?= {_FLAGS[goal]}
+ALL_CFLAGS = -std=c99 -Wall -Wextra -Wconversion $(CFLAGS)
+OBJECTS = {objects}
+
+libmodel.a: $(OBJECTS)
+\t$(AR) rcs $@ $(OBJECTS)
+
+%.o: %.c model.h {" ".join(headers)}
+\t$(CC) $(ALL_CFLAGS) -c $< -o $@
+
+model_test: main.c test_vector.h libmodel.a
+\t$(CC) $(ALL_CFLAGS) main.c libmodel.a -o $@
+
+test: model_test
+\t./model_test
+
+clean:
+\trm -f $(OBJECTS) libmodel.a model_test
+
+.PHONY: test clean
+"""
+
+
+def _cmake(kernels: list[str], name: str) -> str:
+    return f"""\
+cmake_minimum_required(VERSION 3.10)
+project({name} C)
+set(CMAKE_C_STANDARD 99)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+
+add_library({name} STATIC model.c {" ".join(kernels)})
+target_include_directories({name} PUBLIC ${{CMAKE_CURRENT_SOURCE_DIR}})
+
+enable_testing()
+add_executable({name}_test main.c)
+target_link_libraries({name}_test {name})
+add_test(NAME {name}_test COMMAND {name}_test)
+"""

@@ -1,0 +1,625 @@
+"""From an int8 graph to calls of the C kernels: layouts, packed constants, buffers.
+
+What the calls compute is what `edge.define.interpret.evaluate_int8` computes under `half_up`,
+integer by integer. Four things are decided here:
+
+- activations of one height and width share one halo, the largest that a reader needs: sums then
+  find equal layouts, and convolutions run over whole planes;
+- windows with a stride read phases, which readers of one tensor share where they can;
+- a sum that is the only reader of a convolution becomes part of it; the kernel still rounds the
+  convolution to int8 first, as the graph says;
+- what a concat joins is written where it belongs in the result, whose planes lie one after the
+  other; only what has its place in another concat already is copied.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import ir
+from edge.define.rounding import Scales, add_multipliers
+from edge.memory import Buffer
+from edge.targets.c99 import pack
+from edge.targets.c99.pack import Int8s, Int32s, Phases, Planes
+from edge.targets.c99.requant import LEAST_SHIFT, Requant, near, simplified
+from edge.targets.common import check_compilable, multiplier_and_shift
+from fedkit.core.errors import ExportError
+from fedkit.core.numerics import Int64s
+
+Goal = Literal["speed", "size"]
+
+DENSE_FROM = 0.7
+"""Density of a convolution above which `ek_conv_dense` is faster; measured, see NOTES.md."""
+
+STREAM_BELOW = 0.5
+"""Density of weights below which a stream is smaller: it takes two bytes per weight."""
+
+_BYTE = 128  # what a byte is more than its int8
+_CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
+
+
+@dataclass(frozen=True)
+class Struct:
+    """A constant of a struct in `ek.h`.
+
+    Attributes:
+        kind: The struct's name.
+        fields: Its fields in order; an array stands for a pointer to it.
+    """
+
+    kind: str
+    fields: tuple[int | NDArray[Any] | Struct | Pointer, ...]
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """The address of a constant; 0 if there is none."""
+
+    to: Struct | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A number of bytes into a buffer of the arena."""
+
+    buffer: str
+    lead: int = 0
+
+
+Slot = tuple[str, int]
+"""A buffer, and the bytes of other tensors that come first in it."""
+
+Argument = int | str | Place | Pointer
+"""Of a call; a text is a parameter of the caller."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a kernel.
+
+    Attributes:
+        source: The torch module that it comes from.
+    """
+
+    function: str
+    arguments: tuple[Argument, ...]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """Calls in order, with parameters `in` and `out`, and the buffers that they use.
+
+    Attributes:
+        homes: Activation -> where its first pixel is and how it lies there, as long as no other is
+            written over it. A convolution that a sum took in has none.
+    """
+
+    calls: tuple[Call, ...]
+    buffers: Mapping[str, Buffer]
+    homes: Mapping[str, tuple[Place, Planes]]
+
+
+def compile_graph(graph: ir.Graph, goal: Goal = "speed", keep: bool = False) -> Program:
+    """Turn a graph into calls of kernels.
+
+    Args:
+        graph: Int8, as `edge.quantize.quantize.quantize` leaves it, with one input and one output.
+        goal: "speed" unrolls the distances of weights; "size" packs sparse weights as streams,
+            for microcontrollers. Dense layers stay dense.
+        keep: Write no activation over another, so that all can be looked at in the end.
+
+    Raises:
+        ExportError: Something in the graph has no kernel; names all of it.
+    """
+    check_compilable(graph, "C")
+    return _Compiler(graph, goal, keep).run()
+
+
+@dataclass
+class _Compiler:
+    """Walks the graph; each op finds a place for its output and its inputs computed."""
+
+    graph: ir.Graph
+    goal: Goal
+    keep: bool
+    calls: list[Call] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    home: dict[str, str] = field(default_factory=dict)  # tensor -> buffer
+    offset: dict[str, int] = field(default_factory=dict)  # bytes of other tensors before it there
+
+    def run(self) -> Program:
+        self.fused = _fusions(self.graph)
+        self.ops = [op for op in self.graph.ops if op not in self.fused.values()]
+        self.last_read = self._last_reads()
+        self.planes = _layouts(self.graph)
+        self.phases = _shared_phases(self.graph, self.planes)
+        self.slots = _slots(self.graph, self.planes)
+        self._load()
+        problems = [problem for op in self.ops for problem in self._problems(op)]
+        if problems:
+            raise ExportError("; ".join(problems))
+        self._store()
+        homes = {name: (self._place(name), self.planes[name]) for name in self.home}
+        return Program(tuple(self.calls), self._buffers(), homes)
+
+    # Buffers
+
+    def _last_reads(self) -> dict[str, int]:
+        reads: dict[str, int] = {}
+        for number, op in enumerate(self.ops):
+            conv = self.fused.get(op.output)
+            reads |= dict.fromkeys((*op.inputs, *(conv.inputs if conv else ())), number)
+        return reads | dict.fromkeys(self.graph.outputs, len(self.ops))
+
+    def _is_over(self, name: str, op: ir.Op) -> bool:
+        """Return whether nothing after `op` needs what is in the buffer of a tensor."""
+        if self.keep:
+            return False
+        sharing = (other for other, buffer in self.home.items() if buffer == self.home[name])
+        now = next(number for number, other in enumerate(self.ops) if other is op)
+        return all(self.last_read.get(other, -1) <= now for other in sharing)
+
+    def _own(self, name: str) -> str:
+        """Return the name of a buffer that holds no tensor, whatever tensors are called."""
+        return ir.unused_name(name, self.graph.tensors)
+
+    def _new(self, name: str) -> Place:
+        buffer, self.offset[name] = self.slots.get(name, (name, 0))
+        self.home[name] = buffer
+        self.sizes[buffer] = self.planes[buffer].size
+        return self._place(name)
+
+    def _reuse(self, name: str, by: str) -> Place:
+        self.home[by], self.offset[by] = self._slot(name)
+        return self._place(by)
+
+    def _place(self, name: str) -> Place:
+        buffer, offset = self._slot(name)
+        return Place(buffer, offset + self.planes[name].lead)
+
+    def _slot(self, name: str) -> Slot:
+        return self.home[name], self.offset.get(name, 0)
+
+    def _buffers(self) -> dict[str, Buffer]:
+        uses: dict[str, list[int]] = {}
+        for number, call in enumerate(self.calls):
+            for argument in call.arguments:
+                if isinstance(argument, Place):
+                    uses.setdefault(argument.buffer, []).append(number)
+        end = len(self.calls)
+        return {
+            name: Buffer(self.sizes[name], at[0], end if self.keep else at[-1])
+            for name, at in uses.items()
+        }
+
+    # Ops
+
+    def _call(self, function: str, *arguments: Argument | Struct, source: str = "") -> None:
+        made = tuple(Pointer(a) if isinstance(a, Struct) else a for a in arguments)
+        self.calls.append(Call(function, made, source))
+
+    def _load(self) -> None:
+        (name,) = self.graph.inputs
+        self._call("ek_load", _planes(self.planes[name]), "in", self._new(name), source="input")
+
+    def _store(self) -> None:
+        (name,) = self.graph.outputs
+        place, planes = self._place(name), self.planes[name]
+        if not _is_vector(planes):
+            place = Place(self._own("output"))
+            self.sizes[place.buffer] = math.prod(self.graph.tensors[name].shape)
+            self._call("ek_interleave", _planes(planes), self._place(name), place, source="output")
+        self._call(
+            "ek_store", math.prod(self.graph.tensors[name].shape), place, "out", source="output"
+        )
+
+    def _problems(self, op: ir.Op) -> list[str]:
+        """Add the calls of an op; return what hinders, if anything."""
+        try:
+            if op.kind not in _OPS:
+                raise ExportError("there is no kernel for it")
+            _OPS[op.kind](self, op)
+        except ExportError as error:
+            self.home.setdefault(op.output, op.output)
+            culprit = self.fused.get(op.output, op)
+            return [f"op {culprit.kind} of module {culprit.source!r} has no C form: {error}"]
+        return []
+
+    def _weighted(self, op: ir.Op, add: ir.Op | None = None) -> None:
+        weights, bias = _by_channel(self.graph, op), self.graph.constant(op.inputs[2])
+        x = self.graph.tensors[op.inputs[0]]
+        quantization = self.graph.tensors[op.inputs[1]].quantization
+        assert quantization is not None  # the verifier's rule
+        real = x.scale * np.asarray(quantization.scale) / self.graph.tensors[op.output].scale
+        self._convolve(op, op.window or ir.Window(), weights, bias, real, add)
+
+    def _convolve(
+        self,
+        op: ir.Op,
+        window: ir.Window,
+        weights: Int8s,
+        bias: Int32s,
+        real: Scales,
+        add: ir.Op | None = None,
+    ) -> None:
+        """Call the kernel for what is a convolution, whatever the op's kind.
+
+        Args:
+            op: Its input and output are the convolution's.
+            window: What the weights slide over.
+            weights: [out, in of a group, kernel height, kernel width] int8.
+            bias: [out] int32.
+            real: [out] float64: steps of the output per step of the sums.
+            add: The sum that takes its output, if it is part of it.
+        """
+        source, at, in_row = self._taps(op, window)
+        weights, requant = self._requant(op, weights, bias, real)
+        other: Place | int = 0
+        total = None
+        if add is not None:
+            other, total = self._other(op, add)
+        out = self._out(op, add)
+        common = (_planes(self.planes[(add or op).output]), _requant(requant), in_row)
+        kind, rest, scratch = self._packed(weights, at, requant)
+        struct = Struct(f"ek_{kind}_conv", (*common, *rest, Pointer(total)))
+        places: list[Argument] = [source, other, out]
+        if scratch:
+            places.append(self._scratch(op, scratch))
+        self._call(f"ek_conv_{kind}", struct, *places, source=op.source)
+
+    def _taps(self, op: ir.Op, window: ir.Window) -> tuple[Place, Int32s, int]:
+        """Return where a convolution reads, how far its taps are, and bytes from row to row."""
+        name = op.inputs[0]
+        planes = self.planes[name]
+        if window.stride == (1, 1):
+            return self._place(name), pack.distances(planes, window), planes.row
+        phases = self.phases[op.output]
+        buffer = self._own(f"{name}.phases{list(self.phases.values()).index(phases)}")
+        if buffer not in self.sizes:
+            self.sizes[buffer] = phases.planes.size
+            top, _, left, _ = phases.window.padding
+            layouts = _planes(planes), _planes(phases.planes)
+            struct = Struct("ek_phases", (*phases.window.stride, top, left, *layouts))
+            self._call("ek_split", struct, self._place(name), Place(buffer), source=op.source)
+        return Place(buffer), phases.distances(window), phases.planes.row
+
+    def _packed(
+        self, weights: Int8s, at: Int32s, requant: Requant
+    ) -> tuple[str, tuple[int | NDArray[Any], ...], int]:
+        """Return which kernel takes the weights, the fields of its struct, and its scratch."""
+        groups = len(at) // weights.shape[1]
+        density = np.count_nonzero(weights) / max(1, weights.size)
+        if self.goal == "size" and (groups > 1 or density < STREAM_BELOW):
+            return self._streamed(weights, at, groups)
+        if self.goal == "size":
+            whole = pack.full(weights, at)
+            return "full", (whole.taps, whole.at, whole.weights), whole.scratch
+        if groups == 1 and density >= DENSE_FROM:
+            full = pack.dense(weights, at)
+            return "dense", (full.taps, full.at, full.weights), full.scratch
+        packed = pack.sparse(weights, at, near(requant, weights))
+        return "sparse", (packed.filters, packed.quads, packed.pairs), 0
+
+    def _streamed(
+        self, weights: Int8s, at: Int32s, groups: int
+    ) -> tuple[str, tuple[int | NDArray[Any], ...], int]:
+        step = int(at[1, 0, 0] - at[0, 0, 0]) if len(at) > 1 else 0
+        bits = 4 if np.abs(weights).max(initial=0) < 8 else 8
+        channels = weights.shape[1], len(weights) // groups
+        fields = step, at[0].size, at[0].ravel(), *channels, bits, pack.stream(weights, bits)
+        return "stream", fields, pack.stream_scratch(weights)
+
+    def _scratch(self, op: ir.Op, size: int) -> Place:
+        name = self._own(f"{op.output}.scratch")
+        self.sizes[name] = size
+        return Place(name)
+
+    def _requant(
+        self, op: ir.Op, weights: Int8s, bias: Int32s, real: Scales
+    ) -> tuple[Int8s, Requant]:
+        """Return the weights, scaled where a multiplier needs it, and how sums become bytes."""
+        multiplier, shift = multiplier_and_shift(real)
+        by = np.maximum(LEAST_SHIFT - shift, 0)
+        scaled = weights << by.reshape(-1, *[1] * (weights.ndim - 1))
+        offsets = bias.astype(np.int64) << by
+        if np.abs(scaled).max(initial=0) > 127 or np.abs(offsets).max(initial=0) >= 2**31:
+            raise ExportError(
+                f"it multiplies its sums by {real.max():.3g}, and the kernels by less than 1; its "
+                "outputs are much smaller than its weights can express: give calibration "
+                "examples of the true range, or retrain the layer"
+            )
+        folded = pack.folded_bias(
+            offsets.astype(np.int32), scaled.astype(np.int8), self._zero(op.inputs[0])
+        )
+        requant = self._factors(op, folded, multiplier, shift + by)
+        return scaled.astype(np.int8), simplified(requant, weights)
+
+    def _factors(self, op: ir.Op, bias: Int32s, multiplier: Int64s, shift: Int64s) -> Requant:
+        arrays = bias, multiplier.astype(np.int32), shift.astype(np.uint8)
+        return Requant(*arrays, *self._limits(op))
+
+    def _limits(self, op: ir.Op) -> tuple[int, int, int]:
+        low, high = ir.limits(self.graph, op)
+        return self._zero(op.output), low + _BYTE, high + _BYTE
+
+    def _zero(self, name: str) -> int:
+        return self.graph.tensors[name].zero_point + _BYTE
+
+    def _out(self, op: ir.Op, add: ir.Op | None) -> Place:
+        """Return where a convolution writes; with a sum, over what it adds if that is over."""
+        if add is None:
+            return self._new(op.output)
+        name = _other_input(op, add)
+        is_free = add.output not in self.slots and self._is_over(name, add)
+        if is_free and self.home[name] != self.home[op.inputs[0]]:
+            return self._reuse(name, add.output)
+        return self._new(add.output)
+
+    def _other(self, op: ir.Op, add: ir.Op) -> tuple[Place, Struct]:
+        name = _other_input(op, add)
+        return self._place(name), self._sum(add, op.output, name)
+
+    def _sum(self, add: ir.Op, a: str, b: str) -> Struct:
+        out = self.graph.tensors[add.output].scale
+        scales = (self.graph.tensors[name].scale / out for name in (a, b))
+        *factors, shift = add_multipliers(*scales)
+        zeros = self._zero(a), self._zero(b)
+        offset = pack.sum_offset((factors[0], factors[1]), zeros, shift)
+        return Struct("ek_sum", (*factors, offset, shift, *self._limits(add)))
+
+    def _add(self, op: ir.Op) -> None:
+        conv = self.fused.get(op.output)
+        if conv is not None:
+            self._weighted(conv, op)
+            return
+        a, b = op.inputs
+        places = self._place(a), self._place(b)
+        free = () if op.output in self.slots else (a, b)
+        over = next((name for name in free if self._is_over(name, op)), None)
+        out = self._reuse(over, op.output) if over else self._new(op.output)
+        planes = _planes(self.planes[op.output])
+        self._call("ek_add", self._sum(op, a, b), planes, *places, out, source=op.source)
+
+    def _concat(self, op: ir.Op) -> None:
+        starts = _starts(op, self.planes)
+        buffer, first = self._slot(op.inputs[0])
+        lie_so = [(buffer, first + start) for start in starts]
+        if op.output not in self.slots and lie_so == [self._slot(name) for name in op.inputs]:
+            self._reuse(op.inputs[0], op.output)
+            return
+        self._new(op.output)
+        buffer, first = self._slot(op.output)
+        for name, start in zip(op.inputs, starts, strict=True):
+            if self._slot(name) != (buffer, first + start):
+                planes = self.planes[name]
+                to = Place(buffer, first + start + planes.lead)
+                self._call("ek_concat", _planes(planes), self._place(name), to, source=op.source)
+
+    def _linear(self, op: ir.Op) -> None:
+        if not _is_vector(self.planes[op.inputs[0]]):
+            raise ExportError("its input is an image; flatten it first")
+        weights, bias = self.graph.constant(op.inputs[1]), self.graph.constant(op.inputs[2])
+        if self.goal == "size" and np.count_nonzero(weights) < STREAM_BELOW * weights.size:
+            self._weighted(op)
+            return
+        x, out = self.graph.tensors[op.inputs[0]], self.graph.tensors[op.output]
+        quantization = self.graph.tensors[op.inputs[1]].quantization
+        assert quantization is not None  # the verifier's rule
+        real = x.scale * np.asarray(quantization.scale) / out.scale
+        weights, requant = self._requant(op, weights, bias, real)
+        sizes = weights.shape[1], len(weights)
+        struct = Struct("ek_linear_layer", (*sizes, _requant(requant), weights))
+        places = self._place(x.name), self._new(out.name)
+        self._call("ek_linear", struct, *places, source=op.source)
+
+    def _mean(self, op: ir.Op) -> None:
+        x, out = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
+        planes = self.planes[x.name]
+        count = planes.height * planes.width
+        real = x.scale / count / out.scale
+        multiplier, shift = multiplier_and_shift(np.array([real]))
+        if shift[0] < LEAST_SHIFT or not _is_vector(self.planes[out.name]):
+            self._per_channel(op, (planes.height, planes.width), real)
+            return
+        bias = np.array([-count * planes.zero], np.int32)
+        struct = _requant(self._factors(op, bias, multiplier, shift))
+        places = self._place(x.name), self._new(out.name)
+        self._call("ek_mean", struct, _planes(planes), *places, source=op.source)
+
+    def _relu(self, op: ir.Op) -> None:
+        x, out = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
+        self._per_channel(op, (1, 1), x.scale / out.scale)
+
+    def _per_channel(self, op: ir.Op, kernel: tuple[int, int], real: float) -> None:
+        """Sum windows of each channel by weights of 1."""
+        channels = self.planes[op.inputs[0]].channels
+        ones = np.ones((channels, 1, *kernel), np.int8)
+        self._convolve(
+            op, ir.Window(kernel), ones, np.zeros(channels, np.int32), np.full(channels, real)
+        )
+
+    def _pool(self, op: ir.Op) -> None:
+        window = op.window
+        assert window is not None  # the verifier's rule
+        top, _, left, _ = window.padding
+        numbers = *window.kernel, *window.stride, *window.dilation, top, left
+        layouts = [_planes(self.planes[name]) for name in (op.inputs[0], op.output)]
+        places = self._place(op.inputs[0]), self._new(op.output)
+        function = f"ek_{op.kind.removesuffix('2d')}"
+        self._call(function, Struct("ek_window", numbers), *layouts, *places, source=op.source)
+
+    def _pad(self, op: ir.Op) -> None:
+        assert op.window is not None  # the verifier's rule
+        top, _, left, _ = op.window.padding
+        layouts = [_planes(self.planes[name]) for name in (op.inputs[0], op.output)]
+        places = self._place(op.inputs[0]), self._new(op.output)
+        self._call("ek_pad", *layouts, top, left, *places, source=op.source)
+
+    def _flatten(self, op: ir.Op) -> None:
+        self._to_vector("ek_flatten", op)
+
+    def _reshape(self, op: ir.Op) -> None:
+        x, out = (self.graph.tensors[name].shape for name in (op.inputs[0], op.output))
+        if x != out and len(out) == 4:
+            raise ExportError(f"it makes an image {out} of {x}; leave the shape of images alone")
+        if x == out:
+            self._reuse(op.inputs[0], op.output)
+        else:
+            self._to_vector("ek_interleave", op)
+
+    def _to_vector(self, function: str, op: ir.Op) -> None:
+        planes = self.planes[op.inputs[0]]
+        if _is_vector(planes):
+            self._reuse(op.inputs[0], op.output)
+        else:
+            places = self._place(op.inputs[0]), self._new(op.output)
+            self._call(function, _planes(planes), *places, source=op.source)
+
+
+_OPS: Mapping[ir.Kind, Callable[[_Compiler, ir.Op], None]] = {
+    "conv2d": _Compiler._weighted,
+    "depthwise_conv2d": _Compiler._weighted,
+    "linear": _Compiler._linear,
+    "relu": _Compiler._relu,
+    "relu6": _Compiler._relu,
+    "add": _Compiler._add,
+    "concat": _Compiler._concat,
+    "mean": _Compiler._mean,
+    "avg_pool2d": _Compiler._pool,
+    "max_pool2d": _Compiler._pool,
+    "pad": _Compiler._pad,
+    "reshape": _Compiler._reshape,
+    "flatten_nchw": _Compiler._flatten,
+}
+
+
+def _planes(planes: Planes) -> Struct:
+    sizes = planes.channels, planes.height, planes.width
+    return Struct("ek_planes", (*sizes, planes.row, planes.plane, planes.lead, planes.zero))
+
+
+def _requant(r: Requant) -> Struct:
+    return Struct("ek_requant", (r.bias, r.multiplier, r.shift, r.zero, r.low, r.high))
+
+
+def _is_vector(planes: Planes) -> bool:
+    return planes.plane == 1 and planes.lead == 0
+
+
+def _by_channel(graph: ir.Graph, op: ir.Op) -> Int8s:
+    """Return weights as [out, in of a group, kernel height, kernel width]."""
+    weights = graph.constant(op.inputs[1])
+    if op.kind == "linear":
+        return weights.reshape(*weights.shape, 1, 1)
+    order = (0, 3, 1, 2) if op.kind == "conv2d" else (3, 0, 1, 2)
+    return weights.transpose(order)
+
+
+def _fusions(graph: ir.Graph) -> dict[str, ir.Op]:
+    """Return output of a sum -> the convolution that computes it too.
+
+    Of two convolutions the later is taken: the earlier then is done when it starts.
+    """
+    order = {op.output: number for number, op in enumerate(graph.ops)}
+    found = {}
+    for op in graph.ops:
+        if op.kind == "add" and op.inputs[0] != op.inputs[1]:
+            makers = [graph.producer(n) for n in op.inputs if graph.sole_consumer(n) is op]
+            convs = [m for m in makers if m is not None and m.kind in _CONVOLUTIONS]
+            if convs:
+                found[op.output] = max(convs, key=lambda conv: order[conv.output])
+    return found
+
+
+def _other_input(conv: ir.Op, add: ir.Op) -> str:
+    return next(name for name in add.inputs if name != conv.output)
+
+
+def _layouts(graph: ir.Graph) -> dict[str, Planes]:
+    """Return the layout of every activation."""
+    plain = {
+        name: _without_halo(tensor) for name, tensor in graph.tensors.items() if tensor.data is None
+    }
+    halos: dict[tuple[int, int], tuple[int, int]] = {}
+    for op in graph.ops:
+        if op.kind in _CONVOLUTIONS and op.window is not None:
+            planes = plain[op.inputs[0]]
+            size = planes.height, planes.width
+            need, most = pack.halo(planes, op.window), halos.get(size, (0, 0))
+            halos[size] = max(need[0], most[0]), max(need[1], most[1])
+    return {
+        name: planes
+        if len(graph.tensors[name].shape) == 2
+        else Planes(
+            planes.channels,
+            planes.height,
+            planes.width,
+            *halos.get((planes.height, planes.width), (0, 0)),
+            planes.zero,
+        )
+        for name, planes in plain.items()
+    }
+
+
+def _without_halo(tensor: ir.Tensor) -> Planes:
+    height, width = tensor.shape[1:3] if len(tensor.shape) == 4 else (1, 1)
+    return Planes(tensor.shape[-1], height, width, zero=tensor.zero_point + _BYTE)
+
+
+def _slots(graph: ir.Graph, planes: Mapping[str, Planes]) -> dict[str, Slot]:
+    """Return tensor -> where it lies in what the last concat that reads it makes."""
+    found: dict[str, Slot] = {}
+    for op in reversed(graph.ops):
+        if op.kind == "concat":
+            buffer, first = found.get(op.output, (op.output, 0))
+            for name, start in zip(op.inputs, _starts(op, planes), strict=True):
+                found.setdefault(name, (buffer, first + start))
+    return found
+
+
+def _starts(concat: ir.Op, planes: Mapping[str, Planes]) -> list[int]:
+    """Return how many bytes lie before each input of a concat."""
+    sizes = [planes[name].channels * planes[name].plane for name in concat.inputs]
+    return [0, *itertools.accumulate(sizes[:-1])]
+
+
+def _shared_phases(graph: ir.Graph, planes: Mapping[str, Planes]) -> dict[str, Phases]:
+    """Return output of a convolution with a stride -> the phases that it reads."""
+    found: dict[str, Phases] = {}
+    strided = [op for op in graph.ops if op.kind in _CONVOLUTIONS and _stride(op) != (1, 1)]
+    # Large windows first: small ones can read what was made for them.
+    for op in sorted(strided, key=_taps_and_padding, reverse=True):
+        assert op.window is not None  # the verifier's rule
+        mine = [
+            found[o.output] for o in strided if o.output in found and o.inputs[0] == op.inputs[0]
+        ]
+        fitting = (phases for phases in mine if _can_read(phases, op.window))
+        made = Phases(planes[op.inputs[0]], op.window, planes[op.output].row)
+        found[op.output] = next(fitting, made)
+    return found
+
+
+def _stride(op: ir.Op) -> tuple[int, int]:
+    assert op.window is not None  # the verifier's rule
+    return op.window.stride
+
+
+def _taps_and_padding(op: ir.Op) -> int:
+    assert op.window is not None  # the verifier's rule
+    return math.prod(op.window.kernel) + sum(op.window.padding)
+
+
+def _can_read(phases: Phases, window: ir.Window) -> bool:
+    try:
+        phases.distances(window)
+    except ExportError:
+        return False
+    return True

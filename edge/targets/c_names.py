@@ -1,0 +1,84 @@
+"""What a C model is called, and the identifiers that follow from it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fedkit.core.errors import ExportError
+
+NAME = "model"
+"""Of a model, if nothing else is asked for."""
+
+_LONGEST_NAME = 48
+# Of C to C23 and C++; what CMake keeps for itself; the kernels' own.
+_WORDS = """
+alignas alignof and and_eq asm atomic_cancel atomic_commit atomic_noexcept auto bitand bitor
+bool break case catch char char16_t char32_t char8_t class co_await co_return co_yield compl
+concept const const_cast consteval constexpr constinit continue decltype default delete do
+double dynamic_cast else enum explicit export extern false float for friend goto if inline int
+long mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected
+public reflexpr register reinterpret_cast requires restrict return short signed sizeof static
+static_assert static_cast struct switch synchronized template this thread_local throw true try
+typedef typeid typename typeof typeof_unqual union unsigned using virtual void volatile wchar_t
+while xor xor_eq all clean depend edit_cache help install package package_source rebuild_cache
+test ek
+"""
+_TAKEN = frozenset(_WORDS.split())
+_ABOUT_PORTS = ("BYTES", "SCALE", "ZERO_POINT")
+
+
+def check_name(name: str) -> None:
+    """Check that a model's name can begin identifiers of C and C++.
+
+    Raises:
+        ExportError: It is none of letters, digits and `_`, a letter first, at most 48 of them; or
+            it is a keyword, or has a `__`, which C++ keeps for itself.
+    """
+    if reason := _obstacle(name):
+        raise ExportError(
+            f"a C model cannot be called {name[:60]!r}: {reason}; give a name of letters, digits "
+            "and `_` that begins with a letter, such as keyword_spotter"
+        )
+
+
+def name_for(folder: Path) -> str:
+    """Return the name of a model if none is given: its folder's as an identifier, or `NAME`."""
+    name = re.sub(r"[^A-Za-z0-9]+", "_", folder.resolve().name).strip("_")
+    return NAME if _obstacle(name) else name
+
+
+def _obstacle(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        return "that is no identifier"
+    if len(name) > _LONGEST_NAME:
+        return f"that has {len(name)} characters, and {_LONGEST_NAME} is the most"
+    if name.lower() in _TAKEN or "__" in name:
+        return "that means something else in C, C++ or CMake"
+    return ""
+
+
+def generic_names(name: str) -> list[str]:
+    """Return a compiler's flags with which sources written for `NAME` use a model of any name."""
+    if name == NAME:
+        return []
+    macros = [f"{port}_{what}" for port in ("INPUT", "OUTPUT") for what in _ABOUT_PORTS]
+    macros += ["ARENA_BYTES", "ARENA_ALIGNMENT"]
+    flags = [f"-D{NAME.upper()}_{macro}={name.upper()}_{macro}" for macro in macros]
+    return [*flags, f"-D{name}_invoke={NAME}_invoke"]
+
+
+def renamed(text: str, name: str) -> str:
+    """Return our own C with another model's name in it."""
+    text = re.sub(rf"\b{NAME.upper()}_", f"{name.upper()}_", text)
+    return text.replace(f"{NAME}_invoke", f"{name}_invoke")
+
+
+def prefixed(header: str, name: str) -> str:
+    """Return `ek.h` with a name of its own for each kernel."""
+    kernels = re.findall(r"^void (ek_\w+)\(", header, re.MULTILINE)
+    lines = "".join(f"#define {kernel} {name}_{kernel}\n" for kernel in kernels)
+    place = "#define EK_SLACK"
+    return header.replace(
+        place, f"/* Each model brings its own kernels, under its own name. */\n{lines}\n{place}", 1
+    )

@@ -1,0 +1,44 @@
+"""What the compilers of both targets, C and FPGA, ask of a graph and its scales."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge import ir
+from edge.define.rounding import Scales, multipliers
+from fedkit.core.errors import ExportError
+from fedkit.core.numerics import Int64s
+
+
+def check_compilable(graph: ir.Graph, target: str) -> None:
+    """Check that a graph is int8 and has one input and one output.
+
+    Args:
+        graph: The graph.
+        target: Who asks, for the message.
+
+    Raises:
+        ExportError: It is not so.
+    """
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise ExportError(
+            f"the graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; the "
+            f"{target} target takes one of each: split the model"
+        )
+    if graph.tensors[graph.inputs[0]].dtype != "int8":
+        raise ExportError(
+            f"the graph is not int8; the {target} target takes no other: quantise it first"
+        )
+
+
+def multiplier_and_shift(real: Scales) -> tuple[Int64s, Int64s]:
+    """Return the fixed-point factors of `half_up` as two arrays.
+
+    Raises:
+        ExportError: A number is too small or too large for any.
+    """
+    try:
+        found = multipliers(real)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    return np.asarray(found.multiplier), np.asarray(found.shift)

@@ -1,0 +1,401 @@
+"""From an int8 graph to a program of the FPGA engine in `hdl/`.
+
+What the engine computes is what `edge.define.interpret.evaluate_int8` computes under `half_up`,
+integer by integer. Every op becomes one step or a few:
+
+- convolutions, linear layers, means and average pools are filters over windows, whose zeros are
+  not stored; a maximum is a filter that keeps the largest instead of adding;
+- a pool is cut into regions whose windows lose the same taps to the padding;
+- sums, ReLUs and whatever moves activations handle one activation at a time.
+
+Activations lie as rows of pixels of channels, with the halo that convolutions read around them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edge import ir
+from edge.define.rounding import add_multipliers
+from edge.memory import Buffer, plan
+from edge.targets.common import check_compilable, multiplier_and_shift
+from edge.targets.fpga.lanes import MOST_ENTRIES, Filter, deal, entry_count, narrowest_gap
+from edge.targets.fpga.steps import SAME, Map, Microcode, Pointer, Run, Step, Triple
+from fedkit.core.errors import ExportError
+from fedkit.core.numerics import Int64s
+
+_LEAD = 256  # makes a sum of centred values of int8 positive, so that it can be divided exactly
+
+
+def compile_graph(graph: ir.Graph, lanes: int, keep: bool = False) -> Microcode:
+    """Turn a graph into steps.
+
+    Args:
+        graph: Int8, as `edge.quantize.quantize.quantize` leaves it, with one input and one output.
+        lanes: Filters at a time.
+        keep: Give every activation, in the order of the ops, not the output alone.
+
+    Raises:
+        ExportError: Something in the graph cannot be done; names all of it.
+    """
+    check_compilable(graph, "FPGA")
+    maps = _maps(graph)
+    steps = tuple(_Compiler(graph, maps).run(keep))
+    offsets, size = plan(_buffers(graph, maps), 1)
+    filters = [each for step in steps for each in step.filters]
+    gap_bits = narrowest_gap(filters, max(1, (size - 1).bit_length()))
+    slots = tuple(tuple(deal(step.filters, lanes, gap_bits)) for step in steps)
+    _check_lengths(steps, gap_bits)
+    return Microcode(steps, slots, offsets, size, gap_bits)
+
+
+def _check_lengths(steps: Sequence[Step], gap_bits: int) -> None:
+    long = {
+        step.source: most
+        for step in steps
+        if (most := max((entry_count(f, gap_bits) for f in step.filters), default=0)) > MOST_ENTRIES
+    }
+    if long:
+        named = "; ".join(f"{source} has {most}" for source, most in long.items())
+        raise ExportError(
+            f"a filter of the FPGA target has at most {MOST_ENTRIES} weights that are not zero, "
+            f"but {named}: prune or split these layers"
+        )
+
+
+# Memory
+
+
+def _maps(graph: ir.Graph) -> dict[str, Map]:
+    halos: dict[str, tuple[int, ...]] = {}
+    for op in graph.ops:
+        if op.kind in ir.WEIGHTED and op.window is not None:
+            need = _halo(graph, op, op.window)
+            most = halos.get(op.inputs[0], (0,) * 4)
+            halos[op.inputs[0]] = tuple(map(max, need, most))
+    return {
+        name: _map(tensor, halos.get(name, (0,) * 4))
+        for name, tensor in graph.tensors.items()
+        if tensor.data is None
+    }
+
+
+def _halo(graph: ir.Graph, op: ir.Op, window: ir.Window) -> tuple[int, ...]:
+    """Return the pixels that a convolution reads beyond its input on each side."""
+    size, out = graph.tensors[op.inputs[0]].shape[1:3], graph.tensors[op.output].shape[1:3]
+    found = []
+    for axis, before in enumerate((window.padding[0], window.padding[2])):
+        reach = (out[axis] - 1) * window.stride[axis]
+        reach += window.dilation[axis] * (window.kernel[axis] - 1)
+        found += [before, max(0, reach - before - (size[axis] - 1))]
+    return tuple(found)
+
+
+def _map(tensor: ir.Tensor, halo: Sequence[int]) -> Map:
+    height, width = tensor.shape[1:3] if len(tensor.shape) == 4 else (1, 1)
+    top, bottom, left, right = halo
+    return Map(height, width, tensor.shape[-1], tensor.zero_point, (top, bottom, left, right))
+
+
+def _buffers(graph: ir.Graph, maps: Mapping[str, Map]) -> dict[str, Buffer]:
+    first = dict.fromkeys(graph.inputs, 0)
+    last = dict.fromkeys((*graph.inputs, *graph.outputs), len(graph.ops))
+    last[graph.inputs[0]] = 0
+    for number, op in enumerate(graph.ops):
+        first[op.output] = number
+        for name in (*op.inputs, op.output):
+            last[name] = max(number, last.get(name, 0))
+    return {name: Buffer(maps[name].size, first[name], last[name]) for name in first}
+
+
+# Steps
+
+
+@dataclass
+class _Compiler:
+    graph: ir.Graph
+    maps: Mapping[str, Map]
+    missing: list[str] = field(default_factory=list)
+
+    def run(self, keep: bool) -> Iterator[Step]:
+        (source,), (result,) = self.graph.inputs, self.graph.outputs
+        yield from self._filled(source, "input")
+        yield Step("take", self.maps[source].shape, self._whole(source), source="input")
+        for op in self.graph.ops:
+            yield from self._steps(op)
+            if keep and op.output != result:
+                yield self._give(op.output)
+        yield self._give(result)
+        if self.missing:
+            raise ExportError(
+                "the FPGA target has nothing for " + "; ".join(self.missing) + ": export for "
+                "another target, or change these layers"
+            )
+
+    def _steps(self, op: ir.Op) -> Iterator[Step]:
+        try:
+            if op.kind not in _OPS:
+                raise ExportError("there is no step for this kind of op")
+            yield from self._filled(op.output, _comment(op))
+            yield from _OPS[op.kind](self, op)
+        except ExportError as error:
+            self.missing.append(f"{_comment(op)} ({error})")
+
+    def _filled(self, name: str, source: str) -> Iterator[Step]:
+        """Yield what writes the zero point where a halo will be."""
+        here = self.maps[name]
+        if any(here.halo):
+            write = Pointer(name, 0, (0, 0, 1))
+            yield Step("fill", (1, 1, here.size), write, bias=here.zero, source=f"halo of {source}")
+
+    def _give(self, name: str) -> Step:
+        read = (self._whole(name),)
+        return Step("give", self.maps[name].shape, None, read, source=f"output {name}")
+
+    def _whole(self, name: str) -> Pointer:
+        return Pointer(name, self.maps[name].at(0, 0), self.maps[name].strides)
+
+    # Filters
+
+    def _weighted(self, op: ir.Op) -> Iterator[Step]:
+        graph, x = self.graph, self.maps[op.inputs[0]]
+        window = op.window or ir.Window()
+        weights, taps = _by_channel(graph, op), _tap_offsets(x, window)
+        biases = graph.constant(op.inputs[2]).astype(np.int64)
+        biases -= x.zero * weights.sum(axis=(1, 2, 3))
+        scales = graph.tensors[op.inputs[1]].quantization
+        assert scales is not None  # the verifier's rule
+        tensor, out = graph.tensors[op.inputs[0]], graph.tensors[op.output]
+        multiplier, shift = multiplier_and_shift(
+            tensor.scale * np.asarray(scales.scale) / out.scale
+        )
+        filters = []
+        for number, kernel in enumerate(weights):
+            if op.kind == "depthwise_conv2d":
+                inputs = np.array([number // (len(weights) // x.channels)])
+            else:
+                inputs = np.arange(x.channels)
+            offsets, values = (taps[:, :, None] + inputs).ravel(), kernel.ravel()
+            kept = np.flatnonzero(values)
+            numbers = int(biases[number]), int(multiplier[number]), int(shift[number])
+            filters.append(Filter(offsets[kept], values[kept], *numbers, number))
+        yield self._windows(op, "filters", filters, window)
+
+    def _windows(self, op: ir.Op, run: Run, filters: Sequence[Filter], window: ir.Window) -> Step:
+        """Return the step of filters over all windows; the first one may begin in the halo."""
+        x, out = self.maps[op.inputs[0]], self.maps[op.output]
+        lead = x.at(-window.padding[0], -window.padding[2])
+        strides = 0, window.stride[0] * x.row, window.stride[1] * x.channels
+        read, write = Pointer(op.inputs[0], lead, strides), self._places(op.output)
+        return self._filters(op, run, (out.height, out.width), read, write, filters)
+
+    def _places(self, name: str) -> Pointer:
+        here = self.maps[name]
+        return Pointer(name, here.at(0, 0), (0, here.row, here.channels))
+
+    def _filters(
+        self,
+        op: ir.Op,
+        run: Run,
+        windows: tuple[int, int],
+        read: Pointer,
+        write: Pointer,
+        filters: Sequence[Filter],
+        offset: int | None = None,
+    ) -> Step:
+        return Step(
+            run,
+            (1, *windows),
+            write,
+            (read,),
+            offset=self.maps[op.output].zero if offset is None else offset,
+            limits=ir.limits(self.graph, op),
+            filters=tuple(filters),
+            source=_comment(op),
+        )
+
+    def _mean(self, op: ir.Op) -> Iterator[Step]:
+        x, out = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
+        here = self.maps[op.inputs[0]]
+        count = here.height * here.width
+        multiplier, shift = multiplier_and_shift(np.asarray(x.scale / count) / out.scale)
+        window = ir.Window((here.height, here.width))
+        filters = self._ones(
+            _tap_offsets(here, window).ravel(),
+            -count * here.zero,
+            int(multiplier),
+            int(shift),
+            here.channels,
+        )
+        yield self._windows(op, "filters", filters, window)
+
+    def _ones(
+        self, taps: Int64s, bias: int, multiplier: int, shift: int, channels: int
+    ) -> list[Filter]:
+        """Return filters that add all taps of a channel, one for each channel."""
+        ones = np.ones(len(taps), np.int64)
+        return [Filter(taps + c, ones, bias, multiplier, shift, c) for c in range(channels)]
+
+    def _pool(self, op: ir.Op) -> Iterator[Step]:
+        window = op.window
+        assert window is not None  # the verifier's rule
+        x, out = self.maps[op.inputs[0]], self.maps[op.output]
+        rows = _regions(x.height, out.height, window, 0)
+        columns = _regions(x.width, out.width, window, 1)
+        for (y, height, in_y), (left, width, in_x) in itertools.product(rows, columns):
+            taps = (in_y[:, None] * x.row + in_x * x.channels).ravel()
+            read = Pointer(
+                op.inputs[0],
+                x.at(y * window.stride[0] - window.padding[0], 0)
+                + (left * window.stride[1] - window.padding[2]) * x.channels,
+                (0, window.stride[0] * x.row, window.stride[1] * x.channels),
+            )
+            write = Pointer(op.output, out.at(y, left), self._places(op.output).strides)
+            yield self._pooled(op, (height, width), read, write, taps)
+
+    def _pooled(
+        self, op: ir.Op, windows: tuple[int, int], read: Pointer, write: Pointer, taps: Int64s
+    ) -> Step:
+        x, count = self.maps[op.inputs[0]], len(taps)
+        if count == 0:
+            raise ExportError("a window lies in the padding alone")
+        if op.kind == "max_pool2d":
+            filters = self._ones(taps, 0, *SAME, x.channels)
+            return self._filters(op, "maxima", windows, read, write, filters, 0)
+        # Exact: the sum is positive, and the multiplier is above 1 / count by too little to matter.
+        shift = 29 + count.bit_length()
+        multiplier = -(-(2**shift) // count)
+        filters = self._ones(taps, count * (_LEAD - x.zero), multiplier, shift, x.channels)
+        return self._filters(op, "filters", windows, read, write, filters, x.zero - _LEAD)
+
+    # Single activations
+
+    def _relu(self, op: ir.Op) -> Iterator[Step]:
+        x, out = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
+        multiplier, shift = multiplier_and_shift(np.asarray(x.scale) / out.scale)
+        yield self._single(op, (1,), -x.zero_point, (int(multiplier), int(shift)))
+
+    def _add(self, op: ir.Op) -> Iterator[Step]:
+        left, right = (self.graph.tensors[name] for name in op.inputs)
+        out = self.graph.tensors[op.output]
+        a, b, shift = add_multipliers(left.scale / out.scale, right.scale / out.scale)
+        yield self._single(op, (a, b), -a * left.zero_point - b * right.zero_point, (1, shift))
+
+    def _single(
+        self, op: ir.Op, factors: tuple[int, ...], bias: int, scale: tuple[int, int]
+    ) -> Step:
+        return Step(
+            "single",
+            self.maps[op.output].shape,
+            self._whole(op.output),
+            tuple(self._whole(name) for name in op.inputs),
+            factors,
+            bias,
+            scale,
+            self.maps[op.output].zero,
+            ir.limits(self.graph, op),
+            source=_comment(op),
+        )
+
+    def _copied(self, op: ir.Op, counts: Triple, read: Pointer, write: Pointer) -> Step:
+        limits = ir.limits(self.graph, op)
+        return Step("single", counts, write, (read,), (1,), limits=limits, source=_comment(op))
+
+    def _concat(self, op: ir.Op) -> Iterator[Step]:
+        out, before = self._whole(op.output), 0
+        for name in op.inputs:
+            write = Pointer(out.name, out.lead + before, out.strides)
+            yield self._copied(op, self.maps[name].shape, self._whole(name), write)
+            before += self.maps[name].channels
+
+    def _pad(self, op: ir.Op) -> Iterator[Step]:
+        assert op.window is not None  # the verifier's rule
+        x, out = self.maps[op.inputs[0]], self.maps[op.output]
+        if not any(out.halo):
+            ends = Pointer(op.output, 0, (0, 0, 1))
+            yield Step("fill", (1, 1, out.size), ends, bias=out.zero, source=_comment(op))
+        top, _, left, _ = op.window.padding
+        write = Pointer(op.output, out.at(top, left), out.strides)
+        yield self._copied(op, x.shape, self._whole(op.inputs[0]), write)
+
+    def _reshape(self, op: ir.Op) -> Iterator[Step]:
+        read, write = self._whole(op.inputs[0]), self._whole(op.output)
+        x, out = self.maps[op.inputs[0]], self.maps[op.output]
+        counts = x.shape if any(x.halo) else out.shape
+        if x.shape != out.shape and any(x.halo) and any(out.halo):
+            raise ExportError("it reshapes one padded image to another")
+        if not any(x.halo):
+            read = Pointer(read.name, 0, _contiguous(counts))
+        if not any(out.halo):
+            write = Pointer(write.name, 0, _contiguous(counts))
+        yield self._copied(op, counts, read, write)
+
+    def _flatten(self, op: ir.Op) -> Iterator[Step]:
+        x, read = self.maps[op.inputs[0]], self._whole(op.inputs[0])
+        counts = x.channels, x.height, x.width
+        by_channel = Pointer(read.name, read.lead, (1, x.row, x.channels))
+        write = Pointer(op.output, 0, _contiguous(counts))
+        yield self._copied(op, counts, by_channel, write)
+
+
+_OPS: Mapping[ir.Kind, Callable[[_Compiler, ir.Op], Iterator[Step]]] = {
+    "conv2d": _Compiler._weighted,
+    "depthwise_conv2d": _Compiler._weighted,
+    "linear": _Compiler._weighted,
+    "relu": _Compiler._relu,
+    "relu6": _Compiler._relu,
+    "add": _Compiler._add,
+    "concat": _Compiler._concat,
+    "mean": _Compiler._mean,
+    "avg_pool2d": _Compiler._pool,
+    "max_pool2d": _Compiler._pool,
+    "pad": _Compiler._pad,
+    "reshape": _Compiler._reshape,
+    "flatten_nchw": _Compiler._flatten,
+}
+
+
+def _comment(op: ir.Op) -> str:
+    return f"{op.kind} {op.source}".strip()
+
+
+def _contiguous(counts: Triple) -> Triple:
+    return counts[1] * counts[2], counts[2], 1
+
+
+def _by_channel(graph: ir.Graph, op: ir.Op) -> Int64s:
+    """Return weights as [out, kernel height, kernel width, in of one output]."""
+    weights = graph.constant(op.inputs[1]).astype(np.int64)
+    if op.kind == "linear":
+        return weights[:, None, None, :]
+    return weights if op.kind == "conv2d" else weights.transpose(3, 1, 2, 0)
+
+
+def _tap_offsets(x: Map, window: ir.Window) -> Int64s:
+    """Return int64 [kernel height, kernel width]: bytes from a window's first pixel to each."""
+    rows = np.arange(window.kernel[0])[:, None] * window.dilation[0] * x.row
+    return rows + np.arange(window.kernel[1]) * window.dilation[1] * x.channels
+
+
+def _regions(size: int, out: int, window: ir.Window, axis: int) -> list[tuple[int, int, Int64s]]:
+    """Group outputs along an axis whose windows lose the same taps to the padding.
+
+    Returns:
+        First output, how many, and the distances of the taps that are left.
+    """
+    taps = np.arange(window.kernel[axis]) * window.dilation[axis]
+    padding = window.padding[2 * axis]
+    found: list[tuple[int, int, Int64s]] = []
+    for number in range(out):
+        places = number * window.stride[axis] - padding + taps
+        left = taps[(places >= 0) & (places < size)]
+        if found and np.array_equal(found[-1][2], left):
+            start, count, _ = found[-1]
+            found[-1] = (start, count + 1, left)
+        else:
+            found.append((number, 1, left))
+    return found

@@ -1,0 +1,1 @@
+"""The target onnx: a file for onnxruntime."""

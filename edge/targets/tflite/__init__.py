@@ -1,0 +1,1 @@
+"""The target tflite: a file for LiteRT and tflite-runtime."""

@@ -1,0 +1,217 @@
+"""Run an artifact in a runtime: for self-checks, parity tests and host latency.
+
+What all runners do is here, and the one for .tflite; `edge.targets.onnx.runner` has the one for
+.onnx.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import artifact, ir
+from fedkit.core.errors import ExportError
+from fedkit.core.files import read_whole
+
+Runtime = Literal["ai-edge-litert", "tflite-runtime"]
+
+_MODULES: dict[str, str] = {
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "tflite-runtime": "tflite_runtime.interpreter",
+}
+_WARM_UP = 10
+
+
+def available_runtimes() -> tuple[Runtime, ...]:
+    """Return the runtimes that can run here, the preferred one first."""
+    return tuple(name for name in get_args(Runtime) if _obstacle(name) is None)
+
+
+def _obstacle(runtime: str) -> str | None:
+    """Return why a runtime cannot run here, or None."""
+    if runtime not in _MODULES:
+        return f"it is unknown; choose from {', '.join(_MODULES)}"
+    if importlib.util.find_spec(_MODULES[runtime].split(".")[0]) is None:
+        return f"it is not installed; run `pip install {runtime}`"
+    # It imports under numpy 2, but its Interpreter() then fails on numpy's old binary interface.
+    if runtime == "tflite-runtime" and int(np.__version__.split(".")[0]) >= 2:
+        return f"it needs numpy below 2, and numpy is {np.__version__}"
+    return None
+
+
+class Runner(ABC):
+    """A model in a runtime, fed one example at a time as on a device."""
+
+    _order: ClassVar[Literal["NHWC", "NCHW"]]
+    """How the file lays out images."""
+
+    _input: artifact.Port
+    _output: artifact.Port
+
+    @abstractmethod
+    def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
+        """Return the output [1, ...] for one input [1, ...] of the file's layout and type."""
+
+    @abstractmethod
+    def _invoke(self) -> None:
+        """Run the model once, on what it holds."""
+
+    def predict(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Classify float inputs.
+
+        Args:
+            inputs: float32 [n, c, h, w] or [n, f], as torch takes them.
+
+        Returns:
+            float32 [n, classes], dequantised logits.
+
+        Raises:
+            ExportError: The inputs do not fit the model.
+        """
+        return _dequantize(self._run(_quantize(inputs, self._input)), self._output)
+
+    def predict_int8(self, inputs: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Classify inputs that are quantised already.
+
+        Args:
+            inputs: int8 [n, c, h, w] or [n, f], at the scale of the model's input.
+
+        Returns:
+            int8 [n, classes], at the scale of the model's output.
+
+        Raises:
+            ExportError: The inputs do not fit the model.
+        """
+        return self._run(inputs)
+
+    def quantize(self, inputs: NDArray[np.float32]) -> NDArray[np.int8]:
+        """Return float32 inputs as the int8 values that `predict` feeds to the model."""
+        return _quantize(inputs, self._input).astype(np.int8)
+
+    def latency(self, repeats: int = 200) -> dict[str, float]:
+        """Time single invocations of batch 1, after some to warm up.
+
+        Returns:
+            "median_us" and "p95_us": microseconds of one invocation, without copying inputs.
+        """
+        for _ in range(_WARM_UP):
+            self._invoke()
+        times = [self._time_one() for _ in range(repeats)]
+        return {
+            "median_us": float(np.median(times)),
+            "p95_us": float(np.percentile(times, 95)),
+        }
+
+    def _time_one(self) -> float:
+        start = time.perf_counter_ns()
+        self._invoke()
+        return (time.perf_counter_ns() - start) / 1000
+
+    def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        examples = self._checked(inputs)
+        results = np.empty((len(examples), *self._output.shape[1:]), self._output.dtype)
+        for example, result in zip(examples, results, strict=True):
+            result[...] = self._classify(example[None])[0]
+        return results
+
+    def _checked(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        """Return inputs in the file's layout; an ExportError if they do not fit the model."""
+        examples = ir.to_graph_layout(inputs) if self._order == "NHWC" else inputs
+        expected = self._input.shape[1:]
+        if examples.shape[1:] != expected or examples.dtype != self._input.dtype:
+            raise ExportError(
+                f"inputs are {inputs.dtype} {inputs.shape}; the model takes "
+                f"{self._input.dtype} [n, ...] with {expected} in {self._order} order"
+            )
+        return examples
+
+
+class TfliteRunner(Runner):
+    """A .tflite model in one of its runtimes."""
+
+    _order = "NHWC"
+
+    def __init__(
+        self, model: Path | str | bytes, runtime: Runtime = "ai-edge-litert", threads: int = 1
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model: Path of the artifact, or the bytes of a .tflite file.
+            runtime: The runtime to use; see `available_runtimes`.
+            threads: Threads that the runtime may use.
+
+        Raises:
+            ExportError: The runtime is missing or refuses the model, or the artifact does not
+                match its manifest.
+        """
+        obstacle = _obstacle(runtime)
+        if obstacle:
+            raise ExportError(f"runtime {runtime!r} cannot be used: {obstacle}")
+        # The interpreter reads this buffer as long as it lives.
+        self._content = model if isinstance(model, bytes) else read_model(Path(model))
+        self._interpreter = _load(self._content, runtime, threads)
+        x, y = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
+        self._input, self._output = _port(x), _port(y)
+        self._indices = x["index"], y["index"]
+
+    def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
+        self._interpreter.set_tensor(self._indices[0], example)
+        self._invoke()
+        return np.asarray(self._interpreter.get_tensor(self._indices[1]))
+
+    def _invoke(self) -> None:
+        self._interpreter.invoke()
+
+
+def read_model(path: Path) -> bytes:
+    """Read a model; one with a manifest must match it, or an ExportError is raised."""
+    if artifact.manifest_path(path).exists():
+        artifact.load(path)
+    try:
+        return read_whole(path)
+    except OSError as error:
+        raise ExportError(f"cannot read the model {path}: {error.strerror}") from error
+
+
+def _load(content: bytes, runtime: Runtime, threads: int) -> Any:
+    # tflite-runtime 2.14 trusts what it reads and crashes on a damaged file; LiteRT verifies.
+    if runtime == "tflite-runtime" and _obstacle("ai-edge-litert") is None:
+        _interpreter(content, "ai-edge-litert", threads)
+    interpreter = _interpreter(content, runtime, threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _interpreter(content: bytes, runtime: Runtime, threads: int) -> Any:
+    module = importlib.import_module(_MODULES[runtime])
+    try:
+        return module.Interpreter(model_content=content, num_threads=threads)
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise ExportError(
+            f"{runtime} refuses the model of {len(content)} bytes: {reason}; the file is damaged "
+            f"or made for another runtime: export it again"
+        ) from error
+
+
+def _port(details: dict[str, Any]) -> artifact.Port:
+    shape = tuple(int(size) for size in details["shape"])
+    return artifact.Port(
+        details["name"], np.dtype(details["dtype"]).name, shape, *details["quantization"]
+    )
+
+
+def _quantize(inputs: NDArray[np.float32], port: artifact.Port) -> NDArray[Any]:
+    return inputs if port.dtype == "float32" else port.quantize(inputs)
+
+
+def _dequantize(raw: NDArray[Any], port: artifact.Port) -> NDArray[np.float32]:
+    return raw if port.dtype == "float32" else port.dequantize(raw)

@@ -1,0 +1,1 @@
+"""What every package may use: errors, numerics, files, text. Imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""What runs on a device: its data, its memory, its answer to a message."""

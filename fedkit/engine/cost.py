@@ -1,0 +1,209 @@
+"""What a step costs, counted on the sparse structure: the same on every machine and engine.
+
+A multiply-accumulate is 2 FLOPs. Counted is what prunable weights do, each kept weight once per
+place where its layer applies it, padding included; norms, activations, pooling, biases, the loss
+and the optimiser are not, as in torch's own counter. It is the work a method asks for; an engine
+may do more: torch's computes every layer dense, the sparse one those kept by more than half.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.core.errors import TaskError
+from fedkit.engine.base import Engine, GradientSums, LocalTraining, NormLevels
+from fedkit.sparse.layout import Layout
+from fedkit.sparse.state import Masks, ModelState, Weights, count_kept
+from fedkit.sparse.topk import Entries
+from fedkit.stats.moments import NormMoments
+from fedkit.tasks.task import Examples
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_BYTES = 4  # of a float32 value, and of an int32 index
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How often one example uses each entry of the prunable weights; FLOPs are per example.
+
+    Attributes:
+        positions: Per prunable weight, the outputs of one channel, summed over the layer's calls.
+        inner: The same over calls whose input needs a gradient, as that of first layers does not.
+    """
+
+    positions: Mapping[str, int]
+    inner: Mapping[str, int]
+
+    def forward(self, masks: Masks) -> int:
+        """Return the FLOPs of the forward pass."""
+        return _flops(self.positions, count_kept(masks))
+
+    def backward_inputs(self, masks: Masks) -> int:
+        """Return the FLOPs of the gradients that layers pass on to their inputs."""
+        return _flops(self.inner, count_kept(masks))
+
+    def backward_weights(self, masks: Masks, full: Iterable[str] = ()) -> int:
+        """Return the FLOPs of the gradients of kept weights, and of ALL weights of `full`."""
+        return _flops(self.positions, count_kept(masks) | {n: masks[n].size for n in full})
+
+    def train_step(self, masks: Masks) -> int:
+        """Return the FLOPs of a step of training."""
+        return self.gradients(masks, ())
+
+    def gradients(self, masks: Masks, layers: Iterable[str]) -> int:
+        """Return the FLOPs of a training pass that gives the gradients of ALL weights of `layers`.
+
+        It goes all the way down, past the first of the layers, as the sparse engine's does. That
+        engine sums the kept entries of `layers` twice, which the method does not ask for.
+        """
+        backward = self.backward_inputs(masks) + self.backward_weights(masks, layers)
+        return self.forward(masks) + backward
+
+
+def _flops(uses: Mapping[str, int], entries: Mapping[str, int]) -> int:
+    return sum(2 * uses[name] * count for name, count in entries.items())
+
+
+def positions(model: nn.Module, example_shape: tuple[int, ...]) -> Geometry:
+    """Run one example of zeros through a model in evaluation mode, and see where weights are used.
+
+    Args:
+        model: Any torch model; it is left as it was.
+        example_shape: Shape of one example, without the batch.
+
+    Raises:
+        TaskError: A prunable weight is not used by a call of its layer.
+    """
+    import torch
+
+    from fedkit.nn.layers import PRUNABLE, modes_restored, prunable_weights
+
+    weights = dict(model.named_parameters())
+    prunable = {id(weights[name]): name for name in prunable_weights(model)}
+    uses, inner = Counter[str](), Counter[str]()
+
+    def count(layer: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Tensor) -> None:
+        name, (x,) = prunable.get(id(layer.weight)), (*args, *given.values())
+        if name is not None:
+            calls = out.numel() // len(weights[name])
+            uses[name] += calls
+            inner[name] += calls if x.requires_grad else 0
+
+    with modes_restored(model), torch.enable_grad(), ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, PRUNABLE):
+                hooks.enter_context(module.register_forward_hook(count, with_kwargs=True))
+        like = next(iter(weights.values()), torch.zeros(()))
+        model.eval()(torch.zeros(1, *example_shape).to(like))
+    if unused := [name for name in prunable.values() if not uses[name]]:
+        raise TaskError(
+            f"{', '.join(unused)} of {type(model).__name__}: no call of its layer uses it, so its "
+            "cost cannot be counted; call every convolution and linear layer in forward, as a "
+            "module, or remove it"
+        )
+    return Geometry(dict(uses), dict(inner))
+
+
+class CountingEngine:
+    """Implements `fedkit.engine.base.Engine`: passes every call on, and adds up what it costs.
+
+    Attributes:
+        flops: FLOPs of all calls that returned; a user may set it back.
+    """
+
+    def __init__(self, inner: Engine, geometry: Geometry) -> None:
+        self.layout, self.flops = inner.layout, 0
+        self._inner, self._geometry = inner, geometry
+
+    def initial_state(self) -> ModelState:
+        """See `Engine.initial_state`; it costs nothing."""
+        return self._inner.initial_state()
+
+    def train(
+        self,
+        state: ModelState,
+        examples: Examples,
+        how: LocalTraining,
+        seed: int,
+        gradient_sums: GradientSums | None = None,
+    ) -> tuple[ModelState, float]:
+        """See `Engine.train`."""
+        trained = self._inner.train(state, examples, how, seed, gradient_sums)
+        full = () if gradient_sums is None else state.masks
+        self.flops += how.epochs * len(examples) * self._geometry.gradients(state.masks, full)
+        return trained
+
+    @property
+    def absolute_norms(self) -> frozenset[str]:
+        """See `Engine.absolute_norms`."""
+        return self._inner.absolute_norms
+
+    def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
+        """See `Engine.norm_levels`; it costs nothing."""
+        return self._inner.norm_levels(input_shape)
+
+    def norm_moments(
+        self, state: ModelState, examples: Examples, frozen: bool = False
+    ) -> NormMoments:
+        """See `Engine.norm_moments`."""
+        moments = self._inner.norm_moments(state, examples, frozen)
+        self.flops += len(examples) * self._geometry.forward(state.masks)
+        return moments
+
+    def loss(self, state: ModelState, examples: Examples) -> float:
+        """See `Engine.loss`."""
+        loss = self._inner.loss(state, examples)
+        self.flops += len(examples) * self._geometry.forward(state.masks)
+        return loss
+
+    def top_gradients(
+        self, state: ModelState, examples: Examples, amounts: Mapping[str, int]
+    ) -> dict[str, Entries]:
+        """See `Engine.top_gradients`."""
+        found = self._inner.top_gradients(state, examples, amounts)
+        self.flops += len(examples) * self._geometry.gradients(state.masks, amounts)
+        return found
+
+    def gradients(self, state: ModelState, examples: Examples) -> Weights:
+        """See `Engine.gradients`."""
+        found = self._inner.gradients(state, examples)
+        self.flops += len(examples) * self._geometry.gradients(state.masks, state.masks)
+        return found
+
+    def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Engine.outputs`."""
+        outputs = self._inner.outputs(state, inputs)
+        self.flops += len(inputs) * self._geometry.forward(state.masks)
+        return outputs
+
+
+def unpruned_values(layout: Layout) -> int:
+    """Return how many values no mask covers: biases, norm parameters and running statistics."""
+    shapes = [s for n, s in layout.weights.items() if n not in layout.prunable]
+    return sum(math.prod(shape) for shape in (*shapes, *layout.stats.values()))
+
+
+def memory_model(masks: Masks, dense_values: int, score_bytes: int) -> int:
+    """Return the bytes a device holds by the usual MODEL, to stand beside a measured peak.
+
+    Each kept weight is a float32 and an int32 index; a layer that keeps all needs no index.
+    Activations, gradients, momentum and the program itself are not in it.
+
+    Args:
+        masks: Which weights are kept.
+        dense_values: Values outside the masks, 4 bytes each; see `unpruned_values`.
+        score_bytes: What the method holds beside, such as a top-k buffer or dense scores.
+    """
+    kept = count_kept(masks)
+    indices = sum(count for name, count in kept.items() if count < masks[name].size)
+    return _BYTES * (sum(kept.values()) + dense_values + indices) + score_bytes

@@ -1,0 +1,1 @@
+"""All C that trains, and its bindings."""

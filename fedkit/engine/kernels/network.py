@@ -1,0 +1,253 @@
+"""A plan with weights: the kept ones as one vector, and for each layer where they are."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.core.errors import EngineError
+from fedkit.engine.kernels import native
+from fedkit.engine.plan.geometry import Geometry, Taps, backward_taps, forward_taps
+from fedkit.engine.plan.plan import Conv, Norm, Plan
+from fedkit.sparse.state import Masks, ModelState, Weights
+
+DENSE_ABOVE = 0.5
+"""Density above which a layer runs dense; see NOTES.md for the measurement."""
+
+Array = NDArray[Any]
+
+
+class Parameters:
+    """All weights a network trains, in one vector: of each pruned layer only those kept.
+
+    Attributes:
+        values: float32 [n].
+        kept: Flat positions of the kept weights of each sparse layer, int64 ascending; a layer
+            that is not listed has all its weights in the vector.
+        pruned: For each layer that has all weights in the vector, but not all kept, which are not,
+            bool flat.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], masks: Masks, dense: frozenset[str]
+    ) -> None:
+        self._shapes = shapes
+        self.kept = {n: np.flatnonzero(m) for n, m in masks.items() if n not in dense}
+        self.pruned = {n: ~m.reshape(-1) for n, m in masks.items() if n in dense and not m.all()}
+        self._parts: dict[str, slice] = {}
+        total = 0
+        for name, shape in shapes.items():
+            size = len(self.kept[name]) if name in self.kept else math.prod(shape)
+            self._parts[name] = slice(total, total + size)
+            total += size
+        self.values = np.zeros(total, np.float32)
+
+    def part(self, name: str, vector: Array) -> Array:
+        """Return the view of `vector` that belongs to a parameter."""
+        return vector[self._parts[name]]
+
+    def load(self, weights: Weights) -> None:
+        """Copy the kept weights of dense arrays."""
+        for name in self._shapes:
+            flat = weights[name].reshape(-1)
+            kept = self.kept.get(name)
+            self.part(name, self.values)[:] = flat if kept is None else flat[kept]
+        self.mask_gradient(self.values)
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """Return dense arrays, 0 where pruned."""
+        found = {}
+        for name, shape in self._shapes.items():
+            kept = self.kept.get(name)
+            if kept is None:
+                found[name] = self.part(name, self.values).reshape(shape).copy()
+            else:
+                found[name] = np.zeros(shape, np.float32)
+                found[name].reshape(-1)[kept] = self.part(name, self.values)
+        return found
+
+    def mask_gradient(self, gradient: Array) -> None:
+        """Set the gradients of pruned weights in dense layers to 0."""
+        for name, pruned in self.pruned.items():
+            self.part(name, gradient)[pruned] = 0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution with its masks."""
+
+    geometry: Geometry
+    dense: bool
+    forward: Taps
+    backward: tuple[Taps, ...]
+    used_in: NDArray[np.uint8]
+    used_out: NDArray[np.uint8]
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes that tell where the kept weights are."""
+        taps = (self.forward, *self.backward)
+        return sum(t.first.nbytes + t.tap.nbytes for t in taps)
+
+
+def make_layer(geometry: Geometry, mask: NDArray[np.bool_]) -> Layer:
+    """Choose how a layer is computed and, if sparse, list its taps in both directions."""
+    dense = geometry.op.groups == 1 and mask.mean() > DENSE_ABOVE
+    everything = np.ones(max(geometry.source[0], geometry.target[0]), np.uint8)
+    if dense:
+        none = Taps(np.zeros(0, np.int32), np.empty(0, np.int64))
+        return Layer(geometry, True, none, (), everything, everything)
+    kept = np.flatnonzero(mask)
+    backward = tuple(backward_taps(geometry, kept))
+    forward = forward_taps(geometry, kept)
+    # Not from the backward taps: a weight that only ever meets padding has none, but is read.
+    inputs = np.bincount(forward.tap["offset"] // geometry.plane_in, minlength=geometry.source[0])
+    # The gradient of a bias is summed from the packed planes, kept weights or not.
+    outputs = (np.diff(forward.first) > 0) | (geometry.op.bias is not None)
+    return Layer(
+        geometry,
+        False,
+        forward,
+        backward,
+        np.asarray(inputs > 0, np.uint8),
+        outputs.astype(np.uint8),
+    )
+
+
+class NormState:
+    """What one norm computes per channel, beside its parameters."""
+
+    def __init__(self, norm: Norm, channels: int) -> None:
+        self.norm = norm
+        for name in ("scale", "shift", "mean", "a", "b", "c"):
+            setattr(self, name, np.zeros(channels, np.float32))
+        for name in ("center", "spread", "signs"):
+            setattr(self, name, np.zeros(channels, np.float64))
+
+    scale: NDArray[np.float32]
+    shift: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
+    c: NDArray[np.float32]
+    center: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    signs: NDArray[np.float64]
+
+    def variance(self, count: int, unbiased: bool) -> NDArray[np.float64]:
+        """Return the variance of the batch seen last, `count` values per channel.
+
+        For an L1 norm it is the square of its deviation, as its running statistics hold it.
+        """
+        if self.norm.kind == "l1-batch":
+            return np.asarray(np.pi / 2 * np.square(self.spread / count))
+        return self.spread / (max(count - 1, 1) if unbiased else count)
+
+    def use_running(self, state: ModelState) -> None:
+        """Read the tensor under a state's running statistics."""
+        mean, variance = (state.stats[name].astype(np.float64) for name in self.norm.stats)
+        weight, bias = (
+            state.weights[name].astype(np.float64) if name else default
+            for name, default in ((self.norm.weight, 1.0), (self.norm.bias, 0.0))
+        )
+        l1 = self.norm.kind == "l1-batch"
+        deviation = np.sqrt(variance) + self.norm.eps if l1 else np.sqrt(variance + self.norm.eps)
+        self.scale[:] = weight / deviation
+        self.shift[:] = bias - weight / deviation * mean
+
+
+class Network:
+    """A plan under masks, with its weights.
+
+    Args:
+        plan: The model.
+        masks: Which weights are kept.
+        kernels: The kernels that will run it.
+
+    Raises:
+        EngineError: The masks do not fit the plan.
+    """
+
+    def __init__(self, plan: Plan, masks: Masks, kernels: native.Kernels) -> None:
+        check_masks(plan, masks)
+        self.plan, self.kernels, self.masks = plan, kernels, masks
+        self.layers = {
+            number: make_layer(geometry, masks[geometry.op.weight])
+            for number, geometry in geometries(plan, kernels.lanes)
+        }
+        dense = frozenset(layer.geometry.op.weight for layer in self.layers.values() if layer.dense)
+        self.parameters = Parameters(plan.weights, masks, dense)
+        self.norms = {
+            index: NormState(tensor.norm, tensor.shape[0])
+            for index, tensor in enumerate(plan.tensors)
+            if tensor.norm
+        }
+
+    def load(self, state: ModelState) -> None:
+        """Take over a state's weights.
+
+        Raises:
+            EngineError: They do not fit the plan, or one is NaN or infinite.
+        """
+        check_state(self.plan, state)
+        self.parameters.load(state.weights)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes that tell where kept weights and pixels are."""
+        known = [*self.parameters.kept.values(), *self.parameters.pruned.values()]
+        layers = self.layers.values()
+        tables = {layer.geometry: layer.geometry.table_bytes for layer in layers}
+        indices = sum(layer.index_bytes for layer in layers)
+        return sum(array.nbytes for array in known) + indices + sum(tables.values())
+
+
+def geometries(plan: Plan, lanes: int) -> Iterator[tuple[int, Geometry]]:
+    """Yield the number of each convolution and its geometry in tiles of `lanes` examples."""
+    for number, op in enumerate(plan.ops):
+        if isinstance(op, Conv):
+            source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
+            yield number, _geometry(op, source, target, lanes)
+
+
+# Tables of pixels depend on no mask, so that new masks need not make them anew.
+_geometry = functools.lru_cache(maxsize=512)(Geometry)
+
+
+def check_masks(plan: Plan, masks: Masks) -> None:
+    """Raise an `EngineError` unless masks cover a plan's prunable weights, and nothing else."""
+    if set(masks) != set(plan.prunable):
+        odd = sorted(set(masks).symmetric_difference(plan.prunable))
+        raise EngineError(
+            f"masks and plan name different layers: {', '.join(odd)}; masks must cover exactly "
+            "the plan's prunable weights"
+        )
+    for name, mask in masks.items():
+        if mask.shape != plan.weights[name] or mask.dtype != np.bool_:
+            raise EngineError(
+                f"mask of {name} is {mask.dtype} {mask.shape}, the plan has bool "
+                f"{plan.weights[name]}; take masks of the same model"
+            )
+
+
+def check_state(plan: Plan, state: ModelState) -> None:
+    """Raise an `EngineError` unless a state fits the plan and all its numbers are finite."""
+    for arrays, shapes in ((state.weights, plan.weights), (state.stats, plan.stats)):
+        for name, shape in shapes.items():
+            found = arrays.get(name)
+            if found is None or found.shape != tuple(shape):
+                raise EngineError(
+                    f"{name} is {'missing' if found is None else found.shape}, the plan has "
+                    f"{tuple(shape)}; take a state of the same model"
+                )
+            if not np.isfinite(found).all():
+                raise EngineError(
+                    f"{name} holds NaN or infinite values; lower the learning rate, or restore an "
+                    "earlier checkpoint"
+                )

@@ -1,0 +1,1 @@
+"""From a model to a plan: what the compiled engines compute, in order and in memory."""

@@ -1,0 +1,72 @@
+"""What a batch must be like before anything is computed with it; both engines ask the same."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fedkit.core.errors import EngineError
+from fedkit.engine.plan.plan import Plan
+
+
+def check_inputs(plan: Plan, inputs: NDArray[Any], dtype: DTypeLike = np.float32) -> None:
+    """Raise an `EngineError` unless inputs are a contiguous array as the plan takes them."""
+    shape = plan.tensors[0].shape
+    given = inputs.shape[1:] if inputs.ndim == 4 else (*inputs.shape[1:], 1, 1)
+    if given != shape or inputs.dtype != dtype or not inputs.flags.c_contiguous:
+        raise EngineError(
+            f"inputs are {inputs.dtype} {inputs.shape}; the plan takes contiguous "
+            f"{np.dtype(dtype)} [n, {', '.join(map(str, shape))}]"
+        )
+
+
+def check_order(order: NDArray[np.int64], examples: int, batch: int) -> None:
+    """Raise an `EngineError` unless `order` picks 1 to `batch` of so many examples."""
+    if not 0 < len(order) <= batch:
+        raise EngineError(
+            f"a batch of {len(order)} examples does not fit: memory is planned for 1 to {batch}; "
+            "make the program for a larger batch"
+        )
+    if order.min() < 0 or order.max() >= examples:
+        raise EngineError(
+            f"a batch picks examples {order.min()} to {order.max()} of {examples}; positions "
+            "count from 0"
+        )
+
+
+def check_statistics(plan: Plan, examples: int) -> None:
+    """Raise an `EngineError` if a norm sees only one value per channel in so many examples."""
+    for tensor in plan.tensors:
+        if tensor.norm is not None and examples * math.prod(tensor.shape[1:]) == 1:
+            raise one_value_error(tensor.norm.name)
+
+
+def one_value_error(norm: str) -> EngineError:
+    """Return what is wrong where a norm sees one value per channel."""
+    return EngineError(
+        f"norm {norm!r} sees one value per channel, which has no variance; give batches of at "
+        "least 2 examples"
+    )
+
+
+def check_targets(plan: Plan, targets: NDArray[Any], examples: int) -> None:
+    """Raise an `EngineError` unless targets are classes of the model, one for each example."""
+    fits = targets.shape == (examples,) and targets.dtype.kind in "iu"
+    if not fits or examples == 0:
+        raise EngineError(
+            f"targets are {targets.dtype} {targets.shape}; the batch that ran forward has "
+            f"{examples} examples, whose targets are integers [{examples}]"
+        )
+    check_classes(targets, plan.tensors[plan.output].shape[0])
+
+
+def check_classes(targets: NDArray[Any], classes: int) -> None:
+    """Raise an `EngineError` unless all targets are in 0 .. classes - 1."""
+    if targets.min() < 0 or targets.max() >= classes:
+        raise EngineError(
+            f"targets are from {targets.min()} to {targets.max()}; the model has {classes} "
+            "classes, counted from 0"
+        )

@@ -1,0 +1,270 @@
+"""When what is computed, and which memory it needs meanwhile.
+
+A schedule is a list of steps over a plan's tensors. Every tensor has values and, in training, a
+gradient; each lives in memory from the first step that touches it to the last, and tensors whose
+lives do not meet share the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fedkit.engine.plan.plan import Add, Conv, LayerNorm, Op, Plan, Pool, sources
+
+Key = tuple[str, int]
+"""("x", tensor) for values, ("g", tensor) for the gradient; integers have ("raw", tensor) too."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Run op `op`; `completes` says whether its target is whole afterwards."""
+
+    op: int
+    completes: bool
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Compute the loss and the gradient of the output."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Pass the gradient of `tensor` through its activation, and sum it for its norm."""
+
+    tensor: int
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What the backward pass of an op gives to the gradient of one source.
+
+    Attributes:
+        tensor: The source.
+        accumulate: The gradient holds something already.
+        finish: This contribution is the last, and the op itself finishes the gradient.
+        shared: The gradient lies where the target's lies, so there is nothing to do.
+    """
+
+    tensor: int
+    accumulate: bool
+    finish: bool
+    shared: bool
+
+
+@dataclass(frozen=True)
+class Backward:
+    """Run op `op` backward; the gradient of its target is finished."""
+
+    op: int
+    contributions: tuple[Contribution, ...]
+
+
+Step = Forward | Loss | Finish | Backward
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps in order, and the gradients that share memory: tensor -> tensor that owns it."""
+
+    steps: tuple[Step, ...]
+    owner: Mapping[int, int]
+
+    def storage(self, key: Key) -> Key:
+        """Return the key under whose name the memory is held."""
+        kind, tensor = key
+        return kind, _last_owner(self.owner, tensor) if kind == "g" else tensor
+
+
+def _last_owner(owner: Mapping[int, int], tensor: int) -> int:
+    while tensor in owner:
+        tensor = owner[tensor]
+    return tensor
+
+
+def forward_schedule(plan: Plan) -> Schedule:
+    """Return the forward pass alone."""
+    return Schedule(tuple(_forward(plan)), {})
+
+
+def training_schedule(plan: Plan) -> Schedule:
+    """Return forward pass, loss and backward pass."""
+    backward = _Backward(plan)
+    return Schedule((*_forward(plan), Loss(), *backward.steps), backward.owner)
+
+
+def _forward(plan: Plan) -> Iterable[Forward]:
+    last = {op.target: number for number, op in enumerate(plan.ops)}
+    return (Forward(n, last[op.target] == n) for n, op in enumerate(plan.ops))
+
+
+def needs_gradient(plan: Plan) -> frozenset[int]:
+    """Return the tensors whose gradient some parameter depends on."""
+    needing: set[int] = set()
+    for op in plan.ops:
+        if _is_trained(plan, op) or needing.intersection(sources(op)):
+            needing.add(op.target)
+    return frozenset(needing)
+
+
+def _is_trained(plan: Plan, op: Op) -> bool:
+    """Say whether an op, or the norm of its target, has something to train."""
+    if isinstance(op, LayerNorm) and (op.weight or op.bias):
+        return True
+    return isinstance(op, Conv) or plan.tensors[op.target].norm is not None
+
+
+class _Backward:
+    """Builds the backward pass, from the last op to the first."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.owner = plan, dict[int, int]()
+        self.steps: list[Step] = []
+        self._finished: set[int] = set()
+        needing = needs_gradient(plan)
+        self._left = {tensor: 0 for tensor in needing}
+        self._written = {plan.output}
+        for op in plan.ops:
+            for source in sources(op):
+                if op.target in needing and source in needing:
+                    self._left[source] += 1
+        for number in reversed(range(len(plan.ops))):
+            if plan.ops[number].target in needing:
+                self._add(number, plan.ops[number])
+
+    def _add(self, number: int, op: Op) -> None:
+        if self._unfinished(op.target):
+            self.steps.append(Finish(op.target))
+            self._finished.add(op.target)
+        given = [self._contribute(op, number, s) for s in sources(op) if s in self._left]
+        self.steps.append(Backward(number, tuple(given)))
+
+    def _unfinished(self, tensor: int) -> bool:
+        read = self.plan.tensors[tensor]
+        changes = read.norm is not None or read.activation != "none"
+        return changes and tensor not in self._finished
+
+    def _contribute(self, op: Op, number: int, tensor: int) -> Contribution:
+        self._left[tensor] -= 1
+        last, first = self._left[tensor] == 0, tensor not in self._written
+        shared = first and isinstance(op, Add) and self._may_share(op, number, tensor)
+        if shared:
+            self.owner[tensor] = op.target
+        self._written.add(tensor)
+        finish = last and isinstance(op, Conv) and self._unfinished(tensor)
+        if finish:
+            self._finished.add(tensor)
+        return Contribution(tensor, not first, finish, shared)
+
+    def _may_share(self, op: Add, number: int, tensor: int) -> bool:
+        """Say whether the gradient of one side of a sum may lie in that of the sum.
+
+        It may if no other gradient lies there that is still to be read. If only that of the other
+        side does, both may, if one's is read for the last time before the other's changes: a side
+        that nothing else reads and that no activation masks never changes.
+        """
+        if self.plan.tensors[op.target].norm is not None:
+            return False
+        other = op.right if tensor == op.left else op.left
+        memory = _last_owner(self.owner, op.target)
+        lying = (t for t in self.owner if _last_owner(self.owner, t) == memory)
+        there = {t for t in lying if self._produced(t) < number}
+        if not there:
+            return True
+        pair = (tensor, other)
+        return there == {other} and any(
+            self._constant(a, number) and self._produced(a) > self._next_use(b, number)
+            for a, b in (pair, pair[::-1])
+        )
+
+    def _constant(self, tensor: int, number: int) -> bool:
+        used = [n for n, op in enumerate(self.plan.ops) if tensor in sources(op)]
+        return used == [number] and self.plan.tensors[tensor].activation == "none"
+
+    def _produced(self, tensor: int) -> int:
+        """Return the first op that writes the tensor: the last one to read its gradient."""
+        return min(n for n, op in enumerate(self.plan.ops) if op.target == tensor)
+
+    def _next_use(self, tensor: int, number: int) -> int:
+        """Return the op whose backward pass is the next to change the tensor's gradient."""
+        earlier = [n for n in range(number) if tensor in sources(self.plan.ops[n])]
+        writers = [n for n, op in enumerate(self.plan.ops) if op.target == tensor]
+        return max([*earlier, *writers])
+
+
+# Memory
+
+
+def touched(plan: Plan, step: Step) -> list[Key]:
+    """Return what a step reads or writes."""
+    if isinstance(step, Loss):
+        return [("x", plan.output), ("g", plan.output)]
+    if isinstance(step, Finish):
+        return [("x", step.tensor), ("g", step.tensor)]
+    op = plan.ops[step.op]
+    if isinstance(step, Forward):
+        return [("x", tensor) for tensor in (*sources(op), op.target)]
+    keys: list[Key] = [("g", op.target), *(("g", c.tensor) for c in step.contributions)]
+    if plan.tensors[op.target].norm is not None:
+        keys.append(("x", op.target))
+    reads = isinstance(op, Conv | LayerNorm) or (isinstance(op, Pool) and op.operation == "max")
+    finished = [c.tensor for c in step.contributions if c.finish]
+    return keys + [("x", tensor) for tensor in (sources(op) if reads else finished)]
+
+
+def place(
+    plan: Plan,
+    schedule: Schedule,
+    size: Callable[[Key], int],
+    touched: Callable[[Plan, Step], Sequence[Key]] = touched,
+) -> tuple[dict[Key, int], int]:
+    """Place all tensors in one arena.
+
+    Args:
+        plan: The model.
+        schedule: The steps.
+        size: Size per key, in any unit.
+        touched: What a step reads or writes.
+
+    Returns:
+        The offset per key, and the size of the arena: its peak, known before the first step.
+    """
+    lives: dict[Key, tuple[int, int]] = {}
+    names: dict[Key, list[Key]] = {}
+    for moment, step in enumerate(schedule.steps):
+        for key in touched(plan, step):
+            owner = schedule.storage(key)
+            lives[owner] = (lives.get(owner, (moment, moment))[0], moment)
+            if key not in names.setdefault(owner, []):
+                names[owner].append(key)
+    # The logits are read once all is done.
+    for output in (("x", plan.output), ("raw", plan.output)):
+        if output in lives:
+            lives[output] = (lives[output][0], len(schedule.steps))
+    placed = _first_fit({key: (size(key), *life) for key, life in lives.items()})
+    peak = max(placed[key] + size(key) for key in placed)
+    return {name: placed[key] for key in placed for name in names[key]}, peak
+
+
+def _first_fit(wanted: Mapping[Key, tuple[int, int, int]]) -> dict[Key, int]:
+    """Give each (size, first, last) the lowest free offset, the largest first."""
+    placed: dict[Key, int] = {}
+    for key in sorted(wanted, key=lambda key: (-wanted[key][0], wanted[key][1], key)):
+        size, first, last = wanted[key]
+        busy = sorted(
+            (placed[other], placed[other] + wanted[other][0])
+            for other in placed
+            if wanted[other][1] <= last and first <= wanted[other][2]
+        )
+        placed[key] = _gap(busy, size)
+    return placed
+
+
+def _gap(busy: Sequence[tuple[int, int]], size: int) -> int:
+    offset = 0
+    for begin, end in busy:
+        if begin - offset >= size:
+            break
+        offset = max(offset, end)
+    return offset

@@ -1,0 +1,67 @@
+"""The server side of a fleet behind Flower: all rounds over the nodes that are connected."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from fedkit.flower.fleet import FlowerFleet
+from fedkit.flower.run_config import Place
+from fedkit.server.checkpoint import RunFolder
+from fedkit.server.events import EVENTS, EventLog
+from fedkit.server.record import record_in, run_folder
+from fedkit.server.rounds import Report
+from fedkit.server.scenario import Scenario
+from fedkit.server.status import METRICS, FleetStatus
+from fedkit.wire.validation import largest_reply
+
+
+def serve(
+    scenario: Scenario, grid: Grid, place: Place, kind: type[FlowerFleet] = FlowerFleet
+) -> None:
+    """Run all rounds over the nodes that are connected to Flower, and record them.
+
+    Each step is printed, for people who follow `flwr run --stream`, and with what happened to
+    devices logged in the folder's events. See `record` for what is raised.
+    """
+    scenario.check()
+    with run_folder(place.folder, scenario.config, place.resume) as folder:
+        print(f"run folder: {folder.path}", flush=True)
+        print(f"weights: {scenario.reach.line(scenario.config.density)}", flush=True)
+        for warning in scenario.warnings:
+            print(f"warning: {warning}", flush=True)
+        _serve(scenario, grid, place, kind, folder)
+
+
+def _serve(
+    scenario: Scenario, grid: Grid, place: Place, kind: type[FlowerFleet], folder: RunFolder
+) -> None:
+    config, status = scenario.config, FleetStatus.of(folder.path / EVENTS)
+    log = EventLog(folder.path / EVENTS, status.add)
+
+    def after_step(step: Report) -> None:
+        _print(step, scenario.task.measure.name)
+        log("step", **{key: value for key, value in vars(step).items() if key != "state"})
+        status.write(folder.path / METRICS)
+
+    log("serve", resume=place.resume, devices=config.devices, rounds=config.rounds)
+    largest = largest_reply(scenario.engine.layout, config)
+    fleet = kind(grid, config, largest, _indices(place.nodes), log)
+    record_in(scenario, fleet, folder, after_step)
+
+
+def _indices(nodes: Path | None) -> dict[int, int] | None:
+    if nodes is None:
+        return None
+    return {int(node): int(device) for node, device in json.loads(nodes.read_text()).items()}
+
+
+def _print(step: Report, metric: str) -> None:
+    value = "not measured" if step.accuracy is None else f"{step.accuracy:.4f}"
+    print(
+        f"{step.phase} {step.round}: {metric} {value}, loss {step.loss}, "
+        f"density {step.density:.4f}, bytes down {step.bytes_down}, up {step.bytes_up}",
+        flush=True,
+    )

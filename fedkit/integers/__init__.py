@@ -1,0 +1,1 @@
+"""ShiftQuant: few-bit formats, their quantisers, products and norms."""

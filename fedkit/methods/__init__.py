@@ -1,0 +1,1 @@
+"""Federated methods: the interface, the registry, and one module each."""

@@ -1,0 +1,152 @@
+"""A comparison as two pictures: accuracy versus bytes, and versus density.
+
+matplotlib comes with the extra `plots` and is imported when a picture is drawn. Text stays text in
+the SVG, and the same result always gives the same bytes with the same matplotlib.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkit.core.files import write_whole
+from fedkit.report.comparison import Result, means, metric, series_keys
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, which colour-blind people tell apart; its yellow is too faint here."""
+
+MARKERS, DASHES = "osD^vPX*<>", ("-", "--", ":")
+"""Lines of one colour differ in marker, and in dashes from one turn of the colours to the next."""
+
+_Row = Mapping[str, Any]
+
+
+def write_plots(result: Path) -> list[Path]:
+    """Draw the result of a comparison beside its file; return the pictures' paths."""
+    pictures = {result.with_name(name): svg for name, svg in plots(result).items()}
+    for path, svg in pictures.items():
+        write_whole(path, svg.encode())
+    return list(pictures)
+
+
+def plots(result: Path) -> dict[str, str]:
+    """Return file name -> SVG of a comparison's two pictures."""
+    content = json.loads(result.read_text(encoding="utf-8"))
+    return {
+        f"{result.stem}-bytes.svg": bytes_plot(content),
+        f"{result.stem}-density.svg": density_plot(content),
+    }
+
+
+def bytes_plot(result: Result) -> str:
+    """Draw mean accuracy versus all bytes of a run as SVG, a line per method."""
+    label = "bytes of a run, all devices, both ways (MB)"
+    return _plot(result, "bytes", label, lambda row: row["bytes"] / 1e6, deviations=False)
+
+
+def density_plot(result: Result) -> str:
+    """Draw accuracy, mean and standard deviation, versus density as SVG, a line per method."""
+    label = "density, kept share of the prunable weights (%)"
+    return _plot(result, "density", label, lambda row: 100 * row["density"], deviations=True)
+
+
+def _plot(
+    result: Result, versus: str, label: str, x_of: Callable[[_Row], float], deviations: bool
+) -> str:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fedkit", "font.size": 10}):
+        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (name, rows) in enumerate(_series(result).items()):
+            _line(axes, number, name, _scaled(result, sorted(rows, key=x_of)), x_of, deviations)
+        axes.set_title(f"{_about(result)}: {metric(result).name} versus {versus}")
+        axes.set_xlabel(label)
+        unit = " (%)" if _scale(result) == 100 else ""
+        axes.set_ylabel(f"{metric(result).name}{unit}{_over_seeds(result, deviations)}")
+        _log_scale(axes)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in svg.getvalue().splitlines()) + "\n"
+
+
+def _scale(result: Result) -> int:
+    """Return what values are multiplied with: 100 where they are read in per cent."""
+    return 100 if metric(result).form.endswith("%") else 1
+
+
+def _scaled(result: Result, rows: Sequence[_Row]) -> list[_Row]:
+    factor = _scale(result)
+    return [
+        {
+            **row,
+            "accuracy": factor * row["accuracy"],
+            "accuracy_sd": factor * (row["accuracy_sd"] or 0),
+        }
+        for row in rows
+    ]
+
+
+def _over_seeds(result: Result, deviations: bool) -> str:
+    count = len(result["seeds"])
+    return f", mean{' ± sd' * deviations} of {count} seeds" if count > 1 else ""
+
+
+def _series(result: Result) -> dict[str, list[_Row]]:
+    """Return line name -> its rows; methods come first in a name, then what else varies."""
+    lines: dict[str, list[_Row]] = {}
+    *others, method = series_keys(result)
+    for row in means(result):
+        name = ", ".join([row[method], *(f"{key} {row[key]}" for key in others)])
+        lines.setdefault(name, []).append(row)
+    return lines
+
+
+def _line(
+    axes: Axes,
+    number: int,
+    name: str,
+    rows: Sequence[_Row],
+    x_of: Callable[[_Row], float],
+    deviations: bool,
+) -> None:
+    axes.errorbar(
+        [x_of(row) for row in rows],
+        [row["accuracy"] for row in rows],
+        yerr=[row["accuracy_sd"] for row in rows] if deviations else None,
+        label=name,
+        color=COLOURS[number % len(COLOURS)],
+        marker=MARKERS[number % len(MARKERS)],
+        linestyle=DASHES[number // len(COLOURS) % len(DASHES)],
+        markersize=5,
+        linewidth=1.2,
+        elinewidth=0.8,
+        capsize=3,
+    )
+
+
+def _log_scale(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
+def _about(result: Result) -> str:
+    """Return the name of the comparison, and task, model and alpha where there is one of them."""
+    row, varied = result["rows"][0], series_keys(result)
+    fixed = {key: row[key] for key in ("task", "model", "alpha") if key not in varied}
+    if "alpha" in fixed:
+        fixed["alpha"] = f"alpha {fixed['alpha']:g}"
+    return f"{result['name']} ({', '.join(filter(None, fixed.values()))})"

@@ -1,0 +1,1 @@
+"""What runs on the server: rounds, aggregation, privacy, checkpoints."""

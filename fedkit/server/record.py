@@ -1,0 +1,109 @@
+"""A run on its way into its folder: every step is stored as it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from fedkit.config import RunConfig
+from fedkit.core.errors import FedkitError
+from fedkit.core.files import write_whole
+from fedkit.methods.interface import Fleet
+from fedkit.server.checkpoint import RunFolder
+from fedkit.server.privacy import spent
+from fedkit.server.rounds import Report, Step, run_rounds
+from fedkit.server.scenario import Scenario
+from fedkit.tasks.task import ACCURACY
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """A fleet whose messages travel.
+
+    Attributes:
+        bytes_down: Bytes of the transport's own messages to devices so far.
+        bytes_up: The same of their replies.
+    """
+
+    bytes_down: int
+    bytes_up: int
+
+
+def record(
+    scenario: Scenario,
+    fleet: Fleet,
+    path: Path,
+    after_step: Callable[[Report], None],
+    resume: bool = False,
+) -> RunFolder:
+    """Run all rounds over `fleet` and store each step as it happens.
+
+    Args:
+        scenario: The run's config and data.
+        fleet: Its devices.
+        path: The run folder, to be made.
+        after_step: Called with each step once it is stored.
+        resume: The folder is there, and the run goes on after its last step.
+
+    Raises:
+        CheckpointError: The run folder exists; or to resume, does not, or is of another run.
+        FedkitError: Whatever ended the run; its message is also in `error.txt` of the folder.
+    """
+    with run_folder(path, scenario.config, resume) as folder:
+        record_in(scenario, fleet, folder, after_step)
+    return folder
+
+
+@contextmanager
+def run_folder(path: Path, config: RunConfig, resume: bool) -> Iterator[RunFolder]:
+    """Have a run folder for ourselves, and keep in it why the run ended early."""
+    folder = RunFolder.open(path) if resume else RunFolder.create(path, config)
+    with folder.held():
+        try:
+            yield RunFolder.resume(path, config) if resume else folder
+        except FedkitError as error:
+            with contextlib.suppress(OSError):  # The disk may be full.
+                write_whole(path / "error.txt", f"{error}\n".encode())
+            raise
+
+
+def record_in(
+    scenario: Scenario, fleet: Fleet, folder: RunFolder, after_step: Callable[[Report], None]
+) -> None:
+    """Run the rounds that the folder does not have yet; see `record`."""
+    server, began = scenario.server(), time.monotonic() - _seconds_before(folder)
+    sent = _message_bytes(fleet)
+    for report in run_rounds(server, fleet, scenario.server_data, after=_last_step(folder)):
+        before, sent = sent, _message_bytes(fleet)
+        travelled = {key: sent[key] - before[key] for key in sent}
+        seconds = round(time.monotonic() - began, 3)
+        extra: dict[str, Any] = {**travelled, "seconds": seconds}
+        if scenario.task.measure is not ACCURACY:
+            extra["metric"] = scenario.task.measure.about
+        if scenario.config.dp_clip:
+            extra |= spent(scenario.config, report.round)
+        folder.append(report, server.engine.layout, extra)
+        after_step(report)
+
+
+def _seconds_before(folder: RunFolder) -> float:
+    lines = folder.metrics()
+    return float(lines[-1].get("seconds", 0)) if lines else 0.0
+
+
+def _last_step(folder: RunFolder) -> Step | None:
+    if not folder.has_checkpoint:
+        return None
+    stored = folder.load()
+    return Step(stored.phase, stored.round, stored.state)
+
+
+def _message_bytes(fleet: Fleet) -> dict[str, int]:
+    """Bytes of the transport's own messages so far; none where nothing was transported."""
+    if not isinstance(fleet, Transport):
+        return {}
+    return {"message_bytes_down": fleet.bytes_down, "message_bytes_up": fleet.bytes_up}

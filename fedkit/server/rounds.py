@@ -1,0 +1,302 @@
+"""The whole algorithm, for any fleet and any method.
+
+`run_rounds` is everything the server does. It talks to a `Fleet`: `LocalFleet` below is one
+process, `fedkit.flower.fleet.FlowerFleet` sends the same packets through Flower. Both give the
+same bits for the same seed. What a method does differently stands in its row, see
+`fedkit.methods.interface`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from fedkit.config import RunConfig
+from fedkit.device.memory import LastingMemory
+from fedkit.device.round import Device
+from fedkit.engine.base import Engine
+from fedkit.methods.exact_norms import last_statistics
+from fedkit.methods.interface import (
+    Aggregated,
+    Answer,
+    Fleet,
+    Method,
+    Opened,
+    Opening,
+    Phase,
+    Request,
+    changed_model,
+    whole_model,
+)
+from fedkit.methods.registry import load_method
+from fedkit.methods.server_training import train_dense
+from fedkit.server.aggregation import aggregate, shares
+from fedkit.server.privacy import check_private, opening_fleet, own_statistics, private_model
+from fedkit.sparse.state import ModelState
+from fedkit.tasks.task import Examples, Task
+from fedkit.wire import messages
+from fedkit.wire.messages import Packet, Update, Wire
+from fedkit.wire.validation import admit_update
+
+if TYPE_CHECKING:
+    from torch import nn
+
+StepPhase = Literal["start", "selection", "round"]
+"""What a report is about: the dense start, the first sparse model, or a round of training."""
+
+
+class LocalFleet:
+    """A fleet in this process: packets go through the codec but over no network.
+
+    Args:
+        devices: All of them.
+        folder: Where devices keep what another process must know to go on; None keeps nothing.
+    """
+
+    def __init__(self, devices: Sequence[Device], folder: Path | None = None) -> None:
+        self._devices, self._folder = devices, folder
+        self._memories: list[Packet] = [Packet({})] * len(devices)
+        self._acquainted = False
+        self.traffic = (0, 0)
+
+    def exchange(
+        self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
+    ) -> list[Answer]:
+        """See `Fleet.exchange`; every device answers, and what is wrong is raised."""
+        short = request.short if self._acquainted else None
+        packet = request.whole() if short is None else short
+        self._acquainted = True
+        replies = self.answers(phase, packet)
+        self._count(packet.nbytes * len(replies), sum(reply.nbytes for reply in replies))
+        return [read(reply) for reply in replies]
+
+    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
+        """Return the devices' replies, and remember for each what it remembers."""
+        answers = [
+            self._answer(device, phase, request, memory)
+            for device, memory in zip(self._devices, self._memories, strict=True)
+        ]
+        self._memories = [memory for _, memory in answers]
+        return [reply for reply, _ in answers]
+
+    def _answer(
+        self, device: Device, phase: Phase, request: Packet, memory: Packet
+    ) -> tuple[Packet, Packet]:
+        if self._folder is None:
+            return device.handle(phase, request, memory)
+        kept = LastingMemory(self._folder / str(device.index))
+        memory = memory if memory.arrays else kept.before(phase, request)
+        reply, memory = device.handle(phase, request, memory)
+        kept.keep(phase, request, memory, reply)
+        return reply, memory
+
+    def _count(self, down: int, up: int) -> None:
+        self.traffic = (self.traffic[0] + down, self.traffic[1] + up)
+
+
+class Channel:
+    """A fleet at the end of a wire: values leave in its width.
+
+    Args:
+        fleet: The devices.
+        wire: Width of values; devices answer in it too.
+    """
+
+    def __init__(self, fleet: Fleet, wire: Wire) -> None:
+        self._fleet, self._wire, self._taken = fleet, wire, fleet.traffic
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """See `fedkit.methods.interface.Fleet.traffic`."""
+        return self._fleet.traffic
+
+    def exchange(
+        self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
+    ) -> list[Answer]:
+        """See `fedkit.methods.interface.Fleet.exchange`."""
+        narrow = functools.partial(messages.narrow, wire=self._wire)
+        return self._fleet.exchange(phase, request.changed(narrow), read)
+
+    def take(self) -> tuple[int, int]:
+        """Return the payload bytes (down, up) since the last call."""
+        (down, up), self._taken = self._taken, self.traffic
+        return self._taken[0] - down, self._taken[1] - up
+
+
+@dataclass(frozen=True)
+class Report:
+    """The model after one step of a run, and what the step cost.
+
+    Attributes:
+        phase: What the step was.
+        round: 0 before training, then from 1.
+        accuracy: The task's metric of the server's model on the test data; None in a round that
+            `measure_every` leaves out.
+        loss: Sample-weighted mean training loss of the devices; for a selection the candidate's,
+            None where no device was asked or the run is private.
+        density: Kept share of the prunable weights, counted from the masks.
+        bytes_down: Payload the server sent in this step, summed over the devices.
+        bytes_up: Payload the devices sent.
+        state: The server's model.
+    """
+
+    phase: StepPhase
+    round: int
+    accuracy: float | None
+    loss: float | None
+    density: float
+    bytes_down: int
+    bytes_up: int
+    state: ModelState
+
+
+class Server:
+    """The server's side of a run: what it knows, and how it measures a step."""
+
+    def __init__(self, config: RunConfig, task: Task, engine: Engine, test: Examples) -> None:
+        self.config, self.task, self.engine, self.test = config, task, engine, test
+
+    @functools.cached_property
+    def method(self) -> Method:
+        """What the fleet runs."""
+        return load_method(self.config.method)
+
+    def module(self, state: ModelState) -> nn.Module:
+        """Return the task's torch module loaded with `state`, whatever engine trained it."""
+        from fedkit.engine.torch import TorchEngine
+
+        return TorchEngine.for_task(self.task, self.config.model, self.config.seed).module(state)
+
+    def report(
+        self,
+        phase: StepPhase,
+        number: int,
+        state: ModelState,
+        loss: float | None,
+        traffic: tuple[int, int] = (0, 0),
+    ) -> Report:
+        """Measure `state` on the test data, if it is time."""
+        due = number % self.config.measure_every == 0 or number == self.config.rounds
+        accuracy = self._accuracy(state) if due else None
+        return Report(phase, number, accuracy, loss, state.density, *traffic, state)
+
+    def _accuracy(self, state: ModelState) -> float:
+        outputs = self.engine.outputs(state, self.test.inputs)
+        return self.task.measure(outputs, self.test.targets)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run that was stored, to go on after.
+
+    Attributes:
+        phase: What the step was.
+        round: Its round.
+        state: The server's model after it.
+    """
+
+    phase: StepPhase
+    round: int
+    state: ModelState
+
+
+def run_rounds(
+    server: Server,
+    fleet: Fleet,
+    server_data: Examples | None,
+    dense: ModelState | None = None,
+    after: Step | None = None,
+) -> Iterator[Report]:
+    """Run the config's method to the end, reporting after every step.
+
+    Args:
+        server: The server's model, config and test data.
+        fleet: The devices.
+        server_data: The server's own examples for the dense start; None trains nothing.
+        dense: The dense start, where it is known already.
+        after: The last step of a run that ended early. What follows equals, bit for bit, what
+            would have followed, as long as the same devices answer.
+
+    Raises:
+        ConfigError: The run is to be private (`dp_clip`) and would not be.
+    """
+    config, channel = server.config, Channel(fleet, server.config.wire)
+    check_private(config, server.method)
+    if after is None or after.phase == "start":
+        if after is None:
+            state = dense_start(server, server_data) if dense is None else dense
+            yield server.report("start", 0, state, None)
+        else:
+            state = after.state
+        shape = server.test.inputs.shape[1:]
+        opened = server.method.start(
+            Opening(
+                *(config, server.engine, state, server_data),
+                *(opening_fleet(config, channel), server.module, shape),
+            )
+        )
+        if opened.state is not state:
+            yield server.report("selection", 0, opened.state, opened.loss, channel.take())
+    else:
+        opened = Opened(after.state, whole_model(after.state))
+    state, request = opened.state, opened.request
+    for number in range(after.round + 1 if after else 1, config.rounds + 1):
+        sent = state
+        state, loss = train_round(server, channel, request, sent, number)
+        if config.dp_clip:
+            state = own_statistics(server.engine, state, server_data)
+        elif number == config.rounds and config.bn_merge in ("exact", "exact-last"):
+            shape = server.test.inputs.shape[1:]
+            state = last_statistics(config, server.engine, shape, channel, state, number)
+        yield server.report("round", number, state, loss, channel.take())
+        request = changed_model(state, sent.masks)
+
+
+def dense_start(server: Server, server_data: Examples | None) -> ModelState:
+    """Return the dense model, pre-trained on the server's own examples if there are any."""
+    engine = server.engine
+    return train_dense(server.config, engine, engine.initial_state(), server_data)
+
+
+def train_round(
+    server: Server, fleet: Fleet, request: Request, sent: ModelState, number: int
+) -> tuple[ModelState, float | None]:
+    """Train once on every device, aggregate, and let the method change the masks.
+
+    Args:
+        server: The server.
+        fleet: The devices.
+        request: The model, as the devices are to receive it.
+        sent: That model; devices answer with what they changed in it.
+        number: The round, from 1.
+
+    Returns:
+        The next model, and the devices' mean training loss, which a private run keeps to itself.
+    """
+    config, layout, method = server.config, server.engine.layout, server.method
+    layers = method.layers(config, layout.prunable, number)
+    received = messages.as_received(sent, config.wire)
+
+    def read(reply: Packet) -> Update:
+        return admit_update(
+            *(reply, layout, received, config, number, layers),
+            *(method.own_masks, method.entries),
+        )
+
+    def numbered(packet: Packet) -> Packet:
+        return Packet(packet.arrays, {**packet.numbers, "round": number})
+
+    updates = fleet.exchange("train", request.changed(numbered), read)
+    if config.dp_clip:
+        noisy = private_model(config, received, updates)
+        # What a method makes of the noisy model alone tells no more than that does.
+        return method.adjust(Aggregated(config, number, sent.masks, noisy, (), ())), None
+    parts = shares(updates)
+    merged = aggregate(config, updates, parts, server.engine.absolute_norms)
+    state = method.adjust(Aggregated(config, number, sent.masks, merged, updates, parts))
+    return state, float(np.dot(parts, [update.loss for update in updates]))

@@ -1,0 +1,192 @@
+"""What a run consists of: its configuration, its task, and the data of this process."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from fedkit.config import RunConfig
+from fedkit.core.errors import DataError, TaskError
+from fedkit.core.text import listed
+from fedkit.device.round import Device
+from fedkit.engine.base import Engine
+from fedkit.engine.choose import make_engine
+from fedkit.engine.trial import try_task
+from fedkit.methods.registry import load_method, settle
+from fedkit.methods.schedule import kept_per_layer, local_training
+from fedkit.server.privacy import check_private
+from fedkit.server.rounds import LocalFleet, Server
+from fedkit.sparse.counts import round_share
+from fedkit.sparse.reach import Reach
+from fedkit.sparse.state import ModelState
+from fedkit.tasks import load_task
+from fedkit.tasks.task import Examples, Task
+
+Split = Literal["train", "test"]
+
+_MARKED = 256
+"""Inputs, at most twice as many, that a mark of examples is made from."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The data of a fleet, as far as this process knows them.
+
+    Attributes:
+        config: The run.
+        task: Its task.
+        server_data: The server's own examples, drawn i.i.d. from the training data; may be None.
+        devices: Examples per device; disjoint from each other and from the server's. Empty where
+            real devices hold their own.
+        test: What the server measures on.
+        marks: A mark of the examples that each function of the task returned.
+    """
+
+    config: RunConfig
+    task: Task
+    server_data: Examples | None
+    devices: list[Examples]
+    test: Examples
+    marks: Mapping[Split, int] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that server and devices of this process share; it keeps no state."""
+        return self._engine[0]
+
+    @property
+    def reach(self) -> Reach:
+        """Which weights of the model can be pruned."""
+        return Reach.of(self.engine.layout)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is allowed, and yet hardly what was meant."""
+        found = [self.reach.warning(self.config.density)]
+        if self.devices and self.task.classifies:
+            held = np.unique(np.concatenate([share.classes for share in self.devices]))
+            if len(missing := np.setdiff1d(self.test.classes, held)):
+                found.append(
+                    f"no device holds examples of {listed('class', missing.tolist())}, which the "
+                    "test data has; the devices cannot teach the model to tell them"
+                )
+        return [text for text in found if text]
+
+    @property
+    def engine_notice(self) -> str:
+        """Which engine that is, and why."""
+        return self._engine[1]
+
+    @functools.cached_property
+    def _engine(self) -> tuple[Engine, str]:
+        config = self.config
+        return make_engine(self.task, config.model, config.seed, config.engine, config.precision)
+
+    def module(self, state: ModelState) -> nn.Module:
+        """Return the task's torch module loaded with `state`, whatever engine trained it."""
+        return self.server().module(state)
+
+    def device(self, index: int) -> Device:
+        """Build device `index`."""
+        return Device(index, self.devices[index], self.engine, self.config)
+
+    def server(self) -> Server:
+        """Build the server."""
+        return Server(self.config, self.task, self.engine, self.test)
+
+    def check(self) -> None:
+        """Try what can be tried in a second, so that a bad run fails before it starts.
+
+        Raises:
+            ConfigError: The density cannot be reached with these layers and exemptions, or the run
+                would not be private though it is asked to be.
+            TaskError: Model, inputs, targets, loss and metric of the task do not fit together, or
+                its data changes from call to call.
+        """
+        check_private(self.config, load_method(self.config.method))
+        engine = self.engine
+        kept_per_layer(self.config, engine.layout.prunable_shapes)
+        how = local_training(self.config, epochs=1, lr=self.config.lr)
+        try_task(self.task, engine, [self.test, *self.devices], how)
+        self._check_steady()
+
+    def _check_steady(self) -> None:
+        for which, expected in self.marks.items():
+            if mark(self.task.examples(which)) != expected:
+                raise TaskError(
+                    f"{which}_data of task {self.task.name!r} returned other examples when it was "
+                    "called again; every process of a run calls it, and all must get the same: "
+                    "seed it, or load the data once and keep it"
+                )
+
+    def local_fleet(self, folder: Path | None = None) -> LocalFleet:
+        """Build all devices in this process.
+
+        Args:
+            folder: Run folder that keeps what they must not forget, for a run that goes on later.
+        """
+        devices = [self.device(index) for index in range(len(self.devices))]
+        return LocalFleet(devices, None if folder is None else folder / "devices")
+
+
+def with_model_named(config: RunConfig) -> RunConfig:
+    """Return the config with the task's model by name, if it has a name, so that records tell it.
+
+    Raises:
+        TaskError: There is no such task.
+    """
+    model = load_task(config.task).model
+    if config.model or not isinstance(model, str):
+        return config
+    return config.model_copy(update={"model": model})
+
+
+def server_scenario(config: RunConfig) -> Scenario:
+    """Make what the server of real devices needs: they hold their own data, so none is split.
+
+    The server's own examples are the same share of the task's training data as in a simulation,
+    which is not loaded where that share is 0.
+
+    Raises:
+        TaskError: There is no such task.
+        DataError: The data is missing, or nothing is left to measure on.
+    """
+    config, task = settle(config), load_task(config.task)
+    test = test_examples(task, config)
+    if len(test) == 0:
+        raise DataError(f"task {task.name!r} has no test examples; the server measures on them")
+    server_data = server_share(task.examples("train"), config)[0] if config.server_share else None
+    return Scenario(config, task, server_data, [], test)
+
+
+def test_examples(task: Task, config: RunConfig) -> Examples:
+    """Return what a run is measured on; needs no training data and no partition."""
+    return first(task.examples("test"), config.test_examples)
+
+
+def mark(examples: Examples) -> int:
+    """Return a number that tells these examples from others: of all targets and some inputs."""
+    some = examples.inputs[:: max(1, len(examples) // _MARKED)]
+    shapes = f"{examples.inputs.shape} {examples.targets.shape}".encode()
+    return zlib.crc32(some.tobytes(), zlib.crc32(examples.targets.tobytes(), zlib.crc32(shapes)))
+
+
+def server_share(train: Examples, config: RunConfig) -> tuple[Examples | None, Examples]:
+    """Return the server's own examples, drawn at random, or None, and all others."""
+    count = round_share(config.server_share, len(train))
+    count = count if count >= 2 else 0  # One example trains nothing; a device can use it.
+    order = np.random.default_rng([config.seed, 5]).permutation(len(train))
+    server, rest = np.sort(order[:count]), np.sort(order[count:])
+    return (train.take(server) if count else None), train.take(rest)
+
+
+def first(examples: Examples, count: int) -> Examples:
+    """Return the first `count` examples, all for 0; a share's order is random already."""
+    return examples.take(np.arange(min(count, len(examples)))) if count else examples

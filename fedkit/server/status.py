@@ -1,0 +1,153 @@
+"""How a fleet is doing, gathered from its events: for `fedkit fleet status` and for Prometheus."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+
+from fedkit.server.events import read_events
+
+METRICS = "metrics.prom"
+"""Name of the file in a run folder that Prometheus's node exporter can collect."""
+
+
+@dataclass
+class DeviceStatus:
+    """What the server knows of one device.
+
+    Attributes:
+        answers: Replies that were taken in.
+        refused: Replies that were refused.
+        failed: Messages that it could not answer.
+        absent: Steps that closed without it.
+        bytes_up: Of its messages.
+        peak_bytes: Memory that its process held at most, as it said last.
+        seen: When it answered last, in seconds since 1970; 0: never.
+        quarantined: Whether it is not asked any more.
+    """
+
+    answers: int = 0
+    refused: int = 0
+    failed: int = 0
+    absent: int = 0
+    bytes_up: int = 0
+    peak_bytes: int = 0
+    seen: float = 0.0
+    quarantined: bool = False
+
+
+@dataclass
+class FleetStatus:
+    """What the server knows of a run.
+
+    Attributes:
+        rounds: How many there are to be.
+        round: The last one that ended.
+        accuracy: Of the server's model when it was measured last.
+        density: Of that model.
+        bytes_down: Payload that left the server.
+        bytes_up: Payload that came back.
+        devices: By index.
+    """
+
+    rounds: int = 0
+    round: int = 0
+    accuracy: float = 0.0
+    density: float = 1.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    devices: dict[int, DeviceStatus] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, events: Path) -> Self:
+        """Gather what a log tells; a line that is no event of ours tells nothing."""
+        status = cls()
+        for event in read_events(events):
+            if _is_ours(event):
+                status.add(event)
+        return status
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Take in one event."""
+        if event["event"] == "serve":
+            self.rounds = event["rounds"]
+            for index in range(event["devices"]):
+                self.devices.setdefault(index, DeviceStatus())
+        elif event["event"] == "step":
+            self._step(event)
+        elif event.get("device", -1) in self.devices:
+            self._device(self.devices[event["device"]], event)
+
+    def _step(self, event: dict[str, Any]) -> None:
+        self.round, self.density = event["round"], event["density"]
+        self.accuracy = self.accuracy if event["accuracy"] is None else event["accuracy"]
+        self.bytes_down += event["bytes_down"]
+        self.bytes_up += event["bytes_up"]
+
+    def _device(self, device: DeviceStatus, event: dict[str, Any]) -> None:
+        counts = Counter({event["event"]: 1})
+        device.refused += counts["refused"]
+        device.failed += counts["failed"]
+        device.absent += counts["absent"]
+        device.quarantined |= bool(counts["quarantined"])
+        if counts["answer"]:
+            device.answers += 1
+            device.bytes_up += event["bytes"]
+            device.peak_bytes = event["peak_bytes"]
+            device.seen = event["time"]
+
+    def write(self, path: Path) -> None:
+        """Write the status in Prometheus's text format, whole."""
+        registry = CollectorRegistry()
+        for name in ("rounds", "round", "accuracy", "density", "bytes_down", "bytes_up"):
+            Gauge(f"fedkit_{name}", _HELP[name], registry=registry).set(getattr(self, name))
+        for name in vars(DeviceStatus()):
+            gauge = Gauge(f"fedkit_device_{name}", _HELP[name], ["device"], registry=registry)
+            for index, device in self.devices.items():
+                gauge.labels(index).set(float(getattr(device, name)))
+        write_to_textfile(str(path), registry)
+
+
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "serve": {"rounds": int, "devices": int},
+    "step": {
+        "round": int,
+        "density": (int, float),
+        "accuracy": (int, float, type(None)),
+        "bytes_down": int,
+        "bytes_up": int,
+    },
+    "answer": {"device": int, "bytes": int, "peak_bytes": int, "time": (int, float)},
+}
+"""What the status reads of an event, and as what."""
+
+_MOST_DEVICES = 1_000_000
+
+
+def _is_ours(event: dict[str, Any]) -> bool:
+    """Whether an event of a file holds what `FleetStatus.add` reads."""
+    fields = _FIELDS.get(event["event"], {})
+    whole = all(key in event and isinstance(event[key], kind) for key, kind in fields.items())
+    named = isinstance(event.get("device", 0), int)
+    return whole and named and event.get("devices", 0) <= _MOST_DEVICES
+
+
+_HELP = {
+    "rounds": "rounds of the run",
+    "round": "last round that ended",
+    "accuracy": "of the server's model, measured last",
+    "density": "kept share of the prunable weights",
+    "bytes_down": "payload that left the server",
+    "bytes_up": "payload that came back",
+    "answers": "replies taken in",
+    "refused": "replies refused",
+    "failed": "messages that could not be answered",
+    "absent": "steps that closed without the device",
+    "peak_bytes": "most memory of the device's process",
+    "seen": "last answer, seconds since 1970",
+    "quarantined": "1 if the device is not asked any more",
+}

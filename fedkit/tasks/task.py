@@ -1,0 +1,345 @@
+"""What a user brings: a model, data, a loss and a metric.
+
+A task is one frozen object. The CLI finds it as `--task package.module:name` through
+`fedkit.tasks.load_task`. Importing this module does not import torch: a device that trains without
+torch reads its `Examples` from here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.core.errors import TaskError
+from fedkit.core.lookup import reason, theirs
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled examples, in memory.
+
+    Whatever numpy reads as an array of numbers is taken: lists, tensors, data frames, memory maps.
+    What has another width or layout is copied once.
+
+    Attributes:
+        inputs: float32 [n, ...], or int64 where whole numbers were given (tokens, for an
+            `nn.Embedding`); images are [n, channels, height, width].
+        targets: int64 or float32 [n, ...]. For the default loss and metric they are class indices
+            from 0, int64 [n].
+        owners: natural id of each example, [n] of str or int; only the `natural-id` partition
+            reads it.
+
+    Raises:
+        TaskError: Inputs or targets are no numbers, the lengths differ, or a number is NaN or
+            infinite as float32.
+    """
+
+    inputs: NDArray[np.float32]
+    targets: NDArray[np.int64]
+    owners: NDArray[np.generic] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        if self.owners is not None:
+            object.__setattr__(self, "owners", _array("owners", self.owners))
+        arrays = (self.inputs, self.targets, self.owners)
+        if len({len(array) for array in arrays if array is not None}) != 1:
+            raise TaskError(
+                f"examples have {len(self.inputs)} inputs, {len(self.targets)} targets and "
+                f"{'no' if self.owners is None else len(self.owners)} owners; "
+                "all must have the same length"
+            )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, indices: NDArray[np.int64]) -> Examples:
+        """Return the examples at `indices` (int64 [m]), in that order."""
+        owners = None if self.owners is None else self.owners[indices]
+        return Examples(self.inputs[indices], self.targets[indices], owners)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether each target is one whole number, as a class index is."""
+        return self.targets.ndim == 1 and self.targets.dtype == np.int64
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """Distinct targets, ascending, int64 [c]."""
+        return np.unique(self.targets)
+
+
+def _numbers(name: str, given: object) -> NDArray[Any]:
+    """Return a C-contiguous float32 or int64 [n, ...] array; `given` itself where it is one."""
+    array = _array(name, given)
+    if array.dtype.kind not in "fiub":
+        raise TaskError(
+            f"{name} are {array.dtype}, {_HOW_TO_NUMBER.get(array.dtype.kind, _NO_NUMBERS)}"
+        )
+    whole = array.dtype.kind in ("iub" if name == "targets" else "iu")
+    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+        raise TaskError(f"{name} hold {array.max()}, which int64 cannot; make them float32")
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(array, np.int64 if whole else np.float32)
+    if not whole and not np.isfinite(numbers).all():
+        raise TaskError(
+            f"examples hold NaN or infinite {name}, or such as float32 cannot hold; clean the data "
+            "set first"
+        )
+    return numbers
+
+
+_NO_NUMBERS = "they must be real numbers"
+_HOW_TO_NUMBER = {
+    "O": "Python objects of different kinds or lengths; they must be one array of numbers",
+    **dict.fromkeys("US", "which is text; number it, as numpy.unique(x, return_inverse=True) does"),
+}
+"""What to say of arrays that hold no numbers, by numpy's kind of their dtype."""
+
+
+def _array(name: str, given: object) -> NDArray[Any]:
+    """Return what is given as an array [n, ...] of the plain numpy class."""
+    try:
+        array = np.asarray(given)
+    except Exception as error:  # numpy's own, and those of whatever else can be an array
+        raise TaskError(f"{name} cannot be read as a numpy array ({reason(error)})") from error
+    if array.ndim == 0:
+        raise TaskError(
+            f"{name} are a {type(given).__name__}; they must be an array with one row per example"
+        )
+    if isinstance(given, np.ma.MaskedArray) and np.any(given.mask):
+        raise TaskError(f"{name} are masked in places; fill or leave out what is missing first")
+    return array
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean softmax cross-entropy; outputs [n, classes], targets int64 [n]."""
+    from torch.nn import functional
+
+    return functional.cross_entropy(outputs, targets)
+
+
+def accuracy(outputs: NDArray[np.generic], targets: NDArray[np.int64]) -> float:
+    """Return the share of rows whose largest output is the target; outputs [n, classes, ...]."""
+    return float(np.mean(outputs.argmax(axis=1) == targets))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How good outputs are: a function, and how its values are shown.
+
+    Attributes:
+        measure: (outputs, targets) -> number, numpy in.
+        name: What the number is called, as in "accuracy" or "mean squared error".
+        higher_is_better: Whether a larger number is a better model.
+        form: Format specification of the number, such as ".2%" or ".4g".
+
+    Raises:
+        TaskError: The format does not fit a float, or a value is of the wrong kind.
+    """
+
+    measure: Callable[[NDArray[Any], NDArray[Any]], float]
+    name: str
+    higher_is_better: bool = True
+    form: str = ".4g"
+
+    def __post_init__(self) -> None:
+        if not callable(self.measure) or not isinstance(self.name, str) or not self.name.strip():
+            raise TaskError(
+                f"a metric is {self.measure!r} with name {self.name!r}; it needs a function of "
+                "(outputs, targets) and a name"
+            )
+        try:
+            self.text(0.5)
+        except (ValueError, TypeError) as error:
+            raise TaskError(
+                f"the format of metric {self.name!r} is {self.form!r}; it must be one for a float, "
+                "such as .2% or .4g"
+            ) from error
+
+    def __call__(self, outputs: NDArray[Any], targets: NDArray[Any]) -> float:
+        """Return the value for outputs and targets.
+
+        Raises:
+            TaskError: The function fails, or returns no real number.
+        """
+        with theirs(f"metric {self.name!r}", TaskError):
+            return float(self.measure(outputs, targets))
+
+    def text(self, value: float) -> str:
+        """Write a value as it is meant to be read."""
+        return format(value, self.form)
+
+    @property
+    def key(self) -> str:
+        """The name as it begins keys of a run's summary: words joined by `_`."""
+        return "_".join(self.name.split())
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a record of values says about them; `Metric.of` reads it."""
+        return {"name": self.name, "higher_is_better": self.higher_is_better, "form": self.form}
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any] | None) -> Metric:
+        """Return the metric that a record tells of, to show values with; accuracy for None.
+
+        Raises:
+            TaskError: It is no such record.
+        """
+        if about is None:
+            return ACCURACY
+        try:
+            return cls(accuracy, about["name"], bool(about["higher_is_better"]), about["form"])
+        except (KeyError, TypeError) as error:
+            raise TaskError(f"{about!r} does not describe a metric ({reason(error)})") from error
+
+
+ACCURACY = Metric(accuracy, "accuracy", form=".2%")
+"""The metric of a task that names none."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A learning problem for a fleet.
+
+    Attributes:
+        name: Short name, used in reports and run folders.
+        model: A factory returning a fresh `nn.Module`, or a model name of `fedkit.nn.zoo`.
+        train_data: Returns the training examples. A simulation splits them over its devices
+            with a partitioner; on a board the function returns that board's own data.
+        test_data: Returns the test examples the server measures on. Both must return the same at
+            every call, since each process of a run makes its own.
+        loss: (outputs, targets) -> scalar tensor, the mean over the batch.
+        metric: (outputs, targets) -> number; numpy in, so that the exported artifact is measured
+            by the same function. A plain function is shown under its own name, a `Metric` says
+            how.
+
+    Raises:
+        TaskError: An attribute is of another kind.
+    """
+
+    name: str
+    model: Callable[[], nn.Module] | str
+    train_data: Callable[[], Examples]
+    test_data: Callable[[], Examples]
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    metric: Callable[[NDArray[np.generic], NDArray[np.int64]], float] = accuracy
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise TaskError(f"the name of a task is {self.name!r}; it must be some text")
+        made = hasattr(self.model, "state_dict") and not isinstance(self.model, type)
+        if not isinstance(self.model, str) and (made or not callable(self.model)):
+            raise TaskError(
+                f"the model of task {self.name!r} is an object of class "
+                f"{type(self.model).__name__}; it must be a function that makes a fresh one "
+                "(model=lambda: ...), or a name of the zoo"
+            )
+        for part in ("train_data", "test_data", "loss", "metric"):
+            value = getattr(self, part)
+            if not callable(value) or isinstance(value, type):
+                kind = value if isinstance(value, type) else type(value)
+                found = f"{'class' if kind is value else 'object of class'} {kind.__name__}"
+                raise TaskError(
+                    f"{part} of task {self.name!r} is the {found}; it must be a function or an "
+                    "object that can be called like one"
+                )
+
+    @property
+    def measure(self) -> Metric:
+        """The metric with its name and format."""
+        if isinstance(self.metric, Metric):
+            return self.metric
+        if self.metric is accuracy:
+            return ACCURACY
+        name = getattr(self.metric, "__name__", "<lambda>").replace("_", " ").strip()
+        return Metric(self.metric, "metric" if name == "<lambda>" else name or "metric")
+
+    @property
+    def guarded_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss; what a user's own raises is a `TaskError`."""
+        if self.loss is cross_entropy:
+            return cross_entropy
+
+        def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+            with theirs(f"the loss of task {self.name!r}", TaskError):
+                return self.loss(outputs, targets)
+
+        return loss
+
+    @property
+    def classifies(self) -> bool:
+        """Whether loss or metric read the targets as class indices."""
+        return self.loss is cross_entropy or self.measure.measure is accuracy
+
+    def examples(self, which: Literal["train", "test"]) -> Examples:
+        """Return the training or the test examples.
+
+        Raises:
+            TaskError: The task's function fails, or returns something else.
+        """
+        what = f"{which}_data of task {self.name!r}"
+        with theirs(what, TaskError):
+            made: object = self.train_data() if which == "train" else self.test_data()
+        if not isinstance(made, Examples):
+            raise TaskError(
+                f"{what} returned a {type(made).__name__}; it must return fedkit.Examples"
+            )
+        return made
+
+    def build_model(self, seed: int, override: str = "") -> nn.Module:
+        """Build the model with weights drawn from `seed`; the global generator is untouched.
+
+        Args:
+            seed: Seed of torch's generator while the factory runs.
+            override: Name of a zoo model to use instead of the task's own.
+
+        Raises:
+            TaskError: The factory fails, or returns no module; or a zoo model is asked for, and
+                the task has no classes.
+        """
+        from torch import nn
+
+        from fedkit.nn.zoo import build_model, seeded
+
+        model = override or self.model
+        if isinstance(model, str):
+            shape, classes = self.examples("test").inputs.shape[1:], self._classes(model)
+            return seeded(lambda: build_model(model, shape, classes), seed)
+        with theirs(f"the model of task {self.name!r}", TaskError):
+            made: object = seeded(model, seed)
+        if not isinstance(made, nn.Module):
+            raise TaskError(
+                f"the model of task {self.name!r} returned a {type(made).__name__}; it must return "
+                "a torch.nn.Module"
+            )
+        return made
+
+    def _classes(self, model: str) -> int:
+        test = self.examples("test")
+        if not test.labelled or len(test) == 0 or test.targets.max() >= MOST_CLASSES:
+            raise TaskError(
+                f"model {model!r} has an output per class, and the targets of task {self.name!r} "
+                f"are {describe(test.targets)}; give the task a model of its own"
+            )
+        return int(test.targets.max()) + 1
+
+
+MOST_CLASSES = 1 << 20
+"""A larger target is no class index but a quantity."""
+
+
+def describe(targets: NDArray[Any]) -> str:
+    """Say in a few words what targets are: dtype, shape, and from where to where they go."""
+    shape = ", ".join(("n", *map(str, targets.shape[1:])))
+    reach = f" from {targets.min():.6g} to {targets.max():.6g}" if targets.size else ", none"
+    return f"{targets.dtype} [{shape}]{reach}"

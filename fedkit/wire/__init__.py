@@ -1,0 +1,1 @@
+"""What travels: messages, codecs, and how a reply is validated."""

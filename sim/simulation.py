@@ -1,0 +1,81 @@
+"""A fleet as a Flower simulation, behind a real SuperLink."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from fedkit.config import RunConfig
+from fedkit.core.errors import FleetError
+from fedkit.flower.local_superlink import SuperLink
+from fedkit.flower.processes import toml_pairs
+from fedkit.flower.run_config import FOLDER_KEY, RESUME_KEY
+
+APP = Path(__file__).parent / "app"
+"""The Flower app that `flwr run` ships."""
+
+LONGEST_RAY_FOLDER = (103 if sys.platform == "darwin" else 107) - len(
+    "/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store"
+)
+"""Bytes of the path of Ray's folder: the system takes sockets' paths up to a length alone."""
+
+
+def check_ray_folder() -> None:
+    """See whether Ray can make its sockets where this process's temporary files are.
+
+    Raises:
+        FleetError: The folder's path is too long.
+    """
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name) or tempfile.gettempdir()
+    if (length := len(os.fsencode(folder))) > LONGEST_RAY_FOLDER:
+        raise FleetError(
+            f"{name} is {folder}, {length} bytes long, and Ray, which simulates the devices, has "
+            f"its sockets below it, for which {LONGEST_RAY_FOLDER} is the most (AF_UNIX paths are "
+            "short): set RAY_TMPDIR to a shorter folder, such as RAY_TMPDIR=/tmp, or run with "
+            "--in-process"
+        )
+
+
+class FlowerSimulation(SuperLink):
+    """A SuperLink that simulates SuperNodes; use it as a context manager.
+
+    Args:
+        log: File that collects what SuperLink, app and workers print.
+
+    Raises:
+        FleetError: Ray cannot work where temporary files are.
+    """
+
+    def __init__(self, log: Path) -> None:
+        super().__init__(log, "--simulation")
+        check_ray_folder()
+
+    def variables(self) -> dict[str, str]:
+        """Have Ray's files in our own folder, to go with it, where their paths are short enough."""
+        fits = len(os.fsencode(self.home)) <= LONGEST_RAY_FOLDER
+        return {"RAY_TMPDIR": self.home} if fits and "RAY_TMPDIR" not in os.environ else {}
+
+    def submit(
+        self, config: RunConfig, folder: Path, workers: int, resume: bool = False
+    ) -> subprocess.Popen[bytes]:
+        """Start a run; the returned `flwr run` process ends with it.
+
+        Args:
+            config: The run.
+            folder: Its run folder; must not exist yet, unless the run is to go on.
+            workers: Devices that compute at the same time, one core each.
+            resume: Whether the folder is there, and the run goes on after its last step.
+        """
+        own = {FOLDER_KEY: str(folder.absolute()), RESUME_KEY: resume}
+        values = {**config.model_dump(), **own}
+        simulation = {
+            "num-supernodes": config.devices,
+            "client-resources-num-cpus": 1,
+            "client-resources-num-gpus": 0.0,
+            "init-args-num-cpus": workers,
+        }
+        return self.run_app(APP, values, "--federation-config", toml_pairs(simulation))

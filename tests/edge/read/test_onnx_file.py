@@ -1,0 +1,773 @@
+"""A graph lowered from an ONNX file computes what onnxruntime and torch compute."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+import edge
+from edge import ir, passes
+from edge.define.interpret import evaluate
+from edge.export import export_c99, export_onnx, export_tflite, int8_graph, load_onnx
+from edge.read.onnx_file import lower
+from edge.read.torch_module import lower as lower_torch
+from edge.targets.onnx import emitter as emitter
+from edge.targets.tflite.runner import TfliteRunner
+from fedkit.core.errors import ExportError
+from fedkit.nn.zoo import build_model
+from tests.edge.targets.test_tflite import MODELS, Flat, Residual, images
+
+Floats = NDArray[np.float32]
+SHAPE = (3, 8, 10)
+WHOLE = {
+    "resnet8": (3, 8, 8),
+    "ds-cnn": (1, 12, 10),
+    "mobilenetv2-w0.25": (3, 8, 8),
+    "vgg11": (3, 32, 32),
+}
+
+
+def exported(
+    model: nn.Module, shape: Sequence[int], opset: int = 17, symbolic: bool = True, **options: Any
+) -> bytes:
+    """Return the file that torch's own exporter makes."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this exporter is the older one
+        torch.onnx.export(
+            model,
+            (torch.zeros(1, *shape),),
+            file,  # type: ignore[arg-type]  # buffers are documented for this exporter
+            dynamo=False,
+            opset_version=opset,
+            input_names=["x"],
+            dynamic_axes={"x": {0: "n"}} if symbolic else None,
+            **options,
+        )
+    return file.getvalue()
+
+
+def runtime(content: bytes, inputs: Floats) -> Floats:
+    """Return what onnxruntime computes, one example at a time."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what it refuses it raises too
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    (port,) = session.get_inputs()
+    return np.concatenate([session.run(None, {port.name: one[None]})[0] for one in inputs])
+
+
+def assert_close(found: Floats, expected: Floats) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 2e-5 * max(1e-3, np.abs(expected).max())
+
+
+def assert_same_numbers(content: bytes, inputs: Floats) -> ir.Graph:
+    """Compare the plain and the optimised graph with onnxruntime; return the plain one."""
+    expected, graph = runtime(content, inputs), lower(content)
+    for one in (graph, passes.optimise(graph)):
+        found = evaluate(one, ir.to_graph_layout(inputs))
+        if found.ndim == 4:
+            found = np.moveaxis(found, 3, 1)
+        assert_close(found, expected)
+    return graph
+
+
+# Files of torch's exporter
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_zoo_models(name: str, randomise: Callable[[nn.Module], nn.Module]) -> None:
+    shape = WHOLE[name]
+    model, inputs = randomise(build_model(name, shape, 7)), images(*shape, n=3)
+    graph = assert_same_numbers(exported(model, shape), inputs)
+    expected = evaluate(lower_torch(model, shape), ir.to_graph_layout(inputs))
+    assert_close(evaluate(graph, ir.to_graph_layout(inputs)), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_model_at_several_opsets(
+    name: str, randomise: Callable[[nn.Module], nn.Module]
+) -> None:
+    model, inputs = randomise(Flat(MODELS[name]())), images(*SHAPE, n=4)
+    expected = evaluate(lower_torch(model, SHAPE), ir.to_graph_layout(inputs))
+    for opset in (9, 11, 13, 18, 20):
+        graph = assert_same_numbers(exported(model, SHAPE, opset, opset != 13), inputs)
+        assert_close(evaluate(graph, ir.to_graph_layout(inputs)), expected)
+        kinds = [op.kind for op in graph.ops]
+        # The exporter makes one concat of two, and orders branches as it likes.
+        assert name == "branches" or kinds == [op.kind for op in lower_torch(model, SHAPE).ops]
+
+
+class Spelled(nn.Module):
+    """Shapes computed in the file, a mean over axes, a padding, a norm by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 8 + 0, 5)
+        self.scale = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)) * self.scale / 2 - 0.25 + self.scale
+        return self.fc(nn.functional.relu6(y).view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("opset", [11, 18])
+@pytest.mark.parametrize("folds", [False, True])
+def test_shapes_and_norms_that_the_file_computes(opset: int, folds: bool) -> None:
+    content = exported(Spelled().eval(), SHAPE, opset, do_constant_folding=folds)
+    operators = {node.op_type for node in onnx.load_from_string(content).graph.node}
+    assert {"Shape", "Concat", "Mul", "Div", "Sub"} <= operators
+    graph = assert_same_numbers(content, images(*SHAPE))
+    assert [op.kind for op in passes.optimise(graph).ops] == ["conv2d", "reshape", "linear"]
+
+
+# Files made by hand
+
+
+Attributes = dict[str, Any]
+
+
+def weights(*shape: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def file(
+    *nodes: onnx.NodeProto,
+    opset: int = 17,
+    shape: Sequence[int | str | None] = (1, *SHAPE),
+    kind: int = TensorProto.FLOAT,
+    **constants: NDArray[Any],
+) -> onnx.ModelProto:
+    """Return a model from `x` to `y`; the constants are initialisers."""
+    graph = helper.make_graph(
+        nodes,
+        "main",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", kind, (None, None))],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("my.domain", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=min(10, 3 + opset // 3))
+
+
+def node(operator: str, inputs: str, output: str = "y", **attributes: Any) -> onnx.NodeProto:
+    """Return a node; an input "-" is left out."""
+    names = ["" if name == "-" else name for name in inputs.split()]
+    return helper.make_node(operator, names, output.split(), name=f"my {operator}", **attributes)
+
+
+def flat(*nodes: onnx.NodeProto, **options: Any) -> bytes:
+    """Return a file in which a Flatten of `m` gives the output."""
+    return file(*nodes, node("Flatten", "m"), **options).SerializeToString()
+
+
+def integers(*values: int) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+def number(value: float) -> Floats:
+    return np.array(value, np.float32)
+
+
+NORM = {name: np.abs(weights(3, seed=seed)) for seed, name in enumerate("sbuv")}
+KERNEL = weights(4, 3, 3, 2)
+PADS = integers(0, 0, 1, 2, 0, 0, 0, 3)
+
+FORMS: dict[str, Callable[[], bytes]] = {
+    "conv, asymmetric padding": lambda: flat(
+        node("Conv", "x w", "m", pads=[0, 1, 2, 0], strides=[2, 1]), w=KERNEL
+    ),
+    "conv, padding never reached": lambda: flat(
+        node("Conv", "x w b", "m", pads=[1, 1, 1, 1], strides=[2, 2]), w=KERNEL, b=weights(4)
+    ),
+    "conv, same upper": lambda: flat(
+        node("Conv", "x w", "m", auto_pad="SAME_UPPER", strides=[2, 3]), w=KERNEL
+    ),
+    "conv, same lower": lambda: flat(
+        node("Conv", "x w", "m", auto_pad="SAME_LOWER", strides=[3, 2]), w=KERNEL
+    ),
+    "conv, valid": lambda: flat(
+        node("Conv", "x w", "m", auto_pad="VALID", kernel_shape=[3, 2]), w=KERNEL
+    ),
+    "depthwise with multiplier": lambda: flat(
+        node("Conv", "x w b", "m", group=3), w=weights(6, 1, 2, 2), b=weights(6)
+    ),
+    "gemm as it is": lambda: file(
+        node("Gemm", "x w"), shape=(1, 6), w=weights(6, 4)
+    ).SerializeToString(),
+    "gemm, all attributes": lambda: file(
+        node("Gemm", "x w b", transB=1, alpha=0.5, beta=2.0),
+        shape=("n", 6),
+        w=weights(4, 6),
+        b=weights(1, 4),
+    ).SerializeToString(),
+    "gemm, one bias": lambda: file(
+        node("Gemm", "x w b"), shape=("n", 6), w=weights(6, 4), b=number(2)
+    ).SerializeToString(),
+    "matmul, add": lambda: file(
+        node("MatMul", "x w", "m"),
+        node("Add", "b m"),
+        shape=("n", 6),
+        w=weights(6, 4),
+        b=weights(4),
+    ).SerializeToString(),
+    "batch norm": lambda: flat(node("BatchNormalization", "x s b u v", "m", epsilon=0.1), **NORM),
+    "batch norm, old": lambda: flat(
+        node("BatchNormalization", "x s b u v", "m", spatial=1), opset=7, **NORM
+    ),
+    "clip, attributes": lambda: flat(node("Clip", "x", "m", min=0.0, max=6.0), opset=7),
+    "clip, no upper attribute": lambda: flat(node("Clip", "x", "m", min=0.0), opset=10),
+    "clip, inputs": lambda: flat(node("Clip", "x l h", "m"), l=number(0), h=number(6)),
+    "clip, no upper input": lambda: flat(node("Clip", "x l -", "m"), l=number(0)),
+    "clip, lists of one": lambda: flat(
+        node("Clip", "x l h", "m"), l=number(0).reshape(1), h=number(6).reshape(1)
+    ),
+    "clip, infinite": lambda: flat(node("Clip", "x l h", "m"), l=number(0), h=number(np.inf)),
+    "relu": lambda: flat(node("Relu", "x", "m")),
+    "add": lambda: flat(node("Relu", "x", "r"), node("Add", "r x", "m")),
+    "global average": lambda: flat(node("GlobalAveragePool", "x", "m")),
+    "mean, attribute": lambda: flat(node("ReduceMean", "x", "m", axes=[-1, 2])),
+    "mean, input": lambda: file(
+        node("ReduceMean", "x a", keepdims=0), opset=18, a=integers(2, 3)
+    ).SerializeToString(),
+    "average": lambda: flat(node("AveragePool", "x", "m", kernel_shape=[2, 3], strides=[2, 2])),
+    "average, padding": lambda: flat(
+        node("AveragePool", "x", "m", kernel_shape=[3, 3], pads=[1, 0, 2, 1])
+    ),
+    "average, padding counts": lambda: flat(
+        node("AveragePool", "x", "m", kernel_shape=[3, 3], pads=[1, 0, 2, 1], count_include_pad=1)
+    ),
+    "maximum": lambda: flat(node("MaxPool", "x", "m", kernel_shape=[2, 2])),
+    "maximum, ceil": lambda: flat(
+        node("MaxPool", "x", "m", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
+    ),
+    "maximum, same": lambda: flat(
+        node("MaxPool", "x", "m", kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_LOWER")
+    ),
+    "pad, attribute": lambda: flat(node("Pad", "x", "m", pads=PADS.tolist()), opset=9),
+    "pad, input": lambda: flat(node("Pad", "x p v", "m"), p=PADS, v=number(0)),
+    "pad, axes": lambda: flat(
+        node("Pad", "x p - a", "m"), opset=18, p=integers(1, 0, 2, 0), a=integers(-1, 2)
+    ),
+    "reshape": lambda: file(node("Reshape", "x s"), s=integers(0, -1)).SerializeToString(),
+    "reshape by a computed shape": lambda: file(
+        node("Shape", "x", "s", end=1),
+        node("Constant", "", "r", value_ints=[-1]),
+        node("Concat", "s r", "t", axis=0),
+        node("Reshape", "x t"),
+        shape=("n", *SHAPE),
+    ).SerializeToString(),
+    "flatten of a batch of one": lambda: file(node("Flatten", "x", axis=0)).SerializeToString(),
+    "flatten behind one channel": lambda: file(
+        node("Flatten", "x", axis=2), shape=("n", 1, 8, 10)
+    ).SerializeToString(),
+    "reshape of any batch": lambda: file(
+        node("Reshape", "x s"), shape=("n", *SHAPE), s=integers(-1, 240)
+    ).SerializeToString(),
+    "squeeze, attribute": lambda: file(
+        node("GlobalAveragePool", "x", "m"), node("Squeeze", "m", axes=[2, 3]), opset=11
+    ).SerializeToString(),
+    "squeeze, input": lambda: file(
+        node("GlobalAveragePool", "x", "m"), node("Squeeze", "m a"), a=integers(-1, 2)
+    ).SerializeToString(),
+    "unsqueeze": lambda: flat(node("Unsqueeze", "x a", "m"), shape=(1, 6), a=integers(2, 3)),
+    "identity, dropout": lambda: flat(
+        node("Identity", "x", "i"), node("Dropout", "i", "d"), node("Relu", "d", "m")
+    ),
+    "weights computed": lambda: flat(
+        node("Transpose", "w", "t", perm=[1, 0, 3, 2]),
+        node("Mul", "t c", "k"),
+        node("Conv", "x k", "m"),
+        w=weights(3, 5, 2, 3),
+        c=number(0.5),
+    ),
+    "add a constant": lambda: flat(node("Add", "x c", "m"), c=weights(3, 1, 1)),
+    "subtract a constant": lambda: flat(node("Sub", "x c", "m"), c=weights(1, 3, 1, 1)),
+    "subtract from a constant": lambda: flat(node("Sub", "c x", "m"), c=number(2)),
+    "multiply by a constant": lambda: flat(node("Mul", "c x", "m"), c=weights(3, 1, 1)),
+    "divide by a constant": lambda: flat(node("Div", "x c", "m"), c=weights(1)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form(form: str) -> None:
+    content = FORMS[form]()
+    shape = onnx.load_from_string(content).graph.input[0].type.tensor_type.shape.dim
+    inputs = 3 * images(*(dim.dim_value for dim in shape[1:]), n=3)
+    assert_same_numbers(content, inputs)
+
+
+def test_names_are_the_files() -> None:
+    graph = lower(FORMS["conv, same upper"]())
+    assert graph.inputs == ("x",)
+    assert graph.outputs == ("y",)
+    assert [(op.source, op.output) for op in graph.ops] == [("my Conv", "m"), ("my Flatten", "y")]
+
+
+def test_a_value_may_have_the_name_of_a_constant_of_ours() -> None:
+    made = file(
+        node("Conv", "x w", "m"),
+        node("Relu", "m", "m.weight"),
+        node("Flatten", "m.weight"),
+        w=KERNEL,
+    )
+    assert_same_numbers(made.SerializeToString(), images(*SHAPE))
+
+
+# What is refused
+
+
+def test_all_that_is_unsupported_is_listed_at_once() -> None:
+    content = flat(
+        node("Conv", "x w", "a", group=2),
+        node("Sigmoid", "a", "b"),
+        helper.make_node("Fancy", ["b"], ["c"], domain="my.domain", name="own"),
+        node("Softmax", "c", "d"),
+        node("LeakyRelu", "d", "f"),
+        node("Clip", "b l h", "e"),
+        node("Mul", "b e", "m"),
+        w=weights(4, 2, 1, 1),
+        l=number(-1),
+        h=number(1),
+        shape=("n", 4, 5, 5),
+    )
+    with pytest.raises(ExportError) as refused:
+        lower(content)
+    message = str(refused.value)
+    assert message.startswith("7 op(s)")
+    for part in (
+        "'my Conv': conv2d with 2 groups",
+        "'my Sigmoid': Sigmoid is not supported",
+        "'own': my.domain.Fancy is not supported",
+        "'my LeakyRelu': LeakyRelu is not supported",
+        "'my Softmax': Softmax",
+        "'my Clip': a clamp to [-1.0, 1.0]",
+        "'my Mul': Mul of two activations",
+    ):
+        assert f"node {part}" in message
+
+
+def branch(name: str) -> onnx.GraphProto:
+    out = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    return helper.make_graph([node("Relu", "x", name)], name, [], [out])
+
+
+BRANCHES = {"then_branch": branch("t"), "else_branch": branch("e")}
+POOL: Attributes = {"kernel_shape": [3, 3]}
+
+UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "control flow": (
+        lambda: flat(
+            node("ReduceMax", "x", "g", keepdims=0),
+            node("Cast", "g", "c", to=TensorProto.BOOL),
+            node("If", "c", "m", **BRANCHES),
+        ),
+        "If is control flow",
+    ),
+    "gemm of a transposed batch": (
+        lambda: file(
+            node("Gemm", "x w", transA=1), shape=(1, 1), w=weights(1, 4)
+        ).SerializeToString(),
+        "Gemm with transA",
+    ),
+    "weights of the input": (
+        lambda: file(node("MatMul", "x x"), shape=(1, 1)).SerializeToString(),
+        "weights that depend on the input",
+    ),
+    "double weights": (
+        lambda: flat(node("Conv", "x w", "m"), w=KERNEL.astype(np.float64)),
+        r"W has inconsistent type tensor\(double\)",
+    ),
+    "ceil_mode": (
+        lambda: flat(node("AveragePool", "x", "m", ceil_mode=1, **POOL)),
+        "AveragePool with ceil_mode",
+    ),
+    "padding that crops": (
+        lambda: flat(
+            node("Conv", "x w", "m", auto_pad="SAME_UPPER", strides=[5, 9]), w=weights(4, 3, 2, 2)
+        ),
+        "that would crop",
+    ),
+    "a flag of five": (
+        lambda: flat(node("MaxPool", "x", "m", ceil_mode=5, **POOL)),
+        "ceil_mode = 5; 0 or 1",
+    ),
+    "axes from the end, too early": (
+        lambda: flat(
+            node("GlobalAveragePool", "x", "a"), node("Squeeze", "a", "m", axes=[-1]), opset=9
+        ),
+        r"axes = \[-1\]; before opset 11",
+    ),
+    "padding beyond memory": (
+        lambda: flat(node("Pad", "x p", "m"), p=2**40 * PADS),
+        "more than 67108864 elements",
+    ),
+    "dilated average": (
+        lambda: flat(node("AveragePool", "x", "m", dilations=[2, 2], **POOL), opset=19),
+        r"AveragePool with dilation \(2, 2\)",
+    ),
+    "dilated maximum": (
+        lambda: flat(node("MaxPool", "x", "m", dilations=[2, 2], **POOL)),
+        r"max_pool2d with dilation \(2, 2\)",
+    ),
+    "padding alone": (
+        lambda: flat(node("MaxPool", "x", "m", pads=[3, 0, 0, 0], **POOL)),
+        "windows of padding alone",
+    ),
+    "indices": (
+        lambda: flat(
+            node("MaxPool", "x", "a i", **POOL),
+            node("Cast", "i", "f", to=TensorProto.FLOAT),
+            node("Add", "a f", "m"),
+        ),
+        "MaxPool with more than one output",
+    ),
+    "statistics of the batch": (
+        lambda: flat(node("BatchNormalization", "x s b u v", "m o p", training_mode=1), **NORM),
+        "BatchNormalization in training",
+    ),
+    "dropout that drops": (
+        lambda: flat(node("Dropout", "x r t", "m"), r=number(0.5), t=np.array(True)),
+        "dropout that is on",
+    ),
+    "padding by one": (lambda: flat(node("Pad", "x p v", "m"), p=PADS, v=number(1)), "with 1.0"),
+    "reflection": (
+        lambda: flat(node("Pad", "x p", "m", mode="reflect"), p=PADS),
+        "reflect padding",
+    ),
+    "cropping": (lambda: flat(node("Pad", "x p", "m"), p=-PADS), "nothing shrink"),
+    "more channels": (
+        lambda: flat(node("Pad", "x p", "m"), p=integers(0, 1, 0, 0, 0, 0, 0, 0)),
+        "height and width can grow",
+    ),
+    "mean of channels": (
+        lambda: flat(node("ReduceMean", "x", "m", axes=[1])),
+        r"a mean over dimensions \[1\]",
+    ),
+    "a constant per pixel": (
+        lambda: flat(node("Add", "x c", "m"), c=weights(8, 10)),
+        r"a constant of shape \(8, 10\); one value per channel",
+    ),
+    "division by an activation": (
+        lambda: flat(node("Div", "c x", "m"), c=number(1)),
+        "Div by an activation",
+    ),
+    "division by zero": (lambda: flat(node("Div", "x c", "m"), c=number(0)), "Div by zero"),
+    "a rank between": (
+        lambda: flat(node("Reshape", "x s", "m"), s=integers(1, 3, 80)),
+        r"a value of shape \(1, 3, 80\)",
+    ),
+    "the batch moved": (
+        lambda: flat(node("Reshape", "x s", "m"), s=integers(3, 80)),
+        r"a value of shape \(3, 80\), without the batch",
+    ),
+    "a batch in one row": (
+        lambda: file(node("Flatten", "x", axis=0), shape=("n", *SHAPE)).SerializeToString(),
+        r"Flatten gives \(1, 240\) for one example, \(1, 480\) for two; the file leaves the batch",
+    ),
+    "a batch reshaped into one row": (
+        lambda: file(
+            node("Reshape", "x s"), shape=(None, *SHAPE), s=integers(1, -1)
+        ).SerializeToString(),
+        r"Reshape gives \(1, 240\) for one example, \(1, 480\) for two",
+    ),
+    "a batch cut to one row": (
+        lambda: file(
+            node("Reshape", "x s"), shape=("n", *SHAPE), s=integers(1, 240)
+        ).SerializeToString(),
+        "keep the batch in front, or export the model with batch size 1",
+    ),
+    "a batch that becomes the width": (
+        lambda: flat(node("Unsqueeze", "x a", "m"), shape=("n", 6), a=integers(0, 1)),
+        r"Unsqueeze gives \(1, 1, 1, 6\) for one example, \(1, 1, 2, 6\) for two",
+    ),
+    "a batch that becomes the channels": (
+        lambda: flat(
+            node("Shape", "x", "s", end=1),
+            node("Concat", "o s t", "r", axis=0),
+            node("Reshape", "x r", "m"),
+            shape=("n", 6),
+            o=integers(1),
+            t=integers(2, 3),
+        ),
+        r"Reshape gives \(1, 1, 2, 3\) for one example, \(1, 2, 2, 3\) for two",
+    ),
+    "a factor that counts examples": (
+        lambda: flat(
+            node("Shape", "x", "s", end=1),
+            node("Cast", "s", "f", to=TensorProto.FLOAT),
+            node("Div", "x f", "m"),
+            shape=("n", *SHAPE),
+        ),
+        "Div by 'f', which depends on the batch",
+    ),
+    "a concat of the batch": (
+        lambda: flat(node("Concat", "x x", "m", axis=0), shape=("n", *SHAPE)),
+        r"a value of shape \(2, 3, 8, 10\), without the batch",
+    ),
+    "a mean of the batch": (
+        lambda: flat(node("ReduceMean", "x", "m", axes=[0]), shape=("n", *SHAPE)),
+        r"a mean over dimensions \[0\]",
+    ),
+    "a mean of everything": (
+        lambda: flat(node("ReduceMean", "x", "m"), shape=("n", *SHAPE)),
+        r"a mean over dimensions \[\]",
+    ),
+    "a softmax of the batch": (
+        lambda: flat(node("Softmax", "x", "m", axis=0), shape=("n", *SHAPE)),
+        "Softmax at the end",
+    ),
+    "channels last, as Keras has them": (
+        lambda: file(
+            node("Transpose", "x", "t", perm=[0, 3, 1, 2]),
+            node("Conv", "t w", "c"),
+            node("GlobalAveragePool", "c", "g"),
+            node("Squeeze", "g", axes=[2, 3]),
+            opset=11,
+            shape=("n", 5, 7, 2),
+            w=weights(4, 2, 1, 1),
+        ).SerializeToString(),
+        "Transpose is not supported",
+    ),
+    "a batch turned": (
+        lambda: flat(node("Transpose", "x", "m", perm=[1, 0, 2, 3]), shape=("n", 1, 8, 10)),
+        "Transpose is not supported",
+    ),
+    "a size of values": (
+        lambda: flat(
+            node("NonZero", "c", "i"),
+            node("Cast", "i", "f", to=TensorProto.FLOAT),
+            node("Add", "x f", "m"),
+            c=weights(3),
+        ),
+        "NonZero of constants, whose size is unknown",
+    ),
+    "random weights": (
+        lambda: flat(node("RandomNormal", "", "w", shape=[4, 3, 1, 1]), node("Conv", "x w", "m")),
+        "RandomNormal of constants gives random values",
+    ),
+    "a constant beyond memory": (
+        lambda: flat(
+            node("ConstantOfShape", "s", "w"), node("Conv", "x w", "m"), s=integers(2**40, 3, 1, 1)
+        ),
+        "more than 67108864 elements",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_unsupported_forms_say_why(case: str) -> None:
+    make, reason = UNSUPPORTED[case]
+    with pytest.raises(ExportError, match=f"node 'my .*{reason}"):
+        lower(make())
+
+
+def two_inputs() -> onnx.ModelProto:
+    model = file(node("Add", "x z"), shape=(1, 3))
+    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, (1, 3)))
+    return model
+
+
+def two_outputs() -> onnx.ModelProto:
+    model = file(node("Relu", "x"), node("Relu", "x", "z"), shape=(1, 3))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, (1, 3)))
+    return model
+
+
+def quantised() -> onnx.ModelProto:
+    return onnx.load_from_string(emitter.emit(int8_graph(Residual(), images(*SHAPE))))
+
+
+def relu(**options: Any) -> onnx.ModelProto:
+    return file(node("Relu", "x"), **options)
+
+
+REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
+    "two inputs": (two_inputs, r"has 2 inputs \('x', 'z'\); it must have one"),
+    "two outputs": (two_outputs, r"has 2 outputs \('y', 'z'\)"),
+    "a batch": (lambda: relu(shape=(8, 3)), "'x' has batch size 8.*export the model with batch"),
+    "any height": (lambda: relu(shape=("n", 3, "h", 9)), r"dynamic shape \[n, 3, h, 9\]"),
+    "any shape": (lambda: relu(shape=None), "'shape' of 'type' is required"),
+    "a number": (lambda: relu(shape=()), "'x' has 0 dimensions"),
+    "a sequence": (lambda: relu(shape=(1, 3, 9)), "'x' has 3 dimensions"),
+    "half": (lambda: relu(shape=(1, 3), kind=TensorProto.FLOAT16), "of type FLOAT16; only float32"),
+    "bytes": (lambda: relu(shape=(1, 3), kind=TensorProto.INT8, opset=14), "of type INT8"),
+    "quantised": (quantised, "quantised already: it holds .*Linear.*give the float model"),
+    "an old opset": (lambda: relu(shape=(1, 3), opset=6), "opset 6; opsets 7 to 28"),
+    "a new opset": (lambda: relu(shape=(1, 3), opset=99), "opset 99; opsets 7 to 28"),
+    "a constant": (
+        lambda: file(node("Relu", "c"), c=weights(1, 3), shape=(1, 3)),
+        "does not depend on its input",
+    ),
+    "a feature map": (lambda: relu(), "returns a feature map"),
+    "values that are no numbers": (
+        lambda: file(node("Gemm", "x w"), shape=(1, 2), w=number(np.nan).repeat(4).reshape(2, 2)),
+        "'y.weight' holds NaN",
+    ),
+    "a node that ONNX refuses": (
+        lambda: file(node("Relu", "x x"), shape=(1, 3)),
+        "onnx refuses the file: .*Relu",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_say_why(case: str) -> None:
+    make, reason = REFUSED[case]
+    with pytest.raises(ExportError, match=reason):
+        lower(make().SerializeToString())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model" * 40, b"\x08\x08"])
+def test_what_is_no_onnx_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match=r"model\.onnx is no ONNX file, or damaged"):
+        lower(path)
+    with pytest.raises(ExportError, match=f"the model of {len(content)} bytes is no ONNX file"):
+        lower(content)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"none\.onnx cannot be read"):
+        lower(tmp_path / "none.onnx")
+
+
+def test_data_in_a_file_of_its_own(tmp_path: Path) -> None:
+    model = onnx.load_from_string(exported(Residual(), SHAPE))
+    inputs, path = images(*SHAPE), tmp_path / "model.onnx"
+    expected = evaluate(lower(model.SerializeToString()), ir.to_graph_layout(inputs))
+    onnx.save(model, path, save_as_external_data=True, location="data", size_threshold=0)
+    np.testing.assert_array_equal(evaluate(lower(path), ir.to_graph_layout(inputs)), expected)
+    with pytest.raises(ExportError, match="which bytes alone do not tell"):
+        lower(path.read_bytes())
+    (tmp_path / "data").unlink()
+    with pytest.raises(ExportError, match=r"outside the \.onnx file cannot be read.*beside it"):
+        lower(path)
+
+
+def test_without_onnx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "edge.read.onnx_file")
+    monkeypatch.delattr(edge, "lower_onnx")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ExportError, match=r"onnx is not installed; run `pip install 'fedkit\["):
+        load_onnx(b"")
+
+
+# Damaged files
+
+
+def damaged(content: bytes, choose: random.Random) -> bytes:
+    """Return the file with some bytes changed, and perhaps without its end."""
+    changed = bytearray(content)
+    for _ in range(choose.randint(1, 4)):
+        changed[choose.randrange(len(changed))] = choose.randrange(256)
+    return bytes(changed[: choose.randrange(len(changed))] if choose.random() < 0.2 else changed)
+
+
+ODD = (-(2**63), -2, -1, 0, 1, 2, 3, 5, 1000, 2**31, 2**40)
+
+
+def distorted(content: bytes, choose: random.Random) -> bytes:
+    """Return a well-formed file that says something else in one to three places."""
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    names = [name for node in graph.node for name in (*node.input, *node.output)]
+    for _ in range(choose.randint(1, 3)):
+        node = choose.choice(graph.node)
+        places: list[Any] = [attribute.ints for attribute in node.attribute if attribute.ints]
+        places += [tensor.dims for tensor in graph.initializer]
+        kind = choose.randrange(6)
+        if kind == 0 and places:
+            place = choose.choice(places)
+            place[:] = [choose.choice((*place, choose.choice(ODD))) for _ in (*place, 0)][
+                : choose.randint(1, len(place) + 1)
+            ]
+        elif kind == 1 and node.input:
+            node.input[choose.randrange(len(node.input))] = choose.choice((*names, ""))
+        elif kind == 2 and node.attribute:
+            choose.choice(node.attribute).i = choose.choice(ODD)
+        elif kind == 3:
+            node.op_type = choose.choice(graph.node).op_type if choose.random() < 0.3 else "Clip"
+        elif kind == 4:
+            dims = graph.input[0].type.tensor_type.shape.dim
+            choose.choice(dims).dim_value = choose.choice(ODD)
+        else:
+            model.opset_import[0].version = choose.randint(6, 29)
+    return model.SerializeToString()
+
+
+def assert_runs(graph: ir.Graph, content: bytes, compares: bool) -> None:
+    """Run a mutant, and compare it with onnxruntime if that runs it too."""
+    x = graph.tensors[graph.inputs[0]]
+    inputs = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+    with np.errstate(all="ignore"):
+        found = evaluate(graph, inputs)
+    try:
+        expected = runtime(content, np.moveaxis(inputs, 3, 1) if inputs.ndim == 4 else inputs)
+    except Exception:  # it has limits of its own
+        return
+    if compares:
+        assert_close(np.moveaxis(found, 3, 1) if found.ndim == 4 else found, expected)
+
+
+def check_mutants(seeds: range) -> None:
+    """Each mutant must be refused, or be a graph that runs as onnxruntime does."""
+    originals, accepted = [make() for make in FORMS.values()], 0
+    for seed in seeds:
+        choose, keeps_weights = random.Random(seed), bool(seed % 2)
+        mutate = distorted if keeps_weights else damaged
+        content = mutate(choose.choice(originals), choose)
+        try:
+            graph = lower(content)
+        except ExportError as error:
+            assert str(error)
+            continue
+        accepted += 1
+        if max(math.prod(tensor.shape) for tensor in graph.tensors.values()) < 2**16:
+            assert_runs(graph, content, keeps_weights)
+    assert 0.05 * len(seeds) < accepted < 0.95 * len(seeds)
+
+
+def test_damaged_files_are_refused_or_sound() -> None:
+    check_mutants(range(300))
+
+
+@pytest.mark.slow
+def test_many_damaged_files_are_refused_or_sound() -> None:
+    check_mutants(range(1000, 11_000))
+
+
+# The export
+
+
+def test_a_file_becomes_each_target(  # type: ignore[no-untyped-def]
+    trained, torch_outputs, tmp_path: Path
+) -> None:
+    path = tmp_path / "digits.onnx"
+    path.write_bytes(exported(trained.model, (1, 8, 8)))
+    graph, calibration = load_onnx(path), trained.train[:200]
+    saved = export_tflite(graph, calibration, tmp_path / "digits.tflite", {"source": path.name})
+    expected = torch_outputs(trained.model, trained.test)
+    found = TfliteRunner(saved.path).predict(trained.test)
+    assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.98
+    assert export_c99(graph, calibration, tmp_path / "c", {}).target == "c99"
+    assert export_onnx(graph, calibration, tmp_path / "int8.onnx", {}).target == "onnx-qdq"
+    with pytest.raises(ExportError, match="quantised already"):
+        load_onnx(tmp_path / "int8.onnx")

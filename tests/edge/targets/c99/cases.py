@@ -1,0 +1,223 @@
+"""Random layers, each run by a kernel and by its twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from edge.ir import Window
+from edge.targets.c99 import pack
+from edge.targets.c99.pack import Planes
+from tests.edge.targets.c99.library import Kernels, Requant, Sum, Tensor
+from tests.naive import int8_kernels as naive
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution's shape."""
+
+    channels: int
+    height: int
+    width: int
+    outputs: int
+    groups: int
+    window: Window
+
+
+LAYERS = (
+    Layer(3, 9, 33, 5, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
+    Layer(4, 16, 16, 6, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
+    Layer(6, 8, 8, 9, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
+    Layer(8, 4, 4, 4, 1, Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
+    Layer(3, 32, 32, 4, 1, Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
+    Layer(2, 6, 70, 3, 1, Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
+    Layer(1, 66, 66, 2, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
+    Layer(4, 4, 4, 8, 4, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
+    Layer(6, 3, 70, 4, 2, Window((1, 1))),
+)
+
+
+def random_layer(rng: Generator) -> Layer:
+    """Draw sizes, strides, dilations and paddings that differ per axis."""
+    groups, inner, outer = (int(n) for n in rng.integers(1, 4, 3))
+    kernel, stride, dilation = (
+        (int(a), int(b)) for a, b in zip(*rng.integers(1, [[5], [4], [3]], (3, 2)).T, strict=True)
+    )
+    while True:
+        padding = [int(n) for n in rng.integers(0, 4, 4)]
+        height, width = (int(n) for n in rng.integers(1, [9, 40]))
+        window = Window(kernel, stride, dilation, (padding[0], padding[1], padding[2], padding[3]))
+        if min(window.output(height, width)) > 0:
+            return Layer(groups * inner, height, width, groups * outer, groups, window)
+
+
+def random_image(rng: Generator, *shape: int) -> Array:
+    extreme = rng.choice([-128, 127], shape)
+    return np.where(rng.random(shape) < 0.3, extreme, rng.integers(-128, 128, shape))
+
+
+def random_weights(rng: Generator, shape: tuple[int, ...], bits: int) -> Array:
+    most = 2 ** (bits - 1) - 1
+    small = rng.integers(-most, most + 1, shape)
+    weights = np.where(rng.random(shape) < 0.3, rng.choice([-most, most], shape), small)
+    density = rng.choice([0.0, 0.05, 0.3, 1.0])
+    signs = rng.choice([-1, 0, 1])  # all of one sign, sometimes
+    weights = np.abs(weights) * signs if signs else weights
+    return (weights * (rng.random(shape) < density)).astype(np.int8)
+
+
+def random_requant(rng: Generator, outputs: int) -> Requant:
+    shift = rng.choice([31, 32, 33, 36, 38, 40, 43, 62], outputs)
+    multiplier = rng.integers(2**30, 2**31, outputs)
+    multiplier[rng.random(outputs) < 0.3] = 2**30
+    wide = rng.random() < 0.2
+    bias = rng.integers(-(2**30), 2**30, outputs) if wide else rng.integers(-5000, 5000, outputs)
+    zero, low, high = (int(n) for n in rng.integers(-128, [128, 0, 128]))
+    low, high = (-128, 127) if rng.random() < 0.5 else (low, max(low, high))
+    return Requant(bias, multiplier, shift, zero, low, high)
+
+
+def random_sum(rng: Generator) -> Sum:
+    most, shift = (2**15, 15) if rng.random() < 0.5 else (2**20, 20)
+    a, b, zero_a, zero_b, zero = (
+        int(n) for n in rng.integers([0, 0, -128, -128, -128], [most, most, 128, 128, 128])
+    )
+    return Sum(
+        (a, b),
+        (zero_a, zero_b),
+        int(rng.choice([1, shift - 1, shift, 30])),
+        zero,
+        -128,
+        127 if rng.random() < 0.5 else int(rng.integers(-128, 128)),
+    )
+
+
+def planes(rng: Generator, shape: tuple[int, ...], halo: tuple[int, int], zero: int) -> Planes:
+    """Draw at least the halo asked for."""
+    extra_y, extra_x = (int(n) for n in rng.integers(0, 3, 2) * (rng.random() < 0.5))
+    channels, height, width = shape
+    return Planes(channels, height, width, halo[0] + extra_y, halo[1] + extra_x, zero)
+
+
+def check_conv(kernels: Kernels, rng: Generator, layer: Layer, kind: str) -> None:
+    """Compare one convolution, alone or with a sum after it, with its twin."""
+    bits = 4 if kind == "stream4" or rng.random() < 0.3 else 8
+    shape = layer.outputs, layer.channels // layer.groups, *layer.window.kernel
+    weights = random_weights(rng, shape, bits)
+    image = random_image(rng, layer.channels, layer.height, layer.width)
+    zero = int(rng.integers(-128, 128))
+    bare = Planes(layer.channels, layer.height, layer.width)
+    x = kernels.load(image, planes(rng, image.shape, pack.halo(bare, layer.window), zero + 128))
+    how = random_requant(rng, layer.outputs)
+    sums = naive.sums(image, weights, how.bias, layer.window, zero)
+    expected = naive.requantise(sums, how.multiplier, how.shift, how.zero, how.low, how.high)
+    out = planes(rng, sums.shape, (0, 0), int(rng.integers(256)))
+    if rng.random() < 0.5:
+        out = replace(out, halo_x=max(0, x.planes.row - out.width))
+    added = None
+    if rng.random() < 0.5:
+        other, total = random_image(rng, *sums.shape), random_sum(rng)
+        added = total, kernels.load(other, out)
+        expected = _added(total, expected, other)
+    result = kernels.conv(kind, x, weights, layer.window, how, out, added, rng.random() < 0.5)
+    np.testing.assert_array_equal(result.values(), expected)
+
+
+def _added(how: Sum, a: Array, b: Array) -> Array:
+    return naive.add(a, b, how.scales, how.zeros, how.shift, how.zero, how.low, how.high)
+
+
+def check_add(kernels: Kernels, rng: Generator) -> None:
+    shape = tuple(int(n) for n in rng.integers(1, [4, 9, 40]))
+    a, b, how = random_image(rng, *shape), random_image(rng, *shape), random_sum(rng)
+    layout = planes(rng, shape, (0, 0), int(rng.integers(256)))
+    x, y = kernels.load(a, layout), kernels.load(b, layout)
+    out = [x, y, Tensor(layout)][rng.integers(3)]
+    np.testing.assert_array_equal(kernels.add(how, x, y, out).values(), _added(how, a, b))
+
+
+def check_linear(kernels: Kernels, rng: Generator) -> None:
+    outputs, inputs = (int(n) for n in rng.integers(1, [9, 100]))
+    weights, how = random_weights(rng, (outputs, inputs), 8), random_requant(rng, outputs)
+    x, zero = random_image(rng, inputs, 1, 1), int(rng.integers(-128, 128))
+    sums = weights.astype(np.int64) @ (x[:, 0, 0] - zero) + how.bias
+    expected = naive.requantise(sums, how.multiplier, how.shift, how.zero, how.low, how.high)
+    result = kernels.linear(kernels.load(x, Planes(inputs, 1, 1, zero=zero + 128)), weights, how)
+    np.testing.assert_array_equal(result.values()[:, 0, 0], expected)
+    np.testing.assert_array_equal(kernels.store(result), expected)
+
+
+def check_mean(kernels: Kernels, rng: Generator) -> None:
+    shape = tuple(int(n) for n in rng.integers(1, [9, 9, 40]))
+    x, zero, how = random_image(rng, *shape), int(rng.integers(-128, 128)), random_requant(rng, 1)
+    how = Requant(how.bias * 0, how.multiplier, how.shift, how.zero, how.low, how.high)
+    sums = (x - zero).sum((1, 2), keepdims=True)
+    every = np.repeat(how.multiplier, shape[0]), np.repeat(how.shift, shape[0])
+    expected = naive.requantise(sums, *every, how.zero, how.low, how.high)
+    result = kernels.mean(kernels.load(x, planes(rng, shape, (0, 0), zero + 128)), how)
+    np.testing.assert_array_equal(result.values(), expected)
+
+
+def check_pool(kernels: Kernels, rng: Generator) -> None:
+    layer = random_layer(rng)
+    (rows, columns), (dilation_y, dilation_x) = layer.window.kernel, layer.window.dilation
+    # A window that sees padding alone has no mean; torch forbids such.
+    most = [(rows - 1) * dilation_y // 2] * 2 + [(columns - 1) * dilation_x // 2] * 2
+    top, bottom, left, right = (min(a, b) for a, b in zip(layer.window.padding, most, strict=True))
+    window = Window(
+        (rows, columns),
+        layer.window.stride,
+        (1, 1),
+        (top // dilation_y, bottom // dilation_y, left // dilation_x, right // dilation_x),
+    )
+    if min(window.output(layer.height, layer.width)) < 1:
+        window = Window((1, 1), window.stride)
+    image = random_image(rng, layer.channels, layer.height, layer.width)
+    x = kernels.load(image, planes(rng, image.shape, (0, 0), 7))
+    for kind, twin in (("avg", naive.avg_pool), ("max", naive.max_pool)):
+        expected = twin(image, window)
+        out = planes(rng, expected.shape, (0, 0), 9)
+        np.testing.assert_array_equal(kernels.pool(kind, x, window, out).values(), expected)
+
+
+def check_layouts(kernels: Kernels, rng: Generator) -> None:
+    shape = tuple(int(n) for n in rng.integers(1, [5, 9, 40]))
+    image = random_image(rng, *shape)
+    x = kernels.load(image, planes(rng, shape, (0, 0), 3))
+    np.testing.assert_array_equal(x.values(), image)
+    np.testing.assert_array_equal(kernels.flatten(x).values()[:, 0, 0], image.ravel())
+    interleaved = kernels.flatten(x, "interleave").values()[:, 0, 0]
+    np.testing.assert_array_equal(interleaved, image.transpose(1, 2, 0).ravel())
+    top, bottom, left, right = (int(n) for n in rng.integers(0, 3, 4))
+    zero = int(rng.integers(-128, 128))
+    around = ((0, 0), (top, bottom), (left, right))
+    padded = np.pad(image, around, constant_values=zero)
+    out = planes(rng, padded.shape, (0, 0), zero + 128)
+    np.testing.assert_array_equal(kernels.pad(x, out, top, left).values(), padded)
+
+
+Check = Callable[[Kernels, Generator], None]
+CHECKS: Mapping[str, Check] = {
+    "add": check_add,
+    "linear": check_linear,
+    "mean": check_mean,
+    "pool": check_pool,
+    "layouts": check_layouts,
+}
+CONVS = ("sparse", "stream8", "stream4", "dense", "full")
+
+
+def check_random_conv(kernels: Kernels, rng: Generator, kind: str) -> None:
+    layer = random_layer(rng)
+    check_conv(kernels, rng, ungrouped(layer) if kind in ("dense", "full") else layer, kind)
+
+
+def ungrouped(layer: Layer) -> Layer:
+    return replace(layer, groups=1)

@@ -1,0 +1,470 @@
+"""The C kernels for tests: compiled, and called through ctypes on tensors of their own.
+
+Those of aarch64 are called in the same way, on an emulated processor.
+
+Every tensor has memory of its own, of the size that the layout promises and EK_SLACK bytes more,
+which must come back unchanged.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edge.ir import Window
+from edge.targets.c99 import pack
+from edge.targets.c99.pack import Phases, Planes
+from edge.targets.c99.requant import Requant as Factors
+from edge.targets.c99.requant import near
+
+C99 = Path(pack.__file__).parent / "kernels"
+SOURCES = sorted(C99.glob("*.c"))
+STEPS = Path(__file__).with_name("steps.c")
+INTRINSICS = Path(__file__).with_name("intrinsics")
+INTRINSICS_DSP = Path(__file__).with_name("intrinsics_dsp")
+INTRINSICS512 = Path(__file__).with_name("intrinsics512")
+WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
+
+Array = NDArray[Any]
+Bytes = NDArray[np.uint8]
+
+
+def need_gcc() -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("there is no gcc; sudo apt install gcc g++")
+
+
+def need_avx2() -> None:
+    info = Path("/proc/cpuinfo")
+    if not info.exists() or not {"avx2", "fma"} <= set(info.read_text().split()):
+        pytest.skip(f"this processor ({platform.machine()}) has no AVX2 or no FMA")
+
+
+def need_emulator() -> None:
+    lacking = [m for m in ("elftools", "unicorn", "ziglang") if not importlib.util.find_spec(m)]
+    if lacking:
+        pytest.skip(f"not installed: {', '.join(lacking)}; pip install -e .[dev]")
+
+
+def in_one(folder: Path) -> Path:
+    """Write a source that holds all kernels; headers are then read once, which takes the time."""
+    path = folder / "all.c"
+    path.write_text("".join(f'#include "{source}"\n' for source in SOURCES))
+    return path
+
+
+def build(folder: Path, *flags: str) -> Path:
+    """Compile all kernels into one shared library."""
+    path = folder / "kernels.so"
+    sources = [f"-I{C99}", str(in_one(folder)), str(STEPS), "-o", str(path)]
+    command = ["gcc", "-std=c99", *flags, "-shared", "-fPIC", *sources]
+    subprocess.run(command, check=True)
+    return path
+
+
+class Emulated:
+    """All kernels on an emulated aarch64 processor, as ctypes shows a library."""
+
+    def __init__(self, processor: Any) -> None:
+        """Take what `emulate` made of them."""
+        self.processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self.processor.call_int, name)
+
+
+def emulate(sources: Sequence[Path], simd: str, *flags: str) -> Any:
+    """Compile sources for aarch64; return an emulated `Processor` with them in its memory."""
+    # Imported here: without the emulator its tests are skipped.
+    from unicorn.arm64_const import UC_CPU_ARM64_MAX
+
+    from fedkit.bench import emulator
+
+    flags = ("-fno-sanitize=all", *flags, *AARCH64[simd], "-std=c99")
+    objects = [source.with_suffix(".o") for source in sources]
+    for source, built in zip(sources, objects, strict=True):
+        emulator.compile_c(*flags, "-c", source, "-o", built)
+    image = emulator.link(objects, objects[0].with_suffix(".aarch64"))
+    # The default has no dot products, which shows that "neon" needs none.
+    return emulator.Processor(image, None if simd == "neon" else UC_CPU_ARM64_MAX)
+
+
+X86 = {
+    "native": ["-march=native"],
+    "avx2": ["-mavx2"],
+    "fma": ["-mavx2", "-mfma"],
+    "vnni": ["-mavx2", "-mfma", f"-I{INTRINSICS}", "-Wno-psabi"],
+    "avx512": ["-mavx2", "-mfma", f"-I{INTRINSICS512}", f"-I{INTRINSICS}", "-Wno-psabi"],
+    "dsp": ["-D__ARM_FEATURE_DSP", "-D__ARM_FEATURE_SIMD32", f"-I{INTRINSICS_DSP}"],
+    "plain": ["-DEK_PLAIN"],
+}
+AARCH64 = {
+    "neon": ["-mcpu=cortex_a72"],
+    "dotprod": ["-mcpu=cortex_a76"],
+    "plain_aarch64": ["-mcpu=cortex_a76", "-DEK_PLAIN"],
+}
+"""Instruction sets, and the compiler's flags for them."""
+
+
+def load(variant: str, folder: Path) -> Kernels:
+    """Compile kernels such as "avx2-O3"; skip the test where they cannot run."""
+    simd, level = variant.split("-")
+    if simd in AARCH64:
+        need_emulator()
+        return Kernels(Emulated(emulate([in_one(folder)], simd, f"-{level}", f"-I{C99}")))
+    need_gcc()
+    if simd not in ("plain", "dsp"):
+        need_avx2()
+    return Kernels(build(folder, *flags_of(variant)))
+
+
+# Structs of ek.h
+
+_INT, _BYTE, _AT = ctypes.c_int32, ctypes.c_uint8, ctypes.c_void_p
+
+
+class CPlanes(ctypes.Structure):
+    _fields_ = (
+        *((name, _INT) for name in ("channels", "height", "width", "row", "plane", "lead")),
+        ("zero", _BYTE),
+    )
+
+
+class CRequant(ctypes.Structure):
+    _fields_ = (
+        *((name, _AT) for name in ("bias", "multiplier", "shift")),
+        *((name, _BYTE) for name in ("zero", "low", "high")),
+    )
+
+
+class CSum(ctypes.Structure):
+    _fields_ = (
+        *((name, _INT) for name in ("scale_a", "scale_b", "offset")),
+        *((name, _BYTE) for name in ("shift", "zero", "low", "high")),
+    )
+
+
+class CSparse(ctypes.Structure):
+    _fields_ = (
+        ("out", CPlanes),
+        ("requant", CRequant),
+        ("in_row", _INT),
+        *((name, _AT) for name in ("filters", "quads", "pairs", "sum")),
+    )
+
+
+class CStream(ctypes.Structure):
+    _fields_ = (
+        ("out", CPlanes),
+        ("requant", CRequant),
+        *((name, _INT) for name in ("in_row", "in_plane", "taps")),
+        ("at", _AT),
+        *((name, _INT) for name in ("group_in", "group_out", "bits")),
+        *((name, _AT) for name in ("stream", "sum")),
+    )
+
+
+class CDense(ctypes.Structure):
+    _fields_ = (
+        ("out", CPlanes),
+        ("requant", CRequant),
+        *((name, _INT) for name in ("in_row", "taps")),
+        *((name, _AT) for name in ("at", "weights", "sum")),
+    )
+
+
+class CLinear(ctypes.Structure):
+    _fields_ = (("inputs", _INT), ("outputs", _INT), ("requant", CRequant), ("weights", _AT))
+
+
+class CWindow(ctypes.Structure):
+    _fields_ = tuple(
+        (name, _INT)
+        for name in (
+            *("kernel_y", "kernel_x", "stride_y", "stride_x"),
+            *("dilation_y", "dilation_x", "top", "left"),
+        )
+    )
+
+
+class CPhases(ctypes.Structure):
+    _fields_ = (
+        *((name, _INT) for name in ("stride_y", "stride_x", "top", "left")),
+        ("source", CPlanes),
+        ("out", CPlanes),
+    )
+
+
+# What is called with
+
+
+@dataclass(frozen=True)
+class Requant:
+    """Requantisation of a layer; `zero`, `low`, `high` as int8 values.
+
+    Attributes:
+        bias: int32 [out], of inputs less their zero point.
+        multiplier: int32 [out].
+        shift: uint8 [out].
+    """
+
+    bias: Array
+    multiplier: Array
+    shift: Array
+    zero: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum of two tensors; zero points and limits as int8 values."""
+
+    scales: tuple[int, int]
+    zeros: tuple[int, int]
+    shift: int
+    zero: int
+    low: int
+    high: int
+
+
+@dataclass
+class Tensor:
+    """A tensor in its own memory."""
+
+    planes: Planes
+    memory: Bytes = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+    def __post_init__(self) -> None:
+        if not self.memory.size:
+            self.memory = np.full(self.planes.size + pack.SLACK, 0xA5, np.uint8)
+
+    @property
+    def address(self) -> int:
+        return self.memory.ctypes.data + self.planes.lead
+
+    def values(self) -> Array:
+        """Return the pixels as int8 values [c, h, w], and check all that lies around them."""
+        p = self.planes
+        rows = self.memory[p.lead : p.size].reshape(p.channels, p.height + p.halo_y, p.row)
+        assert (self.memory[: p.lead] == p.zero).all(), "halo before"
+        assert (rows[:, : p.height, p.width :] == p.zero).all(), "halo right"
+        assert (rows[:, p.height :] == p.zero).all(), "halo below"
+        assert (self.memory[p.size :] == 0xA5).all(), "written past its end"
+        return rows[:, : p.height, : p.width].astype(np.int16) - 128
+
+
+def vector(count: int) -> Tensor:
+    return Tensor(Planes(count, 1, 1))
+
+
+class Kernels:
+    """The functions of ek.h."""
+
+    def __init__(self, library: Path | Emulated) -> None:
+        self.library: Any = ctypes.CDLL(str(library)) if isinstance(library, Path) else library
+        self._kept: list[Any] = []
+
+    def load(self, image: Array, planes: Planes) -> Tensor:
+        """Put int8 values [c, h, w] into a tensor."""
+        out = Tensor(planes)
+        nhwc = np.ascontiguousarray(image.transpose(1, 2, 0).astype(np.int8))
+        self.library.ek_load(self._planes(planes), _at(nhwc), _AT(out.address))
+        return out
+
+    def store(self, x: Tensor) -> Array:
+        out = np.empty(x.planes.channels, np.int8)
+        self.library.ek_store(out.size, _AT(x.address), _at(out))
+        return out
+
+    def split(self, phases: Phases, x: Tensor) -> Tensor:
+        out = Tensor(phases.planes)
+        top, _, left, _ = phases.window.padding
+        struct = CPhases(
+            *phases.window.stride,
+            top,
+            left,
+            planes_struct(phases.source),
+            planes_struct(phases.planes),
+        )
+        self.library.ek_split(ctypes.byref(struct), _AT(x.address), _AT(out.address))
+        return out
+
+    def conv(
+        self,
+        kind: str,
+        x: Tensor,
+        weights: Array,
+        window: Window,
+        requant: Requant,
+        out: Planes,
+        added: tuple[Sum, Tensor] | None = None,
+        in_place: bool = False,
+    ) -> Tensor:
+        """Convolve by the kernel `kind`: "sparse", "stream8", "stream4", "dense" or "full"."""
+        groups = x.planes.channels // weights.shape[1]
+        if window.stride == (1, 1):
+            at = pack.distances(x.planes, window)
+        else:
+            phases = Phases(x.planes, window, out.row)
+            at, x = phases.distances(window), self.split(phases, x)
+        result = added[1] if added and in_place else Tensor(out)
+        common = planes_struct(out), self.requant(requant, weights, x.planes.zero), x.planes.row
+        sum_at = self.sum_struct(added[0]) if added else None
+        struct = self.conv_struct(kind, weights, at, common, sum_at, groups)
+        other = _AT(added[1].address if added else None)
+        arguments = [ctypes.byref(struct), _AT(x.address), other, _AT(result.address)]
+        if kind != "sparse":
+            scratch = np.full(self.scratch(kind, weights, at) // 4 + 1, 0x5A5A5A5A, np.int32)
+            arguments.append(_at(scratch))
+        getattr(self.library, f"ek_conv_{kind.rstrip('48')}")(*arguments)
+        if kind != "sparse":
+            assert scratch[-1] == 0x5A5A5A5A, "more scratch than was promised"
+        return result
+
+    def scratch(self, kind: str, weights: Array, at: Array) -> int:
+        """Return the bytes of scratch that a kernel may use, a multiple of 4."""
+        if kind.startswith("stream"):
+            return pack.stream_scratch(weights)
+        packed: Any = pack.full(weights, at) if kind == "full" else pack.dense(weights, at)
+        return int(packed.scratch)
+
+    def conv_struct(
+        self, kind: str, weights: Array, at: Array, common: Any, sum_at: Any, groups: int
+    ) -> ctypes.Structure:
+        if kind == "sparse":
+            packed = pack.sparse(weights, at, near(_arrays_of(common[1], len(weights)), weights))
+            arrays = (packed.filters, packed.quads, packed.pairs)
+            return CSparse(*common, *map(self.keep, arrays), sum_at)
+        if kind == "dense":
+            full = pack.dense(weights, at)
+            return CDense(*common, full.taps, self.keep(full.at), self.keep(full.weights), sum_at)
+        if kind == "full":
+            every = pack.full(weights, at)
+            places, values = self.keep(every.at), self.keep(every.weights)
+            return CDense(*common, every.taps, places, values, sum_at)
+        bits = int(kind[-1])
+        plane = int(at[1, 0, 0] - at[0, 0, 0]) if len(at) > 1 else 0
+        inner, outer = weights.shape[1], len(weights) // groups
+        return CStream(
+            *common, plane, at[0].size, self.keep(at[0]), inner, outer, bits,
+            self.keep(pack.stream(weights, bits)), sum_at,
+        )  # fmt: skip
+
+    def linear(self, x: Tensor, weights: Array, requant: Requant) -> Tensor:
+        out = vector(len(weights))
+        struct = CLinear(
+            *weights.shape[::-1],
+            self.requant(requant, weights, x.planes.zero),
+            self.keep(weights),
+        )
+        self.library.ek_linear(ctypes.byref(struct), _AT(x.address), _AT(out.address))
+        return out
+
+    def add(self, how: Sum, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        addresses = [_AT(tensor.address) for tensor in (a, b, out)]
+        self.library.ek_add(_AT(self.sum_struct(how)), self._planes(out.planes), *addresses)
+        return out
+
+    def mean(self, x: Tensor, requant: Requant) -> Tensor:
+        out = vector(x.planes.channels)
+        weights = np.ones((1, x.planes.height * x.planes.width), np.int8)
+        struct = self.requant(requant, weights, x.planes.zero)
+        self.library.ek_mean(
+            ctypes.byref(struct), self._planes(x.planes), _AT(x.address), _AT(out.address)
+        )
+        return out
+
+    def pool(self, kind: str, x: Tensor, window: Window, out: Planes) -> Tensor:
+        """Pool by the kernel `kind`: "avg" or "max"."""
+        result = Tensor(out)
+        top, _, left, _ = window.padding
+        struct = CWindow(*window.kernel, *window.stride, *window.dilation, top, left)
+        planes = self._planes(x.planes), self._planes(out)
+        getattr(self.library, f"ek_{kind}_pool")(
+            ctypes.byref(struct), *planes, _AT(x.address), _AT(result.address)
+        )
+        return result
+
+    def pad(self, x: Tensor, out: Planes, top: int, left: int) -> Tensor:
+        result = Tensor(out)
+        planes = self._planes(x.planes), self._planes(out)
+        self.library.ek_pad(*planes, top, left, _AT(x.address), _AT(result.address))
+        return result
+
+    def flatten(self, x: Tensor, kind: str = "flatten") -> Tensor:
+        """Make a vector by the kernel `kind`: "flatten" or "interleave"."""
+        out = vector(x.planes.channels * x.planes.height * x.planes.width)
+        kernel = getattr(self.library, f"ek_{kind}")
+        kernel(self._planes(x.planes), _AT(x.address), _AT(out.address))
+        return out
+
+    # Structs
+
+    def requant(self, requant: Requant, weights: Array, zero: int) -> CRequant:
+        bias = pack.folded_bias(requant.bias, weights, zero)
+        limits = (limit + 128 for limit in (requant.zero, requant.low, requant.high))
+        arrays: tuple[Array, ...] = (
+            bias,
+            requant.multiplier.astype(np.int32),
+            requant.shift.astype(np.uint8),
+        )
+        return CRequant(*map(self.keep, arrays), *limits)
+
+    def sum_struct(self, how: Sum) -> int:
+        zeros = how.zeros[0] + 128, how.zeros[1] + 128
+        offset = pack.sum_offset(how.scales, zeros, how.shift)
+        limits = (limit + 128 for limit in (how.zero, how.low, how.high))
+        struct = CSum(*how.scales, offset, how.shift, *limits)
+        return self.keep_struct(struct)
+
+    def _planes(self, planes: Planes) -> Any:
+        return ctypes.byref(planes_struct(planes))
+
+    def keep_struct(self, struct: ctypes.Structure) -> int:
+        self._kept.append(struct)
+        return ctypes.addressof(struct)
+
+    def keep(self, array: Array) -> int:
+        array = np.ascontiguousarray(array)
+        self._kept.append(array)
+        return int(array.ctypes.data)
+
+
+def planes_struct(p: Planes) -> CPlanes:
+    return CPlanes(p.channels, p.height, p.width, p.row, p.plane, p.lead, p.zero)
+
+
+def _arrays_of(requant: CRequant, count: int) -> Factors:
+    """Return the arrays that a requantisation points to, of so many channels."""
+    bias, multiplier, shift = (
+        np.ctypeslib.as_array((kind * count).from_address(address))
+        for kind, address in (
+            (_INT, requant.bias),
+            (_INT, requant.multiplier),
+            (_BYTE, requant.shift),
+        )
+    )
+    return Factors(bias, multiplier, shift, requant.zero, requant.low, requant.high)
+
+
+def _at(array: Array) -> ctypes.c_void_p:
+    return _AT(array.ctypes.data)
+
+
+def flags_of(variant: str) -> Sequence[str]:
+    """Return the compiler flags of a variant such as "avx2-O3"."""
+    simd, level = variant.split("-")
+    return [*X86[simd], f"-{level}"]

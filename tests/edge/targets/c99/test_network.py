@@ -1,0 +1,36 @@
+"""A network gives the same logits however its convolutions are packed and compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.edge.targets.c99.library import Kernels, build, flags_of, need_avx2, need_gcc
+from tests.edge.targets.c99.network import Network
+
+Logits = np.ndarray[tuple[int, ...], np.dtype[np.int16]]
+
+
+def logits_of(path: Path, kind: str, density: float) -> Logits:
+    network = Network(Kernels(path), kind, density)
+    logits = network.build(16, (8, 16, 24), 2)
+    network.run(2)
+    for tensor in network.tensors[:-1]:
+        tensor.values()  # checks the halo
+    return logits.values()
+
+
+@pytest.mark.parametrize("density", [0.02, 0.3])
+def test_all_kinds_and_variants_agree(density: float, tmp_path: Path) -> None:
+    need_gcc()
+    need_avx2()
+    found = []
+    for variant in ("avx2-O2", "plain-O1"):
+        (tmp_path / variant).mkdir()
+        path = build(tmp_path / variant, *flags_of(variant))
+        found += [logits_of(path, kind, density) for kind in ("sparse", "dense", "stream8")]
+    assert len(np.unique(found[0])) > 3, "the logits say nothing"
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)

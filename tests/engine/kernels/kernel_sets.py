@@ -1,0 +1,65 @@
+"""Every set of kernels that can be run here: compiled, spelled out in C, or emulated."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+
+from fedkit.engine.kernels import native
+
+KERNELS = Path(native.__file__).parent
+INTRINSICS = Path(__file__).with_name("intrinsics")
+
+SPELLED_OUT = "avx512-in-c"
+"""The kernels of 16 lanes, with intrinsics that are loops."""
+
+EMULATED = {"neon-emulated": "neon", "plain-emulated": "plain"}
+"""The kernels of aarch64."""
+
+
+def names() -> list[str]:
+    """Return the names of all sets."""
+    spelled_out = [SPELLED_OUT] if platform.machine() == "x86_64" else []
+    return [*native.available(), *spelled_out, *EMULATED]
+
+
+def missing(name: str) -> str:
+    """Return what a set needs and this environment lacks; "" is nothing."""
+    if name not in EMULATED:
+        return ""
+    lacking = [m for m in ("elftools", "unicorn", "ziglang") if not importlib.util.find_spec(m)]
+    return f"not installed: {', '.join(lacking)}; pip install -e .[dev]" if lacking else ""
+
+
+@functools.cache
+def load(name: str) -> native.Kernels:
+    """Return a set of kernels, compiled anew where the package does not hold it."""
+    if name == SPELLED_OUT:
+        return _spelled_out()
+    if name in EMULATED:
+        return _emulated(EMULATED[name])
+    return native.load_kernels(name)
+
+
+def _spelled_out() -> native.Kernels:
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "avx512.c"), Path(folder, "avx512.so")
+        # What avx512.c says, without the pragmas that let the compiler use the instructions.
+        source.write_text('#define ISA_AVX512\n#include "all.h"\n')
+        flags = ["-std=c99", "-O1", "-ffp-contract=off", "-Wno-psabi", "-fPIC", "-shared"]
+        paths = [f"-I{INTRINSICS}", f"-I{KERNELS}"]
+        command = ["cc", *flags, *paths, str(source), "-o", str(library), "-lm"]
+        subprocess.run(command, check=True)
+        return native.Kernels(ctypes.CDLL(str(library)), "avx512", 16)
+
+
+def _emulated(simd: str) -> native.Kernels:
+    # Imported here: without the emulator its tests are skipped.
+    from fedkit.bench.emulator import EmulatedKernels, processor
+
+    return EmulatedKernels(processor("-O1"), simd)

@@ -1,0 +1,108 @@
+"""The structs that Python fills are those of the C headers, field by field.
+
+The headers are read here, not compiled: every declaration must be understood, and a struct that is
+in a header and not in Python, or the other way round, fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedkit.engine.kernels import int_native as integer_native
+from fedkit.engine.kernels import native
+from fedkit.engine.plan.geometry import TAP
+from tests.engine.kernels.kernel_sets import KERNELS
+
+NUMBERS = {
+    "int32_t": ctypes.c_int32,
+    "uint32_t": ctypes.c_uint32,
+    "int64_t": ctypes.c_int64,
+    "double": ctypes.c_double,
+}
+
+CLASSES: dict[str, type[ctypes.Structure]] = {
+    "tensor": native.Tensor,
+    "map": native.Map,
+    "padding": native.Padding,
+    "conv": native.Conv,
+    "norm": native.Norm,
+    "layer": native.Layer,
+    "windows": native.Windows,
+    "pool": native.Pool,
+    "int_tensor": integer_native.Tensor,
+    "int_read": integer_native.Read,
+    "int_chain": integer_native.Chain,
+    "int_mix": integer_native.Mix,
+    "int_map": integer_native.Map,
+    "int_conv": integer_native.Conv,
+    "int_layer": integer_native.Layer,
+    "int_pool": integer_native.Pool,
+}
+
+# Filled through numpy, so a pointer to it is an address like that of any array.
+ARRAYS = {"tap": TAP}
+
+
+def declared(header: str) -> dict[str, list[tuple[str, object]]]:
+    """Read the structs of a header: name -> (field, its type) in order."""
+    text = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
+    return {
+        name: [field for line in body.split(";") if line.strip() for field in fields(line)]
+        for name, body in re.findall(r"struct (\w+) \{(.*?)\n\};", text, re.DOTALL)
+    }
+
+
+def fields(declaration: str) -> list[tuple[str, object]]:
+    """Read one declaration, such as `const float *weight, *bias`."""
+    found = re.fullmatch(r"\s*(?:const\s+)?((?:struct\s+)?\w+)\s+(.+)", declaration, re.DOTALL)
+    assert found, declaration
+    kind, names = found.groups()
+    return [field(kind.split(), name.strip()) for name in names.split(",")]
+
+
+def field(kind: list[str], name: str) -> tuple[str, object]:
+    pointer, name = name.startswith("*"), name.lstrip("*")
+    assert name.isidentifier(), name
+    name = f"{name}_" if name in ("in", "from") else name  # keywords of Python
+    if kind[0] == "struct" and kind[1] not in ARRAYS:
+        struct = CLASSES[kind[1]]
+        return name, ctypes.POINTER(struct) if pointer else struct
+    return name, ctypes.c_void_p if pointer else NUMBERS[kind[0]]
+
+
+def structs() -> dict[str, list[tuple[str, object]]]:
+    found = {}
+    for header in ("kernels.h", "int_kernels.h"):
+        found.update(declared((Path(KERNELS) / header).read_text(encoding="utf-8")))
+    return found
+
+
+def test_every_struct_of_the_headers_is_known() -> None:
+    assert set(structs()) == {*CLASSES, *ARRAYS}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_struct_has_the_fields_of_its_header(name: str) -> None:
+    assert [tuple(each) for each in CLASSES[name]._fields_] == structs()[name]
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_of_structs_has_the_fields_of_its_header(name: str) -> None:
+    numbers = {"i4": ctypes.c_int32}
+    dtype = ARRAYS[name]
+    assert dtype.names is not None and dtype.fields is not None
+    kinds = [numbers[np.dtype(dtype.fields[each][0]).str[1:]] for each in dtype.names]
+    assert list(zip(dtype.names, kinds, strict=True)) == structs()[name]
+    assert dtype.itemsize == sum(map(ctypes.sizeof, kinds))
+
+
+def test_a_changed_header_is_seen() -> None:
+    header = "struct int_mix {\n    const int32_t *a, *b;\n    double shift;\n};\n"
+    assert declared(header)["int_mix"] != list(integer_native.Mix._fields_)
+    with pytest.raises(AssertionError):
+        declared("struct odd {\n    int32_t list[4];\n};\n")
