@@ -278,10 +278,12 @@ def _mean_onnxruntime(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) ->
 def _add_onnxruntime(
     x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
 ) -> Int64s:
-    # Two fused multiply-adds, the right operand first, onto what the zero points come to.
+    # Two fused multiply-adds, the right operand first, onto what the zero points come to: that is
+    # compiled to a product, a fused multiply-add and a difference.
     a, b = _ratio(left, out), _ratio(right, out)
-    of_left, of_right, of_out = (np.float32(each.zero_point) for each in (left, right, out))
-    offset = of_out - (a * of_left + b * of_right)
+    of_right = np.float64(b * np.float32(right.zero_point))
+    of_both = np.float32(np.float64(a) * left.zero_point + of_right)
+    offset = np.float32(out.zero_point) - of_both
     total = _fused(a, x + left.zero_point, _fused(b, y + right.zero_point, offset))
     return _nearest(total) - out.zero_point
 

@@ -6,7 +6,7 @@ range may bring them about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -97,11 +97,25 @@ def addition(random: Random, ratio: float, points: Points) -> Case:
     act: ir.Activation = random.choice(["none", "relu", "relu6"])
     out = a_scale_for_six(random) if act == "relu6" else a_scale(random)
     other = random.choice([ratio, 1.0, 0.5, float(np.exp2(random.uniform(-13, 4)))])
+    zero = int(random.choice([-128, -7, 0, 127]))
+    operands = ("left", "right") if random.random() < 0.5 else ("right", "left")
+    scales = (out * ratio, out * other, out)
+    return sum_of_pairs(scales, (points[0], zero, points[1]), act, operands)
+
+
+def sum_of_pairs(
+    scales: Sequence[float],
+    zero_points: Sequence[int],
+    act: ir.Activation = "none",
+    operands: tuple[str, str] = ("left", "right"),
+) -> Case:
+    """Every pair of values; scales and zero points are those of left, right and the sum."""
     shape = (1, 256, 256, 1)
     x = activation("x", (1, 256, 256, 2), 1.0, 0)
-    y = activation("y", shape, out, points[1])
-    left = activation("left", shape, out * ratio, points[0])
-    right = activation("right", shape, out * other, int(random.choice([-128, -7, 0, 127])))
+    left, right, y = (
+        activation(name, shape, scale, zero)
+        for name, scale, zero in zip(("left", "right", "y"), scales, zero_points, strict=True)
+    )
     tensors, ops = [x, y, left, right], []
     for channel, each in enumerate((left, right)):
         weight = np.eye(2)[channel].reshape(1, 1, 1, 2)
@@ -116,7 +130,6 @@ def addition(random: Random, ratio: float, points: Points) -> Case:
         tensors += made
         inputs = ("x", *(one.name for one in made))
         ops.append(ir.Op("conv2d", inputs, (each.name,), ir.Window()))
-    operands = ("left", "right") if random.random() < 0.5 else ("right", "left")
     pairs = np.stack(np.meshgrid(EVERY, EVERY), -1)[None]
     return graph_of(tensors, *ops, ir.Op("add", operands, ("y",), activation=act)), pairs
 

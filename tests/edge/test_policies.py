@@ -39,6 +39,7 @@ from tests.edge.single_ops import (
     constants,
     graph_of,
     pixels,
+    sum_of_pairs,
 )
 from tests.edge.targets.c99.library import need_gcc
 
@@ -128,6 +129,19 @@ def test_an_op_is_the_runtimes_at_a_thousand_scales(kind: str, place: Place) -> 
 @pytest.mark.parametrize("kind", KEEPING)
 def test_an_op_that_keeps_its_scale_is_the_runtimes(kind: str, place: Place) -> None:
     assert_same(place, cases(kind, [1.0] * 100, seed=4))
+
+
+def sums_at_small_quotients(count: int) -> Iterator[Case]:
+    """There many sums fall on halves, and what the zero points come to decides."""
+    random = np.random.default_rng(6)
+    for _ in range(count):
+        p, q, r, s = (int(number) for number in random.integers(1, 40, 4))
+        zero_points = [int(number) for number in random.integers(-128, 128, 3)]
+        yield sum_of_pairs((p / q / 8, r / s / 8, 1 / 8), zero_points)
+
+
+def test_sums_at_small_quotients(place: Place) -> None:
+    assert_same(place, sums_at_small_quotients(20))
 
 
 def means(counts: Iterable[int], ratios: tuple[float, ...]) -> Iterator[Case]:
