@@ -16,6 +16,7 @@ continues. Rows name the commit that made them.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import os
@@ -121,17 +122,22 @@ def run(cell: Cell) -> dict[str, Any]:
 
 def trained(cell: Cell) -> ModelState:
     """Return a state that was trained and pruned at every density down to the cell's."""
+    return _trained(cell.model, cell.density, cell.examples)
+
+
+@functools.lru_cache(maxsize=len(DENSITIES))
+def _trained(model: str, density: float, examples: int) -> ModelState:
     task = load_task("fashion-mnist")
     rng = np.random.default_rng(_SEED)
     everything = task.train_data()
-    data = everything.take(rng.permutation(len(everything))[: cell.examples])
-    engine, state = _engine(cell.model, task)
-    for density in (*(each for each in DENSITIES if each > cell.density), cell.density):
-        if density < 1:
-            state = state.with_masks(_pruned(state, density))
-        epochs = _EPOCHS if density == 1 else _EPOCHS_SPARSE
-        state = _train(engine, state, data, epochs, _RATE if density == 1 else _RATE / 4)
-    return state
+    data = everything.take(rng.permutation(len(everything))[:examples])
+    engine, state = _engine(model, task)
+    if density == 1:
+        return _train(engine, state, data, _EPOCHS, _RATE)
+    state = _trained(model, min(each for each in DENSITIES if each > density), examples)
+    return _train(
+        engine, state.with_masks(_pruned(state, density)), data, _EPOCHS_SPARSE, _RATE / 4
+    )
 
 
 def _engine(name: str, task: Task) -> tuple[SparseEngine, ModelState]:
