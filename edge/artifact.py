@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import ExportError
-from fedkit.core.files import read_whole, write_whole
+from fedkit.core.files import read_whole, write_atomic
 
 _MANIFEST_VERSION = 2
 _MANIFEST = "manifest.json"
@@ -152,8 +152,8 @@ def save(
     )
     manifest = _to_json(result)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
-    write_whole(manifest_path(path), manifest.encode())
+    write_atomic(path, content)
+    write_atomic(manifest_path(path), manifest.encode())
     return result
 
 
@@ -217,7 +217,7 @@ def _joined(files: Mapping[str, bytes]) -> bytes:
 def record(artifact: Artifact, measured: Mapping[str, Any]) -> Artifact:
     """Put into the manifest what was measured of an artifact; must be JSON."""
     result = replace(artifact, measured=dict(measured))
-    write_whole(manifest_path(artifact.path), _to_json(result).encode())
+    write_atomic(manifest_path(artifact.path), _to_json(result).encode())
     return result
 
 

@@ -49,7 +49,7 @@ _Grid = Callable[[_Floats], _Floats]
 """Takes scales to such as are allowed: the nearest, or the next larger."""
 
 _LARGEST_MULTIPLIER = 128.0
-_ROUNDS = 8  # in which the scales of what concats join settle; each needs one or two
+_ROUNDS = 8  # in which the scales of what concats join converge; each needs one or two
 _LARGEST_OF_SUMS = 1 - 2.0**-20  # by which kernels multiply sums of products: below 1
 _SMALLEST_MULTIPLIER = 2.0**-30
 _BIAS_LIMIT = 2.0**30
@@ -117,7 +117,7 @@ def quantize(
         )
     seen = ranges(graph, calibration, percentile)
     most = 2 ** (weight_bits - 1) - 1
-    result = _settled(
+    result = _converged(
         _Quantizer(
             graph, calibration, seen, most, _GRIDS[scales], trained or Trained(), joined(graph)
         )
@@ -126,7 +126,7 @@ def quantize(
     return result
 
 
-def _settled(quantizer: _Quantizer) -> ir.Graph:
+def _converged(quantizer: _Quantizer) -> ir.Graph:
     """Quantise, again as long as something that concats join raised the scale of all of it."""
     before: dict[str, float] = {}
     for _ in range(_ROUNDS):
@@ -152,7 +152,7 @@ class _Quantizer:
         most: The largest code of a weight.
         joined: What concats join, which has one range and scale.
         least: Activation -> what its scale must be at least, as far as known.
-        twins: The model and what is made of it, up to the op at hand, on the examples.
+        side_by_side: The model and what is made of it, up to the op at hand, on the examples.
     """
 
     graph: ir.Graph
@@ -165,18 +165,18 @@ class _Quantizer:
     least: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
-    twins: SideBySide = field(init=False)
+    side_by_side: SideBySide = field(init=False)
 
     def run(self) -> ir.Graph:
         self.tensors, self.ops = {}, []
-        self.twins = SideBySide(self.graph, self.examples)
+        self.side_by_side = SideBySide(self.graph, self.examples)
         for name in self.graph.inputs:
             self._activation(name, self._affine(name, 0.0, _FALLBACK_SCALE))
-            self.twins.enter(self.tensors[name])
+            self.side_by_side.enter(self.tensors[name])
         for op in self.graph.ops:
-            self.twins.run_real(op)
+            self.side_by_side.run_real(op)
             self._op(op)
-            self.twins.run_rounded(self.ops[-1], self.tensors)
+            self.side_by_side.run_rounded(self.ops[-1], self.tensors)
         return replace(self.graph, tensors=self.tensors, ops=tuple(self.ops))
 
     def _op(self, op: ir.Op) -> None:
@@ -257,7 +257,7 @@ class _Quantizer:
         """
         if _weight_name(op) in self.trained.weights or self.grid is not _float32:
             return float(steps.max())
-        values = self.twins.real[op.output]
+        values = self.side_by_side.real[op.output]
         variance = values.reshape(-1, values.shape[-1]).var(axis=0, dtype=np.float64)
         if math.sqrt(variance.max()) <= CONSTANT * float(np.abs(values).max()):
             return float(steps.max())  # nothing tells what a channel is worth
@@ -279,7 +279,9 @@ class _Quantizer:
             bias: Of the float model.
             scale: Of each output channel.
         """
-        real, rounded = (each[op.inputs[0]] for each in (self.twins.real, self.twins.rounded))
+        real, rounded = (
+            each[op.inputs[0]] for each in (self.side_by_side.real, self.side_by_side.rounded)
+        )
         target = fit.by_group(op, made)
         steps = scale.reshape(target.shape[:2])
         integers = _rounded(target, steps[..., None], self.most)

@@ -1,4 +1,4 @@
-"""Turn a float ONNX file into a float graph: the door for models that did not come from torch.
+"""Turn a float ONNX file into a float graph: the reader for models that do not come from torch.
 
 Each ONNX op has one short handler below; a shape is what ONNX's own inference says of that node.
 What is computed from constants alone (and from shapes, which are constants here) is evaluated by
@@ -171,9 +171,9 @@ def lower(source: Path | str | bytes) -> ir.Graph:
     name = _bind(model, lowering)
     for node in model.graph.node:
         _lower_node(lowering, node)
-    lowering.raise_complaints()
-    lowering.complaints.extend(_mixing(model, lowering))
-    lowering.raise_complaints()
+    lowering.raise_diagnostics()
+    lowering.diagnostics.extend(_mixing(model, lowering))
+    lowering.raise_diagnostics()
     return lowering.graph((name,), lowering.values[model.graph.output[0].name])
 
 
@@ -395,7 +395,7 @@ def _lower_node(lowering: _Lowering, proto: onnx.NodeProto) -> None:
             _require_known(lowering, proto)
             lowering.unknown.update(filter(None, proto.output))
     except Unsupported as error:
-        lowering.complaints.append((f"node {_source(proto)!r}", str(error)))
+        lowering.diagnostics.append((f"node {_source(proto)!r}", str(error)))
         _assume_outputs(lowering, proto)
 
 

@@ -27,11 +27,11 @@ from fedkit.bench.replay import Recorded, device_memory
 from fedkit.config import RunConfig, make_config
 from fedkit.device.round import Device
 from fedkit.engine.base import Engine, GradientSums, LocalTraining, NormLevels
-from fedkit.engine.choose import sparse_twin
+from fedkit.engine.choose import sparse_equivalent
 from fedkit.engine.cost import CountingEngine, Geometry, memory_model, positions, unpruned_values
 from fedkit.engine.torch import TorchEngine
 from fedkit.methods.interface import Opening, Request, changed_model
-from fedkit.methods.registry import load_method, settle
+from fedkit.methods.registry import load_method, resolve
 from fedkit.methods.schedule import adjusts_in
 from fedkit.server.rounds import Server, train_round
 from fedkit.sparse.state import Masks, ModelState, Weights
@@ -42,7 +42,7 @@ from fedkit.tasks.task import Examples, Task
 
 METHODS = ("fedtiny", "fedtiny-uniform", "feddst", "ssfl", "snip", "prunefl", "dense")
 QUICK_METHODS = ("fedtiny", "prunefl", "dense")
-RIVALS = ("dense", "prunefl")
+BASELINES = ("dense", "prunefl")
 """Rows that the others are compared with."""
 
 COMPARED = ("train_flops", "memory_model_bytes", "memory_measured_bytes", "bytes_total")
@@ -68,7 +68,7 @@ def bench_cost(quick: bool) -> dict[str, Any]:
     task = _random_task()
     reference = TorchEngine.for_task(task, "", _SEED)
     geometry = positions(reference.module(reference.initial_state()), _SHAPE)
-    engine = sparse_twin(reference, task)
+    engine = sparse_equivalent(reference, task)
     methods = QUICK_METHODS if quick else METHODS
     configs = [_config(method, 15 if quick else 300) for method in methods]
     data = task.train_data().take(np.arange(_BATCH if quick else 4 * _BATCH))
@@ -98,7 +98,7 @@ def _random_task() -> Task:
 
 
 def _config(method: str, rounds: int) -> RunConfig:
-    return settle(make_config({**_SCHEDULE, "method": method, "rounds": rounds, "devices": 1}))
+    return resolve(make_config({**_SCHEDULE, "method": method, "rounds": rounds, "devices": 1}))
 
 
 # A run without its arithmetic ----------------------------------------------------------------
@@ -250,10 +250,10 @@ def _row(run: Run, engine: Engine, measured: int) -> dict[str, Any]:
 
 
 def _compared(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return each figure relative to the rivals', as a change: -0.9 is 90 % less."""
+    """Return each figure relative to the baselines', as a change: -0.9 is 90 % less."""
     by_method = {other["method"]: other for other in rows}
     return {
-        f"{key}_vs_{rival}": round(row[key] / by_method[rival][key] - 1, 6)
-        for rival in RIVALS
+        f"{key}_vs_{baseline}": round(row[key] / by_method[baseline][key] - 1, 6)
+        for baseline in BASELINES
         for key in (*COMPARED, "train_flops_largest_round")
     }

@@ -78,7 +78,7 @@ def bench_intaccuracy(quick: bool) -> dict[str, Any]:
         rows = run_kept(list(cells((1, 2, 3), examples=60_000, epochs=3)), run, KEPT)
     seeds = sorted({row["seed"] for row in rows})
     about = {"benchmark": "intaccuracy", "task": "fashion-mnist", "seeds": seeds}
-    return {**about, "rows": _with_twins(rows)}
+    return {**about, "rows": _with_shiftquant(rows)}
 
 
 def cells(seeds: Iterable[int], examples: int, epochs: int) -> Iterable[Cell]:
@@ -118,11 +118,11 @@ def run(cell: Cell) -> dict[str, Any]:
     return {"model": _MODEL, **asdict(cell), "accuracy": round(found, 6), "loss": round(loss, 6)}
 
 
-def _with_twins(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_shiftquant(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows, and for each per-tensor one at 8 bits that of ShiftQuant, its equal."""
-    twins = [{**row, "gradient": "shiftquant"} for row in rows if _has_twin(row)]
-    return rows + twins
+    copies = [{**row, "gradient": "shiftquant"} for row in rows if _has_shiftquant(row)]
+    return rows + copies
 
 
-def _has_twin(row: dict[str, Any]) -> bool:
+def _has_shiftquant(row: dict[str, Any]) -> bool:
     return (row["bits"], row["gradient"]) == (8, "per-tensor")

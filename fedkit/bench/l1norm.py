@@ -27,7 +27,7 @@ from fedkit.engine.integer.constants import (
     CODE,
     ONE,
     Carrier,
-    Settling,
+    Requantisation,
     chain_constants,
     multiplier,
     to_int32,
@@ -145,7 +145,7 @@ def _forward_backward(backend: NativeBackend, kind: Kind, count: int) -> None:
         centre = to_int32(np.rint(mean))
         deviation = np.sqrt(squares / count - np.square(mean)) + 1.0
     a, shift = multiplier(1 / (ONE * deviation), 29)
-    backend.settle(_NORMED, Settling(centre, a, to_int32((centre - mean) * a), shift))
+    backend.requantise(_NORMED, Requantisation(centre, a, to_int32((centre - mean) * a), shift))
     sums, peak = backend.finish(_NORMED, None)
     _, _, signs, total, along = sums.T / count
     l1, one = kind == "l1-batch", np.ones(len(peak))

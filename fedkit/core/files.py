@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 
-def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file under a temporary name, flush it to disk and rename it into place.
 
     Args:
@@ -58,8 +58,8 @@ def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
         return file.read(most + 1)
 
 
-def remove_halves(folder: Path) -> None:
-    """Remove what `write_whole` left in a folder, and below, when its process was killed.
+def remove_partial(folder: Path) -> None:
+    """Remove what `write_atomic` left in a folder, and below, when its process was killed.
 
     Args:
         folder: One that no process writes into now.

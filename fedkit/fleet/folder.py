@@ -27,7 +27,7 @@ import tomli_w
 
 from fedkit.config import RunConfig, make_config, read_config
 from fedkit.core.errors import ConfigError, FleetError
-from fedkit.core.files import write_whole
+from fedkit.core.files import write_atomic
 from fedkit.fleet import keys, units
 from fedkit.fleet.address import is_loopback, join_address, reached_here
 from fedkit.fleet.address import parse_address as parse_address
@@ -173,7 +173,7 @@ def _write_fleet(fleet: Fleet, final: Path, config: RunConfig, app: Path) -> Non
         about = DeviceFile(address, index, plan=plan, secure=fleet.secure, task=config.task)
         _write_toml(folder / DEVICE_FILE, asdict(about))
         units.write_device_unit(folder, folder.name)
-        write_whole(folder / "requirements.txt", _requirements().encode())
+        write_atomic(folder / "requirements.txt", _requirements().encode())
 
 
 def open_fleet(path: Path) -> Fleet:
@@ -311,7 +311,7 @@ def _requirements() -> str:
 
 
 def _write_toml(path: Path, values: dict[str, Any]) -> None:
-    write_whole(path, tomli_w.dumps(values).encode())
+    write_atomic(path, tomli_w.dumps(values).encode())
 
 
 def _read_toml(path: Path, advice: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from fedkit.core.errors import FleetError
-from fedkit.core.files import write_whole
+from fedkit.core.files import write_atomic
 
 SERVER_UNIT, DEVICE_UNIT = "fedkit-server.service", "fedkit-device.service"
 
@@ -72,12 +72,12 @@ def device_unit(name: str) -> str:
 
 def write_server_unit(folder: Path, fleet: Path) -> None:
     """Write `server_unit` into a folder."""
-    write_whole(folder / SERVER_UNIT, server_unit(fleet).encode())
+    write_atomic(folder / SERVER_UNIT, server_unit(fleet).encode())
 
 
 def write_device_unit(folder: Path, name: str) -> None:
     """Write `device_unit` into a folder."""
-    write_whole(folder / DEVICE_UNIT, device_unit(name).encode())
+    write_atomic(folder / DEVICE_UNIT, device_unit(name).encode())
 
 
 def account() -> str:

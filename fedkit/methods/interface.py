@@ -1,7 +1,7 @@
-"""The seam for methods: how the first masks are made, and how they change while a fleet trains.
+"""The interface of methods: how the first masks are made, and how they change while a fleet trains.
 
 A method is one frozen row of plain functions. Two of them run on the server (`start`, `adjust`),
-two on a device (`local`, `survey`); each has a default, so a static rival is one function and a
+two on a device (`local`, `survey`); each has a default, so a static baseline is one function and a
 dynamic one two. `fedkit.methods.registry` holds the table of all methods. Importing this needs no
 torch.
 """

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from fedkit.config import RunConfig
 from fedkit.core.errors import FedkitError
-from fedkit.core.files import write_whole
+from fedkit.core.files import write_atomic
 from fedkit.methods.interface import Fleet
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.privacy import spent
@@ -67,7 +67,7 @@ def run_folder(path: Path, config: RunConfig, resume: bool) -> Iterator[RunFolde
             yield RunFolder.resume(path, config) if resume else folder
         except FedkitError as error:
             with contextlib.suppress(OSError):  # The disk may be full.
-                write_whole(path / "error.txt", f"{error}\n".encode())
+                write_atomic(path / "error.txt", f"{error}\n".encode())
             raise
 
 

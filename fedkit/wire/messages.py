@@ -1,4 +1,4 @@
-"""What travels: the few messages of a run, packed to flat arrays and checked at the door.
+"""What travels: the few messages of a run, packed to flat arrays and validated on arrival.
 
 A packet is the payload of one message, independent of the transport. Each kind has a function that
 packs it and one that reads it; a reader raises `WireError` naming what was expected and found.

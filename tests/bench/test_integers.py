@@ -47,11 +47,11 @@ def test_rows_of_training_have_all_figures() -> None:
         assert 0 < row["peak_bytes_ours"] < row["peak_bytes_bf16"]
 
 
-def test_the_grid_has_every_kind_and_shiftquant_at_8_bits_from_its_twin() -> None:
+def test_the_grid_has_every_kind_and_shiftquant_at_8_bits_as_copies() -> None:
     grid = list(cells((1, 2, 3), examples=10, epochs=1))
     assert len(grid) == len(set(grid)) == 3 * 2 * 9
     rows = [{"bits": cell.bits, "gradient": cell.gradient} for cell in grid]
-    listed = [(row["bits"], row["gradient"]) for row in intaccuracy._with_twins(rows)]
+    listed = [(row["bits"], row["gradient"]) for row in intaccuracy._with_shiftquant(rows)]
     assert listed.count((8, "shiftquant")) == listed.count((8, "per-tensor")) == 6
 
 

@@ -319,7 +319,7 @@ def test_losses_that_are_no_numbers_leave_the_choice_to_the_others() -> None:
     assert middle.tolist() == [3.0, 1.0]
 
 
-def test_who_answers_the_door_directly_is_refused_entries_of_kept_weights_too() -> None:
+def test_a_reply_made_by_hand_cannot_carry_entries_of_kept_weights() -> None:
     config = tiny.config()
     state, layout = tiny.engine().initial_state(), tiny.engine().layout
     masks = {n: np.arange(m.size).reshape(m.shape) % 3 == 0 for n, m in state.masks.items()}

@@ -14,7 +14,7 @@ from fedkit.core.errors import FedkitError, WireError
 from fedkit.device.round import Device
 from fedkit.engine.torch import TorchEngine
 from fedkit.methods.interface import Answer, Phase, Request
-from fedkit.methods.registry import settle
+from fedkit.methods.registry import resolve
 from fedkit.server.rounds import Server
 from fedkit.tasks.task import Examples, Task
 from fedkit.wire.messages import Packet
@@ -65,7 +65,7 @@ def engine() -> TorchEngine:
 
 
 def config(**changes: Any) -> RunConfig:
-    return settle(make_config({**KEYS, **changes}))
+    return resolve(make_config({**KEYS, **changes}))
 
 
 def server(run: RunConfig) -> Server:

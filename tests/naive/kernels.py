@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the sparse engine's kernels, forward and backward, in float64.
+"""Slow, obvious references for the sparse engine's kernels, forward and backward, in float64.
 
 Every op works on whole unfolded inputs [n, c, kernel height, kernel width, height, width]; no
 gradient is derived by a library.

@@ -1,4 +1,4 @@
-"""What travels, at its door: every kind of message round-trips, and no damage gets through.
+"""Validation of messages: every kind of message round-trips, and no damage gets through.
 
 A reader may refuse with a `WireError` or read something of the right shape under the right masks;
 it never fails in another way.

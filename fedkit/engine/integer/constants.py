@@ -91,7 +91,7 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Settling:
+class Requantisation:
     """Makes int8 of int16 as (a * (raw - centre) + b + half) >> shift; arrays int32 [channels]."""
 
     centre: Ints

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.integer.constants import CODE, Chain, Ints, Mix, Read, Settling, to_int32
+from fedkit.engine.integer.constants import CODE, Chain, Ints, Mix, Read, Requantisation, to_int32
 from fedkit.engine.integer.layer_norm import Deviation, Scale
 from fedkit.engine.integer.network import Codes, IntegerNetwork
 from fedkit.engine.kernels import int_native
@@ -257,10 +257,10 @@ class NativeBackend:
         )
         return sums
 
-    def settle(self, tensor: int, how: Settling) -> None:
+    def requantise(self, tensor: int, how: Requantisation) -> None:
         """See `Backend`."""
         arrays = (how.centre, how.a, how.b, how.shift)
-        self._kernels.int_settle(
+        self._kernels.int_requantise(
             self._tensor(tensor), *(_address(array) for array in arrays), 0, self._tiles
         )
 
@@ -490,7 +490,7 @@ def _sparse_order(taps: Taps) -> _Order:
 
 
 def _touched(plan: Plan, step: Step) -> list[Key]:
-    """Return what a step reads or writes; an op writes raw, which is settled at its end."""
+    """Return what a step reads or writes; an op writes raw, which is requantised at its end."""
     keys = touched(plan, step)
     if isinstance(step, Forward):
         keys.append(("raw", plan.ops[step.op].target))

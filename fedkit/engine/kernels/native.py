@@ -228,7 +228,7 @@ class Kernels:
     int_raw_sums: Kernel
     int_raw_squares: Kernel
     int_raw_spread: Kernel
-    int_settle: Kernel
+    int_requantise: Kernel
     int_read_squares: Kernel
     int_finish: Kernel
     int_passed_peak: Kernel

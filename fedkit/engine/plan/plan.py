@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from fedkit.core.errors import PlanError
-from fedkit.core.files import read_whole, write_whole
+from fedkit.core.files import read_whole, write_atomic
 from fedkit.sparse.layout import Layout
 
 VERSION = 1
@@ -236,7 +236,7 @@ def save_plan(plan: Plan, path: Path) -> None:
     """
     verify(plan)
     try:
-        write_whole(path, _render(asdict(plan)))
+        write_atomic(path, _render(asdict(plan)))
     except OSError as error:
         raise PlanError(
             f"plan file {path} cannot be written: {error.strerror}; give a path in a folder that "

@@ -170,10 +170,15 @@ def test_no_calibration_changes_what_training_knows(run: Run) -> None:
     module = run.reference.module(run.found.state)
     other = whole_graph(module, 3 * inputs(), trained=run.trained)
     for name, op in layers(run.graph).items():
-        twin = layers(other)[name]
-        kept, again = (graph.constant(o.inputs[1]) for graph, o in ((run.graph, op), (other, twin)))
+        counterpart = layers(other)[name]
+        kept, again = (
+            graph.constant(o.inputs[1]) for graph, o in ((run.graph, op), (other, counterpart))
+        )
         assert np.array_equal(kept, again)
-        same = run.graph.tensors[op.output].quantization == other.tensors[twin.output].quantization
+        same = (
+            run.graph.tensors[op.output].quantization
+            == other.tensors[counterpart.output].quantization
+        )
         assert same == (name in run.found.outputs)
 
 

@@ -85,7 +85,7 @@ def test_centres_beyond_int16(kernels: native.Kernels, centre: int) -> None:
 
     a, b, shift = to_int32([WIDE, -WIDE, 3]), to_int32([5, 2**29, -1]), to_int32([23, 22, 0])
     arrays = [address(array) for array in (middle, a, b, shift)]
-    kernels.int_settle(byref(tensor), *arrays, 0, 2)
+    kernels.int_requantise(byref(tensor), *arrays, 0, 2)
     y = a[:, None] * centred + b[:, None] + (2 ** shift.astype(np.int64) // 2)[:, None]
     expected = np.clip(y >> shift[:, None], -127, 127)
     np.testing.assert_array_equal(rows_of(codes, len(raw)), expected)

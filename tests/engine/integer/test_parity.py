@@ -22,8 +22,8 @@ from fedkit.engine.kernels import int_native as integer_native
 from fedkit.engine.kernels import native
 from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Plan, Pool, Tensor
 from tests.engine.integer import steps
+from tests.engine.integer.extreme import extreme
 from tests.engine.integer.steps import Trace, mismatches
-from tests.engine.integer.wild import wild
 from tests.engine.kernels import kernel_sets, programs
 from tests.engine.plan.plans import KINDS, LAYERS, Case, random_case, random_data
 from tests.naive import integers as naive
@@ -48,10 +48,10 @@ def few(kernels: native.Kernels, count: int) -> int:
 
 @functools.cache
 def seeded(seed: int, kinds: tuple[str, ...] = KINDS) -> tuple[Case, int, str, Trace]:
-    """Return a case with its bits and rule, every second one wild, and what numpy makes of it."""
+    """Return a case with its bits and rule, half of them extreme, and what numpy makes of it."""
     choose = random.Random(seed).choice
     case = random_case(choose, kinds, most=3)
-    case = wild(case, choose) if seed % 2 else case
+    case = extreme(case, choose) if seed % 2 else case
     bits, rule = choose(BITS), choose(list(RULES))
     return case, bits, rule, steps.train(steps.make(case, None, bits, rule), case, None)
 

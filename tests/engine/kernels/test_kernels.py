@@ -1,4 +1,4 @@
-"""Every kernel of every instruction set against twins in float64."""
+"""Every kernel of every instruction set against references in float64."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def assert_equal_bits(one: Step, other: Step) -> None:
         np.testing.assert_array_equal(value, second, err_msg=name)
 
 
-# One step against the twin
+# One step against the reference
 
 
 def check_step(case: Case, kernels: native.Kernels) -> None:
@@ -516,11 +516,11 @@ def resnet8_case() -> Case:
     )
 
 
-# The twins
+# The references
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_twins_have_torchs_gradients(seed: int) -> None:
+def test_the_references_have_torchs_gradients(seed: int) -> None:
     case = seeded_case(seed, most=5)
     expected = expected_of(case)
     weights = {

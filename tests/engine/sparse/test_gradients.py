@@ -2,8 +2,8 @@
 
 Where a value lies within its rounding of a kink (the zero of a ReLU, the 6 of a ReLU6, two equal
 values under a maximum), float32 and float64 may take different branches, and one such unit moves
-gradients by percents; torch's own float32 does so too. So the float64 twin is told which branches
-the program took, and that they differ from its own near kinks only is checked apart.
+gradients by percents; torch's own float32 does so too. So the float64 reference is told which
+branches the program took, and that they differ from its own near kinks only is checked apart.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random layers, each run by a kernel and by its twin."""
+"""Random layers, each run by a kernel and by its reference."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def planes(rng: Generator, shape: tuple[int, ...], halo: tuple[int, int], zero: 
 
 
 def check_conv(kernels: Kernels, rng: Generator, layer: Layer, kind: str) -> None:
-    """Compare one convolution, alone or with a sum after it, with its twin."""
+    """Compare one convolution, alone or with a sum after it, with its reference."""
     bits = 4 if kind == "stream4" or rng.random() < 0.3 else 8
     shape = layer.outputs, layer.channels // layer.groups, *layer.window.kernel
     weights = random_weights(rng, shape, bits)
@@ -181,8 +181,8 @@ def check_pool(kernels: Kernels, rng: Generator) -> None:
         window = Window((1, 1), window.stride)
     image = random_image(rng, layer.channels, layer.height, layer.width)
     x = kernels.load(image, planes(rng, image.shape, (0, 0), 7))
-    for kind, twin in (("avg", naive.avg_pool), ("max", naive.max_pool)):
-        expected = twin(image, window)
+    for kind, reference in (("avg", naive.avg_pool), ("max", naive.max_pool)):
+        expected = reference(image, window)
         out = planes(rng, expected.shape, (0, 0), 9)
         np.testing.assert_array_equal(kernels.pool(kind, x, window, out).values(), expected)
 

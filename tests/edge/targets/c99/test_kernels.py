@@ -1,4 +1,4 @@
-"""Every C kernel gives its twin's integers, whatever the compiler and the instruction set."""
+"""Every C kernel gives its reference's integers, whatever the compiler and the instruction set."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("kind", cases.CONVS)
 @quick
 @given(seed=seeds)
-def test_a_random_convolution_equals_its_twin(kernels: Kernels, kind: str, seed: int) -> None:
+def test_a_random_convolution_equals_its_reference(kernels: Kernels, kind: str, seed: int) -> None:
     cases.check_random_conv(kernels, np.random.default_rng(seed), kind)
 
 
 @pytest.mark.parametrize("kind", cases.CONVS)
 @pytest.mark.parametrize("layer", cases.LAYERS, ids=str)
-def test_a_usual_convolution_equals_its_twin(
+def test_a_usual_convolution_equals_its_reference(
     kernels: Kernels, layer: cases.Layer, kind: str
 ) -> None:
     if kind in ("dense", "full"):
@@ -82,7 +82,7 @@ def test_a_usual_convolution_equals_its_twin(
 @pytest.mark.parametrize("check_kernel", cases.CHECKS.values(), ids=cases.CHECKS)
 @quick
 @given(seed=seeds)
-def test_another_kernel_equals_its_twin(
+def test_another_kernel_equals_its_reference(
     kernels: Kernels, check_kernel: cases.Check, seed: int
 ) -> None:
     check_kernel(kernels, np.random.default_rng(seed))
