@@ -16,7 +16,7 @@ from edge.define.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
 from edge.define.rounding import RUNTIMES
 from edge.passes.slim import slim
 from edge.quantize import truth
-from edge.quantize.quantize import Scaling, Trained, quantize
+from edge.quantize.quantize import Scaling, TrainedIntegers, quantize
 from edge.read.torch_module import lower, outputs
 from edge.targets.c99 import emitter as c99
 from edge.targets.c99.program import Goal
@@ -317,7 +317,7 @@ def int8_graph(
     calibration: FloatArray,
     weight_bits: int = 8,
     scales: Scaling = "float",
-    trained: Trained | None = None,
+    trained: TrainedIntegers | None = None,
     accept_error: bool = False,
 ) -> ir.Graph:
     """Lower, optimise, quantise and slim a model; arguments and errors as for `export_tflite`.

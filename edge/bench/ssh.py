@@ -25,7 +25,7 @@ import numpy as np
 
 from edge.artifact import Artifact
 from edge.bench.build import compile_c
-from edge.bench.result import Examples, Quantity, Result
+from edge.bench.result import Quantity, ReferenceVectors, Result
 from edge.targets.c99.runner import name_of
 from edge.targets.c_names import generic_names
 from fedkit.core.errors import BenchError
@@ -102,7 +102,7 @@ class Board:
 def measure(
     model: Artifact,
     board: Board,
-    examples: Examples,
+    examples: ReferenceVectors,
     repeats: int = 200,
     limit: int = 60,
     where: Where = "",
@@ -176,7 +176,7 @@ def _install(
     board: Board,
     folder: str,
     about: Mapping[str, str],
-    examples: Examples,
+    examples: ReferenceVectors,
     there: bool,
 ) -> str:
     """Put the runner into the folder; return the flags that it was compiled with."""

@@ -62,7 +62,7 @@ _SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedIntegers:
     """Integers that a model was trained with; its weights are such, times a step per channel.
 
     Attributes:
@@ -81,7 +81,7 @@ def quantize(
     percentile: float = 100.0,
     weight_bits: int = 8,
     scales: Scaling = "float",
-    trained: Trained | None = None,
+    trained: TrainedIntegers | None = None,
 ) -> ir.Graph:
     """Quantise a float graph to int8.
 
@@ -119,7 +119,13 @@ def quantize(
     most = 2 ** (weight_bits - 1) - 1
     result = _converged(
         _Quantizer(
-            graph, calibration, seen, most, _GRIDS[scales], trained or Trained(), joined(graph)
+            graph,
+            calibration,
+            seen,
+            most,
+            _GRIDS[scales],
+            trained or TrainedIntegers(),
+            joined(graph),
         )
     )
     ir.verify(result)
@@ -160,7 +166,7 @@ class _Quantizer:
     ranges: dict[str, Range]
     most: int
     grid: _Grid
-    trained: Trained
+    trained: TrainedIntegers
     joined: Joined
     least: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.bench.measured import Cost, MeasuredFleet
+from fedkit.bench.measured import DeviceCost, MeasuredFleet
 from fedkit.bench.process import idle_memory
 from fedkit.bench.replay import Recorded, device_memory
 from fedkit.config import RunConfig, make_config
 from fedkit.device.round import Device
 from fedkit.engine.base import Engine, GradientSums, LocalTraining, NormLevels
 from fedkit.engine.choose import sparse_equivalent
-from fedkit.engine.cost import CountingEngine, Geometry, memory_model, positions, unpruned_values
+from fedkit.engine.cost import CountingEngine, WeightUses, memory_model, positions, unpruned_values
 from fedkit.engine.torch import TorchEngine
 from fedkit.methods.interface import Opening, Request, changed_model
 from fedkit.methods.registry import load_method, resolve
@@ -176,17 +176,17 @@ class Untrained:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunCost:
     """A run as one device sees it: what it paid before and in each round, and some messages."""
 
     config: RunConfig
-    before: Cost
-    rounds: list[Cost]
+    before: DeviceCost
+    rounds: list[DeviceCost]
     masks: Masks
     recorded: list[Recorded]
 
 
-def play(config: RunConfig, task: Task, engine: Engine, geometry: Geometry) -> Run:
+def play(config: RunConfig, task: Task, engine: Engine, geometry: WeightUses) -> RunCost:
     """Run a method's whole schedule with one device, without training.
 
     Args:
@@ -204,15 +204,15 @@ def play(config: RunConfig, task: Task, engine: Engine, geometry: Geometry) -> R
     )
     before, masks = fleet.paid, opened.state.masks
     rounds = _rounds(server, fleet, opened.state, opened.request)
-    return Run(config, before, rounds, masks, fleet.recorded)
+    return RunCost(config, before, rounds, masks, fleet.recorded)
 
 
 def _rounds(
     server: Server, fleet: MeasuredFleet, state: ModelState, request: Request
-) -> list[Cost]:
+) -> list[DeviceCost]:
     """Return what each round costs; of rounds that are equal only the first is done."""
-    config, costs = server.config, list[Cost]()
-    plain: Cost | None = None
+    config, costs = server.config, list[DeviceCost]()
+    plain: DeviceCost | None = None
     for number in range(1, config.rounds + 1):
         special = number == 1 or adjusts_in(config, number) or adjusts_in(config, number - 1)
         if plain is None or special:
@@ -229,13 +229,13 @@ def _rounds(
 # Rows ----------------------------------------------------------------------------------------
 
 
-def _peak(engine: Engine, run: Run, data: Examples) -> int:
+def _peak(engine: Engine, run: RunCost, data: Examples) -> int:
     """Return the peak of a device's process that answers the recorded messages for real."""
     short = run.config.model_copy(update={"epochs": 1, "development_share": 1.0})
     return device_memory(engine, short, data, run.recorded)["peak_bytes"]
 
 
-def _row(run: Run, engine: Engine, measured: int) -> dict[str, Any]:
+def _row(run: RunCost, engine: Engine, measured: int) -> dict[str, Any]:
     total = sum(run.rounds, run.before)
     scores = load_method(run.config.method).score_bytes(run.config, run.masks)
     return {

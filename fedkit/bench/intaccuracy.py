@@ -41,7 +41,7 @@ _RATE, _MOMENTUM, _DECAY, _BATCH = 0.1, 0.9, 5e-4, 64
 
 
 @dataclass(frozen=True)
-class Cell:
+class TrainingCell:
     """One training run.
 
     Attributes:
@@ -73,7 +73,7 @@ def bench_intaccuracy(quick: bool) -> dict[str, Any]:
     """
     if quick:
         kinds = ((32, "per-tensor"), (4, "shiftquant"))
-        rows = [run(Cell(bits, rule, "l1", 1, 1000, 1)) for bits, rule in kinds]
+        rows = [run(TrainingCell(bits, rule, "l1", 1, 1000, 1)) for bits, rule in kinds]
     else:
         rows = run_kept(list(cells((1, 2, 3), examples=60_000, epochs=3)), run, KEPT)
     seeds = sorted({row["seed"] for row in rows})
@@ -81,17 +81,17 @@ def bench_intaccuracy(quick: bool) -> dict[str, Any]:
     return {**about, "rows": _with_shiftquant(rows)}
 
 
-def cells(seeds: Iterable[int], examples: int, epochs: int) -> Iterable[Cell]:
+def cells(seeds: Iterable[int], examples: int, epochs: int) -> Iterable[TrainingCell]:
     """Yield the grid: bits, rules and norms for each seed."""
     kinds = [(32, "per-tensor"), (8, "per-tensor"), (8, "per-channel")]
     kinds += itertools.product((6, 4), ("per-tensor", "shiftquant", "per-channel"))
     for seed in seeds:
         for norm in ("l1", "l2"):
             for bits, rule in kinds:
-                yield Cell(bits, rule, norm, seed, examples, epochs)
+                yield TrainingCell(bits, rule, norm, seed, examples, epochs)
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run(cell: TrainingCell) -> dict[str, Any]:
     """Train one cell; return its row."""
     task = load_task("fashion-mnist")
     everything, rng = task.train_data(), np.random.default_rng(cell.seed)

@@ -35,7 +35,7 @@ from fedkit.engine.integer.constants import (
 from fedkit.engine.integer.native_backend import NativeBackend
 from fedkit.engine.integer.network import IntegerNetwork
 from fedkit.engine.kernels import native
-from fedkit.engine.plan.plan import Conv, Copy, Norm, Plan, Pool, Tensor, verify
+from fedkit.engine.plan.plan import Conv, Copy, Norm, Plan, Pool, StoredTensor, verify
 from fedkit.engine.plan.schedule import training_schedule
 
 SHAPES = ((64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8), (64, 64, 32, 32), (16, 128, 28, 28))
@@ -121,7 +121,12 @@ def _plan(shape: tuple[int, int, int], kind: Kind) -> Plan:
     """Return a plan with a norm between a convolution that asks for its gradient and a pooling."""
     channels, height, width = shape
     norm = Norm("norm", kind, 1e-5, None, None)
-    tensors = (Tensor(shape), Tensor(shape), Tensor(shape, norm), Tensor((channels, 1, 1)))
+    tensors = (
+        StoredTensor(shape),
+        StoredTensor(shape),
+        StoredTensor(shape, norm),
+        StoredTensor((channels, 1, 1)),
+    )
     one, plane = (1, 1), (height, width)
     ops = (
         Conv(0, _BEFORE, "conv", None, one, one, (0, 0), one, channels),

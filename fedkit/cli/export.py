@@ -29,7 +29,7 @@ from edge.export import (
     save_tflite,
 )
 from edge.quantize import truth
-from edge.quantize.quantize import Scaling, Trained
+from edge.quantize.quantize import Scaling, TrainedIntegers
 from edge.quantize.truth import ExportWarning
 from edge.runners import open_runner, runtime_for
 from edge.targets.c99.program import Goal
@@ -226,7 +226,7 @@ def _graph(
 
 def _with_integers(
     engine: Engine, state: ModelState, form: Form
-) -> tuple[ModelState, Trained | None]:
+) -> tuple[ModelState, TrainedIntegers | None]:
     """Return what to export: of integer training the integers, which the artifact keeps."""
     if not isinstance(engine, IntegerEngine):
         return state, None
@@ -236,7 +236,7 @@ def _with_integers(
             "of its own, which are kept: leave both out"
         )
     found = integers(engine, state)
-    return found.state, Trained(found.weights, found.outputs)
+    return found.state, TrainedIntegers(found.weights, found.outputs)
 
 
 def _save(

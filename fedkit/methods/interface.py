@@ -63,7 +63,7 @@ class Request:
         return Request(lambda: change(self.whole()), short)
 
 
-class Fleet(Protocol):
+class Dispatcher(Protocol):
     """Carries one request per device and brings the answers back in the order of the devices."""
 
     @property
@@ -105,7 +105,7 @@ class Opening:
     engine: Engine
     dense: ModelState
     server_data: Examples | None
-    fleet: Fleet
+    fleet: Dispatcher
     module: Callable[[ModelState], nn.Module]
     input_shape: tuple[int, ...]
 

@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from fedkit.core.errors import WireError
 from fedkit.core.text import short
-from fedkit.sparse.candidates import Pool
+from fedkit.sparse.candidates import CandidatePool
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import Masks, ModelState, Shapes, Weights, count_kept, masks_digest
 from fedkit.sparse.topk import Entries
@@ -244,19 +244,19 @@ POOL_STATS = "candidate_stats"
 """Array of the merged statistics of a pool's candidates, beside the pool itself."""
 
 
-def pack_pool(pool: Pool) -> Packet:
+def pack_pool(pool: CandidatePool) -> Packet:
     """Pack a candidate pool: the union of its candidates once, and their counts."""
     union = pack_state(pool.union, None)
     return Packet({**union.arrays, "counts": pool.counts}, union.numbers)
 
 
-def pack_pool_with_stats(pool: Pool, stats: Sequence[Weights]) -> Packet:
+def pack_pool_with_stats(pool: CandidatePool, stats: Sequence[Weights]) -> Packet:
     """Pack a pool and the merged statistics of its candidates, for a device that has neither."""
     whole = pack_pool(pool)
     return Packet({**whole.arrays, POOL_STATS: pack_stats(stats).arrays["stats"]}, whole.numbers)
 
 
-def read_pool(packet: Packet, layout: Layout) -> Pool:
+def read_pool(packet: Packet, layout: Layout) -> CandidatePool:
     """Read a pool packed by `pack_pool`."""
     counts = _array(packet, "counts", np.int32, (None, len(layout.prunable)))
     union = read_state(packet, layout, None)
@@ -266,7 +266,7 @@ def read_pool(packet: Packet, layout: Layout) -> Pool:
             f"the pool has {len(counts)} candidates; it needs one or more, each with 0 .. {most} "
             "weights per layer: the message was altered, send it again"
         )
-    return Pool(union, counts)
+    return CandidatePool(union, counts)
 
 
 def pack_moments(candidates: Sequence[NormMoments], examples: int) -> Packet:

@@ -9,11 +9,11 @@ import pytest
 
 from fedkit.bench import cost
 from fedkit.bench.cost import Untrained, play
-from fedkit.bench.measured import Cost, MeasuredFleet
+from fedkit.bench.measured import DeviceCost, MeasuredFleet
 from fedkit.bench.replay import Recorded, device_memory, worth_replaying
 from fedkit.config import RunConfig, make_config
 from fedkit.engine.choose import sparse_equivalent
-from fedkit.engine.cost import Geometry, positions
+from fedkit.engine.cost import WeightUses, positions
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.methods.interface import Request, changed_model
@@ -30,7 +30,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read where
 
 
 @functools.cache
-def parts() -> tuple[Task, SparseEngine, Geometry]:
+def parts() -> tuple[Task, SparseEngine, WeightUses]:
     reference = TorchEngine.for_task(TASK, "resnet8", 0)
     geometry = positions(reference.module(reference.initial_state()), (1, 8, 8))
     task = replace(TASK, model="resnet8")
@@ -44,7 +44,7 @@ def config(method: str) -> RunConfig:
 
 def every_round(
     server: Server, fleet: MeasuredFleet, state: ModelState, request: Request
-) -> list[Cost]:
+) -> list[DeviceCost]:
     """Do all rounds, also those that are equal: the slow reference."""
     costs = []
     for number in range(1, server.config.rounds + 1):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedkit.bench import intaccuracy, inttrain
-from fedkit.bench.intaccuracy import Cell, cells
+from fedkit.bench.intaccuracy import TrainingCell, cells
 from fedkit.bench.intgemm import shape_rows
 from fedkit.bench.kept import path_of, run_kept
 from fedkit.bench.l1norm import shape_row
@@ -56,18 +56,18 @@ def test_the_grid_has_every_kind_and_shiftquant_at_8_bits_as_copies() -> None:
 
 
 def test_a_finished_cell_is_not_run_again(tmp_path: Path) -> None:
-    done, new = (Cell(bits, "shiftquant", "l1", 1, 10, 1) for bits in (4, 8))
+    done, new = (TrainingCell(bits, "shiftquant", "l1", 1, 10, 1) for bits in (4, 8))
     path_of(done, tmp_path).write_text('{"kept": true}')
     expected = [{"kept": True}, {"bits": 8}]
     assert run_kept([done, new], bits_of_cell, tmp_path, workers=1) == expected
     assert run_kept([done, new], refuse, tmp_path) == expected
 
 
-def bits_of_cell(cell: Cell) -> dict[str, Any]:
+def bits_of_cell(cell: TrainingCell) -> dict[str, Any]:
     return {"bits": cell.bits}
 
 
-def refuse(cell: Cell) -> dict[str, Any]:
+def refuse(cell: TrainingCell) -> dict[str, Any]:
     raise AssertionError(f"{cell} was run")
 
 

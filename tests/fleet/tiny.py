@@ -79,7 +79,7 @@ def devices(run: RunConfig) -> list[Device]:
 SERVER_DATA = examples(12, 5)
 
 
-class Fleet:
+class FaultyFleet:
     """Devices in this process, of which a device that fails or is refused is left out, and told.
 
     Args:

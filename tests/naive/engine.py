@@ -20,7 +20,7 @@ _FILL, _TAKE, _FILTERS, _MAXIMA, _SINGLE, _GIVE = range(1, 7)
 _WORDS = 6  # of a filter in a lane's table
 
 
-class Engine:
+class FpgaEngine:
     """A model as its files say.
 
     Attributes:

@@ -56,7 +56,7 @@ from fedkit.engine.integer.layer_norm import (
 from fedkit.engine.integer.loss import cross_entropy
 from fedkit.engine.integer.network import Codes, IntegerNetwork
 from fedkit.engine.plan.checks import check_inputs, check_order, check_statistics, check_targets
-from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Norm, Pool, Tensor, sources
+from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Norm, Pool, StoredTensor, sources
 from fedkit.engine.plan.schedule import (
     Backward,
     Contribution,
@@ -113,7 +113,7 @@ class Slope:
     most: Reals
 
 
-class Program:
+class IntegerProgram:
     """Runs one network on batches.
 
     Args:
@@ -127,7 +127,7 @@ class Program:
     def __init__(
         self,
         network: IntegerNetwork,
-        backend: Callable[[Program], Backend],
+        backend: Callable[[IntegerProgram], Backend],
         mode: Mode,
         batch: int,
         gradient: str = "shiftquant",
@@ -345,7 +345,7 @@ class Program:
         read = self._read(tensor, unit, high)
         return replace(read, clips=widest * spread < worth.bound), unit
 
-    def _spread(self, tensor: int, what: Tensor) -> float:
+    def _spread(self, tensor: int, what: StoredTensor) -> float:
         """Return the root mean square of what is read of a tensor."""
         worth = self._worth[tensor]
         if what.norm is None:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from fedkit.core.errors import PlanError
-from fedkit.engine.plan.lowering import Lowering, Unsupported, lower_node, planned
+from fedkit.engine.plan.lowering import PlanLowering, UnsupportedNode, lower_node, planned
 from fedkit.engine.plan.plan import Plan, verify
 from fedkit.engine.plan.side_effects import Watch, has_hooks
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
@@ -285,10 +285,10 @@ class _Capture:
 
     # Lowering
 
-    def _lower(self) -> Lowering:
+    def _lower(self) -> PlanLowering:
         run = self._propagate()
         ids = {id(weight): name for name, weight in self._weights.items()}
-        lowering = Lowering(ids, self._names, run.shapes, run.constants)
+        lowering = PlanLowering(ids, self._names, run.shapes, run.constants)
         for node in self._graph.nodes:
             if node.op == "placeholder":
                 shape = planned(self._input_shape)
@@ -338,14 +338,14 @@ class _Capture:
                 "value is changed in place that is read elsewhere too; write x = x + y for x += y"
             )
 
-    def _lower_node(self, lowering: Lowering, node: fx.Node) -> None:
+    def _lower_node(self, lowering: PlanLowering, node: fx.Node) -> None:
         if node.op == "get_attr":
             return self._diagnose(node, "read outside of a layer")
         if not lowering.readers(node):
             self._diagnose(node, "its result is not used")
         try:
             lower_node(lowering, node, self._called.get(node))
-        except Unsupported as error:
+        except UnsupportedNode as error:
             self._diagnose(node, str(error))
 
     def _output(self) -> int:

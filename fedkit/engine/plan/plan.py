@@ -65,7 +65,7 @@ class Norm:
 
 @_strict
 @dataclass(frozen=True)
-class Tensor:
+class StoredTensor:
     """A stored tensor. It holds RAW values; norm, then activation, are applied at every READ.
 
     Attributes:
@@ -189,7 +189,7 @@ class Plan:
     weights: dict[str, tuple[int, ...]]
     stats: dict[str, tuple[int, ...]]
     prunable: tuple[str, ...]
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[StoredTensor, ...]
     ops: tuple[Annotated[Op, Field(discriminator="kind")], ...]
     output: int
     version: int = VERSION
@@ -358,7 +358,7 @@ def _name_problems(plan: Plan) -> Iterator[str]:
             yield f"prunable {name!r} is listed {count} times; a name must be listed once"
 
 
-def _tensor_problems(plan: Plan, tensor: Tensor) -> Iterator[str]:
+def _tensor_problems(plan: Plan, tensor: StoredTensor) -> Iterator[str]:
     channels = tensor.shape[0]
     if min(tensor.shape) < 1:
         yield f"has shape {tensor.shape}; every axis must be at least 1"
@@ -383,7 +383,7 @@ def _tensor_problems(plan: Plan, tensor: Tensor) -> Iterator[str]:
 def _input_problems(plan: Plan) -> Iterator[str]:
     if not plan.tensors:
         yield "the plan has no tensors; tensor 0 must be the input"
-    elif plan.tensors[0] != Tensor(plan.tensors[0].shape):
+    elif plan.tensors[0] != StoredTensor(plan.tensors[0].shape):
         yield "tensor 0 has a norm or an activation; it must be the plain input"
 
 

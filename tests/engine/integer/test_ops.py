@@ -28,7 +28,7 @@ from fedkit.engine.kernels import native
 from fedkit.engine.plan.plan import Add, Copy
 from tests.engine.integer import steps
 from tests.engine.integer.extreme import extreme
-from tests.engine.plan.plans import KINDS, LAYERS, Case, random_case
+from tests.engine.plan.plans import KINDS, LAYERS, PlanCase, random_case
 from tests.naive import integers as naive
 
 Array = NDArray[np.int64]
@@ -244,7 +244,7 @@ OF_LAYER_NORMS = {
 }
 
 
-def small_case(seed: int, kinds: Sequence[str] = KINDS) -> Case:
+def small_case(seed: int, kinds: Sequence[str] = KINDS) -> PlanCase:
     choose = random.Random(seed)
     case = random_case(choose.choice, kinds, most=4)
     few = 1 + seed % 3 if len(case.inputs) == 1 else 2 + seed % 2
