@@ -25,7 +25,7 @@ from edge.define.rounding import RUNTIMES
 from edge.export import Form, save_c99, save_fpga, save_onnx, save_tflite
 from edge.quantize import truth
 from edge.runners import open_runner, runtime_for
-from edge.targets.c99.program import Goal
+from edge.targets.c99.calls import Goal
 from edge.targets.c99.runner import CompiledRunner, name_of
 from edge.targets.fpga.runner import SimulatedRunner
 from edge.targets.interpreter import INTERPRETER

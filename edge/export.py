@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edge import artifact, graph_file, ir, memory, passes
+from edge import arena, artifact, graph_file, ir, passes
 from edge.define.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
 from edge.define.rounding import RUNTIMES
 from edge.passes.slim import slim
@@ -19,7 +19,7 @@ from edge.quantize import truth
 from edge.quantize.quantize import Scaling, TrainedIntegers, quantize
 from edge.read.torch_module import lower, outputs
 from edge.targets.c99 import emitter as c99
-from edge.targets.c99.program import Goal
+from edge.targets.c99.calls import Goal
 from edge.targets.c_names import check_name, name_for
 from edge.targets.fpga import emitter as fpga
 from edge.targets.onnx.runner import OnnxRunner
@@ -429,7 +429,7 @@ def _save(
 def _details(graph: ir.Graph, target: str) -> dict[str, Any]:
     details = {
         "rounding": RUNTIMES.get(target, {}),
-        "activation_bytes": memory.activation_bytes(graph),
+        "activation_bytes": arena.activation_bytes(graph),
     }
     if graph.origin is not None:
         details["float_error"] = asdict(truth.of(graph.origin, graph.outputs[0]))

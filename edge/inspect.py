@@ -11,7 +11,7 @@ import numpy as np
 
 from edge import artifact, ir
 from edge.cost import op_cost
-from edge.targets.c99.program import ConstantAddress, Goal, Struct, compile_graph
+from edge.targets.c99.calls import ConstantAddress, Goal, Struct, compile_graph
 from edge.targets.fpga import microcode
 from edge.targets.fpga.lanes import TABLE_WORDS, entry_count
 

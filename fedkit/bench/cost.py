@@ -8,7 +8,7 @@ are equal, so one of them is done and counted as often as it occurs.
 
 Memory is measured: a process of its own answers the same messages for real, with the sparse engine,
 in batches of 64 images of 3x32x32. `memory_measured_bytes` is its peak beyond a bare interpreter.
-`memory_model_bytes` is the usual model, weights, indices and scores, see `fedkit.engine.cost`.
+`memory_model_bytes` is the usual model, weights, indices and scores, see `fedkit.engine.flops`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedkit.config import RunConfig, make_config
 from fedkit.device.round import Device
 from fedkit.engine.base import Engine, GradientSums, LocalTraining, NormLevels
 from fedkit.engine.choose import sparse_equivalent
-from fedkit.engine.cost import CountingEngine, WeightUses, memory_model, positions, unpruned_values
+from fedkit.engine.flops import CountingEngine, WeightUses, memory_model, positions, unpruned_values
 from fedkit.engine.torch import TorchEngine
 from fedkit.methods.interface import Opening, Request, changed_model
 from fedkit.methods.registry import load_method, resolve

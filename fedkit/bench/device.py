@@ -38,7 +38,7 @@ from edge.define.rounding import RUNTIMES
 from edge.export import float_graph, save_c99
 from edge.passes.slim import slim
 from edge.quantize.quantize import quantize
-from edge.targets.c99.program import Goal
+from edge.targets.c99.calls import Goal
 from fedkit.bench.infer import SHAPE, random_model
 from fedkit.bench.sparsetrain import random_batch
 from fedkit.core.errors import ConfigError

@@ -32,11 +32,11 @@ from fedkit.engine.integer.constants import (
     multiplier,
     to_int32,
 )
+from fedkit.engine.integer.integer_network import IntegerNetwork
 from fedkit.engine.integer.native_backend import NativeBackend
-from fedkit.engine.integer.network import IntegerNetwork
 from fedkit.engine.kernels import native
+from fedkit.engine.plan.execution import training_schedule
 from fedkit.engine.plan.plan import Conv, Copy, Norm, Plan, Pool, StoredTensor, verify
-from fedkit.engine.plan.schedule import training_schedule
 
 SHAPES = ((64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8), (64, 64, 32, 32), (16, 128, 28, 28))
 """[n, channels, height, width]."""

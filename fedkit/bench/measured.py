@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedkit.bench.replay import Recorded, worth_replaying
 from fedkit.device.round import Device
-from fedkit.engine.cost import CountingEngine
+from fedkit.engine.flops import CountingEngine
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.wire import packet_bytes
 from fedkit.methods.interface import Phase

@@ -130,7 +130,7 @@ def _sparse(folder: str) -> int:
 def _integer(folder: str, bits: str) -> int:
     """Train the kept weights in integers."""
     from fedkit.engine.integer.engine import IntegerEngine
-    from fedkit.engine.integer.network import IntegerNetwork
+    from fedkit.engine.integer.integer_network import IntegerNetwork
 
     inputs, targets = _batch(folder)
     began = memory("RssAnon")

@@ -32,7 +32,7 @@ from edge.quantize import truth
 from edge.quantize.quantize import Scaling, TrainedIntegers
 from edge.quantize.truth import ExportWarning
 from edge.runners import open_runner, runtime_for
-from edge.targets.c99.program import Goal
+from edge.targets.c99.calls import Goal
 from edge.targets.c_names import NAME, check_name
 from edge.targets.fpga.runner import SimulatedRunner
 from edge.targets.interpreter import INTERPRETER, InterpretedRunner

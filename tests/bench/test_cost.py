@@ -13,7 +13,7 @@ from fedkit.bench.measured import DeviceCost, MeasuredFleet
 from fedkit.bench.replay import Recorded, device_memory, worth_replaying
 from fedkit.config import RunConfig, make_config
 from fedkit.engine.choose import sparse_equivalent
-from fedkit.engine.cost import WeightUses, positions
+from fedkit.engine.flops import WeightUses, positions
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.methods.interface import Request, changed_model

@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir, memory
+from edge import arena, ir
 from edge.targets.c99 import pack
-from edge.targets.c99.pack import Planes
-from edge.targets.c99.program import (
+from edge.targets.c99.calls import (
     Argument,
     BufferOffset,
     CallList,
@@ -31,6 +30,7 @@ from edge.targets.c99.program import (
     Struct,
     compile_graph,
 )
+from edge.targets.c99.pack import Planes
 from edge.targets.c_names import NAME, check_name, prefixed, renamed
 from fedkit.core.text import source_text
 
@@ -86,7 +86,7 @@ def emit(
     """
     check_name(name)
     program = compile_graph(graph, goal, keep)
-    offsets, size = memory.plan(program.buffers, _ALIGNMENTS[goal])
+    offsets, size = arena.plan(program.buffers, _ALIGNMENTS[goal])
     kernels = _kernels(program)
     headers = sorted(path.name for path in _KERNELS.glob("*.h"))
     texts = {

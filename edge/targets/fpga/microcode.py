@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edge import ir
+from edge.arena import Buffer, plan
 from edge.define.rounding import add_multipliers
-from edge.memory import Buffer, plan
 from edge.targets.common import check_compilable, multiplier_and_shift
 from edge.targets.fpga.lanes import MOST_ENTRIES, Filter, deal, entry_count, narrowest_gap
 from edge.targets.fpga.steps import SAME, EngineStep, LoopAddress, MapLayout, Microcode, Run, Triple

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Requantisation
+from fedkit.engine.integer.integer_network import Codes
 from fedkit.engine.integer.layer_norm import Deviation, Scale
-from fedkit.engine.integer.network import Codes
 
 Sums = NDArray[np.int64]
 

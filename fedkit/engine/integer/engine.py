@@ -21,8 +21,8 @@ from fedkit.engine.base import (
 from fedkit.engine.integer.backend import Backend
 from fedkit.engine.integer.constants import CODE
 from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.integer_network import IntegerNetwork
 from fedkit.engine.integer.native_backend import NativeBackend
-from fedkit.engine.integer.network import IntegerNetwork
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.integer.program import IntegerProgram, Mode

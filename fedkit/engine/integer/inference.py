@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.engine import IntegerEngine
-from fedkit.engine.integer.network import IntegerNetwork, full_weight
+from fedkit.engine.integer.integer_network import IntegerNetwork, full_weight
 from fedkit.engine.integer.program import IntegerProgram
 from fedkit.engine.plan.plan import Conv, sources
 from fedkit.sparse.state import ModelState

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import CODE, Chain, Ints, Mix, Read, Requantisation, to_int32
+from fedkit.engine.integer.integer_network import Codes, IntegerNetwork
 from fedkit.engine.integer.layer_norm import Deviation, Scale
-from fedkit.engine.integer.network import Codes, IntegerNetwork
 from fedkit.engine.kernels import int_native
 from fedkit.engine.kernels.native import CPadding, Kernels
 from fedkit.engine.kernels.network import Layer
 from fedkit.engine.kernels.structs import pointer, windows
+from fedkit.engine.plan.execution import Forward, Key, Schedule, Step, place, touched
 from fedkit.engine.plan.geometry import Geometry, Taps
 from fedkit.engine.plan.plan import Add, Copy, LayerNorm, Plan, Pool
-from fedkit.engine.plan.schedule import Forward, Key, Schedule, Step, place, touched
 
 _CARRIERS = {"none": 0, "x": 1, "sign": 2, "hat": 1}
 _BYTES = {"x": 1, "raw": 2, "g": 2}

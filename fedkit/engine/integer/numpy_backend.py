@@ -28,6 +28,7 @@ from fedkit.engine.integer.constants import (
     Requantisation,
     to_int32,
 )
+from fedkit.engine.integer.integer_network import Codes, IntegerNetwork, full_weight
 from fedkit.engine.integer.layer_norm import (
     FACTOR_SHIFT,
     SCALE_SHIFT,
@@ -38,7 +39,6 @@ from fedkit.engine.integer.layer_norm import (
     reciprocal,
     stack,
 )
-from fedkit.engine.integer.network import Codes, IntegerNetwork, full_weight
 from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Pool
 
 Array = NDArray[np.int64]

@@ -45,6 +45,7 @@ from fedkit.engine.integer.constants import (
     to_int32,
 )
 from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.integer_network import Codes, IntegerNetwork
 from fedkit.engine.integer.layer_norm import (
     FACTOR_SHIFT,
     HAT_BITS,
@@ -54,10 +55,8 @@ from fedkit.engine.integer.layer_norm import (
     most_of,
 )
 from fedkit.engine.integer.loss import cross_entropy
-from fedkit.engine.integer.network import Codes, IntegerNetwork
 from fedkit.engine.plan.checks import check_inputs, check_order, check_statistics, check_targets
-from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Norm, Pool, StoredTensor, sources
-from fedkit.engine.plan.schedule import (
+from fedkit.engine.plan.execution import (
     Backward,
     Contribution,
     Finish,
@@ -65,6 +64,7 @@ from fedkit.engine.plan.schedule import (
     forward_schedule,
     training_schedule,
 )
+from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Norm, Pool, StoredTensor, sources
 from fedkit.integers.l1norm import K
 from fedkit.sparse.state import ModelState
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from fedkit.core.errors import PlanError
-from fedkit.engine.plan.lowering import PlanLowering, UnsupportedNode, lower_node, planned
+from fedkit.engine.plan.node_rules import PlanLowering, UnsupportedNode, lower_node, planned
 from fedkit.engine.plan.plan import Plan, verify
 from fedkit.engine.plan.side_effects import Watch, has_hooks
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms

@@ -22,8 +22,7 @@ from fedkit.engine.kernels import native, structs
 from fedkit.engine.kernels.network import Network
 from fedkit.engine.kernels.structs import pointer
 from fedkit.engine.plan.checks import check_inputs, check_order, check_statistics, check_targets
-from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Pool, StoredTensor
-from fedkit.engine.plan.schedule import (
+from fedkit.engine.plan.execution import (
     Backward,
     Contribution,
     Finish,
@@ -32,6 +31,7 @@ from fedkit.engine.plan.schedule import (
     place,
     training_schedule,
 )
+from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Pool, StoredTensor
 from fedkit.sparse.state import ModelState
 
 Mode = Literal["train", "statistics", "evaluate"]

@@ -17,7 +17,7 @@ from edge import ir
 from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_tflite
 from edge.quantize.quantize import Scaling, quantize
-from edge.targets.c99.program import Goal
+from edge.targets.c99.calls import Goal
 from edge.targets.onnx import emitter as onnx
 from edge.targets.onnx.runner import OnnxRunner
 from edge.targets.tflite.runner import Runtime, TfliteRunner

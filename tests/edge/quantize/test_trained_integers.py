@@ -15,7 +15,7 @@ from edge import ir
 from edge.define.interpret import evaluate_int8
 from edge.export import float_graph, save_tflite
 from edge.quantize.quantize import TrainedIntegers, quantize
-from edge.targets.c99.program import Goal
+from edge.targets.c99.calls import Goal
 from edge.targets.onnx import emitter as onnx
 from edge.targets.onnx.runner import OnnxRunner
 from edge.targets.tflite.runner import Runtime, TfliteRunner
@@ -24,7 +24,7 @@ from fedkit.engine.base import LocalTraining
 from fedkit.engine.integer import numpy_backend
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.integer.inference import Integers, integers
-from fedkit.engine.integer.network import full_weight
+from fedkit.engine.integer.integer_network import full_weight
 from fedkit.engine.plan.plan import Conv, Plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.sparse.state import ModelState

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fedkit.engine.integer.backend import Backend
 from fedkit.engine.integer.engine import quantize_inputs
+from fedkit.engine.integer.integer_network import IntegerNetwork
 from fedkit.engine.integer.native_backend import NativeBackend
-from fedkit.engine.integer.network import IntegerNetwork
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.integer.program import IntegerProgram, Mode

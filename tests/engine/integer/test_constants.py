@@ -27,7 +27,7 @@ from fedkit.engine.integer.constants import (
 )
 from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.plan.plan import Activation
-from fedkit.integers.quantize import gaussian_clip
+from fedkit.integers.per_channel import gaussian_clip
 from tests.naive import integers as naive
 
 MOST = 2**31 - 1

@@ -19,9 +19,9 @@ from fedkit.core.numerics import derive_key
 from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Requantisation, multiplier
 from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.integer_network import EXTRA, Codes, IntegerNetwork, full_weight
 from fedkit.engine.integer.layer_norm import Deviation, Scale
 from fedkit.engine.integer.loss import cross_entropy
-from fedkit.engine.integer.network import EXTRA, Codes, IntegerNetwork, full_weight
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.kernels import native

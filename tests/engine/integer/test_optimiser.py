@@ -13,7 +13,7 @@ from torch import nn
 from fedkit.core.errors import FleetError
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine
-from fedkit.engine.integer.network import IntegerNetwork
+from fedkit.engine.integer.integer_network import IntegerNetwork
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.kernels import native
 from fedkit.engine.plan.capture import capture

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from fedkit.engine.kernels import native, network
 from fedkit.engine.kernels.network import Network
 from fedkit.engine.plan import geometry
+from fedkit.engine.plan.execution import Key, Schedule, place, touched
+from fedkit.engine.plan.execution import Step as ScheduleStep
 from fedkit.engine.plan.plan import Conv, Plan
-from fedkit.engine.plan.schedule import Key, Schedule, place, touched
-from fedkit.engine.plan.schedule import StepResult as ScheduleStep
 from fedkit.engine.sparse import program
 from fedkit.engine.sparse.program import Mode, SparseProgram
 from tests.engine.plan.plans import PlanCase

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from fedkit.engine.kernels import native
 from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.execution import place
 from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Norm, Plan, Pool, StoredTensor
-from fedkit.engine.plan.schedule import place
 from fedkit.engine.sparse.program import Mode, SparseProgram
 from fedkit.nn.zoo import build_model, seeded
 from fedkit.sparse.state import ModelState, apply_masks

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedkit.engine.plan.execution import needs_gradient
 from fedkit.engine.plan.plan import Plan, Pool
-from fedkit.engine.plan.schedule import needs_gradient
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.sparse.program import SparseProgram
 from fedkit.nn.norm import L1LayerNorm

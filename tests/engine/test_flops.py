@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedkit.core.errors import EngineError, TaskError
 from fedkit.engine.base import Engine, LocalTraining
-from fedkit.engine.cost import CountingEngine, WeightUses, memory_model, positions, unpruned_values
+from fedkit.engine.flops import CountingEngine, WeightUses, memory_model, positions, unpruned_values
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.layers import prunable_weights

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedkit.engine.plan.plan import Add, Conv, Plan, StoredTensor, sources, verify
-from fedkit.engine.plan.schedule import (
+from fedkit.engine.plan.execution import (
     Backward,
     Finish,
     Forward,
@@ -26,6 +25,7 @@ from fedkit.engine.plan.schedule import (
     touched,
     training_schedule,
 )
+from fedkit.engine.plan.plan import Add, Conv, Plan, StoredTensor, sources, verify
 from tests.engine.plan.random_plans import LAYERS, plans
 
 many = settings(

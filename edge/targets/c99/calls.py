@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import ir
+from edge.arena import Buffer
 from edge.define.rounding import Scales, add_multipliers
-from edge.memory import Buffer
 from edge.targets.c99 import pack
 from edge.targets.c99.pack import Int8s, Int32s, Phases, Planes
 from edge.targets.c99.requant import LEAST_SHIFT, Requant, near, simplified

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import CLIP
-from fedkit.engine.integer.network import IntegerNetwork, full_weight
+from fedkit.engine.integer.integer_network import IntegerNetwork, full_weight
 from fedkit.engine.plan.plan import Conv, Plan, StoredTensor
 from fedkit.sparse.state import ModelState
 
