@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from fedkit.engine.integer.program import IntegerProgram as IntegerProgram
+    from fedkit.engine.integer.program import IntegerProgram
     from fedkit.engine.kernels.network import Parameters
     from fedkit.engine.plan.plan import Plan
     from fedkit.engine.sparse.program import SparseProgram

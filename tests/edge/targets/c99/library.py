@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from edge.ir import Window
 from edge.targets.c99 import pack
 from edge.targets.c99.pack import Phases, Planes
-from edge.targets.c99.requant import RequantArguments as Factors
+from edge.targets.c99.requant import Requant as Factors
 from edge.targets.c99.requant import near
 
 C99 = Path(pack.__file__).parent / "kernels"
