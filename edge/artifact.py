@@ -97,7 +97,7 @@ class Artifact:
         """Return one of the details.
 
         Raises:
-            ExportError: The manifest has none of that name and type.
+            ExportError: The manifest has no entry of that name and type.
         """
         value = self.details.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -236,7 +236,7 @@ def load(path: Path, changed: bool = False) -> Artifact:
 
     Args:
         path: The file or folder.
-        changed: Take it even if it is not, for who has changed it.
+        changed: Take it even if it is not, for users who changed it on purpose.
 
     Raises:
         ExportError: The file or manifest is missing or unreadable, or the file has changed.
@@ -353,7 +353,7 @@ def _of(kind: type[Kind], value: Any) -> Kind:
 def _file_name(name: Any) -> str:
     """Return the name of a file in the folder; a path would lead out of it."""
     if not _FILE_NAME.fullmatch(_of(str, name)):
-        raise ValueError(f"{name!r:.60} is no plain name of a file")
+        raise ValueError(f"{name!r:.60} is not a plain file name")
     return str(name)
 
 

@@ -93,7 +93,7 @@ class CheckReport:
         same_class: Examples whose largest logit is the same one.
         layers: Activation -> what was compared of it; empty unless layers were asked for.
         first: The first value that differs, of the earliest layer that was looked at.
-        truth: How far the integers are from the float model; None where the graph has none.
+        truth: How far the integers are from the float model; None for a graph without one.
     """
 
     runtime: str

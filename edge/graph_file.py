@@ -1,6 +1,6 @@
 """A graph as one file: safetensors with the constants, and the graph as JSON in its header.
 
-The header names every tensor and op; who reads it needs neither torch nor our Python. A reader
+The header names every tensor and op; to read it takes neither torch nor our Python. A reader
 checks every field and every rule of `edge.ir.verify`, so that what is loaded can be trusted.
 An int8 graph brings the float graph that it was made from, whose constants are named `float/...`.
 """

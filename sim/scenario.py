@@ -1,4 +1,4 @@
-"""Who holds which data: a run's configuration made into simulated devices."""
+"""Which device holds which data: a run's configuration made into simulated devices."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Measure a C model on a board that ssh reaches: latency, memory, temperature.
 
 The model and a small runner go to a folder of their own there, are compiled by the board's `cc` or,
-if it has none, here by zig, and run for a limited time. What the model gives is compared before any
-figure is taken from what comes back; the folder is removed whatever happens.
+if it has no compiler, here by zig, and run for a limited time. What the model gives is compared
+before any figure is taken from what comes back; the folder is removed whatever happens.
 """
 
 from __future__ import annotations

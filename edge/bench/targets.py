@@ -68,7 +68,7 @@ def find_target(name: str) -> Target:
     """Return a target.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: Nothing has that name.
     """
     if name not in TARGETS:
         raise ConfigError(f"unknown target {name!r}; allowed: {', '.join(TARGETS)}")

@@ -7,7 +7,7 @@ Biases: int32 with scale = input scale * weight scale; they make up for the mean
 the weights, and all before them, changes. Fewer bits than 8 are chosen by what the layer computes,
 too; see `edge.quantize.fit`.
 Scales may be confined to powers of two. Then what sums are multiplied by are powers of two as well,
-which is a shift; only a mean over an area that is none keeps a multiplier.
+which is a shift; only a mean over an area that is not a power of two keeps a multiplier.
 Concats: all that they join, also through ops that keep their scale, has the range of all together,
 so that a concat only copies.
 

@@ -26,7 +26,7 @@ SERIES = (
     "a series [n, channels, length] can be given as [n, channels, 1, length], with Conv2d and "
     "kernels of (1, k) in place of Conv1d"
 )
-"""The way out for inputs that are no images."""
+"""What to do with inputs that are not images."""
 
 LOGITS: Mapping[str, str] = {
     "Softmax": "argmax is the same",
@@ -192,7 +192,7 @@ class Lowering(ABC, Generic[Node]):
         """Return the graph, verified.
 
         Raises:
-            ExportError: The output is none that an artifact can have, or a rule is broken.
+            ExportError: No artifact can have such an output, or a rule is broken.
         """
         name = _output(output).name
         if not self.ops:
@@ -247,7 +247,7 @@ class Lowering(ABC, Generic[Node]):
         return self.affine(node, x, scale, shift)
 
     def clamp(self, node: Node, x: ir.Tensor, low: float | None, high: float | None) -> ir.Tensor:
-        """Add the ReLU or ReLU6 that a clamp is; None is no bound."""
+        """Add the ReLU or ReLU6 that a clamp is; None means no bound."""
         possible = low == 0 and high in (None, 6)
         require(possible, f"a clamp to [{low}, {high}]; relu and relu6 can be")
         return self.op("relu6" if high else "relu", node, [x])

@@ -202,10 +202,12 @@ def _read(source: Path | str | bytes) -> onnx.ModelProto:
         name = str(source)
         with _refusing(f"{name} cannot be read", "give the path of an .onnx file"):
             content = read_whole(Path(source))
-    with _refusing(f"{name} is no ONNX file, or damaged", "export it again"):
+    with _refusing(f"{name} is not an ONNX file, or is damaged", "export it again"):
         model = onnx.load_from_string(content)
     if not (model.ir_version and model.HasField("graph") and _is_text(model.graph)):
-        raise ExportError(f"{name} is no ONNX file, or damaged: it holds no model; export it again")
+        raise ExportError(
+            f"{name} is not an ONNX file, or is damaged: it holds no model; export it again"
+        )
     _load_external_data(model, None if isinstance(source, bytes) else Path(source).parent)
     return model
 
@@ -709,6 +711,6 @@ def _identity(lowering: _Lowering, node: _Node) -> ir.Tensor:
 def _shape(lowering: _Lowering, node: _Node) -> ir.Array:
     """Return the shape as a constant, which it is for one example."""
     shape = _dims(lowering.types[node.proto.input[0]])
-    require(shape is not None, "the shape of what has none before the model runs")
+    require(shape is not None, "the shape of a value that has no shape before the model runs")
     ends = slice(node.attribute("start", 0), node.attribute("end", None))
     return np.array((shape or ())[ends], np.int64)

@@ -124,7 +124,7 @@ _RANDOM = (
 
 def _inference_copy(model: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode and float32."""
-    # What hooks computed from parameters, as pruning does, is no leaf, and cannot be copied.
+    # What hooks computed from parameters, as pruning does, is not a leaf, and cannot be copied.
     computed = {
         id(value): value.detach().clone()
         for module in model.modules()

@@ -217,7 +217,7 @@ def verilog_report(
     folder: Path,
     about: Mapping[str, Any],
 ) -> CheckReport | str:
-    """Compare the circuit of a graph at every layer; of a graph that has none say why.
+    """Compare the circuit of a graph at every layer; of a graph without one say why.
 
     Args:
         graph: Int8; saved in the folder, under the name that `about` gives.

@@ -79,8 +79,8 @@ class Form:
         accept_error: Export also what is far from the float model, see `edge.quantize.truth`.
 
     Raises:
-        ConfigError: A value is none of those.
-        ExportError: The name is none for C.
+        ConfigError: A value is not one of those.
+        ExportError: The name cannot be used in C.
     """
 
     targets: tuple[str, ...] = ("tflite",)
@@ -301,7 +301,7 @@ def say_what_runs(found: Artifact, runtime: str, log: Console) -> None:
     if language and runtime != INTERPRETER:
         log.print(
             f"compiling the {language} in {terminal_text(str(found.path))} and running it here: "
-            "that is code of whoever made the folder; --runtime interpreter runs none of it",
+            "that is code from the folder's author; --runtime interpreter runs none of it",
             markup=False,
             highlight=False,
             soft_wrap=True,

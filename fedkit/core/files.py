@@ -44,7 +44,7 @@ def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
         most: Bytes it may hold at most.
 
     Raises:
-        OSError: It is missing, cannot be read, is no regular file, or holds more.
+        OSError: It is missing, cannot be read, is not a regular file, or holds more.
     """
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "the name holds a NUL character")
@@ -52,7 +52,7 @@ def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"it holds {found.st_size:,} bytes, and {most:,} are most")
         return file.read(most + 1)

@@ -1,4 +1,4 @@
-"""Find what a person names as `package.module:name`, and run code of theirs.
+"""Find what a person names as `package.module:name`, and run the user's code.
 
 What their code raises becomes one line that names their file and line: a traceback through ours
 would hide it.

@@ -138,8 +138,8 @@ class Device:
         survey = self._method.survey
         if survey is None:
             raise WireError(
-                f"a survey was asked for, and method {self.config.method!r} has none; server and "
-                "device run different methods: give both the same config"
+                f"a survey was asked for, and method {self.config.method!r} has no survey; server "
+                "and device run different methods: give both the same config"
             )
         state = messages.read_state(request, self.engine.layout, None)
         scores = survey(self._round(0), state)

@@ -129,7 +129,7 @@ def make_fleet(
         fill: Writes what else belongs into it.
 
     Raises:
-        ConfigError: The address is none, or insecure is asked for on a network.
+        ConfigError: The address is not valid, or insecure is asked for on a network.
         FleetError: Something is at `path`, or it cannot stand in a systemd unit.
         OSError: It cannot be written.
     """
@@ -195,8 +195,8 @@ def open_fleet(path: Path) -> Fleet:
         )
     if not (found.secure or is_loopback(found.host)):
         raise FleetError(
-            f"{path / _FILE}: secure is false, and {found.host} is no loopback address; make the "
-            "fleet anew, with keys"
+            f"{path / _FILE}: secure is false, and {found.host} is not a loopback address; make "
+            "the fleet anew, with keys"
         )
     return found
 
@@ -205,7 +205,7 @@ def open_device(path: Path) -> DeviceFile:
     """Read a device's folder.
 
     Raises:
-        FleetError: It is none, or its file holds other keys or values.
+        FleetError: It is not a fleet, or its file holds other keys or values.
         ConfigError: It names an address by which no server can be reached.
     """
     file = path / DEVICE_FILE
@@ -241,7 +241,7 @@ def read_nodes(fleet: Fleet) -> dict[int, int]:
         indices = sorted(nodes.values())
         whole = all(type(index) is int and 0 <= index < fleet.devices for index in indices)
         if not whole or len(set(indices)) < len(nodes):
-            raise ValueError("two nodes are one device, or one is none of this fleet")
+            raise ValueError("two nodes are one device, or one is not of this fleet")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -320,4 +320,4 @@ def _read_toml(path: Path, advice: str) -> dict[str, Any]:
     except OSError as error:
         raise FleetError(f"{path} cannot be read ({error.strerror}); {advice}") from error
     except (ValueError, RecursionError) as error:
-        raise FleetError(f"{path} is no valid TOML: {error}") from error
+        raise FleetError(f"{path} is not valid TOML: {error}") from error

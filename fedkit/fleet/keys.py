@@ -1,8 +1,8 @@
 """The keys of a fleet: an authority of its own, the server's certificate, a key per device.
 
 All of it is elliptic-curve cryptography by the `cryptography` library: P-384, as Flower asks of
-devices, with SHA-384. The authority signs nothing but the server's certificate; who holds its key
-can stand in for the server, so it belongs in a safe place after `fedkit fleet init`.
+devices, with SHA-384. The authority signs nothing but the server's certificate; the holder of its
+key can stand in for the server, so it belongs in a safe place after `fedkit fleet init`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ Wants=network-online.target time-sync.target
 After=network-online.target time-sync.target
 
 [Service]
-# Never root: whoever may give orders runs code as this account. It must own the folder below.
+# Never root: anyone who may give orders runs code as this account. It must own the folder below.
 User={account}
 ExecStart={command}
 Restart=always

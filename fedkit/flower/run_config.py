@@ -55,7 +55,7 @@ def run_name(run_config: Mapping[str, Any]) -> str:
 
 
 def read_run_config(run_config: Mapping[str, Any]) -> tuple[RunConfig, RunPlace]:
-    """Return the run and its place; a wrong key is printed at once for who follows the run.
+    """Return the run and its place; a wrong key is printed at once for those who follow the run.
 
     Flower shows the error itself too, but only after its simulation has come up.
 

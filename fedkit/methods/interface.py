@@ -95,7 +95,7 @@ class Opening:
         config: The run.
         engine: Computes with the model.
         dense: The dense start.
-        server_data: The server's own examples; None where it has none.
+        server_data: The server's own examples, or None.
         fleet: The devices, for methods that ask them.
         module: Returns a fresh torch module of the task, loaded with a state, to evaluate.
         input_shape: Shape of one example.
@@ -132,7 +132,7 @@ class Opening:
         """Return at most `count` random examples of the server's own.
 
         Raises:
-            ConfigError: The server has none.
+            ConfigError: The server has no examples of its own.
         """
         if self.server_data is None:
             raise ConfigError(
@@ -170,7 +170,7 @@ def whole_model(state: ModelState) -> Request:
 
 
 def changed_model(state: ModelState, known: Masks) -> Request:
-    """Return the message that brings a model; who knows the masks `known` gets what changed."""
+    """Return the message that brings a model, only the changes to devices that know `known`."""
     return replace(whole_model(state), short=messages.pack_state(state, known))
 
 

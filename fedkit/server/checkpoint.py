@@ -12,7 +12,7 @@
 
 A reader never sees half a file: everything but metrics.jsonl is written under a temporary name and
 renamed. Of metrics.jsonl a reader takes the lines that are whole: a power cut may leave half a line
-at its end, or zeros. A run folder is never written into by a second run: whoever writes holds a
+at its end, or zeros. A run folder is never written into by a second run: the writer holds a
 lock on its config.toml, which the system frees however the writer ends.
 """
 
@@ -119,7 +119,7 @@ class RunFolder:
         """
         if not os.path.isfile(path / "config.toml"):
             raise CheckpointError(
-                f"{path} is no run folder: it holds no config.toml; give the folder that "
+                f"{path} is not a run folder: it holds no config.toml; give the folder that "
                 "`fedkit run` printed, like runs/NAME"
             )
         return cls(path)
@@ -388,7 +388,7 @@ _LINE_OF_SOME: Mapping[str, Callable[[Any], bool]] = {
 
 
 def _read_line(text: bytes) -> dict[str, Any] | None:
-    """Return what a line of metrics.jsonl says, or None where it is none that was written."""
+    """Return what a line of metrics.jsonl says, or None where it was not written by a run."""
     try:
         line = json.loads(text)
         sound = all(good(line[key]) for key, good in _LINE.items())

@@ -1,10 +1,10 @@
 """Differential privacy of devices: the models that a server makes tell little of any one device.
 
-The server is trusted; who reads its models is not. Each device's change of the kept weights is
-clipped to a norm C, the changes are added up and divided by the number of devices of the run,
-whoever answered, and Gaussian noise is added: the estimator with a fixed denominator of McMahan et
-al., "Learning Differentially Private Recurrent Language Models", 2018. Masks are common and made
-without devices' data, so that noise is paid for kept weights only. Norm statistics are the
+The server is trusted; readers of its models are not. Each device's change of the kept weights is
+clipped to a norm C, the changes are added up and divided by the number of devices of the run, not
+of those that answered, and Gaussian noise is added: the estimator with a fixed denominator of
+McMahan et al., "Learning Differentially Private Recurrent Language Models", 2018. Masks are common
+and made without devices' data, so that noise is paid for kept weights only. Norm statistics are the
 server's own.
 
 What is promised. Two runs are neighbours if one has all that the other has but for one device, all

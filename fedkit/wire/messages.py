@@ -155,7 +155,7 @@ def read_count(packet: Packet, key: str, lowest: int = 1, highest: int = 2**32 -
 
 
 LARGEST = 2.0**100
-"""Numbers beyond are no model's; below, float32 holds their sums over any fleet."""
+"""No model has larger numbers; up to here, float32 holds their sums over any fleet."""
 
 
 def _flat(values: Weights) -> NDArray[np.float32]:

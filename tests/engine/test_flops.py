@@ -231,7 +231,7 @@ def test_counting_leaves_the_model_as_it_was() -> None:
     model.get_submodule("0").eval()
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad():  # whoever counts may not want gradients
+    with torch.no_grad():  # the caller may not want gradients
         found = positions(model, SHAPE)
     assert found.inner["7.weight"] == 1
     assert [module.training for module in model.modules()] == modes

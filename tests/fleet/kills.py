@@ -56,7 +56,7 @@ if PROGRAM in ("flwr-clientapp", "flwr-serverapp"):
     fedkit.core.files.write_atomic = write_atomic
 """
 """Stages of writing a file: before it, with half of it written under its temporary name, after it
-is in place; `linger` lives on, slowly, for who wants to kill something else."""
+is in place; `linger` lives on, slowly, so that a test can kill something else."""
 
 
 class Kill:

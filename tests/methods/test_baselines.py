@@ -165,7 +165,9 @@ def test_ssfl_sends_the_dense_model_once_and_gets_a_score_per_weight() -> None:
 def test_a_survey_is_refused_by_methods_without_one(name: str) -> None:
     device = case(name).devices[0]
     request = messages.pack_state(device.engine.initial_state(), None)
-    with pytest.raises(WireError, match=f"method '{name}' has none; server and device run diff"):
+    with pytest.raises(
+        WireError, match=f"method '{name}' has no survey; server and device run diff"
+    ):
         device.handle("survey", request, Packet({}))
 
 

@@ -80,7 +80,7 @@ def neighbours(draw: st.DrawFn) -> tuple[RunConfig, ModelState, list[Update], in
 def test_a_device_more_or_less_moves_the_mean_by_no_more_than_the_noise_is_scaled_by(
     case: tuple[RunConfig, ModelState, list[Update], int],
 ) -> None:
-    """Whoever leaves, whatever the others sent, and however few are left."""
+    """Whichever devices leave, whatever the others sent, and however few are left."""
     config, sent, updates, out = case
     clipped = clip_updates(config, sent, updates)
     rest = clipped[:out] + clipped[out + 1 :]
@@ -316,6 +316,6 @@ def test_without_noise_the_record_says_that_epsilon_has_no_end(tmp_path: Path) -
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     assert json.loads(lines[-1], parse_constant=refuse)["epsilon"] is None

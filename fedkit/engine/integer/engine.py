@@ -45,7 +45,7 @@ class IntegerEngine:
 
     Args:
         plan: The model.
-        initial: What `initial_state` returns; a device has none.
+        initial: What `initial_state` returns; None on a device.
         bits: Of weights, activations and gradients, 2 to 8; layers at the edge have 8.
         gradient: How gradients are scaled, a row of `fedkit.engine.integer.gradients.RULES`.
         backend: "native", "numpy", or "": the kernels where they are.

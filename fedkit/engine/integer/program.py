@@ -2,7 +2,7 @@
 
 The backend computes integers. This file keeps, per tensor and channel, what they are worth, and
 chooses from that the multipliers and shifts of the next step: some float64 arithmetic per channel,
-none per element. It is the same whoever computes, so that all backends give the same integers.
+none per element. It is the same for every backend, so that all give the same integers.
 
 Forward, an op writes int16 sums, which are requantised into int8: normalised values with 4 bits
 behind the point where the tensor has a norm, else in steps of 1/127 of the largest. What a layer
@@ -466,7 +466,7 @@ class IntegerProgram:
         """Return the mean cross-entropy of the batch; in training, start the backward pass.
 
         Raises:
-            EngineError: The targets are no classes of the model, or not as many as the examples.
+            EngineError: The targets are not classes of the model, or not as many as the examples.
         """
         check_targets(self._plan, targets, self._examples)
         loss, gradient = cross_entropy(self.outputs(), targets)

@@ -1,6 +1,6 @@
 """The structs that tell the kernels what a network is and where its memory lies.
 
-A struct holds addresses: whoever makes one keeps the arrays alive.
+A struct holds addresses: its maker keeps the arrays alive.
 """
 
 from __future__ import annotations

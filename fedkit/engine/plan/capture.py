@@ -361,6 +361,6 @@ class _Capture:
         if isinstance(result, fx.Node) and result in shapes:
             found = f"of shape (n, {', '.join(map(str, shapes[result]))})"
         else:
-            found = "that is no single tensor"
+            found = "that is not a single tensor"
         self._diagnostics.append(f"(model): output ({found}; it must be (n, classes))")
         return 0

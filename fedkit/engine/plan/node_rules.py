@@ -98,7 +98,7 @@ class PlanLowering:
     def value(self, x: object, rank: int | None = None) -> int:
         """Return the tensor of an operand, whose example must have `rank` axes if given."""
         if not isinstance(x, fx.Node) or x.op == "get_attr":
-            raise UnsupportedNode("an operand is no value that the network computes")
+            raise UnsupportedNode("an operand is not a value that the network computes")
         if x not in self.values:
             raise _Unknown
         if rank not in (None, len(self.shapes[x])):
@@ -268,7 +268,7 @@ def _names(lowering: PlanLowering, layer: nn.Module) -> tuple[str | None, str | 
     weight, bias = (getattr(layer, kind, None) for kind in ("weight", "bias"))
     for kind, parameter in (("weight", weight), ("bias", bias)):
         is_one = parameter is None or id(parameter) in lowering.parameters
-        _require(is_one, f"its {kind} is no parameter")
+        _require(is_one, f"its {kind} is not a parameter")
     return lowering.parameters.get(id(weight)), lowering.parameters.get(id(bias))
 
 

@@ -289,7 +289,7 @@ def _content(data: bytes) -> dict[str, Any]:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise PlanError(
-            f"is no JSON, so it is cut off or altered ({error}); restore the file or {_AGAIN}"
+            f"is not JSON, so it is truncated or altered ({error}); restore the file or {_AGAIN}"
         ) from error
     if not isinstance(content, dict):
         raise PlanError(f"holds a {type(content).__name__}, a plan is a JSON object; {_AGAIN}")
@@ -353,7 +353,7 @@ def _name_problems(plan: Plan) -> Iterator[str]:
             yield f"{name!r} has shape {shape}; every axis must be at least 1"
     for name, count in Counter(plan.prunable).items():
         if name not in plan.weights:
-            yield f"prunable {name!r} is no weight; prunable names must be among the weights"
+            yield f"prunable {name!r} is not a weight; prunable names must be among the weights"
         if count > 1:
             yield f"prunable {name!r} is listed {count} times; a name must be listed once"
 

@@ -38,7 +38,7 @@ class SparseEngine:
 
     Args:
         plan: The model.
-        initial: What `initial_state` returns; a device has none.
+        initial: What `initial_state` returns; None on a device.
         simd: Instruction set, one of `native.SIMD`; "" is the fastest here.
         threads: Threads that share every step; results are the same for any number.
 

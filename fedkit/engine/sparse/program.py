@@ -244,7 +244,7 @@ class SparseProgram:
         In training this also makes the gradient of the logits.
 
         Raises:
-            EngineError: The targets are no classes of the model, or not as many as the examples.
+            EngineError: The targets are not classes of the model, or not as many as the examples.
         """
         check_targets(self._plan, targets, self._examples)
         targets = np.ascontiguousarray(targets, np.int64)

@@ -74,8 +74,8 @@ def test_blocks_count_as_single_instructions_do(name: str, graph: ir.Graph, tmp_
     machine, data = emulate.Machine(image, target), examples(graph, 1).inputs[0]
     by_block = machine.infer(data)
     counted = sum(by_block.calls) + by_block.own
-    # Those behind an IT whose condition does not hold are no steps of the emulator; they take their
-    # cycle on silicon, and blocks count them. Only Cortex-M4 has such.
+    # Those behind an IT whose condition does not hold are not steps of the emulator; they take
+    # their cycle on silicon, and blocks count them. Only Cortex-M4 has such.
     skipped = counted / 100 if name == "cortex-m4" else 0
     assert 0 <= counted - one_by_one(machine) <= skipped
 

@@ -136,7 +136,7 @@ def test_room_parts_and_earlier_batches_change_nothing(
 
 @pytest.mark.parametrize("seed", range(0, 24, 2))
 def test_a_layer_computes_the_same_whether_it_runs_dense_or_sparse(seed: int) -> None:
-    """Pruned weights are listed as zeros in the one, and are no weights in the other."""
+    """Pruned weights are listed as zeros in the one, and are not weights in the other."""
     case, bits, rule, _ = seeded(seed)
     found = []
     for dense_above in (2.0, -1.0):

@@ -401,7 +401,7 @@ CALLS: list[tuple[Callable[[Any, Tensor], Any], str]] = [
     (lambda _, x: x.transpose(2, 3), "(model): transpose (not supported)"),
     (lambda _, x: F.layer_norm(x, (4, 8, 8)), "(model): layer_norm (not supported)"),
     (lambda _, x: x * 2, "(model): mul (not supported)"),
-    (lambda _, x: x + 1, "(model): add (an operand is no value that the network computes)"),
+    (lambda _, x: x + 1, "(model): add (an operand is not a value that the network computes)"),
     (
         lambda _, x: x + x.mean((2, 3), keepdim=True),
         "(model): add (adds shapes (4, 8, 8) and (4, 1, 1); only equal ones)",
@@ -504,7 +504,7 @@ def test_parameters_read_outside_of_layers_hooks_and_frozen_norms() -> None:
     model.offset = nn.Parameter(torch.zeros(4, 8, 8))
     assert diagnostics(model) == [
         "offset: Parameter (read outside of a layer)",
-        "(model): add (an operand is no value that the network computes)",
+        "(model): add (an operand is not a value that the network computes)",
     ]
     hooked = head(4)
     nn.utils.spectral_norm(hooked[2])
@@ -529,7 +529,7 @@ def test_other_outputs() -> None:
     assert diagnostics(maps) == ["(model): output (of shape (n, 4, 8, 8); it must be (n, classes))"]
     two = Net(lambda net, x: (net.a(x), net.b(x)), a=head(4), b=head(4))
     assert diagnostics(two) == [
-        "(model): output (that is no single tensor; it must be (n, classes))"
+        "(model): output (that is not a single tensor; it must be (n, classes))"
     ]
 
 

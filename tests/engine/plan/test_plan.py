@@ -120,7 +120,7 @@ def test_a_plan_is_read_without_torch() -> None:
 
 BROKEN = {
     "the plan has version 2": replace(PLAN, version=VERSION + 1),
-    "prunable 'x' is no weight": replace(PLAN, prunable=("x",)),
+    "prunable 'x' is not a weight": replace(PLAN, prunable=("x",)),
     "prunable 'fc.weight' is listed 2 times": replace(PLAN, prunable=("fc.weight",) * 2),
     "'fc.bias' has shape (0,)": with_weight("fc.bias", (0,)),
     "tensor 2 has shape (4, 0, 4)": with_tensor(2, shape=(4, 0, 4)),
@@ -274,7 +274,7 @@ def test_a_missing_file_and_a_missing_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", [b"", b"\xff\xfe", b"[" * 100_000, b"1" * 5_000, b'{"a": '])
 def test_no_json(broken: bytes, tmp_path: Path) -> None:
-    assert "is no JSON, so it is cut off or altered" in refusal(tmp_path / "p", broken)
+    assert "is not JSON, so it is truncated or altered" in refusal(tmp_path / "p", broken)
 
 
 def test_no_object(tmp_path: Path) -> None:
