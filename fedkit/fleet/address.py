@@ -25,7 +25,7 @@ def parse_address(address: str) -> tuple[str, int]:
         A host name, or an address without brackets; and the port.
 
     Raises:
-        ConfigError: It is no such text, or no device can reach a server by it.
+        ConfigError: It is not such a text, or no device can reach a server by it.
     """
     host, colon, port = address.rpartition(":")
     if not colon or not host:

@@ -640,7 +640,7 @@ def test_what_is_no_onnx_file_is_refused(content: bytes, tmp_path: Path) -> None
     path.write_bytes(content)
     with pytest.raises(ExportError, match=r"model\.onnx is not an ONNX file, or is damaged"):
         lower(path)
-    with pytest.raises(ExportError, match=f"the model of {len(content)} bytes is no ONNX file"):
+    with pytest.raises(ExportError, match=f"the model of {len(content)} bytes is not an ONNX file"):
         lower(content)
 
 
