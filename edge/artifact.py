@@ -103,7 +103,7 @@ class Artifact:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ExportError(
                 f"the manifest {manifest_path(self.path)} is damaged (its detail {name!r} is "
-                f"{value!r:.60}, no {kind.__name__}); export the model again"
+                f"{value!r:.60}, not of type {kind.__name__}); export the model again"
             )
         return value
 
@@ -274,8 +274,8 @@ def ports(artifact: Artifact) -> tuple[Port, Port]:
     both = (*artifact.inputs, *artifact.outputs)
     if len(artifact.inputs) != 1 or len(both) != 2 or {each.dtype for each in both} != {"int8"}:
         raise ExportError(
-            f"the manifest {manifest_path(artifact.path)} is damaged (it has not one int8 input "
-            "and one int8 output); export the model again"
+            f"the manifest {manifest_path(artifact.path)} is damaged (it does not have one int8 "
+            "input and one int8 output); export the model again"
         )
     return both[0], both[1]
 
@@ -292,7 +292,7 @@ def _check_content(artifact: Artifact, content: bytes, size: int, changed: bool)
         raise ExportError(
             f"{artifact.path} is not the file its manifest describes: it has {size} bytes and "
             f"sha256 {digest[:12]}, the manifest says {artifact.size} bytes and "
-            f"{artifact.sha256[:12]}; copy or export it again, or take it as it is by --changed"
+            f"{artifact.sha256[:12]}; copy or export it again, or take it as it is with --changed"
         )
 
 
@@ -346,7 +346,7 @@ def _from_json(path: Path, text: bytes) -> Artifact:
 
 def _of(kind: type[Kind], value: Any) -> Kind:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{value!r:.60} is no {kind.__name__}")
+        raise ValueError(f"{value!r:.60} is not of type {kind.__name__}")
     return value
 
 

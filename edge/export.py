@@ -354,9 +354,9 @@ def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> No
         gap, size = (float(np.abs(each).max(initial=0)) for each in (found - wanted, wanted))
     if gap > _LOWERED_TOLERANCE * size:
         raise ExportError(
-            f"the graph of {type(model).__name__} gives other outputs than the model itself, by "
-            f"{gap:.3g} where these reach {size:.3g}; a hook, a random number or Python code that "
-            f"looks at the data changes what it computes: take it out of the evaluation"
+            f"the graph of {type(model).__name__} gives outputs that differ from the model's own, "
+            f"by {gap:.3g} where these reach {size:.3g}; a hook, a random number or Python code "
+            "that looks at the data changes what it computes: take it out of the evaluation"
         )
 
 

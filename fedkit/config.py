@@ -190,7 +190,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _truth_is_no_number(cls, value: Any) -> Any:
         if isinstance(value, bool):
-            raise PydanticCustomError("truth", "true and false are values of no key")
+            raise PydanticCustomError("truth", "no key takes true or false")
         return value
 
     @field_validator("*")

@@ -243,8 +243,8 @@ def _run(board: Board, folder: str, repeats: int, limit: int, energy: str) -> di
         told: dict[str, Any] = json.loads(ended.stdout)
     except ValueError as error:
         raise BenchError(
-            f"{board.host} said something else than the runner does: {ended.stdout[:100]!r}; see "
-            "that its shell prints nothing when it starts"
+            f"{board.host} printed something other than the runner does: {ended.stdout[:100]!r}; "
+            "see that its shell prints nothing when it starts"
         ) from error
     return told
 

@@ -395,8 +395,8 @@ def _trained_scale(op: ir.Op, rows: _Floats, codes: NDArray[np.int8]) -> _Floats
         if (kept.all(axis=1) | (step == 0)).all():
             return step
     raise ExportError(
-        f"layer {op.source!r} has other weights than the trained integers times a step per channel;"
-        " load the model with the state that belongs to the integers"
+        f"layer {op.source!r} has weights that are not the trained integers times a step per "
+        "channel; load the model with the state that belongs to the integers"
     )
 
 

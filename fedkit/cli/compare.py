@@ -98,7 +98,9 @@ def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> di
 
 def _draw(result: Path, log: Console) -> None:
     if importlib.util.find_spec("matplotlib") is None:
-        log.print("no pictures, for want of matplotlib: pip install 'fedkit[plots]'", markup=False)
+        log.print(
+            "no pictures, as matplotlib is missing: pip install 'fedkit[plots]'", markup=False
+        )
         return
     for path in [result, *write_plots(result)]:
         log.print(f"wrote {path}", soft_wrap=True)
@@ -186,7 +188,7 @@ def _run(
                 failed[config] = error
             except BrokenProcessPool:
                 raise FleetError(
-                    "a worker process was ended before its cell was done, perhaps for want of "
+                    "a worker process was ended before its cell was done, perhaps for lack of "
                     "memory; finished cells are kept: give the same command again, with fewer "
                     "--workers"
                 ) from None
@@ -197,7 +199,7 @@ def _run(
         lines = (f"\n  {_name(grid, config)}: {error}" for config, error in failed.items())
         raise FleetError(
             f"{len(failed)} of {len(files)} cells failed; the others are kept, and no result was "
-            f"written: mend the grid and give the same command again{''.join(lines)}"
+            f"written: correct the grid and give the same command again{''.join(lines)}"
         )
     return rows
 

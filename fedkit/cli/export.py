@@ -212,7 +212,7 @@ def _graph(
         found = artifacts.load(path)
         if found.provenance.get("checkpoint_sha256") != about["checkpoint_sha256"]:
             raise ExportError(
-                f"{path} was made from another checkpoint than that of round {checkpoint.round}, "
+                f"{path} was not made from the checkpoint of round {checkpoint.round}, "
                 "which the run has now: move the run's artifacts away first"
             )
         return found
@@ -258,8 +258,8 @@ def _save(
 def _check_same_model(checkpoint: Checkpoint, layout: Layout) -> None:
     if checkpoint.layout != layout:
         raise ExportError(
-            f"the task {checkpoint.config.task!r} now builds another model than the one in the "
-            "checkpoint; export with the version of the task that trained it"
+            f"the task {checkpoint.config.task!r} now builds a model that differs from the one in "
+            "the checkpoint; export with the version of the task that trained it"
         )
 
 

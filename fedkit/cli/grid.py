@@ -98,7 +98,7 @@ def _check_size(grid: Grid) -> None:
     cells = math.prod(map(len, grid.axes.values()))
     if cells > MOST_CELLS:
         raise ConfigError(
-            f"the axes make {cells:,} cells, and {MOST_CELLS:,} are most; give fewer values"
+            f"the axes make {cells:,} cells, and the limit is {MOST_CELLS:,}; give fewer values"
         )
 
 

@@ -54,7 +54,9 @@ def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
         if found.st_size > most:
-            raise OSError(errno.EFBIG, f"it holds {found.st_size:,} bytes, and {most:,} are most")
+            raise OSError(
+                errno.EFBIG, f"it holds {found.st_size:,} bytes, and the limit is {most:,}"
+            )
         return file.read(most + 1)
 
 

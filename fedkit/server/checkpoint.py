@@ -171,8 +171,8 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise CheckpointError(
-                    f"another process is at the run in {self.path}; wait for it, or give another "
-                    "--name"
+                    f"another process is using the run in {self.path}; wait for it, or give "
+                    "another --name"
                 ) from None
             except OSError:  # A file system without locks.
                 pass

@@ -91,8 +91,8 @@ def _numbers(name: str, given: object) -> NDArray[Any]:
         numbers = np.ascontiguousarray(array, np.int64 if whole else np.float32)
     if not whole and not np.isfinite(numbers).all():
         raise TaskError(
-            f"examples hold NaN or infinite {name}, or such as float32 cannot hold; clean the data "
-            "set first"
+            f"examples hold NaN or infinite {name}, or values that float32 cannot hold; clean the "
+            "data set first"
         )
     return numbers
 

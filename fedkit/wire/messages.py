@@ -177,7 +177,7 @@ def _stats_from(flat: NDArray[np.float32], layout: Layout) -> Weights:
     stats = _split(flat, layout.stats)
     for name, value in stats.items():
         if name.endswith(".running_var") and (value < 0).any():
-            raise WireError(f"{name} is negative, down to {value.min():.4g}; no variance is")
+            raise WireError(f"{name} is negative, down to {value.min():.4g}; a variance cannot be")
     return stats
 
 

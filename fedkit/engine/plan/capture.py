@@ -334,7 +334,7 @@ class _Capture:
             itself = self._model(_examples(self._weights, (2, *shape)))
         if not torch.allclose(traced, itself, equal_nan=True):
             raise PlanError(
-                f"{type(self._model).__name__} computes something else than its trace, as when a "
+                f"{type(self._model).__name__} does not compute what its trace does, as when a "
                 "value is changed in place that is read elsewhere too; write x = x + y for x += y"
             )
 

@@ -240,7 +240,7 @@ def test_a_crash_is_named(
     with pytest.raises(BenchError, match=r"crashed on \w+@board: SIGSEGV"):
         measure(model, server.board, examples)
     planted(monkeypatch, tmp_path, 'puts("hello");')
-    with pytest.raises(BenchError, match="said something else than the runner does"):
+    with pytest.raises(BenchError, match="printed something other than the runner does"):
         measure(model, server.board, examples)
     planted(monkeypatch, tmp_path, "no C at all")
     with pytest.raises(BenchError, match=r"board failed .*error"):

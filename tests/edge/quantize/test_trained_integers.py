@@ -236,7 +236,7 @@ def test_integers_of_another_state_are_refused(four_bits: TrainedRun) -> None:
     weights = {**four_bits.found.state.weights}
     weights["0.0.weight"] = weights["0.0.weight"][::-1]
     module = four_bits.reference.module(replace(four_bits.found.state, weights=weights))
-    with pytest.raises(ExportError, match=r"'0\.0' has other weights than the trained integers"):
+    with pytest.raises(ExportError, match=r"'0\.0' has weights that are not the trained integers"):
         whole_graph(module, inputs(), trained=four_bits.trained)
 
 

@@ -546,7 +546,7 @@ def test_a_sum_in_place_on_a_value_still_in_use_is_noticed() -> None:
         return net.end(x + y)
 
     model = Net(forward, start=conv(4, 4), middle=conv(4, 4), end=head(4))
-    with pytest.raises(PlanError, match="Net computes something else than its trace"):
+    with pytest.raises(PlanError, match="Net does not compute what its trace does"):
         capture(model, (4, 8, 8))
 
 
