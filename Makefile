@@ -90,7 +90,7 @@ wheels: $(STAMP) ## Build wheels for x86-64 and aarch64 Linux into dist/
 
 clean: ## Remove the virtual environment and all that was built
 	@test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || \
-	{ echo 'VENV=$(VENV) is no virtual environment; not removing it'; exit 1; }
+	{ echo 'VENV=$(VENV) is not a virtual environment; not removing it'; exit 1; }
 	rm -rf $(VENV) build dist fedkit.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f fedkit/engine/kernels/_kernels*
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -99,7 +99,7 @@ clean: ## Remove the virtual environment and all that was built
 # anew from nothing.
 $(STAMP): pyproject.toml constraints.txt $(wildcard fedkit/engine/kernels/*.[ch]) | tools
 	@test -e $(STAMP) || test ! -e $(VENV) || test -e $(VENV)/pyvenv.cfg || \
-	{ echo 'VENV=$(VENV) is no virtual environment; choose another folder'; exit 1; }
+	{ echo 'VENV=$(VENV) is not a virtual environment; choose another folder'; exit 1; }
 	@test -e $(STAMP) || '$(PYTHON)' -m venv --clear $(VENV)
 	@rm -f $(STAMP)
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'

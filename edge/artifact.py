@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import ExportError
-from fedkit.core.files import read_whole, write_whole
+from fedkit.core.files import read_whole, write_atomic
 
 _MANIFEST_VERSION = 2
 _MANIFEST = "manifest.json"
@@ -97,13 +97,13 @@ class Artifact:
         """Return one of the details.
 
         Raises:
-            ExportError: The manifest has none of that name and type.
+            ExportError: The manifest has no entry of that name and type.
         """
         value = self.details.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ExportError(
                 f"the manifest {manifest_path(self.path)} is damaged (its detail {name!r} is "
-                f"{value!r:.60}, no {kind.__name__}); export the model again"
+                f"{value!r:.60}, not of type {kind.__name__}); export the model again"
             )
         return value
 
@@ -152,8 +152,8 @@ def save(
     )
     manifest = _to_json(result)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
-    write_whole(manifest_path(path), manifest.encode())
+    write_atomic(path, content)
+    write_atomic(manifest_path(path), manifest.encode())
     return result
 
 
@@ -217,7 +217,7 @@ def _joined(files: Mapping[str, bytes]) -> bytes:
 def record(artifact: Artifact, measured: Mapping[str, Any]) -> Artifact:
     """Put into the manifest what was measured of an artifact; must be JSON."""
     result = replace(artifact, measured=dict(measured))
-    write_whole(manifest_path(artifact.path), _to_json(result).encode())
+    write_atomic(manifest_path(artifact.path), _to_json(result).encode())
     return result
 
 
@@ -236,7 +236,7 @@ def load(path: Path, changed: bool = False) -> Artifact:
 
     Args:
         path: The file or folder.
-        changed: Take it even if it is not, for who has changed it.
+        changed: Take it even if it is not, for users who changed it on purpose.
 
     Raises:
         ExportError: The file or manifest is missing or unreadable, or the file has changed.
@@ -274,8 +274,8 @@ def ports(artifact: Artifact) -> tuple[Port, Port]:
     both = (*artifact.inputs, *artifact.outputs)
     if len(artifact.inputs) != 1 or len(both) != 2 or {each.dtype for each in both} != {"int8"}:
         raise ExportError(
-            f"the manifest {manifest_path(artifact.path)} is damaged (it has not one int8 input "
-            "and one int8 output); export the model again"
+            f"the manifest {manifest_path(artifact.path)} is damaged (it does not have one int8 "
+            "input and one int8 output); export the model again"
         )
     return both[0], both[1]
 
@@ -292,7 +292,7 @@ def _check_content(artifact: Artifact, content: bytes, size: int, changed: bool)
         raise ExportError(
             f"{artifact.path} is not the file its manifest describes: it has {size} bytes and "
             f"sha256 {digest[:12]}, the manifest says {artifact.size} bytes and "
-            f"{artifact.sha256[:12]}; copy or export it again, or take it as it is by --changed"
+            f"{artifact.sha256[:12]}; copy or export it again, or take it as it is with --changed"
         )
 
 
@@ -346,14 +346,14 @@ def _from_json(path: Path, text: bytes) -> Artifact:
 
 def _of(kind: type[Kind], value: Any) -> Kind:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{value!r:.60} is no {kind.__name__}")
+        raise ValueError(f"{value!r:.60} is not of type {kind.__name__}")
     return value
 
 
 def _file_name(name: Any) -> str:
     """Return the name of a file in the folder; a path would lead out of it."""
     if not _FILE_NAME.fullmatch(_of(str, name)):
-        raise ValueError(f"{name!r:.60} is no plain name of a file")
+        raise ValueError(f"{name!r:.60} is not a plain file name")
     return str(name)
 
 

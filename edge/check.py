@@ -25,7 +25,7 @@ from edge.define.rounding import RUNTIMES
 from edge.export import Form, save_c99, save_fpga, save_onnx, save_tflite
 from edge.quantize import truth
 from edge.runners import open_runner, runtime_for
-from edge.targets.c99.program import Goal
+from edge.targets.c99.calls import Goal
 from edge.targets.c99.runner import CompiledRunner, name_of
 from edge.targets.fpga.runner import SimulatedRunner
 from edge.targets.interpreter import INTERPRETER
@@ -82,7 +82,7 @@ class Tally:
 
 
 @dataclass
-class Report:
+class CheckReport:
     """How an artifact compares with the interpreter.
 
     Attributes:
@@ -93,7 +93,7 @@ class Report:
         same_class: Examples whose largest logit is the same one.
         layers: Activation -> what was compared of it; empty unless layers were asked for.
         first: The first value that differs, of the earliest layer that was looked at.
-        truth: How far the integers are from the float model; None where the graph has none.
+        truth: How far the integers are from the float model; None for a graph without one.
     """
 
     runtime: str
@@ -117,7 +117,7 @@ def check(
     runtime: str = "",
     layers: bool = False,
     changed: bool = False,
-) -> Report:
+) -> CheckReport:
     """Compare an artifact with the interpreter, and the interpreter with the float model.
 
     Args:
@@ -181,8 +181,8 @@ def _compared(
     inputs: FloatArray,
     runtime: str,
     layers: bool,
-) -> Report:
-    report = Report(runtime, RUNTIMES[found.target][runtime])
+) -> CheckReport:
+    report = CheckReport(runtime, RUNTIMES[found.target][runtime])
     with tempfile.TemporaryDirectory() as folder:
         look = _layers(found, graph, runtime, inputs[:1], Path(folder)) if layers else None
         for start in range(0, len(inputs), _BATCH):
@@ -222,14 +222,14 @@ def _interpreted(graph: ir.Graph, integers: Int8Array, rounding: str) -> tuple[_
 
 
 def _compare_outputs(
-    report: Report, graph: ir.Graph, actual: Int8Array, expected: Int8Array
+    report: CheckReport, graph: ir.Graph, actual: Int8Array, expected: Int8Array
 ) -> None:
     report.outputs.add(actual, expected)
     report.same_class += int(np.sum(actual.argmax(-1) == expected.argmax(-1)))
     _note_first(report, graph, graph.outputs[0], actual, expected)
 
 
-def _compare_layers(report: Report, graph: ir.Graph, found: _Values, kept: _Kept) -> None:
+def _compare_layers(report: CheckReport, graph: ir.Graph, found: _Values, kept: _Kept) -> None:
     for name, actual in found:
         expected = kept[name]
         report.layers.setdefault(name, Tally()).add(actual.reshape(expected.shape), expected)
@@ -237,7 +237,7 @@ def _compare_layers(report: Report, graph: ir.Graph, found: _Values, kept: _Kept
 
 
 def _note_first(
-    report: Report, graph: ir.Graph, name: str, actual: Int8Array, expected: Int8Array
+    report: CheckReport, graph: ir.Graph, name: str, actual: Int8Array, expected: Int8Array
 ) -> None:
     differ = np.argwhere(actual != expected)
     if report.first is None and len(differ):

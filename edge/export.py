@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edge import artifact, graph_file, ir, memory, passes
+from edge import arena, artifact, graph_file, ir, passes
 from edge.define.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
 from edge.define.rounding import RUNTIMES
 from edge.passes.slim import slim
 from edge.quantize import truth
-from edge.quantize.quantize import Scaling, Trained, quantize
+from edge.quantize.quantize import Scaling, TrainedIntegers, quantize
 from edge.read.torch_module import lower, outputs
 from edge.targets.c99 import emitter as c99
-from edge.targets.c99.program import Goal
+from edge.targets.c99.calls import Goal
 from edge.targets.c_names import check_name, name_for
 from edge.targets.fpga import emitter as fpga
 from edge.targets.onnx.runner import OnnxRunner
@@ -317,7 +317,7 @@ def int8_graph(
     calibration: FloatArray,
     weight_bits: int = 8,
     scales: Scaling = "float",
-    trained: Trained | None = None,
+    trained: TrainedIntegers | None = None,
     accept_error: bool = False,
 ) -> ir.Graph:
     """Lower, optimise, quantise and slim a model; arguments and errors as for `export_tflite`.
@@ -354,9 +354,9 @@ def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> No
         gap, size = (float(np.abs(each).max(initial=0)) for each in (found - wanted, wanted))
     if gap > _LOWERED_TOLERANCE * size:
         raise ExportError(
-            f"the graph of {type(model).__name__} gives other outputs than the model itself, by "
-            f"{gap:.3g} where these reach {size:.3g}; a hook, a random number or Python code that "
-            f"looks at the data changes what it computes: take it out of the evaluation"
+            f"the graph of {type(model).__name__} gives outputs that differ from the model's own, "
+            f"by {gap:.3g} where these reach {size:.3g}; a hook, a random number or Python code "
+            "that looks at the data changes what it computes: take it out of the evaluation"
         )
 
 
@@ -429,7 +429,7 @@ def _save(
 def _details(graph: ir.Graph, target: str) -> dict[str, Any]:
     details = {
         "rounding": RUNTIMES.get(target, {}),
-        "activation_bytes": memory.activation_bytes(graph),
+        "activation_bytes": arena.activation_bytes(graph),
     }
     if graph.origin is not None:
         details["float_error"] = asdict(truth.of(graph.origin, graph.outputs[0]))

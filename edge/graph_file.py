@@ -1,6 +1,6 @@
 """A graph as one file: safetensors with the constants, and the graph as JSON in its header.
 
-The header names every tensor and op; who reads it needs neither torch nor our Python. A reader
+The header names every tensor and op; to read it takes neither torch nor our Python. A reader
 checks every field and every rule of `edge.ir.verify`, so that what is loaded can be trusted.
 An int8 graph brings the float graph that it was made from, whose constants are named `float/...`.
 """
@@ -21,7 +21,7 @@ from safetensors.numpy import save as to_safetensors
 
 from edge import ir
 from fedkit.core.errors import ExportError
-from fedkit.core.files import read_whole, write_whole
+from fedkit.core.files import read_whole, write_atomic
 
 VERSION = 2
 """Version of the file. 1 had no origin and is read too; a reader refuses others."""
@@ -114,7 +114,7 @@ def save_graph(graph: ir.Graph, path: Path) -> None:
     """
     ir.verify(graph)
     try:
-        write_whole(path, to_bytes(graph))
+        write_atomic(path, to_bytes(graph))
     except OSError as error:
         raise ExportError(f"the graph cannot be written to {path}: {error.strerror}") from error
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from edge import artifact, ir
 from edge.cost import op_cost
-from edge.targets.c99.program import Goal, Pointer, Struct, compile_graph
+from edge.targets.c99.calls import ConstantAddress, Goal, Struct, compile_graph
 from edge.targets.fpga import microcode
 from edge.targets.fpga.lanes import TABLE_WORDS, entry_count
 
 
 @dataclass(frozen=True)
-class Layer:
+class OpSummary:
     """One op of a graph.
 
     Attributes:
@@ -53,7 +53,7 @@ class Layer:
 
 def inspect(
     found: artifact.Artifact, graph: ir.Graph, errors: Mapping[str, float] | None = None
-) -> list[Layer]:
+) -> list[OpSummary]:
     """Describe the layers of an artifact.
 
     Args:
@@ -72,9 +72,9 @@ def inspect(
     return [_layer(graph, op, sizes[op.output], errors) for op in graph.ops]
 
 
-def _layer(graph: ir.Graph, op: ir.Op, size: int, errors: Mapping[str, float]) -> Layer:
+def _layer(graph: ir.Graph, op: ir.Op, size: int, errors: Mapping[str, float]) -> OpSummary:
     count = op_cost(graph, op)
-    return Layer(
+    return OpSummary(
         op.output,
         op.source,
         op.kind,
@@ -117,12 +117,12 @@ def _c_bytes(graph: ir.Graph, found: artifact.Artifact) -> Counter[str]:
     sizes: Counter[str] = Counter()
     owner = {op.source: op.output for op in reversed(graph.ops) if op.kind in ir.WEIGHTED}
     for call in compile_graph(graph, cast(Goal, found.detail("goal", str))).calls:
-        constants = (each for each in call.arguments if isinstance(each, Pointer))
+        constants = (each for each in call.arguments if isinstance(each, ConstantAddress))
         sizes[owner.get(call.source, "")] += sum(map(_bytes, constants))
     return sizes
 
 
-def _bytes(pointer: Pointer) -> int:
+def _bytes(pointer: ConstantAddress) -> int:
     return sum(_arrays(pointer.to)) if pointer.to is not None else 0
 
 
@@ -132,5 +132,5 @@ def _arrays(struct: Struct) -> Iterator[int]:
             yield value.nbytes
         elif isinstance(value, Struct):
             yield from _arrays(value)
-        elif isinstance(value, Pointer):
+        elif isinstance(value, ConstantAddress):
             yield _bytes(value)

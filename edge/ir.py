@@ -520,7 +520,7 @@ def _multipliers_fit(graph: Graph) -> Iterator[str]:
 
 
 def unused_name(name: str, taken: Container[str]) -> str:
-    """Return a name for what is derived from a tensor: others may have called one of theirs so."""
+    """Return a name for what is derived from a tensor: the model may already use the plain name."""
     while name in taken:
         name += "_"
     return name

@@ -18,7 +18,7 @@ from fedkit.core.errors import ExportError
 def open_runner(path: Path | str, runtime: str = "", changed: bool = False) -> Runner:
     """Load an artifact in a runtime, one thread.
 
-    Of C and Verilog that compiles and runs the code in the folder, whoever wrote it; "interpreter"
+    Of C and Verilog that compiles and runs the code in the folder, even a stranger's; "interpreter"
     computes the same integers from the graph beside an artifact, and runs nothing of it.
 
     >>> open_runner("model-int8-c99").predict(images)  # doctest: +SKIP

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkit.engine.base import LocalTraining
-from fedkit.engine.choose import sparse_twin
+from fedkit.engine.choose import sparse_equivalent
 from fedkit.engine.torch import TorchEngine
 from fedkit.sparse.masks import layer_masks
 from fedkit.tasks import digits
@@ -35,7 +35,7 @@ HOW = LocalTraining(epochs=15, batch_size=64, lr=0.1, momentum=0.9, weight_decay
 
 
 def main() -> float:
-    engine = sparse_twin(TorchEngine.for_task(TASK, "", seed=1), TASK)
+    engine = sparse_equivalent(TorchEngine.for_task(TASK, "", seed=1), TASK)
     dense = engine.initial_state()
     counts = {name: round(0.1 * mask.size) for name, mask in dense.masks.items()}
     masks = layer_masks(dense.weights, counts)

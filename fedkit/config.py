@@ -166,7 +166,7 @@ class RunConfig(BaseModel):
         1.0,
         ge=0,
         description="its noise on the sum of all devices' changes, in clipping norms; the sum is "
-        "divided by devices, whoever answers",
+        "divided by all devices, not only those that answer",
     )
     dp_delta: float = Field(1e-5, gt=0, lt=1, description="delta of the epsilon that is reported")
     min_share: float = Field(
@@ -190,7 +190,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _truth_is_no_number(cls, value: Any) -> Any:
         if isinstance(value, bool):
-            raise PydanticCustomError("truth", "true and false are values of no key")
+            raise PydanticCustomError("truth", "no key takes true or false")
         return value
 
     @field_validator("*")
@@ -270,7 +270,7 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
             its rule.
     """
     if wrong := [key for key in values if not isinstance(key, str)]:
-        raise ConfigError(f"key {short(wrong[0])} is no text; keys are names like density")
+        raise ConfigError(f"key {short(wrong[0])} is not text; keys are names like density")
     try:
         return RunConfig.model_validate(dict(values))
     except ValidationError as error:
@@ -300,4 +300,4 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"config file {path} is no valid TOML: {error}") from error
+        raise ConfigError(f"config file {path} is not valid TOML: {error}") from error

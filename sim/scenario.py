@@ -1,4 +1,4 @@
-"""Who holds which data: a run's configuration made into simulated devices."""
+"""Which device holds which data: a run's configuration made into simulated devices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 
 from fedkit.config import RunConfig
 from fedkit.core.errors import DataError
-from fedkit.methods.registry import settle
+from fedkit.methods.registry import resolve
 from fedkit.server.scenario import Scenario, Split, first, mark, server_share, test_examples
 from fedkit.tasks import load_task
 from sim.partition import Partition, split
@@ -22,7 +22,7 @@ def make_scenario(config: RunConfig) -> Scenario:
         TaskError: There is no such task.
         DataError: The data is missing or cannot be split as asked.
     """
-    config, task = settle(config), load_task(config.task)
+    config, task = resolve(config), load_task(config.task)
     train, test = task.examples("train"), test_examples(task, config)
     if len(train) == 0 or len(test) == 0:
         raise DataError(

@@ -19,7 +19,7 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 
-# Time never fails a test: a busy machine is no fault of the code's.
+# Time never fails a test: a busy machine is not the code's fault.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 

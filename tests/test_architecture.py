@@ -28,7 +28,7 @@ ROOMS = (
     "edge.graph_file",
     "edge.artifact",
     "edge.cost",
-    "edge.memory",
+    "edge.arena",
     "edge.define",
     "edge.read",
     "edge.passes",
@@ -107,7 +107,7 @@ def imported(module: str, path: Path, known: set[str]) -> Iterator[str]:
 
 
 def names(node: ast.AST, package: str, known: set[str]) -> Iterator[str]:
-    """Yield what one statement imports; nothing if it is no import."""
+    """Yield what one statement imports; nothing if it is not an import."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -166,7 +166,7 @@ def a_target_sees_its_neighbours(module: str, other: str) -> bool:
 def an_emitter_sees_more_than_the_graph(module: str, other: str) -> bool:
     emitter = inside(module, "edge.targets") and module.endswith(".emitter")
     # It ships our own kernels and nothing of a runtime that would lay out memory.
-    allowed = ["edge.ir", "edge.artifact", "edge.memory", "edge.targets", CORE]
+    allowed = ["edge.ir", "edge.artifact", "edge.arena", "edge.targets", CORE]
     return emitter and ours(other) and not inside(other, *allowed)
 
 
@@ -343,7 +343,7 @@ ALLOWED = {
     "fedkit/flower/wire.py": "from flwr.app import Array",
     "sim/simulation.py": "from sim.partition import split\nfrom flwr.app import Context",
     "edge/read/torch_module.py": "import torch",
-    "edge/targets/c99/emitter.py": "from edge.targets.c99 import pack\nimport edge.memory",
+    "edge/targets/c99/emitter.py": "from edge.targets.c99 import pack\nimport edge.arena",
     "edge/targets/tflite/emitter.py": "from edge import artifact\nfrom fedkit.core import errors",
     "edge/targets/onnx/emitter.py": "from edge.targets.common import Step",
     "edge/artifact.py": "import numpy",

@@ -344,7 +344,7 @@ def test_make_does_not_touch_a_folder_that_is_no_environment(tmp_path: Path) -> 
             ["make", target, f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True
         )
         assert done.returncode != 0
-        assert "is no virtual environment" in done.stdout
+        assert "is not a virtual environment" in done.stdout
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 

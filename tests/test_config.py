@@ -61,7 +61,7 @@ def test_any_flags_make_a_config_or_one_clear_message(values: dict[str, str]) ->
 
 
 BAD: list[tuple[str, Any, str]] = [
-    ("devices", True, "devices is True: true and false are values of no key"),
+    ("devices", True, "devices is True: no key takes true or false"),
     ("devices", 2.5, "devices is 2.5: input should be a valid integer"),
     ("devices", "four", "devices is 'four'"),
     ("devices", 10**13, "a number other than 0 must be in 1e-12 .. 1000000000000"),
@@ -105,7 +105,7 @@ def test_the_largest_seed_draws_weights_and_partitions() -> None:
         (b"\xff\xfe", "no valid TOML"),
         (b"a = ", "no valid TOML"),
         (b"a = " + b"[" * 20_000, "no valid TOML"),
-        (b"# " + b"x" * (1 << 20), "1,048,576 are most"),
+        (b"# " + b"x" * (1 << 20), "the limit is 1,048,576"),
     ],
 )
 def test_a_file_of_keys_that_is_none_is_refused(
@@ -120,11 +120,11 @@ def test_a_file_of_keys_that_is_none_is_refused(
 GRIDS: dict[str, tuple[dict[str, Any], str]] = {
     "no axes": ({"name": "own", "axes": {}}, "axes is {}"),
     "an empty axis": ({"name": "own", "axes": {"seed": []}}, "axes.seed is []"),
-    "an axis that is no list": ({"name": "own", "axes": {"seed": 1}}, "axes.seed is 1"),
-    "a name that is none": ({"name": "../own", "axes": {"seed": [1]}}, "name is '../own'"),
+    "an axis that is not a list": ({"name": "own", "axes": {"seed": 1}}, "axes.seed is 1"),
+    "a name that is not valid": ({"name": "../own", "axes": {"seed": [1]}}, "name is '../own'"),
     "no name": ({"axes": {"seed": [1]}}, "name is missing"),
     "axes that are none": ({"name": "own", "axes": 3}, "axes is 3"),
-    "a run that is none": ({"name": "own", "run": [], "axes": {"seed": [1]}}, "run is []"),
+    "a run that is not a table": ({"name": "own", "run": [], "axes": {"seed": [1]}}, "run is []"),
     "a table as a value": ({"name": "own", "axes": {"seed": [{"a": 1}]}}, "seed is {'a': 1}"),
     "an unknown axis": ({"name": "own", "axes": {"sede": [1]}}, "unknown key 'sede'"),
     "an unknown key": ({"name": "own", "axis": {}, "axes": {"seed": [1]}}, "unknown key 'axis'"),

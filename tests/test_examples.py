@@ -70,12 +70,12 @@ def test_own_cnn_trains_sparse_and_tells_its_memory(capsys: pytest.CaptureFixtur
     assert second.startswith("memory of a training step: ") and "activations" in second
 
 
-def test_own_rival_is_run_beside_random_and_fedtiny(
+def test_own_baseline_is_run_beside_random_and_fedtiny(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """examples/own_rival.py, whose method is found by its path from the folder of the checkout."""
+    """examples/own_baseline.py; its method is found by its path from the checkout."""
     monkeypatch.chdir(ROOT)
-    path = ROOT / "examples" / "own_rival.py"
+    path = ROOT / "examples" / "own_baseline.py"
     assert len(path.read_text().splitlines()) < 50
     example = runpy.run_path(str(path))
     scores = example["score"](np.array([[3.0, -1.0], [0.0, 2.0]], np.float32))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge.artifact import Artifact
 from edge.bench.build import Image, build, compiler_version
-from edge.bench.result import Examples, Layer, Quantity, Result
+from edge.bench.result import LayerCost, Quantity, ReferenceVectors, Result
 from edge.bench.targets import Target
 from fedkit.core.errors import BenchError
 
@@ -35,7 +35,7 @@ _Blocks = Counter[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Run:
+class EmulatedRun:
     """One inference.
 
     Attributes:
@@ -52,7 +52,7 @@ class Run:
 
 
 def emulate(
-    model: Artifact, target: Target, examples: Examples, flags: Sequence[str] = ()
+    model: Artifact, target: Target, examples: ReferenceVectors, flags: Sequence[str] = ()
 ) -> Result:
     """Compile a model for a target, check what it computes, and count what one inference takes.
 
@@ -91,7 +91,7 @@ def emulate(
         len(runs),
         _total(image, runs),
         tuple(
-            Layer(function, source, {"instructions": Quantity(count, "instructions")})
+            LayerCost(function, source, {"instructions": Quantity(count, "instructions")})
             for (function, source), count in zip(calls, runs[0].calls, strict=True)
         ),
         _environment(image, target),
@@ -106,7 +106,7 @@ def _check_model(model: Artifact) -> None:
         )
 
 
-def _total(image: Image, runs: Sequence[Run]) -> dict[str, Quantity]:
+def _total(image: Image, runs: Sequence[EmulatedRun]) -> dict[str, Quantity]:
     return {
         "instructions": Quantity(sum(runs[0].calls) + runs[0].own, "instructions"),
         "flash_bytes": Quantity(image.flash_bytes, "bytes"),
@@ -143,7 +143,7 @@ class Machine:
         for address, content in image.segments.items():
             self._core.mem_write(address, content)
 
-    def infer(self, example: NDArray[np.int8]) -> Run:
+    def infer(self, example: NDArray[np.int8]) -> EmulatedRun:
         """Run one inference.
 
         Raises:
@@ -153,7 +153,7 @@ class Machine:
         self._core.mem_write(_STACK, bytes([_PAINT]) * _STACK_BYTES)
         own, calls = self._counted()
         output = np.frombuffer(self._read("bench_out"), np.int8)
-        return Run(
+        return EmulatedRun(
             output,
             tuple(self._instructions(blocks) for blocks in calls),
             self._instructions(own),

@@ -1,8 +1,8 @@
 """What an artifact costs on a target: named quantities with units, in all and per layer.
 
-Every way to measure, an emulator or a board, takes an artifact and `Examples` and gives a `Result`.
-It compares what the target computes with what is expected first: of a wrong result there is no
-figure.
+Every way to measure, an emulator or a board, takes an artifact and `ReferenceVectors` and gives a
+`Result`. It first compares what the target computes with what is expected: a wrong result has no
+figures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerCost:
     """What one call of a kernel costs.
 
     Attributes:
@@ -62,7 +62,7 @@ class Result:
     how: How
     examples: int
     quantities: Mapping[str, Quantity]
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[LayerCost, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
@@ -84,7 +84,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Examples:
+class ReferenceVectors:
     """What a model is given, and what it must give.
 
     Attributes:

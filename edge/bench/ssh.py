@@ -1,8 +1,8 @@
 """Measure a C model on a board that ssh reaches: latency, memory, temperature.
 
 The model and a small runner go to a folder of their own there, are compiled by the board's `cc` or,
-if it has none, here by zig, and run for a limited time. What the model gives is compared before any
-figure is taken from what comes back; the folder is removed whatever happens.
+if it has no compiler, here by zig, and run for a limited time. What the model gives is compared
+before any figure is taken from what comes back; the folder is removed whatever happens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 from edge.artifact import Artifact
 from edge.bench.build import compile_c
-from edge.bench.result import Examples, Quantity, Result
+from edge.bench.result import Quantity, ReferenceVectors, Result
 from edge.targets.c99.runner import name_of
 from edge.targets.c_names import generic_names
 from fedkit.core.errors import BenchError
@@ -102,7 +102,7 @@ class Board:
 def measure(
     model: Artifact,
     board: Board,
-    examples: Examples,
+    examples: ReferenceVectors,
     repeats: int = 200,
     limit: int = 60,
     where: Where = "",
@@ -176,7 +176,7 @@ def _install(
     board: Board,
     folder: str,
     about: Mapping[str, str],
-    examples: Examples,
+    examples: ReferenceVectors,
     there: bool,
 ) -> str:
     """Put the runner into the folder; return the flags that it was compiled with."""
@@ -243,8 +243,8 @@ def _run(board: Board, folder: str, repeats: int, limit: int, energy: str) -> di
         told: dict[str, Any] = json.loads(ended.stdout)
     except ValueError as error:
         raise BenchError(
-            f"{board.host} said something else than the runner does: {ended.stdout[:100]!r}; see "
-            "that its shell prints nothing when it starts"
+            f"{board.host} printed something other than the runner does: {ended.stdout[:100]!r}; "
+            "see that its shell prints nothing when it starts"
         ) from error
     return told
 

@@ -20,7 +20,7 @@ class Target:
         family: Cortex-M runs from flash, without an operating system.
         compiler: What clang calls it; sets the instructions that it may use.
         emulator: unicorn's name for the processor that executes them.
-        goal: Which form of C it is given; see `edge.targets.c99.program.Goal`.
+        goal: Which form of C it is given; see `edge.targets.c99.calls.Goal`.
         level: Of optimisation.
         modelled: What of the processor the figures know of.
     """
@@ -68,7 +68,7 @@ def find_target(name: str) -> Target:
     """Return a target.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: Nothing has that name.
     """
     if name not in TARGETS:
         raise ConfigError(f"unknown target {name!r}; allowed: {', '.join(TARGETS)}")

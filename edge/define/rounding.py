@@ -13,7 +13,7 @@ integer by integer:
 
 How they round was read in their sources where these are public, and found by comparing every kind
 of op with the runtimes, integer by integer, at any scale (tests/edge/test_policies.py). LiteRT
-without XNNPACK is no policy: where its kernels take blocks of channels at once (depthwise
+without XNNPACK is not a policy: where its kernels take blocks of channels at once (depthwise
 convolutions, means) they round halves up, elsewhere away from zero, so `gemmlowp` is a step away
 for some values of these two.
 """
@@ -80,7 +80,7 @@ def policy(name: str) -> Policy:
     """Return a policy by its name.
 
     Raises:
-        ExportError: There is none of that name.
+        ExportError: Nothing has that name.
     """
     if name not in POLICIES:
         raise ExportError(f"rounding policy {name!r} is unknown; choose one of {sorted(POLICIES)}")
@@ -212,7 +212,7 @@ def _steps_to_six(out: ir.Tensor) -> np.float32:
 
 
 def _rescale_xnnpack(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
-    if kind in ("relu", "relu6"):  # XNNPACK has none for integers: LiteRT keeps TFLite's own
+    if kind in ("relu", "relu6"):  # XNNPACK has no integer kernels for these; TFLite's stay
         return _rescale_gemmlowp(sums, scale, out, kind)
     return _rescale_half_even(sums, scale, out, kind)
 

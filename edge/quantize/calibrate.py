@@ -24,7 +24,7 @@ _FEWEST_EXAMPLES = 8
 _DEVIATIONS = 4  # of a sum of independent inputs: what few sums exceed
 
 EMPTY = 1e-20
-"""A span below this is none: its scale would come near the denormals."""
+"""A span below this counts as zero: its scale would come near the denormals."""
 
 CONSTANT = 1e-6
 """Of the largest value: varying by less is what float32 makes of a constant."""

@@ -7,7 +7,7 @@ Biases: int32 with scale = input scale * weight scale; they make up for the mean
 the weights, and all before them, changes. Fewer bits than 8 are chosen by what the layer computes,
 too; see `edge.quantize.fit`.
 Scales may be confined to powers of two. Then what sums are multiplied by are powers of two as well,
-which is a shift; only a mean over an area that is none keeps a multiplier.
+which is a shift; only a mean over an area that is not a power of two keeps a multiplier.
 Concats: all that they join, also through ops that keep their scale, has the range of all together,
 so that a concat only copies.
 
@@ -49,7 +49,7 @@ _Grid = Callable[[_Floats], _Floats]
 """Takes scales to such as are allowed: the nearest, or the next larger."""
 
 _LARGEST_MULTIPLIER = 128.0
-_ROUNDS = 8  # in which the scales of what concats join settle; each needs one or two
+_ROUNDS = 8  # in which the scales of what concats join converge; each needs one or two
 _LARGEST_OF_SUMS = 1 - 2.0**-20  # by which kernels multiply sums of products: below 1
 _SMALLEST_MULTIPLIER = 2.0**-30
 _BIAS_LIMIT = 2.0**30
@@ -62,7 +62,7 @@ _SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedIntegers:
     """Integers that a model was trained with; its weights are such, times a step per channel.
 
     Attributes:
@@ -81,7 +81,7 @@ def quantize(
     percentile: float = 100.0,
     weight_bits: int = 8,
     scales: Scaling = "float",
-    trained: Trained | None = None,
+    trained: TrainedIntegers | None = None,
 ) -> ir.Graph:
     """Quantise a float graph to int8.
 
@@ -117,16 +117,22 @@ def quantize(
         )
     seen = ranges(graph, calibration, percentile)
     most = 2 ** (weight_bits - 1) - 1
-    result = _settled(
+    result = _converged(
         _Quantizer(
-            graph, calibration, seen, most, _GRIDS[scales], trained or Trained(), joined(graph)
+            graph,
+            calibration,
+            seen,
+            most,
+            _GRIDS[scales],
+            trained or TrainedIntegers(),
+            joined(graph),
         )
     )
     ir.verify(result)
     return result
 
 
-def _settled(quantizer: _Quantizer) -> ir.Graph:
+def _converged(quantizer: _Quantizer) -> ir.Graph:
     """Quantise, again as long as something that concats join raised the scale of all of it."""
     before: dict[str, float] = {}
     for _ in range(_ROUNDS):
@@ -152,7 +158,7 @@ class _Quantizer:
         most: The largest code of a weight.
         joined: What concats join, which has one range and scale.
         least: Activation -> what its scale must be at least, as far as known.
-        twins: The model and what is made of it, up to the op at hand, on the examples.
+        side_by_side: The model and what is made of it, up to the op at hand, on the examples.
     """
 
     graph: ir.Graph
@@ -160,23 +166,23 @@ class _Quantizer:
     ranges: dict[str, Range]
     most: int
     grid: _Grid
-    trained: Trained
+    trained: TrainedIntegers
     joined: Joined
     least: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
-    twins: SideBySide = field(init=False)
+    side_by_side: SideBySide = field(init=False)
 
     def run(self) -> ir.Graph:
         self.tensors, self.ops = {}, []
-        self.twins = SideBySide(self.graph, self.examples)
+        self.side_by_side = SideBySide(self.graph, self.examples)
         for name in self.graph.inputs:
             self._activation(name, self._affine(name, 0.0, _FALLBACK_SCALE))
-            self.twins.enter(self.tensors[name])
+            self.side_by_side.enter(self.tensors[name])
         for op in self.graph.ops:
-            self.twins.run_real(op)
+            self.side_by_side.run_real(op)
             self._op(op)
-            self.twins.run_rounded(self.ops[-1], self.tensors)
+            self.side_by_side.run_rounded(self.ops[-1], self.tensors)
         return replace(self.graph, tensors=self.tensors, ops=tuple(self.ops))
 
     def _op(self, op: ir.Op) -> None:
@@ -257,7 +263,7 @@ class _Quantizer:
         """
         if _weight_name(op) in self.trained.weights or self.grid is not _float32:
             return float(steps.max())
-        values = self.twins.real[op.output]
+        values = self.side_by_side.real[op.output]
         variance = values.reshape(-1, values.shape[-1]).var(axis=0, dtype=np.float64)
         if math.sqrt(variance.max()) <= CONSTANT * float(np.abs(values).max()):
             return float(steps.max())  # nothing tells what a channel is worth
@@ -279,7 +285,9 @@ class _Quantizer:
             bias: Of the float model.
             scale: Of each output channel.
         """
-        real, rounded = (each[op.inputs[0]] for each in (self.twins.real, self.twins.rounded))
+        real, rounded = (
+            each[op.inputs[0]] for each in (self.side_by_side.real, self.side_by_side.rounded)
+        )
         target = fit.by_group(op, made)
         steps = scale.reshape(target.shape[:2])
         integers = _rounded(target, steps[..., None], self.most)
@@ -387,8 +395,8 @@ def _trained_scale(op: ir.Op, rows: _Floats, codes: NDArray[np.int8]) -> _Floats
         if (kept.all(axis=1) | (step == 0)).all():
             return step
     raise ExportError(
-        f"layer {op.source!r} has other weights than the trained integers times a step per channel;"
-        " load the model with the state that belongs to the integers"
+        f"layer {op.source!r} has weights that are not the trained integers times a step per "
+        "channel; load the model with the state that belongs to the integers"
     )
 
 

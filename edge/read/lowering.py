@@ -1,8 +1,8 @@
-"""What every door into the graph shares: ops under construction, their rules, and complaints.
+"""What every reader shares: ops under construction, their rules, and diagnostics.
 
-A door (`edge.read.torch_module` for torch, `edge.read.onnx_file` for ONNX files) reads its own kind
-of node and calls the method below that makes the op. Constants come in the layouts that torch and
-ONNX have in common: NCHW, convolution weights [out, in per group, kernel height, kernel width].
+A reader (`edge.read.torch_module` for torch, `edge.read.onnx_file` for ONNX files) reads its own
+kind of node and calls the method below that makes the op. Constants come in the layouts that torch
+and ONNX have in common: NCHW, convolution weights [out, in per group, kernel height, kernel width].
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SERIES = (
     "a series [n, channels, length] can be given as [n, channels, 1, length], with Conv2d and "
     "kernels of (1, k) in place of Conv1d"
 )
-"""The way out for inputs that are no images."""
+"""What to do with inputs that are not images."""
 
 LOGITS: Mapping[str, str] = {
     "Softmax": "argmax is the same",
@@ -112,11 +112,11 @@ def reaching(x: ir.Tensor, out: ir.Shape, window: ir.Window, before: Sequence[in
 
 @dataclass
 class Lowering(ABC, Generic[Node]):
-    """What has been lowered so far; a door says what it calls its nodes."""
+    """What has been lowered so far; a reader says what it calls its nodes."""
 
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
-    complaints: list[tuple[str, str]] = field(default_factory=list)
+    diagnostics: list[tuple[str, str]] = field(default_factory=list)
     """Where, and why it cannot be lowered."""
 
     @abstractmethod
@@ -163,17 +163,17 @@ class Lowering(ABC, Generic[Node]):
         self.ops.append(ir.Op(kind, names, (out.name,), window, source=self.source_of(node)))
         return out
 
-    def raise_complaints(self) -> None:
-        """Refuse the model, with all complaints, if there are any; equal reasons are one line.
+    def raise_diagnostics(self) -> None:
+        """Refuse the model, with all diagnostics, if there are any; equal reasons are one line.
 
         Raises:
             ExportError: There are.
         """
-        if not self.complaints:
+        if not self.diagnostics:
             return
         places: dict[str, list[str]] = {}
         first: dict[str, str] = {}
-        for where, reason in self.complaints:
+        for where, reason in self.diagnostics:
             kind = _SHAPE.sub("", reason)  # the same of another shape is the same reason
             places.setdefault(kind, []).append(where)
             first.setdefault(kind, reason)
@@ -182,7 +182,7 @@ class Lowering(ABC, Generic[Node]):
             lines[_MOST_REASONS - 1 :] = [f"and {len(lines) - _MOST_REASONS + 1} other reasons"]
         listed = "\n  ".join(lines)
         raise ExportError(
-            f"{len(self.complaints)} op(s) of the model cannot be exported:\n  {listed}\n"
+            f"{len(self.diagnostics)} op(s) of the model cannot be exported:\n  {listed}\n"
             f"replace them by supported layers: conv2d, linear, batch norm, relu, relu6, add, "
             f"concat of channels, average and max pooling, mean over height and width, zero "
             f"padding, flatten"
@@ -192,7 +192,7 @@ class Lowering(ABC, Generic[Node]):
         """Return the graph, verified.
 
         Raises:
-            ExportError: The output is none that an artifact can have, or a rule is broken.
+            ExportError: No artifact can have such an output, or a rule is broken.
         """
         name = _output(output).name
         if not self.ops:
@@ -247,7 +247,7 @@ class Lowering(ABC, Generic[Node]):
         return self.affine(node, x, scale, shift)
 
     def clamp(self, node: Node, x: ir.Tensor, low: float | None, high: float | None) -> ir.Tensor:
-        """Add the ReLU or ReLU6 that a clamp is; None is no bound."""
+        """Add the ReLU or ReLU6 that a clamp is; None means no bound."""
         possible = low == 0 and high in (None, 6)
         require(possible, f"a clamp to [{low}, {high}]; relu and relu6 can be")
         return self.op("relu6" if high else "relu", node, [x])

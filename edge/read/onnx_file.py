@@ -1,4 +1,4 @@
-"""Turn a float ONNX file into a float graph: the door for models that did not come from torch.
+"""Turn a float ONNX file into a float graph: the reader for models that do not come from torch.
 
 Each ONNX op has one short handler below; a shape is what ONNX's own inference says of that node.
 What is computed from constants alone (and from shapes, which are constants here) is evaluated by
@@ -171,9 +171,9 @@ def lower(source: Path | str | bytes) -> ir.Graph:
     name = _bind(model, lowering)
     for node in model.graph.node:
         _lower_node(lowering, node)
-    lowering.raise_complaints()
-    lowering.complaints.extend(_mixing(model, lowering))
-    lowering.raise_complaints()
+    lowering.raise_diagnostics()
+    lowering.diagnostics.extend(_mixing(model, lowering))
+    lowering.raise_diagnostics()
     return lowering.graph((name,), lowering.values[model.graph.output[0].name])
 
 
@@ -202,10 +202,12 @@ def _read(source: Path | str | bytes) -> onnx.ModelProto:
         name = str(source)
         with _refusing(f"{name} cannot be read", "give the path of an .onnx file"):
             content = read_whole(Path(source))
-    with _refusing(f"{name} is no ONNX file, or damaged", "export it again"):
+    with _refusing(f"{name} is not an ONNX file, or is damaged", "export it again"):
         model = onnx.load_from_string(content)
     if not (model.ir_version and model.HasField("graph") and _is_text(model.graph)):
-        raise ExportError(f"{name} is no ONNX file, or damaged: it holds no model; export it again")
+        raise ExportError(
+            f"{name} is not an ONNX file, or is damaged: it holds no model; export it again"
+        )
     _load_external_data(model, None if isinstance(source, bytes) else Path(source).parent)
     return model
 
@@ -395,7 +397,7 @@ def _lower_node(lowering: _Lowering, proto: onnx.NodeProto) -> None:
             _require_known(lowering, proto)
             lowering.unknown.update(filter(None, proto.output))
     except Unsupported as error:
-        lowering.complaints.append((f"node {_source(proto)!r}", str(error)))
+        lowering.diagnostics.append((f"node {_source(proto)!r}", str(error)))
         _assume_outputs(lowering, proto)
 
 
@@ -709,6 +711,6 @@ def _identity(lowering: _Lowering, node: _Node) -> ir.Tensor:
 def _shape(lowering: _Lowering, node: _Node) -> ir.Array:
     """Return the shape as a constant, which it is for one example."""
     shape = _dims(lowering.types[node.proto.input[0]])
-    require(shape is not None, "the shape of what has none before the model runs")
+    require(shape is not None, "the shape of a value that has no shape before the model runs")
     ends = slice(node.attribute("start", 0), node.attribute("end", None))
     return np.array((shape or ())[ends], np.int64)

@@ -98,17 +98,17 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
     for node in program.graph.nodes:
         if node.op == "call_function":
             _lower_node(lowering, node)
-    lowering.raise_complaints()
+    lowering.raise_diagnostics()
     return lowering.graph(_inputs(program), _output(program, lowering))
 
 
 def _export(model: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
-    twin = _twin(model)
+    copied = _inference_copy(model)
     before = _random_state()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the twin, which nobody sees
-            program = torch.export.export(twin, (torch.zeros(1, *input_shape),))
+            warnings.simplefilter("ignore")  # about the copy, which nobody sees
+            program = torch.export.export(copied, (torch.zeros(1, *input_shape),))
     except Exception as error:  # torch.export documents no narrower class
         raise ExportError(_untraceable(model, input_shape, error)) from error
     if _random_state() != before:
@@ -122,9 +122,9 @@ _RANDOM = (
 )
 
 
-def _twin(model: nn.Module) -> nn.Module:
+def _inference_copy(model: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode and float32."""
-    # What hooks computed from parameters, as pruning does, is no leaf, and cannot be copied.
+    # What hooks computed from parameters, as pruning does, is not a leaf, and cannot be copied.
     computed = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -132,13 +132,13 @@ def _twin(model: nn.Module) -> nn.Module:
         if isinstance(value, torch.Tensor) and not value.is_leaf
     }
     try:
-        twin = copy.deepcopy(model, dict(computed))
+        copied = copy.deepcopy(model, dict(computed))
     except Exception as error:  # a module may hold anything
         raise ExportError(
             f"{type(model).__name__} cannot be copied: {_first_line(error)}; build it anew and "
             f"load its state"
         ) from error
-    return twin.to("cpu", torch.float32).eval()
+    return copied.to("cpu", torch.float32).eval()
 
 
 def _random_state() -> tuple[Any, ...]:
@@ -186,10 +186,10 @@ def outputs(model: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float32
         model: As for `lower`; it is not changed.
         inputs: float32 [n, ...], as torch takes them.
     """
-    twin = _twin(model)
+    copied = _inference_copy(model)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the twin
-        each = [tree_leaves(twin(torch.from_numpy(x[None]))) for x in inputs]  # as on a device
+        warnings.simplefilter("ignore")  # about the copy
+        each = [tree_leaves(copied(torch.from_numpy(x[None]))) for x in inputs]  # as on a device
     return np.concatenate([np.asarray(output.numpy(), np.float32) for (output,) in each])
 
 
@@ -224,7 +224,7 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
     arguments = _arguments(lowering, node)
     is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     if is_random and not _is_off(arguments):
-        _complain(lowering, node, f"it {_RANDOM}")
+        _diagnose(lowering, node, f"it {_RANDOM}")
         return
     if _is_constant(arguments) and callable(node.target):
         kwargs = {key: arguments[key] for key in node.kwargs}
@@ -241,11 +241,11 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
         if is_consequence and not lowering.unknown.isdisjoint(node.all_input_nodes):
             _let_pass(lowering, node)
         else:
-            _complain(lowering, node, str(error))
+            _diagnose(lowering, node, str(error))
 
 
-def _complain(lowering: _Lowering, node: fx.Node, reason: str) -> None:
-    lowering.complaints.append((f"module {_module_of(node)!r}", reason))
+def _diagnose(lowering: _Lowering, node: fx.Node, reason: str) -> None:
+    lowering.diagnostics.append((f"module {_module_of(node)!r}", reason))
     _let_pass(lowering, node)
 
 

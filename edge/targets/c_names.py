@@ -32,7 +32,7 @@ def check_name(name: str) -> None:
     """Check that a model's name can begin identifiers of C and C++.
 
     Raises:
-        ExportError: It is none of letters, digits and `_`, a letter first, at most 48 of them; or
+        ExportError: It is not 1 to 48 letters, digits and `_`, a letter first; or
             it is a keyword, or has a `__`, which C++ keeps for itself.
     """
     if reason := _obstacle(name):
@@ -50,7 +50,7 @@ def name_for(folder: Path) -> str:
 
 def _obstacle(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        return "that is no identifier"
+        return "that is not an identifier"
     if len(name) > _LONGEST_NAME:
         return f"that has {len(name)} characters, and {_LONGEST_NAME} is the most"
     if name.lower() in _TAKEN or "__" in name:

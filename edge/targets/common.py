@@ -15,7 +15,7 @@ def check_compilable(graph: ir.Graph, target: str) -> None:
 
     Args:
         graph: The graph.
-        target: Who asks, for the message.
+        target: The target that asks, for the message.
 
     Raises:
         ExportError: It is not so.

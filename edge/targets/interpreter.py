@@ -75,7 +75,7 @@ def graph_of(found: artifact.Artifact) -> ir.Graph:
     wanted = found.provenance.get("graph_sha256", graph.sha256)
     if graph.sha256 != wanted:
         raise ExportError(
-            f"{found.path} was made from another graph than {path}: the manifest says sha256 "
+            f"{found.path} was not made from the graph {path}: the manifest says sha256 "
             f"{str(wanted)[:12]}, the file has {graph.sha256[:12]}; export it again"
         )
     return graph_file.load_graph(path)

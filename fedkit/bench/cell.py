@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from fedkit.bench.measured import MeasuredFleet
 from fedkit.bench.replay import device_memory
 from fedkit.config import RunConfig
-from fedkit.engine.cost import CountingEngine, positions
+from fedkit.engine.flops import CountingEngine, positions
 from fedkit.server.rounds import dense_start, run_rounds
 from fedkit.server.scenario import Scenario, server_scenario
 from fedkit.sparse.state import ModelState

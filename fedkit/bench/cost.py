@@ -8,7 +8,7 @@ are equal, so one of them is done and counted as often as it occurs.
 
 Memory is measured: a process of its own answers the same messages for real, with the sparse engine,
 in batches of 64 images of 3x32x32. `memory_measured_bytes` is its peak beyond a bare interpreter.
-`memory_model_bytes` is the usual model, weights, indices and scores, see `fedkit.engine.cost`.
+`memory_model_bytes` is the usual model, weights, indices and scores, see `fedkit.engine.flops`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.bench.measured import Cost, MeasuredFleet
+from fedkit.bench.measured import DeviceCost, MeasuredFleet
 from fedkit.bench.process import idle_memory
 from fedkit.bench.replay import Recorded, device_memory
 from fedkit.config import RunConfig, make_config
 from fedkit.device.round import Device
 from fedkit.engine.base import Engine, GradientSums, LocalTraining, NormLevels
-from fedkit.engine.choose import sparse_twin
-from fedkit.engine.cost import CountingEngine, Geometry, memory_model, positions, unpruned_values
+from fedkit.engine.choose import sparse_equivalent
+from fedkit.engine.flops import CountingEngine, WeightUses, memory_model, positions, unpruned_values
 from fedkit.engine.torch import TorchEngine
 from fedkit.methods.interface import Opening, Request, changed_model
-from fedkit.methods.registry import load_method, settle
+from fedkit.methods.registry import load_method, resolve
 from fedkit.methods.schedule import adjusts_in
 from fedkit.server.rounds import Server, train_round
 from fedkit.sparse.state import Masks, ModelState, Weights
@@ -42,7 +42,7 @@ from fedkit.tasks.task import Examples, Task
 
 METHODS = ("fedtiny", "fedtiny-uniform", "feddst", "ssfl", "snip", "prunefl", "dense")
 QUICK_METHODS = ("fedtiny", "prunefl", "dense")
-RIVALS = ("dense", "prunefl")
+BASELINES = ("dense", "prunefl")
 """Rows that the others are compared with."""
 
 COMPARED = ("train_flops", "memory_model_bytes", "memory_measured_bytes", "bytes_total")
@@ -68,7 +68,7 @@ def bench_cost(quick: bool) -> dict[str, Any]:
     task = _random_task()
     reference = TorchEngine.for_task(task, "", _SEED)
     geometry = positions(reference.module(reference.initial_state()), _SHAPE)
-    engine = sparse_twin(reference, task)
+    engine = sparse_equivalent(reference, task)
     methods = QUICK_METHODS if quick else METHODS
     configs = [_config(method, 15 if quick else 300) for method in methods]
     data = task.train_data().take(np.arange(_BATCH if quick else 4 * _BATCH))
@@ -98,7 +98,7 @@ def _random_task() -> Task:
 
 
 def _config(method: str, rounds: int) -> RunConfig:
-    return settle(make_config({**_SCHEDULE, "method": method, "rounds": rounds, "devices": 1}))
+    return resolve(make_config({**_SCHEDULE, "method": method, "rounds": rounds, "devices": 1}))
 
 
 # A run without its arithmetic ----------------------------------------------------------------
@@ -176,17 +176,17 @@ class Untrained:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunCost:
     """A run as one device sees it: what it paid before and in each round, and some messages."""
 
     config: RunConfig
-    before: Cost
-    rounds: list[Cost]
+    before: DeviceCost
+    rounds: list[DeviceCost]
     masks: Masks
     recorded: list[Recorded]
 
 
-def play(config: RunConfig, task: Task, engine: Engine, geometry: Geometry) -> Run:
+def play(config: RunConfig, task: Task, engine: Engine, geometry: WeightUses) -> RunCost:
     """Run a method's whole schedule with one device, without training.
 
     Args:
@@ -204,15 +204,15 @@ def play(config: RunConfig, task: Task, engine: Engine, geometry: Geometry) -> R
     )
     before, masks = fleet.paid, opened.state.masks
     rounds = _rounds(server, fleet, opened.state, opened.request)
-    return Run(config, before, rounds, masks, fleet.recorded)
+    return RunCost(config, before, rounds, masks, fleet.recorded)
 
 
 def _rounds(
     server: Server, fleet: MeasuredFleet, state: ModelState, request: Request
-) -> list[Cost]:
+) -> list[DeviceCost]:
     """Return what each round costs; of rounds that are equal only the first is done."""
-    config, costs = server.config, list[Cost]()
-    plain: Cost | None = None
+    config, costs = server.config, list[DeviceCost]()
+    plain: DeviceCost | None = None
     for number in range(1, config.rounds + 1):
         special = number == 1 or adjusts_in(config, number) or adjusts_in(config, number - 1)
         if plain is None or special:
@@ -229,13 +229,13 @@ def _rounds(
 # Rows ----------------------------------------------------------------------------------------
 
 
-def _peak(engine: Engine, run: Run, data: Examples) -> int:
+def _peak(engine: Engine, run: RunCost, data: Examples) -> int:
     """Return the peak of a device's process that answers the recorded messages for real."""
     short = run.config.model_copy(update={"epochs": 1, "development_share": 1.0})
     return device_memory(engine, short, data, run.recorded)["peak_bytes"]
 
 
-def _row(run: Run, engine: Engine, measured: int) -> dict[str, Any]:
+def _row(run: RunCost, engine: Engine, measured: int) -> dict[str, Any]:
     total = sum(run.rounds, run.before)
     scores = load_method(run.config.method).score_bytes(run.config, run.masks)
     return {
@@ -250,10 +250,10 @@ def _row(run: Run, engine: Engine, measured: int) -> dict[str, Any]:
 
 
 def _compared(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return each figure relative to the rivals', as a change: -0.9 is 90 % less."""
+    """Return each figure relative to the baselines', as a change: -0.9 is 90 % less."""
     by_method = {other["method"]: other for other in rows}
     return {
-        f"{key}_vs_{rival}": round(row[key] / by_method[rival][key] - 1, 6)
-        for rival in RIVALS
+        f"{key}_vs_{baseline}": round(row[key] / by_method[baseline][key] - 1, 6)
+        for baseline in BASELINES
         for key in (*COMPARED, "train_flops_largest_round")
     }

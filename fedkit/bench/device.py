@@ -28,7 +28,7 @@ import numpy as np
 from edge import artifact, ir
 from edge.artifact import Artifact
 from edge.bench.emulate import emulate
-from edge.bench.result import Examples, Quantity, Result
+from edge.bench.result import Quantity, ReferenceVectors, Result
 from edge.bench.ssh import Board, measure
 from edge.bench.targets import TARGETS, Target, find_target
 from edge.check import graph_of
@@ -38,7 +38,7 @@ from edge.define.rounding import RUNTIMES
 from edge.export import float_graph, save_c99
 from edge.passes.slim import slim
 from edge.quantize.quantize import quantize
-from edge.targets.c99.program import Goal
+from edge.targets.c99.calls import Goal
 from fedkit.bench.infer import SHAPE, random_model
 from fedkit.bench.sparsetrain import random_batch
 from fedkit.core.errors import ConfigError
@@ -138,11 +138,11 @@ def _given(path: Path) -> _Model:
     return _Model(path.name, round(density, 4), graph)
 
 
-def _examples(graph: ir.Graph) -> Examples:
+def _examples(graph: ir.Graph) -> ReferenceVectors:
     (name,) = graph.inputs
     shape = _EXAMPLES, *graph.tensors[name].shape[1:]
     inputs = np.random.default_rng(_SEED).integers(-128, 128, shape).astype(np.int8)
-    return Examples(inputs, evaluate_int8(graph, inputs, RUNTIMES["c99"]["compiled"]))
+    return ReferenceVectors(inputs, evaluate_int8(graph, inputs, RUNTIMES["c99"]["compiled"]))
 
 
 def _emulated(model: _Model, target: Target) -> Result:

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from edge.artifact import Artifact
-from edge.check import Report, check
+from edge.check import CheckReport, check
 from edge.cost import cost
 from edge.define.interpret import FloatArray
 from edge.define.rounding import RUNTIMES
@@ -199,7 +199,7 @@ def state_rows(cell: Cell, state: ModelState, task: Task) -> list[dict[str, Any]
 
 def _reports(
     cell: Cell, graph: Graph, calibration: FloatArray, inputs: FloatArray, folder: Path
-) -> Iterator[tuple[str, Report | str]]:
+) -> Iterator[tuple[str, CheckReport | str]]:
     inputs = inputs[: cell.compared]
     whole = save_graph(graph, folder / "model.graph", {})
     about = {"graph": whole.path.name, "graph_sha256": whole.sha256}
@@ -222,8 +222,8 @@ def verilog_report(
     inputs: FloatArray,
     folder: Path,
     about: Mapping[str, Any],
-) -> Report | str:
-    """Compare the circuit of a graph at every layer; of a graph that has none say why.
+) -> CheckReport | str:
+    """Compare the circuit of a graph at every layer; of a graph without one say why.
 
     Args:
         graph: Int8; saved in the folder, under the name that `about` gives.
@@ -239,7 +239,7 @@ def verilog_report(
     return check(saved.path, inputs, layers=True)
 
 
-def _c_reports(artifact: Artifact, inputs: FloatArray) -> Iterator[tuple[str, Report]]:
+def _c_reports(artifact: Artifact, inputs: FloatArray) -> Iterator[tuple[str, CheckReport]]:
     first, *others = ((*build, level) for level in ("-O3", "-O0") for build in _compilers())
     with _compiler(first[1]):
         yield f"{first[0]} {first[2]}", check(artifact.path, inputs, layers=True)
@@ -249,7 +249,7 @@ def _c_reports(artifact: Artifact, inputs: FloatArray) -> Iterator[tuple[str, Re
     for name, command, level in others:
         with _compiler(command):
             actual = CompiledRunner(artifact.path, (level, "-march=native")).predict_int8(integers)
-        report = Report("compiled", "half_up", len(inputs))
+        report = CheckReport("compiled", "half_up", len(inputs))
         report.outputs.add(actual, expected)
         report.same_class = int(np.sum(actual.argmax(-1) == expected.argmax(-1)))
         yield f"{name} {level}", report
@@ -276,9 +276,9 @@ def _compiler(command: str) -> Iterator[None]:
             os.environ["CC"] = before
 
 
-def _figures(report: Report | str) -> dict[str, Any]:
+def _figures(report: CheckReport | str) -> dict[str, Any]:
     if isinstance(report, str):
-        return {**_figures(Report("", "half_up")), "same_class": None, "refused": report}
+        return {**_figures(CheckReport("", "half_up")), "same_class": None, "refused": report}
     tallies = [report.outputs, *report.layers.values()]
     return {
         "rounding": report.rounding,

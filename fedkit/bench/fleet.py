@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkit.core.errors import BenchError
-from fedkit.core.files import write_whole
+from fedkit.core.files import write_atomic
 from fedkit.core.supervise import forget_group, guard, tell_group, temporary_folder
 from fedkit.fleet.folder import DEVICE_FILE, Fleet, open_fleet
 from fedkit.flower.processes import free_port, kill_marked, marked, stop_group, tail
@@ -160,7 +160,7 @@ def _let_devices_run_both(fleet: Fleet) -> None:
     _use(fleet, "naive")
     line = f'app = "{app_digest(fleet.server / "app")}"\n'
     for file in (fleet.device(index) / DEVICE_FILE for index in range(fleet.devices)):
-        write_whole(file, file.read_bytes().replace(b'app = ""\n', line.encode()), 0o600)
+        write_atomic(file, file.read_bytes().replace(b'app = ""\n', line.encode()), 0o600)
 
 
 def _use(fleet: Fleet, phases: str) -> None:

@@ -72,7 +72,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Measurement:
     """What to measure.
 
     Attributes:
@@ -93,10 +93,10 @@ class Plan:
 
 
 _KINDS = itertools.product((8, 4), (1.0, 0.1), (True, False))
-_FULL = Plan(
+_FULL = Measurement(
     8, (8, 4), ("ecp5", "ice40", "xilinx7"), tuple(Model(*kind) for kind in _KINDS), True, 12
 )
-_QUICK = Plan(4, (4,), ("ecp5",), (Model(4, 0.1, True, 1),), False, 4)
+_QUICK = Measurement(4, (4,), ("ecp5",), (Model(4, 0.1, True, 1),), False, 4)
 
 
 def bench_fpga(quick: bool) -> dict[str, Any]:
@@ -131,7 +131,7 @@ _MORE = (
 # Blocks
 
 
-def block_rows(plan: Plan, device: str) -> list[Row]:
+def block_rows(plan: Measurement, device: str) -> list[Row]:
     """Return the rows of all blocks on one device."""
     lanes = plan.lanes
     # Operands of 8 lanes have more bits than an iCE40 has pins: its arrays are not routed.
@@ -159,7 +159,7 @@ _ARRAYS: Mapping[str, tuple[int, int]] = {
 """Groups, and whether all lanes share a shift."""
 
 
-def _array(plan: Plan, bits: int, device: str, groups: int, shared: int) -> Figures:
+def _array(plan: Measurement, bits: int, device: str, groups: int, shared: int) -> Figures:
     parameters = {"LANES": plan.lanes, "BITS": bits, "WEIGHT": bits}
     parameters |= {"GROUPS": groups, "SHARED": shared}
     return synthesise_block("shift_array", device, parameters, device != "ice40")
@@ -168,7 +168,7 @@ def _array(plan: Plan, bits: int, device: str, groups: int, shared: int) -> Figu
 # Models
 
 
-def model_rows(plan: Plan) -> list[Row]:
+def model_rows(plan: Measurement) -> list[Row]:
     """Return a row for each model on ECP5, whose integers have all been found right."""
     data, densities = _digits(), {each.density for each in plan.models}
     trained = {density: _trained(data, density, plan.epochs) for density in densities}

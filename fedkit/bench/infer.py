@@ -110,8 +110,8 @@ def model_rows(
         runners: dict[str, Timed] = {key: open_runner(path) for key, path in paths.items()}
         with one_core():
             if executorch:
-                rival = ExecuTorch(model, inputs, Path(folder))
-                runners["executorch"] = stack.enter_context(rival)
+                baseline = ExecuTorch(model, inputs, Path(folder))
+                runners["executorch"] = stack.enter_context(baseline)
             times = _in_turns(runners, turns)
         return [
             {
@@ -167,7 +167,7 @@ def _bytes(runner: Timed, path: Path | None) -> dict[str, int]:
 
 
 def _ratios(times: Mapping[str, Sequence[float]], runtime: str) -> dict[str, float | None]:
-    rivals = {
+    baselines = {
         "litert": "litert",
         "litert_whole": "litert, whole",
         "ort": "onnxruntime",
@@ -175,10 +175,10 @@ def _ratios(times: Mapping[str, Sequence[float]], runtime: str) -> dict[str, flo
     }
     ours = runtime.startswith("c99")
     return {
-        f"ratio_{key}": round(_ratio(times[rival], times[runtime]), 3)
-        if ours and rival in times
+        f"ratio_{key}": round(_ratio(times[baseline], times[runtime]), 3)
+        if ours and baseline in times
         else None
-        for key, rival in rivals.items()
+        for key, baseline in baselines.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""ExecuTorch as a rival, where `$FEDKIT_EXECUTORCH` names a Python that has it."""
+"""ExecuTorch as a baseline, where `$FEDKIT_EXECUTORCH` names a Python that has it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import nn
 from fedkit.core.errors import BenchError
 
 VARIABLE = "FEDKIT_EXECUTORCH"
-_SETTLE = 0.05  # seconds: threads of its pool spin for a while, on the core of the next in turn
+_SPIN = 0.05  # seconds: threads of its pool spin for a while, on the core of the next in turn
 _CHILD = Path(__file__).with_name("infer_executorch_child.py")
 
 
@@ -75,7 +75,7 @@ class ExecuTorch:
         self._process.stdin.write(f"{repeats}\n")
         self._process.stdin.flush()
         answer = self._answer()
-        time.sleep(_SETTLE)
+        time.sleep(_SPIN)
         return answer
 
     def _answer(self) -> dict[str, Any]:

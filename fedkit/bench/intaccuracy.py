@@ -41,7 +41,7 @@ _RATE, _MOMENTUM, _DECAY, _BATCH = 0.1, 0.9, 5e-4, 64
 
 
 @dataclass(frozen=True)
-class Cell:
+class TrainingCell:
     """One training run.
 
     Attributes:
@@ -73,25 +73,25 @@ def bench_intaccuracy(quick: bool) -> dict[str, Any]:
     """
     if quick:
         kinds = ((32, "per-tensor"), (4, "shiftquant"))
-        rows = [run(Cell(bits, rule, "l1", 1, 1000, 1)) for bits, rule in kinds]
+        rows = [run(TrainingCell(bits, rule, "l1", 1, 1000, 1)) for bits, rule in kinds]
     else:
         rows = run_kept(list(cells((1, 2, 3), examples=60_000, epochs=3)), run, KEPT)
     seeds = sorted({row["seed"] for row in rows})
     about = {"benchmark": "intaccuracy", "task": "fashion-mnist", "seeds": seeds}
-    return {**about, "rows": _with_twins(rows)}
+    return {**about, "rows": _with_shiftquant(rows)}
 
 
-def cells(seeds: Iterable[int], examples: int, epochs: int) -> Iterable[Cell]:
+def cells(seeds: Iterable[int], examples: int, epochs: int) -> Iterable[TrainingCell]:
     """Yield the grid: bits, rules and norms for each seed."""
     kinds = [(32, "per-tensor"), (8, "per-tensor"), (8, "per-channel")]
     kinds += itertools.product((6, 4), ("per-tensor", "shiftquant", "per-channel"))
     for seed in seeds:
         for norm in ("l1", "l2"):
             for bits, rule in kinds:
-                yield Cell(bits, rule, norm, seed, examples, epochs)
+                yield TrainingCell(bits, rule, norm, seed, examples, epochs)
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run(cell: TrainingCell) -> dict[str, Any]:
     """Train one cell; return its row."""
     task = load_task("fashion-mnist")
     everything, rng = task.train_data(), np.random.default_rng(cell.seed)
@@ -118,11 +118,11 @@ def run(cell: Cell) -> dict[str, Any]:
     return {"model": _MODEL, **asdict(cell), "accuracy": round(found, 6), "loss": round(loss, 6)}
 
 
-def _with_twins(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_shiftquant(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows, and for each per-tensor one at 8 bits that of ShiftQuant, its equal."""
-    twins = [{**row, "gradient": "shiftquant"} for row in rows if _has_twin(row)]
-    return rows + twins
+    copies = [{**row, "gradient": "shiftquant"} for row in rows if _has_shiftquant(row)]
+    return rows + copies
 
 
-def _has_twin(row: dict[str, Any]) -> bool:
+def _has_shiftquant(row: dict[str, Any]) -> bool:
     return (row["bits"], row["gradient"]) == (8, "per-tensor")

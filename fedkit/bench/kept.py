@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedkit.core.files import write_whole
+from fedkit.core.files import write_atomic
 from fedkit.core.supervise import guard, start_worker
 
 Cell = TypeVar("Cell")
@@ -54,4 +54,4 @@ def path_of(cell: Any, folder: Path) -> Path:
 
 
 def _run_one(run: Callable[[Cell], Row], folder: Path, cell: Cell) -> None:
-    write_whole(path_of(cell, folder), (json.dumps(run(cell)) + "\n").encode())
+    write_atomic(path_of(cell, folder), (json.dumps(run(cell)) + "\n").encode())

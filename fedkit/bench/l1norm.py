@@ -27,16 +27,16 @@ from fedkit.engine.integer.constants import (
     CODE,
     ONE,
     Carrier,
-    Settling,
+    Requantisation,
     chain_constants,
     multiplier,
     to_int32,
 )
+from fedkit.engine.integer.integer_network import IntegerNetwork
 from fedkit.engine.integer.native_backend import NativeBackend
-from fedkit.engine.integer.network import IntegerNetwork
 from fedkit.engine.kernels import native
-from fedkit.engine.plan.plan import Conv, Copy, Norm, Plan, Pool, Tensor, verify
-from fedkit.engine.plan.schedule import training_schedule
+from fedkit.engine.plan.execution import training_schedule
+from fedkit.engine.plan.plan import Conv, Copy, Norm, Plan, Pool, StoredTensor, verify
 
 SHAPES = ((64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8), (64, 64, 32, 32), (16, 128, 28, 28))
 """[n, channels, height, width]."""
@@ -121,7 +121,12 @@ def _plan(shape: tuple[int, int, int], kind: Kind) -> Plan:
     """Return a plan with a norm between a convolution that asks for its gradient and a pooling."""
     channels, height, width = shape
     norm = Norm("norm", kind, 1e-5, None, None)
-    tensors = (Tensor(shape), Tensor(shape), Tensor(shape, norm), Tensor((channels, 1, 1)))
+    tensors = (
+        StoredTensor(shape),
+        StoredTensor(shape),
+        StoredTensor(shape, norm),
+        StoredTensor((channels, 1, 1)),
+    )
     one, plane = (1, 1), (height, width)
     ops = (
         Conv(0, _BEFORE, "conv", None, one, one, (0, 0), one, channels),
@@ -145,7 +150,7 @@ def _forward_backward(backend: NativeBackend, kind: Kind, count: int) -> None:
         centre = to_int32(np.rint(mean))
         deviation = np.sqrt(squares / count - np.square(mean)) + 1.0
     a, shift = multiplier(1 / (ONE * deviation), 29)
-    backend.settle(_NORMED, Settling(centre, a, to_int32((centre - mean) * a), shift))
+    backend.requantise(_NORMED, Requantisation(centre, a, to_int32((centre - mean) * a), shift))
     sums, peak = backend.finish(_NORMED, None)
     _, _, signs, total, along = sums.T / count
     l1, one = kind == "l1-batch", np.ones(len(peak))

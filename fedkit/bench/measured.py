@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fedkit.bench.replay import Recorded, worth_replaying
 from fedkit.device.round import Device
-from fedkit.engine.cost import CountingEngine
+from fedkit.engine.flops import CountingEngine
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.wire import packet_bytes
 from fedkit.methods.interface import Phase
@@ -17,14 +17,14 @@ from fedkit.wire.messages import Packet
 
 
 @dataclass(frozen=True)
-class Cost:
+class DeviceCost:
     """What devices pay: FLOPs, and bytes both ways."""
 
     flops: int
     bytes: int
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+    def __add__(self, other: DeviceCost) -> DeviceCost:
+        return DeviceCost(self.flops + other.flops, self.bytes + other.bytes)
 
 
 class MeasuredFleet(LocalFleet):
@@ -49,13 +49,13 @@ class MeasuredFleet(LocalFleet):
         self.seconds = 0.0
 
     @property
-    def paid(self) -> Cost:
+    def paid(self) -> DeviceCost:
         """What all devices paid so far."""
-        return Cost(self._engine.flops, self.bytes_down + self.bytes_up)
+        return DeviceCost(self._engine.flops, self.bytes_down + self.bytes_up)
 
-    def paid_since(self, before: Cost) -> Cost:
+    def paid_since(self, before: DeviceCost) -> DeviceCost:
         """Return what all devices paid since then."""
-        return Cost(self.paid.flops - before.flops, self.paid.bytes - before.bytes)
+        return DeviceCost(self.paid.flops - before.flops, self.paid.bytes - before.bytes)
 
     def answers(self, phase: Phase, request: Packet) -> list[Packet]:
         """See `LocalFleet.answers`."""

@@ -193,11 +193,11 @@ def _infer(result: Result) -> list[str]:
         "| model | density | runtime | us | artifact | memory | LiteRT / ours "
         "| whole LiteRT / ours | onnxruntime / ours | ExecuTorch / ours |"
     )
-    rivals = "litert", "litert_whole", "ort", "executorch"
+    baselines = "litert", "litert_whole", "ort", "executorch"
     rows = (
         f"| {row['model']} | {row['density']:.0%} | {row['runtime']} | {row['microseconds']:,.0f} "
         f"| {_kb(row['artifact_bytes'])} | {_kb(row['ram_bytes'])} "
-        + "".join(f"| {_times(row[f'ratio_{rival}'])} " for rival in rivals)
+        + "".join(f"| {_times(row[f'ratio_{baseline}'])} " for baseline in baselines)
         + "|"
         for row in result["rows"]
     )

@@ -36,7 +36,7 @@ from fedkit.bench.sparsetrain_child import sparse_step, torch_step
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.plan.plan import save_plan
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.program import Program
+from fedkit.engine.sparse.program import SparseProgram
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.zoo import build_model, seeded
 from fedkit.sparse.distribution import kept_counts, uniform
@@ -113,7 +113,9 @@ def model_rows(
     return rows
 
 
-def _times(program: Program, model: nn.Module, batch: Examples, repeats: int) -> dict[str, Any]:
+def _times(
+    program: SparseProgram, model: nn.Module, batch: Examples, repeats: int
+) -> dict[str, Any]:
     steps = (
         sparse_step(program, batch.inputs, batch.targets),
         torch_step(model, batch.inputs, batch.targets),
@@ -164,7 +166,9 @@ def one_core() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _bytes(program: Program, ours: Mapping[str, int], theirs: Mapping[str, int]) -> dict[str, Any]:
+def _bytes(
+    program: SparseProgram, ours: Mapping[str, int], theirs: Mapping[str, int]
+) -> dict[str, Any]:
     return {
         "peak_bytes_ours": ours["peak_bytes"],
         "peak_bytes_torch": theirs["peak_bytes"],

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from fedkit.engine.integer.program import Program as IntegerProgram
+    from fedkit.engine.integer.program import IntegerProgram
     from fedkit.engine.kernels.network import Parameters
     from fedkit.engine.plan.plan import Plan
-    from fedkit.engine.sparse.program import Program
+    from fedkit.engine.sparse.program import SparseProgram
 
     Inputs = NDArray[np.float32]
     Targets = NDArray[np.int64]
@@ -32,7 +32,7 @@ STEPS = 3
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
 
 
-def sparse_step(program: Program, inputs: Inputs, targets: Targets) -> Callable[[], float]:
+def sparse_step(program: SparseProgram, inputs: Inputs, targets: Targets) -> Callable[[], float]:
     """Return what takes one step of our engine on this batch, and returns the loss before it."""
     import numpy as np
 
@@ -116,21 +116,21 @@ def _sparse(folder: str) -> int:
     """Train the kept weights; return the anonymous memory before there were any."""
     from fedkit.engine.kernels import native
     from fedkit.engine.kernels.network import Network
-    from fedkit.engine.sparse.program import Program
+    from fedkit.engine.sparse.program import SparseProgram
 
     inputs, targets = _batch(folder)
     began = memory("RssAnon")
     plan, masks = _pruned(folder)
     network = Network(plan, masks, native.load_kernels())
     _fill(folder, plan, network.parameters, network.parameters.values)
-    _take(sparse_step(Program(network, "train", len(targets)), inputs, targets))
+    _take(sparse_step(SparseProgram(network, "train", len(targets)), inputs, targets))
     return began
 
 
 def _integer(folder: str, bits: str) -> int:
     """Train the kept weights in integers."""
     from fedkit.engine.integer.engine import IntegerEngine
-    from fedkit.engine.integer.network import IntegerNetwork
+    from fedkit.engine.integer.integer_network import IntegerNetwork
 
     inputs, targets = _batch(folder)
     began = memory("RssAnon")

@@ -25,7 +25,7 @@ from fedkit.flower.wire import packet_bytes
 from fedkit.methods.fedtiny.progressive import swap
 from fedkit.methods.schedule import adjusting_block, block_quotas, pool_for
 from fedkit.nn.zoo import build_model, seeded
-from fedkit.sparse.candidates import Pool
+from fedkit.sparse.candidates import CandidatePool
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import Masks, ModelState
 from fedkit.sparse.topk import Entries, largest
@@ -101,7 +101,7 @@ def _update_sizes(layout: Layout, state: ModelState) -> tuple[int, int]:
     return packet_bytes(whole, MESSAGE_TYPES["train"]), packet_bytes(few, MESSAGE_TYPES["train"])
 
 
-def _selection(pool: Pool) -> tuple[Sizes, Sizes]:
+def _selection(pool: CandidatePool) -> tuple[Sizes, Sizes]:
     """Return bytes (down, up) of adaptive BN selection with one device."""
     stats = [pool.union.stats] * len(pool)
     down = _sizes(messages.pack_pool(pool)) + _sizes(messages.pack_stats(stats))

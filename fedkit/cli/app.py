@@ -283,7 +283,7 @@ def main() -> None:
     except FedkitError as error:
         _refuse(str(error), error.exit_code)
     except OSError as error:
-        if error.errno not in _SURROUNDINGS:
+        if error.errno not in _ENVIRONMENT_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
         _refuse(f"{where}{error.strerror}; make room or give the right to write, and try again")
@@ -294,7 +294,7 @@ def main() -> None:
         sys.exit(128 + stop_number(stop))
 
 
-_SURROUNDINGS = (
+_ENVIRONMENT_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENAMETOOLONG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 )

@@ -33,7 +33,7 @@ from fedkit.bench.cell import run_cell
 from fedkit.cli.grid import Grid, read_grid
 from fedkit.config import RunConfig
 from fedkit.core.errors import CheckpointError, ConfigError, FedkitError, FleetError, StoppedError
-from fedkit.core.files import remove_halves, write_whole
+from fedkit.core.files import remove_partial, write_atomic
 from fedkit.core.provenance import made_by
 from fedkit.core.signals import STOPS, stop_number, stop_words
 from fedkit.core.supervise import guard, start_worker
@@ -72,7 +72,7 @@ def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> di
         _make_folder(needed)
     cores = os.cpu_count() or 1
     with _alone(folder):
-        remove_halves(folder)
+        remove_partial(folder)
         try:
             rows = _rows(grid, folder, min(workers or cores, cores), log)
         except STOPS as stop:
@@ -91,14 +91,16 @@ def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> di
         "rows": rows,
     }
     written = out / f"compare-{grid.name}.json"
-    write_whole(written, (json.dumps(result, indent=4) + "\n").encode())
+    write_atomic(written, (json.dumps(result, indent=4) + "\n").encode())
     _draw(written, log)
     return result
 
 
 def _draw(result: Path, log: Console) -> None:
     if importlib.util.find_spec("matplotlib") is None:
-        log.print("no pictures, for want of matplotlib: pip install 'fedkit[plots]'", markup=False)
+        log.print(
+            "no pictures, as matplotlib is missing: pip install 'fedkit[plots]'", markup=False
+        )
         return
     for path in [result, *write_plots(result)]:
         log.print(f"wrote {path}", soft_wrap=True)
@@ -186,7 +188,7 @@ def _run(
                 failed[config] = error
             except BrokenProcessPool:
                 raise FleetError(
-                    "a worker process was ended before its cell was done, perhaps for want of "
+                    "a worker process was ended before its cell was done, perhaps for lack of "
                     "memory; finished cells are kept: give the same command again, with fewer "
                     "--workers"
                 ) from None
@@ -197,7 +199,7 @@ def _run(
         lines = (f"\n  {_name(grid, config)}: {error}" for config, error in failed.items())
         raise FleetError(
             f"{len(failed)} of {len(files)} cells failed; the others are kept, and no result was "
-            f"written: mend the grid and give the same command again{''.join(lines)}"
+            f"written: correct the grid and give the same command again{''.join(lines)}"
         )
     return rows
 
@@ -250,7 +252,7 @@ def _file(folder: Path, config: RunConfig) -> Path:
 
 def _write(path: Path, config: RunConfig, row: Row) -> None:
     cell = {"config": config.model_dump(), "row": row, "digest": _digest(row)}
-    write_whole(path, (json.dumps(cell, indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(cell, indent=2) + "\n").encode())
 
 
 def _read(path: Path, config: RunConfig) -> Row:

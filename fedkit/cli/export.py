@@ -29,10 +29,10 @@ from edge.export import (
     save_tflite,
 )
 from edge.quantize import truth
-from edge.quantize.quantize import Scaling, Trained
+from edge.quantize.quantize import Scaling, TrainedIntegers
 from edge.quantize.truth import ExportWarning
 from edge.runners import open_runner, runtime_for
-from edge.targets.c99.program import Goal
+from edge.targets.c99.calls import Goal
 from edge.targets.c_names import NAME, check_name
 from edge.targets.fpga.runner import SimulatedRunner
 from edge.targets.interpreter import INTERPRETER, InterpretedRunner
@@ -79,8 +79,8 @@ class Form:
         accept_error: Export also what is far from the float model, see `edge.quantize.truth`.
 
     Raises:
-        ConfigError: A value is none of those.
-        ExportError: The name is none for C.
+        ConfigError: A value is not one of those.
+        ExportError: The name cannot be used in C.
     """
 
     targets: tuple[str, ...] = ("tflite",)
@@ -212,7 +212,7 @@ def _graph(
         found = artifacts.load(path)
         if found.provenance.get("checkpoint_sha256") != about["checkpoint_sha256"]:
             raise ExportError(
-                f"{path} was made from another checkpoint than that of round {checkpoint.round}, "
+                f"{path} was not made from the checkpoint of round {checkpoint.round}, "
                 "which the run has now: move the run's artifacts away first"
             )
         return found
@@ -226,7 +226,7 @@ def _graph(
 
 def _with_integers(
     engine: Engine, state: ModelState, form: Form
-) -> tuple[ModelState, Trained | None]:
+) -> tuple[ModelState, TrainedIntegers | None]:
     """Return what to export: of integer training the integers, which the artifact keeps."""
     if not isinstance(engine, IntegerEngine):
         return state, None
@@ -236,7 +236,7 @@ def _with_integers(
             "of its own, which are kept: leave both out"
         )
     found = integers(engine, state)
-    return found.state, Trained(found.weights, found.outputs)
+    return found.state, TrainedIntegers(found.weights, found.outputs)
 
 
 def _save(
@@ -258,8 +258,8 @@ def _save(
 def _check_same_model(checkpoint: Checkpoint, layout: Layout) -> None:
     if checkpoint.layout != layout:
         raise ExportError(
-            f"the task {checkpoint.config.task!r} now builds another model than the one in the "
-            "checkpoint; export with the version of the task that trained it"
+            f"the task {checkpoint.config.task!r} now builds a model that differs from the one in "
+            "the checkpoint; export with the version of the task that trained it"
         )
 
 
@@ -301,7 +301,7 @@ def say_what_runs(found: Artifact, runtime: str, log: Console) -> None:
     if language and runtime != INTERPRETER:
         log.print(
             f"compiling the {language} in {terminal_text(str(found.path))} and running it here: "
-            "that is code of whoever made the folder; --runtime interpreter runs none of it",
+            "that is code from the folder's author; --runtime interpreter runs none of it",
             markup=False,
             highlight=False,
             soft_wrap=True,

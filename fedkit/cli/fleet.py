@@ -137,7 +137,7 @@ def status(
     path: FleetPath,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Show devices and the last run: rounds, who was seen when, what was refused, bytes, memory.
+    """Show devices and the last run: rounds, when last seen, what was refused, bytes, memory.
 
     Example: `fedkit fleet status myfleet`
     """

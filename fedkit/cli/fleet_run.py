@@ -87,7 +87,7 @@ def expected(fleet: Fleet, scenario: Scenario) -> Expected:
     """Return what the devices of a run must hold: data like the task's, and the plan of its model.
 
     Raises:
-        FleetError: The run's model is another than that of the plan that devices were given.
+        FleetError: The run's model differs from that of the plan that devices were given.
     """
     config, test = scenario.config, scenario.test
     given = fleet.server / PLAN
@@ -98,7 +98,7 @@ def expected(fleet: Fleet, scenario: Scenario) -> Expected:
         if digest != plan_digest(load_plan(given)):
             raise FleetError(
                 f"this run's model (task {config.task}, model {config.model or 'of the task'}) is "
-                "another than the one whose plan the devices were given when the fleet was made; "
+                "not the one whose plan the devices were given when the fleet was made; "
                 "make a fleet for it, or give every device and the server its plan: fedkit plan "
                 f"{PLAN} --task {config.task} --model {config.model or 'NAME'}"
             )
@@ -113,7 +113,7 @@ def _check_finished(fleet: Fleet, config: RunConfig, folder: Path, code: int) ->
     reason = folder / "error.txt"
     if reason.is_file():
         said = reason.read_text(encoding="utf-8", errors="replace").strip()
-        raise FleetError(f"the run failed: {said}; once that is mended, go on with: {again}")
+        raise FleetError(f"the run failed: {said}; once that is fixed, go on with: {again}")
     metrics = RunFolder(folder).metrics()
     done = metrics[-1]["round"] if metrics else 0
     if done < config.rounds:

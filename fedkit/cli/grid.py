@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedkit.config import RunConfig, make_config, read_config
 from fedkit.core.errors import ConfigError, FedkitError
 from fedkit.core.text import short
-from fedkit.methods.registry import settle
+from fedkit.methods.registry import resolve
 from fedkit.server.scenario import with_model_named
 
 MOST_CELLS = 100_000
@@ -64,7 +64,7 @@ class Grid(BaseModel):
 
 
 def _cell(values: dict[str, Any]) -> RunConfig:
-    return settle(with_model_named(make_config(values)))
+    return resolve(with_model_named(make_config(values)))
 
 
 def read_grid(path: Path) -> Grid:
@@ -98,7 +98,7 @@ def _check_size(grid: Grid) -> None:
     cells = math.prod(map(len, grid.axes.values()))
     if cells > MOST_CELLS:
         raise ConfigError(
-            f"the axes make {cells:,} cells, and {MOST_CELLS:,} are most; give fewer values"
+            f"the axes make {cells:,} cells, and the limit is {MOST_CELLS:,}; give fewer values"
         )
 
 

@@ -76,7 +76,7 @@ def folder_for(config: RunConfig, name: str, out: Path) -> Path:
     """Return the path of a run folder: `out/name`, or one named by time and task.
 
     Raises:
-        ConfigError: The name is none.
+        ConfigError: The name is not valid.
         CheckpointError: It exists.
     """
     task = config.task.rpartition(":")[2]
@@ -100,7 +100,7 @@ def to_resume(name: str, out: Path, given: Mapping[str, Any]) -> tuple[RunConfig
         given: Keys that were given beside it; they must have the values of that run.
 
     Raises:
-        ConfigError: It is no name, or a given value breaks its rule.
+        ConfigError: It is not a name, or a given value breaks its rule.
         CheckpointError: There is no such run, or it has other values.
     """
     folder = RunFolder.open(find_run(out, name))

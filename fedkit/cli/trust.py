@@ -35,7 +35,7 @@ def check_run(run: Path, trust: bool, say: Say) -> None:
 
     Raises:
         ConfigError: It names one, belongs to another account and is not trusted.
-        CheckpointError: It is no run folder.
+        CheckpointError: It is not a run folder.
     """
     RunFolder.open(run)
     check_modules(read_config(run / _CONFIG), run / _CONFIG, trust, say)

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 
-def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file under a temporary name, flush it to disk and rename it into place.
 
     Args:
@@ -44,7 +44,7 @@ def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
         most: Bytes it may hold at most.
 
     Raises:
-        OSError: It is missing, cannot be read, is no regular file, or holds more.
+        OSError: It is missing, cannot be read, is not a regular file, or holds more.
     """
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "the name holds a NUL character")
@@ -52,14 +52,16 @@ def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         if found.st_size > most:
-            raise OSError(errno.EFBIG, f"it holds {found.st_size:,} bytes, and {most:,} are most")
+            raise OSError(
+                errno.EFBIG, f"it holds {found.st_size:,} bytes, and the limit is {most:,}"
+            )
         return file.read(most + 1)
 
 
-def remove_halves(folder: Path) -> None:
-    """Remove what `write_whole` left in a folder, and below, when its process was killed.
+def remove_partial(folder: Path) -> None:
+    """Remove what `write_atomic` left in a folder, and below, when its process was killed.
 
     Args:
         folder: One that no process writes into now.

@@ -1,4 +1,4 @@
-"""Find what a person names as `package.module:name`, and run code of theirs.
+"""Find what a person names as `package.module:name`, and run the user's code.
 
 What their code raises becomes one line that names their file and line: a traceback through ours
 would hide it.
@@ -65,7 +65,7 @@ def load(path: str, named: Mapping[str, T], kind: type[T], refusal: type[FedkitE
     except (Exception, SystemExit) as error:  # whatever their module does when it is imported
         raise refusal(
             f"{word} path {path!r}: importing module {module_name!r} ended in {reason(error)}; "
-            "mend the module"
+            "fix the module"
         ) from error
     if not isinstance(found, kind):
         what = "nothing" if found is None else f"a {type(found).__name__}"

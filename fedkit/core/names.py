@@ -37,7 +37,7 @@ def find_run(runs: Path, name: str) -> Path:
         name: Of one in it.
 
     Raises:
-        ConfigError: It is no name.
+        ConfigError: It is not a valid name.
         CheckpointError: There is no such run; the message lists those there are.
     """
     check_name(name)

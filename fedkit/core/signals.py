@@ -90,7 +90,7 @@ class _Handler:
         if self._since is None and not _importing(frame):
             self._since = time.monotonic()
             raise Ended(number)
-        # A closing terminal sends several at once; who asks again later means at once.
+        # A closing terminal sends several at once; a second request later means at once.
         if self._since is None or time.monotonic() - self._since > _SOON:
             _end_at_once(number)
 

@@ -46,7 +46,7 @@ def guard() -> None:
 
 def _start_watcher() -> _Watcher | None:
     word = secrets.token_hex(16)
-    # Not marked: it must outlive the others, and whoever started this process has one of its own.
+    # Not marked: it must outlive the others, and the process that started this one has its own.
     plain = {k: v for k, v in os.environ.items() if k not in (watch.MARK, "FLWR_HOME")}
     try:
         process = subprocess.Popen(

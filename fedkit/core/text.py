@@ -2,7 +2,7 @@
 
 Names of layers, files, runs and devices come from models and machines that are not ours. Inside a
 program they could end a comment or a string, in a terminal move the cursor or write a line of
-their own. Whoever writes such a text uses one of the two functions here.
+their own. Code that writes such a text uses one of the two functions here.
 """
 
 from __future__ import annotations

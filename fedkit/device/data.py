@@ -75,7 +75,7 @@ class Expected:
         """Invert `text`.
 
         Raises:
-            ConfigError: It is no such text.
+            ConfigError: It is not such a text.
         """
         try:
             values = json.loads(text)
@@ -219,7 +219,7 @@ def _call(source: str) -> Examples:
 def _checked(source: str, inputs: NDArray[Any], targets: NDArray[Any]) -> Examples:
     for name, array, others in (
         ("inputs", inputs, "float32 (or int64, for tokens)"),
-        ("targets", targets, "int64 (or float32, where they are no classes)"),
+        ("targets", targets, "int64 (or float32, where they are not classes)"),
     ):
         if array.dtype not in (np.float32, np.int64):
             raise DataError(
@@ -246,7 +246,7 @@ def check_trainable(
         examples: The device's data.
         input_shape: (channels, height, width) of one input that the model takes; where height and
             width are 1, inputs may be [n, channels] too.
-        classes: Number of the model's outputs; None where targets are no classes.
+        classes: Number of the model's outputs; None where targets are not classes.
         single_class: "error" refuses a device that holds one class only; see `RunConfig`.
 
     Raises:

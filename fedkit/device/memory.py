@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedkit.core.errors import DataError
-from fedkit.core.files import write_whole
+from fedkit.core.files import write_atomic
 from fedkit.methods.interface import Phase
 from fedkit.wire.messages import Packet, packet_digest
 
@@ -108,7 +108,7 @@ class DurableMemory:
             "reply": json.dumps(dict(reply.numbers)),
         }
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        write_whole(self._path(step), save(contiguous, about))
+        write_atomic(self._path(step), save(contiguous, about))
         earlier = [number for number in self._steps() if number <= step]
         main = [number for number in earlier if number % _SPAN == 0]
         keep = {*earlier[-_KEPT_STEPS:], *main[-_KEPT_STEPS:]}

@@ -19,7 +19,7 @@ from fedkit.core.errors import EngineError, FleetError, WireError
 from fedkit.engine.base import Engine
 from fedkit.methods.interface import LocalRound, Method, Phase
 from fedkit.methods.registry import load_method
-from fedkit.sparse.candidates import Pool
+from fedkit.sparse.candidates import CandidatePool
 from fedkit.sparse.counts import round_share
 from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.tasks.task import Examples
@@ -118,7 +118,7 @@ class Device:
         ]
         return messages.pack_losses(losses, len(data)), remembered
 
-    def _pool(self, memory: Memory) -> Pool:
+    def _pool(self, memory: Memory) -> CandidatePool:
         if "counts" not in memory.arrays:
             raise WireError("no candidates are in this device's memory; send the pool first")
         return messages.read_pool(memory, self.engine.layout)
@@ -138,8 +138,8 @@ class Device:
         survey = self._method.survey
         if survey is None:
             raise WireError(
-                f"a survey was asked for, and method {self.config.method!r} has none; server and "
-                "device run different methods: give both the same config"
+                f"a survey was asked for, and method {self.config.method!r} has no survey; server "
+                "and device run different methods: give both the same config"
             )
         state = messages.read_state(request, self.engine.layout, None)
         scores = survey(self._round(0), state)

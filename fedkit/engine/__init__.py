@@ -1,1 +1,1 @@
-"""Local training behind one seam; algorithms do not know which engine runs."""
+"""Local training behind one interface; algorithms do not know which engine runs."""

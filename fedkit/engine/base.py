@@ -132,7 +132,7 @@ class Engine(Protocol):
     def gradients(self, state: ModelState, examples: Examples) -> Weights:
         """Return the gradient of the mean training loss by EVERY prunable weight, kept or pruned.
 
-        All examples are one batch, under its own statistics; weight decay is no part of the loss.
+        All examples are one batch, under its own statistics; weight decay is not part of the loss.
 
         Returns:
             float32 arrays of the weights' shapes, by name in the order of `layout.prunable`.

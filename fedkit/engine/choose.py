@@ -45,11 +45,11 @@ def make_engine(
     reference.check_forward(examples.inputs[:2])
     try_inputs(task, reference, examples)
     if precision != "fp32":
-        return _integer_twin(reference, task, wish, precision)
+        return _integer_equivalent(reference, task, wish, precision)
     if wish == "torch":
         return reference, "torch"
     try:
-        engine = sparse_twin(reference, task)
+        engine = sparse_equivalent(reference, task)
     except (EngineError, PlanError) as error:
         if wish == "sparse":
             raise
@@ -57,7 +57,7 @@ def make_engine(
     return engine, describe(engine)
 
 
-def sparse_twin(reference: TorchEngine, task: Task) -> SparseEngine:
+def sparse_equivalent(reference: TorchEngine, task: Task) -> SparseEngine:
     """Return the sparse engine of the same model with the same initial weights.
 
     Raises:
@@ -83,7 +83,7 @@ def _plan(reference: TorchEngine, initial: ModelState, task: Task) -> Plan:
     return capture(reference.module(initial), inputs.shape[1:])
 
 
-def _integer_twin(
+def _integer_equivalent(
     reference: TorchEngine, task: Task, wish: Wish, precision: Precision
 ) -> tuple[Engine, str]:
     if wish == "torch":

@@ -28,7 +28,7 @@ def plan_engine(
     Args:
         plan: The model.
         precision: Of training and of everything else the engine computes.
-        initial: What its `initial_state` returns; a device has none.
+        initial: What its `initial_state` returns; None on a device.
         backend: Of the integer engine: "native", "numpy", or "" for the kernels where they are.
 
     Raises:

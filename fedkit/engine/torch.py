@@ -91,7 +91,7 @@ class TorchEngine:
             inputs: float32 [n, ...], two examples or more.
 
         Raises:
-            TaskError: The buffers are named; or the output is no tensor with a row per example.
+            TaskError: The buffers are named; or the output is not a tensor with a row per example.
         """
         norms = {f"{name}.num_batches_tracked" for name in self._norms} | set(self._stats())
         before = {n: b.clone() for n, b in self._model.named_buffers() if n not in norms}
@@ -99,7 +99,7 @@ class TorchEngine:
             with one_thread(), drawn_from(0), torch.no_grad():
                 self._model.train()
                 outputs = self._model(torch.from_numpy(inputs))
-        except Exception:  # whatever the model's own code raises, who runs it next will tell
+        except Exception:  # whatever the model's own code raises, the next run of it will tell
             return
         finally:
             self._load(self._initial)
@@ -228,7 +228,7 @@ class TorchEngine:
         """Return the loss of a batch in the model's mode.
 
         Raises:
-            EngineError: A norm sees one value per channel, or targets are no classes.
+            EngineError: A norm sees one value per channel, or targets are not classes.
         """
         outputs = self._forward(inputs)
         if self._loss is cross_entropy and not targets.is_floating_point():

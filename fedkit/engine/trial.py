@@ -103,7 +103,7 @@ def _few(examples: Examples) -> Examples:
 
 
 def check_classes(task: Task, shape: tuple[int, ...], targets: NDArray[np.generic]) -> None:
-    """Refuse targets that are no class indices of the model.
+    """Refuse targets that are not class indices of the model.
 
     Args:
         task: The task; its loss or its metric reads targets as classes.

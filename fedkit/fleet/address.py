@@ -25,13 +25,13 @@ def parse_address(address: str) -> tuple[str, int]:
         A host name, or an address without brackets; and the port.
 
     Raises:
-        ConfigError: It is no such text, or no device can reach a server by it.
+        ConfigError: It is not such a text, or no device can reach a server by it.
     """
     host, colon, port = address.rpartition(":")
     if not colon or not host:
         raise _refused(address, "it lacks a host or a port")
     if not _PORT.fullmatch(port) or int(port) > 65535:
-        raise _refused(address, "its port is no number from 1 to 65535")
+        raise _refused(address, "its port is not a number from 1 to 65535")
     reason = _no_ipv6(host) if host[0] == "[" or ":" in host else _no_host(host)
     if reason:
         raise _refused(address, reason)
@@ -79,7 +79,7 @@ def _no_ipv6(host: str) -> str:
         return "an IPv6 address stands in brackets, and nothing else holds colons"
     found = _ip(inside)
     if "%" in inside or not isinstance(found, ipaddress.IPv6Address):
-        return f"{inside!r} is no IPv6 address without a zone"
+        return f"{inside!r} is not an IPv6 address without a zone"
     if found.ipv4_mapped is not None:
         return f"write it as {found.ipv4_mapped}"
     if found.is_link_local:
@@ -101,7 +101,7 @@ def _no_host(host: str) -> str:
             "between dots"
         )
     # Programs read 127.1, 0x7f000001 or 10.0.0.256 each in their own way.
-    return "it is no IPv4 address, but ends like one" if _NUMBER.fullmatch(labels[-1]) else ""
+    return "it is not an IPv4 address, but ends like one" if _NUMBER.fullmatch(labels[-1]) else ""
 
 
 def _no_machine(found: Ip) -> str:

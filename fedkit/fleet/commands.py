@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkit.core.errors import FleetError
-from fedkit.core.files import write_whole
+from fedkit.core.files import write_atomic
 from fedkit.fleet.address import listens_on
 from fedkit.fleet.folder import NODES, DeviceFile, Fleet, read_nodes
 from fedkit.flower.processes import ENVIRONMENT, Value, free_port, past_proxies, toml_pairs
@@ -128,7 +128,7 @@ def register_devices(fleet: Fleet) -> dict[int, int]:
         said = flwr_json(fleet, "supernode", "register", str(key))
         known[int(said["node-id"])] = index
         text = json.dumps({str(node): device for node, device in known.items()}, indent=2)
-        write_whole(fleet.server / NODES, f"{text}\n".encode(), 0o600)
+        write_atomic(fleet.server / NODES, f"{text}\n".encode(), 0o600)
     return known
 
 

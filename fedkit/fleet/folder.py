@@ -27,7 +27,7 @@ import tomli_w
 
 from fedkit.config import RunConfig, make_config, read_config
 from fedkit.core.errors import ConfigError, FleetError
-from fedkit.core.files import write_whole
+from fedkit.core.files import write_atomic
 from fedkit.fleet import keys, units
 from fedkit.fleet.address import is_loopback, join_address, reached_here
 from fedkit.fleet.address import parse_address as parse_address
@@ -129,7 +129,7 @@ def make_fleet(
         fill: Writes what else belongs into it.
 
     Raises:
-        ConfigError: The address is none, or insecure is asked for on a network.
+        ConfigError: The address is not valid, or insecure is asked for on a network.
         FleetError: Something is at `path`, or it cannot stand in a systemd unit.
         OSError: It cannot be written.
     """
@@ -173,7 +173,7 @@ def _write_fleet(fleet: Fleet, final: Path, config: RunConfig, app: Path) -> Non
         about = DeviceFile(address, index, plan=plan, secure=fleet.secure, task=config.task)
         _write_toml(folder / DEVICE_FILE, asdict(about))
         units.write_device_unit(folder, folder.name)
-        write_whole(folder / "requirements.txt", _requirements().encode())
+        write_atomic(folder / "requirements.txt", _requirements().encode())
 
 
 def open_fleet(path: Path) -> Fleet:
@@ -195,8 +195,8 @@ def open_fleet(path: Path) -> Fleet:
         )
     if not (found.secure or is_loopback(found.host)):
         raise FleetError(
-            f"{path / _FILE}: secure is false, and {found.host} is no loopback address; make the "
-            "fleet anew, with keys"
+            f"{path / _FILE}: secure is false, and {found.host} is not a loopback address; make "
+            "the fleet anew, with keys"
         )
     return found
 
@@ -205,7 +205,7 @@ def open_device(path: Path) -> DeviceFile:
     """Read a device's folder.
 
     Raises:
-        FleetError: It is none, or its file holds other keys or values.
+        FleetError: It is not a fleet, or its file holds other keys or values.
         ConfigError: It names an address by which no server can be reached.
     """
     file = path / DEVICE_FILE
@@ -241,7 +241,7 @@ def read_nodes(fleet: Fleet) -> dict[int, int]:
         indices = sorted(nodes.values())
         whole = all(type(index) is int and 0 <= index < fleet.devices for index in indices)
         if not whole or len(set(indices)) < len(nodes):
-            raise ValueError("two nodes are one device, or one is none of this fleet")
+            raise ValueError("two nodes are one device, or one is not of this fleet")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -311,7 +311,7 @@ def _requirements() -> str:
 
 
 def _write_toml(path: Path, values: dict[str, Any]) -> None:
-    write_whole(path, tomli_w.dumps(values).encode())
+    write_atomic(path, tomli_w.dumps(values).encode())
 
 
 def _read_toml(path: Path, advice: str) -> dict[str, Any]:
@@ -320,4 +320,4 @@ def _read_toml(path: Path, advice: str) -> dict[str, Any]:
     except OSError as error:
         raise FleetError(f"{path} cannot be read ({error.strerror}); {advice}") from error
     except (ValueError, RecursionError) as error:
-        raise FleetError(f"{path} is no valid TOML: {error}") from error
+        raise FleetError(f"{path} is not valid TOML: {error}") from error

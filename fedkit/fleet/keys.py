@@ -1,8 +1,8 @@
 """The keys of a fleet: an authority of its own, the server's certificate, a key per device.
 
 All of it is elliptic-curve cryptography by the `cryptography` library: P-384, as Flower asks of
-devices, with SHA-384. The authority signs nothing but the server's certificate; who holds its key
-can stand in for the server, so it belongs in a safe place after `fedkit fleet init`.
+devices, with SHA-384. The authority signs nothing but the server's certificate; the holder of its
+key can stand in for the server, so it belongs in a safe place after `fedkit fleet init`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedkit.core.files import write_whole
+from fedkit.core.files import write_atomic
 
 YEARS = 10
 """How long certificates are valid: boards are seldom visited."""
@@ -52,7 +52,7 @@ def write_authority(folder: Path, name: str) -> tuple[x509.Certificate, ec.Ellip
         .sign(key, hashes.SHA384())
     )
     _write_key(folder / "ca.key", key)
-    write_whole(folder / "ca.crt", certificate.public_bytes(_PEM))
+    write_atomic(folder / "ca.crt", certificate.public_bytes(_PEM))
     return certificate, key
 
 
@@ -81,7 +81,7 @@ def write_server(
         .sign(signer, hashes.SHA384())
     )
     _write_key(folder / "server.key", key)
-    write_whole(folder / "server.crt", signed.public_bytes(_PEM))
+    write_atomic(folder / "server.crt", signed.public_bytes(_PEM))
 
 
 def write_device_key(folder: Path) -> None:
@@ -91,7 +91,7 @@ def write_device_key(folder: Path) -> None:
     public = key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
-    write_whole(folder / "device.key.pub", public + b"\n")
+    write_atomic(folder / "device.key.pub", public + b"\n")
 
 
 def _builder(

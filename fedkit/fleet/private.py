@@ -15,7 +15,7 @@ OTHERS = 0o077
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """Give what this process makes in the block to its owner alone, whoever writes it."""
+    """Give what this process makes in the block to its owner alone, whatever code writes it."""
     before = os.umask(OTHERS)
     try:
         yield

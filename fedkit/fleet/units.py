@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from fedkit.core.errors import FleetError
-from fedkit.core.files import write_whole
+from fedkit.core.files import write_atomic
 
 SERVER_UNIT, DEVICE_UNIT = "fedkit-server.service", "fedkit-device.service"
 
@@ -28,7 +28,7 @@ Wants=network-online.target time-sync.target
 After=network-online.target time-sync.target
 
 [Service]
-# Never root: whoever may give orders runs code as this account. It must own the folder below.
+# Never root: anyone who may give orders runs code as this account. It must own the folder below.
 User={account}
 ExecStart={command}
 Restart=always
@@ -72,12 +72,12 @@ def device_unit(name: str) -> str:
 
 def write_server_unit(folder: Path, fleet: Path) -> None:
     """Write `server_unit` into a folder."""
-    write_whole(folder / SERVER_UNIT, server_unit(fleet).encode())
+    write_atomic(folder / SERVER_UNIT, server_unit(fleet).encode())
 
 
 def write_device_unit(folder: Path, name: str) -> None:
     """Write `device_unit` into a folder."""
-    write_whole(folder / DEVICE_UNIT, device_unit(name).encode())
+    write_atomic(folder / DEVICE_UNIT, device_unit(name).encode())
 
 
 def account() -> str:

@@ -40,7 +40,7 @@ from fedkit.engine.precision import describe, plan_engine
 from fedkit.flower.client_app import in_context, make_client_app
 from fedkit.flower.run_config import EXPECTED_KEY, run_keys, run_name
 from fedkit.methods.interface import Phase
-from fedkit.methods.registry import settle
+from fedkit.methods.registry import resolve
 from fedkit.tasks.task import Examples
 from fedkit.wire.messages import Packet
 
@@ -58,7 +58,7 @@ def device_from_context(context: Context) -> Device:
         DataError: The data is missing, or does not fit the plan.
     """
     node = context.node_config
-    config = settle(make_config(run_keys(context.run_config)[0]))
+    config = resolve(make_config(run_keys(context.run_config)[0]))
     expected = str(context.run_config.get(EXPECTED_KEY, ""))
     if "task" in node and (own := _text(node, "task")) != config.task:
         raise DataError(

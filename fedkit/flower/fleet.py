@@ -198,7 +198,7 @@ class FlowerFleet:
         """Return the reply to a message, if it is there.
 
         Raises:
-            WireError: The reply's bytes are none of Flower's.
+            WireError: The reply's bytes are not a message of Flower.
         """
         try:
             return next(iter(self._grid.pull_messages([message])), None)
@@ -268,7 +268,7 @@ class FlowerFleet:
         return f"node {node}" if device is None else f"device {device}"
 
     def note_failure(self, node: int, phase: Phase, code: int, reason: str) -> None:
-        """Log that a device could not answer, and print it for who follows the run."""
+        """Log that a device could not answer, and print it for those who follow the run."""
         device = self._device_of.get(node, -1)
         print(f"{self.name_of(node)} cannot take part: {reason}", flush=True)
         self._log("failed", phase=phase, device=device, code=code, reason=reason)

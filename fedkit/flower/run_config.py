@@ -22,7 +22,7 @@ SERVER_KEYS: Mapping[str, str | bool] = {
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPlace:
     """Where a server records a run.
 
     Attributes:
@@ -36,13 +36,13 @@ class Place:
     nodes: Path | None = None
 
 
-def run_keys(run_config: Mapping[str, Any]) -> tuple[dict[str, Any], Place]:
+def run_keys(run_config: Mapping[str, Any]) -> tuple[dict[str, Any], RunPlace]:
     """Split a Flower run-config into the keys of `RunConfig` and the server's own."""
     values = dict(run_config)
     own = {key: values.pop(key, default) for key, default in SERVER_KEYS.items()}
     folder = str(own[FOLDER_KEY]) or str(Path("runs", time.strftime("%Y%m%d-%H%M%S")).absolute())
     nodes = str(own[NODES_KEY])
-    return values, Place(Path(folder), bool(own[RESUME_KEY]), Path(nodes) if nodes else None)
+    return values, RunPlace(Path(folder), bool(own[RESUME_KEY]), Path(nodes) if nodes else None)
 
 
 _NAMELESS = (RESUME_KEY, NODES_KEY, EXPECTED_KEY)
@@ -54,8 +54,8 @@ def run_name(run_config: Mapping[str, Any]) -> str:
     return repr(sorted(own.items()))
 
 
-def read_run_config(run_config: Mapping[str, Any]) -> tuple[RunConfig, Place]:
-    """Return the run and its place; a wrong key is printed at once for who follows the run.
+def read_run_config(run_config: Mapping[str, Any]) -> tuple[RunConfig, RunPlace]:
+    """Return the run and its place; a wrong key is printed at once for those who follow the run.
 
     Flower shows the error itself too, but only after its simulation has come up.
 

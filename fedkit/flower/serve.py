@@ -8,7 +8,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from fedkit.flower.fleet import FlowerFleet
-from fedkit.flower.run_config import Place
+from fedkit.flower.run_config import RunPlace
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.events import EVENTS, EventLog
 from fedkit.server.record import record_in, run_folder
@@ -19,7 +19,7 @@ from fedkit.wire.validation import largest_reply
 
 
 def serve(
-    scenario: Scenario, grid: Grid, place: Place, kind: type[FlowerFleet] = FlowerFleet
+    scenario: Scenario, grid: Grid, place: RunPlace, kind: type[FlowerFleet] = FlowerFleet
 ) -> None:
     """Run all rounds over the nodes that are connected to Flower, and record them.
 
@@ -36,7 +36,7 @@ def serve(
 
 
 def _serve(
-    scenario: Scenario, grid: Grid, place: Place, kind: type[FlowerFleet], folder: RunFolder
+    scenario: Scenario, grid: Grid, place: RunPlace, kind: type[FlowerFleet], folder: RunFolder
 ) -> None:
     config, status = scenario.config, FleetStatus.of(folder.path / EVENTS)
     log = EventLog(folder.path / EVENTS, status.add)

@@ -1,6 +1,6 @@
 """`flower-supernode`, but that it runs one app alone: the one of the fedkit that is installed here.
 
-Whoever gives orders to a SuperLink sends code to its devices, and Flower 1.41 runs what arrives.
+Anyone who gives orders to a SuperLink sends code to its devices, and Flower 1.41 runs what arrives.
 Its trusted entities would refuse an app without a signature, but only Flower's own Hub hands out
 signatures. A device of a fleet needs no code from anybody: the app is part of fedkit. So it
 compares what arrives, file by file, with its own copy, and answers another app with an error.

@@ -48,7 +48,7 @@ class Normalized:
 
 
 @dataclass(frozen=True)
-class Gradients:
+class NormGradients:
     """Gradients of a norm's input, weight and bias, each of its shape."""
 
     x: Float64s
@@ -78,7 +78,7 @@ def norm_forward(
     return Normalized(_spread(weight, x, kind) * xhat + _spread(bias, x, kind), xhat, sigma)
 
 
-def norm_backward(g: Float64s, weight: Float64s, forward: Normalized, kind: Kind) -> Gradients:
+def norm_backward(g: Float64s, weight: Float64s, forward: Normalized, kind: Kind) -> NormGradients:
     """Return the gradients.
 
     Args:
@@ -93,7 +93,7 @@ def norm_backward(g: Float64s, weight: Float64s, forward: Normalized, kind: Kind
     direction = K * (np.sign(xhat) - mean(np.sign(xhat))) if kind.startswith("l1") else xhat
     dx = (gw - mean(gw) - direction * mean(gw * xhat)) / forward.sigma
     per_weight = _all_but(g, _axis(kind))
-    return Gradients(dx, (g * xhat).sum(per_weight), g.sum(per_weight))
+    return NormGradients(dx, (g * xhat).sum(per_weight), g.sum(per_weight))
 
 
 def _axis(kind: Kind) -> int:

@@ -21,8 +21,8 @@ import numpy as np
 
 from fedkit.config import RunConfig
 from fedkit.engine.base import Engine, NormLevels
-from fedkit.methods.interface import Fleet, Request
-from fedkit.sparse.candidates import Pool
+from fedkit.methods.interface import Dispatcher, Request
+from fedkit.sparse.candidates import CandidatePool
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import ModelState, Weights, count_kept
 from fedkit.stats.moments import NormMoments
@@ -36,8 +36,8 @@ def exact_statistics(
     config: RunConfig,
     engine: Engine,
     input_shape: tuple[int, ...],
-    fleet: Fleet,
-    pool: Pool,
+    fleet: Dispatcher,
+    pool: CandidatePool,
     number: int,
 ) -> Sequence[Weights]:
     """Return the statistics that each candidate's norms have over the data of all devices.
@@ -71,8 +71,8 @@ def exact_statistics(
 def _ask(
     config: RunConfig,
     layout: Layout,
-    fleet: Fleet,
-    pool: Pool,
+    fleet: Dispatcher,
+    pool: CandidatePool,
     request: Request,
     asked: Sequence[str],
 ) -> list[list[NormMoments]]:
@@ -95,7 +95,7 @@ def _exchanges(levels: NormLevels, absolute: frozenset[str]) -> Iterator[Sequenc
 
 
 def _request(
-    pool: Pool,
+    pool: CandidatePool,
     question: Callable[[Sequence[str]], Packet],
     known: Sequence[str],
     fresh: Sequence[str],
@@ -113,7 +113,7 @@ def last_statistics(
     config: RunConfig,
     engine: Engine,
     input_shape: tuple[int, ...],
-    fleet: Fleet,
+    fleet: Dispatcher,
     state: ModelState,
     number: int,
 ) -> ModelState:
@@ -121,5 +121,7 @@ def last_statistics(
     if not engine.layout.stats:
         return state
     counts = np.array([list(count_kept(state.masks).values())], np.int32)
-    (stats,) = exact_statistics(config, engine, input_shape, fleet, Pool(state, counts), number)
+    (stats,) = exact_statistics(
+        config, engine, input_shape, fleet, CandidatePool(state, counts), number
+    )
     return replace(state, stats=stats)

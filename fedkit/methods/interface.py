@@ -1,7 +1,7 @@
-"""The seam for methods: how the first masks are made, and how they change while a fleet trains.
+"""The interface of methods: how the first masks are made, and how they change while a fleet trains.
 
 A method is one frozen row of plain functions. Two of them run on the server (`start`, `adjust`),
-two on a device (`local`, `survey`); each has a default, so a static rival is one function and a
+two on a device (`local`, `survey`); each has a default, so a static baseline is one function and a
 dynamic one two. `fedkit.methods.registry` holds the table of all methods. Importing this needs no
 torch.
 """
@@ -63,7 +63,7 @@ class Request:
         return Request(lambda: change(self.whole()), short)
 
 
-class Fleet(Protocol):
+class Dispatcher(Protocol):
     """Carries one request per device and brings the answers back in the order of the devices."""
 
     @property
@@ -95,7 +95,7 @@ class Opening:
         config: The run.
         engine: Computes with the model.
         dense: The dense start.
-        server_data: The server's own examples; None where it has none.
+        server_data: The server's own examples, or None.
         fleet: The devices, for methods that ask them.
         module: Returns a fresh torch module of the task, loaded with a state, to evaluate.
         input_shape: Shape of one example.
@@ -105,7 +105,7 @@ class Opening:
     engine: Engine
     dense: ModelState
     server_data: Examples | None
-    fleet: Fleet
+    fleet: Dispatcher
     module: Callable[[ModelState], nn.Module]
     input_shape: tuple[int, ...]
 
@@ -132,7 +132,7 @@ class Opening:
         """Return at most `count` random examples of the server's own.
 
         Raises:
-            ConfigError: The server has none.
+            ConfigError: The server has no examples of its own.
         """
         if self.server_data is None:
             raise ConfigError(
@@ -170,7 +170,7 @@ def whole_model(state: ModelState) -> Request:
 
 
 def changed_model(state: ModelState, known: Masks) -> Request:
-    """Return the message that brings a model; who knows the masks `known` gets what changed."""
+    """Return the message that brings a model, only the changes to devices that know `known`."""
     return replace(whole_model(state), short=messages.pack_state(state, known))
 
 

@@ -1,6 +1,6 @@
 """All methods, ours and its baselines: one row each, behind `fedkit.methods.interface`.
 
-A rival is added as a file with one function or two and a row here, or, from outside, as
+A baseline is added as a file with one function or two and a row here, or, from outside, as
 `--method package.module:NAME` where NAME is a `Method`.
 """
 
@@ -62,6 +62,6 @@ def load_method(path: str) -> Method:
     return load(path, METHODS, Method, ConfigError)
 
 
-def settle(config: RunConfig) -> RunConfig:
+def resolve(config: RunConfig) -> RunConfig:
     """Return the config with what its method fixes; every process of a run does this first."""
     return config.model_copy(update=dict(load_method(config.method).settings))

@@ -13,7 +13,7 @@ from fedkit.engine.base import LocalTraining
 from fedkit.methods.fedtiny.progressive import quotas
 from fedkit.sparse import adjustment
 from fedkit.sparse.adjustment import adjusts, block_at
-from fedkit.sparse.candidates import Pool, Prune, candidate_pool, prune_at_once
+from fedkit.sparse.candidates import CandidatePool, Prune, candidate_pool, prune_at_once
 from fedkit.sparse.distribution import DISTRIBUTIONS, kept_counts
 from fedkit.sparse.state import Masks, ModelState, Shapes
 
@@ -55,7 +55,7 @@ def kept_per_layer(config: RunConfig, shapes: Shapes) -> dict[str, int]:
     return kept_counts(shapes, config.density, relative, config.exempt_layers)
 
 
-def pool_for(config: RunConfig, dense: ModelState, prune: Prune = prune_at_once) -> Pool:
+def pool_for(config: RunConfig, dense: ModelState, prune: Prune = prune_at_once) -> CandidatePool:
     """Return the candidate pool that a dense start gives under this config."""
     return candidate_pool(
         dense,

@@ -13,7 +13,7 @@ from fedkit.sparse.state import ModelState
 from fedkit.stats.norms import with_norms
 from fedkit.tasks.task import Examples
 
-_SETTLING = Fraction(1, 5)  # Share of the epochs of gradual pruning that train the final masks.
+_FINAL_SHARE = Fraction(1, 5)  # Share of the epochs of gradual pruning that train the final masks.
 
 
 def train_dense(
@@ -74,7 +74,7 @@ def _train_sparse(
         return state
     for epoch in range(1, config.sparse_epochs + 1):
         if counts:
-            left = max(Fraction(0), 1 - epoch / ((1 - _SETTLING) * config.sparse_epochs)) ** 3
+            left = max(Fraction(0), 1 - epoch / ((1 - _FINAL_SHARE) * config.sparse_epochs)) ** 3
             kept = {n: c + round(left * (state.masks[n].size - c)) for n, c in counts.items()}
             state = prune_at_once(state, kept)
         how = local_training(config, 1, sparse_learning_rate(config, epoch))

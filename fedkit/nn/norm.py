@@ -17,8 +17,8 @@ class L1BatchNorm2d(nn.modules.batchnorm._BatchNorm):
     + bias. For normally distributed inputs s is the standard deviation. Takes and returns
     [n, channels, height, width]; the arguments are those of `nn.BatchNorm2d`.
 
-    `running_var` averages s squared, without a correction for the number of samples, so that who
-    merges variances merges these too; evaluation divides by sqrt(running_var) + eps.
+    `running_var` averages s squared, without a correction for the number of samples, so that they
+    can be merged as variances are; evaluation divides by sqrt(running_var) + eps.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -91,7 +91,7 @@ def with_l1_norms(model: nn.Module) -> nn.Module:
 
 
 def _l1_of(norm: nn.Module) -> nn.Module | None:
-    """Return a new L1 norm of the same kind, None for what has none."""
+    """Return a new L1 norm of the same kind, None for other modules."""
     if type(norm) is nn.BatchNorm2d:
         return L1BatchNorm2d(
             *(norm.num_features, norm.eps, norm.momentum, norm.affine),

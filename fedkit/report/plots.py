@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkit.core.files import write_whole
+from fedkit.core.files import write_atomic
 from fedkit.report.comparison import Result, means, metric, series_keys
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def write_plots(result: Path) -> list[Path]:
     """Draw the result of a comparison beside its file; return the pictures' paths."""
     pictures = {result.with_name(name): svg for name, svg in plots(result).items()}
     for path, svg in pictures.items():
-        write_whole(path, svg.encode())
+        write_atomic(path, svg.encode())
     return list(pictures)
 
 

@@ -73,7 +73,7 @@ def _over_keepers(
 
 
 def _middles(states: Sequence[ModelState], masks: Masks, rule: Aggregation) -> Weights:
-    """Return robust means, computed for kept weights only; who prunes a weight has no say."""
+    """Return robust means of each weight over the devices that keep it."""
     weights = {}
     for name, first in states[0].weights.items():
         where = masks.get(name, np.ones(first.shape, np.bool_))

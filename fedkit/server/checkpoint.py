@@ -12,7 +12,7 @@
 
 A reader never sees half a file: everything but metrics.jsonl is written under a temporary name and
 renamed. Of metrics.jsonl a reader takes the lines that are whole: a power cut may leave half a line
-at its end, or zeros. A run folder is never written into by a second run: whoever writes holds a
+at its end, or zeros. A run folder is never written into by a second run: the writer holds a
 lock on its config.toml, which the system frees however the writer ends.
 """
 
@@ -39,7 +39,7 @@ from safetensors.numpy import save as to_safetensors
 
 from fedkit.config import RunConfig, make_config, read_config
 from fedkit.core.errors import CheckpointError, FedkitError
-from fedkit.core.files import remove_halves, write_whole
+from fedkit.core.files import remove_partial, write_atomic
 from fedkit.server.rounds import Report, StepPhase
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import ModelState
@@ -92,7 +92,7 @@ class RunFolder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             unnamed.mkdir()
-            write_whole(unnamed / "config.toml", tomli_w.dumps(config.model_dump()).encode())
+            write_atomic(unnamed / "config.toml", tomli_w.dumps(config.model_dump()).encode())
             unnamed.rename(path)  # fails where another run took the name in the meantime
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
@@ -119,7 +119,7 @@ class RunFolder:
         """
         if not os.path.isfile(path / "config.toml"):
             raise CheckpointError(
-                f"{path} is no run folder: it holds no config.toml; give the folder that "
+                f"{path} is not a run folder: it holds no config.toml; give the folder that "
                 "`fedkit run` printed, like runs/NAME"
             )
         return cls(path)
@@ -137,7 +137,7 @@ class RunFolder:
             raise CheckpointError(f"the run in {path} is finished; look at it with: fedkit show")
         with _told_as_ours(f"run folder {path} cannot be written"):
             (path / "error.txt").unlink(missing_ok=True)
-            remove_halves(path)
+            remove_partial(path)
             folder._mend_metrics()
         return folder
 
@@ -171,8 +171,8 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise CheckpointError(
-                    f"another process is at the run in {self.path}; wait for it, or give another "
-                    "--name"
+                    f"another process is using the run in {self.path}; wait for it, or give "
+                    "another --name"
                 ) from None
             except OSError:  # A file system without locks.
                 pass
@@ -192,7 +192,7 @@ class RunFolder:
         """Raise a `CheckpointError` where the disk is full or must not be written."""
         with _told_as_ours(f"run folder {self.path} cannot be written"):
             probe = self.path / f".{os.getpid()}.tmp"
-            write_whole(probe, bytes(4096))
+            write_atomic(probe, bytes(4096))
             probe.unlink()
 
     @property
@@ -220,7 +220,7 @@ class RunFolder:
                 lines.append(line)
             lines.append(last)
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_whole(self.path / "metrics.jsonl", text.encode())
+        write_atomic(self.path / "metrics.jsonl", text.encode())
 
     def _last_line(self) -> dict[str, Any]:
         """Return the line of metrics.jsonl that belongs to the checkpoint, and lies in it too."""
@@ -280,14 +280,14 @@ class RunFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file into the folder, whole."""
         with _told_as_ours(f"{self.path / name} cannot be written"):
-            write_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+            write_atomic(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     def _save(self, report: Report, layout: Layout, line: str) -> None:
         folder = self.path / "checkpoint"
         folder.mkdir(exist_ok=True)
         if not (folder / "structure.json").is_file():
             structure = {"format": FORMAT, **asdict(layout)}
-            write_whole(folder / "structure.json", json.dumps(structure, indent=2).encode())
+            write_atomic(folder / "structure.json", json.dumps(structure, indent=2).encode())
         packed = messages.pack_state(report.state, None)
         arrays = dict(packed.arrays)
         about = {
@@ -298,7 +298,7 @@ class RunFolder:
             "digest": _digest(layout, arrays, report.round),
         }
         data = to_safetensors(arrays, about)
-        write_whole(folder / "model.safetensors", data)
+        write_atomic(folder / "model.safetensors", data)
 
     def digest(self) -> str:
         """Return the sha256 of the last checkpoint, in hexadecimal."""
@@ -388,7 +388,7 @@ _LINE_OF_SOME: Mapping[str, Callable[[Any], bool]] = {
 
 
 def _read_line(text: bytes) -> dict[str, Any] | None:
-    """Return what a line of metrics.jsonl says, or None where it is none that was written."""
+    """Return what a line of metrics.jsonl says, or None where it was not written by a run."""
     try:
         line = json.loads(text)
         sound = all(good(line[key]) for key, good in _LINE.items())

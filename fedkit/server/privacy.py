@@ -1,10 +1,10 @@
 """Differential privacy of devices: the models that a server makes tell little of any one device.
 
-The server is trusted; who reads its models is not. Each device's change of the kept weights is
-clipped to a norm C, the changes are added up and divided by the number of devices of the run,
-whoever answered, and Gaussian noise is added: the estimator with a fixed denominator of McMahan et
-al., "Learning Differentially Private Recurrent Language Models", 2018. Masks are common and made
-without devices' data, so that noise is paid for kept weights only. Norm statistics are the
+The server is trusted; readers of its models are not. Each device's change of the kept weights is
+clipped to a norm C, the changes are added up and divided by the number of devices of the run, not
+of those that answered, and Gaussian noise is added: the estimator with a fixed denominator of
+McMahan et al., "Learning Differentially Private Recurrent Language Models", 2018. Masks are common
+and made without devices' data, so that noise is paid for kept weights only. Norm statistics are the
 server's own.
 
 What is promised. Two runs are neighbours if one has all that the other has but for one device, all
@@ -33,7 +33,7 @@ from scipy.special import log_ndtr
 from fedkit.config import RunConfig
 from fedkit.core.errors import ConfigError
 from fedkit.engine.base import Engine
-from fedkit.methods.interface import Answer, Fleet, Method, Phase, Request
+from fedkit.methods.interface import Answer, Dispatcher, Method, Phase, Request
 from fedkit.server.aggregation import aggregate, shares
 from fedkit.sparse.state import ModelState, apply_masks
 from fedkit.stats.norms import with_norms
@@ -77,8 +77,8 @@ def check_private(config: RunConfig, method: Method) -> None:
 class SilentFleet:
     """A fleet that is asked nothing before the rounds: what a private run opens with.
 
-    Implements `fedkit.methods.interface.Fleet`, so that a method of any kind that asks devices for
-    more than clipped updates ends here instead of in a model that tells of them.
+    Implements `fedkit.methods.interface.Dispatcher`, so that a method of any kind that asks devices
+    for more than clipped updates ends here instead of in a model that tells of them.
     """
 
     traffic = (0, 0)
@@ -97,7 +97,7 @@ class SilentFleet:
         )
 
 
-def opening_fleet(config: RunConfig, fleet: Fleet) -> Fleet:
+def opening_fleet(config: RunConfig, fleet: Dispatcher) -> Dispatcher:
     """Return the fleet that a method may ask for its first masks: none where the run is private."""
     return SilentFleet() if config.dp_clip else fleet
 

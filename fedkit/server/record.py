@@ -11,11 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from fedkit.config import RunConfig
 from fedkit.core.errors import FedkitError
-from fedkit.core.files import write_whole
-from fedkit.methods.interface import Fleet
+from fedkit.core.files import write_atomic
+from fedkit.methods.interface import Dispatcher
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.privacy import spent
-from fedkit.server.rounds import Report, Step, run_rounds
+from fedkit.server.rounds import Report, StoredStep, run_rounds
 from fedkit.server.scenario import Scenario
 from fedkit.tasks.task import ACCURACY
 
@@ -35,7 +35,7 @@ class Transport(Protocol):
 
 def record(
     scenario: Scenario,
-    fleet: Fleet,
+    fleet: Dispatcher,
     path: Path,
     after_step: Callable[[Report], None],
     resume: bool = False,
@@ -67,12 +67,12 @@ def run_folder(path: Path, config: RunConfig, resume: bool) -> Iterator[RunFolde
             yield RunFolder.resume(path, config) if resume else folder
         except FedkitError as error:
             with contextlib.suppress(OSError):  # The disk may be full.
-                write_whole(path / "error.txt", f"{error}\n".encode())
+                write_atomic(path / "error.txt", f"{error}\n".encode())
             raise
 
 
 def record_in(
-    scenario: Scenario, fleet: Fleet, folder: RunFolder, after_step: Callable[[Report], None]
+    scenario: Scenario, fleet: Dispatcher, folder: RunFolder, after_step: Callable[[Report], None]
 ) -> None:
     """Run the rounds that the folder does not have yet; see `record`."""
     server, began = scenario.server(), time.monotonic() - _seconds_before(folder)
@@ -95,14 +95,14 @@ def _seconds_before(folder: RunFolder) -> float:
     return float(lines[-1].get("seconds", 0)) if lines else 0.0
 
 
-def _last_step(folder: RunFolder) -> Step | None:
+def _last_step(folder: RunFolder) -> StoredStep | None:
     if not folder.has_checkpoint:
         return None
     stored = folder.load()
-    return Step(stored.phase, stored.round, stored.state)
+    return StoredStep(stored.phase, stored.round, stored.state)
 
 
-def _message_bytes(fleet: Fleet) -> dict[str, int]:
+def _message_bytes(fleet: Dispatcher) -> dict[str, int]:
     """Bytes of the transport's own messages so far; none where nothing was transported."""
     if not isinstance(fleet, Transport):
         return {}

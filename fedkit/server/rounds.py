@@ -1,6 +1,6 @@
 """The whole algorithm, for any fleet and any method.
 
-`run_rounds` is everything the server does. It talks to a `Fleet`: `LocalFleet` below is one
+`run_rounds` is everything the server does. It talks to a `Dispatcher`: `LocalFleet` below is one
 process, `fedkit.flower.fleet.FlowerFleet` sends the same packets through Flower. Both give the
 same bits for the same seed. What a method does differently stands in its row, see
 `fedkit.methods.interface`.
@@ -24,7 +24,7 @@ from fedkit.methods.exact_norms import last_statistics
 from fedkit.methods.interface import (
     Aggregated,
     Answer,
-    Fleet,
+    Dispatcher,
     Method,
     Opened,
     Opening,
@@ -67,7 +67,7 @@ class LocalFleet:
     def exchange(
         self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
     ) -> list[Answer]:
-        """See `Fleet.exchange`; every device answers, and what is wrong is raised."""
+        """See `Dispatcher.exchange`; every device answers, and what is wrong is raised."""
         short = request.short if self._acquainted else None
         packet = request.whole() if short is None else short
         self._acquainted = True
@@ -107,18 +107,18 @@ class Channel:
         wire: Width of values; devices answer in it too.
     """
 
-    def __init__(self, fleet: Fleet, wire: Wire) -> None:
+    def __init__(self, fleet: Dispatcher, wire: Wire) -> None:
         self._fleet, self._wire, self._taken = fleet, wire, fleet.traffic
 
     @property
     def traffic(self) -> tuple[int, int]:
-        """See `fedkit.methods.interface.Fleet.traffic`."""
+        """See `fedkit.methods.interface.Dispatcher.traffic`."""
         return self._fleet.traffic
 
     def exchange(
         self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
     ) -> list[Answer]:
-        """See `fedkit.methods.interface.Fleet.exchange`."""
+        """See `fedkit.methods.interface.Dispatcher.exchange`."""
         narrow = functools.partial(messages.narrow, wire=self._wire)
         return self._fleet.exchange(phase, request.changed(narrow), read)
 
@@ -191,7 +191,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Step:
+class StoredStep:
     """A step of a run that was stored, to go on after.
 
     Attributes:
@@ -207,10 +207,10 @@ class Step:
 
 def run_rounds(
     server: Server,
-    fleet: Fleet,
+    fleet: Dispatcher,
     server_data: Examples | None,
     dense: ModelState | None = None,
-    after: Step | None = None,
+    after: StoredStep | None = None,
 ) -> Iterator[Report]:
     """Run the config's method to the end, reporting after every step.
 
@@ -264,7 +264,7 @@ def dense_start(server: Server, server_data: Examples | None) -> ModelState:
 
 
 def train_round(
-    server: Server, fleet: Fleet, request: Request, sent: ModelState, number: int
+    server: Server, fleet: Dispatcher, request: Request, sent: ModelState, number: int
 ) -> tuple[ModelState, float | None]:
     """Train once on every device, aggregate, and let the method change the masks.
 

@@ -19,7 +19,7 @@ from fedkit.device.round import Device
 from fedkit.engine.base import Engine
 from fedkit.engine.choose import make_engine
 from fedkit.engine.trial import try_task
-from fedkit.methods.registry import load_method, settle
+from fedkit.methods.registry import load_method, resolve
 from fedkit.methods.schedule import kept_per_layer, local_training
 from fedkit.server.privacy import check_private
 from fedkit.server.rounds import LocalFleet, Server
@@ -158,7 +158,7 @@ def server_scenario(config: RunConfig) -> Scenario:
         TaskError: There is no such task.
         DataError: The data is missing, or nothing is left to measure on.
     """
-    config, task = settle(config), load_task(config.task)
+    config, task = resolve(config), load_task(config.task)
     test = test_examples(task, config)
     if len(test) == 0:
         raise DataError(f"task {task.name!r} has no test examples; the server measures on them")

@@ -64,7 +64,7 @@ class FleetStatus:
 
     @classmethod
     def of(cls, events: Path) -> Self:
-        """Gather what a log tells; a line that is no event of ours tells nothing."""
+        """Gather what a log tells; a line that is not one of our events is skipped."""
         status = cls()
         for event in read_events(events):
             if _is_ours(event):

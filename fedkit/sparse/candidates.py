@@ -25,7 +25,7 @@ def pool_size(density: float) -> int:
 
 
 @dataclass(frozen=True)
-class Pool:
+class CandidatePool:
     """Candidates pruned by magnitude from one dense model.
 
     Within a layer such candidates are nested: each keeps the largest weights, only how many
@@ -68,7 +68,7 @@ def candidate_pool(
     distribution: str,
     exempt: Sequence[str],
     seed: int,
-) -> Pool:
+) -> CandidatePool:
     """Prune a dense model by magnitude into `size` candidates.
 
     Each candidate draws its layer densities with noise around the distribution, rescaled to the
@@ -98,4 +98,4 @@ def candidate_pool(
         counts.append(list(kept_counts(shapes, density, drawn, exempt).values()))
     table = np.array(counts, np.int32)
     widest = dict(zip(shapes, table.max(axis=0).tolist(), strict=True))
-    return Pool(prune(dense, widest), table)
+    return CandidatePool(prune(dense, widest), table)

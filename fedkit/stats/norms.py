@@ -147,11 +147,11 @@ def merge_losses(
     """Return the mean loss per candidate, weighted by examples or robust, float64 [candidates].
 
     Args:
-        losses: Per device the loss of each candidate, [devices][candidates]. Who has `worst` for
-            all of them tells none from another, and has no say.
+        losses: Per device the loss of each candidate, [devices][candidates]. A device with
+            `worst` for all of them cannot tell them apart, and does not count.
         examples: Development examples per device, [devices].
         aggregation: How devices' losses merge.
-        worst: What stands for a loss that is no number.
+        worst: What stands for a loss that is not a number.
     """
     told, counts = np.asarray(losses, np.float64), np.asarray(examples, np.float64)
     says = (told < worst).any(axis=1)

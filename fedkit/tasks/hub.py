@@ -189,7 +189,7 @@ def _open_folder(folder: Path, subset: str | None, split: Split) -> Dataset:
 
 
 def _open(path: str, subset: str | None, split: Split) -> Dataset:
-    # Set before the import, which reads it: a data set is no reason to report home.
+    # Set before the import, which reads it: loading a data set should not report usage.
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from flwr_datasets import FederatedDataset
 

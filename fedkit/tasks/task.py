@@ -37,7 +37,7 @@ class Examples:
             reads it.
 
     Raises:
-        TaskError: Inputs or targets are no numbers, the lengths differ, or a number is NaN or
+        TaskError: Inputs or targets are not numbers, the lengths differ, or a number is NaN or
             infinite as float32.
     """
 
@@ -91,8 +91,8 @@ def _numbers(name: str, given: object) -> NDArray[Any]:
         numbers = np.ascontiguousarray(array, np.int64 if whole else np.float32)
     if not whole and not np.isfinite(numbers).all():
         raise TaskError(
-            f"examples hold NaN or infinite {name}, or such as float32 cannot hold; clean the data "
-            "set first"
+            f"examples hold NaN or infinite {name}, or values that float32 cannot hold; clean the "
+            "data set first"
         )
     return numbers
 
@@ -193,7 +193,7 @@ class Metric:
         """Return the metric that a record tells of, to show values with; accuracy for None.
 
         Raises:
-            TaskError: It is no such record.
+            TaskError: It is not such a record.
         """
         if about is None:
             return ACCURACY
@@ -335,7 +335,7 @@ class Task:
 
 
 MOST_CLASSES = 1 << 20
-"""A larger target is no class index but a quantity."""
+"""A larger target is not a class index but a quantity."""
 
 
 def describe(targets: NDArray[Any]) -> str:

@@ -2,9 +2,9 @@
 
 What is coded. The values of a model in order: of a parameter under a mask the kept ones, of any
 other all. A parameter under a mask has a channel per output, any other is one channel; a channel
-that keeps nothing is none. With m = 2^(bits - 1) - 1, a value is level * scale * 2^-exponent: a
-level in -m .. m of its own, the exponent of its channel, the scale of its parameter, as
-`fedkit.integers.format` has them with 8 groups. Shapes and masks are not in the code: both sides
+that keeps nothing is not counted. With m = 2^(bits - 1) - 1, a value is level * scale *
+2^-exponent: a level in -m .. m of its own, the exponent of its channel, the scale of its parameter,
+as `fedkit.integers.format` has them with 8 groups. Shapes and masks are not in the code: both sides
 know them, and they decide how long it is.
 
 The code. Numbers are little-endian, each part starts in a byte of its own.

@@ -1,4 +1,4 @@
-"""What travels: the few messages of a run, packed to flat arrays and checked at the door.
+"""What travels: the few messages of a run, packed to flat arrays and validated on arrival.
 
 A packet is the payload of one message, independent of the transport. Each kind has a function that
 packs it and one that reads it; a reader raises `WireError` naming what was expected and found.
@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from fedkit.core.errors import WireError
 from fedkit.core.text import short
-from fedkit.sparse.candidates import Pool
+from fedkit.sparse.candidates import CandidatePool
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import Masks, ModelState, Shapes, Weights, count_kept, masks_digest
 from fedkit.sparse.topk import Entries
@@ -155,7 +155,7 @@ def read_count(packet: Packet, key: str, lowest: int = 1, highest: int = 2**32 -
 
 
 LARGEST = 2.0**100
-"""Numbers beyond are no model's; below, float32 holds their sums over any fleet."""
+"""No model has larger numbers; up to here, float32 holds their sums over any fleet."""
 
 
 def _flat(values: Weights) -> NDArray[np.float32]:
@@ -177,7 +177,7 @@ def _stats_from(flat: NDArray[np.float32], layout: Layout) -> Weights:
     stats = _split(flat, layout.stats)
     for name, value in stats.items():
         if name.endswith(".running_var") and (value < 0).any():
-            raise WireError(f"{name} is negative, down to {value.min():.4g}; no variance is")
+            raise WireError(f"{name} is negative, down to {value.min():.4g}; a variance cannot be")
     return stats
 
 
@@ -244,19 +244,19 @@ POOL_STATS = "candidate_stats"
 """Array of the merged statistics of a pool's candidates, beside the pool itself."""
 
 
-def pack_pool(pool: Pool) -> Packet:
+def pack_pool(pool: CandidatePool) -> Packet:
     """Pack a candidate pool: the union of its candidates once, and their counts."""
     union = pack_state(pool.union, None)
     return Packet({**union.arrays, "counts": pool.counts}, union.numbers)
 
 
-def pack_pool_with_stats(pool: Pool, stats: Sequence[Weights]) -> Packet:
+def pack_pool_with_stats(pool: CandidatePool, stats: Sequence[Weights]) -> Packet:
     """Pack a pool and the merged statistics of its candidates, for a device that has neither."""
     whole = pack_pool(pool)
     return Packet({**whole.arrays, POOL_STATS: pack_stats(stats).arrays["stats"]}, whole.numbers)
 
 
-def read_pool(packet: Packet, layout: Layout) -> Pool:
+def read_pool(packet: Packet, layout: Layout) -> CandidatePool:
     """Read a pool packed by `pack_pool`."""
     counts = _array(packet, "counts", np.int32, (None, len(layout.prunable)))
     union = read_state(packet, layout, None)
@@ -266,7 +266,7 @@ def read_pool(packet: Packet, layout: Layout) -> Pool:
             f"the pool has {len(counts)} candidates; it needs one or more, each with 0 .. {most} "
             "weights per layer: the message was altered, send it again"
         )
-    return Pool(union, counts)
+    return CandidatePool(union, counts)
 
 
 def pack_moments(candidates: Sequence[NormMoments], examples: int) -> Packet:

@@ -9,15 +9,15 @@ import pytest
 
 from fedkit.bench import cost
 from fedkit.bench.cost import Untrained, play
-from fedkit.bench.measured import Cost, MeasuredFleet
+from fedkit.bench.measured import DeviceCost, MeasuredFleet
 from fedkit.bench.replay import Recorded, device_memory, worth_replaying
 from fedkit.config import RunConfig, make_config
-from fedkit.engine.choose import sparse_twin
-from fedkit.engine.cost import Geometry, positions
+from fedkit.engine.choose import sparse_equivalent
+from fedkit.engine.flops import WeightUses, positions
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.methods.interface import Request, changed_model
-from fedkit.methods.registry import settle
+from fedkit.methods.registry import resolve
 from fedkit.methods.schedule import adjusts_in
 from fedkit.server.rounds import Server, train_round
 from fedkit.sparse.state import ModelState
@@ -30,22 +30,22 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read where
 
 
 @functools.cache
-def parts() -> tuple[Task, SparseEngine, Geometry]:
+def parts() -> tuple[Task, SparseEngine, WeightUses]:
     reference = TorchEngine.for_task(TASK, "resnet8", 0)
     geometry = positions(reference.module(reference.initial_state()), (1, 8, 8))
     task = replace(TASK, model="resnet8")
-    return task, sparse_twin(reference, task), geometry
+    return task, sparse_equivalent(reference, task), geometry
 
 
 def config(method: str) -> RunConfig:
     values = {"rounds": 30, "epochs": 2, "density": 0.05, "adjust_every": 4, "adjust_stop": 13}
-    return settle(make_config({**values, "method": method, "devices": 1}))
+    return resolve(make_config({**values, "method": method, "devices": 1}))
 
 
 def every_round(
     server: Server, fleet: MeasuredFleet, state: ModelState, request: Request
-) -> list[Cost]:
-    """Do all rounds, also those that are equal: the slow twin."""
+) -> list[DeviceCost]:
+    """Do all rounds, also those that are equal: the slow reference."""
     costs = []
     for number in range(1, server.config.rounds + 1):
         sent, before = state, fleet.paid

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge.artifact import Artifact
-from edge.bench.result import Examples, Quantity, Result
+from edge.bench.result import Quantity, ReferenceVectors, Result
 from edge.bench.ssh import Board
 from edge.export import int8_graph, save_c99, save_graph
 from edge.targets.c99 import pack
@@ -116,7 +116,7 @@ def test_options_of_devices_are_refused_elsewhere(
 def test_a_board_gives_times_instead_of_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter((80.0, 20.0))
 
-    def measured(model: Artifact, board: Board, examples: Examples) -> Result:
+    def measured(model: Artifact, board: Board, examples: ReferenceVectors) -> Result:
         assert model.target == "c99" and len(examples.inputs)
         quantities = {"latency_median_us": Quantity(next(times), "us")}
         return Result(model.path.name, board.host, "measured", 2, quantities)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from edge.check import Report
+from edge.check import CheckReport
 from edge.export import int8_graph
 from fedkit.bench.exact import Cell, _figures, run, verilog_report
 from fedkit.bench.readme import TABLES
@@ -33,7 +33,7 @@ def test_a_model_that_has_no_circuit_says_why_in_its_cell(tmp_path: Path) -> Non
     graph = int8_graph(nn.Sequential(nn.Flatten(), nn.Linear(91 * 91, 2)).eval(), x)
     told = verilog_report(graph, x, x, tmp_path, {})
     assert isinstance(told, str) and "at most 8191 weights" in told
-    made = Report("compiled", "half_up", 1, same_class=1)
+    made = CheckReport("compiled", "half_up", 1, same_class=1)
     made.outputs.add(np.zeros((1, 10), np.int8), np.zeros((1, 10), np.int8))
     about = {"accuracy_float": 0.5, "accuracy_int8": 0.5, "parameters": 9, "parameters_slim": 9}
     about |= {"macs": 9, "macs_slim": 9, "density": 1.0}

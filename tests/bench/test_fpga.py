@@ -15,7 +15,7 @@ from edge.export import int8_graph, save_graph
 from edge.targets.fpga import emitter as fpga
 from edge.targets.fpga import yosys
 from fedkit.bench import fpga as bench
-from fedkit.bench.fpga import Model, Plan, block_rows, model_rows, simulate
+from fedkit.bench.fpga import Measurement, Model, block_rows, model_rows, simulate
 from fedkit.core.errors import ExportError
 
 pytestmark = pytest.mark.skipif(
@@ -71,7 +71,7 @@ def test_no_figure_is_given_for_a_wrong_model(
 
 @pytest.mark.slow
 def test_rows_have_all_figures() -> None:
-    plan = Plan(2, (4,), ("ecp5",), (Model(4, 0.1, False, 1),), False, 1)
+    plan = Measurement(2, (4,), ("ecp5",), (Model(4, 0.1, False, 1),), False, 1)
     rows = [*block_rows(plan, "ecp5"), *model_rows(plan)]
     assert [row["design"] for row in rows] == [
         *("fp16", "int", "shiftquant", "shiftquant-lanes", "l1-statistic", "l2-statistic"),

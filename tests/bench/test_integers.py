@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedkit.bench import intaccuracy, inttrain
-from fedkit.bench.intaccuracy import Cell, cells
+from fedkit.bench.intaccuracy import TrainingCell, cells
 from fedkit.bench.intgemm import shape_rows
 from fedkit.bench.kept import path_of, run_kept
 from fedkit.bench.l1norm import shape_row
@@ -47,27 +47,27 @@ def test_rows_of_training_have_all_figures() -> None:
         assert 0 < row["peak_bytes_ours"] < row["peak_bytes_bf16"]
 
 
-def test_the_grid_has_every_kind_and_shiftquant_at_8_bits_from_its_twin() -> None:
+def test_the_grid_has_every_kind_and_shiftquant_at_8_bits_as_copies() -> None:
     grid = list(cells((1, 2, 3), examples=10, epochs=1))
     assert len(grid) == len(set(grid)) == 3 * 2 * 9
     rows = [{"bits": cell.bits, "gradient": cell.gradient} for cell in grid]
-    listed = [(row["bits"], row["gradient"]) for row in intaccuracy._with_twins(rows)]
+    listed = [(row["bits"], row["gradient"]) for row in intaccuracy._with_shiftquant(rows)]
     assert listed.count((8, "shiftquant")) == listed.count((8, "per-tensor")) == 6
 
 
 def test_a_finished_cell_is_not_run_again(tmp_path: Path) -> None:
-    done, new = (Cell(bits, "shiftquant", "l1", 1, 10, 1) for bits in (4, 8))
+    done, new = (TrainingCell(bits, "shiftquant", "l1", 1, 10, 1) for bits in (4, 8))
     path_of(done, tmp_path).write_text('{"kept": true}')
     expected = [{"kept": True}, {"bits": 8}]
     assert run_kept([done, new], bits_of_cell, tmp_path, workers=1) == expected
     assert run_kept([done, new], refuse, tmp_path) == expected
 
 
-def bits_of_cell(cell: Cell) -> dict[str, Any]:
+def bits_of_cell(cell: TrainingCell) -> dict[str, Any]:
     return {"bits": cell.bits}
 
 
-def refuse(cell: Cell) -> dict[str, Any]:
+def refuse(cell: TrainingCell) -> dict[str, Any]:
     raise AssertionError(f"{cell} was run")
 
 

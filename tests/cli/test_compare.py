@@ -86,7 +86,7 @@ def without_times(rows: list[dict[str, Any]]) -> str:
 # The grid file
 
 BAD = {
-    "name = 'a": "grid.toml is no valid TOML",
+    "name = 'a": "grid.toml is not valid TOML",
     "[axes]\nseed = [1]": "name is missing: field required (names the result",
     "name = 'A b'\n[axes]\nseed = [1]": "name is 'A b': string should match",
     "name = 'a'": "axes is missing: field required (table of run keys, each with a list",

@@ -259,7 +259,7 @@ def test_a_closed_terminal_ends_the_command_in_good_order(tmp_path: Path) -> Non
 import fcntl, signal, sys, termios, time
 from pathlib import Path
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who runs the tests may have had it ignored (nohup)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the caller of the tests may ignore it (nohup)
 from fedkit import signals
 try:
     with signals.ended_by_signals():

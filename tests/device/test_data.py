@@ -210,7 +210,7 @@ def test_an_array_that_claims_more_than_it_holds_is_refused_before_memory_is_tak
 def test_a_bomb_of_zeros_and_a_forged_size_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     np.savez_compressed(path, inputs=np.zeros((6, 1, 8, 8), np.float32), targets=TARGETS)
-    load_examples(str(path))  # what is packed well is no bomb
+    load_examples(str(path))  # good compression does not make a bomb
     forged = path.read_bytes().replace(
         struct.pack("<I", 6 * 64 * 4 + 128), struct.pack("<I", 2**31)
     )

@@ -115,7 +115,7 @@ def test_a_write_that_is_cut_off_leaves_the_step_before(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedkit.device.memory.write_whole", cut)
+        patch.setattr("fedkit.device.memory.write_atomic", cut)
         with pytest.raises(KeyboardInterrupt):
             ask(tmp_path, handle, 2)
     assert ask(tmp_path, handle, 2) == 30

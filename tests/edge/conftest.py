@@ -65,7 +65,7 @@ def linear_graph() -> Callable[..., ir.Graph]:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model trained on scikit-learn's digits, and its data."""
 
     model: nn.Module
@@ -75,7 +75,7 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained() -> Trained:
+def trained() -> TrainedModel:
     from sklearn.datasets import load_digits
 
     images, targets = load_digits(return_X_y=True)
@@ -85,7 +85,7 @@ def trained() -> Trained:
     torch.manual_seed(0)
     model = build_model("resnet8", (1, 8, 8), 10)
     _train(model, torch.from_numpy(inputs[:1297]), torch.from_numpy(labels[:1297]))
-    return Trained(model.eval(), inputs[:1297], inputs[1297:], labels[1297:])
+    return TrainedModel(model.eval(), inputs[:1297], inputs[1297:], labels[1297:])
 
 
 def _train(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, epochs: int = 4) -> None:

@@ -16,7 +16,7 @@ from edge.artifact import Artifact
 from edge.bench import build
 from edge.define.interpret import Int8Array, evaluate_int8
 from edge.export import export_c99, int8_graph, save_c99
-from edge.targets.c99.program import Goal
+from edge.targets.c99.calls import Goal
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.c_names import NAME, check_name, generic_names, name_for
 from fedkit.core.errors import ExportError

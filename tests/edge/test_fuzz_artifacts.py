@@ -86,7 +86,7 @@ def alter(folder: Path, choose: random.Random) -> None:
             alter_value(content, choose)
         path.write_text(json.dumps(content))
         if isinstance(content, dict) and choose.random() < 0.7:
-            manifests.sign(path, content)  # as somebody would who means it
+            manifests.sign(path, content)  # as an attacker would
         return
     if choose.random() < 0.3:
         del data[choose.randrange(len(data)) :]

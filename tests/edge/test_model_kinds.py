@@ -126,7 +126,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "python's": (lambda: Own(lambda y: y + random.random()), "Own draws random numbers"),
     "dropout": (lambda: Own(lambda y: F.dropout(y, 0.5, True)), "draws random numbers"),
     "by data": (lambda: Own(lambda y: y if y.sum() > 0 else -y), "control flow that depends"),
-    "a state": (lambda: Own(counting()), "gives other outputs than the model itself"),
+    "a state": (lambda: Own(counting()), "gives outputs that differ from the model's own"),
     "a changing hook": (
         lambda: changed(lambda layer: layer.register_forward_hook(lambda m, x, y: y * 3)),
         "module '0': aten.mul",

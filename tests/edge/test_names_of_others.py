@@ -27,7 +27,7 @@ from edge.targets.c99.runner import CompiledRunner
 from edge.targets.fpga import emitter as fpga
 from tests.edge.targets.c99.library import need_gcc
 from tests.edge.targets.test_tflite import images
-from tests.naive.engine import Engine
+from tests.naive.engine import FpgaEngine
 
 INPUTS = images(1, 6, 6)
 HOSTILE = [
@@ -155,7 +155,7 @@ def test_folders_compile_to_the_same(name: str, plain_torch: ir.Graph, tmp_path:
     ]
     assert objects[0] == objects[1]
     runs = [
-        Engine(
+        FpgaEngine(
             {
                 p.name: p.read_bytes()
                 for p in save_fpga(each, INPUTS, tmp_path / to, {}).path.iterdir()

@@ -70,29 +70,31 @@ def in_torchs_layout(codes: Codes) -> Codes:
 
 
 @dataclass(frozen=True)
-class Place:
+class PolicyRun:
     """Where a graph runs, and the policy that is to be its arithmetic."""
 
     run: Run
     policy: str
 
 
-PLACES: Mapping[str, Place] = {
-    "ai-edge-litert": Place(in_litert, RUNTIMES["tflite"]["ai-edge-litert"]),
-    "tflite-runtime": Place(in_tflite_runtime, RUNTIMES["tflite"]["tflite-runtime"]),
-    "onnx-qdq": Place(in_onnxruntime("qdq"), RUNTIMES["onnx-qdq"]["onnxruntime"]),
-    "onnx-qoperator": Place(in_onnxruntime("qoperator"), RUNTIMES["onnx-qoperator"]["onnxruntime"]),
+PLACES: Mapping[str, PolicyRun] = {
+    "ai-edge-litert": PolicyRun(in_litert, RUNTIMES["tflite"]["ai-edge-litert"]),
+    "tflite-runtime": PolicyRun(in_tflite_runtime, RUNTIMES["tflite"]["tflite-runtime"]),
+    "onnx-qdq": PolicyRun(in_onnxruntime("qdq"), RUNTIMES["onnx-qdq"]["onnxruntime"]),
+    "onnx-qoperator": PolicyRun(
+        in_onnxruntime("qoperator"), RUNTIMES["onnx-qoperator"]["onnxruntime"]
+    ),
 }
 
 
 @pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> Place:
+def place(request: pytest.FixtureRequest) -> PolicyRun:
     if request.param == "tflite-runtime" and request.param not in available_runtimes():
         pytest.skip("tflite-runtime is not installed; it ends at Python 3.11 and numpy 1")
     return PLACES[request.param]
 
 
-def assert_same(place: Place, cases: Iterator[Case]) -> None:
+def assert_same(place: PolicyRun, cases: Iterator[Case]) -> None:
     for graph, codes in cases:
         expected = evaluate_int8(graph, codes, place.policy)
         found = place.run(graph, codes).reshape(expected.shape)
@@ -111,7 +113,7 @@ def cases(kind: str, ratios: list[float], seed: int) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_op_is_the_runtimes_at_any_scale(kind: str, place: Place) -> None:
+def test_an_op_is_the_runtimes_at_any_scale(kind: str, place: PolicyRun) -> None:
     random = np.random.default_rng(1)
     ratios = [*POWERS[::4], *(a_ratio(random) for _ in range(4))]
     assert_same(place, cases(kind, ratios[:3] if kind == "add" else ratios, seed=2))
@@ -119,7 +121,7 @@ def test_an_op_is_the_runtimes_at_any_scale(kind: str, place: Place) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RESCALING)
-def test_an_op_is_the_runtimes_at_a_thousand_scales(kind: str, place: Place) -> None:
+def test_an_op_is_the_runtimes_at_a_thousand_scales(kind: str, place: PolicyRun) -> None:
     random = np.random.default_rng(3)
     others = [a_ratio(random) for _ in range(1000)]
     assert_same(place, cases(kind, [*POWERS, *others], seed=4))
@@ -127,7 +129,7 @@ def test_an_op_is_the_runtimes_at_a_thousand_scales(kind: str, place: Place) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KEEPING)
-def test_an_op_that_keeps_its_scale_is_the_runtimes(kind: str, place: Place) -> None:
+def test_an_op_that_keeps_its_scale_is_the_runtimes(kind: str, place: PolicyRun) -> None:
     assert_same(place, cases(kind, [1.0] * 100, seed=4))
 
 
@@ -155,22 +157,22 @@ def means(counts: Iterable[int], ratios: tuple[float, ...]) -> Iterator[Case]:
             yield graph_of([x, y], ir.Op("mean", ("x",), ("y",))), values.reshape(x.shape)
 
 
-def test_means_at_powers_of_two(place: Place) -> None:
+def test_means_at_powers_of_two(place: PolicyRun) -> None:
     assert_same(place, means((28, 56), (0.25, 2.0)))
 
 
 @pytest.mark.slow
-def test_means_of_every_number_of_pixels(place: Place) -> None:
+def test_means_of_every_number_of_pixels(place: PolicyRun) -> None:
     counts = *range(1, 101), 196, 256, 1024, 4096
     assert_same(place, means(counts, (0.25, 1.0, 4.0, float(np.float32(0.3)))))
 
 
-def test_graphs_of_several_ops(place: Place) -> None:
+def test_graphs_of_several_ops(place: PolicyRun) -> None:
     assert_same(place, (a_graph(np.random.default_rng(seed)) for seed in range(6)))
 
 
 @pytest.mark.slow
-def test_many_graphs_of_several_ops(place: Place) -> None:
+def test_many_graphs_of_several_ops(place: PolicyRun) -> None:
     assert_same(place, (a_graph(np.random.default_rng(seed)) for seed in range(300)))
 
 
@@ -211,7 +213,7 @@ _VECTORISED = ("mean", "depthwise_conv2d")
 def test_litert_without_xnnpack_is_near(kind: str) -> None:
     ratios = POWERS[:: 6 if kind == "add" else 2]
     if kind not in _VECTORISED:
-        assert_same(Place(in_litert_alone, "gemmlowp"), cases(kind, ratios, seed=6))
+        assert_same(PolicyRun(in_litert_alone, "gemmlowp"), cases(kind, ratios, seed=6))
         return
     for graph, codes in cases(kind, ratios, seed=6):
         expected = evaluate_int8(graph, codes, "gemmlowp").astype(np.int16)
@@ -241,7 +243,7 @@ def one_product(factor: float, bias: int) -> ir.Graph:
 
 @pytest.mark.parametrize("bias", [0, 2**22, -(2**22)])
 @pytest.mark.parametrize("factor", [255.9, 3.0, 1.0, 2.0**-20])
-def test_large_factors_and_sums_do_not_wrap(factor: float, bias: int, place: Place) -> None:
+def test_large_factors_and_sums_do_not_wrap(factor: float, bias: int, place: PolicyRun) -> None:
     assert_same(place, iter([(one_product(factor, bias), EVERY[:, None])]))
 
 

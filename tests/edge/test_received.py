@@ -175,7 +175,7 @@ def test_a_file_that_is_a_path_is_refused(name: str, received: Path) -> None:
     path = artifact.manifest_path(received / "c99")
     fields = manifests.read(path)
     manifests.sign(path, {**fields, "files": [*fields["files"], name]})
-    with pytest.raises(ExportError, match="is no plain name of a file"):
+    with pytest.raises(ExportError, match="is not a plain file name"):
         artifact.load(received / "c99")
 
 

@@ -19,7 +19,7 @@ from edge.quantize.quantize import Scaling
 from tests.edge.define.test_rounding import int8_inputs
 from tests.edge.targets.c99.library import need_gcc
 from tests.edge.targets.test_c99 import assert_same_integers
-from tests.edge.test_policies import Place, place
+from tests.edge.test_policies import PolicyRun, place
 
 __all__ = ["place"]
 
@@ -115,7 +115,9 @@ def exported(name: str, scales: Scaling) -> ir.Graph:
 
 @pytest.mark.parametrize("scales", ["float", "pow2"])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_runtimes_agree_with_the_interpreter(name: str, scales: Scaling, place: Place) -> None:
+def test_the_runtimes_agree_with_the_interpreter(
+    name: str, scales: Scaling, place: PolicyRun
+) -> None:
     graph = exported(name, scales)
     codes = ir.to_graph_layout(int8_inputs(graph, quarters()))
     expected = evaluate_int8(graph, codes, place.policy)

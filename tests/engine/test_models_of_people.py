@@ -171,7 +171,7 @@ def replaced_forward() -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Case:
+class ModelCase:
     """A model, and whether engines that run a plan take it."""
 
     factory: Callable[[], nn.Module]
@@ -180,20 +180,22 @@ class Case:
 
 
 TRAINED = {
-    "plain": Case(plain, planned=True),
-    "not contiguous": Case(not_contiguous, planned=True),
-    "frozen layer": Case(
+    "plain": ModelCase(plain, planned=True),
+    "not contiguous": ModelCase(not_contiguous, planned=True),
+    "frozen layer": ModelCase(
         frozen_layer, reason="one.weight, one.bias: Parameter .requires_grad is False"
     ),
-    "frozen bias": Case(frozen_bias, reason="two.bias: Parameter .requires_grad is False"),
-    "tied": Case(Tied, reason="shared by 2 modules"),
-    "called twice": Case(CalledTwice, reason="called 2 times"),
-    "never called": Case(NeverCalled, reason="spare.weight, spare.bias: Parameter .no op uses it"),
-    "own parameter": Case(Scaled, reason="scale: Parameter"),
-    "forward hook": Case(forward_hook, reason="one: Linear .it has forward hooks"),
-    "backward hook": Case(backward_hook, reason="two: Linear .it has backward hooks"),
-    "gradient hook": Case(gradient_hook, reason="two.weight: Parameter .it has hooks"),
-    "replaced forward": Case(replaced_forward, reason="one: Linear .its forward was replaced"),
+    "frozen bias": ModelCase(frozen_bias, reason="two.bias: Parameter .requires_grad is False"),
+    "tied": ModelCase(Tied, reason="shared by 2 modules"),
+    "called twice": ModelCase(CalledTwice, reason="called 2 times"),
+    "never called": ModelCase(
+        NeverCalled, reason="spare.weight, spare.bias: Parameter .no op uses it"
+    ),
+    "own parameter": ModelCase(Scaled, reason="scale: Parameter"),
+    "forward hook": ModelCase(forward_hook, reason="one: Linear .it has forward hooks"),
+    "backward hook": ModelCase(backward_hook, reason="two: Linear .it has backward hooks"),
+    "gradient hook": ModelCase(gradient_hook, reason="two.weight: Parameter .it has hooks"),
+    "replaced forward": ModelCase(replaced_forward, reason="one: Linear .its forward was replaced"),
 }
 
 

@@ -39,9 +39,9 @@ def die():
 if PROGRAM in ("flwr-clientapp", "flwr-serverapp"):
     import fedkit.core.files
 
-    whole = fedkit.core.files.write_whole
+    whole = fedkit.core.files.write_atomic
 
-    def write_whole(path, data):
+    def write_atomic(path, data):
         if reached(path, "before"):
             die()
         if reached(path, "linger"):
@@ -53,10 +53,10 @@ if PROGRAM in ("flwr-clientapp", "flwr-serverapp"):
         if reached(path, "after"):
             die()
 
-    fedkit.core.files.write_whole = write_whole
+    fedkit.core.files.write_atomic = write_atomic
 """
 """Stages of writing a file: before it, with half of it written under its temporary name, after it
-is in place; `linger` lives on, slowly, for who wants to kill something else."""
+is in place; `linger` lives on, slowly, so that a test can kill something else."""
 
 
 class Kill:

@@ -52,7 +52,7 @@ Lie = Callable[[Packet, RunConfig], Packet]
 def honest(method: str, variant: str) -> tuple[RunConfig, tuple[Phase, ...]]:
     """The config and the phases of a run without lies, which nobody is refused in."""
     config = tiny.config(method=method, **VARIANTS[variant])
-    fleet = tiny.Fleet(tiny.devices(config))
+    fleet = tiny.FaultyFleet(tiny.devices(config))
     list(run_rounds(tiny.server(config), fleet, tiny.SERVER_DATA))
     assert not fleet.refused and not fleet.failed
     return config, tuple(fleet.exchanges)
@@ -213,7 +213,7 @@ def assert_sound(config: RunConfig, state: ModelState, before: ModelState | None
 
 def check_attack(
     method: str, variant: str, at: int, lies: list[Lie]
-) -> tuple[tiny.Fleet, list[Report]]:
+) -> tuple[tiny.FaultyFleet, list[Report]]:
     """Run until the step that reads exchange `at`, in which the liar lies; check every model."""
     config, phases = honest(method, variant)
     at %= len(phases)
@@ -224,7 +224,7 @@ def check_attack(
                 reply = lie(reply, config)
         return reply
 
-    fleet, steps = tiny.Fleet(tiny.devices(config), change), list[Report]()
+    fleet, steps = tiny.FaultyFleet(tiny.devices(config), change), list[Report]()
     for step in run_rounds(tiny.server(config), fleet, tiny.SERVER_DATA):
         sparse = steps[-1].state if len(steps) > 1 else None
         assert_sound(config, step.state, sparse)
@@ -269,7 +269,7 @@ def refusals(method: str, lie: Lie, phase: Phase, **changes: Any) -> list[str]:
         return lie(reply, config) if device == LIAR and number == first else reply
 
     _, phases = honest(method, "mean")
-    fleet = tiny.Fleet(tiny.devices(config), change)
+    fleet = tiny.FaultyFleet(tiny.devices(config), change)
     list(run_rounds(tiny.server(config), fleet, tiny.SERVER_DATA))
     assert {device for _, device, _ in fleet.refused} <= {LIAR} and not fleet.failed
     return [reason for _, _, reason in fleet.refused]
@@ -319,7 +319,7 @@ def test_losses_that_are_no_numbers_leave_the_choice_to_the_others() -> None:
     assert middle.tolist() == [3.0, 1.0]
 
 
-def test_who_answers_the_door_directly_is_refused_entries_of_kept_weights_too() -> None:
+def test_a_reply_made_by_hand_cannot_carry_entries_of_kept_weights() -> None:
     config = tiny.config()
     state, layout = tiny.engine().initial_state(), tiny.engine().layout
     masks = {n: np.arange(m.size).reshape(m.shape) % 3 == 0 for n, m in state.masks.items()}

@@ -18,7 +18,7 @@ from fedkit.flower.fleet import FlowerFleet
 from fedkit.methods.interface import Phase, Request
 from fedkit.methods.registry import load_method
 from fedkit.server.privacy import check_private
-from fedkit.server.rounds import Report, Step, run_rounds
+from fedkit.server.rounds import Report, StoredStep, run_rounds
 from sim.scenario import make_scenario
 from tests.fleet.grids import ScriptedGrid, client_nodes
 from tests.fleet.test_participation import run
@@ -126,7 +126,7 @@ def test_devices_may_miss_a_message_and_a_server_that_starts_again_changes_no_bi
     # A server that ends before it stored the last round asks again.
     whole, _ = steps()
     server, fleet = scenario.server(), scenario.local_fleet()
-    after = Step("round", 1, whole[-2].state)
+    after = StoredStep("round", 1, whole[-2].state)
     (again,) = run_rounds(server, fleet, scenario.server_data, after=after)
     assert_same_bits(again.state, whole[-1].state)
 
@@ -173,6 +173,6 @@ def test_a_board_that_remembers_on_disk_answers_a_server_that_starts_again(
         for step in run_rounds(server, Boards(len(fleet.log) - left), scenario.server_data):
             done.append(step)
     stored = done[-1]
-    after = Step(stored.phase, stored.round, stored.state)
+    after = StoredStep(stored.phase, stored.round, stored.state)
     *_, end = run_rounds(server, Boards(), scenario.server_data, after=after)
     assert_same_bits(end.state, whole[-1].state)

@@ -200,8 +200,8 @@ def test_bytes_that_cannot_even_be_unpacked_are_the_devices_fault(
 
     grid, log = Unpacking(client_nodes(scenario)), EventLog(tmp_path / "events")
     steps = run(scenario, FlowerFleet(grid, CONFIG, log=log))
-    twin = run(scenario, Partial(scenario, {n: {2} for n in range(CONFIG.rounds + 1)}))
-    assert_same_bits(steps[-1].state, twin[-1].state)
+    in_process = run(scenario, Partial(scenario, {n: {2} for n in range(CONFIG.rounds + 1)}))
+    assert_same_bits(steps[-1].state, in_process[-1].state)
     refused = [e["node"] for e in read_events(tmp_path / "events") if e["event"] == "refused"]
     assert refused == ["102"] * 3
 
@@ -229,8 +229,8 @@ def test_a_node_that_says_it_is_another_device_is_refused(scenario: Any, tmp_pat
     grid.nodes[102] = impostor(grid.nodes[102])
     given = {100: 0, 101: 1, 102: 2, 103: 3}
     steps = run(scenario, FlowerFleet(grid, CONFIG, indices=given, log=log))
-    twin = run(scenario, Partial(scenario, {n: {2} for n in range(CONFIG.rounds + 1)}))
-    assert_same_bits(steps[-1].state, twin[-1].state)
+    in_process = run(scenario, Partial(scenario, {n: {2} for n in range(CONFIG.rounds + 1)}))
+    assert_same_bits(steps[-1].state, in_process[-1].state)
     reasons = [e["reason"] for e in read_events(tmp_path / "events") if e["event"] == "refused"]
     assert len(reasons) == 3 and "answers as device 0, which it is not" in reasons[0]
 
@@ -324,17 +324,17 @@ def test_of_ten_thousand_altered_replies_none_gets_in(scenario: Any, bits: int) 
     grid = ScriptedGrid({node: lambda message: None for node in range(4)})
     fleet = FlowerFleet(grid, config, largest_reply(layout, config))
 
-    def through_the_door(packet: Packet) -> None:
+    def validated(packet: Packet) -> None:
         message = Message(RecordDict(), dst_node_id=2, message_type="train")
         _, opened = fleet.open(2, Message(to_records(packet), reply_to=message))
         admit_update(opened, layout, sent, config, 1, layers, own_masks=False)
 
-    through_the_door(signed(honest, 2))
+    validated(signed(honest, 2))
     accepted = 0
     whole = signed(honest, 2)
     for packet, signs in itertools.islice(altered(whole, rng), 5_000):
         try:
-            through_the_door(signed(packet, 2) if signs else packet)
+            validated(signed(packet, 2) if signs else packet)
         except WireError:
             continue
         accepted += 1
@@ -345,7 +345,7 @@ def test_of_ten_thousand_altered_replies_none_gets_in(scenario: Any, bits: int) 
 
 
 def test_a_lie_that_fits_spoils_a_mean_but_no_median(scenario: Any) -> None:
-    """Within every bound, and far off: what the door cannot know."""
+    """Within every bound, and far off: what validation cannot know."""
 
     def turned(packet: Packet) -> Packet:
         return array("values", lambda v: v * np.float32(-20))(packet)

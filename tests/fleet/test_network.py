@@ -130,8 +130,8 @@ def test_a_device_that_is_cut_off_for_two_rounds_returns_and_takes_part(
         assert {2, 3} <= set(absent)
         assert max(absent) < CONFIG["rounds"]  # it came back, and took part
         config = make_config({**DEFAULTS, **CONFIG})
-        twin = run(make_scenario(config), Partial(make_scenario(config), absent))
-        assert_same_bits(fleet.state("cut"), twin[-1].state)
+        in_process = run(make_scenario(config), Partial(make_scenario(config), absent))
+        assert_same_bits(fleet.state("cut"), in_process[-1].state)
 
 
 def absences(fleet: RealFleet) -> dict[int, set[int]]:

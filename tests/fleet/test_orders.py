@@ -1,7 +1,7 @@
 """Orders come from the fleet's owner alone: another account, and another's app, get nowhere.
 
 A real server and a real device, attacked by an account of the same machine that has nothing but
-the certificate of the authority, which is no secret.
+the certificate of the authority, which is not secret.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def test_another_account_can_ask_neither_server_nor_device(
     asked = [f"{end}{path}" for end in (server, device) for path in both]
     asked += [f"{server}/v1/control/{order}" for order in orders]
     assert ask(stranger, *asked) == ["403"] * len(asked)
-    # A device's request without its key is none, whoever sends it.
+    # A request without the device's key does not count, whatever its sender.
     assert ask(stranger, f"{server}/v1/fleet/pull-messages")[0] in ("401", "422", "400", "415")
 
 
@@ -161,7 +161,7 @@ def test_another_account_can_read_nothing_of_a_fleet(fleet: RealFleet) -> None:
 
 
 def test_a_device_runs_no_app_but_its_own(fleet: RealFleet, tmp_path: Path) -> None:
-    """Also where the owner's own account, or whoever took the server over, sends it."""
+    """Also where the owner's own account, or somebody who took the server over, sends it."""
     evil_app(tmp_path / "app", tmp_path / "ran")
     (tmp_path / "app" / "server_app.py").write_text(SEND_ONE)
     said = flwr(fleet.fleet.server / "flwr", "run", str(tmp_path / "app"), "fleet", "--stream",

@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {
 
 
 class Partial:
-    """The slow twin: devices in this process, of which a schedule says who takes part."""
+    """The slow reference: devices in this process, of which a schedule says who takes part."""
 
     def __init__(self, scenario: Scenario, absent: dict[int, set[int]]) -> None:
         self._devices = [scenario.device(index) for index in range(len(scenario.devices))]
@@ -104,8 +104,8 @@ def test_a_fleet_goes_on_without_devices_and_takes_them_back(
     grid.before = leave
     log = EventLog(tmp_path / "events")
     flower = run(scenario, FlowerFleet(grid, scenario.config, log=log))
-    twin = run(scenario, Partial(scenario, absent))
-    for one, other in zip(flower, twin, strict=True):
+    in_process = run(scenario, Partial(scenario, absent))
+    for one, other in zip(flower, in_process, strict=True):
         assert_same_bits(one.state, other.state)
     events = list(read_events(tmp_path / "events"))
     told = {event["device"] for event in events if event["event"] == "absent"}
@@ -137,8 +137,8 @@ def test_a_device_that_never_returns_costs_one_deadline(monkeypatch: pytest.Monk
 
     grid.before = leave
     flower = run(scenario, FlowerFleet(grid, scenario.config))
-    twin = run(scenario, Partial(scenario, {number: {1} for number in range(2, 6)}))
-    assert_same_bits(flower[-1].state, twin[-1].state)
+    in_process = run(scenario, Partial(scenario, {number: {1} for number in range(2, 6)}))
+    assert_same_bits(flower[-1].state, in_process[-1].state)
     assert 1000 <= clock.now < 1010
 
 
@@ -194,8 +194,8 @@ def test_a_device_whose_app_fails_is_not_waited_for() -> None:
         run(scenario, FlowerFleet(grid, scenario.config))
     scenario = make_scenario(config(deadline=1000.0, rounds=1))
     steps = run(scenario, FlowerFleet(grid, scenario.config))
-    twin = run(scenario, Partial(scenario, {0: {1}, 1: {1}}))
-    assert_same_bits(steps[-1].state, twin[-1].state)
+    in_process = run(scenario, Partial(scenario, {0: {1}, 1: {1}}))
+    assert_same_bits(steps[-1].state, in_process[-1].state)
 
 
 @pytest.mark.parametrize(("online", "word"), [(1, "1 of 3 devices connected"), (4, "4 nodes are")])

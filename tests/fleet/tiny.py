@@ -14,7 +14,7 @@ from fedkit.core.errors import FedkitError, WireError
 from fedkit.device.round import Device
 from fedkit.engine.torch import TorchEngine
 from fedkit.methods.interface import Answer, Phase, Request
-from fedkit.methods.registry import settle
+from fedkit.methods.registry import resolve
 from fedkit.server.rounds import Server
 from fedkit.tasks.task import Examples, Task
 from fedkit.wire.messages import Packet
@@ -65,7 +65,7 @@ def engine() -> TorchEngine:
 
 
 def config(**changes: Any) -> RunConfig:
-    return settle(make_config({**KEYS, **changes}))
+    return resolve(make_config({**KEYS, **changes}))
 
 
 def server(run: RunConfig) -> Server:
@@ -79,7 +79,7 @@ def devices(run: RunConfig) -> list[Device]:
 SERVER_DATA = examples(12, 5)
 
 
-class Fleet:
+class FaultyFleet:
     """Devices in this process, of which a device that fails or is refused is left out, and told.
 
     Args:

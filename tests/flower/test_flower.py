@@ -77,7 +77,7 @@ def test_flower_run_equals_in_process_run_bit_for_bit(runs: tuple[RunFolder, Run
 
 
 @pytest.mark.slow
-def test_rivals_too_run_behind_flower_as_in_process(tmp_path: Path) -> None:
+def test_baselines_too_run_behind_flower_as_in_process(tmp_path: Path) -> None:
     """A method that asks devices before training, and one whose masks come from devices."""
     configs = {name: CONFIG.model_copy(update={"method": name}) for name in ("ssfl", "feddst")}
     with FlowerSimulation(tmp_path / "log") as simulation:

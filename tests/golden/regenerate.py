@@ -1,7 +1,7 @@
 """Write the golden vectors beside this file: `python -m tests.golden.regenerate [--check]`.
 
-They pin numbers down across versions and languages: whoever implements the integer contract reads
-the same files. A new set is a row of `GOLDEN`.
+They pin numbers down across versions and languages: any implementation of the integer contract
+reads the same files. A new set is a row of `GOLDEN`.
 """
 
 from __future__ import annotations

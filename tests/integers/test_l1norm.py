@@ -33,7 +33,7 @@ def arguments(kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
     return x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
 
 
-class Norm(torch.autograd.Function):
+class L1NormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kind: Kind) -> Tensor:
         done = norm_forward(x.numpy(), weight.numpy(), bias.numpy(), EPS, kind)
@@ -50,7 +50,9 @@ class Norm(torch.autograd.Function):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_the_forward_pass(kind: Kind) -> None:
-    assert torch.autograd.gradcheck(lambda *given: Norm.apply(*given, kind), arguments(kind))
+    assert torch.autograd.gradcheck(
+        lambda *given: L1NormFunction.apply(*given, kind), arguments(kind)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,7 +61,7 @@ def test_outputs_and_gradients_equal_the_modules(kind: Kind) -> None:
     parameters = {"weight": weight, "bias": bias}
     g = torch.randn_like(x)
     expected = torch.func.functional_call(module, parameters, x)
-    found = Norm.apply(x, weight, bias, kind)
+    found = L1NormFunction.apply(x, weight, bias, kind)
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
     for ours, theirs in zip(
         torch.autograd.grad(found, (x, weight, bias), g),

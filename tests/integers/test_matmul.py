@@ -11,7 +11,7 @@ from fedkit.core import numerics
 from fedkit.core.errors import QuantizationError
 from fedkit.integers.format import Quantized
 from fedkit.integers.matmul import matmul, output_scale
-from fedkit.integers.quantize import shiftquant
+from fedkit.integers.per_channel import shiftquant
 from tests.integers.cases import products
 
 Product = tuple[Quantized, NDArray[np.int8]]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedkit.core import numerics
 from fedkit.integers.format import Quantized, largest_level
-from fedkit.integers.quantize import per_channel, per_tensor, shiftquant
+from fedkit.integers.per_channel import per_channel, per_tensor, shiftquant
 from tests.integers.cases import tensors
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedkit.config import RunConfig, make_config
 from fedkit.device.round import Device
 from fedkit.methods.interface import Opening
-from fedkit.methods.registry import settle
+from fedkit.methods.registry import resolve
 from fedkit.server.rounds import LocalFleet, Report, Server, run_rounds
 from fedkit.server.scenario import Scenario
 from fedkit.tasks.task import Examples
@@ -46,7 +46,7 @@ def _scenario() -> Scenario:
 
 
 @dataclass(frozen=True)
-class Case:
+class RunCase:
     """The parts of a run: one engine, one split of one task, whatever the method."""
 
     server: Server
@@ -62,12 +62,12 @@ class Case:
         return Opening(server.config, engine, state, data, fleet, server.module, shape)
 
 
-def case(method: str, **changes: object) -> Case:
+def case(method: str, **changes: object) -> RunCase:
     """Return `SMALL` with other keys, none of which may be about data or model."""
-    small, config = _scenario(), settle(make_config({**SMALL, "method": method, **changes}))
+    small, config = _scenario(), resolve(make_config({**SMALL, "method": method, **changes}))
     devices = [Device(i, share, small.engine, config) for i, share in enumerate(small.devices)]
     assert small.server_data is not None
-    return Case(Server(config, small.task, small.engine, small.test), devices, small.server_data)
+    return RunCase(Server(config, small.task, small.engine, small.test), devices, small.server_data)
 
 
 def run(method: str, **changes: object) -> tuple[RunConfig, list[Report], RecordingFleet]:

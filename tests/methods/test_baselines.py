@@ -1,4 +1,4 @@
-"""Each rival against a slow twin, made from its paper's definition."""
+"""Each baseline against a slow reference, made from its paper's definition."""
 
 from __future__ import annotations
 
@@ -165,7 +165,9 @@ def test_ssfl_sends_the_dense_model_once_and_gets_a_score_per_weight() -> None:
 def test_a_survey_is_refused_by_methods_without_one(name: str) -> None:
     device = case(name).devices[0]
     request = messages.pack_state(device.engine.initial_state(), None)
-    with pytest.raises(WireError, match=f"method '{name}' has none; server and device run diff"):
+    with pytest.raises(
+        WireError, match=f"method '{name}' has no survey; server and device run diff"
+    ):
         device.handle("survey", request, Packet({}))
 
 
@@ -199,8 +201,8 @@ def test_flow_is_the_sum_over_all_paths() -> None:
     state = pruned(engine.initial_state(), 0.7)
     found = flow(engine.module(state), state, (6,))
     expected = path_scores(*(w.astype(np.float64) for w in state.weights.values()))
-    for score, twin in zip(found.values(), expected, strict=True):
-        np.testing.assert_allclose(score, twin, rtol=1e-12)
+    for score, reference in zip(found.values(), expected, strict=True):
+        np.testing.assert_allclose(score, reference, rtol=1e-12)
 
 
 def test_synflow_prunes_as_a_hundred_rounds_over_all_paths_do() -> None:

@@ -20,7 +20,7 @@ from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import ConfigError
 from fedkit.device.round import Device
 from fedkit.engine.choose import make_engine
-from fedkit.methods.registry import METHODS, load_method, settle
+from fedkit.methods.registry import METHODS, load_method, resolve
 from fedkit.nn.norm import L1BatchNorm2d
 from fedkit.server.rounds import LocalFleet, Report, Server, run_rounds
 from fedkit.sparse.state import Masks
@@ -152,7 +152,7 @@ CASES = (tasks(), st.floats(0.05, 1), st.integers(0, 9))
 
 def reports_of(name: str, task: Task, density: float, seed: int) -> tuple[RunConfig, list[Report]]:
     """Run two rounds on two devices, which adjust after the first."""
-    config = settle(
+    config = resolve(
         make_config(
             {"method": name, "density": density, "seed": seed, "rounds": 2, "adjust_every": 1,
              "adjust_stop": 2, "server_epochs": 1, "epochs": 2, "batch_size": 4, "lr": 0.01,
@@ -213,7 +213,7 @@ def test_a_row_says_what_it_is_and_what_it_costs(name: str) -> None:
     assert row.about.strip() and "\n" not in row.about
     assert row.ablation_of == "" or METHODS[row.ablation_of].ablation_of == ""
     assert row.settings.keys() <= RunConfig.model_fields.keys()
-    rng, config = np.random.default_rng(0), settle(make_config({"method": name}))
+    rng, config = np.random.default_rng(0), resolve(make_config({"method": name}))
     masks = {layer: rng.random((30, 20)) < 0.1 for layer in "abcdef"}
     cost = row.score_bytes(config, masks)
     assert cost > 0 if changes_masks(name) else cost == 0
@@ -221,11 +221,11 @@ def test_a_row_says_what_it_is_and_what_it_costs(name: str) -> None:
 
 @every_method
 def test_what_a_row_fixes_wins_over_the_user(name: str) -> None:
-    settled = settle(make_config({"method": name, "density": 0.3, "selection": "vanilla"}))
+    resolved = resolve(make_config({"method": name, "density": 0.3, "selection": "vanilla"}))
     fixed = METHODS[name].settings
-    assert {key: getattr(settled, key) for key in fixed} == dict(fixed)
-    assert settle(settled) == settled
-    assert make_config(settled.model_dump()) == settled
+    assert {key: getattr(resolved, key) for key in fixed} == dict(fixed)
+    assert resolve(resolved) == resolved
+    assert make_config(resolved.model_dump()) == resolved
 
 
 def test_ablations_are_named_after_their_method() -> None:
@@ -265,10 +265,10 @@ def test_a_method_that_is_not_there_is_refused(path: str, message: str) -> None:
 def test_a_method_of_ones_own_is_found_from_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_rival.py").write_text("from fedkit.methods.registry import RANDOM as MINE\n")
+    (tmp_path / "my_baseline.py").write_text("from fedkit.methods.registry import RANDOM as MINE\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
-    assert load_method("my_rival:MINE") is METHODS["random"]
-    _, reports, _ = run("my_rival:MINE")
+    assert load_method("my_baseline:MINE") is METHODS["random"]
+    _, reports, _ = run("my_baseline:MINE")
     _, expected, _ = run("random")
     assert same_bits(reports[-1].state.weights, expected[-1].state.weights)

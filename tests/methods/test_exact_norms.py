@@ -20,11 +20,11 @@ from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.methods.exact_norms import exact_statistics
 from fedkit.nn.norm import L1BatchNorm2d, with_l1_norms
-from fedkit.sparse.candidates import Pool
+from fedkit.sparse.candidates import CandidatePool
 from fedkit.sparse.state import ModelState, Weights
 from fedkit.stats.norms import as_stats, merge_norms
 from fedkit.tasks.task import Examples, cross_entropy
-from tests.fleet.tiny import Fleet
+from tests.fleet.tiny import FaultyFleet
 
 SHAPE = (2, 6, 6)
 
@@ -120,13 +120,13 @@ def errors(stats: Weights, right: dict[str, tuple[Any, Any]]) -> dict[str, float
     return found
 
 
-def ask(engine: Engine, **changes: Any) -> tuple[Sequence[Weights], Fleet]:
+def ask(engine: Engine, **changes: Any) -> tuple[Sequence[Weights], FaultyFleet]:
     """The statistics of two candidates: all weights, and the larger half of each layer."""
     config = make_config({"devices": 3, "bn_merge": "exact", "method": "dense", **changes})
     state = engine.initial_state()
     whole = [mask.size for mask in state.masks.values()]
-    pool = Pool(state, np.array([whole, [size // 2 for size in whole]], np.int32))
-    fleet = Fleet([Device(i, data, engine, config) for i, data in enumerate(skewed())])
+    pool = CandidatePool(state, np.array([whole, [size // 2 for size in whole]], np.int32))
+    fleet = FaultyFleet([Device(i, data, engine, config) for i, data in enumerate(skewed())])
     return exact_statistics(config, engine, SHAPE, fleet, pool, number=1), fleet
 
 
@@ -141,7 +141,7 @@ def test_every_norm_has_the_statistics_of_the_pooled_data(name: str, l1: bool) -
         model = module(l1)
         state = engine.initial_state()
         counts = np.array([[int(share * m.size) for m in state.masks.values()]], np.int32)
-        weights = Pool(state, counts).candidate(0).weights
+        weights = CandidatePool(state, counts).candidate(0).weights
         with torch.no_grad():
             for key, value in model.named_parameters():
                 value.copy_(torch.from_numpy(weights[key]))
@@ -206,9 +206,9 @@ def test_devices_that_are_away_for_a_message_are_left_out_of_it_alone() -> None:
     engine = engine_of("torch", False)
     config = make_config({"devices": 3, "bn_merge": "exact", "method": "dense"})
     state = engine.initial_state()
-    pool = Pool(state, np.array([[mask.size for mask in state.masks.values()]], np.int32))
+    pool = CandidatePool(state, np.array([[mask.size for mask in state.masks.values()]], np.int32))
 
-    class Coming(Fleet):
+    class Coming(FaultyFleet):
         """The last device misses the second message; the first one all but that."""
 
         def exchange(self, phase: Any, request: Any, read: Any) -> Any:

@@ -45,7 +45,7 @@ def some(count: int = 20) -> Examples:
     return TASK.train_data().take(np.arange(count))
 
 
-def test_gradual_pruning_falls_along_the_cubic_curve_and_settles() -> None:
+def test_gradual_pruning_falls_along_the_cubic_curve_and_then_holds() -> None:
     engine, run = Watched(), config()
     dense = engine.initial_state()
     counts = kept_per_layer(run, engine.layout.prunable_shapes)

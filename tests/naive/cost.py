@@ -1,4 +1,4 @@
-"""A slow, obvious twin of fedkit.engine.cost: a convolution that counts its own products."""
+"""A slow, obvious reference for fedkit.engine.flops: a convolution that counts its own products."""
 
 from __future__ import annotations
 

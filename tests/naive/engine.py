@@ -1,4 +1,4 @@
-"""A twin of the FPGA engine without a clock: what each word of a folder's files says is done.
+"""A reference for the FPGA engine without a clock: what each word of a folder's files says is done.
 
 It is written from the headers of the files in edge/targets/fpga/hdl, and shares no code with what
 writes the words. Every number is cut to the bits that the hardware has for it. Bytes of the memory
@@ -20,7 +20,7 @@ _FILL, _TAKE, _FILTERS, _MAXIMA, _SINGLE, _GIVE = range(1, 7)
 _WORDS = 6  # of a filter in a lane's table
 
 
-class Engine:
+class FpgaEngine:
     """A model as its files say.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the int8 inference kernels, in Python's integers and int64.
+"""Slow, obvious references for the int8 inference kernels, in Python's integers and int64.
 
 Tensors are int8 values [channels, height, width] in wider arrays; zero points are int8 values too.
 """

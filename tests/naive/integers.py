@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the integer engine's ops: Python integers, one value after another.
+"""Slow, obvious references for the integer engine's ops: Python integers, one value after another.
 
 Python's integers have no width, so nothing here can overflow, and `//` and `%` round as the
 formulas of `fedkit.engine.integer.constants` are written, not as a shift happens to.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.integer.constants import Chain, Mix, Read, Settling
+from fedkit.engine.integer.constants import Chain, Mix, Read, Requantisation
 from fedkit.engine.plan.plan import Conv, Pool
 from tests.naive.kernels import places
 
@@ -82,7 +82,7 @@ def uncut(g: int, x: int) -> int:
     return 0 if abs(x) == CODE else g
 
 
-def settle_one(raw: int, how: Settling, channel: int) -> int:
+def requantise_one(raw: int, how: Requantisation, channel: int) -> int:
     centred = clamp(raw - int(how.centre[channel]), WIDE)
     value = int(how.a[channel]) * centred + int(how.b[channel])
     return clamp(half_up(value, int(how.shift[channel])), CODE)
@@ -112,10 +112,10 @@ def passed(g: Array, x: Array | None, how: Chain) -> Array:
     return y
 
 
-def settle(raw: Array, how: Settling) -> Array:
+def requantise(raw: Array, how: Requantisation) -> Array:
     x = np.zeros(raw.shape, np.int64)
     for at in np.ndindex(*raw.shape):
-        x[at] = settle_one(int(raw[at]), how, at[1])
+        x[at] = requantise_one(int(raw[at]), how, at[1])
     return x
 
 

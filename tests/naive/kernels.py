@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the sparse engine's kernels, forward and backward, in float64.
+"""Slow, obvious references for the sparse engine's kernels, forward and backward, in float64.
 
 Every op works on whole unfolded inputs [n, c, kernel height, kernel width, height, width]; no
 gradient is derived by a library.
@@ -21,7 +21,7 @@ K = math.sqrt(math.pi / 2)
 
 
 @dataclass
-class Run:
+class BatchResult:
     """What one batch makes of a plan.
 
     Attributes:
@@ -49,10 +49,10 @@ def run(
     inputs: Array,
     targets: Array,
     stats: Mapping[str, Array] | None = None,
-) -> Run:
+) -> BatchResult:
     """Run a batch forward and backward; norms use the batch, or `stats` (then only forward)."""
     weights = {name: value.astype(np.float64) for name, value in weights.items()}
-    done = Run([np.zeros((len(inputs), *tensor.shape)) for tensor in plan.tensors])
+    done = BatchResult([np.zeros((len(inputs), *tensor.shape)) for tensor in plan.tensors])
     done.raw[0][:] = inputs.reshape(done.raw[0].shape)
     for op in plan.ops:
         _forward(plan, weights, stats, done, op)
@@ -71,7 +71,7 @@ def _read(
     plan: Plan,
     weights: Mapping[str, Array],
     stats: Mapping[str, Array] | None,
-    done: Run,
+    done: BatchResult,
     tensor: int,
 ) -> Array:
     norm, kind = plan.tensors[tensor].norm, plan.tensors[tensor].activation
@@ -93,7 +93,7 @@ def _forward(
     plan: Plan,
     weights: Mapping[str, Array],
     stats: Mapping[str, Array] | None,
-    done: Run,
+    done: BatchResult,
     op: Op,
 ) -> None:
     target = done.raw[op.target]
@@ -115,7 +115,7 @@ def _forward(
         target[:, op.channel : op.channel + part.shape[1]] = part
 
 
-def _backward(plan: Plan, weights: Mapping[str, Array], done: Run, number: int) -> None:
+def _backward(plan: Plan, weights: Mapping[str, Array], done: BatchResult, number: int) -> None:
     """Pass the gradient of an op's target on; the last op to write it finishes it first."""
     op = plan.ops[number]
     if number == max(n for n, other in enumerate(plan.ops) if other.target == op.target):
@@ -146,7 +146,7 @@ def _backward(plan: Plan, weights: Mapping[str, Array], done: Run, number: int) 
 
 
 def _layer_backward(
-    done: Run, op: LayerNorm, weights: Mapping[str, Array], x: Array, gradient: Array
+    done: BatchResult, op: LayerNorm, weights: Mapping[str, Array], x: Array, gradient: Array
 ) -> Array:
     weight, _ = _layer_parameters(op, weights, x)
     hat, deviation = layer_hat(op, x)
@@ -166,7 +166,7 @@ def _layer_parameters(op: LayerNorm, weights: Mapping[str, Array], x: Array) -> 
     return weight, weights[op.bias].reshape(shape) if op.bias else np.zeros(shape)
 
 
-def _finish(plan: Plan, weights: Mapping[str, Array], done: Run, tensor: int) -> None:
+def _finish(plan: Plan, weights: Mapping[str, Array], done: BatchResult, tensor: int) -> None:
     """Pass a gradient through the activation; add the gradients of the norm's parameters."""
     x, norm, kind = done.raw[tensor], plan.tensors[tensor].norm, plan.tensors[tensor].activation
     y = _normalised(norm, weights, None, x)
@@ -187,12 +187,14 @@ def _finish(plan: Plan, weights: Mapping[str, Array], done: Run, tensor: int) ->
     done.condition *= max(1.0, float((np.maximum(np.abs(x), 1) / deviation).max()))
 
 
-def _add_sums(done: Run, name: str, gradient: Array) -> None:
+def _add_sums(done: BatchResult, name: str, gradient: Array) -> None:
     done.gradients[name] += gradient.sum((0, 2, 3))
     done.sizes[name] = float(np.abs(gradient).sum((0, 2, 3)).max())
 
 
-def _raw_gradient(plan: Plan, weights: Mapping[str, Array], done: Run, tensor: int) -> Array:
+def _raw_gradient(
+    plan: Plan, weights: Mapping[str, Array], done: BatchResult, tensor: int
+) -> Array:
     norm = plan.tensors[tensor].norm
     if norm is None:
         return done.finished[tensor]

@@ -1,4 +1,4 @@
-"""A slow, obvious twin of the engines that execute a plan, in torch functions and autograd."""
+"""A slow, obvious reference for the engines that execute a plan, in torch and autograd."""
 
 from __future__ import annotations
 

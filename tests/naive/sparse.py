@@ -1,4 +1,4 @@
-"""Slow, obvious twins of fedkit.sparse and fedkit.methods.fedtiny."""
+"""Slow, obvious references for fedkit.sparse and fedkit.methods.fedtiny."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from fedkit.methods.interface import (
     Request,
     whole_model,
 )
-from fedkit.methods.registry import METHODS, load_method, settle
+from fedkit.methods.registry import METHODS, load_method, resolve
 from fedkit.server.aggregation import aggregate, shares
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.privacy import add_noise, check_private, clip_updates, epsilon, private_model
@@ -80,7 +80,7 @@ def neighbours(draw: st.DrawFn) -> tuple[RunConfig, ModelState, list[Update], in
 def test_a_device_more_or_less_moves_the_mean_by_no_more_than_the_noise_is_scaled_by(
     case: tuple[RunConfig, ModelState, list[Update], int],
 ) -> None:
-    """Whoever leaves, whatever the others sent, and however few are left."""
+    """Whichever devices leave, whatever the others sent, and however few are left."""
     config, sent, updates, out = case
     clipped = clip_updates(config, sent, updates)
     rest = clipped[:out] + clipped[out + 1 :]
@@ -120,7 +120,7 @@ class Without:
 
 @pytest.mark.parametrize("wire", ["fp32", "fp16"])
 def test_a_round_without_a_device_differs_by_the_sensitivity_at_most(wire: str) -> None:
-    """Through devices, wire, door, clipping and aggregation; without noise, to see the mean."""
+    """Through all steps from devices to aggregation; without noise, to see the mean."""
     keys = {"devices": 4, "rounds": 1, "epochs": 1, "partition": "iid", "examples_per_device": 20}
     config = make_config({**keys, **PRIVATE, "dp_clip": 0.01, "dp_noise": 0.0, "wire": wire})
     scenario = make_scenario(config)
@@ -227,7 +227,7 @@ def test_epsilon_is_defined_everywhere_and_grows_with_rounds() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_would_tell_of_devices_by_another_way_is_refused(name: str) -> None:
-    config = settle(make_config({"dp_clip": 1.0, "method": name}))
+    config = resolve(make_config({"dp_clip": 1.0, "method": name}))
     private = ("dense", "random", "erk", "magnitude", "snip", "synflow")
     if name in private:
         check_private(config, load_method(name))
@@ -316,6 +316,6 @@ def test_without_noise_the_record_says_that_epsilon_has_no_end(tmp_path: Path) -
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     assert json.loads(lines[-1], parse_constant=refuse)["epsilon"] is None

@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-class StoppedError(Exception):
+class KilledError(Exception):
     """Stands for a server that was killed."""
 
 
@@ -56,9 +56,9 @@ def stop_at(step: int, scenario: Scenario, folder: Path, fleet: LocalFleet | Non
 
     def after(report: Report) -> None:
         if next(steps, None) is None:
-            raise StoppedError
+            raise KilledError
 
-    with pytest.raises(StoppedError):
+    with pytest.raises(KilledError):
         record(scenario, fleet or scenario.local_fleet(), folder, after)
 
 
@@ -101,7 +101,7 @@ class Interrupted(LocalFleet):
     def answers(self, phase: Phase, request: Packet) -> list[Packet]:
         replies = super().answers(phase, request)
         if self._left == 0:
-            raise StoppedError
+            raise KilledError
         self._left -= 1
         return replies
 
@@ -112,7 +112,7 @@ def test_a_server_that_is_gone_before_it_stored_a_round_asks_again(
 ) -> None:
     scenario = make_scenario(make_config(SMALL))
     record(scenario, scenario.local_fleet(), tmp_path / "whole", lambda step: None)
-    with pytest.raises(StoppedError):
+    with pytest.raises(KilledError):
         record(scenario, Interrupted(scenario, last), tmp_path / "run", lambda step: None)
     record(scenario, scenario.local_fleet(), tmp_path / "run", lambda step: None, resume=True)
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")

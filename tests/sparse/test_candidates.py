@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkit.sparse.candidates import Pool, candidate_pool, pool_size
+from fedkit.sparse.candidates import CandidatePool, candidate_pool, pool_size
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import ModelState, count_kept
 from fedkit.wire import messages
@@ -23,7 +23,7 @@ def dense(seed: int = 0) -> ModelState:
     return ModelState(weights, stats, {n: np.ones(SHAPES[n], np.bool_) for n in LAYOUT.prunable})
 
 
-def pool(density: float = 0.2, size: int = 4, noise: float = 0.5, seed: int = 0) -> Pool:
+def pool(density: float = 0.2, size: int = 4, noise: float = 0.5, seed: int = 0) -> CandidatePool:
     return candidate_pool(
         dense(seed),
         density=density,

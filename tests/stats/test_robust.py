@@ -1,4 +1,4 @@
-"""Robust means against slow twins, and what they bear."""
+"""Robust means against slow references, and what they bear."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def slow(values: list[float], rule: Aggregation) -> float:
 
 @pytest.mark.parametrize("rule", ["median", "trimmed"])
 @given(VALUES)
-def test_the_middle_is_that_of_a_slow_twin(
+def test_the_middle_is_that_of_a_slow_reference(
     rule: Aggregation, values: np.ndarray[tuple[int, int], np.dtype[np.float64]]
 ) -> None:
     expected = [slow(list(column), rule) for column in values.T]

@@ -85,7 +85,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     hub.load.cache_clear()
 
 
-def slow_twin(data: ImageSet, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+def slow_reference(data: ImageSet, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     inputs = np.empty((len(images), 3, 32, 32))
     for channel, row, column in itertools.product(range(3), range(32), range(32)):
         level = images[:, row, column, channel] / 255
@@ -98,7 +98,7 @@ def check_is_sample(examples: Examples, data: ImageSet, split: Split) -> None:
     assert examples.inputs.dtype == np.float32 and examples.inputs.flags.c_contiguous
     assert examples.targets.dtype == np.int64
     assert examples.targets.tolist() == labels
-    np.testing.assert_allclose(examples.inputs, slow_twin(data, images), atol=2e-6)
+    np.testing.assert_allclose(examples.inputs, slow_reference(data, images), atol=2e-6)
 
 
 def check_task(data: ImageSet) -> None:
@@ -193,7 +193,7 @@ def test_images_of_another_mode_become_rgb(place: Path, mode: str) -> None:
     table(CIFAR10, pictures, labels).to_parquet(str(place / "cifar10" / "train.parquet"))
     levels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     found = load_task("cifar10").train_data().inputs
-    np.testing.assert_allclose(found, slow_twin(CIFAR10, levels), atol=2e-6)
+    np.testing.assert_allclose(found, slow_reference(CIFAR10, levels), atol=2e-6)
 
 
 @pytest.mark.parametrize("piece", [1, 7, N, N + 1])

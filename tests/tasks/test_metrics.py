@@ -162,5 +162,5 @@ def test_a_plot_of_another_metric_has_its_name_and_its_values() -> None:
     error = Metric(accuracy, "mean error", higher_is_better=False, form=".2f").about
     picture = density_plot(rows(metric=error))
     assert "mean error versus density" in picture and "accuracy" not in picture
-    assert re.search(r">.1[34]\.[0-9]+<", picture)  # a minus sign that is no hyphen is before it
+    assert re.search(r">.1[34]\.[0-9]+<", picture)  # before it is a minus sign, not a hyphen
     assert "accuracy (%)" in density_plot(rows())

@@ -17,7 +17,7 @@ from tests.naive.sparse import read_differences
 
 
 @dataclass(frozen=True)
-class Case:
+class CodecCase:
     """Values to code; `rows` are those of each channel of each parameter, kept ones only."""
 
     values: NDArray[np.float32]
@@ -44,17 +44,17 @@ class Case:
         return found
 
 
-def normal_case(bits: int = 4, density: float = 0.4, seed: int = 0) -> Case:
+def normal_case(bits: int = 4, density: float = 0.4, seed: int = 0) -> CodecCase:
     rng = np.random.default_rng(seed)
     shapes = {"conv": (6, 3, 2, 2), "bias": (6,), "empty": (4, 5), "linear": (5, 7)}
     masks = {name: rng.random(shapes[name]) < density for name in ("conv", "linear")}
     masks["empty"] = np.zeros(shapes["empty"], np.bool_)
     kept = sum(int(mask.sum()) for mask in masks.values()) + 6
-    return Case(rng.standard_normal(kept).astype(np.float32), shapes, masks, bits)
+    return CodecCase(rng.standard_normal(kept).astype(np.float32), shapes, masks, bits)
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn) -> CodecCase:
     """Models of up to four parameters; values of any size, of which channels have their own."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     lengths = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
@@ -70,11 +70,11 @@ def cases(draw: st.DrawFn) -> Case:
     size = 10.0 ** draw(st.integers(-44, 37))
     spread = draw(st.sampled_from([0.0, 1.0, 6.0]))
     values = size * rng.standard_normal(kept) * 2.0 ** (-spread * rng.random(kept))
-    return Case(values.astype(np.float32), shapes, masks, draw(st.integers(2, 8)))
+    return CodecCase(values.astype(np.float32), shapes, masks, draw(st.integers(2, 8)))
 
 
 @given(cases())
-def test_what_is_read_is_off_by_half_a_level_of_its_channel_at_most(case: Case) -> None:
+def test_what_is_read_is_off_by_half_a_level_of_its_channel_at_most(case: CodecCase) -> None:
     decoded, most = case.decode(case.blob), 2 ** (case.bits - 1) - 1
     assert decoded.dtype == np.float32 and decoded.shape == case.values.shape
     bounds = []
@@ -91,14 +91,14 @@ def test_what_is_read_is_off_by_half_a_level_of_its_channel_at_most(case: Case) 
 
 
 @given(cases())
-def test_a_reader_written_from_the_text_alone_reads_the_same(case: Case) -> None:
+def test_a_reader_written_from_the_text_alone_reads_the_same(case: CodecCase) -> None:
     counts = [[len(row) for row in rows] for rows in case.rows]
     found = read_differences(case.blob.tobytes(), counts, case.bits)
     assert found == case.decode(case.blob).tolist()
 
 
 @given(cases())
-def test_a_message_takes_the_bits_it_says(case: Case) -> None:
+def test_a_message_takes_the_bits_it_says(case: CodecCase) -> None:
     channels = sum(len(rows) for rows in case.rows)
     expected = 2 + 4 * len(case.shapes) + math.ceil(3 * channels / 8)
     assert len(case.blob) == expected + math.ceil(case.bits * len(case.values) / 8)
@@ -106,9 +106,9 @@ def test_a_message_takes_the_bits_it_says(case: Case) -> None:
 
 @settings(max_examples=60)
 @given(cases())
-def test_values_that_are_levels_arrive_as_they_are(case: Case) -> None:
+def test_values_that_are_levels_arrive_as_they_are(case: CodecCase) -> None:
     once = case.decode(case.blob)
-    again = Case(once, case.shapes, case.masks, case.bits)
+    again = CodecCase(once, case.shapes, case.masks, case.bits)
     np.testing.assert_allclose(again.decode(again.blob), once, rtol=1e-6, atol=1e-44)
 
 

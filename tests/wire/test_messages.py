@@ -1,4 +1,4 @@
-"""What travels, at its door: every kind of message round-trips, and no damage gets through.
+"""Validation of messages: every kind of message round-trips, and no damage gets through.
 
 A reader may refuse with a `WireError` or read something of the right shape under the right masks;
 it never fails in another way.
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedkit.core.errors import WireError
-from fedkit.sparse.candidates import Pool, candidate_pool
+from fedkit.sparse.candidates import CandidatePool, candidate_pool
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import Masks, ModelState, Weights, apply_masks, count_kept
 from fedkit.sparse.topk import Entries
@@ -100,7 +100,7 @@ def check_state(found: ModelState, masks: Masks) -> None:
         assert all(np.isfinite(value).all() for value in weights.values())
 
 
-def check_pool(found: Pool) -> None:
+def check_pool(found: CandidatePool) -> None:
     check_state(found.union, POOL.union.masks)
     assert len(found) == CANDIDATES
     for index in range(CANDIDATES):

@@ -19,10 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir, memory
+from edge import arena, ir
 from edge.targets.c99 import pack
+from edge.targets.c99.calls import (
+    Argument,
+    BufferOffset,
+    CallList,
+    ConstantAddress,
+    Goal,
+    Struct,
+    compile_graph,
+)
 from edge.targets.c99.pack import Planes
-from edge.targets.c99.program import Argument, Goal, Place, Pointer, Program, Struct, compile_graph
 from edge.targets.c_names import NAME, check_name, prefixed, renamed
 from fedkit.core.text import source_text
 
@@ -78,7 +86,7 @@ def emit(
     """
     check_name(name)
     program = compile_graph(graph, goal, keep)
-    offsets, size = memory.plan(program.buffers, _ALIGNMENTS[goal])
+    offsets, size = arena.plan(program.buffers, _ALIGNMENTS[goal])
     kernels = _kernels(program)
     headers = sorted(path.name for path in _KERNELS.glob("*.h"))
     texts = {
@@ -100,7 +108,7 @@ def emit(
     return Sources(files, size + pack.SLACK, calls, kept if keep else {})
 
 
-def _kernels(program: Program) -> list[str]:
+def _kernels(program: CallList) -> list[str]:
     """Return the sources that define what the program calls."""
     called = {call.function for call in program.calls}
     return sorted(
@@ -160,7 +168,7 @@ def _layout(tensor: ir.Tensor) -> str:
 # The model
 
 
-def _model(program: Program, offsets: Mapping[str, int], name: str) -> str:
+def _model(program: CallList, offsets: Mapping[str, int], name: str) -> str:
     constants = _Constants([])
     calls = []
     for number, call in enumerate(program.calls):
@@ -192,11 +200,15 @@ class _Constants:
     lines: list[str]
 
     def argument(self, argument: Argument, name: str, offsets: Mapping[str, int]) -> str:
-        if isinstance(argument, Place):
+        if isinstance(argument, BufferOffset):
             return f"arena + {offsets[argument.buffer] + argument.lead}"
-        return self._pointer(argument, name) if isinstance(argument, Pointer) else str(argument)
+        return (
+            self._pointer(argument, name)
+            if isinstance(argument, ConstantAddress)
+            else str(argument)
+        )
 
-    def _pointer(self, pointer: Pointer, name: str) -> str:
+    def _pointer(self, pointer: ConstantAddress, name: str) -> str:
         if pointer.to is None:
             return "0"
         text = self._struct(pointer.to, name)
@@ -207,11 +219,11 @@ class _Constants:
         texts = [self._field(value, f"{name}_{i}") for i, value in enumerate(struct.fields)]
         return f"{{{', '.join(texts)}}}"
 
-    def _field(self, value: int | NDArray[Any] | Struct | Pointer, name: str) -> str:
+    def _field(self, value: int | NDArray[Any] | Struct | ConstantAddress, name: str) -> str:
         if isinstance(value, np.ndarray):
             self.lines.append(_array(value, name))
             return name
-        if isinstance(value, Pointer):
+        if isinstance(value, ConstantAddress):
             return self._pointer(value, name)
         return self._struct(value, name) if isinstance(value, Struct) else str(value)
 

@@ -36,7 +36,7 @@ class CompiledRunner(Runner):
     def __init__(
         self, path: Path | str, flags: Sequence[str] | None = None, changed: bool = False
     ) -> None:
-        """Compile and load a model: what its code says is done here, whoever wrote it.
+        """Compile and load a model: its code runs here, even a stranger's.
 
         Args:
             path: The folder that `edge.export.export_c99` made.
@@ -44,7 +44,7 @@ class CompiledRunner(Runner):
             changed: Take files that are not those of the manifest.
 
         Raises:
-            ExportError: The folder does not match its manifest or is none of this target, or
+            ExportError: The folder does not match its manifest or is of another target, or
                 there is no compiler, or it fails.
         """
         self.artifact = artifact.load(Path(path), changed)

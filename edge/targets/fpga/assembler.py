@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edge.targets.fpga.lanes import TABLE_WORDS
-from edge.targets.fpga.steps import Microcode, Pointer, Run, Step
+from edge.targets.fpga.steps import EngineStep, LoopAddress, Microcode, Run
 from fedkit.core.text import source_text
 
 WORD_BITS = 36
@@ -56,7 +56,9 @@ class _Writer:
             self.known[register] = value
             self.words.append((register, value, comment))
 
-    def pointer(self, register: str, to: Pointer, code: Microcode, counts: Sequence[int]) -> None:
+    def pointer(
+        self, register: str, to: LoopAddress, code: Microcode, counts: Sequence[int]
+    ) -> None:
         wrap = 2**code.address_bits
         outer, middle, inner = to.strides
         back = (counts[2] - 1) * inner
@@ -91,7 +93,7 @@ def assemble(code: Microcode) -> list[tuple[str, int, str]]:
     return writer.words
 
 
-def _set_loops(writer: _Writer, step: Step, code: Microcode, counts: Sequence[int]) -> None:
+def _set_loops(writer: _Writer, step: EngineStep, code: Microcode, counts: Sequence[int]) -> None:
     for number, count in enumerate(counts):
         writer.set(f"most_{number}", count - 1)
     for number, read in enumerate(step.read):
@@ -100,7 +102,7 @@ def _set_loops(writer: _Writer, step: Step, code: Microcode, counts: Sequence[in
         writer.pointer("out", step.write, code, counts)
 
 
-def _set_single(writer: _Writer, step: Step) -> None:
+def _set_single(writer: _Writer, step: EngineStep) -> None:
     writer.set("length", len(step.factors))
     for number, factor in enumerate(step.factors):
         writer.set(f"factor_{number}", factor)
@@ -109,7 +111,7 @@ def _set_single(writer: _Writer, step: Step) -> None:
     writer.set("shift", step.scale[1])
 
 
-def _set_rounding(writer: _Writer, step: Step) -> None:
+def _set_rounding(writer: _Writer, step: EngineStep) -> None:
     writer.set("offset", step.offset)
     writer.set("low", step.limits[0])
     writer.set("high", step.limits[1])

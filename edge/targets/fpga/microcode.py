@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edge import ir
+from edge.arena import Buffer, plan
 from edge.define.rounding import add_multipliers
-from edge.memory import Buffer, plan
 from edge.targets.common import check_compilable, multiplier_and_shift
 from edge.targets.fpga.lanes import MOST_ENTRIES, Filter, deal, entry_count, narrowest_gap
-from edge.targets.fpga.steps import SAME, Map, Microcode, Pointer, Run, Step, Triple
+from edge.targets.fpga.steps import SAME, EngineStep, LoopAddress, MapLayout, Microcode, Run, Triple
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
 
@@ -53,7 +53,7 @@ def compile_graph(graph: ir.Graph, lanes: int, keep: bool = False) -> Microcode:
     return Microcode(steps, slots, offsets, size, gap_bits)
 
 
-def _check_lengths(steps: Sequence[Step], gap_bits: int) -> None:
+def _check_lengths(steps: Sequence[EngineStep], gap_bits: int) -> None:
     long = {
         step.source: most
         for step in steps
@@ -70,7 +70,7 @@ def _check_lengths(steps: Sequence[Step], gap_bits: int) -> None:
 # Memory
 
 
-def _maps(graph: ir.Graph) -> dict[str, Map]:
+def _maps(graph: ir.Graph) -> dict[str, MapLayout]:
     halos: dict[str, tuple[int, ...]] = {}
     for op in graph.ops:
         if op.kind in ir.WEIGHTED and op.window is not None:
@@ -95,13 +95,13 @@ def _halo(graph: ir.Graph, op: ir.Op, window: ir.Window) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _map(tensor: ir.Tensor, halo: Sequence[int]) -> Map:
+def _map(tensor: ir.Tensor, halo: Sequence[int]) -> MapLayout:
     height, width = tensor.shape[1:3] if len(tensor.shape) == 4 else (1, 1)
     top, bottom, left, right = halo
-    return Map(height, width, tensor.shape[-1], tensor.zero_point, (top, bottom, left, right))
+    return MapLayout(height, width, tensor.shape[-1], tensor.zero_point, (top, bottom, left, right))
 
 
-def _buffers(graph: ir.Graph, maps: Mapping[str, Map]) -> dict[str, Buffer]:
+def _buffers(graph: ir.Graph, maps: Mapping[str, MapLayout]) -> dict[str, Buffer]:
     first = dict.fromkeys(graph.inputs, 0)
     last = dict.fromkeys((*graph.inputs, *graph.outputs), len(graph.ops))
     last[graph.inputs[0]] = 0
@@ -118,13 +118,13 @@ def _buffers(graph: ir.Graph, maps: Mapping[str, Map]) -> dict[str, Buffer]:
 @dataclass
 class _Compiler:
     graph: ir.Graph
-    maps: Mapping[str, Map]
+    maps: Mapping[str, MapLayout]
     missing: list[str] = field(default_factory=list)
 
-    def run(self, keep: bool) -> Iterator[Step]:
+    def run(self, keep: bool) -> Iterator[EngineStep]:
         (source,), (result,) = self.graph.inputs, self.graph.outputs
         yield from self._filled(source, "input")
-        yield Step("take", self.maps[source].shape, self._whole(source), source="input")
+        yield EngineStep("take", self.maps[source].shape, self._whole(source), source="input")
         for op in self.graph.ops:
             yield from self._steps(op)
             if keep and op.output != result:
@@ -136,7 +136,7 @@ class _Compiler:
                 "another target, or change these layers"
             )
 
-    def _steps(self, op: ir.Op) -> Iterator[Step]:
+    def _steps(self, op: ir.Op) -> Iterator[EngineStep]:
         try:
             if op.kind not in _OPS:
                 raise ExportError("there is no step for this kind of op")
@@ -145,23 +145,25 @@ class _Compiler:
         except ExportError as error:
             self.missing.append(f"{_comment(op)} ({error})")
 
-    def _filled(self, name: str, source: str) -> Iterator[Step]:
+    def _filled(self, name: str, source: str) -> Iterator[EngineStep]:
         """Yield what writes the zero point where a halo will be."""
         here = self.maps[name]
         if any(here.halo):
-            write = Pointer(name, 0, (0, 0, 1))
-            yield Step("fill", (1, 1, here.size), write, bias=here.zero, source=f"halo of {source}")
+            write = LoopAddress(name, 0, (0, 0, 1))
+            yield EngineStep(
+                "fill", (1, 1, here.size), write, bias=here.zero, source=f"halo of {source}"
+            )
 
-    def _give(self, name: str) -> Step:
+    def _give(self, name: str) -> EngineStep:
         read = (self._whole(name),)
-        return Step("give", self.maps[name].shape, None, read, source=f"output {name}")
+        return EngineStep("give", self.maps[name].shape, None, read, source=f"output {name}")
 
-    def _whole(self, name: str) -> Pointer:
-        return Pointer(name, self.maps[name].at(0, 0), self.maps[name].strides)
+    def _whole(self, name: str) -> LoopAddress:
+        return LoopAddress(name, self.maps[name].at(0, 0), self.maps[name].strides)
 
     # Filters
 
-    def _weighted(self, op: ir.Op) -> Iterator[Step]:
+    def _weighted(self, op: ir.Op) -> Iterator[EngineStep]:
         graph, x = self.graph, self.maps[op.inputs[0]]
         window = op.window or ir.Window()
         weights, taps = _by_channel(graph, op), _tap_offsets(x, window)
@@ -185,29 +187,31 @@ class _Compiler:
             filters.append(Filter(offsets[kept], values[kept], *numbers, number))
         yield self._windows(op, "filters", filters, window)
 
-    def _windows(self, op: ir.Op, run: Run, filters: Sequence[Filter], window: ir.Window) -> Step:
+    def _windows(
+        self, op: ir.Op, run: Run, filters: Sequence[Filter], window: ir.Window
+    ) -> EngineStep:
         """Return the step of filters over all windows; the first one may begin in the halo."""
         x, out = self.maps[op.inputs[0]], self.maps[op.output]
         lead = x.at(-window.padding[0], -window.padding[2])
         strides = 0, window.stride[0] * x.row, window.stride[1] * x.channels
-        read, write = Pointer(op.inputs[0], lead, strides), self._places(op.output)
+        read, write = LoopAddress(op.inputs[0], lead, strides), self._places(op.output)
         return self._filters(op, run, (out.height, out.width), read, write, filters)
 
-    def _places(self, name: str) -> Pointer:
+    def _places(self, name: str) -> LoopAddress:
         here = self.maps[name]
-        return Pointer(name, here.at(0, 0), (0, here.row, here.channels))
+        return LoopAddress(name, here.at(0, 0), (0, here.row, here.channels))
 
     def _filters(
         self,
         op: ir.Op,
         run: Run,
         windows: tuple[int, int],
-        read: Pointer,
-        write: Pointer,
+        read: LoopAddress,
+        write: LoopAddress,
         filters: Sequence[Filter],
         offset: int | None = None,
-    ) -> Step:
-        return Step(
+    ) -> EngineStep:
+        return EngineStep(
             run,
             (1, *windows),
             write,
@@ -218,7 +222,7 @@ class _Compiler:
             source=_comment(op),
         )
 
-    def _mean(self, op: ir.Op) -> Iterator[Step]:
+    def _mean(self, op: ir.Op) -> Iterator[EngineStep]:
         x, out = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
         here = self.maps[op.inputs[0]]
         count = here.height * here.width
@@ -240,7 +244,7 @@ class _Compiler:
         ones = np.ones(len(taps), np.int64)
         return [Filter(taps + c, ones, bias, multiplier, shift, c) for c in range(channels)]
 
-    def _pool(self, op: ir.Op) -> Iterator[Step]:
+    def _pool(self, op: ir.Op) -> Iterator[EngineStep]:
         window = op.window
         assert window is not None  # the verifier's rule
         x, out = self.maps[op.inputs[0]], self.maps[op.output]
@@ -248,18 +252,23 @@ class _Compiler:
         columns = _regions(x.width, out.width, window, 1)
         for (y, height, in_y), (left, width, in_x) in itertools.product(rows, columns):
             taps = (in_y[:, None] * x.row + in_x * x.channels).ravel()
-            read = Pointer(
+            read = LoopAddress(
                 op.inputs[0],
                 x.at(y * window.stride[0] - window.padding[0], 0)
                 + (left * window.stride[1] - window.padding[2]) * x.channels,
                 (0, window.stride[0] * x.row, window.stride[1] * x.channels),
             )
-            write = Pointer(op.output, out.at(y, left), self._places(op.output).strides)
+            write = LoopAddress(op.output, out.at(y, left), self._places(op.output).strides)
             yield self._pooled(op, (height, width), read, write, taps)
 
     def _pooled(
-        self, op: ir.Op, windows: tuple[int, int], read: Pointer, write: Pointer, taps: Int64s
-    ) -> Step:
+        self,
+        op: ir.Op,
+        windows: tuple[int, int],
+        read: LoopAddress,
+        write: LoopAddress,
+        taps: Int64s,
+    ) -> EngineStep:
         x, count = self.maps[op.inputs[0]], len(taps)
         if count == 0:
             raise ExportError("a window lies in the padding alone")
@@ -274,12 +283,12 @@ class _Compiler:
 
     # Single activations
 
-    def _relu(self, op: ir.Op) -> Iterator[Step]:
+    def _relu(self, op: ir.Op) -> Iterator[EngineStep]:
         x, out = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
         multiplier, shift = multiplier_and_shift(np.asarray(x.scale) / out.scale)
         yield self._single(op, (1,), -x.zero_point, (int(multiplier), int(shift)))
 
-    def _add(self, op: ir.Op) -> Iterator[Step]:
+    def _add(self, op: ir.Op) -> Iterator[EngineStep]:
         left, right = (self.graph.tensors[name] for name in op.inputs)
         out = self.graph.tensors[op.output]
         a, b, shift = add_multipliers(left.scale / out.scale, right.scale / out.scale)
@@ -287,8 +296,8 @@ class _Compiler:
 
     def _single(
         self, op: ir.Op, factors: tuple[int, ...], bias: int, scale: tuple[int, int]
-    ) -> Step:
-        return Step(
+    ) -> EngineStep:
+        return EngineStep(
             "single",
             self.maps[op.output].shape,
             self._whole(op.output),
@@ -301,48 +310,52 @@ class _Compiler:
             source=_comment(op),
         )
 
-    def _copied(self, op: ir.Op, counts: Triple, read: Pointer, write: Pointer) -> Step:
+    def _copied(
+        self, op: ir.Op, counts: Triple, read: LoopAddress, write: LoopAddress
+    ) -> EngineStep:
         limits = ir.limits(self.graph, op)
-        return Step("single", counts, write, (read,), (1,), limits=limits, source=_comment(op))
+        return EngineStep(
+            "single", counts, write, (read,), (1,), limits=limits, source=_comment(op)
+        )
 
-    def _concat(self, op: ir.Op) -> Iterator[Step]:
+    def _concat(self, op: ir.Op) -> Iterator[EngineStep]:
         out, before = self._whole(op.output), 0
         for name in op.inputs:
-            write = Pointer(out.name, out.lead + before, out.strides)
+            write = LoopAddress(out.name, out.lead + before, out.strides)
             yield self._copied(op, self.maps[name].shape, self._whole(name), write)
             before += self.maps[name].channels
 
-    def _pad(self, op: ir.Op) -> Iterator[Step]:
+    def _pad(self, op: ir.Op) -> Iterator[EngineStep]:
         assert op.window is not None  # the verifier's rule
         x, out = self.maps[op.inputs[0]], self.maps[op.output]
         if not any(out.halo):
-            ends = Pointer(op.output, 0, (0, 0, 1))
-            yield Step("fill", (1, 1, out.size), ends, bias=out.zero, source=_comment(op))
+            ends = LoopAddress(op.output, 0, (0, 0, 1))
+            yield EngineStep("fill", (1, 1, out.size), ends, bias=out.zero, source=_comment(op))
         top, _, left, _ = op.window.padding
-        write = Pointer(op.output, out.at(top, left), out.strides)
+        write = LoopAddress(op.output, out.at(top, left), out.strides)
         yield self._copied(op, x.shape, self._whole(op.inputs[0]), write)
 
-    def _reshape(self, op: ir.Op) -> Iterator[Step]:
+    def _reshape(self, op: ir.Op) -> Iterator[EngineStep]:
         read, write = self._whole(op.inputs[0]), self._whole(op.output)
         x, out = self.maps[op.inputs[0]], self.maps[op.output]
         counts = x.shape if any(x.halo) else out.shape
         if x.shape != out.shape and any(x.halo) and any(out.halo):
             raise ExportError("it reshapes one padded image to another")
         if not any(x.halo):
-            read = Pointer(read.name, 0, _contiguous(counts))
+            read = LoopAddress(read.name, 0, _contiguous(counts))
         if not any(out.halo):
-            write = Pointer(write.name, 0, _contiguous(counts))
+            write = LoopAddress(write.name, 0, _contiguous(counts))
         yield self._copied(op, counts, read, write)
 
-    def _flatten(self, op: ir.Op) -> Iterator[Step]:
+    def _flatten(self, op: ir.Op) -> Iterator[EngineStep]:
         x, read = self.maps[op.inputs[0]], self._whole(op.inputs[0])
         counts = x.channels, x.height, x.width
-        by_channel = Pointer(read.name, read.lead, (1, x.row, x.channels))
-        write = Pointer(op.output, 0, _contiguous(counts))
+        by_channel = LoopAddress(read.name, read.lead, (1, x.row, x.channels))
+        write = LoopAddress(op.output, 0, _contiguous(counts))
         yield self._copied(op, counts, by_channel, write)
 
 
-_OPS: Mapping[ir.Kind, Callable[[_Compiler, ir.Op], Iterator[Step]]] = {
+_OPS: Mapping[ir.Kind, Callable[[_Compiler, ir.Op], Iterator[EngineStep]]] = {
     "conv2d": _Compiler._weighted,
     "depthwise_conv2d": _Compiler._weighted,
     "linear": _Compiler._weighted,
@@ -375,7 +388,7 @@ def _by_channel(graph: ir.Graph, op: ir.Op) -> Int64s:
     return weights if op.kind == "conv2d" else weights.transpose(3, 1, 2, 0)
 
 
-def _tap_offsets(x: Map, window: ir.Window) -> Int64s:
+def _tap_offsets(x: MapLayout, window: ir.Window) -> Int64s:
     """Return int64 [kernel height, kernel width]: bytes from a window's first pixel to each."""
     rows = np.arange(window.kernel[0])[:, None] * window.dilation[0] * x.row
     return rows + np.arange(window.kernel[1]) * window.dilation[1] * x.channels

@@ -52,7 +52,7 @@ class SimulatedRunner(Runner):
             changed: Take files that are not those of the manifest.
 
         Raises:
-            ExportError: The folder does not match its manifest or is none of this target, or
+            ExportError: The folder does not match its manifest or is of another target, or
                 yosys or a C++ compiler is missing or fails.
         """
         self.artifact = artifact.load(Path(path), changed)

@@ -16,7 +16,7 @@ SAME = (2, 1)
 
 
 @dataclass(frozen=True)
-class Map:
+class MapLayout:
     """How an activation lies in memory; a vector is one pixel.
 
     Attributes:
@@ -55,7 +55,7 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Pointer:
+class LoopAddress:
     """Where three nested loops read or write.
 
     Attributes:
@@ -70,7 +70,7 @@ class Pointer:
 
 
 @dataclass(frozen=True)
-class Step:
+class EngineStep:
     """What the engine does at once.
 
     Attributes:
@@ -86,8 +86,8 @@ class Step:
 
     run: Run
     counts: Triple
-    write: Pointer | None = None
-    read: tuple[Pointer, ...] = ()
+    write: LoopAddress | None = None
+    read: tuple[LoopAddress, ...] = ()
     factors: tuple[int, ...] = ()
     bias: int = 0
     scale: tuple[int, int] = SAME
@@ -109,7 +109,7 @@ class Microcode:
         gap_bits: Of a gap in the lists of filters.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[EngineStep, ...]
     slots: tuple[tuple[Slot, ...], ...]
     offsets: Mapping[str, int]
     ram_bytes: int

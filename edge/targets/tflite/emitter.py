@@ -184,7 +184,7 @@ def _options(options: Any, op: ir.Op, padding: int) -> Any:
 
 
 def _resolve_padding(file: _File, op: ir.Op) -> tuple[str, int]:
-    """Return the tensor to read and TFLite's word for the padding; emit a PAD if it has none."""
+    """Return the tensor to read and TFLite's word for the padding; emit a PAD if there is none."""
     window, x = _sliding(op), file.graph.tensors[op.inputs[0]]
     out = file.graph.tensors[op.output].shape
     if not any(window.padding):

@@ -1,8 +1,8 @@
 """What a program asks of those who compute: the compiled kernels, or numpy where there are none.
 
 Tensors are named by their index in the plan, ops by their number. `raw` is the int16 that an op
-writes, `x` the int8 that `settle` makes of it. All results are integers, and the same from every
-backend.
+writes, `x` the int8 that `requantise` makes of it. All results are integers, and the same from
+every backend.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Settling
+from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Requantisation
+from fedkit.engine.integer.integer_network import Codes
 from fedkit.engine.integer.layer_norm import Deviation, Scale
-from fedkit.engine.integer.network import Codes
 
 Sums = NDArray[np.int64]
 
@@ -58,7 +58,7 @@ class Backend(Protocol):
     def raw_spread(self, tensor: int, centre: Ints) -> Sums:
         """Return per channel the sum of |raw - centre|."""
 
-    def settle(self, tensor: int, how: Settling) -> None:
+    def requantise(self, tensor: int, how: Requantisation) -> None:
         """Make x of raw."""
 
     def read_squares(self, tensor: int, read: Read) -> Sums:

@@ -28,7 +28,7 @@ ONE = 1.0 / 16
 """What the code 1 of a normalised value stands for: 4 bits behind the point."""
 
 CLIP = {2: 1.224, 3: 1.9523, 4: 2.4739, 5: 2.8987, 6: 3.2701, 7: 3.6075, 8: 3.9205, 9: 4.2147}
-"""`fedkit.integers.quantize.gaussian_clip` per bits, the same digits on every machine."""
+"""`fedkit.integers.per_channel.gaussian_clip` per bits, the same digits on every machine."""
 
 Carrier = Literal["none", "x", "sign", "hat"]
 
@@ -91,7 +91,7 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Settling:
+class Requantisation:
     """Makes int8 of int16 as (a * (raw - centre) + b + half) >> shift; arrays int32 [channels]."""
 
     centre: Ints

@@ -21,11 +21,11 @@ from fedkit.engine.base import (
 from fedkit.engine.integer.backend import Backend
 from fedkit.engine.integer.constants import CODE
 from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.integer_network import IntegerNetwork
 from fedkit.engine.integer.native_backend import NativeBackend
-from fedkit.engine.integer.network import IntegerNetwork
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
-from fedkit.engine.integer.program import Mode, Program
+from fedkit.engine.integer.program import IntegerProgram, Mode
 from fedkit.engine.kernels import native
 from fedkit.engine.plan.checks import check_inputs
 from fedkit.engine.plan.plan import Plan, absolute_norms, norm_levels, verify
@@ -45,7 +45,7 @@ class IntegerEngine:
 
     Args:
         plan: The model.
-        initial: What `initial_state` returns; a device has none.
+        initial: What `initial_state` returns; None on a device.
         bits: Of weights, activations and gradients, 2 to 8; layers at the edge have 8.
         gradient: How gradients are scaled, a row of `fedkit.engine.integer.gradients.RULES`.
         backend: "native", "numpy", or "": the kernels where they are.
@@ -78,7 +78,7 @@ class IntegerEngine:
         self.kernels = native.load_kernels(simd) if wanted == "native" else None
         self._initial = initial
         self._network: IntegerNetwork | None = None
-        self._programs: dict[tuple[Mode, int], Program] = {}
+        self._programs: dict[tuple[Mode, int], IntegerProgram] = {}
 
     @property
     def lanes(self) -> int:
@@ -134,7 +134,7 @@ class IntegerEngine:
 
     def _look_again(
         self,
-        program: Program,
+        program: IntegerProgram,
         statistics: RunningStatistics,
         inputs: NDArray[np.int8],
         scale: float,
@@ -225,12 +225,12 @@ class IntegerEngine:
         _add_gradients(program, self.layout.prunable, sums)
         return sums
 
-    def _full_program(self, state: ModelState, batch: int) -> Program:
+    def _full_program(self, state: ModelState, batch: int) -> IntegerProgram:
         """Return a program that computes the gradients of pruned weights too, which are 0."""
         everything = {name: np.ones_like(mask) for name, mask in state.masks.items()}
         return self.program(ModelState(state.weights, state.stats, everything), "train", batch)
 
-    def program(self, state: ModelState, mode: Mode, batch: int) -> Program:
+    def program(self, state: ModelState, mode: Mode, batch: int) -> IntegerProgram:
         """Return a program for batches of up to `batch` examples, loaded with `state`.
 
         Raises:
@@ -249,19 +249,19 @@ class IntegerEngine:
         self._network.load(state)
         return self._programs[mode, batch]
 
-    def program_of(self, network: IntegerNetwork, mode: Mode, batch: int) -> Program:
+    def program_of(self, network: IntegerNetwork, mode: Mode, batch: int) -> IntegerProgram:
         """Return a new program for batches of up to `batch` examples on a network as it is."""
 
-        def backend(program: Program) -> Backend:
+        def backend(program: IntegerProgram) -> Backend:
             if self.kernels is None:
                 return NumpyBackend(network)
             return NativeBackend(network, self.kernels, program.schedule, batch)
 
-        return Program(network, backend, mode, batch, self.gradient)
+        return IntegerProgram(network, backend, mode, batch, self.gradient)
 
     def _evaluation(
         self, state: ModelState, inputs: NDArray[np.float32]
-    ) -> tuple[Program, tuple[NDArray[np.int8], float]]:
+    ) -> tuple[IntegerProgram, tuple[NDArray[np.int8], float]]:
         program = self.program(state, "evaluate", min(_EVALUATION_BATCH, len(inputs)))
         program.use_running(state)
         return program, self._quantized(inputs)
@@ -274,7 +274,7 @@ class IntegerEngine:
         return examples * math.prod(self.plan.tensors[tensor].shape[1:])
 
 
-def _add_gradients(program: Program, names: Sequence[str], sums: GradientSums) -> None:
+def _add_gradients(program: IntegerProgram, names: Sequence[str], sums: GradientSums) -> None:
     """Add a batch's gradients, in real units, of a network that has all weights."""
     network = program.network
     ends = {layer.geometry.op.weight: n for n, layer in network.layers.items()}
@@ -287,7 +287,7 @@ def _add_gradients(program: Program, names: Sequence[str], sums: GradientSums) -
         sums[name] = sums[name] + gradient if name in sums else gradient
 
 
-def _mask_gradient(program: Program, masks: Masks) -> None:
+def _mask_gradient(program: IntegerProgram, masks: Masks) -> None:
     for name, mask in masks.items():
         program.network.part(name, program.gradient)[:] *= mask.reshape(-1)
 
@@ -306,7 +306,7 @@ def quantize_inputs(inputs: NDArray[np.float32]) -> tuple[NDArray[np.int8], floa
     return np.rint(np.ldexp(inputs, point)).astype(np.int8), math.ldexp(1.0, -point)
 
 
-def batch_statistics(program: Program, examples: int) -> BatchStatistics:
+def batch_statistics(program: IntegerProgram, examples: int) -> BatchStatistics:
     """Yield each norm with mean and unbiased variance of the batch that ran last."""
     for index, norm in program.network.norms.items():
         seen = program.statistics[index]

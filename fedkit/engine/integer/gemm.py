@@ -89,7 +89,7 @@ class Gemm:
             key: Of the random bits, see `fedkit.core.numerics.derive_key`.
 
         Raises:
-            EngineError: x is no contiguous float32 matrix, or holds NaN or infinite values.
+            EngineError: x is not a contiguous float32 matrix, or holds NaN or infinite values.
         """
         if x.ndim != 2 or x.dtype != np.float32 or not x.flags.c_contiguous:
             raise EngineError(

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.engine import IntegerEngine
-from fedkit.engine.integer.network import IntegerNetwork, full_weight
-from fedkit.engine.integer.program import Program
+from fedkit.engine.integer.integer_network import IntegerNetwork, full_weight
+from fedkit.engine.integer.program import IntegerProgram
 from fedkit.engine.plan.plan import Conv, sources
 from fedkit.sparse.state import ModelState
 
@@ -76,7 +76,7 @@ def _weights(
     return values.astype(np.int8), (values * step).astype(np.float32)
 
 
-def _outputs(program: Program) -> Iterator[tuple[str, Reading]]:
+def _outputs(program: IntegerProgram) -> Iterator[tuple[str, Reading]]:
     plan, reads = program.network.plan, program.norm_reads()
     for op in plan.ops:
         readers = [n for n, other in enumerate(plan.ops) if op.target in sources(other)]

@@ -9,7 +9,7 @@ from torch import nn
 from fedkit.engine.base import check_loss
 from fedkit.engine.integer.engine import IntegerEngine, batch_statistics, quantize_inputs
 from fedkit.engine.integer.optimiser import Sgd
-from fedkit.engine.integer.program import Program
+from fedkit.engine.integer.program import IntegerProgram
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.running import RunningStatistics
 from fedkit.engine.torch import TorchEngine
@@ -40,7 +40,7 @@ class IntegerModel:
     ) -> None:
         self.engine, self._state, self._seed = engine, state, seed
         self._momentum, self._weight_decay = momentum, weight_decay
-        self._program: Program | None = None
+        self._program: IntegerProgram | None = None
         self._batch = 0
 
     @classmethod
@@ -103,7 +103,7 @@ class IntegerModel:
         """Write weights and statistics into a torch model, such as the one that was converted."""
         TorchEngine(model, cross_entropy).module(self.state())
 
-    def _training(self, batch: int) -> Program:
+    def _training(self, batch: int) -> IntegerProgram:
         if self._program is None or batch > self._batch:
             state = self.state()
             self._program, self._batch = self.engine.program(state, "train", batch), batch

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.integer.constants import CODE, Chain, Ints, Mix, Read, Settling, to_int32
+from fedkit.engine.integer.constants import CODE, Chain, Ints, Mix, Read, Requantisation, to_int32
+from fedkit.engine.integer.integer_network import Codes, IntegerNetwork
 from fedkit.engine.integer.layer_norm import Deviation, Scale
-from fedkit.engine.integer.network import Codes, IntegerNetwork
 from fedkit.engine.kernels import int_native
-from fedkit.engine.kernels.native import Kernels, Padding
+from fedkit.engine.kernels.native import CPadding, Kernels
 from fedkit.engine.kernels.network import Layer
 from fedkit.engine.kernels.structs import pointer, windows
+from fedkit.engine.plan.execution import Forward, Key, Schedule, Step, place, touched
 from fedkit.engine.plan.geometry import Geometry, Taps
 from fedkit.engine.plan.plan import Add, Copy, LayerNorm, Plan, Pool
-from fedkit.engine.plan.schedule import Forward, Key, Schedule, Step, place, touched
 
 _CARRIERS = {"none": 0, "x": 1, "sign": 2, "hat": 1}
 _BYTES = {"x": 1, "raw": 2, "g": 2}
@@ -60,7 +60,7 @@ class NativeBackend:
         self._orders = {
             n: _orders(layer, kernels.int_rows()) for n, layer in network.layers.items()
         }
-        self._maps: dict[int, tuple[int_native.Map, Any, list[object]]] = {}
+        self._maps: dict[int, tuple[int_native.IntMap, Any, list[object]]] = {}
         for number, conv in self._convs.items():
             self._bind_maps(number, conv)
 
@@ -95,17 +95,17 @@ class NativeBackend:
                 if (kind, index) in places
             }
             self._tensors.append(
-                int_native.Tensor(channels=channels, plane=height * width, **found)
+                int_native.IntTensor(channels=channels, plane=height * width, **found)
             )
 
     def _scratch_bytes(self, geometry: Geometry) -> int:
         return 2 * geometry.tiles_per_part * (geometry.tile_in + geometry.tile_out)
 
-    def _bind_conv(self, layer: Layer) -> int_native.Conv:
+    def _bind_conv(self, layer: Layer) -> int_native.IntConv:
         geometry = layer.geometry
         op, (line_in, line_out) = geometry.op, geometry.lines
         taps = layer.forward
-        return int_native.Conv(
+        return int_native.IntConv(
             source=ctypes.pointer(self._tensors[op.source]),
             target=ctypes.pointer(self._tensors[op.target]),
             first=None if layer.dense else pointer(taps.first),
@@ -115,8 +115,8 @@ class NativeBackend:
             used_out=pointer(layer.used_out),
             line_in=pointer(line_in),
             line_out=pointer(line_out),
-            in_=Padding(*vars(geometry.padded_in).values()),
-            out=Padding(*vars(geometry.padded_out).values()),
+            in_=CPadding(*vars(geometry.padded_in).values()),
+            out=CPadding(*vars(geometry.padded_out).values()),
             in_height=geometry.source[1],
             in_width=geometry.source[2],
             out_height=geometry.target[1],
@@ -129,32 +129,32 @@ class NativeBackend:
             stride=op.stride[1] * geometry.lanes,
         )
 
-    def _bind_pool(self, op: Pool) -> int_native.Pool:
-        return int_native.Pool(
+    def _bind_pool(self, op: Pool) -> int_native.IntPool:
+        return int_native.IntPool(
             source=ctypes.pointer(self._tensors[op.source]),
             target=ctypes.pointer(self._tensors[op.target]),
             windows=windows(op, self._plan),
             maximum=op.operation == "max",
         )
 
-    def _bind_layer(self, number: int) -> int_native.Layer:
+    def _bind_layer(self, number: int) -> int_native.IntLayer:
         op = self._plan.ops[number]
         assert isinstance(op, LayerNorm)
         per_example = ("multiplier", "inverse_shift", "centre", "a", "b", "shift")
         rows = zip(per_example, self._layer_lanes[number], strict=True)
-        return int_native.Layer(
+        return int_native.IntLayer(
             source=ctypes.pointer(self._tensors[op.source]),
             target=ctypes.pointer(self._tensors[op.target]),
             l1=op.kind == "l1-layer",
             **{name: pointer(row) for name, row in rows},
         )
 
-    def _bind_maps(self, number: int, conv: int_native.Conv) -> None:
+    def _bind_maps(self, number: int, conv: int_native.IntConv) -> None:
         """Give a convolution its maps, with room for the weights in the order of each."""
         forward, *backward = self._orders[number]
         geometry = self._network.layers[number].geometry
         conv.forward = forward.map(geometry.target[0], geometry.slot_in, geometry.slot_out)
-        maps = (int_native.Map * len(backward))()
+        maps = (int_native.IntMap * len(backward))()
         for index, (order, phase) in enumerate(zip(backward, geometry.phases, strict=True)):
             maps[index] = order.map(geometry.source[0], phase.slot_in, phase.slot_out)
         conv.backward = maps
@@ -257,10 +257,10 @@ class NativeBackend:
         )
         return sums
 
-    def settle(self, tensor: int, how: Settling) -> None:
+    def requantise(self, tensor: int, how: Requantisation) -> None:
         """See `Backend`."""
         arrays = (how.centre, how.a, how.b, how.shift)
-        self._kernels.int_settle(
+        self._kernels.int_requantise(
             self._tensor(tensor), *(_address(array) for array in arrays), 0, self._tiles
         )
 
@@ -347,7 +347,7 @@ class NativeBackend:
         self, number: int, source: int, chain: Chain, channel: int, mix: Mix | None
     ) -> None:
         """See `Backend`."""
-        added = int_native.Mix() if mix is None else _mix(mix)
+        added = int_native.IntMix() if mix is None else _mix(mix)
         if mix is None:
             zeros = self._zeros(source, np.int32)
             added = _mix(Mix(zeros, zeros, zeros))
@@ -424,8 +424,8 @@ class _Order:
             np.take(values, self._index, out=self._weight, mode="wrap")
             self._weight[self._padding] = 0
 
-    def map(self, rows: int, slot_in: Ints, slot_out: Ints) -> int_native.Map:
-        return int_native.Map(
+    def map(self, rows: int, slot_in: Ints, slot_out: Ints) -> int_native.IntMap:
+        return int_native.IntMap(
             first=pointer(self._first),
             offset=pointer(self._offset),
             weight=pointer(self._weight),
@@ -490,7 +490,7 @@ def _sparse_order(taps: Taps) -> _Order:
 
 
 def _touched(plan: Plan, step: Step) -> list[Key]:
-    """Return what a step reads or writes; an op writes raw, which is settled at its end."""
+    """Return what a step reads or writes; an op writes raw, which is requantised at its end."""
     keys = touched(plan, step)
     if isinstance(step, Forward):
         keys.append(("raw", plan.ops[step.op].target))
@@ -529,8 +529,8 @@ def _codes_between(
     return to_int32(np.clip(first, -CODE, CODE + 1)), to_int32(np.clip(last, -CODE - 1, CODE))
 
 
-def _read(read: Read) -> int_native.Read:
-    return int_native.Read(
+def _read(read: Read) -> int_native.IntRead:
+    return int_native.IntRead(
         a=pointer(read.a),
         b=pointer(read.b),
         shift=pointer(read.shift),
@@ -539,9 +539,9 @@ def _read(read: Read) -> int_native.Read:
     )
 
 
-def _chain(chain: Chain) -> int_native.Chain:
+def _chain(chain: Chain) -> int_native.IntChain:
     key = chain.key or 0
-    return int_native.Chain(
+    return int_native.IntChain(
         a=pointer(chain.a),
         b=pointer(chain.b),
         c=pointer(chain.c),
@@ -555,5 +555,5 @@ def _chain(chain: Chain) -> int_native.Chain:
     )
 
 
-def _mix(mix: Mix) -> int_native.Mix:
-    return int_native.Mix(a=pointer(mix.a), b=pointer(mix.b), shift=pointer(mix.shift))
+def _mix(mix: Mix) -> int_native.IntMix:
+    return int_native.IntMix(a=pointer(mix.a), b=pointer(mix.b), shift=pointer(mix.shift))

@@ -18,7 +18,17 @@ from fedkit.core.numerics import (
     shift_right_half_up,
     shift_right_stochastic,
 )
-from fedkit.engine.integer.constants import CODE, WIDE, Chain, Ints, Mix, Read, Settling, to_int32
+from fedkit.engine.integer.constants import (
+    CODE,
+    WIDE,
+    Chain,
+    Ints,
+    Mix,
+    Read,
+    Requantisation,
+    to_int32,
+)
+from fedkit.engine.integer.integer_network import Codes, IntegerNetwork, full_weight
 from fedkit.engine.integer.layer_norm import (
     FACTOR_SHIFT,
     SCALE_SHIFT,
@@ -29,7 +39,6 @@ from fedkit.engine.integer.layer_norm import (
     reciprocal,
     stack,
 )
-from fedkit.engine.integer.network import Codes, IntegerNetwork, full_weight
 from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Pool
 
 Array = NDArray[np.int64]
@@ -134,7 +143,7 @@ class NumpyBackend:
         """See `Backend`."""
         return np.asarray(np.abs(self._centred(tensor, centre)).sum((0, 2, 3)))
 
-    def settle(self, tensor: int, how: Settling) -> None:
+    def requantise(self, tensor: int, how: Requantisation) -> None:
         """See `Backend`."""
         scaled = _across(how.a) * self._centred(tensor, how.centre) + _across(how.b)
         self._x[tensor] = np.clip(shift_right_half_up(scaled, _across(how.shift)), -CODE, CODE)

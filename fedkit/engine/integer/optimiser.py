@@ -18,7 +18,7 @@ from fedkit.core.numerics import (
     shift_right_stochastic,
 )
 from fedkit.engine.integer.constants import Ints, Reals, multiplier, to_int32
-from fedkit.engine.integer.network import EXTRA, IntegerNetwork
+from fedkit.engine.integer.integer_network import EXTRA, IntegerNetwork
 from fedkit.engine.kernels.native import Kernels
 from fedkit.engine.kernels.structs import pointer
 from fedkit.engine.plan.plan import LayerNorm

@@ -2,12 +2,12 @@
 
 The backend computes integers. This file keeps, per tensor and channel, what they are worth, and
 chooses from that the multipliers and shifts of the next step: some float64 arithmetic per channel,
-none per element. It is the same whoever computes, so that all backends give the same integers.
+none per element. It is the same for every backend, so that all give the same integers.
 
-Forward, an op writes int16 sums, which are settled into int8: normalised values with 4 bits behind
-the point where the tensor has a norm, else in steps of 1/127 of the largest. What a layer reads of
-them has the layer's bits. Backward, gradients are int16; a layer rounds them at random to its bits,
-with scales of its channels chosen by the `gradient` rule, before it multiplies.
+Forward, an op writes int16 sums, which are requantised into int8: normalised values with 4 bits
+behind the point where the tensor has a norm, else in steps of 1/127 of the largest. What a layer
+reads of them has the layer's bits. Backward, gradients are int16; a layer rounds them at random to
+its bits, with scales of its channels chosen by the `gradient` rule, before it multiplies.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fedkit.engine.integer.constants import (
     Mix,
     Read,
     Reals,
-    Settling,
+    Requantisation,
     chain_constants,
     first_bits,
     mix_constants,
@@ -45,6 +45,7 @@ from fedkit.engine.integer.constants import (
     to_int32,
 )
 from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.integer_network import Codes, IntegerNetwork
 from fedkit.engine.integer.layer_norm import (
     FACTOR_SHIFT,
     HAT_BITS,
@@ -54,10 +55,8 @@ from fedkit.engine.integer.layer_norm import (
     most_of,
 )
 from fedkit.engine.integer.loss import cross_entropy
-from fedkit.engine.integer.network import Codes, IntegerNetwork
 from fedkit.engine.plan.checks import check_inputs, check_order, check_statistics, check_targets
-from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Norm, Pool, Tensor, sources
-from fedkit.engine.plan.schedule import (
+from fedkit.engine.plan.execution import (
     Backward,
     Contribution,
     Finish,
@@ -65,6 +64,7 @@ from fedkit.engine.plan.schedule import (
     forward_schedule,
     training_schedule,
 )
+from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Norm, Pool, StoredTensor, sources
 from fedkit.integers.l1norm import K
 from fedkit.sparse.state import ModelState
 
@@ -113,7 +113,7 @@ class Slope:
     most: Reals
 
 
-class Program:
+class IntegerProgram:
     """Runs one network on batches.
 
     Args:
@@ -127,7 +127,7 @@ class Program:
     def __init__(
         self,
         network: IntegerNetwork,
-        backend: Callable[[Program], Backend],
+        backend: Callable[[IntegerProgram], Backend],
         mode: Mode,
         batch: int,
         gradient: str = "shiftquant",
@@ -210,7 +210,7 @@ class Program:
             if isinstance(step, Forward):
                 self._forward_op(step.op)
                 if step.completes:
-                    self._settle(self._plan.ops[step.op].target)
+                    self._requantise(self._plan.ops[step.op].target)
 
     def _forward_op(self, number: int) -> None:
         op = self._plan.ops[number]
@@ -345,7 +345,7 @@ class Program:
         read = self._read(tensor, unit, high)
         return replace(read, clips=widest * spread < worth.bound), unit
 
-    def _spread(self, tensor: int, what: Tensor) -> float:
+    def _spread(self, tensor: int, what: StoredTensor) -> float:
         """Return the root mean square of what is read of a tensor."""
         worth = self._worth[tensor]
         if what.norm is None:
@@ -358,18 +358,18 @@ class Program:
             squares = _rectified(shift, np.abs(scale))
         return math.sqrt(squares.mean())
 
-    # Settling
+    # Requantisation
 
-    def _settle(self, tensor: int) -> None:
+    def _requantise(self, tensor: int) -> None:
         norm = self._plan.tensors[tensor].norm
         if norm is not None:
-            self._settle_norm(tensor, norm)
+            self._requantise_norm(tensor, norm)
         elif tensor in self._layered:
-            self._settle_layer(tensor)
+            self._requantise_layer(tensor)
         elif tensor != self._plan.output or not self._output_is_raw:
-            self._settle_plain(tensor)
+            self._requantise_plain(tensor)
 
-    def _settle_plain(self, tensor: int) -> None:
+    def _requantise_plain(self, tensor: int) -> None:
         unit = self._raw_unit[tensor]
         _, peak = self._backend.raw_sums(tensor)
         largest = float((peak * unit).max())
@@ -379,22 +379,22 @@ class Program:
         scale = largest / CODE or 1.0
         a, shift = multiplier(unit / scale, 20)
         zero = np.zeros_like(a)
-        self._backend.settle(tensor, Settling(zero, a, zero, shift))
+        self._backend.requantise(tensor, Requantisation(zero, a, zero, shift))
         channels = len(unit)
         activation = self._plan.tensors[tensor].activation
         bound = CODE * scale if activation != "relu6" else min(6.0, CODE * scale)
         self._worth[tensor] = Worth(np.full(channels, scale), np.zeros(channels), bound)
 
-    def _settle_layer(self, tensor: int) -> None:
+    def _requantise_layer(self, tensor: int) -> None:
         codes = np.ldexp(self._raw_unit[tensor], _FINER)
         zero = np.zeros(len(codes), np.int32)
-        self._backend.settle(tensor, Settling(zero, zero + 1, zero, zero + _FINER))
+        self._backend.requantise(tensor, Requantisation(zero, zero + 1, zero, zero + _FINER))
         bound = CODE * float(codes.max())
         if self._plan.tensors[tensor].activation == "relu6":
             bound = min(bound, 6.0)
         self._worth[tensor] = Worth(codes, np.zeros(len(codes)), bound)
 
-    def _settle_norm(self, tensor: int, norm: Norm) -> None:
+    def _requantise_norm(self, tensor: int, norm: Norm) -> None:
         unit = self._raw_unit[tensor]
         if self.mode != "evaluate":
             mean, deviation, variance = self._batch_moments(tensor, norm, unit)
@@ -406,8 +406,10 @@ class Program:
         centre = _centre(mean)
         a, shift = multiplier(1.0 / (ONE * deviation), 29)
         offset = np.rint((centre - mean) * a)
-        how = Settling(to_int32(centre), a, to_int32(np.clip(offset, -(2.0**29), 2.0**29)), shift)
-        self._backend.settle(tensor, how)
+        how = Requantisation(
+            to_int32(centre), a, to_int32(np.clip(offset, -(2.0**29), 2.0**29)), shift
+        )
+        self._backend.requantise(tensor, how)
         self._deviation[tensor] = deviation * unit
         self._worth[tensor] = self._norm_worth(tensor, norm)
 
@@ -464,7 +466,7 @@ class Program:
         """Return the mean cross-entropy of the batch; in training, start the backward pass.
 
         Raises:
-            EngineError: The targets are no classes of the model, or not as many as the examples.
+            EngineError: The targets are not classes of the model, or not as many as the examples.
         """
         check_targets(self._plan, targets, self._examples)
         loss, gradient = cross_entropy(self.outputs(), targets)

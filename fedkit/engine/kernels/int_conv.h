@@ -1,4 +1,4 @@
-/* Integer convolutions of any kernel, stride, dilation and grouping; the twin of conv.h.
+/* Integer convolutions of any kernel, stride, dilation and grouping; the integer counterpart of conv.h.
  *
  * Planes are packed as int16, whatever the bits: products are made of pairs of int16, exactly.
  */

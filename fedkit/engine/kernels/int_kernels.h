@@ -1,7 +1,7 @@
 /* What the integer kernels are told; integer/native.py mirrors the structs field by field.
  *
  * A stored tensor is int8 [tiles][channels][height][width][ILANES]. An op does not write it: it
- * writes int16 of the same layout, `raw`, and `settle` makes the int8 of that once the statistics
+ * writes int16 of the same layout, `raw`, and `requantise` makes the int8 of that once the statistics
  * of the whole batch are known. Gradients are int16.
  *
  * Every number a kernel needs comes as integers per channel. A real factor r is a multiplier m and

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, c_int32, c_int64, c_uint32, c_void_p
 
-from fedkit.engine.kernels.native import Padding, Windows
+from fedkit.engine.kernels.native import CPadding, Windows
 
 
-class Tensor(Structure):
+class IntTensor(Structure):
     """`struct int_tensor`."""
 
     _fields_ = (
@@ -20,7 +20,7 @@ class Tensor(Structure):
     )
 
 
-class Read(Structure):
+class IntRead(Structure):
     """`struct int_read`."""
 
     _fields_ = (
@@ -32,7 +32,7 @@ class Read(Structure):
     )
 
 
-class Chain(Structure):
+class IntChain(Structure):
     """`struct int_chain`."""
 
     _fields_ = (
@@ -49,13 +49,13 @@ class Chain(Structure):
     )
 
 
-class Mix(Structure):
+class IntMix(Structure):
     """`struct int_mix`."""
 
     _fields_ = (("a", c_void_p), ("b", c_void_p), ("shift", c_void_p))
 
 
-class Map(Structure):
+class IntMap(Structure):
     """`struct int_map`."""
 
     _fields_ = (
@@ -70,17 +70,17 @@ class Map(Structure):
     )
 
 
-class Conv(Structure):
+class IntConv(Structure):
     """`struct int_conv`."""
 
     _fields_ = (
-        ("source", POINTER(Tensor)),
-        ("target", POINTER(Tensor)),
-        ("read", Read),
-        ("chain", Chain),
-        ("mix", Mix),
-        ("forward", Map),
-        ("backward", POINTER(Map)),
+        ("source", POINTER(IntTensor)),
+        ("target", POINTER(IntTensor)),
+        ("read", IntRead),
+        ("chain", IntChain),
+        ("mix", IntMix),
+        ("forward", IntMap),
+        ("backward", POINTER(IntMap)),
         ("bias", c_void_p),
         ("shift_out", c_void_p),
         ("shift_in", c_void_p),
@@ -93,8 +93,8 @@ class Conv(Structure):
         ("last_unclipped", c_void_p),
         ("line_in", c_void_p),
         ("line_out", c_void_p),
-        ("in_", Padding),
-        ("out", Padding),
+        ("in_", CPadding),
+        ("out", CPadding),
         ("in_height", c_int32),
         ("in_width", c_int32),
         ("out_height", c_int32),
@@ -111,16 +111,16 @@ class Conv(Structure):
     )
 
 
-class Layer(Structure):
+class IntLayer(Structure):
     """`struct int_layer`."""
 
     _fields_ = (
-        ("source", POINTER(Tensor)),
-        ("target", POINTER(Tensor)),
-        ("read", Read),
-        ("chain", Chain),
-        ("out", Chain),
-        ("mix", Mix),
+        ("source", POINTER(IntTensor)),
+        ("target", POINTER(IntTensor)),
+        ("read", IntRead),
+        ("chain", IntChain),
+        ("out", IntChain),
+        ("mix", IntMix),
         ("scale", c_void_p),
         ("offset", c_void_p),
         ("factor", c_void_p),
@@ -138,15 +138,15 @@ class Layer(Structure):
     )
 
 
-class Pool(Structure):
+class IntPool(Structure):
     """`struct int_pool`."""
 
     _fields_ = (
-        ("source", POINTER(Tensor)),
-        ("target", POINTER(Tensor)),
-        ("read", Read),
-        ("chain", Chain),
-        ("mix", Mix),
+        ("source", POINTER(IntTensor)),
+        ("target", POINTER(IntTensor)),
+        ("read", IntRead),
+        ("chain", IntChain),
+        ("mix", IntMix),
         ("windows", Windows),
         ("maximum", c_int32),
         ("shift_out", c_int32),

@@ -103,7 +103,7 @@ void NAME(int_raw_spread)(const struct int_tensor *t, const int32_t *centre, int
 /* -- values ----------------------------------------------------------------------------------- */
 
 /* x = (a * (raw - centre) + b + half) >> shift, within +-127. */
-void NAME(int_settle)(const struct int_tensor *t, const int32_t *centre, const int32_t *a,
+void NAME(int_requantise)(const struct int_tensor *t, const int32_t *centre, const int32_t *a,
                       const int32_t *b, const int32_t *shift, int first, int last) {
     const ivec low = ivec_set1(-CODE_MOST), none = ivec_set1(0);
     for (int tile = first; tile < last; tile++) {

@@ -25,7 +25,7 @@ INSTALL = (
 """How to get the kernels where they are missing."""
 
 
-class Tensor(Structure):
+class CTensor(Structure):
     """`struct tensor` of kernels.h."""
 
     _fields_ = (
@@ -46,7 +46,7 @@ class Tensor(Structure):
     )
 
 
-class Map(Structure):
+class CMap(Structure):
     """`struct map` of kernels.h."""
 
     _fields_ = (
@@ -64,18 +64,18 @@ class Map(Structure):
     )
 
 
-class Padding(Structure):
+class CPadding(Structure):
     """`struct padding` of kernels.h."""
 
     _fields_ = (("top", c_int32), ("left", c_int32), ("height", c_int32), ("width", c_int32))
 
 
-class Conv(Structure):
+class CConv(Structure):
     """`struct conv` of kernels.h."""
 
     _fields_ = (
-        ("source", POINTER(Tensor)),
-        ("target", POINTER(Tensor)),
+        ("source", POINTER(CTensor)),
+        ("target", POINTER(CTensor)),
         ("values", c_void_p),
         ("bias", c_void_p),
         ("used_in", c_void_p),
@@ -83,10 +83,10 @@ class Conv(Structure):
         ("full_offset", c_void_p),
         ("line_in", c_void_p),
         ("line_out", c_void_p),
-        ("forward", Map),
-        ("backward", POINTER(Map)),
-        ("in_", Padding),
-        ("out", Padding),
+        ("forward", CMap),
+        ("backward", POINTER(CMap)),
+        ("in_", CPadding),
+        ("out", CPadding),
         ("in_height", c_int32),
         ("in_width", c_int32),
         ("out_height", c_int32),
@@ -106,11 +106,11 @@ class Conv(Structure):
     )
 
 
-class Norm(Structure):
+class CNorm(Structure):
     """`struct norm` of kernels.h."""
 
     _fields_ = (
-        ("tensor", POINTER(Tensor)),
+        ("tensor", POINTER(CTensor)),
         ("weight", c_void_p),
         ("bias", c_void_p),
         ("weight_gradient", c_void_p),
@@ -129,12 +129,12 @@ class Norm(Structure):
     )
 
 
-class Layer(Structure):
+class CLayer(Structure):
     """`struct layer` of kernels.h."""
 
     _fields_ = (
-        ("source", POINTER(Tensor)),
-        ("target", POINTER(Tensor)),
+        ("source", POINTER(CTensor)),
+        ("target", POINTER(CTensor)),
         ("weight", c_void_p),
         ("bias", c_void_p),
         ("weight_gradient", c_void_p),
@@ -164,12 +164,12 @@ class Windows(Structure):
     )
 
 
-class Pool(Structure):
+class CPool(Structure):
     """`struct pool` of kernels.h."""
 
     _fields_ = (
-        ("source", POINTER(Tensor)),
-        ("target", POINTER(Tensor)),
+        ("source", POINTER(CTensor)),
+        ("target", POINTER(CTensor)),
         ("windows", Windows),
         ("maximum", c_int32),
         ("accumulate", c_int32),
@@ -228,7 +228,7 @@ class Kernels:
     int_raw_sums: Kernel
     int_raw_squares: Kernel
     int_raw_spread: Kernel
-    int_settle: Kernel
+    int_requantise: Kernel
     int_read_squares: Kernel
     int_finish: Kernel
     int_passed_peak: Kernel

@@ -1,6 +1,6 @@
 """The structs that tell the kernels what a network is and where its memory lies.
 
-A struct holds addresses: whoever makes one keeps the arrays alive.
+A struct holds addresses: its maker keeps the arrays alive.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from fedkit.engine.kernels import native
 from fedkit.engine.kernels.network import Layer, NormState, Parameters
 from fedkit.engine.plan.geometry import Padding
-from fedkit.engine.plan.plan import LayerNorm, Plan, Pool, Tensor
+from fedkit.engine.plan.plan import LayerNorm, Plan, Pool, StoredTensor
 
 Array = NDArray[Any]
-Tensors = Sequence[native.Tensor]
+Tensors = Sequence[native.CTensor]
 
 _ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2}
 _READING = ("scale", "shift", "a", "b", "c", "mean")
@@ -31,11 +31,11 @@ def pointer(array: Array | None) -> int | None:
 
 
 def tensor(
-    tensor: Tensor, norm: NormState | None, sums: Array, x: int | None, gradient: int | None
-) -> native.Tensor:
+    tensor: StoredTensor, norm: NormState | None, sums: Array, x: int | None, gradient: int | None
+) -> native.CTensor:
     """Return the struct of a tensor whose values and gradient lie at the addresses given."""
     channels, height, width = tensor.shape
-    struct = native.Tensor(
+    struct = native.CTensor(
         x=x,
         gradient=gradient,
         sums=pointer(sums),
@@ -51,11 +51,11 @@ def tensor(
 
 
 def norm(
-    tensor: native.Tensor, state: NormState, parameters: Parameters, gradient: Array | None
-) -> native.Norm:
+    tensor: native.CTensor, state: NormState, parameters: Parameters, gradient: Array | None
+) -> native.CNorm:
     """Return the struct of a norm; `gradient` is that of the parameters, None: not wanted."""
     of = state.norm
-    return native.Norm(
+    return native.CNorm(
         tensor=ctypes.pointer(tensor),
         weight=_part(parameters, of.weight, parameters.values),
         bias=_part(parameters, of.bias, parameters.values),
@@ -71,12 +71,12 @@ def _part(parameters: Parameters, name: str | None, vector: Array | None) -> int
     return pointer(parameters.part(name, vector)) if name and vector is not None else None
 
 
-def conv(layer: Layer, tensors: Tensors, parameters: Parameters) -> native.Conv:
+def conv(layer: Layer, tensors: Tensors, parameters: Parameters) -> native.CConv:
     """Return the struct of a convolution, without its backward maps and what a mode decides."""
     geometry = layer.geometry
     op, (line_in, line_out) = geometry.op, geometry.lines
     values = parameters.part(op.weight, parameters.values)
-    return native.Conv(
+    return native.CConv(
         source=ctypes.pointer(tensors[op.source]),
         target=ctypes.pointer(tensors[op.target]),
         values=pointer(values),
@@ -104,7 +104,7 @@ def conv(layer: Layer, tensors: Tensors, parameters: Parameters) -> native.Conv:
 
 def layer(
     op: LayerNorm, tensors: Tensors, parameters: Parameters, gradient: Array | None, lanes: Array
-) -> native.Layer:
+) -> native.CLayer:
     """Return the struct of a layer norm.
 
     Args:
@@ -114,7 +114,7 @@ def layer(
         gradient: That of the parameters, None: not wanted.
         lanes: Room for the mean and the inverse deviation of each example, float32 [2, examples].
     """
-    return native.Layer(
+    return native.CLayer(
         source=ctypes.pointer(tensors[op.source]),
         target=ctypes.pointer(tensors[op.target]),
         weight=_part(parameters, op.weight, parameters.values),
@@ -128,9 +128,9 @@ def layer(
     )
 
 
-def pool(op: Pool, plan: Plan, tensors: Tensors) -> native.Pool:
+def pool(op: Pool, plan: Plan, tensors: Tensors) -> native.CPool:
     """Return the struct of a pooling op."""
-    return native.Pool(
+    return native.CPool(
         source=ctypes.pointer(tensors[op.source]),
         target=ctypes.pointer(tensors[op.target]),
         windows=windows(op, plan),
@@ -144,13 +144,13 @@ def windows(op: Pool, plan: Plan) -> native.Windows:
     return native.Windows(*source[1:], *target[1:], *op.kernel, *op.stride, *op.padding)
 
 
-def _padding(padding: Padding) -> native.Padding:
-    return native.Padding(padding.top, padding.left, padding.height, padding.width)
+def _padding(padding: Padding) -> native.CPadding:
+    return native.CPadding(padding.top, padding.left, padding.height, padding.width)
 
 
-def _forward_map(layer: Layer, values: Array) -> native.Map:
+def _forward_map(layer: Layer, values: Array) -> native.CMap:
     geometry = layer.geometry
-    return native.Map(
+    return native.CMap(
         first=None if layer.dense else pointer(layer.forward.first),
         tap=pointer(layer.forward.tap),
         offset=pointer(geometry.full_offset),
@@ -165,7 +165,7 @@ def _forward_map(layer: Layer, values: Array) -> native.Map:
 
 def backward_maps(
     layer: Layer, transposed: NDArray[np.float32]
-) -> tuple[ctypes.Array[native.Map], list[Array]]:
+) -> tuple[ctypes.Array[native.CMap], list[Array]]:
     """Return the maps from padded gradients of the outputs to those of the inputs, per phase.
 
     Args:
@@ -176,7 +176,7 @@ def backward_maps(
         The maps, and arrays that must live as long as they do.
     """
     geometry, phases = layer.geometry, layer.geometry.phases
-    maps, keep, begin = (native.Map * len(phases))(), list[Array](), 0
+    maps, keep, begin = (native.CMap * len(phases))(), list[Array](), 0
     for number, phase in enumerate(phases):
         shared = {
             "slot_in": pointer(phase.slot_in),
@@ -187,11 +187,11 @@ def backward_maps(
         if not layer.dense:
             taps = layer.backward[number]
             first, tap = pointer(taps.first), pointer(taps.tap)
-            maps[number] = native.Map(first=first, tap=tap, **shared)
+            maps[number] = native.CMap(first=first, tap=tap, **shared)
             continue
         offset, origin = geometry.dense_phase(phase)
         keep += [offset, origin]
-        maps[number] = native.Map(
+        maps[number] = native.CMap(
             offset=pointer(offset),
             from_=pointer(origin),
             matrix=pointer(transposed[begin:]),

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from fedkit.core.errors import PlanError
-from fedkit.engine.plan.lowering import Lowering, Unsupported, lower_node, planned
+from fedkit.engine.plan.node_rules import PlanLowering, UnsupportedNode, lower_node, planned
 from fedkit.engine.plan.plan import Plan, verify
 from fedkit.engine.plan.side_effects import Watch, has_hooks
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
@@ -148,15 +148,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _grouped(complaints: Sequence[str]) -> Iterator[str]:
-    """Yield a line per kind of complaint: a deep model repeats the same one in each of its blocks.
+def _grouped(diagnostics: Sequence[str]) -> Iterator[str]:
+    """Yield a line per kind of diagnostic: a deep model repeats the same one in each of its blocks.
 
     Args:
-        complaints: Texts like "owner: part (reason)".
+        diagnostics: Texts like "owner: part (reason)".
     """
     owners: dict[str, list[str]] = {}
-    for complaint in complaints:
-        owner, _, part = complaint.partition(": ")
+    for diagnostic in diagnostics:
+        owner, _, part = diagnostic.partition(": ")
         owners.setdefault(part, []).append(owner)
     for part, names in owners.items():
         distinct = list(dict.fromkeys(names))
@@ -166,7 +166,7 @@ def _grouped(complaints: Sequence[str]) -> Iterator[str]:
 
 
 _NAMED = 4
-"""Owners of equal complaints that are named."""
+"""Owners of equal diagnostics that are named."""
 
 
 def _attribute(root: nn.Module, node: fx.Node) -> object:
@@ -193,13 +193,13 @@ class _Capture:
             if node.op == "call_module"
         }
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._complaints = [*self._parameter_complaints(), *self._module_complaints()]
+        self._diagnostics = [*self._parameter_diagnostics(), *self._module_diagnostics()]
         self._lowering = self._lower()
 
     def plan(self) -> Plan:
         """Put the plan together, or refuse with everything that cannot be in it."""
         output = self._output()
-        self._raise_complaints()
+        self._raise_diagnostics()
         self._raise_if_the_trace_differs()
         plan = Plan(
             {name: tuple(weight.shape) for name, weight in self._weights.items()},
@@ -218,7 +218,7 @@ class _Capture:
 
     # What cannot be captured
 
-    def _parameter_complaints(self) -> Iterator[str]:
+    def _parameter_diagnostics(self) -> Iterator[str]:
         used = {id(p) for module in self._called.values() for p in module.parameters()}
         reads = self._graph.find_nodes(op="get_attr")
         used |= {id(_attribute(self._root, node)) for node in reads}
@@ -234,7 +234,7 @@ class _Capture:
                 if is_wrong:
                     yield f"{name}: Parameter ({reason})"
 
-    def _module_complaints(self) -> Iterator[str]:
+    def _module_diagnostics(self) -> Iterator[str]:
         norms = tracking_norms(self._model)
         calls = Counter(id(module) for module in self._called.values())
         stateful = {id(m) for m in self._model.modules() if list(m.parameters())}
@@ -260,17 +260,17 @@ class _Capture:
             if not norm.training:
                 yield f"{label} (stays in evaluation mode when the model is trained)"
 
-    def _raise_complaints(self) -> None:
-        if self._complaints:
-            lines = list(_grouped(self._complaints))
+    def _raise_diagnostics(self) -> None:
+        if self._diagnostics:
+            lines = list(_grouped(self._diagnostics))
             listed = "\n  ".join(lines)
             raise PlanError(
                 f"{len(lines)} part(s) of {type(self._model).__name__} cannot be captured:\n"
                 f"  {listed}\n{_INSTEAD}"
             )
 
-    def _complain(self, node: fx.Node, reason: str) -> None:
-        self._complaints.append(f"{self._label(node)} ({reason})")
+    def _diagnose(self, node: fx.Node, reason: str) -> None:
+        self._diagnostics.append(f"{self._label(node)} ({reason})")
 
     def _label(self, node: fx.Node) -> str:
         if node in self._called:
@@ -285,10 +285,10 @@ class _Capture:
 
     # Lowering
 
-    def _lower(self) -> Lowering:
+    def _lower(self) -> PlanLowering:
         run = self._propagate()
         ids = {id(weight): name for name, weight in self._weights.items()}
-        lowering = Lowering(ids, self._names, run.shapes, run.constants)
+        lowering = PlanLowering(ids, self._names, run.shapes, run.constants)
         for node in self._graph.nodes:
             if node.op == "placeholder":
                 shape = planned(self._input_shape)
@@ -319,7 +319,7 @@ class _Capture:
             with torch.no_grad():
                 run.run(inputs)
         except Exception as error:  # whatever the model's own code raises
-            self._raise_complaints()
+            self._raise_diagnostics()
             raise PlanError(
                 f"{type(self._model).__name__} cannot be run on {len(inputs)} examples of shape "
                 f"{tuple(inputs.shape[1:])}: {_first_line(error)}; give the shape it is built for"
@@ -334,19 +334,19 @@ class _Capture:
             itself = self._model(_examples(self._weights, (2, *shape)))
         if not torch.allclose(traced, itself, equal_nan=True):
             raise PlanError(
-                f"{type(self._model).__name__} computes something else than its trace, as when a "
+                f"{type(self._model).__name__} does not compute what its trace does, as when a "
                 "value is changed in place that is read elsewhere too; write x = x + y for x += y"
             )
 
-    def _lower_node(self, lowering: Lowering, node: fx.Node) -> None:
+    def _lower_node(self, lowering: PlanLowering, node: fx.Node) -> None:
         if node.op == "get_attr":
-            return self._complain(node, "read outside of a layer")
+            return self._diagnose(node, "read outside of a layer")
         if not lowering.readers(node):
-            self._complain(node, "its result is not used")
+            self._diagnose(node, "its result is not used")
         try:
             lower_node(lowering, node, self._called.get(node))
-        except Unsupported as error:
-            self._complain(node, str(error))
+        except UnsupportedNode as error:
+            self._diagnose(node, str(error))
 
     def _output(self) -> int:
         (node,) = self._graph.find_nodes(op="output")
@@ -356,11 +356,11 @@ class _Capture:
             tensor = values[result]
             has_norm = self._lowering.tensors[tensor].norm is not None
             return self._lowering.copied(tensor) if has_norm else tensor
-        if self._complaints and result not in values:
+        if self._diagnostics and result not in values:
             return 0  # it was refused itself
         if isinstance(result, fx.Node) and result in shapes:
             found = f"of shape (n, {', '.join(map(str, shapes[result]))})"
         else:
-            found = "that is no single tensor"
-        self._complaints.append(f"(model): output ({found}; it must be (n, classes))")
+            found = "that is not a single tensor"
+        self._diagnostics.append(f"(model): output ({found}; it must be (n, classes))")
         return 0

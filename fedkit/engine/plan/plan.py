@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from fedkit.core.errors import PlanError
-from fedkit.core.files import read_whole, write_whole
+from fedkit.core.files import read_whole, write_atomic
 from fedkit.sparse.layout import Layout
 
 VERSION = 1
@@ -65,7 +65,7 @@ class Norm:
 
 @_strict
 @dataclass(frozen=True)
-class Tensor:
+class StoredTensor:
     """A stored tensor. It holds RAW values; norm, then activation, are applied at every READ.
 
     Attributes:
@@ -189,7 +189,7 @@ class Plan:
     weights: dict[str, tuple[int, ...]]
     stats: dict[str, tuple[int, ...]]
     prunable: tuple[str, ...]
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[StoredTensor, ...]
     ops: tuple[Annotated[Op, Field(discriminator="kind")], ...]
     output: int
     version: int = VERSION
@@ -236,7 +236,7 @@ def save_plan(plan: Plan, path: Path) -> None:
     """
     verify(plan)
     try:
-        write_whole(path, _render(asdict(plan)))
+        write_atomic(path, _render(asdict(plan)))
     except OSError as error:
         raise PlanError(
             f"plan file {path} cannot be written: {error.strerror}; give a path in a folder that "
@@ -289,7 +289,7 @@ def _content(data: bytes) -> dict[str, Any]:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise PlanError(
-            f"is no JSON, so it is cut off or altered ({error}); restore the file or {_AGAIN}"
+            f"is not JSON, so it is truncated or altered ({error}); restore the file or {_AGAIN}"
         ) from error
     if not isinstance(content, dict):
         raise PlanError(f"holds a {type(content).__name__}, a plan is a JSON object; {_AGAIN}")
@@ -353,12 +353,12 @@ def _name_problems(plan: Plan) -> Iterator[str]:
             yield f"{name!r} has shape {shape}; every axis must be at least 1"
     for name, count in Counter(plan.prunable).items():
         if name not in plan.weights:
-            yield f"prunable {name!r} is no weight; prunable names must be among the weights"
+            yield f"prunable {name!r} is not a weight; prunable names must be among the weights"
         if count > 1:
             yield f"prunable {name!r} is listed {count} times; a name must be listed once"
 
 
-def _tensor_problems(plan: Plan, tensor: Tensor) -> Iterator[str]:
+def _tensor_problems(plan: Plan, tensor: StoredTensor) -> Iterator[str]:
     channels = tensor.shape[0]
     if min(tensor.shape) < 1:
         yield f"has shape {tensor.shape}; every axis must be at least 1"
@@ -383,7 +383,7 @@ def _tensor_problems(plan: Plan, tensor: Tensor) -> Iterator[str]:
 def _input_problems(plan: Plan) -> Iterator[str]:
     if not plan.tensors:
         yield "the plan has no tensors; tensor 0 must be the input"
-    elif plan.tensors[0] != Tensor(plan.tensors[0].shape):
+    elif plan.tensors[0] != StoredTensor(plan.tensors[0].shape):
         yield "tensor 0 has a norm or an activation; it must be the plain input"
 
 

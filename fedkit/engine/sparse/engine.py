@@ -21,7 +21,7 @@ from fedkit.engine.kernels import native
 from fedkit.engine.kernels.network import Network, NormState
 from fedkit.engine.plan.plan import Plan, absolute_norms, norm_levels, verify
 from fedkit.engine.running import BatchStatistics, RunningStatistics
-from fedkit.engine.sparse.program import Mode, Program
+from fedkit.engine.sparse.program import Mode, SparseProgram
 from fedkit.sparse.state import ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
@@ -38,7 +38,7 @@ class SparseEngine:
 
     Args:
         plan: The model.
-        initial: What `initial_state` returns; a device has none.
+        initial: What `initial_state` returns; None on a device.
         simd: Instruction set, one of `native.SIMD`; "" is the fastest here.
         threads: Threads that share every step; results are the same for any number.
 
@@ -55,7 +55,7 @@ class SparseEngine:
         self.kernels = native.load_kernels(simd)
         self._initial, self._threads = initial, threads
         self._network: Network | None = None
-        self._programs: dict[Mode, Program] = {}
+        self._programs: dict[Mode, SparseProgram] = {}
 
     def initial_state(self) -> ModelState:
         """Return the state the engine was made with.
@@ -154,7 +154,7 @@ class SparseEngine:
             )
         found: dict[str, Entries] = {}
 
-        def collect(program: Program, number: int, name: str) -> None:
+        def collect(program: SparseProgram, number: int, name: str) -> None:
             if name in amounts:
                 found[name] = _top(program, number, state.masks[name], amounts[name])
 
@@ -165,14 +165,17 @@ class SparseEngine:
         """See `Engine.gradients`."""
         found: GradientSums = {}
 
-        def collect(program: Program, number: int, name: str) -> None:
+        def collect(program: SparseProgram, number: int, name: str) -> None:
             found[name] = self._full_gradient(program, number, name)
 
         self._visit_layers(state, examples, collect)
         return {name: found[name] for name in self.layout.prunable}
 
     def _visit_layers(
-        self, state: ModelState, examples: Examples, visit: Callable[[Program, int, str], None]
+        self,
+        state: ModelState,
+        examples: Examples,
+        visit: Callable[[SparseProgram, int, str], None],
     ) -> None:
         """Run one batch of all examples; show each layer once its full gradient can be taken.
 
@@ -186,10 +189,10 @@ class SparseEngine:
         check_loss(program.loss(examples.targets))
         program.backward(before=_at_layers(program, visit))
 
-    def _adder(self, program: Program, sums: GradientSums) -> Callable[[int], None]:
+    def _adder(self, program: SparseProgram, sums: GradientSums) -> Callable[[int], None]:
         """Return what adds the gradients of all weights to `sums`, layer by layer."""
 
-        def add(program: Program, number: int, name: str) -> None:
+        def add(program: SparseProgram, number: int, name: str) -> None:
             gradient = self._full_gradient(program, number, name)
             if name in sums:
                 sums[name] += gradient
@@ -198,13 +201,13 @@ class SparseEngine:
 
         return _at_layers(program, add)
 
-    def _full_gradient(self, program: Program, number: int, name: str) -> NDArray[np.float32]:
+    def _full_gradient(self, program: SparseProgram, number: int, name: str) -> NDArray[np.float32]:
         shape = self.layout.weights[name]
         # All rows at once: the inputs are packed anew for every tile.
         (whole,) = program.full_gradient(number, rows=shape[0])
         return whole.reshape(shape)
 
-    def program(self, state: ModelState, mode: Mode, batch: int) -> Program:
+    def program(self, state: ModelState, mode: Mode, batch: int) -> SparseProgram:
         """Return a program for batches of up to `batch` examples, loaded with `state`.
 
         Raises:
@@ -219,11 +222,11 @@ class SparseEngine:
             self._network = Network(self.plan, state.masks, self.kernels)
         if mode not in self._programs or self._programs[mode].batch < batch:
             self._programs.clear()
-            self._programs[mode] = Program(self._network, mode, batch, self._threads)
+            self._programs[mode] = SparseProgram(self._network, mode, batch, self._threads)
         self._network.load(state)
         return self._programs[mode]
 
-    def _evaluation(self, state: ModelState, inputs: NDArray[np.float32]) -> Program:
+    def _evaluation(self, state: ModelState, inputs: NDArray[np.float32]) -> SparseProgram:
         program = self.program(state, "evaluate", min(_EVALUATION_BATCH, len(inputs)))
         for norm in program.network.norms.values():
             norm.use_running(state)
@@ -243,7 +246,7 @@ def _counts(network: Network, examples: int) -> Iterator[tuple[NormState, int]]:
 
 
 def _at_layers(
-    program: Program, visit: Callable[[Program, int, str], None]
+    program: SparseProgram, visit: Callable[[SparseProgram, int, str], None]
 ) -> Callable[[int], None]:
     """Return a `before` of the backward pass that visits the ops which have a prunable weight."""
 
@@ -255,7 +258,7 @@ def _at_layers(
     return before
 
 
-def _top(program: Program, number: int, mask: NDArray[np.bool_], amount: int) -> Entries:
+def _top(program: SparseProgram, number: int, mask: NDArray[np.bool_], amount: int) -> Entries:
     taps = program.network.layers[number].geometry.full_taps
     top, kept, start = StreamingTopK(amount), mask.reshape(-1), 0
     for tile in program.full_gradient(number, rows=max(1, _TILE // taps)):

@@ -22,8 +22,7 @@ from fedkit.engine.kernels import native, structs
 from fedkit.engine.kernels.network import Network
 from fedkit.engine.kernels.structs import pointer
 from fedkit.engine.plan.checks import check_inputs, check_order, check_statistics, check_targets
-from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Pool, Tensor
-from fedkit.engine.plan.schedule import (
+from fedkit.engine.plan.execution import (
     Backward,
     Contribution,
     Finish,
@@ -32,6 +31,7 @@ from fedkit.engine.plan.schedule import (
     place,
     training_schedule,
 )
+from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Pool, StoredTensor
 from fedkit.sparse.state import ModelState
 
 Mode = Literal["train", "statistics", "evaluate"]
@@ -73,7 +73,7 @@ class Memory:
         return sum(vars(self).values())
 
 
-class Program:
+class SparseProgram:
     """Runs one network on batches of up to `batch` examples.
 
     Args:
@@ -244,7 +244,7 @@ class Program:
         In training this also makes the gradient of the logits.
 
         Raises:
-            EngineError: The targets are no classes of the model, or not as many as the examples.
+            EngineError: The targets are not classes of the model, or not as many as the examples.
         """
         check_targets(self._plan, targets, self._examples)
         targets = np.ascontiguousarray(targets, np.int64)
@@ -294,7 +294,11 @@ class Program:
     def raw(self, index: int) -> Floats:
         """Return the stored values of a tensor that was just written, as `read` orders them."""
         tensor = structs.tensor(
-            Tensor(self._plan.tensors[index].shape), None, self._sums, self._place("x", index), None
+            StoredTensor(self._plan.tensors[index].shape),
+            None,
+            self._sums,
+            self._place("x", index),
+            None,
         )
         tensor.examples = self._examples
         rows = np.empty((self._examples, *self._plan.tensors[index].shape), np.float32)
@@ -309,7 +313,7 @@ class Program:
         """
         layer = self.network.layers[number]
         channels = layer.geometry.target[0]
-        struct = native.Conv.from_buffer_copy(self._convs[number])
+        struct = native.CConv.from_buffer_copy(self._convs[number])
         everything = np.ones(max(channels, layer.geometry.source[0]), np.uint8)
         struct.used_in = struct.used_out = pointer(everything)
         room = np.empty((min(rows, channels), layer.geometry.full_taps), np.float32)
@@ -428,7 +432,7 @@ class Program:
         return run
 
     def _conv_parts(
-        self, conv: native.Conv, first: int, last: int, thread: int, into: Sequence[c_void_p]
+        self, conv: native.CConv, first: int, last: int, thread: int, into: Sequence[c_void_p]
     ) -> None:
         self._kernels.conv_backward(byref(conv), first, last, self._scratch_of(thread), *into)
 
@@ -438,7 +442,7 @@ class Program:
         bias = pointer(part(op.bias, gradient)) if op.bias else None
         return c_void_p(pointer(part(op.weight, gradient))), c_void_p(bias)
 
-    def _conv_waves(self, conv: native.Conv, parts: int, op: Conv) -> None:
+    def _conv_waves(self, conv: native.CConv, parts: int, op: Conv) -> None:
         """Give each thread one part and room of its own, and add the results in order.
 
         One thread adds the same sums in the same order, so the bits are the same.
@@ -485,7 +489,7 @@ class Program:
         return c_void_p(pointer(self._scratch[thread]))
 
 
-def _freeze(program: Program, index: int) -> None:
+def _freeze(program: SparseProgram, index: int) -> None:
     """Let a tensor whose moments are taken be read under the statistics of `program.frozen`."""
     if (state := program.frozen) is None:
         return
@@ -496,7 +500,7 @@ def _freeze(program: Program, index: int) -> None:
     norm.use_running(state)
 
 
-def _reads_plain(source: Tensor, op: Conv) -> bool:
+def _reads_plain(source: StoredTensor, op: Conv) -> bool:
     """Say whether a convolution's inputs lie in memory just as it reads them."""
     return source.norm is None and source.activation == "none" and op.padding == (0, 0)
 

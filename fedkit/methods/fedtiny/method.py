@@ -22,7 +22,7 @@ from fedkit.methods.interface import (
 from fedkit.methods.schedule import adjusting_block, block_count, block_quotas, pool_for
 from fedkit.methods.server_training import prune_gradually
 from fedkit.sparse.adjustment import blocks
-from fedkit.sparse.candidates import Pool, prune_at_once
+from fedkit.sparse.candidates import CandidatePool, prune_at_once
 from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.stats.norms import NormMerge, as_stats, best_candidate, merge_losses, merge_norms
 from fedkit.wire import messages
@@ -67,7 +67,7 @@ def start(opening: Opening) -> Opened:
     return Opened(state, replace(whole_model(state), short=named), float(losses[chosen]))
 
 
-def _reestimated(opening: Opening, pool: Pool) -> Sequence[Weights]:
+def _reestimated(opening: Opening, pool: CandidatePool) -> Sequence[Weights]:
     """Return the merged statistics of each candidate, as the devices' data has them."""
     layout, config = opening.engine.layout, opening.config
     if config.bn_merge == "exact" and layout.stats:

@@ -13,7 +13,7 @@ import pytest
 from edge import artifact, ir
 from edge.artifact import Artifact
 from edge.bench import build, emulate
-from edge.bench.result import Examples, Result
+from edge.bench.result import ReferenceVectors, Result
 from edge.bench.targets import TARGETS, find_target
 from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_c99
@@ -37,9 +37,9 @@ def graph() -> ir.Graph:
     return int8_graph(model, rng.standard_normal((20, *SHAPE)).astype(np.float32))
 
 
-def examples(graph: ir.Graph, count: int = 2) -> Examples:
+def examples(graph: ir.Graph, count: int = 2) -> ReferenceVectors:
     inputs = np.random.default_rng(1).integers(-128, 128, (count, *SHAPE[1:], 3)).astype(np.int8)
-    return Examples(inputs, evaluate_int8(graph, inputs, "half_up"))
+    return ReferenceVectors(inputs, evaluate_int8(graph, inputs, "half_up"))
 
 
 def saved(graph: ir.Graph, goal: Any, folder: Path) -> Artifact:
@@ -74,8 +74,8 @@ def test_blocks_count_as_single_instructions_do(name: str, graph: ir.Graph, tmp_
     machine, data = emulate.Machine(image, target), examples(graph, 1).inputs[0]
     by_block = machine.infer(data)
     counted = sum(by_block.calls) + by_block.own
-    # Those behind an IT whose condition does not hold are no steps of the emulator; they take their
-    # cycle on silicon, and blocks count them. Only Cortex-M4 has such.
+    # Those behind an IT whose condition does not hold are not steps of the emulator; they take
+    # their cycle on silicon, and blocks count them. Only Cortex-M4 has such.
     skipped = counted / 100 if name == "cortex-m4" else 0
     assert 0 <= counted - one_by_one(machine) <= skipped
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_emulated_is_refused(graph: ir.Graph, tmp_path: Path) -> 
     model = saved(graph, "size", tmp_path)
     with pytest.raises(BenchError, match=r"zig cannot compile .*no-such-flag"):
         emulate.emulate(model, target, examples(graph), ["--no-such-flag"])
-    short = Examples(np.zeros((1, 5), np.int8), np.zeros((1, 10), np.int8))
+    short = ReferenceVectors(np.zeros((1, 5), np.int8), np.zeros((1, 10), np.int8))
     with pytest.raises(BenchError, match="an example has 5 bytes, and the model takes 192"):
         emulate.emulate(model, target, short)
     old = replace(model, details={"arena_bytes": 1})

@@ -14,7 +14,7 @@ from torch import nn
 from edge.artifact import Artifact
 from edge.bench.build import compile_c
 from edge.bench.emulate import emulate
-from edge.bench.result import Examples
+from edge.bench.result import ReferenceVectors
 from edge.bench.targets import TARGETS
 from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_c99
@@ -65,7 +65,7 @@ def test_qemu_counts_as_unicorn_does(density: float, tmp_path: Path) -> None:
     model = save_c99(graph, inputs, tmp_path / "model", {})
     codes = np.random.default_rng(1).integers(-128, 128, (1, 16, 16, 16)).astype(np.int8)
     expected = evaluate_int8(graph, codes)
-    ours = emulate(model, TARGETS["cortex-a76"], Examples(codes, expected))["instructions"]
+    ours = emulate(model, TARGETS["cortex-a76"], ReferenceVectors(codes, expected))["instructions"]
     theirs, output = counted(model, codes.tobytes(), tmp_path)
     assert output == expected.tobytes()
     print(f"density {density}: unicorn {ours}, QEMU {theirs}")

@@ -19,7 +19,7 @@ import pytest
 from edge import ir
 from edge.artifact import Artifact
 from edge.bench import ssh
-from edge.bench.result import Examples
+from edge.bench.result import ReferenceVectors
 from edge.bench.ssh import Board, measure
 from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_c99
@@ -32,7 +32,7 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 @dataclass(frozen=True)
-class Server:
+class Sshd:
     """An sshd for this user alone."""
 
     board: Board
@@ -64,12 +64,12 @@ def make_key(path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Sshd]]:
     if SSHD is None or shutil.which("ssh") is None:
         pytest.skip("there is no sshd; sudo apt install openssh-server")
     started = []
 
-    def start(temporary: Path | None = None) -> Server:
+    def start(temporary: Path | None = None) -> Sshd:
         folder = tmp_path_factory.mktemp("sshd")
         temporary = temporary or tmp_path_factory.mktemp("board")
         port, user_key = free_port(), make_key(folder / "user")
@@ -105,7 +105,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ser
         }
         write_settings(folder / "ssh_config", client)
         host = f"{getpass.getuser()}@board"
-        return Server(Board(host, ("-F", str(folder / "ssh_config"))), temporary)
+        return Sshd(Board(host, ("-F", str(folder / "ssh_config"))), temporary)
 
     yield start
     for process in started:
@@ -128,7 +128,7 @@ def wait_for(port: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(sshd: Callable[..., Server]) -> Server:
+def server(sshd: Callable[..., Sshd]) -> Sshd:
     return sshd()
 
 
@@ -145,14 +145,14 @@ def model(graph: ir.Graph, tmp_path_factory: pytest.TempPathFactory) -> Artifact
 
 
 @pytest.fixture(scope="module")
-def examples(graph: ir.Graph) -> Examples:
+def examples(graph: ir.Graph) -> ReferenceVectors:
     inputs = np.random.default_rng(1).integers(-128, 128, (3, *SHAPE[1:], 3)).astype(np.int8)
-    return Examples(inputs, evaluate_int8(graph, inputs, "half_up"))
+    return ReferenceVectors(inputs, evaluate_int8(graph, inputs, "half_up"))
 
 
 @pytest.mark.parametrize("where", ["here", "there"])
 def test_a_board_gives_the_interpreters_integers_and_its_times(
-    where: Any, server: Server, model: Artifact, examples: Examples, tmp_path: Path
+    where: Any, server: Sshd, model: Artifact, examples: ReferenceVectors, tmp_path: Path
 ) -> None:
     need_gcc() if where == "there" else need_emulator()
     counter = tmp_path / "energy"
@@ -168,7 +168,9 @@ def test_a_board_gives_the_interpreters_integers_and_its_times(
     assert server.leftovers() == []
 
 
-def test_a_wrong_integer_stops_it(server: Server, model: Artifact, examples: Examples) -> None:
+def test_a_wrong_integer_stops_it(
+    server: Sshd, model: Artifact, examples: ReferenceVectors
+) -> None:
     wrong = examples.expected.copy()
     wrong[2, 1] ^= 1
     with pytest.raises(BenchError, match=r"gives -?\d+ for output \(1,\) of example 2"):
@@ -177,7 +179,7 @@ def test_a_wrong_integer_stops_it(server: Server, model: Artifact, examples: Exa
 
 
 def test_a_wrong_host_and_a_wrong_key_are_told_apart(
-    server: Server, model: Artifact, examples: Examples, tmp_path: Path
+    server: Sshd, model: Artifact, examples: ReferenceVectors, tmp_path: Path
 ) -> None:
     nowhere = Board("user@no-such-board.invalid")
     with pytest.raises(BenchError, match=r"cannot reach user@no-such-board.invalid.*resolve"):
@@ -199,7 +201,7 @@ def test_a_wrong_host_and_a_wrong_key_are_told_apart(
 
 
 def test_a_full_board_says_so(
-    sshd: Callable[..., Server], model: Artifact, examples: Examples, tmp_path: Path
+    sshd: Callable[..., Sshd], model: Artifact, examples: ReferenceVectors, tmp_path: Path
 ) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -227,9 +229,9 @@ def planted(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
 
 
 def test_a_crash_is_named(
-    server: Server,
+    server: Sshd,
     model: Artifact,
-    examples: Examples,
+    examples: ReferenceVectors,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -238,7 +240,7 @@ def test_a_crash_is_named(
     with pytest.raises(BenchError, match=r"crashed on \w+@board: SIGSEGV"):
         measure(model, server.board, examples)
     planted(monkeypatch, tmp_path, 'puts("hello");')
-    with pytest.raises(BenchError, match="said something else than the runner does"):
+    with pytest.raises(BenchError, match="printed something other than the runner does"):
         measure(model, server.board, examples)
     planted(monkeypatch, tmp_path, "no C at all")
     with pytest.raises(BenchError, match=r"board failed .*error"):
@@ -247,9 +249,9 @@ def test_a_crash_is_named(
 
 
 def test_a_model_that_hangs_is_stopped(
-    server: Server,
+    server: Sshd,
     model: Artifact,
-    examples: Examples,
+    examples: ReferenceVectors,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -267,7 +269,7 @@ def test_a_model_that_hangs_is_stopped(
 
 
 def test_a_board_without_a_compiler_needs_a_processor_that_zig_knows(
-    server: Server, model: Artifact, examples: Examples, monkeypatch: pytest.MonkeyPatch
+    server: Sshd, model: Artifact, examples: ReferenceVectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     about = dict(ssh._about(server.board), machine="sparc64", compiler="")
     monkeypatch.setattr(ssh, "_about", lambda board: about)

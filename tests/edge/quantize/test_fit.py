@@ -1,4 +1,4 @@
-"""Integers chosen by what a layer computes: against twins that are slow and obvious."""
+"""Integers chosen by what a layer computes: against slow, obvious references."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_no_single_change_of_an_integer_is_better(seed: int, terms: int, groups:
     again = fit.descend(weight, found, steps, 7, own, cross)
     for _ in range(20):
         again = fit.descend(weight, again, steps, 7, own, cross)
-    settled = _loss(again * 0.3, weight, own, cross)
+    fitted = _loss(again * 0.3, weight, own, cross)
     for term in range(terms):
         for change in (-1, 1):
             other_q = again.copy()
             other_q[..., term] += change * (weight[..., term] != 0)
             allowed = np.abs(other_q).max(axis=-1) <= 7
-            worse = _loss(other_q * 0.3, weight, own, cross) >= settled - 1e-9
+            worse = _loss(other_q * 0.3, weight, own, cross) >= fitted - 1e-9
             assert (worse | ~allowed).all()
 
 
@@ -110,17 +110,17 @@ def test_what_runs_beside_the_float_model_has_the_integers_of_the_int8_model(nam
     codes = np.clip(np.rint(examples / np.float32(x.scale)) + x.zero_point, -128, 127)
     expected: dict[str, NDArray[np.int8]] = {}
     evaluate_int8(made, codes.astype(np.int8), visit=expected.__setitem__)
-    twins = SideBySide(graph, examples)
-    twins.enter(x)
+    side_by_side = SideBySide(graph, examples)
+    side_by_side.enter(x)
     for before, after in zip(graph.ops, made.ops, strict=True):
-        twins.run_real(before)
-        twins.run_rounded(after, made.tensors)
+        side_by_side.run_real(before)
+        side_by_side.run_rounded(after, made.tensors)
         output = made.tensors[after.output]
-        off = twins.rounded[output.name] / output.scale + output.zero_point
+        off = side_by_side.rounded[output.name] / output.scale + output.zero_point
         gap = np.abs(np.rint(off) - expected[output.name])
         assert gap.max() <= 1 and np.count_nonzero(gap) <= 0.002 * gap.size
         # What differs is not to grow.
-        twins.rounded[output.name] = np.float32(output.scale) * (
+        side_by_side.rounded[output.name] = np.float32(output.scale) * (
             expected[output.name] - np.float32(output.zero_point)
         )
-    assert len(twins.real) == 1, "an activation that no op reads is still held"
+    assert len(side_by_side.real) == 1, "an activation that no op reads is still held"

@@ -17,13 +17,13 @@ from edge import ir
 from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_tflite
 from edge.quantize.quantize import Scaling, quantize
-from edge.targets.c99.program import Goal
+from edge.targets.c99.calls import Goal
 from edge.targets.onnx import emitter as onnx
 from edge.targets.onnx.runner import OnnxRunner
 from edge.targets.tflite.runner import Runtime, TfliteRunner
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
-from tests.edge.conftest import Trained
+from tests.edge.conftest import TrainedModel
 from tests.edge.define.test_rounding import assert_equal_integers, int8_inputs, runtime
 from tests.edge.targets.c99.library import need_gcc
 from tests.edge.targets.test_c99 import assert_same_integers
@@ -96,7 +96,7 @@ def test_of_all_powers_of_two_weights_take_the_best(
     )
 
 
-def test_a_trained_model_keeps_its_accuracy(trained: Trained) -> None:
+def test_a_trained_model_keeps_its_accuracy(trained: TrainedModel) -> None:
     def accuracy(scales: Scaling) -> float:
         graph = int8_graph(trained.model, trained.train[:200], scales=scales)
         codes = ir.to_graph_layout(int8_inputs(graph, trained.test))

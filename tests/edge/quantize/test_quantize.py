@@ -22,7 +22,7 @@ from edge.read.torch_module import lower
 from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite.runner import TfliteRunner, available_runtimes
 from fedkit.core.errors import ExportError
-from tests.edge.conftest import Trained
+from tests.edge.conftest import TrainedModel
 from tests.edge.targets.test_tflite import Branches, Flat, images
 
 Build = Callable[..., ir.Graph]
@@ -287,7 +287,7 @@ def test_a_constant_that_a_norm_blew_up_costs_nothing(linear_graph: Build) -> No
 
 
 @pytest.mark.parametrize(("bits", "most"), [(8, 0.003), (6, 0.003), (4, 0.01)])
-def test_a_trained_model_keeps_its_accuracy(trained: Trained, bits: int, most: float) -> None:
+def test_a_trained_model_keeps_its_accuracy(trained: TrainedModel, bits: int, most: float) -> None:
     graph = optimise(lower(trained.model, trained.test.shape[1:]))
     inputs = ir.to_graph_layout(trained.test)
     quantised = quantize(graph, ir.to_graph_layout(trained.train[:200]), weight_bits=bits)

@@ -14,8 +14,8 @@ from torch import nn
 from edge import ir
 from edge.define.interpret import evaluate_int8
 from edge.export import float_graph, save_tflite
-from edge.quantize.quantize import Trained, quantize
-from edge.targets.c99.program import Goal
+from edge.quantize.quantize import TrainedIntegers, quantize
+from edge.targets.c99.calls import Goal
 from edge.targets.onnx import emitter as onnx
 from edge.targets.onnx.runner import OnnxRunner
 from edge.targets.tflite.runner import Runtime, TfliteRunner
@@ -24,7 +24,7 @@ from fedkit.engine.base import LocalTraining
 from fedkit.engine.integer import numpy_backend
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.integer.inference import Integers, integers
-from fedkit.engine.integer.network import full_weight
+from fedkit.engine.integer.integer_network import full_weight
 from fedkit.engine.plan.plan import Conv, Plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.sparse.state import ModelState
@@ -42,7 +42,7 @@ Ints = NDArray[np.int64]
 
 
 def whole_graph(
-    module: nn.Module, examples: NDArray[np.float32], trained: Trained, **how: Any
+    module: nn.Module, examples: NDArray[np.float32], trained: TrainedIntegers, **how: Any
 ) -> ir.Graph:
     """Quantise without slimming, so that all integers are there."""
     graph = float_graph(module, examples.shape[1:])
@@ -50,7 +50,7 @@ def whole_graph(
 
 
 @dataclass
-class Run:
+class TrainedRun:
     """A model trained in integers, and the graph that keeps them."""
 
     bits: int
@@ -61,32 +61,32 @@ class Run:
     graph: ir.Graph
 
     @property
-    def trained(self) -> Trained:
-        return Trained(self.found.weights, self.found.outputs)
+    def trained(self) -> TrainedIntegers:
+        return TrainedIntegers(self.found.weights, self.found.outputs)
 
 
 def inputs(count: int = 200) -> NDArray[np.float32]:
     return digits.train_data().inputs[:count]
 
 
-def run_of(name: str, bits: int, how: LocalTraining | None) -> Run:
+def run_of(name: str, bits: int, how: LocalTraining | None) -> TrainedRun:
     reference, sparse = engines(zoo(name, SHAPE, 10), SHAPE)
     made, state = IntegerEngine(sparse.plan, bits=bits), pruned(reference.initial_state(), 0.5)
     if how:
         state, _ = made.train(state, digits.train_data(), how, seed=0)
     found = integers(made, state)
-    trained = Trained(found.weights, found.outputs)
+    trained = TrainedIntegers(found.weights, found.outputs)
     graph = whole_graph(reference.module(found.state), inputs(), trained=trained)
-    return Run(bits, sparse.plan, reference, state, found, graph)
+    return TrainedRun(bits, sparse.plan, reference, state, found, graph)
 
 
 @pytest.fixture(scope="module", params=[8, 4])
-def run(request: pytest.FixtureRequest) -> Run:
+def run(request: pytest.FixtureRequest) -> TrainedRun:
     return run_of("resnet8", request.param, HOW)
 
 
 @pytest.fixture(scope="module")
-def four_bits() -> Run:
+def four_bits() -> TrainedRun:
     return run_of("resnet8", 4, None)
 
 
@@ -99,7 +99,7 @@ class Seen:
     targets: dict[int, str] = field(default_factory=dict)
 
 
-def products(run: Run, batch: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> Seen:
+def products(run: TrainedRun, batch: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> Seen:
     """Evaluate a batch in numpy, whose integers are the kernels', and look at the products."""
     seen, forward = Seen(), numpy_backend.NumpyBackend.conv_forward
 
@@ -133,7 +133,7 @@ def assert_same_up_to_a_sign_per_channel(kept: Ints, expected: Ints) -> None:
 
 
 def test_the_weights_are_those_that_training_multiplies(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = products(run, inputs(2), monkeypatch)
     assert seen.weights.keys() == run.plan.weights.keys() & layers(run.graph).keys()
@@ -148,7 +148,7 @@ EDGES = ("0.0.weight", "7.weight")
 
 
 def test_activations_are_those_that_training_reads(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = products(run, inputs(32), monkeypatch)
     values: dict[str, NDArray[np.int8]] = {}
@@ -166,18 +166,23 @@ def test_activations_are_those_that_training_reads(
         assert ours.min() == 0 and ours.max() <= most
 
 
-def test_no_calibration_changes_what_training_knows(run: Run) -> None:
+def test_no_calibration_changes_what_training_knows(run: TrainedRun) -> None:
     module = run.reference.module(run.found.state)
     other = whole_graph(module, 3 * inputs(), trained=run.trained)
     for name, op in layers(run.graph).items():
-        twin = layers(other)[name]
-        kept, again = (graph.constant(o.inputs[1]) for graph, o in ((run.graph, op), (other, twin)))
+        counterpart = layers(other)[name]
+        kept, again = (
+            graph.constant(o.inputs[1]) for graph, o in ((run.graph, op), (other, counterpart))
+        )
         assert np.array_equal(kept, again)
-        same = run.graph.tensors[op.output].quantization == other.tensors[twin.output].quantization
+        same = (
+            run.graph.tensors[op.output].quantization
+            == other.tensors[counterpart.output].quantization
+        )
         assert same == (name in run.found.outputs)
 
 
-def test_the_artifact_is_as_good_as_the_engine(run: Run, tmp_path: Path) -> None:
+def test_the_artifact_is_as_good_as_the_engine(run: TrainedRun, tmp_path: Path) -> None:
     test, engine = digits.test_data(), IntegerEngine(run.plan, bits=run.bits)
     saved = save_tflite(run.graph, inputs(), tmp_path / "model.tflite", {})
     logits = engine.outputs(run.state, test.inputs), TfliteRunner(saved.path).predict(test.inputs)
@@ -185,11 +190,11 @@ def test_the_artifact_is_as_good_as_the_engine(run: Run, tmp_path: Path) -> None
     assert theirs > 0.9 and ours >= theirs - 0.005
 
 
-def test_the_runtimes_compute_the_integers(four_bits: Run, runtime: Runtime) -> None:
+def test_the_runtimes_compute_the_integers(four_bits: TrainedRun, runtime: Runtime) -> None:
     assert_equal_integers(four_bits.graph, inputs(60), runtime)
 
 
-def test_onnxruntime_computes_the_integers(four_bits: Run) -> None:
+def test_onnxruntime_computes_the_integers(four_bits: TrainedRun) -> None:
     codes = int8_inputs(four_bits.graph, inputs(60))
     found = OnnxRunner(onnx.emit(four_bits.graph, "qdq")).predict_int8(codes)
     expected = evaluate_int8(four_bits.graph, ir.to_graph_layout(codes), "onnxruntime")
@@ -197,7 +202,7 @@ def test_onnxruntime_computes_the_integers(four_bits: Run) -> None:
 
 
 @pytest.mark.parametrize("goal", ["speed", "size"])
-def test_c_computes_the_integers(four_bits: Run, goal: Goal, tmp_path: Path) -> None:
+def test_c_computes_the_integers(four_bits: TrainedRun, goal: Goal, tmp_path: Path) -> None:
     need_gcc()
     assert_same_integers(four_bits.graph, inputs(20), tmp_path / "model", goal)
 
@@ -215,27 +220,27 @@ def test_depthwise_layers_and_signed_outputs_are_kept(monkeypatch: pytest.Monkey
         assert tensor.scale * 127 == pytest.approx(code.step * code.most, rel=1e-6)
 
 
-def test_a_norm_that_ends_a_channel_is_no_error(four_bits: Run) -> None:
+def test_a_norm_that_ends_a_channel_is_no_error(four_bits: TrainedRun) -> None:
     name = "2.first.1.weight"
     gamma = four_bits.state.weights[name].copy()
     gamma[:3] = 0
     state = replace(four_bits.state, weights={**four_bits.state.weights, name: gamma})
     found = integers(IntegerEngine(four_bits.plan, bits=4), state)
-    trained = Trained(found.weights, found.outputs)
+    trained = TrainedIntegers(found.weights, found.outputs)
     graph = whole_graph(four_bits.reference.module(found.state), inputs(), trained=trained)
     op = layers(graph)["2.first.0.weight"]
     assert not graph.constant(op.inputs[1])[:3].any() and graph.constant(op.inputs[1])[3:].any()
 
 
-def test_integers_of_another_state_are_refused(four_bits: Run) -> None:
+def test_integers_of_another_state_are_refused(four_bits: TrainedRun) -> None:
     weights = {**four_bits.found.state.weights}
     weights["0.0.weight"] = weights["0.0.weight"][::-1]
     module = four_bits.reference.module(replace(four_bits.found.state, weights=weights))
-    with pytest.raises(ExportError, match=r"'0\.0' has other weights than the trained integers"):
+    with pytest.raises(ExportError, match=r"'0\.0' has weights that are not the trained integers"):
         whole_graph(module, inputs(), trained=four_bits.trained)
 
 
-def test_powers_of_two_are_refused(four_bits: Run) -> None:
+def test_powers_of_two_are_refused(four_bits: TrainedRun) -> None:
     module = four_bits.reference.module(four_bits.found.state)
     with pytest.raises(ExportError, match="scales is 'pow2', but trained integers have steps"):
         whole_graph(module, inputs(), scales="pow2", trained=four_bits.trained)

@@ -616,7 +616,7 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         "does not depend on its input",
     ),
     "a feature map": (lambda: relu(), "returns a feature map"),
-    "values that are no numbers": (
+    "values that are not numbers": (
         lambda: file(node("Gemm", "x w"), shape=(1, 2), w=number(np.nan).repeat(4).reshape(2, 2)),
         "'y.weight' holds NaN",
     ),
@@ -638,9 +638,9 @@ def test_refusals_say_why(case: str) -> None:
 def test_what_is_no_onnx_file_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(ExportError, match=r"model\.onnx is no ONNX file, or damaged"):
+    with pytest.raises(ExportError, match=r"model\.onnx is not an ONNX file, or is damaged"):
         lower(path)
-    with pytest.raises(ExportError, match=f"the model of {len(content)} bytes is no ONNX file"):
+    with pytest.raises(ExportError, match=f"the model of {len(content)} bytes is not an ONNX file"):
         lower(content)
 
 

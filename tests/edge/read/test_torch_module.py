@@ -222,7 +222,7 @@ def test_the_model_is_left_as_it_was() -> None:
         assert torch.equal(value, before[name])
 
 
-class Unsupported(nn.Module):
+class UnsupportedOps(nn.Module):
     """Four ops that no target here can compute."""
 
     def __init__(self) -> None:
@@ -238,7 +238,7 @@ class Unsupported(nn.Module):
 
 def test_all_unsupported_ops_are_listed_at_once_by_module() -> None:
     with pytest.raises(ExportError) as caught:
-        lower(Unsupported(), (4, 5, 5))
+        lower(UnsupportedOps(), (4, 5, 5))
     message = str(caught.value)
     assert message.startswith("4 op(s)")
     for module in ("'grouped'", "'act.0'", "'act.1'", "'norm'"):

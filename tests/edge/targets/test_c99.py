@@ -21,7 +21,7 @@ from edge.artifact import Artifact
 from edge.define.interpret import evaluate_int8
 from edge.export import export_c99, int8_graph, save_c99
 from edge.targets.c99 import emitter as c99
-from edge.targets.c99.program import Goal, compile_graph
+from edge.targets.c99.calls import Goal, compile_graph
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model

@@ -29,12 +29,12 @@ from edge.targets.fpga.steps import Microcode
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
 from tests.edge import loaded
-from tests.edge.conftest import Trained
+from tests.edge.conftest import TrainedModel
 from tests.edge.loaded import Hardware
 from tests.edge.nets import small_net
 from tests.edge.targets.test_c99 import OWN, Sums, pruned
 from tests.edge.targets.test_tflite import MODELS, Flat, Images, images
-from tests.naive.engine import Engine
+from tests.naive.engine import FpgaEngine
 
 QUICK = ("-O0",)
 SCALES: tuple[Scaling, ...] = ("float", "pow2")
@@ -199,7 +199,7 @@ def all_integers(
 
 def assert_all_by_the_words(graph: ir.Graph, inputs: Images, lanes: int) -> None:
     files, integers, expected = all_integers(graph, inputs, lanes)
-    engine = Engine(files)
+    engine = FpgaEngine(files)
     found = np.stack([engine.run(each) for each in integers])
     assert np.count_nonzero(found != expected) == 0
 
@@ -286,7 +286,7 @@ def test_zoo(
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("density", [1.0, 0.1])
 def test_a_trained_model_on_its_test_set(
-    trained: Trained, density: float, bits: int, tmp_path: Path
+    trained: TrainedModel, density: float, bits: int, tmp_path: Path
 ) -> None:
     model = trained.model if density == 1.0 else pruned(trained.model, density)
     graph = int8_graph(model, trained.train[:256], weight_bits=bits)

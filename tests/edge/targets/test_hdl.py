@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from edge.targets.fpga import yosys
 from fedkit.core.numerics import FixedPoint, multiply_half_up
 from fedkit.integers.matmul import matmul
-from fedkit.integers.quantize import shiftquant
+from fedkit.integers.per_channel import shiftquant
 from tests.edge.targets.hdl import packed, signed, simulate
 
 pytestmark = pytest.mark.skipif(

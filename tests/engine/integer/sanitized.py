@@ -2,8 +2,8 @@
 
     python -m tests.engine.integer.sanitized LIBRARY SIMD OVERRUN PLAN...
 
-As `tests.engine.sparse.sanitized`, whose cases, and wild ones, it runs: it ends with 0 if no kernel
-left its memory and no sum of signed numbers left its type.
+As `tests.engine.sparse.sanitized`, whose cases, and extreme ones, it runs: it ends with 0 if no
+kernel left its memory and no sum of signed numbers left its type.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from fedkit.engine.integer import native_backend
 from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.native_backend import NativeBackend
-from fedkit.engine.integer.program import Program
+from fedkit.engine.integer.program import IntegerProgram
 from fedkit.engine.kernels import native
 from fedkit.engine.plan.plan import Pool, load_plan
 from tests.engine.integer import steps
-from tests.engine.integer.wild import wild
+from tests.engine.integer.extreme import extreme
 from tests.engine.kernels import programs
-from tests.engine.plan.plans import Case
+from tests.engine.plan.plans import PlanCase
 from tests.engine.sparse.sanitized import MODES, Poison, cases
 
 GAP = 64
@@ -89,7 +89,7 @@ def gaps(backend: NativeBackend, batch: int, scratch: tuple[int, int]) -> Iterat
         end = after
 
 
-def drive(case: Case, kernels: GuardedKernels, mode: Any, seed: int, overrun: int) -> None:
+def drive(case: PlanCase, kernels: GuardedKernels, mode: Any, seed: int, overrun: int) -> None:
     """Run two steps of one mode in guarded memory."""
     choose = random.Random(seed).choice
     bits, rule = choose(range(2, 9)), choose(list(RULES))
@@ -105,7 +105,7 @@ def drive(case: Case, kernels: GuardedKernels, mode: Any, seed: int, overrun: in
         run(made, case, kernels)
 
 
-def run(made: Program, case: Case, kernels: GuardedKernels) -> None:
+def run(made: IntegerProgram, case: PlanCase, kernels: GuardedKernels) -> None:
     if made.mode == "train":
         steps.train(made, case, kernels)
         return
@@ -119,7 +119,7 @@ def main(library: str, simd: str, overrun: str, *files: str) -> None:
     compiled = ctypes.CDLL(library)
     kernels = GuardedKernels(compiled, simd, getattr(compiled, f"kernels_lanes_{simd}")())
     for number, case in enumerate(cases([load_plan(Path(file)) for file in files])):
-        for given in (case, wild(case, random.Random(number).choice)):
+        for given in (case, extreme(case, random.Random(number).choice)):
             for mode in MODES:
                 drive(given, kernels, mode, number, int(overrun))
 

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from fedkit.engine.integer.backend import Backend
 from fedkit.engine.integer.engine import quantize_inputs
+from fedkit.engine.integer.integer_network import IntegerNetwork
 from fedkit.engine.integer.native_backend import NativeBackend
-from fedkit.engine.integer.network import IntegerNetwork
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
-from fedkit.engine.integer.program import Mode, Program
+from fedkit.engine.integer.program import IntegerProgram, Mode
 from fedkit.engine.kernels.native import Kernels
 from tests.engine.kernels.programs import choices_of
-from tests.engine.plan.plans import Case
+from tests.engine.plan.plans import PlanCase
 
 Array = NDArray[Any]
 
@@ -37,17 +37,17 @@ class Trace:
 
 
 def make(
-    case: Case,
+    case: PlanCase,
     kernels: Kernels | None,
     bits: int,
     rule: str = "shiftquant",
     mode: Mode = "train",
     room: int = 0,
-) -> Program:
+) -> IntegerProgram:
     """Return a program for a case, loaded; kernels None: numpy; room: more examples than given."""
     batch = len(case.inputs) + room
 
-    def backend(program: Program) -> Backend:
+    def backend(program: IntegerProgram) -> Backend:
         if kernels is None:
             return NumpyBackend(program.network)
         return NativeBackend(program.network, kernels, program.schedule, batch)
@@ -55,12 +55,12 @@ def make(
     lanes = NUMPY_LANES if kernels is None else int(kernels.int_lanes())
     with choices_of(case):
         network = IntegerNetwork(case.plan, case.state.masks, bits, lanes)
-        made = Program(network, backend, mode, batch, rule)
+        made = IntegerProgram(network, backend, mode, batch, rule)
     network.load(case.state)
     return made
 
 
-def train(made: Program, case: Case, kernels: Kernels | None, steps: int = 2) -> Trace:
+def train(made: IntegerProgram, case: PlanCase, kernels: Kernels | None, steps: int = 2) -> Trace:
     """Train on the whole batch, in another order at every step."""
     made.network.load(case.state)
     made.restart(7)
@@ -81,7 +81,7 @@ def train(made: Program, case: Case, kernels: Kernels | None, steps: int = 2) ->
     return found
 
 
-def whats_left(made: Program) -> Iterator[tuple[str, Array]]:
+def whats_left(made: IntegerProgram) -> Iterator[tuple[str, Array]]:
     """Yield what forward and backward pass leave."""
     yield "gradient", made.gradient
     for name, unit in made.gradient_units.items():

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine, quantize_inputs
-from fedkit.engine.integer.program import Program
-from fedkit.engine.plan.plan import VERSION, Conv, Norm, Plan, Pool, Tensor
+from fedkit.engine.integer.program import IntegerProgram
+from fedkit.engine.plan.plan import VERSION, Conv, Norm, Plan, Pool, StoredTensor
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples
 from tests.engine.sparse.cases import engines, examples, pruned, zoo
@@ -39,7 +39,7 @@ def made(request: pytest.FixtureRequest, good: tuple[Plan, ModelState]) -> Integ
 
 
 @pytest.fixture
-def program(made: IntegerEngine, good: tuple[Plan, ModelState]) -> Program:
+def program(made: IntegerEngine, good: tuple[Plan, ModelState]) -> IntegerProgram:
     return made.program(good[1], "train", 8)
 
 
@@ -166,14 +166,14 @@ def test_no_examples(made: IntegerEngine, good: tuple[Plan, ModelState]) -> None
     ],
 )
 def test_an_order_that_does_not_fit(
-    order: NDArray[np.int64], message: str, program: Program
+    order: NDArray[np.int64], message: str, program: IntegerProgram
 ) -> None:
     codes, scale = quantize_inputs(examples(20, SHAPE).inputs)
     with pytest.raises(EngineError, match=message):
         program.forward(codes, scale, order)
 
 
-def test_codes_that_do_not_fit(program: Program) -> None:
+def test_codes_that_do_not_fit(program: IntegerProgram) -> None:
     codes, scale = quantize_inputs(examples(20, SHAPE).inputs)
     wrong: list[NDArray[Any]] = [codes.astype(np.int16), codes[::2], codes[:, :, :7]]
     for bad in wrong:
@@ -193,7 +193,9 @@ def test_codes_that_do_not_fit(program: Program) -> None:
         (np.array([True] * 4), "targets are bool"),
     ],
 )
-def test_targets_that_do_not_fit(targets: NDArray[Any], message: str, program: Program) -> None:
+def test_targets_that_do_not_fit(
+    targets: NDArray[Any], message: str, program: IntegerProgram
+) -> None:
     program.forward(*quantize_inputs(examples(20, SHAPE).inputs), np.arange(4))
     with pytest.raises(EngineError, match=message):
         program.loss(targets)
@@ -223,7 +225,11 @@ def linear(inputs: int, outputs: int = 3, norm: Norm | None = None, bias: bool =
         weights=weights,
         stats={} if norm is None else dict.fromkeys(norm.stats, (outputs,)),
         prunable=("w", "fc"),
-        tensors=(Tensor((inputs, 1, 1)), Tensor((outputs, 1, 1), norm), Tensor((2, 1, 1))),
+        tensors=(
+            StoredTensor((inputs, 1, 1)),
+            StoredTensor((outputs, 1, 1), norm),
+            StoredTensor((2, 1, 1)),
+        ),
         ops=(
             Conv(0, 1, "w", "b" if bias else None, ONE, ONE, NONE, ONE, 1),
             Conv(1, 2, "fc", "c" if bias else None, ONE, ONE, NONE, ONE, 1),
@@ -281,7 +287,7 @@ def test_gradients_whose_sums_may_leave_int32(backend: str) -> None:
         weights={"a": (1, 1), "w": (outputs, 1), "fc": (2, outputs)},
         stats={},
         prunable=("a", "w", "fc"),
-        tensors=tuple(Tensor((channels, 1, 1)) for channels in (1, 1, outputs, 2)),
+        tensors=tuple(StoredTensor((channels, 1, 1)) for channels in (1, 1, outputs, 2)),
         ops=tuple(
             Conv(i, i + 1, name, None, ONE, ONE, NONE, ONE, 1)
             for i, name in enumerate(("a", "w", "fc"))
@@ -303,7 +309,7 @@ def pooled(side: int) -> Plan:
         weights={"fc": (2, 1)},
         stats={},
         prunable=("fc",),
-        tensors=(Tensor((1, side, side)), Tensor((1, 1, 1)), Tensor((2, 1, 1))),
+        tensors=(StoredTensor((1, side, side)), StoredTensor((1, 1, 1)), StoredTensor((2, 1, 1))),
         ops=(
             Pool(0, 1, (side, side), ONE, NONE, "mean"),
             Conv(1, 2, "fc", None, ONE, ONE, NONE, ONE, 1),
@@ -387,7 +393,12 @@ def test_a_norm_whose_scale_is_0_gives_its_offset(backend: str) -> None:
         weights={"w": (2, 1, 1, 1), "gamma": (2,), "beta": (2,), "fc": (2, 2)},
         stats=dict.fromkeys(norm.stats, (2,)),
         prunable=("w", "fc"),
-        tensors=(Tensor((1, 2, 2)), Tensor((2, 2, 2), norm), Tensor((2, 1, 1)), Tensor((2, 1, 1))),
+        tensors=(
+            StoredTensor((1, 2, 2)),
+            StoredTensor((2, 2, 2), norm),
+            StoredTensor((2, 1, 1)),
+            StoredTensor((2, 1, 1)),
+        ),
         ops=(
             Conv(0, 1, "w", None, ONE, ONE, NONE, ONE, 1),
             Pool(1, 2, (2, 2), ONE, NONE, "mean"),

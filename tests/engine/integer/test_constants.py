@@ -27,7 +27,7 @@ from fedkit.engine.integer.constants import (
 )
 from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.plan.plan import Activation
-from fedkit.integers.quantize import gaussian_clip
+from fedkit.integers.per_channel import gaussian_clip
 from tests.naive import integers as naive
 
 MOST = 2**31 - 1
@@ -216,7 +216,7 @@ def test_codes_of_a_rule_hold_their_ranges_and_fit(
     factor, unit = RULES[rule](np.array(ranges), bits)
     assert (factor == np.rint(factor)).all() and (factor >= 1).all() and unit > 0
     assert most * factor.max() <= (2047 if rule == "per-channel" else CODE)
-    # The largest of every channel has a code: the limits of the format are no limits of the range.
+    # The largest of every channel has a code: the format does not limit the range.
     assert (np.array(ranges) <= unit * factor * most * (1 + 1e-12)).all()
     if rule == "shiftquant":
         assert (np.exp2(np.rint(np.log2(factor))) == factor).all()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedkit.engine.integer.gemm import Gemm
 from fedkit.engine.kernels import native
-from fedkit.integers.quantize import QUANTIZERS
+from fedkit.integers.per_channel import QUANTIZERS
 from fedkit.wire.differences import decode_differences, encode_differences
 
 LEAST, NORMAL, MOST = 2.0**-149, 2.0**-126, float(np.finfo(np.float32).max)

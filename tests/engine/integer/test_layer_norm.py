@@ -18,7 +18,7 @@ from fedkit.engine.integer.constants import Chain, Ints, Mix, Read
 from fedkit.engine.integer.engine import IntegerEngine, quantize_inputs
 from fedkit.engine.integer.layer_norm import deviation_constants, most_of, reciprocal
 from fedkit.engine.integer.numpy_backend import NumpyBackend
-from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Plan, Shape, Tensor
+from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Plan, Shape, StoredTensor
 from fedkit.integers import l1norm
 from fedkit.nn.norm import L1LayerNorm, with_l1_norms
 from fedkit.nn.zoo import seeded
@@ -26,7 +26,7 @@ from fedkit.shiftquant import convert
 from fedkit.sparse.state import ModelState
 from fedkit.tasks import digits
 from tests.engine.integer import steps
-from tests.engine.plan.plans import Case
+from tests.engine.plan.plans import PlanCase
 from tests.engine.sparse.cases import engines, layered
 
 Array = NDArray[Any]
@@ -43,7 +43,7 @@ SHARE = 6e-4
 
 def case_of(
     kind: LayerKind, shape: Shape, count: int, eps: float = 1e-5, affine: bool = True
-) -> Case:
+) -> PlanCase:
     """Return a convolution, a layer norm over what it writes, and a linear layer."""
     one, none, size, rng = (1, 1), (0, 0), math.prod(shape), np.random.default_rng(0)
     scale, offset = ("scale", "offset") if affine else (None, None)
@@ -59,7 +59,7 @@ def case_of(
         {name: weight.shape for name, weight in weights.items()},
         {},
         ("conv", "fc"),
-        (*map(Tensor, (shape, shape, shape, (size, 1, 1), (3, 1, 1))),),
+        (*map(StoredTensor, (shape, shape, shape, (size, 1, 1), (3, 1, 1))),),
         (
             Conv(0, 1, "conv", None, one, one, none, one, 1),
             LayerNorm(1, 2, "layer", eps, scale, offset, kind),
@@ -72,11 +72,13 @@ def case_of(
     sizes, means = np.exp(rng.standard_normal((2, count, 1, 1, 1)))
     inputs = means + sizes * rng.standard_normal((count, *shape))
     targets = rng.integers(0, 3, count)
-    return Case(plan, ModelState(weights, {}, masks), inputs.astype(np.float32), targets, 0.5, 1)
+    return PlanCase(
+        plan, ModelState(weights, {}, masks), inputs.astype(np.float32), targets, 0.5, 1
+    )
 
 
 @dataclass
-class Run:
+class StepTrace:
     """Real numbers behind one step's integers, beside what float64 makes of the norm's input.
 
     Attributes:
@@ -94,7 +96,7 @@ class Run:
     backward: dict[str, Array]
 
 
-def run(case: Case) -> Run:
+def run(case: PlanCase) -> StepTrace:
     made, count = steps.make(case, None, 8), len(case.inputs)
     backend, norm, plane = (
         made._backend,
@@ -124,10 +126,10 @@ def run(case: Case) -> Run:
         gradients[name] = made.network.part(name, made.gradient) * units
     expected = {"x": backward.x, "scale": backward.weight, "offset": backward.bias}
     step = np.repeat(made._worth[2].factor, plane)
-    return Run(y, step, gradients, forward, expected)
+    return StepTrace(y, step, gradients, forward, expected)
 
 
-def assert_near(found: Run) -> None:
+def assert_near(found: StepTrace) -> None:
     error = np.abs(found.y - found.forward.y) / found.step
     assert error[np.abs(found.forward.xhat) < 7.9].max() < STEPS
     for name, gradient in found.gradients.items():

@@ -185,8 +185,8 @@ def test_logits_are_near_the_real_ones(norm: str, density: float, bits: int, mos
     for name, moments in engine.norm_moments(state, data).items():
         stats[f"{name}.running_mean"] = moments.mean.astype(np.float32)
         stats[f"{name}.running_var"] = moments.variance.astype(np.float32)
-    settled = replace(state, stats=stats)
-    assert off(made.outputs(settled, data.inputs), engine.outputs(settled, data.inputs)) < most
+    adjusted = replace(state, stats=stats)
+    assert off(made.outputs(adjusted, data.inputs), engine.outputs(adjusted, data.inputs)) < most
 
 
 @pytest.mark.parametrize(("norm", "density"), SETTINGS)

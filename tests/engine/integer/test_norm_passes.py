@@ -52,7 +52,7 @@ def test_statistics_of_extremes(kernels: native.Kernels) -> None:
     lanes = int(kernels.int_lanes())
     raw = extremes((lanes + 1, 3, PLANE), 0)
     tiled, wide = tiles(raw, lanes), raw.astype(np.int64)
-    tensor = integer_native.Tensor(
+    tensor = integer_native.IntTensor(
         raw=tiled.ctypes.data, examples=len(raw), channels=3, plane=PLANE
     )
     sums, peak = np.zeros(3, np.int64), np.zeros(3, np.int32)
@@ -75,7 +75,7 @@ def test_centres_beyond_int16(kernels: native.Kernels, centre: int) -> None:
     lanes = int(kernels.int_lanes())
     raw = extremes((lanes + 1, 3, 50), 1)
     tiled, codes = tiles(raw, lanes), np.zeros((2, 3, 50, lanes), np.int8)
-    tensor = integer_native.Tensor(
+    tensor = integer_native.IntTensor(
         x=codes.ctypes.data, raw=tiled.ctypes.data, examples=len(raw), channels=3, plane=50
     )
     middle, spread = to_int32([centre] * 3), np.zeros(3, np.int64)
@@ -85,7 +85,7 @@ def test_centres_beyond_int16(kernels: native.Kernels, centre: int) -> None:
 
     a, b, shift = to_int32([WIDE, -WIDE, 3]), to_int32([5, 2**29, -1]), to_int32([23, 22, 0])
     arrays = [address(array) for array in (middle, a, b, shift)]
-    kernels.int_settle(byref(tensor), *arrays, 0, 2)
+    kernels.int_requantise(byref(tensor), *arrays, 0, 2)
     y = a[:, None] * centred + b[:, None] + (2 ** shift.astype(np.int64) // 2)[:, None]
     expected = np.clip(y >> shift[:, None], -127, 127)
     np.testing.assert_array_equal(rows_of(codes, len(raw)), expected)
@@ -118,8 +118,8 @@ def test_passing_by_constants_of_any_width(
         np.zeros((2, 5, plane, lanes), np.int16),
     )
     shape = {"examples": len(g), "channels": 5, "plane": plane}
-    source = integer_native.Tensor(gradient=out.ctypes.data, **shape)
-    target = integer_native.Tensor(x=tiled_x.ctypes.data, gradient=tiled_g.ctypes.data, **shape)
+    source = integer_native.IntTensor(gradient=out.ctypes.data, **shape)
+    target = integer_native.IntTensor(x=tiled_x.ctypes.data, gradient=tiled_g.ctypes.data, **shape)
     zeros = np.zeros(5, np.int32)
     how, mix = native_backend._chain(chain), native_backend._mix(Mix(zeros, zeros, zeros))
     kernels.int_copy_backward(byref(source), byref(target), byref(how), byref(mix), 0, 0, 0, 2)

@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedkit.core.numerics import derive_key
-from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Settling, multiplier
+from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Requantisation, multiplier
 from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
+from fedkit.engine.integer.integer_network import EXTRA, Codes, IntegerNetwork, full_weight
 from fedkit.engine.integer.layer_norm import Deviation, Scale
 from fedkit.engine.integer.loss import cross_entropy
-from fedkit.engine.integer.network import EXTRA, Codes, IntegerNetwork, full_weight
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.kernels import native
 from fedkit.engine.plan.plan import Add, Copy
 from tests.engine.integer import steps
-from tests.engine.integer.wild import wild
-from tests.engine.plan.plans import KINDS, LAYERS, Case, random_case
+from tests.engine.integer.extreme import extreme
+from tests.engine.plan.plans import KINDS, LAYERS, PlanCase, random_case
 from tests.naive import integers as naive
 
 Array = NDArray[np.int64]
@@ -36,7 +36,7 @@ Sums = Array
 
 
 class CheckedBackend(NumpyBackend):
-    """The numpy backend, and after every op its twin; `seen` counts what was compared."""
+    """The numpy backend, and after every op its reference; `seen` counts what was compared."""
 
     def __init__(self, network: IntegerNetwork) -> None:
         super().__init__(network)
@@ -98,9 +98,9 @@ class CheckedBackend(NumpyBackend):
         self._check("L1 spread", found, naive.spread(self._raw[tensor], centre))
         return found
 
-    def settle(self, tensor: int, how: Settling) -> None:
-        super().settle(tensor, how)
-        self._check("settle", self._x[tensor], naive.settle(self._raw[tensor], how))
+    def requantise(self, tensor: int, how: Requantisation) -> None:
+        super().requantise(tensor, how)
+        self._check("requantise", self._x[tensor], naive.requantise(self._raw[tensor], how))
 
     def read_squares(self, tensor: int, read: Read) -> Sums:
         found = super().read_squares(tensor, read)
@@ -231,7 +231,7 @@ class CheckedBackend(NumpyBackend):
 
 EVERYTHING = {
     *("conv", "add", "copy", "max", "mean", "raw peak", "raw sum", "L1 spread", "raw squares"),
-    *("settle", "squares", "finish", "finish sums", "finish peak", "passed peak"),
+    *("requantise", "squares", "finish", "finish sums", "finish peak", "passed peak"),
     *("bias gradient", "weight gradient"),
     *(f"gradient by {op}" for op in ("conv", "copy", "max", "mean")),
     *(f"gradient by {op}, added" for op in ("conv", "copy", "max")),
@@ -244,7 +244,7 @@ OF_LAYER_NORMS = {
 }
 
 
-def small_case(seed: int, kinds: Sequence[str] = KINDS) -> Case:
+def small_case(seed: int, kinds: Sequence[str] = KINDS) -> PlanCase:
     choose = random.Random(seed)
     case = random_case(choose.choice, kinds, most=4)
     few = 1 + seed % 3 if len(case.inputs) == 1 else 2 + seed % 2
@@ -253,7 +253,7 @@ def small_case(seed: int, kinds: Sequence[str] = KINDS) -> Case:
     return case if elements < 900 else small_case(seed + 999, kinds)
 
 
-def test_every_op_of_training_is_its_twin() -> None:
+def test_every_op_of_training_equals_its_reference() -> None:
     seen = set[str]()
     for seed in range(40):
         case, choose = small_case(seed), random.Random(seed)
@@ -265,11 +265,11 @@ def test_every_op_of_training_is_its_twin() -> None:
     assert seen >= EVERYTHING
 
 
-def test_every_op_of_layer_norms_is_its_twin() -> None:
+def test_every_op_of_layer_norms_equals_its_reference() -> None:
     seen = set[str]()
     for seed in range(40):
         case, choose = small_case(seed, ("layer", "layer", *LAYERS)), random.Random(seed)
-        case = wild(case, choose.choice) if seed % 3 == 0 else case
+        case = extreme(case, choose.choice) if seed % 3 == 0 else case
         made = steps.make(case, None, choose.choice(range(2, 9)), choose.choice(list(RULES)))
         backend = CheckedBackend(made.network)
         made._backend = backend
@@ -378,7 +378,7 @@ def test_equal_logits_share_the_loss() -> None:
 
 
 @pytest.mark.parametrize("backend", ["numpy", *native.available()])
-def test_sgd_is_its_twin_at_any_size(backend: str) -> None:
+def test_sgd_equals_its_reference_at_any_size(backend: str) -> None:
     kernels = None if backend == "numpy" else native.load_kernels(backend)
     rate, share = st.floats(1e-6, 10.0), st.floats(0, 1)
 

@@ -13,14 +13,14 @@ from torch import nn
 from fedkit.core.errors import FleetError
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine
-from fedkit.engine.integer.network import IntegerNetwork
+from fedkit.engine.integer.integer_network import IntegerNetwork
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.kernels import native
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.torch import TorchEngine
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples, cross_entropy
-from tests.engine.integer.test_network import network_of
+from tests.engine.integer.test_integer_network import network_of
 
 BACKENDS = ("numpy", *native.available())
 

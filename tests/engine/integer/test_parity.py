@@ -20,12 +20,12 @@ from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.program import Mode
 from fedkit.engine.kernels import int_native as integer_native
 from fedkit.engine.kernels import native
-from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Plan, Pool, Tensor
+from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Plan, Pool, StoredTensor
 from tests.engine.integer import steps
+from tests.engine.integer.extreme import extreme
 from tests.engine.integer.steps import Trace, mismatches
-from tests.engine.integer.wild import wild
 from tests.engine.kernels import kernel_sets, programs
-from tests.engine.plan.plans import KINDS, LAYERS, Case, random_case, random_data
+from tests.engine.plan.plans import KINDS, LAYERS, PlanCase, random_case, random_data
 from tests.naive import integers as naive
 
 BITS = range(2, 9)
@@ -47,11 +47,11 @@ def few(kernels: native.Kernels, count: int) -> int:
 
 
 @functools.cache
-def seeded(seed: int, kinds: tuple[str, ...] = KINDS) -> tuple[Case, int, str, Trace]:
-    """Return a case with its bits and rule, every second one wild, and what numpy makes of it."""
+def seeded(seed: int, kinds: tuple[str, ...] = KINDS) -> tuple[PlanCase, int, str, Trace]:
+    """Return a case with its bits and rule, half of them extreme, and what numpy makes of it."""
     choose = random.Random(seed).choice
     case = random_case(choose, kinds, most=3)
-    case = wild(case, choose) if seed % 2 else case
+    case = extreme(case, choose) if seed % 2 else case
     bits, rule = choose(BITS), choose(list(RULES))
     return case, bits, rule, steps.train(steps.make(case, None, bits, rule), case, None)
 
@@ -136,7 +136,7 @@ def test_room_parts_and_earlier_batches_change_nothing(
 
 @pytest.mark.parametrize("seed", range(0, 24, 2))
 def test_a_layer_computes_the_same_whether_it_runs_dense_or_sparse(seed: int) -> None:
-    """Pruned weights are listed as zeros in the one, and are no weights in the other."""
+    """Pruned weights are listed as zeros in the one, and are not weights in the other."""
     case, bits, rule, _ = seeded(seed)
     found = []
     for dense_above in (2.0, -1.0):
@@ -193,8 +193,8 @@ def test_a_sum_over_pixels_that_leaves_int32(
         stats={},
         prunable=("w", "fc"),
         tensors=(
-            *(Tensor((c, side, side)) for c in (1, channels)),
-            *(Tensor((c, 1, 1)) for c in (channels, 2)),
+            *(StoredTensor((c, side, side)) for c in (1, channels)),
+            *(StoredTensor((c, 1, 1)) for c in (channels, 2)),
         ),
         ops=(
             Conv(0, 1, "w", None, (kernel, kernel), (1, 1), (kernel // 2, kernel // 2), (1, 1), 1),
@@ -232,8 +232,8 @@ def test_an_example_whose_sums_fill_int32(kernels: native.Kernels, kind: LayerKi
         stats={},
         prunable=("w", "fc"),
         tensors=(
-            *(Tensor(s) for s in ((1, side, side), shape, shape)),
-            *(Tensor(s) for s in ((size, 1, 1), (2, 1, 1))),
+            *(StoredTensor(s) for s in ((1, side, side), shape, shape)),
+            *(StoredTensor(s) for s in ((size, 1, 1), (2, 1, 1))),
         ),
         ops=(
             Conv(0, 1, "w", None, one, one, none, one, 1),
@@ -277,7 +277,7 @@ def test_gradients_stop_exactly_at_the_kinks(kernels: native.Kernels, shift: int
     lanes = int(kernels.int_lanes())
     tile_x, tile_g = (np.repeat(a.reshape(-1, 1), lanes, 1) for a in (x, g))
     tile_x, tile_g = tile_x.astype(np.int8), tile_g.astype(np.int16)
-    struct = integer_native.Tensor(
+    struct = integer_native.IntTensor(
         x=tile_x.ctypes.data, gradient=tile_g.ctypes.data, examples=1, channels=1, plane=len(codes)
     )
     tile_g[:, 1:] = 0  # lanes beyond the examples never have a gradient

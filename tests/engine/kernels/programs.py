@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from fedkit.engine.kernels import native, network
 from fedkit.engine.kernels.network import Network
 from fedkit.engine.plan import geometry
+from fedkit.engine.plan.execution import Key, Schedule, place, touched
+from fedkit.engine.plan.execution import Step as ScheduleStep
 from fedkit.engine.plan.plan import Conv, Plan
-from fedkit.engine.plan.schedule import Key, Schedule, place, touched
-from fedkit.engine.plan.schedule import Step as ScheduleStep
 from fedkit.engine.sparse import program
-from fedkit.engine.sparse.program import Mode, Program
-from tests.engine.plan.plans import Case
+from fedkit.engine.sparse.program import Mode, SparseProgram
+from tests.engine.plan.plans import PlanCase
 
 Array = NDArray[Any]
 
@@ -49,7 +49,7 @@ def apart(
 
 
 @contextmanager
-def choices_of(case: Case) -> Iterator[None]:
+def choices_of(case: PlanCase) -> Iterator[None]:
     """Let layers be made with a case's bounds."""
     network._geometry.cache_clear()
     with (
@@ -61,23 +61,23 @@ def choices_of(case: Case) -> Iterator[None]:
 
 
 def make(
-    case: Case,
+    case: PlanCase,
     kernels: native.Kernels,
     mode: Mode = "train",
     batch: int = 0,
     threads: int = 1,
     placing: Any = apart,
-) -> Program:
+) -> SparseProgram:
     """Return a program for a case, with its weights, its memory full of NaN."""
     with choices_of(case), mock.patch.object(program, "place", placing):
         net = Network(case.plan, case.state.masks, kernels)
-        made = Program(net, mode, batch or len(case.inputs), threads)
+        made = SparseProgram(net, mode, batch or len(case.inputs), threads)
     net.load(case.state)
     fill(made)
     return made
 
 
-def fill(made: Program) -> None:
+def fill(made: SparseProgram) -> None:
     """Fill the memory of a program with NaN."""
     made._arena.view(np.uint32)[:] = GUARD
     made._sums[:] = made.gradient[:] = np.nan
@@ -90,7 +90,7 @@ def fill(made: Program) -> None:
     made._transposed[:] = np.nan
 
 
-def lanes(made: Program, kind: str, tensor: int) -> NDArray[np.float32]:
+def lanes(made: SparseProgram, kind: str, tensor: int) -> NDArray[np.float32]:
     """Return the view [tiles, c, h, w, lanes] of a tensor's values "x" or gradient "g"."""
     width, shape = made._kernels.lanes, made._plan.tensors[tensor].shape
     tiles = -(-made._examples // width)
@@ -99,13 +99,13 @@ def lanes(made: Program, kind: str, tensor: int) -> NDArray[np.float32]:
     return made._arena[begin : begin + size].reshape(tiles, *shape, width)
 
 
-def examples(made: Program, kind: str, tensor: int) -> NDArray[np.float32]:
+def examples(made: SparseProgram, kind: str, tensor: int) -> NDArray[np.float32]:
     """Return a copy [n, c, h, w] of a tensor's values "x" or gradient "g"."""
     found = np.moveaxis(lanes(made, kind, tensor), -1, 1)
     return found.reshape(-1, *found.shape[2:])[: made._examples].copy()
 
 
-def guards_hold(made: Program) -> bool:
+def guards_hold(made: SparseProgram) -> bool:
     """Say whether nothing was written between the tensors."""
     free = np.ones(made._tensor_floats, bool)
     for kind, tensor in made._places:
@@ -115,7 +115,7 @@ def guards_hold(made: Program) -> bool:
 
 
 @dataclass
-class Step:
+class StepResult:
     """What one step of training computed, as `naive.kernels.Run` has it.
 
     Attributes:
@@ -143,7 +143,9 @@ class Step:
                 yield f"{kind} {name}", value
 
 
-def step(made: Program, inputs: NDArray[np.float32], targets: NDArray[np.int64]) -> Step:
+def step(
+    made: SparseProgram, inputs: NDArray[np.float32], targets: NDArray[np.int64]
+) -> StepResult:
     """Run examples forward and backward."""
     rows = 1 + len(inputs) % 6  # of full gradients at a time
     made.forward(inputs, np.arange(len(inputs)))
@@ -165,10 +167,10 @@ def step(made: Program, inputs: NDArray[np.float32], targets: NDArray[np.int64])
     return done
 
 
-def forward_values(made: Program) -> Step:
+def forward_values(made: SparseProgram) -> StepResult:
     """Return what the forward pass left."""
     count = len(made._plan.tensors)
-    return Step([examples(made, "x", tensor) for tensor in range(count)], made.outputs())
+    return StepResult([examples(made, "x", tensor) for tensor in range(count)], made.outputs())
 
 
 def address(array: Array) -> ctypes.c_void_p:

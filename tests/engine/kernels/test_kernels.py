@@ -1,4 +1,4 @@
-"""Every kernel of every instruction set against twins in float64."""
+"""Every kernel of every instruction set against references in float64."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from fedkit.engine.kernels import native
 from fedkit.engine.plan.capture import capture
-from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Norm, Plan, Pool, Tensor
-from fedkit.engine.plan.schedule import place
-from fedkit.engine.sparse.program import Mode, Program
+from fedkit.engine.plan.execution import place
+from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Norm, Plan, Pool, StoredTensor
+from fedkit.engine.sparse.program import Mode, SparseProgram
 from fedkit.nn.zoo import build_model, seeded
 from fedkit.sparse.state import ModelState, apply_masks
 from tests.engine.kernels import kernel_sets, programs
-from tests.engine.kernels.programs import Array, Step
-from tests.engine.plan.plans import DENSITIES, KINDS, LAYERS, Case, random_case, random_data
+from tests.engine.kernels.programs import Array, StepResult
+from tests.engine.plan.plans import DENSITIES, KINDS, LAYERS, PlanCase, random_case, random_data
 from tests.naive import kernels as naive
 from tests.naive import plan as naive_plan
 
@@ -56,7 +56,7 @@ def trying(count: int) -> settings:
 
 
 @st.composite
-def cases(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS, most: int = 3) -> Case:
+def cases(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS, most: int = 3) -> PlanCase:
     """Draw a case whose gradients are smooth where it is, and not badly conditioned."""
     case = random_case(lambda options: draw(st.sampled_from(options)), kinds, most)
     assume(smooth(expected_of(case)))
@@ -68,7 +68,7 @@ def seeded_case(
     kinds: tuple[str, ...] = KINDS,
     most: int = 3,
     densities: tuple[float, ...] = DENSITIES,
-) -> Case:
+) -> PlanCase:
     """Return the first such case of a seeded generator.
 
     It draws evenly; hypothesis prefers layers without groups, norms and activations.
@@ -80,11 +80,11 @@ def seeded_case(
     return found
 
 
-def expected_of(case: Case) -> naive.Run:
+def expected_of(case: PlanCase) -> naive.BatchResult:
     return naive.run(case.plan, case.state.weights, case.inputs, case.targets)
 
 
-def smooth(run: naive.Run) -> bool:
+def smooth(run: naive.BatchResult) -> bool:
     nearest = min((float(kink.min()) for kink in run.kinks if kink.size), default=1.0)
     return nearest > NEAREST_KINK and run.condition < WORST_CONDITION
 
@@ -100,7 +100,9 @@ def largest_of(arrays: list[Array]) -> float:
     return max(float(np.abs(array).max(initial=0.0)) for array in arrays)
 
 
-def assert_step_close(case: Case, made: Program, found: Step, expected: naive.Run) -> None:
+def assert_step_close(
+    case: PlanCase, made: SparseProgram, found: StepResult, expected: naive.BatchResult
+) -> None:
     # A norm magnifies the rounding of what it reads, also for all that is computed from it.
     scale = expected.condition * largest_of(expected.raw)
     for tensor, value in enumerate(expected.raw):
@@ -124,15 +126,15 @@ def assert_step_close(case: Case, made: Program, found: Step, expected: naive.Ru
         assert_close(f"full gradient of {name}", value, gradient, sizes[name])
 
 
-def assert_equal_bits(one: Step, other: Step) -> None:
+def assert_equal_bits(one: StepResult, other: StepResult) -> None:
     for (name, value), (_, second) in zip(one.arrays(), other.arrays(), strict=True):
         np.testing.assert_array_equal(value, second, err_msg=name)
 
 
-# One step against the twin
+# One step against the reference
 
 
-def check_step(case: Case, kernels: native.Kernels) -> None:
+def check_step(case: PlanCase, kernels: native.Kernels) -> None:
     made = programs.make(case, kernels)
     found = programs.step(made, case.inputs, case.targets)
     assert_step_close(case, made, found, expected_of(case))
@@ -144,7 +146,7 @@ def test_one_op_of_a_kind(kernels: native.Kernels, kind: str) -> None:
     # A convolution gives the op a source with a gradient, and often with a norm.
     @trying(few(kernels, 30 if kind in ("conv", "fan") else 10))
     @given(cases(kinds=("conv", kind), most=2))
-    def check(case: Case) -> None:
+    def check(case: PlanCase) -> None:
         check_step(case, kernels)
 
     check()
@@ -153,7 +155,7 @@ def test_one_op_of_a_kind(kernels: native.Kernels, kind: str) -> None:
 def test_random_plans(kernels: native.Kernels) -> None:
     @trying(few(kernels, 30))
     @given(cases(most=5))
-    def check(case: Case) -> None:
+    def check(case: PlanCase) -> None:
         check_step(case, kernels)
 
     check()
@@ -195,7 +197,7 @@ def normalising(kind: LayerKind, eps: float = 1e-5) -> Plan:
         weights={"conv": (2, 1, 1, 1), "scale": shape, "offset": shape, "fc": (3, 18)},
         stats={},
         prunable=("conv", "fc"),
-        tensors=(*map(Tensor, ((1, 3, 3), shape, shape, (18, 1, 1), (3, 1, 1))),),
+        tensors=(*map(StoredTensor, ((1, 3, 3), shape, shape, (18, 1, 1), (3, 1, 1))),),
         ops=(
             Conv(0, 1, "conv", None, one, one, none, one, groups=1),
             LayerNorm(1, 2, "layer", eps, "scale", "offset", kind),
@@ -231,7 +233,7 @@ def test_a_weight_that_only_meets_padding(kernels: native.Kernels) -> None:
         weights={"conv": (1, 1, 3, 1), "fc": (2, 1)},
         stats={},
         prunable=("conv", "fc"),
-        tensors=tuple(map(Tensor, ((1, 1, 1), (1, 1, 1), (2, 1, 1)))),
+        tensors=tuple(map(StoredTensor, ((1, 1, 1), (1, 1, 1), (2, 1, 1)))),
         ops=(
             Conv(0, 1, "conv", None, (3, 1), (2, 1), (1, 0), one, groups=1),
             Conv(1, 2, "fc", None, one, one, none, one, groups=1),
@@ -249,7 +251,7 @@ def test_a_maximum_that_occurs_twice_passes_its_gradient_once(kernels: native.Ke
         weights={"conv": (2, 1, 1, 1), "fc": (3, 24)},
         stats={},
         prunable=("conv", "fc"),
-        tensors=tuple(map(Tensor, ((2, 5, 7), (2, 5, 7), (2, 3, 4), (24, 1, 1), (3, 1, 1)))),
+        tensors=tuple(map(StoredTensor, ((2, 5, 7), (2, 5, 7), (2, 3, 4), (24, 1, 1), (3, 1, 1)))),
         ops=(
             Conv(0, 1, "conv", None, one, one, none, one, groups=2),
             Pool(1, 2, (3, 3), (2, 2), (1, 1), "max"),
@@ -289,7 +291,9 @@ def test_forward_only(kernels: native.Kernels, mode: Mode) -> None:
         assert programs.guards_hold(made)
 
 
-def assert_batch_statistics(case: Case, made: Program, expected: naive.Run) -> None:
+def assert_batch_statistics(
+    case: PlanCase, made: SparseProgram, expected: naive.BatchResult
+) -> None:
     for index, norm in made.network.norms.items():
         x = expected.raw[index]
         spread = norm.variance(len(x) * x[0, 0].size, unbiased=False)
@@ -313,10 +317,10 @@ def test_the_variance_of_large_values_is_exact(
         stats={name: (2,) for norm in norms for name in norm.stats},
         prunable=("w", "fc"),
         tensors=(
-            Tensor((2, *plane)),
-            *(Tensor((2, *plane), norm) for norm in norms),
-            Tensor((2, 1, 1)),
-            Tensor((3, 1, 1)),
+            StoredTensor((2, *plane)),
+            *(StoredTensor((2, *plane), norm) for norm in norms),
+            StoredTensor((2, 1, 1)),
+            StoredTensor((3, 1, 1)),
         ),
         ops=(
             Conv(0, 1, "w", None, one, one, none, one, groups=2),
@@ -360,7 +364,7 @@ def test_examples_are_loaded_in_order_and_read_back(kernels: native.Kernels, cou
     np.testing.assert_array_equal(loaded, expected)
 
     scale, shift = rng.standard_normal((2, 3)).astype(np.float32)
-    struct = native.Tensor(
+    struct = native.CTensor(
         x=tiles.ctypes.data,
         scale=scale.ctypes.data,
         shift=shift.ctypes.data,
@@ -387,7 +391,7 @@ def test_cross_entropy(kernels: native.Kernels, size: float, count: int) -> None
     tiles[:count] = logits
     x = np.ascontiguousarray(np.moveaxis(tiles.reshape(-1, width, classes), 1, 2))
     gradient = np.full_like(x, np.nan)
-    struct = native.Tensor(
+    struct = native.CTensor(
         x=x.ctypes.data,
         gradient=gradient.ctypes.data,
         examples=count,
@@ -494,11 +498,11 @@ def test_resnet8_computes_what_plain_computes(kernels: native.Kernels) -> None:
     assert_close("outputs", found.outputs, expected.outputs, 0.0)
 
 
-def data_of(case: Case) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def data_of(case: PlanCase) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return case.inputs, case.targets
 
 
-def resnet8_case() -> Case:
+def resnet8_case() -> PlanCase:
     model = seeded(lambda: build_model("resnet8", (3, 8, 8), 10), 0)
     plan = capture(model, (3, 8, 8))
     rng = np.random.default_rng(0)
@@ -506,7 +510,7 @@ def resnet8_case() -> Case:
     masks[plan.prunable[-1]][:] = True
     weights = {name: value.detach().numpy() for name, value in model.named_parameters()}
     stats = {name: np.ones(shape, np.float32) for name, shape in plan.stats.items()}
-    return Case(
+    return PlanCase(
         plan,
         ModelState(apply_masks(weights, masks), stats, masks),
         rng.standard_normal((11, 3, 8, 8)).astype(np.float32),
@@ -516,11 +520,11 @@ def resnet8_case() -> Case:
     )
 
 
-# The twins
+# The references
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_twins_have_torchs_gradients(seed: int) -> None:
+def test_the_references_have_torchs_gradients(seed: int) -> None:
     case = seeded_case(seed, most=5)
     expected = expected_of(case)
     weights = {

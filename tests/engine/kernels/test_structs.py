@@ -26,22 +26,22 @@ NUMBERS = {
 }
 
 CLASSES: dict[str, type[ctypes.Structure]] = {
-    "tensor": native.Tensor,
-    "map": native.Map,
-    "padding": native.Padding,
-    "conv": native.Conv,
-    "norm": native.Norm,
-    "layer": native.Layer,
+    "tensor": native.CTensor,
+    "map": native.CMap,
+    "padding": native.CPadding,
+    "conv": native.CConv,
+    "norm": native.CNorm,
+    "layer": native.CLayer,
     "windows": native.Windows,
-    "pool": native.Pool,
-    "int_tensor": integer_native.Tensor,
-    "int_read": integer_native.Read,
-    "int_chain": integer_native.Chain,
-    "int_mix": integer_native.Mix,
-    "int_map": integer_native.Map,
-    "int_conv": integer_native.Conv,
-    "int_layer": integer_native.Layer,
-    "int_pool": integer_native.Pool,
+    "pool": native.CPool,
+    "int_tensor": integer_native.IntTensor,
+    "int_read": integer_native.IntRead,
+    "int_chain": integer_native.IntChain,
+    "int_mix": integer_native.IntMix,
+    "int_map": integer_native.IntMap,
+    "int_conv": integer_native.IntConv,
+    "int_layer": integer_native.IntLayer,
+    "int_pool": integer_native.IntPool,
 }
 
 # Filled through numpy, so a pointer to it is an address like that of any array.
@@ -103,6 +103,6 @@ def test_an_array_of_structs_has_the_fields_of_its_header(name: str) -> None:
 
 def test_a_changed_header_is_seen() -> None:
     header = "struct int_mix {\n    const int32_t *a, *b;\n    double shift;\n};\n"
-    assert declared(header)["int_mix"] != list(integer_native.Mix._fields_)
+    assert declared(header)["int_mix"] != list(integer_native.IntMix._fields_)
     with pytest.raises(AssertionError):
         declared("struct odd {\n    int32_t list[4];\n};\n")

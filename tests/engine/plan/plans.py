@@ -20,7 +20,7 @@ from fedkit.engine.plan.plan import (
     Plan,
     Pool,
     Shape,
-    Tensor,
+    StoredTensor,
     sources,
     verify,
     window_plane,
@@ -38,7 +38,7 @@ BATCHES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 20, 33)
 
 
 @dataclass(frozen=True)
-class Case:
+class PlanCase:
     """A plan with all that one step of training needs.
 
     Attributes:
@@ -63,11 +63,11 @@ def random_case(
     kinds: Sequence[str] = KINDS,
     most: int = 3,
     densities: Sequence[float] = DENSITIES,
-) -> Case:
+) -> PlanCase:
     return random_data(random_plan(choose, kinds, most), choose, densities)
 
 
-def random_data(plan: Plan, choose: Choose, densities: Sequence[float]) -> Case:
+def random_data(plan: Plan, choose: Choose, densities: Sequence[float]) -> PlanCase:
     """Draw weights, and masks, some with empty rows."""
     rng = np.random.default_rng(choose(range(1 << 16)))
     masks = {
@@ -89,7 +89,7 @@ def random_data(plan: Plan, choose: Choose, densities: Sequence[float]) -> Case:
     }
     lonely = any(tensor.norm and tensor.shape[1:] == (1, 1) for tensor in plan.tensors)
     count: int = choose(BATCHES[1:] if lonely else BATCHES)  # one value has no variance
-    return Case(
+    return PlanCase(
         plan,
         ModelState(apply_masks(weights, masks), stats, masks),
         rng.standard_normal((count, *plan.tensors[0].shape)).astype(np.float32),
@@ -139,7 +139,7 @@ class _Builder:
     def __init__(self, choose: Choose) -> None:
         self._choose = choose
         height, width = choose(range(1, 8)), choose((1, 2, 3, 5, 7, 9, 12))
-        self.tensors = [Tensor((choose((1, 2, 3, 4, 6)), height, width))]
+        self.tensors = [StoredTensor((choose((1, 2, 3, 4, 6)), height, width))]
         self.ops: list[Op] = []
         self.weights: dict[str, tuple[int, ...]] = {}
         self.stats: dict[str, tuple[int, ...]] = {}
@@ -158,7 +158,7 @@ class _Builder:
             bias = choose((True, True, False)) and self._weigh(shape[:1])
             norm = Norm(name, kind, choose((0.3, 0.1)), weight or None, bias or None)
             self.stats.update(dict.fromkeys(norm.stats, shape[:1]))
-        self.tensors.append(Tensor(shape, norm, activation))
+        self.tensors.append(StoredTensor(shape, norm, activation))
         return len(self.tensors) - 1
 
     def _source(self) -> int:

@@ -20,7 +20,7 @@ from fedkit.engine.plan.plan import (
     Plan,
     Pool,
     Shape,
-    Tensor,
+    StoredTensor,
     sources,
 )
 
@@ -39,13 +39,13 @@ class Builder:
     draw: st.DrawFn
     weights: dict[str, tuple[int, ...]] = field(default_factory=dict)
     stats: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    tensors: list[Tensor] = field(default_factory=lambda: [Tensor((2, 3, 3))])
+    tensors: list[StoredTensor] = field(default_factory=lambda: [StoredTensor((2, 3, 3))])
     ops: list[Op] = field(default_factory=list)
 
     def new(self, shape: Shape, plain: bool = False) -> int:
         """Add a tensor, with a norm and an activation or not."""
         number = len(self.tensors)
-        self.tensors.append(Tensor(shape))
+        self.tensors.append(StoredTensor(shape))
         if not plain and self.draw(st.booleans()):
             norm = Norm(f"n{number}", self.draw(st.sampled_from(["batch", "l1-batch"])), 1e-3, *[
                 f"n{number}.{kind}" if self.draw(st.booleans()) else None

@@ -340,7 +340,7 @@ def test_the_model_stays_as_it_was() -> None:
 # What is refused
 
 
-def complaints(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8)) -> list[str]:
+def diagnostics(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8)) -> list[str]:
     with pytest.raises(PlanError) as caught:
         capture(model, shape)
     first, *listed, last = str(caught.value).splitlines()
@@ -393,7 +393,7 @@ LAYERS: list[tuple[nn.Module, str]] = [
 @pytest.mark.parametrize(("layer", "expected"), LAYERS, ids=lambda value: str(value)[:40])
 def test_a_layer_is_refused_with_its_reason(layer: nn.Module, expected: str) -> None:
     model = Net(lambda net, x: net.end(net.layer(x)), layer=layer, end=head(4))
-    assert complaints(model) == [f"layer: {expected}"]
+    assert diagnostics(model) == [f"layer: {expected}"]
 
 
 CALLS: list[tuple[Callable[[Any, Tensor], Any], str]] = [
@@ -401,7 +401,7 @@ CALLS: list[tuple[Callable[[Any, Tensor], Any], str]] = [
     (lambda _, x: x.transpose(2, 3), "(model): transpose (not supported)"),
     (lambda _, x: F.layer_norm(x, (4, 8, 8)), "(model): layer_norm (not supported)"),
     (lambda _, x: x * 2, "(model): mul (not supported)"),
-    (lambda _, x: x + 1, "(model): add (an operand is no value that the network computes)"),
+    (lambda _, x: x + 1, "(model): add (an operand is not a value that the network computes)"),
     (
         lambda _, x: x + x.mean((2, 3), keepdim=True),
         "(model): add (adds shapes (4, 8, 8) and (4, 1, 1); only equal ones)",
@@ -443,7 +443,7 @@ def test_a_call_is_refused_with_its_reason(
     call: Callable[[Any, Tensor], Any], expected: str
 ) -> None:
     model = Net(lambda net, x: net.end(call(net, net.start(x))), start=conv(4, 4), end=head(4))
-    assert expected in complaints(model)[0]
+    assert expected in diagnostics(model)[0]
 
 
 def test_everything_unsupported_is_listed_at_once() -> None:
@@ -453,7 +453,7 @@ def test_everything_unsupported_is_listed_at_once() -> None:
         nn.MaxPool2d(2, ceil_mode=True),
         head(4),
     )
-    assert complaints(model) == [
+    assert diagnostics(model) == [
         "0: Conv2d (padding_mode 'reflect', not 'zeros')",
         "1.0: GELU (not supported)",
         "1.1: Dropout (p = 0.2, training would be random; only p = 0 can be captured)",
@@ -473,25 +473,25 @@ def test_shared_frozen_unused_and_double_parameters() -> None:
     )
     model.b.weight = model.a.weight
     model.a.bias.requires_grad_(False)
-    assert complaints(model) == [
+    assert diagnostics(model) == [
         "a.weight: Parameter (shared by 2 modules)",
         "a.bias: Parameter (requires_grad is False)",
         "spare.weight: Parameter (no op uses it)",
         "twice: Conv2d (called 2 times, so its parameters are shared)",
         "spare_norm: BatchNorm2d (it is never called)",
     ]
-    found = complaints(head(4).double())
+    found = diagnostics(head(4).double())
     assert found == ["2.weight, 2.bias: Parameter (it is torch.float64, not torch.float32)"]
 
 
-def test_a_deep_model_repeats_no_complaint() -> None:
+def test_a_deep_model_repeats_no_diagnostic() -> None:
     def twice(net: Any, x: Tensor) -> Tensor:
         for block in net.blocks:
             x = block(torch.sigmoid(torch.sigmoid(x)))
         return net.end(x)
 
     blocks = nn.Sequential(*(nn.Sequential(conv(4, 4), nn.GELU()) for _ in range(6)))
-    assert complaints(Net(twice, blocks=blocks, end=head(4))) == [
+    assert diagnostics(Net(twice, blocks=blocks, end=head(4))) == [
         "(model): sigmoid (not supported), 12 times",
         "blocks.0.1, blocks.1.1, blocks.2.1, blocks.3.1 and 2 more: GELU (not supported)",
     ]
@@ -502,16 +502,16 @@ def test_parameters_read_outside_of_layers_hooks_and_frozen_norms() -> None:
         lambda net, x: net.end(net.norm(x) + net.offset), norm=nn.BatchNorm2d(4), end=head(4)
     )
     model.offset = nn.Parameter(torch.zeros(4, 8, 8))
-    assert complaints(model) == [
+    assert diagnostics(model) == [
         "offset: Parameter (read outside of a layer)",
-        "(model): add (an operand is no value that the network computes)",
+        "(model): add (an operand is not a value that the network computes)",
     ]
     hooked = head(4)
     nn.utils.spectral_norm(hooked[2])
-    assert "2: Linear (it has forward hooks)" in complaints(hooked)
+    assert "2: Linear (it has forward hooks)" in diagnostics(hooked)
     parametrised = head(4)
     nn.utils.parametrizations.weight_norm(parametrised[2])
-    assert "2: ParametrizedLinear (not supported)" in complaints(parametrised)
+    assert "2: ParametrizedLinear (not supported)" in diagnostics(parametrised)
 
     class Frozen(nn.Sequential):
         def train(self, mode: bool = True) -> Frozen:
@@ -519,23 +519,23 @@ def test_parameters_read_outside_of_layers_hooks_and_frozen_norms() -> None:
             self[0].eval()
             return self
 
-    assert complaints(Frozen(nn.BatchNorm2d(4), head(4))) == [
+    assert diagnostics(Frozen(nn.BatchNorm2d(4), head(4))) == [
         "0: BatchNorm2d (stays in evaluation mode when the model is trained)"
     ]
 
 
 def test_other_outputs() -> None:
     maps = nn.Sequential(conv(4, 4))
-    assert complaints(maps) == ["(model): output (of shape (n, 4, 8, 8); it must be (n, classes))"]
+    assert diagnostics(maps) == ["(model): output (of shape (n, 4, 8, 8); it must be (n, classes))"]
     two = Net(lambda net, x: (net.a(x), net.b(x)), a=head(4), b=head(4))
-    assert complaints(two) == [
-        "(model): output (that is no single tensor; it must be (n, classes))"
+    assert diagnostics(two) == [
+        "(model): output (that is not a single tensor; it must be (n, classes))"
     ]
 
 
 def test_a_model_without_prunable_layers() -> None:
     model = nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert complaints(model) == ["(model): no Conv2d or Linear, so there is nothing to prune"]
+    assert diagnostics(model) == ["(model): no Conv2d or Linear, so there is nothing to prune"]
 
 
 def test_a_sum_in_place_on_a_value_still_in_use_is_noticed() -> None:
@@ -546,7 +546,7 @@ def test_a_sum_in_place_on_a_value_still_in_use_is_noticed() -> None:
         return net.end(x + y)
 
     model = Net(forward, start=conv(4, 4), middle=conv(4, 4), end=head(4))
-    with pytest.raises(PlanError, match="Net computes something else than its trace"):
+    with pytest.raises(PlanError, match="Net does not compute what its trace does"):
         capture(model, (4, 8, 8))
 
 
@@ -570,7 +570,7 @@ def test_inputs_that_do_not_fit() -> None:
     with pytest.raises(PlanError, match=r"cannot be run on 3 examples of shape \(4,\): "):
         capture(fixed, (4,))
     mixing = Net(lambda net, x: net.end(x).mean((2, 3)).view(2, -1), end=conv(4, 4))
-    assert complaints(mixing)[0].startswith("(model): view (turns (4,) into what mixes")
+    assert diagnostics(mixing)[0].startswith("(model): view (turns (4,) into what mixes")
     for shape in ((4,) * 2, (4,) * 4, (), (4, 0, 8)):
         with pytest.raises(PlanError, match=r"must be \(channels, height, width\) or \(features,"):
             capture(head(4), shape)

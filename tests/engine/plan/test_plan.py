@@ -24,7 +24,7 @@ from fedkit.engine.plan.plan import (
     Op,
     Plan,
     Pool,
-    Tensor,
+    StoredTensor,
     load_plan,
     save_plan,
     verify,
@@ -49,13 +49,13 @@ PLAN = Plan(
     stats={"norm.running_mean": (4,), "norm.running_var": (4,)},
     prunable=("conv.weight", "fc.weight"),
     tensors=(
-        Tensor((2, 4, 4)),
-        Tensor((4, 4, 4), NORM, "relu"),
-        Tensor((4, 4, 4)),
-        Tensor((8, 4, 4)),
-        Tensor((8, 2, 2)),
-        Tensor((32, 1, 1)),
-        Tensor((3, 1, 1)),
+        StoredTensor((2, 4, 4)),
+        StoredTensor((4, 4, 4), NORM, "relu"),
+        StoredTensor((4, 4, 4)),
+        StoredTensor((8, 4, 4)),
+        StoredTensor((8, 2, 2)),
+        StoredTensor((32, 1, 1)),
+        StoredTensor((3, 1, 1)),
     ),
     ops=(
         CONV,
@@ -76,7 +76,11 @@ LAYERED = Plan(
     weights={"layer.weight": (2,), "layer.bias": (2, 1, 1), "fc.weight": (3, 2)},
     stats={},
     prunable=("fc.weight",),
-    tensors=(Tensor((2, 1, 1)), Tensor((2, 1, 1), activation="relu"), Tensor((3, 1, 1))),
+    tensors=(
+        StoredTensor((2, 1, 1)),
+        StoredTensor((2, 1, 1), activation="relu"),
+        StoredTensor((3, 1, 1)),
+    ),
     ops=(LAYER, Conv(1, 2, "fc.weight", None, ONE, ONE, (0, 0), ONE, groups=1)),
     output=2,
 )
@@ -116,7 +120,7 @@ def test_a_plan_is_read_without_torch() -> None:
 
 BROKEN = {
     "the plan has version 2": replace(PLAN, version=VERSION + 1),
-    "prunable 'x' is no weight": replace(PLAN, prunable=("x",)),
+    "prunable 'x' is not a weight": replace(PLAN, prunable=("x",)),
     "prunable 'fc.weight' is listed 2 times": replace(PLAN, prunable=("fc.weight",) * 2),
     "'fc.bias' has shape (0,)": with_weight("fc.bias", (0,)),
     "tensor 2 has shape (4, 0, 4)": with_tensor(2, shape=(4, 0, 4)),
@@ -139,7 +143,7 @@ BROKEN = {
         PLAN, ops=(*PLAN.ops[:3], *PLAN.ops[4:])
     ),
     "after the last op, there is tensor 7 with 0 of 1": replace(
-        PLAN, tensors=(*PLAN.tensors, Tensor((1, 1, 1)))
+        PLAN, tensors=(*PLAN.tensors, StoredTensor((1, 1, 1)))
     ),
     "the output is tensor 7; there are only": replace(PLAN, output=7),
     "op 0 (conv) has 3 groups": with_op(0, replace(CONV, groups=3)),
@@ -157,7 +161,12 @@ BROKEN = {
     ),
     "op 4 (pool) turns 8 channels into 4": replace(
         PLAN,
-        tensors=(*PLAN.tensors[:4], Tensor((4, 2, 2)), Tensor((16, 1, 1)), PLAN.tensors[6]),
+        tensors=(
+            *PLAN.tensors[:4],
+            StoredTensor((4, 2, 2)),
+            StoredTensor((16, 1, 1)),
+            PLAN.tensors[6],
+        ),
     ),
     "op 4 (pool) turns a plane of (4, 4) into (2, 2)": with_op(4, replace(POOL, stride=ONE)),
     "op 4 (pool) has padding (2, 0); it must be at most half": with_op(
@@ -165,7 +174,7 @@ BROKEN = {
     ),
     "op 2 (copy) writes (4, 4, 4) to (4, 4, 3)": replace(
         PLAN,
-        tensors=(*PLAN.tensors, Tensor((4, 4, 3))),
+        tensors=(*PLAN.tensors, StoredTensor((4, 4, 3))),
         ops=(PLAN.ops[0], PLAN.ops[1], Copy(1, 7), *PLAN.ops[2:]),
     ),
     "op 3 (copy) writes (4, 4, 4) to (8, 4, 4) from channel -1": with_op(3, Copy(1, 3, channel=-1)),
@@ -177,7 +186,7 @@ BROKEN = {
         PLAN,
         weights={"w": (4, 2), "norm.weight": (4,), "norm.bias": (4,)},
         prunable=("w",),
-        tensors=(Tensor((2, 1, 1)), Tensor((4, 1, 1), NORM)),
+        tensors=(StoredTensor((2, 1, 1)), StoredTensor((4, 1, 1), NORM)),
         ops=(Conv(0, 1, "w", None, ONE, ONE, (0, 0), ONE, groups=1),),
         output=1,
     ),
@@ -186,14 +195,14 @@ BROKEN = {
         with_layer(bias="fc.weight")
     ),
     "op 0 (l1-layer) turns (2, 1, 1) into (1, 1, 1); a layer norm": replace(
-        LAYERED, tensors=(LAYERED.tensors[0], Tensor((1, 1, 1)), LAYERED.tensors[2])
+        LAYERED, tensors=(LAYERED.tensors[0], StoredTensor((1, 1, 1)), LAYERED.tensors[2])
     ),
     "'layer.bias' is used 0 times": with_layer(bias=None),
     "'layer.weight' is used 2 times": with_layer(bias="layer.weight"),
     "'spare' is used 0 times": with_weight("spare", (1,)),
     "'fc.weight' is used 2 times": replace(
         PLAN,
-        tensors=(*PLAN.tensors[:6], Tensor((3, 1, 1)), Tensor((3, 1, 1))),
+        tensors=(*PLAN.tensors[:6], StoredTensor((3, 1, 1)), StoredTensor((3, 1, 1))),
         ops=(*PLAN.ops, replace(LINEAR, target=7)),
     ),
 }
@@ -265,7 +274,7 @@ def test_a_missing_file_and_a_missing_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", [b"", b"\xff\xfe", b"[" * 100_000, b"1" * 5_000, b'{"a": '])
 def test_no_json(broken: bytes, tmp_path: Path) -> None:
-    assert "is no JSON, so it is cut off or altered" in refusal(tmp_path / "p", broken)
+    assert "is not JSON, so it is truncated or altered" in refusal(tmp_path / "p", broken)
 
 
 def test_no_object(tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ from unittest import mock
 import numpy as np
 
 from fedkit.engine.kernels import native
-from fedkit.engine.plan.plan import Conv, Copy, Norm, Plan, Tensor, load_plan, verify
+from fedkit.engine.plan.plan import Conv, Copy, Norm, Plan, StoredTensor, load_plan, verify
 from fedkit.engine.sparse import program
-from fedkit.engine.sparse.program import Mode, Program
+from fedkit.engine.sparse.program import Mode, SparseProgram
 from tests.engine.kernels import programs
-from tests.engine.plan.plans import KINDS, LAYERS, Case, random_case, random_data
+from tests.engine.plan.plans import KINDS, LAYERS, PlanCase, random_case, random_data
 
 RANDOM_PLANS = 40
 MODES: tuple[Mode, ...] = ("train", "statistics", "evaluate")
@@ -38,12 +38,12 @@ RUGGED = Plan(
     stats={"norm.running_mean": (6,), "norm.running_var": (6,)},
     prunable=("a", "b", "c", "fc"),
     tensors=(
-        Tensor((3, 9, 11)),
-        Tensor((6, 5, 13), Norm("norm", "l1-batch", 1e-3, "n", None), "relu6"),
-        Tensor((9, 3, 5), None, "relu"),
-        Tensor((9, 3, 3)),
-        Tensor((81, 1, 1)),
-        Tensor((3, 1, 1)),
+        StoredTensor((3, 9, 11)),
+        StoredTensor((6, 5, 13), Norm("norm", "l1-batch", 1e-3, "n", None), "relu6"),
+        StoredTensor((9, 3, 5), None, "relu"),
+        StoredTensor((9, 3, 3)),
+        StoredTensor((81, 1, 1)),
+        StoredTensor((3, 1, 1)),
     ),
     ops=(
         Conv(0, 1, "a", None, (3, 5), (2, 1), (1, 3), (1, 1), groups=1),
@@ -105,7 +105,7 @@ class GuardedKernels(native.Kernels):
             kernel(conv, first, last, scratch, *rest)
 
 
-def scratch_needs(made: Program) -> dict[int, int]:
+def scratch_needs(made: SparseProgram) -> dict[int, int]:
     """Return the bytes of scratch that each layer needs, as `GuardedKernels.needs`."""
     needs = {}
     for number, layer in made.network.layers.items():
@@ -118,7 +118,7 @@ def scratch_needs(made: Program) -> dict[int, int]:
     return needs
 
 
-def gaps(made: Program) -> Iterator[tuple[int, int]]:
+def gaps(made: SparseProgram) -> Iterator[tuple[int, int]]:
     """Yield the addresses (begin, end) in the arena's allocation that nothing may touch."""
     room = made._arena.base
     assert isinstance(room, np.ndarray)
@@ -131,7 +131,7 @@ def gaps(made: Program) -> Iterator[tuple[int, int]]:
         end = last
 
 
-def drive(case: Case, kernels: GuardedKernels, mode: Mode, threads: int, overrun: int) -> None:
+def drive(case: PlanCase, kernels: GuardedKernels, mode: Mode, threads: int, overrun: int) -> None:
     """Run two steps of one mode in guarded memory."""
     with mock.patch.object(program, "_line", padded_line):
         made = programs.make(case, kernels, mode, threads=threads)
@@ -152,7 +152,7 @@ def drive(case: Case, kernels: GuardedKernels, mode: Mode, threads: int, overrun
             made.outputs()
 
 
-def cases(plans: list[Plan]) -> Iterator[Case]:
+def cases(plans: list[Plan]) -> Iterator[PlanCase]:
     """Yield cases of odd sizes; every part but the last fills its scratch."""
     for kinds in (KINDS, ("layer", *LAYERS)):
         for seed in range(RANDOM_PLANS):

@@ -14,7 +14,7 @@ from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.plan.plan import VERSION, Conv, Copy, verify
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.program import Program
+from fedkit.engine.sparse.program import SparseProgram
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples
 from tests.engine.sparse.cases import engines, examples, pruned, zoo
@@ -30,7 +30,7 @@ def made() -> tuple[SparseEngine, ModelState]:
 
 
 @pytest.fixture
-def program(made: tuple[SparseEngine, ModelState]) -> Program:
+def program(made: tuple[SparseEngine, ModelState]) -> SparseProgram:
     engine, state = made
     return engine.program(state, "train", 8)
 
@@ -153,14 +153,14 @@ def test_no_examples(made: tuple[SparseEngine, ModelState]) -> None:
     ],
 )
 def test_an_order_that_does_not_fit(
-    order: NDArray[np.int64], message: str, program: Program
+    order: NDArray[np.int64], message: str, program: SparseProgram
 ) -> None:
     with pytest.raises(EngineError, match=message):
         program.forward(examples(20, SHAPE).inputs, order)
 
 
 def test_orders_and_targets_of_any_integer_type_and_stride_mean_the_same(
-    program: Program,
+    program: SparseProgram,
 ) -> None:
     data = examples(20, SHAPE)
     order = np.arange(0, 16, 2)
@@ -189,7 +189,9 @@ def test_orders_and_targets_of_any_integer_type_and_stride_mean_the_same(
         (np.array([True] * 4), "targets are bool"),
     ],
 )
-def test_targets_that_do_not_fit(targets: NDArray[Any], message: str, program: Program) -> None:
+def test_targets_that_do_not_fit(
+    targets: NDArray[Any], message: str, program: SparseProgram
+) -> None:
     program.forward(examples(20, SHAPE).inputs, np.arange(4))
     with pytest.raises(EngineError, match=message):
         program.loss(targets)

@@ -501,4 +501,4 @@ def test_programs_are_kept_for_equal_masks_and_smaller_batches() -> None:
     again = ModelState(state.weights, state.stats, {n: m.copy() for n, m in state.masks.items()})
     assert engine.program(again, "train", 5) is made
     assert engine.program(again, "train", 9) is not made
-    assert isinstance(made, program.Program)
+    assert isinstance(made, program.SparseProgram)

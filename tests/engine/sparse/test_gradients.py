@@ -2,8 +2,8 @@
 
 Where a value lies within its rounding of a kink (the zero of a ReLU, the 6 of a ReLU6, two equal
 values under a maximum), float32 and float64 may take different branches, and one such unit moves
-gradients by percents; torch's own float32 does so too. So the float64 twin is told which branches
-the program took, and that they differ from its own near kinks only is checked apart.
+gradients by percents; torch's own float32 does so too. So the float64 reference is told which
+branches the program took, and that they differ from its own near kinks only is checked apart.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedkit.engine.plan.execution import needs_gradient
 from fedkit.engine.plan.plan import Plan, Pool
-from fedkit.engine.plan.schedule import needs_gradient
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.program import Program
+from fedkit.engine.sparse.program import SparseProgram
 from fedkit.nn.norm import L1LayerNorm
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples, cross_entropy
@@ -64,7 +64,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
 """Factory, input shape and examples: not a multiple of any number of lanes."""
 
 
-def by_program(program: Program, data: Examples) -> tuple[float, Gradients, dict[int, Tensor]]:
+def by_program(
+    program: SparseProgram, data: Examples
+) -> tuple[float, Gradients, dict[int, Tensor]]:
     """Return the loss, the gradients (0 where pruned), and the read values behind a kink."""
     program.forward(data.inputs, np.arange(len(data)))
     taken = read_values(program)
@@ -78,7 +80,7 @@ def by_program(program: Program, data: Examples) -> tuple[float, Gradients, dict
     return loss, found, taken
 
 
-def read_values(program: Program) -> dict[int, Tensor]:
+def read_values(program: SparseProgram) -> dict[int, Tensor]:
     """Return the values that activations give and maxima take; the backward pass keeps them."""
     plan, found = program.network.plan, {}
     pooled = {op.source for op in plan.ops if isinstance(op, Pool) and op.operation == "max"}

@@ -1,4 +1,4 @@
-"""Random layers, each run by a kernel and by its twin."""
+"""Random layers, each run by a kernel and by its reference."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from numpy.typing import NDArray
 from edge.ir import Window
 from edge.targets.c99 import pack
 from edge.targets.c99.pack import Planes
-from tests.edge.targets.c99.library import Kernels, Requant, Sum, Tensor
+from tests.edge.targets.c99.library import (
+    InferenceKernels,
+    RequantArguments,
+    SumArguments,
+    TensorBuffer,
+)
 from tests.naive import int8_kernels as naive
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Layer:
+class ConvShape:
     """A convolution's shape."""
 
     channels: int
@@ -32,19 +37,19 @@ class Layer:
 
 
 LAYERS = (
-    Layer(3, 9, 33, 5, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
-    Layer(4, 16, 16, 6, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
-    Layer(6, 8, 8, 9, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
-    Layer(8, 4, 4, 4, 1, Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
-    Layer(3, 32, 32, 4, 1, Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
-    Layer(2, 6, 70, 3, 1, Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
-    Layer(1, 66, 66, 2, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
-    Layer(4, 4, 4, 8, 4, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
-    Layer(6, 3, 70, 4, 2, Window((1, 1))),
+    ConvShape(3, 9, 33, 5, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
+    ConvShape(4, 16, 16, 6, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
+    ConvShape(6, 8, 8, 9, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
+    ConvShape(8, 4, 4, 4, 1, Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
+    ConvShape(3, 32, 32, 4, 1, Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
+    ConvShape(2, 6, 70, 3, 1, Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))),
+    ConvShape(1, 66, 66, 2, 1, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
+    ConvShape(4, 4, 4, 8, 4, Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))),
+    ConvShape(6, 3, 70, 4, 2, Window((1, 1))),
 )
 
 
-def random_layer(rng: Generator) -> Layer:
+def random_layer(rng: Generator) -> ConvShape:
     """Draw sizes, strides, dilations and paddings that differ per axis."""
     groups, inner, outer = (int(n) for n in rng.integers(1, 4, 3))
     kernel, stride, dilation = (
@@ -55,7 +60,7 @@ def random_layer(rng: Generator) -> Layer:
         height, width = (int(n) for n in rng.integers(1, [9, 40]))
         window = Window(kernel, stride, dilation, (padding[0], padding[1], padding[2], padding[3]))
         if min(window.output(height, width)) > 0:
-            return Layer(groups * inner, height, width, groups * outer, groups, window)
+            return ConvShape(groups * inner, height, width, groups * outer, groups, window)
 
 
 def random_image(rng: Generator, *shape: int) -> Array:
@@ -73,7 +78,7 @@ def random_weights(rng: Generator, shape: tuple[int, ...], bits: int) -> Array:
     return (weights * (rng.random(shape) < density)).astype(np.int8)
 
 
-def random_requant(rng: Generator, outputs: int) -> Requant:
+def random_requant(rng: Generator, outputs: int) -> RequantArguments:
     shift = rng.choice([31, 32, 33, 36, 38, 40, 43, 62], outputs)
     multiplier = rng.integers(2**30, 2**31, outputs)
     multiplier[rng.random(outputs) < 0.3] = 2**30
@@ -81,15 +86,15 @@ def random_requant(rng: Generator, outputs: int) -> Requant:
     bias = rng.integers(-(2**30), 2**30, outputs) if wide else rng.integers(-5000, 5000, outputs)
     zero, low, high = (int(n) for n in rng.integers(-128, [128, 0, 128]))
     low, high = (-128, 127) if rng.random() < 0.5 else (low, max(low, high))
-    return Requant(bias, multiplier, shift, zero, low, high)
+    return RequantArguments(bias, multiplier, shift, zero, low, high)
 
 
-def random_sum(rng: Generator) -> Sum:
+def random_sum(rng: Generator) -> SumArguments:
     most, shift = (2**15, 15) if rng.random() < 0.5 else (2**20, 20)
     a, b, zero_a, zero_b, zero = (
         int(n) for n in rng.integers([0, 0, -128, -128, -128], [most, most, 128, 128, 128])
     )
-    return Sum(
+    return SumArguments(
         (a, b),
         (zero_a, zero_b),
         int(rng.choice([1, shift - 1, shift, 30])),
@@ -106,8 +111,8 @@ def planes(rng: Generator, shape: tuple[int, ...], halo: tuple[int, int], zero: 
     return Planes(channels, height, width, halo[0] + extra_y, halo[1] + extra_x, zero)
 
 
-def check_conv(kernels: Kernels, rng: Generator, layer: Layer, kind: str) -> None:
-    """Compare one convolution, alone or with a sum after it, with its twin."""
+def check_conv(kernels: InferenceKernels, rng: Generator, layer: ConvShape, kind: str) -> None:
+    """Compare one convolution, alone or with a sum after it, with its reference."""
     bits = 4 if kind == "stream4" or rng.random() < 0.3 else 8
     shape = layer.outputs, layer.channels // layer.groups, *layer.window.kernel
     weights = random_weights(rng, shape, bits)
@@ -130,20 +135,20 @@ def check_conv(kernels: Kernels, rng: Generator, layer: Layer, kind: str) -> Non
     np.testing.assert_array_equal(result.values(), expected)
 
 
-def _added(how: Sum, a: Array, b: Array) -> Array:
+def _added(how: SumArguments, a: Array, b: Array) -> Array:
     return naive.add(a, b, how.scales, how.zeros, how.shift, how.zero, how.low, how.high)
 
 
-def check_add(kernels: Kernels, rng: Generator) -> None:
+def check_add(kernels: InferenceKernels, rng: Generator) -> None:
     shape = tuple(int(n) for n in rng.integers(1, [4, 9, 40]))
     a, b, how = random_image(rng, *shape), random_image(rng, *shape), random_sum(rng)
     layout = planes(rng, shape, (0, 0), int(rng.integers(256)))
     x, y = kernels.load(a, layout), kernels.load(b, layout)
-    out = [x, y, Tensor(layout)][rng.integers(3)]
+    out = [x, y, TensorBuffer(layout)][rng.integers(3)]
     np.testing.assert_array_equal(kernels.add(how, x, y, out).values(), _added(how, a, b))
 
 
-def check_linear(kernels: Kernels, rng: Generator) -> None:
+def check_linear(kernels: InferenceKernels, rng: Generator) -> None:
     outputs, inputs = (int(n) for n in rng.integers(1, [9, 100]))
     weights, how = random_weights(rng, (outputs, inputs), 8), random_requant(rng, outputs)
     x, zero = random_image(rng, inputs, 1, 1), int(rng.integers(-128, 128))
@@ -154,10 +159,10 @@ def check_linear(kernels: Kernels, rng: Generator) -> None:
     np.testing.assert_array_equal(kernels.store(result), expected)
 
 
-def check_mean(kernels: Kernels, rng: Generator) -> None:
+def check_mean(kernels: InferenceKernels, rng: Generator) -> None:
     shape = tuple(int(n) for n in rng.integers(1, [9, 9, 40]))
     x, zero, how = random_image(rng, *shape), int(rng.integers(-128, 128)), random_requant(rng, 1)
-    how = Requant(how.bias * 0, how.multiplier, how.shift, how.zero, how.low, how.high)
+    how = RequantArguments(how.bias * 0, how.multiplier, how.shift, how.zero, how.low, how.high)
     sums = (x - zero).sum((1, 2), keepdims=True)
     every = np.repeat(how.multiplier, shape[0]), np.repeat(how.shift, shape[0])
     expected = naive.requantise(sums, *every, how.zero, how.low, how.high)
@@ -165,7 +170,7 @@ def check_mean(kernels: Kernels, rng: Generator) -> None:
     np.testing.assert_array_equal(result.values(), expected)
 
 
-def check_pool(kernels: Kernels, rng: Generator) -> None:
+def check_pool(kernels: InferenceKernels, rng: Generator) -> None:
     layer = random_layer(rng)
     (rows, columns), (dilation_y, dilation_x) = layer.window.kernel, layer.window.dilation
     # A window that sees padding alone has no mean; torch forbids such.
@@ -181,13 +186,13 @@ def check_pool(kernels: Kernels, rng: Generator) -> None:
         window = Window((1, 1), window.stride)
     image = random_image(rng, layer.channels, layer.height, layer.width)
     x = kernels.load(image, planes(rng, image.shape, (0, 0), 7))
-    for kind, twin in (("avg", naive.avg_pool), ("max", naive.max_pool)):
-        expected = twin(image, window)
+    for kind, reference in (("avg", naive.avg_pool), ("max", naive.max_pool)):
+        expected = reference(image, window)
         out = planes(rng, expected.shape, (0, 0), 9)
         np.testing.assert_array_equal(kernels.pool(kind, x, window, out).values(), expected)
 
 
-def check_layouts(kernels: Kernels, rng: Generator) -> None:
+def check_layouts(kernels: InferenceKernels, rng: Generator) -> None:
     shape = tuple(int(n) for n in rng.integers(1, [5, 9, 40]))
     image = random_image(rng, *shape)
     x = kernels.load(image, planes(rng, shape, (0, 0), 3))
@@ -203,7 +208,7 @@ def check_layouts(kernels: Kernels, rng: Generator) -> None:
     np.testing.assert_array_equal(kernels.pad(x, out, top, left).values(), padded)
 
 
-Check = Callable[[Kernels, Generator], None]
+Check = Callable[[InferenceKernels, Generator], None]
 CHECKS: Mapping[str, Check] = {
     "add": check_add,
     "linear": check_linear,
@@ -214,10 +219,10 @@ CHECKS: Mapping[str, Check] = {
 CONVS = ("sparse", "stream8", "stream4", "dense", "full")
 
 
-def check_random_conv(kernels: Kernels, rng: Generator, kind: str) -> None:
+def check_random_conv(kernels: InferenceKernels, rng: Generator, kind: str) -> None:
     layer = random_layer(rng)
     check_conv(kernels, rng, ungrouped(layer) if kind in ("dense", "full") else layer, kind)
 
 
-def ungrouped(layer: Layer) -> Layer:
+def ungrouped(layer: ConvShape) -> ConvShape:
     return replace(layer, groups=1)

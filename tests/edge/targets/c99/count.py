@@ -15,24 +15,34 @@ import numpy as np
 
 from edge.ir import Window
 from edge.targets.c99.pack import Planes
-from tests.edge.targets.c99.library import AARCH64, C99, Emulated, Kernels, Requant, emulate, in_one
+from tests.edge.targets.c99.library import (
+    AARCH64,
+    C99,
+    Emulated,
+    InferenceKernels,
+    RequantArguments,
+    emulate,
+    in_one,
+)
 
 SIZE, CHANNELS = 16, 32
 SAME = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
 
 
 def instructions(emulated: Emulated, kind: str, density: float) -> int:
-    """Return how many one call of `ek_conv_*` executes; kinds are those of `Kernels.conv`."""
+    """Return how many one call of `ek_conv_*` executes; kinds are as in `InferenceKernels`."""
     rng = np.random.default_rng(0)
     planes = Planes(CHANNELS, SIZE, SIZE, 1, 1, 0)
-    kernels = Kernels(emulated)
+    kernels = InferenceKernels(emulated)
     x = kernels.load(rng.integers(-128, 128, (CHANNELS, SIZE, SIZE)), planes)
     shape = CHANNELS, CHANNELS, 3, 3
     # As pruning by magnitude leaves them: none is small.
     values = rng.integers(50, 128, shape) * rng.choice([-1, 1], shape)
     weights = np.where(rng.random(shape) < density, values, 0).astype(np.int8)
     multiplier = rng.integers(2**30 + 1, 2**31, CHANNELS)
-    how = Requant(np.zeros(CHANNELS, int), multiplier, np.full(CHANNELS, 40), -128, -128, 127)
+    how = RequantArguments(
+        np.zeros(CHANNELS, int), multiplier, np.full(CHANNELS, 40), -128, -128, 127
+    )
     return emulated.processor.count(
         lambda: kernels.conv(kind, x, weights, SAME, how, planes),
     )

@@ -118,16 +118,16 @@ AARCH64 = {
 """Instruction sets, and the compiler's flags for them."""
 
 
-def load(variant: str, folder: Path) -> Kernels:
+def load(variant: str, folder: Path) -> InferenceKernels:
     """Compile kernels such as "avx2-O3"; skip the test where they cannot run."""
     simd, level = variant.split("-")
     if simd in AARCH64:
         need_emulator()
-        return Kernels(Emulated(emulate([in_one(folder)], simd, f"-{level}", f"-I{C99}")))
+        return InferenceKernels(Emulated(emulate([in_one(folder)], simd, f"-{level}", f"-I{C99}")))
     need_gcc()
     if simd not in ("plain", "dsp"):
         need_avx2()
-    return Kernels(build(folder, *flags_of(variant)))
+    return InferenceKernels(build(folder, *flags_of(variant)))
 
 
 # Structs of ek.h
@@ -211,7 +211,7 @@ class CPhases(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Requant:
+class RequantArguments:
     """Requantisation of a layer; `zero`, `low`, `high` as int8 values.
 
     Attributes:
@@ -229,7 +229,7 @@ class Requant:
 
 
 @dataclass(frozen=True)
-class Sum:
+class SumArguments:
     """A sum of two tensors; zero points and limits as int8 values."""
 
     scales: tuple[int, int]
@@ -241,7 +241,7 @@ class Sum:
 
 
 @dataclass
-class Tensor:
+class TensorBuffer:
     """A tensor in its own memory."""
 
     planes: Planes
@@ -266,31 +266,31 @@ class Tensor:
         return rows[:, : p.height, : p.width].astype(np.int16) - 128
 
 
-def vector(count: int) -> Tensor:
-    return Tensor(Planes(count, 1, 1))
+def vector(count: int) -> TensorBuffer:
+    return TensorBuffer(Planes(count, 1, 1))
 
 
-class Kernels:
+class InferenceKernels:
     """The functions of ek.h."""
 
     def __init__(self, library: Path | Emulated) -> None:
         self.library: Any = ctypes.CDLL(str(library)) if isinstance(library, Path) else library
         self._kept: list[Any] = []
 
-    def load(self, image: Array, planes: Planes) -> Tensor:
+    def load(self, image: Array, planes: Planes) -> TensorBuffer:
         """Put int8 values [c, h, w] into a tensor."""
-        out = Tensor(planes)
+        out = TensorBuffer(planes)
         nhwc = np.ascontiguousarray(image.transpose(1, 2, 0).astype(np.int8))
         self.library.ek_load(self._planes(planes), _at(nhwc), _AT(out.address))
         return out
 
-    def store(self, x: Tensor) -> Array:
+    def store(self, x: TensorBuffer) -> Array:
         out = np.empty(x.planes.channels, np.int8)
         self.library.ek_store(out.size, _AT(x.address), _at(out))
         return out
 
-    def split(self, phases: Phases, x: Tensor) -> Tensor:
-        out = Tensor(phases.planes)
+    def split(self, phases: Phases, x: TensorBuffer) -> TensorBuffer:
+        out = TensorBuffer(phases.planes)
         top, _, left, _ = phases.window.padding
         struct = CPhases(
             *phases.window.stride,
@@ -305,14 +305,14 @@ class Kernels:
     def conv(
         self,
         kind: str,
-        x: Tensor,
+        x: TensorBuffer,
         weights: Array,
         window: Window,
-        requant: Requant,
+        requant: RequantArguments,
         out: Planes,
-        added: tuple[Sum, Tensor] | None = None,
+        added: tuple[SumArguments, TensorBuffer] | None = None,
         in_place: bool = False,
-    ) -> Tensor:
+    ) -> TensorBuffer:
         """Convolve by the kernel `kind`: "sparse", "stream8", "stream4", "dense" or "full"."""
         groups = x.planes.channels // weights.shape[1]
         if window.stride == (1, 1):
@@ -320,7 +320,7 @@ class Kernels:
         else:
             phases = Phases(x.planes, window, out.row)
             at, x = phases.distances(window), self.split(phases, x)
-        result = added[1] if added and in_place else Tensor(out)
+        result = added[1] if added and in_place else TensorBuffer(out)
         common = planes_struct(out), self.requant(requant, weights, x.planes.zero), x.planes.row
         sum_at = self.sum_struct(added[0]) if added else None
         struct = self.conv_struct(kind, weights, at, common, sum_at, groups)
@@ -363,7 +363,7 @@ class Kernels:
             self.keep(pack.stream(weights, bits)), sum_at,
         )  # fmt: skip
 
-    def linear(self, x: Tensor, weights: Array, requant: Requant) -> Tensor:
+    def linear(self, x: TensorBuffer, weights: Array, requant: RequantArguments) -> TensorBuffer:
         out = vector(len(weights))
         struct = CLinear(
             *weights.shape[::-1],
@@ -373,12 +373,14 @@ class Kernels:
         self.library.ek_linear(ctypes.byref(struct), _AT(x.address), _AT(out.address))
         return out
 
-    def add(self, how: Sum, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    def add(
+        self, how: SumArguments, a: TensorBuffer, b: TensorBuffer, out: TensorBuffer
+    ) -> TensorBuffer:
         addresses = [_AT(tensor.address) for tensor in (a, b, out)]
         self.library.ek_add(_AT(self.sum_struct(how)), self._planes(out.planes), *addresses)
         return out
 
-    def mean(self, x: Tensor, requant: Requant) -> Tensor:
+    def mean(self, x: TensorBuffer, requant: RequantArguments) -> TensorBuffer:
         out = vector(x.planes.channels)
         weights = np.ones((1, x.planes.height * x.planes.width), np.int8)
         struct = self.requant(requant, weights, x.planes.zero)
@@ -387,9 +389,9 @@ class Kernels:
         )
         return out
 
-    def pool(self, kind: str, x: Tensor, window: Window, out: Planes) -> Tensor:
+    def pool(self, kind: str, x: TensorBuffer, window: Window, out: Planes) -> TensorBuffer:
         """Pool by the kernel `kind`: "avg" or "max"."""
-        result = Tensor(out)
+        result = TensorBuffer(out)
         top, _, left, _ = window.padding
         struct = CWindow(*window.kernel, *window.stride, *window.dilation, top, left)
         planes = self._planes(x.planes), self._planes(out)
@@ -398,13 +400,13 @@ class Kernels:
         )
         return result
 
-    def pad(self, x: Tensor, out: Planes, top: int, left: int) -> Tensor:
-        result = Tensor(out)
+    def pad(self, x: TensorBuffer, out: Planes, top: int, left: int) -> TensorBuffer:
+        result = TensorBuffer(out)
         planes = self._planes(x.planes), self._planes(out)
         self.library.ek_pad(*planes, top, left, _AT(x.address), _AT(result.address))
         return result
 
-    def flatten(self, x: Tensor, kind: str = "flatten") -> Tensor:
+    def flatten(self, x: TensorBuffer, kind: str = "flatten") -> TensorBuffer:
         """Make a vector by the kernel `kind`: "flatten" or "interleave"."""
         out = vector(x.planes.channels * x.planes.height * x.planes.width)
         kernel = getattr(self.library, f"ek_{kind}")
@@ -413,7 +415,7 @@ class Kernels:
 
     # Structs
 
-    def requant(self, requant: Requant, weights: Array, zero: int) -> CRequant:
+    def requant(self, requant: RequantArguments, weights: Array, zero: int) -> CRequant:
         bias = pack.folded_bias(requant.bias, weights, zero)
         limits = (limit + 128 for limit in (requant.zero, requant.low, requant.high))
         arrays: tuple[Array, ...] = (
@@ -423,7 +425,7 @@ class Kernels:
         )
         return CRequant(*map(self.keep, arrays), *limits)
 
-    def sum_struct(self, how: Sum) -> int:
+    def sum_struct(self, how: SumArguments) -> int:
         zeros = how.zeros[0] + 128, how.zeros[1] + 128
         offset = pack.sum_offset(how.scales, zeros, how.shift)
         limits = (limit + 128 for limit in (how.zero, how.low, how.high))

@@ -22,18 +22,23 @@ from edge.ir import Window
 from edge.targets.c99 import pack
 from edge.targets.c99.pack import Phases, Planes
 from tests.edge.targets.c99 import library
-from tests.edge.targets.c99.library import Kernels, Requant, Sum, Tensor
+from tests.edge.targets.c99.library import (
+    InferenceKernels,
+    RequantArguments,
+    SumArguments,
+    TensorBuffer,
+)
 
 KERNELS = ("load", "split", "sparse", "stream", "dense", "add", "mean", "linear")
 SAME = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
 HALF = Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
 SHORTCUT = Window((1, 1), (2, 2))
-ADDED = Sum((20000, 18000), (-10, -128), 15, -128, -128, 127)
+ADDED = SumArguments((20000, 18000), (-10, -128), 15, -128, -128, 127)
 
 Array = NDArray[Any]
 
 
-class Step(ctypes.Structure):
+class NetworkStep(ctypes.Structure):
     _fields_ = (
         ("kernel", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("layer", "planes", "source", "other", "out")),
@@ -41,23 +46,23 @@ class Step(ctypes.Structure):
 
 
 @dataclass
-class Network:
+class CNetwork:
     """A network's steps; every tensor keeps its own memory.
 
     Attributes:
-        kind: How convolutions are packed, as `Kernels.conv` has it.
+        kind: How convolutions are packed, as `InferenceKernels.conv` has it.
         density: Share of the weights that are not zero, in every convolution.
         bytes: Of all packed weights.
     """
 
-    kernels: Kernels
+    kernels: InferenceKernels
     kind: str
     density: float
     rng: Generator = field(default_factory=lambda: np.random.default_rng(0))
-    steps: list[Step] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
+    steps: list[NetworkStep] = field(default_factory=list)
+    tensors: list[TensorBuffer] = field(default_factory=list)
 
-    def build(self, size: int, widths: tuple[int, ...], blocks: int) -> Tensor:
+    def build(self, size: int, widths: tuple[int, ...], blocks: int) -> TensorBuffer:
         """Add all steps; return the logits."""
         image = self.rng.integers(-128, 128, (size, size, 3)).astype(np.int8)
         x = self._tensor(Planes(3, size, size, 1, 1, 120))
@@ -67,7 +72,9 @@ class Network:
             for block in range(blocks):
                 x = self._block(x, width, 2 if number and not block else 1)
         features = self._tensor(Planes(widths[-1], 1, 1))
-        mean = Requant(np.zeros(1, int), np.array([2**30]), np.array([30 + 4]), -128, -128, 127)
+        mean = RequantArguments(
+            np.zeros(1, int), np.array([2**30]), np.array([30 + 4]), -128, -128, 127
+        )
         ones = np.ones((1, x.planes.height**2), np.int8)
         struct = self.kernels.requant(mean, ones, x.planes.zero)
         self._step("mean", struct, features, x.address, planes=x.planes)
@@ -85,7 +92,7 @@ class Network:
 
     def run(self, repeats: int) -> Array:
         """Run it so many times; return the microseconds of each."""
-        steps = (Step * len(self.steps))(*self.steps)
+        steps = (NetworkStep * len(self.steps))(*self.steps)
         times = np.zeros(repeats)
         scratch = np.empty(1 << 20, np.uint8)
         self.kernels.library.run_steps(
@@ -97,7 +104,7 @@ class Network:
         )
         return times
 
-    def _block(self, x: Tensor, width: int, stride: int) -> Tensor:
+    def _block(self, x: TensorBuffer, width: int, stride: int) -> TensorBuffer:
         size = x.planes.height // stride
         hidden, other = self._like(x, width, size), x
         if stride == 1:
@@ -113,8 +120,8 @@ class Network:
         return self._conv(hidden, pack.distances(hidden.planes, SAME), other, zero=-10, add=True)
 
     def _conv(
-        self, x: Tensor, at: Array, out: Tensor, zero: int = -128, add: bool = False
-    ) -> Tensor:
+        self, x: TensorBuffer, at: Array, out: TensorBuffer, zero: int = -128, add: bool = False
+    ) -> TensorBuffer:
         shape = out.planes.channels, *at.shape
         weights = np.where(self.rng.random(shape) < self.density, self._values(shape), 0)
         weights = weights.astype(np.int8)
@@ -136,21 +143,21 @@ class Network:
         multiplier = self.rng.integers(2**30 + 1, 2**31, outputs)
         shift = self.rng.integers(38, 41, outputs)
         bias = self.rng.integers(-2000, 8000, outputs)
-        how = Requant(bias, multiplier, shift, zero, -128, 127)
+        how = RequantArguments(bias, multiplier, shift, zero, -128, 127)
         return self.kernels.requant(how, weights, source)
 
-    def _like(self, x: Tensor, channels: int, size: int) -> Tensor:
+    def _like(self, x: TensorBuffer, channels: int, size: int) -> TensorBuffer:
         return self._tensor(Planes(channels, size, size, 1, 1, 0))
 
-    def _tensor(self, planes: Planes) -> Tensor:
-        self.tensors.append(Tensor(planes))
+    def _tensor(self, planes: Planes) -> TensorBuffer:
+        self.tensors.append(TensorBuffer(planes))
         return self.tensors[-1]
 
     def _step(
         self,
         kernel: str,
         struct: ctypes.Structure | None,
-        out: Tensor,
+        out: TensorBuffer,
         source: int,
         other: int = 0,
         planes: Planes | None = None,
@@ -158,14 +165,14 @@ class Network:
         layout = library.planes_struct(planes) if planes else None
         addresses = [self.kernels.keep_struct(s) if s else None for s in (struct, layout)]
         number = KERNELS.index(kernel)
-        self.steps.append(Step(number, *addresses, source, other, out.address))
+        self.steps.append(NetworkStep(number, *addresses, source, other, out.address))
 
 
 def main(variant: str = "native-O3", kind: str = "sparse") -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = library.build(Path(folder), *library.flags_of(variant))
         for density in (0.01, 0.05, 0.1, 0.3, 1.0):
-            network = Network(Kernels(path), kind, density)
+            network = CNetwork(InferenceKernels(path), kind, density)
             network.build(32, (16, 32, 64, 128), 2)
             times = network.run(300)[100:]
             median, best = float(np.median(times)), float(times.min())

@@ -15,12 +15,12 @@ import numpy as np
 
 from edge.targets.c99 import pack
 from tests.edge.targets.c99 import cases
-from tests.edge.targets.c99.library import Kernels, Tensor
+from tests.edge.targets.c99.library import InferenceKernels, TensorBuffer
 
 ROUNDS = 25
 
 
-class ShortTensor(Tensor):
+class ShortTensor(TensorBuffer):
     """A tensor whose memory ends too early."""
 
     short = 0
@@ -33,7 +33,7 @@ def main(library: str, short: str) -> None:
     if int(short):
         ShortTensor.short = int(short)
         _replace_tensors()
-    kernels = Kernels(Path(library))
+    kernels = InferenceKernels(Path(library))
     for seed in range(ROUNDS):
         for check in cases.CHECKS.values():
             check(kernels, np.random.default_rng(seed))
@@ -44,7 +44,7 @@ def main(library: str, short: str) -> None:
 def _replace_tensors() -> None:
     from tests.edge.targets.c99 import library
 
-    library.Tensor = ShortTensor  # type: ignore[misc]
+    library.TensorBuffer = ShortTensor  # type: ignore[misc]
 
 
 if __name__ == "__main__":

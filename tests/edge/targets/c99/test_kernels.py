@@ -1,4 +1,4 @@
-"""Every C kernel gives its twin's integers, whatever the compiler and the instruction set."""
+"""Every C kernel gives its reference's integers, whatever the compiler and the instruction set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.edge.targets.c99.library import (
     WARNINGS,
     X86,
     Emulated,
-    Kernels,
+    InferenceKernels,
     build,
     emulate,
     in_one,
@@ -57,21 +57,25 @@ quick = settings(
 
 
 @pytest.fixture(scope="session", params=VARIANTS)
-def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+def kernels(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> InferenceKernels:
     return load(request.param, tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.mark.parametrize("kind", cases.CONVS)
 @quick
 @given(seed=seeds)
-def test_a_random_convolution_equals_its_twin(kernels: Kernels, kind: str, seed: int) -> None:
+def test_a_random_convolution_equals_its_reference(
+    kernels: InferenceKernels, kind: str, seed: int
+) -> None:
     cases.check_random_conv(kernels, np.random.default_rng(seed), kind)
 
 
 @pytest.mark.parametrize("kind", cases.CONVS)
 @pytest.mark.parametrize("layer", cases.LAYERS, ids=str)
-def test_a_usual_convolution_equals_its_twin(
-    kernels: Kernels, layer: cases.Layer, kind: str
+def test_a_usual_convolution_equals_its_reference(
+    kernels: InferenceKernels, layer: cases.ConvShape, kind: str
 ) -> None:
     if kind in ("dense", "full"):
         layer = cases.ungrouped(layer)
@@ -82,8 +86,8 @@ def test_a_usual_convolution_equals_its_twin(
 @pytest.mark.parametrize("check_kernel", cases.CHECKS.values(), ids=cases.CHECKS)
 @quick
 @given(seed=seeds)
-def test_another_kernel_equals_its_twin(
-    kernels: Kernels, check_kernel: cases.Check, seed: int
+def test_another_kernel_equals_its_reference(
+    kernels: InferenceKernels, check_kernel: cases.Check, seed: int
 ) -> None:
     check_kernel(kernels, np.random.default_rng(seed))
 
@@ -245,7 +249,7 @@ def test_kernels_of_aarch64_leave_nothing_undefined(simd: str, tmp_path: Path) -
     # What is undefined is an instruction that the emulator stops at.
     sanitize = ("-fsanitize=undefined", "-fsanitize-trap=undefined", "-fno-stack-protector")
     processor = emulate([in_one(tmp_path)], simd, *sanitize, "-O1", f"-I{C99}")
-    kernels = Kernels(Emulated(processor))
+    kernels = InferenceKernels(Emulated(processor))
     for seed in range(10):
         for check in cases.CHECKS.values():
             check(kernels, np.random.default_rng(seed))

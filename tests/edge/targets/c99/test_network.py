@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.edge.targets.c99.library import Kernels, build, flags_of, need_avx2, need_gcc
-from tests.edge.targets.c99.network import Network
+from tests.edge.targets.c99.library import InferenceKernels, build, flags_of, need_avx2, need_gcc
+from tests.edge.targets.c99.network import CNetwork
 
 Logits = np.ndarray[tuple[int, ...], np.dtype[np.int16]]
 
 
 def logits_of(path: Path, kind: str, density: float) -> Logits:
-    network = Network(Kernels(path), kind, density)
+    network = CNetwork(InferenceKernels(path), kind, density)
     logits = network.build(16, (8, 16, 24), 2)
     network.run(2)
     for tensor in network.tensors[:-1]:

@@ -81,7 +81,7 @@ def test_most_channels_of_a_sparse_layer_have_a_float() -> None:
     ("bias", "multiplier", "shift"),
     [
         pytest.param(1, 2**30, 33, id="halves, which floats round to even"),
-        pytest.param(1 << 24, 2**30 + 1, 50, id="sums that are no floats"),
+        pytest.param(1 << 24, 2**30 + 1, 50, id="sums that are not floats"),
         pytest.param(0, 2**30 + 1, 60, id="thresholds beyond int64"),
         pytest.param(0, 2**31 - 1, 31, id="results beyond int16"),
     ],

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 
 from fedkit.sparse.state import ModelState
-from tests.engine.plan.plans import Case, Choose
+from tests.engine.plan.plans import Choose, PlanCase
 
 _WEIGHTS = (1.0, 1.0, 1.0, 0.0, 1e-30, 1e-8, 1e-3, 1e3, 1e8, 1e20)
 _INPUTS = (1.0, 1.0, 0.0, 1e-44, 1e-38, 1e-8, 1e8, 1e30)
 
 
-def wild(case: Case, choose: Choose) -> Case:
+def extreme(case: PlanCase, choose: Choose) -> PlanCase:
     """Scale each parameter, or each of its channels, and the inputs; some batches are constant."""
     rng = np.random.default_rng(choose(range(1 << 16)))
     weights = {}

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedkit.engine.plan.plan import Add, Conv, Plan, Tensor, sources, verify
-from fedkit.engine.plan.schedule import (
+from fedkit.engine.plan.execution import (
     Backward,
     Finish,
     Forward,
@@ -26,6 +25,7 @@ from fedkit.engine.plan.schedule import (
     touched,
     training_schedule,
 )
+from fedkit.engine.plan.plan import Add, Conv, Plan, StoredTensor, sources, verify
 from tests.engine.plan.random_plans import LAYERS, plans
 
 many = settings(
@@ -35,7 +35,7 @@ many = settings(
 anything = st.one_of(plans(), plans(LAYERS))
 
 
-class Gradients:
+class TokenGradients:
     """Memory that tells who wrote it last: a token per gradient, one cell per storage."""
 
     def __init__(self, plan: Plan, schedule: Schedule) -> None:
@@ -107,12 +107,12 @@ class Gradients:
 @given(anything)
 def test_no_gradient_changes_between_its_last_write_and_its_last_read(plan: Plan) -> None:
     verify(plan)
-    Gradients(plan, training_schedule(plan)).check_backward()
+    TokenGradients(plan, training_schedule(plan)).check_backward()
 
 
 def same(count: int, ops: Sequence[Conv | Add], relu: tuple[int, ...] = ()) -> Plan:
     """Return a plan of equal tensors, some with a ReLU; only its ops count."""
-    tensors = [Tensor((1, 1, 1), None, "relu" if i in relu else "none") for i in range(count)]
+    tensors = [StoredTensor((1, 1, 1), None, "relu" if i in relu else "none") for i in range(count)]
     return Plan({}, {}, (), tuple(tensors), tuple(ops), count - 1)
 
 
@@ -131,7 +131,7 @@ def test_a_gradient_that_lies_in_two_sums_is_not_overwritten_by_a_third_tensor()
         conv(5, 6),
     ]
     plan = same(7, ops, relu=(2,))
-    Gradients(plan, training_schedule(plan)).check_backward()
+    TokenGradients(plan, training_schedule(plan)).check_backward()
 
 
 def test_the_sides_of_a_sum_share_its_gradient() -> None:
@@ -154,7 +154,7 @@ def test_a_simulated_clash_is_found() -> None:
         for step in schedule.steps
     ]
     with pytest.raises(AssertionError, match="overwritten"):
-        Gradients(plan, Schedule(tuple(steps), {1: 3, 2: 3})).check_backward()
+        TokenGradients(plan, Schedule(tuple(steps), {1: 3, 2: 3})).check_backward()
 
 
 # Memory

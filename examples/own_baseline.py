@@ -1,5 +1,6 @@
-"""A rival of your own: fedkit run --method examples.own_rival:LAMP, or compared with others here:
-python examples/own_rival.py
+"""A baseline of your own: fedkit run --method examples.own_baseline:LAMP.
+
+Compared with others here: python examples/own_baseline.py
 """
 
 import numpy as np
@@ -32,7 +33,7 @@ LAMP = Method("layer-adaptive magnitude pruning (Lee et al., 2021)", static(lamp
 
 def main() -> dict[str, float]:
     accuracies = {}
-    for method in ("random", "examples.own_rival:LAMP", "fedtiny"):
+    for method in ("random", "examples.own_baseline:LAMP", "fedtiny"):
         config = make_config(
             {"method": method, "devices": 3, "rounds": 3, "epochs": 3, "density": 0.05}
         )

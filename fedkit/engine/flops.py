@@ -33,7 +33,7 @@ _BYTES = 4  # of a float32 value, and of an int32 index
 
 
 @dataclass(frozen=True)
-class Geometry:
+class WeightUses:
     """How often one example uses each entry of the prunable weights; FLOPs are per example.
 
     Attributes:
@@ -74,7 +74,7 @@ def _flops(uses: Mapping[str, int], entries: Mapping[str, int]) -> int:
     return sum(2 * uses[name] * count for name, count in entries.items())
 
 
-def positions(model: nn.Module, example_shape: tuple[int, ...]) -> Geometry:
+def positions(model: nn.Module, example_shape: tuple[int, ...]) -> WeightUses:
     """Run one example of zeros through a model in evaluation mode, and see where weights are used.
 
     Args:
@@ -111,7 +111,7 @@ def positions(model: nn.Module, example_shape: tuple[int, ...]) -> Geometry:
             "cost cannot be counted; call every convolution and linear layer in forward, as a "
             "module, or remove it"
         )
-    return Geometry(dict(uses), dict(inner))
+    return WeightUses(dict(uses), dict(inner))
 
 
 class CountingEngine:
@@ -121,7 +121,7 @@ class CountingEngine:
         flops: FLOPs of all calls that returned; a user may set it back.
     """
 
-    def __init__(self, inner: Engine, geometry: Geometry) -> None:
+    def __init__(self, inner: Engine, geometry: WeightUses) -> None:
         self.layout, self.flops = inner.layout, 0
         self._inner, self._geometry = inner, geometry
 

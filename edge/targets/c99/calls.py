@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import ir
+from edge.arena import Buffer
 from edge.define.rounding import Scales, add_multipliers
-from edge.memory import Buffer
 from edge.targets.c99 import pack
 from edge.targets.c99.pack import Int8s, Int32s, Phases, Planes
 from edge.targets.c99.requant import LEAST_SHIFT, Requant, near, simplified
@@ -55,18 +55,18 @@ class Struct:
     """
 
     kind: str
-    fields: tuple[int | NDArray[Any] | Struct | Pointer, ...]
+    fields: tuple[int | NDArray[Any] | Struct | ConstantAddress, ...]
 
 
 @dataclass(frozen=True)
-class Pointer:
+class ConstantAddress:
     """The address of a constant; 0 if there is none."""
 
     to: Struct | None
 
 
 @dataclass(frozen=True)
-class Place:
+class BufferOffset:
     """A number of bytes into a buffer of the arena."""
 
     buffer: str
@@ -76,7 +76,7 @@ class Place:
 Slot = tuple[str, int]
 """A buffer, and the bytes of other tensors that come first in it."""
 
-Argument = int | str | Place | Pointer
+Argument = int | str | BufferOffset | ConstantAddress
 """Of a call; a text is a parameter of the caller."""
 
 
@@ -94,7 +94,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Program:
+class CallList:
     """Calls in order, with parameters `in` and `out`, and the buffers that they use.
 
     Attributes:
@@ -104,10 +104,10 @@ class Program:
 
     calls: tuple[Call, ...]
     buffers: Mapping[str, Buffer]
-    homes: Mapping[str, tuple[Place, Planes]]
+    homes: Mapping[str, tuple[BufferOffset, Planes]]
 
 
-def compile_graph(graph: ir.Graph, goal: Goal = "speed", keep: bool = False) -> Program:
+def compile_graph(graph: ir.Graph, goal: Goal = "speed", keep: bool = False) -> CallList:
     """Turn a graph into calls of kernels.
 
     Args:
@@ -135,7 +135,7 @@ class _Compiler:
     home: dict[str, str] = field(default_factory=dict)  # tensor -> buffer
     offset: dict[str, int] = field(default_factory=dict)  # bytes of other tensors before it there
 
-    def run(self) -> Program:
+    def run(self) -> CallList:
         self.fused = _fusions(self.graph)
         self.ops = [op for op in self.graph.ops if op not in self.fused.values()]
         self.last_read = self._last_reads()
@@ -148,7 +148,7 @@ class _Compiler:
             raise ExportError("; ".join(problems))
         self._store()
         homes = {name: (self._place(name), self.planes[name]) for name in self.home}
-        return Program(tuple(self.calls), self._buffers(), homes)
+        return CallList(tuple(self.calls), self._buffers(), homes)
 
     # Buffers
 
@@ -171,19 +171,19 @@ class _Compiler:
         """Return the name of a buffer that holds no tensor, whatever tensors are called."""
         return ir.unused_name(name, self.graph.tensors)
 
-    def _new(self, name: str) -> Place:
+    def _new(self, name: str) -> BufferOffset:
         buffer, self.offset[name] = self.slots.get(name, (name, 0))
         self.home[name] = buffer
         self.sizes[buffer] = self.planes[buffer].size
         return self._place(name)
 
-    def _reuse(self, name: str, by: str) -> Place:
+    def _reuse(self, name: str, by: str) -> BufferOffset:
         self.home[by], self.offset[by] = self._slot(name)
         return self._place(by)
 
-    def _place(self, name: str) -> Place:
+    def _place(self, name: str) -> BufferOffset:
         buffer, offset = self._slot(name)
-        return Place(buffer, offset + self.planes[name].lead)
+        return BufferOffset(buffer, offset + self.planes[name].lead)
 
     def _slot(self, name: str) -> Slot:
         return self.home[name], self.offset.get(name, 0)
@@ -192,7 +192,7 @@ class _Compiler:
         uses: dict[str, list[int]] = {}
         for number, call in enumerate(self.calls):
             for argument in call.arguments:
-                if isinstance(argument, Place):
+                if isinstance(argument, BufferOffset):
                     uses.setdefault(argument.buffer, []).append(number)
         end = len(self.calls)
         return {
@@ -203,7 +203,7 @@ class _Compiler:
     # Ops
 
     def _call(self, function: str, *arguments: Argument | Struct, source: str = "") -> None:
-        made = tuple(Pointer(a) if isinstance(a, Struct) else a for a in arguments)
+        made = tuple(ConstantAddress(a) if isinstance(a, Struct) else a for a in arguments)
         self.calls.append(Call(function, made, source))
 
     def _load(self) -> None:
@@ -214,7 +214,7 @@ class _Compiler:
         (name,) = self.graph.outputs
         place, planes = self._place(name), self.planes[name]
         if not _is_vector(planes):
-            place = Place(self._own("output"))
+            place = BufferOffset(self._own("output"))
             self.sizes[place.buffer] = math.prod(self.graph.tensors[name].shape)
             self._call("ek_interleave", _planes(planes), self._place(name), place, source="output")
         self._call(
@@ -262,20 +262,20 @@ class _Compiler:
         """
         source, at, in_row = self._taps(op, window)
         weights, requant = self._requant(op, weights, bias, real)
-        other: Place | int = 0
+        other: BufferOffset | int = 0
         total = None
         if add is not None:
             other, total = self._other(op, add)
         out = self._out(op, add)
         common = (_planes(self.planes[(add or op).output]), _requant(requant), in_row)
         kind, rest, scratch = self._packed(weights, at, requant)
-        struct = Struct(f"ek_{kind}_conv", (*common, *rest, Pointer(total)))
+        struct = Struct(f"ek_{kind}_conv", (*common, *rest, ConstantAddress(total)))
         places: list[Argument] = [source, other, out]
         if scratch:
             places.append(self._scratch(op, scratch))
         self._call(f"ek_conv_{kind}", struct, *places, source=op.source)
 
-    def _taps(self, op: ir.Op, window: ir.Window) -> tuple[Place, Int32s, int]:
+    def _taps(self, op: ir.Op, window: ir.Window) -> tuple[BufferOffset, Int32s, int]:
         """Return where a convolution reads, how far its taps are, and bytes from row to row."""
         name = op.inputs[0]
         planes = self.planes[name]
@@ -288,8 +288,10 @@ class _Compiler:
             top, _, left, _ = phases.window.padding
             layouts = _planes(planes), _planes(phases.planes)
             struct = Struct("ek_phases", (*phases.window.stride, top, left, *layouts))
-            self._call("ek_split", struct, self._place(name), Place(buffer), source=op.source)
-        return Place(buffer), phases.distances(window), phases.planes.row
+            self._call(
+                "ek_split", struct, self._place(name), BufferOffset(buffer), source=op.source
+            )
+        return BufferOffset(buffer), phases.distances(window), phases.planes.row
 
     def _packed(
         self, weights: Int8s, at: Int32s, requant: Requant
@@ -317,10 +319,10 @@ class _Compiler:
         fields = step, at[0].size, at[0].ravel(), *channels, bits, pack.stream(weights, bits)
         return "stream", fields, pack.stream_scratch(weights)
 
-    def _scratch(self, op: ir.Op, size: int) -> Place:
+    def _scratch(self, op: ir.Op, size: int) -> BufferOffset:
         name = self._own(f"{op.output}.scratch")
         self.sizes[name] = size
-        return Place(name)
+        return BufferOffset(name)
 
     def _requant(
         self, op: ir.Op, weights: Int8s, bias: Int32s, real: Scales
@@ -353,7 +355,7 @@ class _Compiler:
     def _zero(self, name: str) -> int:
         return self.graph.tensors[name].zero_point + _BYTE
 
-    def _out(self, op: ir.Op, add: ir.Op | None) -> Place:
+    def _out(self, op: ir.Op, add: ir.Op | None) -> BufferOffset:
         """Return where a convolution writes; with a sum, over what it adds if that is over."""
         if add is None:
             return self._new(op.output)
@@ -363,7 +365,7 @@ class _Compiler:
             return self._reuse(name, add.output)
         return self._new(add.output)
 
-    def _other(self, op: ir.Op, add: ir.Op) -> tuple[Place, Struct]:
+    def _other(self, op: ir.Op, add: ir.Op) -> tuple[BufferOffset, Struct]:
         name = _other_input(op, add)
         return self._place(name), self._sum(add, op.output, name)
 
@@ -400,7 +402,7 @@ class _Compiler:
         for name, start in zip(op.inputs, starts, strict=True):
             if self._slot(name) != (buffer, first + start):
                 planes = self.planes[name]
-                to = Place(buffer, first + start + planes.lead)
+                to = BufferOffset(buffer, first + start + planes.lead)
                 self._call("ek_concat", _planes(planes), self._place(name), to, source=op.source)
 
     def _linear(self, op: ir.Op) -> None:

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedkit.core.errors import EngineError, TaskError
 from fedkit.engine.base import Engine, LocalTraining
-from fedkit.engine.cost import CountingEngine, Geometry, memory_model, positions, unpruned_values
+from fedkit.engine.flops import CountingEngine, WeightUses, memory_model, positions, unpruned_values
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.layers import prunable_weights
@@ -57,7 +57,7 @@ ZOO = {
 }
 
 
-def overcounted(model: nn.Module, geometry: Geometry) -> int:
+def overcounted(model: nn.Module, geometry: WeightUses) -> int:
     """Return what torch counts too much: gradients of grouped weights as if of a dense layer's."""
     return sum(
         2 * (layer.groups - 1) * geometry.positions[f"{name}.weight"] * layer.weight.numel()
@@ -223,7 +223,7 @@ def test_such_a_model_costs_what_torch_counts() -> None:
 def test_layers_that_share_a_weight_count_under_its_one_name() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
-    assert positions(model, (4,)) == Geometry({"0.weight": 2}, {"0.weight": 1})
+    assert positions(model, (4,)) == WeightUses({"0.weight": 2}, {"0.weight": 1})
 
 
 def test_counting_leaves_the_model_as_it_was() -> None:
@@ -231,7 +231,7 @@ def test_counting_leaves_the_model_as_it_was() -> None:
     model.get_submodule("0").eval()
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad():  # whoever counts may not want gradients
+    with torch.no_grad():  # the caller may not want gradients
         found = positions(model, SHAPE)
     assert found.inner["7.weight"] == 1
     assert [module.training for module in model.modules()] == modes
@@ -273,7 +273,7 @@ CALLS: dict[str, Call] = {
 class Both:
     torch: TorchEngine
     sparse: SparseEngine
-    geometry: Geometry
+    geometry: WeightUses
     dense: ModelState
 
 

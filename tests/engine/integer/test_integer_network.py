@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import CLIP
-from fedkit.engine.integer.network import IntegerNetwork, full_weight
-from fedkit.engine.plan.plan import Conv, Plan, Tensor
+from fedkit.engine.integer.integer_network import IntegerNetwork, full_weight
+from fedkit.engine.plan.plan import Conv, Plan, StoredTensor
 from fedkit.sparse.state import ModelState
 
 BITS = (8, 4)
@@ -33,10 +33,10 @@ def network_of(weight: Floats, mask: Bools, bits: int) -> IntegerNetwork:
     )
     size = weight.shape[2]
     tensors = (
-        Tensor((1, size, size)),
-        Tensor((inputs, size, size)),
-        Tensor((outputs, 1, 1)),
-        Tensor((2, 1, 1)),
+        StoredTensor((1, size, size)),
+        StoredTensor((inputs, size, size)),
+        StoredTensor((outputs, 1, 1)),
+        StoredTensor((2, 1, 1)),
     )
     plan = Plan(shapes, {}, tuple(shapes), tensors, ops, 3)
     masks = {name: np.ones(shape, np.bool_) for name, shape in shapes.items()}

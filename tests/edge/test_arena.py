@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge import ir
-from edge.memory import Buffer, activation_bytes, plan
+from edge.arena import Buffer, activation_bytes, plan
 
 BUFFERS = st.dictionaries(
     st.text("abcdef", min_size=1),

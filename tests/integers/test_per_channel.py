@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedkit.core import numerics
 from fedkit.core.errors import QuantizationError
 from fedkit.integers.format import Quantized, groups_that_fit, largest_level, over_channels
-from fedkit.integers.quantize import (
+from fedkit.integers.per_channel import (
     QUANTIZERS,
     gaussian_clip,
     mse_clip,

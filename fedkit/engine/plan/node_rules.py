@@ -30,7 +30,7 @@ from fedkit.engine.plan.plan import (
     Pair,
     Pool,
     Shape,
-    Tensor,
+    StoredTensor,
     window_plane,
 )
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
@@ -40,7 +40,7 @@ _HANDLERS: dict[Any, Handler] = {}
 _AS_FUNCTION: dict[type[nn.Module], tuple[str, ...]] = {}
 
 
-class Unsupported(Exception):
+class UnsupportedNode(Exception):
     """One node that a plan cannot express, and why."""
 
 
@@ -65,7 +65,7 @@ def _lowers_module(module: type[nn.Module], *attributes: str) -> Callable[[Handl
 
 
 @dataclass
-class Lowering:
+class PlanLowering:
     """What has been lowered so far.
 
     Attributes:
@@ -79,14 +79,14 @@ class Lowering:
     modules: Mapping[int, str]
     shapes: Mapping[fx.Node, tuple[int, ...]]
     constants: Mapping[fx.Node, object]
-    tensors: list[Tensor] = field(default_factory=list)
+    tensors: list[StoredTensor] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     values: dict[fx.Node, int] = field(default_factory=dict)
     views: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     def new(self, shape: Shape) -> int:
         """Add a plain tensor."""
-        self.tensors.append(Tensor(shape))
+        self.tensors.append(StoredTensor(shape))
         return len(self.tensors) - 1
 
     def copied(self, source: int) -> int:
@@ -98,11 +98,11 @@ class Lowering:
     def value(self, x: object, rank: int | None = None) -> int:
         """Return the tensor of an operand, whose example must have `rank` axes if given."""
         if not isinstance(x, fx.Node) or x.op == "get_attr":
-            raise Unsupported("an operand is no value that the network computes")
+            raise UnsupportedNode("an operand is not a value that the network computes")
         if x not in self.values:
             raise _Unknown
         if rank not in (None, len(self.shapes[x])):
-            raise Unsupported(f"its input has shape (n, {', '.join(map(str, self.shapes[x]))})")
+            raise UnsupportedNode(f"its input has shape (n, {', '.join(map(str, self.shapes[x]))})")
         return self.values[x]
 
     def is_only_read_here(self, x: fx.Node) -> bool:
@@ -131,7 +131,7 @@ def planned(shape: Sequence[int]) -> Shape | None:
     return (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
 
 
-def lower_node(lowering: Lowering, node: fx.Node, module: nn.Module | None) -> None:
+def lower_node(lowering: PlanLowering, node: fx.Node, module: nn.Module | None) -> None:
     """Lower one call.
 
     Raises:
@@ -141,29 +141,29 @@ def lower_node(lowering: Lowering, node: fx.Node, module: nn.Module | None) -> N
         lowering.values[node] = _handle(lowering, node, module)
     except _Unknown:
         return
-    except Unsupported:
+    except UnsupportedNode:
         shape = planned(lowering.shapes.get(node, ()))
         if shape is not None:
             lowering.values[node] = lowering.new(shape)
         raise
 
 
-def _handle(lowering: Lowering, node: fx.Node, module: nn.Module | None) -> int:
+def _handle(lowering: PlanLowering, node: fx.Node, module: nn.Module | None) -> int:
     target = node.target if module is None else type(module)
     if target is operator.getitem and node.args[0] not in lowering.values:
         raise _Unknown
     if target not in _HANDLERS:
-        raise Unsupported("not supported")
+        raise UnsupportedNode("not supported")
     args, kwargs = _arguments(lowering, node, module)
     try:
         inspect.signature(_HANDLERS[target]).bind(lowering, node, *args, **kwargs)
     except TypeError as error:
-        raise Unsupported(f"with these arguments: {error}") from None
+        raise UnsupportedNode(f"with these arguments: {error}") from None
     return _HANDLERS[target](lowering, node, *args, **kwargs)
 
 
 def _arguments(
-    lowering: Lowering, node: fx.Node, module: nn.Module | None
+    lowering: PlanLowering, node: fx.Node, module: nn.Module | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     def known(x: fx.Node) -> Any:
         return lowering.constants.get(x, x)
@@ -179,10 +179,10 @@ def _arguments(
 
 def _require(condition: bool, reason: str) -> None:
     if not condition:
-        raise Unsupported(reason)
+        raise UnsupportedNode(reason)
 
 
-def _require_writable(lowering: Lowering, x: object) -> None:
+def _require_writable(lowering: PlanLowering, x: object) -> None:
     read_elsewhere = isinstance(x, fx.Node) and not lowering.is_only_read_here(x)
     _require(not read_elsewhere, "in place on a value that is read elsewhere too")
 
@@ -196,7 +196,7 @@ def _pair(value: int | Sequence[int]) -> Pair:
 
 
 @_lowers(nn.Conv2d)
-def _conv(lowering: Lowering, node: fx.Node, conv: nn.Conv2d, input: object) -> int:
+def _conv(lowering: PlanLowering, node: fx.Node, conv: nn.Conv2d, input: object) -> int:
     source = lowering.value(input, rank=3)
     _require(conv.padding_mode == "zeros", f"padding_mode {conv.padding_mode!r}, not 'zeros'")
     kernel, stride, dilation = _pair(conv.kernel_size), _pair(conv.stride), _pair(conv.dilation)
@@ -223,7 +223,7 @@ def _padding(conv: nn.Conv2d, kernel: Pair, dilation: Pair) -> Pair:
 
 
 @_lowers(nn.Linear)
-def _linear(lowering: Lowering, node: fx.Node, linear: nn.Linear, input: object) -> int:
+def _linear(lowering: PlanLowering, node: fx.Node, linear: nn.Linear, input: object) -> int:
     source = lowering.value(input, rank=1)
     target = lowering.new((linear.out_features, 1, 1))
     weight, bias = _names(lowering, linear)
@@ -235,12 +235,12 @@ def _linear(lowering: Lowering, node: fx.Node, linear: nn.Linear, input: object)
 
 @_lowers(nn.BatchNorm1d, nn.BatchNorm2d, L1BatchNorm2d)
 def _norm(
-    lowering: Lowering, node: fx.Node, norm: nn.modules.batchnorm._BatchNorm, input: fx.Node
+    lowering: PlanLowering, node: fx.Node, norm: nn.modules.batchnorm._BatchNorm, input: fx.Node
 ) -> int:
     lowering.value(input, rank=1 if isinstance(norm, nn.BatchNorm1d) else 3)
     _require(norm.running_mean is not None, "track_running_stats is False")
     before = lowering.tensors[lowering.value(input)]
-    tensor = lowering.own(input, before == Tensor(before.shape))
+    tensor = lowering.own(input, before == StoredTensor(before.shape))
     attached = Norm(
         lowering.modules[id(norm)],
         "l1-batch" if isinstance(norm, L1BatchNorm2d) else "batch",
@@ -252,7 +252,7 @@ def _norm(
 
 
 @_lowers(nn.LayerNorm, L1LayerNorm)
-def _layer_norm(lowering: Lowering, node: fx.Node, norm: nn.LayerNorm, input: fx.Node) -> int:
+def _layer_norm(lowering: PlanLowering, node: fx.Node, norm: nn.LayerNorm, input: fx.Node) -> int:
     source = lowering.value(input)
     whole, shape = lowering.shapes[input], tuple(norm.normalized_shape)
     _require(shape == whole, f"normalized_shape {shape}, not that of a whole example, {whole}")
@@ -264,11 +264,11 @@ def _layer_norm(lowering: Lowering, node: fx.Node, norm: nn.LayerNorm, input: fx
     return target
 
 
-def _names(lowering: Lowering, layer: nn.Module) -> tuple[str | None, str | None]:
+def _names(lowering: PlanLowering, layer: nn.Module) -> tuple[str | None, str | None]:
     weight, bias = (getattr(layer, kind, None) for kind in ("weight", "bias"))
     for kind, parameter in (("weight", weight), ("bias", bias)):
         is_one = parameter is None or id(parameter) in lowering.parameters
-        _require(is_one, f"its {kind} is no parameter")
+        _require(is_one, f"its {kind} is not a parameter")
     return lowering.parameters.get(id(weight)), lowering.parameters.get(id(bias))
 
 
@@ -277,22 +277,22 @@ def _names(lowering: Lowering, layer: nn.Module) -> tuple[str | None, str | None
 
 @_lowers_module(nn.ReLU, "inplace")
 @_lowers(F.relu, torch.relu, "relu")
-def _relu(lowering: Lowering, node: fx.Node, input: fx.Node, inplace: bool = False) -> int:
+def _relu(lowering: PlanLowering, node: fx.Node, input: fx.Node, inplace: bool = False) -> int:
     return _activate(lowering, input, "relu", inplace)
 
 
 @_lowers(F.relu_, torch.relu_, "relu_")
-def _relu_in_place(lowering: Lowering, node: fx.Node, input: fx.Node) -> int:
+def _relu_in_place(lowering: PlanLowering, node: fx.Node, input: fx.Node) -> int:
     return _activate(lowering, input, "relu", inplace=True)
 
 
 @_lowers_module(nn.ReLU6, "inplace")
 @_lowers(F.relu6)
-def _relu6(lowering: Lowering, node: fx.Node, input: fx.Node, inplace: bool = False) -> int:
+def _relu6(lowering: PlanLowering, node: fx.Node, input: fx.Node, inplace: bool = False) -> int:
     return _activate(lowering, input, "relu6", inplace)
 
 
-def _activate(lowering: Lowering, x: fx.Node, activation: Activation, inplace: bool) -> int:
+def _activate(lowering: PlanLowering, x: fx.Node, activation: Activation, inplace: bool) -> int:
     before = lowering.tensors[lowering.value(x)]
     if inplace:
         _require_writable(lowering, x)
@@ -303,7 +303,7 @@ def _activate(lowering: Lowering, x: fx.Node, activation: Activation, inplace: b
 
 @_lowers_module(nn.Identity)
 @_lowers("contiguous")
-def _identity(lowering: Lowering, node: fx.Node, input: fx.Node) -> int:
+def _identity(lowering: PlanLowering, node: fx.Node, input: fx.Node) -> int:
     tensor = lowering.value(input)
     lowering.views[node] = input
     return tensor
@@ -314,7 +314,7 @@ def _identity(lowering: Lowering, node: fx.Node, input: fx.Node) -> int:
 @_lowers_module(nn.Dropout2d, "p", "inplace")
 @_lowers(F.dropout, F.dropout1d, F.dropout2d)
 def _dropout(
-    lowering: Lowering,
+    lowering: PlanLowering,
     node: fx.Node,
     input: fx.Node,
     p: float = 0.5,
@@ -333,7 +333,7 @@ def _dropout(
 )
 @_lowers(F.max_pool2d, torch.max_pool2d)
 def _max_pool(
-    lowering: Lowering,
+    lowering: PlanLowering,
     node: fx.Node,
     input: object,
     kernel_size: int | Sequence[int],
@@ -355,7 +355,7 @@ def _max_pool(
 )
 @_lowers(F.avg_pool2d)
 def _mean_pool(
-    lowering: Lowering,
+    lowering: PlanLowering,
     node: fx.Node,
     input: object,
     kernel_size: int | Sequence[int],
@@ -373,7 +373,7 @@ def _mean_pool(
 
 
 def _pool(
-    lowering: Lowering,
+    lowering: PlanLowering,
     x: object,
     operation: Any,
     kernel: Pair,
@@ -390,7 +390,7 @@ def _pool(
 
 @_lowers_module(nn.AdaptiveAvgPool2d, "output_size")
 @_lowers(F.adaptive_avg_pool2d)
-def _global_mean(lowering: Lowering, node: fx.Node, input: object, output_size: Any) -> int:
+def _global_mean(lowering: PlanLowering, node: fx.Node, input: object, output_size: Any) -> int:
     _require(_is_one(output_size), f"output size {output_size}, not 1")
     return _pool_whole(lowering, input, "mean")
 
@@ -398,7 +398,7 @@ def _global_mean(lowering: Lowering, node: fx.Node, input: object, output_size: 
 @_lowers_module(nn.AdaptiveMaxPool2d, "output_size", "return_indices")
 @_lowers(F.adaptive_max_pool2d)
 def _global_max(
-    lowering: Lowering,
+    lowering: PlanLowering,
     node: fx.Node,
     input: object,
     output_size: Any,
@@ -411,7 +411,7 @@ def _global_max(
 
 @_lowers("mean", torch.mean)
 def _mean(
-    lowering: Lowering, node: fx.Node, input: object, dim: Any = None, keepdim: bool = False
+    lowering: PlanLowering, node: fx.Node, input: object, dim: Any = None, keepdim: bool = False
 ) -> int:
     lowering.value(input, rank=3)
     axes = set() if dim is None else {axis % 4 for axis in ([dim] if isinstance(dim, int) else dim)}
@@ -423,7 +423,7 @@ def _is_one(output_size: Any) -> bool:
     return output_size == 1 or (isinstance(output_size, Sequence) and set(output_size) == {1})
 
 
-def _pool_whole(lowering: Lowering, x: object, operation: str) -> int:
+def _pool_whole(lowering: PlanLowering, x: object, operation: str) -> int:
     plane = lowering.tensors[lowering.value(x, rank=3)].shape[1:]
     return _pool(lowering, x, operation, plane, plane, (0, 0))
 
@@ -432,7 +432,7 @@ def _pool_whole(lowering: Lowering, x: object, operation: str) -> int:
 
 
 @_lowers(operator.add, "add", torch.add)
-def _add(lowering: Lowering, node: fx.Node, input: Any, other: Any, *, alpha: float = 1) -> int:
+def _add(lowering: PlanLowering, node: fx.Node, input: Any, other: Any, *, alpha: float = 1) -> int:
     left, right = lowering.value(input), lowering.value(other)
     shapes = lowering.shapes[input], lowering.shapes[other]
     _require(shapes[0] == shapes[1], f"adds shapes {shapes[0]} and {shapes[1]}; only equal ones")
@@ -444,14 +444,14 @@ def _add(lowering: Lowering, node: fx.Node, input: Any, other: Any, *, alpha: fl
 
 @_lowers(operator.iadd, "add_")
 def _add_in_place(
-    lowering: Lowering, node: fx.Node, input: Any, other: Any, *, alpha: float = 1
+    lowering: PlanLowering, node: fx.Node, input: Any, other: Any, *, alpha: float = 1
 ) -> int:
     _require_writable(lowering, input)
     return _add(lowering, node, input, other, alpha=alpha)
 
 
 @_lowers(torch.cat, torch.concat)
-def _cat(lowering: Lowering, node: fx.Node, tensors: Any, dim: int = 0) -> int:
+def _cat(lowering: PlanLowering, node: fx.Node, tensors: Any, dim: int = 0) -> int:
     if isinstance(tensors, fx.Node):
         raise _Unknown  # the tuple of something refused
     sources = [lowering.value(x) for x in tensors]
@@ -467,7 +467,7 @@ def _cat(lowering: Lowering, node: fx.Node, tensors: Any, dim: int = 0) -> int:
 
 @_lowers_module(nn.Flatten)
 @_lowers(torch.flatten, "flatten", "view", "reshape", torch.reshape)
-def _reshape(lowering: Lowering, node: fx.Node, input: fx.Node, *_: Any, **__: Any) -> int:
+def _reshape(lowering: PlanLowering, node: fx.Node, input: fx.Node, *_: Any, **__: Any) -> int:
     source = lowering.value(input)
     before, after = lowering.tensors[source].shape, planned(lowering.shapes[node])
     flat = (math.prod(before), 1, 1)
