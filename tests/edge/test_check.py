@@ -22,8 +22,8 @@ from edge.export import int8_graph, save_c99, save_graph, save_onnx, save_tflite
 from edge.runners import open_runner
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
+from tests.edge.models import Branches, DenseBlock, Flat
 from tests.edge.targets.c99.library import need_gcc
-from tests.edge.targets.test_tflite import Branches, DenseBlock, Flat
 
 Save = Callable[..., Artifact]
 SAVES: dict[str, Save] = {"c99": save_c99, "tflite": save_tflite, "onnx-qdq": save_onnx}

@@ -21,10 +21,10 @@ from fedkit.server.privacy import check_private
 from fedkit.server.rounds import Report, Step, run_rounds
 from sim.scenario import make_scenario
 from tests.fleet.grids import ScriptedGrid, client_nodes
-from tests.fleet.test_participation import run
-from tests.flower.test_flower import assert_same_bits
-from tests.methods.test_exact_norms import errors, pooled
-from tests.server.test_rounds import RecordingFleet
+from tests.fleet.partial import run
+from tests.flower.same_bits import assert_same_bits
+from tests.methods.pooled import errors, pooled
+from tests.server.recording import RecordingFleet
 
 KEYS: dict[str, Any] = {
     "devices": 3,

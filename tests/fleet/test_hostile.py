@@ -27,8 +27,8 @@ from fedkit.wire.messages import Packet, packet_digest
 from fedkit.wire.validation import admit_update, largest_reply
 from sim.scenario import make_scenario
 from tests.fleet.grids import Node, ScriptedGrid, client_nodes, lying, signed
-from tests.fleet.test_participation import Partial, run
-from tests.flower.test_flower import assert_same_bits
+from tests.fleet.partial import Partial, run
+from tests.flower.same_bits import assert_same_bits
 
 CONFIG = make_config(
     {

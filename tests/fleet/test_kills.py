@@ -18,7 +18,7 @@ import pytest
 from fedkit.flower.processes import tail
 from tests.fleet.kills import Kill
 from tests.fleet.real import RealFleet
-from tests.flower.test_flower import assert_same_bits
+from tests.flower.same_bits import assert_same_bits
 
 CONFIG: dict[str, Any] = {
     "devices": 2,

@@ -17,9 +17,9 @@ from fedkit.cli.fleet import DEFAULTS
 from fedkit.config import make_config
 from fedkit.flower.processes import free_port, tail
 from sim.scenario import make_scenario
+from tests.fleet.partial import Partial, run
 from tests.fleet.real import RealFleet
-from tests.fleet.test_participation import Partial, run
-from tests.flower.test_flower import assert_same_bits
+from tests.flower.same_bits import assert_same_bits
 
 SPACE, HERE, THERE = "fedkit-test", "10.231.77.1", "10.231.77.2"
 OUTSIDE, INSIDE = "fedkit-out", "fedkit-in"

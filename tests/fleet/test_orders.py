@@ -14,25 +14,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fedkit.fleet.commands import environment
 from fedkit.flower.supernode import APP
+from tests.fleet.one_device import CONFIG
 from tests.fleet.real import RealFleet
-
-CONFIG: dict[str, Any] = {
-    "devices": 1,
-    "partition": "iid",
-    "examples_per_device": 24,
-    "test_examples": 20,
-    "selection": "none",
-    "rounds": 1,
-    "epochs": 1,
-    "server_epochs": 0,
-    "sparse_epochs": 0,
-}
 
 NOBODY = 65534
 FLWR = str(Path(sys.executable).with_name("flwr"))

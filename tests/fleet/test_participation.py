@@ -2,73 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Message
 
-from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import FleetError
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.wire import from_records
-from fedkit.methods.interface import Answer, Phase, Request
 from fedkit.server.events import EventLog, read_events
-from fedkit.server.rounds import Report, run_rounds
-from fedkit.server.scenario import Scenario
-from fedkit.wire.messages import Packet
 from sim.scenario import make_scenario
 from tests.fleet.grids import Node, ScriptedGrid, client_nodes, failed
-from tests.flower.test_flower import assert_same_bits
-
-SMALL: dict[str, Any] = {
-    "devices": 3,
-    "rounds": 5,
-    "epochs": 1,
-    "examples_per_device": 30,
-    "test_examples": 50,
-    "adjust_every": 1,
-    "adjust_stop": 4,
-    "server_epochs": 1,
-    "sparse_epochs": 2,
-    "min_share": 0.5,
-    "deadline": 0.5,
-}
-
-
-class Partial:
-    """The slow twin: devices in this process, of which a schedule says who takes part."""
-
-    def __init__(self, scenario: Scenario, absent: dict[int, set[int]]) -> None:
-        self._devices = [scenario.device(index) for index in range(len(scenario.devices))]
-        self._memories, self._absent = [Packet({})] * len(self._devices), absent
-        self._last, self.traffic = set[int](), (0, 0)
-
-    def exchange(
-        self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
-    ) -> list[Answer]:
-        number = request.whole().numbers.get("round", 0)
-        absent = self._absent.get(number if isinstance(number, int) else 0, set())
-        present = [index for index in range(len(self._devices)) if index not in absent]
-        answers = []
-        for index in present:
-            short = request.short if index in self._last else None
-            packet = request.whole() if short is None else short
-            reply, self._memories[index] = self._devices[index].handle(
-                phase, packet, self._memories[index]
-            )
-            answers.append(read(reply))
-        self._last = set(present)
-        return answers
-
-
-def config(**changes: Any) -> RunConfig:
-    return make_config({**SMALL, **changes})
-
-
-def run(scenario: Scenario, fleet: Any) -> list[Report]:
-    return list(run_rounds(scenario.server(), fleet, scenario.server_data))
+from tests.fleet.partial import Partial, config, run
+from tests.flower.same_bits import assert_same_bits
 
 
 def round_of(message: Message) -> int:

@@ -26,7 +26,7 @@ from fedkit.server.scenario import server_scenario
 from fedkit.sparse.state import ModelState
 from sim.scenario import make_scenario
 from tests.fleet.real import FEDKIT, RealFleet
-from tests.flower.test_flower import assert_same_bits
+from tests.flower.same_bits import assert_same_bits
 
 CONFIG: dict[str, Any] = {
     "devices": 4,

@@ -27,10 +27,10 @@ from fedkit.server.checkpoint import RunFolder
 from fedkit.server.record import record
 from fedkit.server.rounds import LocalFleet, run_rounds
 from fedkit.server.scenario import Scenario
-from fedkit.sparse.state import ModelState
 from fedkit.wire.messages import Packet
 from sim.scenario import make_scenario
 from sim.simulation import APP, FlowerSimulation
+from tests.flower.same_bits import assert_same_bits
 
 BOARD = Path(__file__).resolve().parents[2] / "fedkit" / "flower" / "apps" / "board"
 
@@ -61,13 +61,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder
         simulation.submit(failing, path / "failing", workers=2).wait(300)
     assert (path / "flower" / "metrics.jsonl").is_file(), tail(path / "log", 60)
     return here, RunFolder.open(path / "flower")
-
-
-def assert_same_bits(one: ModelState, other: ModelState) -> None:
-    for kind in ("weights", "stats", "masks"):
-        mine, theirs = getattr(one, kind), getattr(other, kind)
-        assert list(mine) == list(theirs)
-        assert all(mine[name].tobytes() == theirs[name].tobytes() for name in mine), kind
 
 
 def test_flower_run_equals_in_process_run_bit_for_bit(runs: tuple[RunFolder, RunFolder]) -> None:

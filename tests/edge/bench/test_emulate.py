@@ -19,8 +19,8 @@ from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_c99
 from fedkit.core.errors import BenchError, ConfigError
 from fedkit.nn.zoo import build_model
+from tests.edge.models import pruned
 from tests.edge.targets.c99.library import need_emulator
-from tests.edge.targets.test_c99 import pruned
 
 SHAPE = (3, 8, 8)
 

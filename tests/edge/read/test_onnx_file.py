@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 import random
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,8 @@ from edge.targets.onnx import emitter as emitter
 from edge.targets.tflite.runner import TfliteRunner
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
-from tests.edge.targets.test_tflite import MODELS, Flat, Residual, images
+from tests.edge.models import MODELS, Flat, Residual, images
+from tests.edge.read.exported import exported
 
 Floats = NDArray[np.float32]
 SHAPE = (3, 8, 10)
@@ -40,26 +39,6 @@ WHOLE = {
     "mobilenetv2-w0.25": (3, 8, 8),
     "vgg11": (3, 32, 32),
 }
-
-
-def exported(
-    model: nn.Module, shape: Sequence[int], opset: int = 17, symbolic: bool = True, **options: Any
-) -> bytes:
-    """Return the file that torch's own exporter makes."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this exporter is the older one
-        torch.onnx.export(
-            model,
-            (torch.zeros(1, *shape),),
-            file,  # type: ignore[arg-type]  # buffers are documented for this exporter
-            dynamo=False,
-            opset_version=opset,
-            input_names=["x"],
-            dynamic_axes={"x": {0: "n"}} if symbolic else None,
-            **options,
-        )
-    return file.getvalue()
 
 
 def runtime(content: bytes, inputs: Floats) -> Floats:

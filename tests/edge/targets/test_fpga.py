@@ -31,9 +31,8 @@ from fedkit.nn.zoo import build_model
 from tests.edge import loaded
 from tests.edge.conftest import Trained
 from tests.edge.loaded import Hardware
+from tests.edge.models import MODELS, OWN, Flat, Images, Sums, images, pruned
 from tests.edge.nets import small_net
-from tests.edge.targets.test_c99 import OWN, Sums, pruned
-from tests.edge.targets.test_tflite import MODELS, Flat, Images, images
 from tests.naive.engine import Engine
 
 QUICK = ("-O0",)
