@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,8 +50,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFleet]:
 @pytest.fixture(scope="module")
 def stranger(fleet: RealFleet) -> Iterator[Path]:
     """The home of another account: Flower's settings, the authority's certificate, an app."""
-    home = Path("/tmp", f"fedkit-stranger-{os.getpid()}")
-    home.mkdir()
+    home = Path(tempfile.mkdtemp(prefix="fedkit-stranger-"))
     try:
         shutil.copy(fleet.fleet.server / "ca.crt", home / "ca.crt")
         settings = (fleet.fleet.server / "flwr" / "config.toml").read_text()
@@ -100,7 +100,7 @@ trusted = ssl.create_default_context(cafile=sys.argv[1])
 for url in sys.argv[2:]:
     request = urllib.request.Request(url, data=b"", headers={"X-Forwarded-For": "127.0.0.1"})
     try:
-        print(urllib.request.urlopen(request, context=trusted, timeout=60).status)
+        print(urllib.request.urlopen(request, context=trusted, timeout=600).status)
     except urllib.error.HTTPError as error:
         print(error.code)
 """
@@ -170,6 +170,6 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     (node,) = grid.get_node_ids()
     message = Message(RecordDict(), dst_node_id=node, message_type="train")
-    (reply,) = grid.send_and_receive([message], timeout=120)
+    (reply,) = grid.send_and_receive([message], timeout=600)
     print("answered:", reply.error.reason if reply.has_error() else "it ran", flush=True)
 """
