@@ -22,10 +22,10 @@ from fedkit.server.record import record
 from fedkit.server.scenario import with_model_named
 from sim.scenario import make_scenario
 from tests.processes import HANG, catches, left_running, started, wait_for
+from tests.sets import slow
 from tests.whole_runs import KEYS, flags, state, whole_run
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
-SECONDS_TO_END = 10.0
 
 
 def fedkit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -37,7 +37,7 @@ def fedkit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def assert_all_gone(folder: Path) -> None:
-    wait_for(lambda: not left_running(f"FEDKIT_TEST={folder}"), SECONDS_TO_END)
+    wait_for(lambda: not left_running(f"FEDKIT_TEST={folder}"))
     assert not left_running(f"FEDKIT_TEST={folder}")
 
 
@@ -48,7 +48,7 @@ def lines(path: Path) -> int:
 # Going on
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "prunefl", "adjust_every": 4}], ids=str)
+@pytest.mark.parametrize("changes", [slow({}), {"method": "prunefl", "adjust_every": 4}], ids=str)
 def test_a_killed_run_goes_on_to_the_same_bits(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

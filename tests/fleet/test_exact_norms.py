@@ -25,6 +25,7 @@ from tests.fleet.partial import run
 from tests.flower.same_bits import assert_same_bits
 from tests.methods.pooled import errors, pooled
 from tests.server.recording import RecordingFleet
+from tests.sets import slow
 
 KEYS: dict[str, Any] = {
     "devices": 3,
@@ -52,7 +53,12 @@ def steps(**changes: Any) -> tuple[list[Report], RecordingFleet]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"wire": "fp16"}, {"uplink_bits": 4, "bn_merge": "exact-last"}, {"aggregation": "median"}],
+    [
+        {},
+        {"uplink_bits": 4, "bn_merge": "exact-last"},
+        slow({"wire": "fp16"}),
+        slow({"aggregation": "median"}),
+    ],
     ids=str,
 )
 def test_the_same_bits_come_through_flower(changes: dict[str, Any]) -> None:
@@ -137,7 +143,7 @@ def test_private_runs_ask_for_no_statistics() -> None:
         check_private(config, load_method("erk"))
 
 
-@pytest.mark.parametrize("left", [1, 4, 8])
+@pytest.mark.parametrize("left", [1, slow(4), slow(8)])
 def test_a_board_that_remembers_on_disk_answers_a_server_that_starts_again(
     tmp_path: Path, left: int
 ) -> None:

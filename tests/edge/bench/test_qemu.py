@@ -50,6 +50,7 @@ def counted(model: Artifact, example: bytes, folder: Path) -> tuple[int, bytes]:
     return twice - once, output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [1.0, 0.05])
 def test_qemu_counts_as_unicorn_does(density: float, tmp_path: Path) -> None:
     """A dense and a sparse convolution for Cortex-A76."""

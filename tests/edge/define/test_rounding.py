@@ -18,6 +18,7 @@ from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
 from tests.edge.define.tflite_runtimes import WHOLE, assert_equal_integers, int8_inputs
 from tests.edge.models import MODELS, Flat, images
+from tests.sets import slow_but
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -43,11 +44,11 @@ def test_means_of_all_sizes_are_the_runtimes(
     assert_equal_integers(graph, data, runtime)
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", slow_but(("resnet8", "ds-cnn"), WHOLE))
 def test_whole_models_are_the_runtimes(
     name: str, runtime: Runtime, randomise: Callable[[nn.Module], nn.Module]
 ) -> None:
-    model, data = randomise(build_model(name, WHOLE[name], 10)), images(*WHOLE[name], n=60)
+    model, data = randomise(build_model(name, WHOLE[name], 10)), images(*WHOLE[name], n=30)
     assert_equal_integers(int8_graph(model, data[:20]), data, runtime)
 
 

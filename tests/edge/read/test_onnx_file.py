@@ -30,6 +30,7 @@ from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
 from tests.edge.models import MODELS, Flat, Residual, images
 from tests.edge.read.exported import exported
+from tests.sets import slow_but
 
 Floats = NDArray[np.float32]
 SHAPE = (3, 8, 10)
@@ -69,7 +70,7 @@ def assert_same_numbers(content: bytes, inputs: Floats) -> ir.Graph:
 # Files of torch's exporter
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", slow_but(("resnet8", "ds-cnn"), WHOLE))
 def test_zoo_models(name: str, randomise: Callable[[nn.Module], nn.Module]) -> None:
     shape = WHOLE[name]
     model, inputs = randomise(build_model(name, shape, 7)), images(*shape, n=3)

@@ -27,6 +27,7 @@ from fedkit.nn.zoo import build_model
 from tests.edge.models import MODELS, OWN, Flat, Images, images, pruned
 from tests.edge.targets.c99.library import AARCH64, WARNINGS, emulate, need_emulator, need_gcc
 from tests.edge.targets.compiled import PLAIN, QUICK, assert_same_integers
+from tests.sets import slow_but
 
 GOALS: tuple[Goal, ...] = ("speed", "size")
 
@@ -51,28 +52,32 @@ def test_op(name: str, goal: Goal, tmp_path: Path) -> None:
     assert_same_integers(graph, inputs, tmp_path / "model", goal)
 
 
-ZOO = (
-    ("resnet8", (3, 16, 16)),
-    ("ds-cnn", (1, 49, 10)),
-    ("mobilenetv2-w0.25", (3, 8, 8)),
-    ("resnet18-w16", (3, 8, 8)),
-)
+ZOO = {
+    "resnet8": (3, 16, 16),
+    "ds-cnn": (1, 49, 10),
+    "mobilenetv2-w0.25": (3, 8, 8),
+    "resnet18-w16": (3, 8, 8),
+}
+
+
+DENSITIES = ((1.0, "speed"), (0.1, "speed"), (0.01, "speed"), (0.1, "size"))
+# Every model once, every density and goal once.
+COVERED = [(name, *how) for name, how in zip(ZOO, DENSITIES, strict=True)]
 
 
 @pytest.mark.parametrize(
-    ("density", "goal"), [(1.0, "speed"), (0.1, "speed"), (0.01, "speed"), (0.1, "size")]
+    ("name", "density", "goal"),
+    slow_but(COVERED, [(name, *how) for name in ZOO for how in DENSITIES]),
 )
-@pytest.mark.parametrize(("name", "shape"), ZOO)
 def test_zoo(
     name: str,
-    shape: tuple[int, ...],
     density: float,
     goal: Goal,
     tmp_path: Path,
     randomise: Randomise,
 ) -> None:
-    model = pruned(randomise(build_model(name, shape, 10)), density)
-    inputs = images(*shape, n=4)
+    model = pruned(randomise(build_model(name, ZOO[name], 10)), density)
+    inputs = images(*ZOO[name], n=4)
     assert_same_integers(int8_graph(model, inputs), inputs, tmp_path / "model", goal)
 
 
