@@ -1,12 +1,14 @@
 # Everything runs in a virtual environment of its own, made on first use:
 #   make run              the main job
-#   make test             what continuous integration runs
+#   make test             what continuous integration runs: the default set of tests
+#   make test-all         the slow set of tests too: an hour and more
 # VENV=DIR     another folder for the environment (make owns it: `make clean` removes it)
 # PYTHON=PATH  the Python to make it with (3.11 or newer)
-# PYTEST_FLAGS flags for pytest (default: two workers, each with whole files), such as "-m slow"
+# PYTEST_FLAGS flags for pytest, such as "-m slow" (default: two workers, each with whole files, in
+#              the order of the folders: by numbers of tests, the longest few would come last)
 
 SHELL := /bin/sh
-PYTEST_FLAGS ?= -n 2 --dist loadfile
+PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 unexport PYTHONPATH
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -22,13 +24,16 @@ BENCHMARKS := wire sparsetrain run client cost intgemm l1norm inttrain infer dev
 RUN := fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
 run: $(STAMP) ## Train, export and measure the main example
 	$(BIN)/$(RUN)
 
-test: check ## Check and test everything
+test: check ## Check everything, and run the default set of tests
 	$(BIN)/pytest $(PYTEST_FLAGS)
+
+test-all: check ## Check everything, and run the default and the slow set of tests
+	$(BIN)/pytest $(PYTEST_FLAGS) -m 'slow or not slow'
 
 check: $(STAMP) ## Lint, check the format and the types
 	$(BIN)/ruff check $(CODE)
@@ -116,4 +121,4 @@ tools:
 	@test -n '$(COMPILER)' || { echo 'A C compiler (cc, gcc or clang) was not found.' \
 	'$(DEBIAN) gcc; $(FEDORA) gcc; $(MACOS) xcode-select --install'; exit 1; }
 
-.PHONY: help run results test check format setup constraints wheels clean tools
+.PHONY: help run results test test-all check format setup constraints wheels clean tools

@@ -47,6 +47,17 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
+@pytest.fixture
+def quick_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulations of hardware are compiled in a third of the time; each example takes longer."""
+    from edge.targets.fpga import runner
+
+    compiled = runner._compile
+    monkeypatch.setattr(
+        runner, "_compile", lambda folder, headers, _: compiled(folder, headers, ("-O0",))
+    )
+
+
 @pytest.fixture(scope="session")
 def randomise() -> Callable[[nn.Module], nn.Module]:
     """Give every BatchNorm statistics and parameters as after training; set evaluation mode."""

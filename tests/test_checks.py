@@ -153,6 +153,19 @@ def test_every_test_asserts_and_every_skip_has_a_reason(path: Path) -> None:
     assert skips_without_reason(parse(path)) == []
 
 
+def imported_tests(tree: ast.AST) -> list[str]:
+    """List modules of tests that a module imports from."""
+    froms = (node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    return [name for name in froms if name.rpartition(".")[2].startswith("test_")]
+
+
+def test_what_tests_share_lies_in_modules_of_helpers() -> None:
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    found = {str(path.relative_to(ROOT)): imported_tests(parse(path)) for path in files}
+    assert {path: names for path, names in found.items() if names} == {}
+    assert imported_tests(ast.parse("from tests.test_a import b")) == ["tests.test_a"]
+
+
 def test_tests_and_checks_that_cannot_fail_are_found() -> None:
     bad = "def test_a(): print(1)\nclass T:\n    def test_b(self): return 1 == 2\n"
     worse = "def check_c(): pass\nasync def test_d(): helper()\n"

@@ -22,24 +22,10 @@ from fedkit.server.record import record
 from fedkit.server.scenario import with_model_named
 from sim.scenario import make_scenario
 from tests.processes import HANG, catches, left_running, started, wait_for
+from tests.sets import slow
+from tests.whole_runs import KEYS, flags, state, whole_run
 
-KEYS: dict[str, Any] = {
-    "devices": 2,
-    "rounds": 12,
-    "epochs": 1,
-    "examples_per_device": 40,
-    "test_examples": 100,
-    "adjust_every": 1,
-    "adjust_stop": 10,
-    "server_epochs": 1,
-    "sparse_epochs": 1,
-}
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
-SECONDS_TO_END = 10.0
-
-
-def flags(keys: dict[str, Any]) -> list[str]:
-    return [f"--{key.replace('_', '-')}={value}" for key, value in keys.items()]
 
 
 def fedkit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -50,22 +36,8 @@ def fedkit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def state(folder: Path) -> bytes:
-    """The bits of a run's last model."""
-    found = RunFolder.open(folder).load().state
-    values = (*found.weights.values(), *found.stats.values(), *found.masks.values())
-    return b"".join(array.tobytes() for array in values)
-
-
-def whole_run(path: Path, keys: dict[str, Any]) -> bytes:
-    """The bits that an uninterrupted run ends with."""
-    scenario = make_scenario(with_model_named(make_config(keys)))
-    record(scenario, scenario.local_fleet(), path, lambda step: None)
-    return state(path)
-
-
 def assert_all_gone(folder: Path) -> None:
-    wait_for(lambda: not left_running(f"FEDKIT_TEST={folder}"), SECONDS_TO_END)
+    wait_for(lambda: not left_running(f"FEDKIT_TEST={folder}"))
     assert not left_running(f"FEDKIT_TEST={folder}")
 
 
@@ -76,7 +48,7 @@ def lines(path: Path) -> int:
 # Going on
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "prunefl", "adjust_every": 4}], ids=str)
+@pytest.mark.parametrize("changes", [slow({}), {"method": "prunefl", "adjust_every": 4}], ids=str)
 def test_a_killed_run_goes_on_to_the_same_bits(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from fedkit.cli.fleet_status import ago, status_table
 from fedkit.cli.terminal import Terminal
 from fedkit.config import RunConfig
 from fedkit.core.text import terminal_lines, terminal_text
-from tests.fleet.test_cli import command
+from tests.fleet.command import command
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08"
 HOSTILE = f"{ESCAPES}[red]x[/red][link=http://evil]:smiley:[/nothing]\u202e"

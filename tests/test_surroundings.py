@@ -24,7 +24,7 @@ from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.processes import answers, free_port, past_proxies
 from fedkit.flower.run_config import SERVER_KEYS, read_run_config
 from sim.simulation import APP, LONGEST_RAY_FOLDER, check_ray_folder
-from tests.test_endings import KEYS, flags, state, whole_run
+from tests.whole_runs import KEYS, flags, state, whole_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "run --devices 2 --rounds 1 --epochs 1 --examples-per-device 30 --name r"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.test_architecture import ROOT, inside, read_imports
+from tests.imports import ROOT, inside, read_imports
 
 NEEDS_TORCH = (
     "fedkit.__main__",

@@ -10,7 +10,7 @@ import pytest
 
 from fedkit.cli.trust import check_modules, check_run
 from fedkit.core.errors import CheckpointError, ConfigError
-from tests.fleet.test_cli import command
+from tests.fleet.command import command
 
 
 @pytest.fixture

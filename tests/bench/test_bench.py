@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from fedkit.bench import BENCHMARKS
+from fedkit.bench import BENCHMARKS, wire
 from fedkit.bench.readme import FILES, ROOT, TABLES, outdated, render
 from fedkit.bench.run import make_row
-from fedkit.bench.wire import bench_wire
 from fedkit.cli.tables import rows_table
+from tests.sets import slow
 
 MEASURED = {"seconds": 10.0, "seconds_rounds": 10.0, "seconds_total": 20.0, "accuracy": 0.5}
 
@@ -24,11 +24,15 @@ def test_every_benchmark_is_a_function_and_has_a_table(name: str) -> None:
     assert FILES.get(name, name) in TABLES
 
 
-def test_wire_counts_the_real_resnet18_and_meets_its_bounds() -> None:
-    result = bench_wire(quick=True)
+@pytest.mark.parametrize("densities", [(0.01,), slow(((0.01, 0.05, 0.1),))])
+def test_wire_counts_the_real_resnet18_and_meets_its_bounds(
+    densities: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_DENSITIES", densities)
+    result = wire.bench_wire(quick=True)
     assert result["parameters"] == 11_173_962
     assert [(row["density"], row["wire"]) for row in result["rows"]] == [
-        (density, wire) for density in (0.01, 0.05, 0.1) for wire in ("fp32", "fp16")
+        (density, kind) for density in densities for kind in ("fp32", "fp16")
     ]
     for row in result["rows"]:
         sent = row["bytes_up"] + row["bytes_down"]

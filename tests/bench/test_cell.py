@@ -13,7 +13,7 @@ from fedkit.flower.wire import packet_bytes
 from fedkit.server.rounds import dense_start, run_rounds
 from fedkit.sparse.state import ModelState
 from sim.scenario import make_scenario
-from tests.server.test_rounds import RecordingFleet
+from tests.server.recording import RecordingFleet
 
 TINY = {
     "devices": 2,

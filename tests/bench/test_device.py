@@ -19,8 +19,8 @@ from fedkit.cli import main
 from fedkit.cli.bench import table
 from fedkit.core.errors import ConfigError
 from fedkit.nn.zoo import build_model
+from tests.edge.models import pruned
 from tests.edge.targets.c99.library import need_emulator
-from tests.edge.targets.test_c99 import pruned
 
 KEYS = [
     *("target", "model", "density", "instructions"),

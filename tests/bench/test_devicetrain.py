@@ -19,8 +19,7 @@ def _tools() -> None:
 def test_sparse_steps_take_fewer_instructions_and_the_same_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(devicetrain, "_BITS", (32, 8))
-    monkeypatch.setattr(devicetrain, "_SHAPE", (3, 8, 8))
+    monkeypatch.setattr(devicetrain, "_SHAPE", (3, 4, 4))
     first, again = (devicetrain.bench_devicetrain(quick=True)["rows"] for _ in range(2))
     assert first == again
     for dense, sparse in (first[:2], first[2:]):
@@ -39,7 +38,7 @@ def test_another_result_stops_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> 
             weights = {**weights, name: weights[name] + 1}
         return weights
 
-    monkeypatch.setattr(devicetrain, "_SHAPE", (3, 8, 8))
+    monkeypatch.setattr(devicetrain, "_SHAPE", (3, 4, 4))
     monkeypatch.setattr(devicetrain, "_step", planted)
     with pytest.raises(BenchError, match=r"trains .* differently at 32 bits"):
         devicetrain.bench_devicetrain(quick=True)

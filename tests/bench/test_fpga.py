@@ -17,13 +17,14 @@ from edge.targets.fpga import yosys
 from fedkit.bench import fpga as bench
 from fedkit.bench.fpga import Measurement, Model, block_rows, model_rows, simulate
 from fedkit.core.errors import ExportError
+from tests.sets import slow_but
 
 pytestmark = pytest.mark.skipif(
     yosys.obstacle("yosys") is not None, reason="needs yosys: pip install 'fedkit[bench]'"
 )
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", slow_but(("ice40", "xilinx7"), DEVICES))
 def test_every_device_gives_figures(device: str) -> None:
     found = synthesise_block("l1_statistic", device)
     # The registers of the module: 25 + 25 + 9 + 8 + 3 + 1 bits.
@@ -52,6 +53,7 @@ def test_another_artifact_is_refused(tmp_path: Path) -> None:
         synthesise_model(save_graph(graph, tmp_path / "model.graph", {}).path)
 
 
+@pytest.mark.usefixtures("quick_simulation")
 def test_no_figure_is_given_for_a_wrong_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

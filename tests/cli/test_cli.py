@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -8,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,8 @@ from edge.targets.fpga import yosys
 from fedkit.cli import export, main
 from fedkit.engine.plan.plan import load_plan
 from fedkit.server.checkpoint import RunFolder
+from tests.processes import HANG, left_running, wait_for
+from tests.sets import slow
 
 SMALL = "--devices 3 --rounds 2 --epochs 1 --examples-per-device 40 --server-epochs 1 --in-process"
 
@@ -135,22 +135,23 @@ def test_all_targets_come_from_one_graph_and_compute_it(
     assert "all" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("quick_simulation")
 def test_hardware_is_simulated(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if yosys.obstacle("yosys") is not None:
         pytest.skip("needs yosys: pip install 'fedkit[bench]'")
-    monkeypatch.setattr(export, "SIMULATED", 10)
+    monkeypatch.setattr(export, "SIMULATED", 2)
     run = out / "done"
     assert fedkit(f"export {run} --target fpga --lanes 2", monkeypatch) == 0
     assert "cycles per inference" in capsys.readouterr().out
     about = artifact.load(run / "model-int8-fpga")
     assert about.measured["cycles_per_inference"] == about.details["cycles_per_inference"]
-    assert (about.measured["test_examples"], about.details["lanes"]) == (10, 2)
+    assert (about.measured["test_examples"], about.details["lanes"]) == (2, 2)
     path = run / "model-int8-fpga"
-    assert fedkit(f"check {path} --examples 2 --layers --json", monkeypatch) == 0
+    assert fedkit(f"check {path} --examples 1 --layers --json", monkeypatch) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["mismatches"], found["examples"]) == (0, 2)
+    assert (found["mismatches"], found["examples"]) == (0, 1)
     assert fedkit(f"inspect {path} --json", monkeypatch) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     entries = 8 * sum(row["bytes"] for row in rows)
@@ -430,7 +431,7 @@ def test_a_missing_data_set_names_all_places(
     )
 
 
-@pytest.mark.parametrize("flags", ["--in-process", ""])
+@pytest.mark.parametrize("flags", ["--in-process", slow("")])
 def test_ctrl_c_keeps_what_was_learned_and_says_how_to_see_it(flags: str, tmp_path: Path) -> None:
     command = f"-m fedkit run --rounds 500 --epochs 1 --devices 2 --out {tmp_path} --name cut"
     process = subprocess.Popen(
@@ -442,12 +443,14 @@ def test_ctrl_c_keeps_what_was_learned_and_says_how_to_see_it(flags: str, tmp_pa
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     metrics = tmp_path / "cut" / "metrics.jsonl"
-    deadline = time.monotonic() + 600
-    while not metrics.is_file() or metrics.read_text().count("\n") < 3:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for(
+        lambda: (
+            process.poll() is not None
+            or (metrics.is_file() and metrics.read_text().count("\n") >= 3)
+        )
+    )
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=600)
+    _, errors = process.communicate(timeout=HANG)
     assert process.returncode == 130
     assert f"look at it with: fedkit show {tmp_path / 'cut'}" in " ".join(errors.split())
     shown = subprocess.run(
@@ -459,20 +462,7 @@ def test_ctrl_c_keeps_what_was_learned_and_says_how_to_see_it(flags: str, tmp_pa
     summary = json.loads(shown.stdout)
     assert not summary["finished"] and summary["rounds"] >= 1
     # The command has ended all it started; what watched over it ends a moment later.
-    deadline = time.monotonic() + 60
-    while left := left_running(f"FEDKIT_TEST={tmp_path}"):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
-
-
-def left_running(mark: str) -> list[str]:
-    """Command lines of processes that have `mark` in their environment."""
-    lines = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in entry.read_bytes().split(b"\0"):
-                lines.append((entry.parent / "cmdline").read_text().replace("\0", " "))
-    return lines
+    wait_for(lambda: not left_running(f"FEDKIT_TEST={tmp_path}"))
 
 
 def test_plan_writes_what_a_device_without_torch_loads(

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +25,7 @@ from fedkit.cli.grid import read_grid
 from fedkit.config import RunConfig
 from fedkit.core.errors import CheckpointError, ConfigError, FleetError
 from fedkit.report.plots import write_plots
+from tests.processes import left_running, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """
@@ -251,22 +251,6 @@ CELLS = 6
 MANY = TINY + f"[axes]\nseed = {list(range(CELLS))}\n"
 
 
-def wait_for(found: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
-def running(mark: str) -> bool:
-    """Tell whether a process has `mark` in its environment."""
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in entry.read_bytes().split(b"\0"):
-                return True
-    return False
-
-
 def test_a_killed_grid_goes_on_and_ends_like_one_that_was_not(
     tmp_path: Path, here: list[RunConfig]
 ) -> None:
@@ -288,7 +272,7 @@ def test_a_killed_grid_goes_on_and_ends_like_one_that_was_not(
     process.communicate()
     done = len(cell_files(killed))
     assert process.returncode == -signal.SIGKILL and 1 <= done < CELLS
-    wait_for(lambda: not running(mark))
+    wait_for(lambda: not left_running(mark))
     resumed = run(killed, killed / "grid.toml")
     assert len(here) == CELLS - done
     assert without_times(resumed["rows"]) == without_times(run(whole, whole / "grid.toml")["rows"])
@@ -298,17 +282,17 @@ def test_ctrl_c_keeps_what_is_finished(
     tmp_path: Path, here: list[RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_two(config: RunConfig) -> dict[str, Any]:
-        if config.seed == 2:
+        if config.seed == 1:
             raise KeyboardInterrupt
         return run_cell(config)
 
     with monkeypatch.context() as patch, pytest.raises(FleetError) as raised:
         patch.setattr(harness, "run_cell", run_two)
-        run(tmp_path, grid_file(tmp_path, MANY))
+        run(tmp_path, grid_file(tmp_path, TINY + "[axes]\nseed = [0, 1, 2]\n"))
     kept = len(cell_files(tmp_path))
-    assert f"stopped by Ctrl-C; {kept} of {CELLS} cells are kept" in str(raised.value)
-    assert len(run(tmp_path, tmp_path / "grid.toml")["rows"]) == CELLS
-    assert len(here) == CELLS - kept > 0
+    assert f"stopped by Ctrl-C; {kept} of 3 cells are kept" in str(raised.value)
+    assert len(run(tmp_path, tmp_path / "grid.toml")["rows"]) == 3
+    assert len(here) == 3 - kept > 0
 
 
 def stop() -> None:

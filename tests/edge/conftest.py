@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edge import ir
-from edge.targets.tflite.runner import available_runtimes
+from edge.targets.tflite.runner import Runtime, available_runtimes
 from fedkit.nn.zoo import build_model
+from tests.edge.define.tflite_runtimes import RUNTIMES
+from tests.edge.policy_places import PLACES, PolicyRun
 
 Images = NDArray[np.float32]
 
@@ -99,3 +101,18 @@ def _train(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, epochs:
         loss.backward()
         optimiser.step()
         schedule.step()
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    if request.param not in available_runtimes():
+        pytest.skip(f"{request.param} is not installed for this Python")
+    chosen: Runtime = request.param
+    return chosen
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> PolicyRun:
+    if request.param == "tflite-runtime" and request.param not in available_runtimes():
+        pytest.skip("tflite-runtime is not installed; it ends at Python 3.11 and numpy 1")
+    return PLACES[request.param]

@@ -20,8 +20,8 @@ from edge.targets.c99.calls import Goal
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.c_names import NAME, check_name, generic_names, name_for
 from fedkit.core.errors import ExportError
+from tests.edge.models import images
 from tests.edge.targets.c99.library import need_gcc
-from tests.edge.targets.test_tflite import images
 
 STRICT = ("-Wall", "-Wextra", "-Werror")
 INPUTS = images(1, 6, 6)

@@ -22,8 +22,9 @@ from edge.export import int8_graph, save_c99, save_graph, save_onnx, save_tflite
 from edge.runners import open_runner
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
+from tests.edge.models import Branches, DenseBlock, Flat
 from tests.edge.targets.c99.library import need_gcc
-from tests.edge.targets.test_tflite import Branches, DenseBlock, Flat
+from tests.sets import slow
 
 Save = Callable[..., Artifact]
 SAVES: dict[str, Save] = {"c99": save_c99, "tflite": save_tflite, "onnx-qdq": save_onnx}
@@ -108,7 +109,7 @@ def test_weights_may_be_shared(target: str, inputs: NDArray[np.float32], tmp_pat
 
 
 @pytest.mark.parametrize("target", SAVES)
-@pytest.mark.parametrize("body", [DenseBlock, Branches])
+@pytest.mark.parametrize("body", [DenseBlock, slow(Branches)])
 def test_what_concats_join_is_compared(
     target: str, body: type[nn.Module], inputs: NDArray[np.float32], tmp_path: Path
 ) -> None:
@@ -119,7 +120,7 @@ def test_what_concats_join_is_compared(
 
 
 @pytest.mark.parametrize("target", SAVES)
-@pytest.mark.parametrize("source", ["stem", "head"])
+@pytest.mark.parametrize("source", ["stem", slow("head")])
 def test_a_difference_is_named_where_it_begins(
     target: str,
     source: str,

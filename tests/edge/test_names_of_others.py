@@ -25,8 +25,8 @@ from edge.graph_file import load_graph
 from edge.targets.c99 import emitter as c99
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.fpga import emitter as fpga
+from tests.edge.models import images
 from tests.edge.targets.c99.library import need_gcc
-from tests.edge.targets.test_tflite import images
 from tests.naive.engine import FpgaEngine
 
 INPUTS = images(1, 6, 6)

@@ -7,8 +7,7 @@ installed. The full grid is slow; a sample of it is not.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,15 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edge import ir
 from edge.define.interpret import evaluate_int8
-from edge.define.rounding import POLICIES, RUNTIMES
+from edge.define.rounding import POLICIES
 from edge.export import save_c99
 from edge.targets.c99.runner import CompiledRunner
-from edge.targets.onnx import emitter as onnx
-from edge.targets.onnx.runner import OnnxRunner
 from edge.targets.tflite import emitter as tflite
-from edge.targets.tflite.runner import TfliteRunner, available_runtimes
 from fedkit.core.errors import ExportError
+from tests.edge.policy_places import (
+    PolicyRun,
+    in_torchs_layout,
+)
 from tests.edge.random_graphs import a_graph
 from tests.edge.single_ops import (
     ENDS_AND_MIDDLE,
@@ -45,53 +45,6 @@ from tests.edge.targets.c99.library import need_gcc
 
 KINDS: Mapping[str, Make] = {**RESCALING, **KEEPING}
 POWERS = [2.0**power for power in range(-8, 5)]
-Run = Callable[[ir.Graph, Codes], Codes]
-
-
-def in_litert(graph: ir.Graph, codes: Codes) -> Codes:
-    return TfliteRunner(tflite.emit(graph)).predict_int8(in_torchs_layout(codes))
-
-
-def in_tflite_runtime(graph: ir.Graph, codes: Codes) -> Codes:
-    content = tflite.emit(graph)
-    return TfliteRunner(content, "tflite-runtime").predict_int8(in_torchs_layout(codes))
-
-
-def in_onnxruntime(form: onnx.Form) -> Run:
-    def run(graph: ir.Graph, codes: Codes) -> Codes:
-        found = OnnxRunner(onnx.emit(graph, form)).predict_int8(in_torchs_layout(codes))
-        return np.moveaxis(found, 1, 3) if found.ndim == 4 else found
-
-    return run
-
-
-def in_torchs_layout(codes: Codes) -> Codes:
-    return np.ascontiguousarray(np.moveaxis(codes, 3, 1)) if codes.ndim == 4 else codes
-
-
-@dataclass(frozen=True)
-class PolicyRun:
-    """Where a graph runs, and the policy that is to be its arithmetic."""
-
-    run: Run
-    policy: str
-
-
-PLACES: Mapping[str, PolicyRun] = {
-    "ai-edge-litert": PolicyRun(in_litert, RUNTIMES["tflite"]["ai-edge-litert"]),
-    "tflite-runtime": PolicyRun(in_tflite_runtime, RUNTIMES["tflite"]["tflite-runtime"]),
-    "onnx-qdq": PolicyRun(in_onnxruntime("qdq"), RUNTIMES["onnx-qdq"]["onnxruntime"]),
-    "onnx-qoperator": PolicyRun(
-        in_onnxruntime("qoperator"), RUNTIMES["onnx-qoperator"]["onnxruntime"]
-    ),
-}
-
-
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> PolicyRun:
-    if request.param == "tflite-runtime" and request.param not in available_runtimes():
-        pytest.skip("tflite-runtime is not installed; it ends at Python 3.11 and numpy 1")
-    return PLACES[request.param]
 
 
 def assert_same(place: PolicyRun, cases: Iterator[Case]) -> None:
@@ -142,7 +95,7 @@ def sums_at_small_quotients(count: int) -> Iterator[Case]:
         yield sum_of_pairs((p / q / 8, r / s / 8, 1 / 8), zero_points)
 
 
-def test_sums_at_small_quotients(place: Place) -> None:
+def test_sums_at_small_quotients(place: PolicyRun) -> None:
     assert_same(place, sums_at_small_quotients(20))
 
 

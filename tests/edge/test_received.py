@@ -23,8 +23,8 @@ from fedkit.cli import export
 from fedkit.cli.app import app
 from fedkit.core.errors import ExportError
 from tests.edge import manifests
+from tests.edge.models import images
 from tests.edge.targets.c99.library import need_gcc
-from tests.edge.targets.test_tflite import images
 
 INPUTS = images(1, 8, 8)
 

@@ -33,8 +33,8 @@ from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite.runner import TfliteRunner, available_runtimes
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
+from tests.edge.models import DenseBlock, Flat, images
 from tests.edge.targets.c99.library import need_gcc
-from tests.edge.targets.test_tflite import DenseBlock, Flat, images
 
 Randomise = Callable[[nn.Module], nn.Module]
 

@@ -16,12 +16,10 @@ from edge import ir
 from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph
 from edge.quantize.quantize import Scaling
-from tests.edge.define.test_rounding import int8_inputs
+from tests.edge.define.tflite_runtimes import int8_inputs
+from tests.edge.policy_places import PolicyRun
 from tests.edge.targets.c99.library import need_gcc
-from tests.edge.targets.test_c99 import assert_same_integers
-from tests.edge.test_policies import PolicyRun, place
-
-__all__ = ["place"]
+from tests.edge.targets.compiled import assert_same_integers
 
 Floats = NDArray[np.float32]
 SHAPE = (4, 10, 6)

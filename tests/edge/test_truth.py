@@ -108,7 +108,7 @@ def test_a_score_that_was_constant_in_calibration_still_grows(scales: Any, bits:
 
 
 def test_a_layer_joined_with_wider_ones_keeps_its_size() -> None:
-    class Joined(nn.Module):
+    class TwoScales(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.small, self.wide = nn.Linear(4, 4), nn.Linear(4, 4)
@@ -119,7 +119,7 @@ def test_a_layer_joined_with_wider_ones_keeps_its_size() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.cat([self.small(x), self.wide(x)], 1)
 
-    model, inputs = Joined(), features(100)
+    model, inputs = TwoScales(), features(100)
     graph = int8_graph(model, inputs)
     step = graph.tensors[graph.outputs[0]].scale
     found, wanted = integers_of(graph, inputs), floats_of(model, inputs)

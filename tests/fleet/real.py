@@ -16,6 +16,7 @@ from fedkit.flower.processes import free_port, kill_marked, tail
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.events import EVENTS, read_events
 from fedkit.sparse.state import ModelState
+from tests.processes import HANG
 
 FEDKIT = str(Path(sys.executable).with_name("fedkit"))
 
@@ -116,14 +117,14 @@ class RealFleet:
     def alive(self, name: str) -> bool:
         return self._running[name].poll() is None
 
-    def run(self, *arguments: str, seconds: float = 600) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the fleet to the end."""
         process = self.start_run(*arguments)
         try:
-            out, _ = process.communicate(timeout=seconds)
+            out, _ = process.communicate(timeout=HANG)
         except subprocess.TimeoutExpired:
             process.kill()
-            raise AssertionError(f"the run takes longer than {seconds} s; {self.last()}") from None
+            raise AssertionError(f"the run takes longer than {HANG} s; {self.last()}") from None
         return subprocess.CompletedProcess(process.args, process.returncode, out)
 
     def start_run(self, *arguments: str) -> subprocess.Popen[str]:
@@ -173,8 +174,8 @@ class RealFleet:
     def state(self, run: str) -> ModelState:
         return RunFolder.open(self.fleet.runs / run).load().state
 
-    def wait_for(self, true: Callable[[], bool], what: str, seconds: float = 600) -> None:
-        deadline = time.monotonic() + seconds
+    def wait_for(self, true: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + HANG
         while not true():
             assert time.monotonic() < deadline, f"waited for {what}; {tail(self.log, 40)}"
             time.sleep(0.1)

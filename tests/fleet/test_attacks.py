@@ -238,7 +238,7 @@ def check_attack(
 
 
 @pytest.mark.parametrize(("method", "variant"), [*cases()])
-@settings(deadline=None, max_examples=3)
+@settings(deadline=None, max_examples=2)
 @given(st.integers(0, 9), st.lists(LIES, min_size=1, max_size=2))
 def test_a_generated_lie_is_refused_or_harmless(
     method: str, variant: str, at: int, lies: list[Lie]

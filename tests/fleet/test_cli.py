@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import io
 import json
 import re
 import socket
-import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
-from fedkit.cli import main
 from fedkit.cli.fleet_run import _tell_other_app
 from fedkit.cli.fleet_server import warn_root
 from fedkit.fleet.folder import open_fleet
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.rounds import Report
 from fedkit.server.scenario import server_scenario
+from tests.fleet.command import command
 
 
 def fedkit(*arguments: str | Path) -> tuple[int, str, str]:
     """Run a command of `fedkit fleet`; see `command`."""
     return command("fleet", *arguments)
-
-
-def command(*arguments: str | Path) -> tuple[int, str, str]:
-    """Run a command in this process, as the program does; return its exit code and its words."""
-    out, said, code = io.StringIO(), io.StringIO(), 0
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(said),
-        mock.patch.object(sys, "argv", ["fedkit", *map(str, arguments)]),
-    ):
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return code, out.getvalue(), said.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,11 @@ from fedkit.server.privacy import check_private
 from fedkit.server.rounds import Report, StoredStep, run_rounds
 from sim.scenario import make_scenario
 from tests.fleet.grids import ScriptedGrid, client_nodes
-from tests.fleet.test_participation import run
-from tests.flower.test_flower import assert_same_bits
-from tests.methods.test_exact_norms import errors, pooled
-from tests.server.test_rounds import RecordingFleet
+from tests.fleet.partial import run
+from tests.flower.same_bits import assert_same_bits
+from tests.methods.pooled import errors, pooled
+from tests.server.recording import RecordingFleet
+from tests.sets import slow
 
 KEYS: dict[str, Any] = {
     "devices": 3,
@@ -52,7 +53,12 @@ def steps(**changes: Any) -> tuple[list[Report], RecordingFleet]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"wire": "fp16"}, {"uplink_bits": 4, "bn_merge": "exact-last"}, {"aggregation": "median"}],
+    [
+        {},
+        {"uplink_bits": 4, "bn_merge": "exact-last"},
+        slow({"wire": "fp16"}),
+        slow({"aggregation": "median"}),
+    ],
     ids=str,
 )
 def test_the_same_bits_come_through_flower(changes: dict[str, Any]) -> None:
@@ -137,7 +143,7 @@ def test_private_runs_ask_for_no_statistics() -> None:
         check_private(config, load_method("erk"))
 
 
-@pytest.mark.parametrize("left", [1, 4, 8])
+@pytest.mark.parametrize("left", [1, slow(4), slow(8)])
 def test_a_board_that_remembers_on_disk_answers_a_server_that_starts_again(
     tmp_path: Path, left: int
 ) -> None:

@@ -22,7 +22,7 @@ from fedkit.tasks.task import Examples
 from fedkit.wire.messages import Packet
 from sim.scenario import make_scenario
 from tests.fleet.grids import ScriptedGrid, client_nodes
-from tests.fleet.test_participation import config, run
+from tests.fleet.partial import config, run
 
 RNG = np.random.default_rng(0)
 

@@ -18,7 +18,8 @@ import pytest
 from fedkit.flower.processes import tail
 from tests.fleet.kills import Kill
 from tests.fleet.real import RealFleet
-from tests.flower.test_flower import assert_same_bits
+from tests.flower.same_bits import assert_same_bits
+from tests.processes import HANG
 
 CONFIG: dict[str, Any] = {
     "devices": 2,
@@ -127,7 +128,7 @@ def while_it_lingers(disturbed: Disturbed, act: Callable[[], None]) -> threading
     """Do something while a device is about to write what it remembers."""
 
     def wait() -> None:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + HANG
         while not disturbed.kill.done and time.monotonic() < deadline:
             time.sleep(0.05)
         act()
@@ -171,7 +172,7 @@ def test_a_board_that_loses_power_comes_back_and_takes_part(
 
     disturbed.kill.at(DEVICE, file, "linger", 2)
     thread = while_it_lingers(disturbed, power_cut)
-    ended = fleet.run("--name", name, seconds=400)
+    ended = fleet.run("--name", name)
     thread.join()
     assert ended.returncode == 0, ended.stdout + tail(fleet.log, 60)
     disturbed.same(name)

@@ -12,27 +12,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fedkit.fleet.commands import environment
 from fedkit.flower.supernode import APP
+from tests.fleet.one_device import CONFIG
 from tests.fleet.real import RealFleet
-
-CONFIG: dict[str, Any] = {
-    "devices": 1,
-    "partition": "iid",
-    "examples_per_device": 24,
-    "test_examples": 20,
-    "selection": "none",
-    "rounds": 1,
-    "epochs": 1,
-    "server_epochs": 0,
-    "sparse_epochs": 0,
-}
 
 NOBODY = 65534
 FLWR = str(Path(sys.executable).with_name("flwr"))
@@ -61,8 +50,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFleet]:
 @pytest.fixture(scope="module")
 def stranger(fleet: RealFleet) -> Iterator[Path]:
     """The home of another account: Flower's settings, the authority's certificate, an app."""
-    home = Path("/tmp", f"fedkit-stranger-{os.getpid()}")
-    home.mkdir()
+    home = Path(tempfile.mkdtemp(prefix="fedkit-stranger-"))
     try:
         shutil.copy(fleet.fleet.server / "ca.crt", home / "ca.crt")
         settings = (fleet.fleet.server / "flwr" / "config.toml").read_text()
@@ -112,7 +100,7 @@ trusted = ssl.create_default_context(cafile=sys.argv[1])
 for url in sys.argv[2:]:
     request = urllib.request.Request(url, data=b"", headers={"X-Forwarded-For": "127.0.0.1"})
     try:
-        print(urllib.request.urlopen(request, context=trusted, timeout=60).status)
+        print(urllib.request.urlopen(request, context=trusted, timeout=600).status)
     except urllib.error.HTTPError as error:
         print(error.code)
 """
@@ -182,6 +170,6 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     (node,) = grid.get_node_ids()
     message = Message(RecordDict(), dst_node_id=node, message_type="train")
-    (reply,) = grid.send_and_receive([message], timeout=120)
+    (reply,) = grid.send_and_receive([message], timeout=600)
     print("answered:", reply.error.reason if reply.has_error() else "it ran", flush=True)
 """

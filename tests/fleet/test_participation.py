@@ -2,73 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Message
 
-from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import FleetError
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.wire import from_records
-from fedkit.methods.interface import Answer, Phase, Request
 from fedkit.server.events import EventLog, read_events
-from fedkit.server.rounds import Report, run_rounds
-from fedkit.server.scenario import Scenario
-from fedkit.wire.messages import Packet
 from sim.scenario import make_scenario
+from tests.fleet.clock import Clock
 from tests.fleet.grids import Node, ScriptedGrid, client_nodes, failed
-from tests.flower.test_flower import assert_same_bits
-
-SMALL: dict[str, Any] = {
-    "devices": 3,
-    "rounds": 5,
-    "epochs": 1,
-    "examples_per_device": 30,
-    "test_examples": 50,
-    "adjust_every": 1,
-    "adjust_stop": 4,
-    "server_epochs": 1,
-    "sparse_epochs": 2,
-    "min_share": 0.5,
-    "deadline": 0.5,
-}
-
-
-class Partial:
-    """The slow reference: devices in this process, of which a schedule says who takes part."""
-
-    def __init__(self, scenario: Scenario, absent: dict[int, set[int]]) -> None:
-        self._devices = [scenario.device(index) for index in range(len(scenario.devices))]
-        self._memories, self._absent = [Packet({})] * len(self._devices), absent
-        self._last, self.traffic = set[int](), (0, 0)
-
-    def exchange(
-        self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
-    ) -> list[Answer]:
-        number = request.whole().numbers.get("round", 0)
-        absent = self._absent.get(number if isinstance(number, int) else 0, set())
-        present = [index for index in range(len(self._devices)) if index not in absent]
-        answers = []
-        for index in present:
-            short = request.short if index in self._last else None
-            packet = request.whole() if short is None else short
-            reply, self._memories[index] = self._devices[index].handle(
-                phase, packet, self._memories[index]
-            )
-            answers.append(read(reply))
-        self._last = set(present)
-        return answers
-
-
-def config(**changes: Any) -> RunConfig:
-    return make_config({**SMALL, **changes})
-
-
-def run(scenario: Scenario, fleet: Any) -> list[Report]:
-    return list(run_rounds(scenario.server(), fleet, scenario.server_data))
+from tests.fleet.partial import Partial, config, run
+from tests.flower.same_bits import assert_same_bits
+from tests.sets import slow
 
 
 def round_of(message: Message) -> int:
@@ -78,15 +27,15 @@ def round_of(message: Message) -> int:
 @pytest.mark.parametrize(
     ("changes", "absent"),
     [
-        ({}, {}),
-        ({}, {2: {1}, 3: {1}}),
         ({"selection": "vanilla"}, {0: {2}, 4: {0}}),
-        ({}, {0: {2}, 1: {0}}),
         ({"uplink_bits": 4}, {2: {1}, 3: {1}, 5: {2}}),
-        ({"method": "feddst"}, {2: {1}}),
         ({"method": "prunefl"}, {1: {1}, 2: {0}}),
-        ({"aggregation": "median"}, {2: {1}, 3: {1}}),
-        ({"wire": "fp16"}, {3: {0}}),
+        slow(({}, {})),
+        slow(({}, {2: {1}, 3: {1}})),
+        slow(({}, {0: {2}, 1: {0}})),
+        slow(({"method": "feddst"}, {2: {1}})),
+        slow(({"aggregation": "median"}, {2: {1}, 3: {1}})),
+        slow(({"wire": "fp16"}, {3: {0}})),
     ],
     ids=str,
 )
@@ -112,22 +61,7 @@ def test_a_fleet_goes_on_without_devices_and_takes_them_back(
     assert told == {device for devices in absent.values() for device in devices}
 
 
-class Clock:
-    """Time that passes by sleeping alone."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-def test_a_device_that_never_returns_costs_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr("fedkit.flower.fleet.time", clock)
+def test_a_device_that_never_returns_costs_one_deadline(clock: Clock) -> None:
     scenario = make_scenario(config(deadline=1000.0))
     grid = ScriptedGrid(client_nodes(scenario))
 
@@ -143,7 +77,7 @@ def test_a_device_that_never_returns_costs_one_deadline(monkeypatch: pytest.Monk
 
 
 def test_a_restarted_node_without_a_key_is_its_device_again(tmp_path: Path) -> None:
-    scenario = make_scenario(config(deadline=20.0, min_share=1.0))
+    scenario = make_scenario(config(deadline=600.0, min_share=1.0))
     grid, log = ScriptedGrid(client_nodes(scenario)), EventLog(tmp_path / "events")
 
     def restart(message: Message) -> None:
@@ -158,7 +92,7 @@ def test_a_restarted_node_without_a_key_is_its_device_again(tmp_path: Path) -> N
 
 
 def test_a_device_that_returns_within_the_deadline_is_asked_again() -> None:
-    scenario = make_scenario(config(deadline=20.0, rounds=2, min_share=1.0))
+    scenario = make_scenario(config(deadline=600.0, rounds=2, min_share=1.0))
     grid = ScriptedGrid(client_nodes(scenario))
     crashes = [101, 101, 102]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedkit.flower.processes import kill_marked, marked
+from tests.fleet.one_device import CONFIG
 from tests.fleet.real import RealFleet
-from tests.fleet.test_orders import CONFIG
 
 
 @pytest.fixture

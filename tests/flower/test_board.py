@@ -35,6 +35,7 @@ from fedkit.server.scenario import server_scenario
 from fedkit.tasks.task import Examples
 from fedkit.wire.messages import Packet
 from sim.scenario import make_scenario
+from tests.processes import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 BOARD = ROOT / "fedkit" / "flower" / "apps" / "board"
@@ -310,7 +311,7 @@ def test_supernodes_without_torch_run_as_in_process_bit_for_bit(
     with SuperLink(log) as link:
         start_nodes(link, boards, paths)
         values = {**CONFIG.model_dump(), FOLDER_KEY: str(tmp_path / "flower")}
-        link.run_app(BOARD, values).wait(240)
+        link.run_app(BOARD, values).wait(HANG)
     assert (tmp_path / "flower" / "metrics.jsonl").is_file(), tail(log, 60)
 
     plan = load_plan(boards.plan)

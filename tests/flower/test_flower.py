@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedkit.config import RunConfig, make_config
-from fedkit.core.errors import WireError
+from fedkit.core.errors import FedkitError, WireError
 from fedkit.flower.client_app import MESSAGE_TYPES, make_client_app
 from fedkit.flower.fleet import OWN_NUMBERS
 from fedkit.flower.processes import tail
@@ -27,10 +27,11 @@ from fedkit.server.checkpoint import RunFolder
 from fedkit.server.record import record
 from fedkit.server.rounds import LocalFleet, run_rounds
 from fedkit.server.scenario import Scenario
-from fedkit.sparse.state import ModelState
 from fedkit.wire.messages import Packet
 from sim.scenario import make_scenario
 from sim.simulation import APP, FlowerSimulation
+from tests.flower.same_bits import assert_same_bits
+from tests.processes import HANG
 
 BOARD = Path(__file__).resolve().parents[2] / "fedkit" / "flower" / "apps" / "board"
 
@@ -50,24 +51,14 @@ CONFIG = make_config(
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder]:
-    """The same run in this process and behind a real SuperLink, and one that must fail."""
+    """The same run in this process and behind a real SuperLink."""
     path = tmp_path_factory.mktemp("runs")
     scenario = make_scenario(CONFIG)
     here = record(scenario, scenario.local_fleet(), path / "here", lambda step: None)
     with FlowerSimulation(path / "log") as simulation:
-        simulation.submit(CONFIG, path / "flower", workers=2).wait(300)
-        without = {"server_epochs": 0, "sparse_epochs": 0}
-        failing = CONFIG.model_copy(update={"lr": 1e20, "epochs": 3, **without})
-        simulation.submit(failing, path / "failing", workers=2).wait(300)
+        simulation.submit(CONFIG, path / "flower", workers=2).wait(HANG)
     assert (path / "flower" / "metrics.jsonl").is_file(), tail(path / "log", 60)
     return here, RunFolder.open(path / "flower")
-
-
-def assert_same_bits(one: ModelState, other: ModelState) -> None:
-    for kind in ("weights", "stats", "masks"):
-        mine, theirs = getattr(one, kind), getattr(other, kind)
-        assert list(mine) == list(theirs)
-        assert all(mine[name].tobytes() == theirs[name].tobytes() for name in mine), kind
 
 
 def test_flower_run_equals_in_process_run_bit_for_bit(runs: tuple[RunFolder, RunFolder]) -> None:
@@ -82,7 +73,7 @@ def test_baselines_too_run_behind_flower_as_in_process(tmp_path: Path) -> None:
     configs = {name: CONFIG.model_copy(update={"method": name}) for name in ("ssfl", "feddst")}
     with FlowerSimulation(tmp_path / "log") as simulation:
         for name, config in configs.items():
-            simulation.submit(config, tmp_path / name, workers=2).wait(300)
+            simulation.submit(config, tmp_path / name, workers=2).wait(HANG)
     for name, config in configs.items():
         scenario = make_scenario(config)
         *_, last = run_rounds(scenario.server(), scenario.local_fleet(), scenario.server_data)
@@ -162,8 +153,23 @@ def test_message_bytes_are_the_payload_and_a_small_envelope(
             assert 0 < envelope < 3000 * messages
 
 
-def test_a_failing_device_ends_the_run_with_its_reason(runs: tuple[RunFolder, RunFolder]) -> None:
-    reason = (runs[1].path.parent / "failing" / "error.txt").read_text()
+FAILING = CONFIG.model_copy(
+    update={"lr": 1e20, "epochs": 3, "server_epochs": 0, "sparse_epochs": 0}
+)
+
+
+def test_a_failing_device_ends_the_run_with_its_reason(tmp_path: Path) -> None:
+    scenario = make_scenario(FAILING)
+    with pytest.raises(FedkitError, match="lower lr"):
+        record(scenario, scenario.local_fleet(), tmp_path / "failing", lambda step: None)
+    assert "lower lr" in (tmp_path / "failing" / "error.txt").read_text()
+
+
+@pytest.mark.slow
+def test_the_reason_of_a_failing_device_comes_through_flower(tmp_path: Path) -> None:
+    with FlowerSimulation(tmp_path / "log") as simulation:
+        simulation.submit(FAILING, tmp_path / "failing", workers=2).wait(HANG)
+    reason = (tmp_path / "failing" / "error.txt").read_text()
     assert "devices failed in phase 'train'" in reason
     assert "lower lr" in reason
 

@@ -18,7 +18,7 @@ from fedkit.server.rounds import LocalFleet, Report, Server, run_rounds
 from fedkit.server.scenario import Scenario
 from fedkit.tasks.task import Examples
 from sim.scenario import make_scenario
-from tests.server.test_rounds import RecordingFleet
+from tests.server.recording import RecordingFleet
 
 SMALL: dict[str, Any] = {
     "devices": 2,

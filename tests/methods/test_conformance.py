@@ -26,6 +26,7 @@ from fedkit.server.rounds import LocalFleet, Report, Server, run_rounds
 from fedkit.sparse.state import Masks
 from fedkit.tasks.task import Examples, Task
 from tests.methods.cases import kept_and_dense, run, same_bits
+from tests.sets import slow_but
 
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -63,7 +64,7 @@ def assert_sparse(config: RunConfig, reports: list[Report]) -> None:
 # A real run ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("density", [0.02, 0.1])
+@pytest.mark.parametrize("density", slow_but((0.1,), (0.02, 0.1)))
 @every_method
 def test_a_small_run_keeps_its_budget_in_memory_and_on_the_wire(name: str, density: float) -> None:
     config, reports, fleet = run(name, density=density)
@@ -178,7 +179,7 @@ def check_any_model(name: str, task: Task, density: float, seed: int) -> None:
 
 
 @every_method
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(*CASES)
 def test_any_model_of_any_density_keeps_its_budget(
     name: str, task: Task, density: float, seed: int

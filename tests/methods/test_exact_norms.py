@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,13 @@ from fedkit.engine.plan.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.methods.exact_norms import exact_statistics
-from fedkit.nn.norm import L1BatchNorm2d, with_l1_norms
+from fedkit.nn.norm import with_l1_norms
 from fedkit.sparse.candidates import CandidatePool
 from fedkit.sparse.state import ModelState, Weights
 from fedkit.stats.norms import as_stats, merge_norms
 from fedkit.tasks.task import Examples, cross_entropy
 from tests.fleet.tiny import FaultyFleet
+from tests.methods.pooled import errors, pooled
 
 SHAPE = (2, 6, 6)
 
@@ -85,39 +85,6 @@ def engine_of(name: str, l1: bool) -> Engine:
     if name == "integer":
         return IntegerEngine(plan, state, 8)
     return SparseEngine(plan, state, threads=2 if name == "two threads" else 1)
-
-
-def pooled(model: nn.Module, shares: list[Examples]) -> dict[str, tuple[Any, Any]]:
-    """Mean and spread of each norm's inputs in ONE training-mode pass over all data, float64."""
-    found: dict[str, tuple[Any, Any]] = {}
-
-    def look(name: str, l1: bool) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            x = inputs[0].transpose(0, 1).flatten(1)
-            mean = x.mean(1)
-            absolute = (x - mean[:, None]).abs().mean(1) * math.sqrt(math.pi / 2)
-            found[name] = mean.numpy(), (absolute**2 if l1 else x.var(1, unbiased=False)).numpy()
-
-        return hook
-
-    model = model.double().train()
-    for name, norm in model.named_modules():
-        if isinstance(norm, nn.BatchNorm2d | L1BatchNorm2d):
-            norm.register_forward_pre_hook(look(name, isinstance(norm, L1BatchNorm2d)))
-    with torch.no_grad():
-        model(torch.from_numpy(np.concatenate([share.inputs for share in shares])).double())
-    return found
-
-
-def errors(stats: Weights, right: dict[str, tuple[Any, Any]]) -> dict[str, float]:
-    """The larger error of each norm's mean and deviation, in deviations."""
-    found = {}
-    for name, (mean, variance) in right.items():
-        deviation = np.sqrt(variance)
-        off = np.abs(stats[f"{name}.running_mean"] - mean) / deviation
-        scale = np.abs(np.sqrt(stats[f"{name}.running_var"]) / deviation - 1)
-        found[name] = float(max(off.max(), scale.max()))
-    return found
 
 
 def ask(engine: Engine, **changes: Any) -> tuple[Sequence[Weights], FaultyFleet]:

@@ -18,6 +18,7 @@ from fedkit.server.rounds import LocalFleet, Report
 from fedkit.server.scenario import Scenario
 from fedkit.wire.messages import Packet
 from sim.scenario import make_scenario
+from tests.sets import slow, slow_but
 
 SMALL: dict[str, Any] = {
     "devices": 2,
@@ -66,11 +67,11 @@ def stop_at(step: int, scenario: Scenario, folder: Path, fleet: LocalFleet | Non
     "changes",
     [
         {},
-        {"wire": "fp16"},
-        {"method": "dense"},
-        {"method": "ssfl"},
         {"method": "prunefl"},
-        {"uplink_bits": 4},
+        slow({"wire": "fp16"}),
+        slow({"method": "dense"}),
+        slow({"method": "ssfl"}),
+        slow({"uplink_bits": 4}),
     ],
     ids=str,
 )
@@ -106,7 +107,7 @@ class Interrupted(LocalFleet):
         return replies
 
 
-@pytest.mark.parametrize("last", range(6))
+@pytest.mark.parametrize("last", slow_but((0, 3, 5), range(6)))
 def test_a_server_that_is_gone_before_it_stored_a_round_asks_again(
     last: int, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from fedkit.sparse.state import Weights, count_kept
 from fedkit.wire import codec
 from fedkit.wire.messages import Packet, Wire, as_received, narrow, pack_state, read_update
 from sim.scenario import make_scenario
+from tests.server.recording import RecordingFleet
 
 SMALL = {
     "devices": 3,
@@ -33,19 +34,6 @@ SMALL = {
     "sparse_epochs": 2,
     "seed": 2,
 }
-
-
-class RecordingFleet(LocalFleet):
-    """Keeps every packet that went over the wire."""
-
-    def __init__(self, local: LocalFleet) -> None:
-        super().__init__(local._devices)
-        self.log: list[tuple[Phase, Packet, list[Packet]]] = []
-
-    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
-        replies = super().answers(phase, request)
-        self.log.append((phase, request, replies))
-        return replies
 
 
 @functools.cache

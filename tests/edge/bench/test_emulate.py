@@ -19,8 +19,9 @@ from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_c99
 from fedkit.core.errors import BenchError, ConfigError
 from fedkit.nn.zoo import build_model
+from tests.edge.models import pruned
 from tests.edge.targets.c99.library import need_emulator
-from tests.edge.targets.test_c99 import pruned
+from tests.sets import slow, slow_but
 
 SHAPE = (3, 8, 8)
 
@@ -46,7 +47,7 @@ def saved(graph: ir.Graph, goal: Any, folder: Path) -> Artifact:
     return save_c99(graph, np.zeros((1, *SHAPE), np.float32), folder / goal, {}, goal)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", slow_but(("cortex-m0plus", "cortex-m4", "cortex-a53"), TARGETS))
 def test_a_target_gives_the_interpreters_integers_and_the_same_figures_again(
     name: str, graph: ir.Graph, tmp_path: Path
 ) -> None:
@@ -67,7 +68,7 @@ def test_a_target_gives_the_interpreters_integers_and_the_same_figures_again(
     assert first["flash_bytes"] > weights
 
 
-@pytest.mark.parametrize("name", ["cortex-m0plus", "cortex-m4", "cortex-a53"])
+@pytest.mark.parametrize("name", ["cortex-m4", slow("cortex-m0plus"), slow("cortex-a53")])
 def test_blocks_count_as_single_instructions_do(name: str, graph: ir.Graph, tmp_path: Path) -> None:
     target = TARGETS[name]
     image = build.build(saved(graph, target.goal, tmp_path), target, tmp_path)

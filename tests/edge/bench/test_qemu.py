@@ -18,8 +18,8 @@ from edge.bench.result import ReferenceVectors
 from edge.bench.targets import TARGETS
 from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_c99
+from tests.edge.models import pruned
 from tests.edge.targets.c99.library import need_emulator, need_gcc
-from tests.edge.targets.test_c99 import pruned
 
 HERE = Path(__file__).parent
 SHAPE = (16, 16, 16)
@@ -50,6 +50,7 @@ def counted(model: Artifact, example: bytes, folder: Path) -> tuple[int, bytes]:
     return twice - once, output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [1.0, 0.05])
 def test_qemu_counts_as_unicorn_does(density: float, tmp_path: Path) -> None:
     """A dense and a sparse convolution for Cortex-A76."""

@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from edge import ir
 from edge.artifact import Artifact
@@ -24,8 +24,8 @@ from edge.bench.ssh import Board, measure
 from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_c99
 from fedkit.core.errors import BenchError
-from fedkit.nn.zoo import build_model
 from tests.edge.targets.c99.library import need_emulator, need_gcc
+from tests.processes import HANG, wait_for
 
 SHAPE = (3, 8, 8)
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -92,7 +92,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ssh
         command = [str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]
         with (folder / "log").open("wb") as log:
             started.append(subprocess.Popen(command, stderr=log, start_new_session=True))
-        wait_for(port)
+        wait_for(lambda: listens(port))
         host_key = (folder / "host.pub").read_text()
         (folder / "known").write_text(f"[127.0.0.1]:{port} {host_key}")
         client = {
@@ -110,21 +110,16 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ssh
     yield start
     for process in started:
         process.terminate()
-        process.wait(10)
+        process.wait(HANG)
 
 
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
     path.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
 
 
-def wait_for(port: int) -> None:
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        with socket.socket() as tried:
-            if tried.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise AssertionError("sshd did not start")
+def listens(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +130,8 @@ def server(sshd: Callable[..., Sshd]) -> Sshd:
 @pytest.fixture(scope="module")
 def graph() -> ir.Graph:
     inputs = np.random.default_rng(0).standard_normal((20, *SHAPE)).astype(np.float32)
-    return int8_graph(build_model("resnet8", SHAPE, 10).eval(), inputs)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 10))
+    return int8_graph(model.eval(), inputs)
 
 
 @pytest.fixture(scope="module")

@@ -7,45 +7,18 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from edge import ir
 from edge.define.interpret import evaluate_int8
 from edge.define.rounding import POLICIES, add_multipliers, policy
 from edge.export import int8_graph
-from edge.targets.tflite import emitter as tflite
-from edge.targets.tflite.runner import Runtime, TfliteRunner, available_runtimes
+from edge.targets.tflite.runner import Runtime
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
-from tests.edge.targets.test_tflite import MODELS, Flat, images
-
-RUNTIMES: dict[Runtime, str] = {"ai-edge-litert": "half_even", "tflite-runtime": "gemmlowp"}
-"""Runtime -> the policy that is its arithmetic."""
-
-WHOLE = {"resnet8": (3, 16, 16), "ds-cnn": (1, 28, 28), "mobilenetv2-w0.25": (1, 28, 28)}
-
-
-@pytest.fixture(params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> Runtime:
-    if request.param not in available_runtimes():
-        pytest.skip(f"{request.param} is not installed for this Python")
-    chosen: Runtime = request.param
-    return chosen
-
-
-def int8_inputs(graph: ir.Graph, inputs: NDArray[np.float32]) -> NDArray[np.int8]:
-    """Return [n, c, h, w] as the graph's input quantises it."""
-    x = graph.tensors[graph.inputs[0]]
-    integers = np.rint(inputs / np.float32(x.scale)) + x.zero_point
-    return np.asarray(np.clip(integers, -128, 127), np.int8)
-
-
-def assert_equal_integers(graph: ir.Graph, inputs: NDArray[np.float32], runtime: Runtime) -> None:
-    codes = int8_inputs(graph, inputs)
-    found = TfliteRunner(tflite.emit(graph), runtime).predict_int8(codes)
-    expected = evaluate_int8(graph, ir.to_graph_layout(codes), RUNTIMES[runtime])
-    np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+from tests.edge.define.tflite_runtimes import WHOLE, assert_equal_integers, int8_inputs
+from tests.edge.models import MODELS, Flat, images
+from tests.sets import slow_but
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -71,11 +44,11 @@ def test_means_of_all_sizes_are_the_runtimes(
     assert_equal_integers(graph, data, runtime)
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", slow_but(("resnet8", "ds-cnn"), WHOLE))
 def test_whole_models_are_the_runtimes(
     name: str, runtime: Runtime, randomise: Callable[[nn.Module], nn.Module]
 ) -> None:
-    model, data = randomise(build_model(name, WHOLE[name], 10)), images(*WHOLE[name], n=60)
+    model, data = randomise(build_model(name, WHOLE[name], 10)), images(*WHOLE[name], n=30)
     assert_equal_integers(int8_graph(model, data[:20]), data, runtime)
 
 

@@ -24,12 +24,10 @@ from edge.targets.tflite.runner import Runtime, TfliteRunner
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
 from tests.edge.conftest import TrainedModel
-from tests.edge.define.test_rounding import assert_equal_integers, int8_inputs, runtime
+from tests.edge.define.tflite_runtimes import assert_equal_integers, int8_inputs
+from tests.edge.models import MODELS, Flat, Images, images
 from tests.edge.targets.c99.library import need_gcc
-from tests.edge.targets.test_c99 import assert_same_integers
-from tests.edge.targets.test_tflite import MODELS, Flat, Images, images
-
-__all__ = ["runtime"]
+from tests.edge.targets.compiled import assert_same_integers
 
 Build = Callable[..., ir.Graph]
 Randomise = Callable[[nn.Module], nn.Module]

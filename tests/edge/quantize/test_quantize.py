@@ -23,7 +23,7 @@ from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite.runner import TfliteRunner, available_runtimes
 from fedkit.core.errors import ExportError
 from tests.edge.conftest import TrainedModel
-from tests.edge.targets.test_tflite import Branches, Flat, images
+from tests.edge.models import Branches, Flat, images
 
 Build = Callable[..., ir.Graph]
 Floats = NDArray[np.float32]

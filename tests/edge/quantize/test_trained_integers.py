@@ -29,12 +29,10 @@ from fedkit.engine.plan.plan import Conv, Plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.sparse.state import ModelState
 from fedkit.tasks import digits
-from tests.edge.define.test_rounding import assert_equal_integers, int8_inputs, runtime
+from tests.edge.define.tflite_runtimes import assert_equal_integers, int8_inputs
 from tests.edge.targets.c99.library import need_gcc
-from tests.edge.targets.test_c99 import assert_same_integers
+from tests.edge.targets.compiled import assert_same_integers
 from tests.engine.sparse.cases import engines, pruned, zoo
-
-__all__ = ["runtime"]
 
 SHAPE = (1, 8, 8)
 HOW = LocalTraining(epochs=2, batch_size=32, lr=0.05, momentum=0.9, weight_decay=1e-4)

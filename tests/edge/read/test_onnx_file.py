@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 import random
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,9 @@ from edge.targets.onnx import emitter as emitter
 from edge.targets.tflite.runner import TfliteRunner
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
-from tests.edge.targets.test_tflite import MODELS, Flat, Residual, images
+from tests.edge.models import MODELS, Flat, Residual, images
+from tests.edge.read.exported import exported
+from tests.sets import slow_but
 
 Floats = NDArray[np.float32]
 SHAPE = (3, 8, 10)
@@ -40,26 +40,6 @@ WHOLE = {
     "mobilenetv2-w0.25": (3, 8, 8),
     "vgg11": (3, 32, 32),
 }
-
-
-def exported(
-    model: nn.Module, shape: Sequence[int], opset: int = 17, symbolic: bool = True, **options: Any
-) -> bytes:
-    """Return the file that torch's own exporter makes."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that this exporter is the older one
-        torch.onnx.export(
-            model,
-            (torch.zeros(1, *shape),),
-            file,  # type: ignore[arg-type]  # buffers are documented for this exporter
-            dynamo=False,
-            opset_version=opset,
-            input_names=["x"],
-            dynamic_axes={"x": {0: "n"}} if symbolic else None,
-            **options,
-        )
-    return file.getvalue()
 
 
 def runtime(content: bytes, inputs: Floats) -> Floats:
@@ -90,7 +70,7 @@ def assert_same_numbers(content: bytes, inputs: Floats) -> ir.Graph:
 # Files of torch's exporter
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", slow_but(("resnet8", "ds-cnn"), WHOLE))
 def test_zoo_models(name: str, randomise: Callable[[nn.Module], nn.Module]) -> None:
     shape = WHOLE[name]
     model, inputs = randomise(build_model(name, shape, 7)), images(*shape, n=3)

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from edge import artifact, ir
-from edge.artifact import Artifact
 from edge.define.interpret import evaluate_int8
 from edge.export import export_c99, int8_graph, save_c99
 from edge.targets.c99 import emitter as c99
@@ -25,11 +24,11 @@ from edge.targets.c99.calls import Goal, compile_graph
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
+from tests.edge.models import MODELS, OWN, Flat, Images, images, pruned
 from tests.edge.targets.c99.library import AARCH64, WARNINGS, emulate, need_emulator, need_gcc
-from tests.edge.targets.test_tflite import MODELS, Flat, Images, images
+from tests.edge.targets.compiled import PLAIN, QUICK, assert_same_integers
+from tests.sets import slow_but
 
-QUICK = ("-O0", "-march=native")  # the kernels for this processor, and little time to compile
-PLAIN = ("-O0", "-DEK_PLAIN")
 GOALS: tuple[Goal, ...] = ("speed", "size")
 
 Randomise = Callable[[nn.Module], nn.Module]
@@ -39,63 +38,6 @@ Randomise = Callable[[nn.Module], nn.Module]
 def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     need_gcc()
     monkeypatch.setenv("CC", "gcc")
-
-
-def assert_same_integers(
-    graph: ir.Graph, inputs: Images, folder: Path, goal: Goal, *flags: str
-) -> Artifact:
-    saved = save_c99(graph, inputs, folder, {}, goal)
-    integers = saved.inputs[0].quantize(inputs)
-    expected = evaluate_int8(graph, ir.to_graph_layout(integers), "half_up")
-    flags = flags or (QUICK if goal == "speed" else PLAIN)
-    found = CompiledRunner(saved.path, flags).predict_int8(integers)
-    assert np.count_nonzero(found != expected) == 0
-    assert len(np.unique(expected)) > 4, "the outputs say nothing"
-    return saved
-
-
-class Sums(nn.Module):
-    """Sums of what others read too, of one tensor with itself, and of two convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b, c, d, e = self.convs
-        y = x + a(x)
-        z = torch.relu(b(y) + c(y))
-        read_twice = d(z)
-        both = (read_twice + z) + e(read_twice)
-        return torch.relu(both + both) + y + x
-
-
-class Strides(nn.Module):
-    """Windows of one stride and unlike sizes over one tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        windows = ((3, 1), (1, 0), (5, 2), (2, 0))
-        self.convs = nn.ModuleList(nn.Conv2d(3, 6, k, 2, padding=p) for k, p in windows)
-        self.depthwise = nn.Conv2d(3, 6, 3, 2, 1, groups=3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b, c, d = (conv(x) for conv in self.convs)
-        return a + b + c + d + self.depthwise(x)
-
-
-OWN: dict[str, Callable[[], nn.Module]] = {
-    "sums": Sums,
-    "strides": Strides,
-    "mean of single pixels": lambda: nn.Sequential(
-        nn.AvgPool2d((8, 10)), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
-    ),
-    "depthwise convolution with a multiplier": lambda: nn.Conv2d(3, 6, 3, padding=1, groups=3),
-    "linear layers": lambda: nn.Sequential(
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 7)
-    ),
-    "stride 3": lambda: nn.Conv2d(3, 5, (2, 5), 3, (0, 2)),
-}
 
 
 # Where the goal makes a difference: what is packed as weights.
@@ -110,38 +52,32 @@ def test_op(name: str, goal: Goal, tmp_path: Path) -> None:
     assert_same_integers(graph, inputs, tmp_path / "model", goal)
 
 
-ZOO = (
-    ("resnet8", (3, 16, 16)),
-    ("ds-cnn", (1, 49, 10)),
-    ("mobilenetv2-w0.25", (3, 8, 8)),
-    ("resnet18-w16", (3, 8, 8)),
-)
+ZOO = {
+    "resnet8": (3, 16, 16),
+    "ds-cnn": (1, 49, 10),
+    "mobilenetv2-w0.25": (3, 8, 8),
+    "resnet18-w16": (3, 8, 8),
+}
 
 
-def pruned(model: nn.Module, density: float) -> nn.Module:
-    """Leave some weights of each layer, larger, so that a signal still comes through."""
-    with torch.no_grad():
-        for layer in model.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                kept = torch.rand_like(layer.weight) < density
-                layer.weight.mul_(kept / density**0.5)
-    return model
+DENSITIES = ((1.0, "speed"), (0.1, "speed"), (0.01, "speed"), (0.1, "size"))
+# Every model once, every density and goal once.
+COVERED = [(name, *how) for name, how in zip(ZOO, DENSITIES, strict=True)]
 
 
 @pytest.mark.parametrize(
-    ("density", "goal"), [(1.0, "speed"), (0.1, "speed"), (0.01, "speed"), (0.1, "size")]
+    ("name", "density", "goal"),
+    slow_but(COVERED, [(name, *how) for name in ZOO for how in DENSITIES]),
 )
-@pytest.mark.parametrize(("name", "shape"), ZOO)
 def test_zoo(
     name: str,
-    shape: tuple[int, ...],
     density: float,
     goal: Goal,
     tmp_path: Path,
     randomise: Randomise,
 ) -> None:
-    model = pruned(randomise(build_model(name, shape, 10)), density)
-    inputs = images(*shape, n=4)
+    model = pruned(randomise(build_model(name, ZOO[name], 10)), density)
+    inputs = images(*ZOO[name], n=4)
     assert_same_integers(int8_graph(model, inputs), inputs, tmp_path / "model", goal)
 
 

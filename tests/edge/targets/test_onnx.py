@@ -26,8 +26,8 @@ from edge.targets.onnx import emitter as emitter
 from edge.targets.onnx.runner import OnnxRunner
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
-from tests.edge.define.test_rounding import WHOLE, int8_inputs
-from tests.edge.targets.test_tflite import MODELS, Flat, Residual, images
+from tests.edge.define.tflite_runtimes import WHOLE, int8_inputs
+from tests.edge.models import MODELS, Flat, Residual, images
 
 FORMS: tuple[emitter.Form, ...] = ("qdq", "qoperator")
 Random = np.random.Generator

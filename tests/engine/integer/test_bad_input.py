@@ -17,8 +17,8 @@ from fedkit.engine.integer.program import IntegerProgram
 from fedkit.engine.plan.plan import VERSION, Conv, Norm, Plan, Pool, StoredTensor
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples
+from tests.engine.bad_states import BAD_STATES, LAYER, inputs
 from tests.engine.sparse.cases import engines, examples, pruned, zoo
-from tests.engine.sparse.test_bad_input import BAD_STATES, LAYER, inputs
 
 HOW = LocalTraining(epochs=1, batch_size=8, lr=0.1, momentum=0.9, weight_decay=1e-2)
 SHAPE = (1, 8, 8)

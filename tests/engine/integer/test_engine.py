@@ -17,8 +17,8 @@ from fedkit.nn.norm import L1LayerNorm
 from fedkit.sparse.state import ModelState
 from fedkit.sparse.topk import largest
 from fedkit.tasks import digits
+from tests.engine.same_bits import same_bits
 from tests.engine.sparse.cases import engines, examples, l1, layered, pruned, zoo
-from tests.engine.sparse.test_engine import same_bits
 
 HOW = LocalTraining(epochs=2, batch_size=8, lr=0.05, momentum=0.9, weight_decay=1e-3)
 SHAPE = (1, 8, 8)

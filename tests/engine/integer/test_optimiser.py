@@ -20,7 +20,7 @@ from fedkit.engine.plan.capture import capture
 from fedkit.engine.torch import TorchEngine
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples, cross_entropy
-from tests.engine.integer.test_integer_network import network_of
+from tests.engine.integer.networks import network_of
 
 BACKENDS = ("numpy", *native.available())
 

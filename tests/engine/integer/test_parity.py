@@ -67,12 +67,12 @@ def test_the_lanes_are_those_of_the_registers(kernels: native.Kernels) -> None:
 
 
 def test_steps_of_training_are_numpys(kernels: native.Kernels) -> None:
-    for seed in range(few(kernels, 60)):
+    for seed in range(few(kernels, 25)):
         assert_parity(kernels, seed)
 
 
 def test_layer_norms_are_numpys(kernels: native.Kernels) -> None:
-    for seed in range(few(kernels, 60)):
+    for seed in range(few(kernels, 25)):
         assert_parity(kernels, seed, WITH_LAYERS)
 
 

@@ -15,6 +15,7 @@ from fedkit.engine.plan.capture import capture
 from fedkit.engine.plan.plan import save_plan
 from fedkit.nn.zoo import build_model
 from tests.engine.kernels.kernel_sets import KERNELS
+from tests.sets import slow_but
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = sorted(KERNELS.glob("*.c"))
@@ -38,9 +39,16 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-def test_kernels_compile_without_warnings(compiler: str, source: Path, tmp_path: Path) -> None:
+OWN = (("clang-x86-64", "avx512"), ("clang-aarch64", "neon"), ("clang-aarch64", "plain"))
+"""A compiler of another author, and what its processor runs."""
+ALL = [(compiler, source.stem) for compiler in COMPILERS for source in SOURCES]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "name"), slow_but([*OWN, *(each for each in ALL if each[0] == "gcc")], ALL)
+)
+def test_kernels_compile_without_warnings(compiler: str, name: str, tmp_path: Path) -> None:
+    source = KERNELS / f"{name}.c"
     need_compiler(compiler)
     pedantic = ["-pedantic"] if source.stem == "plain" else []
     done = run(*COMPILERS[compiler], *WARNINGS, *pedantic, source, "-o", tmp_path / "out.o")

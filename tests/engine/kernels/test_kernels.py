@@ -144,17 +144,27 @@ def check_step(case: PlanCase, kernels: native.Kernels) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_op_of_a_kind(kernels: native.Kernels, kind: str) -> None:
     # A convolution gives the op a source with a gradient, and often with a norm.
-    @trying(few(kernels, 30 if kind in ("conv", "fan") else 10))
-    @given(cases(kinds=("conv", kind), most=2))
-    def check(case: PlanCase) -> None:
-        check_step(case, kernels)
+    check_many(kernels, 8 if kind in ("conv", "fan") else 4, cases(kinds=("conv", kind), most=2))
 
-    check()
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_op_of_a_kind_in_many_ways(kernels: native.Kernels, kind: str) -> None:
+    check_many(kernels, 100, cases(kinds=("conv", kind), most=2))
 
 
 def test_random_plans(kernels: native.Kernels) -> None:
-    @trying(few(kernels, 30))
-    @given(cases(most=5))
+    check_many(kernels, 12, cases(most=5))
+
+
+@pytest.mark.slow
+def test_many_random_plans(kernels: native.Kernels) -> None:
+    check_many(kernels, 100, cases(most=5))
+
+
+def check_many(kernels: native.Kernels, count: int, drawn: st.SearchStrategy[PlanCase]) -> None:
+    @trying(few(kernels, count))
+    @given(drawn)
     def check(case: PlanCase) -> None:
         check_step(case, kernels)
 

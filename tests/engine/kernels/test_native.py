@@ -13,7 +13,7 @@ from fedkit.core.errors import EngineError
 from fedkit.engine.kernels import native
 from fedkit.engine.kernels.native import SIMD, available, load_kernels
 from fedkit.engine.sparse.engine import SparseEngine
-from tests.engine.plan.test_plan import PLAN
+from tests.engine.plan.one_plan import PLAN
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from fedkit.sparse.state import ModelState
 from fedkit.sparse.topk import Entries, largest
 from fedkit.tasks import digits
 from fedkit.tasks.task import Examples
+from tests.engine.same_bits import same_bits
 from tests.engine.sparse.cases import engines, examples, l1, pruned, zoo
 
 HOW = LocalTraining(epochs=2, batch_size=8, lr=0.05, momentum=0.9, weight_decay=1e-3)
@@ -31,15 +32,6 @@ SHAPE = (1, 8, 8)
 RESNET = zoo("resnet8", SHAPE)
 
 Arrays = dict[str, NDArray[Any]]
-
-
-def same_bits(one: ModelState, other: ModelState) -> bool:
-    return all(
-        list(getattr(one, kind)) == list(getattr(other, kind))
-        and all(a.tobytes() == getattr(other, kind)[n].tobytes() for n, a in arrays.items())
-        for kind in ("weights", "stats", "masks")
-        for arrays in [getattr(one, kind)]
-    )
 
 
 def error(found: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -39,6 +39,7 @@ from tests.engine.sparse.cases import (
     zoo,
 )
 from tests.naive import plan as naive
+from tests.sets import slow_but
 
 ZERO = 1e-10
 """Share of the model's largest gradient below which a tensor's are 0 but for rounding."""
@@ -135,8 +136,8 @@ def test_models_with_layer_norms_have_torchs_gradients(name: str, density: float
     np.testing.assert_allclose(engine.outputs(state, data.inputs), logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("density", [0.01, 0.1, 0.6, 1.0])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("density", slow_but((0.1, 1.0), (0.01, 0.1, 0.6, 1.0)))
+@pytest.mark.parametrize("name", slow_but([n for n in CASES if n != "resnet18"], CASES))
 def test_whole_models_have_torchs_gradients(name: str, density: float) -> None:
     factory, shape, count = CASES[name]
     reference, engine = engines(factory, shape)
@@ -176,7 +177,7 @@ def lonely(state: ModelState) -> ModelState:
     return state.with_masks(masks)
 
 
-@pytest.mark.parametrize("density", [0.01, 0.1, 1.0, "one weight"])
+@pytest.mark.parametrize("density", slow_but((0.1, "one weight"), (0.01, 0.1, 1.0, "one weight")))
 @pytest.mark.parametrize("name", ["resnet8", "resnet8-l1", "ds-cnn", "mobilenetv2-w0.25"])
 def test_gradients_of_all_weights_are_torchs(name: str, density: float | str) -> None:
     factory, shape, count = CASES[name]

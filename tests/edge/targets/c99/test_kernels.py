@@ -30,21 +30,12 @@ from tests.edge.targets.c99.library import (
     need_emulator,
     need_gcc,
 )
+from tests.sets import slow_but
 
 ROOT = Path(__file__).resolve().parents[4]
 VARIANTS = (
-    *(
-        "native-O2",
-        "avx2-O0",
-        "fma-O3",
-        "vnni-O1",
-        "avx512-O1",
-        "plain-O0",
-        "plain-O3",
-        "dotprod-O2",
-    ),
-    "dsp-O2",
-    pytest.param("neon-O2", marks=pytest.mark.slow),
+    *("native-O2", "avx2-O0", "fma-O3", "vnni-O1", "avx512-O1"),
+    *("plain-O0", "plain-O3", "dotprod-O2", "dsp-O2", "neon-O2"),
 )
 PLAIN = "-DEK_PLAIN"
 AARCH64_GCC = "aarch64-linux-gnu-gcc"
@@ -52,15 +43,19 @@ SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover
 
 seeds = st.integers(0, 2**32 - 1)
 quick = settings(
-    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+thorough = settings(quick, max_examples=100)
 
 
-@pytest.fixture(scope="session", params=VARIANTS)
-def kernels(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> InferenceKernels:
-    return load(request.param, tmp_path_factory.mktemp("kernels"))
+@pytest.fixture(scope="module", params=slow_but(VARIANTS[:-1], VARIANTS))
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def kernels(variant: str, tmp_path_factory: pytest.TempPathFactory) -> InferenceKernels:
+    return load(variant, tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.mark.parametrize("kind", cases.CONVS)
@@ -72,15 +67,39 @@ def test_a_random_convolution_equals_its_reference(
     cases.check_random_conv(kernels, np.random.default_rng(seed), kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", cases.CONVS)
-@pytest.mark.parametrize("layer", cases.LAYERS, ids=str)
-def test_a_usual_convolution_equals_its_reference(
-    kernels: InferenceKernels, layer: cases.ConvShape, kind: str
+@thorough
+@given(seed=seeds)
+def test_many_random_convolutions_equal_their_references(
+    kernels: InferenceKernels, kind: str, seed: int
 ) -> None:
+    cases.check_random_conv(kernels, np.random.default_rng(seed), kind)
+
+
+def check_usual(kernels: InferenceKernels, layer: cases.ConvShape, kind: str, seed: int) -> None:
     if kind in ("dense", "full"):
         layer = cases.ungrouped(layer)
+    cases.check_conv(kernels, np.random.default_rng(seed), layer, kind)
+
+
+@pytest.mark.parametrize("number", range(len(cases.LAYERS)))
+def test_a_usual_convolution_equals_its_reference(
+    kernels: InferenceKernels, variant: str, number: int
+) -> None:
+    """Every two of a layer, a kind and a set of kernels meet; the third varies."""
+    kind = cases.CONVS[(number + VARIANTS.index(variant)) % len(cases.CONVS)]
+    check_usual(kernels, cases.LAYERS[number], kind, seed=number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", cases.CONVS)
+@pytest.mark.parametrize("layer", cases.LAYERS, ids=str)
+def test_every_usual_convolution_equals_its_reference(
+    kernels: InferenceKernels, layer: cases.ConvShape, kind: str
+) -> None:
     for seed in range(3):
-        cases.check_conv(kernels, np.random.default_rng(seed), layer, kind)
+        check_usual(kernels, layer, kind, seed)
 
 
 @pytest.mark.parametrize("check_kernel", cases.CHECKS.values(), ids=cases.CHECKS)
@@ -115,6 +134,7 @@ def check_clean(compiler: Sequence[str], folder: Path, *flags: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("language", slow_but(LANGUAGES[:1], LANGUAGES))
 @pytest.mark.parametrize(
     "simd",
     [
@@ -122,7 +142,6 @@ def check_clean(compiler: Sequence[str], folder: Path, *flags: str) -> None:
         *("-mavx512vnni -mavx512vl -mavx512bw -mfma", "-march=icelake-server", PLAIN),
     ],
 )
-@pytest.mark.parametrize("language", LANGUAGES)
 def test_gcc_finds_the_sources_clean(simd: str, language: str, tmp_path: Path) -> None:
     need_gcc()
     for flags in (("-fsyntax-only",), ("-O3",)) if simd == "-mavx2" else (("-fsyntax-only",),):
@@ -145,7 +164,7 @@ def zig(target: str) -> list[str]:
     return [sys.executable, "-m", "ziglang", "cc", *TARGETS[target].split()]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", slow_but(("avx512-vnni", "neon", "cortex-m4"), TARGETS))
 def test_clang_finds_the_sources_clean(target: str, tmp_path: Path) -> None:
     pytest.importorskip("ziglang", reason="not installed: ziglang; pip install -e .[dev]")
     check_clean((*zig(target), *LANGUAGES[0].split()), tmp_path, "-Os")
@@ -208,7 +227,10 @@ def test_no_kernel_has_state() -> None:
 # Sanitizers
 
 
-@pytest.fixture(scope="module", params=["native", "fma", "vnni", "avx512", "dsp", "plain"])
+@pytest.fixture(
+    scope="module",
+    params=slow_but(("native", "plain"), ("native", "fma", "vnni", "avx512", "dsp", "plain")),
+)
 def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     need_gcc()
     if request.param not in ("dsp", "plain"):

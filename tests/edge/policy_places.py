@@ -1,0 +1,59 @@
+"""Where an int8 graph is computed, and by which policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge import ir
+from edge.define.rounding import RUNTIMES
+from edge.targets.onnx import emitter as onnx
+from edge.targets.onnx.runner import OnnxRunner
+from edge.targets.tflite import emitter as tflite
+from edge.targets.tflite.runner import TfliteRunner
+from tests.edge.single_ops import (
+    Codes,
+)
+
+Run = Callable[[ir.Graph, Codes], Codes]
+
+
+def in_litert(graph: ir.Graph, codes: Codes) -> Codes:
+    return TfliteRunner(tflite.emit(graph)).predict_int8(in_torchs_layout(codes))
+
+
+def in_tflite_runtime(graph: ir.Graph, codes: Codes) -> Codes:
+    content = tflite.emit(graph)
+    return TfliteRunner(content, "tflite-runtime").predict_int8(in_torchs_layout(codes))
+
+
+def in_onnxruntime(form: onnx.Form) -> Run:
+    def run(graph: ir.Graph, codes: Codes) -> Codes:
+        found = OnnxRunner(onnx.emit(graph, form)).predict_int8(in_torchs_layout(codes))
+        return np.moveaxis(found, 1, 3) if found.ndim == 4 else found
+
+    return run
+
+
+def in_torchs_layout(codes: Codes) -> Codes:
+    return np.ascontiguousarray(np.moveaxis(codes, 3, 1)) if codes.ndim == 4 else codes
+
+
+@dataclass(frozen=True)
+class PolicyRun:
+    """Where a graph runs, and the policy that is to be its arithmetic."""
+
+    run: Run
+    policy: str
+
+
+PLACES: Mapping[str, PolicyRun] = {
+    "ai-edge-litert": PolicyRun(in_litert, RUNTIMES["tflite"]["ai-edge-litert"]),
+    "tflite-runtime": PolicyRun(in_tflite_runtime, RUNTIMES["tflite"]["tflite-runtime"]),
+    "onnx-qdq": PolicyRun(in_onnxruntime("qdq"), RUNTIMES["onnx-qdq"]["onnxruntime"]),
+    "onnx-qoperator": PolicyRun(
+        in_onnxruntime("qoperator"), RUNTIMES["onnx-qoperator"]["onnxruntime"]
+    ),
+}
