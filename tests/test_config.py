@@ -102,9 +102,9 @@ def test_the_largest_seed_draws_weights_and_partitions() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe", "no valid TOML"),
-        (b"a = ", "no valid TOML"),
-        (b"a = " + b"[" * 20_000, "no valid TOML"),
+        (b"\xff\xfe", "not valid TOML"),
+        (b"a = ", "not valid TOML"),
+        (b"a = " + b"[" * 20_000, "not valid TOML"),
         (b"# " + b"x" * (1 << 20), "the limit is 1,048,576"),
     ],
 )

@@ -59,5 +59,5 @@ def test_names_of_ours_need_no_trust(run: Path, monkeypatch: pytest.MonkeyPatch)
     assert said == []
     with pytest.raises(ConfigError, match="a module of Python itself"):
         check_modules({"method": "sys:exit"}, run, False, said.append)
-    with pytest.raises(CheckpointError, match="no run folder"):
+    with pytest.raises(CheckpointError, match="not a run folder"):
         check_run(run.parent, False, said.append)

@@ -81,5 +81,5 @@ def test_no_temporary_files_are_left(folder: RunFolder) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no run folder: it holds no config\.toml"):
+    with pytest.raises(CheckpointError, match=r"not a run folder: it holds no config\.toml"):
         RunFolder.open(tmp_path)

@@ -143,7 +143,7 @@ def test_a_finished_run_and_one_that_never_was_are_refused(tmp_path: Path) -> No
     record(scenario, scenario.local_fleet(), tmp_path / "run", lambda step: None)
     with pytest.raises(CheckpointError, match="is finished"):
         RunFolder.resume(tmp_path / "run", scenario.config)
-    with pytest.raises(CheckpointError, match="no run folder"):
+    with pytest.raises(CheckpointError, match="not a run folder"):
         RunFolder.resume(tmp_path / "other", scenario.config)
 
 
