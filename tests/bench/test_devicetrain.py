@@ -9,6 +9,7 @@ import pytest
 from fedkit.bench import devicetrain
 from fedkit.core.errors import BenchError
 from tests.edge.targets.c99.library import need_emulator
+from tests.sets import slow
 
 
 @pytest.fixture(autouse=True)
@@ -16,12 +17,13 @@ def _tools() -> None:
     need_emulator()
 
 
-def test_sparse_steps_take_fewer_instructions_and_the_same_again(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("times", [1, slow(2)])
+def test_sparse_steps_take_fewer_instructions_and_the_same_each_time(
+    times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devicetrain, "_SHAPE", (3, 4, 4))
-    first, again = (devicetrain.bench_devicetrain(quick=True)["rows"] for _ in range(2))
-    assert first == again
+    first, *again = (devicetrain.bench_devicetrain(quick=True)["rows"] for _ in range(times))
+    assert all(rows == first for rows in again)
     for dense, sparse in (first[:2], first[2:]):
         assert dense["ratio_dense"] == 1 and sparse["ratio_dense"] > 2
     assert first[0]["peak_bytes"] > first[1]["peak_bytes"] > 0

@@ -135,6 +135,7 @@ def test_all_targets_come_from_one_graph_and_compute_it(
     assert "all" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_simulation")
 def test_hardware_is_simulated(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

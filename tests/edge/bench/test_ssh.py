@@ -157,7 +157,7 @@ def test_a_board_gives_the_interpreters_integers_and_its_times(
     assert result.how == "measured"
     assert result.examples == 3
     assert 0 < result["latency_median_us"] <= result["latency_p95_us"] < 1e6
-    assert 1e5 < result["peak_bytes"] < 1e8
+    assert 1e4 < result["peak_bytes"] < 1e8
     assert result["energy_uj"] == 0, "the count stood still"
     assert result.environment["machine"] == os.uname().machine
     assert ("zig" in result.environment["compiler"]) == (where == "here")

@@ -26,6 +26,7 @@ from tests.engine.kernels.programs import Array, StepResult
 from tests.engine.plan.plans import DENSITIES, KINDS, LAYERS, PlanCase, random_case, random_data
 from tests.naive import kernels as naive
 from tests.naive import plan as naive_plan
+from tests.sets import slow_but
 
 TOLERANCE = 1e-5
 """Of the largest magnitude of the tensor compared."""
@@ -171,24 +172,24 @@ def check_many(kernels: native.Kernels, count: int, drawn: st.SearchStrategy[Pla
     check()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", slow_but(range(4), range(12)))
 def test_a_tensor_that_two_ops_read(kernels: native.Kernels, seed: int) -> None:
     check_step(seeded_case(seed, kinds=("fan",), most=1), kernels)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", slow_but(range(4), range(12)))
 def test_layers_that_run_dense(kernels: native.Kernels, seed: int) -> None:
     case = seeded_case(seed, kinds=("chain",), most=1, densities=(0.8, 1.0))
     check_step(replace(case, dense_above=-1.0), kernels)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", slow_but(range(4), range(12)))
 def test_layers_that_run_sparse(kernels: native.Kernels, seed: int) -> None:
     case = seeded_case(seed, kinds=("chain",), most=1, densities=(0.1, 0.5))
     check_step(replace(case, dense_above=2.0), kernels)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", slow_but(range(4), range(12)))
 def test_layer_norms(kernels: native.Kernels, seed: int) -> None:
     case = seeded_case(seed, kinds=("layer", *LAYERS), most=5)
     while not any(isinstance(op, LayerNorm) for op in case.plan.ops):
