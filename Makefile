@@ -18,7 +18,9 @@ PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
 endif
 COMPILER := $(shell command -v cc || command -v gcc || command -v clang)
 CODE := fedkit edge sim tests examples
-BENCHMARKS := wire sparsetrain run client cost intgemm l1norm inttrain infer device devicetrain fpga fleet
+# Those that take hours have targets of their own.
+LONG := exact intaccuracy
+BENCHMARKS = $(filter-out $(LONG),$(shell $(BIN)/python -m fedkit.bench.registry | cut -f 1))
 RUN := fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense
 
 help: ## List the targets

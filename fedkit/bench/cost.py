@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.bench import markdown
 from fedkit.bench.measured import Cost, MeasuredFleet
 from fedkit.bench.process import idle_memory
 from fedkit.bench.replay import Recorded, device_memory
@@ -257,3 +258,26 @@ def _compared(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict
         for rival in RIVALS
         for key in (*COMPARED, "train_flops_largest_round")
     }
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = (
+        "| method | TFLOPs | of PruneFL | largest round | of PruneFL | memory, model | of PruneFL "
+        "| memory, measured | of PruneFL | bytes | of PruneFL |"
+    )
+    rows = (
+        f"| {row['method']} "
+        f"| {row['train_flops'] / 1e12:,.0f} | {_change(row, 'train_flops')} "
+        f"| {row['train_flops_largest_round'] / 1e12:,.1f} "
+        f"| {_change(row, 'train_flops_largest_round')} "
+        f"| {markdown.mb(row['memory_model_bytes'])} | {_change(row, 'memory_model_bytes')} "
+        f"| {markdown.mb(row['memory_measured_bytes'])} | {_change(row, 'memory_measured_bytes')} "
+        f"| {markdown.mb(row['bytes_total'])} | {_change(row, 'bytes_total')} |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)
+
+
+def _change(row: Mapping[str, Any], key: str) -> str:
+    return f"{row[f'{key}_vs_prunefl']:+.1%}"

@@ -39,6 +39,7 @@ from edge.export import float_graph, save_c99
 from edge.passes.slim import slim
 from edge.quantize.quantize import quantize
 from edge.targets.c99.program import Goal
+from fedkit.bench import markdown
 from fedkit.bench.infer import SHAPE, random_model
 from fedkit.bench.sparsetrain import random_batch
 from fedkit.core.errors import ConfigError
@@ -189,3 +190,15 @@ def _plain(quantity: Quantity) -> float:
     """Return a count as an integer, anything else with two decimals."""
     counts = quantity.unit in ("instructions", "bytes")
     return int(quantity.value) if counts else round(quantity.value, 2)
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = "| target | model | density | instructions | flash | RAM | stack | dense / this |"
+    rows = (
+        f"| {row['target']} | {row['model']} | {row['density']:.0%} | {row['instructions']:,} "
+        f"| {markdown.kb(row['flash_bytes'])} | {markdown.kb(row['ram_bytes'])} "
+        f"| {row['stack_bytes']:,} B | {markdown.times(row['ratio_dense'])} |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fedkit.bench import BENCHMARKS
+from fedkit.bench.registry import BENCHMARKS
 from fedkit.cli import flags, fleet, tables
 from fedkit.cli.terminal import Terminal
 from fedkit.core.errors import ConfigError, FedkitError

@@ -24,9 +24,9 @@ _ORDER = ("fedtiny", "dense", "random", "magnitude", "snip", "synflow", "ssfl", 
 def _found() -> Iterator[tuple[str, Mapping[str, Method]]]:
     """Yield name and rows of every module of this package that has some."""
     for module in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}."):
-        if module.name != __name__:
-            if rows := getattr(import_module(module.name), "METHODS", None):
-                yield module.name, rows
+        own = module.name == __name__
+        if not own and (rows := getattr(import_module(module.name), "METHODS", None)):
+            yield module.name, rows
 
 
 def _place(rows: Mapping[str, Method]) -> tuple[int, str]:
