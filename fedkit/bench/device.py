@@ -34,11 +34,11 @@ from edge.bench.targets import TARGETS, Target, find_target
 from edge.check import graph_of
 from edge.cost import cost
 from edge.define.interpret import evaluate_int8
-from edge.define.rounding import RUNTIMES
 from edge.export import float_graph, save_c99
 from edge.passes.slim import slim
 from edge.quantize.quantize import quantize
 from edge.targets.c99.program import Goal
+from edge.targets.registry import runtimes
 from fedkit.bench import markdown
 from fedkit.bench.infer import SHAPE, random_model
 from fedkit.bench.sparsetrain import random_batch
@@ -143,7 +143,7 @@ def _examples(graph: ir.Graph) -> Examples:
     (name,) = graph.inputs
     shape = _EXAMPLES, *graph.tensors[name].shape[1:]
     inputs = np.random.default_rng(_SEED).integers(-128, 128, shape).astype(np.int8)
-    return Examples(inputs, evaluate_int8(graph, inputs, RUNTIMES["c99"]["compiled"]))
+    return Examples(inputs, evaluate_int8(graph, inputs, runtimes()["c99"]["compiled"]))
 
 
 def _emulated(model: _Model, target: Target) -> Result:

@@ -33,7 +33,6 @@ from edge.artifact import Artifact
 from edge.check import Report, check
 from edge.cost import cost
 from edge.define.interpret import FloatArray
-from edge.define.rounding import RUNTIMES
 from edge.export import (
     float_graph,
     int8_graph,
@@ -46,6 +45,7 @@ from edge.export import (
 from edge.ir import Graph, to_graph_layout
 from edge.quantize.quantize import quantize
 from edge.targets.c99.runner import CompiledRunner
+from edge.targets.registry import runtimes
 from edge.targets.tflite.runner import available_runtimes
 from fedkit.bench import markdown
 from fedkit.bench.kept import run_kept
@@ -205,7 +205,7 @@ def _reports(
         save_onnx(graph, calibration, folder / "operators.onnx", about, "qoperator"),
     ]
     for artifact in saved:
-        for runtime in RUNTIMES[artifact.target]:
+        for runtime in runtimes()[artifact.target]:
             if artifact.target != "tflite" or runtime in available_runtimes():
                 yield f"{runtime}, {artifact.target}", check(artifact.path, inputs, runtime)
     yield "Verilog", verilog_report(graph, calibration, inputs[: cell.simulated], folder, about)

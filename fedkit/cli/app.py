@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from edge.targets.registry import NAMES
 from fedkit.bench.registry import BENCHMARKS
 from fedkit.cli import flags, fleet, tables
 from fedkit.cli.terminal import Terminal
@@ -67,7 +68,7 @@ def run(
         typer.Option(
             "--export",
             metavar="TARGETS",
-            help="some of tflite, onnx, c99, fpga, with commas between: what must come of it; a "
+            help=f"some of {', '.join(NAMES)}, with commas between: what must come of it; a "
             "model that cannot be exported is an error before anything runs (default: tflite, and "
             "a warning)",
         ),
@@ -101,7 +102,7 @@ def run(
 def export_run(
     run: RunPath,
     target: Annotated[
-        str, typer.Option(help="some of tflite, onnx, c99, fpga, with commas between")
+        str, typer.Option(help=f"some of {', '.join(NAMES)}, with commas between")
     ] = "tflite",
     bits: Annotated[int, typer.Option(help="of the weights: 8, 6 or 4")] = 8,
     scales: Annotated[str, typer.Option(help="float, or pow2: rescale by shifts alone")] = "float",

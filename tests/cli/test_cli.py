@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from edge import artifact
-from edge.define.rounding import RUNTIMES
 from edge.quantize import truth
 from edge.targets.fpga import yosys
+from edge.targets.registry import runtimes
 from fedkit.cli import export, main
 from fedkit.engine.plan.plan import load_plan
 from fedkit.server.checkpoint import RunFolder
@@ -160,7 +160,7 @@ def test_hardware_is_simulated(
 def test_check_ends_with_1_where_an_integer_differs(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(RUNTIMES, "tflite", {"ai-edge-litert": "gemmlowp"})
+    monkeypatch.setitem(runtimes(), "tflite", {"ai-edge-litert": "gemmlowp"})
     assert fedkit(f"check {out / 'done' / 'model-int8.tflite'} --layers", monkeypatch) == 1
     assert "expected" in capsys.readouterr().out
 

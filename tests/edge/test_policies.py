@@ -17,11 +17,12 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edge import ir
 from edge.define.interpret import evaluate_int8
-from edge.define.rounding import POLICIES, RUNTIMES
+from edge.define.rounding import POLICIES
 from edge.export import save_c99
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.onnx import emitter as onnx
 from edge.targets.onnx.runner import OnnxRunner
+from edge.targets.registry import runtimes
 from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite.runner import TfliteRunner, available_runtimes
 from fedkit.core.errors import ExportError
@@ -42,6 +43,7 @@ from tests.edge.single_ops import (
 )
 from tests.edge.targets.c99.library import need_gcc
 
+RUNTIMES = runtimes()
 KINDS: Mapping[str, Make] = {**RESCALING, **KEEPING}
 POWERS = [2.0**power for power in range(-8, 5)]
 Run = Callable[[ir.Graph, Codes], Codes]
