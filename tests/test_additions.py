@@ -49,7 +49,8 @@ def commands(page: str) -> list[list[str]]:
 
 def python(tree: Path, *arguments: str) -> str:
     """Run Python with the packages of a tree; return what it writes."""
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    wide = {"COLUMNS": "300", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, **wide, "PYTHONPATH": str(tree)}
     ended = subprocess.run(
         [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True
     )

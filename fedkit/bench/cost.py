@@ -27,10 +27,11 @@ from fedkit.bench.process import idle_memory
 from fedkit.bench.replay import Recorded, device_memory
 from fedkit.config import RunConfig, make_config
 from fedkit.device.round import Device
-from fedkit.engine.base import Engine, GradientSums, LocalTraining, NormLevels
+from fedkit.engine.base import Engine, GradientSums, LocalTraining
 from fedkit.engine.choose import sparse_twin
 from fedkit.engine.cost import CountingEngine, Geometry, memory_model, positions, unpruned_values
 from fedkit.engine.torch import TorchEngine
+from fedkit.engine.wrapped import WrappedEngine
 from fedkit.methods.interface import Opening, Request, changed_model
 from fedkit.methods.registry import load_method, settle
 from fedkit.methods.schedule import adjusts_in
@@ -105,7 +106,7 @@ def _config(method: str, rounds: int) -> RunConfig:
 # A run without its arithmetic ----------------------------------------------------------------
 
 
-class Untrained:
+class Untrained(WrappedEngine):
     """An engine that leaves training out; gradients are random, scores for first masks are real.
 
     Args:
@@ -113,12 +114,8 @@ class Untrained:
     """
 
     def __init__(self, inner: Engine) -> None:
-        self.layout, self._inner = inner.layout, inner
+        super().__init__(inner)
         self._rng = np.random.default_rng(_SEED)
-
-    def initial_state(self) -> ModelState:
-        """See `Engine.initial_state`."""
-        return self._inner.initial_state()
 
     def train(
         self,
@@ -135,15 +132,6 @@ class Untrained:
 
     def _random(self, state: ModelState, name: str) -> NDArray[np.float32]:
         return self._rng.random(state.masks[name].shape, np.float32)
-
-    @property
-    def absolute_norms(self) -> frozenset[str]:
-        """See `Engine.absolute_norms`."""
-        return self._inner.absolute_norms
-
-    def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
-        """See `Engine.norm_levels`."""
-        return self._inner.norm_levels(input_shape)
 
     def norm_moments(
         self, state: ModelState, examples: Examples, frozen: bool = False

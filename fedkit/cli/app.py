@@ -242,9 +242,9 @@ def compare(
     _print(grids.compare(grid, out, work, workers, log), as_json, tables.compare_table)
 
 
-@app.command()
+@app.command(epilog=f"NAME is one of: {', '.join(BENCHMARKS)}")
 def bench(
-    name: Annotated[str, typer.Argument(help=f"one of: {', '.join(BENCHMARKS)}")],
+    name: Annotated[str, typer.Argument(help="a benchmark")],
     quick: Annotated[bool, typer.Option("--quick", help="within 45 s on two cores")] = False,
     target: Annotated[str, typer.Option(help="device: some targets, with commas between")] = "",
     artifact: Annotated[str, typer.Option(help="device: measure this one, not ResNet-8")] = "",

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from edge.targets.registry import runtimes
 from fedkit.cli import export, main
 from fedkit.engine.plan.plan import load_plan
 from fedkit.server.checkpoint import RunFolder
+from tests.processes import left_running
 
 SMALL = "--devices 3 --rounds 2 --epochs 1 --examples-per-device 40 --server-epochs 1 --in-process"
 
@@ -353,6 +353,7 @@ UNEXPORTABLE = """
 from torch import nn
 from fedkit.tasks import digits
 from fedkit.tasks.task import Task
+from tests.processes import left_running
 def model():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Sigmoid(), nn.Linear(9, 10))
 TASK = Task('own', model, digits.train_data, digits.test_data)
@@ -463,16 +464,6 @@ def test_ctrl_c_keeps_what_was_learned_and_says_how_to_see_it(flags: str, tmp_pa
     while left := left_running(f"FEDKIT_TEST={tmp_path}"):
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
-
-
-def left_running(mark: str) -> list[str]:
-    """Command lines of processes that have `mark` in their environment."""
-    lines = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in entry.read_bytes().split(b"\0"):
-                lines.append((entry.parent / "cmdline").read_text().replace("\0", " "))
-    return lines
 
 
 def test_plan_writes_what_a_device_without_torch_loads(
