@@ -20,7 +20,9 @@ PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
 endif
 COMPILER := $(shell command -v cc || command -v gcc || command -v clang)
 CODE := fedkit edge sim tests examples
-BENCHMARKS := wire sparsetrain run client cost intgemm l1norm inttrain infer device devicetrain fpga fleet
+# Those that take hours have targets of their own.
+LONG := exact intaccuracy
+BENCHMARKS = $(filter-out $(LONG),$(shell $(BIN)/python -m fedkit.bench.registry | cut -f 1))
 RUN := fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense
 
 help: ## List the targets
@@ -59,7 +61,7 @@ constraints: tools ## Write constraints.txt anew, with the newest versions that 
 	mv build/constraints.txt constraints.txt
 	rm -rf build/constraints
 
-results: $(STAMP) ## Make results/*.json and README's tables anew
+results: committed $(STAMP) ## Make results/*.json and README's tables anew
 	mkdir -p build
 	$(BIN)/$(RUN) --out build/runs --name results-$$(date +%s) --json > build/main-digits
 	for name in $(BENCHMARKS); do $(BIN)/fedkit bench $$name --json > build/$$name || exit; done
@@ -68,15 +70,21 @@ results: $(STAMP) ## Make results/*.json and README's tables anew
 	tail -n 1 build/$$name | $(BIN)/python -m json.tool - results/$$name.json || exit; done
 	$(BIN)/python -m fedkit.bench.readme
 
+# Tables refuse what was measured with code that no commit has: better said before the hours.
+committed:
+	@case "$$(git describe --always --dirty 2>/dev/null)" in *-dirty) \
+	echo 'There are changes that no commit has; commit them first, results name their commit.'; \
+	exit 1;; esac
+
 # Hours: 54 trainings over all of Fashion-MNIST. Stopped, it continues from those that are done.
-accuracy: $(STAMP) ## Measure what integers cost in accuracy, into results/
+accuracy: committed $(STAMP) ## Measure what integers cost in accuracy, into results/
 	mkdir -p build
 	$(BIN)/fedkit bench intaccuracy --json > build/intaccuracy
 	tail -n 1 build/intaccuracy | $(BIN)/python -m json.tool - results/inttrain-fashion-mnist.json
 	$(BIN)/python -m fedkit.bench.readme
 
 # About an hour: four models at four densities, every artifact on the test set. Continues too.
-exact: $(STAMP) ## Compare every artifact with the definition of its integers, into results/
+exact: committed $(STAMP) ## Compare every artifact with the definition of its integers, into results/
 	mkdir -p build
 	$(BIN)/fedkit bench exact --json > build/exact
 	tail -n 1 build/exact | $(BIN)/python -m json.tool - results/exact.json
@@ -121,4 +129,4 @@ tools:
 	@test -n '$(COMPILER)' || { echo 'A C compiler (cc, gcc or clang) was not found.' \
 	'$(DEBIAN) gcc; $(FEDORA) gcc; $(MACOS) xcode-select --install'; exit 1; }
 
-.PHONY: help run results test test-all check format setup constraints wheels clean tools
+.PHONY: help run results committed accuracy exact test test-all check format setup constraints wheels clean tools

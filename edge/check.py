@@ -15,21 +15,18 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 
 from edge import artifact, ir
 from edge.define.interpret import FloatArray, Int8Array, evaluate_int8
-from edge.define.rounding import RUNTIMES
-from edge.export import Form, save_c99, save_fpga, save_onnx, save_tflite
 from edge.quantize import truth
 from edge.runners import open_runner, runtime_for
-from edge.targets.c99.calls import Goal
-from edge.targets.c99.runner import CompiledRunner, name_of
-from edge.targets.fpga.runner import SimulatedRunner
+from edge.save import save
 from edge.targets.interpreter import INTERPRETER
 from edge.targets.interpreter import graph_of as graph_of
+from edge.targets.registry import row_of, runtimes
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
 
@@ -151,13 +148,14 @@ def _remade(
     found: artifact.Artifact, graph: ir.Graph, example: FloatArray, path: Path
 ) -> artifact.Artifact:
     """Make a folder of the graph once more; an ExportError if its code is not that of the first."""
-    if found.target not in _EXAMPLES_OF:
+    row = row_of(found.target)
+    if row is None or not row.not_code:
         raise ExportError(
             f"runtime is {INTERPRETER!r}, which is what {found.path} is compared with; give one of "
-            f"{', '.join(RUNTIMES.get(found.target, ('nothing, as nothing runs it',)))}"
+            f"{', '.join(runtimes().get(found.target, ('nothing, as nothing runs it',)))}"
         )
-    made = _save(found, graph, example, path, keep=False)
-    for name in sorted({*made.files, *found.files} - _EXAMPLES_OF[found.target]):
+    made = _save(found, graph, example, path)
+    for name in sorted({*made.files, *found.files} - row.not_code):
         known = name in made.files and name in found.files
         if not known or (made.path / name).read_bytes() != (found.path / name).read_bytes():
             raise ExportError(
@@ -165,13 +163,6 @@ def _remade(
                 "nothing was run: see who wrote it, or leave --runtime out to run it as it is"
             )
     return made
-
-
-_EXAMPLES_OF = {
-    "c99": {"test_vector.h"},
-    "fpga": {"inputs.hex", "expected.hex", "testbench.v"},
-}
-"""Target whose artifacts are code -> files that are not, or that we do not run."""
 
 
 def _compared(
@@ -182,7 +173,7 @@ def _compared(
     runtime: str,
     layers: bool,
 ) -> CheckReport:
-    report = CheckReport(runtime, RUNTIMES[found.target][runtime])
+    report = CheckReport(runtime, runtimes()[found.target][runtime])
     with tempfile.TemporaryDirectory() as folder:
         look = _layers(found, graph, runtime, inputs[:1], Path(folder)) if layers else None
         for start in range(0, len(inputs), _BATCH):
@@ -255,7 +246,8 @@ def _note_first(
 def _layers(
     found: artifact.Artifact, graph: ir.Graph, runtime: str, example: FloatArray, folder: Path
 ) -> _Look:
-    if found.target in ("c99", "fpga"):
+    row = row_of(found.target)
+    if row is not None and row.keeps:
         return _kept_layers(found, graph, example, folder)
     return _models_that_end(found, graph, runtime, example, folder)
 
@@ -263,7 +255,7 @@ def _layers(
 def _kept_layers(
     found: artifact.Artifact, graph: ir.Graph, example: FloatArray, folder: Path
 ) -> _Look:
-    runner = _keeping(found, graph, example, folder / "kept")
+    runner = open_runner(_save(found, graph, example, folder / "kept", keep=True).path)
 
     def look(integers: Int8Array) -> _Values:
         each = [runner.kept(x[None]) for x in ir.to_graph_layout(integers)]
@@ -274,21 +266,13 @@ def _kept_layers(
     return look
 
 
-def _keeping(
-    found: artifact.Artifact, graph: ir.Graph, example: FloatArray, path: Path
-) -> CompiledRunner | SimulatedRunner:
-    _save(found, graph, example, path, keep=True)
-    return SimulatedRunner(path) if found.target == "fpga" else CompiledRunner(path)
-
-
 def _save(
-    found: artifact.Artifact, graph: ir.Graph, example: FloatArray, path: Path, keep: bool
+    found: artifact.Artifact, graph: ir.Graph, example: FloatArray, path: Path, **options: Any
 ) -> artifact.Artifact:
-    """Save the graph of an artifact that is a folder, in the same way."""
-    if found.target == "fpga":
-        return save_fpga(graph, example, path, {}, found.detail("lanes", int), keep)
-    goal, name = found.detail("goal", str), name_of(found)
-    return save_c99(graph, example, path, {}, cast(Goal, goal), keep, name)
+    """Save a graph in the way in which an artifact was saved."""
+    row = row_of(found.target)
+    assert row is not None  # what has a runtime has a row
+    return save(row.name, graph, example, path, {}, **row.made_with(found), **options)
 
 
 def _models_that_end(
@@ -297,23 +281,14 @@ def _models_that_end(
     runners = {}
     for number, name in enumerate(_in_order(graph)):
         part = ir.until(graph, name)
-        path = folder / f"{number}.{found.target}"
-        if found.target == "tflite":
-            saved = save_tflite(part, example, path, {})
-        else:
-            saved = save_onnx(part, example, path, {}, _form(found))
+        saved = _save(found, part, example, folder / f"{number}.{found.target}")
         runners[name] = open_runner(saved.path, runtime)
 
     def look(integers: Int8Array) -> _Values:
         for name, runner in runners.items():
-            values = runner.predict_int8(integers)
-            yield name, values if found.target == "tflite" else ir.to_graph_layout(values)
+            yield name, runner.as_in_graph(runner.predict_int8(integers))
 
     return look
-
-
-def _form(found: artifact.Artifact) -> Form:
-    return "qdq" if found.target == "onnx-qdq" else "qoperator"
 
 
 def _in_order(graph: ir.Graph) -> list[str]:

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge import arena, artifact, graph_file, ir, passes
-from edge.define.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
-from edge.define.rounding import RUNTIMES
+from edge import artifact, ir, passes
+from edge.define.interpret import FloatArray, evaluate
 from edge.passes.slim import slim
 from edge.quantize import truth
 from edge.quantize.quantize import Scaling, TrainedIntegers, quantize
 from edge.read.torch_module import lower, outputs
-from edge.targets.c99 import emitter as c99
+from edge.save import save
+from edge.save import save_graph as save_graph
 from edge.targets.c99.calls import Goal
 from edge.targets.c_names import check_name, name_for
-from edge.targets.fpga import emitter as fpga
-from edge.targets.onnx.runner import OnnxRunner
-from edge.targets.tflite import emitter as tflite
-from edge.targets.tflite.runner import Runner, TfliteRunner
+from edge.targets.export_target import needing_package
+from edge.targets.fpga.row import LANES as LANES
+from edge.targets.onnx.row import Form as Form
 from fedkit.core.errors import ExportError
 
 if TYPE_CHECKING:
     from torch import nn
 
-_TEST_VECTORS = 4
 _COMPARED = 4  # examples on which a graph must give what its model gives
 _LOWERED_TOLERANCE = 1e-3  # of the largest output: float32 sums in another order differ by less
-
-LANES = 4
-"""Filters that an FPGA computes at a time, if nothing else is asked for."""
-
-Form = Literal["qdq", "qoperator"]
 
 
 def export_tflite(
@@ -67,11 +58,7 @@ def export_tflite(
         ExportError: The model or calibration set cannot be used, the artifact would be too far from
             the float model, or `path` is taken.
     """
-    path = Path(path)
-    artifact.check_free(path)
-    return save_tflite(
-        int8_graph(model, calibration, accept_error=accept_error), calibration, path, provenance
-    )
+    return _export("tflite", model, calibration, path, provenance, accept_error)
 
 
 def export_onnx(
@@ -99,15 +86,7 @@ def export_onnx(
     Raises:
         ExportError: As for `export_tflite`, or onnx or onnxruntime is not installed.
     """
-    path = Path(path)
-    artifact.check_free(path)
-    return save_onnx(
-        int8_graph(model, calibration, accept_error=accept_error),
-        calibration,
-        path,
-        provenance,
-        form,
-    )
+    return _export("onnx", model, calibration, path, provenance, accept_error, form=form)
 
 
 def export_c99(
@@ -139,12 +118,10 @@ def export_c99(
     Raises:
         ExportError: As for `export_tflite`.
     """
-    path = Path(path)
-    artifact.check_free(path)
-    name = name_for(path) if name is None else name
+    artifact.check_free(Path(path))
+    name = name_for(Path(path)) if name is None else name
     check_name(name)
-    graph = int8_graph(model, calibration, accept_error=accept_error)
-    return save_c99(graph, calibration, path, provenance, goal, name=name)
+    return _export("c99", model, calibration, path, provenance, accept_error, goal=goal, name=name)
 
 
 def export_fpga(
@@ -171,25 +148,28 @@ def export_fpga(
     Raises:
         ExportError: As for `export_tflite`.
     """
-    path = Path(path)
-    artifact.check_free(path)
-    return save_fpga(
-        int8_graph(model, calibration, accept_error=accept_error),
-        calibration,
-        path,
-        provenance,
-        lanes,
-    )
+    return _export("fpga", model, calibration, path, provenance, accept_error, lanes=lanes)
+
+
+def _export(
+    target: str,
+    model: nn.Module | ir.Graph,
+    calibration: FloatArray,
+    path: Path | str,
+    provenance: Mapping[str, Any],
+    accept_error: bool,
+    **options: Any,
+) -> artifact.Artifact:
+    artifact.check_free(Path(path))
+    graph = int8_graph(model, calibration, accept_error=accept_error)
+    return save(target, graph, calibration, Path(path), provenance, **options)
 
 
 def save_tflite(
     graph: ir.Graph, examples: FloatArray, path: Path, provenance: Mapping[str, Any]
 ) -> artifact.Artifact:
     """Save an int8 graph as .tflite; arguments and errors as for `export_tflite`."""
-    artifact.check_free(path)
-    content = tflite.emit(graph)
-    _self_check(TfliteRunner(content), examples)
-    return _save(content, path, "tflite", graph, provenance)
+    return save("tflite", graph, examples, path, provenance)
 
 
 def save_onnx(
@@ -200,12 +180,7 @@ def save_onnx(
     form: Form = "qdq",
 ) -> artifact.Artifact:
     """Save an int8 graph as .onnx; arguments and errors as for `export_onnx`."""
-    artifact.check_free(path)
-    with _needing_onnx():
-        from edge.targets.onnx import emitter as onnx
-    content = onnx.emit(graph, form)
-    _self_check(OnnxRunner(content), examples)
-    return _save(content, path, f"onnx-{form}", graph, provenance, onnx.file_shape)
+    return save("onnx", graph, examples, path, provenance, form=form)
 
 
 def save_c99(
@@ -229,32 +204,7 @@ def save_c99(
             (where its first pixel lies, channels, height, width, bytes of a row, of a plane).
         name: What identifiers begin with.
     """
-    artifact.check_free(path)
-    name = name_for(path) if name is None else name
-    inputs, outputs = _ports(graph)
-    integers = inputs[0].quantize(ir.to_graph_layout(examples[:_TEST_VECTORS]))
-    expected = evaluate_int8(graph, integers, RUNTIMES["c99"]["compiled"])
-    sources = c99.emit(graph, integers, expected, goal, keep, name)
-    details: dict[str, Any] = {
-        "name": name,
-        "arena_bytes": sources.arena_bytes,
-        "goal": goal,
-        "calls": [list(call) for call in sources.calls],
-    }
-    if keep:
-        details["kept"] = {
-            each: (start, p.channels, p.height, p.width, p.row, p.plane)
-            for each, (start, p) in sources.kept.items()
-        }
-    return artifact.save_folder(
-        sources.files,
-        path,
-        target="c99",
-        inputs=inputs,
-        outputs=outputs,
-        provenance=provenance,
-        details={**_details(graph, "c99"), **details},
-    )
+    return save("c99", graph, examples, path, provenance, goal=goal, keep=keep, name=name)
 
 
 def save_fpga(
@@ -275,41 +225,7 @@ def save_fpga(
         lanes: Filters that are computed at a time.
         keep: Give every activation, in the order of the ops, not the output alone.
     """
-    artifact.check_free(path)
-    inputs, outputs = _ports(graph)
-    integers = inputs[0].quantize(ir.to_graph_layout(examples[:_TEST_VECTORS]))
-    kept: dict[str, Int8Array] = {}
-    expected = evaluate_int8(graph, integers, RUNTIMES["fpga"]["simulated"], kept.__setitem__)
-    if keep:
-        (result,) = graph.outputs
-        values = [kept[op.output] for op in graph.ops if op.output != result]
-        expected = np.concatenate([each.reshape(len(each), -1) for each in (*values, expected)], 1)
-    sources = fpga.emit(graph, integers, expected, lanes, keep)
-    details = {
-        "lanes": lanes,
-        "cycles_per_inference": sources.cycles,
-        "rom_bits": sources.rom_bits,
-        "ram_bytes": sources.ram_bytes,
-        "weights": sources.weights,
-        "weight_bits": sources.weight_bits,
-        "gap_bits": sources.gap_bits,
-        "given": [[name, list(shape)] for name, shape in sources.given.items()],
-    }
-    return artifact.save_folder(
-        sources.files,
-        path,
-        target="fpga",
-        inputs=inputs,
-        outputs=outputs,
-        provenance=provenance,
-        details={**_details(graph, "fpga"), **details},
-    )
-
-
-def save_graph(graph: ir.Graph, path: Path, provenance: Mapping[str, Any]) -> artifact.Artifact:
-    """Save an int8 graph itself, from which every target can be made; errors as for `save_c99`."""
-    artifact.check_free(path)
-    return _save(graph_file.to_bytes(graph), path, "graph", graph, provenance)
+    return save("fpga", graph, examples, path, provenance, lanes=lanes, keep=keep)
 
 
 def int8_graph(
@@ -384,78 +300,6 @@ def load_onnx(source: Path | str | bytes) -> ir.Graph:
     Raises:
         ExportError: The file cannot be used, or onnx is not installed.
     """
-    with _needing_onnx():
+    with needing_package("onnx"):
         from edge.read import onnx_file as lower_onnx
     return lower_onnx.lower(source)
-
-
-def require_onnx() -> None:
-    """Raise an ExportError if what writes and runs .onnx files is not installed."""
-    with _needing_onnx():
-        importlib.import_module("edge.targets.onnx.emitter")
-        importlib.import_module("onnxruntime")
-
-
-@contextmanager
-def _needing_onnx() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ExportError(
-            f"{error.name} is not installed; run `pip install 'fedkit[onnx]'`"
-        ) from error
-
-
-def _save(
-    content: bytes,
-    path: Path,
-    target: str,
-    graph: ir.Graph,
-    provenance: Mapping[str, Any],
-    file_shape: Callable[[ir.Shape], ir.Shape] = tuple,
-) -> artifact.Artifact:
-    inputs, outputs = _ports(graph, file_shape)
-    return artifact.save(
-        content,
-        path,
-        target=target,
-        inputs=inputs,
-        outputs=outputs,
-        provenance=provenance,
-        details=_details(graph, target),
-    )
-
-
-def _details(graph: ir.Graph, target: str) -> dict[str, Any]:
-    details = {
-        "rounding": RUNTIMES.get(target, {}),
-        "activation_bytes": arena.activation_bytes(graph),
-    }
-    if graph.origin is not None:
-        details["float_error"] = asdict(truth.of(graph.origin, graph.outputs[0]))
-    return details
-
-
-def _ports(
-    graph: ir.Graph, file_shape: Callable[[ir.Shape], ir.Shape] = tuple
-) -> tuple[list[artifact.Port], list[artifact.Port]]:
-    """Return the inputs and the outputs."""
-    inputs, outputs = (
-        [_port(graph.tensors[name], file_shape) for name in names]
-        for names in (graph.inputs, graph.outputs)
-    )
-    return inputs, outputs
-
-
-def _self_check(runner: Runner, calibration: FloatArray) -> None:
-    """Run the file once in a runtime before anyone can see it."""
-    logits = runner.predict(calibration[:1])
-    if not np.isfinite(logits).all():
-        raise ExportError(
-            "the exported model gives NaN or infinite logits; check the weights' size"
-        )
-
-
-def _port(tensor: ir.Tensor, file_shape: Callable[[ir.Shape], ir.Shape]) -> artifact.Port:
-    shape = file_shape(tensor.shape)
-    return artifact.Port(tensor.name, tensor.dtype, shape, tensor.scale, tensor.zero_point)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 from edge import artifact
-from edge.define.rounding import RUNTIMES
-from edge.targets.c99.runner import CompiledRunner
-from edge.targets.fpga.runner import SimulatedRunner
 from edge.targets.interpreter import INTERPRETER, InterpretedRunner
-from edge.targets.onnx.runner import OnnxRunner
-from edge.targets.tflite.runner import Runner, Runtime, TfliteRunner
+from edge.targets.registry import row_of, runtimes
+from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
 
 
@@ -25,7 +21,7 @@ def open_runner(path: Path | str, runtime: str = "", changed: bool = False) -> R
 
     Args:
         path: The artifact.
-        runtime: One of `edge.define.rounding.RUNTIMES`, or "interpreter"; by default the usual one
+        runtime: One of `edge.targets.registry.runtimes`, or "interpreter"; by default the usual one
             of the target.
         changed: Take a file or folder that is not as its manifest says.
 
@@ -35,27 +31,22 @@ def open_runner(path: Path | str, runtime: str = "", changed: bool = False) -> R
     """
     found = artifact.load(Path(path), changed)
     runtime = runtime_for(found, runtime)
-    if runtime == INTERPRETER:
-        return InterpretedRunner(found)
-    if runtime == "compiled":
-        return CompiledRunner(found.path, changed=changed)
-    if runtime == "simulated":
-        return SimulatedRunner(found.path, changed=changed)
-    model = found.path.read_bytes() if changed else found.path
-    if runtime == "onnxruntime":
-        return OnnxRunner(model)
-    return TfliteRunner(model, cast(Runtime, runtime))
+    row = row_of(found.target)
+    if row is None or runtime == INTERPRETER:
+        rounding = next(iter(row.runtimes[found.target].values())) if row else "half_up"
+        return InterpretedRunner(found, rounding)
+    return row.open(found, runtime, changed)
 
 
 def runtime_for(found: artifact.Artifact, runtime: str = "") -> str:
     """Return the runtime to use for an artifact; errors as for `open_runner`."""
     if runtime == INTERPRETER:
         return runtime
-    fitting = tuple(RUNTIMES.get(found.target, ()))
+    fitting = tuple(runtimes().get(found.target, ()))
     if not fitting:
         raise ExportError(
             f"{found.path} is made for {found.target!r}, which nothing runs; give an artifact for "
-            f"one of {', '.join(RUNTIMES)}"
+            f"one of {', '.join(runtimes())}"
         )
     if runtime and runtime not in fitting:
         raise ExportError(

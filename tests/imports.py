@@ -45,7 +45,7 @@ def imported(module: str, path: Path, known: set[str]) -> Iterator[str]:
 
 
 def names(node: ast.AST, package: str, known: set[str]) -> Iterator[str]:
-    """Yield what one statement imports; nothing if it is no import."""
+    """Yield what one statement imports; nothing if it is not an import."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):

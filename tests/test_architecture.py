@@ -42,6 +42,7 @@ ROOMS = (
     "edge.targets",
     "edge.runners",
     "edge.inspect",
+    "edge.save",
     "edge.export",
     "edge.check",
     "edge.bench",
@@ -130,7 +131,12 @@ def a_benchmark_is_imported_by_what_it_measures(module: str, other: str) -> bool
     return inside(other, "fedkit.bench", "edge.bench") and not above
 
 
-SHARED_BY_TARGETS = ("edge.targets.common", "edge.targets.c_names", "edge.targets.tflite.runner")
+SHARED_BY_TARGETS = (
+    "edge.targets.common",
+    "edge.targets.c_names",
+    "edge.targets.export_target",
+    "edge.targets.tflite.runner",
+)
 """The last has the protocol of runners, which all others fill."""
 
 ARROW_RULES: tuple[Callable[[str, str], bool], ...] = (

@@ -352,12 +352,3 @@ POLICIES: Mapping[str, Policy] = {
         ),
     )
 }
-
-RUNTIMES: Mapping[str, Mapping[str, str]] = {
-    "c99": {"compiled": "half_up"},
-    "tflite": {"ai-edge-litert": "half_even", "tflite-runtime": "gemmlowp"},
-    "onnx-qdq": {"onnxruntime": "onnxruntime"},
-    "onnx-qoperator": {"onnxruntime": "onnxruntime"},
-    "fpga": {"simulated": "half_up"},
-}
-"""Target -> what can run it, the usual one first -> the policy that gives its integers."""

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from edge import artifact, graph_file, ir
 from edge.define.interpret import evaluate_int8
-from edge.define.rounding import RUNTIMES
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
 
@@ -26,14 +25,18 @@ class InterpretedRunner(Runner):
 
     _order = "NHWC"
 
-    def __init__(self, found: artifact.Artifact) -> None:
+    def __init__(self, found: artifact.Artifact, rounding: str) -> None:
         """Load the graph beside an artifact.
+
+        Args:
+            found: The artifact.
+            rounding: The policy, that of its usual runtime.
 
         Raises:
             ExportError: There is none, or it is another one.
         """
         self._graph = graph_of(found)
-        self._rounding = next(iter(RUNTIMES.get(found.target, {}).values()), "half_up")
+        self._rounding = rounding
         self._input, self._output = (
             artifact.Port(tensor.name, tensor.dtype, tensor.shape, tensor.scale, tensor.zero_point)
             for tensor in (
@@ -56,6 +59,10 @@ class InterpretedRunner(Runner):
 
     def _invoke(self) -> None:
         self._classify(self._held)
+
+    def speed(self) -> dict[str, float]:
+        """Return nothing: its speed says nothing about the artifact's."""
+        return {}
 
 
 def graph_of(found: artifact.Artifact) -> ir.Graph:

@@ -12,13 +12,14 @@ import os
 import pickle
 import statistics
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedkit.bench import markdown
 from fedkit.bench.client_child import IMPORTS
 from fedkit.bench.client_child import __file__ as _CHILD
 from fedkit.bench.process import run_json
@@ -116,3 +117,14 @@ def installed_bytes(distribution: Distribution) -> int:
 def _paths(distribution: Distribution) -> list[str]:
     root = os.path.realpath(str(distribution.locate_file("")))
     return [os.path.normpath(os.path.join(root, file)) for file in distribution.files or ()]
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = "| client | seconds to import | idle memory | peak memory | installed |"
+    rows = (
+        f"| {row['client']} | {row['seconds_import']:.2f} | {markdown.mb(row['idle_bytes'])} "
+        f"| {markdown.mb(row['peak_bytes'])} | {markdown.mb(row['installed_bytes'])} |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)

@@ -21,15 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.bench import markdown
 from fedkit.bench.measured import DeviceCost, MeasuredFleet
 from fedkit.bench.process import idle_memory
 from fedkit.bench.replay import Recorded, device_memory
 from fedkit.config import RunConfig, make_config
 from fedkit.device.round import Device
-from fedkit.engine.base import Engine, GradientSums, LocalTraining, NormLevels
+from fedkit.engine.base import Engine, GradientSums, LocalTraining
 from fedkit.engine.choose import sparse_equivalent
 from fedkit.engine.flops import CountingEngine, WeightUses, memory_model, positions, unpruned_values
 from fedkit.engine.torch import TorchEngine
+from fedkit.engine.wrapped import WrappedEngine
 from fedkit.methods.interface import Opening, Request, changed_model
 from fedkit.methods.registry import load_method, resolve
 from fedkit.methods.schedule import adjusts_in
@@ -104,7 +106,7 @@ def _config(method: str, rounds: int) -> RunConfig:
 # A run without its arithmetic ----------------------------------------------------------------
 
 
-class Untrained:
+class Untrained(WrappedEngine):
     """An engine that leaves training out; gradients are random, scores for first masks are real.
 
     Args:
@@ -112,12 +114,8 @@ class Untrained:
     """
 
     def __init__(self, inner: Engine) -> None:
-        self.layout, self._inner = inner.layout, inner
+        super().__init__(inner)
         self._rng = np.random.default_rng(_SEED)
-
-    def initial_state(self) -> ModelState:
-        """See `Engine.initial_state`."""
-        return self._inner.initial_state()
 
     def train(
         self,
@@ -134,15 +132,6 @@ class Untrained:
 
     def _random(self, state: ModelState, name: str) -> NDArray[np.float32]:
         return self._rng.random(state.masks[name].shape, np.float32)
-
-    @property
-    def absolute_norms(self) -> frozenset[str]:
-        """See `Engine.absolute_norms`."""
-        return self._inner.absolute_norms
-
-    def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
-        """See `Engine.norm_levels`."""
-        return self._inner.norm_levels(input_shape)
 
     def norm_moments(
         self, state: ModelState, examples: Examples, frozen: bool = False
@@ -257,3 +246,26 @@ def _compared(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict
         for baseline in BASELINES
         for key in (*COMPARED, "train_flops_largest_round")
     }
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = (
+        "| method | TFLOPs | of PruneFL | largest round | of PruneFL | memory, model | of PruneFL "
+        "| memory, measured | of PruneFL | bytes | of PruneFL |"
+    )
+    rows = (
+        f"| {row['method']} "
+        f"| {row['train_flops'] / 1e12:,.0f} | {_change(row, 'train_flops')} "
+        f"| {row['train_flops_largest_round'] / 1e12:,.1f} "
+        f"| {_change(row, 'train_flops_largest_round')} "
+        f"| {markdown.mb(row['memory_model_bytes'])} | {_change(row, 'memory_model_bytes')} "
+        f"| {markdown.mb(row['memory_measured_bytes'])} | {_change(row, 'memory_measured_bytes')} "
+        f"| {markdown.mb(row['bytes_total'])} | {_change(row, 'bytes_total')} |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)
+
+
+def _change(row: Mapping[str, Any], key: str) -> str:
+    return f"{row[f'{key}_vs_prunefl']:+.1%}"

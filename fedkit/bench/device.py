@@ -34,11 +34,12 @@ from edge.bench.targets import TARGETS, Target, find_target
 from edge.check import graph_of
 from edge.cost import cost
 from edge.define.interpret import evaluate_int8
-from edge.define.rounding import RUNTIMES
 from edge.export import float_graph, save_c99
 from edge.passes.slim import slim
 from edge.quantize.quantize import quantize
 from edge.targets.c99.calls import Goal
+from edge.targets.registry import runtimes
+from fedkit.bench import markdown
 from fedkit.bench.infer import SHAPE, random_model
 from fedkit.bench.sparsetrain import random_batch
 from fedkit.core.errors import ConfigError
@@ -142,7 +143,7 @@ def _examples(graph: ir.Graph) -> ReferenceVectors:
     (name,) = graph.inputs
     shape = _EXAMPLES, *graph.tensors[name].shape[1:]
     inputs = np.random.default_rng(_SEED).integers(-128, 128, shape).astype(np.int8)
-    return ReferenceVectors(inputs, evaluate_int8(graph, inputs, RUNTIMES["c99"]["compiled"]))
+    return ReferenceVectors(inputs, evaluate_int8(graph, inputs, runtimes()["c99"]["compiled"]))
 
 
 def _emulated(model: _Model, target: Target) -> Result:
@@ -189,3 +190,15 @@ def _plain(quantity: Quantity) -> float:
     """Return a count as an integer, anything else with two decimals."""
     counts = quantity.unit in ("instructions", "bytes")
     return int(quantity.value) if counts else round(quantity.value, 2)
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = "| target | model | density | instructions | flash | RAM | stack | dense / this |"
+    rows = (
+        f"| {row['target']} | {row['model']} | {row['density']:.0%} | {row['instructions']:,} "
+        f"| {markdown.kb(row['flash_bytes'])} | {markdown.kb(row['ram_bytes'])} "
+        f"| {row['stack_bytes']:,} B | {markdown.times(row['ratio_dense'])} |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)

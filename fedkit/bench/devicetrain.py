@@ -10,11 +10,12 @@ float32 engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from fedkit.bench import markdown
 from fedkit.bench.sparsetrain import random_batch, randomly_pruned
 from fedkit.core.errors import BenchError
 from fedkit.engine.base import LocalTraining
@@ -123,3 +124,17 @@ def _compare(found: Weights, expected: Weights, bits: int) -> None:
 
 def _is_near(found: Any, expected: Any) -> bool:
     return bool(np.allclose(found, expected, rtol=_NEARLY, atol=_NEARLY))
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = (
+        "| target | model | bits | density | instructions per image | dense / this | peak memory |"
+    )
+    rows = (
+        f"| {row['target']} | {row['model']} | {row['bits']} | {row['density']:.0%} "
+        f"| {row['instructions']:,} | {markdown.times(row['ratio_dense'])} "
+        f"| {markdown.kb(row['peak_bytes']) if row['peak_bytes'] else ''} |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)

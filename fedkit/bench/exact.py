@@ -34,7 +34,6 @@ from edge.artifact import Artifact
 from edge.check import CheckReport, check
 from edge.cost import cost
 from edge.define.interpret import FloatArray
-from edge.define.rounding import RUNTIMES
 from edge.export import (
     float_graph,
     int8_graph,
@@ -47,7 +46,9 @@ from edge.export import (
 from edge.ir import Graph, to_graph_layout
 from edge.quantize.quantize import quantize
 from edge.targets.c99.runner import CompiledRunner
+from edge.targets.registry import runtimes
 from edge.targets.tflite.runner import available_runtimes
+from fedkit.bench import markdown
 from fedkit.bench.kept import run_kept
 from fedkit.core.errors import ExportError
 from fedkit.core.provenance import made_by
@@ -210,7 +211,7 @@ def _reports(
         save_onnx(graph, calibration, folder / "operators.onnx", about, "qoperator"),
     ]
     for artifact in saved:
-        for runtime in RUNTIMES[artifact.target]:
+        for runtime in runtimes()[artifact.target]:
             if artifact.target != "tflite" or runtime in available_runtimes():
                 yield f"{runtime}, {artifact.target}", check(artifact.path, inputs, runtime)
     yield "Verilog", verilog_report(graph, calibration, inputs[: cell.simulated], folder, about)
@@ -290,3 +291,32 @@ def _figures(report: CheckReport | str) -> dict[str, Any]:
         "same_class": report.same_class / max(1, report.examples),
         "first": f"{report.first.tensor} of {report.first.source}" if report.first else "",
     }
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """A line per model and density: what differs in each runtime, accuracies, what slimming cut."""
+    models: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        models.setdefault((row["model"], row["density"]), []).append(row)
+    first = next(iter(models.values()))
+    runtimes = list(dict.fromkeys(row["runtime"] for row in result["rows"]))
+    bits = [key for key in first[0] if key.startswith("accuracy_int")]
+    names = " | ".join(key.removeprefix("accuracy_") for key in bits)
+    head = f"| model | density | {' | '.join(runtimes)} | float | {names} | parameters | MACs |"
+    rows = []
+    for (model, density), found in models.items():
+        own, by_runtime = found[0], {row["runtime"]: _differ(row) for row in found}
+        cells = [by_runtime.get(runtime, "") for runtime in runtimes]
+        cells += [f"{own['accuracy_float']:.2%}"]
+        cells += [f"{100 * (own[key] - own['accuracy_float']):+.2f}" for key in bits]
+        cells += [f"{own['parameters_slim']:,} of {own['parameters']:,}"]
+        cells += [f"{own['macs_slim']:,} of {own['macs']:,}"]
+        rows.append(f"| {model} | {density:.0%} | {' | '.join(cells)} |")
+    return markdown.table(head, rows)
+
+
+def _differ(row: Mapping[str, Any]) -> str:
+    """Return how many integers differ; or why there are none, in one cell of a table."""
+    if "refused" in row:
+        return " ".join(row["refused"].replace("|", "/").split())
+    return f"{row['mismatches']:,} of {row['integers']:,}"

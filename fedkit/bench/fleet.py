@@ -19,12 +19,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fedkit.bench import markdown
 from fedkit.core.errors import BenchError
 from fedkit.core.files import write_atomic
 from fedkit.core.supervise import forget_group, guard, tell_group, temporary_folder
@@ -200,3 +201,18 @@ def _memory(fleet: Fleet) -> int:
             continue
         total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = (
+        "| phases | devices | seconds per round | bytes per round, all devices "
+        "| a device, idle | a device, at most |"
+    )
+    rows = (
+        f"| {row['phases']} | {row['devices']} | {row['seconds_per_round']:.1f} "
+        f"| {row['bytes_per_round']:,} | {markdown.mb(row['device_idle_bytes'])} "
+        f"| {markdown.mb(row['device_peak_bytes'])} |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)

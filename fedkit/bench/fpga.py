@@ -41,6 +41,7 @@ from edge.check import check
 from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_fpga, save_graph
 from edge.targets.fpga.runner import SimulatedRunner
+from fedkit.bench import markdown
 from fedkit.core.errors import ExportError
 
 _SEED = 0
@@ -290,3 +291,24 @@ def _prune(masks: Masks) -> None:
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)  # as of all layers that have a mask
         weight.mul_(mask)
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = (
+        "| design | bits | density | device | LUTs | FFs | DSP | BRAM | MHz, routed "
+        "| LUTs / fp16 | LUTs / int | cycles per inference | inferences/s |"
+    )
+    keys = ("luts_vs_fp16", "luts_vs_int", "cycles_per_inference", "inferences_per_second")
+    rows = (
+        f"| {row['design']} | {row['bits']} "
+        f"| {'' if row['density'] is None else format(row['density'], '.0%')} | {row['device']} "
+        f"| {row['luts']:,} | {row['ffs']:,} | {row['dsp']} | {row['bram']} "
+        f"| {_maybe(row['fmax_mhz'])} | {' | '.join(_maybe(row[key]) for key in keys)} |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)
+
+
+def _maybe(value: float | None) -> str:
+    return "" if value is None else f"{value:,}"

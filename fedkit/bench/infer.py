@@ -37,6 +37,7 @@ from edge.passes.slim import slim
 from edge.quantize.quantize import quantize
 from edge.runners import open_runner
 from edge.targets.c99.runner import CompiledRunner
+from fedkit.bench import markdown
 from fedkit.bench.infer_executorch import ExecuTorch, installed
 from fedkit.bench.process import run_json
 from fedkit.bench.sparsetrain import one_core, random_batch, randomly_pruned
@@ -184,3 +185,20 @@ def _ratios(times: Mapping[str, Sequence[float]], runtime: str) -> dict[str, flo
 
 def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = (
+        "| model | density | runtime | us | artifact | memory | LiteRT / ours "
+        "| whole LiteRT / ours | onnxruntime / ours | ExecuTorch / ours |"
+    )
+    baselines = "litert", "litert_whole", "ort", "executorch"
+    rows = (
+        f"| {row['model']} | {row['density']:.0%} | {row['runtime']} | {row['microseconds']:,.0f} "
+        f"| {markdown.kb(row['artifact_bytes'])} | {markdown.kb(row['ram_bytes'])} "
+        + "".join(f"| {markdown.times(row[f'ratio_{baseline}'])} " for baseline in baselines)
+        + "|"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)

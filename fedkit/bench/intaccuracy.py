@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 import numpy as np
 
+from fedkit.bench import markdown
 from fedkit.bench.kept import run_kept
 from fedkit.engine.base import Engine, LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine
@@ -126,3 +128,21 @@ def _with_shiftquant(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _has_shiftquant(row: dict[str, Any]) -> bool:
     return (row["bits"], row["gradient"]) == (8, "per-tensor")
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """One line per bits and gradient rule: mean and deviation over the seeds, L1 and L2."""
+    found: dict[tuple[int, str], dict[str, list[float]]] = {}
+    for row in result["rows"]:
+        kind = found.setdefault((row["bits"], row["gradient"]), {"l1": [], "l2": []})
+        kind[row["norm"]].append(100 * row["accuracy"])
+    head = "| bits | gradients | L1 norms | of fp32 | L2 norms | of fp32 |"
+    full = found[32, "per-tensor"]
+    rows = []
+    for (bits, rule), norms in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1])):
+        cells = [
+            f"{fmean(own):.2f} ± {stdev(own):.2f} % | {fmean(own) - fmean(full[norm]):+.2f}"
+            for norm, own in norms.items()
+        ]
+        rows.append(f"| {bits} | {rule if bits < 32 else ''} | {' | '.join(cells)} |")
+    return markdown.table(head, rows)

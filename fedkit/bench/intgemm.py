@@ -14,7 +14,7 @@ products into memory that is there.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedkit.bench import markdown
 from fedkit.bench.sparsetrain import in_turns, one_core
 from fedkit.core.numerics import derive_key
 from fedkit.engine.integer.gemm import Gemm
@@ -134,3 +135,23 @@ def _packed(
     room: NDArray[np.int32],
 ) -> NDArray[np.int32]:
     return gemm.product(gemm.left(x, bits, key), gemm.right(w), room)
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = (
+        "| rows x depth x columns | bits | scales | runs on | us, ours | with packing "
+        "| torch bf16 | from fp32 | fp32 | of bf16 | packed, of bf16 | packed, of bf16 from fp32 "
+        "| of fp32 | packed, of fp32 |"
+    )
+    rows = (
+        f"| {row['shape']} | {row['bits']} | {row['gradient']} | {row['path']} "
+        f"| {1e6 * row['seconds_ours']:,.0f} | {1e6 * row['seconds_ours_packed']:,.0f} "
+        f"| {1e6 * row['seconds_bf16']:,.0f} | {1e6 * row['seconds_bf16_packed']:,.0f} "
+        f"| {1e6 * row['seconds_fp32']:,.0f} "
+        f"| {row['ratio_bf16']:.2f}x | {row['ratio_bf16_packed']:.2f}x "
+        f"| {row['ratio_bf16_converted']:.2f}x "
+        f"| {row['ratio_fp32']:.2f}x | {row['ratio_fp32_packed']:.2f}x |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)

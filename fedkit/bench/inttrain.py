@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fedkit.bench import markdown
 from fedkit.bench.sparsetrain import (
     alone,
     in_turns,
@@ -154,3 +155,21 @@ def _peaks(plan: Plan, state: ModelState, batch: Examples, bits: Sequence[int]) 
         for dtype in ("bfloat16", "float32"):
             found[dtype] = alone(1, "torch", folder, _MODEL, dtype)["peak_bytes"]
     return found
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = (
+        "| density | bits | gradients | ms per step, ours | torch bf16 | fp32 | our fp32 "
+        "| of bf16 | of fp32 | of ours | memory, ours | bf16 | fp32 |"
+    )
+    rows = (
+        f"| {row['density']:.0%} | {row['bits']} | {row['gradient']} "
+        f"| {1e3 * row['seconds_ours']:.0f} | {1e3 * row['seconds_bf16']:,.0f} "
+        f"| {1e3 * row['seconds_fp32']:.0f} | {1e3 * row['seconds_sparse']:.0f} "
+        f"| {row['ratio_bf16']:.1f}x | {row['ratio_fp32']:.2f}x | {row['ratio_sparse']:.2f}x "
+        f"| {markdown.mb(row['peak_bytes_ours'])} | {markdown.mb(row['peak_bytes_bf16'])} "
+        f"| {markdown.mb(row['peak_bytes_fp32'])} |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)

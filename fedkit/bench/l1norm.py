@@ -13,7 +13,7 @@ thread of one core, all in turns, medians.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedkit.bench import markdown
 from fedkit.bench.sparsetrain import in_turns, one_core
 from fedkit.core.numerics import derive_key
 from fedkit.engine.integer.constants import (
@@ -163,3 +164,16 @@ def _forward_backward(backend: NativeBackend, kind: Kind, count: int) -> None:
         one / unit, b / unit, c / unit, carrier, peak * one, CODE, key=derive_key(_SEED)
     )
     backend.copy_backward(_COPY, _BEFORE, rounded, 0, None)
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = "| shape | us, L1 | L2 | torch bf16 | fp32 | of bf16 | of fp32 | of L2 |"
+    rows = (
+        f"| {row['shape']} "
+        f"| {1e6 * row['seconds_l1_int8']:,.0f} | {1e6 * row['seconds_l2_int8']:,.0f} "
+        f"| {1e6 * row['seconds_bn_bf16']:,.0f} | {1e6 * row['seconds_bn_fp32']:,.0f} "
+        f"| {row['ratio_bf16']:.2f}x | {row['ratio_fp32']:.2f}x | {row['ratio_l2']:.2f}x |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)

@@ -18,6 +18,7 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
 
+from fedkit.bench import markdown
 from fedkit.bench.process import run_json
 from fedkit.core.errors import FleetError
 from fedkit.server.checkpoint import RunFolder
@@ -124,3 +125,21 @@ def run_engine(config: Mapping[str, Any], seed: int, engine: str) -> dict[str, f
         "seconds_total": round(total, 3),
         "accuracy": summary["accuracy_sparse"],
     }
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = (
+        "| seed | seconds of the run, sparse | torch | faster | whole command, sparse | torch "
+        "| faster | accuracy, sparse | torch | difference |"
+    )
+    rows = (
+        f"| {row.get('seed', 'median')} "
+        f"| {row['seconds_sparse']:.1f} | {row['seconds_torch']:.1f} | {row['ratio']:.1f}x "
+        f"| {row['seconds_total_sparse']:.1f} | {row['seconds_total_torch']:.1f} "
+        f"| {row['ratio_total']:.1f}x "
+        f"| {row['accuracy_sparse']:.2%} | {row['accuracy_torch']:.2%} "
+        f"| {row['accuracy_difference_points']:+.2f} points |"
+        for row in [*result["rows"], result]
+    )
+    return markdown.table(head, rows)

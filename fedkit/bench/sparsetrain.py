@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fedkit.bench import markdown
 from fedkit.bench.process import idle_memory, run_json
 from fedkit.bench.sparsetrain_child import __file__ as _CHILD
 from fedkit.bench.sparsetrain_child import sparse_step, torch_step
@@ -218,3 +219,21 @@ def write_kept(state: ModelState, path: Path) -> None:
         positions = np.flatnonzero(mask).astype(np.int32)
         arrays |= {f"{name} positions": positions, name: arrays[name][positions]}
     np.savez(path, **arrays)
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = (
+        "| model | density | ms per step, ours | torch | faster | memory, ours | torch | share "
+        "| tensors, ours | torch |"
+    )
+    rows = (
+        f"| {row['model']} | {row['density']:.0%} "
+        f"| {1e3 * row['seconds_ours']:.1f} | {1e3 * row['seconds_torch']:.1f} "
+        f"| {row['ratio']:.1f}x "
+        f"| {markdown.mb(row['peak_bytes_ours'])} | {markdown.mb(row['peak_bytes_torch'])} "
+        f"| {row['memory_ratio']:.1%} "
+        f"| {markdown.mb(row['tensor_bytes_ours'])} | {markdown.mb(row['tensor_bytes_torch'])} |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)

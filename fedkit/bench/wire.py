@@ -12,12 +12,13 @@ with ShiftQuant differences of 4 bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.bench import markdown
 from fedkit.config import RunConfig, make_config
 from fedkit.engine.torch import TorchEngine
 from fedkit.flower.client_app import MESSAGE_TYPES
@@ -164,3 +165,19 @@ def _entropy_bound(layout: Layout, dense: ModelState, density: float, width: int
     values = width * (int(density * prunable) + rest + stats)
     entropy = -density * math.log2(density) - (1 - density) * math.log2(1 - density)
     return 2 * values + prunable * entropy / 8 / _PERIOD
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of README's table."""
+    head = (
+        "| density | values | bytes up | bytes down | dense float32, both ways | ratio "
+        "| of the bound | a usual reply, fp32 | in 4 bits | ratio |"
+    )
+    rows = (
+        f"| {row['density']:.0%} | {row['wire']} | {row['bytes_up']:,} | {row['bytes_down']:,} "
+        f"| {row['bytes_dense_fp32']:,} | {row['ratio_dense']:.1f}x | {row['ratio_bound']:.3f} "
+        f"| {row['bytes_update_fp32']:,} | {row['bytes_update_4bit']:,} "
+        f"| {row['ratio_update_4bit']:.2f}x |"
+        for row in result["rows"]
+    )
+    return markdown.table(head, rows)

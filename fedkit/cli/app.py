@@ -11,7 +11,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fedkit.bench import BENCHMARKS
+from edge.targets.registry import NAMES
+from fedkit.bench.registry import BENCHMARKS
 from fedkit.cli import flags, fleet, tables
 from fedkit.cli.terminal import Terminal
 from fedkit.core.errors import ConfigError, FedkitError
@@ -67,7 +68,7 @@ def run(
         typer.Option(
             "--export",
             metavar="TARGETS",
-            help="some of tflite, onnx, c99, fpga, with commas between: what must come of it; a "
+            help=f"some of {', '.join(NAMES)}, with commas between: what must come of it; a "
             "model that cannot be exported is an error before anything runs (default: tflite, and "
             "a warning)",
         ),
@@ -101,7 +102,7 @@ def run(
 def export_run(
     run: RunPath,
     target: Annotated[
-        str, typer.Option(help="some of tflite, onnx, c99, fpga, with commas between")
+        str, typer.Option(help=f"some of {', '.join(NAMES)}, with commas between")
     ] = "tflite",
     bits: Annotated[int, typer.Option(help="of the weights: 8, 6 or 4")] = 8,
     scales: Annotated[str, typer.Option(help="float, or pow2: rescale by shifts alone")] = "float",
@@ -241,9 +242,9 @@ def compare(
     _print(grids.compare(grid, out, work, workers, log), as_json, tables.compare_table)
 
 
-@app.command()
+@app.command(epilog=f"NAME is one of: {', '.join(BENCHMARKS)}")
 def bench(
-    name: Annotated[str, typer.Argument(help=f"one of: {', '.join(BENCHMARKS)}")],
+    name: Annotated[str, typer.Argument(help="a benchmark")],
     quick: Annotated[bool, typer.Option("--quick", help="within 45 s on two cores")] = False,
     target: Annotated[str, typer.Option(help="device: some targets, with commas between")] = "",
     artifact: Annotated[str, typer.Option(help="device: measure this one, not ResNet-8")] = "",

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Column, Table
 
-from fedkit.bench import BENCHMARKS, run_benchmark
+from fedkit.bench.registry import BENCHMARKS
 from fedkit.cli import tables
 from fedkit.core.errors import ConfigError
 
@@ -45,13 +45,13 @@ def bench(name: str, quick: bool, options: Options) -> dict[str, Any]:
                 f"benchmark {name!r} takes none of --target, --artifact, --ssh, --list; they are "
                 "for `fedkit bench device`"
             )
-        return run_benchmark(name, quick)
+        return BENCHMARKS[name].run(quick)
     if options.show:
         from fedkit.bench.device import list_targets
 
         return list_targets()
     targets = tuple(each.strip() for each in options.target.split(",") if each.strip())
-    return run_benchmark(name, quick, targets=targets, artifact=options.artifact, ssh=options.ssh)
+    return BENCHMARKS[name].run(quick, targets=targets, artifact=options.artifact, ssh=options.ssh)
 
 
 def table(result: Mapping[str, Any]) -> Any:

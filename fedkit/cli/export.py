@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,26 +17,16 @@ from rich.console import Console
 from edge import artifact as artifacts
 from edge import graph_file, ir
 from edge.artifact import Artifact
-from edge.export import (
-    LANES,
-    float_graph,
-    int8_graph,
-    require_onnx,
-    save_c99,
-    save_fpga,
-    save_graph,
-    save_onnx,
-    save_tflite,
-)
+from edge.export import LANES, float_graph, int8_graph
 from edge.quantize import truth
 from edge.quantize.quantize import Scaling, TrainedIntegers
 from edge.quantize.truth import ExportWarning
 from edge.runners import open_runner, runtime_for
+from edge.save import save, save_graph
 from edge.targets.c99.calls import Goal
 from edge.targets.c_names import NAME, check_name
-from edge.targets.fpga.runner import SimulatedRunner
-from edge.targets.interpreter import INTERPRETER, InterpretedRunner
-from edge.targets.tflite.runner import Runner
+from edge.targets.interpreter import INTERPRETER
+from edge.targets.registry import NAMES, find_row, row_of
 from fedkit.config import make_config
 from fedkit.core.errors import ConfigError, ExportError
 from fedkit.core.text import terminal_text
@@ -55,11 +45,7 @@ from sim.scenario import make_scenario
 CALIBRATION = 256
 """Examples that set the ranges of activations."""
 
-SIMULATED = 100
-"""Test examples on which hardware is simulated: each takes a fraction of a second."""
-
-_ENDINGS = {"tflite": ".tflite", "onnx": ".onnx", "c99": "-c99", "fpga": "-fpga"}
-TARGETS = tuple(_ENDINGS)
+TARGETS = NAMES
 BITS = (8, 6, 4)
 GOALS = get_args(Goal)
 SCALES = get_args(Scaling)
@@ -145,7 +131,8 @@ def export(
         errors = _float_errors(graph, scenario.test.inputs, form)
         about = {**whole.provenance, "graph": whole.path.name, "graph_sha256": whole.sha256}
         for target, path in paths.items():
-            saved = _save(target, graph, examples, path, about, form)
+            options = {name: getattr(form, name) for name in find_row(target).options}
+            saved = save(target, graph, examples, path, about, **options)
             measured = measure(saved, scenario.task, scenario.test)
             about_errors = {key: asdict(each) for key, each in errors.items()}
             artifacts.record(saved, {**measured, "float_error": about_errors})
@@ -156,7 +143,7 @@ def export(
 
 def artifact_paths(folder: RunFolder, form: Form) -> dict[str, Path]:
     """Return where each target of a run goes, and under "graph" the graph that all come from."""
-    endings = {"graph": ".graph", **{each: _ENDINGS[each] for each in form.targets}}
+    endings = {"graph": ".graph", **{each: find_row(each).ending for each in form.targets}}
     return {each: folder.path / f"{form.stem}{ending}" for each, ending in endings.items()}
 
 
@@ -186,8 +173,8 @@ def check_exportable(scenario: Scenario, form: Form) -> None:
     Raises:
         ExportError: It cannot be exported, whatever it learns; what stands in the way is named.
     """
-    if "onnx" in form.targets:
-        require_onnx()
+    for target in form.targets:
+        find_row(target).require()
     module = scenario.module(scenario.engine.initial_state())
     float_graph(module, scenario.test.inputs.shape[1:])
 
@@ -239,22 +226,6 @@ def _with_integers(
     return found.state, TrainedIntegers(found.weights, found.outputs)
 
 
-def _save(
-    target: str,
-    graph: ir.Graph,
-    examples: NDArray[np.float32],
-    path: Path,
-    about: Mapping[str, Any],
-    form: Form,
-) -> Artifact:
-    if target == "c99":
-        return save_c99(graph, examples, path, about, form.goal, name=form.name)
-    if target == "fpga":
-        return save_fpga(graph, examples, path, about, form.lanes)
-    save: Callable[..., Artifact] = save_tflite if target == "tflite" else save_onnx
-    return save(graph, examples, path, about)
-
-
 def _check_same_model(checkpoint: Checkpoint, layout: Layout) -> None:
     if checkpoint.layout != layout:
         raise ExportError(
@@ -297,11 +268,11 @@ def evaluate(path: Path, task: str, runtime: str, changed: bool, log: Console) -
 
 def say_what_runs(found: Artifact, runtime: str, log: Console) -> None:
     """Say that the code in a folder is about to run here, if it is."""
-    language = {"c99": "C", "fpga": "Verilog"}.get(found.target)
-    if language and runtime != INTERPRETER:
+    row = row_of(found.target)
+    if row and row.language and runtime != INTERPRETER:
         log.print(
-            f"compiling the {language} in {terminal_text(str(found.path))} and running it here: "
-            "that is code from the folder's author; --runtime interpreter runs none of it",
+            f"compiling the {row.language} in {terminal_text(str(found.path))} and running it "
+            "here: that is code from the folder's author; --runtime interpreter runs none of it",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -332,7 +303,7 @@ def measure(
     Of hardware that is the first of the test set's examples, and cycles instead of a latency.
     """
     runner = open_runner(found.path, runtime, changed)
-    count = SIMULATED if isinstance(runner, SimulatedRunner) else len(test)
+    count = runner.most_examples or len(test)
     inputs, targets = test.inputs[:count], test.targets[:count]
     metric = task.measure
     value = metric(runner.predict(inputs), targets)
@@ -347,14 +318,5 @@ def measure(
         **({} if metric is ACCURACY else {"metric": metric.about}),
         f"{metric.key}_int{found.provenance.get('weight_bits', 8)}": value,
         "test_examples": len(inputs),
-        **_speed(runner),
+        **runner.speed(),
     }
-
-
-def _speed(runner: Runner) -> dict[str, float]:
-    if isinstance(runner, InterpretedRunner):
-        return {}  # its speed says nothing about the artifact's
-    if isinstance(runner, SimulatedRunner):
-        return {"cycles_per_inference": runner.cycles}
-    latency = runner.latency()
-    return {"latency_median_us": latency["median_us"], "latency_p95_us": latency["p95_us"]}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedkit.cli.ending import how_it_ended
 from fedkit.cli.fleet_server import check_owner, warn_root
 from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import FleetError
@@ -17,6 +18,7 @@ from fedkit.engine.plan.capture import capture
 from fedkit.engine.plan.plan import load_plan, plan_digest
 from fedkit.fleet import commands
 from fedkit.fleet.folder import PLAN, Fleet, read_nodes
+from fedkit.flower.nodes import NODES
 from fedkit.flower.processes import Value
 from fedkit.flower.supernode import APP, app_digest
 from fedkit.server.checkpoint import RunFolder
@@ -59,7 +61,7 @@ def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, s
     }
     if fleet.secure:
         read_nodes(fleet)  # a damaged file is told here, not by the server's app
-        given["nodes"] = str(fleet.server / "nodes.json")
+        given["nodes"] = str(fleet.server / NODES)
     command = commands.run_command(fleet, given)
     say(commands.shown(command))
     ended = subprocess.run(command, env=commands.environment(fleet.server / "flwr"))
@@ -106,16 +108,12 @@ def expected(fleet: Fleet, scenario: Scenario) -> Expected:
 
 
 def _check_finished(fleet: Fleet, config: RunConfig, folder: Path, code: int) -> None:
-    """`flwr run` ends with 0 even if the app failed; the run folder tells."""
     again = f"fedkit fleet run {fleet.path}"
     if folder.is_dir():
         again += f" --resume {folder.name}"
-    reason = folder / "error.txt"
-    if reason.is_file():
-        said = reason.read_text(encoding="utf-8", errors="replace").strip()
+    said, done = how_it_ended(folder)
+    if said:
         raise FleetError(f"the run failed: {said}; once that is fixed, go on with: {again}")
-    metrics = RunFolder(folder).metrics()
-    done = metrics[-1]["round"] if metrics else 0
     if done < config.rounds:
         hint = "" if folder.is_dir() else f" (is it up? fedkit fleet server {fleet.path})"
         raise FleetError(

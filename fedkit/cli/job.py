@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edge.artifact import manifest_path
+from fedkit.cli.ending import how_it_ended
 from fedkit.cli.export import Form, artifact_paths, check_exportable, export, tell
 from fedkit.cli.tables import run_table, size
 from fedkit.config import RunConfig, make_config
@@ -318,12 +319,9 @@ def _run_flower(runs: list[tuple[RunConfig, Path]], workers: int, log: Console) 
 
 
 def _check_finished(config: RunConfig, path: Path, code: int, flower_log: Path) -> None:
-    """`flwr run` ends with 0 even if the app failed; the run folder tells."""
-    reason = path / "error.txt"
-    if reason.is_file() and (text := reason.read_text(encoding="utf-8", errors="replace").strip()):
-        raise FleetError(f"the run in {path} failed: {text}")
-    metrics = RunFolder(path).metrics()
-    done = metrics[-1]["round"] if metrics else 0
+    said, done = how_it_ended(path)
+    if said:
+        raise FleetError(f"the run in {path} failed: {said}")
     if done < config.rounds:
         RunFolder(path).check_writable()
         raise FleetError(

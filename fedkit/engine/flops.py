@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import TaskError
-from fedkit.engine.base import Engine, GradientSums, LocalTraining, NormLevels
+from fedkit.engine.base import Engine, GradientSums, LocalTraining
+from fedkit.engine.wrapped import WrappedEngine
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import Masks, ModelState, Weights, count_kept
 from fedkit.sparse.topk import Entries
@@ -114,7 +115,7 @@ def positions(model: nn.Module, example_shape: tuple[int, ...]) -> WeightUses:
     return WeightUses(dict(uses), dict(inner))
 
 
-class CountingEngine:
+class CountingEngine(WrappedEngine):
     """Implements `fedkit.engine.base.Engine`: passes every call on, and adds up what it costs.
 
     Attributes:
@@ -122,12 +123,8 @@ class CountingEngine:
     """
 
     def __init__(self, inner: Engine, geometry: WeightUses) -> None:
-        self.layout, self.flops = inner.layout, 0
-        self._inner, self._geometry = inner, geometry
-
-    def initial_state(self) -> ModelState:
-        """See `Engine.initial_state`; it costs nothing."""
-        return self._inner.initial_state()
+        super().__init__(inner)
+        self.flops, self._geometry = 0, geometry
 
     def train(
         self,
@@ -142,15 +139,6 @@ class CountingEngine:
         full = () if gradient_sums is None else state.masks
         self.flops += how.epochs * len(examples) * self._geometry.gradients(state.masks, full)
         return trained
-
-    @property
-    def absolute_norms(self) -> frozenset[str]:
-        """See `Engine.absolute_norms`."""
-        return self._inner.absolute_norms
-
-    def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
-        """See `Engine.norm_levels`; it costs nothing."""
-        return self._inner.norm_levels(input_shape)
 
     def norm_moments(
         self, state: ModelState, examples: Examples, frozen: bool = False

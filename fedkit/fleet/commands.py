@@ -14,7 +14,8 @@ from typing import Any
 from fedkit.core.errors import FleetError
 from fedkit.core.files import write_atomic
 from fedkit.fleet.address import listens_on
-from fedkit.fleet.folder import NODES, DeviceFile, Fleet, read_nodes
+from fedkit.fleet.folder import DeviceFile, Fleet, read_nodes
+from fedkit.flower.nodes import NODES
 from fedkit.flower.processes import ENVIRONMENT, Value, free_port, past_proxies, toml_pairs
 
 CONNECTION = "fleet"

@@ -12,7 +12,6 @@ All of it is readable by its owner alone.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -32,13 +31,11 @@ from fedkit.fleet import keys, units
 from fedkit.fleet.address import is_loopback, join_address, reached_here
 from fedkit.fleet.address import parse_address as parse_address
 from fedkit.fleet.private import private_files
+from fedkit.flower import nodes
 
 DEVICE_FILE = "device.toml"
 PLAN = "model.plan"
 """File in the folders of the server and of each device: the plan of the model of the fleet."""
-
-NODES = "nodes.json"
-"""File in the server's folder that says which device each registered node is."""
 
 _FILE = "fleet.toml"
 _MOST_DEVICES = 1_000_000
@@ -234,22 +231,10 @@ def read_nodes(fleet: Fleet) -> dict[int, int]:
     Raises:
         FleetError: The file was changed to something else.
     """
-    path = fleet.server / NODES
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        nodes = {int(node): device for node, device in given.items()}
-        indices = sorted(nodes.values())
-        whole = all(type(index) is int and 0 <= index < fleet.devices for index in indices)
-        if not whole or len(set(indices)) < len(nodes):
-            raise ValueError("two nodes are one device, or one is not of this fleet")
+        return nodes.read_nodes(fleet.server / nodes.NODES, fleet.devices)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise FleetError(
-            f"{path} does not say which node is which device ({error}); move server/{NODES} and "
-            "server/flower.db away and start the server, which registers the devices anew"
-        ) from error
-    return nodes
 
 
 def _fields(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from flwr.serverapp import Grid
 
 from fedkit.flower.fleet import FlowerFleet
+from fedkit.flower.nodes import read_nodes
 from fedkit.flower.run_config import RunPlace
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.events import EVENTS, EventLog
@@ -48,14 +46,9 @@ def _serve(
 
     log("serve", resume=place.resume, devices=config.devices, rounds=config.rounds)
     largest = largest_reply(scenario.engine.layout, config)
-    fleet = kind(grid, config, largest, _indices(place.nodes), log)
+    indices = None if place.nodes is None else read_nodes(place.nodes, config.devices)
+    fleet = kind(grid, config, largest, indices, log)
     record_in(scenario, fleet, folder, after_step)
-
-
-def _indices(nodes: Path | None) -> dict[int, int] | None:
-    if nodes is None:
-        return None
-    return {int(node): int(device) for node, device in json.loads(nodes.read_text()).items()}
 
 
 def _print(step: Report, metric: str) -> None:

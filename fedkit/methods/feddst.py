@@ -54,3 +54,4 @@ FEDDST = Method(
     own_masks=True,
     score_bytes=buffer_bytes,
 )
+METHODS = {"feddst": FEDDST}

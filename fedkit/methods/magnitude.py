@@ -14,3 +14,4 @@ def magnitude_masks(opening: Opening) -> Masks:
 
 
 MAGNITUDE = Method("one-shot global magnitude (Han et al., 2015)", static(magnitude_masks))
+METHODS = {"magnitude": MAGNITUDE}

@@ -117,3 +117,4 @@ PRUNEFL = Method(
     entries="all",
     score_bytes=dense_bytes,
 )
+METHODS = {"prunefl": PRUNEFL}

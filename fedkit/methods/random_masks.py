@@ -27,3 +27,4 @@ def erk_masks(opening: Opening) -> Masks:
 
 RANDOM = Method("random static mask, uniform layer densities", static(random_masks))
 ERK = Method("random static mask, ERK layer densities (Evci et al., 2020)", static(erk_masks))
+METHODS = {"random": RANDOM, "erk": ERK}

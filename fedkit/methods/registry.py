@@ -1,55 +1,63 @@
 """All methods, ours and its baselines: one row each, behind `fedkit.methods.interface`.
 
-A baseline is added as a file with one function or two and a row here, or, from outside, as
-`--method package.module:NAME` where NAME is a `Method`.
+A method is added as a file in this package with one function or two and its rows, `METHODS`: name
+-> `Method`. It is found here. From outside it is `--method package.module:NAME` where NAME is a
+`Method`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import pkgutil
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 
+from fedkit import methods
 from fedkit.config import RunConfig
 from fedkit.core.errors import ConfigError
 from fedkit.core.lookup import load
-from fedkit.methods.feddst import FEDDST
-from fedkit.methods.fedtiny.method import FEDTINY
-from fedkit.methods.interface import Method, send_whole
-from fedkit.methods.magnitude import MAGNITUDE
-from fedkit.methods.prunefl import PRUNEFL
-from fedkit.methods.random_masks import ERK, RANDOM
-from fedkit.methods.snip import SNIP
-from fedkit.methods.ssfl import SSFL
-from fedkit.methods.synflow import SYNFLOW
+from fedkit.methods.interface import Method
 
-DENSE = Method(
-    "FedAvg: every weight trains and travels (McMahan et al., 2017)",
-    lambda opening: send_whole(opening.tuned(opening.dense)),
-    settings={"density": 1.0},
-)
+_ORDER = ("fedtiny", "dense", "random", "magnitude", "snip", "synflow", "ssfl", "prunefl", "feddst")
+"""How tables begin, by the first name of a module; of others the name decides."""
 
 
-def _without(what: str, **settings: object) -> Method:
-    return replace(FEDTINY, about=f"FedTiny {what}", settings=settings, ablation_of="fedtiny")
+def _found() -> Iterator[tuple[str, Mapping[str, Method]]]:
+    """Yield name and rows of every module of this package that has some."""
+    for module in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}."):
+        own = module.name == __name__
+        if not own and (rows := getattr(import_module(module.name), "METHODS", None)):
+            yield module.name, rows
 
 
-METHODS: dict[str, Method] = {
-    "fedtiny": FEDTINY,
-    "fedtiny-once": _without("pruning the dense start at once", pruning="once"),
-    "fedtiny-uniform": _without("around uniform layer densities", distribution="uniform"),
-    "fedtiny-vanilla": _without("ranking under the server's statistics", selection="vanilla"),
-    "fedtiny-no-selection": _without("without selection", selection="none"),
-    "fedtiny-no-progressive": _without("without progressive pruning", adjust_share=0.0),
-    "fedtiny-entire": _without("adjusting the whole model at once", granularity="entire"),
-    "dense": DENSE,
-    "random": RANDOM,
-    "erk": ERK,
-    "magnitude": MAGNITUDE,
-    "snip": SNIP,
-    "synflow": SYNFLOW,
-    "ssfl": SSFL,
-    "prunefl": PRUNEFL,
-    "feddst": FEDDST,
-}
+def _place(rows: Mapping[str, Method]) -> tuple[int, str]:
+    first = next(iter(rows))
+    return (_ORDER.index(first) if first in _ORDER else len(_ORDER)), first
+
+
+def gather() -> dict[str, Method]:
+    """Return name -> method, of all modules of this package.
+
+    Raises:
+        ConfigError: Two modules give one name, or a row is no `Method`.
+    """
+    table: dict[str, Method] = {}
+    owner: dict[str, str] = {}
+    for module, rows in sorted(_found(), key=lambda found: _place(found[1])):
+        for name, row in rows.items():
+            if not isinstance(row, Method):
+                raise ConfigError(
+                    f"{module} names {name!r} in METHODS, and that is a {type(row).__name__}; make "
+                    "it a fedkit.methods.interface.Method"
+                )
+            if name in owner:
+                raise ConfigError(
+                    f"{owner[name]} and {module} both have a method {name!r}; rename one"
+                )
+            table[name], owner[name] = row, module
+    return table
+
+
+METHODS = gather()
 """Name -> method, for `--method NAME`."""
 
 

@@ -32,3 +32,4 @@ def snip_masks(opening: Opening) -> Masks:
 
 
 SNIP = Method("SNIP on the server's data (Lee et al., 2019)", static(snip_masks))
+METHODS = {"snip": SNIP}

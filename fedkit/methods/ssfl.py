@@ -48,3 +48,4 @@ SSFL = Method(
     static(ssfl_masks),
     survey=survey,
 )
+METHODS = {"ssfl": SSFL}

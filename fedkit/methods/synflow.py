@@ -94,3 +94,4 @@ def _unbounded(module: nn.Module) -> Iterator[None]:
 
 
 SYNFLOW = Method("SynFlow, 100 rounds (Tanaka et al., 2020)", static(synflow_masks))
+METHODS = {"synflow": SYNFLOW}

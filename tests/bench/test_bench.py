@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from fedkit.bench import BENCHMARKS, wire
-from fedkit.bench.readme import FILES, ROOT, TABLES, outdated, render
+from fedkit.bench import wire
+from fedkit.bench.readme import ROOT, outdated, render
+from fedkit.bench.registry import BENCHMARKS
 from fedkit.bench.run import make_row
 from fedkit.cli.tables import rows_table
+from fedkit.core.errors import ConfigError
 from tests.sets import slow
 
 MEASURED = {"seconds": 10.0, "seconds_rounds": 10.0, "seconds_total": 20.0, "accuracy": 0.5}
@@ -20,8 +22,25 @@ MEASURED = {"seconds": 10.0, "seconds_rounds": 10.0, "seconds_total": 20.0, "acc
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_is_a_function_and_has_a_table(name: str) -> None:
-    assert callable(getattr(import_module(f"fedkit.bench.{name}"), f"bench_{name}"))
-    assert FILES.get(name, name) in TABLES
+    module = import_module(f"fedkit.bench.{name}")
+    assert callable(getattr(module, f"bench_{name}"))
+    assert callable(module.table)
+    assert BENCHMARKS[name].about
+
+
+def test_no_module_has_a_benchmark_that_is_not_found() -> None:
+    having = {
+        path.stem
+        for path in (ROOT / "fedkit" / "bench").glob("*.py")
+        if f"\ndef bench_{path.stem}(" in path.read_text(encoding="utf-8")
+    }
+    assert having == set(BENCHMARKS)
+
+
+def test_benchmarks_are_listed_without_what_they_measure() -> None:
+    code = "import fedkit.bench.registry, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert not {"torch", "numpy", "flwr", "edge"} & set(loaded.split())
 
 
 @pytest.mark.parametrize("densities", [(0.01,), slow(((0.01, 0.05, 0.1),))])
@@ -56,7 +75,7 @@ def test_a_result_that_changed_shows(tmp_path: Path) -> None:
         result = json.loads(path.read_text(encoding="utf-8"))
         (tmp_path / path.name).write_text(json.dumps({**result, "commit": "0ther"}))
     assert render(text, tmp_path) != text
-    with pytest.raises(ValueError, match="0 places for table"):
+    with pytest.raises(ValueError, match="0 places for <!-- table"):
         render("no table here", tmp_path)
 
 
@@ -113,6 +132,29 @@ def test_a_table_has_as_many_cells_in_each_line_and_says_where_it_is_from(
     assert f"Made by `fedkit bench {name}`, seed" in rendered
 
 
+@pytest.mark.parametrize("where", ["commit of all", "commit of a row"])
+def test_figures_of_code_that_no_commit_has_are_not_published(tmp_path: Path, where: str) -> None:
+    made = {"command": "fedkit bench run --json", "commit": "c0ffee"}
+    (row, *rows) = RESULTS["run"]["rows"]
+    if where == "commit of all":
+        made["commit"] = "c0ffee-dirty"
+    else:
+        row = {**row, "commit": "c0ffee-dirty"}
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**RESULTS["run"], **made, "rows": [row, *rows]}))
+    with pytest.raises(ConfigError) as refused:
+        render("<!-- table run -->\n<!-- end -->", tmp_path)
+    assert f"{path} was measured with code that no commit has (c0ffee-dirty)" in str(refused.value)
+    assert "fedkit bench run --json > build/run; tail -n 1 build/run" in str(refused.value)
+    assert f"json.tool - {path}" in str(refused.value)
+
+
+def test_a_result_of_no_benchmark_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "speed.json").write_text('{"benchmark": "speed", "commit": "c0ffee", "rows": []}')
+    with pytest.raises(ConfigError, match=r"speed\.json is of the benchmark 'speed'"):
+        render("", tmp_path)
+
+
 def test_an_empty_place_may_wait_for_its_file_and_a_table_may_not_lose_it(tmp_path: Path) -> None:
     for text in ("no table here", "<!-- table wire -->\n<!-- end -->"):
         assert render(text, tmp_path) == text
@@ -125,4 +167,4 @@ def test_bench_prints_one_json_object_and_refuses_unknown_names() -> None:
         [sys.executable, "-m", "fedkit", "bench", "speed"], capture_output=True, text=True
     )
     assert bad.returncode == 2
-    assert "unknown benchmark 'speed'; allowed: wire" in bad.stderr
+    assert "unknown benchmark 'speed'; allowed: client, cost," in bad.stderr

@@ -10,8 +10,7 @@ from torch import nn
 
 from edge.check import CheckReport
 from edge.export import int8_graph
-from fedkit.bench.exact import Cell, _figures, run, verilog_report
-from fedkit.bench.readme import TABLES
+from fedkit.bench.exact import Cell, _figures, run, table, verilog_report
 from tests.edge.targets.c99.library import need_gcc
 
 
@@ -43,7 +42,7 @@ def test_a_model_that_has_no_circuit_says_why_in_its_cell(tmp_path: Path) -> Non
         {"model": "two", "runtime": "Verilog", **about, **_figures(made)},
     ]
     head, rule, one, two = (
-        [cell.strip() for cell in line.split("|")] for line in TABLES["exact"]({"rows": rows})
+        [cell.strip() for cell in line.split("|")] for line in table({"rows": rows})
     )
     assert len(head) == len(rule) == len(one) == len(two)
     assert head[3:5] == ["gcc", "Verilog"]

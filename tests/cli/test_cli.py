@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from edge import artifact
-from edge.define.rounding import RUNTIMES
 from edge.quantize import truth
 from edge.targets.fpga import yosys
+from edge.targets.registry import runtimes
 from fedkit.cli import export, main
 from fedkit.engine.plan.plan import load_plan
 from fedkit.server.checkpoint import RunFolder
@@ -162,7 +162,7 @@ def test_hardware_is_simulated(
 def test_check_ends_with_1_where_an_integer_differs(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(RUNTIMES, "tflite", {"ai-edge-litert": "gemmlowp"})
+    monkeypatch.setitem(runtimes(), "tflite", {"ai-edge-litert": "gemmlowp"})
     assert fedkit(f"check {out / 'done' / 'model-int8.tflite'} --layers", monkeypatch) == 1
     assert "expected" in capsys.readouterr().out
 
@@ -355,6 +355,7 @@ UNEXPORTABLE = """
 from torch import nn
 from fedkit.tasks import digits
 from fedkit.tasks.task import Task
+from tests.processes import left_running
 def model():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Sigmoid(), nn.Linear(9, 10))
 TASK = Task('own', model, digits.train_data, digits.test_data)

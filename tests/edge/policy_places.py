@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge import ir
-from edge.define.rounding import RUNTIMES
 from edge.targets.onnx import emitter as onnx
 from edge.targets.onnx.runner import OnnxRunner
+from edge.targets.registry import runtimes
 from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite.runner import TfliteRunner
 from tests.edge.single_ops import (
     Codes,
 )
 
+RUNTIMES = runtimes()
 Run = Callable[[ir.Graph, Codes], Codes]
 
 

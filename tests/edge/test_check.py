@@ -17,9 +17,10 @@ from edge import artifact, ir
 from edge.artifact import Artifact
 from edge.check import check
 from edge.define import interpret_int8
-from edge.define.rounding import RUNTIMES, Policy
+from edge.define.rounding import Policy
 from edge.export import int8_graph, save_c99, save_graph, save_onnx, save_tflite
 from edge.runners import open_runner
+from edge.targets.registry import runtimes
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
 from tests.edge.models import Branches, DenseBlock, Flat
@@ -162,7 +163,7 @@ def test_a_policy_that_is_not_the_runtimes_shows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = saved("tflite", graph, graph, inputs, tmp_path)
-    monkeypatch.setitem(RUNTIMES, "tflite", {"ai-edge-litert": "half_up"})
+    monkeypatch.setitem(runtimes(), "tflite", {"ai-edge-litert": "half_up"})
     many = np.random.default_rng(1).standard_normal((2000, 3, 12, 12)).astype(np.float32)
     report = check(path, many, layers=True)
     assert report.mismatches > 0 and report.outputs.largest <= 2

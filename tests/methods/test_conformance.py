@@ -266,7 +266,9 @@ def test_a_method_that_is_not_there_is_refused(path: str, message: str) -> None:
 def test_a_method_of_ones_own_is_found_from_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_baseline.py").write_text("from fedkit.methods.registry import RANDOM as MINE\n")
+    (tmp_path / "my_baseline.py").write_text(
+        "from fedkit.methods.random_masks import RANDOM as MINE\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
     assert load_method("my_baseline:MINE") is METHODS["random"]

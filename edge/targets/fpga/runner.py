@@ -40,6 +40,7 @@ class SimulatedRunner(Runner):
     """
 
     _order = "NHWC"
+    most_examples = 100
 
     def __init__(
         self, path: Path | str, flags: Sequence[str] = ("-O2",), changed: bool = False
@@ -86,6 +87,10 @@ class SimulatedRunner(Runner):
                 f"{self.artifact.path} gives no result within {self._most} cycles, twice what it "
                 "should take; its program is damaged: export it again"
             )
+
+    def speed(self) -> dict[str, float]:
+        """Return the cycles that the last example took."""
+        return {"cycles_per_inference": self.cycles}
 
     def kept(self, example: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
         """Run one example; return every activation of a model that was saved with `keep`.

@@ -55,6 +55,9 @@ class Runner(ABC):
     _input: artifact.Port
     _output: artifact.Port
 
+    most_examples: ClassVar[int | None] = None
+    """Of a test set, where an example takes so long that not all of it can be run."""
+
     @abstractmethod
     def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
         """Return the output [1, ...] for one input [1, ...] of the file's layout and type."""
@@ -108,6 +111,26 @@ class Runner(ABC):
             "median_us": float(np.median(times)),
             "p95_us": float(np.percentile(times, 95)),
         }
+
+    def speed(self) -> dict[str, float]:
+        """Return what there is to say of one inference: here microseconds on this machine."""
+        latency = self.latency()
+        return {"latency_median_us": latency["median_us"], "latency_p95_us": latency["p95_us"]}
+
+    def kept(self, example: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+        """Run one example; return every activation of a model that was saved with `keep`.
+
+        Args:
+            example: int8 [1, h, w, c] or [1, f], in the graph's layout.
+
+        Raises:
+            NotImplementedError: Models of this target keep none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no activations")
+
+    def as_in_graph(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return an output [n, ...] of the file in the graph's layout."""
+        return values if self._order == "NHWC" else ir.to_graph_layout(values)
 
     def _time_one(self) -> float:
         start = time.perf_counter_ns()

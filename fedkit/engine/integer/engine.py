@@ -13,7 +13,6 @@ from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
     LocalTraining,
-    NormLevels,
     check_loss,
     even_batches,
     merge_batches,
@@ -28,7 +27,8 @@ from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.integer.program import IntegerProgram, Mode
 from fedkit.engine.kernels import native
 from fedkit.engine.plan.checks import check_inputs
-from fedkit.engine.plan.plan import Plan, absolute_norms, norm_levels, verify
+from fedkit.engine.plan.plan import Plan, verify
+from fedkit.engine.planned import PlannedEngine
 from fedkit.engine.running import BatchStatistics, RunningStatistics
 from fedkit.sparse.state import Masks, ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, largest
@@ -40,7 +40,7 @@ _NUMPY_LANES = 16
 _LAST_BATCHES = 8
 
 
-class IntegerEngine:
+class IntegerEngine(PlannedEngine):
     """Implements `fedkit.engine.base.Engine` in integers.
 
     Args:
@@ -151,15 +151,6 @@ class IntegerEngine:
         for order in even_batches(np.arange(len(inputs)), batch_size)[:_LAST_BATCHES]:
             program.forward(inputs, scale, order)
             statistics.add(batch_statistics(program, len(order)))
-
-    @property
-    def absolute_norms(self) -> frozenset[str]:
-        """See `Engine.absolute_norms`."""
-        return absolute_norms(self.plan)
-
-    def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
-        """See `Engine.norm_levels`."""
-        return norm_levels(self.plan)
 
     def norm_moments(
         self, state: ModelState, examples: Examples, frozen: bool = False

@@ -200,7 +200,6 @@ class IntegerProgram:
         plain = Worth(np.full(channels, scale), np.zeros(channels), CODE * scale)
         self._worth = {0: plain}
         self._raw_unit: dict[int, Reals] = {}
-        self._raw_bound: dict[int, float] = {}
         self._deviation: dict[int, Reals] = {}
         self._inverse: dict[int, Reals] = {}
         self._reads: dict[int, tuple[Read, float]] = {}

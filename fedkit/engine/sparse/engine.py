@@ -12,14 +12,14 @@ from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
     LocalTraining,
-    NormLevels,
     check_loss,
     even_batches,
     merge_batches,
 )
 from fedkit.engine.kernels import native
 from fedkit.engine.kernels.network import Network, NormState
-from fedkit.engine.plan.plan import Plan, absolute_norms, norm_levels, verify
+from fedkit.engine.plan.plan import Plan, verify
+from fedkit.engine.planned import PlannedEngine
 from fedkit.engine.running import BatchStatistics, RunningStatistics
 from fedkit.engine.sparse.program import Mode, SparseProgram
 from fedkit.sparse.state import ModelState, Weights, same_masks
@@ -31,7 +31,7 @@ _EVALUATION_BATCH = 64
 _TILE = 1 << 14
 
 
-class SparseEngine:
+class SparseEngine(PlannedEngine):
     """Implements `fedkit.engine.base.Engine` over a plan and the compiled kernels.
 
     It keeps the network of the masks it saw last, so that equal masks cost nothing.
@@ -96,15 +96,6 @@ class SparseEngine:
             loss = sum(losses) / len(losses)
         weights = network.parameters.weights()
         return ModelState(weights, statistics.mean() or state.stats, state.masks), loss
-
-    @property
-    def absolute_norms(self) -> frozenset[str]:
-        """See `Engine.absolute_norms`."""
-        return absolute_norms(self.plan)
-
-    def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
-        """See `Engine.norm_levels`."""
-        return norm_levels(self.plan)
 
     def norm_moments(
         self, state: ModelState, examples: Examples, frozen: bool = False

@@ -125,3 +125,18 @@ FEDTINY = Method(
     score_bytes=buffer_bytes,
     selects=True,
 )
+
+
+def _without(what: str, **settings: object) -> Method:
+    return replace(FEDTINY, about=f"FedTiny {what}", settings=settings, ablation_of="fedtiny")
+
+
+METHODS = {
+    "fedtiny": FEDTINY,
+    "fedtiny-once": _without("pruning the dense start at once", pruning="once"),
+    "fedtiny-uniform": _without("around uniform layer densities", distribution="uniform"),
+    "fedtiny-vanilla": _without("ranking under the server's statistics", selection="vanilla"),
+    "fedtiny-no-selection": _without("without selection", selection="none"),
+    "fedtiny-no-progressive": _without("without progressive pruning", adjust_share=0.0),
+    "fedtiny-entire": _without("adjusting the whole model at once", granularity="entire"),
+}

@@ -1,0 +1,76 @@
+"""An int8 graph as an artifact of any target, complete or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edge import arena, artifact, graph_file, ir
+from edge.define.interpret import FloatArray
+from edge.quantize import truth
+from edge.targets.export_target import ports
+from edge.targets.registry import find_row, runtimes
+
+
+def save(
+    target: str,
+    graph: ir.Graph,
+    examples: FloatArray,
+    path: Path,
+    provenance: Mapping[str, Any],
+    **options: Any,
+) -> artifact.Artifact:
+    """Save an int8 graph.
+
+    Args:
+        target: One of `edge.targets.registry.NAMES`.
+        graph: As `edge.export.int8_graph` makes it.
+        examples: float32 [n, c, h, w] or [n, f], as torch takes them; what is made is tried on
+            some, or brings them as tests of its own.
+        path: Where to; nothing may be there.
+        provenance: How it was made.
+        **options: Of this target alone.
+
+    Raises:
+        ExportError: The target cannot express the graph, a package is missing, or `path` is taken.
+    """
+    artifact.check_free(path)
+    made = find_row(target).make(graph, examples, path, **options)
+    inputs, outputs = ports(graph, made.file_shape)
+    about: dict[str, Any] = {
+        "target": made.kind,
+        "inputs": inputs,
+        "outputs": outputs,
+        "provenance": provenance,
+        "details": {**_details(graph, made.kind), **made.details},
+    }
+    if isinstance(made.content, bytes):
+        return artifact.save(made.content, path, **about)
+    return artifact.save_folder(made.content, path, **about)
+
+
+def save_graph(graph: ir.Graph, path: Path, provenance: Mapping[str, Any]) -> artifact.Artifact:
+    """Save an int8 graph itself, from which every target can be made; errors as for `save`."""
+    artifact.check_free(path)
+    inputs, outputs = ports(graph)
+    return artifact.save(
+        graph_file.to_bytes(graph),
+        path,
+        target="graph",
+        inputs=inputs,
+        outputs=outputs,
+        provenance=provenance,
+        details=_details(graph, "graph"),
+    )
+
+
+def _details(graph: ir.Graph, kind: str) -> dict[str, Any]:
+    details = {
+        "rounding": runtimes().get(kind, {}),
+        "activation_bytes": arena.activation_bytes(graph),
+    }
+    if graph.origin is not None:
+        details["float_error"] = asdict(truth.of(graph.origin, graph.outputs[0]))
+    return details

@@ -1,0 +1,34 @@
+"""TFLite as an export target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge import artifact, ir
+from edge.targets.export_target import ExportTarget, Made, check_runs, content_of
+from edge.targets.tflite import emitter
+from edge.targets.tflite.runner import Runner, Runtime, TfliteRunner
+
+
+def _make(graph: ir.Graph, examples: NDArray[np.float32], path: Path) -> Made:
+    del path
+    content = emitter.emit(graph)
+    check_runs(TfliteRunner(content), examples)
+    return Made("tflite", content)
+
+
+def _open(found: artifact.Artifact, runtime: str, changed: bool) -> Runner:
+    return TfliteRunner(content_of(found, changed), cast(Runtime, runtime))
+
+
+TARGET = ExportTarget(
+    "tflite",
+    ".tflite",
+    {"tflite": {"ai-edge-litert": "half_even", "tflite-runtime": "gemmlowp"}},
+    _make,
+    _open,
+)
