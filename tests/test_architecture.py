@@ -39,6 +39,7 @@ ROOMS = (
     "edge.export",
     "edge.check",
     "edge.bench",
+    "edge.api",
     "edge",
     # The fleet learns.
     "fedkit.sparse",
