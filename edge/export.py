@@ -13,8 +13,7 @@ from edge import artifact, ir, passes
 from edge.define.interpret import FloatArray, evaluate
 from edge.passes.slim import slim
 from edge.quantize import truth
-from edge.quantize.quantize import Scaling, TrainedIntegers, quantize
-from edge.read.torch_module import lower, outputs
+from edge.quantize.to_int8 import Scaling, TrainedIntegers, quantize
 from edge.save import save
 from edge.save import save_graph as save_graph
 from edge.targets.c99.calls import Goal
@@ -244,7 +243,7 @@ def int8_graph(
     Args:
         model: The model.
         calibration: What sets the ranges of activations.
-        weight_bits: See `edge.quantize.quantize.quantize`, as for the following.
+        weight_bits: See `edge.quantize.to_int8.quantize`, as for the following.
         scales: "pow2" lets the graph rescale by shifts.
         trained: Integers that the model was trained with, to be kept.
         accept_error: As for `export_tflite`.
@@ -264,6 +263,8 @@ def int8_graph(
 
 def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> None:
     """Compare the float graph with the model: hooks and randomness may be lost in a trace."""
+    from edge.read.torch_module import outputs
+
     with np.errstate(over="ignore", invalid="ignore"):  # the quantiser names what is not finite
         found = evaluate(floats, ir.to_graph_layout(inputs))
         wanted = outputs(model, inputs).reshape(found.shape)
@@ -283,8 +284,11 @@ def float_graph(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.G
         model: Or a float graph, which is lowered already.
         input_shape: Of one example, for a torch model.
     """
-    graph = model if isinstance(model, ir.Graph) else lower(model, input_shape)
-    return passes.optimise(graph)
+    if isinstance(model, ir.Graph):
+        return passes.optimise(model)
+    from edge.read.torch_module import lower  # torch, which what reads artifacts does not need
+
+    return passes.optimise(lower(model, input_shape))
 
 
 def load_onnx(source: Path | str | bytes) -> ir.Graph:

@@ -6,12 +6,10 @@ Compared with others here: python examples/own_baseline.py
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.config import make_config
+import fedkit
 from fedkit.methods.interface import Method, Opening, static
-from fedkit.server.rounds import run_rounds
 from fedkit.sparse.masks import global_masks
 from fedkit.sparse.state import Masks
-from sim.scenario import make_scenario
 
 
 def score(weight: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -34,13 +32,9 @@ LAMP = Method("layer-adaptive magnitude pruning (Lee et al., 2021)", static(lamp
 def main() -> dict[str, float]:
     accuracies = {}
     for method in ("random", "examples.own_baseline:LAMP", "fedtiny"):
-        config = make_config(
-            {"method": method, "devices": 3, "rounds": 3, "epochs": 3, "density": 0.05}
-        )
-        scenario = make_scenario(config)
-        *_, last = run_rounds(scenario.server(), scenario.local_fleet(), scenario.server_data)
-        accuracies[method] = last.accuracy or 0.0
-        print(f"{method}: accuracy {last.accuracy:.3f} at density {last.density:.3f}")
+        result = fedkit.run("digits", method=method, devices=3, rounds=3, epochs=3, density=0.05)
+        accuracies[method] = result.accuracy
+        print(f"{method}: accuracy {result.accuracy:.3f} at density {result.density:.3f}")
     return accuracies
 
 

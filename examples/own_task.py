@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
-from fedkit.tasks.task import Examples, Task
+from fedkit import Examples, Task
 
 
 def model() -> nn.Module:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 from fedkit.config import RunConfig
+from fedkit.core import moved
 from fedkit.core.errors import DataError
 from fedkit.methods.registry import resolve
 from fedkit.server.scenario import Scenario, Split, first, mark, server_share, test_examples
 from fedkit.tasks import load_task
+from fedkit.tasks.task import Task
 from sim.partition import Partition, split
 
-__all__ = ["Scenario", "make_scenario"]
+__all__ = ["Scenario", "make_scenario", "share_out"]
+
+if not TYPE_CHECKING:
+    __getattr__ = moved.names(__name__)  # what was here until 0.1
 
 
 @functools.lru_cache(maxsize=2)
@@ -22,7 +28,16 @@ def make_scenario(config: RunConfig) -> Scenario:
         TaskError: There is no such task.
         DataError: The data is missing or cannot be split as asked.
     """
-    config, task = resolve(config), load_task(config.task)
+    return share_out(config, load_task(config.task))
+
+
+def share_out(config: RunConfig, task: Task) -> Scenario:
+    """Share out the data of a task, whatever `config.task` says.
+
+    Raises:
+        DataError: The data is missing or cannot be split as asked.
+    """
+    config = resolve(config)
     train, test = task.examples("train"), test_examples(task, config)
     if len(train) == 0 or len(test) == 0:
         raise DataError(

@@ -46,6 +46,7 @@ ROOMS = (
     "edge.export",
     "edge.check",
     "edge.bench",
+    "edge.api",
     "edge",
     # The fleet learns.
     "fedkit.sparse",

@@ -253,7 +253,11 @@ def fault_in_make(words: list[str]) -> str:
 def fault_in_fedkit(command: click.Command, words: list[str]) -> str:
     options = {"--help"}
     for word in words:
-        options |= {name for param in command.params for name in param.opts + param.secondary_opts}
+        options |= {
+            name
+            for param in command.get_params(click.Context(command))
+            for name in param.opts + param.secondary_opts
+        }
         if word.startswith("-"):
             if word.partition("=")[0] not in options:
                 return f"{command.name} has no option {word}"

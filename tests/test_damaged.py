@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fedkit.cli import job, main
+from fedkit.cli import job, main, summary
 from fedkit.config import make_config
 from fedkit.core.errors import CheckpointError, FedkitError
 from fedkit.core.names import check_name, find_run
@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "whole"
     scenario = make_scenario(CONFIG)
     folder = record(scenario, scenario.local_fleet(), path, lambda step: None)
-    folder.write_json("summary.json", {**job.figures(folder), "finished": True})
+    folder.write_json("summary.json", {**summary.figures(folder), "finished": True})
     return path
 
 
@@ -64,13 +64,13 @@ def unfinished(run: Path) -> Path:
     [b"\0" * 200, b'{"phase": "rou', b"\xff\xfe\n", b"[1, 2]\n", b"null\n", b"\0" * 99 + b"\n"],
 )
 def test_lines_that_are_not_whole_are_passed_over(end: bytes, run: Path) -> None:
-    before = job.show(unfinished(run))
+    before = summary.show(unfinished(run))
     sound = (run / "metrics.jsonl").read_bytes()
     (run / "metrics.jsonl").write_bytes(sound + end)
-    assert job.show(run) == before
+    assert summary.show(run) == before
     cut = sound[: sound.rindex(b"\n", 0, -1) + 9]
     (run / "metrics.jsonl").write_bytes(cut + b"\0" * 50)
-    assert job.show(run)["rounds"] == 1
+    assert summary.show(run)["rounds"] == 1
 
 
 def test_resuming_writes_what_a_power_cut_took(run: Path, tmp_path: Path) -> None:
@@ -117,16 +117,16 @@ def test_a_damaged_summary_is_named_and_the_rest_is_shown_without_it(
     damage: Callable[[str], str], run: Path
 ) -> None:
     path = run / "summary.json"
-    summary = json.loads(path.read_text())
-    path.write_text(damage(json.dumps(summary | {"density": 0.1})))
+    written = json.loads(path.read_text())
+    path.write_text(damage(json.dumps(written | {"density": 0.1})))
     with pytest.raises(CheckpointError, match=r"summary\.json is damaged .* remove it"):
-        job.show(run)
-    assert job.show(unfinished(run))["rounds"] == CONFIG.rounds
+        summary.show(run)
+    assert summary.show(unfinished(run))["rounds"] == CONFIG.rounds
 
 
 def test_a_run_without_its_checkpoint_still_shows_its_rounds(run: Path) -> None:
     (run / "checkpoint" / "model.safetensors").write_bytes(b"\0" * 100)
-    shown = job.show(unfinished(run))
+    shown = summary.show(unfinished(run))
     assert (shown["rounds"], shown["bytes_dense_fedavg"]) == (CONFIG.rounds, 0)
     with pytest.raises(CheckpointError, match="cannot be read"):
         RunFolder.resume(run, CONFIG)
@@ -194,7 +194,7 @@ def assert_told_or_carried_on(whole: Path, folder: Path, seed: int) -> None:
         (folder / "summary.json").unlink()
     for _ in range(chance.randint(1, 3)):
         mutate(folder, chance)
-    for ask in (lambda: job.show(folder), lambda: go_on(folder)):
+    for ask in (lambda: summary.show(folder), lambda: go_on(folder)):
         try:
             ask()
         except FedkitError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fedkit.cli import main
+from fedkit.cli import app, main
 from fedkit.cli.modules import in_the_way
 from fedkit.config import make_config
 from fedkit.core.errors import ConfigError, FedkitError, FleetError
@@ -137,6 +137,19 @@ def test_a_file_of_the_users_takes_no_modules_place(program: list[str], shadowed
     ended = subprocess.run(command, cwd=shadowed, env=environment, capture_output=True, text=True)
     assert ended.returncode == 2, ended.stderr
     assert "task path 'my_task:TASK' leads to a int" in " ".join(ended.stderr.split())
+
+
+@pytest.mark.parametrize("before", [None, "", "1"])
+def test_what_is_set_for_children_is_taken_back(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    if before is not None:
+        monkeypatch.setenv("PYTHONSAFEPATH", before)
+    during = []
+    monkeypatch.setattr(app, "app", lambda: during.append(os.environ["PYTHONSAFEPATH"]))
+    main()
+    assert during == ["1"] and os.environ.get("PYTHONSAFEPATH") == before
 
 
 def test_what_pythonpath_puts_in_the_way_is_named(shadowed: Path) -> None:

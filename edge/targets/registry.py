@@ -34,3 +34,10 @@ def runtimes() -> Mapping[str, Mapping[str, str]]:
 def row_of(kind: str) -> ExportTarget | None:
     """Return the target that makes a kind of artifact, or None."""
     return next((row for row in map(find_row, NAMES) if kind in row.runtimes), None)
+
+
+def __getattr__(name: str) -> Mapping[str, Mapping[str, str]]:
+    """Offer `runtimes()` as the constant `RUNTIMES`, as it was called until 0.1."""
+    if name == "RUNTIMES":
+        return runtimes()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)

@@ -36,12 +36,10 @@ from edge.cost import cost
 from edge.define.interpret import evaluate_int8
 from edge.export import float_graph, save_c99
 from edge.passes.slim import slim
-from edge.quantize.quantize import quantize
+from edge.quantize.to_int8 import quantize
 from edge.targets.c99.calls import Goal
 from edge.targets.registry import runtimes
 from fedkit.bench import markdown
-from fedkit.bench.infer import SHAPE, random_model
-from fedkit.bench.sparsetrain import random_batch
 from fedkit.core.errors import ConfigError
 
 _SEED = 0
@@ -127,6 +125,9 @@ def _missing() -> str:
 
 @cache
 def _random(density: float) -> _Model:
+    from fedkit.bench.infer import SHAPE, random_model
+    from fedkit.bench.sparsetrain import random_batch
+
     inputs = random_batch(_CALIBRATION, SHAPE).inputs
     whole = float_graph(random_model(_MODEL, density), SHAPE)
     return _Model(_MODEL, density, slim(quantize(whole, ir.to_graph_layout(inputs))))

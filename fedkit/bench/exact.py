@@ -44,7 +44,7 @@ from edge.export import (
     save_tflite,
 )
 from edge.ir import Graph, to_graph_layout
-from edge.quantize.quantize import quantize
+from edge.quantize.to_int8 import quantize
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.registry import runtimes
 from edge.targets.tflite.runner import available_runtimes

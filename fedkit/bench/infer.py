@@ -34,7 +34,7 @@ from torch import nn
 from edge import ir
 from edge.export import float_graph, save_c99, save_onnx, save_tflite
 from edge.passes.slim import slim
-from edge.quantize.quantize import quantize
+from edge.quantize.to_int8 import quantize
 from edge.runners import open_runner
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.bench import markdown

@@ -7,6 +7,9 @@ from fedkit.cli.modules import in_the_way
 
 __all__ = ["main"]
 
+_SAFE_PATH = "PYTHONSAFEPATH"
+"""No Python that a command starts looks into the working folder before its own modules."""
+
 
 def main() -> None:
     """Entry point: a `FedkitError` is printed as one message with its exit code, 2 as a rule."""
@@ -20,8 +23,13 @@ def main() -> None:
         from fedkit.core import supervise
 
         supervise.guard()
-        # No Python that we start looks into the working folder before its own modules.
-        os.environ["PYTHONSAFEPATH"] = "1"
         from fedkit.cli import app
 
-        app.main()
+        before = os.environ.get(_SAFE_PATH)
+        os.environ[_SAFE_PATH] = "1"
+        try:
+            app.main()
+        finally:
+            del os.environ[_SAFE_PATH]
+            if before is not None:
+                os.environ[_SAFE_PATH] = before

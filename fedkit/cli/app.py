@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -13,7 +12,7 @@ import typer
 
 from edge.targets.registry import NAMES
 from fedkit.bench.registry import BENCHMARKS
-from fedkit.cli import flags, fleet, tables
+from fedkit.cli import flags, fleet
 from fedkit.cli.terminal import Terminal
 from fedkit.core.errors import ConfigError, FedkitError
 from fedkit.core.signals import STOPS, stop_number, stop_words
@@ -47,7 +46,7 @@ Trust = Annotated[
 RunPath = Annotated[Path, typer.Argument(help="a run folder, like runs/NAME")]
 
 
-@app.command()
+@app.command(cls=flags.ConfigCommand)
 @flags.from_config
 def run(
     values: dict[str, Any],
@@ -82,7 +81,7 @@ def run(
 
     Example: `fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense`
     """
-    from fedkit.cli import export, job
+    from fedkit.cli import export, job, tables
 
     if resume and name:
         raise ConfigError(f"--resume {resume} goes on under that name; leave out --name")
@@ -121,7 +120,7 @@ def export_run(
 
     Example: `fedkit export runs/NAME --target onnx,c99 --bits 8`
     """
-    from fedkit.cli import export, trust
+    from fedkit.cli import export, tables, trust
 
     trust.check_run(run, trusted, _say)
     form = export.Form(_targets(target), bits, scales, goal, lanes, name, accept_error)  # type: ignore[arg-type]
@@ -143,7 +142,7 @@ def evaluate(
 
     Example: `fedkit eval runs/NAME/model-int8.tflite --runtime tflite-runtime`
     """
-    from fedkit.cli import export, trust
+    from fedkit.cli import export, tables, trust
 
     trust.check_artifact(artifact, task, trusted, _say)
     measured = export.evaluate(artifact, task, runtime, changed, log)
@@ -202,9 +201,9 @@ def show(run: RunPath, as_json: Json = False) -> None:
 
     Example: `fedkit show runs/NAME`
     """
-    from fedkit.cli import job
+    from fedkit.cli import summary, tables
 
-    _print(job.show(run), as_json, tables.run_table)
+    _print(summary.show(run), as_json, tables.run_table)
 
 
 @app.command()
@@ -238,6 +237,7 @@ def compare(
     Example: `fedkit compare examples/grid.toml`
     """
     from fedkit.cli import compare as grids
+    from fedkit.cli import tables
 
     _print(grids.compare(grid, out, work, workers, log), as_json, tables.compare_table)
 
@@ -270,7 +270,7 @@ def _say(text: str) -> None:
     log.print(text, highlight=False, soft_wrap=True)
 
 
-def _print(result: Mapping[str, Any], as_json: bool, table: Any) -> None:
+def _print(result: dict[str, Any], as_json: bool, table: Any) -> None:
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:

@@ -19,7 +19,7 @@ from edge import graph_file, ir
 from edge.artifact import Artifact
 from edge.export import LANES, float_graph, int8_graph
 from edge.quantize import truth
-from edge.quantize.quantize import Scaling, TrainedIntegers
+from edge.quantize.to_int8 import Scaling, TrainedIntegers
 from edge.quantize.truth import ExportWarning
 from edge.runners import open_runner, runtime_for
 from edge.save import save, save_graph
@@ -32,8 +32,6 @@ from fedkit.core.errors import ConfigError, ExportError
 from fedkit.core.text import terminal_text
 from fedkit.core.version import __version__
 from fedkit.engine.base import Engine
-from fedkit.engine.integer.engine import IntegerEngine
-from fedkit.engine.integer.inference import integers
 from fedkit.server.checkpoint import Checkpoint, RunFolder
 from fedkit.server.scenario import Scenario, test_examples
 from fedkit.sparse.layout import Layout
@@ -215,6 +213,9 @@ def _with_integers(
     engine: Engine, state: ModelState, form: Form
 ) -> tuple[ModelState, TrainedIntegers | None]:
     """Return what to export: of integer training the integers, which the artifact keeps."""
+    from fedkit.engine.integer.engine import IntegerEngine
+    from fedkit.engine.integer.inference import integers
+
     if not isinstance(engine, IntegerEngine):
         return state, None
     if (form.bits, form.scales) != (8, "float"):

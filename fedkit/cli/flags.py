@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
+import click
 import typer
+from typer.core import TyperCommand
 
-from fedkit.config import RunConfig, make_config, read_config
+if TYPE_CHECKING:
+    from fedkit.config import RunConfig
 
 QUICK = {
     "epochs": 1,
@@ -23,15 +27,30 @@ QUICK = {
 QUICK_HELP = "a small run to see it work: " + ", ".join(f"{k} {v}" for k, v in QUICK.items())
 
 
+class ConfigCommand(TyperCommand):
+    """A command with `--config` and a flag per config key, which `from_config` hands on.
+
+    The keys are looked up when this command is run or explained, since that takes as long as all
+    else of the command line together.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the parameters of the command's function, then a flag per key."""
+        return [*_flags(), *super().get_params(ctx)]
+
+
 def from_config(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter `values` of a command by `--config` and a flag per config key.
+    """Take flags of a `ConfigCommand` as the parameter `values` of its function.
 
     Flags arrive as text and are parsed by `RunConfig`, so that a bad flag and a bad line of a
     TOML file get the same message. `values` receives what was given, the file first.
     """
 
-    def wrapper(config: Path | None, **given: Any) -> None:
-        values = read_config(config) if config else {}
+    def wrapper(**given: Any) -> None:
+        from fedkit.config import RunConfig, read_config
+
+        config = given.pop("config")
+        values = read_config(Path(config)) if config else {}
         for key in RunConfig.model_fields:
             if (text := given.pop(key)) is not None:
                 values[key] = text
@@ -43,21 +62,41 @@ def from_config(command: Callable[..., None]) -> Callable[..., None]:
         for name, parameter in signature.parameters.items()
         if name != "values"
     ]
-    file = Annotated[Path | None, typer.Option(help="TOML file of these keys; flags override it")]
-    config = _parameter("config", file)
-    parameters = [config, *map(_flag, RunConfig.model_fields), *own]
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    _sign(wrapper, own)
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
     return wrapper
 
 
+@functools.cache
+def _flags() -> tuple[click.Parameter, ...]:
+    """Return `--config` and a flag per key, as typer makes them of a function's parameters."""
+    from fedkit.config import RunConfig
+
+    def keys(**given: Any) -> None: ...
+
+    file = Annotated[Path | None, typer.Option(help="TOML file of these keys; flags override it")]
+    _sign(keys, [_parameter("config", file), *map(_flag, RunConfig.model_fields)])
+    app = typer.Typer(add_completion=False)
+    app.command()(keys)
+    return tuple(typer.main.get_command(app).params)
+
+
+def _sign(function: Callable[..., None], parameters: list[inspect.Parameter]) -> None:
+    """Give a function of `**given` the parameters that typer is to see."""
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+
+
 def make(values: Mapping[str, Any], quick: bool) -> RunConfig:
     """Validate the given values, over those of `--quick` if asked for."""
+    from fedkit.config import make_config
+
     return make_config({**(QUICK if quick else {}), **values})
 
 
 def _flag(key: str) -> inspect.Parameter:
+    from fedkit.config import RunConfig
+
     info = RunConfig.model_fields[key]
     option = typer.Option(
         help=f"{info.description} [default: {info.default!r}]",

@@ -7,19 +7,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedkit.cli import flags, fleet_server, fleet_status
+from fedkit.cli import flags
 from fedkit.cli.terminal import Terminal
-from fedkit.config import make_config
-from fedkit.core import supervise
-from fedkit.core.errors import FleetError
-from fedkit.fleet import commands
-from fedkit.fleet.address import parse_address
-from fedkit.fleet.folder import Fleet, make_fleet, open_device, open_fleet
-from fedkit.fleet.private import OTHERS, make_private
+
+if TYPE_CHECKING:
+    from fedkit.fleet.folder import Fleet
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", help="Run a fleet of real devices."
@@ -32,7 +28,7 @@ DEFAULTS = {"min_share": 0.5, "deadline": 600.0}
 """What a real fleet's runs begin with, where a simulation waits for everybody."""
 
 
-@app.command("init")
+@app.command("init", cls=flags.ConfigCommand)
 @flags.from_config
 def init(
     values: dict[str, Any],
@@ -51,7 +47,11 @@ def init(
 
     Example: `fedkit fleet init myfleet --devices 4 --address 192.168.1.10:8000 --task digits`
     """
-    from fedkit.cli import fleet_devices
+    from fedkit.cli import fleet_devices, fleet_server
+    from fedkit.config import make_config
+    from fedkit.core.errors import FleetError
+    from fedkit.fleet.address import parse_address
+    from fedkit.fleet.folder import make_fleet
 
     parse_address(address)  # before data is loaded
     config = make_config({**DEFAULTS, **values})
@@ -86,6 +86,9 @@ def server(path: FleetPath) -> None:
 
     Example: `fedkit fleet server myfleet`
     """
+    from fedkit.cli import fleet_server
+    from fedkit.fleet.folder import open_fleet
+
     fleet_server.serve(open_fleet(path), _say)
 
 
@@ -97,6 +100,12 @@ def device(
 
     Example: `fedkit fleet device /opt/fedkit/device-000`
     """
+    from fedkit.cli import fleet_server
+    from fedkit.core import supervise
+    from fedkit.fleet import commands
+    from fedkit.fleet.folder import open_device
+    from fedkit.fleet.private import OTHERS, make_private
+
     about = open_device(path)
     command = commands.device_command(path, about)
     fleet_server.check_owner(path)
@@ -113,7 +122,7 @@ def device(
     os.execve(command[0], command, environment)
 
 
-@app.command()
+@app.command(cls=flags.ConfigCommand)
 @flags.from_config
 def run(
     values: dict[str, Any],
@@ -128,6 +137,7 @@ def run(
     Example: `fedkit fleet run myfleet --rounds 50`
     """
     from fedkit.cli import fleet_run
+    from fedkit.fleet.folder import open_fleet
 
     fleet_run.run_fleet(open_fleet(path), values, name, resume, _say)
 
@@ -141,6 +151,9 @@ def status(
 
     Example: `fedkit fleet status myfleet`
     """
+    from fedkit.cli import fleet_status
+    from fedkit.fleet.folder import open_fleet
+
     found = fleet_status.status_of(open_fleet(path))
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")

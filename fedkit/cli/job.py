@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,7 +20,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from edge.artifact import manifest_path
 from fedkit.cli.ending import how_it_ended
 from fedkit.cli.export import Form, artifact_paths, check_exportable, export, tell
-from fedkit.cli.tables import run_table, size
+from fedkit.cli.summary import SUMMARY, figures, last_value, show
+from fedkit.cli.tables import size
 from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import CheckpointError, ExportError, FleetError, StoppedError
 from fedkit.core.names import check_name, find_run
@@ -31,12 +31,10 @@ from fedkit.flower.processes import tail
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.record import record
 from fedkit.server.scenario import Scenario, with_model_named
-from fedkit.sparse.reach import Reach
 from fedkit.tasks.task import ACCURACY, Metric
 from sim.scenario import make_scenario
 from sim.simulation import FlowerSimulation, check_ray_folder
 
-_SUMMARY = "summary.json"
 _POLL_SECONDS = 0.2
 
 
@@ -137,7 +135,7 @@ def run_job(job: Job, log: Console) -> dict[str, Any]:
 
 def _finished(path: Path) -> dict[str, Any] | None:
     """Return the summary of a run that came to its end, if it did."""
-    return show(path) if (path / _SUMMARY).is_file() else None
+    return show(path) if (path / SUMMARY).is_file() else None
 
 
 @contextmanager
@@ -195,7 +193,7 @@ def _run_taken(job: Job, scenario: Scenario, refusal: str, log: Console) -> dict
 
     def finish() -> None:
         summary.update(seconds_total=round(time.monotonic() - began, 1), finished=True)
-        folder.write_json(_SUMMARY, summary)
+        folder.write_json(SUMMARY, summary)
 
     try:
         if not refusal:
@@ -350,103 +348,5 @@ def _status(metrics: list[dict[str, Any]]) -> str:
     last = metrics[-1]
     sent = sum(step["bytes_up"] + step["bytes_down"] for step in metrics)
     metric = Metric.of(last.get("metric"))
-    value = metric.text(_value(metrics))
+    value = metric.text(last_value(metrics))
     return f"{metric.name} {value} density {last['density']:.1%} {size(sent)}"
-
-
-def _value(metrics: list[dict[str, Any]]) -> float:
-    """Return the metric as last measured; NaN where the lines that held one are damaged."""
-    measured = (s["accuracy"] for s in metrics[::-1] if s["accuracy"] is not None)
-    return cast(float, next(measured, math.nan))
-
-
-# Summing up ----------------------------------------------------------------------------------
-
-
-def show(path: Path) -> dict[str, Any]:
-    """Return a run's summary, or what is known of a run that did not finish.
-
-    Raises:
-        CheckpointError: There is no run, nothing of it is whole, or its summary is damaged.
-    """
-    folder = RunFolder.open(path)
-    finished = folder.path / _SUMMARY
-    if finished.is_file():
-        return _read_summary(finished)
-    return {**figures(folder), "finished": False}
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        summary: dict[str, Any] = json.loads(path.read_bytes())
-        run_table(summary)  # what it lacks for that, it lacks
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}: {error}); remove it, and fedkit show "
-            "tells what the run's other files hold"
-        ) from error
-    return summary
-
-
-def figures(folder: RunFolder) -> dict[str, Any]:
-    """Return what a run's own files say: accuracies, density, bytes and seconds.
-
-    `bytes_up` and `bytes_down` count the transport's messages whole where there was a transport,
-    else the payload. `bytes_dense_fedavg` is what dense FedAvg would send as bare float32 payload.
-    """
-    steps = folder.metrics()
-    if not steps:
-        raise CheckpointError(f"run {folder.path} has no finished step; nothing to show, run again")
-    by_phase = {step["phase"]: step for step in steps}
-    payload = {way: sum(step[f"bytes_{way}"] for step in steps) for way in ("down", "up")}
-    messages = {way: sum(step.get(f"message_bytes_{way}", 0) for step in steps) for way in payload}
-    # A run that went on in the other way has the messages of a part of its steps alone.
-    with_messages = ("message_bytes_up" in s for s in steps if s["bytes_up"] or s["bytes_down"])
-    sent = messages if any(messages.values()) and all(with_messages) else payload
-    about = steps[-1].get("metric")
-    key = Metric.of(about).key
-    return {
-        "run": str(folder.path),
-        "task": folder.config.task,
-        "model": folder.config.model,
-        "devices": folder.config.devices,
-        "seed": folder.config.seed,
-        "rounds": steps[-1]["round"],
-        "rounds_planned": folder.config.rounds,
-        **({} if about is None else {"metric": about}),
-        f"{key}_dense_start": by_phase.get("start", {}).get("accuracy"),
-        f"{key}_selected": by_phase.get("selection", {}).get("accuracy"),
-        f"{key}_sparse": _value(steps),
-        "density": steps[-1]["density"],
-        **_of_all(folder, steps[-1]["density"]),
-        "bytes_up": sent["up"],
-        "bytes_down": sent["down"],
-        "bytes_payload_up": payload["up"],
-        "bytes_payload_down": payload["down"],
-        "bytes_dense_fedavg": _dense_bytes(folder, steps[-1]["round"]),
-        "bytes_dense_fedavg_measured": False,
-        "seconds": steps[-1].get("seconds", 0.0),
-    }
-
-
-def _of_all(folder: RunFolder, density: float) -> dict[str, Any]:
-    """Return what a density of the prunable weights is of all weights; nothing where unknown."""
-    try:
-        reach = Reach.of(folder.load().layout)
-    except CheckpointError:
-        return {}
-    return {
-        "weights": reach.weights,
-        "prunable_weights": reach.prunable,
-        "kept_of_all_weights": reach.kept_of_all(density),
-    }
-
-
-def _dense_bytes(folder: RunFolder, rounds: int) -> int:
-    """All float32 weights and statistics, to and from every device, every round; 0: unknown."""
-    try:
-        layout = folder.load().layout
-    except CheckpointError:
-        return 0
-    shapes = [*layout.weights.values(), *layout.stats.values()]
-    return 2 * 4 * sum(map(math.prod, shapes)) * rounds * folder.config.devices

@@ -27,8 +27,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
 
 from fedkit.config import RunConfig
 from fedkit.core.errors import ConfigError
@@ -195,11 +193,15 @@ def epsilon(config: RunConfig, rounds: int) -> float:
     if excess(0.0) <= 0:
         return 0.0
     most = m * m / 2 + m * math.sqrt(-2 * wanted)  # where the first term alone is delta at most
+    from scipy.optimize import brentq  # takes a second, and few runs are private
+
     return float(brentq(excess, 0.0, most, xtol=1e-12 * most, rtol=1e-14))
 
 
 def _log_delta(m: float, cost: float) -> float:
     """Return the logarithm of delta; both of its terms may be too small for a float."""
+    from scipy.special import log_ndtr
+
     first = float(log_ndtr(m / 2 - cost / m))
     second = cost + float(log_ndtr(-m / 2 - cost / m))
     return first + math.log(-math.expm1(second - first)) if second < first else -math.inf

@@ -7,18 +7,15 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from torch import nn
 
 from fedkit.config import RunConfig
 from fedkit.core.errors import DataError, TaskError
 from fedkit.core.text import listed
 from fedkit.device.round import Device
 from fedkit.engine.base import Engine
-from fedkit.engine.choose import make_engine
-from fedkit.engine.trial import try_task
 from fedkit.methods.registry import load_method, resolve
 from fedkit.methods.schedule import kept_per_layer, local_training
 from fedkit.server.privacy import check_private
@@ -28,6 +25,9 @@ from fedkit.sparse.reach import Reach
 from fedkit.sparse.state import ModelState
 from fedkit.tasks import load_task
 from fedkit.tasks.task import Examples, Task
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Split = Literal["train", "test"]
 
@@ -86,6 +86,8 @@ class Scenario:
 
     @functools.cached_property
     def _engine(self) -> tuple[Engine, str]:
+        from fedkit.engine.choose import make_engine  # torch, which a look at a run does not need
+
         config = self.config
         return make_engine(self.task, config.model, config.seed, config.engine, config.precision)
 
@@ -110,6 +112,8 @@ class Scenario:
             TaskError: Model, inputs, targets, loss and metric of the task do not fit together, or
                 its data changes from call to call.
         """
+        from fedkit.engine.trial import try_task
+
         check_private(self.config, load_method(self.config.method))
         engine = self.engine
         kept_per_layer(self.config, engine.layout.prunable_shapes)

@@ -24,7 +24,7 @@ from edge.passes import channels
 from edge.passes.fold_constants import fold_constants
 from edge.passes.probe import Values, observe
 from edge.passes.slim import slim
-from edge.quantize.quantize import quantize
+from edge.quantize.to_int8 import quantize
 from edge.read.torch_module import lower
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.onnx import emitter as onnx

@@ -16,7 +16,7 @@ from edge import ir
 from edge.cost import cost
 from edge.export import float_graph
 from edge.passes.slim import slim as slim_graph
-from edge.quantize.quantize import quantize
+from edge.quantize.to_int8 import quantize
 from fedkit.core.errors import ConfigError
 from fedkit.nn.layers import prunable_weights
 from fedkit.nn.slim import Slimmed, slim

@@ -101,7 +101,7 @@ def no_data() -> Examples:
 
 def test_a_server_without_a_share_needs_no_training_data(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Task("small", lambda: nn.Linear(6, 3), no_data, lambda: examples(30))
-    monkeypatch.setattr(scenario, "load_task", lambda path: task)
+    monkeypatch.setattr("fedkit.server.scenario.load_task", lambda path: task)
     made = server_scenario(make_config({"server_share": 0}))
     made.check()
     assert made.server_data is None
@@ -109,6 +109,6 @@ def test_a_server_without_a_share_needs_no_training_data(monkeypatch: pytest.Mon
 
 def test_a_server_without_test_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Task("small", lambda: nn.Linear(6, 3), no_data, lambda: examples(0))
-    monkeypatch.setattr(scenario, "load_task", lambda path: task)
+    monkeypatch.setattr("fedkit.server.scenario.load_task", lambda path: task)
     with pytest.raises(DataError, match="no test examples"):
         server_scenario(make_config({}))

@@ -111,7 +111,7 @@ def compile_graph(graph: ir.Graph, goal: Goal = "speed", keep: bool = False) -> 
     """Turn a graph into calls of kernels.
 
     Args:
-        graph: Int8, as `edge.quantize.quantize.quantize` leaves it, with one input and one output.
+        graph: Int8, as `edge.quantize.to_int8.quantize` leaves it, with one input and one output.
         goal: "speed" unrolls the distances of weights; "size" packs sparse weights as streams,
             for microcontrollers. Dense layers stay dense.
         keep: Write no activation over another, so that all can be looked at in the end.

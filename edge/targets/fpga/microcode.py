@@ -35,7 +35,7 @@ def compile_graph(graph: ir.Graph, lanes: int, keep: bool = False) -> Microcode:
     """Turn a graph into steps.
 
     Args:
-        graph: Int8, as `edge.quantize.quantize.quantize` leaves it, with one input and one output.
+        graph: Int8, as `edge.quantize.to_int8.quantize` leaves it, with one input and one output.
         lanes: Filters at a time.
         keep: Give every activation, in the order of the ops, not the output alone.
 

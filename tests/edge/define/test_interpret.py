@@ -9,7 +9,7 @@ import pytest
 
 from edge import ir
 from edge.define.interpret import evaluate
-from edge.quantize.quantize import quantize
+from edge.quantize.to_int8 import quantize
 from fedkit.core.errors import ExportError
 
 Build = Callable[..., ir.Graph]

@@ -13,7 +13,7 @@ from edge.define.interpret import evaluate_int8
 from edge.export import float_graph
 from edge.quantize import fit
 from edge.quantize.calibrate import SideBySide
-from edge.quantize.quantize import quantize
+from edge.quantize.to_int8 import quantize
 from fedkit.nn.zoo import build_model
 
 Floats = NDArray[np.float64]

@@ -16,7 +16,7 @@ from torch import nn
 from edge import ir
 from edge.define.interpret import evaluate_int8
 from edge.export import int8_graph, save_tflite
-from edge.quantize.quantize import Scaling, quantize
+from edge.quantize.to_int8 import Scaling, quantize
 from edge.targets.c99.calls import Goal
 from edge.targets.onnx import emitter as onnx
 from edge.targets.onnx.runner import OnnxRunner

@@ -17,7 +17,7 @@ from edge.define.interpret import evaluate, evaluate_int8
 from edge.export import float_graph
 from edge.passes import optimise
 from edge.quantize.fit import MOST_TERMS
-from edge.quantize.quantize import quantize
+from edge.quantize.to_int8 import quantize
 from edge.read.torch_module import lower
 from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite.runner import TfliteRunner, available_runtimes

@@ -14,7 +14,7 @@ from torch import nn
 from edge import ir
 from edge.define.interpret import evaluate_int8
 from edge.export import float_graph, save_tflite
-from edge.quantize.quantize import TrainedIntegers, quantize
+from edge.quantize.to_int8 import TrainedIntegers, quantize
 from edge.targets.c99.calls import Goal
 from edge.targets.onnx import emitter as onnx
 from edge.targets.onnx.runner import OnnxRunner

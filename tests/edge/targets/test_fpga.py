@@ -19,7 +19,7 @@ from edge.artifact import Artifact, Port
 from edge.check import check
 from edge.define.interpret import Int8Array, evaluate_int8
 from edge.export import export_fpga, int8_graph, save_fpga, save_graph
-from edge.quantize.quantize import Scaling
+from edge.quantize.to_int8 import Scaling
 from edge.targets.common import multiplier_and_shift
 from edge.targets.fpga import emitter as fpga
 from edge.targets.fpga import microcode, yosys

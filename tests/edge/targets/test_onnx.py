@@ -20,7 +20,7 @@ import edge.targets.onnx
 from edge import artifact, ir
 from edge.define.interpret import evaluate_int8
 from edge.export import export_onnx, int8_graph
-from edge.quantize.quantize import quantize
+from edge.quantize.to_int8 import quantize
 from edge.read.torch_module import lower
 from edge.targets.onnx import emitter as emitter
 from edge.targets.onnx.runner import OnnxRunner

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edge import artifact, ir
-from edge.quantize.quantize import quantize
+from edge.quantize.to_int8 import quantize
 from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite import runner
 from edge.targets.tflite.runner import TfliteRunner, available_runtimes

@@ -1,0 +1,180 @@
+"""What `import edge` offers, in a few words each; `edge.export` has every target's own options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge import artifact, export, ir
+from edge import check as checks
+from edge.artifact import Artifact
+from edge.define.interpret import FloatArray
+from edge.quantize.to_int8 import Scaling
+from edge.runners import open_runner
+from edge.targets.tflite.runner import Runner
+from fedkit.core.errors import ExportError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    Model = nn.Module | ir.Graph | Path | str
+    """A torch module, a graph, or the path of a float .onnx file."""
+
+_ENDINGS = {".tflite": "tflite", ".onnx": "onnx", ".graph": "graph", "-c99": "c99", "-fpga": "fpga"}
+"""How a path ends -> what is to be written there."""
+
+
+def float_graph(model: Model, input_shape: Sequence[int] | None = None) -> ir.Graph:
+    """Read a model as a float graph, with all that can be folded folded.
+
+    Args:
+        model: A torch module in evaluation mode; the path of a float .onnx file; or a float graph.
+        input_shape: Of one example, (channels, height, width) or (features,); a torch module alone
+            needs it.
+
+    Raises:
+        ExportError: The model has what cannot be exported, which is named; or there is no shape.
+    """
+    source = _read(model)
+    if input_shape is None and not isinstance(source, ir.Graph):
+        raise ExportError(
+            f"input_shape is None, and a {type(source).__name__} does not tell it; give the shape "
+            "of one example, like (1, 28, 28)"
+        )
+    return export.float_graph(source, input_shape or ())
+
+
+def int8_graph(
+    model: Model,
+    calibration: FloatArray,
+    weight_bits: int = 8,
+    scales: Scaling = "float",
+    accept_error: bool = False,
+) -> ir.Graph:
+    """Quantise a model: the integer graph from which every target is made.
+
+    Args:
+        model: As for `float_graph`.
+        calibration: float32 [n, c, h, w] or [n, f]; 100 to 500 examples of what it will see.
+        weight_bits: 8, 6 or 4.
+        scales: "pow2" lets the graph rescale by shifts alone.
+        accept_error: Take also what is far from the float model, see `edge.quantize.truth`.
+
+    Raises:
+        ExportError: The model or the calibration set cannot be used, or the integers would be too
+            far from the floats.
+    """
+    return export.int8_graph(
+        _read(model), calibration, weight_bits, scales, accept_error=accept_error
+    )
+
+
+def export_model(
+    model: Model,
+    calibration: FloatArray,
+    path: Path | str,
+    target: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    accept_error: bool = False,
+) -> Artifact:
+    """Export a model as an integer artifact; nothing is ever overwritten.
+
+    Beside it, as `PATH.graph`, goes its integer graph, which `check_artifact` compares it with.
+
+    Args:
+        model: As for `float_graph`; or an integer graph that `int8_graph` made.
+        calibration: As for `int8_graph`.
+        path: The file, or for C and Verilog the folder, to make.
+        target: "tflite", "onnx", "c99", "fpga" or "graph"; by default what the path ends in tells:
+            .tflite, .onnx, .graph, -c99, -fpga.
+        provenance: How the model was made; goes into the manifest.
+        accept_error: As for `int8_graph`.
+
+    Raises:
+        ExportError: As for `int8_graph`; or the path is taken, or tells no target.
+    """
+    where, about = Path(path), provenance or {}
+    target = _target(where, target)
+    beside = where.with_name(f"{where.name}.graph")
+    for each in (where, beside):
+        artifact.check_free(each)
+    source = _read(model)
+    if isinstance(source, ir.Graph) and source.tensors[source.inputs[0]].dtype == "int8":
+        graph = source
+    else:
+        graph = export.int8_graph(source, calibration, accept_error=accept_error)
+    if target == "graph":
+        return export.save_graph(graph, where, about)
+    whole = export.save_graph(graph, beside, about)
+    about = {**about, "graph": beside.name, "graph_sha256": whole.sha256}
+    save = {
+        "tflite": export.save_tflite,
+        "onnx": export.save_onnx,
+        "c99": export.save_c99,
+        "fpga": export.save_fpga,
+    }[target]
+    try:
+        return save(graph, calibration, where, about)
+    except BaseException:
+        for each in (beside, artifact.manifest_path(beside)):
+            each.unlink()
+        raise
+
+
+def open_artifact(path: Path | str, runtime: str = "") -> Runner:
+    """Open an artifact to run it: `predict` takes float32 [n, ...] and returns the outputs.
+
+    Of C and Verilog that compiles and runs the code in the folder, even a stranger's; with the
+    runtime "interpreter" nothing of it is run.
+
+    Args:
+        path: The artifact.
+        runtime: By default the usual one of its target.
+
+    Raises:
+        ExportError: The artifact is not as its manifest says, or the runtime is missing or refuses
+            it.
+    """
+    return open_runner(path, runtime)
+
+
+def check_artifact(
+    path: Path | str, inputs: FloatArray, runtime: str = "", layers: bool = False
+) -> checks.CheckReport:
+    """Compare an artifact, integer by integer, with the definition of what it computes.
+
+    Args:
+        path: The artifact.
+        inputs: float32 [n, c, h, w] or [n, f].
+        runtime: As for `open_artifact`.
+        layers: Compare every layer, not the outputs alone.
+
+    Returns:
+        The report; `mismatches` is 0 where all is equal, and `truth` says how far the integers are
+        from the float model.
+
+    Raises:
+        ExportError: As for `open_artifact`.
+    """
+    return checks.check(path, inputs, runtime, layers)
+
+
+def _read(model: Model) -> nn.Module | ir.Graph:
+    if not isinstance(model, Path | str):
+        return model
+    if Path(model).suffix != ".onnx":
+        raise ExportError(f"{model} is no .onnx file; give such a file, a torch module or a graph")
+    return export.load_onnx(model)
+
+
+def _target(path: Path, target: str) -> str:
+    told = [name for ending, name in _ENDINGS.items() if path.name.endswith(ending)]
+    found = target or next(iter(told), "")
+    if found not in _ENDINGS.values():
+        what = f"target is {target!r}" if target else f"{path} does not tell what to make of it"
+        raise ExportError(
+            f"{what}; give target as one of {', '.join(_ENDINGS.values())}, or a path that ends in "
+            f"one of {', '.join(_ENDINGS)}"
+        )
+    return found

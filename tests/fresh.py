@@ -1,0 +1,28 @@
+"""What a Python of its own has imported after it ran some code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "sklearn", "pandas", "flwr", "flwr_datasets", "datasets", "matplotlib", "onnx")
+"""Libraries that take seconds to import."""
+
+_TELL = "\nimport sys as _sys\nprint('IMPORTED', *_sys.modules)"
+
+
+def imported_by(code: str, folder: Path = ROOT) -> set[str]:
+    """Return the top-level modules that are imported once `code` has run."""
+    ended = subprocess.run(
+        [sys.executable, "-c", code + _TELL],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    listed = ended.stdout.rpartition("IMPORTED ")[2].split()
+    return {name.partition(".")[0] for name in listed}
