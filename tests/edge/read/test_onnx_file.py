@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-import edge
 from edge import ir, passes
 from edge.define.interpret import evaluate
 from edge.export import export_c99, export_onnx, export_tflite, int8_graph, load_onnx
@@ -643,8 +642,8 @@ def test_data_in_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 def test_without_onnx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("edge.read.onnx_file")
     monkeypatch.delitem(sys.modules, "edge.read.onnx_file")
-    monkeypatch.delattr(edge, "lower_onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ExportError, match=r"onnx is not installed; run `pip install 'fedkit\["):
         load_onnx(b"")
