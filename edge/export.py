@@ -20,7 +20,7 @@ from edge.quantize.quantize import Scaling, Trained, quantize
 from edge.read.torch_module import lower, outputs
 from edge.targets.c99 import emitter as c99
 from edge.targets.c99.program import Goal
-from edge.targets.c_names import check_name, name_for
+from edge.targets.c_names import check_new_name, name_for
 from edge.targets.fpga import emitter as fpga
 from edge.targets.onnx.runner import OnnxRunner
 from edge.targets.tflite import emitter as tflite
@@ -128,8 +128,8 @@ def export_c99(
         provenance: How the model was made; goes into the manifest.
         goal: "speed", or "size" for microcontrollers.
         name: What all identifiers begin with: `NAME_invoke`, `NAME_ARENA_BYTES`; models of several
-            names can be one program. By default the folder's, as far as it is an identifier of C,
-            else "model".
+            names can be one program. Without capitals. By default the folder's, as far as it is an
+            identifier of C, else "model".
         accept_error: As for `export_tflite`.
 
     Returns:
@@ -142,7 +142,7 @@ def export_c99(
     path = Path(path)
     artifact.check_free(path)
     name = name_for(path) if name is None else name
-    check_name(name)
+    check_new_name(name)
     graph = int8_graph(model, calibration, accept_error=accept_error)
     return save_c99(graph, calibration, path, provenance, goal, name=name)
 
@@ -231,6 +231,7 @@ def save_c99(
     """
     artifact.check_free(path)
     name = name_for(path) if name is None else name
+    check_new_name(name)
     inputs, outputs = _ports(graph)
     integers = inputs[0].quantize(ir.to_graph_layout(examples[:_TEST_VECTORS]))
     expected = evaluate_int8(graph, integers, RUNTIMES["c99"]["compiled"])

@@ -33,7 +33,7 @@ from edge.quantize.quantize import Scaling, Trained
 from edge.quantize.truth import ExportWarning
 from edge.runners import open_runner, runtime_for
 from edge.targets.c99.program import Goal
-from edge.targets.c_names import NAME, check_name
+from edge.targets.c_names import NAME, check_new_name
 from edge.targets.fpga.runner import SimulatedRunner
 from edge.targets.interpreter import INTERPRETER, InterpretedRunner
 from edge.targets.tflite.runner import Runner
@@ -92,7 +92,7 @@ class Form:
     accept_error: bool = False
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        check_new_name(self.name)
         for target in self.targets:
             _check_one_of("target", target, TARGETS)
         for name, known in (("bits", BITS), ("scales", SCALES), ("goal", GOALS)):
