@@ -17,6 +17,7 @@ from edge.define.rounding import RUNTIMES
 from edge.passes.slim import slim
 from edge.quantize import truth
 from edge.quantize.quantize import Scaling, Trained, quantize
+from edge.read.onnx_compare import check_read
 from edge.read.torch_module import lower, outputs
 from edge.targets.c99 import emitter as c99
 from edge.targets.c99.program import Goal
@@ -380,14 +381,17 @@ def load_onnx(source: Path | str | bytes) -> ir.Graph:
             hold.
 
     Returns:
-        A float graph.
+        A float graph. Where onnxruntime is installed, it gives the outputs that the file gives
+        there; see `edge.read.onnx_compare`.
 
     Raises:
         ExportError: The file cannot be used, or onnx is not installed.
     """
     with _needing_onnx():
         from edge.read import onnx_file as lower_onnx
-    return lower_onnx.lower(source)
+    graph = lower_onnx.lower(source)
+    check_read(graph, source)
+    return graph
 
 
 def require_onnx() -> None:
