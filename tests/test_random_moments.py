@@ -14,7 +14,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +55,12 @@ class Disturber:
         assert kill_at(self.folder, arguments, HANG, signal.SIGKILL) == 0
         self.longest = time.monotonic() - begun
 
-    def until_done(self, arguments: list[str], again: Callable[[], list[str]]) -> None:
+    def until_done(self, arguments: list[str], resume: list[str], run: Path) -> None:
         """Kill until the command is done, or until all moments are tried; end it in peace then."""
+
+        def again() -> list[str]:
+            return resume if run.is_dir() else arguments
+
         code = self._kill(arguments)
         while code != 0 and self.tried < MOMENTS:
             code = self._kill(again())
@@ -93,7 +96,7 @@ def test_run(way: list[str], tmp_path: Path) -> None:
         name, where = f"r{index}", ["--out", str(out), *way]
         run = ["run", *flags(KEYS), *where, "--name", name]
         resume = ["run", "--resume", name, *where]
-        disturber.until_done(run, lambda a=run, b=resume, f=out / name: b if f.is_dir() else a)
+        disturber.until_done(run, resume, out / name)
         assert state(out / name) == wanted
         assert json.loads((out / name / "summary.json").read_text())["finished"]
     assert sorted(path.name for path in out.iterdir()) == sorted(
@@ -119,7 +122,7 @@ def test_compare(tmp_path: Path) -> None:
 
     disturber.undisturbed(command("whole"))
     for index in itertools.takewhile(lambda _: disturber.tried < MOMENTS, itertools.count()):
-        disturber.until_done(command(f"c{index}"), lambda i=index: command(f"c{i}"))
+        disturber.until_done(command(f"c{index}"), command(f"c{index}"), tmp_path)
         assert rows(f"c{index}") == rows("whole")
 
 
@@ -130,7 +133,7 @@ def test_bench_fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     command = ["bench", "fleet", "--quick"]
-    disturber.until_done(command, lambda: command)
+    disturber.until_done(command, command, tmp_path)
     assert not list((tmp_path / "tmp").glob("fedkit-bench-*"))
 
 
@@ -147,6 +150,6 @@ def test_fleet_run(tmp_path: Path) -> None:
             name, runs = f"r{index}", fleet.fleet.runs
             run = ["fleet", "run", str(fleet.fleet.path), "--name", name]
             resume = ["fleet", "run", str(fleet.fleet.path), "--resume", name]
-            disturber.until_done(run, lambda a=run, b=resume, f=runs / name: b if f.is_dir() else a)
+            disturber.until_done(run, resume, runs / name)
             assert state(runs / name) == wanted
             assert len(RunFolder.open(runs / name).metrics()) == 2 + CONFIG["rounds"]

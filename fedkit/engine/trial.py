@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ def try_inputs(task: Task, engine: TorchEngine, examples: Examples) -> None:
 
 
 def _try_one_by_one(
-    task: Task, engine: TorchEngine, inputs: NDArray[np.generic], together: NDArray[np.float32]
+    task: Task, engine: TorchEngine, inputs: NDArray[Any], together: NDArray[np.float32]
 ) -> None:
     """Refuse a model that mixes the examples of a batch in evaluation.
 
@@ -138,9 +139,7 @@ def _try_one_by_one(
             )
 
 
-def _repeats(
-    engine: TorchEngine, inputs: NDArray[np.generic], outputs: NDArray[np.float32]
-) -> bool:
+def _repeats(engine: TorchEngine, inputs: NDArray[Any], outputs: NDArray[np.float32]) -> bool:
     """Whether inputs give the same outputs each time."""
     again = (engine.outputs(engine.initial_state(), inputs) for _ in range(_REPEATS))
     return all(_close(found, outputs) for found in again)

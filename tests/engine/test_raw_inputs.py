@@ -87,7 +87,7 @@ def test_a_sparse_program_checks_each_batch(
     program, order = engine.program(state, mode, 4), np.arange(4)
     for bad in (images().astype(dtype), images(16)[::2]):
         with pytest.raises(EngineError, match="the plan takes contiguous float32"):
-            program.forward(bad, order)  # type: ignore[arg-type]
+            program.forward(bad, order)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "int16"])
@@ -101,7 +101,7 @@ def test_an_integer_program_checks_each_batch(
     codes = np.arange(16 * 64).reshape(16, *SHAPE) % 128
     for bad in (codes[:8].astype(dtype), codes.astype(np.int8)[::2]):
         with pytest.raises(EngineError, match=r"the plan takes contiguous int8 \[n, 1, 8, 8\]"):
-            program.forward(bad, 0.5, np.arange(4))  # type: ignore[arg-type]
+            program.forward(bad, 0.5, np.arange(4))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "uint8"])

@@ -19,7 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fedkit.config import RunConfig
 from fedkit.core.errors import WireError
 from fedkit.flower.wire import from_records, to_records
-from fedkit.methods.interface import Answer, Phase, Request
+from fedkit.methods.interface import Phase, Request
 from fedkit.server.rounds import run_rounds
 from fedkit.wire.messages import Packet
 from tests.fleet import tiny
@@ -38,7 +38,7 @@ from tests.fleet.test_attacks import (
     number_lie,
 )
 
-Read = Callable[[Packet], Answer]
+Read = Callable[[Packet], Any]
 NAMES = ("any", "values", "stats", "gradients", "losses", "scores", "differences", "positions")
 
 
@@ -58,10 +58,10 @@ class Watched(tiny.Fleet):
         super().__init__(tiny.devices(config))
         self.doors: list[Door] = []
 
-    def exchange(self, phase: Phase, request: Request, read: Read) -> list[Answer]:
+    def exchange(self, phase: Phase, request: Request, read: Read) -> list[Any]:
         found = len(self.doors)
 
-        def watched(packet: Packet) -> Answer:
+        def watched(packet: Packet) -> Any:
             if len(self.doors) == found:
                 self.doors.append(Door(phase, read, packet))
             return read(packet)
@@ -120,7 +120,7 @@ def damaged(packet: Packet, rng: np.random.Generator) -> RecordDict:
     arrays[name] = Array("float32", (1,), "numpy.ndarray", bytes(data))
     numbers: Any = dict(packet.numbers)
     if rng.integers(4) == 0:
-        odd_values = ([1, 2], b"\0\xff", [], ["x" * 9], [float("nan")], True, -(2**62))
+        odd_values: Any = ([1, 2], b"\0\xff", [], ["x" * 9], [float("nan")], True, -(2**62))
         numbers[sorted(numbers)[rng.integers(len(numbers))]] = odd_values[rng.integers(7)]
     return RecordDict({"arrays": ArrayRecord(arrays), "numbers": ConfigRecord(numbers)})
 

@@ -41,7 +41,7 @@ def test_resume_waits_for_a_run_that_goes_on_and_leaves_its_files(
         except FleetError as error:
             failed.append(str(error))
 
-    monkeypatch.setattr(fleet_run.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     assert not folder.is_held
     with started(tmp_path, "-c", HOLD, str(folder.path)) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from torch import nn
 
 from edge.export import load_onnx
@@ -51,13 +52,13 @@ def test_an_op_that_is_taken_for_another_is_found(
 
 
 def test_a_weight_that_is_misread_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain: Any = onnx_file.numpy_helper.to_array
+    plain: Any = numpy_helper.to_array
 
     def misread(tensor: onnx.TensorProto) -> Any:
         found = plain(tensor)
         return found[..., ::-1] if found.ndim == 4 else found
 
-    monkeypatch.setattr(onnx_file.numpy_helper, "to_array", misread)
+    monkeypatch.setattr(numpy_helper, "to_array", misread)
     with pytest.raises(ExportError, match="gives other outputs than the file"):
         load_onnx(exported(net(), SHAPE))
 
