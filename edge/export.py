@@ -14,10 +14,11 @@ from edge.define.interpret import FloatArray, evaluate
 from edge.passes.slim import slim
 from edge.quantize import truth
 from edge.quantize.to_int8 import Scaling, TrainedIntegers, quantize
+from edge.read.onnx_compare import check_read
 from edge.save import save
 from edge.save import save_graph as save_graph
 from edge.targets.c99.calls import Goal
-from edge.targets.c_names import check_name, name_for
+from edge.targets.c_names import check_new_name, name_for
 from edge.targets.export_target import needing_package
 from edge.targets.fpga.row import LANES as LANES
 from edge.targets.onnx.row import Form as Form
@@ -106,8 +107,8 @@ def export_c99(
         provenance: How the model was made; goes into the manifest.
         goal: "speed", or "size" for microcontrollers.
         name: What all identifiers begin with: `NAME_invoke`, `NAME_ARENA_BYTES`; models of several
-            names can be one program. By default the folder's, as far as it is an identifier of C,
-            else "model".
+            names can be one program. Without capitals. By default the folder's, as far as it is an
+            identifier of C, else "model".
         accept_error: As for `export_tflite`.
 
     Returns:
@@ -117,9 +118,10 @@ def export_c99(
     Raises:
         ExportError: As for `export_tflite`.
     """
-    artifact.check_free(Path(path))
-    name = name_for(Path(path)) if name is None else name
-    check_name(name)
+    path = Path(path)
+    artifact.check_free(path)
+    name = name_for(path) if name is None else name
+    check_new_name(name)
     return _export("c99", model, calibration, path, provenance, accept_error, goal=goal, name=name)
 
 
@@ -299,11 +301,14 @@ def load_onnx(source: Path | str | bytes) -> ir.Graph:
             hold.
 
     Returns:
-        A float graph.
+        A float graph. Where onnxruntime is installed, it gives the outputs that the file gives
+        there; see `edge.read.onnx_compare`.
 
     Raises:
         ExportError: The file cannot be used, or onnx is not installed.
     """
     with needing_package("onnx"):
         from edge.read import onnx_file as lower_onnx
-    return lower_onnx.lower(source)
+    graph = lower_onnx.lower(source)
+    check_read(graph, source)
+    return graph

@@ -20,6 +20,7 @@ from fedkit.cli.fleet_status import ago, status_table
 from fedkit.cli.terminal import Terminal
 from fedkit.config import RunConfig
 from fedkit.core.text import terminal_lines, terminal_text
+from fedkit.server.status import FleetStatus
 from tests.fleet.command import command
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08"
@@ -73,6 +74,7 @@ TABLES = {
     "status": lambda: status_table(
         {"fleet": HOSTILE, "server": "up", "run": HOSTILE, "rounds": 1, "round": 1,
          "accuracy": 0.5, "density": 0.1, "bytes_down": 1, "bytes_up": 1,
+         "metric": {"name": HOSTILE, "higher_is_better": True, "form": ".3g"},
          "devices": [{"device": 0, "connection": HOSTILE}]}
     ),
 }  # fmt: skip
@@ -129,6 +131,17 @@ def test_every_console_of_the_command_line_is_such_a_terminal() -> None:
     for path in Path(cli.__file__).parent.glob("*.py"):
         if path.name != "terminal.py":
             assert "Console(" not in path.read_text(encoding="utf-8"), path
+
+
+def test_the_status_names_the_metric() -> None:
+    step = {"event": "step", "round": 1, "density": 0.5, "accuracy": 0.1234, "bytes_down": 1,
+            "bytes_up": 1}  # fmt: skip
+    error = {"name": "mean error", "higher_is_better": False, "form": ".3g"}
+    for about, line in (({}, "accuracy 12.34%"), ({"metric": error}, "mean error 0.123")):
+        status = FleetStatus()
+        status.add({**step, **about})
+        found = {**vars(status), "fleet": "f", "server": "up", "run": "r", "devices": []}
+        assert line in " ".join(shown(status_table(found)).split())
 
 
 @pytest.mark.parametrize("connection", ["online", "offline", "registered", "unregistered"])

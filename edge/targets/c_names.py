@@ -42,9 +42,29 @@ def check_name(name: str) -> None:
         )
 
 
+def check_new_name(name: str) -> None:
+    """Check what a C model that is being made is to be called.
+
+    Its macros are the name in capitals. Models whose names differ in capitals alone would share
+    them, and a program that includes both would see the sizes of one of them.
+
+    Raises:
+        ExportError: See `check_name`; or the name has capitals.
+    """
+    check_name(name)
+    if name != name.lower():
+        raise ExportError(
+            f"a C model cannot be called {name!r}: its macros are its name in capitals, and those "
+            f"of a model {name.lower()!r} would be the same; call it {name.lower()}"
+        )
+
+
 def name_for(folder: Path) -> str:
-    """Return the name of a model if none is given: its folder's as an identifier, or `NAME`."""
-    name = re.sub(r"[^A-Za-z0-9]+", "_", folder.resolve().name).strip("_")
+    """Return the name of a model if none is given: its folder's as an identifier, or `NAME`.
+
+    Capitals become small letters, see `check_new_name`.
+    """
+    name = re.sub(r"[^A-Za-z0-9]+", "_", folder.resolve().name).strip("_").lower()
     return NAME if _obstacle(name) else name
 
 

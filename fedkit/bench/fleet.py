@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,12 @@ from fedkit.core.files import write_atomic
 from fedkit.core.supervise import forget_group, guard, tell_group, temporary_folder
 from fedkit.fleet.folder import DEVICE_FILE, Fleet, open_fleet
 from fedkit.flower.processes import free_port, kill_marked, marked, stop_group, tail
-from fedkit.flower.supernode import app_digest
+from fedkit.flower.supernode import APP, app_digest
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.events import EVENTS, read_events
 
 PHASES = ("merged", "naive")
+_NAIVE = Path(__file__).with_name("naive")
 _SEED = 1
 _RUN = {
     "task": "digits",
@@ -166,9 +166,7 @@ def _let_devices_run_both(fleet: Fleet) -> None:
 
 def _use(fleet: Fleet, phases: str) -> None:
     """Put the app of one kind of phases into the fleet's folder."""
-    found = find_spec("sim")
-    assert found is not None and found.submodule_search_locations
-    source = Path(found.submodule_search_locations[0], "board" if phases == "merged" else "naive")
+    source = APP if phases == "merged" else _NAIVE
     for file in ("client_app.py", "server_app.py"):
         shutil.copy(source / file, fleet.server / "app" / file)
 

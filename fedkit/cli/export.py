@@ -24,7 +24,7 @@ from edge.quantize.truth import ExportWarning
 from edge.runners import open_runner, runtime_for
 from edge.save import save, save_graph
 from edge.targets.c99.calls import Goal
-from edge.targets.c_names import NAME, check_name
+from edge.targets.c_names import NAME, check_new_name
 from edge.targets.interpreter import INTERPRETER
 from edge.targets.registry import NAMES, find_row, row_of
 from fedkit.config import make_config
@@ -76,7 +76,7 @@ class Form:
     accept_error: bool = False
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        check_new_name(self.name)
         for target in self.targets:
             _check_one_of("target", target, TARGETS)
         for name, known in (("bits", BITS), ("scales", SCALES), ("goal", GOALS)):

@@ -17,7 +17,7 @@ from fedkit.core import supervise
 from fedkit.core.errors import FleetError
 from fedkit.core.signals import STOPS
 from fedkit.fleet import commands
-from fedkit.fleet.address import join_address, listens_on
+from fedkit.fleet.address import join_address, listens_on, only_by_ipv6
 from fedkit.fleet.folder import Fleet
 from fedkit.fleet.private import make_private, private_files
 from fedkit.flower.processes import kill_marked, marked, stop_group
@@ -63,6 +63,7 @@ def serve(fleet: Fleet, say: Say) -> None:
         make_private(fleet.path)
         _end_leftovers(fleet, say)
         _check_port(fleet)
+        _tell_of_ipv6(fleet, say)
         _serve(fleet, say)
 
 
@@ -124,6 +125,16 @@ def _check_port(fleet: Fleet) -> None:
             "stop what uses the port, or change port in fleet.toml, server/flwr/config.toml and "
             "the devices' device.toml"
         ) from error
+
+
+def _tell_of_ipv6(fleet: Fleet, say: Say) -> None:
+    if address := only_by_ipv6(fleet.host):
+        say(
+            f"warning: {fleet.host} has IPv6 addresses alone, such as {address}, and with a name "
+            f"for its address this server listens on IPv4, so no device will reach it; make the "
+            f"fleet with --address {join_address(address, fleet.port)}, or give the name an IPv4 "
+            "address"
+        )
 
 
 def _wait_until_up(fleet: Fleet, process: subprocess.Popen[bytes]) -> None:

@@ -34,7 +34,8 @@ def status_of(fleet: Fleet) -> dict[str, Any]:
         "fleet": str(fleet.path),
         "server": "up" if connected else "down, or no device is registered",
         "run": last.name if last else "",
-        **{key: value for key, value in vars(known).items() if key != "devices"},
+        **{key: value for key, value in vars(known).items() if key not in ("devices", "metric")},
+        **({} if known.metric is None else {"metric": known.metric}),
         "devices": devices,
     }
 
@@ -62,7 +63,8 @@ def status_table(found: Mapping[str, Any]) -> Group:
         head.add_row(key, found[key] or "none yet")
     if found["run"]:
         head.add_row("round", f"{found['round']} of {found['rounds']}")
-        head.add_row("accuracy", f"{found['accuracy']:.2%}")
+        metric = FleetStatus(metric=found.get("metric")).measure
+        head.add_row(metric.name, metric.text(found["accuracy"]))
         head.add_row("density", f"{found['density']:.2%}")
         head.add_row("bytes", f"{size(found['bytes_down'])} down, {size(found['bytes_up'])} up")
     body = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)

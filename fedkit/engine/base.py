@@ -21,7 +21,11 @@ STATISTICS_BATCH = 256
 
 
 def even_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Cut an order into batches of nearly equal size, so that no norm sees a last batch of one."""
+    """Cut an order into batches of nearly equal size.
+
+    None is of one example, which no batch norm of features takes, if there are two or more and
+    `batch_size` is above 2. With 2, an odd number of examples leaves one over.
+    """
     return np.array_split(order, -(-len(order) // batch_size))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,18 @@ from torch import Tensor, nn
 
 from fedkit.core.errors import FedkitError, TaskError
 from fedkit.core.lookup import reason, theirs
-from fedkit.engine.base import Engine, LocalTraining
+from fedkit.engine.base import Engine, LocalTraining, even_batches
 from fedkit.engine.torch import TorchEngine
 from fedkit.tasks.task import Examples, Task, cross_entropy, describe
 
 _TRIED = 4
 """Examples that a trial takes, beside those with the smallest and largest numbers."""
+
+_TOLERANCE = 1e-3
+"""Of the largest output; another batch takes other kernels, which sum in another order."""
+
+_REPEATS = 8
+"""Passes in which a model that tosses a coin shows it."""
 
 
 def try_task(task: Task, engine: Engine, parts: Sequence[Examples], how: LocalTraining) -> None:
@@ -48,28 +55,40 @@ def try_task(task: Task, engine: Engine, parts: Sequence[Examples], how: LocalTr
         if task.loss is not cross_entropy:
             _try_loss(task, some, part.targets)
     _try_metric(task, outputs[0], parts[0].targets)
-    _try_step(task, engine, min(parts[1:] or parts, key=len), how)
+    _try_step(task, engine, min(parts[1:] or parts, key=lambda part: _smallest(part, how)), how)
+
+
+def _smallest(share: Examples, how: LocalTraining) -> int:
+    """Return how many examples the smallest batch has in which a device trains on its share."""
+    return len(even_batches(np.arange(len(share)), how.batch_size)[-1])
 
 
 def _try_step(task: Task, engine: Engine, share: Examples, how: LocalTraining) -> None:
     what = f"a step of training with the model of task {task.name!r}"
+    alone = _smallest(share, how) == 1
     try:
         with theirs(what, TaskError):
-            engine.train(engine.initial_state(), _few(share), how, seed=0)
+            tried = share.take(np.array([len(share) - 1])) if alone else _few(share)
+            engine.train(engine.initial_state(), tried, how, seed=0)
     except FedkitError as error:
-        if len(share) > 1:
+        if not alone:
             raise
-        raise TaskError(
-            f"{error}; a device holds 1 example, and norm layers need at least 2: use fewer "
-            "devices, or bring more data"
-        ) from error
+        if len(share) == 1:
+            reason = "a device holds 1 example: use fewer devices, or bring more data"
+        else:
+            reason = (
+                f"batches of {how.batch_size} leave 1 of a device's {len(share)} examples alone: "
+                "use --batch-size 3 or more"
+            )
+        raise TaskError(f"{error}; {reason}, as norm layers need at least 2") from error
 
 
 def try_inputs(task: Task, engine: TorchEngine, examples: Examples) -> None:
-    """Let the task's model see a few inputs.
+    """Let the task's model see a few inputs, together and one by one.
 
     Raises:
-        TaskError: It does not take them; says what to change, where that can be seen.
+        TaskError: It does not take them; says what to change, where that can be seen. Or what it
+            gives for one depends on the others of its batch.
     """
     if len(examples) == 0:
         return
@@ -87,6 +106,51 @@ def try_inputs(task: Task, engine: TorchEngine, examples: Examples) -> None:
             f"the model of task {task.name!r} makes outputs of shape {outputs.shape} of "
             f"{len(few)} inputs; they must be [n, ...]"
         )
+    _try_one_by_one(task, engine, few, outputs)
+
+
+def _try_one_by_one(
+    task: Task, engine: TorchEngine, inputs: NDArray[Any], together: NDArray[np.float32]
+) -> None:
+    """Refuse a model that mixes the examples of a batch in evaluation.
+
+    Else a test's figures would depend on what else is in a batch, and a device that is given one
+    example at a time would compute something else. A model that draws at random is let pass.
+    """
+    what = f"the model of task {task.name!r}"
+    for index in range(len(inputs)):
+        example = inputs[index : index + 1]
+        try:
+            alone = engine.outputs(engine.initial_state(), example)
+        except Exception as error:  # whatever torch or the model's own code raises
+            raise TaskError(
+                f"{what} takes {len(inputs)} inputs, but not one alone, of shape {example.shape}: "
+                f"{reason(error)}; its forward must keep the first axis, as flatten(1) does and "
+                "squeeze() does not"
+            ) from error
+        if _close(alone, together[index : index + 1]):
+            continue
+        if _repeats(engine, example, alone) and _repeats(engine, inputs, together):
+            raise TaskError(
+                f"{what} mixes the examples of a batch: in evaluation its outputs for one input, "
+                f"of shape {alone.shape}, are others than those for the same input among "
+                f"{len(inputs)}; its forward must compute each row by itself: write x.flatten(1), "
+                "not x.view(1, -1), and take no mean, softmax or sort over axis 0"
+            )
+
+
+def _repeats(engine: TorchEngine, inputs: NDArray[Any], outputs: NDArray[np.float32]) -> bool:
+    """Whether inputs give the same outputs each time."""
+    again = (engine.outputs(engine.initial_state(), inputs) for _ in range(_REPEATS))
+    return all(_close(found, outputs) for found in again)
+
+
+def _close(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> bool:
+    """Whether outputs are the same but for the order in which float32 sums were taken."""
+    if found.shape != wanted.shape:
+        return False
+    size = np.abs(wanted, where=np.isfinite(wanted), out=np.zeros_like(wanted)).max(initial=0)
+    return np.allclose(found, wanted, rtol=0, atol=_TOLERANCE * float(size), equal_nan=True)
 
 
 def _few(examples: Examples) -> Examples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 
 from fedkit.core.errors import ConfigError
 
@@ -61,6 +62,25 @@ def reached_here(host: str) -> str:
     if is_loopback(host) and _ip(host) is not None:
         return host
     return "::1" if ":" in host else "127.0.0.1"
+
+
+def only_by_ipv6(host: str) -> str:
+    """Return an IPv6 address of a host name that has no other, as far as this machine can find out.
+
+    A server is reached by IPv4 where its host is a name (`listens_on`): Flower listens on one
+    family at a time.
+
+    Returns:
+        "" for all other names, for addresses, and where the name is not known here.
+    """
+    if _ip(host) is not None or is_loopback(host):
+        return ""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return ""
+    families = {family for family, *_ in found}
+    return str(found[0][4][0]) if families == {socket.AF_INET6} else ""
 
 
 def _refused(address: str, reason: str) -> ConfigError:

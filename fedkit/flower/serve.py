@@ -13,6 +13,7 @@ from fedkit.server.record import record_in, run_folder
 from fedkit.server.rounds import Report
 from fedkit.server.scenario import Scenario
 from fedkit.server.status import METRICS, FleetStatus
+from fedkit.tasks.task import ACCURACY
 from fedkit.wire.validation import largest_reply
 
 
@@ -38,10 +39,12 @@ def _serve(
 ) -> None:
     config, status = scenario.config, FleetStatus.of(folder.path / EVENTS)
     log = EventLog(folder.path / EVENTS, status.add)
+    measure = scenario.task.measure
+    about = {} if measure is ACCURACY else {"metric": measure.about}
 
     def after_step(step: Report) -> None:
-        _print(step, scenario.task.measure.name)
-        log("step", **{key: value for key, value in vars(step).items() if key != "state"})
+        _print(step, measure.name)
+        log("step", **{key: value for key, value in vars(step).items() if key != "state"}, **about)
         status.write(folder.path / METRICS)
 
     log("serve", resume=place.resume, devices=config.devices, rounds=config.rounds)

@@ -182,6 +182,18 @@ class RunFolder:
             finally:
                 os.environ[_HOLDS] = holders
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a process writes into this folder, as `held` sees to."""
+        try:
+            with (self.path / "config.toml").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # A file system without locks; whoever writes there is told what is wrong.
+            return False
+        return False
+
     def remove_if_empty(self) -> None:
         """Remove a folder that holds nothing of a run but its config, and why there is no more."""
         with contextlib.suppress(OSError):

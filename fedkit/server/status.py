@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
+from fedkit.core.errors import TaskError
 from fedkit.server.events import read_events
+from fedkit.tasks.task import ACCURACY, Metric
 
 METRICS = "metrics.prom"
 """Name of the file in a run folder that Prometheus's node exporter can collect."""
@@ -47,7 +50,9 @@ class FleetStatus:
     Attributes:
         rounds: How many there are to be.
         round: The last one that ended.
-        accuracy: Of the server's model when it was measured last.
+        accuracy: Of the server's model when it was measured last; the value of `metric`, where the
+            task has another one.
+        metric: What a `Metric` says about itself; None for accuracy.
         density: Of that model.
         bytes_down: Payload that left the server.
         bytes_up: Payload that came back.
@@ -57,6 +62,7 @@ class FleetStatus:
     rounds: int = 0
     round: int = 0
     accuracy: float = 0.0
+    metric: Mapping[str, Any] | None = None
     density: float = 1.0
     bytes_down: int = 0
     bytes_up: int = 0
@@ -70,6 +76,14 @@ class FleetStatus:
             if _is_ours(event):
                 status.add(event)
         return status
+
+    @property
+    def measure(self) -> Metric:
+        """What `accuracy` is a value of; accuracy too where the record of it is damaged."""
+        try:
+            return Metric.of(self.metric)
+        except TaskError:
+            return ACCURACY
 
     def add(self, event: dict[str, Any]) -> None:
         """Take in one event."""
@@ -85,6 +99,7 @@ class FleetStatus:
     def _step(self, event: dict[str, Any]) -> None:
         self.round, self.density = event["round"], event["density"]
         self.accuracy = self.accuracy if event["accuracy"] is None else event["accuracy"]
+        self.metric = event.get("metric")
         self.bytes_down += event["bytes_down"]
         self.bytes_up += event["bytes_up"]
 
@@ -104,7 +119,10 @@ class FleetStatus:
         """Write the status in Prometheus's text format, whole."""
         registry = CollectorRegistry()
         for name in ("rounds", "round", "accuracy", "density", "bytes_down", "bytes_up"):
-            Gauge(f"fedkit_{name}", _HELP[name], registry=registry).set(getattr(self, name))
+            told = _HELP[name]
+            if name == "accuracy" and self.metric is not None:
+                told = f"{self.measure.name} {told}"
+            Gauge(f"fedkit_{name}", told, registry=registry).set(getattr(self, name))
         for name in vars(DeviceStatus()):
             gauge = Gauge(f"fedkit_device_{name}", _HELP[name], ["device"], registry=registry)
             for index, device in self.devices.items():

@@ -109,7 +109,7 @@ def test_every_symbol_begins_with_the_name(tmp_path: Path) -> None:
 
 
 def test_the_header_defines_nothing_but_under_the_name(tmp_path: Path) -> None:
-    saved = save_c99(small(0, 2), INPUTS, tmp_path / "folder", {}, name="Net2")
+    saved = save_c99(small(0, 2), INPUTS, tmp_path / "folder", {}, name="net2")
     header = (saved.path / "model.h").read_text()
     defined = [line.split()[1] for line in header.splitlines() if line.startswith("#define")]
     assert len(defined) == 9
@@ -151,12 +151,25 @@ def test_names_that_c_cannot_have_are_refused(name: str, tmp_path: Path) -> None
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["First", "FIRST", "firsT"])
+def test_names_that_would_share_macros_with_another_are_refused(name: str, tmp_path: Path) -> None:
+    """A program that includes `first` too would see one arena size for both."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).eval()
+    with pytest.raises(ExportError, match=f"cannot be called '{name}'.*call it first"):
+        export_c99(model, INPUTS, tmp_path / "model", {}, name=name)
+    with pytest.raises(ExportError, match="call it first"):
+        save_c99(small(0, 2), INPUTS, tmp_path / "model", {}, name=name)
+    assert not any(tmp_path.iterdir())
+    check_name(name)  # what was exported so still runs
+
+
 @pytest.mark.parametrize(
     ("folder", "name"),
     [
         *(("first", "first"), ("model-int8-c99", "model_int8_c99"), ("a b.c", "a_b_c")),
         *(("3d", "model"), ("int", "model"), ("größe", "gr_e"), ("日本", "model")),
-        *(("x" * 60, "model"), ("-x-", "x"), ("a__b", "a_b")),
+        *(("x" * 60, "model"), ("-x-", "x"), ("a__b", "a_b"), ("MyNet", "mynet")),
+        ("\u212a9", "model"),
     ],
 )
 def test_a_model_is_called_as_its_folder(folder: str, name: str) -> None:

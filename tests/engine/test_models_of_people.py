@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,11 @@ from torch.nn.utils import parametrizations, prune
 
 from fedkit.config import make_config
 from fedkit.core.errors import EngineError, FedkitError, PlanError, TaskError
-from fedkit.engine.base import Engine, GradientSums, LocalTraining
+from fedkit.engine.base import Engine, GradientSums, LocalTraining, even_batches
 from fedkit.engine.choose import make_engine
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.torch import TorchEngine
+from fedkit.engine.trial import try_task
 from fedkit.server.rounds import run_rounds
 from fedkit.tasks.task import Examples, Task, cross_entropy
 from sim.scenario import make_scenario
@@ -345,6 +346,73 @@ def test_what_no_engine_can_train_is_refused_by_name(name: str, engine: str) -> 
         made(factory, engine)
 
 
+class Mixes(Mlp):
+    """What it gives for an example depends on the others of the batch."""
+
+    def __init__(self, how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(self.how(x))
+        return out
+
+
+MIXING: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x - x.mean(0, keepdim=True),
+    "softmax": lambda x: torch.softmax(x, 0),
+    "sort": lambda x: x.sort(0).values,
+    "first": lambda x: x + x[:1],
+    "view": lambda x: torch.cumsum(x.view(1, -1), 1).view(-1, FEATURES),
+    "transposed": lambda x: x.t().reshape(-1, FEATURES),
+    "largest": lambda x: x / x.abs().max(),
+}
+
+
+@pytest.mark.parametrize("engine", ["torch", "auto", "sparse", "integer"])
+@pytest.mark.parametrize("how", MIXING)
+def test_a_model_that_mixes_the_examples_of_a_batch_is_refused(how: str, engine: str) -> None:
+    with pytest.raises(TaskError, match=r"mixes the examples of a batch: .* its outputs for one"):
+        made(lambda: Mixes(MIXING[how]), engine)
+    with pytest.raises(PlanError):
+        capture(Mixes(MIXING[how]), (FEATURES,))
+
+
+def test_a_model_that_takes_no_example_alone_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(FEATURES, 8), nn.Unflatten(1, (1, 8)))
+
+    class Squeezes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = model, nn.Linear(8, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.body(x).squeeze())
+            return out
+
+    class Sorts(Squeezes):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:, [2, 0, 1]]
+
+    with pytest.raises(TaskError, match="takes 5 inputs, but not one alone, of shape"):
+        made(Sorts, "torch")
+    with pytest.raises(TaskError, match=r"mixes .* of shape \(3,\), are others"):
+        made(Squeezes, "torch")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda x: x.view(1, -1).view(-1, FEATURES),  # back again
+        lambda x: torch.softmax(x, 1),
+        lambda x: F.batch_norm(x, torch.zeros(FEATURES), torch.ones(FEATURES)),
+        lambda x: F.dropout(x, 0.5, training=True),  # another each time, whatever the batch
+    ],
+)
+def test_a_model_that_keeps_examples_apart_is_taken(how: Callable[[Tensor], Tensor]) -> None:
+    assert made(lambda: Mixes(how), "torch")[1] == "torch"
+
+
 # Randomness
 
 
@@ -557,6 +625,28 @@ def test_the_device_that_has_one_example_is_named(engine: str) -> None:
     scenario = make_scenario(config)
     with pytest.raises(EngineError, match=r"device \d, 1 example.*norm '1' sees one value"):
         list(run_rounds(scenario.server(), scenario.local_fleet(), None))
+
+
+@pytest.mark.parametrize("engine", ["torch", "sparse", "integer"])
+def test_batches_that_leave_one_example_alone_are_refused_before_the_run(engine: str) -> None:
+    """Three examples in batches of two."""
+    built, _ = made(normed, engine)
+    task, how = task_of(normed), replace(HOW, batch_size=2, epochs=1)
+    parts = [data(8, 1), data(4), data(3)]
+    with pytest.raises(TaskError, match=r"of 2 leave 1 of a device's 3 .*--batch-size 3 or more"):
+        try_task(task, built, parts, how)
+    try_task(task, built, [data(8, 1), data(4), data(6)], how)
+    try_task(task, built, parts, replace(how, batch_size=3))
+    with pytest.raises(EngineError, match="leaves one over where their number is odd"):
+        built.train(built.initial_state(), data(3), how, 0)
+
+
+@pytest.mark.parametrize("size", [3, 4, 7, 32])
+def test_no_batch_of_more_than_two_leaves_one_over(size: int) -> None:
+    for count in range(2, 200):
+        batches = even_batches(np.arange(count), size)
+        assert [index for batch in batches for index in batch] == list(range(count))
+        assert 2 <= min(map(len, batches)) <= max(map(len, batches)) <= size
 
 
 def test_no_error_here_is_one_of_the_engines_own() -> None:

@@ -7,6 +7,24 @@ import os
 from pathlib import Path
 from typing import Any
 
+CONFIG: dict[str, Any] = {
+    "devices": 2,
+    "partition": "iid",
+    "examples_per_device": 24,
+    "test_examples": 60,
+    "pool_size": 2,
+    "rounds": 3,
+    "epochs": 1,
+    "batch_size": 12,
+    "adjust_every": 1,
+    "adjust_stop": 3,
+    "server_epochs": 1,
+    "sparse_epochs": 2,
+    "uplink_bits": 4,  # devices remember what did not travel
+    "min_share": 1.0,
+}
+"""A run that is short, and yet adjusts."""
+
 SITECUSTOMIZE = """
 import json, os, signal, sys, time
 

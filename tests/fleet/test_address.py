@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import string
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,9 +14,16 @@ from cryptography import x509
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fedkit.cli.fleet_server import _tell_of_ipv6
 from fedkit.config import make_config
 from fedkit.core.errors import ConfigError
-from fedkit.fleet.address import join_address, listens_on, parse_address, reached_here
+from fedkit.fleet.address import (
+    join_address,
+    listens_on,
+    only_by_ipv6,
+    parse_address,
+    reached_here,
+)
 from fedkit.fleet.commands import server_command
 from fedkit.fleet.folder import Fleet, make_fleet
 from sim.simulation import APP
@@ -100,6 +109,30 @@ def test_a_server_listens_where_its_devices_and_its_own_machine_reach_it(
     assert command[command.index("--host") + 1] == listens
 
 
+V4 = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 0))
+V6 = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::10", 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("found", "told"), [([V6], True), ([V6, V4], False), ([V4], False), (None, False)], ids=str
+)
+def test_a_name_that_has_ipv6_addresses_alone_is_told(
+    found: list[Any] | None, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
+        if found is None:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return found
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert only_by_ipv6("fleet.example") == ("2001:db8::10" if told else "")
+    said: list[str] = []
+    _tell_of_ipv6(Fleet(Path("/f"), "fleet.example", 8000, 1), said.append)
+    assert [("--address [2001:db8::10]:8000" in line) for line in said] == [True] * told
+    for host in ("2001:db8::10", "192.0.2.1", "localhost"):
+        assert not only_by_ipv6(host)
+
+
 SOME = st.one_of(
     st.text(),
     st.text(string.ascii_letters + string.digits + ".:[]-_/@%# \\;é\u0660", max_size=30),
@@ -114,6 +147,17 @@ SOME = st.one_of(
 @example("[::ffff:0:0]:1")
 @settings(deadline=None, max_examples=500)
 def test_what_is_taken_means_the_same_to_a_url_and_to_a_certificate(address: str) -> None:
+    assert_taken_or_refused(address)
+
+
+@pytest.mark.slow
+@given(SOME)
+@settings(deadline=None, max_examples=5_000)
+def test_many_addresses(address: str) -> None:
+    assert_taken_or_refused(address)
+
+
+def assert_taken_or_refused(address: str) -> None:
     try:
         host, port = parse_address(address)
     except ConfigError as error:

@@ -132,12 +132,16 @@ def test_mutated_events_are_read_or_passed_over(tmp_path: Path) -> None:
     log("serve", resume=False, devices=2, rounds=3)
     log("answer", device=1, bytes=10, peak_bytes=20)
     log("absent", device=0, phase="train")
-    log("step", phase="round", round=1, density=0.5, accuracy=None, bytes_down=1, bytes_up=2)
+    error = {"name": "mean error", "higher_is_better": False, "form": ".3g"}
+    step = {"density": 0.5, "accuracy": None, "bytes_down": 1, "bytes_up": 2, "metric": error}
+    log("step", phase="round", round=1, **step)
     whole = path.read_bytes()
     assert FleetStatus.of(path).devices[1].answers == 1
+    assert FleetStatus.of(path).measure.text(0.1234) == "0.123"
     for seed in range(400):
         path.write_bytes(mutated(whole, random.Random(seed)))
         status = FleetStatus.of(path)
+        assert status.measure.text(0.5)
         json.dumps({**vars(status), "devices": [vars(each) for each in status.devices.values()]})
     path.write_bytes(whole + b"\0" * 100 + b"[1]\n3\n{}\n" + b"[" * 9999)
     assert FleetStatus.of(path).round == 1

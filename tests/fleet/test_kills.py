@@ -16,27 +16,10 @@ from typing import Any
 import pytest
 
 from fedkit.flower.processes import tail
-from tests.fleet.kills import Kill
+from tests.fleet.kills import CONFIG, Kill
 from tests.fleet.real import RealFleet
 from tests.flower.same_bits import assert_same_bits
 from tests.processes import HANG
-
-CONFIG: dict[str, Any] = {
-    "devices": 2,
-    "partition": "iid",
-    "examples_per_device": 24,
-    "test_examples": 60,
-    "pool_size": 2,
-    "rounds": 3,
-    "epochs": 1,
-    "batch_size": 12,
-    "adjust_every": 1,
-    "adjust_stop": 3,
-    "server_epochs": 1,
-    "sparse_epochs": 2,
-    "uplink_bits": 4,  # devices remember what did not travel
-    "min_share": 1.0,
-}
 
 DEVICE, SERVER = "flwr-clientapp", "flwr-serverapp"
 ROUND_1, ROUND_2 = "00000002.safetensors", "00000003.safetensors"

@@ -15,7 +15,7 @@ from edge.define.interpret import evaluate_int8
 from edge.targets.c99 import emitter
 from edge.targets.c99.calls import ConstantAddress, Goal, Struct, compile_graph
 from edge.targets.c99.runner import CompiledRunner, name_of
-from edge.targets.c_names import name_for
+from edge.targets.c_names import check_new_name, name_for
 from edge.targets.export_target import ExportTarget, Made, vectors_of
 from edge.targets.tflite.runner import Runner
 
@@ -31,6 +31,7 @@ def _make(
     name: str | None = None,
 ) -> Made:
     name = name_for(path) if name is None else name
+    check_new_name(name)
     integers = vectors_of(graph, examples)
     expected = evaluate_int8(graph, integers, _ROUNDING)
     sources = emitter.emit(graph, integers, expected, goal, keep, name)

@@ -48,7 +48,8 @@ def one_value_error(norm: str) -> EngineError:
     """Return what is wrong where a norm sees one value per channel."""
     return EngineError(
         f"norm {norm!r} sees one value per channel, which has no variance; give batches of at "
-        "least 2 examples"
+        "least 2 examples; a batch size of 2 leaves one over where their number is odd, and one of "
+        "1 is too small (--batch-size)"
     )
 
 
