@@ -1,7 +1,8 @@
-"""Write README's result tables from `results/*.json`: `python -m fedkit.bench.readme [--check]`.
+"""Write the result tables from `results/*.json`: `python -m fedkit.bench.readme [--check]`.
 
-A table stands between two comment lines that name it, and carries the command and the commit that
-made its figures. Nothing in it is written by hand. Each `results/compare-*.json` has a table of its
+They stand in README and in the pages of docs/results. A table stands between two comment lines that
+name it, and carries the command and the commit that made its figures. Nothing in it is written by
+hand. Each `results/compare-*.json` has a table of its
 file's name, and two pictures that are drawn beside it.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from fedkit.bench.summary import with_summary
 from fedkit.report import comparison
 from fedkit.report.plots import plots
 
@@ -350,12 +352,12 @@ def _tables(text: str, results: Path) -> dict[str, Callable[[Result], list[str]]
 
 
 def render(text: str, results: Path) -> str:
-    """Return README's text with every table written anew.
+    """Return the text of the pages with every table written anew.
 
     A table whose file is not there yet may have an empty place in the text, or none.
 
     Args:
-        text: README.
+        text: All pages that hold tables, one after the other.
         results: Folder of the JSON files.
 
     Raises:
@@ -372,7 +374,7 @@ def render(text: str, results: Path) -> str:
         escaped = table.replace("\\", r"\\")
         text, found = place.subn(rf"\g<1>{escaped}\n\g<2>", text)
         if found != 1:
-            raise ValueError(f"README has {found} places for table {name!r}; it needs one")
+            raise ValueError(f"the pages have {found} places for table {name!r}; it needs one")
     return text
 
 
@@ -384,15 +386,25 @@ def _source(result: Result) -> str:
     return f"Made by `{result['command']}`, {named}, commit {', '.join(made)}{on}."
 
 
+_NEXT_PAGE = "\0"
+
+
+def pages(root: Path) -> list[Path]:
+    """Return the pages that hold tables: README and those of docs/results."""
+    return [root / "README.md", *sorted((root / "docs" / "results").glob("*.md"))]
+
+
 def rendered(root: Path) -> dict[Path, str]:
-    """Return path -> content of README and of every comparison's pictures."""
-    readme, results = root / "README.md", root / "results"
+    """Return path -> content of the pages that hold tables and of every comparison's pictures."""
+    places, results = pages(root), root / "results"
+    text = _NEXT_PAGE.join(page.read_text(encoding="utf-8") for page in places)
     drawn = {
         results / name: svg
         for path in sorted(results.glob("compare-*.json"))
         for name, svg in plots(path).items()
     }
-    return {readme: render(readme.read_text(encoding="utf-8"), results), **drawn}
+    texts = render(with_summary(text, results), results).split(_NEXT_PAGE)
+    return {**dict(zip(places, texts, strict=True)), **drawn}
 
 
 def outdated(root: Path) -> list[Path]:
