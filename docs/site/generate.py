@@ -140,7 +140,7 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _layers() -> Iterator[str]:
-    from support import TAKEN_BY, rows
+    from docs.site.support import TAKEN_BY, rows
 
     yield from _table(
         ["layer", *(name for name, _ in TAKEN_BY)],
@@ -163,20 +163,7 @@ def _methods() -> Iterator[str]:
     )
 
 
-def _benchmarks() -> Iterator[str]:
-    from importlib import import_module
-
-    from fedkit.bench import BENCHMARKS
-
-    abouts = {name: import_module(f"fedkit.bench.{name}").__doc__ or "" for name in BENCHMARKS}
-    yield from _table(
-        ["benchmark", "what it measures"],
-        [[f"`{name}`", about.strip().split("\n\n")[0]] for name, about in abouts.items()],
-    )
-
-
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
-    "benchmarks": _benchmarks,
     "commands": _commands,
     "configuration": _configuration,
     "decisions": _list_of_decisions,

@@ -17,9 +17,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path.insert(0, str(ROOT))
 
-import generate  # noqa: E402  # beside this file, and it imports the repository
+from docs.site import generate  # noqa: E402  # the repository must be found first
 
 PICTURES = "pictures"
 """Folder of the site that the pictures of results/ go to."""
@@ -32,6 +32,7 @@ FROM_NETWORK = re.compile(
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages of docs/decisions into the navigation."""
+    sys.path.insert(0, str(ROOT))  # mkdocs undoes what a hook changes while it is loaded
     for section in config.nav or []:
         if "Decisions" in section:
             section["Decisions"] = ["decisions/index.md", *_decisions()]

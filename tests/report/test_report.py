@@ -188,6 +188,7 @@ def test_a_title_is_not_cut_off(monkeypatch: pytest.MonkeyPatch, name: str) -> N
     monkeypatch.setattr(plots_module, "_figure", keep)
     density_plot({**some(METHODS), "name": name})
     (picture,) = drawn
+    picture.draw_without_rendering()
     page = picture.get_window_extent()
     (axes,) = picture.axes
     written = [*picture.texts, axes.title, axes.xaxis.label, axes.yaxis.label]
