@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-_PLACE = re.compile(r"(<!-- table summary -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- summary -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Row = Mapping[str, Any]
 
