@@ -90,7 +90,10 @@ def _imports() -> Iterator[str]:
     yield from _table(
         ["room", "imports"],
         [
-            [f"`{room}`", ", ".join(f"`{o}`" for o in sorted(uses[room] - {room}, key=place.get))]
+            [
+                f"`{room}`",
+                ", ".join(f"`{o}`" for o in sorted(uses[room] - {room}, key=place.__getitem__)),
+            ]
             for room in ROOMS
         ],
     )
