@@ -19,7 +19,7 @@ PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c '$(NEEDED)' 2>/dev/null && command -v $$python && break; done)
 endif
 COMPILER := $(shell command -v cc || command -v gcc || command -v clang)
-CODE := fedkit edge sim tests examples
+CODE := fedkit edge sim tests examples docs/site
 # Those that take hours have targets of their own.
 LONG := exact intaccuracy
 BENCHMARKS = $(filter-out $(LONG),$(shell $(BIN)/python -m fedkit.bench.registry | cut -f 1))
@@ -54,14 +54,14 @@ constraints: tools ## Write constraints.txt anew, with the newest versions that 
 	rm -rf build/constraints
 	'$(PYTHON)' -m venv build/constraints
 	grep '^torch==' constraints.txt > build/torch.txt
-	build/constraints/bin/pip install -c build/torch.txt -e '.[dev]'
+	build/constraints/bin/pip install -c build/torch.txt -e '.[dev,docs]'
 	{ echo '# Made by `make constraints`; see there.'; \
 	build/constraints/bin/pip freeze --exclude-editable | \
 	sed 's/+cpu$$//; s/^numpy==.*/&; python_version < "3.12"/'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 	rm -rf build/constraints
 
-results: committed $(STAMP) ## Make results/*.json and README's tables anew
+results: committed $(STAMP) ## Make results/*.json and the tables of README and docs anew
 	mkdir -p build
 	$(BIN)/$(RUN) --out build/runs --name results-$$(date +%s) --json > build/main-digits
 	for name in $(BENCHMARKS); do $(BIN)/fedkit bench $$name --json > build/$$name || exit; done
@@ -90,6 +90,9 @@ exact: committed $(STAMP) ## Compare every artifact with the definition of its i
 	tail -n 1 build/exact | $(BIN)/python -m json.tool - results/exact.json
 	$(BIN)/python -m fedkit.bench.readme
 
+docs: $(STAMP) ## Build the documentation into build/site, strictly and without network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/site/mkdocs.yml
+
 # Cross-compiled by zig, which comes from PyPI; a wheel without its kernels is an error here.
 wheels: $(STAMP) ## Build wheels for x86-64 and aarch64 Linux into dist/
 	$(BIN)/pip install -q -c constraints.txt ziglang
@@ -115,7 +118,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard fedkit/engine/kernels/*.[ch]
 	{ echo 'VENV=$(VENV) is not a virtual environment; choose another folder'; exit 1; }
 	@test -e $(STAMP) || '$(PYTHON)' -m venv --clear $(VENV)
 	@rm -f $(STAMP)
-	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[dev,docs]'
 	@touch $(STAMP)
 
 DEBIAN := Debian/Ubuntu: sudo apt install
@@ -129,4 +132,4 @@ tools:
 	@test -n '$(COMPILER)' || { echo 'A C compiler (cc, gcc or clang) was not found.' \
 	'$(DEBIAN) gcc; $(FEDORA) gcc; $(MACOS) xcode-select --install'; exit 1; }
 
-.PHONY: help run results committed accuracy exact test test-all check format setup constraints wheels clean tools
+.PHONY: help run results committed accuracy exact test test-all docs check format setup constraints wheels clean tools

@@ -8,6 +8,16 @@ from pathlib import Path
 
 from tests.processes import HANG, catches, left_running, started, wait_for
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from fedkit.server.checkpoint import RunFolder
+with RunFolder.open(Path(sys.argv[1])).held():
+    print("held", flush=True)
+    time.sleep(3600)
+"""
+"""Holds the run folder that it is given."""
+
 GRID = """
 name = "tiny"
 [run]

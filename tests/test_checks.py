@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import ast
-import functools
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
-import typer.main
 
 from fedkit.bench.registry import BENCHMARKS
+from tests.written import fault_in_command
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -217,134 +213,11 @@ def test_skips_without_a_reason_are_found() -> None:
 # Commands that are written down
 
 
-@functools.cache
-def make_words() -> tuple[set[str], set[str]]:
-    """Return the targets and the variables of the Makefile."""
-    text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z][a-z-]*):", text, re.MULTILINE))
-    return targets, set(re.findall(r"\$\(([A-Z_]+)\)", text))
-
-
-@functools.cache
-def command_line() -> click.Command:
-    from fedkit.cli.app import app
-
-    return typer.main.get_command(app)
-
-
-def fault_in_command(words: list[str]) -> str:
-    """Say what is wrong with a `fedkit` or `make` command, or nothing; other commands are free."""
-    program = Path(words[0]).name
-    if program == "make":
-        return fault_in_make(words[1:])
-    return fault_in_fedkit(command_line(), words[1:]) if program == "fedkit" else ""
-
-
-def fault_in_make(words: list[str]) -> str:
-    targets, variables = make_words()
-    for word in words:
-        name, assigned, _ = word.partition("=")
-        known = variables if assigned else targets
-        if not word.startswith("-") and name not in known:
-            return f"make knows no {name}"
-    return ""
-
-
-def fault_in_fedkit(command: click.Command, words: list[str]) -> str:
-    options = {"--help"}
-    for word in words:
-        options |= {
-            name
-            for param in command.get_params(click.Context(command))
-            for name in param.opts + param.secondary_opts
-        }
-        if word.startswith("-"):
-            if word.partition("=")[0] not in options:
-                return f"{command.name} has no option {word}"
-        elif isinstance(command, click.Group):
-            if word not in command.commands:
-                return f"fedkit has no command {word}"
-            command = command.commands[word]
-    return ""
-
-
-def blocks(text: str, *languages: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number of the first line, content) of the fenced blocks in some languages."""
-    fence = rf"^```({'|'.join(languages)})\n(.*?)^```$"
-    for match in re.finditer(fence, text, re.MULTILINE | re.DOTALL):
-        yield text.count("\n", 0, match.start()) + 2, match.group(2)
-
-
-def commands(block: str) -> Iterator[list[str]]:
-    """Yield the commands of a shell block as words, without prompts, variables and comments."""
-    for line in block.replace("\\\n", " ").splitlines():
-        line = re.sub(r"\d?[<>]+&?\s*\S+", "", line.strip().removeprefix("$ "))  # redirections
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-        lexer.whitespace_split = True
-        command: list[str] = []
-        for word in lexer:
-            if set(word) <= set("();<>|&"):
-                yield from [command] if command else []
-                command = []
-            elif command or not re.match(r"\w+=", word):
-                command.append(word)
-        yield from [command] if command else []
-
-
-def readme() -> str:
-    return README.read_text(encoding="utf-8") if README.exists() else ""
-
-
-def test_commands_in_the_readme_exist() -> None:
-    faults = [
-        f"README.md, block at line {line}: {fault}"
-        for line, block in blocks(readme(), "sh", "bash")
-        for fault in map(fault_in_command, commands(block))
-        if fault
-    ]
-    assert faults == []
-
-
 def test_the_main_job_of_the_makefile_exists() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     found = re.search(r"^RUN := (.*)$", text, re.MULTILINE)
     assert found is not None
     assert fault_in_command(found.group(1).split()) == ""
-
-
-def test_commands_that_do_not_exist_are_found() -> None:
-    block = """
-        $ cd here && fedkit fly --task digits   # a comment
-        SEED=1 .venv/bin/fedkit run --no-such-option=3 | tee log
-        make fly; make test FLY=1
-        fedkit run \\
-            --task digits --with-dense
-        make -j2 2>/dev/null || make test PYTEST_FLAGS="-n auto"
-        pip install anything
-    """
-    faults = [fault for fault in map(fault_in_command, commands(block)) if fault]
-    assert faults == [
-        "fedkit has no command fly",
-        "run has no option --no-such-option=3",
-        "make knows no fly",
-        "make knows no FLY",
-    ]
-
-
-def test_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for line, block in blocks(readme(), "python"):
-        # Blank lines in front, so that a traceback shows the line of the README.
-        code = compile("\n" * (line - 1) + block, str(README), "exec")
-        names: dict[str, object] = {"__name__": "__main__"}
-        exec(code, names)
-        assert set(names) > {"__name__"}, f"the block at line {line} does nothing"
-
-
-def test_blocks_are_found_with_their_lines() -> None:
-    text = "# T\n\n```sh\nmake\n```\ntext\n```python\nx = 1\n```\n```\nother\n```\n"
-    assert list(blocks(text, "sh", "bash")) == [(4, "make\n")]
-    assert list(blocks(text, "python")) == [(8, "x = 1\n")]
 
 
 # The Makefile and .ci/run

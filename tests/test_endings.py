@@ -21,7 +21,7 @@ from fedkit.server.checkpoint import RunFolder
 from fedkit.server.record import record
 from fedkit.server.scenario import with_model_named
 from sim.scenario import make_scenario
-from tests.ended_commands import GRID, assert_all_gone, expected_codes, kill_at
+from tests.ended_commands import GRID, HOLD, assert_all_gone, expected_codes, kill_at
 from tests.processes import HANG, started, wait_for
 from tests.sets import slow
 from tests.whole_runs import KEYS, flags, state, whole_run
@@ -177,16 +177,6 @@ def test_a_name_that_is_taken_between_two_looks_is_refused_and_nothing_is_left(
     with pytest.raises(CheckpointError, match="exists and is never overwritten"):
         RunFolder.create(tmp_path / "r", config)
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from fedkit.server.checkpoint import RunFolder
-with RunFolder.open(Path(sys.argv[1])).held():
-    print("held", flush=True)
-    time.sleep(3600)
-"""
 
 
 def test_a_run_that_another_process_is_at_is_refused_at_once(

@@ -10,7 +10,7 @@ count, so that a large offset hides no error. Where all are one value it is that
 
 What counts is the output: layers that hardly matter to it may be far off. Noise of 0.4 of its
 signal (8 dB) leaves hardly more than a bit of it, and is not a usable export; 0.25 (12 dB) is
-more than any model of the zoo has at 8 bits, see NOTES.md beside this file.
+more than any model of the zoo has at 8 bits, see docs/decisions/export.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Write README's result tables from `results/*.json`: `python -m fedkit.bench.readme [--check]`.
+"""Write the result tables from `results/*.json`: `python -m fedkit.bench.readme [--check]`.
 
-A table stands between two comment lines with the name of its file, and carries the command and the
-commit that made its figures; code that no commit has makes none. Nothing in it is written by hand.
-What a table looks like, the file's benchmark says. Each `results/compare-*.json` has two pictures
+They stand in README and in the pages of docs/results. A table stands between two comment lines with
+the name of its file, and carries the command and the commit that made its figures; code that no
+commit has makes none. Nothing in it is written by hand. What a table looks like, the file's
+benchmark says. Each `results/compare-*.json` has two pictures
 too, which are drawn beside it.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 from fedkit.bench import markdown
 from fedkit.bench.registry import BENCHMARKS
+from fedkit.bench.summary import with_summary
 from fedkit.core.errors import ConfigError, FedkitError
 from fedkit.report import comparison
 from fedkit.report.plots import plots
@@ -70,12 +72,12 @@ def _lines(result: Result, path: Path) -> list[str]:
 
 
 def render(text: str, results: Path) -> str:
-    """Return README's text with every table written anew.
+    """Return the text of the pages with every table written anew.
 
     A table whose file is not there yet may have an empty place in the text, or none.
 
     Args:
-        text: README.
+        text: All pages that hold tables, one after the other.
         results: Folder of the JSON files.
 
     Raises:
@@ -100,7 +102,7 @@ def _placed(text: str, mark: str, lines: Sequence[str]) -> str:
     place = re.compile(rf"({mark}\n).*?(<!-- end -->)", re.DOTALL)
     text, found = place.subn(rf"\g<1>{table}\n\g<2>", text)
     if found != 1:
-        raise ValueError(f"README has {found} places for {mark}; it needs one")
+        raise ValueError(f"the pages have {found} places for {mark}; it needs one")
     return text
 
 
@@ -128,15 +130,25 @@ def _source(result: Result) -> str:
     return f"Made by `{result['command']}`, {named}, commit {made}{on}."
 
 
+_NEXT_PAGE = "\0"
+
+
+def pages(root: Path) -> list[Path]:
+    """Return the pages that hold tables: README and those of docs/results."""
+    return [root / "README.md", *sorted((root / "docs" / "results").glob("*.md"))]
+
+
 def rendered(root: Path) -> dict[Path, str]:
-    """Return path -> content of README and of every comparison's pictures."""
-    readme, results = root / "README.md", root / "results"
+    """Return path -> content of the pages that hold tables and of every comparison's pictures."""
+    places, results = pages(root), root / "results"
+    text = _NEXT_PAGE.join(page.read_text(encoding="utf-8") for page in places)
     drawn = {
         results / name: svg
         for path in sorted(results.glob("compare-*.json"))
         for name, svg in plots(path).items()
     }
-    return {readme: render(readme.read_text(encoding="utf-8"), results), **drawn}
+    texts = render(with_summary(text, results), results).split(_NEXT_PAGE)
+    return {**dict(zip(places, texts, strict=True)), **drawn}
 
 
 def outdated(root: Path) -> list[Path]:

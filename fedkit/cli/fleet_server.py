@@ -47,7 +47,7 @@ def warn_root(say: Say) -> None:
     if os.geteuid() == 0:
         say(
             "warning: this runs as root, and so does all that it is sent; give it an account of "
-            "its own: fedkit/fleet/BOARDS.md"
+            "its own: docs/how-to/set-up-a-board.md"
         )
 
 

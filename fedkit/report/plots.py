@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,16 @@ from fedkit.report.comparison import Result, means, metric, series_keys
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which colour-blind people tell apart; its yellow is too faint here."""
 
 MARKERS, DASHES = "osD^vPX*<>", ("-", "--", ":")
 """Lines of one colour differ in marker, and in dashes from one turn of the colours to the next."""
+
+_TITLE_WIDTH = 70
+"""Characters that a line of the title holds in any usual font."""
 
 _Row = Mapping[str, Any]
 
@@ -60,23 +65,37 @@ def _plot(
     result: Result, versus: str, label: str, x_of: Callable[[_Row], float], deviations: bool
 ) -> str:
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fedkit", "font.size": 10}):
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
-        axes = figure.add_subplot()
-        for number, (name, rows) in enumerate(_series(result).items()):
-            _line(axes, number, name, _scaled(result, sorted(rows, key=x_of)), x_of, deviations)
-        axes.set_title(f"{_about(result)}: {metric(result).name} versus {versus}")
-        axes.set_xlabel(label)
-        unit = " (%)" if _scale(result) == 100 else ""
-        axes.set_ylabel(f"{metric(result).name}{unit}{_over_seeds(result, deviations)}")
-        _log_scale(axes)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        figure = _figure(result, versus, label, x_of, deviations)
         svg = io.StringIO()
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return "\n".join(line.rstrip() for line in svg.getvalue().splitlines()) + "\n"
+
+
+def _figure(
+    result: Result, versus: str, label: str, x_of: Callable[[_Row], float], deviations: bool
+) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, rows) in enumerate(_series(result).items()):
+        _line(axes, number, name, _scaled(result, sorted(rows, key=x_of)), x_of, deviations)
+    _title(figure, f"{metric(result).name} versus {versus}", _about(result))
+    axes.set_xlabel(label)
+    unit = " (%)" if _scale(result) == 100 else ""
+    axes.set_ylabel(f"{metric(result).name}{unit}{_over_seeds(result, deviations)}")
+    _log_scale(axes)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+def _title(figure: Figure, what: str, about: str) -> None:
+    """Write the title in lines from the left edge, as one over the axes would be cut off there."""
+    lines = textwrap.wrap(about, _TITLE_WIDTH)
+    figure.suptitle("\n".join([what, *lines]), x=0.02, ha="left", fontsize=11)
 
 
 def _scale(result: Result) -> int:

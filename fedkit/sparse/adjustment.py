@@ -27,7 +27,8 @@ def quota(kept: int, pruned: int, step: int, last_step: int, alpha: float = 0.3)
         last_step: Local epochs after which adjustments stop (R_stop * epochs); > 0.
         alpha: Largest swapped share; FedTiny uses 0.3.
 
-    Source: FedTiny (arXiv 2212.01977), "progressive pruning", as recalled; see NOTES.md.
+    Source: FedTiny (arXiv 2212.01977), "progressive pruning", as recalled; see
+    docs/decisions/methods.
     """
     return min(math.floor(swapped_share(step, last_step, alpha) * kept), pruned)
 

@@ -19,7 +19,7 @@ Bits fill each byte from its most significant one, as in `fedkit.wire.codec`; wh
 part's last byte is 0, which a reader ignores.
 
 Why. Levels are the nearest ones, so a sender knows what rounding lost and can add it to what it
-sends next; without that memory, random rounding would be the better one (NOTES.md). More groups
+sends next; without that memory, random rounding would be the better one. More groups
 than fit int8 products cost nothing here, since nobody multiplies what travels.
 """
 

@@ -1,8 +1,8 @@
-"""Thousands of replies of one device that are wrong in some way, at every door that reads replies.
+"""Thousands of replies of one device that are wrong in some way, at every reader that reads replies.
 
-Each door (method, variant, exchange) is opened once by an honest fleet. Then what came through is
+Each reader (method, variant, exchange) is opened once by an honest fleet. Then what came through is
 changed, in its numbers (`tests.fleet.test_attacks`) or in the bytes of its records, and put to the
-same door: it is refused by a WireError of one line, or it reads as something that the packet says.
+same reader: it is refused by a WireError of one line, or it reads as something that the packet says.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedkit.methods.interface import Phase, Request
 from fedkit.server.rounds import run_rounds
 from fedkit.wire.messages import Packet
 from tests.fleet import tiny
-from tests.fleet.test_attacks import (
+from tests.fleet.lies import (
     FLOATS,
     KINDS,
     NUMBERS,
@@ -43,7 +43,7 @@ NAMES = ("any", "values", "stats", "gradients", "losses", "scores", "differences
 
 
 @dataclass(frozen=True)
-class Door:
+class ReplyReader:
     """What reads one device's reply in one exchange, and an honest reply."""
 
     phase: Phase
@@ -52,30 +52,30 @@ class Door:
 
 
 class Watched(tiny.FaultyFleet):
-    """A fleet that keeps the doors of its first device."""
+    """A fleet that keeps the readers of its first device."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(tiny.devices(config))
-        self.doors: list[Door] = []
+        self.readers: list[ReplyReader] = []
 
     def exchange(self, phase: Phase, request: Request, read: Read) -> list[Any]:
-        found = len(self.doors)
+        found = len(self.readers)
 
         def watched(packet: Packet) -> Any:
-            if len(self.doors) == found:
-                self.doors.append(Door(phase, read, packet))
+            if len(self.readers) == found:
+                self.readers.append(ReplyReader(phase, read, packet))
             return read(packet)
 
         return super().exchange(phase, request, watched)
 
 
 @functools.cache
-def doors(method: str, variant: str) -> tuple[RunConfig, tuple[Door, ...]]:
+def readers(method: str, variant: str) -> tuple[RunConfig, tuple[ReplyReader, ...]]:
     config = tiny.config(method=method, **VARIANTS[variant])
     fleet = Watched(config)
     list(run_rounds(tiny.server(config), fleet, tiny.SERVER_DATA))
-    assert not fleet.refused and fleet.doors
-    return config, tuple(fleet.doors)
+    assert not fleet.refused and fleet.readers
+    return config, tuple(fleet.readers)
 
 
 def a_lie(rng: np.random.Generator) -> Lie:
@@ -125,10 +125,10 @@ def damaged(packet: Packet, rng: np.random.Generator) -> RecordDict:
     return RecordDict({"arrays": ArrayRecord(arrays), "numbers": ConfigRecord(numbers)})
 
 
-def assert_refused_or_read(door: Door, made: Callable[[], Packet]) -> bool:
-    """Put a reply to a door; return whether it got in."""
+def assert_refused_or_read(reader: ReplyReader, made: Callable[[], Packet]) -> bool:
+    """Put a reply to a reader; return whether it got in."""
     try:
-        door.read(made())
+        reader.read(made())
     except WireError as error:
         text = str(error)
         assert text.isprintable() and 15 < len(text) < 500, text
@@ -138,20 +138,20 @@ def assert_refused_or_read(door: Door, made: Callable[[], Packet]) -> bool:
 
 def attack(method: str, variant: str, count: int, seed: int) -> int:
     """Return how many replies of so many got in."""
-    config, found = doors(method, variant)
+    config, found = readers(method, variant)
     rng, entered = np.random.default_rng([seed, count]), 0
     for number in range(count):
-        door = found[number % len(found)]
+        reader = found[number % len(found)]
         if rng.integers(3):
-            packet = door.honest
+            packet = reader.honest
             for _ in range(int(rng.integers(1, 4))):
                 packet = a_lie(rng)(packet, config)
-            entered += assert_refused_or_read(door, lambda p=packet: p)  # type: ignore[misc]
+            entered += assert_refused_or_read(reader, lambda p=packet: p)  # type: ignore[misc]
         else:
-            records = damaged(door.honest, rng)
-            entered += assert_refused_or_read(door, lambda r=records: from_records(r))  # type: ignore[misc]
-    for door in found:  # reading lies has changed nothing that is read by
-        door.read(door.honest)
+            records = damaged(reader.honest, rng)
+            entered += assert_refused_or_read(reader, lambda r=records: from_records(r))  # type: ignore[misc]
+    for reader in found:  # reading lies has changed nothing that is read by
+        reader.read(reader.honest)
     return entered
 
 

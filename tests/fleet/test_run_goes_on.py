@@ -15,8 +15,8 @@ from fedkit.core.errors import FleetError
 from fedkit.fleet.folder import make_fleet
 from fedkit.server.checkpoint import RunFolder
 from sim.simulation import APP
+from tests.ended_commands import HOLD
 from tests.processes import started, wait_for
-from tests.test_endings import HOLD
 
 
 def test_resume_waits_for_a_run_that_goes_on_and_leaves_its_files(

@@ -10,10 +10,12 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from fedkit.bench.readme import outdated, render, rendered
 from fedkit.cli.tables import compare_table
 from fedkit.report import comparison
+from fedkit.report import plots as plots_module
 from fedkit.report.plots import bytes_plot, density_plot, plots
 
 METHODS = [f"method{number}" for number in range(15)]
@@ -168,9 +170,32 @@ def test_a_picture_is_small_the_same_each_time_and_names_all_it_shows(plot: Any)
     assert len(svg.encode()) < 100_000
     written = texts(svg)
     assert {"dense", *METHODS} <= set(written)
-    assert any(text.startswith("some (digits, resnet8, alpha 0.5): accuracy") for text in written)
+    assert any(text.startswith("accuracy versus") for text in written)
+    assert "some (digits, resnet8, alpha 0.5)" in written
     assert any(text.startswith("accuracy (%), mean") for text in written)
     assert any(text.endswith(("(MB)", "weights (%)")) for text in written)
+
+
+@pytest.mark.parametrize("name", ["some", "a-name-of-a-comparison-" * 6])
+def test_a_title_is_not_cut_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    drawn: list[Figure] = []
+    draw = plots_module._figure
+
+    def keep(*how: Any) -> Figure:
+        drawn.append(draw(*how))
+        return drawn[-1]
+
+    monkeypatch.setattr(plots_module, "_figure", keep)
+    density_plot({**some(METHODS), "name": name})
+    (picture,) = drawn
+    picture.draw_without_rendering()
+    page = picture.get_window_extent()
+    (axes,) = picture.axes
+    written = [*picture.texts, axes.title, axes.xaxis.label, axes.yaxis.label]
+    assert any(name[:20] in text.get_text() for text in written)
+    for text in written:
+        assert page.x0 <= text.get_window_extent().x0, text.get_text()
+        assert text.get_window_extent().x1 <= page.x1, text.get_text()
 
 
 def test_a_picture_shows_the_figures(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from fedkit.core.numerics import Int64s
 Goal = Literal["speed", "size"]
 
 DENSE_FROM = 0.7
-"""Density of a convolution above which `ek_conv_dense` is faster; measured, see NOTES.md."""
+"""Density of a convolution above which `ek_conv_dense` is faster; see docs/decisions/kernels."""
 
 STREAM_BELOW = 0.5
 """Density of weights below which a stream is smaller: it takes two bytes per weight."""

@@ -1,8 +1,9 @@
 """What kernels are told: real factors per channel as multipliers and shifts.
 
 A kernel knows no real number. Its formulas are (a * x + b + half) >> shift over int32 (gradients
-are rounded half to even instead, or at random: they are summed again, see NOTES.md); the
-functions here choose the integers so that no sum leaves int32, whatever x holds.
+are rounded half to even instead, or at random: they are summed again, see
+docs/decisions/integer-engine); the functions here choose the integers so that no sum leaves int32,
+whatever x holds.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from fedkit.engine.plan.plan import Conv, Norm, Plan
 from fedkit.sparse.state import Masks, ModelState, Weights
 
 DENSE_ABOVE = 0.5
-"""Density above which a layer runs dense; see NOTES.md for the measurement."""
+"""Density above which a layer runs dense; measured in docs/decisions/sparse-engine."""
 
 Array = NDArray[Any]
 

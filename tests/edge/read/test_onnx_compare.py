@@ -15,7 +15,9 @@ from torch import nn
 from edge.export import load_onnx
 from edge.read import onnx_compare, onnx_file
 from fedkit.core.errors import ExportError
-from tests.edge.read.test_onnx_file import SHAPE, exported
+from tests.edge.read.exported import exported
+
+SHAPE = (3, 8, 10)
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime") is None, reason="needs onnxruntime"

@@ -1,4 +1,4 @@
-"""Codes of sparse layers against the formula of NOTES.md, written over dense rows."""
+"""Codes of sparse layers against the formula of their docstring, written over dense rows."""
 
 from __future__ import annotations
 

@@ -1,0 +1,106 @@
+"""Which layers each part of the project takes, found out by trying them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edge.read.torch_module import lower
+from fedkit.core.errors import FedkitError
+from fedkit.engine.plan.capture import capture
+from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
+from fedkit.shiftquant import convert
+
+IMAGE = (4, 8, 8)
+
+
+class Layer(NamedTuple):
+    """A layer in a small model: a convolution before it, a linear layer behind it."""
+
+    name: str
+    layer: Callable[[], nn.Module]
+    input_shape: tuple[int, ...] = IMAGE
+
+
+class _Calls(nn.Module):
+    """Applies a function, as the forward pass of a user's model does."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+LAYERS = (
+    Layer("Conv2d", lambda: nn.Conv2d(4, 4, 3, padding=1)),
+    Layer("Conv2d, stride 2", lambda: nn.Conv2d(4, 4, 3, stride=2, padding=1)),
+    Layer("Conv2d, dilation 2", lambda: nn.Conv2d(4, 4, 3, dilation=2, padding=2)),
+    Layer("Conv2d, groups 2", lambda: nn.Conv2d(4, 4, 3, padding=1, groups=2)),
+    Layer("Conv2d, depthwise", lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4)),
+    Layer("ConvTranspose2d", lambda: nn.ConvTranspose2d(4, 4, 2, stride=2)),
+    Layer("Linear", lambda: nn.Linear(4, 4), (4,)),
+    Layer("BatchNorm2d", lambda: nn.BatchNorm2d(4)),
+    Layer("L1BatchNorm2d (fedkit.nn.norm)", lambda: L1BatchNorm2d(4)),
+    Layer("LayerNorm, whole example", lambda: nn.LayerNorm([4, 8, 8])),
+    Layer("L1LayerNorm, whole example (fedkit.nn.norm)", lambda: L1LayerNorm([4, 8, 8])),
+    Layer("LayerNorm, last axis", lambda: nn.LayerNorm(8)),
+    Layer("GroupNorm", lambda: nn.GroupNorm(2, 4)),
+    Layer("ReLU", nn.ReLU),
+    Layer("ReLU6", nn.ReLU6),
+    Layer("Hardswish", nn.Hardswish),
+    Layer("GELU", nn.GELU),
+    Layer("Sigmoid", nn.Sigmoid),
+    Layer("MaxPool2d", lambda: nn.MaxPool2d(2)),
+    Layer("AvgPool2d", lambda: nn.AvgPool2d(2)),
+    Layer("AdaptiveAvgPool2d(1)", lambda: nn.AdaptiveAvgPool2d(1)),
+    Layer("AdaptiveMaxPool2d(1)", lambda: nn.AdaptiveMaxPool2d(1)),
+    Layer("mean over the map", lambda: _Calls(lambda x: x.mean((2, 3)))),
+    Layer("sum of two", lambda: _Calls(lambda x: x + F.relu(x))),
+    Layer("product of two", lambda: _Calls(lambda x: x * F.relu(x))),
+    Layer("concatenation of channels", lambda: _Calls(lambda x: torch.cat([x, F.relu(x)], 1))),
+    Layer("zero padding", lambda: nn.ZeroPad2d(1)),
+    Layer("Flatten, view, reshape", nn.Flatten),
+    Layer("Dropout", lambda: nn.Dropout(0.1)),
+    Layer("Identity", nn.Identity),
+    Layer("Embedding", lambda: nn.Embedding(4, 4), (4,)),
+    Layer("Softmax as the output", lambda: nn.Softmax(1), (4,)),
+)
+
+
+def _model(layer: Layer) -> nn.Module:
+    torch.manual_seed(0)
+    if layer.name.startswith("Softmax"):
+        return nn.Sequential(nn.Linear(4, 4), layer.layer())
+    if len(layer.input_shape) == 1:
+        return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), layer.layer(), nn.ReLU(), nn.Linear(4, 3))
+    before = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), layer.layer())
+    with torch.no_grad():
+        features = before.eval()(torch.zeros(1, *layer.input_shape)).flatten(1).shape[1]
+    return nn.Sequential(before, nn.Flatten(), nn.Linear(features, 3)).train()
+
+
+TAKEN_BY: tuple[tuple[str, Callable[[nn.Module, tuple[int, ...]], object]], ...] = (
+    ("trained, sparse engine", capture),
+    ("trained, integers", convert),
+    ("exported", lower),
+)
+
+
+def rows() -> Iterator[tuple[str, list[bool]]]:
+    """Yield each layer's name and whether each part of `TAKEN_BY` takes it."""
+    for layer in LAYERS:
+        yield layer.name, [_takes(part, layer) for _, part in TAKEN_BY]
+
+
+def _takes(part: Callable[[nn.Module, tuple[int, ...]], object], layer: Layer) -> bool:
+    try:
+        part(_model(layer), layer.input_shape)
+    except FedkitError:
+        return False
+    return True
