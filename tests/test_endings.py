@@ -186,7 +186,7 @@ def test_a_run_that_another_process_is_at_is_refused_at_once(
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         before = (out / "r" / "metrics.jsonl").read_bytes()
         assert fedkit(monkeypatch, "run", "--resume", "r", "--in-process", "--out", str(out)) == 2
-        assert "another process is at the run" in " ".join(capsys.readouterr().err.split())
+        assert "another process is using the run" in " ".join(capsys.readouterr().err.split())
         assert (out / "r" / "metrics.jsonl").read_bytes() == before
         process.kill()
         process.wait()

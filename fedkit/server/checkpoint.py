@@ -190,7 +190,7 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # A file system without locks; anyone who writes there is told what is wrong.
+        except OSError:  # No locks there; anyone who writes there is told what is wrong.
             return False
         return False
 

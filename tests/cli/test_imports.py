@@ -16,7 +16,7 @@ from fedkit.cli.app import app
 from tests.fresh import HEAVY, imported_by
 
 GROUP = typer.main.get_command(app)
-NOT_FOR_HELP = {*HEAVY, "scipy", "safetensors", "cryptography", "edge", "prometheus_client"}
+NOT_FOR_HELP = {*HEAVY, "scipy", "safetensors", "cryptography", "prometheus_client"}
 """Even the help of commands whose keys are those of a config needs no more than numpy for it."""
 
 OWN_TASK = """

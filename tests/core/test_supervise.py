@@ -27,7 +27,7 @@ time.sleep(3600)
 
 PARENT = f"""
 import os, subprocess, sys, time
-from fedkit import supervise
+from fedkit.core import supervise
 supervise.guard()
 supervise.guard()
 with supervise.temporary_folder("fedkit-test-") as folder:
@@ -46,8 +46,7 @@ def test_what_a_process_started_ends_with_it(number: int, tmp_path: Path) -> Non
         wait_for(lambda: len(left_running(mark)) == 4)  # three programs and the watcher
         assert folder.is_dir()
         process.send_signal(number)
-        wait_for(lambda: not left_running(mark))
-        assert not folder.exists()
+        wait_for(lambda: not left_running(mark) and not folder.exists())
 
 
 def test_another_process_is_left_alone(tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def test_another_process_is_left_alone(tmp_path: Path) -> None:
 def test_an_orderly_end_leaves_nothing_either(tmp_path: Path) -> None:
     program = f"""
 import subprocess, sys
-from fedkit import supervise
+from fedkit.core import supervise
 supervise.guard()
 subprocess.Popen([sys.executable, "-c", {NESTED!r}], start_new_session=True)
 """
@@ -76,7 +75,7 @@ subprocess.Popen([sys.executable, "-c", {NESTED!r}], start_new_session=True)
 def test_commands_within_commands_end_with_the_outermost(tmp_path: Path) -> None:
     outer = f"""
 import subprocess, sys, time
-from fedkit import supervise
+from fedkit.core import supervise
 supervise.guard()
 subprocess.Popen([sys.executable, "-c", {PARENT!r}], start_new_session=True)
 time.sleep(3600)
@@ -92,7 +91,7 @@ time.sleep(3600)
 def test_a_program_that_takes_the_place_of_a_command_is_watched_too(tmp_path: Path) -> None:
     program = f"""
 import os, sys
-from fedkit import supervise
+from fedkit.core import supervise
 supervise.guard()
 supervise.stay_guarded_over_exec()
 os.execv(sys.executable, [sys.executable, "-c", {NESTED!r}])
@@ -120,7 +119,7 @@ def test_only_whole_words_of_the_mark_count() -> None:
 
 ORDERLY = """
 import sys, time
-from fedkit import signals
+from fedkit.core import signals
 try:
     with signals.ended_by_signals():
         try:
@@ -260,7 +259,7 @@ import fcntl, signal, sys, termios, time
 from pathlib import Path
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the caller of the tests may ignore it (nohup)
-from fedkit import signals
+from fedkit.core import signals
 try:
     with signals.ended_by_signals():
         try:

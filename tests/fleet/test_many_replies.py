@@ -1,8 +1,8 @@
-"""Thousands of replies of one device that are wrong in some way, at every reader that reads replies.
+"""Thousands of replies of one device that are wrong in some way, at every reader of replies.
 
 Each reader (method, variant, exchange) is opened once by an honest fleet. Then what came through is
-changed, in its numbers (`tests.fleet.test_attacks`) or in the bytes of its records, and put to the
-same reader: it is refused by a WireError of one line, or it reads as something that the packet says.
+changed, in its numbers (`tests.fleet.lies`) or in the bytes of its records, and put to the same
+reader: it is refused by a WireError of one line, or it reads as something that the packet says.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ def hash_of(text: str) -> int:
 
 def result_of(rows: list[dict[str, Any]], *axes: str) -> dict[str, Any]:
     return {
+        "benchmark": "compare",
         "name": "some",
         "seeds": sorted({row["seed"] for row in rows}),
         "grid": {"run": {}, "axes": {axis: [] for axis in axes}},
@@ -125,7 +126,7 @@ def test_readme_gets_a_table_that_names_the_commits_of_its_cells(tmp_path: Path)
     result = some(["thin"])
     result["rows"][0]["commit"] = "decade"
     (tmp_path / "compare-some.json").write_text(json.dumps(result))
-    with pytest.raises(ValueError, match="0 places for table 'compare-some'"):
+    with pytest.raises(ValueError, match="0 places for <!-- table compare-some -->"):
         render("no place", tmp_path)
     place = "Before\n<!-- table compare-some -->\n<!-- end -->\nAfter\n"
     text = render(place, tmp_path)
