@@ -17,7 +17,14 @@ from fedkit.engine.integer.program import IntegerProgram
 from fedkit.engine.plan.plan import VERSION, Conv, Norm, Plan, Pool, StoredTensor
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples
-from tests.engine.bad_states import BAD_STATES, LAYER, inputs
+from tests.engine.bad_input import (
+    BAD_INPUTS,
+    BAD_ORDERS,
+    BAD_STATES,
+    BAD_TARGETS,
+    LAYER,
+    calls,
+)
 from tests.engine.sparse.cases import engines, examples, pruned, zoo
 
 HOW = LocalTraining(epochs=1, batch_size=8, lr=0.1, momentum=0.9, weight_decay=1e-2)
@@ -88,16 +95,7 @@ def test_a_state_that_does_not_fit(
     message: str, made: IntegerEngine, good: tuple[Plan, ModelState]
 ) -> None:
     bad, data = BAD_STATES[message](good[1]), examples(8, SHAPE)
-    calls: list[Callable[[], object]] = [
-        lambda: made.train(bad, data, HOW, 0),
-        lambda: made.train(bad, data, HOW, 0, {}),
-        lambda: made.norm_moments(bad, data),
-        lambda: made.loss(bad, data),
-        lambda: made.outputs(bad, data.inputs),
-        lambda: made.top_gradients(bad, data, {LAYER: 1}),
-        lambda: made.gradients(bad, data),
-    ]
-    for call in calls:
+    for call in calls(made, bad, data, HOW):
         with pytest.raises(EngineError, match=message):
             call()
     assert np.isfinite(made.loss(good[1], data))  # and the engine goes on
@@ -106,27 +104,12 @@ def test_a_state_that_does_not_fit(
 # Examples
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (inputs(8, 1, 8, 7), r"float32 \(8, 1, 8, 7\); the plan takes .* float32 \[n, 1, 8, 8\]"),
-        (inputs(8, 8, 8), r"inputs are float32 \(8, 8, 8\)"),
-        (inputs(8, 64), r"inputs are float32 \(8, 64\)"),
-        (inputs(8), r"inputs are float32 \(8,\)"),
-    ],
-)
+@pytest.mark.parametrize(("bad", "message"), BAD_INPUTS)
 def test_inputs_that_do_not_fit(
     bad: NDArray[Any], message: str, made: IntegerEngine, good: tuple[Plan, ModelState]
 ) -> None:
     data = Examples(bad, np.zeros(8, np.int64))
-    calls: list[Callable[[], object]] = [
-        lambda: made.train(good[1], data, HOW, 0),
-        lambda: made.norm_moments(good[1], data),
-        lambda: made.loss(good[1], data),
-        lambda: made.outputs(good[1], bad),
-        lambda: made.gradients(good[1], data),
-    ]
-    for call in calls:
+    for call in calls(made, good[1], data, HOW):
         with pytest.raises(EngineError, match=message):
             call()
 
@@ -143,28 +126,12 @@ def test_one_nan_among_the_inputs_is_found(
 
 def test_no_examples(made: IntegerEngine, good: tuple[Plan, ModelState]) -> None:
     none, state = examples(0, SHAPE), good[1]
-    calls: list[Callable[[], object]] = [
-        lambda: made.train(state, none, HOW, 0),
-        lambda: made.norm_moments(state, none),
-        lambda: made.loss(state, none),
-        lambda: made.outputs(state, none.inputs),
-        lambda: made.top_gradients(state, none, {LAYER: 1}),
-        lambda: made.gradients(state, none),
-    ]
-    for call in calls:
+    for call in calls(made, state, none, HOW):
         with pytest.raises(EngineError, match="a batch of 0 examples"):
             call()
 
 
-@pytest.mark.parametrize(
-    ("order", "message"),
-    [
-        (np.arange(9), "a batch of 9 examples does not fit: memory is planned for 1 to 8"),
-        (np.arange(0), "a batch of 0 examples does not fit"),
-        (np.array([0, 20]), "a batch picks examples 0 to 20 of 20; positions count from 0"),
-        (np.array([-1, 3]), "a batch picks examples -1 to 3"),
-    ],
-)
+@pytest.mark.parametrize(("order", "message"), BAD_ORDERS)
 def test_an_order_that_does_not_fit(
     order: NDArray[np.int64], message: str, program: IntegerProgram
 ) -> None:
@@ -181,18 +148,7 @@ def test_codes_that_do_not_fit(program: IntegerProgram) -> None:
             program.forward(bad, scale, np.arange(4))
 
 
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [
-        (np.array([0, 1, 2, 5]), "targets are from 0 to 5; the model has 5 classes"),
-        (np.array([0, 1, -1, 2]), "targets are from -1 to 2"),
-        (np.array([0, 1, 2]), r"targets are int64 \(3,\); .* has 4 examples"),
-        (np.array([], np.int64), r"targets are int64 \(0,\)"),
-        (np.array([[0, 1, 2, 3]]), r"targets are int64 \(1, 4\)"),
-        (np.array([0.0, 1, 2, 3]), "targets are float64"),
-        (np.array([True] * 4), "targets are bool"),
-    ],
-)
+@pytest.mark.parametrize(("targets", "message"), BAD_TARGETS)
 def test_targets_that_do_not_fit(
     targets: NDArray[Any], message: str, program: IntegerProgram
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +16,14 @@ from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.sparse.program import SparseProgram
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples
-from tests.engine.bad_states import (
+from tests.engine.bad_input import (
+    BAD_INPUTS,
+    BAD_ORDERS,
     BAD_STATES,
+    BAD_TARGETS,
     BIAS,
     LAYER,
-    inputs,
+    calls,
 )
 from tests.engine.sparse.cases import engines, examples, pruned, zoo
 
@@ -48,15 +50,7 @@ def program(made: tuple[SparseEngine, ModelState]) -> SparseProgram:
 def test_a_state_that_does_not_fit(message: str, made: tuple[SparseEngine, ModelState]) -> None:
     engine, good = made
     bad, data = BAD_STATES[message](good), examples(8, SHAPE)
-    calls: list[Callable[[], object]] = [
-        lambda: engine.train(bad, data, HOW, 0),
-        lambda: engine.norm_moments(bad, data),
-        lambda: engine.loss(bad, data),
-        lambda: engine.outputs(bad, data.inputs),
-        lambda: engine.top_gradients(bad, data, {LAYER: 1}),
-        lambda: engine.gradients(bad, data),
-    ]
-    for call in calls:
+    for call in calls(engine, bad, data, HOW):
         with pytest.raises(EngineError, match=message):
             call()
     assert np.isfinite(engine.loss(good, data))  # and the engine goes on
@@ -65,51 +59,26 @@ def test_a_state_that_does_not_fit(message: str, made: tuple[SparseEngine, Model
 # Examples
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (inputs(8, 1, 8, 7), r"float32 \(8, 1, 8, 7\); the plan takes .* float32 \[n, 1, 8, 8\]"),
-        (inputs(8, 8, 8), r"inputs are float32 \(8, 8, 8\)"),
-        (inputs(8, 64), r"inputs are float32 \(8, 64\)"),
-        (inputs(8), r"inputs are float32 \(8,\)"),
-        (inputs(8, 1, 8, 8, 1), r"inputs are float32 \(8, 1, 8, 8, 1\)"),
-    ],
-)
+@pytest.mark.parametrize(("bad", "message"), BAD_INPUTS)
 def test_inputs_that_do_not_fit(
     bad: NDArray[Any], message: str, made: tuple[SparseEngine, ModelState]
 ) -> None:
     engine, state = made
     data = Examples(bad, np.zeros(8, np.int64))
-    with pytest.raises(EngineError, match=message):
-        engine.train(state, data, HOW, 0)
-    with pytest.raises(EngineError, match=message):
-        engine.outputs(state, bad)
+    for call in calls(engine, state, data, HOW):
+        with pytest.raises(EngineError, match=message):
+            call()
 
 
 def test_no_examples(made: tuple[SparseEngine, ModelState]) -> None:
     engine, state = made
     none = examples(0, SHAPE)
-    calls: list[Callable[[], object]] = [
-        lambda: engine.train(state, none, HOW, 0),
-        lambda: engine.norm_moments(state, none),
-        lambda: engine.loss(state, none),
-        lambda: engine.outputs(state, none.inputs),
-        lambda: engine.top_gradients(state, none, {LAYER: 1}),
-    ]
-    for call in calls:
+    for call in calls(engine, state, none, HOW):
         with pytest.raises(EngineError, match="a batch of 0 examples"):
             call()
 
 
-@pytest.mark.parametrize(
-    ("order", "message"),
-    [
-        (np.arange(9), "a batch of 9 examples does not fit: memory is planned for 1 to 8"),
-        (np.arange(0), "a batch of 0 examples does not fit"),
-        (np.array([0, 20]), "a batch picks examples 0 to 20 of 20; positions count from 0"),
-        (np.array([-1, 3]), "a batch picks examples -1 to 3"),
-    ],
-)
+@pytest.mark.parametrize(("order", "message"), BAD_ORDERS)
 def test_an_order_that_does_not_fit(
     order: NDArray[np.int64], message: str, program: SparseProgram
 ) -> None:
@@ -135,18 +104,7 @@ def test_orders_and_targets_of_any_integer_type_and_stride_mean_the_same(
     assert program.loss(wide[::3]) == loss
 
 
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [
-        (np.array([0, 1, 2, 5]), "targets are from 0 to 5; the model has 5 classes"),
-        (np.array([0, 1, -1, 2]), "targets are from -1 to 2"),
-        (np.array([0, 1, 2]), r"targets are int64 \(3,\); .* has 4 examples"),
-        (np.array([], np.int64), r"targets are int64 \(0,\)"),
-        (np.array([[0, 1, 2, 3]]), r"targets are int64 \(1, 4\)"),
-        (np.array([0.0, 1, 2, 3]), "targets are float64"),
-        (np.array([True] * 4), "targets are bool"),
-    ],
-)
+@pytest.mark.parametrize(("targets", "message"), BAD_TARGETS)
 def test_targets_that_do_not_fit(
     targets: NDArray[Any], message: str, program: SparseProgram
 ) -> None:
