@@ -9,7 +9,6 @@ import pytest
 from fedkit.bench import devicetrain
 from fedkit.core.errors import BenchError
 from tests.edge.targets.c99.library import need_emulator
-from tests.sets import slow
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +16,8 @@ def _tools() -> None:
     need_emulator()
 
 
-@pytest.mark.parametrize("times", [1, slow(2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
 def test_sparse_steps_take_fewer_instructions_and_the_same_each_time(
     times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,6 +251,7 @@ CELLS = 6
 MANY = TINY + f"[axes]\nseed = {list(range(CELLS))}\n"
 
 
+@pytest.mark.slow
 def test_a_killed_grid_goes_on_and_ends_like_one_that_was_not(
     tmp_path: Path, here: list[RunConfig]
 ) -> None:

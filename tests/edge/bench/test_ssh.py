@@ -244,6 +244,7 @@ def test_a_crash_is_named(
     assert server.leftovers() == []
 
 
+@pytest.mark.slow
 def test_a_model_that_hangs_is_stopped(
     server: Sshd,
     model: Artifact,
