@@ -12,6 +12,8 @@ from edge.artifact import Artifact
 from edge.define.interpret import FloatArray
 from edge.quantize.to_int8 import Scaling
 from edge.runners import open_runner
+from edge.save import save, save_graph
+from edge.targets.registry import NAMES, find_row
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
 
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
 
     Model = nn.Module | ir.Graph | Path | str
     """A torch module, a graph, or the path of a float .onnx file."""
-
-_ENDINGS = {".tflite": "tflite", ".onnx": "onnx", ".graph": "graph", "-c99": "c99", "-fpga": "fpga"}
-"""How a path ends -> what is to be written there."""
 
 
 def float_graph(model: Model, input_shape: Sequence[int] | None = None) -> ir.Graph:
@@ -86,8 +85,8 @@ def export_model(
         model: As for `float_graph`; or an integer graph that `int8_graph` made.
         calibration: As for `int8_graph`.
         path: The file, or for C and Verilog the folder, to make.
-        target: "tflite", "onnx", "c99", "fpga" or "graph"; by default what the path ends in tells:
-            .tflite, .onnx, .graph, -c99, -fpga.
+        target: One of `edge.targets.registry.NAMES`, or "graph"; by default what the path ends in
+            tells: .tflite, .onnx, -c99, -fpga, .graph.
         provenance: How the model was made; goes into the manifest.
         accept_error: As for `int8_graph`.
 
@@ -105,17 +104,11 @@ def export_model(
     else:
         graph = export.int8_graph(source, calibration, accept_error=accept_error)
     if target == "graph":
-        return export.save_graph(graph, where, about)
-    whole = export.save_graph(graph, beside, about)
+        return save_graph(graph, where, about)
+    whole = save_graph(graph, beside, about)
     about = {**about, "graph": beside.name, "graph_sha256": whole.sha256}
-    save = {
-        "tflite": export.save_tflite,
-        "onnx": export.save_onnx,
-        "c99": export.save_c99,
-        "fpga": export.save_fpga,
-    }[target]
     try:
-        return save(graph, calibration, where, about)
+        return save(target, graph, calibration, where, about)
     except BaseException:
         for each in (beside, artifact.manifest_path(beside)):
             each.unlink()
@@ -169,12 +162,13 @@ def _read(model: Model) -> nn.Module | ir.Graph:
 
 
 def _target(path: Path, target: str) -> str:
-    told = [name for ending, name in _ENDINGS.items() if path.name.endswith(ending)]
+    endings = {**{find_row(name).ending: name for name in NAMES}, ".graph": "graph"}
+    told = [name for ending, name in endings.items() if path.name.endswith(ending)]
     found = target or next(iter(told), "")
-    if found not in _ENDINGS.values():
+    if found not in endings.values():
         what = f"target is {target!r}" if target else f"{path} does not tell what to make of it"
         raise ExportError(
-            f"{what}; give target as one of {', '.join(_ENDINGS.values())}, or a path that ends in "
-            f"one of {', '.join(_ENDINGS)}"
+            f"{what}; give target as one of {', '.join(endings.values())}, or a path that ends in "
+            f"one of {', '.join(endings)}"
         )
     return found

@@ -195,7 +195,7 @@ def test_an_export_that_fails_leaves_nothing(
         assert (tmp_path / "m.tflite.graph").is_file()
         raise ExportError("no")
 
-    monkeypatch.setattr("edge.export.save_tflite", save)
+    monkeypatch.setattr("edge.api.save", save)
     calibration = np.random.default_rng(0).random((20, 1, 8, 8), np.float32)
     with pytest.raises(ExportError, match="no"):
         edge.export_model(network(), calibration, tmp_path / "m.tflite")
