@@ -26,9 +26,6 @@ from fedkit.server.scenario import Scenario, server_scenario
 
 Say = Callable[[str], None]
 
-_LOOK = 0.5
-"""Seconds between two looks at a run that goes on."""
-
 
 def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, say: Say) -> None:
     """Run a fleet, or go on with a run; all that can be checked is checked before it starts.
@@ -50,9 +47,17 @@ def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, s
         begun = RunFolder.open(folder)
         config = make_config({**begun.config.model_dump(), **values})
         begun.check_same(config)
-        if _waited_for_its_end(begun, say) and begun.is_finished:
-            return say(f"done; look at it with: fedkit show {folder}")
-        with begun.held():  # what is mended there is nobody's half-written file
+        if begun.is_held:
+            say(
+                f"the run {folder.name} still goes on at the server, though the command that began "
+                "it has ended; waiting for its end (Ctrl-C leaves it as it is)"
+            )
+        with begun.held(wait=True):  # what is mended there is nobody's half-written file
+            if begun.is_finished:
+                return say(
+                    f"the run {folder.name} is finished; nothing is left to do; look at it with: "
+                    f"fedkit show {folder}"
+                )
             RunFolder.resume(folder, config)
     else:
         folder = fleet.runs / check_name(name or time.strftime("%Y%m%d-%H%M%S"))
@@ -75,23 +80,6 @@ def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, s
     ended = subprocess.run(command, env=commands.environment(fleet.server / "flwr"))
     _check_finished(fleet, config, folder, ended.returncode)
     say(f"done; look at it with: fedkit show {folder}")
-
-
-def _waited_for_its_end(folder: RunFolder, say: Say) -> bool:
-    """Wait while a run goes on at the server, as it does if only the command that began it ended.
-
-    Returns:
-        Whether there was something to wait for.
-    """
-    if not folder.is_held:
-        return False
-    say(
-        f"the run {folder.path.name} still goes on at the server, though the command that began it "
-        "has ended; waiting for its end (Ctrl-C leaves it as it is)"
-    )
-    while folder.is_held:
-        time.sleep(_LOOK)
-    return True
 
 
 def _tell_other_app(fleet: Fleet, say: Say) -> None:

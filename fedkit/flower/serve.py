@@ -26,8 +26,12 @@ def serve(
     devices logged in the folder's events. See `record` for what is raised.
     """
     scenario.check()
-    with run_folder(place.folder, scenario.config, place.resume) as folder:
+    # Two commands may have asked for the same run to go on, as the first was killed once it had.
+    wait = place.resume
+    with run_folder(place.folder, scenario.config, place.resume, wait) as folder:
         print(f"run folder: {folder.path}", flush=True)
+        if folder.is_finished:
+            return
         print(f"weights: {scenario.reach.line(scenario.config.density)}", flush=True)
         for warning in scenario.warnings:
             print(f"warning: {warning}", flush=True)

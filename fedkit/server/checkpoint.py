@@ -151,13 +151,16 @@ class RunFolder:
             )
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, wait: bool = False) -> Iterator[None]:
         """Let no other process write into this folder during the block.
 
         A process that was started by the one that holds the folder may write into it too.
 
+        Args:
+            wait: For another process that writes into it, to its end.
+
         Raises:
-            CheckpointError: Another process runs this run.
+            CheckpointError: Another process runs this run, and we do not wait.
         """
         here = str(self.path.absolute())
         holders = os.environ.get(_HOLDS, "")
@@ -168,7 +171,7 @@ class RunFolder:
             file = (self.path / "config.toml").open("rb+")
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise CheckpointError(
                     f"another process is using the run in {self.path}; wait for it, or give "

@@ -59,12 +59,22 @@ def record(
 
 
 @contextmanager
-def run_folder(path: Path, config: RunConfig, resume: bool) -> Iterator[RunFolder]:
-    """Have a run folder for ourselves, and keep in it why the run ended early."""
+def run_folder(
+    path: Path, config: RunConfig, resume: bool, wait: bool = False
+) -> Iterator[RunFolder]:
+    """Have a run folder for ourselves, and keep in it why the run ended early.
+
+    Args:
+        path: The folder.
+        config: Of the run.
+        resume: The folder is there.
+        wait: For another process that goes on with the run, to its end; it may be the run's end.
+    """
     folder = RunFolder.open(path) if resume else RunFolder.create(path, config)
-    with folder.held():
+    with folder.held(wait):
         try:
-            yield RunFolder.resume(path, config) if resume else folder
+            ended = wait and folder.is_finished
+            yield RunFolder.resume(path, config) if resume and not ended else folder
         except FedkitError as error:
             with contextlib.suppress(OSError):  # The disk may be full.
                 write_atomic(path / "error.txt", f"{error}\n".encode())

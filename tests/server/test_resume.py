@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from fedkit.core.errors import CheckpointError
 from fedkit.methods.interface import Phase
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.events import EventLog, read_events
-from fedkit.server.record import record
+from fedkit.server.record import record, run_folder
 from fedkit.server.rounds import LocalFleet, Report
 from fedkit.server.scenario import Scenario
 from fedkit.wire.messages import Packet
 from sim.scenario import make_scenario
+from tests.ended_commands import HOLD
+from tests.processes import started
 from tests.sets import slow, slow_but
 
 SMALL: dict[str, Any] = {
@@ -170,3 +173,32 @@ def test_an_event_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     EventLog(path)("two", device=2)
     assert [event["event"] for event in read_events(path)] == ["one", "two"]
     assert list(read_events(tmp_path / "none")) == []
+
+
+def test_an_app_that_waits_leaves_a_run_that_another_has_finished(tmp_path: Path) -> None:
+    """A command that is killed once it has sent its run, and comes again, sends it twice."""
+    scenario, folder = make_scenario(make_config({**SMALL, "rounds": 1})), tmp_path / "run"
+    record(scenario, scenario.local_fleet(), folder, lambda step: None)
+    whole, got = _files(folder), []
+
+    def wait() -> None:
+        with run_folder(folder, scenario.config, resume=True, wait=True) as own:
+            got.append(own.is_finished)
+
+    with started(tmp_path, "-c", HOLD, str(folder)) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        refused = pytest.raises(CheckpointError, match="another process is using")
+        with refused, run_folder(folder, scenario.config, resume=True):
+            pass
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive() and not got
+        process.kill()
+        process.wait()
+        thread.join()
+    assert got == [True] and _files(folder) == whole
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {each: each.read_bytes() for each in sorted(folder.rglob("*")) if each.is_file()}
