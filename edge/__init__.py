@@ -19,14 +19,14 @@ if TYPE_CHECKING:
         open_artifact,
     )
     from edge.artifact import Artifact
-    from edge.ir import Graph
     from edge.targets.tflite.runner import Runner
+    from fedkit.graph.ir import Graph
 else:
     __getattr__, __dir__ = lazy.offer(
         __name__,
         {
             "Artifact": "edge.artifact",
-            "Graph": "edge.ir",
+            "Graph": "fedkit.graph.ir",
             "Runner": "edge.targets.tflite.runner",
             "check_artifact": "edge.api",
             "export_model": "edge.api",

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge import artifact, export, ir
+from edge import artifact, export
 from edge import check as checks
 from edge.artifact import Artifact
-from edge.define.interpret import FloatArray
 from edge.quantize.to_int8 import Scaling
 from edge.runners import open_runner
 from edge.save import save, save_graph
 from edge.targets.registry import NAMES, find_row
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.interpret import FloatArray
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edge import ir
+from fedkit.graph import ir
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Compare what an artifact computes with the interpreter, integer by integer, and with the floats.
 
-The interpreter (`edge.define.interpret`) runs the graph from which the artifact was made, under the
-rounding policy of what runs the artifact. The first value that differs is named.
+The interpreter (`edge.define.interpret_int8`) runs the graph from which the artifact was made,
+under the rounding policy of what runs the artifact. The first value that differs is named.
 
 Of a C model every layer can be looked at: built once more so that no activation is written over
 another, it is the same calls of the same kernels. So it is of a Verilog model, which then gives all
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from edge import artifact, ir
-from edge.define.interpret import FloatArray, Int8Array, evaluate_int8
+from edge import artifact
+from edge.define.interpret_int8 import Int8Array, evaluate_int8
 from edge.quantize import truth
 from edge.runners import open_runner, runtime_for
 from edge.save import save
@@ -29,6 +29,8 @@ from edge.targets.interpreter import graph_of as graph_of
 from edge.targets.registry import row_of, runtimes
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.interpret import FloatArray
 
 _BATCH = 50
 _Kept = Mapping[str, Int8Array]

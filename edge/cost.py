@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from edge import ir
+from fedkit.graph import ir
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge import artifact, ir, passes
-from edge.define.interpret import FloatArray, evaluate
+from edge import artifact, passes
 from edge.passes.slim import slim
 from edge.quantize import truth
 from edge.quantize.to_int8 import Scaling, TrainedIntegers, quantize
-from edge.read.onnx_compare import check_read
 from edge.save import save
 from edge.save import save_graph as save_graph
 from edge.targets.c99.calls import Goal
@@ -23,6 +21,9 @@ from edge.targets.export_target import needing_package
 from edge.targets.fpga.row import LANES as LANES
 from edge.targets.onnx.row import Form as Form
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.interpret import FloatArray, evaluate
+from fedkit.graph.onnx_compare import check_read
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +42,7 @@ def export_tflite(
     """Export a torch model as an int8 .tflite file.
 
     Args:
-        model: A classifier; see `edge.read.torch_module.lower` for what it may hold. It is not
+        model: A classifier; see `fedkit.graph.from_torch.lower` for what it may hold. It is not
             changed. Or the float graph that `load_onnx` made of a file.
         calibration: float32 [n, c, h, w] or [n, f], as torch takes them; 100 to 500 examples of
             what the model will see.
@@ -265,7 +266,7 @@ def int8_graph(
 
 def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> None:
     """Compare the float graph with the model: hooks and randomness may be lost in a trace."""
-    from edge.read.torch_module import outputs
+    from fedkit.graph.from_torch import outputs
 
     with np.errstate(over="ignore", invalid="ignore"):  # the quantiser names what is not finite
         found = evaluate(floats, ir.to_graph_layout(inputs))
@@ -280,7 +281,7 @@ def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> No
 
 
 def float_graph(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.Graph:
-    """Lower and optimise a model; arguments and errors as for `edge.read.torch_module.lower`.
+    """Lower and optimise a model; arguments and errors as for `fedkit.graph.from_torch.lower`.
 
     Args:
         model: Or a float graph, which is lowered already.
@@ -288,7 +289,7 @@ def float_graph(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.G
     """
     if isinstance(model, ir.Graph):
         return passes.optimise(model)
-    from edge.read.torch_module import lower  # torch, which what reads artifacts does not need
+    from fedkit.graph.from_torch import lower  # torch, which what reads artifacts does not need
 
     return passes.optimise(lower(model, input_shape))
 
@@ -297,18 +298,18 @@ def load_onnx(source: Path | str | bytes) -> ir.Graph:
     """Read a float ONNX file as the graph that every export takes in place of a torch model.
 
     Args:
-        source: Path of the file, or its bytes; see `edge.read.onnx_file.lower` for what it may
+        source: Path of the file, or its bytes; see `fedkit.graph.from_onnx.lower` for what it may
             hold.
 
     Returns:
         A float graph. Where onnxruntime is installed, it gives the outputs that the file gives
-        there; see `edge.read.onnx_compare`.
+        there; see `fedkit.graph.onnx_compare`.
 
     Raises:
         ExportError: The file cannot be used, or onnx is not installed.
     """
     with needing_package("onnx"):
-        from edge.read import onnx_file as lower_onnx
+        from fedkit.graph import from_onnx as lower_onnx
     graph = lower_onnx.lower(source)
     check_read(graph, source)
     return graph

@@ -1,8 +1,9 @@
 """A graph as one file: safetensors with the constants, and the graph as JSON in its header.
 
 The header names every tensor and op; to read it takes neither torch nor our Python. A reader
-checks every field and every rule of `edge.ir.verify`, so that what is loaded can be trusted.
-An int8 graph brings the float graph that it was made from, whose constants are named `float/...`.
+checks every field and every rule of `fedkit.graph.ir.verify`, so that what is loaded can be
+trusted. An int8 graph brings the float graph that it was made from, whose constants are named
+`float/...`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
-from edge import ir
 from fedkit.core.errors import ExportError
 from fedkit.core.files import read_whole, write_atomic
+from fedkit.graph import ir
 
 VERSION = 2
 """Version of the file. 1 had no origin and is read too; a reader refuses others."""
@@ -78,7 +79,7 @@ class _Op:
 @_strict
 @dataclass(frozen=True)
 class _Graph:
-    """The fields of `edge.ir.Graph`."""
+    """The fields of `fedkit.graph.ir.Graph`."""
 
     tensors: tuple[_Tensor, ...]
     ops: Annotated[tuple[_Op, ...], Field(min_length=1)]
@@ -89,7 +90,7 @@ class _Graph:
 @_strict
 @dataclass(frozen=True)
 class _Origin:
-    """The fields of `edge.ir.Origin`."""
+    """The fields of `fedkit.graph.ir.Origin`."""
 
     floats: _Graph
     examples: Annotated[int, Field(ge=1)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edge import artifact, ir
+from edge import artifact
 from edge.cost import op_cost
 from edge.targets.export_target import plain_bytes
 from edge.targets.registry import row_of
+from fedkit.graph import ir
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edge import arena, artifact, graph_file, ir
-from edge.define.interpret import FloatArray
+from edge import arena, artifact, graph_file
 from edge.quantize import truth
 from edge.targets.export_target import ports
 from edge.targets.registry import find_row, runtimes
+from fedkit.graph import ir
+from fedkit.graph.interpret import FloatArray
 
 
 def save(

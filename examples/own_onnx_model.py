@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.define.interpret import evaluate
 from edge.export import export_tflite, load_onnx
-from edge.ir import to_graph_layout
 from edge.targets.tflite.runner import TfliteRunner
+from fedkit.graph.interpret import evaluate
+from fedkit.graph.ir import to_graph_layout
 
 
 def main(path: Path) -> float:

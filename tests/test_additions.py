@@ -122,7 +122,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge import ir
+from fedkit.graph import ir
 from edge.check import check
 from edge.inspect import inspect
 from edge.runners import open_runner

@@ -13,8 +13,8 @@ import pytest
 
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.nn.zoo import build_model
-from tests.edge.read.exported import exported
 from tests.edge.targets.c99.library import need_gcc
+from tests.graph.exported import exported
 
 ROOT = Path(__file__).resolve().parents[1]
 

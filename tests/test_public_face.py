@@ -15,12 +15,12 @@ from torch import nn
 
 import edge
 import fedkit
-from edge import ir
 from fedkit.core.errors import CheckpointError, ConfigError, ExportError, TaskError
+from fedkit.graph import ir
 from fedkit.server.checkpoint import RunFolder
 from fedkit.tasks import load_task
-from tests.edge.read.exported import exported
 from tests.fresh import HEAVY, ROOT, imported_by
+from tests.graph.exported import exported
 
 FACES = (fedkit, edge)
 SETTINGS: dict[str, Any] = {

@@ -153,7 +153,7 @@ def _layers() -> Iterator[str]:
 
 
 def _onnx_operators() -> Iterator[str]:
-    from edge.read.onnx_file import _HANDLERS, _OPSETS
+    from fedkit.graph.from_onnx import _HANDLERS, _OPSETS
 
     operators = ", ".join(f"`{operator}`" for operator in sorted(_HANDLERS))
     yield f"Opsets {_OPSETS[0]} to {_OPSETS[-1]}: {operators}."

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge.read.torch_module import lower
 from fedkit.core.errors import FedkitError
 from fedkit.engine.plan.capture import capture
+from fedkit.graph.from_torch import lower
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.shiftquant import convert
 

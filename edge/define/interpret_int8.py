@@ -11,14 +11,46 @@ from functools import partial, reduce
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edge import ir
-from edge.define.rounding import Policy, Scales
-from edge.define.taps import padded, taps
+from edge.define.rounding import Policy, Scales, policy
 from fedkit.core.numerics import Int64s
+from fedkit.graph import ir
+from fedkit.graph.interpret import check_inputs, run
+from fedkit.graph.taps import padded, taps
 
+Int8Array = NDArray[np.int8]
+Int8Visitor = Callable[[str, Int8Array], None]
 Operands = tuple[Int64s, ...]
 Compute = Callable[[Policy, ir.Graph, ir.Op, Operands], Int64s]
+
+
+def evaluate_int8(
+    graph: ir.Graph, inputs: Int8Array, rounding: str = "half_up", visit: Int8Visitor | None = None
+) -> Int8Array:
+    """Run an int8 graph, integer by integer.
+
+    Args:
+        graph: Quantised, with one input and one output.
+        inputs: int8 [n, h, w, c] or [n, f], any n, in the graph's layout.
+        rounding: A policy of `edge.define.rounding`; the default is what our own targets compute.
+        visit: Called with the name and value of each activation as soon as it is known.
+
+    Returns:
+        int8 [n, ...], the graph's output.
+
+    Raises:
+        ExportError: The graph is not quantised, the inputs do not fit it, or there is no such
+            policy.
+    """
+    check_inputs(graph, inputs, "int8")
+    how = policy(rounding)
+
+    def compute_int8(op: ir.Op, operands: list[Int8Array]) -> Int8Array:
+        wide = tuple(operand.astype(np.int64) for operand in operands)
+        return compute(how, graph, op, wide).astype(np.int8)
+
+    return run(graph, inputs, compute_int8, visit)
 
 
 def compute(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
@@ -28,7 +60,7 @@ def compute(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> I
         policy: How it rounds.
         graph: The graph that the op belongs to, for scales and shapes.
         op: The op.
-        operands: Its inputs, int64 [n, ...] and constants in the layouts of `edge.ir`.
+        operands: Its inputs, int64 [n, ...] and constants in the layouts of `fedkit.graph.ir`.
 
     Returns:
         int64 [n, ...] within int8.

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import (
     FixedPoint,
@@ -37,6 +36,7 @@ from fedkit.core.numerics import (
     shift_right_half_away,
     shift_right_half_up,
 )
+from fedkit.graph import ir
 
 Scales = NDArray[np.float64]
 

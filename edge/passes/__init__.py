@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from edge import ir
 from edge.passes import affine_to_depthwise, fold_bn, fold_flatten, fuse_relu
+from fedkit.graph import ir
 
 Match = TypeVar("Match")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge import ir
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 
 
 def match(graph: ir.Graph) -> ir.Op | None:

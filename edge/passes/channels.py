@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from edge import ir
+from fedkit.graph import ir
 
 Indices = NDArray[np.intp]
 Flags = NDArray[np.bool_]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edge import ir
+from fedkit.graph import ir
 
 
 @dataclass(frozen=True)

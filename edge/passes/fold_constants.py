@@ -15,10 +15,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from edge import ir
 from edge.passes.channels import MIXING, Flags, known
 from edge.passes.probe import Values
 from fedkit.core.numerics import Int64s
+from fedkit.graph import ir
 
 
 def fold_constants(graph: ir.Graph, seen: Values) -> ir.Graph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from edge import ir
+from fedkit.graph import ir
 
 
 @dataclass(frozen=True)

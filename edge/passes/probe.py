@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edge import ir
-from edge.define.interpret import Int8Array, evaluate_int8
+from edge.define.interpret_int8 import Int8Array, evaluate_int8
 from edge.define.rounding import POLICIES
 from edge.passes.channels import Flags
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 
 Values = Mapping[str, Mapping[str, Int8Array]]
 """Rounding policy -> activation -> its integers [n, ...]."""

@@ -17,10 +17,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from edge import ir
 from edge.passes.channels import MIXING, Flags, activations, groups, known, reads
 from edge.passes.fold_constants import fold_constants
 from edge.passes.probe import compare, observe
+from fedkit.graph import ir
 
 Channels = Mapping[str, Flags]
 """Activation -> which of its channels."""

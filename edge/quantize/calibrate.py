@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
-from edge.define.interpret import FloatArray, compute, evaluate
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.interpret import FloatArray, compute, evaluate
 
 _BATCH = 32
 _MOST_VALUES = 2**25  # of an activation over all examples that run side by side: 128 MiB

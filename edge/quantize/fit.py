@@ -21,9 +21,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
-from edge.define.interpret import FloatArray
-from edge.define.taps import Number, taps
+from fedkit.graph import ir
+from fedkit.graph.interpret import FloatArray
+from fedkit.graph.taps import Number, taps
 
 Floats = NDArray[np.float64]
 

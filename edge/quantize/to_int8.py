@@ -32,11 +32,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
-from edge.define.interpret import FloatArray
 from edge.quantize import fit
 from edge.quantize.calibrate import CONSTANT, EMPTY, Joined, Range, SideBySide, joined, ranges
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.interpret import FloatArray
 
 Scaling = Literal["float", "pow2"]
 """What a scale may be: any float32, or a power of two."""

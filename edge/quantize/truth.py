@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
-from edge.define.interpret import FloatArray, Int8Array, evaluate, evaluate_int8
+from edge.define.interpret_int8 import Int8Array, evaluate_int8
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.interpret import FloatArray, evaluate
 
 WARNED = 0.25
 """Noise over signal of an output beyond which a warning is due."""

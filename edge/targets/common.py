@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge import ir
 from edge.define.rounding import Scales, multipliers
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
+from fedkit.graph import ir
 
 
 def check_compilable(graph: ir.Graph, target: str) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import artifact, ir
+from edge import artifact
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 
 _TEST_VECTORS = 4
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import artifact, graph_file, ir
-from edge.define.interpret import evaluate_int8
+from edge import artifact, graph_file
+from edge.define.interpret_int8 import evaluate_int8
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 
 INTERPRETER = "interpreter"
 """The runtime of every target that computes what the artifact should, and runs nothing of it."""

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from edge import artifact, ir
+from edge import artifact
 from edge.artifact import Artifact
 from edge.bench.emulate import emulate
 from edge.bench.result import Quantity, ReferenceVectors, Result
@@ -33,7 +33,7 @@ from edge.bench.ssh import Board, measure
 from edge.bench.targets import TARGETS, Target, find_target
 from edge.check import graph_of
 from edge.cost import cost
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import float_graph, save_c99
 from edge.passes.slim import slim
 from edge.quantize.to_int8 import quantize
@@ -41,6 +41,7 @@ from edge.targets.c99.calls import Goal
 from edge.targets.registry import runtimes
 from fedkit.bench import markdown
 from fedkit.core.errors import ConfigError
+from fedkit.graph import ir
 
 _SEED = 0
 _CALIBRATION = 16

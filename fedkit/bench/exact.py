@@ -33,7 +33,6 @@ import numpy as np
 from edge.artifact import Artifact
 from edge.check import CheckReport, check
 from edge.cost import cost
-from edge.define.interpret import FloatArray
 from edge.export import (
     float_graph,
     int8_graph,
@@ -43,7 +42,6 @@ from edge.export import (
     save_onnx,
     save_tflite,
 )
-from edge.ir import Graph, to_graph_layout
 from edge.quantize.to_int8 import quantize
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.registry import runtimes
@@ -56,6 +54,8 @@ from fedkit.engine.base import LocalTraining
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
+from fedkit.graph.interpret import FloatArray
+from fedkit.graph.ir import Graph, to_graph_layout
 from fedkit.sparse.distribution import erk, kept_counts
 from fedkit.sparse.masks import layer_masks
 from fedkit.sparse.state import Masks, ModelState

@@ -34,15 +34,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edge import ir
 from edge.artifact import Artifact
 from edge.bench.fpga import Figures, synthesise_block, synthesise_model
 from edge.check import check
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph, save_fpga, save_graph
 from edge.targets.fpga.runner import SimulatedRunner
 from fedkit.bench import markdown
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 
 _SEED = 0
 _GROUPS = 4

@@ -31,7 +31,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from edge import ir
 from edge.export import float_graph, save_c99, save_onnx, save_tflite
 from edge.passes.slim import slim
 from edge.quantize.to_int8 import quantize
@@ -42,6 +41,7 @@ from fedkit.bench.infer_executorch import ExecuTorch, installed
 from fedkit.bench.process import run_json
 from fedkit.bench.sparsetrain import one_core, random_batch, randomly_pruned
 from fedkit.engine.torch import TorchEngine
+from fedkit.graph import ir
 from fedkit.nn.zoo import build_model, seeded
 from fedkit.tasks.task import cross_entropy
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from edge import artifact as artifacts
-from edge import graph_file, ir
+from edge import graph_file
 from edge.artifact import Artifact
 from edge.export import LANES, float_graph, int8_graph
 from edge.quantize import truth
@@ -32,6 +32,7 @@ from fedkit.core.errors import ConfigError, ExportError
 from fedkit.core.text import terminal_text
 from fedkit.core.version import __version__
 from fedkit.engine.base import Engine
+from fedkit.graph import ir
 from fedkit.server.checkpoint import Checkpoint, RunFolder
 from fedkit.server.scenario import Scenario, test_examples
 from fedkit.sparse.layout import Layout

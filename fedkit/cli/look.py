@@ -13,12 +13,12 @@ from rich.table import Table
 from edge import artifact as artifacts
 from edge import check as checks
 from edge import inspect as layers
-from edge import ir
 from edge.artifact import Artifact
 from edge.export import float_graph
 from edge.quantize import truth
 from fedkit.cli.export import say_what_runs, task_of
 from fedkit.core.errors import CheckpointError
+from fedkit.graph import ir
 from fedkit.server.checkpoint import RunFolder
 from sim.scenario import make_scenario
 

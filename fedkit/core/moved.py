@@ -23,7 +23,7 @@ MODULES = {
     "edge.emit.onnx": "edge.targets.onnx.emitter",
     "edge.emit.tflite": "edge.targets.tflite.emitter",
     "edge.fit": "edge.quantize.fit",
-    "edge.interpret": "edge.define.interpret",
+    "edge.interpret": "fedkit.graph.interpret",
     "edge.interpret_int8": "edge.define.interpret_int8",
     "edge.interpreted": "edge.targets.interpreter",
     "edge.kernels.assembler": "edge.targets.fpga.assembler",
@@ -34,15 +34,16 @@ MODULES = {
     "edge.kernels.program": "edge.targets.c99.calls",
     "edge.kernels.requant": "edge.targets.c99.requant",
     "edge.kernels.steps": "edge.targets.fpga.steps",
-    "edge.lower": "edge.read.torch_module",
-    "edge.lower_onnx": "edge.read.onnx_file",
-    "edge.lowering": "edge.read.lowering",
+    "edge.ir": "fedkit.graph.ir",
+    "edge.lower": "fedkit.graph.from_torch",
+    "edge.lower_onnx": "fedkit.graph.from_onnx",
+    "edge.lowering": "fedkit.graph.lowering",
     "edge.memory": "edge.arena",
     "edge.rounding": "edge.define.rounding",
     "edge.runtime": "edge.targets.tflite.runner",
     "edge.runtime_onnx": "edge.targets.onnx.runner",
     "edge.simulated": "edge.targets.fpga.runner",
-    "edge.taps": "edge.define.taps",
+    "edge.taps": "fedkit.graph.taps",
     "edge.truth": "edge.quantize.truth",
     "edge.yosys": "edge.targets.fpga.yosys",
     "fedkit.aggregation": "fedkit.server.aggregation",
@@ -116,6 +117,10 @@ EMPTIED = ("edge.emit", "edge.kernels")
 """Packages of the old tree that held modules alone, which went different ways."""
 
 NAMES = {
+    "edge.interpret": {
+        name: f"edge.define.interpret_int8.{name}"
+        for name in ("Int8Array", "Int8Visitor", "evaluate_int8")
+    },
     "edge.kernels.program": {
         "Place": "edge.targets.c99.calls.BufferOffset",
         "Pointer": "edge.targets.c99.calls.ConstantAddress",

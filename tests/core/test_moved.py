@@ -86,7 +86,7 @@ def test_no_old_path_takes_the_place_of_a_name(walked: dict[str, dict[str, Any]]
     [
         ("import fedkit.errors", "fedkit.errors is now fedkit.core.errors"),
         ("from fedkit.task import Task", "fedkit.task is now fedkit.tasks.task"),
-        ("from edge import lower", "edge.lower is now edge.read.torch_module"),
+        ("from edge import lower", "edge.lower is now fedkit.graph.from_torch"),
         ("import edge.kernels.pack", "edge.kernels.pack is now edge.targets.c99.pack"),
         ("from sim import cell", "sim.cell is now fedkit.bench.cell"),
         (

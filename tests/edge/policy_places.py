@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge import ir
 from edge.targets.onnx import emitter as onnx
 from edge.targets.onnx.runner import OnnxRunner
 from edge.targets.registry import runtimes
 from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite.runner import TfliteRunner
+from fedkit.graph import ir
 from tests.edge.single_ops import (
     Codes,
 )

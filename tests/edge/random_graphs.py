@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from edge import ir
+from fedkit.graph import ir
 from tests.edge.single_ops import Case, Random, a_ratio, a_scale_for_six, constants, graph_of
 
 _Op = tuple[ir.Kind, ir.Activation]

@@ -1,7 +1,7 @@
 """Int8 graphs of one op at given scales and zero points, with inputs that reach its sums.
 
-Nothing here is calibrated: a graph takes any scales that `edge.ir` allows, as a concat or a widened
-range may bring them about.
+Nothing here is calibrated: a graph takes any scales that `fedkit.graph.ir` allows, as a concat or a
+widened range may bring them about.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
+from fedkit.graph import ir
 
 Random = np.random.Generator
 Codes = NDArray[np.int8]

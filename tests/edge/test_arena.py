@@ -8,8 +8,8 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge import ir
 from edge.arena import Buffer, activation_bytes, plan
+from fedkit.graph import ir
 
 BUFFERS = st.dictionaries(
     st.text("abcdef", min_size=1),

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from edge import ir
 from edge.artifact import Artifact
 from edge.bench import build
-from edge.define.interpret import Int8Array, evaluate_int8
+from edge.define.interpret_int8 import Int8Array, evaluate_int8
 from edge.export import export_c99, int8_graph, save_c99
 from edge.targets.c99.calls import Goal
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.c_names import NAME, check_name, generic_names, name_for
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 from tests.edge.models import images
 from tests.edge.targets.c99.library import need_gcc
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge import artifact, ir
+from edge import artifact
 from edge.artifact import Artifact
 from edge.check import check
 from edge.define import interpret_int8
@@ -23,6 +23,7 @@ from edge.runners import open_runner
 from edge.targets.registry import runtimes
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
+from fedkit.graph import ir
 from tests.edge.models import Branches, DenseBlock, Flat
 from tests.edge.targets.c99.library import need_gcc
 from tests.sets import slow

@@ -13,10 +13,11 @@ from torch import nn
 
 from edge import artifact
 from edge.artifact import Artifact
-from edge.export import export_tflite
+from edge.export import export_c99, export_onnx, export_tflite, load_onnx
 from edge.targets.tflite.runner import TfliteRunner, available_runtimes
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
+from tests.graph.exported import exported as onnx_bytes
 
 Floats = NDArray[np.float32]
 TorchOutputs = Callable[[nn.Module, Floats], Floats]
@@ -99,3 +100,19 @@ def test_a_model_whose_logits_are_not_finite_is_not_saved(tmp_path: Path) -> Non
     with pytest.raises(ExportError, match="holds NaN or infinity"):
         export_tflite(model, np.ones((1, 2), np.float32), tmp_path / "nan.tflite", {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_onnx_file_becomes_each_target(  # type: ignore[no-untyped-def]
+    trained, torch_outputs, tmp_path: Path
+) -> None:
+    path = tmp_path / "digits.onnx"
+    path.write_bytes(onnx_bytes(trained.model, (1, 8, 8)))
+    graph, calibration = load_onnx(path), trained.train[:200]
+    saved = export_tflite(graph, calibration, tmp_path / "digits.tflite", {"source": path.name})
+    expected = torch_outputs(trained.model, trained.test)
+    found = TfliteRunner(saved.path).predict(trained.test)
+    assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.98
+    assert export_c99(graph, calibration, tmp_path / "c", {}).target == "c99"
+    assert export_onnx(graph, calibration, tmp_path / "int8.onnx", {}).target == "onnx-qdq"
+    with pytest.raises(ExportError, match="quantised already"):
+        load_onnx(tmp_path / "int8.onnx")

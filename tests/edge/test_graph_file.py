@@ -14,13 +14,14 @@ import pytest
 from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
-from edge import ir
-from edge.define.interpret import evaluate, evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph
 from edge.graph_file import from_bytes, load_graph, save_graph, to_bytes
 from edge.passes import optimise
-from edge.read.torch_module import lower
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.from_torch import lower
+from fedkit.graph.interpret import evaluate
 from fedkit.nn.zoo import build_model
 
 SHAPE = (1, 8, 8)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from edge.define.interpret import evaluate
 from edge.export import float_graph, int8_graph
 from fedkit.core.errors import ExportError
+from fedkit.graph.interpret import evaluate
 
 Floats = NDArray[np.float32]
 

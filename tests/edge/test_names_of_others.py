@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edge import ir
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph, load_onnx, save_c99, save_fpga, save_graph
 from edge.graph_file import load_graph
 from edge.targets.c99 import emitter as c99
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.fpga import emitter as fpga
+from fedkit.graph import ir
 from tests.edge.models import images
 from tests.edge.targets.c99.library import need_gcc
 from tests.naive.engine import FpgaEngine

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edge import ir, passes
-from edge.define.interpret import evaluate
+from edge import passes
 from edge.passes import fold_bn, fold_flatten, fuse_relu
-from edge.read.torch_module import lower
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.from_torch import lower
+from fedkit.graph.interpret import evaluate
 
 
 class TwoReaders(nn.Module):

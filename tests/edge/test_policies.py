@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from edge import ir
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.define.rounding import POLICIES
 from edge.export import save_c99
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.tflite import emitter as tflite
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 from tests.edge.policy_places import (
     PolicyRun,
     in_torchs_layout,

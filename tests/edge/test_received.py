@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from edge import artifact, ir
+from edge import artifact
 from edge.check import check
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph, save_c99, save_fpga, save_graph, save_tflite
 from edge.runners import open_runner
 from edge.targets.c99.runner import CompiledRunner
@@ -22,6 +22,7 @@ from edge.targets.fpga import yosys
 from fedkit.cli import export
 from fedkit.cli.app import app
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 from tests.edge import manifests
 from tests.edge.models import images
 from tests.edge.targets.c99.library import need_gcc

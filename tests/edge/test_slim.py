@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from edge import ir, passes
+from edge import passes
 from edge.cost import cost
-from edge.define.interpret import Int8Array, evaluate_int8
+from edge.define.interpret_int8 import Int8Array, evaluate_int8
 from edge.define.rounding import POLICIES
 from edge.export import int8_graph, save_c99
 from edge.passes import channels
@@ -25,13 +25,14 @@ from edge.passes.fold_constants import fold_constants
 from edge.passes.probe import Values, observe
 from edge.passes.slim import slim
 from edge.quantize.to_int8 import quantize
-from edge.read.torch_module import lower
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.onnx import emitter as onnx
 from edge.targets.onnx.runner import OnnxRunner
 from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite.runner import TfliteRunner, available_runtimes
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.from_torch import lower
 from fedkit.nn.zoo import build_model
 from tests.edge.models import DenseBlock, Flat, images
 from tests.edge.targets.c99.library import need_gcc

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge import ir
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph
 from edge.quantize.to_int8 import Scaling
+from fedkit.graph import ir
 from tests.edge.define.tflite_runtimes import int8_inputs
 from tests.edge.policy_places import PolicyRun
 from tests.edge.targets.c99.library import need_gcc

@@ -14,15 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge import artifact, graph_file, ir
+from edge import artifact, graph_file
 from edge.check import check
-from edge.define.interpret import evaluate, evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import export_tflite, int8_graph, save_c99, save_fpga, save_graph, save_onnx
 from edge.inspect import inspect
 from edge.quantize import truth
 from edge.quantize.truth import ExportWarning
 from edge.targets.tflite.runner import TfliteRunner
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.interpret import evaluate
 
 Floats = NDArray[np.float32]
 Save = Callable[..., artifact.Artifact]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.ir import Window
+from fedkit.graph.ir import Window
 
 Array = NDArray[Any]
 

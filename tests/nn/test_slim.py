@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge import ir
 from edge.cost import cost
 from edge.export import float_graph
 from edge.passes.slim import slim as slim_graph
 from edge.quantize.to_int8 import quantize
 from fedkit.core.errors import ConfigError
+from fedkit.graph import ir
 from fedkit.nn.layers import prunable_weights
 from fedkit.nn.slim import Slimmed, slim
 from fedkit.nn.zoo import build_model

@@ -1,6 +1,6 @@
 """From an int8 graph to calls of the C kernels: layouts, packed constants, buffers.
 
-What the calls compute is what `edge.define.interpret.evaluate_int8` computes under `half_up`,
+What the calls compute is what `edge.define.interpret_int8` computes under `half_up`,
 integer by integer. Four things are decided here:
 
 - activations of one height and width share one halo, the largest that a reader needs: sums then
@@ -23,7 +23,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
 from edge.arena import Buffer
 from edge.define.rounding import Scales, add_multipliers
 from edge.targets.c99 import pack
@@ -32,6 +31,7 @@ from edge.targets.c99.requant import LEAST_SHIFT, Requant, near, simplified
 from edge.targets.common import check_compilable, multiplier_and_shift
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
+from fedkit.graph import ir
 
 Goal = Literal["speed", "size"]
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import arena, ir
+from edge import arena
 from edge.targets.c99 import pack
 from edge.targets.c99.calls import (
     Argument,
@@ -33,6 +33,7 @@ from edge.targets.c99.calls import (
 from edge.targets.c99.pack import Planes
 from edge.targets.c_names import NAME, check_name, prefixed, renamed
 from fedkit.core.text import source_text
+from fedkit.graph import ir
 
 _KERNELS = Path(pack.__file__).with_name("kernels")
 _WIDTH = 100

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.ir import Window
 from fedkit.core.errors import ExportError
+from fedkit.graph.ir import Window
 
 Int8s = NDArray[np.int8]
 Int32s = NDArray[np.int32]

@@ -10,14 +10,15 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import artifact, ir
-from edge.define.interpret import evaluate_int8
+from edge import artifact
+from edge.define.interpret_int8 import evaluate_int8
 from edge.targets.c99 import emitter
 from edge.targets.c99.calls import ConstantAddress, Goal, Struct, compile_graph
 from edge.targets.c99.runner import CompiledRunner, name_of
 from edge.targets.c_names import check_new_name, name_for
 from edge.targets.export_target import ExportTarget, Made, vectors_of
 from edge.targets.tflite.runner import Runner
+from fedkit.graph import ir
 
 _ROUNDING = "half_up"
 

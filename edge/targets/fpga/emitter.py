@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
 from edge.targets.fpga import lanes as lane_memory
 from edge.targets.fpga.assembler import WORD_BITS, assemble, cycles, listing
 from edge.targets.fpga.lanes import LaneMemory, value_bits
 from edge.targets.fpga.microcode import compile_graph
 from edge.targets.fpga.steps import Microcode
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 
 _HDL = Path(lane_memory.__file__).with_name("hdl")
 _MODULES = ("engine", "sequencer", "lane", "pe", "requantize", "rom", "ram")

@@ -1,7 +1,7 @@
 """From an int8 graph to a program of the FPGA engine in `hdl/`.
 
-What the engine computes is what `edge.define.interpret.evaluate_int8` computes under `half_up`,
-integer by integer. Every op becomes one step or a few:
+What the engine computes is what `edge.define.interpret_int8` computes under `half_up`, integer by
+integer. Every op becomes one step or a few:
 
 - convolutions, linear layers, means and average pools are filters over windows, whose zeros are
   not stored; a maximum is a filter that keeps the largest instead of adding;
@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edge import ir
 from edge.arena import Buffer, plan
 from edge.define.rounding import add_multipliers
 from edge.targets.common import check_compilable, multiplier_and_shift
@@ -27,6 +26,7 @@ from edge.targets.fpga.lanes import MOST_ENTRIES, Filter, deal, entry_count, nar
 from edge.targets.fpga.steps import SAME, EngineStep, LoopAddress, MapLayout, Microcode, Run, Triple
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
+from fedkit.graph import ir
 
 _LEAD = 256  # makes a sum of centred values of int8 positive, so that it can be divided exactly
 

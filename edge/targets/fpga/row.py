@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import artifact, ir
-from edge.define.interpret import evaluate_int8
+from edge import artifact
+from edge.define.interpret_int8 import evaluate_int8
 from edge.targets.export_target import ExportTarget, Made, vectors_of
 from edge.targets.fpga import emitter, microcode
 from edge.targets.fpga.lanes import TABLE_WORDS, entry_count
 from edge.targets.fpga.runner import SimulatedRunner
 from edge.targets.tflite.runner import Runner
+from fedkit.graph import ir
 
 LANES = 4
 """Filters that are computed at a time, if nothing else is asked for."""

@@ -22,8 +22,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edge import ir
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 
 Form = Literal["qdq", "qoperator"]
 

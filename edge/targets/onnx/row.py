@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import artifact, ir
+from edge import artifact
 from edge.targets.export_target import ExportTarget, Made, check_runs, content_of, needing_package
 from edge.targets.onnx.runner import OnnxRunner
 from edge.targets.tflite.runner import Runner
+from fedkit.graph import ir
 
 Form = Literal["qdq", "qoperator"]
 _EXTRA = "onnx"

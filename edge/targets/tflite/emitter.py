@@ -16,8 +16,8 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edge import ir
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 
 _SCHEMA_VERSION = 3
 _IDENTIFIER = b"TFL3"

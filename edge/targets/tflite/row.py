@@ -8,10 +8,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import artifact, ir
+from edge import artifact
 from edge.targets.export_target import ExportTarget, Made, check_runs, content_of
 from edge.targets.tflite import emitter
 from edge.targets.tflite.runner import Runner, Runtime, TfliteRunner
+from fedkit.graph import ir
 
 
 def _make(graph: ir.Graph, examples: NDArray[np.float32], path: Path) -> Made:

@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import artifact, ir
+from edge import artifact
 from fedkit.core.errors import ExportError
 from fedkit.core.files import read_whole
+from fedkit.graph import ir
 
 Runtime = Literal["ai-edge-litert", "tflite-runtime"]
 

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import artifact, ir
+from edge import artifact
 from edge.artifact import Artifact
 from edge.bench import build, emulate
 from edge.bench.result import ReferenceVectors, Result
 from edge.bench.targets import TARGETS, find_target
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph, save_c99
 from fedkit.core.errors import BenchError, ConfigError
+from fedkit.graph import ir
 from fedkit.nn.zoo import build_model
 from tests.edge.models import pruned
 from tests.edge.targets.c99.library import need_emulator

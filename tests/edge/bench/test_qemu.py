@@ -16,7 +16,7 @@ from edge.bench.build import compile_c
 from edge.bench.emulate import emulate
 from edge.bench.result import ReferenceVectors
 from edge.bench.targets import TARGETS
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph, save_c99
 from tests.edge.models import pruned
 from tests.edge.targets.c99.library import need_emulator, need_gcc

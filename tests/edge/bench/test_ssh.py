@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from torch import nn
 
-from edge import ir
 from edge.artifact import Artifact
 from edge.bench import ssh
 from edge.bench.result import ReferenceVectors
 from edge.bench.ssh import Board, measure
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph, save_c99
 from fedkit.core.errors import BenchError
+from fedkit.graph import ir
 from tests.edge.targets.c99.library import need_emulator, need_gcc
 from tests.processes import HANG, wait_for
 

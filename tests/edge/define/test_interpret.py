@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edge import ir
-from edge.define.interpret import evaluate
 from edge.quantize.to_int8 import quantize
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.interpret import evaluate
 
 Build = Callable[..., ir.Graph]
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from edge import ir
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.define.rounding import POLICIES, add_multipliers, policy
 from edge.export import int8_graph
 from edge.targets.tflite.runner import Runtime
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 from fedkit.nn.zoo import build_model
 from tests.edge.define.tflite_runtimes import WHOLE, assert_equal_integers, int8_inputs
 from tests.edge.models import MODELS, Flat, images

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite.runner import Runtime, TfliteRunner
+from fedkit.graph import ir
 
 RUNTIMES: dict[Runtime, str] = {"ai-edge-litert": "half_even", "tflite-runtime": "gemmlowp"}
 """Runtime -> the policy that is its arithmetic."""

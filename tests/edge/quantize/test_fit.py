@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge import ir
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import float_graph
 from edge.quantize import fit
 from edge.quantize.calibrate import SideBySide
 from edge.quantize.to_int8 import quantize
+from fedkit.graph import ir
 from fedkit.nn.zoo import build_model
 
 Floats = NDArray[np.float64]

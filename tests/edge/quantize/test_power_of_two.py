@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
-from edge import ir
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph, save_tflite
 from edge.quantize.to_int8 import Scaling, quantize
 from edge.targets.c99.calls import Goal
@@ -22,6 +21,7 @@ from edge.targets.onnx import emitter as onnx
 from edge.targets.onnx.runner import OnnxRunner
 from edge.targets.tflite.runner import Runtime, TfliteRunner
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 from fedkit.nn.zoo import build_model
 from tests.edge.conftest import TrainedModel
 from tests.edge.define.tflite_runtimes import assert_equal_integers, int8_inputs

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge import ir
-from edge.define.interpret import evaluate, evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import float_graph
 from edge.passes import optimise
 from edge.quantize.fit import MOST_TERMS
 from edge.quantize.to_int8 import quantize
-from edge.read.torch_module import lower
 from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite.runner import TfliteRunner, available_runtimes
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.from_torch import lower
+from fedkit.graph.interpret import evaluate
 from tests.edge.conftest import TrainedModel
 from tests.edge.models import Branches, Flat, images
 

@@ -11,8 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from torch import nn
 
-from edge import ir
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import float_graph, save_tflite
 from edge.quantize.to_int8 import TrainedIntegers, quantize
 from edge.targets.c99.calls import Goal
@@ -27,6 +26,7 @@ from fedkit.engine.integer.inference import Integers, integers
 from fedkit.engine.integer.integer_network import full_weight
 from fedkit.engine.plan.plan import Conv, Plan
 from fedkit.engine.torch import TorchEngine
+from fedkit.graph import ir
 from fedkit.sparse.state import ModelState
 from fedkit.tasks import digits
 from tests.edge.define.tflite_runtimes import assert_equal_integers, int8_inputs

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edge import ir
 from edge.artifact import Artifact
-from edge.define.interpret import evaluate_int8
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import save_c99
 from edge.targets.c99.calls import Goal
 from edge.targets.c99.runner import CompiledRunner
+from fedkit.graph import ir
 from tests.edge.models import Images
 
 QUICK = ("-O0", "-march=native")  # the kernels for this processor, and little time to compile

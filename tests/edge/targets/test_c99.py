@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edge import artifact, ir
-from edge.define.interpret import evaluate_int8
+from edge import artifact
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import export_c99, int8_graph, save_c99
 from edge.targets.c99 import emitter as c99
 from edge.targets.c99.calls import Goal, compile_graph
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 from fedkit.nn.zoo import build_model
 from tests.edge.models import MODELS, OWN, Flat, Images, images, pruned
 from tests.edge.targets.c99.library import AARCH64, WARNINGS, emulate, need_emulator, need_gcc

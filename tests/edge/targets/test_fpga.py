@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from edge import artifact, ir
+from edge import artifact
 from edge.artifact import Artifact, Port
 from edge.check import check
-from edge.define.interpret import Int8Array, evaluate_int8
+from edge.define.interpret_int8 import Int8Array, evaluate_int8
 from edge.export import export_fpga, int8_graph, save_fpga, save_graph
 from edge.quantize.to_int8 import Scaling
 from edge.targets.common import multiplier_and_shift
@@ -27,6 +27,7 @@ from edge.targets.fpga.lanes import entry_count
 from edge.targets.fpga.runner import SimulatedRunner
 from edge.targets.fpga.steps import Microcode
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 from fedkit.nn.zoo import build_model
 from tests.edge import loaded
 from tests.edge.conftest import TrainedModel

@@ -17,14 +17,15 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 import edge.targets.onnx
-from edge import artifact, ir
-from edge.define.interpret import evaluate_int8
+from edge import artifact
+from edge.define.interpret_int8 import evaluate_int8
 from edge.export import export_onnx, int8_graph
 from edge.quantize.to_int8 import quantize
-from edge.read.torch_module import lower
 from edge.targets.onnx import emitter as emitter
 from edge.targets.onnx.runner import OnnxRunner
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.from_torch import lower
 from fedkit.nn.zoo import build_model
 from tests.edge.define.tflite_runtimes import WHOLE, int8_inputs
 from tests.edge.models import MODELS, Flat, Residual, images

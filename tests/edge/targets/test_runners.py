@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge import artifact, ir
+from edge import artifact
 from edge.quantize.to_int8 import quantize
 from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite import runner
 from edge.targets.tflite.runner import TfliteRunner, available_runtimes
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 
 
 @pytest.fixture

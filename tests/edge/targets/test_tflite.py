@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
-from edge import ir, passes
-from edge.define.interpret import evaluate
+from edge import passes
 from edge.export import int8_graph
-from edge.read.torch_module import lower
 from edge.targets.tflite import emitter as tflite
 from edge.targets.tflite.runner import TfliteRunner, available_runtimes
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.from_torch import lower
+from fedkit.graph.interpret import evaluate
 from tests.edge.models import MODELS, Flat, Images, Residual, images
 
 

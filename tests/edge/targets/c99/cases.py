@@ -10,9 +10,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from edge.ir import Window
 from edge.targets.c99 import pack
 from edge.targets.c99.pack import Planes
+from fedkit.graph.ir import Window
 from tests.edge.targets.c99.library import (
     InferenceKernels,
     RequantArguments,

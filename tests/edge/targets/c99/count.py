@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.ir import Window
 from edge.targets.c99.pack import Planes
+from fedkit.graph.ir import Window
 from tests.edge.targets.c99.library import (
     AARCH64,
     C99,

@@ -23,11 +23,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge.ir import Window
 from edge.targets.c99 import pack
 from edge.targets.c99.pack import Phases, Planes
 from edge.targets.c99.requant import Requant as Factors
 from edge.targets.c99.requant import near
+from fedkit.graph.ir import Window
 
 C99 = Path(pack.__file__).parent / "kernels"
 SOURCES = sorted(C99.glob("*.c"))

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.ir import Window
 from edge.targets.c99 import pack
 from edge.targets.c99.pack import Phases, Planes
 from fedkit.core.errors import ExportError
+from fedkit.graph.ir import Window
 from tests.edge.targets.c99.cases import Array, random_weights
 
 SHAPE = (5, 8, 3, 3)

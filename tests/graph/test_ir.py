@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge import ir
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 
 
 @pytest.fixture

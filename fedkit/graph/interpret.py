@@ -1,4 +1,4 @@
-"""The slow, readable definition of what a graph computes: in float here, in integers beside it."""
+"""The slow, readable definition of what a float graph computes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
-from edge.define import interpret_int8
-from edge.define.rounding import policy
-from edge.define.taps import padded, taps
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.taps import padded, taps
 
 FloatArray = NDArray[np.float32]
-Int8Array = NDArray[np.int8]
 Visitor = Callable[[str, FloatArray], None]
-Int8Visitor = Callable[[str, Int8Array], None]
 
-_Value = TypeVar("_Value", bound=np.generic)
-_Operands = list[NDArray[_Value]]
+Value = TypeVar("Value", bound=np.generic)
+Operands = list[NDArray[Value]]
 
 
 def evaluate(graph: ir.Graph, inputs: FloatArray, visit: Visitor | None = None) -> FloatArray:
@@ -37,9 +33,8 @@ def evaluate(graph: ir.Graph, inputs: FloatArray, visit: Visitor | None = None) 
     Raises:
         ExportError: The graph is quantised, or the inputs do not fit it.
     """
-    _check(graph, inputs, "float32")
-
-    return _run(graph, inputs, lambda op, operands: compute(op, graph, operands), visit)
+    check_inputs(graph, inputs, "float32")
+    return run(graph, inputs, lambda op, operands: compute(op, graph, operands), visit)
 
 
 def compute(op: ir.Op, graph: ir.Graph, operands: Sequence[FloatArray]) -> FloatArray:
@@ -47,41 +42,24 @@ def compute(op: ir.Op, graph: ir.Graph, operands: Sequence[FloatArray]) -> Float
     return _activate(op.activation, _OPS[op.kind](op, graph, *operands))
 
 
-def evaluate_int8(
-    graph: ir.Graph, inputs: Int8Array, rounding: str = "half_up", visit: Int8Visitor | None = None
-) -> Int8Array:
-    """Run an int8 graph, integer by integer.
+def run(
+    graph: ir.Graph,
+    inputs: NDArray[Value],
+    compute: Callable[[ir.Op, Operands[Value]], NDArray[Value]],
+    visit: Callable[[str, NDArray[Value]], None] | None,
+) -> NDArray[Value]:
+    """Run a graph op by op; a value is let go of once its last reader has run.
 
     Args:
-        graph: Quantised, with one input and one output.
-        inputs: int8 [n, h, w, c] or [n, f], any n, in the graph's layout.
-        rounding: A policy of `edge.define.rounding`; the default is what our own targets compute.
+        graph: With one input and one output.
+        inputs: That input.
+        compute: Gives an op's result from its operands, constants among them.
         visit: Called with the name and value of each activation as soon as it is known.
 
     Returns:
-        int8 [n, ...], the graph's output.
-
-    Raises:
-        ExportError: The graph is not quantised, the inputs do not fit it, or there is no such
-            policy.
+        The graph's output.
     """
-    _check(graph, inputs, "int8")
-    how = policy(rounding)
-
-    def compute_int8(op: ir.Op, operands: _Operands[np.int8]) -> Int8Array:
-        wide = tuple(operand.astype(np.int64) for operand in operands)
-        return interpret_int8.compute(how, graph, op, wide).astype(np.int8)
-
-    return _run(graph, inputs, compute_int8, visit)
-
-
-def _run(
-    graph: ir.Graph,
-    inputs: NDArray[_Value],
-    compute: Callable[[ir.Op, _Operands[_Value]], NDArray[_Value]],
-    visit: Callable[[str, NDArray[_Value]], None] | None,
-) -> NDArray[_Value]:
-    values: dict[str, NDArray[_Value]] = {graph.inputs[0]: inputs}
+    values: dict[str, NDArray[Value]] = {graph.inputs[0]: inputs}
     last_use = {name: op for op in graph.ops for name in op.inputs}
     if visit:
         visit(graph.inputs[0], inputs)
@@ -96,7 +74,8 @@ def _run(
     return values[graph.outputs[0]]
 
 
-def _check(graph: ir.Graph, inputs: NDArray[Any], dtype: ir.DType) -> None:
+def check_inputs(graph: ir.Graph, inputs: NDArray[Any], dtype: ir.DType) -> None:
+    """Raise an `ExportError` where inputs do not fit a graph of such numbers."""
     expected = graph.tensors[graph.inputs[0]]
     if expected.dtype != dtype:
         raise ExportError(

@@ -20,8 +20,10 @@ import onnx
 from onnx import checker, defs, external_data_helper, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from edge import ir
-from edge.read.lowering import (
+from fedkit.core.errors import ExportError
+from fedkit.core.files import read_whole
+from fedkit.graph import ir
+from fedkit.graph.lowering import (
     LOGITS,
     SERIES,
     Lowering,
@@ -33,8 +35,6 @@ from edge.read.lowering import (
     require,
     require_small,
 )
-from fedkit.core.errors import ExportError
-from fedkit.core.files import read_whole
 
 _OPSETS = range(7, 29)
 """From the first in which operands broadcast as in numpy to the last that was looked at."""
@@ -157,7 +157,7 @@ def lower(source: Path | str | bytes) -> ir.Graph:
             width] or [n, features], and one output; n is 1 or symbolic.
 
     Returns:
-        A graph in the layouts of `edge.ir` with batch 1, not yet optimised; it passes `ir.verify`.
+        A graph in the layouts of `ir` with batch 1, not yet optimised; it passes `ir.verify`.
 
     Raises:
         ExportError: The file is missing, damaged, quantised already, or not such a model, or it

@@ -8,7 +8,7 @@ Layouts are decided here and nowhere else:
   output channel o reads input channel o // multiplier
 - linear weights: [out, in]; biases and the two vectors of `affine`: [out]
 
-`edge.define.interpret` defines what each kind of op computes.
+`fedkit.graph.interpret` defines what each kind of op computes.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from edge import ir
-from edge.define.interpret import FloatArray, evaluate
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.interpret import FloatArray, evaluate
 
 TOLERANCE = 1e-3
 """Of an example's largest output; float32 sums in another order differ by less."""

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from edge import ir, passes
-from edge.define.interpret import evaluate
-from edge.read.torch_module import lower
+from edge import passes
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.from_torch import lower
+from fedkit.graph.interpret import evaluate
 from fedkit.nn.zoo import build_model
 
 Images = NDArray[np.float32]

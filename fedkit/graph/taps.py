@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import ir
+from fedkit.graph import ir
 
 Number = TypeVar("Number", bound=np.generic)
 

@@ -23,8 +23,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves
 
-from edge import ir
-from edge.read.lowering import (
+from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.lowering import (
     SERIES,
     Lowering,
     Unsupported,
@@ -34,7 +35,6 @@ from edge.read.lowering import (
     refuse_probabilities,
     require,
 )
-from fedkit.core.errors import ExportError
 
 Arguments = Mapping[str, Any]
 """Argument name of the ATen schema -> value; tensors are `ir.Tensor` or constant `torch.Tensor`."""
@@ -80,7 +80,7 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
         input_shape: (channels, height, width) or (features,) of one example.
 
     Returns:
-        A graph in the layouts of `edge.ir`, not yet optimised; it passes `ir.verify`.
+        A graph in the layouts of `fedkit.graph.ir`, not yet optimised; it passes `ir.verify`.
 
     Raises:
         ExportError: The model cannot be traced, or holds unsupported ops; all are listed.

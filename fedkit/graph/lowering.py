@@ -1,8 +1,8 @@
 """What every reader shares: ops under construction, their rules, and diagnostics.
 
-A reader (`edge.read.torch_module` for torch, `edge.read.onnx_file` for ONNX files) reads its own
-kind of node and calls the method below that makes the op. Constants come in the layouts that torch
-and ONNX have in common: NCHW, convolution weights [out, in per group, kernel height, kernel width].
+A reader (`from_torch` for torch modules, `from_onnx` for ONNX files) reads its own kind of node
+and calls the method below that makes the op. Constants come in the layouts that torch and ONNX
+have in common: NCHW, convolution weights [out, in per group, kernel height, kernel width].
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 
-from edge import ir
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
 
 _MOST_REASONS = 8  # in one message
 _SHAPE = re.compile(r"\([\d, ]+\)")

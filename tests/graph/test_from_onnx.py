@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from edge import ir, passes
-from edge.define.interpret import evaluate
-from edge.export import export_c99, export_onnx, export_tflite, int8_graph, load_onnx
-from edge.read.onnx_file import lower
-from edge.read.torch_module import lower as lower_torch
+from edge import passes
+from edge.export import int8_graph, load_onnx
 from edge.targets.onnx import emitter as emitter
-from edge.targets.tflite.runner import TfliteRunner
 from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.from_onnx import lower
+from fedkit.graph.from_torch import lower as lower_torch
+from fedkit.graph.interpret import evaluate
 from fedkit.nn.zoo import build_model
 from tests.edge.models import MODELS, Flat, Residual, images
-from tests.edge.read.exported import exported
+from tests.graph.exported import exported
 from tests.sets import slow_but
 
 Floats = NDArray[np.float32]
@@ -642,8 +642,8 @@ def test_data_in_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 def test_without_onnx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("edge.read.onnx_file")
-    monkeypatch.delitem(sys.modules, "edge.read.onnx_file")
+    monkeypatch.delattr("fedkit.graph.from_onnx")
+    monkeypatch.delitem(sys.modules, "fedkit.graph.from_onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ExportError, match=r"onnx is not installed; run `pip install 'fedkit\["):
         load_onnx(b"")
@@ -731,22 +731,3 @@ def test_damaged_files_are_refused_or_sound() -> None:
 @pytest.mark.slow
 def test_many_damaged_files_are_refused_or_sound() -> None:
     check_mutants(range(1000, 11_000))
-
-
-# The export
-
-
-def test_a_file_becomes_each_target(  # type: ignore[no-untyped-def]
-    trained, torch_outputs, tmp_path: Path
-) -> None:
-    path = tmp_path / "digits.onnx"
-    path.write_bytes(exported(trained.model, (1, 8, 8)))
-    graph, calibration = load_onnx(path), trained.train[:200]
-    saved = export_tflite(graph, calibration, tmp_path / "digits.tflite", {"source": path.name})
-    expected = torch_outputs(trained.model, trained.test)
-    found = TfliteRunner(saved.path).predict(trained.test)
-    assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.98
-    assert export_c99(graph, calibration, tmp_path / "c", {}).target == "c99"
-    assert export_onnx(graph, calibration, tmp_path / "int8.onnx", {}).target == "onnx-qdq"
-    with pytest.raises(ExportError, match="quantised already"):
-        load_onnx(tmp_path / "int8.onnx")

@@ -13,9 +13,9 @@ from onnx import numpy_helper
 from torch import nn
 
 from edge.export import load_onnx
-from edge.read import onnx_compare, onnx_file
 from fedkit.core.errors import ExportError
-from tests.edge.read.exported import exported
+from fedkit.graph import from_onnx, onnx_compare
+from tests.graph.exported import exported
 
 SHAPE = (3, 8, 10)
 
@@ -48,7 +48,7 @@ def test_a_file_that_is_read_rightly_passes(tmp_path: Path) -> None:
 def test_an_op_that_is_taken_for_another_is_found(
     operator: str, instead: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(onnx_file._HANDLERS, operator, onnx_file._HANDLERS[instead])
+    monkeypatch.setitem(from_onnx._HANDLERS, operator, from_onnx._HANDLERS[instead])
     with pytest.raises(ExportError, match="gives other outputs than the file itself in onnxrun"):
         load_onnx(exported(net(), SHAPE))
 

@@ -1,1 +1,0 @@
-"""From a torch module or an ONNX file to a float graph."""

@@ -1,0 +1,1 @@
+"""The model graph: float, without any framework, read from torch modules and ONNX files."""
