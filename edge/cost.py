@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import WEIGHTED
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def cost(graph: ir.Graph) -> Cost:
 
 def op_cost(graph: ir.Graph, op: ir.Op) -> Cost:
     """Count what one op asks for; nothing if it has no weights."""
-    if op.kind not in ir.WEIGHTED:
+    if op.kind not in WEIGHTED:
         return Cost(0, 0, 0, 0, 0)
     weight, bias = (graph.constant(name) for name in op.inputs[1:])
     # Every weight meets each pixel of the output once.

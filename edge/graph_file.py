@@ -1,7 +1,7 @@
 """A graph as one file: safetensors with the constants, and the graph as JSON in its header.
 
 The header names every tensor and op; to read it takes neither torch nor our Python. A reader
-checks every field and every rule of `fedkit.graph.ir.verify`, so that what is loaded can be
+checks every field and every rule of `verify`, so that what is loaded can be
 trusted. An int8 graph brings the float graph that it was made from, whose constants are named
 `float/...`.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from safetensors import SafetensorError
 from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
@@ -23,6 +23,8 @@ from safetensors.numpy import save as to_safetensors
 from fedkit.core.errors import ExportError
 from fedkit.core.files import read_whole, write_atomic
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import SPECS
+from fedkit.graph.verify import verify
 
 VERSION = 2
 """Version of the file. 1 had no origin and is read too; a reader refuses others."""
@@ -65,10 +67,16 @@ class _Window:
     padding: tuple[_Amount, _Amount, _Amount, _Amount]
 
 
+def _known(kind: str) -> str:
+    if kind not in SPECS:
+        raise ValueError(f"{kind!r} is no kind of op; these are: {', '.join(SPECS)}")
+    return kind
+
+
 @_strict
 @dataclass(frozen=True)
 class _Op:
-    kind: ir.Kind
+    kind: Annotated[str, AfterValidator(_known)]
     inputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=2**10)]
     outputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
     window: _Window | None
@@ -111,9 +119,9 @@ def save_graph(graph: ir.Graph, path: Path) -> None:
     """Write a graph to a file, whole or not at all; the same graph gives the same bytes.
 
     Raises:
-        ExportError: The graph breaks a rule of `ir.verify`, or the file cannot be written.
+        ExportError: The graph breaks a rule of `verify`, or the file cannot be written.
     """
-    ir.verify(graph)
+    verify(graph)
     try:
         write_atomic(path, to_bytes(graph))
     except OSError as error:
@@ -125,7 +133,7 @@ def load_graph(path: Path) -> ir.Graph:
 
     Raises:
         ExportError: There is no such file; it is cut off, altered or of another version; a field
-            has a wrong value; or the graph breaks a rule of `ir.verify`.
+            has a wrong value; or the graph breaks a rule of `verify`.
     """
     try:
         return from_bytes(read_whole(path))
@@ -231,7 +239,7 @@ def _graph(file: _Graph, constants: Mapping[str, ir.Array]) -> ir.Graph:
     ops = tuple(_op(op) for op in file.ops)
     tensors = {tensor.name: _tensor(tensor, constants) for tensor in file.tensors}
     graph = ir.Graph(tensors, ops, file.inputs, file.outputs)
-    ir.verify(graph)
+    verify(graph)
     return graph
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge.define.rounding import Policy, Scales, policy
 from fedkit.core.numerics import Int64s
-from fedkit.graph import ir
+from fedkit.graph import integers, ir
 from fedkit.graph.interpret import check_inputs, run
 from fedkit.graph.taps import padded, taps
 
@@ -66,8 +66,8 @@ def compute(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> I
         int64 [n, ...] within int8.
     """
     value = _OPS[op.kind](policy, graph, op, operands)
-    low, high = ir.limits(graph, op)
-    if ir.activation(op) == "relu6":
+    low, high = integers.limits(graph, op)
+    if integers.activation(op) == "relu6":
         high = min(127, policy.six(graph, op))
     return np.clip(value, low, high)
 
@@ -126,7 +126,7 @@ def _exact_for(w: Int64s, kind: ir.Kind) -> type[np.floating[Any]]:
 
     Products of floats are many times as fast as those of integers.
     """
-    return np.float32 if ir.accumulator_bound(w, np.zeros(1), kind) < 2**24 else np.float64
+    return np.float32 if integers.accumulator_bound(w, np.zeros(1), kind) < 2**24 else np.float64
 
 
 def _add(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:

@@ -36,7 +36,7 @@ from fedkit.core.numerics import (
     shift_right_half_away,
     shift_right_half_up,
 )
-from fedkit.graph import ir
+from fedkit.graph import integers, ir
 
 Scales = NDArray[np.float64]
 
@@ -139,7 +139,7 @@ def _average_half_up(
 
 
 def _six_half_even(graph: ir.Graph, op: ir.Op) -> int:
-    return ir.limits(graph, op)[1]
+    return integers.limits(graph, op)[1]
 
 
 # TFLite's own kernels
@@ -245,7 +245,7 @@ def _add_xnnpack(x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: i
 def _xnnpack_adds(left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> bool:
     """Return whether XNNPACK takes an addition; otherwise LiteRT keeps TFLite's own."""
     ratios = [_ratio(each, out) for each in (left, right)]
-    return all(_LEAST_OF_XNNPACK <= ratio < ir.LARGEST_MULTIPLIER for ratio in ratios)
+    return all(_LEAST_OF_XNNPACK <= ratio < integers.LARGEST_MULTIPLIER for ratio in ratios)
 
 
 def _six_xnnpack(graph: ir.Graph, op: ir.Op) -> int:

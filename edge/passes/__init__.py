@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from edge.passes import affine_to_depthwise, fold_bn, fold_flatten, fuse_relu
 from fedkit.graph import ir
+from fedkit.graph.verify import verify
 
 Match = TypeVar("Match")
 
@@ -34,5 +35,5 @@ def _exhaust(
 ) -> ir.Graph:
     while (found := match(graph)) is not None:
         graph = transform(graph, found)
-    ir.verify(graph)
+    verify(graph)
     return graph

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def match(graph: ir.Graph) -> Match | None:
 
 
 def _can_absorb(graph: ir.Graph, layer: ir.Op) -> bool:
-    is_linear = layer.kind in ir.WEIGHTED and layer.activation == "none"
+    is_linear = layer.kind in WEIGHTED and layer.activation == "none"
     return is_linear and graph.sole_consumer(layer.output) is not None
 
 
@@ -39,7 +40,7 @@ def transform(graph: ir.Graph, found: Match) -> ir.Graph:
     folded = (
         _constant(
             f"{norm.output}.weight",
-            weight * ir.along(ir.CHANNEL_AXIS[layer.kind], scale, weight.ndim),
+            weight * ir.along(CHANNEL_AXIS[layer.kind], scale, weight.ndim),
         ),
         _constant(f"{norm.output}.bias", bias * scale + shift),
     )

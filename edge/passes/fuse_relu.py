@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import spec_of
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,14 @@ def match(graph: ir.Graph) -> Match | None:
     """Find a ReLU or ReLU6 behind an op that can apply it and has no activation yet."""
     for op in graph.ops:
         layer = graph.producer(op.inputs[0])
-        if (op.kind == "relu" or op.kind == "relu6") and layer and _can_apply(graph, layer):
-            return Match(layer, op, op.kind)
+        own = spec_of(op).activation
+        if own != "none" and layer and _can_apply(graph, layer):
+            return Match(layer, op, own)
     return None
 
 
 def _can_apply(graph: ir.Graph, layer: ir.Op) -> bool:
-    is_free = layer.kind in ir.FUSES_ACTIVATION and layer.activation == "none"
+    is_free = spec_of(layer).fuses_activation and layer.activation == "none"
     return is_free and graph.sole_consumer(layer.output) is not None
 
 

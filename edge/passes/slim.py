@@ -21,6 +21,8 @@ from edge.passes.channels import MIXING, Flags, activations, groups, known, read
 from edge.passes.fold_constants import fold_constants
 from edge.passes.probe import compare, observe
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED
+from fedkit.graph.verify import verify
 
 Channels = Mapping[str, Flags]
 """Activation -> which of its channels."""
@@ -33,7 +35,7 @@ def slim(graph: ir.Graph) -> ir.Graph:
         graph: Int8, with one input and one output.
 
     Returns:
-        A graph with the same outputs, bit for bit, that passes `ir.verify`; `graph` itself if
+        A graph with the same outputs, bit for bit, that passes `verify`; `graph` itself if
         every channel counts. Activations keep their names.
 
     Raises:
@@ -47,7 +49,7 @@ def slim(graph: ir.Graph) -> ir.Graph:
     alive = _alive(folded)
     kept = _at_least_one(folded, alive)
     slimmed = _cut(folded, alive, kept)
-    ir.verify(slimmed)
+    verify(slimmed)
     compare(before, observe(slimmed), alive, {name: alive[name][kept[name]] for name in alive})
     return slimmed
 
@@ -88,7 +90,7 @@ def _cut(graph: ir.Graph, alive: Channels, kept: Channels) -> ir.Graph:
     }
     ops = []
     for op in graph.ops:
-        if op.kind in ir.WEIGHTED:
+        if op.kind in WEIGHTED:
             weight, bias = _constants(graph, op, alive, kept)
             op = replace(op, inputs=(op.inputs[0], weight.name, bias.name))
             tensors |= {weight.name: weight, bias.name: bias}
@@ -101,7 +103,7 @@ def _constants(
 ) -> tuple[ir.Tensor, ir.Tensor]:
     """Return the weights and biases that are left, named after the op: others may share them."""
     weight, bias = (graph.tensors[name] for name in op.inputs[1:])
-    axis = ir.CHANNEL_AXIS[op.kind]
+    axis = CHANNEL_AXIS[op.kind]
     rows = np.moveaxis(graph.constant(weight.name).copy(), axis, 0)
     rows[~alive[op.output]] = 0
     name, bias_name = (

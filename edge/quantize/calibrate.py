@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
+from fedkit.graph.integers import activation
 from fedkit.graph.interpret import FloatArray, compute, evaluate
+from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED, spec_of
 
 _BATCH = 32
 _MOST_VALUES = 2**25  # of an activation over all examples that run side by side: 128 MiB
@@ -54,10 +56,10 @@ def joined(graph: ir.Graph) -> Joined:
     """Return what concats join; activations that none does are left out."""
     groups = {name: {name} for name in (*graph.inputs, *(op.output for op in graph.ops))}
     for op in graph.ops:
-        if op.kind in ir.KEEPS_SCALE:
+        if spec_of(op).scale == "kept":
             one = set().union(*(groups[name] for name in (*op.inputs, op.output)))
             groups |= dict.fromkeys(one, one)
-    concats = {op.output for op in graph.ops if op.kind == "concat"}
+    concats = {op.output for op in graph.ops if spec_of(op).variadic}
     return {name: group for name, group in groups.items() if group & concats}
 
 
@@ -81,7 +83,7 @@ def ranges(graph: ir.Graph, examples: FloatArray, percentile: float) -> dict[str
     groups = joined(graph)
     found = _of_groups(seen.ranges, groups)
     if silent := [
-        op for op in graph.ops if _applies_relu(op) and seen.ranges[op.output].span < EMPTY
+        op for op in graph.ops if activation(op) != "none" and seen.ranges[op.output].span < EMPTY
     ]:
         awake = _of_groups(_awake(graph, examples[:_BATCH], seen.ranges, silent), groups)
         constant = {n for n in found if all(map(seen.is_constant, groups.get(n, {n})))}
@@ -131,10 +133,6 @@ def _of_groups(found: Mapping[str, Range], groups: Joined) -> dict[str, Range]:
     return result
 
 
-def _applies_relu(op: ir.Op) -> bool:
-    return op.activation != "none" or op.kind in ("relu", "relu6")
-
-
 def _awake(
     graph: ir.Graph, examples: FloatArray, seen: Mapping[str, Range], silent: list[ir.Op]
 ) -> dict[str, Range]:
@@ -161,18 +159,19 @@ def _reach(graph: ir.Graph, op: ir.Op, inputs: list[Range]) -> NDArray[np.float6
     A sum of many inputs hardly comes near its bound; then it is where independent inputs, evenly
     spread over their range, would bring few sums.
     """
-    if op.kind in ir.WEIGHTED:
+    if op.kind in WEIGHTED:
         (x,) = inputs
         weight, bias = (graph.constant(name).astype(np.float64) for name in op.inputs[1:])
-        rows = np.moveaxis(weight, ir.CHANNEL_AXIS[op.kind], 0).reshape(len(bias), -1)
+        rows = np.moveaxis(weight, CHANNEL_AXIS[op.kind], 0).reshape(len(bias), -1)
         bound = np.maximum(rows * x.low, rows * x.high).sum(axis=1)
         spread = x.span * np.sqrt(np.square(rows).sum(axis=1) / 12)
         usual = (x.low + x.high) / 2 * rows.sum(axis=1) + _DEVIATIONS * spread
         reach = np.minimum(bound, usual) + bias
     else:
         reach = np.array([sum(each.high for each in inputs)])
-    is_relu6 = "relu6" in (op.kind, op.activation)
-    return np.asarray(np.clip(reach, 0, 6 if is_relu6 else np.finfo(np.float32).max))
+    return np.asarray(
+        np.clip(reach, 0, 6 if activation(op) == "relu6" else np.finfo(np.float32).max)
+    )
 
 
 def _widened(seen: Range, awake: Range, is_constant: bool) -> Range:

@@ -35,8 +35,10 @@ from numpy.typing import NDArray
 from edge.quantize import fit
 from edge.quantize.calibrate import CONSTANT, EMPTY, Joined, Range, SideBySide, joined, ranges
 from fedkit.core.errors import ExportError
-from fedkit.graph import ir
+from fedkit.graph import integers, ir
 from fedkit.graph.interpret import FloatArray
+from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED, spec_of
+from fedkit.graph.verify import verify
 
 Scaling = Literal["float", "pow2"]
 """What a scale may be: any float32, or a power of two."""
@@ -98,14 +100,14 @@ def quantize(
             "float" only. Activations that it does not know are calibrated.
 
     Returns:
-        The int8 graph; input and output are int8 too. It passes `ir.verify`.
+        The int8 graph; input and output are int8 too. It passes `verify`.
 
     Raises:
         ExportError: NaN or infinity in the weights or the calibration set, an empty calibration
             set, other bits or scales than those, trained integers that are not the graph's, or a
             layer so wide that its 32-bit accumulators could overflow.
     """
-    ir.verify(graph)
+    verify(graph)
     if weight_bits not in (4, 6, 8):
         raise ExportError(f"weight_bits is {weight_bits}; weights have 8, 6 or 4 bits")
     if scales not in _GRIDS:
@@ -128,7 +130,7 @@ def quantize(
             joined(graph),
         )
     )
-    ir.verify(result)
+    verify(result)
     return result
 
 
@@ -187,15 +189,18 @@ class _Quantizer:
 
     def _op(self, op: ir.Op) -> None:
         inputs = [self.tensors[name] for name in op.inputs if name in self.tensors]
-        if op.kind in ir.WEIGHTED:
+        if op.kind in WEIGHTED:
             self._weighted(op)
             return
         self._activation(op.output, self._output(op, inputs))
         self.ops.append(op)
 
     def _output(self, op: ir.Op, inputs: list[ir.Tensor]) -> ir.Quantization | None:
-        if op.kind in ir.KEEPS_SCALE:
+        scale = spec_of(op).scale
+        if scale == "kept":
             return inputs[0].quantization
+        if isinstance(scale, ir.Quantization):
+            return scale
         coarsest = max(x.scale for x in inputs)
         out = self._affine(op.output, coarsest / _LARGEST_MULTIPLIER, coarsest * _UNUSED)
         is_free = op.kind == "mean" and self.grid is _float32 and op.output not in self.joined
@@ -223,7 +228,7 @@ class _Quantizer:
         x = self.tensors[op.inputs[0]]
         weight = self.graph.constant(op.inputs[1]).astype(np.float64)
         bias = self.graph.constant(op.inputs[2]).astype(np.float64)
-        axis = ir.CHANNEL_AXIS[op.kind]
+        axis = CHANNEL_AXIS[op.kind]
         rows = np.moveaxis(weight, axis, 0).reshape(len(bias), -1)
         scale, most = self._weight_scale(op, rows)
         carried = self.grid(np.abs(bias) / (x.scale * _BIAS_LIMIT))
@@ -324,7 +329,7 @@ class _Quantizer:
         # Only of a channel that was shrunk much is it more, and that is saturated with less.
         offsets = np.clip(np.rint(bias / bias_scale), -_BIAS_LIMIT, _BIAS_LIMIT)
         _check_accumulator(op, integers.astype(np.int8), offsets)
-        axis = ir.CHANNEL_AXIS[op.kind]
+        axis = CHANNEL_AXIS[op.kind]
         self._constant(names[0], integers.astype(np.int8), scale, axis)
         self._constant(names[1], offsets.astype(np.int32), _float32(bias_scale), 0)
 
@@ -425,7 +430,7 @@ def _rounded(
 
 
 def _check_accumulator(op: ir.Op, weight: NDArray[np.int8], bias: _Floats) -> None:
-    worst = ir.accumulator_bound(weight, bias, op.kind)
+    worst = integers.accumulator_bound(weight, bias, op.kind)
     if worst >= 2**31:
         raise ExportError(
             f"layer {op.source!r} sums up to {worst} in an accumulator of 32 bits; "

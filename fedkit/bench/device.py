@@ -42,6 +42,7 @@ from edge.targets.registry import runtimes
 from fedkit.bench import markdown
 from fedkit.core.errors import ConfigError
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import WEIGHTED
 
 _SEED = 0
 _CALIBRATION = 16
@@ -136,7 +137,7 @@ def _random(density: float) -> _Model:
 
 def _given(path: Path) -> _Model:
     graph = graph_of(artifact.load(path))
-    weights = [graph.constant(op.inputs[1]) for op in graph.ops if op.kind in ir.WEIGHTED]
+    weights = [graph.constant(op.inputs[1]) for op in graph.ops if op.kind in WEIGHTED]
     density = cost(graph).kept_weights / max(1, sum(each.size for each in weights))
     return _Model(path.name, round(density, 4), graph)
 

@@ -157,7 +157,7 @@ def lower(source: Path | str | bytes) -> ir.Graph:
             width] or [n, features], and one output; n is 1 or symbolic.
 
     Returns:
-        A graph in the layouts of `ir` with batch 1, not yet optimised; it passes `ir.verify`.
+        A graph in the layouts of `ir` with batch 1, not yet optimised; it passes `verify`.
 
     Raises:
         ExportError: The file is missing, damaged, quantised already, or not such a model, or it
@@ -390,7 +390,7 @@ def _lower_node(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     """Lower one node; if that fails, note why and go on as if it had worked."""
     try:
         if lowering.unknown.isdisjoint(proto.input):
-            with np.errstate(all="ignore"):  # `ir.verify` names what is not finite
+            with np.errstate(all="ignore"):  # `verify` names what is not finite
                 _bind_outputs(lowering, proto)
         else:
             _require_no_graph(proto)

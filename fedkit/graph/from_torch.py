@@ -35,6 +35,7 @@ from fedkit.graph.lowering import (
     refuse_probabilities,
     require,
 )
+from fedkit.graph.ops.registry import spec_of
 
 Arguments = Mapping[str, Any]
 """Argument name of the ATen schema -> value; tensors are `ir.Tensor` or constant `torch.Tensor`."""
@@ -80,7 +81,7 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
         input_shape: (channels, height, width) or (features,) of one example.
 
     Returns:
-        A graph in the layouts of `fedkit.graph.ir`, not yet optimised; it passes `ir.verify`.
+        A graph in the layouts of `fedkit.graph.ir`, not yet optimised; it passes `verify`.
 
     Raises:
         ExportError: The model cannot be traced, or holds unsupported ops; all are listed.
@@ -390,7 +391,7 @@ def _in_place(lowering: _Lowering, node: fx.Node, old: ir.Tensor, new: ir.Tensor
 def _rebind(lowering: _Lowering, old: ir.Tensor, new: ir.Tensor) -> None:
     """Let every name of a tensor that was changed in place mean its new value."""
     for op in lowering.ops:
-        is_view = op.kind in ("reshape", "flatten_nchw")
+        is_view = spec_of(op).is_view
         require(
             not (is_view and old.name in (*op.inputs, *op.outputs)),
             "an in-place op on a tensor that shares memory with its flattened form; set "

@@ -18,6 +18,8 @@ import numpy as np
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import LAYERS
+from fedkit.graph.verify import verify
 
 _MOST_REASONS = 8  # in one message
 _SHAPE = re.compile(r"\([\d, ]+\)")
@@ -137,7 +139,7 @@ class Lowering(ABC, Generic[Node]):
 
     def constant(self, name: str, value: Any) -> ir.Tensor:
         """Add a constant, as float32."""
-        with np.errstate(over="ignore"):  # `ir.verify` names what became infinite
+        with np.errstate(over="ignore"):  # `verify` names what became infinite
             data = np.ascontiguousarray(value, np.float32)
         return self._add(ir.Tensor(name, data.shape, "float32", data))
 
@@ -183,9 +185,7 @@ class Lowering(ABC, Generic[Node]):
         listed = "\n  ".join(lines)
         raise ExportError(
             f"{len(self.diagnostics)} op(s) of the model cannot be exported:\n  {listed}\n"
-            f"replace them by supported layers: conv2d, linear, batch norm, relu, relu6, add, "
-            f"concat of channels, average and max pooling, mean over height and width, zero "
-            f"padding, flatten"
+            f"replace them by supported layers: {', '.join(LAYERS)}"
         )
 
     def graph(self, inputs: tuple[str, ...], output: Any) -> ir.Graph:
@@ -198,7 +198,7 @@ class Lowering(ABC, Generic[Node]):
         if not self.ops:
             raise ExportError("the model computes nothing: its output is its input")
         graph = ir.Graph(self.tensors, tuple(self.ops), inputs, (name,))
-        ir.verify(graph)
+        verify(graph)
         return graph
 
     def conv2d(
@@ -240,7 +240,7 @@ class Lowering(ABC, Generic[Node]):
         """Add a batch norm in evaluation; `weight` and `bias` may be None."""
         moments = (constant(v, "statistics").astype(np.float64) for v in (mean, variance))
         mean, variance = moments
-        with np.errstate(divide="ignore", invalid="ignore"):  # `ir.verify` names the result
+        with np.errstate(divide="ignore", invalid="ignore"):  # `verify` names the result
             scale = 1 / np.sqrt(variance + eps)
             scale = scale if weight is None else scale * constant(weight)
             shift = -mean * scale if bias is None else constant(bias) - mean * scale

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import CHANNEL_AXIS
+from fedkit.graph.verify import verify
 
 Random = np.random.Generator
 Codes = NDArray[np.int8]
@@ -40,7 +42,7 @@ def constants(
 ) -> list[ir.Tensor]:
     """Return weights and biases whose scales, per channel, are those given."""
     rounded = scales.astype(np.float32).astype(np.float64)
-    axes = {"w": ir.CHANNEL_AXIS[kind], "b": 0}
+    axes = {"w": CHANNEL_AXIS[kind], "b": 0}
     made = []
     for name, data, scale in (("w", weight, rounded), ("b", bias, x.scale * rounded)):
         q = ir.Quantization(tuple(scale.tolist()), (0,) * len(scale), axes[name])
@@ -52,7 +54,7 @@ def constants(
 
 def graph_of(tensors: list[ir.Tensor], *ops: ir.Op) -> ir.Graph:
     graph = ir.Graph({tensor.name: tensor for tensor in tensors}, ops, ("x",), ("y",))
-    ir.verify(graph)
+    verify(graph)
     return graph
 
 

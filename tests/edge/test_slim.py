@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -33,6 +32,8 @@ from edge.targets.tflite.runner import TfliteRunner, available_runtimes
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.from_torch import lower
+from fedkit.graph.ops.registry import SPECS, WEIGHTED
+from fedkit.graph.verify import verify
 from fedkit.nn.zoo import build_model
 from tests.edge.models import DenseBlock, Flat, images
 from tests.edge.targets.c99.library import need_gcc
@@ -85,7 +86,7 @@ def masked(graph: ir.Graph, density: float, seed: int) -> ir.Graph:
     generator = np.random.default_rng(seed)
     tensors = dict(graph.tensors)
     for op in graph.ops:
-        if op.kind in ir.WEIGHTED:
+        if op.kind in WEIGHTED:
             weight, bias = (graph.tensors[name] for name in op.inputs[1:])
             kept = generator.random(weight.shape) < density
             data = (graph.constant(weight.name) * kept).astype(np.int8)
@@ -380,7 +381,7 @@ def test_shared_constants_are_cut_for_each_op() -> None:
         tensors=tensors,
         ops=(first, replace(second, inputs=(x.name, *first.inputs[1:])), *rest),
     )
-    ir.verify(shared)
+    verify(shared)
     after = slim(shared)
     assert widths(after) == [2, 3, 2]
     assert_same_integers(shared, after)
@@ -407,4 +408,4 @@ def test_a_fault_of_the_pass_is_an_error_that_names_the_tensor(
 
 
 def test_every_kind_says_what_becomes_of_its_channels() -> None:
-    assert set(channels._LINKS) == set(get_args(ir.Kind)) - {"affine"}
+    assert set(channels._LINKS) == set(SPECS) - {"affine"}

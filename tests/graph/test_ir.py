@@ -10,6 +10,7 @@ import pytest
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
+from fedkit.graph.verify import verify
 
 
 @pytest.fixture
@@ -65,6 +66,7 @@ def quantised(graph: ir.Graph) -> ir.Graph:
 BROKEN: dict[str, Callable[[ir.Graph], ir.Graph]] = {
     "does not have": lambda g: with_op(g, 1, inputs=("c", "missing")),
     "does not have such a tensor": lambda g: replace(g, outputs=("missing",)),
+    "is of no kind that exists": lambda g: with_op(g, 0, kind="lstm"),
     "before an op writes it": lambda g: replace(g, ops=g.ops[::-1]),
     "written already": lambda g: replace(g, ops=(*g.ops, g.ops[0])),
     "is never written": lambda g: replace(g, ops=g.ops[:-1]),
@@ -114,21 +116,21 @@ BROKEN: dict[str, Callable[[ir.Graph], ir.Graph]] = {
 
 
 def test_a_sound_graph_passes(graph: ir.Graph) -> None:
-    ir.verify(graph)
-    ir.verify(quantised(graph))
+    verify(graph)
+    verify(quantised(graph))
     assert graph.producer("s") is graph.ops[1]
 
 
 @pytest.mark.parametrize("rule", BROKEN)
 def test_the_first_broken_rule_is_named(graph: ir.Graph, rule: str) -> None:
     with pytest.raises(ExportError, match=rule):
-        ir.verify(BROKEN[rule](graph))
+        verify(BROKEN[rule](graph))
 
 
 def test_rewriting_drops_what_is_no_longer_used(graph: ir.Graph) -> None:
     mean = graph.ops[2]
     rewritten = graph.rewrite(graph.ops[1:], (replace(mean, inputs=("c",)),), ())
-    ir.verify(rewritten)
+    verify(rewritten)
     assert [op.kind for op in rewritten.ops] == ["conv2d", "mean"]
     assert "s" not in rewritten.tensors
 

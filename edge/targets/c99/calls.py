@@ -31,7 +31,7 @@ from edge.targets.c99.requant import LEAST_SHIFT, Requant, near, simplified
 from edge.targets.common import check_compilable, multiplier_and_shift
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
-from fedkit.graph import ir
+from fedkit.graph import integers, ir
 
 Goal = Literal["speed", "size"]
 
@@ -349,7 +349,7 @@ class _Compiler:
         return Requant(*arrays, *self._limits(op))
 
     def _limits(self, op: ir.Op) -> tuple[int, int, int]:
-        low, high = ir.limits(self.graph, op)
+        low, high = integers.limits(self.graph, op)
         return self._zero(op.output), low + _BYTE, high + _BYTE
 
     def _zero(self, name: str) -> int:

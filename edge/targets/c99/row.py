@@ -19,6 +19,7 @@ from edge.targets.c_names import check_new_name, name_for
 from edge.targets.export_target import ExportTarget, Made, vectors_of
 from edge.targets.tflite.runner import Runner
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import WEIGHTED
 
 _ROUNDING = "half_up"
 
@@ -62,7 +63,7 @@ def _made_with(found: artifact.Artifact) -> dict[str, Any]:
 def _layer_bytes(graph: ir.Graph, found: artifact.Artifact) -> Counter[str]:
     """Return the constants of calls, by the first op that a module made of each kind."""
     sizes: Counter[str] = Counter()
-    owner = {op.source: op.output for op in reversed(graph.ops) if op.kind in ir.WEIGHTED}
+    owner = {op.source: op.output for op in reversed(graph.ops) if op.kind in WEIGHTED}
     for call in compile_graph(graph, cast(Goal, found.detail("goal", str))).calls:
         constants = (each for each in call.arguments if isinstance(each, ConstantAddress))
         sizes[owner.get(call.source, "")] += sum(map(_bytes, constants))

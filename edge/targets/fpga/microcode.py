@@ -26,7 +26,8 @@ from edge.targets.fpga.lanes import MOST_ENTRIES, Filter, deal, entry_count, nar
 from edge.targets.fpga.steps import SAME, EngineStep, LoopAddress, MapLayout, Microcode, Run, Triple
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
-from fedkit.graph import ir
+from fedkit.graph import integers, ir
+from fedkit.graph.ops.registry import WEIGHTED
 
 _LEAD = 256  # makes a sum of centred values of int8 positive, so that it can be divided exactly
 
@@ -73,7 +74,7 @@ def _check_lengths(steps: Sequence[EngineStep], gap_bits: int) -> None:
 def _maps(graph: ir.Graph) -> dict[str, MapLayout]:
     halos: dict[str, tuple[int, ...]] = {}
     for op in graph.ops:
-        if op.kind in ir.WEIGHTED and op.window is not None:
+        if op.kind in WEIGHTED and op.window is not None:
             need = _halo(graph, op, op.window)
             most = halos.get(op.inputs[0], (0,) * 4)
             halos[op.inputs[0]] = tuple(map(max, need, most))
@@ -217,7 +218,7 @@ class _Compiler:
             write,
             (read,),
             offset=self.maps[op.output].zero if offset is None else offset,
-            limits=ir.limits(self.graph, op),
+            limits=integers.limits(self.graph, op),
             filters=tuple(filters),
             source=_comment(op),
         )
@@ -306,14 +307,14 @@ class _Compiler:
             bias,
             scale,
             self.maps[op.output].zero,
-            ir.limits(self.graph, op),
+            integers.limits(self.graph, op),
             source=_comment(op),
         )
 
     def _copied(
         self, op: ir.Op, counts: Triple, read: LoopAddress, write: LoopAddress
     ) -> EngineStep:
-        limits = ir.limits(self.graph, op)
+        limits = integers.limits(self.graph, op)
         return EngineStep(
             "single", counts, write, (read,), (1,), limits=limits, source=_comment(op)
         )

@@ -23,7 +23,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from fedkit.core.errors import ExportError
-from fedkit.graph import ir
+from fedkit.graph import integers, ir
+from fedkit.graph.ops.registry import WEIGHTED
 
 Form = Literal["qdq", "qoperator"]
 
@@ -177,7 +178,7 @@ def _pooling(op: ir.Op) -> dict[str, Any]:
 def _rescaled(file: _File, op: ir.Op, result: str, **attributes: Any) -> None:
     """Write an op whose sums become int8 again, in the form of the file."""
     real, integer, domain = _RESCALED[op.kind]
-    low, high = ir.limits(file.graph, op)
+    low, high = integers.limits(file.graph, op)
     saturates = (low, high) == (-128, 127)
     written = result if saturates else f"{result}.unclipped"
     if file.form == "qdq":
@@ -204,7 +205,7 @@ def _dequantised(file: _File, op: ir.Op, number: int) -> str:
 
 
 def _integer_operands(file: _File, op: ir.Op) -> list[str]:
-    bias = [op.inputs[2]] if op.kind in ir.WEIGHTED else []
+    bias = [op.inputs[2]] if op.kind in WEIGHTED else []
     scaled = [name for name in op.inputs if name not in bias]
     operands = [part for name in scaled for part in (name, *file.scales(name))]
     out = file.scales(op.output)

@@ -14,6 +14,7 @@ from edge.quantize import fit
 from edge.quantize.calibrate import SideBySide
 from edge.quantize.to_int8 import quantize
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import CHANNEL_AXIS
 from fedkit.nn.zoo import build_model
 
 Floats = NDArray[np.float64]
@@ -84,7 +85,7 @@ def _outputs(op: ir.Op, x: NDArray[np.float32], weight: Floats) -> Floats:
 @pytest.mark.parametrize("kind", ["conv2d", "depthwise_conv2d", "linear"])
 def test_means_and_moments_give_those_of_the_outputs(kind: ir.Kind) -> None:
     op, x, weight = _layer(kind)
-    outputs = weight.shape[ir.CHANNEL_AXIS[kind]]
+    outputs = weight.shape[CHANNEL_AXIS[kind]]
     rows = fit.by_group(op, weight)
     assert (fit.as_weight(op, rows, weight.shape) == weight).all()
     expected = _outputs(op, x, weight)

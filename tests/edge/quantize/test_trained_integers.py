@@ -27,6 +27,7 @@ from fedkit.engine.integer.integer_network import full_weight
 from fedkit.engine.plan.plan import Conv, Plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import WEIGHTED
 from fedkit.sparse.state import ModelState
 from fedkit.tasks import digits
 from tests.edge.define.tflite_runtimes import assert_equal_integers, int8_inputs
@@ -117,7 +118,7 @@ def products(run: TrainedRun, batch: NDArray[np.float32], monkeypatch: pytest.Mo
 
 
 def layers(graph: ir.Graph) -> dict[str, ir.Op]:
-    return {f"{op.source}.weight": op for op in graph.ops if op.kind in ir.WEIGHTED}
+    return {f"{op.source}.weight": op for op in graph.ops if op.kind in WEIGHTED}
 
 
 def in_torchs_layout(graph: ir.Graph, op: ir.Op) -> NDArray[np.int64]:

@@ -28,6 +28,7 @@ from edge.targets.fpga.runner import SimulatedRunner
 from edge.targets.fpga.steps import Microcode
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import WEIGHTED
 from fedkit.nn.zoo import build_model
 from tests.edge import loaded
 from tests.edge.conftest import TrainedModel
@@ -316,7 +317,7 @@ def test_a_pruned_weight_takes_no_bit_and_no_cycle(tmp_path: Path) -> None:
     for density in (1.0, 0.1):
         made = int8_graph(small(density), inputs)
         found[density] = save_fpga(made, inputs, tmp_path / str(density), {}, 1).details
-        weights = [made.constant(op.inputs[1]) for op in made.ops if op.kind in ir.WEIGHTED]
+        weights = [made.constant(op.inputs[1]) for op in made.ops if op.kind in WEIGHTED]
         kept = sum(np.count_nonzero(each) for each in weights)
         ones = 80  # of the mean, whose list all channels share
         assert found[density]["weights"] - ones <= 1.02 * kept + 1

@@ -26,6 +26,8 @@ from edge.targets.onnx.runner import OnnxRunner
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.from_torch import lower
+from fedkit.graph.ops.registry import CHANNEL_AXIS
+from fedkit.graph.verify import verify
 from fedkit.nn.zoo import build_model
 from tests.edge.define.tflite_runtimes import WHOLE, int8_inputs
 from tests.edge.models import MODELS, Flat, Residual, images
@@ -120,7 +122,7 @@ def a_shape(random: Random) -> ir.Shape:
 
 def graph_of(tensors: list[ir.Tensor], *ops: ir.Op) -> ir.Graph:
     graph = ir.Graph({tensor.name: tensor for tensor in tensors}, ops, ("x",), ("y",))
-    ir.verify(graph)
+    verify(graph)
     return graph
 
 
@@ -187,7 +189,7 @@ def constant(
     name: str, data: ir.Array, scales: NDArray[np.float64], kind: ir.Kind = "linear"
 ) -> ir.Tensor:
     zeros = (0,) * len(scales)
-    quantization = ir.Quantization(tuple(scales.tolist()), zeros, ir.CHANNEL_AXIS[kind])
+    quantization = ir.Quantization(tuple(scales.tolist()), zeros, CHANNEL_AXIS[kind])
     dtype: ir.DType = "int8" if data.dtype == np.int8 else "int32"
     return ir.Tensor(name, data.shape, dtype, data, quantization)
 

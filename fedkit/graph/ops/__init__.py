@@ -1,0 +1,1 @@
+"""What each kind of op is in the float graph: one file per family, found by the registry."""

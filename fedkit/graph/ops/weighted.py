@@ -1,0 +1,118 @@
+"""Convolutions and linear layers: an activation, its weights and a bias per output channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from fedkit.graph import ir
+from fedkit.graph.spec import (
+    Random,
+    Real,
+    Spec,
+    Weights,
+    a_map,
+    an_activation,
+    graph_of,
+    window_shape,
+)
+from fedkit.graph.taps import taps
+
+FloatArray = ir.FloatArray
+
+
+def _conv2d(op: ir.Op, graph: ir.Graph, x: FloatArray, w: FloatArray, b: FloatArray) -> FloatArray:
+    parts = (tap @ w[:, i, j].T for i, j, tap in taps(x, op.window))
+    return total(parts) + b
+
+
+def _depthwise(
+    op: ir.Op, graph: ir.Graph, x: FloatArray, w: FloatArray, b: FloatArray
+) -> FloatArray:
+    x = np.repeat(x, w.shape[3] // x.shape[3], axis=3)
+    return total(tap * w[0, i, j] for i, j, tap in taps(x, op.window)) + b
+
+
+def _linear(op: ir.Op, graph: ir.Graph, x: FloatArray, w: FloatArray, b: FloatArray) -> FloatArray:
+    return x @ w.T + b
+
+
+def total(parts: Iterator[FloatArray]) -> FloatArray:
+    """Return the sum of arrays of their own, in order."""
+    found = next(parts)
+    for part in parts:
+        found += part
+    return found
+
+
+def _shape(weights: Weights, graph: ir.Graph, op: ir.Op) -> ir.Shape:
+    channels = graph.tensors[op.inputs[1]].shape[weights.axis]
+    return (*window_shape(graph, op)[:-1], channels) if op.window else (1, channels)
+
+
+def _operands(weights: Weights, op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
+    channels, out = shapes[0][-1], shapes[1][weights.axis]
+    kernel = op.window.kernel if op.window else ()
+    return [weights.shape(channels, out, kernel), (out,)]
+
+
+def _conv_example(kind: ir.Kind, weights: Weights, random: Random) -> ir.Graph:
+    kernel = (3, 3) if random.random() < 0.5 else (1, int(random.integers(1, 4)))
+    stride, dilation = ((2, 1), (1, 2), (1, 1))[int(random.integers(3))]
+    pads = (1, 1, 1, 1) if kernel == (3, 3) and random.random() < 0.5 else (0, 0, 0, 0)
+    window = ir.Window(kernel, (stride, stride), (dilation, dilation), pads)
+    shape = a_map(random, least=5)
+    out = int(random.integers(1, 9)) * (1 if weights.mixes else shape[3])
+    end = (1, *window.output(shape[1], shape[2]), out)
+    return _example(kind, weights, random, shape, end, window)
+
+
+def _linear_example(kind: ir.Kind, weights: Weights, random: Random) -> ir.Graph:
+    features, out = (int(size) for size in random.integers(1, 40, 2))
+    return _example(kind, weights, random, (1, features), (1, out), None)
+
+
+def _example(
+    kind: ir.Kind,
+    weights: Weights,
+    random: Random,
+    shape: ir.Shape,
+    end: ir.Shape,
+    window: ir.Window | None,
+) -> ir.Graph:
+    of_weight = weights.shape(shape[-1], end[-1], window.kernel if window else ())
+    kept = random.random(of_weight) < random.choice([0.2, 1.0])
+    constants = kept * random.standard_normal(of_weight), random.standard_normal(end[-1])
+    op = ir.Op(kind, ("x", "c0", "c1"), ("y",), window, an_activation(random))
+    return graph_of((shape, end), constants, op)
+
+
+def _spec(
+    kind: ir.Kind,
+    layer: str,
+    real: Real,
+    example: Callable[[ir.Kind, Weights, Random], ir.Graph],
+    mixes: bool,
+) -> Spec:
+    weights = Weights(mixes)
+    return Spec(
+        kind,
+        layer,
+        real,
+        partial(example, kind, weights),
+        constants=2,
+        shape=partial(_shape, weights),
+        operands=partial(_operands, weights),
+        has_window=kind != "linear",
+        fuses_activation=True,
+        weights=weights,
+    )
+
+
+SPECS = (
+    _spec("conv2d", "conv2d", _conv2d, _conv_example, mixes=True),
+    _spec("depthwise_conv2d", "conv2d", _depthwise, _conv_example, mixes=False),
+    _spec("linear", "linear", _linear, _linear_example, mixes=True),
+)

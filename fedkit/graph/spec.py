@@ -1,0 +1,165 @@
+"""What a kind of op is in the float graph: one frozen row, beside the function that defines it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fedkit.graph import ir
+
+Random = np.random.Generator
+Real = Callable[..., ir.FloatArray]
+"""Takes the op, its graph and its operands, float32 [n, ...]; gives its result."""
+
+Scale = Literal["kept", "rescaled"] | ir.Quantization
+"""How the result of an integer op is quantised: exactly as all inputs; by a scale of its own, which
+is above 1/256 of theirs; or always the same."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the weights lie of an op that reads (activation, weight, bias).
+
+    Attributes:
+        mixes: Whether every output channel reads every input channel, which then is the last axis.
+            Otherwise output channel o reads input channel o // multiplier.
+    """
+
+    mixes: bool
+
+    @property
+    def axis(self) -> int:
+        """Axis of the output channels."""
+        return 0 if self.mixes else 3
+
+    def shape(self, channels: int, out: int, kernel: Sequence[int]) -> ir.Shape:
+        """Return their shape for numbers of channels, which may not fit each other."""
+        if self.mixes:
+            return (out, *kernel, channels)
+        return (1, *kernel, channels * max(1, out // channels))
+
+    def by_channel(self, weight: ir.Array) -> ir.Array:
+        """Return them as [out, kernel height, kernel width, channels that one output reads]."""
+        if not self.mixes:
+            return weight.transpose(3, 1, 2, 0)
+        return weight if weight.ndim == 4 else weight[:, None, None]
+
+    def laid(self, by_channel: ir.Array, shape: ir.Shape) -> ir.Array:
+        """Undo `by_channel`."""
+        if self.mixes:
+            return by_channel.reshape(shape)
+        return by_channel.reshape(shape[3], *shape[1:3], 1).transpose(3, 1, 2, 0)
+
+
+def same_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
+    """Return the shape of the first input."""
+    return graph.tensors[op.inputs[0]].shape
+
+
+def window_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
+    """Return the shape of what a window makes of each channel."""
+    _, height, width, channels = graph.tensors[op.inputs[0]].shape
+    return (1, *op.sliding.output(height, width), channels)
+
+
+def flat_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
+    """Return [1, all elements]."""
+    return (1, math.prod(graph.tensors[op.inputs[0]].shape))
+
+
+def _no_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
+    return []
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A kind of op.
+
+    Attributes:
+        kind: Its name.
+        layer: What messages call the layer of a model that becomes it.
+        real: What it computes.
+        example: Makes a small graph of random shapes with one input, float32, whose last op is of
+            this kind; the tests of all ops run it.
+        activations: How many it reads, of a variadic one at least.
+        variadic: Whether it joins any number of them.
+        constants: How many it reads after them.
+        shape: Of its output.
+        operands: (op, shapes of all inputs) -> what the shapes after the first must be.
+        has_window: Whether it slides a window, over [1, h, w, c].
+        reads_map: Whether it takes [1, h, w, c] alone.
+        is_view: Whether it only says the shape anew.
+        fuses_activation: Whether it can apply its `activation` to what it computes.
+        activation: The one that it is itself.
+        scale: Of its result, once integer.
+        weights: How they lie, if it reads (activation, weight, bias).
+    """
+
+    kind: ir.Kind
+    layer: str
+    real: Real
+    example: Callable[[Random], ir.Graph]
+    activations: int = 1
+    variadic: bool = False
+    constants: int = 0
+    shape: Callable[[ir.Graph, ir.Op], ir.Shape] = same_shape
+    operands: Callable[[ir.Op, Sequence[ir.Shape]], list[ir.Shape]] = _no_operands
+    has_window: bool = False
+    reads_map: bool = False
+    is_view: bool = False
+    fuses_activation: bool = False
+    activation: ir.Activation = "none"
+    scale: Scale = "rescaled"
+    weights: Weights | None = None
+
+
+# Examples
+
+
+def a_map(random: Random, least: int = 1) -> ir.Shape:
+    """Return a random small [1, h, w, c]."""
+    height, width = (int(size) for size in random.integers(least, least + 5, 2))
+    return (1, height, width, int(random.integers(1, 10)))
+
+
+def any_shape(random: Random) -> ir.Shape:
+    """Return a random small shape, of features or of a map."""
+    return (1, int(random.integers(1, 40))) if random.random() < 0.3 else a_map(random)
+
+
+def an_activation(random: Random) -> ir.Activation:
+    """Return what an op may fuse."""
+    choices: tuple[ir.Activation, ...] = ("none", "relu", "relu6")
+    return choices[int(random.integers(3))]
+
+
+def graph_of(shapes: Sequence[ir.Shape], constants: Sequence[ir.Array], *ops: ir.Op) -> ir.Graph:
+    """Return a float graph from "x".
+
+    Args:
+        shapes: Of "x", and of what each op writes.
+        constants: Called c0, c1, ...
+        *ops: In order; the last one writes the output.
+    """
+    names = ("x", *(op.output for op in ops))
+    tensors = [ir.Tensor(name, shape) for name, shape in zip(names, shapes, strict=True)]
+    for number, values in enumerate(constants):
+        data = np.asarray(values, np.float32)
+        tensors.append(ir.Tensor(f"c{number}", data.shape, "float32", data))
+    return ir.Graph({each.name: each for each in tensors}, ops, ("x",), (names[-1],))
+
+
+def unary_graph(random: Random, kind: ir.Kind) -> ir.Graph:
+    """Return a graph of an op that reads one value and gives one of that shape."""
+    shape = any_shape(random)
+    return graph_of((shape, shape), (), ir.Op(kind, ("x",), ("y",)))
+
+
+def window_graph(random: Random, kind: ir.Kind, window: ir.Window, shape: ir.Shape) -> ir.Graph:
+    """Return a graph of an op that slides a window over each channel."""
+    out = (1, *window.output(shape[1], shape[2]), shape[3])
+    return graph_of((shape, out), (), ir.Op(kind, ("x",), ("y",), window))
