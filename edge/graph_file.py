@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +26,9 @@ from fedkit.graph import ir
 from fedkit.graph.ops.registry import SPECS
 from fedkit.graph.verify import verify
 
-VERSION = 2
-"""Version of the file. 1 had no origin and is read too; a reader refuses others."""
+VERSION = 3
+"""Version of a file with attributes of ops; one without is of version 2. 1 had no origin. All are
+read; a reader refuses others."""
 
 _KEY = "graph"
 _FLOATS = "float/"  # before the names of the float graph's constants
@@ -82,6 +83,7 @@ class _Op:
     window: _Window | None
     activation: ir.Activation
     source: str
+    attributes: dict[str, Any] | None = None
 
 
 @_strict
@@ -145,7 +147,8 @@ def load_graph(path: Path) -> ir.Graph:
 
 def to_bytes(graph: ir.Graph) -> bytes:
     """Return what `save_graph` writes."""
-    content: dict[str, Any] = {"version": VERSION, **_content(graph)}
+    has_attributes = any(op.attributes for op in graph.ops)
+    content: dict[str, Any] = {"version": VERSION if has_attributes else 2, **_content(graph)}
     data = _data(graph)
     if graph.origin is not None:
         content["origin"] = {
@@ -161,7 +164,7 @@ def to_bytes(graph: ir.Graph) -> bytes:
 def _content(graph: ir.Graph) -> dict[str, Any]:
     return {
         "tensors": [_described(tensor) for tensor in graph.tensors.values()],
-        "ops": [asdict(op) for op in graph.ops],
+        "ops": [_op_described(op) for op in graph.ops],
         "inputs": graph.inputs,
         "outputs": graph.outputs,
     }
@@ -205,6 +208,11 @@ def _whole(file: _File, constants: Mapping[str, ir.Array]) -> ir.Graph:
     return replace(graph, origin=origin)
 
 
+def _op_described(op: ir.Op) -> dict[str, Any]:
+    fields = asdict(op)
+    return {name: fields[name] for name in fields if name != "attributes" or fields[name]}
+
+
 def _described(tensor: ir.Tensor) -> dict[str, Any]:
     quantization = tensor.quantization and asdict(tensor.quantization)
     return {
@@ -223,7 +231,7 @@ def _checked(text: str) -> _File:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "graph"
         raise ExportError(f"{where}: {first['msg']}; {_AGAIN}") from error
-    if file.version not in (1, VERSION):
+    if file.version not in range(1, VERSION + 1):
         raise ExportError(f"version {file.version}, this program reads 1 to {VERSION}; {_AGAIN}")
     return file
 
@@ -245,7 +253,19 @@ def _graph(file: _Graph, constants: Mapping[str, ir.Array]) -> ir.Graph:
 
 def _op(op: _Op) -> ir.Op:
     window = None if op.window is None else ir.Window(**asdict(op.window))
-    return ir.Op(op.kind, op.inputs, op.outputs, window, op.activation, op.source)
+    attributes = None if op.attributes is None else _attributes(op, op.attributes)
+    return ir.Op(op.kind, op.inputs, op.outputs, window, op.activation, op.source, attributes)
+
+
+def _attributes(op: _Op, found: dict[str, Any]) -> ir.Attributes:
+    kind = SPECS[op.kind].attributes
+    if kind is None or found.keys() != {field.name for field in fields(kind)}:
+        raise ExportError(f"op {op.kind} has attributes {sorted(found)}, not its own; {_AGAIN}")
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(found), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ExportError(f"op {op.kind}, {first['loc'][0]}: {first['msg']}; {_AGAIN}") from error
 
 
 def _tensor(tensor: _Tensor, constants: Mapping[str, ir.Array]) -> ir.Tensor:

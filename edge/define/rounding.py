@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,11 @@ from fedkit.graph import integers, ir
 
 Scales = NDArray[np.float64]
 
-Rescale = Callable[[Int64s, Scales, float, ir.Kind], Int64s]
+Summed = Literal["products", "channels", "single"]
+"""What is rescaled: sums over all channels (products of matrices), sums within one channel, or
+values that stand alone. Runtimes have kernels for each, which round in their own ways."""
+
+Rescale = Callable[[Int64s, Scales, float, Summed], Int64s]
 Mean = Callable[[Int64s, int, ir.Tensor, ir.Tensor], Int64s]
 Add = Callable[[Int64s, Int64s, ir.Tensor, ir.Tensor, ir.Tensor], Int64s]
 Average = Callable[[Sequence[Int64s], Int64s, ir.Tensor, bool], Int64s]
@@ -56,8 +61,8 @@ class Policy:
 
     Attributes:
         name: Its key in `POLICIES`.
-        rescale: (sums [..., channels], scale of the sums per channel, scale of the result, kind of
-            op) -> the sums in steps of the result.
+        rescale: (sums [..., channels], scale of the sums per channel, scale of the result, of what
+            they are sums) -> the sums in steps of the result.
         mean: (sums of values as they are, how many each, input, output) -> means in steps of the
             output.
         add: (left and right values, left, right, result) -> their sum in steps of the result; the
@@ -90,7 +95,7 @@ def policy(name: str) -> Policy:
 # Ours
 
 
-def _rescale_half_up(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+def _rescale_half_up(sums: Int64s, scale: Scales, out: float, of: Summed) -> Int64s:
     return multiply_half_up(sums, multipliers(scale / out))
 
 
@@ -127,7 +132,7 @@ def _mean_by(rescale: Rescale) -> Mean:
 
     def mean(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
         scale = np.asarray(x.scale / count)
-        return rescale(sums - count * x.zero_point, scale, out.scale, "mean")
+        return rescale(sums - count * x.zero_point, scale, out.scale, "channels")
 
     return mean
 
@@ -145,12 +150,12 @@ def _six_half_even(graph: ir.Graph, op: ir.Op) -> int:
 # TFLite's own kernels
 
 
-def _rescale_gemmlowp(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
-    if kind in ("relu", "relu6"):  # by a quotient of float32
+def _rescale_gemmlowp(sums: Int64s, scale: Scales, out: float, of: Summed) -> Int64s:
+    if of == "single":  # by a quotient of float32
         factor = scale.astype(np.float32) / np.float32(out)
         return _multiply_gemmlowp(sums, factor.astype(np.float64))
     # Convolutions and products of matrices are ruy's, whose second rounding is another.
-    last = shift_right_half_away if kind == "depthwise_conv2d" else shift_right_half_up
+    last = shift_right_half_away if of == "channels" else shift_right_half_up
     return _multiply_gemmlowp(sums, scale / out, last)
 
 
@@ -211,13 +216,13 @@ def _steps_to_six(out: ir.Tensor) -> np.float32:
 # XNNPACK
 
 
-def _rescale_xnnpack(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
-    if kind in ("relu", "relu6"):  # XNNPACK has no integer kernels for these; TFLite's stay
-        return _rescale_gemmlowp(sums, scale, out, kind)
-    return _rescale_half_even(sums, scale, out, kind)
+def _rescale_xnnpack(sums: Int64s, scale: Scales, out: float, of: Summed) -> Int64s:
+    if of == "single":  # XNNPACK has no integer kernels for these; TFLite's stay
+        return _rescale_gemmlowp(sums, scale, out, of)
+    return _rescale_half_even(sums, scale, out, of)
 
 
-def _rescale_half_even(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
+def _rescale_half_even(sums: Int64s, scale: Scales, out: float, of: Summed) -> Int64s:
     factor = scale.astype(np.float32) / np.float32(out)
     return _nearest(sums.astype(np.float32) * factor)
 
@@ -263,11 +268,11 @@ def _ratio(x: ir.Tensor, out: ir.Tensor) -> np.float32:
 # onnxruntime
 
 
-def _rescale_onnxruntime(sums: Int64s, scale: Scales, out: float, kind: ir.Kind) -> Int64s:
-    if kind in ("relu", "relu6"):  # dequantised and quantised again, which divides
+def _rescale_onnxruntime(sums: Int64s, scale: Scales, out: float, of: Summed) -> Int64s:
+    if of == "single":  # dequantised and quantised again, which divides
         real = sums.astype(np.float32) * scale.astype(np.float32)
         return _nearest(real / np.float32(out))
-    return _rescale_half_even(sums, scale, out, kind)
+    return _rescale_half_even(sums, scale, out, of)
 
 
 def _mean_onnxruntime(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:

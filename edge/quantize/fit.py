@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray
+from fedkit.graph.ops.registry import spec_of
+from fedkit.graph.spec import Weights
 from fedkit.graph.taps import Number, taps
 
 Floats = NDArray[np.float64]
@@ -40,16 +42,20 @@ _TINY = 1e-30
 
 def by_group(op: ir.Op, weight: NDArray[np.float64]) -> Floats:
     """Return the weights of a layer, in the graph's layout, as [groups, outputs, terms]."""
-    if op.kind != "depthwise_conv2d":
-        return weight.reshape(1, len(weight), -1)
-    return np.moveaxis(weight[0], -1, 0).reshape(weight.shape[3], 1, -1)
+    weights = _weights(op)
+    rows = weights.by_channel(weight).reshape(weight.shape[weights.axis], -1)
+    return rows[None] if weights.mixes else rows[:, None]
 
 
 def as_weight(op: ir.Op, groups: Floats, shape: ir.Shape) -> Floats:
     """Undo `by_group`."""
-    if op.kind != "depthwise_conv2d":
-        return groups.reshape(shape)
-    return np.moveaxis(groups.reshape(shape[3], *shape[1:3]), 0, -1)[None]
+    return _weights(op).laid(groups, shape)
+
+
+def _weights(op: ir.Op) -> Weights:
+    found = spec_of(op).weights
+    assert found is not None  # what is fitted has some
+    return found
 
 
 def means(op: ir.Op, x: FloatArray, outputs: int) -> Floats:
@@ -60,7 +66,7 @@ def means(op: ir.Op, x: FloatArray, outputs: int) -> Floats:
         x: float32 [n, ...], its input.
         outputs: How many channels it computes.
     """
-    if op.kind == "linear":
+    if op.window is None:
         return np.asarray(x.mean(axis=0, dtype=np.float64)[None])
     seen = [tap.mean(axis=(0, 1, 2), dtype=np.float64) for _, _, tap in taps(x, op.window)]
     return _grouped(op, np.stack(seen)[None], outputs)[:, 0]
@@ -88,7 +94,7 @@ def moments(
 
 def _inputs(op: ir.Op, x: FloatArray, outputs: int) -> FloatArray:
     """Return what the terms multiply at some places, float32 [groups, rows, terms]."""
-    if op.kind == "linear":
+    if op.window is None:
         return x[None, :_ROWS]
     seen = [tap.reshape(-1, tap.shape[-1]) for _, _, tap in taps(x, op.window)]
     rows = min(_ROWS, _MOST_VALUES // (len(seen) * x.shape[-1]))
@@ -98,7 +104,7 @@ def _inputs(op: ir.Op, x: FloatArray, outputs: int) -> FloatArray:
 
 def _grouped(op: ir.Op, x: NDArray[Number], outputs: int) -> NDArray[Number]:
     """Turn [rows, places, channels] into [groups, rows, terms]."""
-    if op.kind == "conv2d":
+    if _weights(op).mixes:
         return x.reshape(1, len(x), -1)
     return np.repeat(np.moveaxis(x, 2, 0), outputs // x.shape[2], axis=0)
 

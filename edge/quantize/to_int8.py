@@ -32,6 +32,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.ops.registry import spec_of as integer_spec
 from edge.quantize import fit
 from edge.quantize.calibrate import CONSTANT, EMPTY, Joined, Range, SideBySide, joined, ranges
 from fedkit.core.errors import ExportError
@@ -203,7 +204,8 @@ class _Quantizer:
             return scale
         coarsest = max(x.scale for x in inputs)
         out = self._affine(op.output, coarsest / _LARGEST_MULTIPLIER, coarsest * _UNUSED)
-        is_free = op.kind == "mean" and self.grid is _float32 and op.output not in self.joined
+        widens = integer_spec(op).takes_whole_offset
+        is_free = widens and self.grid is _float32 and op.output not in self.joined
         return _with_whole_offset(self.ranges[op.output], inputs[0], out) if is_free else out
 
     def _affine(self, name: str, least: float, unused: float) -> ir.Quantization:

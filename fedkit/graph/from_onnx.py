@@ -35,6 +35,7 @@ from fedkit.graph.lowering import (
     require,
     require_small,
 )
+from fedkit.graph.ops.registry import ONNX
 
 _OPSETS = range(7, 29)
 """From the first in which operands broadcast as in numpy to the last that was looked at."""
@@ -138,7 +139,7 @@ class _Lowering(Lowering[_Node]):
 
 
 _Handler = Callable[[_Lowering, _Node], Value]
-_HANDLERS: dict[str, _Handler] = {}
+_HANDLERS: dict[str, _Handler] = dict(ONNX)  # what the files of ops read themselves
 
 
 def _lowers(*operators: str) -> Callable[[_Handler], _Handler]:

@@ -35,7 +35,7 @@ from fedkit.graph.lowering import (
     refuse_probabilities,
     require,
 )
-from fedkit.graph.ops.registry import spec_of
+from fedkit.graph.ops.registry import ATEN, spec_of
 
 Arguments = Mapping[str, Any]
 """Argument name of the ATen schema -> value; tensors are `ir.Tensor` or constant `torch.Tensor`."""
@@ -60,7 +60,7 @@ class _Lowering(Lowering[fx.Node]):
 
 
 _Handler = Callable[[_Lowering, fx.Node, Arguments], ir.Tensor]
-_HANDLERS: dict[str, _Handler] = {}
+_HANDLERS: dict[str, _Handler] = dict(ATEN)  # what the files of ops read themselves
 
 
 def _lowers(*targets: str) -> Callable[[_Handler], _Handler]:

@@ -98,6 +98,11 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Attributes:
+    """What an op's kind has to say of it beyond a window: a frozen dataclass of plain values."""
+
+
+@dataclass(frozen=True)
 class Op:
     """One operation.
 
@@ -107,6 +112,7 @@ class Op:
         window: Present exactly if the kind slides one.
         activation: Applied to the result; not "none" only if the kind can.
         source: The torch module or ONNX node that this op comes from, for messages.
+        attributes: Of the class that the kind has for them; None if it has none.
     """
 
     kind: Kind
@@ -115,6 +121,7 @@ class Op:
     window: Window | None = None
     activation: Activation = "none"
     source: str = ""
+    attributes: Attributes | None = None
 
     @property
     def output(self) -> str:

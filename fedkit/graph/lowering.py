@@ -18,6 +18,11 @@ import numpy as np
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
+from fedkit.graph.operands import Unsupported as Unsupported
+from fedkit.graph.operands import activation as activation
+from fedkit.graph.operands import constant as constant
+from fedkit.graph.operands import require as require
+from fedkit.graph.operands import require_small as require_small
 from fedkit.graph.ops.registry import LAYERS
 from fedkit.graph.verify import verify
 
@@ -41,40 +46,10 @@ Node = TypeVar("Node")
 """One operation of the model that is read."""
 
 
-class Unsupported(Exception):
-    """One op that cannot be lowered; collected, so that the user sees all of them at once."""
-
-
-def require(condition: bool, reason: str) -> None:
-    """Raise `Unsupported` unless the condition holds."""
-    if not condition:
-        raise Unsupported(reason)
-
-
-def require_small(shape: ir.Shape) -> None:
-    """Raise `Unsupported` for a value that no small device, and not this process, could hold."""
-    is_small = math.prod(shape) <= ir.LARGEST_SIZE
-    require(is_small, f"a value of shape {shape}, which has more than {ir.LARGEST_SIZE} elements")
-
-
 def refuse_probabilities(what: str, is_last: bool) -> NoReturn:
     """Raise `Unsupported` for one of `LOGITS`, which as the last op is not needed."""
     way = f"leave it out: the artifact gives logits, {LOGITS[what]}"
     raise Unsupported(f"{what} at the end; {way}" if is_last else f"{what} is not supported")
-
-
-def activation(value: Any, rank: int | None = None) -> ir.Tensor:
-    """Return an operand that must be an activation, and of that rank."""
-    if not isinstance(value, ir.Tensor):
-        raise Unsupported("an operand is a constant where an activation is expected")
-    require(rank in (None, len(value.shape)), f"input of shape {value.shape}, not of rank {rank}")
-    return value
-
-
-def constant(value: Any, what: str = "weights") -> ir.Array:
-    """Return an operand that must be a constant."""
-    require(not isinstance(value, ir.Tensor), f"{what} that depend on the input")
-    return np.asarray(value)
 
 
 def nhwc(shape: ir.Shape) -> ir.Shape:
@@ -156,13 +131,16 @@ class Lowering(ABC, Generic[Node]):
         shape: ir.Shape | None = None,
         window: ir.Window | None = None,
         suffix: str = "",
+        attributes: ir.Attributes | None = None,
     ) -> ir.Tensor:
         """Add an op; its output has the shape of the node's result unless told otherwise."""
         shape = self.shape_of(node) if shape is None else shape
         require_small(shape)
         out = self.activation(self.name_of(node) + suffix, shape)
         names = tuple(tensor.name for tensor in inputs)
-        self.ops.append(ir.Op(kind, names, (out.name,), window, source=self.source_of(node)))
+        source = self.source_of(node)
+        made = ir.Op(kind, names, (out.name,), window, source=source, attributes=attributes)
+        self.ops.append(made)
         return out
 
     def raise_diagnostics(self) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -18,6 +18,31 @@ Real = Callable[..., ir.FloatArray]
 Scale = Literal["kept", "rescaled"] | ir.Quantization
 """How the result of an integer op is quantised: exactly as all inputs; by a scale of its own, which
 is above 1/256 of theirs; or always the same."""
+
+
+class Reader(Protocol):
+    """What reads a model, of torch or ONNX, while it does."""
+
+    def op(self, kind: ir.Kind, node: Any, inputs: Sequence[ir.Tensor]) -> ir.Tensor:
+        """Add an op whose output has the shape of the node's result."""
+
+
+class OnnxNode(Protocol):
+    """A node of an ONNX file."""
+
+    @property
+    def inputs(self) -> Sequence[ir.Tensor | ir.Array | None]:
+        """Its operands; a constant is an array, and what is left out None."""
+
+    def attribute(self, name: str, default: Any) -> Any:
+        """Return an attribute."""
+
+
+Aten = Callable[[Reader, Any, Mapping[str, Any]], ir.Tensor]
+"""Takes the reader, the node, and name of an argument -> its value: an `ir.Tensor`, or a constant.
+`fedkit.graph.operands` has what refuses those that cannot be."""
+
+Onnx = Callable[[Reader, OnnxNode], ir.Tensor]
 
 
 @dataclass(frozen=True)
@@ -97,6 +122,9 @@ class Spec:
         activation: The one that it is itself.
         scale: Of its result, once integer.
         weights: How they lie, if it reads (activation, weight, bias).
+        attributes: The class of what an op of this kind has to say of itself, of plain values.
+        aten: Operator of torch's ATen -> what reads it, see `Aten`.
+        onnx: Operator of ONNX -> what reads it, see `Onnx`.
     """
 
     kind: ir.Kind
@@ -115,6 +143,9 @@ class Spec:
     activation: ir.Activation = "none"
     scale: Scale = "rescaled"
     weights: Weights | None = None
+    attributes: type[ir.Attributes] | None = None
+    aten: Mapping[str, Aten] = field(default_factory=dict)
+    onnx: Mapping[str, Onnx] = field(default_factory=dict)
 
 
 # Examples

@@ -87,6 +87,10 @@ def _operands_fit_the_kind(graph: Graph) -> Iterator[str]:
             yield f"{_name(op)} must read {activations} activation(s), then {constants} constant(s)"
         if (op.window is not None) != spec.has_window:
             yield f"{_name(op)} must have a window exactly if its kind slides one"
+        own = spec.attributes
+        if type(op.attributes) is not (own or type(None)):
+            what = f"attributes of the class {own.__name__}" if own else "no attributes"
+            yield f"{_name(op)} must have {what}"
         if op.activation != "none" and not spec.fuses_activation:
             yield f"{_name(op)} cannot apply the activation {op.activation!r} itself"
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from numpy.typing import NDArray
 
 from edge.targets.onnx import emitter as onnx
 from edge.targets.onnx.runner import OnnxRunner
@@ -36,6 +39,20 @@ def in_onnxruntime(form: onnx.Form) -> Run:
         return np.moveaxis(found, 1, 3) if found.ndim == 4 else found
 
     return run
+
+
+def in_litert_alone(graph: ir.Graph, codes: NDArray[Any]) -> NDArray[Any]:
+    """LiteRT without XNNPACK; takes float graphs too."""
+    content = tflite.emit(graph)
+    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    model = Interpreter(model_content=content, experimental_op_resolver_type=resolver)
+    model.allocate_tensors()
+    found = []
+    for one in codes:
+        model.set_tensor(model.get_input_details()[0]["index"], one[None])
+        model.invoke()
+        found.append(model.get_tensor(model.get_output_details()[0]["index"]))
+    return np.concatenate(found)
 
 
 def in_torchs_layout(codes: Codes) -> Codes:

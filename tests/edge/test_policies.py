@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edge.define.interpret_int8 import evaluate_int8
 from edge.define.rounding import POLICIES
 from edge.export import save_c99
+from edge.ops.registry import SPECS
 from edge.targets.c99.runner import CompiledRunner
-from edge.targets.tflite import emitter as tflite
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from tests.edge.policy_places import (
     PolicyRun,
+    in_litert_alone,
     in_torchs_layout,
 )
 from tests.edge.random_graphs import a_graph
@@ -32,7 +32,6 @@ from tests.edge.single_ops import (
     KEEPING,
     RESCALING,
     Case,
-    Codes,
     Make,
     a_ratio,
     activation,
@@ -145,27 +144,10 @@ def test_plain_c_is_the_interpreters_at_any_scale(kind: str, tmp_path: Path) -> 
 # LiteRT without XNNPACK
 
 
-def in_litert_alone(graph: ir.Graph, codes: Codes) -> Codes:
-    content = tflite.emit(graph)
-    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    model = Interpreter(model_content=content, experimental_op_resolver_type=resolver)
-    model.allocate_tensors()
-    found = []
-    for one in codes:
-        model.set_tensor(model.get_input_details()[0]["index"], one[None])
-        model.invoke()
-        found.append(model.get_tensor(model.get_output_details()[0]["index"]))
-    return np.concatenate(found)
-
-
-_VECTORISED = ("mean", "depthwise_conv2d")
-"""Kinds whose blocks of channels round negative halves up, and the rest away from zero."""
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_litert_without_xnnpack_is_near(kind: str) -> None:
     ratios = POWERS[:: 6 if kind == "add" else 2]
-    if kind not in _VECTORISED:
+    if not SPECS[kind.split()[0]].in_blocks:
         assert_same(PolicyRun(in_litert_alone, "gemmlowp"), cases(kind, ratios, seed=6))
         return
     for graph, codes in cases(kind, ratios, seed=6):

@@ -19,7 +19,7 @@ from edge.cost import cost
 from edge.define.interpret_int8 import Int8Array, evaluate_int8
 from edge.define.rounding import POLICIES
 from edge.export import int8_graph, save_c99
-from edge.passes import channels
+from edge.ops.registry import SPECS as INTEGER_SPECS
 from edge.passes.fold_constants import fold_constants
 from edge.passes.probe import Values, observe
 from edge.passes.slim import slim
@@ -408,4 +408,4 @@ def test_a_fault_of_the_pass_is_an_error_that_names_the_tensor(
 
 
 def test_every_kind_says_what_becomes_of_its_channels() -> None:
-    assert set(channels._LINKS) == set(SPECS) - {"affine"}
+    assert set(INTEGER_SPECS) == set(SPECS) - {"affine"}

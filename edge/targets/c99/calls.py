@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from edge.arena import Buffer
 from edge.define.rounding import Scales, add_multipliers
+from edge.ops.registry import SPECS
 from edge.targets.c99 import pack
 from edge.targets.c99.pack import Int8s, Int32s, Phases, Planes
 from edge.targets.c99.requant import LEAST_SHIFT, Requant, near, simplified
@@ -32,6 +33,7 @@ from edge.targets.common import check_compilable, multiplier_and_shift
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
 from fedkit.graph import integers, ir
+from fedkit.graph.ops.registry import WEIGHTED, spec_of
 
 Goal = Literal["speed", "size"]
 
@@ -42,7 +44,6 @@ STREAM_BELOW = 0.5
 """Density of weights below which a stream is smaller: it takes two bytes per weight."""
 
 _BYTE = 128  # what a byte is more than its int8
-_CONVOLUTIONS = ("conv2d", "depthwise_conv2d")
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,10 @@ def compile_graph(graph: ir.Graph, goal: Goal = "speed", keep: bool = False) -> 
 
 @dataclass
 class _Compiler:
-    """Walks the graph; each op finds a place for its output and its inputs computed."""
+    """Walks the graph; each op finds a place for its output and its inputs computed.
+
+    An `edge.ops.builders.CCompiler`.
+    """
 
     graph: ir.Graph
     goal: Goal
@@ -147,7 +151,7 @@ class _Compiler:
         if problems:
             raise ExportError("; ".join(problems))
         self._store()
-        homes = {name: (self._place(name), self.planes[name]) for name in self.home}
+        homes = {name: (self.place(name), self.planes[name]) for name in self.home}
         return CallList(tuple(self.calls), self._buffers(), homes)
 
     # Buffers
@@ -171,17 +175,17 @@ class _Compiler:
         """Return the name of a buffer that holds no tensor, whatever tensors are called."""
         return ir.unused_name(name, self.graph.tensors)
 
-    def _new(self, name: str) -> BufferOffset:
+    def new(self, name: str) -> BufferOffset:
         buffer, self.offset[name] = self.slots.get(name, (name, 0))
         self.home[name] = buffer
         self.sizes[buffer] = self.planes[buffer].size
-        return self._place(name)
+        return self.place(name)
 
-    def _reuse(self, name: str, by: str) -> BufferOffset:
+    def reuse(self, name: str, by: str) -> BufferOffset:
         self.home[by], self.offset[by] = self._slot(name)
-        return self._place(by)
+        return self.place(by)
 
-    def _place(self, name: str) -> BufferOffset:
+    def place(self, name: str) -> BufferOffset:
         buffer, offset = self._slot(name)
         return BufferOffset(buffer, offset + self.planes[name].lead)
 
@@ -202,38 +206,45 @@ class _Compiler:
 
     # Ops
 
-    def _call(self, function: str, *arguments: Argument | Struct, source: str = "") -> None:
+    def call(self, function: str, *arguments: Argument | Struct, source: str = "") -> None:
         made = tuple(ConstantAddress(a) if isinstance(a, Struct) else a for a in arguments)
         self.calls.append(Call(function, made, source))
 
+    def struct(self, kind: str, *fields: Any) -> Struct:
+        return Struct(kind, fields)
+
+    def layout(self, name: str) -> Struct:
+        return _planes(self.planes[name])
+
     def _load(self) -> None:
         (name,) = self.graph.inputs
-        self._call("ek_load", _planes(self.planes[name]), "in", self._new(name), source="input")
+        self.call("ek_load", _planes(self.planes[name]), "in", self.new(name), source="input")
 
     def _store(self) -> None:
         (name,) = self.graph.outputs
-        place, planes = self._place(name), self.planes[name]
+        place, planes = self.place(name), self.planes[name]
         if not _is_vector(planes):
             place = BufferOffset(self._own("output"))
             self.sizes[place.buffer] = math.prod(self.graph.tensors[name].shape)
-            self._call("ek_interleave", _planes(planes), self._place(name), place, source="output")
-        self._call(
+            self.call("ek_interleave", _planes(planes), self.place(name), place, source="output")
+        self.call(
             "ek_store", math.prod(self.graph.tensors[name].shape), place, "out", source="output"
         )
 
     def _problems(self, op: ir.Op) -> list[str]:
         """Add the calls of an op; return what hinders, if anything."""
         try:
-            if op.kind not in _OPS:
+            add_calls = SPECS[op.kind].c99 if op.kind in SPECS else None
+            if add_calls is None:
                 raise ExportError("there is no kernel for it")
-            _OPS[op.kind](self, op)
+            add_calls(self, op)
         except ExportError as error:
             self.home.setdefault(op.output, op.output)
             culprit = self.fused.get(op.output, op)
             return [f"op {culprit.kind} of module {culprit.source!r} has no C form: {error}"]
         return []
 
-    def _weighted(self, op: ir.Op, add: ir.Op | None = None) -> None:
+    def weighted(self, op: ir.Op, add: ir.Op | None = None) -> None:
         weights, bias = _by_channel(self.graph, op), self.graph.constant(op.inputs[2])
         x = self.graph.tensors[op.inputs[0]]
         quantization = self.graph.tensors[op.inputs[1]].quantization
@@ -273,14 +284,14 @@ class _Compiler:
         places: list[Argument] = [source, other, out]
         if scratch:
             places.append(self._scratch(op, scratch))
-        self._call(f"ek_conv_{kind}", struct, *places, source=op.source)
+        self.call(f"ek_conv_{kind}", struct, *places, source=op.source)
 
     def _taps(self, op: ir.Op, window: ir.Window) -> tuple[BufferOffset, Int32s, int]:
         """Return where a convolution reads, how far its taps are, and bytes from row to row."""
         name = op.inputs[0]
         planes = self.planes[name]
         if window.stride == (1, 1):
-            return self._place(name), pack.distances(planes, window), planes.row
+            return self.place(name), pack.distances(planes, window), planes.row
         phases = self.phases[op.output]
         buffer = self._own(f"{name}.phases{list(self.phases.values()).index(phases)}")
         if buffer not in self.sizes:
@@ -288,9 +299,7 @@ class _Compiler:
             top, _, left, _ = phases.window.padding
             layouts = _planes(planes), _planes(phases.planes)
             struct = Struct("ek_phases", (*phases.window.stride, top, left, *layouts))
-            self._call(
-                "ek_split", struct, self._place(name), BufferOffset(buffer), source=op.source
-            )
+            self.call("ek_split", struct, self.place(name), BufferOffset(buffer), source=op.source)
         return BufferOffset(buffer), phases.distances(window), phases.planes.row
 
     def _packed(
@@ -358,16 +367,16 @@ class _Compiler:
     def _out(self, op: ir.Op, add: ir.Op | None) -> BufferOffset:
         """Return where a convolution writes; with a sum, over what it adds if that is over."""
         if add is None:
-            return self._new(op.output)
+            return self.new(op.output)
         name = _other_input(op, add)
         is_free = add.output not in self.slots and self._is_over(name, add)
         if is_free and self.home[name] != self.home[op.inputs[0]]:
-            return self._reuse(name, add.output)
-        return self._new(add.output)
+            return self.reuse(name, add.output)
+        return self.new(add.output)
 
     def _other(self, op: ir.Op, add: ir.Op) -> tuple[BufferOffset, Struct]:
         name = _other_input(op, add)
-        return self._place(name), self._sum(add, op.output, name)
+        return self.place(name), self._sum(add, op.output, name)
 
     def _sum(self, add: ir.Op, a: str, b: str) -> Struct:
         out = self.graph.tensors[add.output].scale
@@ -377,40 +386,40 @@ class _Compiler:
         offset = pack.sum_offset((factors[0], factors[1]), zeros, shift)
         return Struct("ek_sum", (*factors, offset, shift, *self._limits(add)))
 
-    def _add(self, op: ir.Op) -> None:
+    def sum(self, op: ir.Op) -> None:
         conv = self.fused.get(op.output)
         if conv is not None:
-            self._weighted(conv, op)
+            self.weighted(conv, op)
             return
         a, b = op.inputs
-        places = self._place(a), self._place(b)
+        places = self.place(a), self.place(b)
         free = () if op.output in self.slots else (a, b)
         over = next((name for name in free if self._is_over(name, op)), None)
-        out = self._reuse(over, op.output) if over else self._new(op.output)
+        out = self.reuse(over, op.output) if over else self.new(op.output)
         planes = _planes(self.planes[op.output])
-        self._call("ek_add", self._sum(op, a, b), planes, *places, out, source=op.source)
+        self.call("ek_add", self._sum(op, a, b), planes, *places, out, source=op.source)
 
-    def _concat(self, op: ir.Op) -> None:
+    def join(self, op: ir.Op) -> None:
         starts = _starts(op, self.planes)
         buffer, first = self._slot(op.inputs[0])
         lie_so = [(buffer, first + start) for start in starts]
         if op.output not in self.slots and lie_so == [self._slot(name) for name in op.inputs]:
-            self._reuse(op.inputs[0], op.output)
+            self.reuse(op.inputs[0], op.output)
             return
-        self._new(op.output)
+        self.new(op.output)
         buffer, first = self._slot(op.output)
         for name, start in zip(op.inputs, starts, strict=True):
             if self._slot(name) != (buffer, first + start):
                 planes = self.planes[name]
                 to = BufferOffset(buffer, first + start + planes.lead)
-                self._call("ek_concat", _planes(planes), self._place(name), to, source=op.source)
+                self.call("ek_concat", _planes(planes), self.place(name), to, source=op.source)
 
-    def _linear(self, op: ir.Op) -> None:
+    def linear(self, op: ir.Op) -> None:
         if not _is_vector(self.planes[op.inputs[0]]):
             raise ExportError("its input is an image; flatten it first")
         weights, bias = self.graph.constant(op.inputs[1]), self.graph.constant(op.inputs[2])
         if self.goal == "size" and np.count_nonzero(weights) < STREAM_BELOW * weights.size:
-            self._weighted(op)
+            self.weighted(op)
             return
         x, out = self.graph.tensors[op.inputs[0]], self.graph.tensors[op.output]
         quantization = self.graph.tensors[op.inputs[1]].quantization
@@ -419,28 +428,24 @@ class _Compiler:
         weights, requant = self._requant(op, weights, bias, real)
         sizes = weights.shape[1], len(weights)
         struct = Struct("ek_linear_layer", (*sizes, _requant(requant), weights))
-        places = self._place(x.name), self._new(out.name)
-        self._call("ek_linear", struct, *places, source=op.source)
+        places = self.place(x.name), self.new(out.name)
+        self.call("ek_linear", struct, *places, source=op.source)
 
-    def _mean(self, op: ir.Op) -> None:
+    def mean(self, op: ir.Op) -> None:
         x, out = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
         planes = self.planes[x.name]
         count = planes.height * planes.width
         real = x.scale / count / out.scale
         multiplier, shift = multiplier_and_shift(np.array([real]))
         if shift[0] < LEAST_SHIFT or not _is_vector(self.planes[out.name]):
-            self._per_channel(op, (planes.height, planes.width), real)
+            self.per_channel(op, (planes.height, planes.width), real)
             return
         bias = np.array([-count * planes.zero], np.int32)
         struct = _requant(self._factors(op, bias, multiplier, shift))
-        places = self._place(x.name), self._new(out.name)
-        self._call("ek_mean", struct, _planes(planes), *places, source=op.source)
+        places = self.place(x.name), self.new(out.name)
+        self.call("ek_mean", struct, _planes(planes), *places, source=op.source)
 
-    def _relu(self, op: ir.Op) -> None:
-        x, out = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
-        self._per_channel(op, (1, 1), x.scale / out.scale)
-
-    def _per_channel(self, op: ir.Op, kernel: tuple[int, int], real: float) -> None:
+    def per_channel(self, op: ir.Op, kernel: tuple[int, int], real: float) -> None:
         """Sum windows of each channel by weights of 1."""
         channels = self.planes[op.inputs[0]].channels
         ones = np.ones((channels, 1, *kernel), np.int8)
@@ -448,59 +453,13 @@ class _Compiler:
             op, ir.Window(kernel), ones, np.zeros(channels, np.int32), np.full(channels, real)
         )
 
-    def _pool(self, op: ir.Op) -> None:
-        window = op.window
-        assert window is not None  # the verifier's rule
-        top, _, left, _ = window.padding
-        numbers = *window.kernel, *window.stride, *window.dilation, top, left
-        layouts = [_planes(self.planes[name]) for name in (op.inputs[0], op.output)]
-        places = self._place(op.inputs[0]), self._new(op.output)
-        function = f"ek_{op.kind.removesuffix('2d')}"
-        self._call(function, Struct("ek_window", numbers), *layouts, *places, source=op.source)
-
-    def _pad(self, op: ir.Op) -> None:
-        assert op.window is not None  # the verifier's rule
-        top, _, left, _ = op.window.padding
-        layouts = [_planes(self.planes[name]) for name in (op.inputs[0], op.output)]
-        places = self._place(op.inputs[0]), self._new(op.output)
-        self._call("ek_pad", *layouts, top, left, *places, source=op.source)
-
-    def _flatten(self, op: ir.Op) -> None:
-        self._to_vector("ek_flatten", op)
-
-    def _reshape(self, op: ir.Op) -> None:
-        x, out = (self.graph.tensors[name].shape for name in (op.inputs[0], op.output))
-        if x != out and len(out) == 4:
-            raise ExportError(f"it makes an image {out} of {x}; leave the shape of images alone")
-        if x == out:
-            self._reuse(op.inputs[0], op.output)
-        else:
-            self._to_vector("ek_interleave", op)
-
-    def _to_vector(self, function: str, op: ir.Op) -> None:
+    def to_vector(self, function: str, op: ir.Op) -> None:
         planes = self.planes[op.inputs[0]]
         if _is_vector(planes):
-            self._reuse(op.inputs[0], op.output)
+            self.reuse(op.inputs[0], op.output)
         else:
-            places = self._place(op.inputs[0]), self._new(op.output)
-            self._call(function, _planes(planes), *places, source=op.source)
-
-
-_OPS: Mapping[ir.Kind, Callable[[_Compiler, ir.Op], None]] = {
-    "conv2d": _Compiler._weighted,
-    "depthwise_conv2d": _Compiler._weighted,
-    "linear": _Compiler._linear,
-    "relu": _Compiler._relu,
-    "relu6": _Compiler._relu,
-    "add": _Compiler._add,
-    "concat": _Compiler._concat,
-    "mean": _Compiler._mean,
-    "avg_pool2d": _Compiler._pool,
-    "max_pool2d": _Compiler._pool,
-    "pad": _Compiler._pad,
-    "reshape": _Compiler._reshape,
-    "flatten_nchw": _Compiler._flatten,
-}
+            places = self.place(op.inputs[0]), self.new(op.output)
+            self.call(function, _planes(planes), *places, source=op.source)
 
 
 def _planes(planes: Planes) -> Struct:
@@ -518,11 +477,13 @@ def _is_vector(planes: Planes) -> bool:
 
 def _by_channel(graph: ir.Graph, op: ir.Op) -> Int8s:
     """Return weights as [out, in of a group, kernel height, kernel width]."""
-    weights = graph.constant(op.inputs[1])
-    if op.kind == "linear":
-        return weights.reshape(*weights.shape, 1, 1)
-    order = (0, 3, 1, 2) if op.kind == "conv2d" else (3, 0, 1, 2)
-    return weights.transpose(order)
+    weights = spec_of(op).weights
+    assert weights is not None  # only what has some asks
+    return weights.by_channel(graph.constant(op.inputs[1])).transpose(0, 3, 1, 2)
+
+
+def _is_convolution(op: ir.Op) -> bool:
+    return op.kind in WEIGHTED and op.window is not None
 
 
 def _fusions(graph: ir.Graph) -> dict[str, ir.Op]:
@@ -535,7 +496,7 @@ def _fusions(graph: ir.Graph) -> dict[str, ir.Op]:
     for op in graph.ops:
         if op.kind == "add" and op.inputs[0] != op.inputs[1]:
             makers = [graph.producer(n) for n in op.inputs if graph.sole_consumer(n) is op]
-            convs = [m for m in makers if m is not None and m.kind in _CONVOLUTIONS]
+            convs = [m for m in makers if m is not None and _is_convolution(m)]
             if convs:
                 found[op.output] = max(convs, key=lambda conv: order[conv.output])
     return found
@@ -552,10 +513,10 @@ def _layouts(graph: ir.Graph) -> dict[str, Planes]:
     }
     halos: dict[tuple[int, int], tuple[int, int]] = {}
     for op in graph.ops:
-        if op.kind in _CONVOLUTIONS and op.window is not None:
+        if _is_convolution(op):
             planes = plain[op.inputs[0]]
             size = planes.height, planes.width
-            need, most = pack.halo(planes, op.window), halos.get(size, (0, 0))
+            need, most = pack.halo(planes, op.sliding), halos.get(size, (0, 0))
             halos[size] = max(need[0], most[0]), max(need[1], most[1])
     return {
         name: planes
@@ -580,7 +541,7 @@ def _slots(graph: ir.Graph, planes: Mapping[str, Planes]) -> dict[str, Slot]:
     """Return tensor -> where it lies in what the last concat that reads it makes."""
     found: dict[str, Slot] = {}
     for op in reversed(graph.ops):
-        if op.kind == "concat":
+        if spec_of(op).variadic:
             buffer, first = found.get(op.output, (op.output, 0))
             for name, start in zip(op.inputs, _starts(op, planes), strict=True):
                 found.setdefault(name, (buffer, first + start))
@@ -596,27 +557,20 @@ def _starts(concat: ir.Op, planes: Mapping[str, Planes]) -> list[int]:
 def _shared_phases(graph: ir.Graph, planes: Mapping[str, Planes]) -> dict[str, Phases]:
     """Return output of a convolution with a stride -> the phases that it reads."""
     found: dict[str, Phases] = {}
-    strided = [op for op in graph.ops if op.kind in _CONVOLUTIONS and _stride(op) != (1, 1)]
+    strided = [op for op in graph.ops if _is_convolution(op) and op.sliding.stride != (1, 1)]
     # Large windows first: small ones can read what was made for them.
     for op in sorted(strided, key=_taps_and_padding, reverse=True):
-        assert op.window is not None  # the verifier's rule
         mine = [
             found[o.output] for o in strided if o.output in found and o.inputs[0] == op.inputs[0]
         ]
-        fitting = (phases for phases in mine if _can_read(phases, op.window))
-        made = Phases(planes[op.inputs[0]], op.window, planes[op.output].row)
+        fitting = (phases for phases in mine if _can_read(phases, op.sliding))
+        made = Phases(planes[op.inputs[0]], op.sliding, planes[op.output].row)
         found[op.output] = next(fitting, made)
     return found
 
 
-def _stride(op: ir.Op) -> tuple[int, int]:
-    assert op.window is not None  # the verifier's rule
-    return op.window.stride
-
-
 def _taps_and_padding(op: ir.Op) -> int:
-    assert op.window is not None  # the verifier's rule
-    return math.prod(op.window.kernel) + sum(op.window.padding)
+    return math.prod(op.sliding.kernel) + sum(op.sliding.padding)
 
 
 def _can_read(phases: Phases, window: ir.Window) -> bool:

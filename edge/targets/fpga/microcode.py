@@ -14,20 +14,20 @@ Activations lie as rows of pixels of channels, with the halo that convolutions r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from edge.arena import Buffer, plan
-from edge.define.rounding import add_multipliers
+from edge.ops.registry import SPECS
 from edge.targets.common import check_compilable, multiplier_and_shift
 from edge.targets.fpga.lanes import MOST_ENTRIES, Filter, deal, entry_count, narrowest_gap
 from edge.targets.fpga.steps import SAME, EngineStep, LoopAddress, MapLayout, Microcode, Run, Triple
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
 from fedkit.graph import integers, ir
-from fedkit.graph.ops.registry import WEIGHTED
+from fedkit.graph.ops.registry import WEIGHTED, spec_of
 
 _LEAD = 256  # makes a sum of centred values of int8 positive, so that it can be divided exactly
 
@@ -118,6 +118,8 @@ def _buffers(graph: ir.Graph, maps: Mapping[str, MapLayout]) -> dict[str, Buffer
 
 @dataclass
 class _Compiler:
+    """Yields the steps of each op in order; an `edge.ops.builders.FpgaCompiler`."""
+
     graph: ir.Graph
     maps: Mapping[str, MapLayout]
     missing: list[str] = field(default_factory=list)
@@ -139,10 +141,11 @@ class _Compiler:
 
     def _steps(self, op: ir.Op) -> Iterator[EngineStep]:
         try:
-            if op.kind not in _OPS:
+            steps = SPECS[op.kind].fpga if op.kind in SPECS else None
+            if steps is None:
                 raise ExportError("there is no step for this kind of op")
             yield from self._filled(op.output, _comment(op))
-            yield from _OPS[op.kind](self, op)
+            yield from steps(self, op)
         except ExportError as error:
             self.missing.append(f"{_comment(op)} ({error})")
 
@@ -164,10 +167,13 @@ class _Compiler:
 
     # Filters
 
-    def _weighted(self, op: ir.Op) -> Iterator[EngineStep]:
+    def weighted(self, op: ir.Op) -> Iterator[EngineStep]:
         graph, x = self.graph, self.maps[op.inputs[0]]
         window = op.window or ir.Window()
-        weights, taps = _by_channel(graph, op), _tap_offsets(x, window)
+        laid = spec_of(op).weights
+        assert laid is not None  # only what has some asks
+        weights = laid.by_channel(graph.constant(op.inputs[1]).astype(np.int64))
+        taps = _tap_offsets(x, window)
         biases = graph.constant(op.inputs[2]).astype(np.int64)
         biases -= x.zero * weights.sum(axis=(1, 2, 3))
         scales = graph.tensors[op.inputs[1]].quantization
@@ -178,10 +184,9 @@ class _Compiler:
         )
         filters = []
         for number, kernel in enumerate(weights):
-            if op.kind == "depthwise_conv2d":
+            inputs = np.arange(x.channels)
+            if not laid.mixes:
                 inputs = np.array([number // (len(weights) // x.channels)])
-            else:
-                inputs = np.arange(x.channels)
             offsets, values = (taps[:, :, None] + inputs).ravel(), kernel.ravel()
             kept = np.flatnonzero(values)
             numbers = int(biases[number]), int(multiplier[number]), int(shift[number])
@@ -223,7 +228,7 @@ class _Compiler:
             source=_comment(op),
         )
 
-    def _mean(self, op: ir.Op) -> Iterator[EngineStep]:
+    def mean(self, op: ir.Op) -> Iterator[EngineStep]:
         x, out = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
         here = self.maps[op.inputs[0]]
         count = here.height * here.width
@@ -245,9 +250,8 @@ class _Compiler:
         ones = np.ones(len(taps), np.int64)
         return [Filter(taps + c, ones, bias, multiplier, shift, c) for c in range(channels)]
 
-    def _pool(self, op: ir.Op) -> Iterator[EngineStep]:
-        window = op.window
-        assert window is not None  # the verifier's rule
+    def pool(self, op: ir.Op, maxima: bool) -> Iterator[EngineStep]:
+        window = op.sliding
         x, out = self.maps[op.inputs[0]], self.maps[op.output]
         rows = _regions(x.height, out.height, window, 0)
         columns = _regions(x.width, out.width, window, 1)
@@ -260,11 +264,12 @@ class _Compiler:
                 (0, window.stride[0] * x.row, window.stride[1] * x.channels),
             )
             write = LoopAddress(op.output, out.at(y, left), self._places(op.output).strides)
-            yield self._pooled(op, (height, width), read, write, taps)
+            yield self._pooled(op, maxima, (height, width), read, write, taps)
 
     def _pooled(
         self,
         op: ir.Op,
+        maxima: bool,
         windows: tuple[int, int],
         read: LoopAddress,
         write: LoopAddress,
@@ -273,7 +278,7 @@ class _Compiler:
         x, count = self.maps[op.inputs[0]], len(taps)
         if count == 0:
             raise ExportError("a window lies in the padding alone")
-        if op.kind == "max_pool2d":
+        if maxima:
             filters = self._ones(taps, 0, *SAME, x.channels)
             return self._filters(op, "maxima", windows, read, write, filters, 0)
         # Exact: the sum is positive, and the multiplier is above 1 / count by too little to matter.
@@ -284,21 +289,15 @@ class _Compiler:
 
     # Single activations
 
-    def _relu(self, op: ir.Op) -> Iterator[EngineStep]:
+    def rescale(self, op: ir.Op) -> Iterator[EngineStep]:
         x, out = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
         multiplier, shift = multiplier_and_shift(np.asarray(x.scale) / out.scale)
-        yield self._single(op, (1,), -x.zero_point, (int(multiplier), int(shift)))
+        yield from self.single(op, (1,), -x.zero_point, (int(multiplier), int(shift)))
 
-    def _add(self, op: ir.Op) -> Iterator[EngineStep]:
-        left, right = (self.graph.tensors[name] for name in op.inputs)
-        out = self.graph.tensors[op.output]
-        a, b, shift = add_multipliers(left.scale / out.scale, right.scale / out.scale)
-        yield self._single(op, (a, b), -a * left.zero_point - b * right.zero_point, (1, shift))
-
-    def _single(
+    def single(
         self, op: ir.Op, factors: tuple[int, ...], bias: int, scale: tuple[int, int]
-    ) -> EngineStep:
-        return EngineStep(
+    ) -> Iterator[EngineStep]:
+        yield EngineStep(
             "single",
             self.maps[op.output].shape,
             self._whole(op.output),
@@ -319,24 +318,23 @@ class _Compiler:
             "single", counts, write, (read,), (1,), limits=limits, source=_comment(op)
         )
 
-    def _concat(self, op: ir.Op) -> Iterator[EngineStep]:
+    def join(self, op: ir.Op) -> Iterator[EngineStep]:
         out, before = self._whole(op.output), 0
         for name in op.inputs:
             write = LoopAddress(out.name, out.lead + before, out.strides)
             yield self._copied(op, self.maps[name].shape, self._whole(name), write)
             before += self.maps[name].channels
 
-    def _pad(self, op: ir.Op) -> Iterator[EngineStep]:
-        assert op.window is not None  # the verifier's rule
+    def pad(self, op: ir.Op) -> Iterator[EngineStep]:
         x, out = self.maps[op.inputs[0]], self.maps[op.output]
         if not any(out.halo):
             ends = LoopAddress(op.output, 0, (0, 0, 1))
             yield EngineStep("fill", (1, 1, out.size), ends, bias=out.zero, source=_comment(op))
-        top, _, left, _ = op.window.padding
+        top, _, left, _ = op.sliding.padding
         write = LoopAddress(op.output, out.at(top, left), out.strides)
         yield self._copied(op, x.shape, self._whole(op.inputs[0]), write)
 
-    def _reshape(self, op: ir.Op) -> Iterator[EngineStep]:
+    def reshape(self, op: ir.Op) -> Iterator[EngineStep]:
         read, write = self._whole(op.inputs[0]), self._whole(op.output)
         x, out = self.maps[op.inputs[0]], self.maps[op.output]
         counts = x.shape if any(x.halo) else out.shape
@@ -348,29 +346,12 @@ class _Compiler:
             write = LoopAddress(write.name, 0, _contiguous(counts))
         yield self._copied(op, counts, read, write)
 
-    def _flatten(self, op: ir.Op) -> Iterator[EngineStep]:
+    def flatten(self, op: ir.Op) -> Iterator[EngineStep]:
         x, read = self.maps[op.inputs[0]], self._whole(op.inputs[0])
         counts = x.channels, x.height, x.width
         by_channel = LoopAddress(read.name, read.lead, (1, x.row, x.channels))
         write = LoopAddress(op.output, 0, _contiguous(counts))
         yield self._copied(op, counts, by_channel, write)
-
-
-_OPS: Mapping[ir.Kind, Callable[[_Compiler, ir.Op], Iterator[EngineStep]]] = {
-    "conv2d": _Compiler._weighted,
-    "depthwise_conv2d": _Compiler._weighted,
-    "linear": _Compiler._weighted,
-    "relu": _Compiler._relu,
-    "relu6": _Compiler._relu,
-    "add": _Compiler._add,
-    "concat": _Compiler._concat,
-    "mean": _Compiler._mean,
-    "avg_pool2d": _Compiler._pool,
-    "max_pool2d": _Compiler._pool,
-    "pad": _Compiler._pad,
-    "reshape": _Compiler._reshape,
-    "flatten_nchw": _Compiler._flatten,
-}
 
 
 def _comment(op: ir.Op) -> str:
@@ -379,14 +360,6 @@ def _comment(op: ir.Op) -> str:
 
 def _contiguous(counts: Triple) -> Triple:
     return counts[1] * counts[2], counts[2], 1
-
-
-def _by_channel(graph: ir.Graph, op: ir.Op) -> Int64s:
-    """Return weights as [out, kernel height, kernel width, in of one output]."""
-    weights = graph.constant(op.inputs[1]).astype(np.int64)
-    if op.kind == "linear":
-        return weights[:, None, None, :]
-    return weights if op.kind == "conv2d" else weights.transpose(3, 1, 2, 0)
 
 
 def _tap_offsets(x: MapLayout, window: ir.Window) -> Int64s:

@@ -13,8 +13,7 @@ follows.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -22,6 +21,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from edge.ops.builders import Rescaled
+from edge.ops.registry import SPECS
 from fedkit.core.errors import ExportError
 from fedkit.graph import integers, ir
 from fedkit.graph.ops.registry import WEIGHTED
@@ -30,22 +31,11 @@ Form = Literal["qdq", "qoperator"]
 
 _OPSET = 19  # the lowest whose quantisation ONNX's own reference computes
 _IR_VERSION = 9  # of the same release as the opset
-_MICROSOFT = "com.microsoft"
-
-_RESCALED: Mapping[ir.Kind, tuple[str, str, str]] = {
-    "conv2d": ("Conv", "QLinearConv", ""),
-    "depthwise_conv2d": ("Conv", "QLinearConv", ""),
-    "linear": ("Gemm", "QGemm", _MICROSOFT),
-    "add": ("Add", "QLinearAdd", _MICROSOFT),
-    "mean": ("GlobalAveragePool", "QLinearGlobalAveragePool", _MICROSOFT),
-    "avg_pool2d": ("AveragePool", "QLinearAveragePool", _MICROSOFT),
-}
-"""Kind -> float operator, integer operator, the domain of the latter."""
 
 
 @dataclass
 class _File:
-    """The model under construction; nodes refer to values by name."""
+    """The model under construction, an `edge.ops.builders.OnnxFile`; values have names."""
 
     graph: ir.Graph
     form: Form
@@ -82,6 +72,46 @@ class _File:
             self.constant(f"{name}.scale", scale),
             self.constant(f"{name}.zero_point", zero_point),
         ]
+
+    def rescaled(self, op: ir.Op, result: str, operators: Rescaled, **attributes: Any) -> None:
+        low, high = integers.limits(self.graph, op)
+        saturates = (low, high) == (-128, 127)
+        written = result if saturates else f"{result}.unclipped"
+        if self.form == "qdq":
+            operands = [self.dequantised(op, number) for number in range(len(op.inputs))]
+            value = self.node(operators.real, operands, f"{result}.real", **attributes)
+            self.quantised(op, value, written)
+        else:
+            operands = self._integer_operands(op, operators.bias_first)
+            self.node(operators.integer, operands, written, operators.domain, **attributes)
+        if not saturates:
+            bounds = [
+                self.constant(f"{result}.{name}", np.array(bound, np.int8))
+                for name, bound in (("low", low), ("high", high))
+            ]
+            self.node("Clip", [written, *bounds], result)
+
+    def dequantised(self, op: ir.Op, number: int) -> str:
+        # Runtimes fuse a DequantizeLinear into the one operator that reads it: each has its own.
+        name = op.inputs[number]
+        operands, real = [name, *self.scales(name)], f"{op.output}.operand{number}"
+        if self.graph.tensors[name].data is None:
+            return self.node("DequantizeLinear", operands, real)
+        return self.node("DequantizeLinear", operands, real, axis=0)
+
+    def quantised(self, op: ir.Op, value: str, result: str) -> None:
+        self.node("QuantizeLinear", [value, *self.scales(op.output)], result)
+
+    def _integer_operands(self, op: ir.Op, bias_first: bool) -> list[str]:
+        bias = [op.inputs[2]] if op.kind in WEIGHTED else []
+        scaled = [name for name in op.inputs if name not in bias]
+        operands = [part for name in scaled for part in (name, *self.scales(name))]
+        out = self.scales(op.output)
+        return [*operands, *bias, *out] if bias_first else [*operands, *out, *bias]
+
+    def reshape(self, x: str, output: str, shape: ir.Shape) -> None:
+        target = self.constant(f"{output}.shape", np.array(shape, np.int64))
+        self.node("Reshape", [x, target], output)
 
     def bytes(self) -> bytes:
         inputs, outputs = ([self._port(name) for name in names] for names in _ports(self.graph))
@@ -124,7 +154,8 @@ def emit(graph: ir.Graph, form: Form = "qdq") -> bytes:
         raise ExportError(f"the graph has no ONNX form: {'; '.join(obstacles)}")
     file = _File(graph, form)
     for op in graph.ops:
-        _EMITTERS[op.kind](file, op)
+        if write := SPECS[op.kind].onnx:
+            write(file, op)
     return file.bytes()
 
 
@@ -138,13 +169,11 @@ def _obstacles(graph: ir.Graph) -> Iterator[str]:
         if graph.tensors[name].dtype != "int8":
             yield f"input {name!r} is {graph.tensors[name].dtype}, not int8: quantise the graph"
     for op in graph.ops:
-        if op.kind not in _EMITTERS:
+        spec = SPECS.get(op.kind)
+        if spec is None or spec.onnx is None:
             yield f"op {op.kind} of module {op.source!r} cannot be written: fold it"
-        if op.kind == "avg_pool2d" and _sliding(op).dilation != (1, 1):
-            yield (
-                f"average pooling of module {op.source!r} is dilated by {_sliding(op).dilation}, "
-                f"which the integer form cannot say: use dilation 1"
-            )
+        elif reason := spec.not_onnx(op):
+            yield f"op {op.kind} of module {op.source!r} {reason}"
 
 
 def _ports(graph: ir.Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -155,184 +184,3 @@ def _metadata(graph: ir.Graph) -> dict[str, str]:
     ports = [graph.tensors[name] for names in _ports(graph) for name in names]
     scales = {f"{port.name}.scale": repr(port.scale) for port in ports}
     return scales | {f"{port.name}.zero_point": str(port.zero_point) for port in ports}
-
-
-def _sliding(op: ir.Op) -> ir.Window:
-    assert op.window is not None  # the verifier's rule
-    return op.window
-
-
-def _pooling(op: ir.Op) -> dict[str, Any]:
-    window = _sliding(op)
-    top, bottom, left, right = window.padding
-    return {
-        "kernel_shape": window.kernel,
-        "strides": window.stride,
-        "pads": (top, left, bottom, right),
-    }
-
-
-# Ops that rescale
-
-
-def _rescaled(file: _File, op: ir.Op, result: str, **attributes: Any) -> None:
-    """Write an op whose sums become int8 again, in the form of the file."""
-    real, integer, domain = _RESCALED[op.kind]
-    low, high = integers.limits(file.graph, op)
-    saturates = (low, high) == (-128, 127)
-    written = result if saturates else f"{result}.unclipped"
-    if file.form == "qdq":
-        operands = [_dequantised(file, op, number) for number in range(len(op.inputs))]
-        value = file.node(real, operands, f"{result}.real", **attributes)
-        file.node("QuantizeLinear", [value, *file.scales(op.output)], written)
-    else:
-        file.node(integer, _integer_operands(file, op), written, domain, **attributes)
-    if not saturates:
-        bounds = [
-            file.constant(f"{result}.{name}", np.array(bound, np.int8))
-            for name, bound in (("low", low), ("high", high))
-        ]
-        file.node("Clip", [written, *bounds], result)
-
-
-def _dequantised(file: _File, op: ir.Op, number: int) -> str:
-    # Runtimes fuse a DequantizeLinear into the one operator that reads it, so each has its own.
-    name = op.inputs[number]
-    operands, real = [name, *file.scales(name)], f"{op.output}.operand{number}"
-    if file.graph.tensors[name].data is None:
-        return file.node("DequantizeLinear", operands, real)
-    return file.node("DequantizeLinear", operands, real, axis=0)
-
-
-def _integer_operands(file: _File, op: ir.Op) -> list[str]:
-    bias = [op.inputs[2]] if op.kind in WEIGHTED else []
-    scaled = [name for name in op.inputs if name not in bias]
-    operands = [part for name in scaled for part in (name, *file.scales(name))]
-    out = file.scales(op.output)
-    return [*operands, *bias, *out] if op.kind == "linear" else [*operands, *out, *bias]
-
-
-def _weights(file: _File, op: ir.Op, *axes: int) -> None:
-    weight, bias = op.inputs[1:]
-    file.constant(weight, file.graph.constant(weight).transpose(axes))
-    file.constant(bias, file.graph.constant(bias))
-
-
-def _conv2d(file: _File, op: ir.Op) -> None:
-    _weights(file, op, 0, 3, 1, 2)
-    _rescaled(file, op, op.output, dilations=_sliding(op).dilation, **_pooling(op))
-
-
-def _depthwise(file: _File, op: ir.Op) -> None:
-    _weights(file, op, 3, 0, 1, 2)
-    groups = file.graph.tensors[op.inputs[0]].shape[3]
-    dilations = _sliding(op).dilation
-    _rescaled(file, op, op.output, group=groups, dilations=dilations, **_pooling(op))
-
-
-def _linear(file: _File, op: ir.Op) -> None:
-    _weights(file, op, 0, 1)
-    _rescaled(file, op, op.output, transB=1)
-
-
-def _add(file: _File, op: ir.Op) -> None:
-    _rescaled(file, op, op.output)
-
-
-def _mean(file: _File, op: ir.Op) -> None:
-    shape = file.graph.tensors[op.output].shape
-    if len(shape) == 4:
-        _rescaled(file, op, op.output)
-        return
-    _rescaled(file, op, f"{op.output}.map")
-    _write_reshape(file, f"{op.output}.map", op.output, shape)
-
-
-def _avg_pool2d(file: _File, op: ir.Op) -> None:
-    _rescaled(file, op, op.output, **_pooling(op))
-
-
-def _activation(file: _File, op: ir.Op) -> None:
-    # The integer form has none of its own: what is between two scales is float.
-    real = [_dequantised(file, op, 0)]
-    if op.kind == "relu":
-        value = file.node("Relu", real, f"{op.output}.real")
-    else:
-        bounds = [
-            file.constant(f"{op.output}.{name}", np.array(bound, np.float32))
-            for name, bound in (("low", 0.0), ("high", 6.0))
-        ]
-        value = file.node("Clip", [*real, *bounds], f"{op.output}.real")
-    file.node("QuantizeLinear", [value, *file.scales(op.output)], op.output)
-
-
-# Ops that keep the scale
-
-
-def _max_pool2d(file: _File, op: ir.Op) -> None:
-    dilations = _sliding(op).dilation
-    file.node("MaxPool", [op.inputs[0]], op.output, dilations=dilations, **_pooling(op))
-
-
-def _concat(file: _File, op: ir.Op) -> None:
-    file.node("Concat", list(op.inputs), op.output, axis=1)
-
-
-def _pad(file: _File, op: ir.Op) -> None:
-    x = file.graph.tensors[op.inputs[0]]
-    top, bottom, left, right = _sliding(op).padding
-    amounts = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
-    file.node(
-        "Pad",
-        [
-            x.name,
-            file.constant(f"{op.output}.amounts", amounts),
-            file.constant(f"{op.output}.value", np.array(x.zero_point, np.int8)),
-        ],
-        op.output,
-    )
-
-
-def _reshape(file: _File, op: ir.Op) -> None:
-    """Write a reshape, which counts in the order of NHWC."""
-    name, shape = op.inputs[0], file.graph.tensors[op.inputs[0]].shape
-    out = file.graph.tensors[op.output].shape
-    if _order_matters(shape):
-        name = file.node("Transpose", [name], f"{op.output}.nhwc", perm=(0, 2, 3, 1))
-    if not _order_matters(out):
-        _write_reshape(file, name, op.output, file_shape(out))
-        return
-    _write_reshape(file, name, f"{op.output}.shaped", out)
-    file.node("Transpose", [f"{op.output}.shaped"], op.output, perm=(0, 3, 1, 2))
-
-
-def _order_matters(shape: ir.Shape) -> bool:
-    """Return whether NHWC and NCHW differ in the order of the elements."""
-    return len(shape) == 4 and shape[3] > 1 and shape[1] * shape[2] > 1
-
-
-def _flatten_nchw(file: _File, op: ir.Op) -> None:
-    size = math.prod(file.graph.tensors[op.inputs[0]].shape)
-    _write_reshape(file, op.inputs[0], op.output, (1, size))
-
-
-def _write_reshape(file: _File, x: str, output: str, shape: ir.Shape) -> None:
-    target = file.constant(f"{output}.shape", np.array(shape, np.int64))
-    file.node("Reshape", [x, target], output)
-
-
-_EMITTERS: Mapping[ir.Kind, Callable[[_File, ir.Op], None]] = {
-    "conv2d": _conv2d,
-    "depthwise_conv2d": _depthwise,
-    "linear": _linear,
-    "add": _add,
-    "concat": _concat,
-    "mean": _mean,
-    "avg_pool2d": _avg_pool2d,
-    "max_pool2d": _max_pool2d,
-    "relu": _activation,
-    "relu6": _activation,
-    "pad": _pad,
-    "reshape": _reshape,
-    "flatten_nchw": _flatten_nchw,
-}

@@ -19,6 +19,7 @@ from edge.artifact import Artifact, Port
 from edge.check import check
 from edge.define.interpret_int8 import Int8Array, evaluate_int8
 from edge.export import export_fpga, int8_graph, save_fpga, save_graph
+from edge.ops.registry import SPECS
 from edge.quantize.to_int8 import Scaling
 from edge.targets.common import multiplier_and_shift
 from edge.targets.fpga import emitter as fpga
@@ -464,8 +465,8 @@ def test_lanes_are_checked(graph: tuple[ir.Graph, Images], lanes: int, tmp_path:
 def test_all_that_is_missing_is_named(
     graph: tuple[ir.Graph, Images], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = {kind: step for kind, step in microcode._OPS.items() if kind not in ("mean", "linear")}
-    monkeypatch.setattr(microcode, "_OPS", left)
+    for kind in ("mean", "linear"):
+        monkeypatch.setitem(SPECS, kind, replace(SPECS[kind], fpga=None))
     with pytest.raises(ExportError, match=r"nothing for mean .* linear 6 \(there is no step"):
         save_fpga(*graph, tmp_path / "model", {})
 
