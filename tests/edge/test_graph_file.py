@@ -22,8 +22,11 @@ from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.from_torch import lower
 from fedkit.graph.interpret import evaluate
+from fedkit.graph.ops.registry import SPECS
+from fedkit.graph.spec import Spec
 from fedkit.graph.verify import verify
 from fedkit.nn.zoo import build_model
+from tests.graph.test_ops import Times, multiplied, times
 
 SHAPE = (1, 8, 8)
 INPUTS = np.random.default_rng(0).standard_normal((4, *SHAPE)).astype(np.float32)
@@ -155,7 +158,8 @@ def test_files_with_other_bytes_are_refused_or_sound(graph: ir.Graph) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(version=3), "version 3, this program reads 1 to 2"),
+        (lambda c: c.update(version=4), "version 4, this program reads 1 to 3"),
+        (lambda c: c["ops"][0].update(attributes={"axis": 1}), r"conv2d has attributes \['axis'\]"),
         (lambda c: c["ops"][0].update(kind="lstm"), "ops.0.kind"),
         (lambda c: c["tensors"][0].update(name=c["tensors"][1]["name"]), "the same name"),
         (lambda c: c["tensors"][0].update(shape=[1, 0]), "tensors.0.shape.1"),
@@ -172,6 +176,45 @@ def test_what_is_wrong_is_named(graph: ir.Graph, change: Any, message: str, tmp_
     with pytest.raises(ExportError, match=message) as error:
         load_graph(path)
     assert str(path) in str(error.value)
+
+
+def attributed(monkeypatch: pytest.MonkeyPatch, attributes: Times) -> ir.Graph:
+    """Return a graph of an op with attributes, of a kind that exists until the test is over."""
+    example = times(attributes)
+    monkeypatch.setitem(
+        SPECS, "times", Spec("times", "product", multiplied, example, attributes=Times)
+    )
+    return example(np.random.default_rng(0))
+
+
+def test_attributes_are_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = attributed(monkeypatch, Times(0.1, (1, 3)))
+    assert header(to_bytes(graph))["version"] == 3
+    assert from_bytes(to_bytes(graph)).ops == graph.ops
+
+
+def test_files_without_attributes_are_of_version_2(graph: ir.Graph) -> None:
+    content = header(to_bytes(graph))
+    assert content["version"] == 2 and all("attributes" not in op for op in content["ops"])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"factor": 1.0}, "has attributes .*not its own"),
+        ({"factor": 1.0, "axes": [], "more": 1}, "has attributes .*not its own"),
+        ({"factor": "1", "axes": []}, "op times, factor: Input should be a valid number"),
+        ({"factor": 1.0, "axes": [0.5]}, "op times, axes: Input should be a valid integer"),
+        (None, "must have attributes of the class Times"),
+    ],
+)
+def test_wrong_attributes_are_named(
+    attributes: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = header(to_bytes(attributed(monkeypatch, Times(0.1))))
+    content["ops"][0]["attributes"] = attributes
+    with pytest.raises(ExportError, match=message):
+        from_bytes(to_safetensors({}, {"graph": json.dumps(content)}))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

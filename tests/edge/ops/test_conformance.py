@@ -1,0 +1,198 @@
+"""What every row of the registry promises of its integers, in all that computes them.
+
+A new kind of op is tested here without a word about it, on the random graphs that its row brings
+along, at random scales.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge import graph_file
+from edge.define.interpret_int8 import evaluate_int8
+from edge.define.rounding import POLICIES
+from edge.export import save_c99
+from edge.ops.registry import SPECS
+from edge.quantize.to_int8 import quantize
+from edge.targets.c99.calls import Goal
+from edge.targets.c99.calls import compile_graph as c_calls
+from edge.targets.c99.runner import CompiledRunner
+from edge.targets.fpga.microcode import compile_graph as fpga_steps
+from edge.targets.onnx import emitter as onnx
+from edge.targets.tflite import emitter as tflite
+from fedkit.core.errors import ExportError
+from fedkit.graph import integers, ir
+from fedkit.graph.interpret import compute, evaluate
+from fedkit.graph.ops.registry import SPECS as GRAPH_SPECS
+from fedkit.graph.verify import verify
+from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
+from tests.edge.single_ops import Case, Codes, Random
+from tests.edge.targets.c99.library import need_gcc
+
+EXAMPLES = 12
+PLAIN = ("-O0", "-DEK_PLAIN")  # little time to compile
+
+
+def cases(kind: ir.Kind, count: int = EXAMPLES) -> Iterator[Case]:
+    """Yield int8 graphs whose last op is of a kind, and inputs [8, ...] of every size."""
+    for seed in range(count):
+        random = np.random.default_rng((seed, zlib.crc32(kind.encode())))
+        floats = GRAPH_SPECS[kind].example(random)
+        shape = floats.tensors["x"].shape
+        reach = np.exp2(random.uniform(-6, 6))
+        seen = random.uniform(-reach, reach, (16, *shape[1:])) + random.uniform(-reach, reach) / 2
+        graph = rescaled(quantize(floats, seen.astype(np.float32)), random)
+        yield graph, random.integers(-128, 128, (8, *shape[1:])).astype(np.int8)
+
+
+def rescaled(graph: ir.Graph, random: Random) -> ir.Graph:
+    """Return a graph whose output, if its scale is free, has a coarser one and any zero point."""
+    out = graph.tensors["y"]
+    if GRAPH_SPECS[graph.ops[-1].kind].scale != "rescaled" or random.random() < 0.3:
+        return graph
+    scale = float(np.float32(out.scale * random.uniform(1, 4)))
+    changed = ir.Quantization((scale,), (int(random.integers(-128, 128)),))
+    made = replace(graph, tensors={**graph.tensors, "y": replace(out, quantization=changed)})
+    verify(made)
+    return made
+
+
+def real_of(graph: ir.Graph, name: str, codes: ir.Array) -> ir.FloatArray:
+    """Return what the integers of a tensor stand for."""
+    q = graph.tensors[name].quantization
+    assert q is not None
+    scale, zero = np.asarray(q.scale), np.asarray(q.zero_point)
+    if q.axis is not None:
+        scale, zero = (ir.along(q.axis, each, codes.ndim) for each in (scale, zero))
+    return ((codes.astype(np.float64) - zero) * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_our_integers_are_within_a_step_of_the_floats(kind: ir.Kind) -> None:
+    for graph, codes in cases(kind):
+        seen: dict[str, Codes] = {}
+        evaluate_int8(graph, codes, visit=seen.__setitem__)
+        op, out = graph.ops[-1], graph.tensors["y"]
+        values = [seen[name] if name in seen else graph.constant(name) for name in op.inputs]
+        operands = [real_of(graph, *each) for each in zip(op.inputs, values, strict=True)]
+        wanted = compute(op, graph, operands).astype(np.float64) / out.scale + out.zero_point
+        assert seen["y"].shape == wanted.shape
+        gap = np.abs(seen["y"] - np.clip(wanted, *integers.limits(graph, op)))
+        assert gap.max() <= 1
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_policies_are_within_a_step_of_each_other(kind: ir.Kind) -> None:
+    for graph, codes in cases(kind):
+        found = [evaluate_int8(graph, codes, policy).astype(int) for policy in POLICIES]
+        assert np.ptp(found, axis=0).max() <= 1
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_graph_is_the_same_after_its_file(kind: ir.Kind) -> None:
+    for graph, codes in cases(kind):
+        content = graph_file.to_bytes(graph)
+        again = graph_file.from_bytes(content)
+        assert graph_file.to_bytes(again) == content and again.ops == graph.ops
+        np.testing.assert_array_equal(evaluate_int8(again, codes), evaluate_int8(graph, codes))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SPECS if not GRAPH_SPECS[kind].weights])
+def test_a_channel_changes_no_others_than_it_is_linked_with(kind: ir.Kind) -> None:
+    """`slim` removes channels by these links."""
+    for graph, _ in cases(kind):
+        op = graph.ops[-1]
+        x = graph.tensors[op.inputs[0]].shape
+        linked = np.zeros((x[-1], graph.tensors["y"].shape[-1]), np.bool_)
+        for link in SPECS[kind].links(graph, op):
+            assert link.name in op.inputs
+            linked[link.inputs, link.outputs] |= link.name == op.inputs[0]
+        floats = GRAPH_SPECS[kind]
+        values = np.random.default_rng(0).uniform(1, 2, (1, *x[1:])).astype(np.float32)
+        for channel in range(x[-1]):
+            other = values.copy()
+            other[..., channel] += 0.5
+            before, after = (
+                floats.real(op, graph, *(each if n == op.inputs[0] else values for n in op.inputs))
+                for each in (values, other)
+            )
+            differs = (before != after).reshape(-1, before.shape[-1]).any(axis=0)
+            assert not (differs & ~linked[channel]).any()
+
+
+# Targets
+
+
+def says(written: object, kind: ir.Kind, emit: Callable[[ir.Graph], object]) -> bool:
+    """Return whether a target has a form of a kind; if not, it must refuse it by name."""
+    if written is not None:
+        return True
+    for graph, _ in cases(kind, 2):
+        with pytest.raises(ExportError, match=rf"\b{kind}\b"):
+            emit(graph)
+    return False
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_runtimes_compute_our_integers(kind: ir.Kind, place: PolicyRun) -> None:
+    is_tflite = place.policy in ("half_even", "gemmlowp")
+    spec, emit = SPECS[kind], tflite.emit if is_tflite else onnx.emit
+    if says(spec.tflite if is_tflite else spec.onnx, kind, emit):
+        for graph, codes in cases(kind):
+            expected = evaluate_int8(graph, codes, place.policy)
+            found = place.run(graph, codes).reshape(expected.shape)
+            assert np.count_nonzero(found != expected) == 0
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_litert_without_xnnpack_computes_our_integers(kind: ir.Kind) -> None:
+    if says(SPECS[kind].tflite, kind, tflite.emit):
+        for graph, codes in cases(kind):
+            expected = evaluate_int8(graph, codes, "gemmlowp").astype(int)
+            gap = in_litert_alone(graph, codes).reshape(expected.shape) - expected
+            assert np.isin(gap, (0, 1) if SPECS[kind].in_blocks else 0).all()
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_compiled_c_computes_our_integers(kind: ir.Kind, tmp_path: Path) -> None:
+    need_gcc()
+    if not says(SPECS[kind].c99, kind, c_calls):
+        return
+    goals: tuple[Goal, ...] = ("speed", "size")
+    for (graph, codes), goal in zip(cases(kind, len(goals)), goals, strict=True):
+        inputs = in_torchs_layout(codes)
+        examples = np.zeros(inputs.shape, np.float32)
+        saved = save_c99(graph, examples, tmp_path / goal, {}, goal)
+        found = CompiledRunner(saved.path, PLAIN).predict_int8(inputs)
+        expected = evaluate_int8(graph, codes)
+        assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_the_engine_of_gates_has_steps_or_refuses(kind: ir.Kind) -> None:
+    if says(SPECS[kind].fpga, kind, lambda graph: fpga_steps(graph, 4)):
+        for graph, _ in cases(kind, 2):
+            assert any(kind in step.source for step in fpga_steps(graph, 4).steps)
+
+
+def test_every_integer_kind_is_a_kind_of_the_graph() -> None:
+    assert [*GRAPH_SPECS.keys() - SPECS.keys()] == ["affine"]  # folded before
+    assert SPECS.keys() <= GRAPH_SPECS.keys()
+
+
+def test_float_graphs_of_tflite_give_the_floats() -> None:
+    for kind, spec in SPECS.items():
+        if spec.tflite is None:
+            continue
+        for seed in range(3):
+            graph = GRAPH_SPECS[kind].example(np.random.default_rng(seed))
+            random = np.random.default_rng(seed)
+            x = random.standard_normal(graph.tensors["x"].shape, np.float32)
+            found = in_litert_alone(graph, x)
+            np.testing.assert_allclose(found, evaluate(graph, x), rtol=1e-4, atol=1e-4)
