@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import astuple
 
+from edge.ops.integer_spec import Cost as Cost
+from edge.ops.integer_spec import cost_of_weights
 from edge.ops.registry import SPECS
-from edge.ops.spec import Cost as Cost
-from edge.ops.spec import cost_of_weights
 from fedkit.graph import ir
 
 

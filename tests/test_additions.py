@@ -1,4 +1,4 @@
-"""What a new method, benchmark or target touches: the files that its how-to page names."""
+"""What a new method, benchmark, target or op touches: the files that its how-to page names."""
 
 from __future__ import annotations
 
@@ -162,3 +162,80 @@ def test_a_target_is_one_package_and_a_name_in_one_list(tree: Path, tmp_path: Pa
         assert (program, command) in {
             ("fedkit", each) for each in ("export", "eval", "check", "inspect")
         }
+
+
+USES_OP = """
+import sys
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from edge import graph_file
+from edge.cost import cost
+from edge.define.interpret_int8 import evaluate_int8
+from edge.export import int8_graph, load_onnx
+from edge.save import save
+from edge.targets.registry import NAMES
+from fedkit.core.errors import ExportError
+from fedkit.graph.interpret import evaluate
+
+random = np.random.default_rng(0)
+weight = random.standard_normal((5, 4)).astype(np.float32)
+nodes = [
+    helper.make_node("Gemm", ["x", "w"], ["h"], transB=1),
+    helper.make_node("Softsign", ["h"], ["s"]),
+    helper.make_node("Add", ["s", "s"], ["y"]),
+]
+ports = [
+    helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size])
+    for name, size in (("x", 4), ("y", 5))
+]
+constants = [numpy_helper.from_array(weight, "w")]
+made = helper.make_graph(nodes, "g", ports[:1], ports[1:], constants)
+model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+x = random.standard_normal((50, 4)).astype(np.float32)
+hidden = x @ weight.T
+wanted = 2 * hidden / (1 + np.abs(hidden))
+floats = load_onnx(model.SerializeToString())
+np.testing.assert_allclose(evaluate(floats, x), wanted, rtol=1e-5, atol=1e-5)
+
+graph = int8_graph(floats, x)
+first, last = (graph.tensors[name] for name in (graph.inputs[0], graph.outputs[0]))
+codes = np.clip(np.rint(x / first.scale) + first.zero_point, -128, 127).astype(np.int8)
+found = (evaluate_int8(graph, codes).astype(int) - last.zero_point) * last.scale
+assert np.abs(found - wanted).max() < 0.1
+again = graph_file.from_bytes(graph_file.to_bytes(graph))
+np.testing.assert_array_equal(evaluate_int8(again, codes), evaluate_int8(graph, codes))
+assert cost(graph).macs == 20
+for name in NAMES:
+    try:
+        save(name, graph, x, Path(sys.argv[1]) / name, {})
+    except ExportError as error:
+        assert "softsign" in str(error), error
+    else:
+        raise AssertionError(name)
+"""
+
+
+def test_an_op_is_one_file_on_each_side_and_inherits_the_tests_of_all(
+    tree: Path, tmp_path: Path
+) -> None:
+    files = add(tree, "add-an-op.md")
+    assert files == ["fedkit/graph/ops/softsign.py", "edge/ops/softsign.py"]
+    assert_keeps_the_architecture(tree)
+    python(tree, "-c", USES_OP, str(tmp_path))
+    ((tests, *arguments),) = commands("add-an-op.md")
+    told = python(tree, "-m", tests, "-q", *arguments)
+    assert re.search(r"^\d\d passed", told, re.MULTILINE), told
+
+
+def test_an_op_that_computes_something_else_in_integers_is_found(tree: Path) -> None:
+    add(tree, "add-an-op.md")
+    path = tree / "edge/ops/softsign.py"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("1 + np.abs(real)", "2 + np.abs(real)"), encoding="utf-8")
+    ((tests, *arguments),) = commands("add-an-op.md")
+    with pytest.raises(AssertionError, match="test_our_integers_are_within_a_step_of_the_floats"):
+        python(tree, "-m", tests, "-q", *arguments)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.define.rounding import Policy, policy
+from edge.ops.integer_spec import Operands
 from edge.ops.registry import spec_of
-from edge.ops.spec import Operands
 from fedkit.core.numerics import Int64s
 from fedkit.graph import integers, ir
 from fedkit.graph.interpret import check_inputs, run

@@ -10,7 +10,7 @@ import numpy as np
 
 from edge.define.rounding import Policy
 from edge.ops.builders import CCompiler, FpgaCompiler, OnnxFile, TfliteFile
-from edge.ops.spec import IntegerSpec, Link, Operands, same_channels, same_elements
+from edge.ops.integer_spec import IntegerSpec, Link, Operands, same_channels, same_elements
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir

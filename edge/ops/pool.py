@@ -10,7 +10,7 @@ import numpy as np
 
 from edge.define.rounding import Policy
 from edge.ops.builders import CCompiler, FpgaCompiler, OnnxFile, Rescaled, TfliteFile
-from edge.ops.spec import IntegerSpec, Operands, centred, same_channels
+from edge.ops.integer_spec import IntegerSpec, Operands, centred, same_channels
 from edge.ops.weighted import sliding
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir

@@ -8,7 +8,7 @@ from typing import Any
 
 from edge.define.rounding import Policy
 from edge.ops.builders import CCompiler, FpgaCompiler, OnnxFile, Rescaled, TfliteFile
-from edge.ops.spec import IntegerSpec, Operands, same_channels
+from edge.ops.integer_spec import IntegerSpec, Operands, same_channels
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
 

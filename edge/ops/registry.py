@@ -1,4 +1,4 @@
-"""All kinds of ops of int8 graphs: one row each, see `edge.ops.spec`.
+"""All kinds of ops of int8 graphs: one row each, see `edge.ops.integer_spec`.
 
 A kind is added as a row in `SPECS` of a file of this package. It is found here.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edge import ops
-from edge.ops.spec import IntegerSpec
+from edge.ops.integer_spec import IntegerSpec
 from fedkit.core.gather import gather
 from fedkit.graph import ir
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from edge.define.rounding import Policy, Summed
 from edge.ops.builders import CCompiler, FpgaCompiler, OnnxFile, Rescaled, TfliteFile
-from edge.ops.spec import IntegerSpec, Link, Operands, centred, rescaled
+from edge.ops.integer_spec import IntegerSpec, Link, Operands, centred, rescaled
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
 from fedkit.graph.integers import accumulator_bound

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from edge.ops.integer_spec import Indices
 from edge.ops.registry import spec_of
-from edge.ops.spec import Indices
 from fedkit.graph import ir
 from fedkit.graph.ops.registry import SPECS, WEIGHTED
 

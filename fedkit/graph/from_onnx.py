@@ -582,16 +582,6 @@ def _max_pool(lowering: _Lowering, node: _Node) -> ir.Tensor:
     return lowering.max_pool2d(node, node.image(), *_pooling(lowering, node))
 
 
-@_lowers("GlobalAveragePool")
-def _global_average_pool(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    return lowering.mean(node, node.image(), (2, 3))
-
-
-@_lowers("ReduceMean")
-def _reduce_mean(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    return lowering.mean(node, node.image(), node.setting("axes", 1, ()))
-
-
 @_lowers("Gemm")
 def _gemm(lowering: _Lowering, node: _Node) -> ir.Tensor:
     x, weight = activation(node.operand(0), 2), node.weight(1, 2)
@@ -640,13 +630,6 @@ def _clip(lowering: _Lowering, node: _Node) -> ir.Tensor:
     low, high = node.number("min", 1), node.number("max", 2)
     unbounded = high is not None and high >= np.finfo(np.float32).max
     return lowering.clamp(node, activation(node.operand(0)), low, None if unbounded else high)
-
-
-@_lowers("Concat")
-def _concat(lowering: _Lowering, node: _Node) -> Value:
-    return lowering.concat(
-        node, [activation(part) for part in node.inputs], node.attribute("axis", 1)
-    )
 
 
 @_lowers("Add", "Sub", "Mul", "Div")

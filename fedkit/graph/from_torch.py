@@ -376,11 +376,6 @@ def _add(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     return _in_place(lowering, node, x, lowering.add(node, x, y))
 
 
-@_lowers("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
-def _concat(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    return lowering.concat(node, [activation(part) for part in a["tensors"]], a["dim"])
-
-
 def _in_place(lowering: _Lowering, node: fx.Node, old: ir.Tensor, new: ir.Tensor) -> ir.Tensor:
     """Return `new`; if the op writes it over `old`, every name of that means `new` from here."""
     if str(node.target).split(".")[1].endswith("_"):
@@ -411,11 +406,6 @@ def _adaptive_avg_pool2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir
     require(divides, f"adaptive pooling of {x.shape[1:3]} to {out[1:3]}, which does not divide it")
     kernel = (x.shape[1] // out[1], x.shape[2] // out[2])
     return lowering.op("avg_pool2d", node, [x], out, ir.Window(kernel, kernel))
-
-
-@_lowers("aten.mean.dim")
-def _mean(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    return lowering.mean(node, activation(a["self"], 4), a["dim"] or ())
 
 
 @_lowers("aten.avg_pool2d.default")

@@ -236,20 +236,6 @@ class Lowering(ABC, Generic[Node]):
         require(agree, f"an addition of shapes {x.shape} and {y.shape}; they must agree")
         return self.op("add", node, [x, y])
 
-    def concat(self, node: Node, parts: Sequence[ir.Tensor], dim: int) -> ir.Tensor:
-        """Add a concat over channels or features, which are dimension 1."""
-        dim %= len(self.shape_of(node))
-        require(
-            dim == 1, f"a concat over dimension {dim}; dimension 1, channels or features, can be"
-        )
-        return self.op("concat", node, parts)
-
-    def mean(self, node: Node, x: ir.Tensor, dims: Sequence[int]) -> ir.Tensor:
-        """Add a mean over height and width, which are all that `dims` (NCHW) may name."""
-        possible = sorted(dim % 4 for dim in dims) == [2, 3]
-        require(possible, f"a mean over dimensions {list(dims)}; height and width can be")
-        return self.op("mean", node, [x])
-
     def avg_pool2d(
         self,
         node: Node,

@@ -20,11 +20,14 @@ Scale = Literal["kept", "rescaled"] | ir.Quantization
 is above 1/256 of theirs; or always the same."""
 
 
-class Reader(Protocol):
+class ModelReader(Protocol):
     """What reads a model, of torch or ONNX, while it does."""
 
     def op(self, kind: ir.Kind, node: Any, inputs: Sequence[ir.Tensor]) -> ir.Tensor:
         """Add an op whose output has the shape of the node's result."""
+
+    def shape_of(self, node: Any) -> ir.Shape:
+        """Return the shape that a node's result has in the graph."""
 
 
 class OnnxNode(Protocol):
@@ -37,12 +40,15 @@ class OnnxNode(Protocol):
     def attribute(self, name: str, default: Any) -> Any:
         """Return an attribute."""
 
+    def setting(self, name: str, index: int, default: Any = None) -> Any:
+        """Return what older opsets give as an attribute and newer ones as a constant input."""
 
-Aten = Callable[[Reader, Any, Mapping[str, Any]], ir.Tensor]
+
+Aten = Callable[[ModelReader, Any, Mapping[str, Any]], ir.Tensor]
 """Takes the reader, the node, and name of an argument -> its value: an `ir.Tensor`, or a constant.
 `fedkit.graph.operands` has what refuses those that cannot be."""
 
-Onnx = Callable[[Reader, OnnxNode], ir.Tensor]
+Onnx = Callable[[ModelReader, OnnxNode], ir.Tensor]
 
 
 @dataclass(frozen=True)

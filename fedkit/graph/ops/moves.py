@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from fedkit.graph import ir
+from fedkit.graph.operands import activation, require
 from fedkit.graph.spec import (
+    ModelReader,
+    OnnxNode,
     Random,
     Spec,
     a_map,
@@ -41,6 +45,20 @@ def _concat_example(random: Random) -> ir.Graph:
     shape, count = any_shape(random), int(random.integers(1, 4))
     end = (*shape[:-1], shape[-1] * count)
     return graph_of((shape, end), (), ir.Op("concat", ("x",) * count, ("y",)))
+
+
+def _read_concat(reader: ModelReader, node: Any, parts: Sequence[Any], dim: int) -> ir.Tensor:
+    dim %= len(reader.shape_of(node))
+    require(dim == 1, f"a concat over dimension {dim}; dimension 1, channels or features, can be")
+    return reader.op("concat", node, [activation(part) for part in parts])
+
+
+def _read_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    return _read_concat(reader, node, a["tensors"], a["dim"])
+
+
+def _read_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    return _read_concat(reader, node, node.inputs, node.attribute("axis", 1))
 
 
 def _pad(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:
@@ -89,6 +107,10 @@ SPECS = (
         shape=_concat_shape,
         operands=_concat_operands,
         scale="kept",
+        aten=dict.fromkeys(
+            ("aten.cat.default", "aten.concat.default", "aten.concatenate.default"), _read_aten
+        ),
+        onnx={"Concat": _read_onnx},
     ),
     Spec(
         "pad",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.spec import Random, Spec, a_map, graph_of
+from fedkit.graph.operands import activation, require
+from fedkit.graph.spec import ModelReader, OnnxNode, Random, Spec, a_map, graph_of
 
 
 def _mean(op: ir.Op, graph: ir.Graph, x: ir.FloatArray) -> ir.FloatArray:
@@ -26,4 +30,34 @@ def _example(random: Random) -> ir.Graph:
     return graph_of((shape, end), (), ir.Op("mean", ("x",), ("y",)))
 
 
-SPECS = (Spec("mean", "mean over height and width", _mean, _example, shape=_shape, reads_map=True),)
+def _read(reader: ModelReader, node: Any, x: Any, dims: Sequence[int]) -> ir.Tensor:
+    """Add a mean over height and width, which are all that `dims` (NCHW) may name."""
+    possible = sorted(dim % 4 for dim in dims) == [2, 3]
+    require(possible, f"a mean over dimensions {list(dims)}; height and width can be")
+    return reader.op("mean", node, [activation(x, 4)])
+
+
+def _read_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    return _read(reader, node, a["self"], a["dim"] or ())
+
+
+def _read_global(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    return _read(reader, node, node.inputs[0], (2, 3))
+
+
+def _read_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    return _read(reader, node, node.inputs[0], node.setting("axes", 1, ()))
+
+
+SPECS = (
+    Spec(
+        "mean",
+        "mean over height and width",
+        _mean,
+        _example,
+        shape=_shape,
+        reads_map=True,
+        aten={"aten.mean.dim": _read_aten},
+        onnx={"GlobalAveragePool": _read_global, "ReduceMean": _read_onnx},
+    ),
+)
