@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,6 @@ def _relu(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int
     """Bring values to the scale of the output; what every result is clipped to does the rest."""
     scale = graph.tensors[op.inputs[0]].scale
     return rescaled(policy, graph, op, centred(graph, op, 0, operands), scale, "single")
-
-
-def _relu_tflite(code: str, file: TfliteFile, op: ir.Op) -> None:
-    file.operator(code, op.inputs, op.output)
 
 
 def _relu_onnx(file: OnnxFile, op: ir.Op) -> None:
@@ -48,10 +43,6 @@ def _relu_c99(c: CCompiler, op: ir.Op) -> None:
     c.per_channel(op, (1, 1), x.scale / out.scale)
 
 
-def _relu_fpga(engine: FpgaCompiler, op: ir.Op) -> Iterator[Any]:
-    return engine.rescale(op)
-
-
 def _add(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
     left, right = (graph.tensors[name] for name in op.inputs)
     out = graph.tensors[op.output]
@@ -62,14 +53,6 @@ def _add(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int6
 def _add_tflite(file: TfliteFile, op: ir.Op) -> None:
     fused = file.activation(op)
     file.operator("ADD", op.inputs, op.output, "AddOptions", fusedActivationFunction=fused)
-
-
-def _add_onnx(file: OnnxFile, op: ir.Op) -> None:
-    file.rescaled(op, op.output, _SUM)
-
-
-def _add_c99(c: CCompiler, op: ir.Op) -> None:
-    c.sum(op)
 
 
 def _add_fpga(engine: FpgaCompiler, op: ir.Op) -> Iterator[Any]:
@@ -83,19 +66,27 @@ SPECS = (
         "relu",
         _relu,
         same_channels,
-        partial(_relu_tflite, "RELU"),
-        _relu_onnx,
-        _relu_c99,
-        _relu_fpga,
+        tflite=lambda file, op: file.operator("RELU", op.inputs, op.output),
+        onnx=_relu_onnx,
+        c99=_relu_c99,
+        fpga=lambda engine, op: engine.rescale(op),
     ),
     IntegerSpec(
         "relu6",
         _relu,
         same_channels,
-        partial(_relu_tflite, "RELU6"),
-        _relu6_onnx,
-        _relu_c99,
-        _relu_fpga,
+        tflite=lambda file, op: file.operator("RELU6", op.inputs, op.output),
+        onnx=_relu6_onnx,
+        c99=_relu_c99,
+        fpga=lambda engine, op: engine.rescale(op),
     ),
-    IntegerSpec("add", _add, same_channels, _add_tflite, _add_onnx, _add_c99, _add_fpga),
+    IntegerSpec(
+        "add",
+        _add,
+        same_channels,
+        tflite=_add_tflite,
+        onnx=lambda file, op: file.rescaled(op, op.output, _SUM),
+        c99=lambda c, op: c.sum(op),
+        fpga=_add_fpga,
+    ),
 )

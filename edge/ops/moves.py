@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from edge.define.rounding import Policy
-from edge.ops.builders import CCompiler, FpgaCompiler, OnnxFile, TfliteFile
+from edge.ops.builders import CCompiler, OnnxFile, TfliteFile
 from edge.ops.integer_spec import IntegerSpec, Link, Operands, same_channels, same_elements
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
@@ -39,14 +38,6 @@ def _concat_tflite(file: TfliteFile, op: ir.Op) -> None:
 
 def _concat_onnx(file: OnnxFile, op: ir.Op) -> None:
     file.node("Concat", list(op.inputs), op.output, axis=1)
-
-
-def _concat_c99(c: CCompiler, op: ir.Op) -> None:
-    c.join(op)
-
-
-def _concat_fpga(engine: FpgaCompiler, op: ir.Op) -> Iterator[Any]:
-    return engine.join(op)
 
 
 # Pad
@@ -79,20 +70,12 @@ def _pad_c99(c: CCompiler, op: ir.Op) -> None:
     c.call("ek_pad", *layouts, top, left, *places, source=op.source)
 
 
-def _pad_fpga(engine: FpgaCompiler, op: ir.Op) -> Iterator[Any]:
-    return engine.pad(op)
-
-
 # Reshape
 
 
 def _reshape(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
     (x,) = operands
     return x.reshape(len(x), *graph.tensors[op.output].shape[1:])
-
-
-def _reshape_links(graph: ir.Graph, op: ir.Op) -> list[Link]:
-    return same_elements(graph, op, lambda elements: elements)
 
 
 def _reshape_tflite(file: TfliteFile, op: ir.Op) -> None:
@@ -129,20 +112,12 @@ def _reshape_c99(c: CCompiler, op: ir.Op) -> None:
         c.to_vector("ek_interleave", op)
 
 
-def _reshape_fpga(engine: FpgaCompiler, op: ir.Op) -> Iterator[Any]:
-    return engine.reshape(op)
-
-
 # Flatten
 
 
 def _flatten(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
     (x,) = operands
     return np.moveaxis(x, 3, 1).reshape(len(x), -1)
-
-
-def _flatten_links(graph: ir.Graph, op: ir.Op) -> list[Link]:
-    return same_elements(graph, op, lambda elements: np.moveaxis(elements, 3, 1))
 
 
 def _flatten_tflite(file: TfliteFile, op: ir.Op) -> None:
@@ -159,41 +134,41 @@ def _flatten_onnx(file: OnnxFile, op: ir.Op) -> None:
     file.reshape(op.inputs[0], op.output, (1, size))
 
 
-def _flatten_c99(c: CCompiler, op: ir.Op) -> None:
-    c.to_vector("ek_flatten", op)
-
-
-def _flatten_fpga(engine: FpgaCompiler, op: ir.Op) -> Iterator[Any]:
-    return engine.flatten(op)
-
-
 SPECS = (
     IntegerSpec(
         "concat",
         _concat,
         _concat_links,
-        _concat_tflite,
-        _concat_onnx,
-        _concat_c99,
-        _concat_fpga,
+        tflite=_concat_tflite,
+        onnx=_concat_onnx,
+        c99=lambda c, op: c.join(op),
+        fpga=lambda engine, op: engine.join(op),
     ),
-    IntegerSpec("pad", _pad, same_channels, _pad_tflite, _pad_onnx, _pad_c99, _pad_fpga),
+    IntegerSpec(
+        "pad",
+        _pad,
+        same_channels,
+        tflite=_pad_tflite,
+        onnx=_pad_onnx,
+        c99=_pad_c99,
+        fpga=lambda engine, op: engine.pad(op),
+    ),
     IntegerSpec(
         "reshape",
         _reshape,
-        _reshape_links,
-        _reshape_tflite,
-        _reshape_onnx,
-        _reshape_c99,
-        _reshape_fpga,
+        partial(same_elements, order=lambda elements: elements),
+        tflite=_reshape_tflite,
+        onnx=_reshape_onnx,
+        c99=_reshape_c99,
+        fpga=lambda engine, op: engine.reshape(op),
     ),
     IntegerSpec(
         "flatten_nchw",
         _flatten,
-        _flatten_links,
-        _flatten_tflite,
-        _flatten_onnx,
-        _flatten_c99,
-        _flatten_fpga,
+        partial(same_elements, order=lambda elements: np.moveaxis(elements, 3, 1)),
+        tflite=_flatten_tflite,
+        onnx=_flatten_onnx,
+        c99=lambda c, op: c.to_vector("ek_flatten", op),
+        fpga=lambda engine, op: engine.flatten(op),
     ),
 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from edge.define.rounding import Policy
-from edge.ops.builders import CCompiler, FpgaCompiler, OnnxFile, Rescaled, TfliteFile
+from edge.ops.builders import CCompiler, OnnxFile, Rescaled, TfliteFile
 from edge.ops.integer_spec import IntegerSpec, Operands, centred, same_channels
 from edge.ops.weighted import sliding
 from fedkit.core.numerics import Int64s
@@ -41,10 +40,6 @@ def _tflite(code: str, fill: Literal["zero", "lowest"] | None, file: TfliteFile,
     file.operator(code, [x], op.output, "Pool2DOptions", **fields, **sizes)
 
 
-def _average_onnx(file: OnnxFile, op: ir.Op) -> None:
-    file.rescaled(op, op.output, _AVERAGE, **sliding(op))
-
-
 def _dilated(op: ir.Op) -> str:
     dilation = op.sliding.dilation
     if dilation == (1, 1):
@@ -66,28 +61,24 @@ def _c99(function: str, c: CCompiler, op: ir.Op) -> None:
     c.call(function, c.struct("ek_window", *numbers), *layouts, *places, source=op.source)
 
 
-def _fpga(maxima: bool, engine: FpgaCompiler, op: ir.Op) -> Iterator[Any]:
-    return engine.pool(op, maxima)
-
-
 SPECS = (
     IntegerSpec(
         "avg_pool2d",
         _average,
         same_channels,
-        partial(_tflite, "AVERAGE_POOL_2D", None),
-        _average_onnx,
-        partial(_c99, "ek_avg_pool"),
-        partial(_fpga, False),
+        tflite=partial(_tflite, "AVERAGE_POOL_2D", None),
+        onnx=lambda file, op: file.rescaled(op, op.output, _AVERAGE, **sliding(op)),
+        c99=partial(_c99, "ek_avg_pool"),
+        fpga=lambda engine, op: engine.pool(op, maxima=False),
         not_onnx=_dilated,
     ),
     IntegerSpec(
         "max_pool2d",
         _maximum,
         same_channels,
-        partial(_tflite, "MAX_POOL_2D", "lowest"),
-        _maximum_onnx,
-        partial(_c99, "ek_max_pool"),
-        partial(_fpga, True),
+        tflite=partial(_tflite, "MAX_POOL_2D", "lowest"),
+        onnx=_maximum_onnx,
+        c99=partial(_c99, "ek_max_pool"),
+        fpga=lambda engine, op: engine.pool(op, maxima=True),
     ),
 )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from edge.define.rounding import Policy
-from edge.ops.builders import CCompiler, FpgaCompiler, OnnxFile, Rescaled, TfliteFile
+from edge.ops.builders import OnnxFile, Rescaled, TfliteFile
 from edge.ops.integer_spec import IntegerSpec, Operands, same_channels
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
@@ -43,23 +41,15 @@ def _onnx(file: OnnxFile, op: ir.Op) -> None:
     file.reshape(f"{op.output}.map", op.output, shape)
 
 
-def _c99(c: CCompiler, op: ir.Op) -> None:
-    c.mean(op)
-
-
-def _fpga(engine: FpgaCompiler, op: ir.Op) -> Iterator[Any]:
-    return engine.mean(op)
-
-
 SPECS = (
     IntegerSpec(
         "mean",
         _mean,
         same_channels,
-        _tflite,
-        _onnx,
-        _c99,
-        _fpga,
+        tflite=_tflite,
+        onnx=_onnx,
+        c99=lambda c, op: c.mean(op),
+        fpga=lambda engine, op: engine.mean(op),
         takes_whole_offset=True,
         in_blocks=True,
     ),

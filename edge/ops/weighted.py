@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 
 from edge.define.rounding import Policy, Summed
-from edge.ops.builders import CCompiler, FpgaCompiler, OnnxFile, Rescaled, TfliteFile
+from edge.ops.builders import OnnxFile, Rescaled, TfliteFile
 from edge.ops.integer_spec import IntegerSpec, Link, Operands, centred, rescaled
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
@@ -148,45 +148,33 @@ def sliding(op: ir.Op) -> dict[str, Any]:
     }
 
 
-def _c99_conv(c: CCompiler, op: ir.Op) -> None:
-    c.weighted(op)
-
-
-def _c99_linear(c: CCompiler, op: ir.Op) -> None:
-    c.linear(op)
-
-
-def _fpga(engine: FpgaCompiler, op: ir.Op) -> Iterator[Any]:
-    return engine.weighted(op)
-
-
 SPECS = (
     IntegerSpec(
         "conv2d",
         partial(_weighted, _conv2d, "products"),
         _no_links,
-        _tflite_conv2d,
-        _onnx_conv2d,
-        _c99_conv,
-        _fpga,
+        tflite=_tflite_conv2d,
+        onnx=_onnx_conv2d,
+        c99=lambda c, op: c.weighted(op),
+        fpga=lambda engine, op: engine.weighted(op),
     ),
     IntegerSpec(
         "depthwise_conv2d",
         partial(_weighted, _depthwise, "channels"),
         _depthwise_links,
-        _tflite_depthwise,
-        _onnx_depthwise,
-        _c99_conv,
-        _fpga,
+        tflite=_tflite_depthwise,
+        onnx=_onnx_depthwise,
+        c99=lambda c, op: c.weighted(op),
+        fpga=lambda engine, op: engine.weighted(op),
         in_blocks=True,
     ),
     IntegerSpec(
         "linear",
         partial(_weighted, _linear, "products"),
         _no_links,
-        _tflite_linear,
-        _onnx_linear,
-        _c99_linear,
-        _fpga,
+        tflite=_tflite_linear,
+        onnx=_onnx_linear,
+        c99=lambda c, op: c.linear(op),
+        fpga=lambda engine, op: engine.weighted(op),
     ),
 )

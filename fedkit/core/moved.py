@@ -121,6 +121,31 @@ NAMES = {
         name: f"edge.define.interpret_int8.{name}"
         for name in ("Int8Array", "Int8Visitor", "evaluate_int8")
     },
+    "edge.interpret_int8": {"Compute": "edge.ops.integer_spec.Exact"},
+    "edge.ir": {
+        **{
+            name: f"fedkit.graph.integers.{name}"
+            for name in (
+                "LARGEST_MULTIPLIER",
+                "SMALLEST_MULTIPLIER",
+                "accumulator_bound",
+                "activation",
+                "limits",
+            )
+        },
+        **{
+            name: f"fedkit.graph.ops.registry.{name}"
+            for name in (
+                "CHANNEL_AXIS",
+                "FUSES_ACTIVATION",
+                "KEEPS_SCALE",
+                "WEIGHTED",
+                "WINDOWED",
+                "infer_shape",
+            )
+        },
+        "verify": "fedkit.graph.verify.verify",
+    },
     "edge.kernels.program": {
         "Place": "edge.targets.c99.calls.BufferOffset",
         "Pointer": "edge.targets.c99.calls.ConstantAddress",

@@ -18,7 +18,7 @@ from fedkit.graph.ir import (
     Quantization,
     Tensor,
 )
-from fedkit.graph.ops.registry import CHANNEL_AXIS, SPECS, spec_of
+from fedkit.graph.ops.registry import CHANNEL_AXIS, SPECS, infer_shape, spec_of
 
 _INTEGER_RANGE: Mapping[DType, tuple[int, int]] = {
     "int8": (-128, 127),
@@ -132,7 +132,7 @@ def _operand_shapes_agree(graph: Graph, op: Op) -> Iterator[str]:
         yield f"{_name(op)} needs [1, h, w, c] but reads {shapes[0]}"
     elif (expected := spec.operands(op, shapes)) != shapes[1:]:
         yield f"{_name(op)} needs operands of shape {expected} but has {shapes[1:]}"
-    elif (inferred := spec.shape(graph, op)) != graph.tensors[op.output].shape:
+    elif (inferred := infer_shape(graph, op)) != graph.tensors[op.output].shape:
         yield f"{_name(op)} is declared {graph.tensors[op.output].shape} but gives {inferred}"
 
 

@@ -29,11 +29,17 @@ def _max_pool2d(op: ir.Op, graph: ir.Graph, x: ir.FloatArray) -> ir.FloatArray:
 
 def _example(kind: ir.Kind, random: Random) -> ir.Graph:
     shape = a_map(random, least=3)
-    if random.random() < 0.3:
+    how = random.random()
+    if how < 0.3:
         window = ir.Window((3, 3), padding=(1, 1, 1, 1))
+    elif how < 0.5:  # for which runtimes have kernels of their own
+        window = ir.Window((shape[1], shape[2]))
     else:
-        kernel = int(random.integers(1, 4)), int(random.integers(1, 4))
-        window = ir.Window(kernel, (int(random.integers(1, 3)), int(random.integers(1, 3))))
+        high, wide = (int(size) for size in random.integers(1, 4, 2))
+        stride = int(random.integers(1, 3)), int(random.integers(1, 3))
+        # Averages of less at a border are not in all formats.
+        pads = (high - 1, 0, wide - 1, wide // 2) if kind == "max_pool2d" else (0, 0, 0, 0)
+        window = ir.Window((high, wide), stride, padding=pads)
     return window_graph(random, kind, window, shape)
 
 

@@ -19,6 +19,10 @@ SPECS: Mapping[ir.Kind, Spec] = gather(
 WEIGHTED = frozenset(kind for kind, spec in SPECS.items() if spec.weights)
 """Kinds with inputs (activation, weight, bias)."""
 
+FUSES_ACTIVATION = frozenset(kind for kind, spec in SPECS.items() if spec.fuses_activation)
+KEEPS_SCALE = frozenset(kind for kind, spec in SPECS.items() if spec.scale == "kept")
+WINDOWED = frozenset(kind for kind, spec in SPECS.items() if spec.has_window)
+
 CHANNEL_AXIS: Mapping[ir.Kind, int] = {
     kind: spec.weights.axis for kind, spec in SPECS.items() if spec.weights
 }
@@ -35,3 +39,8 @@ ONNX: Mapping[str, Onnx] = {k: read for spec in SPECS.values() for k, read in sp
 def spec_of(op: ir.Op) -> Spec:
     """Return the row of an op's kind, which `fedkit.graph.verify` has checked to exist."""
     return SPECS[op.kind]
+
+
+def infer_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
+    """Return the shape that `op` gives its output."""
+    return spec_of(op).shape(graph, op)

@@ -61,8 +61,10 @@ def _operands(weights: Weights, op: ir.Op, shapes: Sequence[ir.Shape]) -> list[i
 def _conv_example(kind: ir.Kind, weights: Weights, random: Random) -> ir.Graph:
     kernel = (3, 3) if random.random() < 0.5 else (1, int(random.integers(1, 4)))
     stride, dilation = ((2, 1), (1, 2), (1, 1))[int(random.integers(3))]
-    pads = (1, 1, 1, 1) if kernel == (3, 3) and random.random() < 0.5 else (0, 0, 0, 0)
-    window = ir.Window(kernel, (stride, stride), (dilation, dilation), pads)
+    most = 3 if random.random() < 0.6 else 1
+    top, bottom, left, right = (int(size) for size in random.integers(0, most, 4))
+    padding = (top, bottom, left, right)
+    window = ir.Window(kernel, (stride, stride), (dilation, dilation), padding)
     shape = a_map(random, least=5)
     out = int(random.integers(1, 9)) * (1 if weights.mixes else shape[3])
     end = (1, *window.output(shape[1], shape[2]), out)
