@@ -29,17 +29,18 @@ def _max_pool2d(op: ir.Op, graph: ir.Graph, x: ir.FloatArray) -> ir.FloatArray:
 
 def _example(kind: ir.Kind, random: Random) -> ir.Graph:
     shape = a_map(random, least=3)
-    how = random.random()
-    if how < 0.3:
-        window = ir.Window((3, 3), padding=(1, 1, 1, 1))
-    elif how < 0.5:  # for which runtimes have kernels of their own
+    how, is_average = random.random(), kind == "avg_pool2d"
+    if how < 0.2 and is_average:  # for which runtimes have kernels of their own
         window = ir.Window((shape[1], shape[2]))
+    elif how < 0.5 and is_average:
+        window = ir.Window((3, 3), padding=(1, 1, 1, 1))
     else:
         high, wide = (int(size) for size in random.integers(1, 4, 2))
         stride = int(random.integers(1, 3)), int(random.integers(1, 3))
-        # Averages of less at a border are not in all formats.
-        pads = (high - 1, 0, wide - 1, wide // 2) if kind == "max_pool2d" else (0, 0, 0, 0)
-        window = ir.Window((high, wide), stride, padding=pads)
+        top, bottom, left, right = (int(n) for n in random.integers(0, (high, high, wide, wide)))
+        # Averages of less at one side of a border are not in all formats.
+        padding = (0, 0, 0, 0) if is_average else (top, bottom, left, right)
+        window = ir.Window((high, wide), stride, padding=padding)
     return window_graph(random, kind, window, shape)
 
 

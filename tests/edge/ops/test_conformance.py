@@ -19,10 +19,12 @@ from edge.define.interpret_int8 import evaluate_int8
 from edge.define.rounding import POLICIES
 from edge.export import save_c99
 from edge.ops.registry import SPECS
+from edge.passes.channels import MIXING
 from edge.quantize.to_int8 import quantize
 from edge.targets.c99.calls import Goal
 from edge.targets.c99.calls import compile_graph as c_calls
 from edge.targets.c99.runner import CompiledRunner
+from edge.targets.fpga import emitter as fpga
 from edge.targets.fpga.microcode import compile_graph as fpga_steps
 from edge.targets.onnx import emitter as onnx
 from edge.targets.tflite import emitter as tflite
@@ -35,6 +37,7 @@ from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layou
 from tests.edge.single_ops import Case, Codes, Random
 from tests.edge.targets.c99.library import need_gcc
 from tests.edge.targets.compiled import PLAIN, QUICK
+from tests.naive.engine import FpgaEngine
 
 EXAMPLES = 12
 
@@ -103,7 +106,7 @@ def test_a_graph_is_the_same_after_its_file(kind: ir.Kind) -> None:
         np.testing.assert_array_equal(evaluate_int8(again, codes), evaluate_int8(graph, codes))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SPECS if not GRAPH_SPECS[kind].weights])
+@pytest.mark.parametrize("kind", [kind for kind in SPECS if kind not in MIXING])
 def test_a_channel_changes_no_others_than_it_is_linked_with(kind: ir.Kind) -> None:
     """`slim` removes channels by these links."""
     for graph, _ in cases(kind):
@@ -113,14 +116,19 @@ def test_a_channel_changes_no_others_than_it_is_linked_with(kind: ir.Kind) -> No
         for link in SPECS[kind].links(graph, op):
             assert link.name in op.inputs
             linked[link.inputs, link.outputs] |= link.name == op.inputs[0]
-        floats = GRAPH_SPECS[kind]
         values = np.random.default_rng(0).uniform(1, 2, (1, *x[1:])).astype(np.float32)
+        operands = [
+            values if (data := graph.tensors[name].data) is None else real_of(graph, name, data)
+            for name in op.inputs
+        ]
         for channel in range(x[-1]):
             other = values.copy()
             other[..., channel] += 0.5
+            changed = [
+                other if n == op.inputs[0] else v for n, v in zip(op.inputs, operands, strict=True)
+            ]
             before, after = (
-                floats.real(op, graph, *(each if n == op.inputs[0] else values for n in op.inputs))
-                for each in (values, other)
+                GRAPH_SPECS[kind].real(op, graph, *each) for each in (operands, changed)
             )
             differs = (before != after).reshape(-1, before.shape[-1]).any(axis=0)
             assert not (differs & ~linked[channel]).any()
@@ -176,10 +184,13 @@ def test_compiled_c_computes_our_integers(kind: ir.Kind, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", SPECS)
-def test_the_engine_of_gates_has_steps_or_refuses(kind: ir.Kind) -> None:
+def test_the_words_of_the_fpga_compute_our_integers(kind: ir.Kind) -> None:
     if says(SPECS[kind].fpga, kind, lambda graph: fpga_steps(graph, 4)):
-        for graph, _ in cases(kind, 2):
-            assert any(kind in step.source for step in fpga_steps(graph, 4).steps)
+        for lanes, (graph, codes) in enumerate(cases(kind, 4), start=1):
+            expected = evaluate_int8(graph, codes)
+            engine = FpgaEngine(fpga.emit(graph, codes[:2], expected[:2], lanes).files)
+            for one, wanted in zip(codes[:2], expected, strict=False):
+                assert np.count_nonzero(engine.run(one) != wanted.ravel()) == 0
 
 
 def test_every_integer_kind_is_a_kind_of_the_graph() -> None:
