@@ -63,6 +63,16 @@ def joined(graph: ir.Graph) -> Joined:
     return {name: group for name, group in groups.items() if group & concats}
 
 
+def symmetric(graph: ir.Graph) -> frozenset[str]:
+    """Return the activations whose zero point must be 0, for what reads them or copies of them."""
+    groups, found = joined(graph), set[str]()
+    for op in reversed(graph.ops):
+        found.update(op.inputs[number] for number in spec_of(op).symmetric)
+        if spec_of(op).scale == "kept" and op.output in found:
+            found.update(op.inputs)
+    return frozenset(found.union(*(groups.get(name, ()) for name in found)))
+
+
 def ranges(graph: ir.Graph, examples: FloatArray, percentile: float) -> dict[str, Range]:
     """Return the range of every activation; all that a concat joins has one.
 

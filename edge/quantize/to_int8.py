@@ -25,7 +25,7 @@ the change is below what the integers can express anyway:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -34,7 +34,16 @@ from numpy.typing import NDArray
 
 from edge.ops.registry import spec_of as integer_spec
 from edge.quantize import fit
-from edge.quantize.calibrate import CONSTANT, EMPTY, Joined, Range, SideBySide, joined, ranges
+from edge.quantize.calibrate import (
+    CONSTANT,
+    EMPTY,
+    Joined,
+    Range,
+    SideBySide,
+    joined,
+    ranges,
+    symmetric,
+)
 from fedkit.core.errors import ExportError
 from fedkit.graph import integers, ir
 from fedkit.graph.interpret import FloatArray
@@ -129,6 +138,7 @@ def quantize(
             _GRIDS[scales],
             trained or TrainedIntegers(),
             joined(graph),
+            symmetric(graph),
         )
     )
     verify(result)
@@ -160,6 +170,7 @@ class _Quantizer:
         ranges: Of each activation in calibration.
         most: The largest code of a weight.
         joined: What concats join, which has one range and scale.
+        symmetric: What has the zero point 0.
         least: Activation -> what its scale must be at least, as far as known.
         side_by_side: The model and what is made of it, up to the op at hand, on the examples.
     """
@@ -171,6 +182,7 @@ class _Quantizer:
     grid: _Grid
     trained: TrainedIntegers
     joined: Joined
+    symmetric: Set[str]
     least: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
@@ -205,7 +217,8 @@ class _Quantizer:
         coarsest = max(x.scale for x in inputs)
         out = self._affine(op.output, coarsest / _LARGEST_MULTIPLIER, coarsest * _UNUSED)
         widens = integer_spec(op).takes_whole_offset
-        is_free = widens and self.grid is _float32 and op.output not in self.joined
+        is_held = op.output in self.joined or op.output in self.symmetric
+        is_free = widens and self.grid is _float32 and not is_held
         return _with_whole_offset(self.ranges[op.output], inputs[0], out) if is_free else out
 
     def _affine(self, name: str, least: float, unused: float) -> ir.Quantization:
@@ -219,7 +232,12 @@ class _Quantizer:
         group = self.joined.get(name, frozenset({name}))
         self.least[name] = max(self.least.get(name, 0.0), least)
         least = max(self.least.get(each, 0.0) for each in group)
-        return _affine(self.ranges[name], least, unused, self.grid)
+        seen = self.ranges[name]
+        if name not in self.symmetric:
+            return _affine(seen, least, unused, self.grid)
+        most = max(-seen.low, seen.high)
+        even = _affine(Range(-most * 128 / 127, most), least, unused, self.grid)
+        return replace(even, zero_point=(0,))
 
     def _activation(self, name: str, quantization: ir.Quantization | None) -> None:
         self.tensors[name] = ir.Tensor(
@@ -315,7 +333,7 @@ class _Quantizer:
     def _weighted_output(self, op: ir.Op, input_scale: float) -> ir.Quantization:
         codes = self.trained.outputs.get(_weight_name(op))
         # Where something reads it before its activation, this is not what training read.
-        is_own = op.output not in self.joined
+        is_own = op.output not in self.joined and op.output not in self.symmetric
         if codes is not None and is_own and codes[2] == (op.activation == "none"):
             known = _quantization(codes)
             if known.scale[0] >= input_scale / _LARGEST_OF_SUMS:

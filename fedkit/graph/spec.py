@@ -127,6 +127,7 @@ class Spec:
         fuses_activation: Whether it can apply its `activation` to what it computes.
         activation: The one that it is itself.
         scale: Of its result, once integer.
+        symmetric: Which inputs must have the zero point 0, once integer.
         weights: How they lie, if it reads (activation, weight, bias).
         attributes: The class of what an op of this kind has to say of itself, of plain values.
         aten: Operator of torch's ATen -> what reads it, see `Aten`.
@@ -148,6 +149,7 @@ class Spec:
     fuses_activation: bool = False
     activation: ir.Activation = "none"
     scale: Scale = "rescaled"
+    symmetric: tuple[int, ...] = ()
     weights: Weights | None = None
     attributes: type[ir.Attributes] | None = None
     aten: Mapping[str, Aten] = field(default_factory=dict)

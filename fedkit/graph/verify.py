@@ -179,6 +179,9 @@ def _scales_agree(graph: Graph) -> Iterator[str]:
         of_inputs = {graph.tensors[name].quantization for name in op.inputs}
         if spec.scale == "kept" and of_inputs != {out.quantization}:
             yield f"{_name(op)} must keep the scale and zero point of its inputs"
+        for number in spec.symmetric:
+            if graph.tensors[op.inputs[number]].zero_point:
+                yield f"{_name(op)} must read {op.inputs[number]!r} with the zero point 0"
         if isinstance(spec.scale, Quantization):
             if out.quantization != spec.scale:
                 yield f"{_name(op)} must have {spec.scale} for its output, always"

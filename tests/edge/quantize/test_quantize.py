@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.from_torch import lower
 from fedkit.graph.interpret import evaluate
+from fedkit.graph.ops.registry import SPECS
+from fedkit.graph.verify import verify
 from tests.edge.conftest import TrainedModel
 from tests.edge.models import Branches, Flat, images
 
@@ -142,6 +145,33 @@ def test_all_that_concats_join_has_one_scale() -> None:
     ranges = [evaluate(ir.until(graph, name), inputs) for name in joined]
     span = max(float(each.max()) for each in ranges) - min(float(each.min()) for each in ranges)
     assert one == pytest.approx(span / 255, rel=1e-3)
+
+
+def test_what_an_op_reads_symmetrically_has_the_zero_point_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    body = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    floats = float_graph(nn.Sequential(*body, nn.Linear(4, 3)).eval(), (3, 8, 8))
+    inputs = ir.to_graph_layout(images(3, 8, 8))
+    before = quantize(floats, inputs)
+    mean = next(op for op in floats.ops if op.kind == "mean")
+    monkeypatch.setitem(SPECS, "mean", replace(SPECS["mean"], symmetric=(0,)))
+    with pytest.raises(ExportError, match=f"must read '{mean.inputs[0]}' with the zero point 0"):
+        verify(before)
+    made = quantize(floats, inputs)
+    conv, pool = floats.ops[0].output, mean.inputs[0]
+    points = {
+        name for name, each in made.tensors.items() if each.data is None and not each.zero_point
+    }
+    assert points >= {conv, pool} and floats.inputs[0] not in points
+    most = evaluate(ir.until(floats, conv), inputs).max()
+    assert made.tensors[pool].scale == pytest.approx(most / 127, rel=1e-5)
+    real = made.tensors[made.inputs[0]]
+    codes = np.clip(np.rint(inputs / real.scale) + real.zero_point, -128, 127).astype(np.int8)
+    out = made.tensors[made.outputs[0]]
+    found = (evaluate_int8(made, codes).astype(int) - out.zero_point) * out.scale
+    assert np.abs(found - evaluate(floats, inputs)).max() < 4 * out.scale
 
 
 def test_a_part_with_large_steps_widens_all_that_is_joined() -> None:
