@@ -96,6 +96,7 @@ def test_a_model_of_ones_own_trains_in_four_bits() -> None:
     assert example["main"]() > 0.9
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_own_c_model_computes_what_torch_does(capsys: pytest.CaptureFixture[str]) -> None:
     """examples/own_c_model.py."""
     need_gcc()
