@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from edge import ops
 from edge.ops.integer_spec import IntegerSpec
+from fedkit.core.errors import ExportError
 from fedkit.core.gather import gather
 from fedkit.graph import ir
 
@@ -17,5 +18,14 @@ SPECS: Mapping[ir.Kind, IntegerSpec] = gather(ops, IntegerSpec)
 
 
 def spec_of(op: ir.Op) -> IntegerSpec:
-    """Return the row of an op of an int8 graph."""
+    """Return the row of an op of an int8 graph.
+
+    Raises:
+        ExportError: The kind has none.
+    """
+    if op.kind not in SPECS:
+        raise ExportError(
+            f"op {op.kind} of module {op.source!r} has no integer form; optimise the graph before "
+            f"it is quantised, or give the kind a row in edge/ops"
+        )
     return SPECS[op.kind]

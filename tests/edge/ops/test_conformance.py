@@ -198,6 +198,13 @@ def test_every_integer_kind_is_a_kind_of_the_graph() -> None:
     assert SPECS.keys() <= GRAPH_SPECS.keys()
 
 
+def test_a_kind_without_integers_is_refused_by_name() -> None:
+    graph = GRAPH_SPECS["affine"].example(np.random.default_rng(0))
+    x = np.ones((4, *graph.tensors["x"].shape[1:]), np.float32)
+    with pytest.raises(ExportError, match="op affine of module '' has no integer form; optimise"):
+        quantize(graph, x)
+
+
 def test_float_graphs_of_tflite_give_the_floats() -> None:
     for kind, spec in SPECS.items():
         if spec.tflite is None:
