@@ -114,7 +114,7 @@ class Spec:
         kind: Its name.
         layer: What messages call the layer of a model that becomes it.
         real: What it computes.
-        example: Makes a small graph of random shapes with one input, float32, whose last op is of
+        example: Makes a small float graph of random shapes from "x" to "y", whose last op is of
             this kind; the tests of all ops run it.
         activations: How many it reads, of a variadic one at least.
         variadic: Whether it joins any number of them.
