@@ -97,13 +97,14 @@ class _File:
     ) -> None:
         table = schema.OperatorT()
         table.opcodeIndex = list(self.codes).index(code) if code in self.codes else len(self.codes)
-        self.codes[code] = versions[self.is_int8]
+        self.codes[code] = max(versions[self.is_int8], self.codes.get(code, 0))
         table.inputs = np.array([self.index[name] for name in inputs], np.int32)
         table.outputs = np.array([self.index[output]], np.int32)
         if options:
             table.builtinOptions = getattr(schema, f"{options}T")()
             table.builtinOptionsType = getattr(schema.BuiltinOptions, options)
             for name, value in fields.items():
+                getattr(table.builtinOptions, name)  # what the table lacks is an error, not ignored
                 setattr(table.builtinOptions, name, value)
         self.operators.append(table)
 
