@@ -12,6 +12,7 @@ never added to, so no argument overflows. For |x| < 2^62 the usual forms, such a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ Int64s = NDArray[np.int64]
 
 MOST_SHIFT = 62
 """Largest shift: 2^62 is the largest power of two in int64."""
+
+K = math.sqrt(math.pi / 2)
+"""Standard deviation of a normal distribution, divided by its mean absolute deviation."""
 
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15
 _MASK_64 = 2**64 - 1

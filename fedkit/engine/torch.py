@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedkit.core.errors import PlanError, TaskError
+from fedkit.core.numerics import K
 from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
@@ -29,7 +30,6 @@ from fedkit.engine.base import (
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.plan.checks import check_classes, one_value_error
 from fedkit.engine.plan.plan import norm_levels
-from fedkit.integers.l1norm import K
 from fedkit.nn.layers import (
     STATISTICS,
     modes_restored,

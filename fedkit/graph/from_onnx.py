@@ -617,7 +617,7 @@ def _batch_norm(lowering: _Lowering, node: _Node) -> ir.Tensor:
     require(not trains, "BatchNormalization in training, or with statistics per pixel")
     weight, bias, mean, variance = (_vector(node, index, x.shape[-1]) for index in range(1, 5))
     eps = float(node.attribute("epsilon", 1e-5))
-    return lowering.batch_norm(node, x, mean, variance, eps, weight, bias)
+    return lowering.batch_norm(node, x, (mean, variance), eps, weight, bias)
 
 
 @_lowers("Relu")

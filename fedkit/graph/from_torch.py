@@ -1,14 +1,16 @@
 """Turn a torch module into a float graph; no other file here sees torch.
 
-`torch.export` gives the ATen graph of the evaluation-mode model; each ATen op has one short
-handler below. What is computed from constants alone (a mask times a weight, a weight norm) is
-evaluated here and becomes a constant itself.
+`torch.export` gives the ATen graph of the model, in evaluation for an export and in both modes for
+training; each ATen op has one short handler below, the same for both. What is computed from
+constants alone (a mask times a weight, a weight norm) is evaluated here and becomes a constant
+itself.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import operator
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -43,11 +45,20 @@ Arguments = Mapping[str, Any]
 
 @dataclass
 class _Lowering(Lowering[fx.Node]):
-    """What has been lowered so far."""
+    """What has been lowered so far.
 
+    Attributes:
+        training: The mode that the model was traced in.
+        examples: How many it was traced with.
+    """
+
+    training: bool = False
+    examples: int = 1
     values: dict[fx.Node, ir.Tensor | torch.Tensor] = field(default_factory=dict)
     unknown: set[fx.Node] = field(default_factory=set)
     """Of no shape that exists here, as what computes it was refused; nor is what follows."""
+    firsts: set[fx.Node] = field(default_factory=set)
+    """Nodes of several values, of which the first alone is known."""
 
     def name_of(self, node: fx.Node) -> str:
         return node.name
@@ -56,7 +67,10 @@ class _Lowering(Lowering[fx.Node]):
         return _module_of(node)
 
     def shape_of(self, node: fx.Node) -> ir.Shape:
-        return graph_shape(tuple(node.meta["val"].shape))
+        first, *rest = node.meta["val"].shape or (0,)
+        mixes = f"a value of shape {(first, *rest)} of {self.examples} examples, which mixes them"
+        require(first == self.examples, mixes)
+        return graph_shape((1, *rest))
 
 
 _Handler = Callable[[_Lowering, fx.Node, Arguments], ir.Tensor]
@@ -103,18 +117,64 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
     return lowering.graph(_inputs(program), _output(program, lowering))
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a model is in one of its modes.
+
+    Attributes:
+        graph: With norms as they train and parameters by name; None if there are reasons.
+        reasons: Why there is none, a line each.
+    """
+
+    graph: ir.Graph | None
+    reasons: list[str]
+
+
+def read(model: nn.Module, inputs: torch.Tensor, training: bool) -> Reading:
+    """Read a torch module as it is in one mode, for a training plan.
+
+    Args:
+        model: Takes inputs, returns one tensor [n, outputs]; put into that mode, and traced as it
+            is, so that what a forward pass changes is changed.
+        inputs: float32 [n >= 2, ...], so that what mixes examples shows.
+        training: The mode.
+
+    Raises:
+        ExportError: The model cannot be traced.
+    """
+    model.train(training)
+    program = _traced(model, model, inputs)
+    lowering = _Lowering(trains=True, training=training, examples=len(inputs))
+    _bind_inputs(program, lowering)
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            _lower_node(lowering, node)
+    reasons = lowering.reasons()
+    if reasons:
+        return Reading(None, reasons)
+    try:
+        return Reading(lowering.graph(_inputs(program), _output(program, lowering)), [])
+    except ExportError as error:
+        return Reading(None, [f"(model): {error}"])
+
+
 def _export(model: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
     copied = _inference_copy(model)
     before = _random_state()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the copy, which nobody sees
-            program = torch.export.export(copied, (torch.zeros(1, *input_shape),))
-    except Exception as error:  # torch.export documents no narrower class
-        raise ExportError(_untraceable(model, input_shape, error)) from error
+    program = _traced(model, copied, torch.zeros(1, *input_shape))
     if _random_state() != before:
         raise ExportError(f"{type(model).__name__} {_RANDOM}")
     return program
+
+
+def _traced(model: nn.Module, traced: nn.Module, inputs: torch.Tensor) -> ExportedProgram:
+    """Trace a model, or a copy of it that messages do not speak of."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the copy, which nobody sees
+            return torch.export.export(traced, (inputs,))
+    except Exception as error:  # torch.export documents no narrower class
+        raise ExportError(_untraceable(model, tuple(inputs.shape[1:]), error)) from error
 
 
 _RANDOM = (
@@ -202,7 +262,11 @@ def _bind_inputs(program: ExportedProgram, lowering: _Lowering) -> None:
         if spec.kind is InputKind.USER_INPUT:
             lowering.values[node] = lowering.activation(node.name, lowering.shape_of(node))
         else:
-            lowering.values[node] = constants[str(spec.target)].detach()
+            value = constants[str(spec.target)].detach()
+            # What counts batches does so on values of ours.
+            lowering.values[node] = value.clone() if spec.kind is InputKind.BUFFER else value
+            if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+                lowering.parameters[id(lowering.values[node])] = str(spec.target)
 
 
 def _inputs(program: ExportedProgram) -> tuple[str, ...]:
@@ -220,12 +284,13 @@ def _output(program: ExportedProgram, lowering: _Lowering) -> Any:
 
 def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
     """Lower one ATen op; if that fails, note why and go on as if it had worked."""
-    if "_assert" in str(node.target):
+    is_unread = node.target is operator.getitem and not node.users
+    if "_assert" in str(node.target) or is_unread:
         return
     arguments = _arguments(lowering, node)
     is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     if is_random and not _is_off(arguments):
-        _diagnose(lowering, node, f"it {_RANDOM}")
+        _diagnose(lowering, node, _random_reason(lowering, arguments))
         return
     if _is_constant(arguments) and callable(node.target):
         kwargs = {key: arguments[key] for key in node.kwargs}
@@ -234,6 +299,9 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
         return
     handler = _HANDLERS.get(str(node.target))
     try:
+        if node.target is operator.getitem and node.args[0] in lowering.firsts and not node.args[1]:
+            lowering.values[node] = lowering.values[node.args[0]]  # type: ignore[index]
+            return
         if handler is None:
             raise Unsupported(f"{node.target} is not supported")
         lowering.values[node] = handler(lowering, node, arguments)
@@ -258,9 +326,15 @@ def _let_pass(lowering: _Lowering, node: fx.Node) -> None:
     lowering.values[node] = ir.Tensor(node.name, shape if len(shape) != 4 else nhwc(shape))
 
 
+def _random_reason(lowering: _Lowering, arguments: Arguments) -> str:
+    if lowering.training and "p" in arguments:
+        return f"p = {arguments['p']}, training would be random; only p = 0 can be captured"
+    return f"it {_RANDOM}"
+
+
 def _is_off(arguments: Arguments) -> bool:
-    """Whether an op that could draw random numbers does not: dropout in evaluation."""
-    return arguments.get("train") is False or arguments.get("dropout_p") == 0
+    """Whether an op that could draw random numbers does not: dropout in evaluation, or of none."""
+    return arguments.get("train") is False or 0 in (arguments.get("p"), arguments.get("dropout_p"))
 
 
 def _arguments(lowering: _Lowering, node: fx.Node) -> dict[str, Any]:
@@ -319,9 +393,33 @@ def _linear(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
 
 @_lowers("aten.batch_norm.default")
 def _batch_norm(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    require(not a["training"], "batch norm without running statistics")
-    moments = a["running_mean"], a["running_var"], a["eps"]
-    return lowering.batch_norm(node, activation(a["input"]), *moments, a["weight"], a["bias"])
+    _require_mode(lowering, a)
+    statistics = a["running_mean"], a["running_var"]
+    x = activation(a["input"])
+    return lowering.batch_norm(node, x, statistics, a["eps"], a["weight"], a["bias"])
+
+
+def _require_mode(lowering: _Lowering, a: Arguments) -> None:
+    """Require a norm that has statistics, and is in the mode that its model is in."""
+    has_none = a["running_mean"] is None or (a["training"] and not lowering.training)
+    require(not has_none, "batch norm without running statistics")
+    is_frozen = lowering.training and not a["training"]
+    require(not is_frozen, "a batch norm that stays in evaluation mode when the model is trained")
+
+
+@_lowers("fedkit.l1_batch_norm.default")
+def _l1_batch_norm(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    _require_mode(lowering, a)
+    statistics = a["running_mean"], a["running_var"]
+    x = activation(a["input"], 4)
+    return lowering.batch_norm(node, x, statistics, a["eps"], a["weight"], a["bias"], absolute=True)
+
+
+@_lowers("aten.layer_norm.default", "fedkit.l1_layer_norm.default")
+def _layer_norm(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    absolute = str(node.target).startswith("fedkit")
+    x, shape = activation(a["input"]), a["normalized_shape"]
+    return lowering.layer_norm(node, x, shape, a["eps"], a["weight"], a["bias"], absolute)
 
 
 @_lowers("aten.relu.default", "aten.relu_.default")
@@ -408,6 +506,16 @@ def _adaptive_avg_pool2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir
     return lowering.op("avg_pool2d", node, [x], out, ir.Window(kernel, kernel))
 
 
+@_lowers("aten.adaptive_max_pool2d.default")
+def _adaptive_max_pool2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    x = activation(a["self"], 4)
+    size = list(a["output_size"])
+    require(size == [1, 1], f"adaptive max pooling to {size}; to 1 can be")
+    lowering.firsts.add(node)
+    window = ir.Window((x.shape[1], x.shape[2]))
+    return lowering.op("max_pool2d", node, [x], (1, 1, 1, x.shape[3]), window)
+
+
 @_lowers("aten.avg_pool2d.default")
 def _avg_pool2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     x, kernel = activation(a["self"], 4), _pair(a["kernel_size"])
@@ -457,5 +565,5 @@ def _reshape(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     "aten.detach.default",
 )
 def _identity(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    require(not a.get("train", False), "dropout that is on in evaluation")
+    require(not a.get("train", False) or a.get("p") == 0, "dropout that is on in evaluation")
     return activation(a.get("self", a.get("input")))

@@ -54,13 +54,19 @@ class Quantization:
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A named value: an activation, or a constant if it has data."""
+    """A named value: an activation, or a constant if it has data.
+
+    Attributes:
+        parameter: Of a constant that is a model's parameter or statistic, in whatever layout: its
+            name there.
+    """
 
     name: str
     shape: Shape
     dtype: DType = "float32"
     data: Array | None = None
     quantization: Quantization | None = None
+    parameter: str = ""
 
     @property
     def scale(self) -> float:
@@ -100,6 +106,13 @@ class Window:
 @dataclass(frozen=True)
 class Attributes:
     """What an op's kind has to say of it beyond a window: a frozen dataclass of plain values."""
+
+
+@dataclass(frozen=True)
+class Epsilon(Attributes):
+    """What a norm adds to its spread, greater than 0."""
+
+    eps: float
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ LOGITS: Mapping[str, str] = {
 }
 """What makes probabilities of logits -> what these tell without it."""
 
+_PLURALS = {"weight": "weights", "bias": "biases"}
+
 Node = TypeVar("Node")
 """One operation of the model that is read."""
 
@@ -67,6 +69,11 @@ def graph_shape(shape: ir.Shape) -> ir.Shape:
     raise Unsupported(f"a value of shape {shape}; only [n, c, h, w] and [n, features] exist here")
 
 
+def _model_shape(shape: ir.Shape) -> ir.Shape:
+    """Return the shape that one example of a value of the graph has in an NCHW model."""
+    return (shape[3], shape[1], shape[2]) if len(shape) == 4 else shape[1:]
+
+
 def order_is_free(shape: ir.Shape) -> bool:
     """Whether NHWC and NCHW put the elements in the same order."""
     return len(shape) != 4 or shape[1] * shape[2] == 1 or shape[3] == 1
@@ -89,8 +96,16 @@ def reaching(x: ir.Tensor, out: ir.Shape, window: ir.Window, before: Sequence[in
 
 @dataclass
 class Lowering(ABC, Generic[Node]):
-    """What has been lowered so far; a reader says what it calls its nodes."""
+    """What has been lowered so far; a reader says what it calls its nodes.
 
+    Attributes:
+        trains: Whether norms stay what they are and parameters keep their names, as a training plan
+            needs it. For exports they are folded.
+        parameters: Name of each constant that is a parameter or statistic of the model, by its id.
+    """
+
+    trains: bool = False
+    parameters: dict[int, str] = field(default_factory=dict)
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
     diagnostics: list[tuple[str, str]] = field(default_factory=list)
@@ -112,11 +127,11 @@ class Lowering(ABC, Generic[Node]):
         """Add an activation."""
         return self._add(ir.Tensor(name, shape))
 
-    def constant(self, name: str, value: Any) -> ir.Tensor:
+    def constant(self, name: str, value: Any, parameter: str = "") -> ir.Tensor:
         """Add a constant, as float32."""
         with np.errstate(over="ignore"):  # `verify` names what became infinite
             data = np.ascontiguousarray(value, np.float32)
-        return self._add(ir.Tensor(name, data.shape, "float32", data))
+        return self._add(ir.Tensor(name, data.shape, "float32", data, parameter=parameter))
 
     def _add(self, tensor: ir.Tensor) -> ir.Tensor:
         name = ir.unused_name(tensor.name, self.tensors)
@@ -149,8 +164,15 @@ class Lowering(ABC, Generic[Node]):
         Raises:
             ExportError: There are.
         """
-        if not self.diagnostics:
-            return
+        if reasons := self.reasons():
+            listed = "\n  ".join(reasons)
+            raise ExportError(
+                f"{len(self.diagnostics)} op(s) of the model cannot be exported:\n  {listed}\n"
+                f"replace them by supported layers: {', '.join(LAYERS)}"
+            )
+
+    def reasons(self) -> list[str]:
+        """Return a line for each reason that was found, with the places where it holds."""
         places: dict[str, list[str]] = {}
         first: dict[str, str] = {}
         for where, reason in self.diagnostics:
@@ -160,11 +182,7 @@ class Lowering(ABC, Generic[Node]):
         lines = [f"{_listed(where)}: {first[kind]}" for kind, where in places.items()]
         if len(lines) > _MOST_REASONS:
             lines[_MOST_REASONS - 1 :] = [f"and {len(lines) - _MOST_REASONS + 1} other reasons"]
-        listed = "\n  ".join(lines)
-        raise ExportError(
-            f"{len(self.diagnostics)} op(s) of the model cannot be exported:\n  {listed}\n"
-            f"replace them by supported layers: {', '.join(LAYERS)}"
-        )
+        return lines
 
     def graph(self, inputs: tuple[str, ...], output: Any) -> ir.Graph:
         """Return the graph, verified.
@@ -191,20 +209,39 @@ class Lowering(ABC, Generic[Node]):
     ) -> ir.Tensor:
         """Add a convolution, plain or depthwise, with weights [out, in per group, h, w]."""
         cin, out = x.shape[3], self.shape_of(node)
-        require(groups in (1, cin), f"conv2d with {groups} groups; 1 or one per channel can be")
         kind: ir.Kind = "conv2d" if groups == 1 else "depthwise_conv2d"
-        order = (0, 2, 3, 1) if groups == 1 else (1, 2, 3, 0)
-        operands = self._operands(node, x, np.transpose(constant(weight), order), bias)
+        if groups not in (1, cin):
+            require(self.trains, f"conv2d with {groups} groups; 1 or one per channel can be")
+            kind = "grouped_conv2d"
+        order = (1, 2, 3, 0) if kind == "depthwise_conv2d" else (0, 2, 3, 1)
+        operands = self._operands(node, x, weight, bias, order)
         return self.op(kind, node, operands, out, reaching(x, out, window, before))
 
     def linear(self, node: Node, x: ir.Tensor, weight: Any, bias: Any) -> ir.Tensor:
         """Add a linear layer with weights [out, in]."""
-        return self.op("linear", node, self._operands(node, x, constant(weight), bias))
+        return self.op("linear", node, self._operands(node, x, weight, bias, (0, 1)))
 
-    def _operands(self, node: Node, x: ir.Tensor, weight: ir.Array, bias: Any) -> list[ir.Tensor]:
-        bias = np.zeros(self.shape_of(node)[-1]) if bias is None else constant(bias, "biases")
-        name = self.name_of(node)
-        return [x, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
+    def _operands(
+        self, node: Node, x: ir.Tensor, weight: Any, bias: Any, order: Sequence[int]
+    ) -> list[ir.Tensor]:
+        """Return an activation, its weights with their axes in that order, and a bias."""
+        weights = np.transpose(constant(weight), order)
+        zeros = np.zeros(self.shape_of(node)[-1])
+        return [
+            x,
+            self._named(node, "weight", weight, weights),
+            self._or(node, "bias", bias, zeros),
+        ]
+
+    def _or(self, node: Node, what: str, value: Any, instead: ir.Array) -> ir.Tensor:
+        """Add a constant of an op that may do without it."""
+        array = instead if value is None else constant(value, _PLURALS[what])
+        return self._named(node, what, value, array)
+
+    def _named(self, node: Node, what: str, value: Any, array: ir.Array) -> ir.Tensor:
+        """Add a constant of an op, an array that is made of a value of the model."""
+        parameter = self.parameters.get(id(value), "")
+        return self.constant(f"{self.name_of(node)}.{what}", array, parameter)
 
     def affine(self, node: Node, x: ir.Tensor, scale: ir.Array, shift: ir.Array) -> ir.Tensor:
         """Add a scale and a shift per channel."""
@@ -213,16 +250,76 @@ class Lowering(ABC, Generic[Node]):
         return self.op("affine", node, [x, *scaled])
 
     def batch_norm(
-        self, node: Node, x: ir.Tensor, mean: Any, variance: Any, eps: float, weight: Any, bias: Any
+        self,
+        node: Node,
+        x: ir.Tensor,
+        statistics: tuple[Any, Any],
+        eps: float,
+        weight: Any,
+        bias: Any,
+        absolute: bool = False,
     ) -> ir.Tensor:
-        """Add a batch norm in evaluation; `weight` and `bias` may be None."""
-        moments = (constant(v, "statistics").astype(np.float64) for v in (mean, variance))
-        mean, variance = moments
+        """Add a batch norm, which in evaluation is an affine op.
+
+        Args:
+            node: Where it stands.
+            x: What it reads.
+            statistics: Running mean and variance.
+            eps: Added to the variance, or to its root.
+            weight: Or None.
+            bias: Or None.
+            absolute: Whether it is an L1 norm, which adds `eps` to the root.
+        """
+        mean, variance = (constant(v, "statistics") for v in statistics)
+        if self.trains:
+            operands = [
+                x,
+                self._named(node, "mean", statistics[0], mean),
+                self._named(node, "variance", statistics[1], variance),
+                self._or(node, "weight", weight, np.ones(len(mean))),
+                self._or(node, "bias", bias, np.zeros(len(mean))),
+            ]
+            return self.op(
+                "l1_batch_norm" if absolute else "batch_norm",
+                node,
+                operands,
+                attributes=ir.Epsilon(eps),
+            )
+        mean, variance = mean.astype(np.float64), variance.astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):  # `verify` names the result
-            scale = 1 / np.sqrt(variance + eps)
+            scale = 1 / (np.sqrt(variance) + eps if absolute else np.sqrt(variance + eps))
             scale = scale if weight is None else scale * constant(weight)
             shift = -mean * scale if bias is None else constant(bias) - mean * scale
         return self.affine(node, x, scale, shift)
+
+    def layer_norm(
+        self,
+        node: Node,
+        x: ir.Tensor,
+        shape: Sequence[int],
+        eps: float,
+        weight: Any,
+        bias: Any,
+        absolute: bool = False,
+    ) -> ir.Tensor:
+        """Add a layer norm over a whole example, of shape [c, h, w] or [features] in the model."""
+        require(self.trains, "a layer norm; batch norms can be")
+        whole = _model_shape(x.shape)
+        require(
+            tuple(shape) == whole,
+            f"a layer norm over {tuple(shape)}; it must be over a whole example, {whole}",
+        )
+        order = (1, 2, 0) if len(whole) == 3 else (0,)
+        operands = [x]
+        for what, value, instead in (("weight", weight, np.ones), ("bias", bias, np.zeros)):
+            array = instead(whole) if value is None else constant(value, _PLURALS[what])
+            operands.append(self._named(node, what, value, np.transpose(array, order)))
+        return self.op(
+            "l1_layer_norm" if absolute else "layer_norm",
+            node,
+            operands,
+            attributes=ir.Epsilon(eps),
+        )
 
     def clamp(self, node: Node, x: ir.Tensor, low: float | None, high: float | None) -> ir.Tensor:
         """Add the ReLU or ReLU6 that a clamp is; None means no bound."""

@@ -132,6 +132,8 @@ class Spec:
         attributes: The class of what an op of this kind has to say of itself, of plain values.
         aten: Operator of torch's ATen -> what reads it, see `Aten`.
         onnx: Operator of ONNX -> what reads it, see `Onnx`.
+        only_trains: Whether training plans alone are made of it; exports hold what it becomes in
+            evaluation.
     """
 
     kind: ir.Kind
@@ -154,6 +156,7 @@ class Spec:
     attributes: type[ir.Attributes] | None = None
     aten: Mapping[str, Aten] = field(default_factory=dict)
     onnx: Mapping[str, Onnx] = field(default_factory=dict)
+    only_trains: bool = False
 
 
 # Examples

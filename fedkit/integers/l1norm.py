@@ -15,15 +15,13 @@ gradient is derived here: only the abstract of Guo et al., arXiv 2411.10948, was
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-K = math.sqrt(math.pi / 2)
-"""Standard deviation of a normal distribution, divided by its mean absolute deviation."""
+from fedkit.core.numerics import K
 
 Kind = Literal["batch", "l1-batch", "layer", "l1-layer"]
 """A batch norm takes [n, channels, ...] and normalises each channel; a layer norm takes [...,

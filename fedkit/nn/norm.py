@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedkit.integers.l1norm import K
+from fedkit.core.numerics import K
 
 
 class L1BatchNorm2d(nn.modules.batchnorm._BatchNorm):
@@ -27,19 +28,18 @@ class L1BatchNorm2d(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        if self.training or self.running_mean is None or self.running_var is None:
-            mean = input.mean((0, 2, 3))
-            centred = input - _over_channels(mean)
-            spread = K * centred.abs().mean((0, 2, 3))
-            if self.training:
-                self._track(mean.detach(), spread.detach())
-        else:
-            centred = input - _over_channels(self.running_mean)
-            spread = self.running_var.sqrt()
-        out = centred / _over_channels(spread + self.eps)
-        if self.affine:
-            out = out * _over_channels(self.weight) + _over_channels(self.bias)
-        return out
+        statistics, parameters = (self.running_mean, self.running_var), (self.weight, self.bias)
+        if torch.compiler.is_exporting():
+            out: Tensor = _OPS.l1_batch_norm(
+                input, *statistics, *parameters, self.training, self.eps
+            )
+            return out
+        if not self.training and None not in statistics:
+            return _l1_batch_norm(input, *statistics, *parameters, False, self.eps)
+        mean, centred, spread = _moments(input)
+        if self.training:
+            self._track(mean.detach(), spread.detach())
+        return _scaled(centred, spread, *parameters, self.eps)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, spread: Tensor) -> None:
@@ -62,17 +62,80 @@ class L1LayerNorm(nn.LayerNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        axes = tuple(range(-len(self.normalized_shape), 0))
-        if input.shape[axes[0] :] != self.normalized_shape:
+        shape = list(self.normalized_shape)
+        if list(input.shape[-len(shape) :]) != shape:
             raise ValueError(
-                f"expected input [..., {', '.join(map(str, self.normalized_shape))}] "
-                f"(got {list(input.shape)})"
+                f"expected input [..., {', '.join(map(str, shape))}] (got {list(input.shape)})"
             )
-        centred = input - input.mean(axes, keepdim=True)
-        out = centred / (K * centred.abs().mean(axes, keepdim=True) + self.eps)
-        if self.weight is not None:
-            out = out * self.weight
-        return out if self.bias is None else out + self.bias
+        norm = _OPS.l1_layer_norm if torch.compiler.is_exporting() else _l1_layer_norm
+        out: Tensor = norm(input, shape, self.weight, self.bias, self.eps)
+        return out
+
+
+# What the layers compute, as functions and as ops, so that a traced model shows one op for each, as
+# of torch's own norms.
+
+
+def _moments(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return per channel mean, what is off it, and spread."""
+    mean = input.mean((0, 2, 3))
+    centred = input - _over_channels(mean)
+    return mean, centred, K * centred.abs().mean((0, 2, 3))
+
+
+def _scaled(
+    centred: Tensor, spread: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    out = centred / _over_channels(spread + eps)
+    if weight is None or bias is None:
+        return out
+    return out * _over_channels(weight) + _over_channels(bias)
+
+
+def _l1_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    eps: float,
+) -> Tensor:
+    """Normalise by the batch or by running statistics, which stay as they are."""
+    if training or running_mean is None or running_var is None:
+        _, centred, spread = _moments(input)
+    else:
+        centred, spread = input - _over_channels(running_mean), running_var.sqrt()
+    return _scaled(centred, spread, weight, bias, eps)
+
+
+def _l1_layer_norm(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    axes = tuple(range(-len(normalized_shape), 0))
+    centred = input - input.mean(axes, keepdim=True)
+    out = centred / (K * centred.abs().mean(axes, keepdim=True) + eps)
+    if weight is not None:
+        out = out * weight
+    return out if bias is None else out + bias
+
+
+_LIBRARY: Any = torch.library.Library("fedkit", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(
+    "l1_batch_norm(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, "
+    "Tensor? bias, bool training, float eps) -> Tensor"
+)
+_LIBRARY.define(
+    "l1_layer_norm(Tensor input, int[] normalized_shape, Tensor? weight, Tensor? bias, float eps) "
+    "-> Tensor"
+)
+_LIBRARY.impl("l1_batch_norm", _l1_batch_norm, "CompositeExplicitAutograd")
+_LIBRARY.impl("l1_layer_norm", _l1_layer_norm, "CompositeExplicitAutograd")
+_OPS: Any = torch.ops.fedkit
 
 
 def with_l1_norms(model: nn.Module) -> nn.Module:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import EngineError
-from fedkit.core.numerics import derive_key, shift_right_half_up
+from fedkit.core.numerics import K, derive_key, shift_right_half_up
 from fedkit.engine.integer.backend import Backend
 from fedkit.engine.integer.constants import (
     CARRIED,
@@ -65,7 +65,6 @@ from fedkit.engine.plan.execution import (
     training_schedule,
 )
 from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Norm, Pool, StoredTensor, sources
-from fedkit.integers.l1norm import K
 from fedkit.sparse.state import ModelState
 
 _LEAST = 1e-100

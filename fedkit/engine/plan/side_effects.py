@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,12 @@ class Watch:
         self._attributes = {module: _attributes(module) for module in model.modules()}
         self._plain = {module: _plain(module) for module in model.modules()}
 
-    def effects(self) -> list[str]:
-        """Return a sentence for each thing that is no longer what it was."""
+    def effects(self, tracked: Container[str] = ()) -> list[str]:
+        """Return a sentence for each thing that is no longer what it was.
+
+        Args:
+            tracked: Names of buffers that may change: the statistics of norms.
+        """
         found = [
             f"its forward draws random numbers from {name}"
             for name, one in self._generators.items()
@@ -45,7 +49,8 @@ class Watch:
         found += [
             f"its forward changes {name}"
             for name, tensor in (*self._model.named_parameters(), *self._model.named_buffers())
-            if name not in self._tensors or not _same(self._tensors[name], tensor.detach())
+            if name not in tracked
+            and (name not in self._tensors or not _same(self._tensors[name], tensor.detach()))
         ]
         for name, module in self._model.named_modules():
             before, now = self._plain[module], _plain(module)

@@ -28,7 +28,7 @@ CHANNEL_AXIS: Mapping[ir.Kind, int] = {
 }
 """Kind -> axis of the output channels in its weights."""
 
-LAYERS = tuple(dict.fromkeys(spec.layer for spec in SPECS.values()))
+LAYERS = tuple(dict.fromkeys(spec.layer for spec in SPECS.values() if not spec.only_trains))
 """What messages call the layers that become ops."""
 
 ATEN: Mapping[str, Aten] = {k: read for spec in SPECS.values() for k, read in spec.aten.items()}

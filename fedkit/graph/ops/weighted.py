@@ -35,6 +35,15 @@ def _depthwise(
     return total(tap * w[0, i, j] for i, j, tap in taps(x, op.window)) + b
 
 
+def _grouped(op: ir.Op, graph: ir.Graph, x: FloatArray, w: FloatArray, b: FloatArray) -> FloatArray:
+    groups = x.shape[3] // w.shape[3]
+    parts = (
+        _conv2d(op, graph, part, weight, np.zeros(1, np.float32))
+        for part, weight in zip(np.split(x, groups, 3), np.split(w, groups, 0), strict=True)
+    )
+    return np.concatenate(list(parts), 3) + b
+
+
 def _linear(op: ir.Op, graph: ir.Graph, x: FloatArray, w: FloatArray, b: FloatArray) -> FloatArray:
     return x @ w.T + b
 
@@ -56,6 +65,27 @@ def _operands(weights: Weights, op: ir.Op, shapes: Sequence[ir.Shape]) -> list[i
     channels, out = shapes[0][-1], shapes[1][weights.axis]
     kernel = op.window.kernel if op.window else ()
     return [weights.shape(channels, out, kernel), (out,)]
+
+
+def _grouped_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
+    return (*window_shape(graph, op)[:-1], graph.tensors[op.inputs[1]].shape[0])
+
+
+def _grouped_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
+    (out, *_, of_group), kernel = shapes[1], op.sliding.kernel
+    groups = max(1, shapes[0][3] // max(1, of_group))
+    fits = shapes[0][3] == groups * of_group and out % groups == 0
+    return [(out, *kernel, of_group if fits else shapes[0][3]), (out,)]
+
+
+def _grouped_example(random: Random) -> ir.Graph:
+    groups, of_group, outs = (int(size) for size in random.integers(2, 4, 3))
+    shape, kernel, out = (1, 5, 6, groups * of_group), (3, 2), groups * outs
+    constants = random.standard_normal((out, *kernel, of_group)), random.standard_normal(out)
+    window = ir.Window(kernel, (1, 2))
+    end = (1, *window.output(5, 6), out)
+    op = ir.Op("grouped_conv2d", ("x", "c0", "c1"), ("y",), window)
+    return graph_of((shape, end), constants, op)
 
 
 def _conv_example(kind: ir.Kind, weights: Weights, random: Random) -> ir.Graph:
@@ -117,4 +147,15 @@ SPECS = (
     _spec("conv2d", "conv2d", _conv2d, _conv_example, mixes=True),
     _spec("depthwise_conv2d", "conv2d", _depthwise, _conv_example, mixes=False),
     _spec("linear", "linear", _linear, _linear_example, mixes=True),
+    Spec(
+        "grouped_conv2d",
+        "grouped conv2d",
+        _grouped,
+        _grouped_example,
+        constants=2,
+        shape=_grouped_shape,
+        operands=_grouped_operands,
+        has_window=True,
+        only_trains=True,
+    ),
 )
