@@ -37,6 +37,7 @@ from fedkit.graph.lowering import (
     refuse_probabilities,
     require,
 )
+from fedkit.graph.operands import ConstantOperand
 from fedkit.graph.ops.registry import ATEN, spec_of
 
 Arguments = Mapping[str, Any]
@@ -310,7 +311,15 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
         if is_consequence and not lowering.unknown.isdisjoint(node.all_input_nodes):
             _let_pass(lowering, node)
         else:
-            _diagnose(lowering, node, str(error))
+            read = _parameters_read(lowering, node) if isinstance(error, ConstantOperand) else ""
+            _diagnose(lowering, node, f"{error}{read}")
+
+
+def _parameters_read(lowering: _Lowering, node: fx.Node) -> str:
+    """Name the parameters among what a refused op reads."""
+    values = [lowering.values.get(each) for each in node.all_input_nodes]
+    names = [lowering.parameters[id(value)] for value in values if id(value) in lowering.parameters]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _diagnose(lowering: _Lowering, node: fx.Node, reason: str) -> None:
@@ -326,9 +335,13 @@ def _let_pass(lowering: _Lowering, node: fx.Node) -> None:
     lowering.values[node] = ir.Tensor(node.name, shape if len(shape) != 4 else nhwc(shape))
 
 
+WOULD_BE_RANDOM = "training would be random"
+"""Told of dropout."""
+
+
 def _random_reason(lowering: _Lowering, arguments: Arguments) -> str:
     if lowering.training and "p" in arguments:
-        return f"p = {arguments['p']}, training would be random; only p = 0 can be captured"
+        return f"p = {arguments['p']}, {WOULD_BE_RANDOM}; only p = 0 can be captured"
     return f"it {_RANDOM}"
 
 

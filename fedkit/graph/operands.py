@@ -14,6 +14,10 @@ class Unsupported(Exception):
     """One op that cannot be lowered; collected, so that the user sees all of them at once."""
 
 
+class ConstantOperand(Unsupported):
+    """An operand that must be an activation, and is a constant or parameter."""
+
+
 def require(condition: bool, reason: str) -> None:
     """Raise `Unsupported` unless the condition holds."""
     if not condition:
@@ -29,7 +33,7 @@ def require_small(shape: ir.Shape) -> None:
 def activation(value: Any, rank: int | None = None) -> ir.Tensor:
     """Return an operand that must be an activation, and of that rank."""
     if not isinstance(value, ir.Tensor):
-        raise Unsupported("an operand is a constant where an activation is expected")
+        raise ConstantOperand("an operand is a constant where an activation is expected")
     require(rank in (None, len(value.shape)), f"input of shape {value.shape}, not of rank {rank}")
     return value
 

@@ -19,7 +19,7 @@ from fedkit.engine.plan.from_graph import PlanMaker
 from fedkit.engine.plan.plan import Plan, verify
 from fedkit.engine.plan.side_effects import Watch, has_hooks
 from fedkit.graph import ir
-from fedkit.graph.from_torch import read
+from fedkit.graph.from_torch import WOULD_BE_RANDOM, read
 from fedkit.graph.interpret import evaluate
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
 
@@ -108,34 +108,45 @@ class _Capture:
         try:
             self._model.eval()
             outputs = self._run(self._inputs)
-            in_training, graph = self._read()
-            is_steady = self._is_steady()
-            effects = watch.effects(_tracked(self._model))
+            changes = self._changes(watch)
+            watch.undo()
+            in_training, graph = self._read(changes)
         except ExportError as error:
             self._raise_diagnostics()
-            raise self._untraceable(str(error)) from error
+            raise self._untraceable("; ".join(changes) or str(error)) from error
         finally:
             watch.undo()
-        if effects:
-            raise self._untraceable(f"{'; '.join(effects)}; a plan computes the same in each pass")
-        if not is_steady:
-            raise self._untraceable(
-                "it computes something else in one pass than in the next; a plan cannot choose"
-            )
         if _structure(in_training) != _structure(graph):
-            raise self._untraceable(
+            changes.append(
                 "it calls other layers in training than in evaluation; let its forward not depend "
                 "on self.training"
             )
+        if changes:
+            raise self._untraceable("; ".join(changes))
         self._compare(graph, outputs)
         return ir.until(graph, graph.outputs[0])  # without what nothing reads
 
-    def _read(self) -> tuple[ir.Graph, ir.Graph]:
-        """Return what the model is in training and in evaluation."""
+    def _changes(self, watch: Watch) -> list[str]:
+        """Return what several passes in each mode changed, or gave otherwise in one of them."""
+        is_steady = self._is_steady()
+        if effects := watch.effects(_tracked(self._model)):
+            return [*effects, "a plan computes the same in each pass"]
+        if not is_steady:
+            return ["it computes something else in one pass than in the next; a plan cannot choose"]
+        return []
+
+    def _read(self, changes: list[str]) -> tuple[ir.Graph, ir.Graph]:
+        """Return what the model is in training and in evaluation.
+
+        Args:
+            changes: What else is wrong with it, as far as no layer is named for it.
+        """
         modes = [read(self._model, self._inputs[:2], training) for training in (True, False)]
         self._diagnostics += dict.fromkeys(line for mode in modes for line in mode.reasons)
         in_training, graph = (mode.graph for mode in modes)
         if in_training is None or graph is None:
+            if not any(WOULD_BE_RANDOM in line for line in self._diagnostics):
+                self._diagnostics += [f"(model): {change}" for change in changes]
             self._raise_diagnostics()
         assert in_training is not None and graph is not None
         return in_training, graph

@@ -523,7 +523,7 @@ def test_parameters_read_outside_of_layers_hooks_and_frozen_norms() -> None:
     )
     model.offset = nn.Parameter(torch.zeros(4, 8, 8))
     assert diagnostics(model) == [
-        "module '(model)': an operand is a constant where an activation is expected"
+        "module '(model)': an operand is a constant where an activation is expected (offset)"
     ]
     hooked = head(4)
     nn.utils.spectral_norm(hooked[2])
