@@ -525,7 +525,8 @@ def _adaptive_max_pool2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir
     size = list(a["output_size"])
     require(size == [1, 1], f"adaptive max pooling to {size}; to 1 can be")
     lowering.firsts.add(node)
-    window = ir.Window((x.shape[1], x.shape[2]))
+    whole = (x.shape[1], x.shape[2])
+    window = ir.Window(whole, whole)
     return lowering.op("max_pool2d", node, [x], (1, 1, 1, x.shape[3]), window)
 
 
