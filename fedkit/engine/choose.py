@@ -9,7 +9,7 @@ import numpy as np
 from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.base import Engine
 from fedkit.engine.plan.capture import capture
-from fedkit.engine.plan.plan import Plan
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.precision import Precision, describe, plan_engine
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine

@@ -6,7 +6,7 @@ from typing import Literal
 
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.kernels.native import INSTALL
-from fedkit.engine.plan.plan import Plan
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.sparse.state import ModelState
 

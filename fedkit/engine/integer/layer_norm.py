@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedkit.engine.integer.constants import WIDE, Ints, to_int32
-from fedkit.engine.plan.plan import LayerKind
+from fedkit.engine.plan.structure import LayerKind
 from fedkit.integers.l1norm import K
 
 HAT_BITS = 12

@@ -13,8 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from fedkit.core.errors import PlanError
 from fedkit.engine.plan.node_rules import PlanLowering, UnsupportedNode, lower_node, planned
-from fedkit.engine.plan.plan import Plan, verify
+from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.side_effects import Watch, has_hooks
+from fedkit.engine.plan.structure import Plan
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 

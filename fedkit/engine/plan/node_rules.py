@@ -18,21 +18,14 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.nn import functional as F
 
-from fedkit.engine.plan.plan import (
-    Activation,
-    Add,
-    Conv,
-    Copy,
-    LayerKind,
-    LayerNorm,
-    Norm,
-    Op,
-    Pair,
-    Pool,
-    Shape,
-    StoredTensor,
-    window_plane,
-)
+from fedkit.engine.ops.add import Add
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.pool import Pool
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.structure import Activation, LayerKind, Norm, Pair, Shape, StoredTensor
+from fedkit.engine.plan.structure import PlanOp as Op
+from fedkit.engine.plan.windows import window_plane
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 
 Handler = Callable[..., int]

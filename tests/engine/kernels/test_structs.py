@@ -7,12 +7,15 @@ in a header and not in Python, or the other way round, fails.
 from __future__ import annotations
 
 import ctypes
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fedkit.engine import ops
 from fedkit.engine.kernels import int_native as integer_native
 from fedkit.engine.kernels import native
 from fedkit.engine.plan.geometry import TAP
@@ -25,24 +28,21 @@ NUMBERS = {
     "double": ctypes.c_double,
 }
 
-CLASSES: dict[str, type[ctypes.Structure]] = {
-    "tensor": native.CTensor,
-    "map": native.CMap,
-    "padding": native.CPadding,
-    "conv": native.CConv,
-    "norm": native.CNorm,
-    "layer": native.CLayer,
-    "windows": native.Windows,
-    "pool": native.CPool,
-    "int_tensor": integer_native.IntTensor,
-    "int_read": integer_native.IntRead,
-    "int_chain": integer_native.IntChain,
-    "int_mix": integer_native.IntMix,
-    "int_map": integer_native.IntMap,
-    "int_conv": integer_native.IntConv,
-    "int_layer": integer_native.IntLayer,
-    "int_pool": integer_native.IntPool,
-}
+
+def classes() -> dict[str, type[ctypes.Structure]]:
+    """Find the Python side of every struct: those of all, and those of each family of ops."""
+    families = (info.name for info in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."))
+    found = {}
+    for module in (native, integer_native, *map(importlib.import_module, families)):
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, ctypes.Structure):
+                about = re.match(r"`struct (\w+)`", value.__doc__ or "")
+                if about:
+                    found[about[1]] = value
+    return found
+
+
+CLASSES = classes()
 
 # Filled through numpy, so a pointer to it is an address like that of any array.
 ARRAYS = {"tap": TAP}
