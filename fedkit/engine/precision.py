@@ -32,7 +32,8 @@ def plan_engine(
         backend: Of the integer engine: "native", "numpy", or "" for the kernels where they are.
 
     Raises:
-        EngineError: The kernels are needed and missing.
+        EngineError: The kernels are needed and missing, or the plan has an op that the engine
+            lacks.
         PlanError: The plan is broken.
     """
     if precision == "fp32":
