@@ -32,8 +32,8 @@ def gather(found: Iterable[tuple[str, Family]]) -> dict[str, Family]:
         found: Families with the names of their modules.
 
     Raises:
-        EngineError: Two modules give one kind, a row is not a `Family`, or it has no example of
-            one of its kinds.
+        EngineError: Two modules give one kind, a row is not a `Family`, or it has no kind, or no
+            example of one.
     """
     table: dict[str, Family] = {}
     owner: dict[str, str] = {}
@@ -42,6 +42,11 @@ def gather(found: Iterable[tuple[str, Family]]) -> dict[str, Family]:
             raise EngineError(
                 f"{module} has FAMILY, and that is a {type(family).__name__}; make it a "
                 "fedkit.engine.ops.family.Family"
+            )
+        if not family.kinds:
+            raise EngineError(
+                f"the field kind of {family.op.__name__} in {module} has no names; give it a type "
+                'like Literal["add"]'
             )
         for kind in family.kinds:
             if kind in owner:

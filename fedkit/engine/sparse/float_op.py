@@ -137,13 +137,21 @@ class NumpyFloatOp(FloatOp[AnyOp]):
     last axis and must not be mixed.
     """
 
+    def __init__(self, op: AnyOp, number: int, work: Workspace) -> None:
+        super().__init__(op, number, work)
+        if not op.rereads:
+            raise TypeError(
+                f"{type(self).__name__} reads its sources in the backward pass, whose memory may "
+                f"be another's by then; let {type(op).__name__}.rereads return True"
+            )
+
     @abstractmethod
     def value(self, *sources: Floats) -> Floats:
         """Return what it writes, of what it reads."""
 
     @abstractmethod
     def gradients(self, gradient: Floats, *sources: Floats) -> Sequence[Floats]:
-        """Return the gradient of each source; its op must have `rereads`."""
+        """Return the gradient of each source."""
 
     def forward(self, work: Workspace) -> Call:
         """See `FloatOp.forward`."""

@@ -48,12 +48,13 @@ CLASSES = classes()
 ARRAYS = {"tap": TAP}
 
 
-def declared(header: str) -> dict[str, list[tuple[str, object]]]:
-    """Read the structs of a header: name -> (field, its type) in order."""
+def declared(header: str, names: set[str] | None = None) -> dict[str, list[tuple[str, object]]]:
+    """Read structs of a header, all or those of some names: name -> (field, its type) in order."""
     text = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
     return {
         name: [field for line in body.split(";") if line.strip() for field in fields(line)]
         for name, body in re.findall(r"struct (\w+) \{(.*?)\n\};", text, re.DOTALL)
+        if names is None or name in names
     }
 
 
@@ -75,10 +76,15 @@ def field(kind: list[str], name: str) -> tuple[str, object]:
     return name, ctypes.c_void_p if pointer else NUMBERS[kind[0]]
 
 
+CALLED = ("kernels.h", "int_kernels.h")
+"""The headers whose structs are all filled by Python; of others, those that a class names."""
+
+
 def structs() -> dict[str, list[tuple[str, object]]]:
     found = {}
-    for header in ("kernels.h", "int_kernels.h"):
-        found.update(declared((Path(KERNELS) / header).read_text(encoding="utf-8")))
+    for header in sorted(Path(KERNELS).glob("*.h")):
+        names = None if header.name in CALLED else set(CLASSES)
+        found.update(declared(header.read_text(encoding="utf-8"), names))
     return found
 
 

@@ -5,8 +5,10 @@ Nothing here names an op: one that is added is tested.
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 import torch
 
 from fedkit.core.errors import PlanError
+from fedkit.engine.base import LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.kernels import native
 from fedkit.engine.ops.registry import FAMILIES
@@ -118,6 +121,44 @@ def test_integers_stand_for_what_floats_compute(name: str, activation: Activatio
         along = one @ other / math.sqrt(one @ one)
         assert along / math.sqrt(other @ other) > 0.97, layer
         assert along / math.sqrt(one @ one) == pytest.approx(1, abs=0.15), layer
+
+
+# Memory
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("name", IN_FLOAT)
+def test_the_memory_of_a_program_goes_with_it(name: str) -> None:
+    """On a device there is no room for two until a garbage collection."""
+    case, order = case_of(EXAMPLES[name], AROUND[1]), np.arange(19)
+    engine = SparseEngine(case.plan, threads=2)
+    program = engine.program(case.state, "train", 19)
+    program.forward(case.inputs, order)
+    program.loss(case.targets)
+    program.backward()
+    dropped: list[Callable[[], object]] = [weakref.ref(program), weakref.ref(program._arena)]
+    del engine, program
+    assert [each() for each in dropped] == [None, None]
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("backend", ["native", "numpy"])
+@pytest.mark.parametrize("name", IN_INTEGERS)
+def test_the_memory_of_an_integer_program_goes_with_it(name: str, backend: str) -> None:
+    case = case_of(EXAMPLES[name], AROUND[1])
+    engine = IntegerEngine(case.plan, bits=8, backend=backend)
+    engine.train(case.state, data_of(case), LocalTraining(1, 19, 0.01, 0.9, 0.0), 0)
+    (program,) = engine._programs.values()
+    dropped: list[Callable[[], object]] = [weakref.ref(program), weakref.ref(program._backend)]
+    del engine, program
+    assert [each() for each in dropped] == [None, None]
 
 
 # In plans

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from fedkit.core.errors import EngineError
 from fedkit.engine.ops.registry import FAMILIES, gather
+from fedkit.engine.plan.structure import Plan, PlanOp
 
 POOL, LAYER = FAMILIES["pool"], FAMILIES["layer"]
 
@@ -31,6 +33,22 @@ def test_each_kind_needs_an_example() -> None:
 def test_two_ops_of_one_name_are_refused() -> None:
     with pytest.raises(EngineError, match=r"^a and b both have an op 'pool'; rename one"):
         gather([("a", POOL), ("b", POOL)])
+
+
+class Nameless(PlanOp):
+    kind: str
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        return ()
+
+    def problems(self, plan: Plan) -> Iterator[str]:
+        yield from ()
+
+
+def test_an_op_whose_kind_has_no_name_is_refused() -> None:
+    with pytest.raises(EngineError, match=r'^the field kind of Nameless in a .* Literal\["add"\]'):
+        gather([("a", replace(POOL, op=Nameless))])
 
 
 def test_what_is_not_a_family_is_refused() -> None:
