@@ -7,7 +7,7 @@ every backend.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,8 @@ Sums = NDArray[np.int64]
 class Backend(Protocol):
     """Holds the tensors of one network for batches of a fixed largest size, and passes over them.
 
-    What an op computes is in its family, under the backend's name.
+    What an op computes is in its family.
     """
-
-    name: ClassVar[Literal["numpy", "native"]]
 
     def ready(self) -> None:
         """Take the memory; all ops are made."""

@@ -17,6 +17,8 @@ import numpy as np
 from fedkit.engine.integer.backend import Backend
 from fedkit.engine.integer.constants import WIDE, Chain, Ints, Mix, Read, Reals
 from fedkit.engine.integer.integer_network import IntegerNetwork
+from fedkit.engine.integer.native_backend import NativeBackend
+from fedkit.engine.integer.numpy_on_native import NumpyOnNative
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.structure import Plan, PlanOp
 
@@ -150,14 +152,17 @@ class IntegerFamily:
     Attributes:
         units: An `IntegerOp`, made with what one of the others gives.
         numpy: Computes, made with a `NumpyBackend`.
-        native: Computes, made with a `NativeBackend`.
+        native: Computes, made with a `NativeBackend`; None: numpy does, at the price of copies.
     """
 
     units: type[IntegerOp[Any]]
     numpy: type[Any]
-    native: type[Any]
+    native: type[Any] | None = None
 
     def make(self, op: PlanOp, number: int, backend: Backend) -> IntegerOp[Any]:
         """Return the op, computed by a backend."""
-        compute = {"numpy": self.numpy, "native": self.native}[backend.name]
-        return self.units(op, number, compute(op, number, backend))
+        if not isinstance(backend, NativeBackend):
+            return self.units(op, number, self.numpy(op, number, backend))
+        if self.native is None:
+            return self.units(op, number, NumpyOnNative(self.numpy, op, number, backend))
+        return self.units(op, number, self.native(op, number, backend))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from ctypes import byref, c_int, c_int64, c_void_p
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +43,6 @@ class NativeBackend:
         most_tiles: Of the largest batch.
         scratch: Address of the memory that ops reserved; each may use all of it.
     """
-
-    name: ClassVar[Literal["numpy", "native"]] = "native"
 
     def __init__(
         self, network: IntegerNetwork, kernels: Kernels, schedule: Schedule, batch: int
@@ -154,6 +152,17 @@ class NativeBackend:
         """See `Backend`."""
         rows = np.ascontiguousarray(gradient, np.int16)
         self._copy_rows(tensor, self.tensors[tensor].gradient, rows, 0)
+
+    def gradient_rows(self, tensor: int) -> NDArray[np.int16]:
+        """Return the gradient of a tensor, [n, channels, height, width]."""
+        rows = np.empty((self.examples, *self.plan.tensors[tensor].shape), np.int16)
+        self._copy_rows(tensor, self.tensors[tensor].gradient, rows, 1)
+        return rows
+
+    def set_raw(self, tensor: int, raw: NDArray[np.int16]) -> None:
+        """Take what an op wrote, [n, channels, height, width]."""
+        rows = np.ascontiguousarray(raw, np.int16)
+        self._copy_rows(tensor, self.tensors[tensor].raw, rows, 0)
 
     def _copy_rows(self, tensor: int, tiles: int, rows: NDArray[np.int16], to_rows: int) -> None:
         self.kernels.int_copy_rows(

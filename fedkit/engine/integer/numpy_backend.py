@@ -7,7 +7,7 @@ go through float64, which is exact below 2^53.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +48,6 @@ class NumpyBackend:
         g: Gradients, by tensor.
         examples: Of the batch.
     """
-
-    name: ClassVar[Literal["numpy", "native"]] = "numpy"
 
     def __init__(self, network: IntegerNetwork) -> None:
         self.network, self.plan = network, network.plan

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +20,9 @@ import torch
 from fedkit.core.errors import PlanError
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine
+from fedkit.engine.integer.numpy_on_native import NumpyOnNative
 from fedkit.engine.kernels import native
+from fedkit.engine.ops.family import Family
 from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.plan.plan import load_plan, save_plan, verify
 from fedkit.engine.plan.structure import Activation, PlanOp
@@ -104,6 +106,23 @@ def test_the_kernels_compute_the_integers_of_numpy(name: str, bits: int, around:
         kernels = native.load_kernels(simd)
         found = steps.train(steps.make(case, kernels, bits), case, kernels)
         assert steps.mismatches(expected, found) == [], simd
+
+
+@everywhere
+@pytest.mark.parametrize("name", IN_INTEGERS)
+def test_an_op_without_a_kernel_computes_the_same_among_those_with_one(
+    name: str, around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, kernels = case_of(EXAMPLES[name], around, 0.6), native.load_kernels()
+    expected = steps.train(steps.make(case, kernels, 6), case, kernels)
+    kind = EXAMPLES[name].op.kind
+    integer = FAMILIES[kind].integer
+    assert integer is not None
+    lacking = replace(FAMILIES[kind], integer=replace(integer, native=None))
+    monkeypatch.setitem(cast(dict[str, Family], FAMILIES), kind, lacking)
+    made = steps.make(case, kernels, 6, room=30)
+    assert any(isinstance(op.compute, NumpyOnNative) for op in made._ops)
+    assert steps.mismatches(expected, steps.train(made, case, kernels)) == []
 
 
 @pytest.mark.parametrize("activation", ["none", "relu6"])

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
 import torch
 
 from fedkit.core.errors import EngineError
+from fedkit.core.numerics import shift_right_half_even
+from fedkit.engine.integer.constants import WIDE, Chain, Mix, Read
 from fedkit.engine.integer.engine import IntegerEngine
+from fedkit.engine.integer.integer_op import LEAST, IntegerFamily, IntegerOp, Slope, Units
+from fedkit.engine.integer.numpy_backend import NumpyOp
 from fedkit.engine.kernels import native
 from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.structure import Norm, Plan, PlanOp, StoredTensor, strict
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.sparse.float_op import Floats, NumpyFloatOp, Workspace
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples
+from tests.engine.integer import steps
+from tests.engine.ops.examples import case_of
 from tests.engine.sparse.gradients import by_program, by_torch, worst
 from tests.naive import plan as naive
 
@@ -60,7 +67,54 @@ class FloatGate(NumpyFloatOp[Gate]):
         return gradient * other, gradient * one
 
 
-GATE = Family(Gate, (Example(Gate(1, 2, 3), ((2, 3, 4),) * 4),), FloatGate, None)
+HIGH, SHIFT = 127, 7
+
+
+class IntegerGate(IntegerOp[Gate]):
+    """Multiplies two reads of 8 bits; a gradient of 15 bits times one is narrowed by 7."""
+
+    def forward(self, units: Units) -> None:
+        unit = [units.worth[source].bound / HIGH for source in self.op.sources]
+        self._sides = [units.read(*each, HIGH) for each in zip(self.op.sources, unit, strict=True)]
+        self._unit = unit
+        self.compute.forward(*self._sides)
+        units.raw_unit[self.op.target] = np.full(units.channels(self.op.target), unit[0] * unit[1])
+
+    def backward(self, units: Units, given: Sequence[Contribution]) -> None:
+        for contribution in given:
+            for side in (0, 1):
+                if self.op.sources[side] == contribution.tensor and side not in self._done:
+                    self._done.add(side)
+                    self._give(units, contribution, side)
+                    break
+        self._done.clear()
+
+    def _give(self, units: Units, contribution: Contribution, side: int) -> None:
+        unit = np.maximum(units.passed_bound(self.op.target), LEAST) / WIDE
+        chain = units.chain_in(self.op.target, unit, WIDE)
+        worth = unit * self._unit[1 - side] * 2.0**SHIFT
+        mix = units.give(contribution, Slope.whole(worth))
+        self.compute.backward(side, self._sides[1 - side], chain, mix)
+
+    def __init__(self, op: Gate, number: int, compute: Any) -> None:
+        super().__init__(op, number, compute)
+        self._done = set[int]()
+
+
+class NumpyGate(NumpyOp[Gate]):
+    def forward(self, one: Read, other: Read) -> None:
+        op, backend = self.op, self.backend
+        backend.raw[op.target] = backend.read(op.value, one) * backend.read(op.gate, other)
+
+    def backward(self, side: int, read: Read, chain: Chain, mix: Mix | None) -> None:
+        op, backend = self.op, self.backend
+        product = backend.passed(op.target, chain) * backend.read(op.sources[1 - side], read)
+        backend.put(op.sources[side], shift_right_half_even(product, SHIFT), mix)
+
+
+EXAMPLE = Example(Gate(1, 2, 3), ((2, 3, 4),) * 4)
+GATE = Family(Gate, (EXAMPLE,), FloatGate, None)
+BOTH = Family(Gate, (EXAMPLE,), FloatGate, IntegerFamily(IntegerGate, NumpyGate))
 
 
 def multiply(here: naive.Pass, number: int, op: Gate) -> torch.Tensor:
@@ -155,6 +209,28 @@ def test_another_batch_size_and_evaluation_after_it() -> None:
 def test_integers_refuse_it_by_name() -> None:
     with pytest.raises(EngineError, match="has gate, which the integer engine does not compute"):
         IntegerEngine(plan_with_gates("batch", False))
+
+
+def test_integers_train_it_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cast(dict[str, Family], FAMILIES), "gate", BOTH)
+    for image in (False, True):
+        around = case_of(EXAMPLE)
+        plan = plan_with_gates("batch", image)
+        state, data = case(plan, 19)
+        tried = replace(around, plan=plan, state=state, inputs=data.inputs, targets=data.targets)
+        expected = steps.train(steps.make(tried, None, 6), tried, None)
+        for simd in native.available():
+            kernels = native.load_kernels(simd)
+            found = steps.train(steps.make(tried, kernels, 6), tried, kernels)
+            assert steps.mismatches(expected, found) == [], simd
+    simple = case_of(EXAMPLE)
+    data = Examples(simple.inputs, simple.targets)
+    exact = SparseEngine(simple.plan).gradients(simple.state, data)
+    integer = IntegerEngine(simple.plan, bits=8).gradients(simple.state, data)
+    for name, gradient in exact.items():
+        one, other = gradient.ravel().astype(np.float64), integer[name].ravel()
+        assert one @ other / np.sqrt((one @ one) * (other @ other)) > 0.97, name
+        assert one @ other / (one @ one) == pytest.approx(1, abs=0.15), name
 
 
 def test_an_op_that_reads_again_must_say_so() -> None:
