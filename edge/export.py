@@ -252,8 +252,10 @@ def int8_graph(
         accept_error: As for `export_tflite`.
 
     Warns:
-        ExportWarning: The graph is rather far from the float model.
+        ExportWarning: The graph is rather far from the float model, or the calibration set can show
+            neither that nor its ranges.
     """
+    truth.warn_of_few(calibration)
     floats, examples = float_graph(model, calibration.shape[1:]), ir.to_graph_layout(calibration)
     if not isinstance(model, ir.Graph) and len(calibration):
         _check_lowered(model, floats, calibration[:_COMPARED])

@@ -9,12 +9,15 @@ hand over a share that cannot be trained on, an error says so.
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -116,8 +119,7 @@ def _ranks(values: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _make_partitioner(how: Partition) -> Any:
-    from flwr_datasets import partitioner as flower
-
+    flower = _partitioners()
     match how.kind:
         case "iid":
             return flower.IidPartitioner(how.devices)
@@ -139,6 +141,19 @@ def _make_partitioner(how: Partition) -> Any:
             )
         case "natural-id":
             return flower.NaturalIdPartitioner(partition_by="owner")
+
+
+def _partitioners() -> Any:
+    """Import Flower's partitioners, and seaborn, which takes seconds, when a plot is drawn."""
+    if "seaborn" in sys.modules:
+        return importlib.import_module("flwr_datasets.partitioner")
+    later = ModuleType("seaborn")
+    later.__dict__["__getattr__"] = lambda name: getattr(importlib.import_module("seaborn"), name)
+    sys.modules["seaborn"] = later
+    try:
+        return importlib.import_module("flwr_datasets.partitioner")
+    finally:
+        del sys.modules["seaborn"]
 
 
 @contextmanager

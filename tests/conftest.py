@@ -48,6 +48,13 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of one run of the tests have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture
 def seeded_single_thread() -> Iterator[None]:
     """Torch draws the same numbers in each test, and does not take every core."""
@@ -67,6 +74,14 @@ def quick_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         runner, "_compile", lambda folder, headers, _: compiled(folder, headers, ("-O0",))
     )
+
+
+@pytest.fixture
+def quick_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C models are compiled in a fifth of the time, for any processor; examples take longer."""
+    from edge.targets.c99 import runner
+
+    monkeypatch.setattr(runner, "FLAGS", dict.fromkeys(runner.FLAGS, ("-O0", "-DEK_PLAIN")))
 
 
 @pytest.fixture(scope="session")

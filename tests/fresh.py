@@ -16,13 +16,18 @@ _TELL = "\nimport sys as _sys\nprint('IMPORTED', *_sys.modules)"
 
 def imported_by(code: str, folder: Path = ROOT) -> set[str]:
     """Return the top-level modules that are imported once `code` has run."""
+    listed = python_of(code + _TELL, folder).rpartition("IMPORTED ")[2].split()
+    return {name.partition(".")[0] for name in listed}
+
+
+def python_of(code: str, folder: Path = ROOT) -> str:
+    """Return what a Python of its own prints that runs `code`."""
     ended = subprocess.run(
-        [sys.executable, "-c", code + _TELL],
+        [sys.executable, "-c", code],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    listed = ended.stdout.rpartition("IMPORTED ")[2].split()
-    return {name.partition(".")[0] for name in listed}
+    return ended.stdout

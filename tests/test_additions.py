@@ -29,7 +29,7 @@ LIST = "edge/targets/registry.py"
 def tree(tmp_path: Path) -> Path:
     """A copy of the packages and their tests."""
     for name in ("fedkit", "edge", "sim", "tests"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name)  # what is compiled already, too
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 

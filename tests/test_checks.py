@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import shutil
@@ -160,6 +161,7 @@ def has_reason(call: ast.Call) -> bool:
     return any(not isinstance(value, ast.Constant) or bool(value.value) for value in given)
 
 
+@functools.lru_cache(maxsize=1)
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 

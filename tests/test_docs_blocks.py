@@ -44,6 +44,7 @@ def run_page(page: Path) -> dict[str, object]:
 # Blocks
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=page_id)
 def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

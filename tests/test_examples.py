@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edge.targets.c99.runner import CompiledRunner
+from fedkit.cli import main
 from fedkit.nn.zoo import build_model
 from tests.edge.targets.c99.library import need_gcc
 from tests.graph.exported import exported
@@ -19,21 +20,22 @@ from tests.graph.exported import exported
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_own_task_is_thirty_lines_and_runs_to_an_artifact(tmp_path: Path) -> None:
+def test_own_task_is_thirty_lines_and_runs_to_an_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """examples/own_task.py, given as a path to the command line."""
     source = (ROOT / "examples" / "own_task.py").read_text()
     assert len(source.splitlines()) <= 30
     command = (
-        "-m fedkit run --in-process --task examples.own_task:TASK --devices 5 --alpha 5 --rounds 10"
+        "fedkit run --in-process --task examples.own_task:TASK --devices 5 --alpha 5 --rounds 10 "
+        f"--density 0.3 --out {tmp_path} --json"
     )
-    ended = subprocess.run(
-        [sys.executable, *command.split(), "--density", "0.3", "--out", str(tmp_path), "--json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr
-    summary = json.loads(ended.stdout.splitlines()[-1])
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["accuracy_sparse"] > 0.9
     assert abs(summary["accuracy_int8"] - summary["accuracy_sparse"]) <= 0.02
 
@@ -94,6 +96,7 @@ def test_a_model_of_ones_own_trains_in_four_bits() -> None:
     assert example["main"]() > 0.9
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_own_c_model_computes_what_torch_does(capsys: pytest.CaptureFixture[str]) -> None:
     """examples/own_c_model.py."""
     need_gcc()
@@ -116,20 +119,23 @@ def test_own_onnx_model_becomes_a_tflite_file(
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'model.tflite'}: ")
 
 
-def test_a_model_is_exported_in_twenty_lines_and_used_in_thirty_of_c(tmp_path: Path) -> None:
+def test_a_model_is_exported_in_twenty_lines_and_used_in_thirty_of_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """examples/export_model.py and examples/use_c_model.c."""
     need_gcc()
     script, source = ROOT / "examples" / "export_model.py", ROOT / "examples" / "use_c_model.c"
     assert len(script.read_text().splitlines()) <= 20
     assert len(source.read_text().splitlines()) <= 30
     folder, program = tmp_path / "model", tmp_path / "classify"
-    subprocess.run([sys.executable, str(script), str(folder)], cwd=ROOT, check=True)
+    monkeypatch.setattr(sys, "argv", [str(script), str(folder)])
+    runpy.run_path(str(script), run_name="__main__")
     subprocess.run(["make", "-s", "-C", str(folder)], check=True)
     built = [str(source), str(folder / "libmodel.a"), "-lm", "-o", str(program)]
     subprocess.run(["gcc", "-Wall", "-Wextra", "-Werror", f"-I{folder}", *built], check=True)
     inputs = np.random.default_rng(0).random((20, 1, 8, 8), np.float32)
     ended = subprocess.run([str(program)], input=inputs.tobytes(), capture_output=True, check=True)
-    expected = CompiledRunner(folder).predict(inputs)
+    expected = CompiledRunner(folder, ("-O0",)).predict(inputs)
     found = np.array([line.split() for line in ended.stdout.splitlines()], np.float64)
     assert found[:, 0].tolist() == expected.argmax(1).tolist()
     np.testing.assert_allclose(found[:, 1], expected.max(1), atol=1e-6)

@@ -171,6 +171,32 @@ def judge(found: Truth, graph: ir.Graph, on: str, accept_error: bool = False) ->
     warnings.warn(text, ExportWarning, stacklevel=3)
 
 
+def warn_of_few(calibration: FloatArray) -> None:
+    """Warn of a calibration set that shows next to nothing, of ranges or of errors.
+
+    Args:
+        calibration: float32 [n, ...], as torch takes it.
+
+    Warns:
+        ExportWarning: It holds one example, over and over or not, or images without content.
+    """
+    if len(calibration) == 0:
+        return  # refused where the ranges are looked for
+    values = calibration.reshape(*calibration.shape[:2], -1)
+    if (calibration == calibration[:1]).all():
+        found = "one example" + (f", {len(calibration)} times" if len(calibration) > 1 else "")
+    elif values.shape[2] > 1 and (values == values[..., :1]).all():
+        found = "images of one colour each"
+    else:
+        return
+    warnings.warn(
+        f"the calibration set holds {found}; it sets the range of every activation, and what is "
+        "beyond is cut off: give 100 to 500 examples of what the model will see",
+        ExportWarning,
+        stacklevel=3,
+    )
+
+
 def _worst(found: Truth, graph: ir.Graph) -> str:
     """Name the layers whose noise is furthest above that of what they read."""
     grown = {}

@@ -33,15 +33,16 @@ def _tools() -> None:
     need_emulator()
 
 
-@pytest.fixture
-def exported(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a small C model with its graph beside it."""
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((20, 3, 8, 8)).astype(np.float32)
     graph = int8_graph(pruned(build_model("resnet8", (3, 8, 8), 10), 0.2).eval(), inputs)
-    saved = save_graph(graph, tmp_path / "model.graph", {})
+    folder = tmp_path_factory.mktemp("exported")
+    saved = save_graph(graph, folder / "model.graph", {})
     made_of = {"graph": "model.graph", "graph_sha256": saved.sha256}
-    return save_c99(graph, inputs, tmp_path / "model-c99", made_of).path
+    return save_c99(graph, inputs, folder / "model-c99", made_of).path
 
 
 def fedkit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +22,8 @@ from edge.targets.registry import runtimes
 from fedkit.cli import export, main
 from fedkit.engine.plan.plan import load_plan
 from fedkit.server.checkpoint import RunFolder
+from fedkit.server.rounds import Report
 from tests.processes import HANG, left_running, wait_for
-from tests.sets import slow
 
 SMALL = "--devices 3 --rounds 2 --epochs 1 --examples-per-device 40 --server-epochs 1 --in-process"
 
@@ -37,12 +40,13 @@ def fedkit(arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one finished run, `done`, and its summary line."""
     path = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "-m", "fedkit", "run", "--out", str(path), "--name", "done"]
-    ended = subprocess.run(
-        [*command, *SMALL.split(), "--with-dense", "--json"], capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
-    (path / "stdout").write_text(ended.stdout)
+    command = f"run --out {path} --name done {SMALL} --with-dense --json"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+    ):
+        assert fedkit(command, patch) == 0
+    (path / "stdout").write_text(printed.getvalue())
     return path
 
 
@@ -106,6 +110,7 @@ def test_export_makes_the_artifact_of_a_run_that_has_none(
     assert "never overwritten" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_all_targets_come_from_one_graph_and_compute_it(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -385,6 +390,7 @@ def test_a_model_that_cannot_be_exported_is_told_first_and_keeps_its_run(
     assert "Sigmoid" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_several_targets_are_made_by_a_run_that_asks_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -433,7 +439,28 @@ def test_a_missing_data_set_names_all_places(
     )
 
 
-@pytest.mark.parametrize("flags", ["--in-process", slow("")])
+def test_ctrl_c_between_rounds_keeps_what_was_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What Ctrl-C raises, raised once the second round is recorded."""
+    append = RunFolder.append
+
+    def append_and_stop(folder: RunFolder, report: Report, *rest: Any) -> None:
+        append(folder, report, *rest)
+        if report.round == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "append", append_and_stop)
+    assert fedkit(f"run {SMALL} --rounds 5 --out {tmp_path} --name cut", monkeypatch) == 130
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"look at it with: fedkit show {tmp_path / 'cut'}" in told
+    assert fedkit(f"show {tmp_path / 'cut'} --json", monkeypatch) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert not summary["finished"] and summary["rounds"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["--in-process", ""])
 def test_ctrl_c_keeps_what_was_learned_and_says_how_to_see_it(flags: str, tmp_path: Path) -> None:
     command = f"-m fedkit run --rounds 500 --epochs 1 --devices 2 --out {tmp_path} --name cut"
     process = subprocess.Popen(

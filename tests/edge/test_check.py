@@ -72,7 +72,7 @@ def graph(inputs: NDArray[np.float32]) -> ir.Graph:
 
 
 @pytest.fixture(autouse=True)
-def _compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def _compiler(monkeypatch: pytest.MonkeyPatch, quick_compilation: None) -> None:
     need_gcc()
     monkeypatch.setenv("CC", "gcc")
 

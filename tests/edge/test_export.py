@@ -14,6 +14,7 @@ from torch import nn
 from edge import artifact
 from edge.artifact import Artifact
 from edge.export import export_c99, export_onnx, export_tflite, load_onnx
+from edge.quantize.truth import ExportWarning
 from edge.targets.tflite.runner import TfliteRunner, available_runtimes
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
@@ -81,7 +82,8 @@ def test_an_all_zero_calibration_set_gives_the_logits_of_zero(
 ) -> None:
     model = build_model("resnet8", (1, 8, 8), 10).eval()
     zeros = np.zeros((3, 1, 8, 8), np.float32)
-    saved = export_tflite(model, zeros, tmp_path / "zero.tflite", {})
+    with pytest.warns(ExportWarning, match="one example, 3 times"):
+        saved = export_tflite(model, zeros, tmp_path / "zero.tflite", {})
     expected = torch_outputs(model, zeros)
     for runtime in available_runtimes():
         found = TfliteRunner(saved.path, runtime).predict(zeros)
@@ -98,7 +100,7 @@ def test_a_model_whose_logits_are_not_finite_is_not_saved(tmp_path: Path) -> Non
     model = nn.Linear(2, 2)
     nn.init.constant_(model.weight, float("nan"))
     with pytest.raises(ExportError, match="holds NaN or infinity"):
-        export_tflite(model, np.ones((1, 2), np.float32), tmp_path / "nan.tflite", {})
+        export_tflite(model, np.eye(2, dtype=np.float32), tmp_path / "nan.tflite", {})
     assert list(tmp_path.iterdir()) == []
 
 

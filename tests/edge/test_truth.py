@@ -305,3 +305,30 @@ def test_a_graph_file_of_the_first_version_is_read(graph: ir.Graph) -> None:
     old = len(text).to_bytes(8, "little") + text + data[8 + size :]
     loaded = graph_file.from_bytes(old)
     assert loaded.origin is None and loaded.ops == graph.ops
+
+
+def pictures(count: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal((count, 1, 4, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "found"),
+    [
+        (pictures(1), "one example;"),
+        (np.repeat(pictures(1), 5, axis=0), "one example, 5 times;"),
+        (pictures(6)[..., :1, :1].repeat(4, 2).repeat(4, 3), "images of one colour each"),
+    ],
+    ids=["one", "one over and over", "flat"],
+)
+def test_a_calibration_set_that_shows_nothing_is_told(calibration: Floats, found: str) -> None:
+    with pytest.warns(ExportWarning, match=f"the calibration set holds {found}"):
+        truth.warn_of_few(calibration)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    with pytest.warns(ExportWarning, match=found):
+        int8_graph(net, calibration, accept_error=True)
+
+
+def test_a_calibration_set_of_several_examples_is_not() -> None:
+    truth.warn_of_few(pictures(2))
+    truth.warn_of_few(features(2))
+    truth.warn_of_few(features(0))

@@ -36,10 +36,12 @@ from tests.fleet.lies import (
     entries_lie,
     honest,
     number_lie,
+    representative,
 )
+from tests.sets import slow_but
 
 
-@pytest.mark.parametrize(("method", "variant"), [*cases()])
+@pytest.mark.parametrize(("method", "variant"), slow_but(representative(), cases()))
 @settings(deadline=None, max_examples=2)
 @given(st.integers(0, 9), st.lists(LIES, min_size=1, max_size=2))
 def test_a_generated_lie_is_refused_or_harmless(

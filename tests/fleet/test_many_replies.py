@@ -36,7 +36,9 @@ from tests.fleet.lies import (
     entries_lie,
     masks_lie,
     number_lie,
+    representative,
 )
+from tests.sets import slow_but
 
 Read = Callable[[Packet], Any]
 NAMES = ("any", "values", "stats", "gradients", "losses", "scores", "differences", "positions")
@@ -155,7 +157,7 @@ def attack(method: str, variant: str, count: int, seed: int) -> int:
     return entered
 
 
-@pytest.mark.parametrize(("method", "variant"), [*cases()])
+@pytest.mark.parametrize(("method", "variant"), slow_but(representative(), cases()))
 def test_a_wrong_reply_is_refused_in_one_line_or_reads_as_it_says(
     method: str, variant: str
 ) -> None:

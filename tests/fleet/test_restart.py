@@ -1,14 +1,13 @@
-"""What was killed is started again, at once and with nothing else to do."""
+"""A device that was killed is started again, at once and with nothing else to do."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fedkit.flower.processes import kill_marked, marked
+from fedkit.flower.processes import kill_marked
 from tests.fleet.one_device import CONFIG
 from tests.fleet.real import RealFleet
 
@@ -18,23 +17,6 @@ def fleet(tmp_path: Path) -> Iterator[RealFleet]:
     with RealFleet(tmp_path, CONFIG) as made:
         yield made
         kill_marked(f"FLWR_HOME={made.fleet.server / 'flwr'}")
-
-
-def kill_alone(fleet: RealFleet, name: str) -> None:
-    """Kill a program of ours, and nothing that it started."""
-    process = fleet._running.pop(name)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
-def test_a_server_that_was_killed_is_started_again(fleet: RealFleet) -> None:
-    """Whatever the killed one left behind, holding its port."""
-    fleet.start_server()
-    kill_alone(fleet, "server")
-    fleet.start_server()
-    assert fleet.alive("server")
-    assert not fleet.said("Address already in use")
-    assert marked(f"FLWR_HOME={fleet.fleet.server / 'flwr'}")
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder
     scenario = make_scenario(CONFIG)
     here = record(scenario, scenario.local_fleet(), path / "here", lambda step: None)
     with FlowerSimulation(path / "log") as simulation:
-        simulation.submit(CONFIG, path / "flower", workers=2).wait(HANG)
+        simulation.submit(CONFIG, path / "flower", workers=1).wait(HANG)
     assert (path / "flower" / "metrics.jsonl").is_file(), tail(path / "log", 60)
     return here, RunFolder.open(path / "flower")
 

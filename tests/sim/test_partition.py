@@ -16,6 +16,7 @@ from fedkit.core.errors import DataError
 from fedkit.tasks import digits
 from fedkit.tasks.task import Examples
 from sim.partition import Kind, Partition, assign, split
+from tests.fresh import imported_by
 
 KINDS: tuple[Kind, ...] = ("iid", "dirichlet", "pathological", "natural-id")
 
@@ -188,6 +189,23 @@ def test_every_example_is_on_exactly_one_device_or_the_split_is_refused(
         return
     assert all(share.dtype == np.int64 and len(share) > 0 for share in shares)
     assert np.array_equal(np.sort(np.concatenate(shares)), np.arange(n))
+
+
+def test_plots_of_flower_are_imported_when_one_is_drawn() -> None:
+    code = (
+        "import numpy as np\n"
+        "from fedkit.tasks.task import Examples\n"
+        "from sim.partition import Partition, assign\n"
+        "few = Examples(np.zeros((20, 2), np.float32), np.arange(20) % 2)\n"
+        "assert len(assign(few, Partition('iid', 2, single_class='allow'))) == 2\n"
+    )
+    drawn = (
+        "import sys\n"
+        "assert not {'seaborn', 'scipy'} & set(sys.modules)\n"
+        "from flwr_datasets.visualization import heatmap_plot\n"
+        "assert callable(heatmap_plot.sns.heatmap)\n"
+    )
+    assert "seaborn" in imported_by(code + drawn)
 
 
 @pytest.mark.parametrize("kind", KINDS)

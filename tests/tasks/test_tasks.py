@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedkit.core.errors import DataError
 from fedkit.tasks import BUILT_IN, digits, fashion_mnist, load_task
 from fedkit.tasks.task import Examples
+from tests.fresh import imported_by
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 28, 28)).astype(np.uint8)
 LABELS = (np.arange(30) % 10).astype(np.uint8)
@@ -64,6 +65,35 @@ def test_digits_are_split_by_class_and_completely() -> None:
     assert shares == pytest.approx([0.2] * 10, abs=0.005)
     ours = np.concatenate([train.inputs, test.inputs]).reshape(-1, 64) * 16
     assert sorted(map(bytes, ours)) == sorted(map(bytes, load_digits().data.astype(np.float32)))
+
+
+def test_digits_are_split_as_scikit_learn_does() -> None:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, targets = load_digits(return_X_y=True)
+    parts = train_test_split(images, targets, test_size=0.2, stratify=targets, random_state=0)
+    for ours, (inputs, labels) in zip(
+        (digits.train_data(), digits.test_data()), (parts[::2], parts[1::2]), strict=True
+    ):
+        np.testing.assert_array_equal(ours.inputs.reshape(-1, 64) * 16, inputs)
+        np.testing.assert_array_equal(ours.targets, labels)
+
+
+@pytest.mark.parametrize("number", [4, 7, 13, 20])
+def test_a_stratified_draw_breaks_ties_as_scikit_learn_does(number: int) -> None:
+    from sklearn.utils.extmath import _approximate_mode
+
+    counts = np.array([5, 2, 2, 7, 5, 2])
+    for seed in range(20):
+        drawn = digits._drawn(counts, number, np.random.RandomState(seed))
+        expected = _approximate_mode(counts, number, np.random.RandomState(seed))
+        np.testing.assert_array_equal(drawn, expected)
+
+
+def test_digits_need_no_import_of_scikit_learn() -> None:
+    code = "from fedkit.tasks import digits; assert len(digits.train_data().targets) == 1437"
+    assert imported_by(code) & {"sklearn", "scipy", "pandas"} == set()
 
 
 def test_digits_never_change() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import artifact
 from edge.artifact import Artifact
 from edge.bench import build, emulate
 from edge.bench.result import ReferenceVectors, Result
@@ -48,14 +48,38 @@ def saved(graph: ir.Graph, goal: Any, folder: Path) -> Artifact:
     return save_c99(graph, np.zeros((1, *SHAPE), np.float32), folder / goal, {}, goal)
 
 
-@pytest.mark.parametrize("name", slow_but(("cortex-m0plus", "cortex-m4", "cortex-a53"), TARGETS))
+@pytest.fixture(scope="module")
+def model(graph: ir.Graph, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The model for a Cortex-M4."""
+    return saved(graph, "size", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def image(model: Artifact, tmp_path_factory: pytest.TempPathFactory) -> build.Image:
+    """That model, compiled and linked."""
+    return build.build(model, TARGETS["cortex-m4"], tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture(scope="module")
+def emulated(graph: ir.Graph, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
+    """What a target gives, once asked for."""
+
+    @functools.cache
+    def result(name: str) -> Result:
+        made = saved(graph, TARGETS[name].goal, tmp_path_factory.mktemp("emulated"))
+        return emulate.emulate(made, TARGETS[name], examples(graph))
+
+    return result
+
+
+@pytest.mark.parametrize("name", slow_but(("cortex-m4", "cortex-a53"), TARGETS))
 def test_a_target_gives_the_interpreters_integers_and_the_same_figures_again(
-    name: str, graph: ir.Graph, tmp_path: Path
+    name: str, graph: ir.Graph, emulated: Callable[[str], Result], tmp_path: Path
 ) -> None:
     target = TARGETS[name]
     model = saved(graph, target.goal, tmp_path)
-    first, again = (emulate.emulate(model, target, examples(graph)) for _ in range(2))
-    assert first == again
+    first = emulated(name)
+    assert first == emulate.emulate(model, target, examples(graph))
     assert first.examples == 2
     layers = [layer.quantities["instructions"].value for layer in first.layers]
     assert min(layers) > 0
@@ -97,47 +121,49 @@ def one_by_one(machine: emulate.Machine) -> int:
     return counted[0]
 
 
-def test_a_wrong_integer_is_named_and_leaves_no_figure(graph: ir.Graph, tmp_path: Path) -> None:
+def test_a_wrong_integer_is_named_and_leaves_no_figure(
+    graph: ir.Graph, model: Artifact, image: build.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulate, "build", lambda *_: image)
     right = examples(graph)
     wrong = right.expected.copy()
     wrong[1, 3] ^= 1
     target = TARGETS["cortex-m4"]
     with pytest.raises(BenchError, match=r"cortex-m4 gives -?\d+ for output \(3,\) of example 1"):
-        emulate.emulate(saved(graph, "size", tmp_path), target, replace(right, expected=wrong))
+        emulate.emulate(model, target, replace(right, expected=wrong))
 
 
 def test_a_fault_in_the_code_is_noticed(
-    graph: ir.Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph: ir.Graph, model: Artifact, image: build.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One byte of the program is another, as on a board whose flash went bad."""
-    image = build.build(saved(graph, "size", tmp_path), TARGETS["cortex-m4"], tmp_path)
     at, content = max(image.segments.items(), key=lambda each: len(each[1]))
     spoilt = {at: bytes([*content[:-40], content[-40] ^ 0x40, *content[-39:]])}
     monkeypatch.setattr(
         emulate, "build", lambda *_: replace(image, segments={**image.segments, **spoilt})
     )
     with pytest.raises(BenchError, match=r"no figure is given|crashed"):
-        emulate.emulate(artifact.load(tmp_path / "size"), TARGETS["cortex-m4"], examples(graph))
+        emulate.emulate(model, TARGETS["cortex-m4"], examples(graph))
 
 
 def test_a_program_that_runs_away_is_stopped(
-    graph: ir.Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph: ir.Graph, model: Artifact, image: build.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = saved(graph, "size", tmp_path)
-    plain = build.build(model, TARGETS["cortex-m4"], tmp_path)
-    code = min(plain.segments)
-    monkeypatch.setattr(emulate, "build", lambda *_: replace(plain, segments={code: b"\xff" * 64}))
+    code = min(image.segments)
+    monkeypatch.setattr(emulate, "build", lambda *_: replace(image, segments={code: b"\xff" * 64}))
     with pytest.raises(BenchError, match="cortex-m4 crashed at 0x"):
         emulate.emulate(model, TARGETS["cortex-m4"], examples(graph))
 
 
-def test_what_cannot_be_emulated_is_refused(graph: ir.Graph, tmp_path: Path) -> None:
+def test_what_cannot_be_emulated_is_refused(
+    graph: ir.Graph, model: Artifact, image: build.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigError, match="unknown target 'cortex-m85'; allowed: cortex-m0plus"):
         find_target("cortex-m85")
     target = TARGETS["cortex-m4"]
-    model = saved(graph, "size", tmp_path)
     with pytest.raises(BenchError, match=r"zig cannot compile .*no-such-flag"):
         emulate.emulate(model, target, examples(graph), ["--no-such-flag"])
+    monkeypatch.setattr(emulate, "build", lambda *_: image)
     short = ReferenceVectors(np.zeros((1, 5), np.int8), np.zeros((1, 10), np.int8))
     with pytest.raises(BenchError, match="an example has 5 bytes, and the model takes 192"):
         emulate.emulate(model, target, short)
@@ -147,13 +173,11 @@ def test_what_cannot_be_emulated_is_refused(graph: ir.Graph, tmp_path: Path) -> 
 
 
 def test_a_missing_package_is_named_with_what_installs_it(
-    graph: ir.Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image: build.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, target = saved(graph, "size", tmp_path), TARGETS["cortex-m4"]
-    image = build.build(model, target, tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "unicorn", None)
     with pytest.raises(BenchError, match=r"unicorn is not installed.*fedkit\[bench\]"):
-        emulate.Machine(image, target)
+        emulate.Machine(image, TARGETS["cortex-m4"])
 
 
 @pytest.fixture
@@ -190,9 +214,8 @@ def test_thumb_instructions_of_both_sizes_are_told_apart(assemble: Callable[[str
     assert emulate.thumb_length(code) == len(lines)
 
 
-def test_a_result_is_json_and_a_table(graph: ir.Graph, tmp_path: Path) -> None:
-    target = TARGETS["cortex-a53"]
-    result: Result = emulate.emulate(saved(graph, "speed", tmp_path), target, examples(graph))
+def test_a_result_is_json_and_a_table(emulated: Callable[[str], Result]) -> None:
+    result = emulated("cortex-a53")
     told = result.to_json()
     assert told["quantities"]["instructions"]["unit"] == "instructions"
     assert told["environment"]["flags"] == "-mcpu=cortex_a53 -O3"

@@ -26,6 +26,7 @@ from fedkit.core.errors import BenchError
 from fedkit.graph import ir
 from tests.edge.targets.c99.library import need_emulator, need_gcc
 from tests.processes import HANG, wait_for
+from tests.sets import slow
 
 SHAPE = (3, 8, 8)
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -69,7 +70,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ssh
         pytest.skip("there is no sshd; sudo apt install openssh-server")
     started = []
 
-    def start(temporary: Path | None = None) -> Sshd:
+    def start(temporary: Path | None = None, hasty: bool = False) -> Sshd:
         folder = tmp_path_factory.mktemp("sshd")
         temporary = temporary or tmp_path_factory.mktemp("board")
         port, user_key = free_port(), make_key(folder / "user")
@@ -84,7 +85,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ssh
             "KbdInteractiveAuthentication": "no",
             "UsePAM": "no",
             "StrictModes": "no",
-            "SetEnv": f"TMPDIR={temporary}",
+            "SetEnv": " ".join([f"TMPDIR={temporary}", *(hasty_path(folder) if hasty else ())]),
         }
         write_settings(folder / "sshd_config", settings)
         if os.getuid() == 0:
@@ -113,6 +114,15 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ssh
         process.wait(HANG)
 
 
+def hasty_path(folder: Path) -> list[str]:
+    """Variables with which `cc` takes a third of the time, as it does not optimise."""
+    compiler = folder / "bin" / "cc"
+    compiler.parent.mkdir()
+    compiler.write_text(f'#!/bin/sh\nexec {shutil.which("cc")} "$@" -O0\n')
+    compiler.chmod(0o755)
+    return [f'"PATH={compiler.parent}:{os.environ["PATH"]}"']
+
+
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
     path.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
 
@@ -124,6 +134,12 @@ def listens(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def server(sshd: Callable[..., Sshd]) -> Sshd:
+    return sshd(hasty=True)
+
+
+@pytest.fixture(scope="module")
+def optimising(sshd: Callable[..., Sshd]) -> Sshd:
+    """A board whose compiler is that of this machine."""
     return sshd()
 
 
@@ -146,11 +162,33 @@ def examples(graph: ir.Graph) -> ReferenceVectors:
     return ReferenceVectors(inputs, evaluate_int8(graph, inputs, "half_up"))
 
 
-@pytest.mark.parametrize("where", ["here", "there"])
+@pytest.fixture
+def cross_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """zig, or this machine's compiler in its place: for its own kind of processor both do."""
+    if request.param == "zig":
+        need_emulator()
+        return
+    need_gcc()
+
+    def compile_here(target: str, triple: str, *arguments: str) -> None:
+        assert (target, triple) == ("-target", f"{os.uname().machine}-linux-musl")
+        flags = [each for each in arguments if not each.startswith("-mcpu=")]
+        level = ["-mavx2", "-mfma"] if "-mcpu=x86_64_v3" in arguments else []
+        subprocess.run(["gcc", *level, *flags], check=True)
+
+    monkeypatch.setattr(ssh, "compile_c", compile_here)
+
+
+@pytest.mark.parametrize(
+    ("where", "cross_compiler"),
+    [("here", "gcc"), slow(("here", "zig")), ("there", "gcc")],
+    indirect=["cross_compiler"],
+)
+@pytest.mark.usefixtures("cross_compiler")
 def test_a_board_gives_the_interpreters_integers_and_its_times(
-    where: Any, server: Sshd, model: Artifact, examples: ReferenceVectors, tmp_path: Path
+    where: Any, optimising: Sshd, model: Artifact, examples: ReferenceVectors, tmp_path: Path
 ) -> None:
-    need_gcc() if where == "there" else need_emulator()
+    server = optimising
     counter = tmp_path / "energy"
     counter.write_text("123456\n")
     result = measure(model, server.board, examples, 50, where=where, energy=str(counter))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import tempfile
@@ -38,9 +39,32 @@ def simulate(
     """
     given = [np.asarray(values).astype(np.int64).view(np.uint64) for values in inputs.values()]
     cycles = len(given[0])
+    program = _program(
+        module, tuple(inputs), tuple(outputs), cycles, tuple((parameters or {}).items())
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = "".join(f" -chparam {key} {value}" for key, value in (parameters or {}).items())
+        main = folder / "main"
+        main.write_bytes(program)
+        main.chmod(0o755)
+        np.stack(given, axis=1).tofile(folder / "in")
+        subprocess.run([main], cwd=folder, check=True)
+        found = np.fromfile(folder / "out", np.uint64).reshape(cycles + 1, len(outputs))
+    return dict(zip(outputs, found.T, strict=True))
+
+
+@functools.lru_cache(maxsize=1)
+def _program(
+    module: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    cycles: int,
+    parameters: tuple[tuple[str, int], ...],
+) -> bytes:
+    """Return a program that simulates a module; those who use it again and again ask once."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = "".join(f" -chparam {key} {value}" for key, value in parameters)
         # Copied, as YoWASP puts a folder of its own over /tmp, where a checkout may lie.
         sources = sorted(path for path in HDL.glob("*.v") if path.stem != "testbench")
         for source in sources:
@@ -51,13 +75,10 @@ def simulate(
             "rename -top design; write_cxxrtl model.cc"
         )
         yosys.call("yosys", ["-q", "-p", script], folder)
-        (folder / "main.cc").write_text(_main(list(inputs), outputs, cycles))
+        (folder / "main.cc").write_text(_main(inputs, outputs, cycles))
         options = ["-std=c++14", "-O0", "-DCXXRTL_NDEBUG", f"-I{yosys.simulator_headers()}"]
         subprocess.run([*_compiler(), *options, "main.cc", "-o", "main"], cwd=folder, check=True)
-        np.stack(given, axis=1).tofile(folder / "in")
-        subprocess.run([folder / "main"], cwd=folder, check=True)
-        found = np.fromfile(folder / "out", np.uint64).reshape(cycles + 1, len(outputs))
-    return dict(zip(outputs, found.T, strict=True))
+        return (folder / "main").read_bytes()
 
 
 def signed(values: UInt64s, bits: int) -> NDArray[np.int64]:

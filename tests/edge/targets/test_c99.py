@@ -28,7 +28,7 @@ from fedkit.nn.zoo import build_model
 from tests.edge.models import MODELS, OWN, Flat, Images, images, pruned
 from tests.edge.targets.c99.library import AARCH64, WARNINGS, emulate, need_emulator, need_gcc
 from tests.edge.targets.compiled import PLAIN, QUICK, assert_same_integers
-from tests.sets import slow_but
+from tests.sets import slow, slow_but
 
 GOALS: tuple[Goal, ...] = ("speed", "size")
 
@@ -46,11 +46,12 @@ PACKED = (*OWN, "convolution with stride 2", "depthwise convolution", "relu6 alo
 OPS = [*((name, "speed") for name in (*MODELS, *OWN)), *((name, "size") for name in PACKED)]
 
 
+@pytest.mark.parametrize("flags", [PLAIN, slow((QUICK,))], ids=["plain", "native"])
 @pytest.mark.parametrize(("name", "goal"), OPS)
-def test_op(name: str, goal: Goal, tmp_path: Path) -> None:
+def test_op(name: str, goal: Goal, flags: tuple[str, ...], tmp_path: Path) -> None:
     inputs = images(3, 8, 10)
     graph = int8_graph(Flat({**MODELS, **OWN}[name]()).eval(), inputs)
-    assert_same_integers(graph, inputs, tmp_path / "model", goal)
+    assert_same_integers(graph, inputs, tmp_path / "model", goal, *flags)
 
 
 ZOO = {
@@ -93,9 +94,12 @@ def resnet(randomise: Randomise) -> tuple[ir.Graph, Images]:
     return int8_graph(model, inputs), inputs
 
 
-@pytest.mark.parametrize("goal", GOALS)
+OPTIMISED = ("-O3", "-march=native")
+COMPILED = [(flags, goal) for flags in (PLAIN, OPTIMISED) for goal in GOALS]
+
+
 @pytest.mark.parametrize(
-    "flags", [PLAIN, ("-O3", "-march=native")], ids=lambda flags: "".join(flags)
+    ("flags", "goal"), slow_but([(PLAIN, "speed"), (OPTIMISED, "size")], COMPILED)
 )
 def test_however_it_is_compiled(
     resnet: tuple[ir.Graph, Images], flags: tuple[str, ...], goal: Goal, tmp_path: Path

@@ -71,7 +71,7 @@ def run_array(
 @pytest.mark.parametrize(
     ("bits", "groups", "shared"),
     slow_but(
-        ((8, 4, True), (5, 3, False)),
+        ((8, 4, True),),
         ((8, 4, True), (4, 4, True), (2, 2, False), (5, 3, False), (8, 1, True)),
     ),
 )

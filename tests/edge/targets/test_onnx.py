@@ -410,4 +410,4 @@ def test_without_onnx_the_export_names_the_extra(
     monkeypatch.delattr(edge.targets.onnx, "emitter")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ExportError, match=r"onnx is not installed; run `pip install 'fedkit\["):
-        export_onnx(nn.Linear(2, 2), np.ones((1, 2), np.float32), tmp_path / "a.onnx", {})
+        export_onnx(nn.Linear(2, 2), np.eye(2, dtype=np.float32), tmp_path / "a.onnx", {})

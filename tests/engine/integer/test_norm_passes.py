@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctypes import byref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,10 @@ PLANE = 0x3FFF + 2
 
 
 @pytest.fixture(scope="module", params=kernel_sets.names())
-def kernels(request: pytest.FixtureRequest) -> native.Kernels:
+def kernels(request: pytest.FixtureRequest, shared_folder: Path) -> native.Kernels:
     if lacking := kernel_sets.missing(request.param):
         pytest.skip(lacking)
-    return kernel_sets.load(request.param)
+    return kernel_sets.load(request.param, shared_folder)
 
 
 def tiles(rows: NDArray[Any], lanes: int) -> NDArray[Any]:

@@ -6,6 +6,7 @@ import functools
 import random
 from ctypes import byref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,10 +40,10 @@ LANES = {"avx512": 32, "avx2": 16, "neon": 8, "plain": 16}
 
 
 @pytest.fixture(scope="module", params=kernel_sets.names())
-def kernels(request: pytest.FixtureRequest) -> native.Kernels:
+def kernels(request: pytest.FixtureRequest, shared_folder: Path) -> native.Kernels:
     if lacking := kernel_sets.missing(request.param):
         pytest.skip(lacking)
-    return kernel_sets.load(request.param)
+    return kernel_sets.load(request.param, shared_folder)
 
 
 def few(kernels: native.Kernels, count: int) -> int:

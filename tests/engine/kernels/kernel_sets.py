@@ -9,8 +9,15 @@ import platform
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from fedkit.engine.kernels import native
+from tests.sets import slow
+
+if TYPE_CHECKING:
+    from fedkit.bench.emulator import Processor
 
 KERNELS = Path(native.__file__).parent
 INTRINSICS = Path(__file__).with_name("intrinsics")
@@ -22,9 +29,11 @@ EMULATED = {"neon-emulated": "neon", "plain-emulated": "plain"}
 """The kernels of aarch64."""
 
 
-def names() -> list[str]:
-    """Return the names of all sets."""
+def names() -> list[Any]:
+    """Return the names of all sets, as parameters; slow is what this processor runs by itself."""
     spelled_out = [SPELLED_OUT] if platform.machine() == "x86_64" else []
+    if "avx512" in native.available():
+        spelled_out = [slow(name) for name in spelled_out]
     return [*native.available(), *spelled_out, *EMULATED]
 
 
@@ -37,12 +46,17 @@ def missing(name: str) -> str:
 
 
 @functools.cache
-def load(name: str) -> native.Kernels:
-    """Return a set of kernels, compiled anew where the package does not hold it."""
+def load(name: str, folder: Path) -> native.Kernels:
+    """Return a set of kernels, compiled anew where the package does not hold it.
+
+    Args:
+        name: Of the set.
+        folder: For what is compiled: once, whichever process of the tests comes first.
+    """
     if name == SPELLED_OUT:
         return _spelled_out()
     if name in EMULATED:
-        return _emulated(EMULATED[name])
+        return _emulated(EMULATED[name], folder)
     return native.load_kernels(name)
 
 
@@ -58,8 +72,20 @@ def _spelled_out() -> native.Kernels:
         return native.Kernels(ctypes.CDLL(str(library)), "avx512", 16)
 
 
-def _emulated(simd: str) -> native.Kernels:
+def _emulated(simd: str, folder: Path) -> native.Kernels:
     # Imported here: without the emulator its tests are skipped.
-    from fedkit.bench.emulator import EmulatedKernels, processor
+    from fedkit.bench.emulator import EmulatedKernels
 
-    return EmulatedKernels(processor("-O1"), simd)
+    return EmulatedKernels(_processor(folder), simd)
+
+
+@functools.cache
+def _processor(folder: Path) -> Processor:
+    from fedkit.bench.emulator import Processor, build
+
+    with FileLock(folder / "aarch64.lock"):
+        made, image = folder / "aarch64", folder / "aarch64.image"
+        if not image.exists():
+            made.mkdir(exist_ok=True)
+            build(made, "-O1").rename(image)
+    return Processor(image)
