@@ -17,7 +17,10 @@ from tests.imports import read_imports
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "how-to"
-FILE = re.compile(r"^`([\w/.]+\.py)`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(
+    r"^`([\w/.]+\.py)`:\n\n(?:<!-- not run: [^\n]+ -->\n\n)?```python\n(.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
 COMMAND = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LIST = "edge/targets/registry.py"
 
@@ -114,6 +117,20 @@ def test_a_benchmark_is_one_file(tree: Path) -> None:
     (tree / "README.md").write_text("<!-- table ranking -->\n<!-- end -->\n")
     python(tree, "-m", "fedkit.bench.readme")
     assert "| numbers | us |\n|---|---|\n| 10,000 | " in (tree / "README.md").read_text()
+
+
+def test_an_op_that_trains_is_one_file_and_inherits_the_tests_of_all(tree: Path) -> None:
+    files = ["fedkit/engine/ops/softsign.py", "tests/engine/ops/softsign.py"]
+    assert add(tree, "add-a-trained-op.md") == files
+    assert_keeps_the_architecture(tree)
+    ((tests, *arguments),) = commands("add-a-trained-op.md")
+    told = python(tree, "-m", tests, "-q", *arguments)
+    assert re.search(r"^1[0-9] passed", told, re.MULTILINE), told
+
+    (tree / files[1]).unlink()
+    code = "from tests.engine.ops import test_conformance as t; t.test_every_op_has_a_meaning()"
+    told = python(tree, "-c", f"try:\n    {code}\nexcept AssertionError:\n    print('no meaning')")
+    assert told == "no meaning\n"
 
 
 USES = """

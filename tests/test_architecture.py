@@ -80,6 +80,9 @@ FACES = ("fedkit", "edge")
 """Rooms of one module each: what `import fedkit` and `import edge` offer."""
 
 
+FINDING = ("fedkit.engine.ops.registry", "fedkit.methods.registry")
+"""Registries that import every module of their package, by a name that no import statement has."""
+
 # Reading
 
 
@@ -198,10 +201,20 @@ def upward(imports: Imports) -> list[str]:
 def cycle(imports: Imports) -> list[str]:
     """Return the modules of one import cycle, or nothing."""
     try:
-        graphlib.TopologicalSorter(imports).prepare()
+        graphlib.TopologicalSorter({**imports, **with_found(imports)}).prepare()
     except graphlib.CycleError as error:
         return list(error.args[1])
     return []
+
+
+def with_found(imports: Imports) -> Imports:
+    """Return what registries import, with the modules that they find where these lie."""
+    found = {}
+    for registry in set(FINDING).intersection(imports):
+        package = registry.rpartition(".")[0]
+        lying = {module for module in imports if inside(module, package)} - {registry, package}
+        found[registry] = imports[registry] | lying
+    return found
 
 
 # The repository
@@ -360,6 +373,23 @@ def test_a_planted_cycle_is_found(tmp_path: Path) -> None:
         "edge/c.py": "def later():\n    from edge.a import thing",
     }
     assert set(cycle(plant(tmp_path, files))) == {"edge.a", "edge.b", "edge.c"}
+
+
+def test_a_cycle_through_a_registry_that_finds_modules_is_found(tmp_path: Path) -> None:
+    files = {
+        "fedkit/engine/ops/registry.py": "",
+        "fedkit/engine/ops/add.py": "from fedkit.engine import program",
+        "fedkit/engine/program.py": "from fedkit.engine.ops.registry import FAMILIES",
+    }
+    looked_up = {"fedkit.engine.ops.registry", "fedkit.engine.ops.add", "fedkit.engine.program"}
+    assert set(cycle(plant(tmp_path, files))) == looked_up
+    files["fedkit/engine/program.py"] = ""
+    assert cycle(plant(tmp_path, files)) == []
+
+
+def test_every_registry_that_finds_modules_is_known(imports: Imports) -> None:
+    finding = {name for name, others in imports.items() if "pkgutil" in others}
+    assert finding == set(FINDING)
 
 
 def test_a_package_may_gather_its_own_modules(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ NEEDS_TORCH = (
     "fedkit.engine.choose",
     "fedkit.engine.integer.model",
     "fedkit.engine.plan.capture",
-    "fedkit.engine.plan.node_rules",
     "fedkit.engine.plan.side_effects",
     "fedkit.engine.torch",
     "fedkit.engine.trial",

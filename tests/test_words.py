@@ -56,9 +56,11 @@ SAME_CLASSES = {
 """Names of classes that occur more than once -> the one thing that all of them are."""
 
 SAME_MODULES = {
+    "conv": "the op whose weights are pruned: in plans, and how engines compute it",
     "client_app": "Flower's name for the entry point of a client",
     "emitter": "writes the artifact, one per target",
     "engine": "the engine of its folder",
+    "layer_norm": "the op: in plans, how engines compute it, and the arithmetic of its integers",
     "program": "what an engine runs, one per engine",
     "registry": "finds all of a kind where they lie: benchmarks, methods, targets",
     "row": "what a target declares, one per target",

@@ -21,7 +21,7 @@ from fedkit.core.errors import BenchError
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.plan.capture import capture
-from fedkit.engine.plan.plan import Plan
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.zoo import build_model, seeded

@@ -191,7 +191,11 @@ class EmulatedKernels(native.Kernels):
     """Stands in for compiled kernels; those of aarch64 are `neon` and `plain`, of 8 lanes."""
 
     def __init__(self, processor: Processor, simd: str) -> None:
-        self.simd, self.lanes = simd, 8
-        for name in native._NAMES:
-            call = processor.call_int if name in _RETURN_INT else processor.call
-            setattr(self, name, partial(call, f"{name}_{simd}"))
+        self.simd, self.lanes, self._processor = simd, 8, processor
+        self.cross_entropy = self._find("cross_entropy")
+        self.int_gemm_amx = self.int_pack_tiles = None
+
+    def _find(self, name: str) -> native.Kernel:
+        integer = name in _RETURN_INT
+        call = self._processor.call_int if integer else self._processor.call
+        return partial(call, f"{name}_{self.simd}")

@@ -32,7 +32,8 @@ from fedkit.bench.sparsetrain import (
 from fedkit.bench.sparsetrain_child import integer_step, sparse_step, torch_step
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.plan.capture import capture
-from fedkit.engine.plan.plan import Plan, save_plan
+from fedkit.engine.plan.plan import save_plan
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.zoo import build_model, seeded

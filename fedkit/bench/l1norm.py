@@ -36,8 +36,12 @@ from fedkit.engine.integer.constants import (
 from fedkit.engine.integer.integer_network import IntegerNetwork
 from fedkit.engine.integer.native_backend import NativeBackend
 from fedkit.engine.kernels import native
+from fedkit.engine.ops.copy import Copy, NativeCopy
+from fedkit.engine.ops.pool import Pool
+from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.execution import training_schedule
-from fedkit.engine.plan.plan import Conv, Copy, Norm, Plan, Pool, StoredTensor, verify
+from fedkit.engine.plan.plan import verify
+from fedkit.engine.plan.structure import Norm, Plan, StoredTensor
 
 SHAPES = ((64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8), (64, 64, 32, 32), (16, 128, 28, 28))
 """[n, channels, height, width]."""
@@ -114,8 +118,11 @@ def _integer_norm(shape: tuple[int, int, int, int], kind: Kind) -> Callable[[], 
     masks = {name: np.ones(plan.weights[name], bool) for name in plan.prunable}
     network = IntegerNetwork(plan, masks, 8, int(kernels.int_lanes()))
     backend = NativeBackend(network, kernels, training_schedule(plan), examples)
+    copy = Copy(_BEFORE, _NORMED)
+    passing = NativeCopy(copy, plan.ops.index(copy), backend)
+    backend.ready()
     backend.begin(examples)
-    return partial(_forward_backward, backend, kind, examples * height * width)
+    return partial(_forward_backward, backend, passing, kind, examples * height * width)
 
 
 def _plan(shape: tuple[int, int, int], kind: Kind) -> Plan:
@@ -140,7 +147,7 @@ def _plan(shape: tuple[int, int, int], kind: Kind) -> Plan:
     return plan
 
 
-def _forward_backward(backend: NativeBackend, kind: Kind, count: int) -> None:
+def _forward_backward(backend: NativeBackend, passing: NativeCopy, kind: Kind, count: int) -> None:
     if kind == "l1-batch":
         mean = backend.raw_sums(_NORMED)[0] / count
         centre = to_int32(np.rint(mean))
@@ -163,7 +170,7 @@ def _forward_backward(backend: NativeBackend, kind: Kind, count: int) -> None:
     rounded = chain_constants(
         one / unit, b / unit, c / unit, carrier, peak * one, CODE, key=derive_key(_SEED)
     )
-    backend.copy_backward(_COPY, _BEFORE, rounded, 0, None)
+    passing.backward(_BEFORE, rounded, None)
 
 
 def table(result: Mapping[str, Any]) -> list[str]:

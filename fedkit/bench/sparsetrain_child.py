@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fedkit.engine.integer.program import IntegerProgram
     from fedkit.engine.kernels.network import Parameters
-    from fedkit.engine.plan.plan import Plan
+    from fedkit.engine.plan.structure import Plan
     from fedkit.engine.sparse.program import SparseProgram
 
     Inputs = NDArray[np.float32]

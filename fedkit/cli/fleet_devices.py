@@ -10,7 +10,8 @@ import numpy as np
 import fedkit.flower
 from fedkit.config import RunConfig
 from fedkit.engine.plan.capture import capture
-from fedkit.engine.plan.plan import Plan, save_plan
+from fedkit.engine.plan.plan import save_plan
+from fedkit.engine.plan.structure import Plan
 from fedkit.fleet.folder import PLAN, Fleet
 from fedkit.server.scenario import server_scenario
 from fedkit.tasks.task import Examples

@@ -65,7 +65,6 @@ MODULES = {
     "fedkit.engine.sparse.capture": "fedkit.engine.plan.capture",
     "fedkit.engine.sparse.checks": "fedkit.engine.plan.checks",
     "fedkit.engine.sparse.geometry": "fedkit.engine.plan.geometry",
-    "fedkit.engine.sparse.lowering": "fedkit.engine.plan.node_rules",
     "fedkit.engine.sparse.native": "fedkit.engine.kernels.native",
     "fedkit.engine.sparse.network": "fedkit.engine.kernels.network",
     "fedkit.engine.sparse.plan": "fedkit.engine.plan.plan",
@@ -172,10 +171,6 @@ NAMES = {
     "fedkit.engine.integer.native": {
         name: f"fedkit.engine.kernels.int_native.Int{name}"
         for name in ("Chain", "Conv", "Layer", "Map", "Mix", "Pool", "Read", "Tensor")
-    },
-    "fedkit.engine.sparse.lowering": {
-        "Lowering": "fedkit.engine.plan.node_rules.PlanLowering",
-        "Unsupported": "fedkit.engine.plan.node_rules.UnsupportedNode",
     },
     "fedkit.engine.sparse.native": {
         name: f"fedkit.engine.kernels.native.C{name}"

@@ -8,8 +8,9 @@ import numpy as np
 
 from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.base import Engine
+from fedkit.engine.ops.registry import check_integer
 from fedkit.engine.plan.capture import capture
-from fedkit.engine.plan.plan import Plan
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.precision import Precision, describe, plan_engine
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
@@ -94,6 +95,7 @@ def _integer_equivalent(
     initial = reference.initial_state()
     try:
         plan = _plan(reference, initial, task)
+        check_integer(plan)
     except (EngineError, PlanError) as error:
         raise type(error)(
             f"precision is {precision!r}, and integers cannot run this: {error} with "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedkit.engine.base import NormLevels
-from fedkit.engine.plan.plan import Plan, absolute_norms, norm_levels
+from fedkit.engine.plan.structure import Plan, absolute_norms, norm_levels
 
 
 class PlannedEngine:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.kernels.native import INSTALL
-from fedkit.engine.plan.plan import Plan
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.sparse.state import ModelState
 
@@ -32,7 +32,8 @@ def plan_engine(
         backend: Of the integer engine: "native", "numpy", or "" for the kernels where they are.
 
     Raises:
-        EngineError: The kernels are needed and missing.
+        EngineError: The kernels are needed and missing, or the plan has an op that the engine
+            lacks.
         PlanError: The plan is broken.
     """
     if precision == "fp32":

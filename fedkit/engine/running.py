@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.plan.plan import Norm
+from fedkit.engine.plan.structure import Norm
 
 Floats64 = NDArray[np.float64]
 BatchStatistics = Iterable[tuple[Norm, Floats64, Floats64]]

@@ -29,7 +29,7 @@ from fedkit.engine.base import (
 )
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.plan.checks import check_classes, one_value_error
-from fedkit.engine.plan.plan import norm_levels
+from fedkit.engine.plan.structure import norm_levels
 from fedkit.nn.layers import (
     STATISTICS,
     modes_restored,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pytest
@@ -15,6 +15,9 @@ from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.choose import make_engine
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.kernels import native
+from fedkit.engine.ops.family import Family
+from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.plan.capture import capture
 from fedkit.engine.precision import BITS, Precision
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
@@ -30,6 +33,11 @@ def with_sigmoid() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Sigmoid(), nn.Linear(9, 10))
 
 
+def without_pools() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 10))
+
+
+SMALL = Task("small", without_pools, digits.train_data, digits.test_data)
 SIGMOID = Task("smooth", with_sigmoid, digits.train_data, digits.test_data)
 OWN_LOSS = replace(load_task("digits"), loss=smooth_loss)
 
@@ -139,6 +147,47 @@ def test_what_integers_cannot_run_is_named_with_the_way_out() -> None:
         make_engine(SIGMOID, "", 1, "auto", "int8")
     with pytest.raises(EngineError, match=r"'int4', and .* is its own.*--precision fp32$"):
         make_engine(OWN_LOSS, "", 1, "auto", "int4")
+
+
+# Ops that an engine lacks
+
+
+@pytest.fixture
+def only_torch_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take pooling from both engines."""
+    lacking = replace(FAMILIES["pool"], sparse=None, integer=None)
+    monkeypatch.setitem(cast(dict[str, Family], FAMILIES), "pool", lacking)
+
+
+def pooling() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 10))
+
+
+POOLING = Task("pooling", pooling, digits.train_data, digits.test_data)
+
+
+@pytest.mark.usefixtures("only_torch_pools")
+def test_an_op_that_the_sparse_engine_lacks_sends_its_model_to_torch_by_name() -> None:
+    engine, notice = make_engine(POOLING, "", 1, "auto")
+    assert isinstance(engine, TorchEngine)
+    assert "the model has pool, which the sparse engine does not compute" in notice
+    with pytest.raises(EngineError, match=r"has pool, .* need --engine torch$"):
+        make_engine(POOLING, "", 1, "sparse")
+    assert isinstance(make_engine(SMALL, "", 1, "auto")[0], SparseEngine)
+
+
+@pytest.mark.usefixtures("only_torch_pools")
+def test_an_op_that_integers_lack_is_named_with_the_way_out() -> None:
+    message = r"int8.*: the model has pool, .* need --engine torch with --precision fp32$"
+    with pytest.raises(EngineError, match=message):
+        make_engine(POOLING, "", 1, "auto", "int8")
+    with pytest.raises(EngineError, match="pool, which the integer engine does not compute"):
+        IntegerEngine(capture(pooling(), (1, 8, 8)))
+
+
+def test_both_engines_have_every_op_so_far() -> None:
+    assert isinstance(make_engine(POOLING, "", 1, "auto")[0], SparseEngine)
+    assert isinstance(make_engine(POOLING, "", 1, "auto", "int8")[0], IntegerEngine)
 
 
 def test_torch_and_integers_contradict_each_other() -> None:

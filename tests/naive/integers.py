@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import Chain, Mix, Read, Requantisation
-from fedkit.engine.plan.plan import Conv, Pool
+from fedkit.engine.ops.pool import Pool
+from fedkit.engine.plan.conv import Conv
 from tests.naive.kernels import places
 
 Array = NDArray[Any]

@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.plan.plan import Activation, Add, Conv, LayerNorm, Norm, Op, Pair, Plan, Pool
+from fedkit.engine.ops.add import Add
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.pool import Pool
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.structure import Activation, Norm, Pair, Plan, PlanOp
 
 Array = NDArray[Any]
 K = math.sqrt(math.pi / 2)
@@ -94,14 +99,15 @@ def _forward(
     weights: Mapping[str, Array],
     stats: Mapping[str, Array] | None,
     done: BatchResult,
-    op: Op,
+    op: PlanOp,
 ) -> None:
     target = done.raw[op.target]
     if isinstance(op, Add):
         left, right = (_read(plan, weights, stats, done, side) for side in (op.left, op.right))
         target[:] = left + right
         return
-    value = _read(plan, weights, stats, done, op.source)
+    (source,) = op.sources
+    value = _read(plan, weights, stats, done, source)
     if isinstance(op, Conv):
         bias = weights[op.bias] if op.bias else None
         target[:] = convolve(op, value, weights[op.weight], bias)
@@ -111,6 +117,7 @@ def _forward(
         weight, bias = _layer_parameters(op, weights, value)
         target[:] = weight * layer_hat(op, value)[0] + bias
     else:
+        assert isinstance(op, Copy)
         part = value.reshape(len(value), -1, *target.shape[2:])
         target[:, op.channel : op.channel + part.shape[1]] = part
 
@@ -125,7 +132,8 @@ def _backward(plan: Plan, weights: Mapping[str, Array], done: BatchResult, numbe
         done.finished[op.left] += gradient
         done.finished[op.right] += gradient
         return
-    value = _read(plan, weights, None, done, op.source)
+    (source,) = op.sources
+    value = _read(plan, weights, None, done, source)
     if isinstance(op, Conv):
         to_input, to_weight = convolve_backward(op, value, weights[op.weight], gradient)
         done.gradients[op.weight] += to_weight.reshape(plan.weights[op.weight])
@@ -140,9 +148,10 @@ def _backward(plan: Plan, weights: Mapping[str, Array], done: BatchResult, numbe
     elif isinstance(op, LayerNorm):
         to_input = _layer_backward(done, op, weights, value, gradient)
     else:
+        assert isinstance(op, Copy)
         part = value.reshape(len(value), -1, *gradient.shape[2:])
         to_input = gradient[:, op.channel : op.channel + part.shape[1]].reshape(value.shape)
-    done.finished[op.source] += to_input
+    done.finished[source] += to_input
 
 
 def _layer_backward(

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Norm, Plan, Pool
+from fedkit.engine.ops.add import Add
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.pool import Pool
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.structure import Norm, Plan, PlanOp
 
 Tensors = Mapping[str, Tensor]
 K = math.sqrt(math.pi / 2)
+
+
+@dataclass
+class Pass:
+    """One pass of a plan, as an op sees it.
+
+    Attributes:
+        weights: By name.
+        read: Gives what is read of a tensor, [n, channels, height, width].
+        raw: The stored values of each tensor.
+        taken: Read values by tensor, from elsewhere: maxima take the branches they tell.
+        convs_within: By number, what a convolution reads at most.
+    """
+
+    weights: Tensors
+    read: Callable[[int], Tensor]
+    raw: list[Tensor]
+    taken: Mapping[int, Tensor]
+    convs_within: Mapping[int, float]
 
 
 def run(
@@ -32,7 +58,7 @@ def run(
     give at most `norms_within` deviations, and a convolution reads at most what `convs_within`
     says for its number; both clip.
     """
-    taken, convs_within = taken or {}, convs_within or {}
+    taken = taken or {}
     n = len(inputs)
     raw = [torch.zeros((n, *tensor.shape), dtype=inputs.dtype) for tensor in plan.tensors]
     raw[0] = inputs.reshape(raw[0].shape)
@@ -48,26 +74,41 @@ def run(
             return value if tensor.activation == "relu" else value.where(taken[index] < 6, 6)
         return F.relu(value) if tensor.activation == "relu" else F.relu6(value)
 
+    here = Pass(weights, read, raw, taken, convs_within or {})
     for number, op in enumerate(plan.ops):
         shape = raw[op.target].shape
-        if isinstance(op, Copy):
-            part = read(op.source).reshape(n, -1, *shape[2:])
-            raw[op.target][:, op.channel : op.channel + part.shape[1]] = part
-        elif isinstance(op, Add):
-            raw[op.target] = read(op.left) + read(op.right)
-        elif isinstance(op, Conv):
-            most = convs_within.get(number, math.inf)
-            raw[op.target] = convolve(op, weights, read(op.source).clamp(-most, most))
-        elif isinstance(op, LayerNorm):
-            raw[op.target] = normalise_examples(op, weights, read(op.source))
-        elif op.operation == "max" and op.source in taken:
-            raw[op.target] = pick_largest(op, read(op.source), taken[op.source])
-        elif op.operation == "max":
-            raw[op.target] = F.max_pool2d(read(op.source), op.kernel, op.stride, op.padding)
-        else:
-            raw[op.target] = F.avg_pool2d(read(op.source), op.kernel, op.stride, op.padding)
+        raw[op.target] = MEANING[type(op)](here, number, op)
         assert raw[op.target].shape == shape
     return read(plan.output).reshape(n, -1)
+
+
+def _copy(here: Pass, number: int, op: Copy) -> Tensor:
+    raw = here.raw[op.target]
+    part = here.read(op.source).reshape(len(raw), -1, *raw.shape[2:])
+    raw[:, op.channel : op.channel + part.shape[1]] = part
+    return raw
+
+
+def _conv(here: Pass, number: int, op: Conv) -> Tensor:
+    most = here.convs_within.get(number, math.inf)
+    return convolve(op, here.weights, here.read(op.source).clamp(-most, most))
+
+
+def _pool(here: Pass, number: int, op: Pool) -> Tensor:
+    x, how = here.read(op.source), (op.kernel, op.stride, op.padding)
+    if op.operation == "mean":
+        return F.avg_pool2d(x, *how)
+    return pick_largest(op, x, here.taken.get(op.source, x))
+
+
+MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
+    Add: lambda here, number, op: here.read(op.left) + here.read(op.right),
+    Conv: _conv,
+    Copy: _copy,
+    LayerNorm: lambda here, number, op: normalise_examples(op, here.weights, here.read(op.source)),
+    Pool: _pool,
+}
+"""What each op computes; the test of a new op adds its own."""
 
 
 def pick_largest(op: Pool, x: Tensor, taken: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedkit.engine.plan.plan import Activation
+from fedkit.engine.plan.structure import Activation
 
 Reals = NDArray[np.float64]
 Ints = NDArray[np.int32]

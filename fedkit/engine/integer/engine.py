@@ -26,8 +26,10 @@ from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.integer.program import IntegerProgram, Mode
 from fedkit.engine.kernels import native
+from fedkit.engine.ops.registry import check_integer
 from fedkit.engine.plan.checks import check_inputs
-from fedkit.engine.plan.plan import Plan, verify
+from fedkit.engine.plan.plan import verify
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.planned import PlannedEngine
 from fedkit.engine.running import BatchStatistics, RunningStatistics
 from fedkit.sparse.state import Masks, ModelState, Weights, same_masks
@@ -53,7 +55,7 @@ class IntegerEngine(PlannedEngine):
 
     Raises:
         EngineError: The bits, the rule or the backend do not exist, or the kernels are wanted and
-            missing.
+            missing, or the plan has an op that this engine lacks.
         PlanError: The plan breaks a rule of `verify`.
     """
 
@@ -67,6 +69,7 @@ class IntegerEngine(PlannedEngine):
         simd: str = "",
     ) -> None:
         verify(plan)
+        check_integer(plan)
         if not 2 <= bits <= 8:
             raise EngineError(f"bits is {bits}; integer training takes 2 to 8: choose among them")
         if gradient not in RULES:

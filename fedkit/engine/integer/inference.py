@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.integer.integer_network import IntegerNetwork, full_weight
 from fedkit.engine.integer.program import IntegerProgram
-from fedkit.engine.plan.plan import Conv, sources
 from fedkit.sparse.state import ModelState
 
 
@@ -78,11 +77,12 @@ def _weights(
 
 def _outputs(program: IntegerProgram) -> Iterator[tuple[str, Reading]]:
     plan, reads = program.network.plan, program.norm_reads()
-    for op in plan.ops:
-        readers = [n for n, other in enumerate(plan.ops) if op.target in sources(other)]
+    for number, op in enumerate(plan.ops):
+        readers = [n for n, other in enumerate(plan.ops) if op.target in other.sources]
         alike = len({reads.get(n) for n in readers}) == 1 and readers[0] in reads
-        if isinstance(op, Conv) and alike and op.target != plan.output:
+        layer = program.network.layers.get(number)
+        if layer is not None and alike and op.target != plan.output:
             yield (
-                op.weight,
+                layer.geometry.op.weight,
                 Reading(*reads[readers[0]], plan.tensors[op.target].activation == "none"),
             )

@@ -19,7 +19,8 @@ from fedkit.engine.kernels.network import (
     geometries,
     make_layer,
 )
-from fedkit.engine.plan.plan import Conv, Norm, Plan, sources
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.structure import Norm, Plan
 from fedkit.sparse.rows import reduce_rows
 from fedkit.sparse.state import Masks, ModelState
 
@@ -139,7 +140,7 @@ class IntegerNetwork:
     def layer_bits(self, number: int) -> int:
         """Return the bits of an op's codes: `EDGE_BITS` for those at the input and output."""
         op = self.plan.ops[number]
-        at_edge = 0 in sources(op) or op.target == self.plan.output
+        at_edge = 0 in op.sources or op.target == self.plan.output
         return EDGE_BITS if at_edge else self.bits
 
     def row_ends(self, number: int) -> Ints:

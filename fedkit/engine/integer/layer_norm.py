@@ -20,7 +20,7 @@ import numpy as np
 
 from fedkit.core.numerics import K
 from fedkit.engine.integer.constants import WIDE, Ints, to_int32
-from fedkit.engine.plan.plan import LayerKind
+from fedkit.engine.plan.structure import LayerKind
 
 HAT_BITS = 12
 """Bits of a normalised value behind the point; as it is int16, 8 deviations are kept."""

@@ -21,7 +21,6 @@ from fedkit.engine.integer.constants import Ints, Reals, multiplier, to_int32
 from fedkit.engine.integer.integer_network import EXTRA, IntegerNetwork
 from fedkit.engine.kernels.native import Kernels
 from fedkit.engine.kernels.structs import pointer
-from fedkit.engine.plan.plan import LayerNorm
 from fedkit.sparse.rows import reduce_rows
 
 _MOST = 2**31 - 1
@@ -71,11 +70,12 @@ class Sgd:
         for number, layer in self._network.layers.items():
             if layer.geometry.op.weight == name:
                 return self._network.row_ends(number)
+        size = 1
         for op in self._network.plan.ops:
-            if isinstance(op, LayerNorm) and name in (op.weight, op.bias):
-                channels, *plane = self._network.plan.tensors[op.target].shape
-                return to_int32(np.arange(1, channels + 1) * math.prod(plane))
-        return to_int32(np.arange(1, len(self._network.part(name, self._network.weights)) + 1))
+            if name in op.parameters:
+                size = op.row_size(self._network.plan, name)
+        count = len(self._network.part(name, self._network.weights))
+        return to_int32(np.arange(1, count // size + 1) * size)
 
     def step(self, gradient: NDArray[np.int64], units: Mapping[str, Reals], lr: float) -> None:
         """Move all weights along a gradient.

@@ -46,64 +46,10 @@ class CTensor(Structure):
     )
 
 
-class CMap(Structure):
-    """`struct map` of kernels.h."""
-
-    _fields_ = (
-        ("first", c_void_p),
-        ("tap", c_void_p),
-        ("offset", c_void_p),
-        ("from_", c_void_p),
-        ("matrix", c_void_p),
-        ("slot_in", c_void_p),
-        ("slot_out", c_void_p),
-        ("rows", c_int32),
-        ("taps", c_int32),
-        ("from_step", c_int32),
-        ("slots", c_int32),
-    )
-
-
 class CPadding(Structure):
     """`struct padding` of kernels.h."""
 
     _fields_ = (("top", c_int32), ("left", c_int32), ("height", c_int32), ("width", c_int32))
-
-
-class CConv(Structure):
-    """`struct conv` of kernels.h."""
-
-    _fields_ = (
-        ("source", POINTER(CTensor)),
-        ("target", POINTER(CTensor)),
-        ("values", c_void_p),
-        ("bias", c_void_p),
-        ("used_in", c_void_p),
-        ("used_out", c_void_p),
-        ("full_offset", c_void_p),
-        ("line_in", c_void_p),
-        ("line_out", c_void_p),
-        ("forward", CMap),
-        ("backward", POINTER(CMap)),
-        ("in_", CPadding),
-        ("out", CPadding),
-        ("in_height", c_int32),
-        ("in_width", c_int32),
-        ("out_height", c_int32),
-        ("out_width", c_int32),
-        ("lines", c_int32),
-        ("line_length", c_int32),
-        ("phases", c_int32),
-        ("tiles", c_int32),
-        ("tiles_per_part", c_int32),
-        ("groups", c_int32),
-        ("full_taps", c_int32),
-        ("stride", c_int32),
-        ("direct", c_int32),
-        ("statistics", c_int32),
-        ("accumulate", c_int32),
-        ("finish", c_int32),
-    )
 
 
 class CNorm(Structure):
@@ -129,24 +75,6 @@ class CNorm(Structure):
     )
 
 
-class CLayer(Structure):
-    """`struct layer` of kernels.h."""
-
-    _fields_ = (
-        ("source", POINTER(CTensor)),
-        ("target", POINTER(CTensor)),
-        ("weight", c_void_p),
-        ("bias", c_void_p),
-        ("weight_gradient", c_void_p),
-        ("bias_gradient", c_void_p),
-        ("mean", c_void_p),
-        ("inverse", c_void_p),
-        ("eps", c_double),
-        ("l1", c_int32),
-        ("accumulate", c_int32),
-    )
-
-
 class Windows(Structure):
     """`struct windows` of kernels.h."""
 
@@ -164,85 +92,50 @@ class Windows(Structure):
     )
 
 
-class CPool(Structure):
-    """`struct pool` of kernels.h."""
-
-    _fields_ = (
-        ("source", POINTER(CTensor)),
-        ("target", POINTER(CTensor)),
-        ("windows", Windows),
-        ("maximum", c_int32),
-        ("accumulate", c_int32),
-    )
-
-
 Kernel = Callable[..., Any]
 
 
 class Kernels:
-    """The kernels of one instruction set; each is an attribute named as in the C sources."""
+    """The kernels of one instruction set; each is an attribute named as in the C sources.
+
+    Attributes:
+        simd: One of `SIMD`.
+        lanes: Examples of a tile.
+        cross_entropy: Returns the loss; all others return an int, or nothing.
+        int_gemm_amx: A product of matrices in tiles, where the processor has them.
+        int_pack_tiles: What it reads.
+    """
+
+    cross_entropy: Any
+    int_gemm_amx: Kernel | None
+    int_pack_tiles: Kernel | None
 
     def __init__(self, library: ctypes.CDLL, simd: str, lanes: int) -> None:
-        self.simd, self.lanes = simd, lanes
-        for name in _NAMES:
-            setattr(self, name, getattr(library, f"{name}_{simd}"))
+        self.simd, self.lanes, self._library = simd, lanes, library
+        self.cross_entropy = self._find("cross_entropy")
         self.cross_entropy.restype = c_double
         # Tiles come with AVX-512, whose lack in tests or by request they share.
         tiles = simd == "avx512" and hasattr(library, "kernels_amx") and library.kernels_amx()
-        self.int_gemm_amx: Kernel | None = library.int_gemm_amx if tiles else None
-        self.int_pack_tiles: Kernel | None = library.int_pack_tiles if tiles else None
+        self.int_gemm_amx = library.int_gemm_amx if tiles else None
+        self.int_pack_tiles = library.int_pack_tiles if tiles else None
 
-    load_examples: Kernel
-    read_examples: Kernel
-    conv_forward: Kernel
-    conv_backward: Kernel
-    conv_full_gradient: Kernel
-    conv_transpose: Kernel
-    add_forward: Kernel
-    copy_forward: Kernel
-    copy_backward: Kernel
-    pool_forward: Kernel
-    pool_backward: Kernel
-    tensor_moments: Kernel
-    finish_gradient: Kernel
-    norm_forward: Kernel
-    norm_backward: Kernel
-    layer_forward: Kernel
-    layer_gradients: Kernel
-    layer_backward: Kernel
-    cross_entropy: Any
-    sgd: Kernel
-    int_load_examples: Kernel
-    int_copy_rows: Kernel
-    int_read_codes: Kernel
-    int_conv_forward: Kernel
-    int_conv_backward: Kernel
-    int_add_forward: Kernel
-    int_copy_forward: Kernel
-    int_copy_backward: Kernel
-    int_pool_forward: Kernel
-    int_pool_backward: Kernel
-    int_layer_forward: Kernel
-    int_layer_sums: Kernel
-    int_layer_backward: Kernel
-    int_raw_sums: Kernel
-    int_raw_squares: Kernel
-    int_raw_spread: Kernel
-    int_requantise: Kernel
-    int_read_squares: Kernel
-    int_finish: Kernel
-    int_passed_peak: Kernel
-    int_sgd: Kernel
-    int_column_peaks: Kernel
-    int_quantize: Kernel
-    int_quantize8: Kernel
-    int_pack_panels: Kernel
-    int_gemm: Kernel
-    int_lanes: Any
-    int_rows: Any
+    def __getattr__(self, name: str) -> Any:
+        """Find a kernel the first time it is asked for."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        kernel = self._find(name)
+        setattr(self, name, kernel)
+        return kernel
 
-
-_NAMES = tuple(name for name in Kernels.__annotations__ if name not in ("simd", "lanes"))
+    def _find(self, name: str) -> Kernel:
+        try:
+            found: Kernel = getattr(self._library, f"{name}_{self.simd}")
+        except AttributeError as error:
+            raise EngineError(
+                f"the compiled kernels have no {name} for {self.simd}; name its header in all.h, "
+                "and build them anew (pip install -e .)"
+            ) from error
+        return found
 
 
 def available() -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import EngineError
 from fedkit.engine.kernels import native
+from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.geometry import Geometry, Taps, backward_taps, forward_taps
-from fedkit.engine.plan.plan import Conv, Norm, Plan
+from fedkit.engine.plan.structure import Norm, Plan
 from fedkit.sparse.state import Masks, ModelState, Weights
 
 DENSE_ABOVE = 0.5

@@ -16,8 +16,9 @@ from torch.nn.parameter import is_lazy
 
 from fedkit.core.errors import ExportError, PlanError
 from fedkit.engine.plan.from_graph import PlanMaker
-from fedkit.engine.plan.plan import Plan, verify
+from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.side_effects import Watch, has_hooks
+from fedkit.engine.plan.structure import Plan
 from fedkit.graph import ir
 from fedkit.graph.from_torch import WOULD_BE_RANDOM, read
 from fedkit.graph.interpret import evaluate

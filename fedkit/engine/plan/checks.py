@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fedkit.core.errors import EngineError
-from fedkit.engine.plan.plan import Plan
+from fedkit.engine.plan.structure import Plan
 
 
 def check_inputs(plan: Plan, inputs: NDArray[Any], dtype: DTypeLike = np.float32) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedkit.engine.plan.plan import Add, Conv, LayerNorm, Op, Plan, Pool, sources
+from fedkit.engine.plan.structure import Plan, PlanOp
 
 Key = tuple[str, int]
 """("x", tensor) for values, ("g", tensor) for the gradient; integers have ("raw", tensor) too."""
@@ -103,16 +103,14 @@ def needs_gradient(plan: Plan) -> frozenset[int]:
     """Return the tensors whose gradient some parameter depends on."""
     needing: set[int] = set()
     for op in plan.ops:
-        if _is_trained(plan, op) or needing.intersection(sources(op)):
+        if _is_trained(plan, op) or needing.intersection(op.sources):
             needing.add(op.target)
     return frozenset(needing)
 
 
-def _is_trained(plan: Plan, op: Op) -> bool:
+def _is_trained(plan: Plan, op: PlanOp) -> bool:
     """Say whether an op, or the norm of its target, has something to train."""
-    if isinstance(op, LayerNorm) and (op.weight or op.bias):
-        return True
-    return isinstance(op, Conv) or plan.tensors[op.target].norm is not None
+    return bool(op.parameters) or plan.tensors[op.target].norm is not None
 
 
 class _Backward:
@@ -126,18 +124,18 @@ class _Backward:
         self._left = {tensor: 0 for tensor in needing}
         self._written = {plan.output}
         for op in plan.ops:
-            for source in sources(op):
+            for source in op.sources:
                 if op.target in needing and source in needing:
                     self._left[source] += 1
         for number in reversed(range(len(plan.ops))):
             if plan.ops[number].target in needing:
                 self._add(number, plan.ops[number])
 
-    def _add(self, number: int, op: Op) -> None:
+    def _add(self, number: int, op: PlanOp) -> None:
         if self._unfinished(op.target):
             self.steps.append(Finish(op.target))
             self._finished.add(op.target)
-        given = [self._contribute(op, number, s) for s in sources(op) if s in self._left]
+        given = [self._contribute(op, number, s) for s in op.sources if s in self._left]
         self.steps.append(Backward(number, tuple(given)))
 
     def _unfinished(self, tensor: int) -> bool:
@@ -145,19 +143,19 @@ class _Backward:
         changes = read.norm is not None or read.activation != "none"
         return changes and tensor not in self._finished
 
-    def _contribute(self, op: Op, number: int, tensor: int) -> Contribution:
+    def _contribute(self, op: PlanOp, number: int, tensor: int) -> Contribution:
         self._left[tensor] -= 1
         last, first = self._left[tensor] == 0, tensor not in self._written
-        shared = first and isinstance(op, Add) and self._may_share(op, number, tensor)
+        shared = first and op.shares_gradient and self._may_share(op, number, tensor)
         if shared:
             self.owner[tensor] = op.target
         self._written.add(tensor)
-        finish = last and isinstance(op, Conv) and self._unfinished(tensor)
+        finish = last and op.finishes_gradients and self._unfinished(tensor)
         if finish:
             self._finished.add(tensor)
         return Contribution(tensor, not first, finish, shared)
 
-    def _may_share(self, op: Add, number: int, tensor: int) -> bool:
+    def _may_share(self, op: PlanOp, number: int, tensor: int) -> bool:
         """Say whether the gradient of one side of a sum may lie in that of the sum.
 
         It may if no other gradient lies there that is still to be read. If only that of the other
@@ -166,7 +164,7 @@ class _Backward:
         """
         if self.plan.tensors[op.target].norm is not None:
             return False
-        other = op.right if tensor == op.left else op.left
+        other = op.sources[-1] if tensor == op.sources[0] else op.sources[0]
         memory = _last_owner(self.owner, op.target)
         lying = (t for t in self.owner if _last_owner(self.owner, t) == memory)
         there = {t for t in lying if self._produced(t) < number}
@@ -179,7 +177,7 @@ class _Backward:
         )
 
     def _constant(self, tensor: int, number: int) -> bool:
-        used = [n for n, op in enumerate(self.plan.ops) if tensor in sources(op)]
+        used = [n for n, op in enumerate(self.plan.ops) if tensor in op.sources]
         return used == [number] and self.plan.tensors[tensor].activation == "none"
 
     def _produced(self, tensor: int) -> int:
@@ -188,7 +186,7 @@ class _Backward:
 
     def _next_use(self, tensor: int, number: int) -> int:
         """Return the op whose backward pass is the next to change the tensor's gradient."""
-        earlier = [n for n in range(number) if tensor in sources(self.plan.ops[n])]
+        earlier = [n for n in range(number) if tensor in self.plan.ops[n].sources]
         writers = [n for n, op in enumerate(self.plan.ops) if op.target == tensor]
         return max([*earlier, *writers])
 
@@ -204,13 +202,12 @@ def touched(plan: Plan, step: Step) -> list[Key]:
         return [("x", step.tensor), ("g", step.tensor)]
     op = plan.ops[step.op]
     if isinstance(step, Forward):
-        return [("x", tensor) for tensor in (*sources(op), op.target)]
+        return [("x", tensor) for tensor in (*op.sources, op.target)]
     keys: list[Key] = [("g", op.target), *(("g", c.tensor) for c in step.contributions)]
     if plan.tensors[op.target].norm is not None:
         keys.append(("x", op.target))
-    reads = isinstance(op, Conv | LayerNorm) or (isinstance(op, Pool) and op.operation == "max")
     finished = [c.tensor for c in step.contributions if c.finish]
-    return keys + [("x", tensor) for tensor in (sources(op) if reads else finished)]
+    return keys + [("x", tensor) for tensor in (op.sources if op.rereads else finished)]
 
 
 def place(

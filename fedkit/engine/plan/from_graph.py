@@ -13,21 +13,15 @@ from typing import Literal
 
 import numpy as np
 
-from fedkit.engine.plan.plan import (
-    Activation,
-    Add,
-    Conv,
-    Copy,
-    LayerKind,
-    LayerNorm,
-    Norm,
-    Op,
-    Pair,
-    Pool,
-    Shape,
-    StoredTensor,
-    window_plane,
-)
+from fedkit.engine.ops.add import Add
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.pool import Pool
+from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.structure import Activation, LayerKind, Norm, Pair, Shape, StoredTensor
+from fedkit.engine.plan.structure import PlanOp as Op
+from fedkit.engine.plan.windows import window_plane
 from fedkit.graph import ir
 
 
@@ -276,6 +270,7 @@ def _reshape(maker: PlanMaker, op: ir.Op) -> int:
 
 
 _RULES: Mapping[ir.Kind, Callable[[PlanMaker, ir.Op], int]] = {
+    **{kind: rule for family in FAMILIES.values() for kind, rule in family.from_graph.items()},
     **dict.fromkeys(("conv2d", "depthwise_conv2d", "grouped_conv2d", "linear"), _conv),
     **dict.fromkeys(("batch_norm", "l1_batch_norm"), _batch_norm),
     **dict.fromkeys(("layer_norm", "l1_layer_norm"), _layer_norm),

@@ -13,7 +13,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.plan.plan import Conv, Shape
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.structure import Shape
 
 Offsets = NDArray[np.int32]
 

@@ -1,8 +1,7 @@
 """The plan of a model: one captured network as a flat list of operations, stored as a file.
 
 A plan says everything the sparse engine needs to know of a model except its numbers, and needs no
-torch to be read. It speaks of ONE example, shape (channels, height, width); a linear layer is a
-1x1 convolution on (features, 1, 1).
+torch to be read. Its parts are in `structure`, its kinds of ops in `fedkit.engine.ops`.
 
 The file is JSON. Its "sha256" is that of the rest, written without white space in the same order
 of keys; a reader accepts no byte but those that `save_plan` writes.
@@ -17,215 +16,32 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Union
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fedkit.core.errors import PlanError
 from fedkit.core.files import read_whole, write_atomic
-from fedkit.sparse.layout import Layout
+from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.plan.structure import VERSION, Plan, StoredTensor, strict
 
-VERSION = 1
-"""Version of the plan file; a reader refuses others."""
-
-Activation = Literal["none", "relu", "relu6"]
-LayerKind = Literal["layer", "l1-layer"]
-Pair = tuple[int, int]
-Shape = tuple[int, int, int]
-
-_strict = with_config(ConfigDict(strict=True, extra="forbid"))
 _AGAIN = "capture the model again"
 
 
-@_strict
-@dataclass(frozen=True)
-class Norm:
-    """A batch normalisation over (examples, height, width), per channel.
-
-    Attributes:
-        name: Name of the module; the running statistics are `stats`.
-        kind: "batch" divides by sqrt(variance + eps); "l1-batch" by sigma + eps, where sigma is
-            sqrt(pi / 2) times the mean absolute deviation and its square the running_var.
-        eps: Greater than 0.
-        weight: Name of the scale, a parameter of shape (channels,), if there is one.
-        bias: Name of the offset, likewise.
-    """
-
-    name: str
-    kind: Literal["batch", "l1-batch"]
-    eps: float
-    weight: str | None
-    bias: str | None
-
-    @property
-    def stats(self) -> tuple[str, str]:
-        """Names of the running mean and variance."""
-        return f"{self.name}.running_mean", f"{self.name}.running_var"
-
-
-@_strict
-@dataclass(frozen=True)
-class StoredTensor:
-    """A stored tensor. It holds RAW values; norm, then activation, are applied at every READ.
-
-    Attributes:
-        shape: (channels, height, width) of one example.
-        norm: What a read normalises by; its result is never stored.
-        activation: What a read applies after the norm, likewise.
-    """
-
-    shape: Shape
-    norm: Norm | None = None
-    activation: Activation = "none"
-
-
-@_strict
-@dataclass(frozen=True)
-class Conv:
-    """target = weight * read(source) + bias, zeros around the read values.
-
-    A weight [out, in / groups, *kernel] keeps its four axes, that of a linear layer its two.
-    """
-
-    source: int
-    target: int
-    weight: str
-    bias: str | None
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-    kind: Literal["conv"] = "conv"
-
-
-@_strict
-@dataclass(frozen=True)
-class Add:
-    """target = read(left) + read(right), all of one shape."""
-
-    left: int
-    right: int
-    target: int
-    kind: Literal["add"] = "add"
-
-
-@_strict
-@dataclass(frozen=True)
-class Pool:
-    """target = the largest or the mean of each window of read(source).
-
-    A mean divides by the full area of the kernel, padding included; a maximum never is padding.
-    """
-
-    source: int
-    target: int
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    operation: Literal["max", "mean"]
-    kind: Literal["pool"] = "pool"
-
-
-@_strict
-@dataclass(frozen=True)
-class Copy:
-    """Write read(source) to the channels of target from `channel` on.
-
-    A concatenation is several copies into one target. A flatten is a copy of (c, h, w) to
-    (c * h * w, 1, 1) in C order, with `channel` 0.
-    """
-
-    source: int
-    target: int
-    channel: int = 0
-    kind: Literal["copy"] = "copy"
-
-
-@_strict
-@dataclass(frozen=True)
-class LayerNorm:
-    """target = weight * (read(source) - mean) / deviation + bias, over all of an example at once.
-
-    Attributes:
-        source: What is normalised.
-        target: Of the same shape.
-        name: Name of the module; nothing is tracked, so that there are no statistics.
-        eps: Greater than 0.
-        weight: Name of the scale, a parameter with a value per element, if there is one: of the
-            tensor's shape, or (channels,) where its plane is (1, 1).
-        bias: Name of the offset, likewise.
-        kind: "layer" divides by sqrt(variance + eps); "l1-layer" by sqrt(pi / 2) times the mean
-            absolute deviation, plus eps.
-    """
-
-    source: int
-    target: int
-    name: str
-    eps: float
-    weight: str | None
-    bias: str | None
-    kind: LayerKind
-
-
-Op = Conv | Add | Pool | Copy | LayerNorm
-
-
-@_strict
-@dataclass(frozen=True)
-class Plan:
-    """A model, captured.
-
-    Attributes:
-        weights: Shape per trainable parameter, in the model's order.
-        stats: Shape per running statistic, in the model's order.
-        prunable: Names of the convolution and linear weights, in the model's order.
-        tensors: All tensors; the first is the input, which has neither norm nor activation.
-        ops: In the order of execution.
-        output: Index of the tensor whose read value, of shape (classes, 1, 1), are the logits.
-        version: `VERSION`.
-    """
-
-    weights: dict[str, tuple[int, ...]]
-    stats: dict[str, tuple[int, ...]]
-    prunable: tuple[str, ...]
-    tensors: tuple[StoredTensor, ...]
-    ops: tuple[Annotated[Op, Field(discriminator="kind")], ...]
-    output: int
-    version: int = VERSION
-
-    @property
-    def layout(self) -> Layout:
-        """Names and shapes, as engines give them."""
-        return Layout(self.weights, self.stats, self.prunable)
-
-
-def sources(op: Op) -> tuple[int, ...]:
-    """Return the tensors that an op reads."""
-    return (op.left, op.right) if isinstance(op, Add) else (op.source,)
-
-
-def norm_levels(plan: Plan) -> tuple[tuple[str, ...], ...]:
-    """Return the plan's norms by level: each depends on norms of earlier levels alone."""
-    depth = dict.fromkeys(range(len(plan.tensors)), 0)  # norms on the longest way to a raw tensor
-    levels: dict[int, list[str]] = {}
-    for op in plan.ops:
-        for source in sources(op):
-            passed = depth[source] + (plan.tensors[source].norm is not None)
-            depth[op.target] = max(depth[op.target], passed)
-    for index, tensor in enumerate(plan.tensors):
-        if tensor.norm is not None:
-            levels.setdefault(depth[index], []).append(tensor.norm.name)
-    return tuple(tuple(levels[level]) for level in sorted(levels))
-
-
-def absolute_norms(plan: Plan) -> frozenset[str]:
-    """Return the names of the plan's L1 norms."""
-    norms = (tensor.norm for tensor in plan.tensors if tensor.norm is not None)
-    return frozenset(norm.name for norm in norms if norm.kind == "l1-batch")
-
-
 # The file
+
+_AnyOp: Any = Annotated[
+    Union[tuple(dict.fromkeys(family.op for family in FAMILIES.values()))],  # noqa: UP007
+    Field(discriminator="kind"),
+]
+
+
+@strict
+@dataclass(frozen=True)
+class _File(Plan):
+    """A plan whose ops are told apart by their kind."""
+
+    ops: tuple[_AnyOp, ...]
 
 
 def save_plan(plan: Plan, path: Path) -> None:
@@ -279,7 +95,7 @@ def _parse(data: bytes) -> Plan:
             f"the file or {_AGAIN}"
         )
     try:
-        return TypeAdapter(Plan).validate_json(json.dumps(content))
+        return Plan(**vars(TypeAdapter(_File).validate_json(json.dumps(content))))
     except ValidationError as error:
         raise PlanError(_first_field(error)) from error
 
@@ -341,7 +157,7 @@ def _problems(plan: Plan) -> Iterator[str]:
     yield from _input_problems(plan)
     yield from _order_problems(plan)
     for index, op in enumerate(plan.ops):
-        for problem in _op_problems(plan, op):
+        for problem in op.problems(plan):
             yield f"op {index} ({op.kind}) {problem}"
     yield from _output_problems(plan)
     yield from _use_problems(plan)
@@ -393,7 +209,7 @@ def _order_problems(plan: Plan) -> Iterator[str]:
     if plan.tensors:
         written[0] = set(range(plan.tensors[0].shape[0]))
     for index, op in enumerate(plan.ops):
-        for source in sources(op):
+        for source in op.sources:
             if problem := _unready(plan, written, source):
                 yield f"op {index} ({op.kind}) reads {problem}"
         if not 0 < op.target < len(plan.tensors):
@@ -401,7 +217,7 @@ def _order_problems(plan: Plan) -> Iterator[str]:
                 f"op {index} ({op.kind}) writes tensor {op.target}; it must be one of 1 to "
                 f"{len(plan.tensors) - 1}"
             )
-        channels = _written_channels(plan, op)
+        channels = set(op.channels(plan))
         if channels & written[op.target]:
             yield (
                 f"op {index} ({op.kind}) writes tensor {op.target}, which is written already; "
@@ -424,121 +240,6 @@ def _unready(plan: Plan, written: list[set[int]], tensor: int) -> str:
     return ""
 
 
-def _written_channels(plan: Plan, op: Op) -> set[int]:
-    channels = plan.tensors[op.target].shape[0]
-    if not isinstance(op, Copy) or _flattens(plan, op):
-        return set(range(channels))
-    return set(range(op.channel, op.channel + plan.tensors[op.source].shape[0]))
-
-
-def _flattens(plan: Plan, op: Copy) -> bool:
-    source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
-    return op.channel == 0 and target == (math.prod(source), 1, 1)
-
-
-def _op_problems(plan: Plan, op: Op) -> Iterator[str]:
-    if isinstance(op, Conv):
-        yield from _conv_problems(plan, op)
-    elif isinstance(op, Pool):
-        yield from _pool_problems(plan, op)
-    elif isinstance(op, Copy):
-        yield from _copy_problems(plan, op)
-    elif isinstance(op, LayerNorm):
-        yield from _layer_norm_problems(plan, op)
-    else:
-        yield from _add_problems(plan, op)
-
-
-def _conv_problems(plan: Plan, op: Conv) -> Iterator[str]:
-    source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
-    if op.groups < 1 or source[0] % op.groups or target[0] % op.groups:
-        yield (
-            f"has {op.groups} groups, which must divide its {source[0]} input and {target[0]} "
-            "output channels"
-        )
-    weight = (target[0], source[0] // op.groups, *op.kernel)
-    found = plan.weights.get(op.weight)
-    linear = op.kernel == (1, 1) and op.groups == 1 and found == weight[:2]
-    if found != weight and not linear:
-        yield f"has weight {op.weight!r} of shape {found}; it must be {weight}"
-    if op.bias is not None and plan.weights.get(op.bias) != target[:1]:
-        yield f"has bias {op.bias!r} of shape {plan.weights.get(op.bias)}; it must be {target[:1]}"
-    yield from _window_problems(source, target, op, op.dilation)
-
-
-def _pool_problems(plan: Plan, op: Pool) -> Iterator[str]:
-    source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
-    if source[0] != target[0]:
-        yield f"turns {source[0]} channels into {target[0]}; a pooling must keep them"
-    yield from _window_problems(source, target, op, (1, 1))
-    if any(2 * padding > kernel for padding, kernel in zip(op.padding, op.kernel, strict=True)):
-        yield f"has padding {op.padding}; it must be at most half of the kernel {op.kernel}"
-
-
-def _window_problems(
-    source: Shape, target: Shape, op: Conv | Pool, dilation: Pair
-) -> Iterator[str]:
-    if min(*op.kernel, *op.stride, *dilation) < 1 or min(op.padding) < 0:
-        yield (
-            f"has kernel {op.kernel}, stride {op.stride}, dilation {dilation}, padding "
-            f"{op.padding}; the first three must be at least 1, padding at least 0"
-        )
-    plane = window_plane(source, op.kernel, op.stride, op.padding, dilation)
-    if target[1:] != plane:
-        yield (
-            f"turns a plane of {source[1:]} into {target[1:]}; its kernel, stride, padding and "
-            f"dilation give {plane}"
-        )
-
-
-def window_plane(
-    source: Shape, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)
-) -> Pair:
-    """Return (height, width) of the windows over a plane.
-
-    >>> window_plane((3, 32, 32), kernel=(3, 3), stride=(2, 2), padding=(1, 1))
-    (16, 16)
-    """
-    height, width = (
-        (source[1 + axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1)
-        // stride[axis]
-        + 1
-        for axis in (0, 1)
-    )
-    return height, width
-
-
-def _copy_problems(plan: Plan, op: Copy) -> Iterator[str]:
-    source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
-    fits = 0 <= op.channel <= target[0] - source[0] and source[1:] == target[1:]
-    if not fits and not _flattens(plan, op):
-        yield (
-            f"writes {source} to {target} from channel {op.channel} on; the planes must be equal "
-            f"and the channels fit, or the target be {(math.prod(source), 1, 1)}"
-        )
-
-
-def _add_problems(plan: Plan, op: Add) -> Iterator[str]:
-    left, right, target = (plan.tensors[i].shape for i in (op.left, op.right, op.target))
-    if not left == right == target:
-        yield f"adds {left} and {right} to {target}; the shapes must be equal"
-
-
-def _layer_norm_problems(plan: Plan, op: LayerNorm) -> Iterator[str]:
-    source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
-    if source != target:
-        yield f"turns {source} into {target}; a layer norm must keep the shape"
-    if not 0 < op.eps < math.inf:
-        yield f"has eps {op.eps}; it must be finite and greater than 0"
-    shapes = [target, target[:1]] if target[1:] == (1, 1) else [target]
-    for name in (op.weight, op.bias):
-        if name is not None and plan.weights.get(name) not in shapes:
-            yield (
-                f"has parameter {name!r} of shape {plan.weights.get(name)}; it must be "
-                f"{' or '.join(map(str, shapes))}, a value per element"
-            )
-
-
 def _output_problems(plan: Plan) -> Iterator[str]:
     output = plan.tensors[plan.output]
     if output.shape[1:] != (1, 1):
@@ -550,14 +251,13 @@ def _output_problems(plan: Plan) -> Iterator[str]:
 def _use_problems(plan: Plan) -> Iterator[str]:
     """Check that every gradient comes from somewhere, and that of a parameter from one place."""
     norms = [tensor.norm for tensor in plan.tensors if tensor.norm is not None]
-    weighed = [op for op in plan.ops if isinstance(op, Conv | LayerNorm)]
-    layers: list[Norm | Conv | LayerNorm] = [*norms, *weighed]
-    used = Counter([layer.weight for layer in layers] + [layer.bias for layer in layers])
-    used += Counter(name for norm in norms for name in norm.stats)
+    used = Counter(name for op in plan.ops for name in op.parameters)
+    layers = (name for norm in norms for name in (norm.weight, norm.bias, *norm.stats))
+    used += Counter(name for name in layers if name is not None)
     for name in (*plan.weights, *plan.stats):
         if used[name] != 1:
             yield f"{name!r} is used {used[name]} times; each name must be used once"
-    read = {plan.output}.union(*(sources(op) for op in plan.ops))
+    read = {plan.output}.union(*(op.sources for op in plan.ops))
     for tensor in range(1, len(plan.tensors)):
         if tensor not in read:
             yield f"tensor {tensor} is neither read nor the output; a tensor must be read"

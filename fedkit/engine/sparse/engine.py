@@ -18,10 +18,13 @@ from fedkit.engine.base import (
 )
 from fedkit.engine.kernels import native
 from fedkit.engine.kernels.network import Network, NormState
-from fedkit.engine.plan.plan import Plan, verify
+from fedkit.engine.ops.registry import check_sparse
+from fedkit.engine.plan.plan import verify
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.planned import PlannedEngine
 from fedkit.engine.running import BatchStatistics, RunningStatistics
-from fedkit.engine.sparse.program import Mode, SparseProgram
+from fedkit.engine.sparse.float_op import Mode
+from fedkit.engine.sparse.program import SparseProgram
 from fedkit.sparse.state import ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
@@ -43,7 +46,8 @@ class SparseEngine(PlannedEngine):
         threads: Threads that share every step; results are the same for any number.
 
     Raises:
-        EngineError: The kernels are missing or do not run here.
+        EngineError: The kernels are missing or do not run here, or the plan has an op that this
+            engine lacks.
         PlanError: The plan breaks a rule of `verify`.
     """
 
@@ -51,6 +55,7 @@ class SparseEngine(PlannedEngine):
         self, plan: Plan, initial: ModelState | None = None, simd: str = "", threads: int = 1
     ) -> None:
         verify(plan)
+        check_sparse(plan)
         self.plan, self.layout = plan, plan.layout
         self.kernels = native.load_kernels(simd)
         self._initial, self._threads = initial, threads

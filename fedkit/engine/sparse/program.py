@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import byref, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,28 +21,22 @@ from numpy.typing import NDArray
 from fedkit.engine.kernels import native, structs
 from fedkit.engine.kernels.network import Network
 from fedkit.engine.kernels.structs import pointer
+from fedkit.engine.ops.registry import float_op
 from fedkit.engine.plan.checks import check_inputs, check_order, check_statistics, check_targets
 from fedkit.engine.plan.execution import (
     Backward,
-    Contribution,
     Finish,
     Forward,
     forward_schedule,
     place,
     training_schedule,
 )
-from fedkit.engine.plan.plan import Add, Conv, Copy, LayerNorm, Pool, StoredTensor
+from fedkit.engine.plan.structure import StoredTensor
+from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode
 from fedkit.sparse.state import ModelState
-
-Mode = Literal["train", "statistics", "evaluate"]
-"""Training; forward only under the batch's statistics; forward only under given ones."""
 
 _LINE = 16
 _HUGE = 1 << 19
-_SUMS_FLOATS = 3
-
-Call = Callable[[], object]
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -89,13 +83,12 @@ class SparseProgram:
 
     def __init__(self, network: Network, mode: Mode, batch: int, threads: int = 1) -> None:
         self.network, self.mode, self.batch, self.threads = network, mode, batch, threads
-        self._plan, self._kernels = network.plan, network.kernels
+        self.plan, self.kernels = network.plan, network.kernels
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._keep: list[object] = []
         self._examples = 0
         self.frozen: ModelState | None = None
         self.schedule = (
-            training_schedule(self._plan) if mode == "train" else forward_schedule(self._plan)
+            training_schedule(self.plan) if mode == "train" else forward_schedule(self.plan)
         )
         self._allocate()
         self._bind()
@@ -104,13 +97,13 @@ class SparseProgram:
     # Memory
 
     def _allocate(self) -> None:
-        lanes, tiles = self._kernels.lanes, self._tiles(self.batch)
+        lanes, tiles = self.kernels.lanes, self.most_tiles
         sizes = {
             index: _line(tiles * int(np.prod(tensor.shape)) * lanes)
-            for index, tensor in enumerate(self._plan.tensors)
+            for index, tensor in enumerate(self.plan.tensors)
         }
         self._places, self._tensor_floats = place(
-            self._plan, self.schedule, lambda key: sizes[key[1]]
+            self.plan, self.schedule, lambda key: sizes[key[1]]
         )
         scratch = _line(self._scratch_floats())
         # One block: large enough, it lies in huge pages, which the scratch needs most.
@@ -121,35 +114,26 @@ class SparseProgram:
         count = len(self.network.parameters.values) if self.mode == "train" else 0
         self.gradient = np.zeros(count, np.float32)
         self.velocity = np.zeros(count, np.float32)
-        self._partial = [
+        self.partial = [
             np.zeros(count, np.float32) for _ in range(self.threads if self.threads > 1 else 0)
         ]
         layers = self.network.layers.values() if self.mode == "train" else ()
         dense = max((layer.geometry.weights for layer in layers if layer.dense), default=0)
-        self._transposed = np.empty(dense, np.float32)
-        channels = max(tensor.shape[0] for tensor in self._plan.tensors)
+        self.transposed = np.empty(dense, np.float32)
+        channels = max(tensor.shape[0] for tensor in self.plan.tensors)
         self._sums = np.zeros((tiles, channels, 2), np.float64)
-        self._layer_lanes = {
-            number: np.zeros((2, tiles * lanes), np.float32)
-            for number, op in enumerate(self._plan.ops)
-            if isinstance(op, LayerNorm)
-        }
 
     def _scratch_floats(self) -> int:
-        """Return room for the padded planes and channel sums of the neediest layer."""
-        lanes, needs = self._kernels.lanes, [0]
-        for layer in self.network.layers.values():
-            geometry = layer.geometry
-            planes = geometry.tile_in + (geometry.tile_out if self.mode == "train" else 0)
-            channels = max(geometry.source[0], geometry.target[0])
-            needs.append(geometry.tiles_per_part * planes + channels * _SUMS_FLOATS * lanes)
-        return max(needs)
+        """Return room for the neediest op."""
+        ops = enumerate(self.plan.ops)
+        needs = (float_op(op).scratch_floats(self.network, n, self.mode) for n, op in ops)
+        return max(needs, default=0)
 
     def _account(self) -> Memory:
         values, tensors = self.network.parameters.values, 4 * self._tensor_floats
-        scratch = self._sums.nbytes + self._transposed.nbytes
-        rest = (*self._partial, *self._layer_lanes.values())
-        scratch += sum(array.nbytes for array in rest)
+        scratch = self._sums.nbytes + self.transposed.nbytes
+        scratch += sum(array.nbytes for array in self.partial)
+        scratch += sum(op.room_bytes for op in self._ops)
         return Memory(
             activations=tensors,
             weights=values.nbytes,
@@ -160,7 +144,7 @@ class SparseProgram:
         )
 
     def _tiles(self, examples: int) -> int:
-        return -(-examples // self._kernels.lanes)
+        return -(-examples // self.kernels.lanes)
 
     def _place(self, kind: str, tensor: int) -> int | None:
         offset = self._places.get((kind, tensor))
@@ -168,8 +152,8 @@ class SparseProgram:
 
     def _bind(self) -> None:
         """Tell the kernels where everything is."""
-        plan, network, trains = self._plan, self.network, self.mode == "train"
-        self._tensors = [
+        plan, network, trains = self.plan, self.network, self.mode == "train"
+        self.tensors = [
             structs.tensor(
                 *(tensor, network.norms.get(index), self._sums),
                 *(self._place(kind, index) for kind in ("x", "g")),
@@ -178,34 +162,32 @@ class SparseProgram:
         ]
         gradient = self.gradient if trains else None
         self._norms = {
-            index: structs.norm(self._tensors[index], state, network.parameters, gradient)
+            index: structs.norm(self.tensors[index], state, network.parameters, gradient)
             for index, state in network.norms.items()
         }
-        self._convs = {
-            number: structs.conv(layer, self._tensors, network.parameters)
-            for number, layer in network.layers.items()
-        }
-        for number, conv in self._convs.items():
-            layer = network.layers[number]
-            op = layer.geometry.op
-            conv.direct = _reads_plain(plan.tensors[op.source], op)
-            conv.statistics = self._completes(number) and self._has_batch_norm(op.target)
-            if trains:
-                maps, arrays = structs.backward_maps(layer, self._transposed)
-                conv.backward, conv.phases = maps, len(maps)
-                self._keep += [maps, arrays]
-        self._layers = {
-            number: structs.layer(
-                op, self._tensors, network.parameters, gradient, self._layer_lanes[number]
-            )
-            for number, op in enumerate(plan.ops)
-            if isinstance(op, LayerNorm)
-        }
-        self._pools = {
-            number: structs.pool(op, plan, self._tensors)
-            for number, op in enumerate(plan.ops)
-            if isinstance(op, Pool)
-        }
+        self._ops: list[FloatOp[Any]] = [
+            float_op(op)(op, number, self) for number, op in enumerate(plan.ops)
+        ]
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of the batch that is run."""
+        return self._tiles(self._examples)
+
+    @property
+    def most_tiles(self) -> int:
+        """Tiles of the largest batch."""
+        return self._tiles(self.batch)
+
+    def lanes(self, kind: str, tensor: int) -> Floats:
+        """See `Workspace.lanes`."""
+        shape = (self.tiles, *self.plan.tensors[tensor].shape, self.kernels.lanes)
+        begin = self._places[kind, tensor]
+        return self._arena[begin : begin + int(np.prod(shape))].reshape(shape)
+
+    def normalises(self, number: int) -> bool:
+        """See `Workspace.normalises`."""
+        return self._completes(number) and self._has_batch_norm(self.plan.ops[number].target)
 
     def _completes(self, number: int) -> bool:
         steps = self.schedule.steps
@@ -227,8 +209,8 @@ class SparseProgram:
         self._check_batch(inputs, order)
         if len(order) != self._examples:
             self._resize(len(order))
-        elements = int(np.prod(self._plan.tensors[0].shape))
-        self._kernels.load_examples(
+        elements = int(np.prod(self.plan.tensors[0].shape))
+        self.kernels.load_examples(
             c_void_p(pointer(inputs)),
             c_void_p(pointer(order)),
             c_int64(len(order)),
@@ -246,10 +228,10 @@ class SparseProgram:
         Raises:
             EngineError: The targets are not classes of the model, or not as many as the examples.
         """
-        check_targets(self._plan, targets, self._examples)
+        check_targets(self.plan, targets, self._examples)
         targets = np.ascontiguousarray(targets, np.int64)
-        output = self._tensors[self._plan.output]
-        return float(self._kernels.cross_entropy(byref(output), c_void_p(pointer(targets))))
+        output = self.tensors[self.plan.output]
+        return float(self.kernels.cross_entropy(byref(output), c_void_p(pointer(targets))))
 
     def backward(self, before: Callable[[int], None] | None = None) -> None:
         """Compute `gradient` for the batch whose loss was taken.
@@ -268,7 +250,7 @@ class SparseProgram:
         """Move the weights by one step of SGD along `gradient`."""
         values = self.network.parameters.values
         arrays = (values, self.velocity, self.gradient)
-        self._kernels.sgd(
+        self.kernels.sgd(
             *(c_void_p(pointer(array)) for array in arrays),
             c_int64(len(values)),
             c_float(rate),
@@ -278,7 +260,7 @@ class SparseProgram:
 
     def outputs(self) -> Floats:
         """Return the logits of the batch, float32 [n, classes]."""
-        return self.read(self._plan.output).reshape(self._examples, -1)
+        return self.read(self.plan.output).reshape(self._examples, -1)
 
     def read(self, index: int) -> Floats:
         """Return what is read of a tensor, float32 [n, channels, height, width].
@@ -286,23 +268,23 @@ class SparseProgram:
         Its memory may be another's by now. Sure to be there are the output and, between forward and
         backward pass, what the latter reads: tensors with a norm or activation that need gradients.
         """
-        tensor = self._tensors[index]
-        rows = np.empty((self._examples, *self._plan.tensors[index].shape), np.float32)
-        self._kernels.read_examples(byref(tensor), c_void_p(pointer(rows)))
+        tensor = self.tensors[index]
+        rows = np.empty((self._examples, *self.plan.tensors[index].shape), np.float32)
+        self.kernels.read_examples(byref(tensor), c_void_p(pointer(rows)))
         return rows
 
     def raw(self, index: int) -> Floats:
         """Return the stored values of a tensor that was just written, as `read` orders them."""
         tensor = structs.tensor(
-            StoredTensor(self._plan.tensors[index].shape),
+            StoredTensor(self.plan.tensors[index].shape),
             None,
             self._sums,
             self._place("x", index),
             None,
         )
         tensor.examples = self._examples
-        rows = np.empty((self._examples, *self._plan.tensors[index].shape), np.float32)
-        self._kernels.read_examples(byref(tensor), c_void_p(pointer(rows)))
+        rows = np.empty((self._examples, *self.plan.tensors[index].shape), np.float32)
+        self.kernels.read_examples(byref(tensor), c_void_p(pointer(rows)))
         return rows
 
     def full_gradient(self, number: int, rows: int) -> Iterator[Floats]:
@@ -311,32 +293,21 @@ class SparseProgram:
         Each is float32 [rows, weights of a row] and is overwritten by the next. Only to be called
         from `before` of the backward pass.
         """
-        layer = self.network.layers[number]
-        channels = layer.geometry.target[0]
-        struct = native.CConv.from_buffer_copy(self._convs[number])
-        everything = np.ones(max(channels, layer.geometry.source[0]), np.uint8)
-        struct.used_in = struct.used_out = pointer(everything)
-        room = np.empty((min(rows, channels), layer.geometry.full_taps), np.float32)
-        for first in range(0, channels, rows):
-            last = min(first + rows, channels)
-            self._kernels.conv_full_gradient(
-                byref(struct), first, last, self._scratch_of(0), c_void_p(pointer(room))
-            )
-            yield room[: last - first]
+        return self._ops[number].full_gradient(self, rows)
 
     def _check_batch(self, inputs: Floats, order: NDArray[np.int64]) -> None:
-        check_inputs(self._plan, inputs)
+        check_inputs(self.plan, inputs)
         check_order(order, len(inputs), self.batch)
         if self.mode != "evaluate":
-            check_statistics(self._plan, len(order))
+            check_statistics(self.plan, len(order))
 
     def _resize(self, examples: int) -> None:
         """Make ready for batches of `examples`."""
         self._examples = examples
-        for tensor in self._tensors:
+        for tensor in self.tensors:
             tensor.examples = examples
-        for conv in self._convs.values():
-            conv.tiles = self._tiles(examples)
+        for op in self._ops:
+            op.resize(self)
         self._forward_calls = [
             call for step in self.schedule.steps if isinstance(step, Forward)
             for call in self._forward_step(step)
@@ -349,143 +320,61 @@ class SparseProgram:
     # Steps as calls
 
     def _forward_step(self, step: Forward) -> Iterator[Call]:
-        op = self._plan.ops[step.op]
-        tiles, target = self._tiles(self._examples), byref(self._tensors[op.target])
-        k, per_part = self._kernels, 1
-        if isinstance(op, Conv):
-            conv = byref(self._convs[step.op])
-            per_part = self._convs[step.op].tiles_per_part
-            yield self._shared(k.conv_forward, -(-tiles // per_part), conv, scratch=True)
-        elif isinstance(op, Add):
-            sides = (byref(self._tensors[side]) for side in (op.left, op.right))
-            yield self._shared(k.add_forward, tiles, *sides, target)
-        elif isinstance(op, Copy):
-            source = byref(self._tensors[op.source])
-            yield self._shared(k.copy_forward, tiles, source, target, op.channel)
-        elif isinstance(op, LayerNorm):
-            yield self._shared(k.layer_forward, tiles, byref(self._layers[step.op]))
-        else:
-            yield self._shared(k.pool_forward, tiles, byref(self._pools[step.op]))
-        if step.completes and self._has_batch_norm(op.target):
-            if not isinstance(op, Conv):
-                yield self._shared(k.tensor_moments, tiles, target)
-            norm = byref(self._norms[op.target])
-            yield lambda: k.norm_forward(norm, per_part)
+        op, target = self._ops[step.op], self.plan.ops[step.op].target
+        yield op.forward(self)
+        if step.completes and self._has_batch_norm(target):
+            if not op.takes_moments:
+                tensor = byref(self.tensors[target])
+                yield self.shared(self.kernels.tensor_moments, self.tiles, tensor)
+            norm, per_part = byref(self._norms[target]), op.tiles_per_part
+            run = self.kernels.norm_forward
+            yield lambda: run(norm, per_part)
             if self.mode == "statistics":
-                yield functools.partial(_freeze, weakref.proxy(self), op.target)
+                yield functools.partial(_freeze, weakref.proxy(self), target)
 
     def _backward_step(self, step: Finish | Backward) -> Iterator[tuple[int | None, Call]]:
-        tiles, k = self._tiles(self._examples), self._kernels
         if isinstance(step, Finish):
-            yield None, self._shared(k.finish_gradient, tiles, byref(self._tensors[step.tensor]))
+            tensor = byref(self.tensors[step.tensor])
+            yield None, self.shared(self.kernels.finish_gradient, self.tiles, tensor)
             yield from self._norm_backward(step.tensor, 1)
             return
-        op = self._plan.ops[step.op]
-        if isinstance(op, Conv):
-            yield step.op, self._conv_backward(step.op, step.contributions)
-            for given in step.contributions:
-                if given.finish:
-                    per_part = self._convs[step.op].tiles_per_part
-                    yield from self._norm_backward(given.tensor, per_part)
-        if isinstance(op, LayerNorm) and (op.weight or op.bias):
-            channels = self._plan.tensors[op.target].shape[0]
-            yield step.op, self._shared(k.layer_gradients, channels, byref(self._layers[step.op]))
+        op = self._ops[step.op]
+        for call in op.backward(self, step.contributions):
+            yield step.op, call
         for given in step.contributions:
-            if isinstance(op, LayerNorm):
-                layer = self._layers[step.op]
-                layer.accumulate = given.accumulate
-                yield step.op, self._shared(k.layer_backward, tiles, byref(layer))
-            elif isinstance(op, Pool):
-                pool = self._pools[step.op]
-                pool.accumulate = given.accumulate
-                yield step.op, self._shared(k.pool_backward, tiles, byref(pool))
-            elif not isinstance(op, Conv) and not given.shared:
-                source, target = (byref(self._tensors[t]) for t in (given.tensor, op.target))
-                channel = op.channel if isinstance(op, Copy) else 0
-                arguments = (source, target, channel, int(given.accumulate))
-                yield step.op, self._shared(k.copy_backward, tiles, *arguments)
+            if given.finish:
+                yield from self._norm_backward(given.tensor, op.tiles_per_part)
 
     def _norm_backward(self, tensor: int, per_part: int) -> Iterator[tuple[None, Call]]:
         if tensor in self._norms:
-            norm, run = byref(self._norms[tensor]), self._kernels.norm_backward
+            norm, run = byref(self._norms[tensor]), self.kernels.norm_backward
             yield None, lambda: run(norm, per_part)
 
-    def _conv_backward(self, number: int, given: tuple[Contribution, ...]) -> Call:
-        conv, layer = self._convs[number], self.network.layers[number]
-        for contribution in given:
-            conv.accumulate, conv.finish = contribution.accumulate, contribution.finish
-        parts = -(-self._tiles(self._examples) // conv.tiles_per_part)
-        op = layer.geometry.op
-        into = self._addresses(op, self.gradient)
-
-        # A call that held the program would keep its memory until a garbage collection.
-        program = weakref.proxy(self)
-
-        def run() -> None:
-            if layer.dense and given:
-                program._kernels.conv_transpose(byref(conv))
-            if program._pool is None:
-                program._conv_parts(conv, 0, parts, 0, into)
-            else:
-                program._conv_waves(conv, parts, op)
-
-        return run
-
-    def _conv_parts(
-        self, conv: native.CConv, first: int, last: int, thread: int, into: Sequence[c_void_p]
-    ) -> None:
-        self._kernels.conv_backward(byref(conv), first, last, self._scratch_of(thread), *into)
-
-    def _addresses(self, op: Conv, gradient: Floats) -> tuple[c_void_p, c_void_p]:
-        """Return where the gradients of an op's weight and bias lie in `gradient`."""
-        part = self.network.parameters.part
-        bias = pointer(part(op.bias, gradient)) if op.bias else None
-        return c_void_p(pointer(part(op.weight, gradient))), c_void_p(bias)
-
-    def _conv_waves(self, conv: native.CConv, parts: int, op: Conv) -> None:
-        """Give each thread one part and room of its own, and add the results in order.
-
-        One thread adds the same sums in the same order, so the bits are the same.
-        """
+    def each(self, calls: Sequence[Call]) -> None:
+        """See `Workspace.each`."""
         assert self._pool is not None
-        part = self.network.parameters.part
-        names = (op.weight, op.bias) if op.bias else (op.weight,)
-        for first in range(0, parts, self.threads):
-            wave = range(min(self.threads, parts - first))
-            for thread in wave:
-                for name in names:
-                    part(name, self._partial[thread])[:] = 0
-            futures = [
-                self._pool.submit(
-                    self._conv_parts,
-                    *(conv, first + t, first + t + 1, t),
-                    self._addresses(op, self._partial[t]),
-                )
-                for t in wave
-            ]
-            for thread, future in enumerate(futures):
-                future.result()
-                for name in names:
-                    part(name, self.gradient)[:] += part(name, self._partial[thread])
+        for future in [self._pool.submit(call) for call in calls]:
+            future.result()
 
-    def _shared(
+    def shared(
         self, kernel: native.Kernel, count: int, *arguments: Any, scratch: bool = False
     ) -> Call:
-        """Return a call of kernel(*arguments, first, last[, scratch]), split over the threads."""
+        """See `Workspace.shared`."""
         if self._pool is None:
-            own = (self._scratch_of(0),) if scratch else ()
+            own = (self.scratch_of(0),) if scratch else ()
             ready = (*arguments, c_int(0), c_int(count), *own)
             return lambda: kernel(*ready)
         bounds = np.linspace(0, count, self.threads + 1).astype(int).tolist()
         pieces = [
-            (*arguments, first, last, *((self._scratch_of(thread),) if scratch else ()))
+            (*arguments, first, last, *((self.scratch_of(thread),) if scratch else ()))
             for thread, (first, last) in enumerate(itertools.pairwise(bounds))
             if last > first
         ]
         pool = self._pool
         return lambda: [f.result() for f in [pool.submit(kernel, *piece) for piece in pieces]]
 
-    def _scratch_of(self, thread: int) -> c_void_p:
+    def scratch_of(self, thread: int) -> c_void_p:
+        """See `Workspace.scratch_of`."""
         return c_void_p(pointer(self._scratch[thread]))
 
 
@@ -498,11 +387,6 @@ def _freeze(program: SparseProgram, index: int) -> None:
         mean = state.stats[norm.norm.stats[0]].astype(np.float64)
         norm.spread[:] = np.abs(program.raw(index) - mean[:, None, None]).sum((0, 2, 3))
     norm.use_running(state)
-
-
-def _reads_plain(source: StoredTensor, op: Conv) -> bool:
-    """Say whether a convolution's inputs lie in memory just as it reads them."""
-    return source.norm is None and source.activation == "none" and op.padding == (0, 0)
 
 
 def _line(count: int) -> int:

@@ -20,11 +20,11 @@ from edge.targets.onnx.runner import OnnxRunner
 from edge.targets.tflite.runner import Runtime, TfliteRunner
 from fedkit.core.errors import ExportError
 from fedkit.engine.base import LocalTraining
-from fedkit.engine.integer import numpy_backend
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.integer.inference import Integers, integers
 from fedkit.engine.integer.integer_network import full_weight
-from fedkit.engine.plan.plan import Conv, Plan
+from fedkit.engine.ops.conv_integer import NumpyConv
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.graph import ir
 from fedkit.graph.ops.registry import WEIGHTED
@@ -100,19 +100,18 @@ class Seen:
 
 def products(run: TrainedRun, batch: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> Seen:
     """Evaluate a batch in numpy, whose integers are the kernels', and look at the products."""
-    seen, forward = Seen(), numpy_backend.NumpyBackend.conv_forward
+    seen, forward = Seen(), NumpyConv.forward
 
-    def spy(self: Any, number: int, read: Any, codes: Any, bias: Any, shift: Any) -> None:
-        op = run.plan.ops[number]
-        assert isinstance(op, Conv)
-        full = full_weight(self._network, number, codes.values)
+    def spy(self: NumpyConv, read: Any, codes: Any, bias: Any, shift: Any) -> None:
+        op, backend = self.op, self.backend
+        full = full_weight(backend.network, self.number, codes.values)
         seen.weights[op.weight] = full.reshape(run.plan.weights[op.weight]).astype(np.int64)
         if op.source in seen.targets:
-            seen.reads[seen.targets[op.source]] = self._read(op.source, read)
+            seen.reads[seen.targets[op.source]] = backend.read(op.source, read)
         seen.targets[op.target] = op.weight
-        forward(self, number, read, codes, bias, shift)
+        forward(self, read, codes, bias, shift)
 
-    monkeypatch.setattr(numpy_backend.NumpyBackend, "conv_forward", spy)
+    monkeypatch.setattr(NumpyConv, "forward", spy)
     IntegerEngine(run.plan, bits=run.bits, backend="numpy").outputs(run.state, batch)
     return seen
 

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.integer_network import IntegerNetwork
-from fedkit.engine.plan.plan import Conv, Plan, StoredTensor
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.structure import Plan, StoredTensor
 from fedkit.sparse.state import ModelState
 
 Floats = NDArray[np.float32]

@@ -26,7 +26,9 @@ from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.native_backend import NativeBackend
 from fedkit.engine.integer.program import IntegerProgram
 from fedkit.engine.kernels import native
-from fedkit.engine.plan.plan import Pool, load_plan
+from fedkit.engine.ops import conv_integer
+from fedkit.engine.ops.pool import Pool, scratch_bytes
+from fedkit.engine.plan.plan import load_plan
 from tests.engine.integer import steps
 from tests.engine.integer.extreme import extreme
 from tests.engine.kernels import programs
@@ -60,21 +62,21 @@ class GuardedKernels(native.Kernels):
 
 def scratch_needs(backend: NativeBackend) -> dict[int, int]:
     """Return the bytes of scratch that each op needs, as `GuardedKernels.needs`."""
-    network, needs = backend._network, {}
+    network, needs = backend.network, {}
     for number, op in enumerate(network.plan.ops):
-        target = ctypes.addressof(backend._tensors[op.target])
+        target = ctypes.addressof(backend.tensors[op.target])
         if number in network.layers:
-            needs[target] = backend._scratch_bytes(network.layers[number].geometry)
+            needs[target] = conv_integer.scratch_bytes(network.layers[number].geometry)
         elif isinstance(op, Pool):
-            needs[target] = 4 * network.lanes * math.prod(network.plan.tensors[op.source].shape[1:])
+            needs[target] = scratch_bytes(op, backend)
     return needs
 
 
 def spans(backend: NativeBackend, batch: int) -> Iterator[tuple[int, int]]:
     """Yield the addresses (begin, end) of the tensors."""
-    tiles = -(-batch // backend._lanes)
-    for struct, tensor in zip(backend._tensors, backend._plan.tensors, strict=True):
-        count = tiles * math.prod(tensor.shape) * backend._lanes
+    tiles = -(-batch // backend.lanes)
+    for struct, tensor in zip(backend.tensors, backend.plan.tensors, strict=True):
+        count = tiles * math.prod(tensor.shape) * backend.lanes
         for field, width in (("x", 1), ("raw", 2), ("gradient", 2)):
             if begin := getattr(struct, field):
                 yield begin, begin + width * count
@@ -96,9 +98,9 @@ def drive(case: PlanCase, kernels: GuardedKernels, mode: Any, seed: int, overrun
     with mock.patch.object(native_backend, "place", partial(programs.apart, gap=GAP)):
         made = steps.make(case, kernels, bits, rule, mode)
     backend = made._backend
-    assert isinstance(backend, NativeBackend) and backend._scratch.value is not None
+    assert isinstance(backend, NativeBackend) and backend.scratch.value is not None
     needs = scratch_needs(backend)
-    begin = backend._scratch.value
+    begin = backend.scratch.value
     kernels.scratch = begin, begin + max(needs.values())
     kernels.needs = {target: need - overrun for target, need in needs.items()}
     with Poison().over(gaps(backend, len(case.inputs), kernels.scratch)):

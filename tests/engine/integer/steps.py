@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.engine.integer import program
 from fedkit.engine.integer.backend import Backend
 from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.integer_network import IntegerNetwork
+from fedkit.engine.integer.integer_op import IntegerFamily
 from fedkit.engine.integer.native_backend import NativeBackend
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.integer.program import IntegerProgram, Mode
 from fedkit.engine.kernels.native import Kernels
+from fedkit.engine.ops.registry import integer_family
+from fedkit.engine.plan.structure import PlanOp
 from tests.engine.kernels.programs import choices_of
 from tests.engine.plan.plans import PlanCase
 
@@ -58,6 +64,18 @@ def make(
         made = IntegerProgram(network, backend, mode, batch, rule)
     network.load(case.state)
     return made
+
+
+@contextmanager
+def computed_by(classes: Mapping[type[PlanOp], type[Any]]) -> Iterator[None]:
+    """Let other classes compute ops in numpy where a backend is bound meanwhile."""
+
+    def patched(op: PlanOp) -> IntegerFamily:
+        family = integer_family(op)
+        return replace(family, numpy=classes.get(type(op), family.numpy))
+
+    with mock.patch.object(program, "integer_family", patched):
+        yield
 
 
 def train(made: IntegerProgram, case: PlanCase, kernels: Kernels | None, steps: int = 2) -> Trace:

@@ -14,7 +14,9 @@ from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine, quantize_inputs
 from fedkit.engine.integer.program import IntegerProgram
-from fedkit.engine.plan.plan import VERSION, Conv, Norm, Plan, Pool, StoredTensor
+from fedkit.engine.ops.pool import Pool
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.structure import VERSION, Norm, Plan, StoredTensor
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples
 from tests.engine.bad_input import (

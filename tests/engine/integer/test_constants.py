@@ -26,7 +26,7 @@ from fedkit.engine.integer.constants import (
     shift_to_fit,
 )
 from fedkit.engine.integer.gradients import RULES
-from fedkit.engine.plan.plan import Activation
+from fedkit.engine.plan.structure import Activation
 from fedkit.integers.per_channel import gaussian_clip
 from tests.naive import integers as naive
 
@@ -262,8 +262,8 @@ def test_codes_that_pass_gradients_are_a_run(
         np.array([value], np.int32) for value in (a, b, shift, start, min(start + size, 2**30))
     )
     read = Read(slope, offset, by, -high if signed else 0, high, begin, end)
-    (first,), (last,) = native_backend._active_codes(read)
-    (first_unclipped,), (last_unclipped,) = native_backend._unclipped_codes(read)
+    (first,), (last,) = native_backend.active_codes(read)
+    (first_unclipped,), (last_unclipped,) = native_backend.unclipped_codes(read)
     for code in range(-CODE, CODE + 1):
         assert (first <= code <= last) == naive.active(code, read, 0)
         within = abs(naive.read_one(code, read, 0)) < high

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedkit.engine.base import GradientSums, LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.kernels import native
-from fedkit.engine.plan.plan import Plan
+from fedkit.engine.plan.structure import Plan
 from fedkit.nn.norm import L1LayerNorm
 from fedkit.sparse.state import ModelState
 from fedkit.sparse.topk import largest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,12 +13,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
+from fedkit.core.numerics import K
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.integer.constants import Chain, Ints, Mix, Read
 from fedkit.engine.integer.engine import IntegerEngine, quantize_inputs
 from fedkit.engine.integer.layer_norm import deviation_constants, most_of, reciprocal
 from fedkit.engine.integer.numpy_backend import NumpyBackend
-from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Plan, Shape, StoredTensor
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.layer_norm_integer import NumpyLayerNorm
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.structure import LayerKind, Plan, Shape, StoredTensor
 from fedkit.integers import l1norm
 from fedkit.nn.norm import L1LayerNorm, with_l1_norms
 from fedkit.nn.zoo import seeded
@@ -106,13 +111,13 @@ def run(case: PlanCase) -> StepTrace:
     assert isinstance(backend, NumpyBackend) and isinstance(norm, LayerNorm)
     made.forward(*quantize_inputs(case.inputs), np.arange(count))
     x, y = (
-        (backend._x[tensor] * made._worth[tensor].factor[:, None, None]).reshape(count, -1)
+        (backend.x[tensor] * made.worth[tensor].factor[:, None, None]).reshape(count, -1)
         for tensor in (1, 2)
     )
     made.loss(case.targets)
     made.backward()
     gx, gy = (
-        (backend._g[tensor] * made._slopes[tensor].unit[:, None, None]).reshape(count, -1)
+        (backend.g[tensor] * made.slopes[tensor].unit[:, None, None]).reshape(count, -1)
         for tensor in (1, 2)
     )
     size, real = x.shape[1], made.network.real
@@ -125,7 +130,7 @@ def run(case: PlanCase) -> StepTrace:
         units = np.repeat(made.gradient_units[name], plane)
         gradients[name] = made.network.part(name, made.gradient) * units
     expected = {"x": backward.x, "scale": backward.weight, "offset": backward.bias}
-    step = np.repeat(made._worth[2].factor, plane)
+    step = np.repeat(made.worth[2].factor, plane)
     return StepTrace(y, step, gradients, forward, expected)
 
 
@@ -213,7 +218,7 @@ def test_a_multiplier_has_15_bits(kind: LayerKind, count: int, eps: float, share
     size = int(share * (most if how.l1 else most * most_of(count)))
     found, shift = reciprocal(size, how)
     size = max(size + how.eps, 1)
-    deviations = count**2 / l1norm.K / size if how.l1 else count / math.sqrt(size)
+    deviations = count**2 / K / size if how.l1 else count / math.sqrt(size)
     worth = min(2**12 * deviations, 32767.0)
     assert 0 <= found < 2**15 and shift >= 0
     assert math.ldexp(found, -shift) == pytest.approx(worth, rel=2.0**-13.9)
@@ -222,30 +227,28 @@ def test_a_multiplier_has_15_bits(kind: LayerKind, count: int, eps: float, share
 # Rounding at random
 
 
-class KeyedBackend(NumpyBackend):
+class KeyedLayerNorm(NumpyLayerNorm):
     """Notes the keys by which gradients of layer norms are rounded."""
 
-    keys: list[int | None]
+    keys: ClassVar[list[int | None]] = []
 
-    def layer_backward(
-        self, number: int, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None
-    ) -> None:
+    def backward(self, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None) -> None:
         self.keys.append(out.key)
-        super().layer_backward(number, read, chain, factor, out, mix)
+        super().backward(read, chain, factor, out, mix)
 
 
 def test_every_step_and_seed_rounds_by_a_key_of_its_own() -> None:
     case = case_of("l1-layer", (4, 6, 6), 3)
-    made, keys = steps.make(case, None, 4), []
-    backend = made._backend = KeyedBackend(made.network)
+    with steps.computed_by({LayerNorm: KeyedLayerNorm}):
+        made, keys = steps.make(case, None, 4), []
     for seed in (7, 8, 7):
-        backend.keys = []
+        KeyedLayerNorm.keys.clear()
         made.restart(seed)
         for _ in range(2):
             made.forward(*quantize_inputs(case.inputs), np.arange(3))
             made.loss(case.targets)
             made.backward()
-        keys.append(backend.keys)
+        keys.append(list(KeyedLayerNorm.keys))
     one, other, again = keys
     assert one == again
     assert None not in one and len({*one, *other}) == 4

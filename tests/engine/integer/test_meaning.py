@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from torch.nn.grad import conv2d_weight
 from fedkit.engine.integer.constants import CODE, ONE, Chain, Ints, Mix, Read
 from fedkit.engine.integer.engine import IntegerEngine, quantize_inputs
 from fedkit.engine.integer.gradients import RULES
-from fedkit.engine.integer.numpy_backend import NumpyBackend
+from fedkit.engine.integer.program import IntegerProgram
+from fedkit.engine.ops.conv_integer import NumpyConv
+from fedkit.engine.plan.conv import Conv
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.sparse.state import ModelState
 from fedkit.tasks import digits
@@ -127,6 +130,12 @@ def test_every_layers_gradient_is_nearer_with_more_bits(norm: str, density: floa
         assert fine < 0.36, name
 
 
+def readings(program: IntegerProgram) -> Iterator[tuple[int, tuple[Read, float]]]:
+    """Yield how each convolution read its source, by number."""
+    for number in program.network.layers:
+        yield number, program._ops[number].reading
+
+
 @pytest.mark.parametrize("name", ["small", "small-l1"])
 def test_what_is_clipped_gets_no_gradient(name: str) -> None:
     """A few inputs are so large that norms cut values off, and convolutions read them clipped."""
@@ -136,7 +145,7 @@ def test_what_is_clipped_gets_no_gradient(name: str) -> None:
     made = IntegerEngine(engine.plan, bits=8)
     found = dict(made.gradients(state, data))
     (program,) = made._programs.values()
-    clips = {n: read.high * unit for n, (read, unit) in program._reads.items() if read.clips}
+    clips = {n: read.high * unit for n, (read, unit) in readings(program) if read.clips}
     cut = [(np.abs(program._backend.codes(t)) == CODE).mean() for t in program.statistics]
     assert clips and max(cut) > 0.001
 
@@ -205,39 +214,33 @@ def test_moments_are_near_the_real_ones(norm: str, density: float) -> None:
 # Random rounding
 
 
-class RepeatingBackend(NumpyBackend):
+class RepeatingConv(NumpyConv):
     """Draws every weight gradient many times, by other keys."""
 
     DRAWS = 60
 
-    def conv_backward(
-        self,
-        number: int,
-        read: Read,
-        chain: Chain,
-        shift: Ints,
-        mix: Mix | None,
-        source: bool,
+    def backward(
+        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool
     ) -> tuple[Array, Array]:
-        op = self._conv(number)
-        g, x = dict(self._g), self._read(op.source, read)
+        backend = self.backend
+        g, x = dict(backend.g), backend.read(self.op.source, read)
         draws = []
         for draw in range(self.DRAWS):
             key = (chain.key or 0) + draw * 0x9E3779B97F4A7C15
             again = replace(chain, key=key % 2**64)
-            draws.append(super().conv_backward(number, read, again, shift, None, False)[0])
-        mean, variance = self._expected(number, x, chain)
+            draws.append(super().backward(read, again, shift, None, False)[0])
+        mean, variance = self._expected(x, chain)
         self._scores(np.array(draws), mean, variance)
-        self._g = g
-        return super().conv_backward(number, read, chain, shift, mix, source)
+        backend.g = g
+        return super().backward(read, chain, shift, mix, source)
 
-    def _expected(self, number: int, x: Array, chain: Chain) -> tuple[Array, Array]:
+    def _expected(self, x: Array, chain: Chain) -> tuple[Array, Array]:
         """Return mean and variance of the gradients, were rounding to be without bias."""
-        op = self._conv(number)
+        op = self.op
         exact = self._exact(op.target, chain)
         share = exact - np.floor(exact)
         factor = chain.factor[:, None, None].astype(np.float64)
-        weights = torch.zeros(self._weights[number].shape, dtype=torch.float64)
+        weights = torch.zeros(self.weights.shape, dtype=torch.float64)
         how = (op.stride, op.padding, op.dilation, op.groups)
         found = [
             conv2d_weight(
@@ -245,24 +248,24 @@ class RepeatingBackend(NumpyBackend):
             ).numpy()
             for a, b in ((x, exact * factor), (x * x, share * (1 - share) * factor**2))
         ]
-        kept = self._network.parameters.kept.get(op.weight)
+        kept = self.backend.network.parameters.kept.get(op.weight)
         mean, variance = (part.reshape(-1) for part in found)
         return (mean, variance) if kept is None else (mean[kept], variance[kept])
 
     def _exact(self, tensor: int, chain: Chain) -> Array:
         """Return what is rounded, within the limits."""
         a, b, c = (part[:, None, None].astype(np.float64) for part in (chain.a, chain.b, chain.c))
-        g = self._g[tensor]
+        g = self.backend.g[tensor]
         y = a * g + c
         if chain.carrier != "none":
-            code = self._x[tensor]
+            code = self.backend.x[tensor]
             y = a * np.where(np.abs(code) == CODE, 0, g) + c
             y = y + b * (code if chain.carrier == "x" else np.sign(code))
         exact = np.ldexp(y, -chain.shift[:, None, None])
         return np.asarray(np.clip(exact, -chain.limit, chain.limit))
 
-    scores: list[Array]
-    spreads: list[float]
+    scores: ClassVar[list[Array]] = []
+    spreads: ClassVar[list[float]] = []
 
     def _scores(self, draws: Array, mean: Array, variance: Array) -> None:
         error = np.sqrt(variance / len(draws))
@@ -276,56 +279,46 @@ class RepeatingBackend(NumpyBackend):
 @pytest.mark.parametrize("rule", RULES)
 def test_weight_gradients_are_right_on_average(rule: str) -> None:
     """Each within 4 standard errors, and with the variance that rounding at random has."""
-    scores, spreads = [], []
+    RepeatingConv.scores.clear()
+    RepeatingConv.spreads.clear()
     for seed in range(10):
         choose = random.Random(seed).choice
         case = random_case(choose, most=3, densities=(1.0, 0.5))
-        made = steps.make(case, None, choose((2, 3, 4)), rule)
-        backend = RepeatingBackend(made.network)
-        backend.scores, backend.spreads = [], []
-        made._backend = backend
+        with steps.computed_by({Conv: RepeatingConv}):
+            made = steps.make(case, None, choose((2, 3, 4)), rule)
         steps.train(made, case, None, steps=1)
-        scores += backend.scores
-        spreads += backend.spreads
-    everything = np.concatenate(scores)
+    everything = np.concatenate(RepeatingConv.scores)
     assert len(everything) > 200
     assert np.abs(everything).max() < 4
-    assert np.mean(spreads) == pytest.approx(1.0, abs=0.1)
+    assert np.mean(RepeatingConv.spreads) == pytest.approx(1.0, abs=0.1)
 
 
-class KeyedBackend(NumpyBackend):
+class KeyedConv(NumpyConv):
     """Notes the keys of the random roundings."""
 
-    keys: list[int | None]
+    keys: ClassVar[list[int | None]] = []
 
-    def conv_backward(
-        self,
-        number: int,
-        read: Read,
-        chain: Chain,
-        shift: Ints,
-        mix: Mix | None,
-        source: bool,
+    def backward(
+        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool
     ) -> tuple[Array, Array]:
         self.keys.append(chain.key)
-        return super().conv_backward(number, read, chain, shift, mix, source)
+        return super().backward(read, chain, shift, mix, source)
 
 
 def test_every_layer_step_and_seed_rounds_by_a_key_of_its_own() -> None:
     case = random_case(random.Random(3).choice, ("chain",), most=2)
     keys = []
     for seed in (7, 8, 7):
-        made = steps.make(case, None, 4)
-        backend = KeyedBackend(made.network)
-        backend.keys = []
-        made._backend = backend
+        KeyedConv.keys.clear()
+        with steps.computed_by({Conv: KeyedConv}):
+            made = steps.make(case, None, 4)
         codes, scale = quantize_inputs(case.inputs)
         made.restart(seed)
         for _ in range(2):
             made.forward(codes, scale, np.arange(len(codes)))
             made.loss(case.targets)
             made.backward()
-        keys.append(backend.keys)
+        keys.append(list(KeyedConv.keys))
     one, other, again = keys
     assert one == again
     assert None not in one and len(one) >= 2 * 3

@@ -122,14 +122,17 @@ def test_passing_by_constants_of_any_width(
     source = integer_native.IntTensor(gradient=out.ctypes.data, **shape)
     target = integer_native.IntTensor(x=tiled_x.ctypes.data, gradient=tiled_g.ctypes.data, **shape)
     zeros = np.zeros(5, np.int32)
-    how, mix = native_backend._chain(chain), native_backend._mix(Mix(zeros, zeros, zeros))
+    how, mix = (
+        native_backend.chain_struct(chain),
+        native_backend.mix_struct(Mix(zeros, zeros, zeros)),
+    )
     kernels.int_copy_backward(byref(source), byref(target), byref(how), byref(mix), 0, 0, 0, 2)
 
     wide_g, wide_x = g.astype(np.int64)[..., None], x.astype(np.int64)[..., None]
     carried = None
     if carrier != "none":
         carried = wide_x if carrier == "x" else np.sign(wide_x)
-        wide_g = numpy_backend._uncut(wide_g, wide_x)
-    expected = numpy_backend._passed(wide_g, carried, chain, numpy_backend._across)
+        wide_g = numpy_backend.uncut(wide_g, wide_x)
+    expected = numpy_backend.pass_through(wide_g, carried, chain, numpy_backend.across)
     np.testing.assert_array_equal(rows_of(out, len(g)), expected[..., 0])
     assert not np.moveaxis(out, -1, 1).reshape(-1, 5, plane)[len(g) :].any()

@@ -24,8 +24,17 @@ from fedkit.engine.integer.layer_norm import Deviation, Scale
 from fedkit.engine.integer.loss import cross_entropy
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.optimiser import Sgd
+from fedkit.engine.integer.program import IntegerProgram
 from fedkit.engine.kernels import native
-from fedkit.engine.plan.plan import Add, Copy
+from fedkit.engine.ops.add import Add, NumpyAdd
+from fedkit.engine.ops.conv_integer import NumpyConv
+from fedkit.engine.ops.copy import Copy, NumpyCopy
+from fedkit.engine.ops.layer_norm_integer import NumpyLayerNorm
+from fedkit.engine.ops.pool import NumpyPool, Pool
+from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.structure import PlanOp
 from tests.engine.integer import steps
 from tests.engine.integer.extreme import extreme
 from tests.engine.plan.plans import KINDS, LAYERS, PlanCase, random_case
@@ -41,143 +50,169 @@ class CheckedBackend(NumpyBackend):
     def __init__(self, network: IntegerNetwork) -> None:
         super().__init__(network)
         self.seen = dict[str, int]()
-        self._multipliers = dict[int, tuple[Ints, Ints]]()
 
-    def _check(self, op: str, found: Any, expected: Any) -> None:
+    def check(self, op: str, found: Any, expected: Any) -> None:
         self.seen[op] = self.seen.get(op, 0) + 1
         np.testing.assert_array_equal(found, np.array(expected, object), err_msg=op)
 
-    def conv_forward(self, number: int, read: Read, codes: Codes, bias: Ints, shift: Ints) -> None:
-        super().conv_forward(number, read, codes, bias, shift)
-        op = self._conv(number)
-        x, weight = naive.read(self._x[op.source], read), self._full(number, codes.values)
-        sums = naive.convolve(op, x, weight, bias, self._plane(op.target))
-        self._check("conv", self._raw[op.target], naive.narrowed(sums, shift))
-
-    def _full(self, number: int, values: NDArray[Any]) -> NDArray[Any]:
-        return full_weight(self._network, number, values)
-
-    def add_forward(self, number: int, left: Read, right: Read) -> None:
-        super().add_forward(number, left, right)
-        op = self._plan.ops[number]
-        assert isinstance(op, Add)
-        sides = (naive.read(self._x[t], how) for t, how in ((op.left, left), (op.right, right)))
-        self._check("add", self._raw[op.target], sum(sides))
-
-    def copy_forward(self, number: int, read: Read) -> None:
-        super().copy_forward(number, read)
-        op = self._plan.ops[number]
-        assert isinstance(op, Copy)
-        raw = self._raw[op.target]
-        flat = naive.read(self._x[op.source], read).reshape(len(raw), -1)
-        begin = op.channel * raw[0, 0].size
-        self._check("copy", raw.reshape(len(raw), -1)[:, begin : begin + flat.shape[1]], flat)
-
-    def pool_forward(self, number: int, read: Read, shift: int) -> None:
-        super().pool_forward(number, read, shift)
-        op = self._pool(number)
-        sums = naive.pool(op, naive.read(self._x[op.source], read), self._plane(op.target))
-        self._check(op.operation, self._raw[op.target], naive.narrowed(sums, shift))
-
     def raw_sums(self, tensor: int) -> tuple[Sums, Ints]:
         sums, peak = super().raw_sums(tensor)
-        raw = self._raw[tensor]
-        self._check("raw peak", peak, naive.peaks(raw))
-        self._check("raw sum", sums, [sum(raw[:, c].ravel().tolist()) for c in range(len(sums))])
+        raw = self.raw[tensor]
+        self.check("raw peak", peak, naive.peaks(raw))
+        self.check("raw sum", sums, [sum(raw[:, c].ravel().tolist()) for c in range(len(sums))])
         return sums, peak
 
     def raw_squares(self, tensor: int) -> tuple[Sums, Sums]:
         sums, squares = super().raw_squares(tensor)
-        values = [self._raw[tensor][:, c].ravel().tolist() for c in range(len(sums))]
-        self._check("raw sum", sums, [sum(channel) for channel in values])
-        self._check("raw squares", squares, [sum(v * v for v in channel) for channel in values])
+        values = [self.raw[tensor][:, c].ravel().tolist() for c in range(len(sums))]
+        self.check("raw sum", sums, [sum(channel) for channel in values])
+        self.check("raw squares", squares, [sum(v * v for v in channel) for channel in values])
         return sums, squares
 
     def raw_spread(self, tensor: int, centre: Ints) -> Sums:
         found = super().raw_spread(tensor, centre)
-        self._check("L1 spread", found, naive.spread(self._raw[tensor], centre))
+        self.check("L1 spread", found, naive.spread(self.raw[tensor], centre))
         return found
 
     def requantise(self, tensor: int, how: Requantisation) -> None:
         super().requantise(tensor, how)
-        self._check("requantise", self._x[tensor], naive.requantise(self._raw[tensor], how))
+        self.check("requantise", self.x[tensor], naive.requantise(self.raw[tensor], how))
 
     def read_squares(self, tensor: int, read: Read) -> Sums:
         found = super().read_squares(tensor, read)
-        values = naive.read(self._x[tensor], read)
+        values = naive.read(self.x[tensor], read)
         squares = [sum(v * v for v in values[:, c].ravel().tolist()) for c in range(len(found))]
-        self._check("squares", found, squares)
+        self.check("squares", found, squares)
         return found
 
     def finish(self, tensor: int, read: Read | None) -> tuple[Sums, Ints]:
-        before, x = self._g[tensor], self._x.get(tensor)
+        before, x = self.g[tensor], self.x.get(tensor)
         sums, peak = super().finish(tensor, read)
         expected = before
         if read is not None:
             assert x is not None
             expected = naive.masked(before, x, read)
-        self._check("finish", self._g[tensor], expected)
-        self._check("finish sums", sums, naive.finish_sums(expected, x))
-        self._check("finish peak", peak, naive.peaks(expected))
+        self.check("finish", self.g[tensor], expected)
+        self.check("finish sums", sums, naive.finish_sums(expected, x))
+        self.check("finish peak", peak, naive.peaks(expected))
         return sums, peak
 
     def passed_peak(self, tensor: int, chain: Chain) -> Ints:
         found = super().passed_peak(tensor, chain)
-        self._check("passed peak", found, naive.peaks(self._slowly_passed(tensor, chain)))
+        self.check("passed peak", found, naive.peaks(self.slowly_passed(tensor, chain)))
         return found
 
-    def _slowly_passed(self, tensor: int, chain: Chain) -> Array:
-        return naive.passed(self._g[tensor], self._x.get(tensor), chain)
+    def slowly_passed(self, tensor: int, chain: Chain) -> Array:
+        return naive.passed(self.g[tensor], self.x.get(tensor), chain)
 
-    def conv_backward(
-        self,
-        number: int,
-        read: Read,
-        chain: Chain,
-        shift: Ints,
-        mix: Mix | None,
-        source: bool,
-    ) -> tuple[Sums, Sums]:
-        op = self._conv(number)
-        p, old = self._slowly_passed(op.target, chain), self._g.get(op.source)
-        gradient, sums = super().conv_backward(number, read, chain, shift, mix, source)
-        x = naive.read(self._x[op.source], read)
-        to_x, to_weight = naive.convolve_backward(op, x, self._weights[number], p)
-        self._check("bias gradient", sums, p.sum((0, 2, 3)))
-        kept = self._network.parameters.kept.get(op.weight)
-        flat = to_weight.reshape(-1)
-        self._check("weight gradient", gradient, flat if kept is None else flat[kept])
-        if source:
-            given = naive.unclipped(naive.narrowed(to_x, shift, naive.half_even), x, read)
-            self._check_given("conv", op.source, given, old, mix)
-        return gradient, sums
+    def before_copy(self, source: int, target: int, chain: Chain) -> tuple[Array, Array | None]:
+        """Return what passes, and what the source's gradient holds."""
+        return self.slowly_passed(target, chain), self.g.get(source)
 
-    def copy_backward(
-        self, number: int, source: int, chain: Chain, channel: int, mix: Mix | None
+    def check_copied(
+        self, source: int, channel: int, before: tuple[Array, Array | None], mix: Mix | None
     ) -> None:
-        target, old = self._plan.ops[number].target, self._g.get(source)
-        p = self._slowly_passed(target, chain)
-        super().copy_backward(number, source, chain, channel, mix)
-        shape = (len(p), *self._plan.tensors[source].shape)
+        p, old = before
+        shape = (len(p), *self.plan.tensors[source].shape)
         begin = channel * p[0, 0].size
         taken = p.reshape(len(p), -1)[:, begin : begin + int(np.prod(shape[1:]))]
-        self._check_given("copy", source, taken.reshape(shape), old, mix)
+        self.check_given("copy", source, taken.reshape(shape), old, mix)
 
-    def pool_backward(
-        self, number: int, read: Read, chain: Chain, shift: int, mix: Mix | None
+    def check_given(
+        self, op: str, tensor: int, new: Array, old: Array | None, mix: Mix | None
     ) -> None:
-        op = self._pool(number)
-        p, old = self._slowly_passed(op.target, chain), self._g.get(op.source)
-        super().pool_backward(number, read, chain, shift, mix)
-        sums = naive.pool_backward(op, naive.read(self._x[op.source], read), p)
-        given = naive.narrowed(sums, shift, naive.half_even)
-        self._check_given(op.operation, op.source, given, old, mix)
+        if mix is not None:
+            assert old is not None
+            new = naive.mixed(old, new, mix)
+        self.check(f"gradient by {op}{'' if mix is None else ', added'}", self.g[tensor], new)
 
-    def layer_forward(
-        self, number: int, read: Read, how: Deviation, scale: Scale
-    ) -> tuple[Ints, Ints]:
-        multiplier, shift = super().layer_forward(number, read, how, scale)
-        op, exact = self._layer(number), self._slowly_read(number, read)
+
+class CheckedConv(NumpyConv):
+    backend: CheckedBackend
+
+    def forward(self, read: Read, codes: Codes, bias: Ints, shift: Ints) -> None:
+        super().forward(read, codes, bias, shift)
+        op, backend = self.op, self.backend
+        weight = full_weight(backend.network, self.number, codes.values)
+        x = naive.read(backend.x[op.source], read)
+        sums = naive.convolve(op, x, weight, bias, backend.plane(op.target))
+        backend.check("conv", backend.raw[op.target], naive.narrowed(sums, shift))
+
+    def backward(
+        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool
+    ) -> tuple[Sums, Sums]:
+        op, backend = self.op, self.backend
+        p, old = backend.slowly_passed(op.target, chain), backend.g.get(op.source)
+        gradient, sums = super().backward(read, chain, shift, mix, source)
+        x = naive.read(backend.x[op.source], read)
+        to_x, to_weight = naive.convolve_backward(op, x, self.weights, p)
+        backend.check("bias gradient", sums, p.sum((0, 2, 3)))
+        kept = backend.network.parameters.kept.get(op.weight)
+        flat = to_weight.reshape(-1)
+        backend.check("weight gradient", gradient, flat if kept is None else flat[kept])
+        if source:
+            given = naive.unclipped(naive.narrowed(to_x, shift, naive.half_even), x, read)
+            backend.check_given("conv", op.source, given, old, mix)
+        return gradient, sums
+
+
+class CheckedAdd(NumpyAdd):
+    backend: CheckedBackend
+
+    def forward(self, left: Read, right: Read) -> None:
+        super().forward(left, right)
+        op, x = self.op, self.backend.x
+        sides = (naive.read(x[t], how) for t, how in ((op.left, left), (op.right, right)))
+        self.backend.check("add", self.backend.raw[op.target], sum(sides))
+
+    def backward(self, source: int, chain: Chain, mix: Mix | None) -> None:
+        before = self.backend.before_copy(source, self.op.target, chain)
+        super().backward(source, chain, mix)
+        self.backend.check_copied(source, 0, before, mix)
+
+
+class CheckedCopy(NumpyCopy):
+    backend: CheckedBackend
+
+    def forward(self, read: Read) -> None:
+        super().forward(read)
+        op, raw = self.op, self.backend.raw[self.op.target]
+        flat = naive.read(self.backend.x[op.source], read).reshape(len(raw), -1)
+        begin = op.channel * raw[0, 0].size
+        found = raw.reshape(len(raw), -1)[:, begin : begin + flat.shape[1]]
+        self.backend.check("copy", found, flat)
+
+    def backward(self, source: int, chain: Chain, mix: Mix | None) -> None:
+        before = self.backend.before_copy(source, self.op.target, chain)
+        super().backward(source, chain, mix)
+        self.backend.check_copied(source, self.op.channel, before, mix)
+
+
+class CheckedPool(NumpyPool):
+    backend: CheckedBackend
+
+    def forward(self, read: Read, shift: int) -> None:
+        super().forward(read, shift)
+        op, backend = self.op, self.backend
+        sums = naive.pool(op, naive.read(backend.x[op.source], read), backend.plane(op.target))
+        backend.check(op.operation, backend.raw[op.target], naive.narrowed(sums, shift))
+
+    def backward(self, read: Read, chain: Chain, shift: int, mix: Mix | None) -> None:
+        op, backend = self.op, self.backend
+        p, old = backend.slowly_passed(op.target, chain), backend.g.get(op.source)
+        super().backward(read, chain, shift, mix)
+        sums = naive.pool_backward(op, naive.read(backend.x[op.source], read), p)
+        given = naive.narrowed(sums, shift, naive.half_even)
+        backend.check_given(op.operation, op.source, given, old, mix)
+
+
+class CheckedLayerNorm(NumpyLayerNorm):
+    backend: CheckedBackend
+    found: tuple[Ints, Ints]
+
+    def forward(self, read: Read, how: Deviation, scale: Scale) -> tuple[Ints, Ints]:
+        multiplier, shift = self.found = super().forward(read, how, scale)
+        backend, exact = self.backend, self._slowly_read(read)
         # What a step is worth, but for the last of the multiplier's 15 bits and of the root's 31.
         for n, values in enumerate(exact):
             size = naive.layer_size(values.ravel().tolist(), how.l1) + how.eps
@@ -186,47 +221,55 @@ class CheckedBackend(NumpyBackend):
             found = math.ldexp(multiplier[n], -int(shift[n]))
             assert found == pytest.approx(min(worth, 32767.0), rel=2.0**-13.9)
         hat = naive.normalised(exact, multiplier, shift)
-        self._check("hat", self._hat(number, read), hat)
-        self._check("layer", self._raw[op.target], naive.layer_scaled(hat, scale.a, scale.b))
-        self._multipliers[number] = multiplier, shift
+        backend.check("hat", self.hat(read), hat)
+        scaled = naive.layer_scaled(hat, scale.a, scale.b)
+        backend.check("layer", backend.raw[self.op.target], scaled)
         return multiplier, shift
 
-    def _slowly_read(self, number: int, read: Read) -> Array:
-        return naive.read(self._x[self._layer(number).source], read)
+    def _slowly_read(self, read: Read) -> Array:
+        return naive.read(self.backend.x[self.op.source], read)
 
-    def _slow_layer(
-        self, number: int, read: Read, chain: Chain, factor: Ints
-    ) -> tuple[Array, Array, Array]:
-        p = self._slowly_passed(self._layer(number).target, chain)
-        hat = naive.normalised(self._slowly_read(number, read), *self._multipliers[number])
+    def _slowly(self, read: Read, chain: Chain, factor: Ints) -> tuple[Array, Array, Array]:
+        p = self.backend.slowly_passed(self.op.target, chain)
+        hat = naive.normalised(self._slowly_read(read), *self.found)
         return p, naive.layer_factored(p, factor, hat), hat
 
-    def layer_sums(
-        self, number: int, read: Read, chain: Chain, factor: Ints
-    ) -> tuple[Sums, Sums, Ints]:
-        elements, examples, peak = super().layer_sums(number, read, chain, factor)
-        p, t, hat = self._slow_layer(number, read, chain, factor)
+    def sums(self, read: Read, chain: Chain, factor: Ints) -> tuple[Sums, Sums, Ints]:
+        elements, examples, peak = super().sums(read, chain, factor)
+        p, t, hat = self._slowly(read, chain, factor)
         per_element, per_example = naive.layer_sums(p, t, hat)
-        self._check("layer gradients", elements, per_element)
-        self._check("layer sums", examples, per_example)
-        self._check("layer peak", peak, naive.peaks(t.swapaxes(0, 1)))
+        self.backend.check("layer gradients", elements, per_element)
+        self.backend.check("layer sums", examples, per_example)
+        self.backend.check("layer peak", peak, naive.peaks(t.swapaxes(0, 1)))
         return elements, examples, peak
 
-    def layer_backward(
-        self, number: int, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None
-    ) -> None:
-        source = self._layer(number).source
-        old, (_, t, hat) = self._g.get(source), self._slow_layer(number, read, chain, factor)
-        super().layer_backward(number, read, chain, factor, out, mix)
-        self._check_given("layer", source, naive.layer_out(t, hat, out), old, mix)
+    def backward(self, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None) -> None:
+        source, backend = self.op.source, self.backend
+        old, (_, t, hat) = backend.g.get(source), self._slowly(read, chain, factor)
+        super().backward(read, chain, factor, out, mix)
+        backend.check_given("layer", source, naive.layer_out(t, hat, out), old, mix)
 
-    def _check_given(
-        self, op: str, tensor: int, new: Array, old: Array | None, mix: Mix | None
-    ) -> None:
-        if mix is not None:
-            assert old is not None
-            new = naive.mixed(old, new, mix)
-        self._check(f"gradient by {op}{'' if mix is None else ', added'}", self._g[tensor], new)
+
+CHECKED: dict[type[PlanOp], type[Any]] = {
+    Conv: CheckedConv,
+    Add: CheckedAdd,
+    Copy: CheckedCopy,
+    Pool: CheckedPool,
+    LayerNorm: CheckedLayerNorm,
+}
+
+
+def test_every_op_is_checked() -> None:
+    computed = {family.op for family in FAMILIES.values() if family.integer is not None}
+    assert set(CHECKED) == computed
+
+
+def checked(made: IntegerProgram) -> CheckedBackend:
+    """Let a checked backend compute."""
+    backend = CheckedBackend(made.network)
+    with steps.computed_by(CHECKED):
+        made.bind(backend)
+    return backend
 
 
 EVERYTHING = {
@@ -258,8 +301,7 @@ def test_every_op_of_training_equals_its_reference() -> None:
     for seed in range(40):
         case, choose = small_case(seed), random.Random(seed)
         made = steps.make(case, None, choose.choice(range(2, 9)), choose.choice(list(RULES)))
-        backend = CheckedBackend(made.network)
-        made._backend = backend
+        backend = checked(made)
         steps.train(made, case, None, steps=1)
         seen |= set(backend.seen)
     assert seen >= EVERYTHING
@@ -271,8 +313,7 @@ def test_every_op_of_layer_norms_equals_its_reference() -> None:
         case, choose = small_case(seed, ("layer", "layer", *LAYERS)), random.Random(seed)
         case = extreme(case, choose.choice) if seed % 3 == 0 else case
         made = steps.make(case, None, choose.choice(range(2, 9)), choose.choice(list(RULES)))
-        backend = CheckedBackend(made.network)
-        made._backend = backend
+        backend = checked(made)
         steps.train(made, case, None, steps=1)
         seen |= set(backend.seen)
     assert seen >= OF_LAYER_NORMS
@@ -293,7 +334,7 @@ def test_statistics_are_those_of_the_raw_values() -> None:
         codes, scale = quantize_inputs(case.inputs)
         made.forward(codes, scale, np.arange(len(codes)))
         for tensor, norm in made.network.norms.items():
-            found, unit = made.statistics[tensor], made._raw_unit[tensor]
+            found, unit = made.statistics[tensor], made.raw_unit[tensor]
             raw = made._backend.raw_rows(tensor).astype(np.float64)
             mean = raw.mean((0, 2, 3))
             np.testing.assert_allclose(found.mean, mean * unit, rtol=1e-12, atol=1e-12)

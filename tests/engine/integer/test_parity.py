@@ -21,7 +21,11 @@ from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.integer.program import Mode
 from fedkit.engine.kernels import int_native as integer_native
 from fedkit.engine.kernels import native
-from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Plan, Pool, StoredTensor
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.pool import Pool
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.structure import LayerKind, Plan, StoredTensor
 from tests.engine.integer import steps
 from tests.engine.integer.extreme import extreme
 from tests.engine.integer.steps import Trace, mismatches
@@ -272,9 +276,9 @@ def test_gradients_stop_exactly_at_the_kinks(kernels: native.Kernels, shift: int
     assert expected.reshape(-1).nonzero()[0].tolist() == list(range(127 + 1, 127 + 90))
 
     backend = NumpyBackend(steps.make(seeded(0)[0], None, 8).network)
-    backend._x[1], backend._g[1] = x, g
+    backend.x[1], backend.g[1] = x, g
     sums, peak = backend.finish(1, how)
-    np.testing.assert_array_equal(backend._g[1], expected)
+    np.testing.assert_array_equal(backend.g[1], expected)
 
     lanes = int(kernels.int_lanes())
     tile_x, tile_g = (np.repeat(a.reshape(-1, 1), lanes, 1) for a in (x, g))
@@ -283,7 +287,7 @@ def test_gradients_stop_exactly_at_the_kinks(kernels: native.Kernels, shift: int
         x=tile_x.ctypes.data, gradient=tile_g.ctypes.data, examples=1, channels=1, plane=len(codes)
     )
     tile_g[:, 1:] = 0  # lanes beyond the examples never have a gradient
-    first, last = native_backend._active_codes(how)
+    first, last = native_backend.active_codes(how)
     found_sums, found_peak = np.zeros(5, np.int64), np.zeros(1, np.int32)
     arrays = (programs.address(array) for array in (found_sums, found_peak))
     bounds = (programs.address(first), programs.address(last))

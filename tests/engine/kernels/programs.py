@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from fedkit.engine.kernels import native, network
 from fedkit.engine.kernels.network import Network
 from fedkit.engine.plan import geometry
+from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.execution import Key, Schedule, place, touched
 from fedkit.engine.plan.execution import Step as ScheduleStep
-from fedkit.engine.plan.plan import Conv, Plan
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse import program
-from fedkit.engine.sparse.program import Mode, SparseProgram
+from fedkit.engine.sparse.float_op import Mode
+from fedkit.engine.sparse.program import SparseProgram
 from tests.engine.plan.plans import PlanCase
 
 Array = NDArray[Any]
@@ -81,22 +83,18 @@ def fill(made: SparseProgram) -> None:
     """Fill the memory of a program with NaN."""
     made._arena.view(np.uint32)[:] = GUARD
     made._sums[:] = made.gradient[:] = np.nan
-    for partial in made._partial:
+    for partial in made.partial:
         partial[:] = np.nan
     for norm in made.network.norms.values():
         for value in vars(norm).values():
             if isinstance(value, np.ndarray):
                 value[:] = np.nan
-    made._transposed[:] = np.nan
+    made.transposed[:] = np.nan
 
 
 def lanes(made: SparseProgram, kind: str, tensor: int) -> NDArray[np.float32]:
     """Return the view [tiles, c, h, w, lanes] of a tensor's values "x" or gradient "g"."""
-    width, shape = made._kernels.lanes, made._plan.tensors[tensor].shape
-    tiles = -(-made._examples // width)
-    size = tiles * int(np.prod(shape)) * width
-    begin = made._places[kind, tensor]
-    return made._arena[begin : begin + size].reshape(tiles, *shape, width)
+    return made.lanes(kind, tensor)
 
 
 def examples(made: SparseProgram, kind: str, tensor: int) -> NDArray[np.float32]:
@@ -153,7 +151,7 @@ def step(
     done.loss = made.loss(targets)
 
     def look(number: int) -> None:
-        op = made._plan.ops[number]
+        op = made.plan.ops[number]
         if op.target not in done.finished:
             done.finished[op.target] = examples(made, "g", op.target)
         if isinstance(op, Conv) and op.weight not in done.full:
@@ -162,14 +160,14 @@ def step(
 
     made.backward(before=look)
     parameters = made.network.parameters
-    for name in made._plan.weights:
+    for name in made.plan.weights:
         done.gradients[name] = parameters.part(name, made.gradient).copy()
     return done
 
 
 def forward_values(made: SparseProgram) -> StepResult:
     """Return what the forward pass left."""
-    count = len(made._plan.tensors)
+    count = len(made.plan.tensors)
     return StepResult([examples(made, "x", tensor) for tensor in range(count)], made.outputs())
 
 

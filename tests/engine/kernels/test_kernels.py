@@ -16,10 +16,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedkit.engine.kernels import native
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.execution import place
-from fedkit.engine.plan.plan import Conv, Copy, LayerKind, LayerNorm, Norm, Plan, Pool, StoredTensor
-from fedkit.engine.sparse.program import Mode, SparseProgram
+from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.structure import LayerKind, Norm, Plan, StoredTensor
+from fedkit.engine.sparse.float_op import Mode
+from fedkit.engine.sparse.program import SparseProgram
 from fedkit.nn.zoo import build_model, seeded
 from fedkit.sparse.state import ModelState, apply_masks
 from tests.engine.kernels import kernel_sets, programs

@@ -7,12 +7,15 @@ in a header and not in Python, or the other way round, fails.
 from __future__ import annotations
 
 import ctypes
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fedkit.engine import ops
 from fedkit.engine.kernels import int_native as integer_native
 from fedkit.engine.kernels import native
 from fedkit.engine.plan.geometry import TAP
@@ -25,35 +28,33 @@ NUMBERS = {
     "double": ctypes.c_double,
 }
 
-CLASSES: dict[str, type[ctypes.Structure]] = {
-    "tensor": native.CTensor,
-    "map": native.CMap,
-    "padding": native.CPadding,
-    "conv": native.CConv,
-    "norm": native.CNorm,
-    "layer": native.CLayer,
-    "windows": native.Windows,
-    "pool": native.CPool,
-    "int_tensor": integer_native.IntTensor,
-    "int_read": integer_native.IntRead,
-    "int_chain": integer_native.IntChain,
-    "int_mix": integer_native.IntMix,
-    "int_map": integer_native.IntMap,
-    "int_conv": integer_native.IntConv,
-    "int_layer": integer_native.IntLayer,
-    "int_pool": integer_native.IntPool,
-}
+
+def classes() -> dict[str, type[ctypes.Structure]]:
+    """Find the Python side of every struct: those of all, and those of each family of ops."""
+    families = (info.name for info in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."))
+    found = {}
+    for module in (native, integer_native, *map(importlib.import_module, families)):
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, ctypes.Structure):
+                about = re.match(r"`struct (\w+)`", value.__doc__ or "")
+                if about:
+                    found[about[1]] = value
+    return found
+
+
+CLASSES = classes()
 
 # Filled through numpy, so a pointer to it is an address like that of any array.
 ARRAYS = {"tap": TAP}
 
 
-def declared(header: str) -> dict[str, list[tuple[str, object]]]:
-    """Read the structs of a header: name -> (field, its type) in order."""
+def declared(header: str, names: set[str] | None = None) -> dict[str, list[tuple[str, object]]]:
+    """Read structs of a header, all or those of some names: name -> (field, its type) in order."""
     text = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
     return {
         name: [field for line in body.split(";") if line.strip() for field in fields(line)]
         for name, body in re.findall(r"struct (\w+) \{(.*?)\n\};", text, re.DOTALL)
+        if names is None or name in names
     }
 
 
@@ -75,10 +76,15 @@ def field(kind: list[str], name: str) -> tuple[str, object]:
     return name, ctypes.c_void_p if pointer else NUMBERS[kind[0]]
 
 
+CALLED = ("kernels.h", "int_kernels.h")
+"""The headers whose structs are all filled by Python; of others, those that a class names."""
+
+
 def structs() -> dict[str, list[tuple[str, object]]]:
     found = {}
-    for header in ("kernels.h", "int_kernels.h"):
-        found.update(declared((Path(KERNELS) / header).read_text(encoding="utf-8")))
+    for header in sorted(Path(KERNELS).glob("*.h")):
+        names = None if header.name in CALLED else set(CLASSES)
+        found.update(declared(header.read_text(encoding="utf-8"), names))
     return found
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from fedkit.engine.plan.plan import (
-    Add,
-    Conv,
-    Copy,
-    Norm,
-    Plan,
-    Pool,
-    StoredTensor,
-)
+from fedkit.engine.ops.add import Add
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.pool import Pool
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.structure import Norm, Plan, StoredTensor
 
 ONE = (1, 1)
 CONV = Conv(0, 1, "conv.weight", None, (3, 3), ONE, ONE, ONE, groups=2)

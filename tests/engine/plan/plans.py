@@ -10,21 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.plan.plan import (
-    Add,
-    Conv,
-    Copy,
-    LayerNorm,
-    Norm,
-    Op,
-    Plan,
-    Pool,
-    Shape,
-    StoredTensor,
-    sources,
-    verify,
-    window_plane,
-)
+from fedkit.engine.ops.add import Add
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.pool import Pool
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.plan import verify
+from fedkit.engine.plan.structure import Norm, Plan, PlanOp, Shape, StoredTensor
+from fedkit.engine.plan.windows import window_plane
 from fedkit.sparse.state import ModelState, apply_masks
 
 Choose = Callable[[Sequence[Any]], Any]
@@ -140,7 +133,7 @@ class _Builder:
         self._choose = choose
         height, width = choose(range(1, 8)), choose((1, 2, 3, 5, 7, 9, 12))
         self.tensors = [StoredTensor((choose((1, 2, 3, 4, 6)), height, width))]
-        self.ops: list[Op] = []
+        self.ops: list[PlanOp] = []
         self.weights: dict[str, tuple[int, ...]] = {}
         self.stats: dict[str, tuple[int, ...]] = {}
 
@@ -244,7 +237,7 @@ class _Builder:
 
     def classify(self) -> None:
         """Flatten what nothing reads, put it side by side, and end in a linear layer."""
-        read = {source for op in self.ops for source in sources(op)}
+        read = {source for op in self.ops for source in op.sources}
         ends = [i for i in range(len(self.tensors)) if i not in read]
         sizes = [math.prod(self.tensors[end].shape) for end in ends]
         features = self._flatten(ends, sizes)

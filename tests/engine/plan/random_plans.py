@@ -8,20 +8,19 @@ from typing import get_args
 
 from hypothesis import strategies as st
 
-from fedkit.engine.plan.plan import (
+from fedkit.engine.ops.add import Add
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.pool import Pool
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.structure import (
     Activation,
-    Add,
-    Conv,
-    Copy,
     LayerKind,
-    LayerNorm,
     Norm,
-    Op,
     Plan,
-    Pool,
+    PlanOp,
     Shape,
     StoredTensor,
-    sources,
 )
 
 ONE = (1, 1)
@@ -40,7 +39,7 @@ class Builder:
     weights: dict[str, tuple[int, ...]] = field(default_factory=dict)
     stats: dict[str, tuple[int, ...]] = field(default_factory=dict)
     tensors: list[StoredTensor] = field(default_factory=lambda: [StoredTensor((2, 3, 3))])
-    ops: list[Op] = field(default_factory=list)
+    ops: list[PlanOp] = field(default_factory=list)
 
     def new(self, shape: Shape, plain: bool = False) -> int:
         """Add a tensor, with a norm and an activation or not."""
@@ -106,7 +105,7 @@ class Builder:
 
     def plan(self) -> Plan:
         """Sum what nothing reads yet, and end in three logits."""
-        read = {source for op in self.ops for source in sources(op)}
+        read = {source for op in self.ops for source in op.sources}
         loose = [self.conv(i) for i in range(len(self.tensors)) if i not in read]
         total = loose[0]
         for tensor in loose[1:]:

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkit.core.errors import PlanError
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.capture import capture
-from fedkit.engine.plan.plan import Conv, Copy, Plan, Pool, load_plan, save_plan
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.plan import load_plan, save_plan
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.nn.zoo import MODELS, build_model

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedkit.engine.ops.add import Add
+from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.execution import (
     Backward,
     Finish,
@@ -25,7 +27,8 @@ from fedkit.engine.plan.execution import (
     touched,
     training_schedule,
 )
-from fedkit.engine.plan.plan import Add, Conv, Plan, StoredTensor, sources, verify
+from fedkit.engine.plan.plan import verify
+from fedkit.engine.plan.structure import Plan, StoredTensor
 from tests.engine.plan.random_plans import LAYERS, plans
 
 many = settings(
@@ -84,7 +87,7 @@ class TokenGradients:
         plain = read.norm is None and read.activation == "none"
         assert plain or op.target in self.finished
         users = [op for op in self.plan.ops if op.target in needing]
-        uses = Counter(source for op in users for source in sources(op))
+        uses = Counter(source for op in users for source in op.sources)
         assert self.given[op.target] == uses[op.target] + (op.target == self.plan.output)
         for contribution in step.contributions:
             tensor, token = contribution.tensor, self.read(op.target)

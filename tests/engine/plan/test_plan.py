@@ -14,19 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedkit.core.errors import PlanError
-from fedkit.engine.plan.plan import (
-    VERSION,
-    Add,
-    Conv,
-    Copy,
-    LayerNorm,
-    Op,
-    Plan,
-    StoredTensor,
-    load_plan,
-    save_plan,
-    verify,
-)
+from fedkit.engine.ops.add import Add
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.plan import load_plan, save_plan, verify
+from fedkit.engine.plan.structure import VERSION, Plan, PlanOp, StoredTensor
 from tests.engine.plan.one_plan import CONV, LINEAR, NORM, ONE, PLAN, POOL
 
 # x (2, 4, 4) -> 3x3 convolution to 4 channels, norm, ReLU -> read three times: pooled, added to
@@ -53,7 +46,7 @@ def with_layer(**changes: Any) -> Plan:
     return replace(LAYERED, ops=(replace(LAYER, **changes), *LAYERED.ops[1:]))
 
 
-def with_op(index: int, op: Op) -> Plan:
+def with_op(index: int, op: PlanOp) -> Plan:
     return replace(PLAN, ops=(*PLAN.ops[:index], op, *PLAN.ops[index + 1 :]))
 
 

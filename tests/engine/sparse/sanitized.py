@@ -22,9 +22,14 @@ from unittest import mock
 import numpy as np
 
 from fedkit.engine.kernels import native
-from fedkit.engine.plan.plan import Conv, Copy, Norm, Plan, StoredTensor, load_plan, verify
+from fedkit.engine.ops.conv import FloatConv
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.plan import load_plan, verify
+from fedkit.engine.plan.structure import Norm, Plan, StoredTensor
 from fedkit.engine.sparse import program
-from fedkit.engine.sparse.program import Mode, SparseProgram
+from fedkit.engine.sparse.float_op import Mode
+from fedkit.engine.sparse.program import SparseProgram
 from tests.engine.kernels import programs
 from tests.engine.plan.plans import KINDS, LAYERS, PlanCase, random_case, random_data
 
@@ -109,9 +114,9 @@ def scratch_needs(made: SparseProgram) -> dict[int, int]:
     """Return the bytes of scratch that each layer needs, as `GuardedKernels.needs`."""
     needs = {}
     for number, layer in made.network.layers.items():
-        conv = made._convs[number]
-        with mock.patch.object(made.network, "layers", {number: layer}):
-            floats = made._scratch_floats()
+        op = made._ops[number]
+        assert isinstance(op, FloatConv)
+        conv, floats = op.struct, op.scratch_floats(made.network, number, made.mode)
         if conv.direct:  # it packs no inputs
             floats -= layer.geometry.tiles_per_part * layer.geometry.tile_in
         needs[ctypes.addressof(conv.target.contents)] = 4 * floats

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.base import LocalTraining
-from fedkit.engine.plan.plan import VERSION, Conv, Copy, verify
+from fedkit.engine.ops.copy import Copy
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.plan import verify
+from fedkit.engine.plan.structure import VERSION
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.sparse.program import SparseProgram
 from fedkit.sparse.state import ModelState

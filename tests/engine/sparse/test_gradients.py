@@ -10,23 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from fedkit.engine.plan.execution import needs_gradient
-from fedkit.engine.plan.plan import Plan, Pool
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.engine.sparse.program import SparseProgram
 from fedkit.nn.norm import L1LayerNorm
 from fedkit.sparse.state import ModelState
-from fedkit.tasks.task import Examples, cross_entropy
+from fedkit.tasks.task import Examples
 from tests.engine.plan.random_plans import LAYERS, plans
 from tests.engine.sparse.cases import (
     Shape,
@@ -35,16 +31,10 @@ from tests.engine.sparse.cases import (
     l1,
     layered,
     pruned,
-    tensors,
     zoo,
 )
-from tests.naive import plan as naive
+from tests.engine.sparse.gradients import by_program, by_torch, worst
 from tests.sets import slow_but
-
-ZERO = 1e-10
-"""Share of the model's largest gradient below which a tensor's are 0 but for rounding."""
-
-Gradients = dict[str, NDArray[np.floating[Any]]]
 
 TOLERANCE = 5e-5
 """Of a tensor's largest gradient: float32's 6e-8, magnified by some 20 layers with norms.
@@ -63,55 +53,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
     "mobilenetv2-w0.25": (zoo("mobilenetv2-w0.25", (3, 16, 16)), (3, 16, 16), 9),
 }
 """Factory, input shape and examples: not a multiple of any number of lanes."""
-
-
-def by_program(
-    program: SparseProgram, data: Examples
-) -> tuple[float, Gradients, dict[int, Tensor]]:
-    """Return the loss, the gradients (0 where pruned), and the read values behind a kink."""
-    program.forward(data.inputs, np.arange(len(data)))
-    taken = read_values(program)
-    loss = program.loss(data.targets)
-    program.backward()
-    network, found = program.network, Gradients()
-    for name, shape in network.plan.weights.items():
-        part, kept = network.parameters.part(name, program.gradient), network.parameters.kept
-        found[name] = np.zeros(shape, np.float32)
-        found[name].reshape(-1)[kept.get(name, slice(None))] = part
-    return loss, found, taken
-
-
-def read_values(program: SparseProgram) -> dict[int, Tensor]:
-    """Return the values that activations give and maxima take; the backward pass keeps them."""
-    plan, found = program.network.plan, {}
-    pooled = {op.source for op in plan.ops if isinstance(op, Pool) and op.operation == "max"}
-    for index in needs_gradient(plan):
-        if plan.tensors[index].activation != "none" or index in pooled:
-            found[index] = torch.from_numpy(program.read(index))
-    return found
-
-
-def by_torch(
-    plan: Plan, state: ModelState, data: Examples, taken: dict[int, Tensor], dtype: torch.dtype
-) -> tuple[float, Gradients]:
-    """Return the loss and the gradients of the kept weights."""
-    inputs, targets = tensors(data, dtype)
-    weights = {n: torch.tensor(w, dtype=dtype).requires_grad_() for n, w in state.weights.items()}
-    stats = {n: torch.tensor(s, dtype=dtype) for n, s in state.stats.items()}
-    loss = cross_entropy(naive.run(plan, weights, stats, inputs, True, taken), targets)
-    gradients = torch.autograd.grad(loss, list(weights.values()))
-    found = {n: g.numpy() for n, g in zip(weights, gradients, strict=True)}
-    for name, mask in state.masks.items():
-        found[name][~mask] = 0
-    return loss.item(), found
-
-
-def worst(found: Gradients, expected: Gradients) -> tuple[float, str]:
-    """Return the largest error of a tensor, relative to its largest gradient, and its name."""
-    most = {name: float(np.abs(gradient).max()) for name, gradient in expected.items()}
-    whole = max(most.values()) or 1.0
-    scales = {name: own if own > ZERO * whole else whole for name, own in most.items()}
-    return max((float(np.abs(found[n] - expected[n]).max()) / scales[n], n) for n in expected)
 
 
 LAYERED: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {

@@ -1,0 +1,288 @@
+"""Convolutions and linear layers in float32: on kept weights only, or dense where most are kept."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Iterator, Sequence
+from ctypes import POINTER, byref, c_int32, c_void_p
+
+import numpy as np
+
+from fedkit.engine.kernels import native
+from fedkit.engine.kernels.network import Layer, Network
+from fedkit.engine.kernels.structs import Array, part, pointer
+from fedkit.engine.ops.conv_integer import INTEGER
+from fedkit.engine.ops.family import Example, Family
+from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.execution import Contribution
+from fedkit.engine.plan.geometry import Padding
+from fedkit.engine.plan.structure import StoredTensor
+from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode, Workspace
+
+_SUMS_FLOATS = 3
+
+
+class CMap(ctypes.Structure):
+    """`struct map` of kernels.h."""
+
+    _fields_ = (
+        ("first", c_void_p),
+        ("tap", c_void_p),
+        ("offset", c_void_p),
+        ("from_", c_void_p),
+        ("matrix", c_void_p),
+        ("slot_in", c_void_p),
+        ("slot_out", c_void_p),
+        ("rows", c_int32),
+        ("taps", c_int32),
+        ("from_step", c_int32),
+        ("slots", c_int32),
+    )
+
+
+class CConv(ctypes.Structure):
+    """`struct conv` of kernels.h."""
+
+    _fields_ = (
+        ("source", POINTER(native.CTensor)),
+        ("target", POINTER(native.CTensor)),
+        ("values", c_void_p),
+        ("bias", c_void_p),
+        ("used_in", c_void_p),
+        ("used_out", c_void_p),
+        ("full_offset", c_void_p),
+        ("line_in", c_void_p),
+        ("line_out", c_void_p),
+        ("forward", CMap),
+        ("backward", POINTER(CMap)),
+        ("in_", native.CPadding),
+        ("out", native.CPadding),
+        ("in_height", c_int32),
+        ("in_width", c_int32),
+        ("out_height", c_int32),
+        ("out_width", c_int32),
+        ("lines", c_int32),
+        ("line_length", c_int32),
+        ("phases", c_int32),
+        ("tiles", c_int32),
+        ("tiles_per_part", c_int32),
+        ("groups", c_int32),
+        ("full_taps", c_int32),
+        ("stride", c_int32),
+        ("direct", c_int32),
+        ("statistics", c_int32),
+        ("accumulate", c_int32),
+        ("finish", c_int32),
+    )
+
+
+class FloatConv(FloatOp[Conv]):
+    """Works off the batch part by part, so that a part's planes stay in a core's cache."""
+
+    takes_moments = True
+
+    def __init__(self, op: Conv, number: int, work: Workspace) -> None:
+        super().__init__(op, number, work)
+        self._layer = work.network.layers[number]
+        self.tiles_per_part = self._layer.geometry.tiles_per_part
+        self.struct = _struct(self._layer, work)
+        self.struct.direct = _reads_plain(work.plan.tensors[op.source], op)
+        self.struct.statistics = work.normalises(number)
+        if work.mode == "train":
+            maps, self._keep = _backward_maps(self._layer, work.transposed)
+            self.struct.backward, self.struct.phases = maps, len(maps)
+            self._maps = maps
+
+    @staticmethod
+    def scratch_floats(network: Network, number: int, mode: Mode) -> int:
+        """See `FloatOp.scratch_floats`: the padded planes of a part, and sums of its channels."""
+        geometry = network.layers[number].geometry
+        planes = geometry.tile_in + (geometry.tile_out if mode == "train" else 0)
+        channels = max(geometry.source[0], geometry.target[0])
+        return geometry.tiles_per_part * planes + channels * _SUMS_FLOATS * geometry.lanes
+
+    def resize(self, work: Workspace) -> None:
+        """See `FloatOp.resize`."""
+        self.struct.tiles = work.tiles
+
+    def forward(self, work: Workspace) -> Call:
+        """See `FloatOp.forward`."""
+        parts = -(-work.tiles // self.tiles_per_part)
+        return work.shared(work.kernels.conv_forward, parts, byref(self.struct), scratch=True)
+
+    def backward(self, work: Workspace, given: Sequence[Contribution]) -> Iterator[Call]:
+        """See `FloatOp.backward`."""
+        for contribution in given:
+            self.struct.accumulate = contribution.accumulate
+            self.struct.finish = contribution.finish
+        parts = -(-work.tiles // self.tiles_per_part)
+        into = self._addresses(work, work.gradient)
+        program, transposes = weakref.proxy(work), self._layer.dense and bool(given)
+
+        def run() -> None:
+            if transposes:
+                program.kernels.conv_transpose(byref(self.struct))
+            if program.threads == 1:
+                self._run_parts(program, 0, parts, 0, into)
+            else:
+                self._run_waves(program, parts)
+
+        yield run
+
+    def _run_parts(
+        self, work: Workspace, first: int, last: int, thread: int, into: Sequence[c_void_p]
+    ) -> None:
+        work.kernels.conv_backward(byref(self.struct), first, last, work.scratch_of(thread), *into)
+
+    def _addresses(self, work: Workspace, gradient: Floats) -> tuple[c_void_p, c_void_p]:
+        """Return where the gradients of weight and bias lie in `gradient`."""
+        parameters = work.network.parameters
+        weight, bias = (part(parameters, name, gradient) for name in (self.op.weight, self.op.bias))
+        return c_void_p(weight), c_void_p(bias)
+
+    def _run_waves(self, work: Workspace, parts: int) -> None:
+        """Give each thread one part and room of its own, and add the results in order.
+
+        One thread adds the same sums in the same order, so the bits are the same.
+        """
+        part_of = work.network.parameters.part
+        for first in range(0, parts, work.threads):
+            wave = range(min(work.threads, parts - first))
+            for thread in wave:
+                for name in self.op.parameters:
+                    part_of(name, work.partial[thread])[:] = 0
+            work.each([self._part_call(work, first, thread) for thread in wave])
+            for thread in wave:
+                for name in self.op.parameters:
+                    part_of(name, work.gradient)[:] += part_of(name, work.partial[thread])
+
+    def _part_call(self, work: Workspace, first: int, thread: int) -> Call:
+        into = self._addresses(work, work.partial[thread])
+        number = first + thread
+        return lambda: self._run_parts(work, number, number + 1, thread, into)
+
+    def full_gradient(self, work: Workspace, rows: int) -> Iterator[Floats]:
+        """See `FloatOp.full_gradient`."""
+        geometry = self._layer.geometry
+        channels = geometry.target[0]
+        struct = CConv.from_buffer_copy(self.struct)
+        everything = np.ones(max(channels, geometry.source[0]), np.uint8)
+        struct.used_in = struct.used_out = pointer(everything)
+        room = np.empty((min(rows, channels), geometry.full_taps), np.float32)
+        for first in range(0, channels, rows):
+            last = min(first + rows, channels)
+            work.kernels.conv_full_gradient(
+                byref(struct), first, last, work.scratch_of(0), c_void_p(pointer(room))
+            )
+            yield room[: last - first]
+
+
+def _reads_plain(source: StoredTensor, op: Conv) -> bool:
+    """Say whether a convolution's inputs lie in memory just as it reads them."""
+    return source.norm is None and source.activation == "none" and op.padding == (0, 0)
+
+
+def _struct(layer: Layer, work: Workspace) -> CConv:
+    """Return the struct of a convolution, without its backward maps and what a mode decides."""
+    geometry, parameters = layer.geometry, work.network.parameters
+    op, (line_in, line_out) = geometry.op, geometry.lines
+    values = parameters.part(op.weight, parameters.values)
+    return CConv(
+        source=ctypes.pointer(work.tensors[op.source]),
+        target=ctypes.pointer(work.tensors[op.target]),
+        values=pointer(values),
+        bias=part(parameters, op.bias, parameters.values),
+        used_in=pointer(layer.used_in),
+        used_out=pointer(layer.used_out),
+        full_offset=pointer(geometry.full_offset),
+        line_in=pointer(line_in),
+        line_out=pointer(line_out),
+        forward=_forward_map(layer, values),
+        in_=_padding(geometry.padded_in),
+        out=_padding(geometry.padded_out),
+        in_height=geometry.source[1],
+        in_width=geometry.source[2],
+        out_height=geometry.target[1],
+        out_width=geometry.target[2],
+        lines=geometry.lines_per_tile,
+        line_length=geometry.line_length,
+        tiles_per_part=geometry.tiles_per_part,
+        groups=op.groups,
+        full_taps=geometry.full_taps,
+        stride=op.stride[1] * geometry.lanes,
+    )
+
+
+def _padding(padding: Padding) -> native.CPadding:
+    return native.CPadding(padding.top, padding.left, padding.height, padding.width)
+
+
+def _forward_map(layer: Layer, values: Array) -> CMap:
+    geometry = layer.geometry
+    return CMap(
+        first=None if layer.dense else pointer(layer.forward.first),
+        tap=pointer(layer.forward.tap),
+        offset=pointer(geometry.full_offset),
+        matrix=pointer(values),
+        slot_in=pointer(geometry.slot_in),
+        slot_out=pointer(geometry.slot_out),
+        rows=geometry.target[0],
+        taps=geometry.full_taps,
+        slots=geometry.target[1] * geometry.target[2],
+    )
+
+
+def _backward_maps(layer: Layer, transposed: Floats) -> tuple[ctypes.Array[CMap], list[Array]]:
+    """Return the maps from padded gradients of the outputs to those of the inputs, per phase.
+
+    Args:
+        layer: The layer.
+        transposed: Room for a dense layer's weights in the order of these maps.
+
+    Returns:
+        The maps, and arrays that must live as long as they do.
+    """
+    geometry, phases = layer.geometry, layer.geometry.phases
+    maps, keep, begin = (CMap * len(phases))(), list[Array](), 0
+    for number, phase in enumerate(phases):
+        shared = {
+            "slot_in": pointer(phase.slot_in),
+            "slot_out": pointer(phase.slot_out),
+            "rows": geometry.source[0],
+            "slots": phase.slots,
+        }
+        if not layer.dense:
+            taps = layer.backward[number]
+            first, tap = pointer(taps.first), pointer(taps.tap)
+            maps[number] = CMap(first=first, tap=tap, **shared)
+            continue
+        offset, origin = geometry.dense_phase(phase)
+        keep += [offset, origin]
+        maps[number] = CMap(
+            offset=pointer(offset),
+            from_=pointer(origin),
+            matrix=pointer(transposed[begin:]),
+            taps=len(offset),
+            from_step=geometry.op.kernel[0] * geometry.op.kernel[1],
+            **shared,
+        )
+        begin += len(offset) * geometry.source[0]
+    return maps, keep
+
+
+_GROUPED = Conv(1, 2, "w", "b", (3, 2), (2, 1), (1, 1), (1, 2), 2)
+
+FAMILY = Family(
+    Conv,
+    (
+        Example(_GROUPED, ((3, 5, 4), (4, 5, 4), (6, 3, 4)), {"w": (6, 2, 3, 2), "b": (6,)}),
+        Example(
+            Conv(1, 2, "w", None, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+            ((3, 1, 1), (4, 1, 1), (6, 1, 1)),
+            {"w": (6, 4)},
+        ),
+    ),
+    FloatConv,
+    INTEGER,
+)

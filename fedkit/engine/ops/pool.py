@@ -1,0 +1,243 @@
+"""Max and mean pooling."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator, Sequence
+from ctypes import byref
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fedkit.core.numerics import shift_right_half_even, shift_right_half_up
+from fedkit.engine.integer.constants import WIDE, Chain, Mix, Read, shift_to_fit
+from fedkit.engine.integer.integer_op import LEAST, IntegerFamily, IntegerOp, Slope, Units
+from fedkit.engine.integer.native_backend import (
+    NativeBackend,
+    NativeOp,
+    chain_struct,
+    mix_struct,
+    read_struct,
+)
+from fedkit.engine.integer.numpy_backend import Array, NumpyOp, padded, window
+from fedkit.engine.kernels import int_native, native
+from fedkit.engine.ops.family import Example, Family
+from fedkit.engine.plan.execution import Contribution
+from fedkit.engine.plan.structure import Pair, Plan, PlanOp, strict
+from fedkit.engine.plan.windows import window_problems
+from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
+
+
+@strict
+@dataclass(frozen=True)
+class Pool(PlanOp):
+    """target = the largest or the mean of each window of read(source).
+
+    A mean divides by the full area of the kernel, padding included; a maximum never is padding.
+    """
+
+    source: int
+    target: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    operation: Literal["max", "mean"]
+    kind: Literal["pool"] = "pool"
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """See `PlanOp.sources`."""
+        return (self.source,)
+
+    @property
+    def rereads(self) -> bool:
+        """See `PlanOp.rereads`."""
+        return self.operation == "max"
+
+    def problems(self, plan: Plan) -> Iterator[str]:
+        """See `PlanOp.problems`."""
+        source, target = plan.tensors[self.source].shape, plan.tensors[self.target].shape
+        if source[0] != target[0]:
+            yield f"turns {source[0]} channels into {target[0]}; a pooling must keep them"
+        yield from window_problems(source, target, self)
+        halves = zip(self.padding, self.kernel, strict=True)
+        if any(2 * padding > kernel for padding, kernel in halves):
+            yield f"has padding {self.padding}; it must be at most half of the kernel {self.kernel}"
+
+
+class CPool(ctypes.Structure):
+    """`struct pool` of kernels.h."""
+
+    _fields_ = (
+        ("source", ctypes.POINTER(native.CTensor)),
+        ("target", ctypes.POINTER(native.CTensor)),
+        ("windows", native.Windows),
+        ("maximum", ctypes.c_int32),
+        ("accumulate", ctypes.c_int32),
+    )
+
+
+def windows(op: Pool, plan: Plan) -> native.Windows:
+    """Return the struct of the windows that a pooling op slides."""
+    source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
+    return native.Windows(*source[1:], *target[1:], *op.kernel, *op.stride, *op.padding)
+
+
+class FloatPool(FloatOp[Pool]):
+    """Finds the largest value of a window again in the backward pass."""
+
+    def __init__(self, op: Pool, number: int, work: Workspace) -> None:
+        super().__init__(op, number, work)
+        self._struct = CPool(
+            source=ctypes.pointer(work.tensors[op.source]),
+            target=ctypes.pointer(work.tensors[op.target]),
+            windows=windows(op, work.plan),
+            maximum=op.operation == "max",
+        )
+
+    def forward(self, work: Workspace) -> Call:
+        """See `FloatOp.forward`."""
+        return work.shared(work.kernels.pool_forward, work.tiles, byref(self._struct))
+
+    def backward(self, work: Workspace, given: Sequence[Contribution]) -> Iterator[Call]:
+        """See `FloatOp.backward`."""
+        for contribution in given:
+            self._struct.accumulate = contribution.accumulate
+            yield work.shared(work.kernels.pool_backward, work.tiles, byref(self._struct))
+
+
+class IntegerPool(IntegerOp[Pool]):
+    """Reads in as many bits as the sum of a window leaves room for."""
+
+    compute: NumpyPool | NativePool
+
+    def forward(self, units: Units) -> None:
+        """See `IntegerOp.forward`."""
+        op = self.op
+        area = math.prod(op.kernel) if op.operation == "mean" else 1
+        high = _most_of(area)
+        unit = units.worth[op.source].bound / high
+        read = units.read(op.source, unit, high)
+        shift = int(shift_to_fit(np.array([high * float(area)]))[0])
+        self.reading = read, unit
+        self.compute.forward(read, shift)
+        units.raw_unit[op.target] = np.full(units.channels(op.target), unit * 2.0**shift / area)
+
+    def backward(self, units: Units, given: Sequence[Contribution]) -> None:
+        """See `IntegerOp.backward`."""
+        op = self.op
+        for contribution in given:
+            overlap = math.prod(-(-k // s) for k, s in zip(op.kernel, op.stride, strict=True))
+            high = _most_of(overlap)
+            unit = np.maximum(units.passed_bound(op.target), LEAST) / high
+            chain = units.chain_in(op.target, unit, high)
+            shift = int(shift_to_fit(np.array([high * float(overlap)]))[0])
+            unit = unit * 2.0**shift / (math.prod(op.kernel) if op.operation == "mean" else 1)
+            mix = units.give(contribution, Slope.whole(unit))
+            self.compute.backward(self.reading[0], chain, shift, mix)
+
+
+def _most_of(count: int) -> int:
+    """Return the largest number of 15 bits that fits int32 when so many are added."""
+    return min(WIDE, 2**30 // count)
+
+
+_OUTSIDE = -(2**40)
+
+
+class NumpyPool(NumpyOp[Pool]):
+    """All windows of one place in the kernel at once."""
+
+    def forward(self, read: Read, shift: int) -> None:
+        """Write the largest read(x) of each window, or (their sum + half) >> shift."""
+        op, backend = self.op, self.backend
+        found = self._windows(backend.read(op.source, read))
+        if op.operation == "max":
+            backend.raw[op.target] = found.max(0)
+        else:
+            sums = np.where(found == _OUTSIDE, 0, found).sum(0)
+            backend.raw[op.target] = shift_right_half_up(sums, shift)
+
+    def backward(self, read: Read, chain: Chain, shift: int, mix: Mix | None) -> None:
+        """Give the sum of the windows' passed gradients >> shift, rounded half to even."""
+        op, backend = self.op, self.backend
+        x, p = backend.read(op.source, read), backend.passed(op.target, chain)
+        sums = np.zeros_like(padded(op, x))
+        best = self._windows(x).argmax(0)
+        for index, tap in enumerate(np.ndindex(*op.kernel)):
+            given = np.where(best == index, p, 0) if op.operation == "max" else p
+            window(op, sums, tap, p.shape[2:])[...] += given
+        (top, left), (height, width) = op.padding, x.shape[2:]
+        inside = sums[:, :, top : top + height, left : left + width]
+        backend.put(op.source, shift_right_half_even(inside, shift), mix)
+
+    def _windows(self, x: Array) -> Array:
+        """Return what each window sees, [taps, n, channels, height, width]."""
+        op, plane = self.op, self.backend.plane(self.op.target)
+        framed = padded(op, x, _OUTSIDE)
+        return np.stack([window(op, framed, tap, plane) for tap in np.ndindex(*op.kernel)])
+
+
+class IntPool(ctypes.Structure):
+    """`struct int_pool`."""
+
+    _fields_ = (
+        ("source", ctypes.POINTER(int_native.IntTensor)),
+        ("target", ctypes.POINTER(int_native.IntTensor)),
+        ("read", int_native.IntRead),
+        ("chain", int_native.IntChain),
+        ("mix", int_native.IntMix),
+        ("windows", native.Windows),
+        ("maximum", ctypes.c_int32),
+        ("shift_out", ctypes.c_int32),
+        ("shift_in", ctypes.c_int32),
+        ("accumulate", ctypes.c_int32),
+    )
+
+
+class NativePool(NativeOp[Pool]):
+    """The same by a kernel, with a plane of sums as scratch."""
+
+    def __init__(self, op: Pool, number: int, backend: NativeBackend) -> None:
+        super().__init__(op, number, backend)
+        backend.reserve(scratch_bytes(op, backend))
+        self._struct = IntPool(
+            source=ctypes.pointer(backend.tensors[op.source]),
+            target=ctypes.pointer(backend.tensors[op.target]),
+            windows=windows(op, backend.plan),
+            maximum=op.operation == "max",
+        )
+
+    def forward(self, read: Read, shift: int) -> None:
+        """See `NumpyPool.forward`."""
+        pool, backend = self._struct, self.backend
+        pool.read, pool.shift_out = read_struct(read), shift
+        backend.kernels.int_pool_forward(byref(pool), 0, backend.tiles)
+
+    def backward(self, read: Read, chain: Chain, shift: int, mix: Mix | None) -> None:
+        """See `NumpyPool.backward`."""
+        pool, backend = self._struct, self.backend
+        zeros = backend.zeros(self.op.source, np.int32)
+        pool.read, pool.chain, pool.shift_in = read_struct(read), chain_struct(chain), shift
+        pool.mix, pool.accumulate = mix_struct(mix or Mix(zeros, zeros, zeros)), mix is not None
+        backend.kernels.int_pool_backward(byref(pool), 0, backend.tiles, backend.scratch)
+
+
+def scratch_bytes(op: Pool, backend: NativeBackend) -> int:
+    """Return the bytes of a plane of int32."""
+    return 4 * backend.lanes * math.prod(backend.plan.tensors[op.source].shape[1:])
+
+
+_SHAPES = ((2, 7, 5), (3, 7, 5), (3, 4, 2))
+
+FAMILY = Family(
+    Pool,
+    (
+        Example(Pool(1, 2, (3, 2), (2, 2), (1, 0), "max"), _SHAPES),
+        Example(Pool(1, 2, (3, 2), (2, 2), (1, 0), "mean"), _SHAPES),
+    ),
+    FloatPool,
+    IntegerFamily(IntegerPool, NumpyPool, NativePool),
+)

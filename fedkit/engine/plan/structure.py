@@ -1,0 +1,169 @@
+"""What a plan is made of: tensors, norms, and what all its ops have in common.
+
+A plan speaks of ONE example, shape (channels, height, width); a linear layer is a 1x1 convolution
+on (features, 1, 1). The kinds of ops are the files of `fedkit.engine.ops`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import ConfigDict, with_config
+
+from fedkit.sparse.layout import Layout
+
+VERSION = 1
+"""Version of the plan file; a reader refuses others."""
+
+Activation = Literal["none", "relu", "relu6"]
+LayerKind = Literal["layer", "l1-layer"]
+Pair = tuple[int, int]
+Shape = tuple[int, int, int]
+
+strict = with_config(ConfigDict(strict=True, extra="forbid"))
+"""Decorates every dataclass that is part of the file: no value is converted, no key unknown."""
+
+
+@strict
+@dataclass(frozen=True)
+class Norm:
+    """A batch normalisation over (examples, height, width), per channel.
+
+    Attributes:
+        name: Name of the module; the running statistics are `stats`.
+        kind: "batch" divides by sqrt(variance + eps); "l1-batch" by sigma + eps, where sigma is
+            sqrt(pi / 2) times the mean absolute deviation and its square the running_var.
+        eps: Greater than 0.
+        weight: Name of the scale, a parameter of shape (channels,), if there is one.
+        bias: Name of the offset, likewise.
+    """
+
+    name: str
+    kind: Literal["batch", "l1-batch"]
+    eps: float
+    weight: str | None
+    bias: str | None
+
+    @property
+    def stats(self) -> tuple[str, str]:
+        """Names of the running mean and variance."""
+        return f"{self.name}.running_mean", f"{self.name}.running_var"
+
+
+@strict
+@dataclass(frozen=True)
+class StoredTensor:
+    """A stored tensor. It holds RAW values; norm, then activation, are applied at every READ.
+
+    Attributes:
+        shape: (channels, height, width) of one example.
+        norm: What a read normalises by; its result is never stored.
+        activation: What a read applies after the norm, likewise.
+    """
+
+    shape: Shape
+    norm: Norm | None = None
+    activation: Activation = "none"
+
+
+class PlanOp(ABC):
+    """One operation. Every kind is a frozen dataclass, whose fields are what the file says of it.
+
+    Attributes:
+        kind: A field of type `Literal` with the names that the file calls it by.
+        target: The tensor it writes.
+        shares_gradient: Its sources' gradients are the target's, and may lie in the same memory.
+        finishes_gradients: Its backward pass can pass a source's gradient through the activation.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def kind(self) -> str:
+            """Name of the kind."""
+
+        @property
+        def target(self) -> int:
+            """The tensor it writes."""
+
+    shares_gradient: ClassVar[bool] = False
+    finishes_gradients: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[int, ...]:
+        """The tensors it reads."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of what it trains."""
+        return ()
+
+    @property
+    def rereads(self) -> bool:
+        """Whether its backward pass reads its sources again."""
+        return False
+
+    def channels(self, plan: Plan) -> range:
+        """Return the channels of its target that it writes."""
+        return range(plan.tensors[self.target].shape[0])
+
+    def row_size(self, plan: Plan, name: str) -> int:
+        """Return how many values of a parameter, in order, have integers of one unit."""
+        return 1
+
+    @abstractmethod
+    def problems(self, plan: Plan) -> Iterator[str]:
+        """Yield what is wrong with it in a plan whose tensors exist and are in order."""
+
+
+@strict
+@dataclass(frozen=True)
+class Plan:
+    """A model, captured.
+
+    Attributes:
+        weights: Shape per trainable parameter, in the model's order.
+        stats: Shape per running statistic, in the model's order.
+        prunable: Names of the convolution and linear weights, in the model's order.
+        tensors: All tensors; the first is the input, which has neither norm nor activation.
+        ops: In the order of execution.
+        output: Index of the tensor whose read value, of shape (classes, 1, 1), are the logits.
+        version: `VERSION`.
+    """
+
+    weights: dict[str, tuple[int, ...]]
+    stats: dict[str, tuple[int, ...]]
+    prunable: tuple[str, ...]
+    tensors: tuple[StoredTensor, ...]
+    ops: tuple[PlanOp, ...]
+    output: int
+    version: int = VERSION
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes, as engines give them."""
+        return Layout(self.weights, self.stats, self.prunable)
+
+
+def norm_levels(plan: Plan) -> tuple[tuple[str, ...], ...]:
+    """Return the plan's norms by level: each depends on norms of earlier levels alone."""
+    depth = dict.fromkeys(range(len(plan.tensors)), 0)  # norms on the longest way to a raw tensor
+    levels: dict[int, list[str]] = {}
+    for op in plan.ops:
+        for source in op.sources:
+            passed = depth[source] + (plan.tensors[source].norm is not None)
+            depth[op.target] = max(depth[op.target], passed)
+    for index, tensor in enumerate(plan.tensors):
+        if tensor.norm is not None:
+            levels.setdefault(depth[index], []).append(tensor.norm.name)
+    return tuple(tuple(levels[level]) for level in sorted(levels))
+
+
+def absolute_norms(plan: Plan) -> frozenset[str]:
+    """Return the names of the plan's L1 norms."""
+    norms = (tensor.norm for tensor in plan.tensors if tensor.norm is not None)
+    return frozenset(norm.name for norm in norms if norm.kind == "l1-batch")

@@ -1,0 +1,217 @@
+"""How the sparse engine runs an op of a plan: its share of both passes, as calls of kernels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from ctypes import c_void_p
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedkit.engine.kernels import native
+from fedkit.engine.kernels.network import Network
+from fedkit.engine.plan.execution import Contribution
+from fedkit.engine.plan.structure import Plan, PlanOp
+
+Mode = Literal["train", "statistics", "evaluate"]
+"""Training; forward only under the batch's statistics; forward only under given ones."""
+
+Call = Callable[[], object]
+Floats = NDArray[np.float32]
+AnyOp = TypeVar("AnyOp", bound=PlanOp)
+
+
+class Workspace(Protocol):
+    """What an op may use of the program that it is part of.
+
+    Attributes:
+        network: The model and its weights.
+        mode: What the program does.
+        threads: Threads that share each step.
+        kernels: The compiled kernels.
+        tensors: The struct of each tensor.
+        gradient: Of all parameters, float32, like `network.parameters.values`; in training.
+        partial: Room of that size for each of several threads.
+        transposed: Room for the weights of one dense layer.
+    """
+
+    network: Network
+    mode: Mode
+    threads: int
+    kernels: native.Kernels
+    tensors: list[native.CTensor]
+    gradient: Floats
+    partial: list[Floats]
+    transposed: Floats
+
+    @property
+    def plan(self) -> Plan:
+        """The model."""
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of the batch that is run."""
+
+    @property
+    def most_tiles(self) -> int:
+        """Tiles of the largest batch."""
+
+    def normalises(self, number: int) -> bool:
+        """Say whether op `number` completes a tensor that is normalised by its own statistics."""
+
+    def lanes(self, kind: str, tensor: int) -> Floats:
+        """Return values "x" or gradient "g" of a tensor: [tiles, channels, height, width, lanes].
+
+        It is a view; examples lie along the first and the last axis, those beyond the batch too.
+        """
+
+    def shared(
+        self, kernel: native.Kernel, count: int, *arguments: Any, scratch: bool = False
+    ) -> Call:
+        """Return a call of kernel(*arguments, first, last[, scratch]), split over the threads."""
+
+    def each(self, calls: Sequence[Call]) -> None:
+        """Make calls, each by a thread of its own, and wait for all."""
+
+    def scratch_of(self, thread: int) -> c_void_p:
+        """Return the scratch memory of a thread."""
+
+
+class FloatOp(ABC, Generic[AnyOp]):
+    """One op of one program of the sparse engine.
+
+    Nothing here may hold the workspace, which would keep its memory until a garbage collection:
+    calls hold what they need, or a `weakref.proxy`.
+
+    Args:
+        op: The op.
+        number: Its number in the plan.
+        work: The program's memory.
+
+    Attributes:
+        tiles_per_part: Tiles whose channel sums lie together where its kernel sums for a norm.
+        takes_moments: Its forward kernel takes the moments of a target that is normalised.
+        room_bytes: Memory of its own.
+    """
+
+    tiles_per_part = 1
+    takes_moments: ClassVar[bool] = False
+    room_bytes = 0
+
+    def __init__(self, op: AnyOp, number: int, work: Workspace) -> None:
+        self.op, self.number = op, number
+
+    @staticmethod
+    def scratch_floats(network: Network, number: int, mode: Mode) -> int:
+        """Return the scratch that an op needs of a thread, in float32."""
+        return 0
+
+    def resize(self, work: Workspace) -> None:
+        """Make ready for another number of examples."""
+
+    @abstractmethod
+    def forward(self, work: Workspace) -> Call:
+        """Return the forward pass."""
+
+    @abstractmethod
+    def backward(self, work: Workspace, given: Sequence[Contribution]) -> Iterator[Call]:
+        """Yield the backward pass: what is given to the gradients of parameters and sources.
+
+        Args:
+            work: The program.
+            given: The sources that need a gradient. Of one that is shared there is nothing to do;
+                what is finished needs `PlanOp.finishes_gradients`.
+        """
+
+    def full_gradient(self, work: Workspace, rows: int) -> Iterator[Floats]:
+        """Yield the gradients of ALL entries of a prunable weight, pruned or not, by rows."""
+        raise NotImplementedError(f"op {self.number} ({self.op.kind}) has no prunable weight")
+
+
+class NumpyFloatOp(FloatOp[AnyOp]):
+    """An op in numpy, until it is worth a kernel. It runs on one thread.
+
+    Arrays are float32 [tiles, channels, height, width, lanes]; examples lie along the first and the
+    last axis and must not be mixed.
+    """
+
+    def __init__(self, op: AnyOp, number: int, work: Workspace) -> None:
+        super().__init__(op, number, work)
+        if not op.rereads:
+            raise TypeError(
+                f"{type(self).__name__} reads its sources in the backward pass, whose memory may "
+                f"be another's by then; let {type(op).__name__}.rereads return True"
+            )
+
+    @abstractmethod
+    def value(self, *sources: Floats) -> Floats:
+        """Return what it writes, of what it reads."""
+
+    @abstractmethod
+    def gradients(self, gradient: Floats, *sources: Floats) -> Sequence[Floats]:
+        """Return the gradient of each source."""
+
+    def forward(self, work: Workspace) -> Call:
+        """See `FloatOp.forward`."""
+        target, reads = work.lanes("x", self.op.target), self._reads(work)
+
+        def run() -> None:
+            target[...] = self.value(*(read() for read in reads))
+
+        return run
+
+    def backward(self, work: Workspace, given: Sequence[Contribution]) -> Iterator[Call]:
+        """See `FloatOp.backward`."""
+        if not given:
+            return
+        passed, reads = _passed(work, self.op.target), self._reads(work)
+        places = [(self.op.sources.index(g.tensor), g.accumulate, work.lanes("g", g.tensor))
+                  for g in given]  # fmt: skip
+
+        def run() -> None:
+            found = self.gradients(passed(), *(read() for read in reads))
+            for place, accumulate, to in places:
+                to[...] = to + found[place] if accumulate else found[place]
+
+        yield run
+
+    def _reads(self, work: Workspace) -> list[Callable[[], Floats]]:
+        return [_read(work, source) for source in self.op.sources]
+
+
+def _read(work: Workspace, tensor: int) -> Callable[[], Floats]:
+    """Return what reads a tensor: `read_value` of tensor.h."""
+    x, norm = work.lanes("x", tensor), work.network.norms.get(tensor)
+    activation = work.plan.tensors[tensor].activation
+
+    def read() -> Floats:
+        y = x if norm is None else _across(norm.scale) * x + _across(norm.shift)
+        if activation == "none":
+            return y
+        return np.clip(y, 0, np.float32(6 if activation == "relu6" else np.inf))
+
+    return read
+
+
+def _passed(work: Workspace, tensor: int) -> Callable[[], Floats]:
+    """Return what passes a finished gradient through a norm: `raw_gradient` of tensor.h."""
+    g, norm = work.lanes("g", tensor), work.network.norms.get(tensor)
+    if norm is None:
+        return lambda: g
+    x, l1 = work.lanes("x", tensor), norm.norm.kind == "l1-batch"
+    valid = np.arange(g.shape[0] * g.shape[-1]).reshape(g.shape[0], 1, 1, 1, -1)
+    valid = (valid < work.tensors[tensor].examples).astype(np.float32)
+
+    def passed() -> Floats:
+        carrier = np.sign(x - _across(norm.mean)) if l1 else x
+        return np.asarray(
+            valid * (_across(norm.a) * g + _across(norm.b) * carrier + _across(norm.c))
+        )
+
+    return passed
+
+
+def _across(values: Floats) -> Floats:
+    return values[:, None, None, None]
