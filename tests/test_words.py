@@ -56,6 +56,8 @@ SAME_CLASSES = {
 """Names of classes that occur more than once -> the one thing that all of them are."""
 
 SAME_MODULES = {
+    "norms": "normalisation: its ops in the model graph, and what its statistics are",
+    "pool": "the pooling ops: of the model graph, and as they train",
     "conv": "the op whose weights are pruned: in plans, and how engines compute it",
     "client_app": "Flower's name for the entry point of a client",
     "emitter": "writes the artifact, one per target",

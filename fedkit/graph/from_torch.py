@@ -119,7 +119,7 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ModelReading:
     """What a model is in one of its modes.
 
     Attributes:
@@ -131,7 +131,7 @@ class Reading:
     reasons: list[str]
 
 
-def read(model: nn.Module, inputs: torch.Tensor, training: bool) -> Reading:
+def read(model: nn.Module, inputs: torch.Tensor, training: bool) -> ModelReading:
     """Read a torch module as it is in one mode, for a training plan.
 
     Args:
@@ -152,11 +152,11 @@ def read(model: nn.Module, inputs: torch.Tensor, training: bool) -> Reading:
             _lower_node(lowering, node)
     reasons = lowering.reasons()
     if reasons:
-        return Reading(None, reasons)
+        return ModelReading(None, reasons)
     try:
-        return Reading(lowering.graph(_inputs(program), _output(program, lowering)), [])
+        return ModelReading(lowering.graph(_inputs(program), _output(program, lowering)), [])
     except ExportError as error:
-        return Reading(None, [f"(model): {error}"])
+        return ModelReading(None, [f"(model): {error}"])
 
 
 def _export(model: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:

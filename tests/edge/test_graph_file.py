@@ -26,7 +26,7 @@ from fedkit.graph.ops.registry import SPECS
 from fedkit.graph.spec import Spec
 from fedkit.graph.verify import verify
 from fedkit.nn.zoo import build_model
-from tests.graph.test_ops import Times, multiplied, times
+from tests.graph.planted_ops import Times, multiplied, times
 
 SHAPE = (1, 8, 8)
 INPUTS = np.random.default_rng(0).standard_normal((4, *SHAPE)).astype(np.float32)

@@ -328,7 +328,7 @@ def test_a_calibration_set_that_shows_nothing_is_told(calibration: Floats, found
         int8_graph(net, calibration, accept_error=True)
 
 
-def test_a_calibration_set_of_several_examples_is_not() -> None:
-    truth.warn_of_few(pictures(2))
-    truth.warn_of_few(features(2))
-    truth.warn_of_few(features(0))
+def test_a_calibration_set_of_several_examples_is_not(recwarn: pytest.WarningsRecorder) -> None:
+    for calibration in (pictures(2), features(2), features(0)):
+        truth.warn_of_few(calibration)
+    assert not list(recwarn)

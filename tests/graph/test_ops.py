@@ -5,8 +5,8 @@ A new kind of op is tested here without a word about it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from fedkit.graph.interpret import evaluate
 from fedkit.graph.ops.registry import SPECS, WEIGHTED, spec_of
 from fedkit.graph.spec import Spec
 from fedkit.graph.verify import verify
+from tests.graph.planted_ops import Times, multiplied, times
 
 EXAMPLES = 12
 
@@ -122,29 +123,6 @@ def test_two_rows_of_one_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # What attributes an op may have
-
-
-@dataclass(frozen=True)
-class Times(ir.Attributes):
-    """By what a value is multiplied."""
-
-    factor: float
-    axes: tuple[int, ...] = ()
-
-
-def times(attributes: ir.Attributes | None) -> Callable[[np.random.Generator], ir.Graph]:
-    def example(random: np.random.Generator) -> ir.Graph:
-        del random
-        tensors = {name: ir.Tensor(name, (1, 3)) for name in "xy"}
-        op = ir.Op("times", ("x",), ("y",), attributes=attributes)
-        return ir.Graph(tensors, (op,), ("x",), ("y",))
-
-    return example
-
-
-def multiplied(op: ir.Op, graph: ir.Graph, x: ir.FloatArray) -> ir.FloatArray:
-    assert isinstance(op.attributes, Times)
-    return x * np.float32(op.attributes.factor)
 
 
 def test_an_op_has_the_attributes_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
