@@ -88,7 +88,7 @@ def seeded_case(
 
 
 _LAST: list[tuple[PlanCase, naive.BatchResult]] = []
-"""The case of the last reference and what it gave: whoever draws a case looks at that first."""
+"""The case of the last reference and what it gave: anyone who draws a case looks at that first."""
 
 
 def expected_of(case: PlanCase) -> naive.BatchResult:
