@@ -115,7 +115,7 @@ MODULES = {
 EMPTIED = ("edge.emit", "edge.kernels")
 """Packages of the old tree that held modules alone, which went different ways."""
 
-NAMES = {
+NAMES: "dict[str, dict[str, str]]" = {
     "edge.interpret": {
         name: f"edge.define.interpret_int8.{name}"
         for name in ("Int8Array", "Int8Visitor", "evaluate_int8")
@@ -169,14 +169,49 @@ NAMES = {
     "fedkit.cost": {"Geometry": "fedkit.engine.flops.WeightUses"},
     "fedkit.device": {name: f"fedkit.device.round.{name}" for name in ("Device", "Memory")},
     "fedkit.engine.integer.native": {
-        name: f"fedkit.engine.kernels.int_native.Int{name}"
-        for name in ("Chain", "Conv", "Layer", "Map", "Mix", "Pool", "Read", "Tensor")
+        name: f"fedkit.engine.{module}.Int{name}"
+        for module, names in (
+            ("kernels.int_native", ("Chain", "Mix", "Read", "Tensor")),
+            ("ops.conv_integer", ("Conv", "Map")),
+            ("ops.layer_norm_integer", ("Layer",)),
+            ("ops.pool", ("Pool",)),
+        )
+        for name in names
     },
     "fedkit.engine.sparse.native": {
-        name: f"fedkit.engine.kernels.native.C{name}"
-        for name in ("Conv", "Layer", "Map", "Norm", "Padding", "Pool", "Tensor")
+        name: f"fedkit.engine.{module}.C{name}"
+        for module, names in (
+            ("kernels.native", ("Norm", "Padding", "Tensor")),
+            ("ops.conv", ("Conv", "Map")),
+            ("ops.layer_norm", ("Layer",)),
+            ("ops.pool", ("Pool",)),
+        )
+        for name in names
     },
-    "fedkit.engine.sparse.plan": {"Tensor": "fedkit.engine.plan.plan.StoredTensor"},
+    "fedkit.engine.sparse.plan": {
+        "Add": "fedkit.engine.ops.add.Add",
+        "Conv": "fedkit.engine.plan.conv.Conv",
+        "Copy": "fedkit.engine.ops.copy.Copy",
+        "LayerNorm": "fedkit.engine.plan.layer_norm.LayerNorm",
+        "Op": "fedkit.engine.plan.structure.PlanOp",
+        "Pool": "fedkit.engine.ops.pool.Pool",
+        "Tensor": "fedkit.engine.plan.structure.StoredTensor",
+        "window_plane": "fedkit.engine.plan.windows.window_plane",
+        **{
+            name: f"fedkit.engine.plan.structure.{name}"
+            for name in (
+                *("Activation", "LayerKind", "Norm", "Pair", "Shape"),
+                *("absolute_norms", "norm_levels", "sources"),
+            )
+        },
+    },
+    "fedkit.engine.sparse.structs": {
+        "backward_maps": "fedkit.engine.ops.conv.backward_maps",
+        "conv": "fedkit.engine.ops.conv.conv_struct",
+        "layer": "fedkit.engine.ops.layer_norm.layer_struct",
+        "pool": "fedkit.engine.ops.pool.pool_struct",
+        "windows": "fedkit.engine.ops.pool.windows",
+    },
     "fedkit.fedtiny.candidates": {"Pool": "fedkit.sparse.candidates.CandidatePool"},
     "fedkit.files": {
         "remove_halves": "fedkit.core.files.remove_partial",

@@ -6,6 +6,7 @@ A struct holds addresses: its maker keeps the arrays alive.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from fedkit.engine.kernels.network import NormState, Parameters
 from fedkit.engine.plan.structure import StoredTensor
 
 Array = NDArray[Any]
+Tensors = Sequence[native.CTensor]
 
 _ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2}
 _READING = ("scale", "shift", "a", "b", "c", "mean")

@@ -10,8 +10,8 @@ from ctypes import POINTER, byref, c_int32, c_void_p
 import numpy as np
 
 from fedkit.engine.kernels import native
-from fedkit.engine.kernels.network import Layer, Network
-from fedkit.engine.kernels.structs import Array, part, pointer
+from fedkit.engine.kernels.network import Layer, Network, Parameters
+from fedkit.engine.kernels.structs import Array, Tensors, part, pointer
 from fedkit.engine.ops.conv_integer import INTEGER
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.conv import Conv
@@ -86,11 +86,11 @@ class FloatConv(FloatOp[Conv]):
         super().__init__(op, number, work)
         self._layer = work.network.layers[number]
         self.tiles_per_part = self._layer.geometry.tiles_per_part
-        self.struct = _struct(self._layer, work)
+        self.struct = conv_struct(self._layer, work.tensors, work.network.parameters)
         self.struct.direct = _reads_plain(work.plan.tensors[op.source], op)
         self.struct.statistics = work.normalises(number)
         if work.mode == "train":
-            maps, self._keep = _backward_maps(self._layer, work.transposed)
+            maps, self._keep = backward_maps(self._layer, work.transposed)
             self.struct.backward, self.struct.phases = maps, len(maps)
             self._maps = maps
 
@@ -183,14 +183,14 @@ def _reads_plain(source: StoredTensor, op: Conv) -> bool:
     return source.norm is None and source.activation == "none" and op.padding == (0, 0)
 
 
-def _struct(layer: Layer, work: Workspace) -> CConv:
+def conv_struct(layer: Layer, tensors: Tensors, parameters: Parameters) -> CConv:
     """Return the struct of a convolution, without its backward maps and what a mode decides."""
-    geometry, parameters = layer.geometry, work.network.parameters
+    geometry = layer.geometry
     op, (line_in, line_out) = geometry.op, geometry.lines
     values = parameters.part(op.weight, parameters.values)
     return CConv(
-        source=ctypes.pointer(work.tensors[op.source]),
-        target=ctypes.pointer(work.tensors[op.target]),
+        source=ctypes.pointer(tensors[op.source]),
+        target=ctypes.pointer(tensors[op.target]),
         values=pointer(values),
         bias=part(parameters, op.bias, parameters.values),
         used_in=pointer(layer.used_in),
@@ -233,7 +233,7 @@ def _forward_map(layer: Layer, values: Array) -> CMap:
     )
 
 
-def _backward_maps(layer: Layer, transposed: Floats) -> tuple[ctypes.Array[CMap], list[Array]]:
+def backward_maps(layer: Layer, transposed: Floats) -> tuple[ctypes.Array[CMap], list[Array]]:
     """Return the maps from padded gradients of the outputs to those of the inputs, per phase.
 
     Args:

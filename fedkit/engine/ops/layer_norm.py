@@ -9,7 +9,8 @@ from ctypes import byref, c_void_p
 import numpy as np
 
 from fedkit.engine.kernels import native
-from fedkit.engine.kernels.structs import part, pointer
+from fedkit.engine.kernels.network import Parameters
+from fedkit.engine.kernels.structs import Array, Tensors, part, pointer
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.ops.layer_norm_integer import INTEGER
 from fedkit.engine.plan.execution import Contribution
@@ -35,6 +36,32 @@ class CLayer(ctypes.Structure):
     )
 
 
+def layer_struct(
+    op: LayerNorm, tensors: Tensors, parameters: Parameters, gradient: Array | None, lanes: Array
+) -> CLayer:
+    """Return the struct of a layer norm.
+
+    Args:
+        op: The layer norm.
+        tensors: All tensors.
+        parameters: Of the network.
+        gradient: That of the parameters, None: not wanted.
+        lanes: Room for the mean and the inverse deviation of each example, float32 [2, examples].
+    """
+    return CLayer(
+        source=ctypes.pointer(tensors[op.source]),
+        target=ctypes.pointer(tensors[op.target]),
+        weight=part(parameters, op.weight, parameters.values),
+        bias=part(parameters, op.bias, parameters.values),
+        weight_gradient=part(parameters, op.weight, gradient),
+        bias_gradient=part(parameters, op.bias, gradient),
+        mean=pointer(lanes[0]),
+        inverse=pointer(lanes[1]),
+        eps=op.eps,
+        l1=op.kind == "l1-layer",
+    )
+
+
 class FloatLayerNorm(FloatOp[LayerNorm]):
     """Keeps the mean and the inverse deviation of each example for the backward pass."""
 
@@ -42,20 +69,9 @@ class FloatLayerNorm(FloatOp[LayerNorm]):
         super().__init__(op, number, work)
         self._lanes = np.zeros((2, work.most_tiles * work.kernels.lanes), np.float32)
         self.room_bytes = self._lanes.nbytes
-        parameters = work.network.parameters
         gradient = work.gradient if work.mode == "train" else None
-        self._struct = CLayer(
-            source=ctypes.pointer(work.tensors[op.source]),
-            target=ctypes.pointer(work.tensors[op.target]),
-            weight=part(parameters, op.weight, parameters.values),
-            bias=part(parameters, op.bias, parameters.values),
-            weight_gradient=part(parameters, op.weight, gradient),
-            bias_gradient=part(parameters, op.bias, gradient),
-            mean=pointer(self._lanes[0]),
-            inverse=pointer(self._lanes[1]),
-            eps=op.eps,
-            l1=op.kind == "l1-layer",
-        )
+        parameters = work.network.parameters
+        self._struct = layer_struct(op, work.tensors, parameters, gradient, self._lanes)
 
     def forward(self, work: Workspace) -> Call:
         """See `FloatOp.forward`."""

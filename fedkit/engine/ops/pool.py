@@ -23,6 +23,7 @@ from fedkit.engine.integer.native_backend import (
 )
 from fedkit.engine.integer.numpy_backend import Array, NumpyOp, padded, window
 from fedkit.engine.kernels import int_native, native
+from fedkit.engine.kernels.structs import Tensors
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.structure import Pair, Plan, PlanOp, strict
@@ -85,17 +86,22 @@ def windows(op: Pool, plan: Plan) -> native.Windows:
     return native.Windows(*source[1:], *target[1:], *op.kernel, *op.stride, *op.padding)
 
 
+def pool_struct(op: Pool, plan: Plan, tensors: Tensors) -> CPool:
+    """Return the struct of a pooling op."""
+    return CPool(
+        source=ctypes.pointer(tensors[op.source]),
+        target=ctypes.pointer(tensors[op.target]),
+        windows=windows(op, plan),
+        maximum=op.operation == "max",
+    )
+
+
 class FloatPool(FloatOp[Pool]):
     """Finds the largest value of a window again in the backward pass."""
 
     def __init__(self, op: Pool, number: int, work: Workspace) -> None:
         super().__init__(op, number, work)
-        self._struct = CPool(
-            source=ctypes.pointer(work.tensors[op.source]),
-            target=ctypes.pointer(work.tensors[op.target]),
-            windows=windows(op, work.plan),
-            maximum=op.operation == "max",
-        )
+        self._struct = pool_struct(op, work.plan, work.tensors)
 
     def forward(self, work: Workspace) -> Call:
         """See `FloatOp.forward`."""

@@ -9,6 +9,7 @@ of keys; a reader accepts no byte but those that `save_plan` writes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -75,6 +76,11 @@ def load_plan(path: Path) -> Plan:
     return plan
 
 
+@functools.cache
+def _reader() -> TypeAdapter[_File]:
+    return TypeAdapter(_File)
+
+
 def _read(path: Path) -> bytes:
     try:
         return read_whole(path)
@@ -95,7 +101,7 @@ def _parse(data: bytes) -> Plan:
             f"the file or {_AGAIN}"
         )
     try:
-        return Plan(**vars(TypeAdapter(_File).validate_json(json.dumps(content))))
+        return Plan(**vars(_reader().validate_json(json.dumps(content))))
     except ValidationError as error:
         raise PlanError(_first_field(error)) from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import ConfigDict, with_config
@@ -118,6 +119,10 @@ class PlanOp(ABC):
     @abstractmethod
     def problems(self, plan: Plan) -> Iterator[str]:
         """Yield what is wrong with it in a plan whose tensors exist and are in order."""
+
+
+sources = attrgetter("sources")
+"""What an op reads: the function of 0.1, for its old path until 0.2."""
 
 
 @strict
