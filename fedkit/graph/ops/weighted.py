@@ -80,10 +80,11 @@ def _grouped_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
 
 def _grouped_example(random: Random) -> ir.Graph:
     groups, of_group, outs = (int(size) for size in random.integers(2, 4, 3))
-    shape, kernel, out = (1, 5, 6, groups * of_group), (3, 2), groups * outs
+    height, width = (int(size) for size in random.integers(3, 8, 2))
+    shape, kernel, out = (1, height, width, groups * of_group), (3, 2), groups * outs
     constants = random.standard_normal((out, *kernel, of_group)), random.standard_normal(out)
     window = ir.Window(kernel, (1, 2))
-    end = (1, *window.output(5, 6), out)
+    end = (1, *window.output(height, width), out)
     op = ir.Op("grouped_conv2d", ("x", "c0", "c1"), ("y",), window)
     return graph_of((shape, end), constants, op)
 
