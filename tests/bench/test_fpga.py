@@ -48,7 +48,7 @@ def test_a_shift_costs_logic_and_a_missing_module_is_an_error() -> None:
 
 def test_another_artifact_is_refused(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
-    graph = int8_graph(model, np.ones((2, 1, 2, 2), np.float32))
+    graph = int8_graph(model, np.eye(4, dtype=np.float32).reshape(4, 1, 2, 2))
     with pytest.raises(ExportError, match="made for 'graph', not for an FPGA"):
         synthesise_model(save_graph(graph, tmp_path / "model.graph", {}).path)
 

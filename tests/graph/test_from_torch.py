@@ -18,8 +18,9 @@ from torch.nn.utils import prune
 from edge import passes
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.from_torch import lower
+from fedkit.graph.from_torch import lower, read
 from fedkit.graph.interpret import evaluate
+from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.nn.zoo import build_model
 
 Images = NDArray[np.float32]
@@ -117,6 +118,55 @@ def test_an_in_place_op_on_a_flattened_view_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True), nn.Linear(48, 2))
     with pytest.raises(ExportError, match=r"'1'.*set inplace=False"):
         lower(model, (3, 4, 4))
+
+
+def with_l1_statistics() -> nn.Module:
+    norms = L1BatchNorm2d(4, eps=0.1), L1BatchNorm2d(4, affine=False)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), norms[0], nn.ReLU(), norms[1], Head(nn.AdaptiveAvgPool2d(1), 4)
+    ).train()
+    with torch.no_grad():
+        for _ in range(20):
+            model(3 * torch.randn(8, 3, 9, 9) + 1)
+    return model.eval()
+
+
+def test_an_l1_norm_leaves_as_what_it_computes_in_evaluation() -> None:
+    graph = assert_same_numbers(with_l1_statistics(), images(3, 9, 9))
+    assert {op.kind for op in graph.ops}.isdisjoint({"affine", "l1_batch_norm"})
+
+
+def test_an_exported_program_of_torchs_computes_l1_norms_too() -> None:
+    model, x = with_l1_statistics(), torch.randn(2, 3, 9, 9)
+    found = torch.export.export(model, (x,)).module()(x)
+    assert torch.equal(found, model(x))
+    layer = L1LayerNorm((3, 9, 9))
+    assert torch.equal(torch.export.export(layer, (x,)).module()(x), layer(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_read_as_it_trains(training: bool) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(4, 6, 3, groups=2), nn.BatchNorm2d(6), nn.ReLU(), L1BatchNorm2d(6)]
+    model = nn.Sequential(
+        *layers, nn.LayerNorm((6, 5, 4)), L1LayerNorm((6, 5, 4)), Head(nn.AdaptiveAvgPool2d(1), 6)
+    )
+    for value in model.parameters():
+        value.data = torch.rand_like(value) + 0.5
+    x = torch.randn(2, 4, 7, 6)
+    reading = read(model, x, training)
+    assert reading.reasons == [] and reading.graph is not None
+    kinds = [op.kind for op in reading.graph.ops]
+    assert kinds[:4] == ["grouped_conv2d", "batch_norm", "relu", "l1_batch_norm"]
+    assert {each.parameter for each in reading.graph.tensors.values()} >= set(
+        model.state_dict()
+    ) - {
+        "1.num_batches_tracked",
+        "3.num_batches_tracked",
+    }
+    found = evaluate(reading.graph, ir.to_graph_layout(x.numpy()))
+    expected = model.eval()(x).detach().numpy()
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_mlp(randomise: Callable[[nn.Module], nn.Module]) -> None:
