@@ -17,6 +17,7 @@ NEEDS_TORCH = (
     "fedkit.engine.plan.side_effects",
     "fedkit.engine.torch",
     "fedkit.engine.trial",
+    "fedkit.graph.from_torch",
     "fedkit.nn",
 )
 """What a device never imports; a new module is on the device's side unless it is inside these."""

@@ -142,6 +142,8 @@ class _Capture:
         Args:
             changes: What else is wrong with it, as far as no layer is named for it.
         """
+        for norm in tracking_norms(self._model).values():
+            norm.momentum = norm.momentum or 0.1  # None divides by a count that no trace has
         modes = [read(self._model, self._inputs[:2], training) for training in (True, False)]
         self._diagnostics += dict.fromkeys(line for mode in modes for line in mode.reasons)
         in_training, graph = (mode.graph for mode in modes)

@@ -571,6 +571,13 @@ def test_a_sum_in_place_on_a_value_still_in_use_is_what_torch_does() -> None:
     assert any(isinstance(op, Add) for op in check(model, (4, 8, 8)).ops)
 
 
+def test_a_norm_that_averages_over_all_batches() -> None:
+    norms = [nn.BatchNorm2d(4, momentum=None), L1BatchNorm2d(4, momentum=None)]
+    model = nn.Sequential(conv(4, 4), *norms, head(4))
+    assert check(model, (4, 8, 8)).stats
+    assert [norm.momentum for norm in norms] == [None, None]
+
+
 class ByOthers(nn.Module):
     """Centres each value by the other examples of its batch."""
 
