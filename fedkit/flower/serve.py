@@ -27,8 +27,7 @@ def serve(
     """
     scenario.check()
     # Two commands may have asked for the same run to go on, as the first was killed once it had.
-    wait = place.resume
-    with run_folder(place.folder, scenario.config, place.resume, wait) as folder:
+    with run_folder(place.folder, scenario.config, place.resume, wait=place.resume) as folder:
         print(f"run folder: {folder.path}", flush=True)
         if folder.is_finished:
             return

@@ -110,10 +110,7 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
         )
     program = _export(model, tuple(input_shape))
     lowering = _Lowering()
-    _bind_inputs(program, lowering)
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            _lower_node(lowering, node)
+    _lower_program(program, lowering)
     lowering.raise_diagnostics()
     return lowering.graph(_inputs(program), _output(program, lowering))
 
@@ -146,10 +143,7 @@ def read(model: nn.Module, inputs: torch.Tensor, training: bool) -> ModelReading
     model.train(training)
     program = _traced(model, model, inputs)
     lowering = _Lowering(trains=True, training=training, examples=len(inputs))
-    _bind_inputs(program, lowering)
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            _lower_node(lowering, node)
+    _lower_program(program, lowering)
     reasons = lowering.reasons()
     if reasons:
         return ModelReading(None, reasons)
@@ -253,6 +247,13 @@ def outputs(model: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float32
         warnings.simplefilter("ignore")  # about the copy
         each = [tree_leaves(copied(torch.from_numpy(x[None]))) for x in inputs]  # as on a device
     return np.concatenate([np.asarray(output.numpy(), np.float32) for (output,) in each])
+
+
+def _lower_program(program: ExportedProgram, lowering: _Lowering) -> None:
+    _bind_inputs(program, lowering)
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            _lower_node(lowering, node)
 
 
 def _bind_inputs(program: ExportedProgram, lowering: _Lowering) -> None:

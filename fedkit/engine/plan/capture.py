@@ -101,7 +101,7 @@ class _Capture:
         verify(plan)
         return plan
 
-    # ModelReading
+    # Reading
 
     def _graph(self) -> ir.Graph:
         """Return the one graph that the model is in training and in evaluation."""
