@@ -1,9 +1,8 @@
 """Turn a torch module into a float graph; no other file here sees torch.
 
-`torch.export` gives the ATen graph of the model, in evaluation for an export and in both modes for
-training; each ATen op has one short handler below, the same for both. What is computed from
-constants alone (a mask times a weight, a weight norm) is evaluated here and becomes a constant
-itself.
+`torch.export` gives the ATen graph of the model in evaluation; each ATen op has one short handler
+below, the same for an export and for training. What is computed from constants alone (a mask times
+a weight, a weight norm) is evaluated here and becomes a constant itself.
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ class _Lowering(Lowering[fx.Node]):
     """What has been lowered so far.
 
     Attributes:
-        training: The mode that the model was traced in.
+        drops: Whether dropout is on in training, which a plan cannot hold.
         examples: How many it was traced with.
     """
 
-    training: bool = False
+    drops: bool = False
     examples: int = 1
     values: dict[fx.Node, ir.Tensor | torch.Tensor] = field(default_factory=dict)
     unknown: set[fx.Node] = field(default_factory=set)
@@ -117,7 +116,7 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
 
 @dataclass(frozen=True)
 class ModelReading:
-    """What a model is in one of its modes.
+    """What a model is.
 
     Attributes:
         graph: With norms as they train and parameters by name; None if there are reasons.
@@ -128,21 +127,21 @@ class ModelReading:
     reasons: list[str]
 
 
-def read(model: nn.Module, inputs: torch.Tensor, training: bool) -> ModelReading:
-    """Read a torch module as it is in one mode, for a training plan.
+def read(model: nn.Module, inputs: torch.Tensor, drops: bool) -> ModelReading:
+    """Read a torch module as it is in evaluation, for a training plan.
 
     Args:
         model: Takes inputs, returns one tensor [n, outputs]; put into that mode, and traced as it
             is, so that what a forward pass changes is changed.
         inputs: float32 [n >= 2, ...], so that what mixes examples shows.
-        training: The mode.
+        drops: Whether its dropout is on in training, which is a reason then.
 
     Raises:
         ExportError: The model cannot be traced.
     """
-    model.train(training)
+    model.eval()
     program = _traced(model, model, inputs)
-    lowering = _Lowering(trains=True, training=training, examples=len(inputs))
+    lowering = _Lowering(trains=True, drops=drops, examples=len(inputs))
     _lower_program(program, lowering)
     reasons = lowering.reasons()
     if reasons:
@@ -291,7 +290,7 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
         return
     arguments = _arguments(lowering, node)
     is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    if is_random and not _is_off(arguments):
+    if is_random and not _is_off(lowering, arguments):
         _diagnose(lowering, node, _random_reason(lowering, arguments))
         return
     if _is_constant(arguments) and callable(node.target):
@@ -341,14 +340,15 @@ WOULD_BE_RANDOM = "training would be random"
 
 
 def _random_reason(lowering: _Lowering, arguments: Arguments) -> str:
-    if lowering.training and "p" in arguments:
+    if lowering.trains and "p" in arguments:
         return f"p = {arguments['p']}, {WOULD_BE_RANDOM}; only p = 0 can be captured"
     return f"it {_RANDOM}"
 
 
-def _is_off(arguments: Arguments) -> bool:
+def _is_off(lowering: _Lowering, arguments: Arguments) -> bool:
     """Whether an op that could draw random numbers does not: dropout in evaluation, or of none."""
-    return arguments.get("train") is False or 0 in (arguments.get("p"), arguments.get("dropout_p"))
+    is_none = 0 in (arguments.get("p"), arguments.get("dropout_p"))
+    return is_none or (arguments.get("train") is False and not lowering.drops)
 
 
 def _arguments(lowering: _Lowering, node: fx.Node) -> dict[str, Any]:
@@ -407,23 +407,20 @@ def _linear(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
 
 @_lowers("aten.batch_norm.default")
 def _batch_norm(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    _require_mode(lowering, a)
+    _require_statistics(a)
     statistics = a["running_mean"], a["running_var"]
     x = activation(a["input"])
     return lowering.batch_norm(node, x, statistics, a["eps"], a["weight"], a["bias"])
 
 
-def _require_mode(lowering: _Lowering, a: Arguments) -> None:
-    """Require a norm that has statistics, and is in the mode that its model is in."""
-    has_none = a["running_mean"] is None or (a["training"] and not lowering.training)
+def _require_statistics(a: Arguments) -> None:
+    has_none = a["running_mean"] is None or a["training"]
     require(not has_none, "batch norm without running statistics")
-    is_frozen = lowering.training and not a["training"]
-    require(not is_frozen, "a batch norm that stays in evaluation mode when the model is trained")
 
 
 @_lowers("fedkit.l1_batch_norm.default")
 def _l1_batch_norm(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    _require_mode(lowering, a)
+    _require_statistics(a)
     statistics = a["running_mean"], a["running_var"]
     x = activation(a["input"], 4)
     return lowering.batch_norm(node, x, statistics, a["eps"], a["weight"], a["bias"], absolute=True)
@@ -574,6 +571,11 @@ def _reshape(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     "aten.dropout.default",
     "aten.dropout_.default",
     "aten.feature_dropout.default",
+    "aten.feature_dropout_.default",
+    "aten.alpha_dropout.default",
+    "aten.alpha_dropout_.default",
+    "aten.feature_alpha_dropout.default",
+    "aten.feature_alpha_dropout_.default",
     "aten.alias.default",
     "aten.clone.default",
     "aten.contiguous.default",

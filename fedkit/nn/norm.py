@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fedkit.core.numerics import K
 
@@ -34,23 +35,22 @@ class L1BatchNorm2d(nn.modules.batchnorm._BatchNorm):
                 input, *statistics, *parameters, self.training, self.eps
             )
             return out
-        if not self.training and None not in statistics:
-            return _l1_batch_norm(input, *statistics, *parameters, False, self.eps)
-        mean, centred, spread = _moments(input)
-        if self.training:
-            self._track(mean.detach(), spread.detach())
-        return _scaled(centred, spread, *parameters, self.eps)
+        return l1_batch_norm(
+            *(input, *statistics, *parameters),
+            training=self.training,
+            momentum=self._count() if self.training else 0.0,
+            eps=self.eps,
+        )
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, spread: Tensor) -> None:
-        """Move the running statistics by `momentum`; None means the plain mean over all calls."""
-        if self.running_mean is None or self.running_var is None:
-            return
-        assert self.num_batches_tracked is not None
+    def _count(self) -> float:
+        """Count a batch and return the momentum; None means the plain mean over all of them."""
+        if self.num_batches_tracked is None:
+            return 0.0
         self.num_batches_tracked.add_(1)
-        factor = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, factor)
-        self.running_var.lerp_(spread.square(), factor)
+        if self.momentum is None:
+            return float(1 / self.num_batches_tracked.item())
+        return self.momentum
 
 
 class L1LayerNorm(nn.LayerNorm):
@@ -90,6 +90,36 @@ def _scaled(
     if weight is None or bias is None:
         return out
     return out * _over_channels(weight) + _over_channels(bias)
+
+
+def l1_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """Normalise as `L1BatchNorm2d` does; arguments are those of `F.batch_norm`.
+
+    As that does, it follows the `__torch_function__` protocol, so that a log of the calls of
+    torch has one norm in it.
+    """
+    tensors = (input, running_mean, running_var, weight, bias)
+    if has_torch_function_variadic(*tensors):
+        named: dict[str, Any] = {"training": training, "momentum": momentum, "eps": eps}
+        out: Tensor = handle_torch_function(l1_batch_norm, tensors, *tensors, **named)
+        return out
+    if not training and running_mean is not None and running_var is not None:
+        return _l1_batch_norm(*tensors, False, eps)
+    mean, centred, spread = _moments(input)
+    if training and running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.detach(), momentum)
+            running_var.lerp_(spread.detach().square(), momentum)
+    return _scaled(centred, spread, weight, bias, eps)
 
 
 def _l1_batch_norm(

@@ -1,7 +1,7 @@
-"""Capture a torch model as a plan: read it in both modes, see that it is one graph, and plan that.
+"""Capture a torch model as a plan: read it, see that it is that in every pass, and plan it.
 
-A trace shows one pass. What a model does in others is looked for from outside: see `side_effects`,
-and the passes here that must all give the same.
+A trace shows one pass, in evaluation. What a model does in others, of either mode, is looked for
+from outside: see `side_effects`, `call_log`, and the passes here that must all give the same.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedkit.core.errors import ExportError, PlanError
+from fedkit.engine.plan.call_log import CallLog
 from fedkit.engine.plan.from_graph import PlanMaker
 from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.side_effects import Watch, has_hooks
@@ -35,6 +36,8 @@ _PASSES = 4
 
 _TOLERANCE = 1e-4
 """What the graph may be off, of the largest output: it sums in another order."""
+
+_FROZEN = "a batch norm that stays in evaluation mode when the model is trained"
 
 _HOOKS = (
     "_forward_hooks",
@@ -104,69 +107,76 @@ class _Capture:
     # Reading
 
     def _graph(self) -> ir.Graph:
-        """Return the one graph that the model is in training and in evaluation."""
-        watch = Watch(self._model)
+        """Return the graph that the model is, in training as in evaluation."""
+        watch, changes = Watch(self._model), list[str]()
         try:
-            self._model.eval()
-            outputs = self._run(self._inputs)
-            changes = self._changes(watch)
+            outputs, changes = self._passes(watch)
             watch.undo()
-            in_training, graph = self._read(changes)
+            graph = self._read(changes)
         except ExportError as error:
             self._raise_diagnostics()
             raise self._untraceable("; ".join(changes) or str(error)) from error
         finally:
             watch.undo()
-        if _structure(in_training) != _structure(graph):
-            changes.append(
-                "it calls other layers in training than in evaluation; let its forward not depend "
-                "on self.training"
-            )
         if changes:
+            self._raise_diagnostics()
             raise self._untraceable("; ".join(changes))
         self._compare(graph, outputs)
         return ir.until(graph, graph.outputs[0])  # without what nothing reads
 
-    def _changes(self, watch: Watch) -> list[str]:
-        """Return what several passes in each mode changed, or gave otherwise in one of them."""
-        is_steady = self._is_steady()
-        if effects := watch.effects(_tracked(self._model)):
-            return [*effects, "a plan computes the same in each pass"]
-        if not is_steady:
-            return ["it computes something else in one pass than in the next; a plan cannot choose"]
-        return []
+    def _passes(self, watch: Watch) -> tuple[Tensor, list[str]]:
+        """Run the model several times in each mode.
 
-    def _read(self, changes: list[str]) -> tuple[ir.Graph, ir.Graph]:
-        """Return what the model is in training and in evaluation.
+        Returns:
+            Its outputs in evaluation, and what the passes changed, or gave otherwise in one of
+            them.
+        """
+        outputs, in_evaluation, is_steady = self._mode_passes(False)
+        _, in_training, is_steady_too = self._mode_passes(True)
+        self._drops = in_training.drops
+        self._diagnostics += [f"module {name!r}: {_FROZEN}" for name in in_training.frozen]
+        changes = watch.effects(_tracked(self._model))
+        if changes:
+            changes.append("a plan computes the same in each pass")
+        elif not (is_steady and is_steady_too):
+            changes = [
+                "it computes something else in one pass than in the next; a plan cannot choose"
+            ]
+        if in_training.log != in_evaluation.log:
+            changes.append(
+                "it calls other layers in training than in evaluation; let its forward not depend "
+                "on self.training"
+            )
+        return outputs, changes
+
+    def _mode_passes(self, training: bool) -> tuple[Tensor, CallLog, bool]:
+        """Return outputs in one mode, what the first pass calls, and whether all are the same."""
+        self._model.train(training)
+        inputs = self._inputs.clone()
+        with CallLog(self._model, inputs) as calls:
+            first = self._run(inputs)
+        again = [self._run(self._inputs.clone()) for _ in range(_PASSES - 1)]
+        return first, calls, all(_equal(run, first) for run in again)
+
+    def _read(self, changes: list[str]) -> ir.Graph:
+        """Return what the model is in evaluation, or refuse it.
 
         Args:
             changes: What else is wrong with it, as far as no layer is named for it.
         """
-        for norm in tracking_norms(self._model).values():
-            norm.momentum = norm.momentum or 0.1  # None divides by a count that no trace has
-        modes = [read(self._model, self._inputs[:2], training) for training in (True, False)]
-        self._diagnostics += dict.fromkeys(line for mode in modes for line in mode.reasons)
-        in_training, graph = (mode.graph for mode in modes)
-        if in_training is None or graph is None:
+        reading = read(self._model, self._inputs[:2], self._drops)
+        self._diagnostics += reading.reasons
+        if reading.graph is None:
             if not any(WOULD_BE_RANDOM in line for line in self._diagnostics):
                 self._diagnostics += [f"(model): {change}" for change in changes]
             self._raise_diagnostics()
-        assert in_training is not None and graph is not None
-        return in_training, graph
-
-    def _is_steady(self) -> bool:
-        """Whether several passes give the same, in each mode."""
-        for training in (True, False):
-            self._model.train(training)
-            runs = [self._run(self._inputs) for _ in range(_PASSES)]
-            if not all(_equal(run, runs[0]) for run in runs):
-                return False
-        return True
+        assert reading.graph is not None
+        return reading.graph
 
     def _run(self, inputs: Tensor) -> Tensor:
         try:
             with torch.no_grad():
-                found = self._model(inputs.clone())
+                found = self._model(inputs)
         except Exception as error:  # whatever the model's own code raises
             self._raise_diagnostics()
             raise PlanError(
@@ -258,26 +268,6 @@ def _tracked(model: nn.Module) -> set[str]:
         for name, norm in tracking_norms(model).items()
         for buffer, _ in norm.named_buffers()
     }
-
-
-def _structure(graph: ir.Graph) -> list[tuple[object, ...]]:
-    """Write a graph down, to be compared with that of the other mode."""
-    order = {name: number for number, name in enumerate(_written(graph))}
-
-    def operand(name: str) -> object:
-        tensor = graph.tensors[name]
-        return order.get(name, (tensor.parameter, tensor.shape))
-
-    return [
-        (op.kind, [operand(name) for name in op.inputs], op.window, op.attributes)
-        for op in graph.ops
-    ]
-
-
-def _written(graph: ir.Graph) -> Iterator[str]:
-    yield from graph.inputs
-    for op in graph.ops:
-        yield op.output
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

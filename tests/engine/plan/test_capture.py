@@ -591,6 +591,56 @@ def test_examples_that_change_each_other_are_noticed() -> None:
         capture(model, (4, 8, 8))
 
 
+OTHERWISE_IN_TRAINING: list[Callable[[Any, Tensor], Any]] = [
+    lambda net, x: x + x if net.training else x,
+    lambda net, x: F.relu(x) if net.training else F.relu6(x),
+    lambda net, x: F.avg_pool2d(x, 2) if net.training else F.max_pool2d(x, 2),
+    lambda net, x: F.avg_pool2d(x, 2 if net.training else 4),
+    lambda net, x: F.conv2d(x, net.start.weight * (2.0 if net.training else 1.0), padding=1),
+    lambda net, x: F.conv2d(x, torch.full((4, 4, 1, 1), 2.0 if net.training else 1.0)),
+    lambda net, x: x + torch.relu(x) if net.training else torch.relu(x) + x.clone(),
+    lambda net, x: x.mul_(2) if net.training else x.mul_(1),
+    lambda net, x: F.layer_norm(x, (4, 8, 8), eps=1e-3 if net.training else 1e-5),
+]
+"""Some are other sums of the same calls, some the same calls of other constants."""
+
+
+@pytest.mark.parametrize("call", OTHERWISE_IN_TRAINING)
+def test_what_is_called_in_training_alone_is_noticed(call: Callable[[Any, Tensor], Any]) -> None:
+    model = Net(lambda net, x: net.end(call(net, net.start(x))), start=conv(4, 4), end=head(4))
+    with pytest.raises(PlanError) as caught:
+        capture(model, (4, 8, 8))
+    named = [line for line in str(caught.value).splitlines() if line.startswith("  module")]
+    assert named or "other layers in training" in str(caught.value)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), L1BatchNorm2d(4)])
+def test_a_frozen_norm_is_named(norm: nn.Module) -> None:
+    model = Net(
+        lambda net, x: net.end(net.norm.eval()(net.start(x))), start=conv(4, 4), end=head(4)
+    )
+    model.norm = norm
+    assert diagnostics(model) == [
+        "module 'norm': a batch norm that stays in evaluation mode when the model is trained"
+    ]
+
+
+@pytest.mark.parametrize("p", [0.1, 1.0])
+@pytest.mark.parametrize("name", ["dropout", "dropout2d", "alpha_dropout", "feature_alpha_dropout"])
+def test_dropout_that_is_on_is_refused_and_one_that_is_off_is_nothing(name: str, p: float) -> None:
+    def dropping(p: float, is_on: bool | None = None) -> nn.Module:
+        def call(net: Any, x: Tensor) -> Any:
+            training = net.training if is_on is None else is_on
+            return net.end(getattr(F, name)(net.start(x), p, training=training))
+
+        return Net(call, start=conv(4, 4), end=head(4))
+
+    (found,) = diagnostics(dropping(p))
+    assert f"p = {p}, training would be random" in found
+    for model in (dropping(0.0), dropping(p, is_on=False)):
+        check(model, (4, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("call", "reason"),
     [

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.norm import L1BatchNorm2d
@@ -72,13 +73,24 @@ def layered(
     return build
 
 
+_PLANS: dict[tuple[str, tuple[int, ...]], Plan] = {}
+
+
+def captured(model: nn.Module, shape: tuple[int, ...]) -> Plan:
+    """Capture a model once: of those here, what they compute is seen from how they are written."""
+    key = (repr(model), shape)
+    if key not in _PLANS:
+        _PLANS[key] = capture(model, shape)
+    return _PLANS[key]
+
+
 def engines(
     factory: Callable[[], nn.Module], shape: tuple[int, ...], seed: int = 0, threads: int = 1
 ) -> tuple[TorchEngine, SparseEngine]:
     """Return both engines of one model."""
     reference = TorchEngine(seeded(factory, seed), cross_entropy)
     initial = reference.initial_state()
-    plan = capture(reference.module(initial), shape)
+    plan = captured(reference.module(initial), shape)
     return reference, SparseEngine(plan, initial, threads=threads)
 
 
