@@ -248,6 +248,7 @@ def test_an_op_is_one_file_on_each_side_and_inherits_the_tests_of_all(
     assert re.search(r"^\d\d passed", told, re.MULTILINE), told
 
 
+@pytest.mark.slow
 def test_an_op_that_computes_something_else_in_integers_is_found(tree: Path) -> None:
     add(tree, "add-an-op.md")
     path = tree / "edge/ops/softsign.py"

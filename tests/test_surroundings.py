@@ -24,6 +24,7 @@ from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.processes import answers, free_port, past_proxies
 from fedkit.flower.run_config import SERVER_KEYS, read_run_config
 from sim.simulation import APP, LONGEST_RAY_FOLDER, check_ray_folder
+from tests.sets import slow
 from tests.whole_runs import KEYS, flags, state, whole_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,7 +128,7 @@ def shadowed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("program", [[sys.executable, "-m", "fedkit"], ["fedkit"]], ids=str)
+@pytest.mark.parametrize("program", [slow([sys.executable, "-m", "fedkit"]), ["fedkit"]], ids=str)
 def test_a_file_of_the_users_takes_no_modules_place(program: list[str], shadowed: Path) -> None:
     if program == ["fedkit"]:
         program = [str(Path(sys.executable).with_name("fedkit"))]

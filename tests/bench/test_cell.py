@@ -14,6 +14,7 @@ from fedkit.server.rounds import dense_start, run_rounds
 from fedkit.sparse.state import ModelState
 from sim.scenario import make_scenario
 from tests.server.recording import RecordingFleet
+from tests.sets import slow_but
 
 TINY = {
     "devices": 2,
@@ -28,7 +29,7 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("method", ["fedtiny", "dense"])
+@pytest.mark.parametrize("method", slow_but(("fedtiny",), ("fedtiny", "dense")))
 def test_a_cell_tells_what_the_rounds_of_its_config_do(method: str) -> None:
     config = make_config({**TINY, "method": method})
     scenario = make_scenario(config)
@@ -85,7 +86,12 @@ def other(key: str, info: FieldInfo) -> str | float:
 @pytest.mark.parametrize(
     "key",
     # Noise without clipping is refused.
-    sorted(RunConfig.model_fields.keys() - {*DENSE_START_KEYS, "method", "dp_noise", "dp_delta"}),
+    slow_but(
+        ("density", "lr", "rounds"),
+        sorted(
+            RunConfig.model_fields.keys() - {*DENSE_START_KEYS, "method", "dp_noise", "dp_delta"}
+        ),
+    ),
 )
 def test_no_other_key_changes_the_dense_start(key: str) -> None:
     changed = {key: other(key, RunConfig.model_fields[key])}

@@ -52,6 +52,7 @@ def fedkit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     return ended.value.code
 
 
+@pytest.mark.slow
 def test_resnet8_takes_fewer_instructions_where_it_is_sparse() -> None:
     result = bench_device(quick=True, targets=("cortex-a76",))
     dense, sparse = result["rows"]

@@ -29,6 +29,7 @@ def test_sparse_steps_take_fewer_instructions_and_the_same_each_time(
     assert first[0]["peak_bytes"] > first[1]["peak_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_another_result_stops_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     step, engines = devicetrain._step, []
 

@@ -33,6 +33,7 @@ def test_every_device_gives_figures(device: str) -> None:
     assert (found.fmax_mhz is None) == (device == "xilinx7")
 
 
+@pytest.mark.slow
 def test_a_shift_costs_logic_and_a_missing_module_is_an_error() -> None:
     sizes = [
         synthesise_block(

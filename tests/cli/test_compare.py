@@ -165,6 +165,7 @@ def test_a_grid_ends_in_sorted_rows_and_a_second_time_runs_nothing(
     assert len(here) == 6
 
 
+@pytest.mark.slow
 def test_a_larger_grid_runs_only_what_is_new_and_other_axes_are_in_its_rows(
     tmp_path: Path, here: list[RunConfig]
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fedkit.core.moved import EMPTIED, MODULES, NAMES
+from tests.sets import slow
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -85,13 +86,15 @@ def test_no_old_path_takes_the_place_of_a_name(walked: dict[str, dict[str, Any]]
     ("statement", "said"),
     [
         ("import fedkit.errors", "fedkit.errors is now fedkit.core.errors"),
-        ("from fedkit.task import Task", "fedkit.task is now fedkit.tasks.task"),
+        slow(("from fedkit.task import Task", "fedkit.task is now fedkit.tasks.task")),
         ("from edge import lower", "edge.lower is now fedkit.graph.from_torch"),
-        ("import edge.kernels.pack", "edge.kernels.pack is now edge.targets.c99.pack"),
-        ("from sim import cell", "sim.cell is now fedkit.bench.cell"),
-        (
-            "from edge.quantize import quantize",
-            "edge.quantize.quantize is now edge.quantize.to_int8.quantize",
+        slow(("import edge.kernels.pack", "edge.kernels.pack is now edge.targets.c99.pack")),
+        slow(("from sim import cell", "sim.cell is now fedkit.bench.cell")),
+        slow(
+            (
+                "from edge.quantize import quantize",
+                "edge.quantize.quantize is now edge.quantize.to_int8.quantize",
+            )
         ),
     ],
 )

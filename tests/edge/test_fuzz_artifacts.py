@@ -158,7 +158,7 @@ def test_altered_artifacts(exported: Path, tmp_path: Path) -> None:
 
 def test_altered_folders(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = temporary(tmp_path, monkeypatch)
-    check_altered(exported / "code", tmp_path / "copy", use_folders, range(150))
+    check_altered(exported / "code", tmp_path / "copy", use_folders, range(60))
     assert not any(left.iterdir())
 
 

@@ -23,6 +23,7 @@ from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.tasks import digits, load_task
 from fedkit.tasks.task import Examples, Task, cross_entropy
+from tests.sets import slow
 
 
 def smooth_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ def test_an_integer_precision_runs_in_as_many_bits(
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("wish", ["auto", "sparse"])
-@pytest.mark.parametrize("model", ["", "resnet18-w16"])
+@pytest.mark.parametrize("model", ["", slow("resnet18-w16")])
 def test_all_engines_start_from_the_same_weights(
     wish: Literal["auto", "sparse"], model: str, precision: Precision
 ) -> None:

@@ -143,6 +143,7 @@ def test_private_runs_ask_for_no_statistics() -> None:
         check_private(config, load_method("erk"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [1, slow(4), slow(8)])
 def test_a_board_that_remembers_on_disk_answers_a_server_that_starts_again(
     tmp_path: Path, left: int

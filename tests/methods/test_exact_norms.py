@@ -25,6 +25,7 @@ from fedkit.stats.norms import as_stats, merge_norms
 from fedkit.tasks.task import Examples, cross_entropy
 from tests.fleet.tiny import FaultyFleet
 from tests.methods.pooled import errors, pooled
+from tests.sets import slow
 
 SHAPE = (2, 6, 6)
 
@@ -98,7 +99,7 @@ def ask(engine: Engine, **changes: Any) -> tuple[Sequence[Weights], FaultyFleet]
 
 
 @pytest.mark.parametrize("l1", [False, True], ids=["L2", "L1"])
-@pytest.mark.parametrize("name", ["torch", "sparse", "two threads"])
+@pytest.mark.parametrize("name", ["torch", "sparse", slow("two threads")])
 def test_every_norm_has_the_statistics_of_the_pooled_data(name: str, l1: bool) -> None:
     engine = engine_of(name, l1)
     assert engine.norm_levels(SHAPE) == LEVELS

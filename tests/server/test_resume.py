@@ -70,7 +70,7 @@ def stop_at(step: int, scenario: Scenario, folder: Path, fleet: LocalFleet | Non
     "changes",
     [
         {},
-        {"method": "prunefl"},
+        slow({"method": "prunefl"}),
         slow({"wire": "fp16"}),
         slow({"method": "dense"}),
         slow({"method": "ssfl"}),

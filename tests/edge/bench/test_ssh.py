@@ -262,6 +262,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
     monkeypatch.setattr(ssh, "_RUNNER", runner)
 
 
+@pytest.mark.slow
 def test_a_crash_is_named(
     server: Sshd,
     model: Artifact,

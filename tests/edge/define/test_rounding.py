@@ -21,16 +21,16 @@ from tests.edge.models import MODELS, Flat, images
 from tests.sets import slow_but
 
 
+@pytest.mark.parametrize("seed", slow_but((0,), range(3)))
 @pytest.mark.parametrize("name", MODELS)
 def test_each_op_is_the_runtimes(
-    name: str, runtime: Runtime, randomise: Callable[[nn.Module], nn.Module]
+    name: str, seed: int, runtime: Runtime, randomise: Callable[[nn.Module], nn.Module]
 ) -> None:
-    for seed in range(3):
-        torch.manual_seed(seed)
-        body = randomise(MODELS[name]())
-        model = body if name in ("residual", "flatten, linear") else Flat(body)
-        data = images(3, 8, 10, n=60)
-        assert_equal_integers(int8_graph(model.eval(), data[:30] * (seed + 1)), data, runtime)
+    torch.manual_seed(seed)
+    body = randomise(MODELS[name]())
+    model = body if name in ("residual", "flatten, linear") else Flat(body)
+    data = images(3, 8, 10, n=60)
+    assert_equal_integers(int8_graph(model.eval(), data[:30] * (seed + 1)), data, runtime)
 
 
 @pytest.mark.parametrize("side", [(7, 7), (4, 4), (8, 10), (3, 5)])

@@ -172,7 +172,7 @@ def test_compiled_c_computes_our_integers(kind: ir.Kind, tmp_path: Path) -> None
     need_gcc()
     if not says(SPECS[kind].c99, kind, c_calls):
         return
-    for number, (graph, codes) in enumerate(cases(kind, 4)):
+    for number, (graph, codes) in enumerate(cases(kind, 2)):
         goal: Goal = "size" if number % 2 else "speed"
         inputs = in_torchs_layout(codes)
         examples = np.zeros(inputs.shape, np.float32)

@@ -205,6 +205,7 @@ def test_c_computes_the_integers(four_bits: TrainedRun, goal: Goal, tmp_path: Pa
     assert_same_integers(four_bits.graph, inputs(20), tmp_path / "model", goal)
 
 
+@pytest.mark.slow
 def test_depthwise_layers_and_signed_outputs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of("mobilenetv2-w0.25", 6, None)
     seen = products(run, inputs(2), monkeypatch)

@@ -381,6 +381,7 @@ def test_a_fault_in_the_program_is_found(
         assert_all_by_the_hardware(hardware, *graph)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_simulation")
 def test_check_looks_at_every_layer(graph: tuple[ir.Graph, Images], tmp_path: Path) -> None:
     whole = save_graph(graph[0], tmp_path / "model.graph", {})

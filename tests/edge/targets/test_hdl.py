@@ -124,6 +124,7 @@ def expected_half(real: NDArray[np.float64]) -> NDArray[np.uint16]:
     return found.view(np.uint16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "delay"), [("fp16_multiply", 7), ("fp16_add", 8)])
 def test_half_precision(module: str, delay: int) -> None:
     rng = np.random.default_rng(0)
@@ -144,6 +145,7 @@ def test_half_precision(module: str, delay: int) -> None:
     assert np.count_nonzero(~edge) > 10000
 
 
+@pytest.mark.slow
 def test_the_half_precision_array_sums_products() -> None:
     lanes, turns = 4, 8
     rng = np.random.default_rng(0)

@@ -31,6 +31,7 @@ from fedkit.graph.verify import verify
 from fedkit.nn.zoo import build_model
 from tests.edge.define.tflite_runtimes import WHOLE, int8_inputs
 from tests.edge.models import MODELS, Flat, Residual, images
+from tests.sets import slow
 
 FORMS: tuple[emitter.Form, ...] = ("qdq", "qoperator")
 Random = np.random.Generator
@@ -78,18 +79,18 @@ def assert_equal_integers(graph: ir.Graph, codes: Codes, form: emitter.Form) -> 
 # Models
 
 
+@pytest.mark.parametrize("seed", [0, slow(1)])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", [*MODELS, *MORE])
 def test_each_op_is_the_runtimes(
-    name: str, form: emitter.Form, randomise: Callable[[nn.Module], nn.Module]
+    name: str, form: emitter.Form, seed: int, randomise: Callable[[nn.Module], nn.Module]
 ) -> None:
-    for seed in range(2):
-        torch.manual_seed(seed)
-        body = randomise({**MODELS, **MORE}[name]())
-        model = body if name in ("residual", "flatten, linear", *MORE) else Flat(body).eval()
-        data = images(3, 8, 10, n=40)
-        graph = int8_graph(model, data[:20] * (seed + 1))
-        assert_equal_integers(graph, int8_inputs(graph, data), form)
+    torch.manual_seed(seed)
+    body = randomise({**MODELS, **MORE}[name]())
+    model = body if name in ("residual", "flatten, linear", *MORE) else Flat(body).eval()
+    data = images(3, 8, 10, n=40)
+    graph = int8_graph(model, data[:20] * (seed + 1))
+    assert_equal_integers(graph, int8_inputs(graph, data), form)
 
 
 @pytest.mark.parametrize("name", WHOLE)
