@@ -20,6 +20,7 @@ from fedkit.server.rounds import run_rounds
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples, Task
 from sim.scenario import make_scenario
+from tests.sets import slow_but
 
 
 def small_model() -> nn.Module:
@@ -94,7 +95,7 @@ def digest_of_run(**changes: Any) -> str:
 
 
 @pytest.mark.skipif(int(np.__version__.split(".")[0]) > 1, reason="numpy 2 has no other promotion")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(("sparse", "few bits", "median", "clipped"), CASES))
 def test_a_run_has_the_same_bits_under_either_promotion(case: str) -> None:
     with promotion("legacy"):
         expected = digest_of_run(**CASES[case])

@@ -87,7 +87,7 @@ def other(key: str, info: FieldInfo) -> str | float:
     "key",
     # Noise without clipping is refused.
     slow_but(
-        ("density", "lr", "rounds"),
+        ("density", "partition", "rounds"),
         sorted(
             RunConfig.model_fields.keys() - {*DENSE_START_KEYS, "method", "dp_noise", "dp_delta"}
         ),

@@ -25,6 +25,7 @@ from fedkit.tasks.digits import TASK
 from fedkit.tasks.task import Task
 from fedkit.wire import messages
 from fedkit.wire.messages import Packet
+from tests.sets import slow_but
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read where Linux tells it")
 
@@ -55,7 +56,7 @@ def every_round(
     return costs
 
 
-@pytest.mark.parametrize("method", ["dense", "fedtiny", "snip"])
+@pytest.mark.parametrize("method", slow_but(("fedtiny",), ("dense", "fedtiny", "snip")))
 def test_rounds_that_are_left_out_cost_what_they_would(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

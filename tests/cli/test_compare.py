@@ -175,6 +175,7 @@ def test_a_larger_grid_runs_only_what_is_new_and_other_axes_are_in_its_rows(
     assert [row["lr"] for row in result["rows"]] == [0.1, 0.2]
 
 
+@pytest.mark.slow
 def test_failed_cells_are_told_at_the_end_and_the_others_are_kept(
     tmp_path: Path, here: list[RunConfig]
 ) -> None:

@@ -37,6 +37,7 @@ from fedkit.graph.verify import verify
 from fedkit.nn.zoo import build_model
 from tests.edge.models import DenseBlock, Flat, images
 from tests.edge.targets.c99.library import need_gcc
+from tests.sets import slow_but
 
 Randomise = Callable[[nn.Module], nn.Module]
 
@@ -104,7 +105,7 @@ def empty(layer: nn.Conv2d | nn.Linear, *outputs: int, bias: float = 0.0) -> Non
             layer.bias[list(outputs)] = bias
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", slow_but(("resnet8", "mobilenetv2-w0.25"), ZOO))
 def test_a_sparse_model_loses_channels_and_keeps_its_integers(
     name: str, randomise: Randomise
 ) -> None:

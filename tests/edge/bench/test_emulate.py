@@ -72,7 +72,7 @@ def emulated(graph: ir.Graph, tmp_path_factory: pytest.TempPathFactory) -> Calla
     return result
 
 
-@pytest.mark.parametrize("name", slow_but(("cortex-m4", "cortex-a53"), TARGETS))
+@pytest.mark.parametrize("name", slow_but(("cortex-m4",), TARGETS))
 def test_a_target_gives_the_interpreters_integers_and_the_same_figures_again(
     name: str, graph: ir.Graph, emulated: Callable[[str], Result], tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ from tests.edge.single_ops import Case, Codes, Random
 from tests.edge.targets.c99.library import need_gcc
 from tests.edge.targets.compiled import PLAIN, QUICK
 from tests.naive.engine import FpgaEngine
+from tests.sets import slow
 
 EXAMPLES = 12
 
@@ -167,12 +168,14 @@ def test_litert_without_xnnpack_computes_our_integers(kind: ir.Kind) -> None:
             assert np.isin(gap, (0, 1) if SPECS[kind].in_blocks else 0).all()
 
 
+@pytest.mark.parametrize("count", [1, slow(4)])
 @pytest.mark.parametrize("kind", SPECS)
-def test_compiled_c_computes_our_integers(kind: ir.Kind, tmp_path: Path) -> None:
+def test_compiled_c_computes_our_integers(kind: ir.Kind, count: int, tmp_path: Path) -> None:
     need_gcc()
     if not says(SPECS[kind].c99, kind, c_calls):
         return
-    for number, (graph, codes) in enumerate(cases(kind, 2)):
+    first = list(SPECS).index(kind)  # half of the kinds for each goal
+    for number, (graph, codes) in enumerate(cases(kind, count), first):
         goal: Goal = "size" if number % 2 else "speed"
         inputs = in_torchs_layout(codes)
         examples = np.zeros(inputs.shape, np.float32)

@@ -16,6 +16,7 @@ from edge.quantize.to_int8 import quantize
 from fedkit.graph import ir
 from fedkit.graph.ops.registry import CHANNEL_AXIS
 from fedkit.nn.zoo import build_model
+from tests.sets import slow
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +26,7 @@ def _loss(q: Floats, weight: Floats, own: Floats, cross: Floats) -> Floats:
     return np.asarray(((q @ own) * q).sum(-1) - 2 * ((weight @ cross) * q).sum(-1))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([1, 7, 64, 70, 130]), st.sampled_from([1, 3]))
 def test_no_single_change_of_an_integer_is_better(seed: int, terms: int, groups: int) -> None:
     rng = np.random.default_rng(seed)
@@ -100,7 +101,7 @@ def test_means_and_moments_give_those_of_the_outputs(kind: ir.Kind) -> None:
     assert terms.ravel() == pytest.approx(2 * expected.var(0), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2-w0.25"])
+@pytest.mark.parametrize("name", ["resnet8", slow("mobilenetv2-w0.25")])
 def test_what_runs_beside_the_float_model_has_the_integers_of_the_int8_model(name: str) -> None:
     """But for values that lie on the border of two, where float32 rounds differently."""
     inputs = np.random.default_rng(0).standard_normal((4, 1, 16, 16)).astype(np.float32)

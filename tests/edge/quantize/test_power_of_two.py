@@ -94,6 +94,7 @@ def test_of_all_powers_of_two_weights_take_the_best(
     )
 
 
+@pytest.mark.slow
 def test_a_trained_model_keeps_its_accuracy(trained: TrainedModel) -> None:
     def accuracy(scales: Scaling) -> float:
         graph = int8_graph(trained.model, trained.train[:200], scales=scales)

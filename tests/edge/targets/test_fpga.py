@@ -100,7 +100,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(("sums", "one lane"), NETWORKS))
+@pytest.mark.parametrize("name", slow_but(("sums",), NETWORKS))
 def test_network(name: str, tmp_path: Path) -> None:
     make, lanes = NETWORKS[name]
     inputs = images(3, 8, 10)
@@ -137,7 +137,8 @@ def random_model(seed: int) -> tuple[nn.Module, int]:
     )
 
 
-@pytest.mark.parametrize("seed", slow_but((1,), range(10)))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
 def test_random_models(seed: int, tmp_path: Path) -> None:
     torch.manual_seed(seed)
     model, lanes = random_model(seed)
@@ -240,7 +241,7 @@ def interpreted(graph: ir.Graph, inputs: Images) -> tuple[Int8Array, dict[str, I
     return integers, {op.output: kept[op.output] for op in graph.ops}
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", slow_but(("one pixel", "perceptron of 4 bits"), NAMED))
 def test_named_networks(name: str, hardware: Hardware) -> None:
     graph, inputs = named(name)
     assert_all_by_the_words(graph, inputs, 4)
@@ -249,7 +250,7 @@ def test_named_networks(name: str, hardware: Hardware) -> None:
 
 @pytest.mark.parametrize(
     "seed",
-    slow_but(range(16), range(300)),
+    slow_but(range(6), range(300)),
 )
 def test_generated_networks(seed: int, hardware: Hardware) -> None:
     graph, inputs = generated(seed)

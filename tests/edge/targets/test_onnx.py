@@ -31,7 +31,7 @@ from fedkit.graph.verify import verify
 from fedkit.nn.zoo import build_model
 from tests.edge.define.tflite_runtimes import WHOLE, int8_inputs
 from tests.edge.models import MODELS, Flat, Residual, images
-from tests.sets import slow
+from tests.sets import slow, slow_but
 
 FORMS: tuple[emitter.Form, ...] = ("qdq", "qoperator")
 Random = np.random.Generator
@@ -93,7 +93,7 @@ def test_each_op_is_the_runtimes(
     assert_equal_integers(graph, int8_inputs(graph, data), form)
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", slow_but(("resnet8",), WHOLE))
 def test_whole_models_are_the_runtimes(
     name: str, randomise: Callable[[nn.Module], nn.Module]
 ) -> None:

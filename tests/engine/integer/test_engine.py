@@ -19,6 +19,7 @@ from fedkit.sparse.topk import largest
 from fedkit.tasks import digits
 from tests.engine.same_bits import same_bits
 from tests.engine.sparse.cases import engines, examples, l1, layered, pruned, zoo
+from tests.sets import slow
 
 HOW = LocalTraining(epochs=2, batch_size=8, lr=0.05, momentum=0.9, weight_decay=1e-3)
 SHAPE = (1, 8, 8)
@@ -104,7 +105,7 @@ def everything(made: IntegerEngine, state: ModelState) -> tuple[ModelState, Arra
 
 @pytest.mark.parametrize(
     ("name", "bits", "rule"),
-    [("batch", 3, "per-channel"), ("l1", 6, "shiftquant"), ("layer", 5, "shiftquant")],
+    [slow(("batch", 3, "per-channel")), ("l1", 6, "shiftquant"), slow(("layer", 5, "shiftquant"))],
 )
 def test_every_backend_finds_the_same_bits(name: str, bits: int, rule: str) -> None:
     plan, state = model(name, 0.4)

@@ -257,6 +257,7 @@ def test_every_step_and_seed_rounds_by_a_key_of_its_own() -> None:
 # Training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [nn.LayerNorm, L1LayerNorm])
 def test_digits_are_learnt_with_4_bits_as_in_float(norm: type[nn.LayerNorm]) -> None:
     reference, sparse = engines(layered(norm, (1, 8, 8), 10), (1, 8, 8))

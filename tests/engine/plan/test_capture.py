@@ -24,6 +24,7 @@ from fedkit.nn.zoo import MODELS, build_model
 from fedkit.tasks.task import cross_entropy
 from tests.engine.sparse.cases import layered
 from tests.naive import plan as naive
+from tests.sets import slow_but
 
 TOLERANCE = 1e-9
 ZERO = 1e-12
@@ -278,7 +279,7 @@ def check(model: nn.Module, shape: tuple[int, ...], count: int = 4) -> Plan:
     return plan
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(("resnet8", "ds-cnn", "mobilenetv2-w0.25"), MODELS))
 def test_zoo_model(name: str, tmp_path: Path) -> None:
     side = max(16, MODELS[name][1])
     plan = check(build_model(name, (3, side, side), 5), (3, side, side), count=2)

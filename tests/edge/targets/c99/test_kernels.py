@@ -53,7 +53,7 @@ SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover
 
 seeds = st.integers(0, 2**32 - 1)
 quick = settings(
-    deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 thorough = settings(quick, max_examples=100)
 
@@ -174,7 +174,7 @@ def zig(target: str) -> list[str]:
     return [sys.executable, "-m", "ziglang", "cc", *TARGETS[target].split()]
 
 
-@pytest.mark.parametrize("target", slow_but(("avx512-vnni", "neon", "cortex-m4"), TARGETS))
+@pytest.mark.parametrize("target", slow_but(("neon",), TARGETS))
 def test_clang_finds_the_sources_clean(target: str, tmp_path: Path) -> None:
     pytest.importorskip("ziglang", reason="not installed: ziglang; pip install -e .[dev]")
     check_clean((*zig(target), *LANGUAGES[0].split()), tmp_path, "-Os")
