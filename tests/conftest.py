@@ -11,6 +11,10 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from fedkit.cli import fleet_devices, fleet_run
+from fedkit.engine import choose
+from tests.captured import captured
+
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.update(
@@ -53,6 +57,15 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all processes of one run of the tests have in common."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def captured_once() -> Iterator[None]:
+    """Engines of the same built-in model share its plan, which takes longer than a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for user in (choose, fleet_devices, fleet_run):
+            patch.setattr(user, "capture", captured)
+        yield
 
 
 @pytest.fixture

@@ -119,6 +119,7 @@ def test_a_benchmark_is_one_file(tree: Path) -> None:
     assert "| numbers | us |\n|---|---|\n| 10,000 | " in (tree / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_op_that_trains_is_one_file_and_inherits_the_tests_of_all(tree: Path) -> None:
     files = ["fedkit/engine/ops/softsign.py", "tests/engine/ops/softsign.py"]
     assert add(tree, "add-a-trained-op.md") == files

@@ -56,6 +56,7 @@ def every_round(
     return costs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", slow_but(("fedtiny",), ("dense", "fedtiny", "snip")))
 def test_rounds_that_are_left_out_cost_what_they_would(
     method: str, monkeypatch: pytest.MonkeyPatch

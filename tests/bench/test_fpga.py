@@ -54,6 +54,7 @@ def test_another_artifact_is_refused(tmp_path: Path) -> None:
         synthesise_model(save_graph(graph, tmp_path / "model.graph", {}).path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_simulation")
 def test_no_figure_is_given_for_a_wrong_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

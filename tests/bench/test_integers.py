@@ -55,6 +55,7 @@ def test_the_grid_has_every_kind_and_shiftquant_at_8_bits_as_copies() -> None:
     assert listed.count((8, "shiftquant")) == listed.count((8, "per-tensor")) == 6
 
 
+@pytest.mark.slow
 def test_a_finished_cell_is_not_run_again(tmp_path: Path) -> None:
     done, new = (TrainingCell(bits, "shiftquant", "l1", 1, 10, 1) for bits in (4, 8))
     path_of(done, tmp_path).write_text('{"kept": true}')

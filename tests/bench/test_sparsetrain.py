@@ -42,6 +42,7 @@ def folder(tmp_path: Path, dense: ModelState) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @linux
 def test_rows_hold_every_figure_and_their_ratios() -> None:
     rows = model_rows("resnet8", (0.05, 1.0), BATCH, repeats=2, starts=1)

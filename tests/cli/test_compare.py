@@ -281,6 +281,7 @@ def test_a_killed_grid_goes_on_and_ends_like_one_that_was_not(
     assert without_times(resumed["rows"]) == without_times(run(whole, whole / "grid.toml")["rows"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished(
     tmp_path: Path, here: list[RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ import fedkit
 from fedkit.cli import summary
 from fedkit.cli.app import app
 from tests.fresh import HEAVY, imported_by, python_of
+from tests.sets import slow
 
 GROUP = typer.main.get_command(app)
 NOT_FOR_HELP = {*HEAVY, "scipy", "safetensors", "cryptography", "prometheus_client"}
@@ -119,13 +120,13 @@ def test_show_imports_no_library_that_computes(runs: Path) -> None:
     assert imported_by(command("show run"), runs) & {*HEAVY, "scipy"} == set()
 
 
-@pytest.mark.parametrize("name", ["m.tflite", "m.onnx", "m-c99", "m.graph"])
+@pytest.mark.parametrize("name", ["m.tflite", slow("m.onnx"), slow("m-c99"), "m.graph"])
 def test_inspect_of_a_file_needs_no_torch(runs: Path, name: str) -> None:
     found = imported_by(command(f"inspect {name}"), runs)
     assert found & {*HEAVY, "onnxruntime"} == set()
 
 
-@pytest.mark.parametrize("name", ["m.tflite", "m.onnx", "m-c99"])
+@pytest.mark.parametrize("name", [slow("m.tflite"), slow("m.onnx"), "m-c99"])
 def test_check_of_a_file_needs_what_runs_it_alone(runs: Path, name: str) -> None:
     found = imported_by(command(f"check {name} --task own_task:TASK"), runs)
     assert found & set(HEAVY) <= ({"onnx"} if name == "m.onnx" else set())

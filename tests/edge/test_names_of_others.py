@@ -28,6 +28,7 @@ from fedkit.graph import ir
 from tests.edge.models import images
 from tests.edge.targets.c99.library import need_gcc
 from tests.naive.engine import FpgaEngine
+from tests.sets import slow_but
 
 INPUTS = images(1, 6, 6)
 HOSTILE = [
@@ -143,7 +144,7 @@ def test_any_name_in_an_onnx_file(name: str) -> None:
     assert_the_same_but_for_comments(graph, onnx_graph(("one", "two", "three")))
 
 
-@pytest.mark.parametrize("name", HOSTILE[:9])
+@pytest.mark.parametrize("name", slow_but(HOSTILE[:3], HOSTILE[:9]))
 def test_folders_compile_to_the_same(name: str, plain_torch: ir.Graph, tmp_path: Path) -> None:
     need_gcc()
     graph = torch_graph(name)

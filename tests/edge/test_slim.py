@@ -37,7 +37,7 @@ from fedkit.graph.verify import verify
 from fedkit.nn.zoo import build_model
 from tests.edge.models import DenseBlock, Flat, images
 from tests.edge.targets.c99.library import need_gcc
-from tests.sets import slow_but
+from tests.sets import slow, slow_but
 
 Randomise = Callable[[nn.Module], nn.Module]
 
@@ -136,9 +136,7 @@ def test_a_joined_channel_that_nobody_reads_is_removed() -> None:
     assert (len(first), len(second), second.shape[-1]) == (3, 1, 6)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet8", "ds-cnn", pytest.param("mobilenetv2-w0.25", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["resnet8", slow("ds-cnn"), slow("mobilenetv2-w0.25")])
 def test_the_targets_give_the_same_integers(
     name: str, randomise: Randomise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,7 @@ def random_images() -> Examples:
 
 
 @pytest.mark.parametrize("task", ["digits", "fashion-mnist"])
-@pytest.mark.parametrize("model", ["", "ds-cnn", "resnet18-w16", "mobilenetv2-w0.25"])
+@pytest.mark.parametrize("model", ["", "ds-cnn", slow("resnet18-w16"), slow("mobilenetv2-w0.25")])
 def test_built_in_tasks_and_models_run_sparse(task: str, model: str) -> None:
     images = replace(load_task(task), train_data=random_images, test_data=random_images)
     engine, notice = make_engine(images, model, 1, "auto")

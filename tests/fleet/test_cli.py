@@ -89,6 +89,7 @@ def test_the_status_of_a_fleet_that_is_not_up(folder: Path) -> None:
     assert [device["connection"] for device in status["devices"]] == ["unknown"] * 2
 
 
+@pytest.mark.slow
 def test_a_run_without_a_server_says_so(folder: Path) -> None:
     code, _, said = fedkit("run", folder, "--name", "alone", "--rounds", "1")
     assert code == 2

@@ -51,6 +51,7 @@ def steps(**changes: Any) -> tuple[list[Report], RecordingFleet]:
     return list(run_rounds(scenario.server(), fleet, scenario.server_data)), fleet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

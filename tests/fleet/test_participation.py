@@ -61,6 +61,7 @@ def test_a_fleet_goes_on_without_devices_and_takes_them_back(
     assert told == {device for devices in absent.values() for device in devices}
 
 
+@pytest.mark.slow
 def test_a_device_that_never_returns_costs_one_deadline(clock: Clock) -> None:
     scenario = make_scenario(config(deadline=1000.0))
     grid = ScriptedGrid(client_nodes(scenario))

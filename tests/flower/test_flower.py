@@ -38,8 +38,8 @@ BOARD = Path(__file__).resolve().parents[2] / "fedkit" / "flower" / "apps" / "bo
 
 CONFIG = make_config(
     {
-        "devices": 3,
-        "rounds": 3,
+        "devices": 2,
+        "rounds": 2,
         "epochs": 1,
         "examples_per_device": 40,
         "adjust_every": 1,
@@ -120,7 +120,7 @@ def test_the_client_app_answers_what_every_kind_of_method_asks(
     name: str, changes: dict[str, Any]
 ) -> None:
     """Whatever is kept on a device between rounds lives in Flower's context."""
-    of_method = {"method": name, "adjust_every": 2, "adjust_stop": 3}
+    of_method = {"method": name, "rounds": 3, "adjust_every": 2, "adjust_stop": 3}
     config = CONFIG.model_copy(update={**of_method, **changes})
     scenario = make_scenario(config)
     here, apps = (
@@ -194,7 +194,7 @@ class RecordsFleet(LocalFleet):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"wire": "fp16"}, {"precision": "int8", "uplink_bits": 4}], ids=str
+    "changes", [slow({}), slow({"wire": "fp16"}), {"precision": "int8", "uplink_bits": 4}], ids=str
 )
 def test_a_run_through_records_equals_one_without_bit_for_bit(changes: dict[str, Any]) -> None:
     config = make_config({**CONFIG.model_dump(), **changes})

@@ -202,6 +202,7 @@ def test_a_board_gives_the_interpreters_integers_and_its_times(
     assert server.leftovers() == []
 
 
+@pytest.mark.slow
 def test_a_wrong_integer_stops_it(
     server: Sshd, model: Artifact, examples: ReferenceVectors
 ) -> None:

@@ -276,6 +276,7 @@ class RepeatingConv(NumpyConv):
             self.spreads.append(float((draws.var(0, ddof=1)[spread] / variance[spread]).mean()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_weight_gradients_are_right_on_average(rule: str) -> None:
     """Each within 4 standard errors, and with the variance that rounding at random has."""

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedkit.engine.plan.capture import capture
-from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.norm import L1BatchNorm2d
 from fedkit.nn.zoo import build_model, seeded
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples, cross_entropy
+from tests.captured import captured
 
 Shape = tuple[int, int, int]
 CLASSES = 5
@@ -71,17 +70,6 @@ def layered(
         return nn.Sequential(*body, features, norms[2], nn.ReLU(), nn.Linear(12, classes))
 
     return build
-
-
-_PLANS: dict[tuple[str, tuple[int, ...]], Plan] = {}
-
-
-def captured(model: nn.Module, shape: tuple[int, ...]) -> Plan:
-    """Capture a model once: of those here, what they compute is seen from how they are written."""
-    key = (repr(model), shape)
-    if key not in _PLANS:
-        _PLANS[key] = capture(model, shape)
-    return _PLANS[key]
 
 
 def engines(
