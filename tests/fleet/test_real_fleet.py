@@ -37,6 +37,7 @@ from fedkit.sparse.state import ModelState
 from sim.scenario import make_scenario
 from tests.fleet.real import FEDKIT, RealFleet
 from tests.flower.same_bits import assert_same_bits
+from tests.processes import HANG
 
 CONFIG: dict[str, Any] = {
     "devices": 2,
@@ -132,7 +133,7 @@ def test_a_device_whose_key_nobody_registered_is_refused(fleet: RealFleet, tmp_p
     for name in ("device.key", "device.key.pub"):
         (folder / name).unlink()
     write_device_key(folder)
-    code, said = start(folder, 60)
+    code, said = start(folder, HANG)
     assert code not in (None, 0)
     assert "Failed to initialize the connection to the SuperLink" in said
 
