@@ -90,6 +90,7 @@ def ranges(graph: ir.Graph, examples: FloatArray, percentile: float) -> dict[str
     with np.errstate(over="ignore", invalid="ignore"):  # `_Seen` names what is not finite
         for start in range(0, len(examples), _BATCH):
             evaluate(graph, examples[start : start + _BATCH], seen.add)
+    seen.ranges |= {op.output: Range(*bounds) for op in graph.ops if (bounds := spec_of(op).bounds)}
     groups = joined(graph)
     found = _of_groups(seen.ranges, groups)
     if silent := [

@@ -215,7 +215,8 @@ class _Quantizer:
         if isinstance(scale, ir.Quantization):
             return scale
         coarsest = max(x.scale for x in inputs)
-        out = self._affine(op.output, coarsest / _LARGEST_MULTIPLIER, coarsest * _UNUSED)
+        least = 0.0 if scale == "free" else coarsest / _LARGEST_MULTIPLIER
+        out = self._affine(op.output, least, coarsest * _UNUSED)
         widens = integer_spec(op).takes_whole_offset
         is_held = op.output in self.joined or op.output in self.symmetric
         is_free = widens and self.grid is _float32 and not is_held

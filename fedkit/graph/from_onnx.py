@@ -628,8 +628,9 @@ def _relu(lowering: _Lowering, node: _Node) -> ir.Tensor:
 @_lowers("Clip")
 def _clip(lowering: _Lowering, node: _Node) -> ir.Tensor:
     low, high = node.number("min", 1), node.number("max", 2)
-    unbounded = high is not None and high >= np.finfo(np.float32).max
-    return lowering.clamp(node, activation(node.operand(0)), low, None if unbounded else high)
+    most = float(np.finfo(np.float32).max)
+    low, high = (None if each is None or abs(each) >= most else each for each in (low, high))
+    return lowering.clamp(node, activation(node.operand(0)), low, high)
 
 
 @_lowers("Add", "Sub", "Mul", "Div")

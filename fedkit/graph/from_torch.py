@@ -14,7 +14,7 @@ import operator
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -306,7 +306,8 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
             return
         if handler is None:
             raise Unsupported(f"{node.target} is not supported")
-        lowering.values[node] = handler(lowering, node, arguments)
+        made = handler(lowering, node, arguments)
+        lowering.values[node] = _in_place(lowering, node, arguments, made)
     except Unsupported as error:
         is_consequence = handler is not None or "getitem" in str(node.target)
         if is_consequence and not lowering.unknown.isdisjoint(node.all_input_nodes):
@@ -438,8 +439,7 @@ def _layer_norm(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
 
 @_lowers("aten.relu.default", "aten.relu_.default")
 def _relu(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    x = activation(a["self"])
-    return _in_place(lowering, node, x, lowering.op("relu", node, [x]))
+    return lowering.op("relu", node, [activation(a["self"])])
 
 
 @_lowers(
@@ -450,12 +450,17 @@ def _relu(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     "aten.clamp.default",
     "aten.clamp_.default",
     "aten.clamp_min.default",
+    "aten.clamp_min_.default",
+    "aten.clamp_max.default",
+    "aten.clamp_max_.default",
+    "aten.clip.default",
+    "aten.clip_.default",
 )
 def _clamp(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    low = a.get("min_val", a.get("min", 0))
-    high = a.get("max_val", a.get("max", 6 if "relu6" in str(node.target) else None))
-    x = activation(a["self"])
-    return _in_place(lowering, node, x, lowering.clamp(node, x, low, high))
+    is_relu6 = "relu6" in str(node.target)
+    low = a.get("min_val", a.get("min", 0 if is_relu6 else None))
+    high = a.get("max_val", a.get("max", 6 if is_relu6 else None))
+    return lowering.clamp(node, activation(a["self"]), low, high)
 
 
 @_lowers(
@@ -463,12 +468,10 @@ def _clamp(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     "aten._softmax.default",
     "aten.log_softmax.int",
     "aten._log_softmax.default",
-    "aten.sigmoid.default",
-    "aten.sigmoid_.default",
 )
 def _probabilities(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     name = str(node.target).split(".")[1].strip("_")
-    what = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "sigmoid": "Sigmoid"}[name]
+    what = {"softmax": "Softmax", "log_softmax": "LogSoftmax"}[name]
     refuse_probabilities(what, _is_last(node))
 
 
@@ -485,13 +488,15 @@ def _is_last(node: fx.Node) -> bool:
 def _add(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     x, y = activation(a["self"]), activation(a["other"])
     require(a["alpha"] == 1, f"an addition with alpha = {a['alpha']}; only 1 can be")
-    return _in_place(lowering, node, x, lowering.add(node, x, y))
+    return lowering.add(node, x, y)
 
 
-def _in_place(lowering: _Lowering, node: fx.Node, old: ir.Tensor, new: ir.Tensor) -> ir.Tensor:
-    """Return `new`; if the op writes it over `old`, every name of that means `new` from here."""
+def _in_place(lowering: _Lowering, node: fx.Node, a: Arguments, new: ir.Tensor) -> ir.Tensor:
+    """Return `new`; if the op writes it over its input, every name of that means it from here."""
     if str(node.target).split(".")[1].endswith("_"):
-        _rebind(lowering, old, new)
+        old = a.get("self", a.get("input"))
+        if isinstance(old, ir.Tensor) and old is not new:
+            _rebind(lowering, old, new)
     return new
 
 
@@ -581,4 +586,5 @@ def _reshape(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
 )
 def _identity(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     require(not a.get("train", False) or a.get("p") == 0, "dropout that is on in evaluation")
-    return activation(a.get("self", a.get("input")))
+    x = activation(a.get("self", a.get("input")))
+    return replace(x) if "clone" in str(node.target) else x  # which shares no memory

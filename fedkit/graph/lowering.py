@@ -23,6 +23,7 @@ from fedkit.graph.operands import activation as activation
 from fedkit.graph.operands import constant as constant
 from fedkit.graph.operands import require as require
 from fedkit.graph.operands import require_small as require_small
+from fedkit.graph.ops.functions import Bounds
 from fedkit.graph.ops.registry import LAYERS
 from fedkit.graph.verify import verify
 
@@ -38,7 +39,6 @@ SERIES = (
 LOGITS: Mapping[str, str] = {
     "Softmax": "argmax is the same",
     "LogSoftmax": "argmax is the same",
-    "Sigmoid": "argmax is the same, and one above 0 is a probability above one half",
 }
 """What makes probabilities of logits -> what these tell without it."""
 
@@ -322,10 +322,14 @@ class Lowering(ABC, Generic[Node]):
         )
 
     def clamp(self, node: Node, x: ir.Tensor, low: float | None, high: float | None) -> ir.Tensor:
-        """Add the ReLU or ReLU6 that a clamp is; None means no bound."""
-        possible = low == 0 and high in (None, 6)
-        require(possible, f"a clamp to [{low}, {high}]; relu and relu6 can be")
-        return self.op("relu6" if high else "relu", node, [x])
+        """Add the ReLU, ReLU6 or other clamp; None means no bound."""
+        if low == 0 and high in (None, 6):
+            return self.op("relu6" if high else "relu", node, [x])
+        ends = [None if bound is None else float(bound) for bound in (low, high)]
+        known = [bound for bound in ends if bound is not None]
+        fits = known == sorted(known) and all(map(math.isfinite, known))
+        require(bool(known) and fits, f"a clamp to [{low}, {high}]; the ends must be in order")
+        return self.op("clip", node, [x], attributes=Bounds(ends[0], ends[1]))
 
     def add(self, node: Node, x: ir.Tensor, y: ir.Tensor) -> ir.Tensor:
         """Add the sum of two activations."""

@@ -15,15 +15,22 @@ Random = np.random.Generator
 Real = Callable[..., ir.FloatArray]
 """Takes the op, its graph and its operands, float32 [n, ...]; gives its result."""
 
-Scale = Literal["kept", "rescaled"] | ir.Quantization
+Scale = Literal["kept", "rescaled", "free"] | ir.Quantization
 """How the result of an integer op is quantised: exactly as all inputs; by a scale of its own, which
-is above 1/256 of theirs; or always the same."""
+is above 1/256 of theirs; by any scale; or always the same."""
 
 
 class ModelReader(Protocol):
     """What reads a model, of torch or ONNX, while it does."""
 
-    def op(self, kind: ir.Kind, node: Any, inputs: Sequence[ir.Tensor]) -> ir.Tensor:
+    def op(
+        self,
+        kind: ir.Kind,
+        node: Any,
+        inputs: Sequence[ir.Tensor],
+        *,
+        attributes: ir.Attributes | None = None,
+    ) -> ir.Tensor:
         """Add an op whose output has the shape of the node's result."""
 
     def shape_of(self, node: Any) -> ir.Shape:
@@ -127,6 +134,8 @@ class Spec:
         fuses_activation: Whether it can apply its `activation` to what it computes.
         activation: The one that it is itself.
         scale: Of its result, once integer.
+        bounds: The least and the largest result, if both are known whatever it reads: the range of
+            its integers then, in place of what calibration sees.
         symmetric: Which inputs must have the zero point 0, once integer.
         weights: How they lie, if it reads (activation, weight, bias).
         attributes: The class of what an op of this kind has to say of itself, of plain values.
@@ -151,6 +160,7 @@ class Spec:
     fuses_activation: bool = False
     activation: ir.Activation = "none"
     scale: Scale = "rescaled"
+    bounds: tuple[float, float] | None = None
     symmetric: tuple[int, ...] = ()
     weights: Weights | None = None
     attributes: type[ir.Attributes] | None = None

@@ -187,7 +187,7 @@ def _scales_agree(graph: Graph) -> Iterator[str]:
                 yield f"{_name(op)} must have {spec.scale} for its output, always"
         elif spec.weights:
             yield from _weight_scales_agree(op, x, *(graph.tensors[n] for n in op.inputs[1:]))
-        elif not all(
+        elif spec.scale != "free" and not all(
             _is_below_largest(graph.tensors[name].scale / out.scale) for name in op.inputs
         ):
             yield f"{_name(op)} must have an output scale above 1/256 of its inputs' scales"

@@ -138,11 +138,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "'1': Softmax at the end; leave it out: the artifact gives logits, argmax is the same",
     ),
     "log softmax": (lambda: Own(lambda y: y.log_softmax(1)), "LogSoftmax at the end; leave it out"),
-    "sigmoid": (
-        lambda: nn.Sequential(mlp(), nn.Sigmoid(), nn.Flatten()),
-        "Sigmoid at the end; leave it out.*above one half",
-    ),
-    "a gate": (lambda: nn.Sequential(nn.Sigmoid(), mlp()), "'0': Sigmoid is not supported"),
 }
 
 

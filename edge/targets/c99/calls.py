@@ -393,11 +393,19 @@ class _Compiler:
             return
         a, b = op.inputs
         places = self.place(a), self.place(b)
-        free = () if op.output in self.slots else (a, b)
-        over = next((name for name in free if self._is_over(name, op)), None)
-        out = self.reuse(over, op.output) if over else self.new(op.output)
-        planes = _planes(self.planes[op.output])
+        planes, out = _planes(self.planes[op.output]), self._over_one_of(op)
         self.call("ek_add", self._sum(op, a, b), planes, *places, out, source=op.source)
+
+    def _over_one_of(self, op: ir.Op) -> BufferOffset:
+        """Return where to write what has the layout of the inputs: over one that is over."""
+        free = () if op.output in self.slots else op.inputs
+        over = next((name for name in free if self._is_over(name, op)), None)
+        return self.reuse(over, op.output) if over else self.new(op.output)
+
+    def look_up(self, op: ir.Op, table: Int64s) -> None:
+        place, planes = self.place(op.inputs[0]), _planes(self.planes[op.output])
+        entries = Struct("ek_table", (table.astype(np.uint8),))
+        self.call("ek_look_up", entries, planes, place, self._over_one_of(op), source=op.source)
 
     def join(self, op: ir.Op) -> None:
         starts = _starts(op, self.planes)

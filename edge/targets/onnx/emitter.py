@@ -55,8 +55,14 @@ class _File:
         self.constants[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
         return name
 
+    @property
+    def is_integer(self) -> bool:
+        return self.form == "qoperator"
+
+    def cast(self, x: str, output: str, to: type[np.generic]) -> str:
+        return self.node("Cast", [x], output, to=helper.np_dtype_to_tensor_dtype(np.dtype(to)))
+
     def scales(self, name: str) -> list[str]:
-        """Return the names of the scale and the zero point of a tensor."""
         tensor = self.graph.tensors[name]
         quantization = tensor.quantization
         assert quantization is not None  # checked before anything is emitted

@@ -31,6 +31,7 @@ from edge.targets.tflite import emitter as tflite
 from fedkit.core.errors import ExportError
 from fedkit.graph import integers, ir
 from fedkit.graph.interpret import compute, evaluate
+from fedkit.graph.ops.functions import BY_KIND as FUNCTIONS
 from fedkit.graph.ops.registry import SPECS as GRAPH_SPECS
 from fedkit.graph.verify import verify
 from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
@@ -38,6 +39,7 @@ from tests.edge.single_ops import Case, Codes, Random
 from tests.edge.targets.c99.library import need_gcc
 from tests.edge.targets.compiled import PLAIN, QUICK
 from tests.naive.engine import FpgaEngine
+from tests.sets import slow_but
 
 EXAMPLES = 12
 
@@ -167,7 +169,11 @@ def test_litert_without_xnnpack_computes_our_integers(kind: ir.Kind) -> None:
             assert np.isin(gap, (0, 1) if SPECS[kind].in_blocks else 0).all()
 
 
-@pytest.mark.parametrize("kind", SPECS)
+ONE_KERNEL = [kind for kind in SPECS if kind not in FUNCTIONS or kind == "silu"]
+"""All functions of one value have the same code in C, with another table."""
+
+
+@pytest.mark.parametrize("kind", slow_but(ONE_KERNEL, SPECS))
 def test_compiled_c_computes_our_integers(kind: ir.Kind, tmp_path: Path) -> None:
     need_gcc()
     if not says(SPECS[kind].c99, kind, c_calls):
@@ -207,6 +213,7 @@ def test_a_kind_without_integers_is_refused_by_name() -> None:
 
 
 def test_float_graphs_of_tflite_give_the_floats() -> None:
+    without = set()
     for kind, spec in SPECS.items():
         if spec.tflite is None:
             continue
@@ -214,5 +221,11 @@ def test_float_graphs_of_tflite_give_the_floats() -> None:
             graph = GRAPH_SPECS[kind].example(np.random.default_rng(seed))
             random = np.random.default_rng(seed)
             x = random.standard_normal(graph.tensors["x"].shape, np.float32)
-            found = in_litert_alone(graph, x)
+            try:
+                found = in_litert_alone(graph, x)
+            except ExportError as error:
+                assert f"op {kind} of module '' has no TFLite form of floats" in str(error)
+                without.add(kind)
+                continue
             np.testing.assert_allclose(found, evaluate(graph, x), rtol=1e-4, atol=1e-4)
+    assert without == {"hard_sigmoid", "elu", "softplus", "log_sigmoid", "mish", "erf", "clip"}
