@@ -184,6 +184,16 @@ class CCompiler(Protocol):
     def join(self, op: ir.Op) -> None:
         """Put inputs one behind the other."""
 
+    def pair(self, function: str, op: ir.Op, factors: tuple[int, ...], shift: int) -> None:
+        """Call what makes one of two inputs, each repeated where it has the size 1.
+
+        Args:
+            function: `ek_mul` or `ek_sum_of`.
+            op: The op.
+            factors: By what a product, or each of two terms, is multiplied.
+            shift: By what it is divided, as a power of two.
+        """
+
 
 class FpgaCompiler(Protocol):
     """Steps of the FPGA engine, under construction; each method yields some."""

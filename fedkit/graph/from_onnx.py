@@ -27,6 +27,7 @@ from fedkit.graph.lowering import (
     LOGITS,
     SERIES,
     Lowering,
+    Operator,
     Unsupported,
     activation,
     constant,
@@ -635,34 +636,24 @@ def _clip(lowering: _Lowering, node: _Node) -> ir.Tensor:
 
 @_lowers("Add", "Sub", "Mul", "Div")
 def _arithmetic(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    """Lower arithmetic of an activation and a constant per channel, or a sum of activations."""
-    operator, (left, right) = node.proto.op_type, node.inputs
-    if isinstance(left, ir.Tensor) and isinstance(right, ir.Tensor):
-        require(operator == "Add", f"{operator} of two activations; only a sum can be")
-        return lowering.add(node, left, right)
-    swapped = not isinstance(left, ir.Tensor)
-    x, y = activation(right if swapped else left), constant(left if swapped else right)
-    require(operator != "Div" or not swapped, "Div by an activation")
-    require(lowering.shape_of(node) == x.shape, f"{operator} that widens {x.shape}")
-    channels = _per_channel(x, y)
-    one, none = np.ones_like(channels), np.zeros_like(channels)
-    if operator == "Div":
-        require(bool(channels.all()), "Div by zero")
-        return lowering.affine(node, x, 1 / channels, none)
-    if operator == "Mul":
-        return lowering.affine(node, x, channels, none)
-    if operator == "Add":
-        return lowering.affine(node, x, one, channels)
-    return lowering.affine(node, x, *((-one, channels) if swapped else (one, -channels)))
+    names: dict[str, Operator] = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+    return lowering.arithmetic(node, names[node.proto.op_type], *node.inputs)
 
 
-def _per_channel(x: ir.Tensor, value: ir.Array) -> ir.Array:
-    """Return a constant that is to be broadcast against NCHW as one float64 per channel."""
-    rank, count = len(x.shape), x.shape[-1]
-    shape = (1,) * (rank - value.ndim) + value.shape
-    per_channel = math.prod(shape) in (1, count) and shape[1] == value.size
-    require(per_channel, f"a constant of shape {value.shape}; one value per channel can be")
-    return np.broadcast_to(value.reshape(-1).astype(np.float64), count)
+@_lowers("Neg")
+def _neg(lowering: _Lowering, node: _Node) -> ir.Tensor:
+    return lowering.arithmetic(node, "mul", node.operand(0), np.array(-1.0))
+
+
+@_lowers("PRelu")
+def _prelu(lowering: _Lowering, node: _Node) -> ir.Tensor:
+    return lowering.prelu(node, activation(node.operand(0)), node.operand(1))
+
+
+@_lowers("Pow")
+def _pow(lowering: _Lowering, node: _Node) -> ir.Tensor:
+    exponent = np.asarray(constant(node.operand(1), "exponents"))
+    return lowering.power(node, activation(node.operand(0)), exponent)
 
 
 @_lowers("Pad")

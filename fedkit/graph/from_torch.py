@@ -30,6 +30,7 @@ from fedkit.graph import ir
 from fedkit.graph.lowering import (
     SERIES,
     Lowering,
+    Operator,
     Unsupported,
     activation,
     graph_shape,
@@ -484,11 +485,50 @@ def _is_last(node: fx.Node) -> bool:
     )
 
 
-@_lowers("aten.add.Tensor", "aten.add_.Tensor")
-def _add(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    x, y = activation(a["self"]), activation(a["other"])
-    require(a["alpha"] == 1, f"an addition with alpha = {a['alpha']}; only 1 can be")
-    return lowering.add(node, x, y)
+_ARITHMETIC: Mapping[str, Operator] = {"add": "add", "sub": "sub", "mul": "mul", "div": "div"}
+
+
+@_lowers(
+    *(
+        f"aten.{name}{place}.{overload}"
+        for name in (*_ARITHMETIC, "multiply", "subtract", "divide", "true_divide", "rsub")
+        for place in ("", "_")
+        for overload in ("Tensor", "Scalar")
+    )
+)
+def _arithmetic(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    name = str(node.target).split(".")[1].strip("_")
+    operator = _ARITHMETIC[{"rsub": "sub", "true_divide": "div"}.get(name, name[:3])]
+    left, right = (_as_array(a[key]) for key in ("self", "other"))
+    left, right = (right, left) if name == "rsub" else (left, right)
+    if (alpha := a.get("alpha", 1)) != 1:
+        require(name != "rsub", f"rsub with alpha = {alpha}; only 1 can be")
+        right = (
+            lowering.arithmetic(node, "mul", right, np.array(alpha))
+            if isinstance(right, ir.Tensor)
+            else right * alpha
+        )
+    return lowering.arithmetic(node, operator, left, right)
+
+
+def _as_array(value: Any) -> Any:
+    """Return a number or a constant of torch as an array; an activation as it is."""
+    return value if isinstance(value, ir.Tensor | torch.Tensor) else np.asarray(value)
+
+
+@_lowers("aten.neg.default", "aten.neg_.default", "aten.negative.default")
+def _neg(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.arithmetic(node, "mul", a["self"], np.array(-1.0))
+
+
+@_lowers("aten.prelu.default")
+def _prelu(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.prelu(node, activation(a["self"]), a["weight"])
+
+
+@_lowers("aten.pow.Tensor_Scalar", "aten.pow_.Scalar")
+def _pow(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.power(node, activation(a["self"]), a["exponent"])
 
 
 def _in_place(lowering: _Lowering, node: fx.Node, a: Arguments, new: ir.Tensor) -> ir.Tensor:

@@ -15,9 +15,10 @@ Random = np.random.Generator
 Real = Callable[..., ir.FloatArray]
 """Takes the op, its graph and its operands, float32 [n, ...]; gives its result."""
 
-Scale = Literal["kept", "rescaled", "free"] | ir.Quantization
+Scale = Literal["kept", "rescaled", "product", "free"] | ir.Quantization
 """How the result of an integer op is quantised: exactly as all inputs; by a scale of its own, which
-is above 1/256 of theirs; by any scale; or always the same."""
+is above 1/256 of theirs; by one that is at least twice the product of theirs; by any scale; or
+always the same."""
 
 
 class ModelReader(Protocol):
@@ -98,6 +99,21 @@ def same_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
     return graph.tensors[op.inputs[0]].shape
 
 
+def broadcast_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
+    """Return the shape of what two inputs are together, each repeated where it has the size 1."""
+    shapes = [graph.tensors[name].shape for name in op.inputs]
+    return tuple(map(max, *shapes))
+
+
+def broadcast_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
+    """Return the shape of the second input: any that goes with the first."""
+    left, right = shapes
+    fits = len(left) == len(right) and all(
+        a == b or 1 in (a, b) for a, b in zip(left, right, strict=True)
+    )
+    return [right if fits else left]
+
+
 def window_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
     """Return the shape of what a window makes of each channel."""
     _, height, width, channels = graph.tensors[op.inputs[0]].shape
@@ -126,6 +142,7 @@ class Spec:
         activations: How many it reads, of a variadic one at least.
         variadic: Whether it joins any number of them.
         constants: How many it reads after them.
+        takes_constant: Whether a constant may stand in the place of one of two activations.
         shape: Of its output.
         operands: (op, shapes of all inputs) -> what the shapes after the first must be.
         has_window: Whether it slides a window, over [1, h, w, c].
@@ -152,6 +169,7 @@ class Spec:
     activations: int = 1
     variadic: bool = False
     constants: int = 0
+    takes_constant: bool = False
     shape: Callable[[ir.Graph, ir.Op], ir.Shape] = same_shape
     operands: Callable[[ir.Op, Sequence[ir.Shape]], list[ir.Shape]] = _no_operands
     has_window: bool = False

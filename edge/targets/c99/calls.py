@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from edge.arena import Buffer
 from edge.define.rounding import Scales, add_multipliers
+from edge.ops.integer_spec import is_plain
 from edge.ops.registry import SPECS
 from edge.targets.c99 import pack
 from edge.targets.c99.pack import Int8s, Int32s, Phases, Planes
@@ -402,6 +403,51 @@ class _Compiler:
         over = next((name for name in free if self._is_over(name, op)), None)
         return self.reuse(over, op.output) if over else self.new(op.output)
 
+    def pair(self, function: str, op: ir.Op, factors: tuple[int, ...], shift: int) -> None:
+        constants = [name for name in op.inputs if self.graph.tensors[name].data is not None]
+        zeros = [self._zero(name) for name in op.inputs]
+        fields = (
+            _planes(self.planes[op.output]),
+            *(self._steps(name, op.output) for name in op.inputs),
+            *zeros,
+            *(factors if len(factors) == 2 else (*factors, 0)),
+            shift,
+            *self._limits(op),
+            *(self._constant(name) for name in constants or [""]),
+        )
+        places = [0 if name in constants else self.place(name) for name in op.inputs]
+        struct, out = Struct("ek_pair_op", fields), self.new(op.output)
+        self.call(function, struct, *places, out, source=op.source)
+
+    def _steps(self, name: str, output: str) -> Struct:
+        """Return how far it is to the next plane, row and pixel of an operand: 0 if it is again."""
+        sizes, out = (self._sizes(each) for each in (name, output))
+        planes = self.planes.get(name) or self._planes_of_constant(name)
+        steps = planes.plane, planes.row, 1
+        return Struct(
+            "ek_steps",
+            tuple(
+                0 if size == 1 < whole else step
+                for step, size, whole in zip(steps, sizes, out, strict=True)
+            ),
+        )
+
+    def _sizes(self, name: str) -> tuple[int, int, int]:
+        """Return channels, height and width."""
+        shape = self.graph.tensors[name].shape
+        height, width = shape[1:3] if len(shape) == 4 else (1, 1)
+        return shape[-1], height, width
+
+    def _planes_of_constant(self, name: str) -> Planes:
+        return Planes(*self._sizes(name), zero=self._zero(name))
+
+    def _constant(self, name: str) -> int | NDArray[Any]:
+        """Return a constant as planes of bytes; 0 if there is none."""
+        if not name:
+            return 0
+        data = self.graph.constant(name).astype(np.int64) + _BYTE
+        return np.moveaxis(data, -1, 1).astype(np.uint8).ravel()
+
     def look_up(self, op: ir.Op, table: Int64s) -> None:
         place, planes = self.place(op.inputs[0]), _planes(self.planes[op.output])
         entries = Struct("ek_table", (table.astype(np.uint8),))
@@ -502,7 +548,7 @@ def _fusions(graph: ir.Graph) -> dict[str, ir.Op]:
     order = {op.output: number for number, op in enumerate(graph.ops)}
     found = {}
     for op in graph.ops:
-        if op.kind == "add" and op.inputs[0] != op.inputs[1]:
+        if op.kind == "add" and op.inputs[0] != op.inputs[1] and is_plain(graph, op):
             makers = [graph.producer(n) for n in op.inputs if graph.sole_consumer(n) is op]
             convs = [m for m in makers if m is not None and _is_convolution(m)]
             if convs:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.graph import ir
-from fedkit.graph.operands import activation, constant, require
+from fedkit.graph.operands import activation, require
 from fedkit.graph.spec import (
     Aten,
     ModelReader,
@@ -163,20 +163,6 @@ def _is_tanh(a: Arguments) -> bool:
     return bool(how == "tanh")
 
 
-def _slope_of(weight: Any) -> LeakySlope:
-    values = np.asarray(constant(weight, "slopes"), np.float64).ravel()
-    require(
-        len(values) > 0 and bool((values == values[0]).all()),
-        f"PReLU with {len(values)} slopes that differ; one slope for all channels can be "
-        f"(PReLU(num_parameters=1))",
-    )
-    return LeakySlope(float(values[0]))
-
-
-def _number(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else float(value)
-
-
 FUNCTIONS = (
     Function(
         "sigmoid",
@@ -245,11 +231,9 @@ FUNCTIONS = (
         attributes=(LeakySlope(0.01), LeakySlope(0.25), LeakySlope(-0.5)),
         aten={
             **dict.fromkeys(_each("leaky_relu"), lambda a: LeakySlope(float(a["negative_slope"]))),
-            "aten.prelu.default": lambda a: _slope_of(a["weight"]),
         },
         onnx={
             "LeakyRelu": lambda node: LeakySlope(float(node.attribute("alpha", 0.01))),
-            "PRelu": lambda node: _slope_of(node.inputs[1]),
         },
     ),
     Function(

@@ -28,7 +28,7 @@ static void ek_look_up_run(const uint8_t *table, const uint8_t *x, uint8_t *y, i
 
 /* One row of 16 entries: of bytes whose high half is another, x ^ row is 16 or more, and the sum
  * has its highest bit set, for which a shuffle gives 0. */
-static inline __m256i ek_row(const uint8_t *table, __m256i x, int32_t row) {
+static inline __m256i ek_table_row(const uint8_t *table, __m256i x, int32_t row) {
     const __m128i entries = _mm_loadu_si128((const __m128i *)(const void *)(table + 16 * row));
     const __m256i low = _mm256_xor_si256(x, _mm256_set1_epi8((char)(16 * row)));
     const __m256i at = _mm256_adds_epu8(low, _mm256_set1_epi8(0x70));
@@ -38,10 +38,10 @@ static inline __m256i ek_row(const uint8_t *table, __m256i x, int32_t row) {
 static void ek_look_up_run(const uint8_t *table, const uint8_t *x, uint8_t *y, int32_t count) {
     for (; count >= EK_LOOKED_UP; count -= EK_LOOKED_UP, x += EK_LOOKED_UP, y += EK_LOOKED_UP) {
         const __m256i at = ek_load32(x);
-        __m256i even = ek_row(table, at, 0), odd = ek_row(table, at, 1);
+        __m256i even = ek_table_row(table, at, 0), odd = ek_table_row(table, at, 1);
         for (int32_t row = 2; row < 16; row += 2) {
-            even = _mm256_or_si256(even, ek_row(table, at, row));
-            odd = _mm256_or_si256(odd, ek_row(table, at, row + 1));
+            even = _mm256_or_si256(even, ek_table_row(table, at, row));
+            odd = _mm256_or_si256(odd, ek_table_row(table, at, row + 1));
         }
         ek_store32(y, _mm256_or_si256(even, odd));
     }
