@@ -52,6 +52,8 @@ Product = Callable[[Int64s, ir.Tensor, ir.Tensor, ir.Tensor], Int64s]
 Average = Callable[[Sequence[Int64s], Int64s, ir.Tensor, bool], Int64s]
 Six = Callable[[ir.Graph, ir.Op], int]
 Tabulate = Callable[[NDArray[Any], ir.Tensor, bool], Int64s]
+Softmax = Callable[[Int64s, ir.Tensor], Int64s]
+LogSoftmax = Callable[[Int64s, ir.Tensor, ir.Tensor], Int64s]
 Leaky = Callable[[Int64s, float, ir.Tensor, ir.Tensor], Int64s]
 Format = Literal["own", "tflite", "onnx"]
 
@@ -85,6 +87,10 @@ class Policy:
             holds them; whether XNNPACK makes the table) -> them as integers, not clipped.
         leaky: (values less their zero point, slope below 0, input, result) -> what a leaky ReLU
             gives, not clipped.
+        softmax: (values [..., channels], what they are of) -> the softmax over channels in steps of
+            1/256.
+        log_softmax: (values [..., channels], what they are of, result) -> its logarithm in steps of
+            the result.
     """
 
     name: str
@@ -98,6 +104,8 @@ class Policy:
     format: Format
     tabulate: Tabulate
     leaky: Leaky
+    softmax: Softmax
+    log_softmax: LogSoftmax
 
 
 def policy(name: str) -> Policy:
@@ -190,6 +198,58 @@ def _six_half_even(graph: ir.Graph, op: ir.Op) -> int:
 
 def _tabulate_half_up(results: NDArray[Any], out: ir.Tensor, by_xnnpack: bool) -> Int64s:
     return _whole(np.floor(results / out.scale + 0.5)) + out.zero_point
+
+
+_LOG_BITS = 24
+_MOST_STEP = 2**40  # beyond any result, and 255 of them within int64
+
+
+def powers_of(scale: float, channels: int) -> tuple[Int64s, int]:
+    """Return e^(-scale * k) for k = 0 .. 255 as integers, and what stands for 1.
+
+    The sum over all channels, and 256 times the largest, are below 2^32.
+    """
+    one = min((2**32 - 1) // channels, 2**23 - 1)
+    return np.rint(one * np.exp(-scale * np.arange(256))).astype(np.int64), one
+
+
+def log_factors(scale: float, one: int, out: float) -> tuple[int, int]:
+    """Return what a step of the input is, and the logarithm of `one`, both in 2^-24 of the output.
+
+    The logarithm is as `fixed_log` has it, so that both are off by the same.
+    """
+    step = min(round(scale / out * 2**_LOG_BITS), _MOST_STEP)
+    return step, int(fixed_log(np.asarray(one, np.int64)))
+
+
+def fixed_log(x: Int64s) -> Int64s:
+    """Return 16 * ln(x) of integers 1 .. 2^32 - 1, in 2^-24, a little below."""
+    exponent = np.frexp(x.astype(np.float64))[1].astype(np.int64) - 1
+    mantissa = x.astype(np.uint64) << (31 - exponent).astype(np.uint64)
+    found = exponent
+    for _ in range(_LOG_BITS):
+        mantissa = (mantissa * mantissa) >> np.uint64(31)
+        carry = mantissa >> np.uint64(32)
+        mantissa >>= carry
+        found = 2 * found + carry.astype(np.int64)
+    return np.asarray((found * _SIXTEEN_LN_2) >> 26)
+
+
+_SIXTEEN_LN_2 = round(16 * math.log(2) * 2**26)
+
+
+def _softmax_half_up(x: Int64s, tensor: ir.Tensor) -> Int64s:
+    powers = powers_of(tensor.scale, x.shape[-1])[0][x.max(axis=-1, keepdims=True) - x]
+    total = powers.sum(axis=-1, keepdims=True)
+    return np.asarray(np.minimum((256 * powers + (total >> 1)) // total, 255))
+
+
+def _log_softmax_half_up(x: Int64s, tensor: ir.Tensor, out: ir.Tensor) -> Int64s:
+    powers, one = powers_of(tensor.scale, x.shape[-1])
+    step, log_one = log_factors(tensor.scale, one, out.scale)
+    most = x.max(axis=-1, keepdims=True)
+    total = fixed_log(powers[most - x].sum(axis=-1, keepdims=True)) - log_one
+    return shift_right_half_up(step * (x - most) - total, _LOG_BITS)
 
 
 def _leaky_by(tabulate: Tabulate, dtype: type[np.floating[Any]]) -> Leaky:
@@ -306,6 +366,27 @@ def _leaky_gemmlowp(x: Int64s, slope: float, tensor: ir.Tensor, out: ir.Tensor) 
         for factor in (ratio, ratio * float(np.float32(slope)))
     )
     return np.where(x >= 0, above, below) + out.zero_point
+
+
+def _float_powers(x: Int64s, tensor: ir.Tensor) -> tuple[NDArray[np.float32], ...]:
+    """Return e^(x - largest), and its sum in order, in float32."""
+    exponents = np.float32(tensor.scale) * np.arange(256, dtype=np.float32)
+    powers = np.exp(-exponents.astype(np.float64)).astype(np.float32)
+    each = powers[x.max(axis=-1, keepdims=True) - x]
+    return each, np.add.accumulate(each, axis=-1, dtype=np.float32)[..., -1:]
+
+
+def _softmax_tflite(x: Int64s, tensor: ir.Tensor) -> Int64s:
+    each, total = _float_powers(x, tensor)
+    return _nearest(each * (np.float32(1) / (total * np.float32(1 / 256))))
+
+
+def _log_softmax_tflite(x: Int64s, tensor: ir.Tensor, out: ir.Tensor) -> Int64s:
+    step, total = np.float32(out.scale), _float_powers(x, tensor)[1]
+    log = np.log(total.astype(np.float64)).astype(np.float32)
+    most = x.max(axis=-1, keepdims=True).astype(np.float32)
+    offset = (np.float32(tensor.scale) * most + log) / step
+    return _nearest(np.float32(tensor.scale) / step * x.astype(np.float32) - offset)
 
 
 # XNNPACK
@@ -468,6 +549,19 @@ def _tabulate_onnxruntime(results: NDArray[Any], out: ir.Tensor, by_xnnpack: boo
     return _whole(np.rint(results / np.float32(out.scale))) + out.zero_point
 
 
+def _real_log_softmax(x: Int64s, tensor: ir.Tensor) -> NDArray[np.float64]:
+    below = (x - x.max(axis=-1, keepdims=True)) * tensor.scale
+    return np.asarray(below - np.log(np.exp(below).sum(axis=-1, keepdims=True)))
+
+
+def _softmax_onnxruntime(x: Int64s, tensor: ir.Tensor) -> Int64s:
+    return _whole(np.rint(256 * np.exp(_real_log_softmax(x, tensor))))
+
+
+def _log_softmax_onnxruntime(x: Int64s, tensor: ir.Tensor, out: ir.Tensor) -> Int64s:
+    return _whole(np.rint(_real_log_softmax(x, tensor) / out.scale))
+
+
 POLICIES: Mapping[str, Policy] = {
     made.name: made
     for made in (
@@ -483,6 +577,8 @@ POLICIES: Mapping[str, Policy] = {
             leaky=_leaky_by(_tabulate_half_up, np.float64),
             subtract=_subtract_half_up,
             product=_product_half_up,
+            softmax=_softmax_half_up,
+            log_softmax=_log_softmax_half_up,
         ),
         Policy(
             name="gemmlowp",
@@ -496,6 +592,8 @@ POLICIES: Mapping[str, Policy] = {
             leaky=_leaky_gemmlowp,
             subtract=_subtract_gemmlowp,
             product=_product_gemmlowp,
+            softmax=_softmax_tflite,
+            log_softmax=_log_softmax_tflite,
         ),
         Policy(
             name="half_even",
@@ -509,6 +607,8 @@ POLICIES: Mapping[str, Policy] = {
             leaky=_leaky_xnnpack,
             subtract=_subtract_xnnpack,
             product=_product_xnnpack,
+            softmax=_softmax_tflite,
+            log_softmax=_log_softmax_tflite,
         ),
         Policy(
             name="onnxruntime",
@@ -522,6 +622,8 @@ POLICIES: Mapping[str, Policy] = {
             leaky=_leaky_by(_tabulate_onnxruntime, np.float32),
             subtract=_subtract_onnxruntime,
             product=_product_onnxruntime,
+            softmax=_softmax_onnxruntime,
+            log_softmax=_log_softmax_onnxruntime,
         ),
     )
 }

@@ -229,6 +229,12 @@ class _Quantizer:
         if scale == "kept":
             return inputs[0].quantization
         if isinstance(scale, ir.Quantization):
+            if op.output in self.joined:
+                raise ExportError(
+                    f"layer {op.source!r}: what {op.kind} gives always has the scale "
+                    f"{scale.scale[0]}, and a concat joins it with others, which all need one: "
+                    f"join what it reads, or put a layer between"
+                )
             return scale
         coarsest = max(x.scale for x in inputs)
         least = 0.0 if scale == "free" else coarsest / _LARGEST_MULTIPLIER

@@ -24,7 +24,6 @@ from fedkit.core.errors import ExportError
 from fedkit.core.files import read_whole
 from fedkit.graph import ir
 from fedkit.graph.lowering import (
-    LOGITS,
     SERIES,
     Lowering,
     Operator,
@@ -32,14 +31,17 @@ from fedkit.graph.lowering import (
     activation,
     constant,
     graph_shape,
-    refuse_probabilities,
     require,
+    require_channels,
     require_small,
 )
 from fedkit.graph.ops.registry import ONNX
 
 _OPSETS = range(7, 29)
 """From the first in which operands broadcast as in numpy to the last that was looked at."""
+
+_ONE_AXIS = 13
+"""Opset from which a Softmax is over one axis; before, it is over all that follow, too."""
 
 _SMALL = 1024
 """Elements up to which a constant's values are shown to shape inference; it asks for few."""
@@ -104,9 +106,6 @@ class _Lowering(Lowering[_Node]):
     read: set[str] = field(default_factory=set)
     """Names of all values that some node, or the model's caller, reads."""
 
-    last: set[str] = field(default_factory=set)
-    """Names of the model's outputs, and of what is only brought into their shape."""
-
     values: dict[str, Value] = field(default_factory=dict)
     types: dict[str, onnx.TypeProto] = field(default_factory=dict)
     small: dict[str, onnx.TensorProto] = field(default_factory=dict)
@@ -167,7 +166,7 @@ def lower(source: Path | str | bytes) -> ir.Graph:
     """
     model = _read(source)
     _refuse_quantised(model)
-    lowering = _Lowering(opset=_opset(model), read=_read_names(model), last=_last(model))
+    lowering = _Lowering(opset=_opset(model), read=_read_names(model))
     with _refusing("onnx refuses the file", "it is damaged, or newer than the installed onnx"):
         checker.check_model(model)
     name = _bind(model, lowering)
@@ -379,15 +378,6 @@ def _read_names(model: onnx.ModelProto) -> set[str]:
     return read | {port.name for port in model.graph.output}
 
 
-def _last(model: onnx.ModelProto) -> set[str]:
-    """Return the names of the outputs, and of what becomes one without arithmetic."""
-    last = {port.name for port in model.graph.output}
-    for node in reversed(model.graph.node):
-        if node.op_type in ("Identity", "Flatten", "Reshape", "Squeeze") and node.output[0] in last:
-            last.add(node.input[0])
-    return last
-
-
 def _lower_node(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     """Lower one node; if that fails, note why and go on as if it had worked."""
     try:
@@ -443,8 +433,6 @@ def _require_no_graph(proto: onnx.NodeProto) -> None:
 
 
 def _require_known(lowering: _Lowering, proto: onnx.NodeProto) -> None:
-    if not proto.domain and proto.op_type in LOGITS:
-        refuse_probabilities(proto.op_type, proto.output[0] in lowering.last)
     known = not proto.domain and proto.op_type in _HANDLERS
     name = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
     require(known, f"{name} is not supported")
@@ -638,6 +626,17 @@ def _clip(lowering: _Lowering, node: _Node) -> ir.Tensor:
 def _arithmetic(lowering: _Lowering, node: _Node) -> ir.Tensor:
     names: dict[str, Operator] = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
     return lowering.arithmetic(node, names[node.proto.op_type], *node.inputs)
+
+
+@_lowers("Softmax", "LogSoftmax")
+def _softmax(lowering: _Lowering, node: _Node) -> ir.Tensor:
+    x, what = activation(node.operand(0)), node.proto.op_type
+    is_old = lowering.opset < _ONE_AXIS
+    axis = int(node.attribute("axis", 1 if is_old else -1))
+    require_channels(what, axis, len(x.shape))
+    whole = is_old and len(x.shape) == 4 and x.shape[1] * x.shape[2] > 1
+    require(not whole, f"{what} of opset {lowering.opset} over all from axis 1 on")
+    return lowering.op("softmax" if what == "Softmax" else "log_softmax", node, [x])
 
 
 @_lowers("Neg")

@@ -37,6 +37,7 @@ from fedkit.graph.lowering import (
     nhwc,
     refuse_probabilities,
     require,
+    require_channels,
 )
 from fedkit.graph.operands import ConstantOperand
 from fedkit.graph.ops.registry import ATEN, spec_of
@@ -472,8 +473,11 @@ def _clamp(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
 )
 def _probabilities(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     name = str(node.target).split(".")[1].strip("_")
-    what = {"softmax": "Softmax", "log_softmax": "LogSoftmax"}[name]
-    refuse_probabilities(what, _is_last(node))
+    if lowering.trains:
+        refuse_probabilities({"softmax": "Softmax"}.get(name, "LogSoftmax"), _is_last(node))
+    x = activation(a["self"])
+    require_channels(name, a["dim"], len(x.shape))
+    return lowering.op(name, node, [x])
 
 
 def _is_last(node: fx.Node) -> bool:

@@ -57,6 +57,12 @@ def refuse_probabilities(what: str, is_last: bool) -> NoReturn:
     raise Unsupported(f"{what} at the end; {way}" if is_last else f"{what} is not supported")
 
 
+def require_channels(what: str, axis: int, rank: int) -> None:
+    """Raise `Unsupported` unless an axis of the model is that of channels or features."""
+    reason = f"a {what} over dimension {axis}; dimension 1, channels or features, can be"
+    require(axis % rank == 1, reason)
+
+
 def nhwc(shape: ir.Shape) -> ir.Shape:
     """Return [n, c, h, w] as [n, h, w, c]."""
     n, c, h, w = shape

@@ -133,11 +133,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a function": (lambda: F.relu, "the model is a .*function.*; give a torch.nn.Module"),
     "nothing": (nn.Identity, "computes nothing"),
-    "softmax": (
-        lambda: nn.Sequential(mlp(), nn.Softmax(1)),
-        "'1': Softmax at the end; leave it out: the artifact gives logits, argmax is the same",
-    ),
-    "log softmax": (lambda: Own(lambda y: y.log_softmax(1)), "LogSoftmax at the end; leave it out"),
 }
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
 from edge import passes
 from edge.passes import fold_bn, fold_flatten, fuse_relu
-from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.from_torch import lower
 from fedkit.graph.interpret import evaluate
@@ -73,10 +71,15 @@ def test_folding_a_flatten_permutes_the_columns() -> None:
     assert np.array_equal(found, weight.transpose(0, 2, 3, 1).reshape(2, 12))
 
 
-def test_a_norm_on_features_that_follows_no_layer_is_refused_by_name() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
-    with pytest.raises(ExportError, match="BatchNorm '0' works on"):
-        passes.optimise(lower(model, (3,)))
+def test_a_norm_on_features_that_follows_no_layer_works_on_one_pixel() -> None:
+    norm = nn.BatchNorm1d(3)
+    norm.running_mean = torch.tensor([1.0, -2.0, 0.5])
+    model = nn.Sequential(norm, nn.Linear(3, 2)).eval()
+    graph = passes.optimise(lower(model, (3,)))
+    assert [op.kind for op in graph.ops] == ["reshape", "depthwise_conv2d", "reshape", "linear"]
+    x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    wanted = model(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(evaluate(graph, x), wanted, atol=1e-6)
 
 
 def test_two_norms_fold_into_one_layer() -> None:

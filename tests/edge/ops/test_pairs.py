@@ -63,7 +63,7 @@ def test_steps_finer_than_those_of_products_are_refused() -> None:
 # Models
 
 
-class Model(nn.Module):
+class TwoConvs(nn.Module):
     """A function between two convolutions, which need a halo."""
 
     def __init__(self, function: Callable[[Tensor], Tensor] | nn.Module) -> None:
@@ -101,18 +101,18 @@ def over_map(x: Tensor) -> Tensor:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "gate": lambda: Model(Gate()),
-    "gate before": lambda: Model(lambda x: torch.sigmoid(x.mean((2, 3), keepdim=True)) * x),
-    "of pixels": lambda: Model(nn.Sequential(Mask())),
-    "map of constants": lambda: Model(over_map),
-    "constants less": lambda: Model(lambda x: torch.linspace(0, 1, 256).view(4, 8, 8) - x),
-    "sum with constants": lambda: Model(lambda x: x + torch.linspace(0, 1, 64).view(8, 8)),
-    "sum with means": lambda: Model(lambda x: x + x.mean((2, 3), keepdim=True)),
-    "less means": lambda: Model(lambda x: x.mean((2, 3), keepdim=True) - x),
-    "square": lambda: Model(lambda x: x * x),
-    "slopes": lambda: Model(uneven()),
-    "two readers": lambda: Model(two_readers),
-    "concat": lambda: Model(Joined()),
+    "gate": lambda: TwoConvs(Gate()),
+    "gate before": lambda: TwoConvs(lambda x: torch.sigmoid(x.mean((2, 3), keepdim=True)) * x),
+    "of pixels": lambda: TwoConvs(nn.Sequential(Mask())),
+    "map of constants": lambda: TwoConvs(over_map),
+    "constants less": lambda: TwoConvs(lambda x: torch.linspace(0, 1, 256).view(4, 8, 8) - x),
+    "sum with constants": lambda: TwoConvs(lambda x: x + torch.linspace(0, 1, 64).view(8, 8)),
+    "sum with means": lambda: TwoConvs(lambda x: x + x.mean((2, 3), keepdim=True)),
+    "less means": lambda: TwoConvs(lambda x: x.mean((2, 3), keepdim=True) - x),
+    "square": lambda: TwoConvs(lambda x: x * x),
+    "slopes": lambda: TwoConvs(uneven()),
+    "two readers": lambda: TwoConvs(two_readers),
+    "concat": lambda: TwoConvs(Joined()),
 }
 
 
@@ -199,18 +199,18 @@ def test_what_cannot_be_is_refused_by_name(
     function: Callable[[Tensor], Tensor], message: str
 ) -> None:
     with pytest.raises(ExportError, match=message):
-        float_graph(Model(function).eval(), (3, 8, 8))
+        float_graph(TwoConvs(function).eval(), (3, 8, 8))
 
 
 def test_identities_of_arithmetic_are_no_ops() -> None:
-    model = Model(lambda x: sum([x * 1, x / 1]) - 0)  # type: ignore[arg-type, return-value]
+    model = TwoConvs(lambda x: sum([x * 1, x / 1]) - 0)  # type: ignore[arg-type, return-value]
     inputs = np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32)
     kinds = [op.kind for op in int8_graph(model.eval(), inputs, accept_error=True).ops]
     assert kinds == ["conv2d", "add", "conv2d", "mean", "linear"]
 
 
 def test_a_normalised_input_is_one_op() -> None:
-    model = Model(nn.Identity())
+    model = TwoConvs(nn.Identity())
     whole = nn.Sequential(Normalised(), model).eval()
     inputs = np.random.default_rng(0).random((8, 3, 8, 8)).astype(np.float32)
     kinds = [op.kind for op in int8_graph(whole, inputs, accept_error=True).ops]
