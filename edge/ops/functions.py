@@ -329,8 +329,8 @@ def _write_real_tflite(file: TfliteFile, op: ir.Op) -> None:
     is_operator = isinstance(form, _Operator) and form.attributes == op.attributes
     if form and (is_operator or isinstance(form, _Gated | _Leaky)):
         form.write(file, op)
-    elif op.kind in codes or op.kind == "square":
-        code, options = codes.get(op.kind, ("SQUARE", "SquareOptions"))
+    elif op.kind in codes:
+        code, options = codes[op.kind]
         file.operator(code, op.inputs, op.output, options, (1, 1))
     else:
         raise ExportError(

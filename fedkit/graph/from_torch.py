@@ -535,6 +535,11 @@ def _pow(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     return lowering.power(node, activation(a["self"]), a["exponent"])
 
 
+@_lowers("aten.square.default", "aten.square_.default")
+def _square(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.power(node, activation(a["self"]), 2)
+
+
 def _in_place(lowering: _Lowering, node: fx.Node, a: Arguments, new: ir.Tensor) -> ir.Tensor:
     """Return `new`; if the op writes it over its input, every name of that means it from here."""
     if str(node.target).split(".")[1].endswith("_"):

@@ -253,7 +253,6 @@ FUNCTIONS = (
         "erf", "erf", _erf, bounds=(-1.0, 127 / 128), aten=_plain(*_each("erf")), onnx=_plain("Erf")
     ),
     Function("abs", "abs", np.abs, aten=_plain(*_each("abs")), onnx=_plain("Abs")),
-    Function("square", "square", np.square, aten=_plain(*_each("square"))),
     Function(
         "clip",
         "clamp",

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge.define.interpret_int8 import evaluate_int8
 from edge.define.rounding import POLICIES
+from edge.export import int8_graph
 from edge.ops.functions import own_table, table
 from edge.ops.registry import SPECS
 from edge.quantize.to_int8 import quantize
 from edge.targets.onnx import emitter as onnx
 from edge.targets.tflite import emitter as tflite
+from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.interpret import evaluate
 from fedkit.graph.ops.functions import FUNCTIONS, Function, values_of
@@ -176,7 +178,6 @@ TORCH: dict[str, Callable[[Tensor], Tensor]] = {
     "mish": F.mish,
     "erf": torch.erf,
     "abs": torch.abs,
-    "square": torch.square,
     "clip": F.hardtanh,
 }
 
@@ -190,3 +191,14 @@ def test_the_real_function_is_torchs(kind: str) -> None:
 
 def test_every_function_is_compared_with_torch() -> None:
     assert TORCH.keys() == BY_KIND.keys()
+
+
+def test_a_target_without_an_op_refuses_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def quantise(*_: object, **__: object) -> None:
+        raise AssertionError("the graph was quantised first")
+
+    monkeypatch.setattr("edge.export.quantize", quantise)
+    model = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 3), nn.Softmax(1)).eval()
+    inputs = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    with pytest.raises(ExportError, match=r"fpga target has nothing for silu \(module '1'\), soft"):
+        int8_graph(model, inputs, target="fpga")
