@@ -446,7 +446,8 @@ class _Compiler:
         if not name:
             return 0
         data = self.graph.constant(name).astype(np.int64) + _BYTE
-        return np.moveaxis(data, -1, 1).astype(np.uint8).ravel()
+        planes = np.moveaxis(data, -1, 1).astype(np.uint8).ravel()
+        return np.pad(planes, (0, pack.SLACK))  # which kernels may read
 
     def look_up(self, op: ir.Op, table: Int64s) -> None:
         place, planes = self.place(op.inputs[0]), _planes(self.planes[op.output])

@@ -9,8 +9,10 @@
 #endif
 
 static inline uint8_t ek_paired(const ek_pair_op *op, int32_t sum) {
-    const int32_t x = ((sum + (1 << (op->shift - 1))) >> op->shift) + op->zero;
-    return (uint8_t)(x < op->low ? op->low : x > op->high ? op->high : x);
+    int32_t x = ((sum + (1 << (op->shift - 1))) >> op->shift) + op->zero;
+    x = x < op->low ? op->low : x; /* one after the other, compilers know it as max and min */
+    x = x > op->high ? op->high : x;
+    return (uint8_t)x;
 }
 
 /* One run of pixels; steps are 0 or 1, and known where this is inlined. */
@@ -62,6 +64,22 @@ static int ek_pair_goes_on(const ek_steps *steps, int32_t row) {
     return steps->pixel ? steps->row == row : steps->row == 0;
 }
 
+/* Whether a plane's last pixel and the next one's first are as far apart as in the output. */
+static int ek_pair_is_whole(const ek_steps *steps, const ek_planes *out) {
+    return steps->pixel && steps->row == out->row && steps->plane == out->plane;
+}
+
+/* How many pixels of a run to compute: whole vectors, while what is beyond is yet to be written. */
+static int32_t ek_pair_length(const ek_planes *rows, int32_t planes_left) {
+#ifdef EK_SIMD
+    const int32_t up = (rows->width + 31) / 32 * 32;
+    if (rows->height == 1 && planes_left * rows->plane >= 32) return up;
+#else
+    (void)planes_left;
+#endif
+    return rows->width;
+}
+
 static void ek_pairs(ek_pair_run run, const ek_pair_op *op, const uint8_t *a, const uint8_t *b,
                      uint8_t *out) {
     const ek_planes *planes = &op->out;
@@ -77,11 +95,16 @@ static void ek_pairs(ek_pair_run run, const ek_pair_op *op, const uint8_t *a, co
         rows.height = 1;
     }
     ek_halo_before(planes, out);
+    if (ek_pair_is_whole(&op->a, planes) && ek_pair_is_whole(&op->b, planes)) {
+        run(op, a, 1, b, 1, out, (planes->channels - 1) * planes->plane + rows.width);
+        rows.height = 0;
+    }
     for (int32_t c = 0; c < planes->channels; c++, out += planes->plane) {
         const uint8_t *left = a + c * op->a.plane, *right = b + c * op->b.plane;
+        const int32_t length = ek_pair_length(&rows, planes->channels - 1 - c);
         for (int32_t y = 0; y < rows.height; y++)
             run(op, left + y * op->a.row, op->a.pixel, right + y * op->b.row, op->b.pixel,
-                out + y * planes->row, rows.width);
+                out + y * planes->row, length);
         ek_halo_of(planes, out);
     }
 }
