@@ -79,6 +79,8 @@ class IntegerSpec:
             output scale is whole, which a kernel of TFLite cuts off.
         in_blocks: Whether TFLite's own kernel takes blocks of channels and rounds in them by a
             rule of its own, at most a step from `gemmlowp`.
+        of_one_place: Whether each value of its result comes of those at one place of its inputs, in
+            the same way at each.
     """
 
     kind: ir.Kind
@@ -92,6 +94,7 @@ class IntegerSpec:
     not_onnx: Callable[[ir.Op], str] = lambda op: ""
     takes_whole_offset: bool = False
     in_blocks: bool = False
+    of_one_place: bool = False
 
 
 # Arithmetic

@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edge.api import check_artifact, export_model
 from edge.define.interpret_int8 import evaluate_int8
 from edge.export import float_graph, int8_graph, save_c99
+from edge.graph_file import load_graph
 from edge.quantize.to_int8 import quantize
 from edge.quantize.truth import quantized
+from edge.targets.c99.calls import compile_graph as c_calls
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.fpga.microcode import compile_graph as fpga_steps
 from fedkit.core.errors import ExportError
@@ -144,7 +147,7 @@ def two_readers(x: Tensor) -> Tensor:
     return y * torch.sigmoid(torch.tanh(y)) + nn.functional.gelu(y)
 
 
-IN_C = ["gate", "of pixels", "constants less", "sum with means"]
+IN_C = ["gate", "two readers"]
 
 
 def graph_and_codes(name: str) -> tuple[ir.Graph, ir.Array]:
@@ -167,7 +170,7 @@ def test_runtimes_give_every_layer_of_models(name: str) -> None:
             assert np.count_nonzero(found != expected) == 0, op
 
 
-@pytest.mark.parametrize("name", slow_but(IN_C[:2], MODELS))
+@pytest.mark.parametrize("name", slow_but(IN_C, MODELS))
 def test_compiled_c_gives_the_integers_of_models(name: str, tmp_path: Path) -> None:
     need_gcc()
     graph, codes = graph_and_codes(name)
@@ -176,6 +179,38 @@ def test_compiled_c_gives_the_integers_of_models(name: str, tmp_path: Path) -> N
         path = save_c99(graph, np.zeros(inputs.shape, np.float32), tmp_path / goal, {}, goal).path  # type: ignore[arg-type]
         found = CompiledRunner(path, flags).predict_int8(inputs)
         assert np.count_nonzero(found != evaluate_int8(graph, codes)) == 0
+
+
+CALLS = {
+    "two readers": ["ek_conv_dense", "ek_look_up", "ek_conv_dense"],
+    "square": ["ek_conv_dense", "ek_look_up", "ek_conv_dense"],
+    "gate before": ["ek_conv_dense", "ek_mean", "ek_look_up", "ek_mul", "ek_conv_dense"],
+    "map of constants": ["ek_conv_dense", "ek_mul", "ek_conv_dense"],
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_in_c_a_chain_of_one_value_is_one_table(name: str) -> None:
+    calls = [call.function for call in c_calls(graph_and_codes(name)[0]).calls]
+    assert calls == ["ek_load", *CALLS[name], "ek_mean", "ek_linear", "ek_store"]
+
+
+def test_what_is_read_between_is_no_part_of_a_chain(tmp_path: Path) -> None:
+    need_gcc()
+
+    def read_twice(x: Tensor) -> Tensor:
+        bent = torch.tanh(nn.functional.elu(x))
+        return torch.cat([bent, torch.sigmoid(bent)], 1)
+
+    inputs = np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32)
+    model = TwoConvs(read_twice)
+    model.last = nn.Conv2d(8, 4, 3, padding=1)
+    path = tmp_path / "model-c99"
+    export_model(model.eval(), inputs, path, accept_error=True)
+    found = check_artifact(path, inputs, layers=True)
+    assert found.mismatches == 0 and found.layers
+    calls = [call.function for call in c_calls(load_graph(tmp_path / "model-c99.graph")).calls]
+    assert calls.count("ek_look_up") == 2
 
 
 def test_the_fpga_refuses_products_and_broadcast_sums_by_name() -> None:
