@@ -506,7 +506,9 @@ def _arithmetic(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     left, right = (_as_array(a[key]) for key in ("self", "other"))
     left, right = (right, left) if name == "rsub" else (left, right)
     if (alpha := a.get("alpha", 1)) != 1:
-        require(name != "rsub", f"rsub with alpha = {alpha}; only 1 can be")
+        what = "an addition" if operator == "add" else "a difference"
+        possible = name != "rsub" and not lowering.trains
+        require(possible, f"{what} with alpha = {alpha}; only 1 can be")
         right = (
             lowering.arithmetic(node, "mul", right, np.array(alpha))
             if isinstance(right, ir.Tensor)
