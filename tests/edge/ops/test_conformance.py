@@ -148,7 +148,17 @@ def says(written: object, kind: ir.Kind, emit: Callable[[ir.Graph], object]) -> 
     return False
 
 
-@pytest.mark.parametrize("kind", SPECS)
+SAME_CODE = FUNCTIONS.keys() - {"silu"} | {"sub", "log_softmax"}
+ONE_KERNEL = [kind for kind in SPECS if kind not in SAME_CODE]
+"""All functions of one value have the same code in C, with another table."""
+
+
+SAME_FORM = FUNCTIONS.keys() - {"silu", "elu", "leaky_relu", "clip"}
+FORMS = [kind for kind in SPECS if kind not in SAME_FORM]
+"""A form of each sort; `test_functions` has more of them."""
+
+
+@pytest.mark.parametrize("kind", slow_but(FORMS, SPECS))
 def test_runtimes_compute_our_integers(kind: ir.Kind, place: PolicyRun) -> None:
     is_tflite = place.policy in ("half_even", "gemmlowp")
     spec, emit = SPECS[kind], tflite.emit if is_tflite else onnx.emit
@@ -159,17 +169,13 @@ def test_runtimes_compute_our_integers(kind: ir.Kind, place: PolicyRun) -> None:
             assert np.count_nonzero(found != expected) == 0
 
 
-@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("kind", slow_but(FORMS, SPECS))
 def test_litert_without_xnnpack_computes_our_integers(kind: ir.Kind) -> None:
     if says(SPECS[kind].tflite, kind, tflite.emit):
         for graph, codes in cases(kind):
             expected = evaluate_int8(graph, codes, "gemmlowp").astype(int)
             gap = in_litert_alone(graph, codes).reshape(expected.shape) - expected
             assert np.isin(gap, (0, 1) if SPECS[kind].in_blocks else 0).all()
-
-
-ONE_KERNEL = [kind for kind in SPECS if kind not in FUNCTIONS or kind == "silu"]
-"""All functions of one value have the same code in C, with another table."""
 
 
 @pytest.mark.parametrize("kind", slow_but(ONE_KERNEL, SPECS))

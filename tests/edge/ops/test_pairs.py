@@ -195,6 +195,7 @@ def test_in_c_a_chain_of_one_value_is_one_table(name: str) -> None:
     assert calls == ["ek_load", *CALLS[name], "ek_mean", "ek_linear", "ek_store"]
 
 
+@pytest.mark.slow
 def test_what_is_read_between_is_no_part_of_a_chain(tmp_path: Path) -> None:
     need_gcc()
 

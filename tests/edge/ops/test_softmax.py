@@ -69,6 +69,7 @@ def test_runtimes_and_we_give_the_nearest_of_the_real(kind: str, seed: int) -> N
     assert np.count_nonzero(in_litert_alone(graph, codes) != alone) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_c_gives_our_integers(kind: str, tmp_path: Path) -> None:
     need_gcc()
