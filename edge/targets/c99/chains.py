@@ -18,7 +18,7 @@ _FAST = frozenset({"relu", "relu6", "add"})
 
 
 @dataclass(frozen=True)
-class Chain:
+class ValueChain:
     """Ops of which nothing but the last one's result is read by others.
 
     Attributes:
@@ -32,19 +32,19 @@ class Chain:
     table: Int64s
 
 
-def chains(graph: ir.Graph) -> Mapping[str, Chain]:
+def chains(graph: ir.Graph) -> Mapping[str, ValueChain]:
     """Return output -> the longest chain that makes it; none overlap.
 
     The table is what the interpreter gives for every integer, so it is exact.
     """
-    found: dict[str, Chain] = {}
+    found: dict[str, ValueChain] = {}
     taken: set[str] = set()
     for end in reversed(graph.ops):
         if end.output in taken:
             continue
         source, ops = _longest(graph, end)
         if any(op.kind not in _FAST for op in ops):
-            found[end.output] = Chain(source, ops, _table(graph, source, ops))
+            found[end.output] = ValueChain(source, ops, _table(graph, source, ops))
             taken.update(op.output for op in ops)
     return found
 
