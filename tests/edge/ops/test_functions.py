@@ -70,8 +70,19 @@ def graphs(row: Row, count: int) -> Iterator[ir.Graph]:
 
 @pytest.mark.parametrize(("kind", "attributes"), slow_but(QUICK, ROWS))
 def test_runtimes_give_every_integer(kind: str, attributes: ir.Attributes | None) -> None:
-    is_quick = (kind, attributes) in QUICK
-    for graph in graphs((kind, attributes), 8 if is_quick else 60):
+    check_runtimes(kind, attributes, 8 if (kind, attributes) in QUICK else 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "attributes"), QUICK)
+def test_runtimes_give_every_integer_at_many_scales(
+    kind: str, attributes: ir.Attributes | None
+) -> None:
+    check_runtimes(kind, attributes, 250)
+
+
+def check_runtimes(kind: str, attributes: ir.Attributes | None, count: int) -> None:
+    for graph in graphs((kind, attributes), count):
         codes = EVERY.reshape(graph.tensors["x"].shape)
         for name, place in PLACES.items():
             expected = evaluate_int8(graph, codes, place.policy)
