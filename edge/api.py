@@ -103,7 +103,8 @@ def export_model(
     if isinstance(source, ir.Graph) and source.tensors[source.inputs[0]].dtype == "int8":
         graph = source
     else:
-        graph = export.int8_graph(source, calibration, accept_error=accept_error)
+        of = "" if target == "graph" else target
+        graph = export.int8_graph(source, calibration, accept_error=accept_error, target=of)
     if target == "graph":
         return save_graph(graph, where, about)
     whole = save_graph(graph, beside, about)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge import artifact, passes
+from edge.ops.registry import check_forms
 from edge.passes.slim import slim
 from edge.quantize import truth
 from edge.quantize.to_int8 import Scaling, TrainedIntegers, quantize
@@ -163,7 +164,7 @@ def _export(
     **options: Any,
 ) -> artifact.Artifact:
     artifact.check_free(Path(path))
-    graph = int8_graph(model, calibration, accept_error=accept_error)
+    graph = int8_graph(model, calibration, accept_error=accept_error, target=target)
     return save(target, graph, calibration, Path(path), provenance, **options)
 
 
@@ -237,6 +238,7 @@ def int8_graph(
     scales: Scaling = "float",
     trained: TrainedIntegers | None = None,
     accept_error: bool = False,
+    target: str = "",
 ) -> ir.Graph:
     """Lower, optimise, quantise and slim a model; arguments and errors as for `export_tflite`.
 
@@ -250,6 +252,7 @@ def int8_graph(
         scales: "pow2" lets the graph rescale by shifts.
         trained: Integers that the model was trained with, to be kept.
         accept_error: As for `export_tflite`.
+        target: What the graph is for: refused at once where it lacks a kind of op.
 
     Warns:
         ExportWarning: The graph is rather far from the float model, or the calibration set can show
@@ -257,6 +260,8 @@ def int8_graph(
     """
     truth.warn_of_few(calibration)
     floats, examples = float_graph(model, calibration.shape[1:]), ir.to_graph_layout(calibration)
+    if target:
+        check_forms(floats, target)
     if not isinstance(model, ir.Graph) and len(calibration):
         _check_lowered(model, floats, calibration[:_COMPARED])
     graph = quantize(floats, examples, weight_bits=weight_bits, scales=scales, trained=trained)

@@ -53,9 +53,17 @@ LAYERS = (
     Layer("GroupNorm", lambda: nn.GroupNorm(2, 4)),
     Layer("ReLU", nn.ReLU),
     Layer("ReLU6", nn.ReLU6),
-    Layer("Hardswish", nn.Hardswish),
+    Layer("Sigmoid, Tanh", lambda: nn.Sequential(nn.Sigmoid(), nn.Tanh())),
+    Layer("SiLU, Hardswish", lambda: nn.Sequential(nn.SiLU(), nn.Hardswish())),
+    Layer("Hardsigmoid", nn.Hardsigmoid),
     Layer("GELU", nn.GELU),
-    Layer("Sigmoid", nn.Sigmoid),
+    Layer("ELU, SELU, CELU", lambda: nn.Sequential(nn.ELU(), nn.SELU(), nn.CELU())),
+    Layer("LeakyReLU", nn.LeakyReLU),
+    Layer("PReLU", lambda: nn.PReLU(4)),
+    Layer("Softplus, Mish", lambda: nn.Sequential(nn.Softplus(), nn.Mish())),
+    Layer("Hardtanh, clamp", nn.Hardtanh),
+    Layer("exp, abs, erf", lambda: _Calls(lambda x: torch.erf(x.abs().exp()))),
+    Layer("Softmax, LogSoftmax over channels", lambda: nn.Softmax(1)),
     Layer("MaxPool2d", lambda: nn.MaxPool2d(2)),
     Layer("AvgPool2d", lambda: nn.AvgPool2d(2)),
     Layer("AdaptiveAvgPool2d(1)", lambda: nn.AdaptiveAvgPool2d(1)),
@@ -63,6 +71,10 @@ LAYERS = (
     Layer("mean over the map", lambda: _Calls(lambda x: x.mean((2, 3)))),
     Layer("sum of two", lambda: _Calls(lambda x: x + F.relu(x))),
     Layer("product of two", lambda: _Calls(lambda x: x * F.relu(x))),
+    Layer("difference of two", lambda: _Calls(lambda x: x - F.relu(x))),
+    Layer("gate per channel", lambda: _Calls(lambda x: x * x.mean((2, 3), keepdim=True))),
+    Layer("arithmetic with numbers", lambda: _Calls(lambda x: (2 * x - 1) / 3)),
+    Layer("arithmetic with constants", lambda: _Calls(lambda x: x + torch.ones(8, 8))),
     Layer("concatenation of channels", lambda: _Calls(lambda x: torch.cat([x, F.relu(x)], 1))),
     Layer("zero padding", lambda: nn.ZeroPad2d(1)),
     Layer("Flatten, view, reshape", nn.Flatten),
@@ -75,7 +87,7 @@ LAYERS = (
 
 def _model(layer: Layer) -> nn.Module:
     torch.manual_seed(0)
-    if layer.name.startswith("Softmax"):
+    if layer.name == "Softmax as the output":
         return nn.Sequential(nn.Linear(4, 4), layer.layer())
     if len(layer.input_shape) == 1:
         return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), layer.layer(), nn.ReLU(), nn.Linear(4, 3))

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,11 +48,19 @@ values that stand alone. Runtimes have kernels for each, which round in their ow
 Rescale = Callable[[Int64s, Scales, float, Summed], Int64s]
 Mean = Callable[[Int64s, int, ir.Tensor, ir.Tensor], Int64s]
 Add = Callable[[Int64s, Int64s, ir.Tensor, ir.Tensor, ir.Tensor], Int64s]
+Product = Callable[[Int64s, ir.Tensor, ir.Tensor, ir.Tensor], Int64s]
 Average = Callable[[Sequence[Int64s], Int64s, ir.Tensor, bool], Int64s]
 Six = Callable[[ir.Graph, ir.Op], int]
+Tabulate = Callable[[NDArray[Any], ir.Tensor, bool], Int64s]
+Softmax = Callable[[Int64s, ir.Tensor], Int64s]
+LogSoftmax = Callable[[Int64s, ir.Tensor, ir.Tensor], Int64s]
+Leaky = Callable[[Int64s, float, ir.Tensor, ir.Tensor], Int64s]
+Format = Literal["own", "tflite", "onnx"]
 
 _ADD_BITS = 15
+_PRODUCT_BITS = 14  # by which products of two differences of int8 stay within int32
 _LEAST_OF_XNNPACK = 2.0**-10  # ratio of scales for which it adds
+_LEAST_PRODUCT_OF_XNNPACK = 2.0**-16
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,18 @@ class Policy:
             whether the one window is the whole map) -> averages in steps of the input; the values
             are less their zero points.
         six: (graph, an op with a relu6) -> the integer at which it cuts off, of any size.
+        subtract: As `add`, of their difference.
+        product: (products of values less their zero points, left, right, result) -> them in steps
+            of the result; at most `fedkit.graph.integers.LARGEST_OF_PRODUCTS` each.
+        format: Of the files whose numbers these are.
+        tabulate: (a function's results, float64 for our own targets and float32 for others; what
+            holds them; whether XNNPACK makes the table) -> them as integers, not clipped.
+        leaky: (values less their zero point, slope below 0, input, result) -> what a leaky ReLU
+            gives, not clipped.
+        softmax: (values [..., channels], what they are of) -> the softmax over channels in steps of
+            1/256.
+        log_softmax: (values [..., channels], what they are of, result) -> its logarithm in steps of
+            the result.
     """
 
     name: str
@@ -79,6 +99,13 @@ class Policy:
     add: Add
     average: Average
     six: Six
+    subtract: Add
+    product: Product
+    format: Format
+    tabulate: Tabulate
+    leaky: Leaky
+    softmax: Softmax
+    log_softmax: LogSoftmax
 
 
 def policy(name: str) -> Policy:
@@ -127,6 +154,28 @@ def _add_half_up(x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: i
     return shift_right_half_up(a * x + b * y, shift)
 
 
+def _subtract_half_up(
+    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
+) -> Int64s:
+    return _add_half_up(x, -y, left, right, out)
+
+
+def product_multiplier(ratio: float) -> tuple[int, int]:
+    """Return (a, shift) so that a * x / 2^shift multiplies products of int8 values within int32.
+
+    Args:
+        ratio: What a step of the products is in steps of the result, at most
+            `fedkit.graph.integers.LARGEST_OF_PRODUCTS`.
+    """
+    shift = min(30, _PRODUCT_BITS - math.frexp(ratio)[1])
+    return round(math.ldexp(ratio, shift)), shift
+
+
+def _product_half_up(x: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> Int64s:
+    factor, shift = product_multiplier(left.scale * right.scale / out.scale)
+    return shift_right_half_up(factor * x, shift)
+
+
 def _mean_by(rescale: Rescale) -> Mean:
     """Return a mean that is a sum less its zero points, rescaled."""
 
@@ -145,6 +194,77 @@ def _average_half_up(
 
 def _six_half_even(graph: ir.Graph, op: ir.Op) -> int:
     return integers.limits(graph, op)[1]
+
+
+def _tabulate_half_up(results: NDArray[Any], out: ir.Tensor, by_xnnpack: bool) -> Int64s:
+    return _whole(np.floor(results / out.scale + 0.5)) + out.zero_point
+
+
+_LOG_BITS = 24
+_MOST_STEP = 2**40  # beyond any result, and 255 of them within int64
+
+
+def powers_of(scale: float, channels: int) -> tuple[Int64s, int]:
+    """Return e^(-scale * k) for k = 0 .. 255 as integers, and what stands for 1.
+
+    The sum over all channels, and 256 times the largest, are below 2^32.
+    """
+    one = min((2**32 - 1) // channels, 2**23 - 1)
+    return np.rint(one * np.exp(-scale * np.arange(256))).astype(np.int64), one
+
+
+def log_factors(scale: float, one: int, out: float) -> tuple[int, int]:
+    """Return what a step of the input is, and the logarithm of `one`, both in 2^-24 of the output.
+
+    The logarithm is as `fixed_log` has it, so that both are off by the same.
+    """
+    step = min(round(scale / out * 2**_LOG_BITS), _MOST_STEP)
+    return step, int(fixed_log(np.asarray(one, np.int64)))
+
+
+def fixed_log(x: Int64s) -> Int64s:
+    """Return 16 * ln(x) of integers 1 .. 2^32 - 1, in 2^-24, a little below."""
+    exponent = np.frexp(x.astype(np.float64))[1].astype(np.int64) - 1
+    mantissa = x.astype(np.uint64) << (31 - exponent).astype(np.uint64)
+    found = exponent
+    for _ in range(_LOG_BITS):
+        mantissa = (mantissa * mantissa) >> np.uint64(31)
+        carry = mantissa >> np.uint64(32)
+        mantissa >>= carry
+        found = 2 * found + carry.astype(np.int64)
+    return np.asarray((found * _SIXTEEN_LN_2) >> 26)
+
+
+_SIXTEEN_LN_2 = round(16 * math.log(2) * 2**26)
+
+
+def _softmax_half_up(x: Int64s, tensor: ir.Tensor) -> Int64s:
+    powers = powers_of(tensor.scale, x.shape[-1])[0][x.max(axis=-1, keepdims=True) - x]
+    total = powers.sum(axis=-1, keepdims=True)
+    return np.asarray(np.minimum((256 * powers + (total >> 1)) // total, 255))
+
+
+def _log_softmax_half_up(x: Int64s, tensor: ir.Tensor, out: ir.Tensor) -> Int64s:
+    powers, one = powers_of(tensor.scale, x.shape[-1])
+    step, log_one = log_factors(tensor.scale, one, out.scale)
+    most = x.max(axis=-1, keepdims=True)
+    total = fixed_log(powers[most - x].sum(axis=-1, keepdims=True)) - log_one
+    return shift_right_half_up(step * (x - most) - total, _LOG_BITS)
+
+
+def _leaky_by(tabulate: Tabulate, dtype: type[np.floating[Any]]) -> Leaky:
+    """Return a leaky ReLU that is a table of the real function."""
+
+    def leaky(x: Int64s, slope: float, tensor: ir.Tensor, out: ir.Tensor) -> Int64s:
+        real = x.astype(dtype) * dtype(tensor.scale)
+        return tabulate(np.where(real >= 0, real, dtype(slope) * real), out, False)
+
+    return leaky
+
+
+def _whole(steps: NDArray[Any]) -> Int64s:
+    """Return whole numbers as integers, those beyond any int8 as some that are."""
+    return np.asarray(np.clip(steps, -(2**20), 2**20), np.int64)
 
 
 # TFLite's own kernels
@@ -188,12 +308,33 @@ def _mean_gemmlowp(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> In
 def _add_gemmlowp(
     x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
 ) -> Int64s:
+    return _sum_gemmlowp(x, y, left, right, out, 1)
+
+
+def _subtract_gemmlowp(
+    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
+) -> Int64s:
+    return _sum_gemmlowp(x, y, left, right, out, -1)
+
+
+def _sum_gemmlowp(
+    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor, sign: int
+) -> Int64s:
     twice = 2 * max(left.scale, right.scale)
     scaled = [
         _multiply_gemmlowp(value << 20, np.asarray(tensor.scale / twice))
         for value, tensor in ((x, left), (y, right))
     ]
-    return _multiply_gemmlowp(scaled[0] + scaled[1], np.asarray(twice / (2**20 * out.scale)))
+    total = scaled[0] + sign * scaled[1]
+    return _multiply_gemmlowp(total, np.asarray(twice / (2**20 * out.scale)))
+
+
+def _product_gemmlowp(x: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> Int64s:
+    return _multiply_gemmlowp(x, np.asarray(_product_ratio(left, right, out), np.float64))
+
+
+def _product_ratio(left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> np.float32:
+    return np.float32(left.scale) * np.float32(right.scale) / np.float32(out.scale)
 
 
 def _average_half_away(
@@ -211,6 +352,41 @@ def _six_half_away(graph: ir.Graph, op: ir.Op) -> int:
 
 def _steps_to_six(out: ir.Tensor) -> np.float32:
     return np.float32(6) / np.float32(out.scale)
+
+
+def _tabulate_gemmlowp(results: NDArray[Any], out: ir.Tensor, by_xnnpack: bool) -> Int64s:
+    steps = results * (np.float32(1) / np.float32(out.scale))
+    return _whole(np.trunc(steps + np.copysign(np.float32(0.5), steps))) + out.zero_point
+
+
+def _leaky_gemmlowp(x: Int64s, slope: float, tensor: ir.Tensor, out: ir.Tensor) -> Int64s:
+    ratio = float(_ratio(tensor, out))
+    above, below = (
+        _multiply_gemmlowp(x, np.asarray(factor))
+        for factor in (ratio, ratio * float(np.float32(slope)))
+    )
+    return np.where(x >= 0, above, below) + out.zero_point
+
+
+def _float_powers(x: Int64s, tensor: ir.Tensor) -> tuple[NDArray[np.float32], ...]:
+    """Return e^(x - largest), and its sum in order, in float32."""
+    exponents = np.float32(tensor.scale) * np.arange(256, dtype=np.float32)
+    powers = np.exp(-exponents.astype(np.float64)).astype(np.float32)
+    each = powers[x.max(axis=-1, keepdims=True) - x]
+    return each, np.add.accumulate(each, axis=-1, dtype=np.float32)[..., -1:]
+
+
+def _softmax_tflite(x: Int64s, tensor: ir.Tensor) -> Int64s:
+    each, total = _float_powers(x, tensor)
+    return _nearest(each * (np.float32(1) / (total * np.float32(1 / 256))))
+
+
+def _log_softmax_tflite(x: Int64s, tensor: ir.Tensor, out: ir.Tensor) -> Int64s:
+    step, total = np.float32(out.scale), _float_powers(x, tensor)[1]
+    log = np.log(total.astype(np.float64)).astype(np.float32)
+    most = x.max(axis=-1, keepdims=True).astype(np.float32)
+    offset = (np.float32(tensor.scale) * most + log) / step
+    return _nearest(np.float32(tensor.scale) / step * x.astype(np.float32) - offset)
 
 
 # XNNPACK
@@ -247,6 +423,21 @@ def _add_xnnpack(x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: i
     return shift_right_half_up(a * x + b * y, shift)
 
 
+def _subtract_xnnpack(
+    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
+) -> Int64s:
+    if not _xnnpack_adds(left, right, out):
+        return _subtract_gemmlowp(x, y, left, right, out)
+    return _add_xnnpack(x, -y, left, right, out)
+
+
+def _product_xnnpack(x: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> Int64s:
+    factor = _product_ratio(left, right, out)
+    if factor < _LEAST_PRODUCT_OF_XNNPACK:
+        return _product_gemmlowp(x, left, right, out)
+    return _nearest(x.astype(np.float32) * factor)
+
+
 def _xnnpack_adds(left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> bool:
     """Return whether XNNPACK takes an addition; otherwise LiteRT keeps TFLite's own."""
     ratios = [_ratio(each, out) for each in (left, right)]
@@ -259,6 +450,24 @@ def _six_xnnpack(graph: ir.Graph, op: ir.Op) -> int:
     if op.kind == "relu6" or (op.kind == "add" and not _xnnpack_adds(inputs[0], inputs[1], out)):
         return _six_half_away(graph, op)
     return int(np.rint(_steps_to_six(out) + np.float32(out.zero_point)))
+
+
+def _tabulate_xnnpack(results: NDArray[Any], out: ir.Tensor, by_xnnpack: bool) -> Int64s:
+    if not by_xnnpack:
+        return _tabulate_gemmlowp(results, out, by_xnnpack)
+    steps = results * (np.float32(1) / np.float32(out.scale))
+    return _whole(np.rint(steps + np.float32(out.zero_point)))
+
+
+def _leaky_xnnpack(x: Int64s, slope: float, tensor: ir.Tensor, out: ir.Tensor) -> Int64s:
+    ratio = _ratio(tensor, out)
+    below = ratio * np.float32(slope)
+    takes = 2.0**-8 <= ratio <= 2.0**7 and abs(below) >= 2.0**-8 and -128 < below <= 128
+    if not takes:
+        return _leaky_gemmlowp(x, slope, tensor, out)
+    factors = (np.rint(256 * each).astype(np.int64) for each in (ratio, below))
+    steps = x * np.where(x >= 0, *factors)
+    return shift_right_half_up(steps, 8) + out.zero_point
 
 
 def _ratio(x: ir.Tensor, out: ir.Tensor) -> np.float32:
@@ -300,6 +509,22 @@ def _fused(
     return (np.float64(factor) * x + np.float64(offset)).astype(np.float32)
 
 
+def _subtract_onnxruntime(
+    x: Int64s, y: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor
+) -> Int64s:
+    # It has no integer form: what is between two scales is float.
+    a, b = (
+        value.astype(np.float32) * np.float32(tensor.scale)
+        for value, tensor in ((x, left), (y, right))
+    )
+    return _nearest((a - b) / np.float32(out.scale))
+
+
+def _product_onnxruntime(x: Int64s, left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> Int64s:
+    steps = x.astype(np.float32) * _product_ratio(left, right, out)
+    return _nearest(steps + np.float32(out.zero_point)) - out.zero_point
+
+
 def _average_onnxruntime(
     values: Sequence[Int64s], counts: Int64s, x: ir.Tensor, is_whole: bool
 ) -> Int64s:
@@ -320,6 +545,23 @@ def _six_onnxruntime(graph: ir.Graph, op: ir.Op) -> int:
     return _six_half_even(graph, op)  # an integer in the file
 
 
+def _tabulate_onnxruntime(results: NDArray[Any], out: ir.Tensor, by_xnnpack: bool) -> Int64s:
+    return _whole(np.rint(results / np.float32(out.scale))) + out.zero_point
+
+
+def _real_log_softmax(x: Int64s, tensor: ir.Tensor) -> NDArray[np.float64]:
+    below = (x - x.max(axis=-1, keepdims=True)) * tensor.scale
+    return np.asarray(below - np.log(np.exp(below).sum(axis=-1, keepdims=True)))
+
+
+def _softmax_onnxruntime(x: Int64s, tensor: ir.Tensor) -> Int64s:
+    return _whole(np.rint(256 * np.exp(_real_log_softmax(x, tensor))))
+
+
+def _log_softmax_onnxruntime(x: Int64s, tensor: ir.Tensor, out: ir.Tensor) -> Int64s:
+    return _whole(np.rint(_real_log_softmax(x, tensor) / out.scale))
+
+
 POLICIES: Mapping[str, Policy] = {
     made.name: made
     for made in (
@@ -330,6 +572,13 @@ POLICIES: Mapping[str, Policy] = {
             add=_add_half_up,
             average=_average_half_up,
             six=_six_half_even,
+            format="own",
+            tabulate=_tabulate_half_up,
+            leaky=_leaky_by(_tabulate_half_up, np.float64),
+            subtract=_subtract_half_up,
+            product=_product_half_up,
+            softmax=_softmax_half_up,
+            log_softmax=_log_softmax_half_up,
         ),
         Policy(
             name="gemmlowp",
@@ -338,6 +587,13 @@ POLICIES: Mapping[str, Policy] = {
             add=_add_gemmlowp,
             average=_average_half_away,
             six=_six_half_away,
+            format="tflite",
+            tabulate=_tabulate_gemmlowp,
+            leaky=_leaky_gemmlowp,
+            subtract=_subtract_gemmlowp,
+            product=_product_gemmlowp,
+            softmax=_softmax_tflite,
+            log_softmax=_log_softmax_tflite,
         ),
         Policy(
             name="half_even",
@@ -346,6 +602,13 @@ POLICIES: Mapping[str, Policy] = {
             add=_add_xnnpack,
             average=_average_half_away,  # TFLite's own, too
             six=_six_xnnpack,
+            format="tflite",
+            tabulate=_tabulate_xnnpack,
+            leaky=_leaky_xnnpack,
+            subtract=_subtract_xnnpack,
+            product=_product_xnnpack,
+            softmax=_softmax_tflite,
+            log_softmax=_log_softmax_tflite,
         ),
         Policy(
             name="onnxruntime",
@@ -354,6 +617,13 @@ POLICIES: Mapping[str, Policy] = {
             add=_add_onnxruntime,
             average=_average_onnxruntime,
             six=_six_onnxruntime,
+            format="onnx",
+            tabulate=_tabulate_onnxruntime,
+            leaky=_leaky_by(_tabulate_onnxruntime, np.float32),
+            subtract=_subtract_onnxruntime,
+            product=_product_onnxruntime,
+            softmax=_softmax_onnxruntime,
+            log_softmax=_log_softmax_onnxruntime,
         ),
     )
 }

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
+from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
 
 
@@ -69,6 +72,9 @@ class TfliteFile(Protocol):
     def reshape(self, x: str, output: str, shape: ir.Shape) -> None:
         """Add what gives a tensor another shape."""
 
+    def cast(self, x: ir.Tensor, output: str, to: ir.DType) -> str:
+        """Add a tensor of the same numbers in another type, of no scale; return its name."""
+
 
 MICROSOFT = "com.microsoft"
 """Domain of the integer operators of onnxruntime that ONNX itself lacks."""
@@ -97,6 +103,16 @@ class OnnxFile(Protocol):
     @property
     def graph(self) -> ir.Graph:
         """The graph that is written, int8."""
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether operators of integers are to be written where there are some."""
+
+    def scales(self, name: str) -> list[str]:
+        """Return the names of the scale and the zero point of a tensor."""
+
+    def cast(self, x: str, output: str, to: type[np.generic]) -> str:
+        """Add the same numbers in another type; return their name."""
 
     def node(
         self, operator: str, inputs: list[str], output: str, domain: str = "", **attributes: Any
@@ -144,6 +160,9 @@ class CCompiler(Protocol):
     def reuse(self, name: str, by: str) -> Any:
         """Let an activation lie where another does."""
 
+    def look_up(self, op: ir.Op, table: Int64s) -> None:
+        """Call what puts an entry of a table, bytes [256], in the place of each byte."""
+
     def to_vector(self, function: str, op: ir.Op) -> None:
         """Call what writes all values one after the other, unless they lie so already."""
 
@@ -164,6 +183,16 @@ class CCompiler(Protocol):
 
     def join(self, op: ir.Op) -> None:
         """Put inputs one behind the other."""
+
+    def pair(self, function: str, op: ir.Op, factors: tuple[int, ...], shift: int) -> None:
+        """Call what makes one of two inputs, each repeated where it has the size 1.
+
+        Args:
+            function: `ek_mul` or `ek_sum_of`.
+            op: The op.
+            factors: By what a product, or each of two terms, is multiplied.
+            shift: By what it is divided, as a power of two.
+        """
 
 
 class FpgaCompiler(Protocol):

@@ -7,13 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from edge.define.rounding import Policy, add_multipliers
+from edge.define.rounding import Policy, add_multipliers, product_multiplier
 from edge.ops.builders import CCompiler, FpgaCompiler, OnnxFile, Rescaled, TfliteFile
-from edge.ops.integer_spec import IntegerSpec, Operands, centred, rescaled, same_channels
+from edge.ops.integer_spec import (
+    IntegerSpec,
+    Operands,
+    broadcast_channels,
+    centred,
+    is_plain,
+    rescaled,
+    same_channels,
+)
+from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
 
 _SUM = Rescaled("Add", "QLinearAdd")
+_PRODUCT = Rescaled("Mul", "QLinearMul")
 
 
 def _relu(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
@@ -50,6 +60,48 @@ def _add(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int6
     return policy.add(x, y, left, right, out) + out.zero_point
 
 
+def _sub(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
+    left, right, out = (graph.tensors[name] for name in (*op.inputs, op.output))
+    x, y = (centred(graph, op, number, operands) for number in (0, 1))
+    return policy.subtract(x, y, left, right, out) + out.zero_point
+
+
+def _mul(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
+    left, right, out = (graph.tensors[name] for name in (*op.inputs, op.output))
+    x, y = (centred(graph, op, number, operands) for number in (0, 1))
+    return policy.product(x * y, left, right, out) + out.zero_point
+
+
+def _sub_onnx(file: OnnxFile, op: ir.Op) -> None:
+    # The integer form has none of its own: what is between two scales is float.
+    operands = [file.dequantised(op, number) for number in (0, 1)]
+    file.quantised(op, file.node("Sub", operands, f"{op.output}.real"), op.output)
+
+
+def _terms(graph: ir.Graph, op: ir.Op) -> tuple[int, int, int]:
+    left, right, out = (graph.tensors[name] for name in (*op.inputs, op.output))
+    return add_multipliers(left.scale / out.scale, right.scale / out.scale)
+
+
+def _add_c99(c: CCompiler, op: ir.Op) -> None:
+    if is_plain(c.graph, op):
+        c.sum(op)
+        return
+    a, b, shift = _terms(c.graph, op)
+    c.pair("ek_sum_of", op, (a, b), shift)
+
+
+def _sub_c99(c: CCompiler, op: ir.Op) -> None:
+    a, b, shift = _terms(c.graph, op)
+    c.pair("ek_sum_of", op, (a, -b), shift)
+
+
+def _mul_c99(c: CCompiler, op: ir.Op) -> None:
+    left, right, out = (c.graph.tensors[name] for name in (*op.inputs, op.output))
+    factor, shift = product_multiplier(left.scale * right.scale / out.scale)
+    c.pair("ek_mul", op, (factor,), shift)
+
+
 def _add_tflite(file: TfliteFile, op: ir.Op) -> None:
     fused = file.activation(op)
     file.operator("ADD", op.inputs, op.output, "AddOptions", fusedActivationFunction=fused)
@@ -57,6 +109,8 @@ def _add_tflite(file: TfliteFile, op: ir.Op) -> None:
 
 def _add_fpga(engine: FpgaCompiler, op: ir.Op) -> Iterator[Any]:
     left, right, out = (engine.graph.tensors[name] for name in (*op.inputs, op.output))
+    if not is_plain(engine.graph, op):
+        raise ExportError("it takes two activations of one shape there")
     a, b, shift = add_multipliers(left.scale / out.scale, right.scale / out.scale)
     return engine.single(op, (a, b), -a * left.zero_point - b * right.zero_point, (1, shift))
 
@@ -70,6 +124,7 @@ SPECS = (
         onnx=_relu_onnx,
         c99=_relu_c99,
         fpga=lambda engine, op: engine.rescale(op),
+        of_one_place=True,
     ),
     IntegerSpec(
         "relu6",
@@ -79,14 +134,34 @@ SPECS = (
         onnx=_relu6_onnx,
         c99=_relu_c99,
         fpga=lambda engine, op: engine.rescale(op),
+        of_one_place=True,
     ),
     IntegerSpec(
         "add",
         _add,
-        same_channels,
+        broadcast_channels,
         tflite=_add_tflite,
         onnx=lambda file, op: file.rescaled(op, op.output, _SUM),
-        c99=lambda c, op: c.sum(op),
+        c99=_add_c99,
         fpga=_add_fpga,
+        of_one_place=True,
+    ),
+    IntegerSpec(
+        "sub",
+        _sub,
+        broadcast_channels,
+        tflite=lambda file, op: file.operator("SUB", op.inputs, op.output, "SubOptions"),
+        onnx=_sub_onnx,
+        c99=_sub_c99,
+        of_one_place=True,
+    ),
+    IntegerSpec(
+        "mul",
+        _mul,
+        broadcast_channels,
+        tflite=lambda file, op: file.operator("MUL", op.inputs, op.output, "MulOptions"),
+        onnx=lambda file, op: file.rescaled(op, op.output, _PRODUCT),
+        c99=_mul_c99,
+        of_one_place=True,
     ),
 )

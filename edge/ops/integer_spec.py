@@ -79,6 +79,8 @@ class IntegerSpec:
             output scale is whole, which a kernel of TFLite cuts off.
         in_blocks: Whether TFLite's own kernel takes blocks of channels and rounds in them by a
             rule of its own, at most a step from `gemmlowp`.
+        of_one_place: Whether each value of its result comes of those at one place of its inputs, in
+            the same way at each.
     """
 
     kind: ir.Kind
@@ -92,6 +94,7 @@ class IntegerSpec:
     not_onnx: Callable[[ir.Op], str] = lambda op: ""
     takes_whole_offset: bool = False
     in_blocks: bool = False
+    of_one_place: bool = False
 
 
 # Arithmetic
@@ -110,6 +113,12 @@ def rescaled(
     return policy.rescale(sums, np.asarray(scale, np.float64), out.scale, of) + out.zero_point
 
 
+def is_plain(graph: ir.Graph, op: ir.Op) -> bool:
+    """Whether an op reads two activations of one shape."""
+    left, right = (graph.tensors[name] for name in op.inputs)
+    return left.shape == right.shape and left.data is None and right.data is None
+
+
 # Links
 
 
@@ -117,6 +126,16 @@ def same_channels(graph: ir.Graph, op: ir.Op) -> list[Link]:
     """Link each channel with that of the same number in all inputs."""
     channels = np.arange(graph.tensors[op.output].shape[-1])
     return [Link(name, channels, channels) for name in op.inputs]
+
+
+def broadcast_channels(graph: ir.Graph, op: ir.Op) -> list[Link]:
+    """Link each channel with that of the same number, the only one of an input with all."""
+    channels = np.arange(graph.tensors[op.output].shape[-1])
+    activations = [name for name in op.inputs if graph.tensors[name].data is None]
+    return [
+        Link(name, np.minimum(channels, graph.tensors[name].shape[-1] - 1), channels)
+        for name in activations
+    ]
 
 
 def same_elements(

@@ -104,10 +104,14 @@ def _order_matters(shape: ir.Shape) -> bool:
 
 def _reshape_c99(c: CCompiler, op: ir.Op) -> None:
     x, out = (c.graph.tensors[name].shape for name in (op.inputs[0], op.output))
-    if x != out and len(out) == 4:
+    is_pixel = len(out) == 4 and math.prod(out) == out[3] == x[-1]
+    if x != out and len(out) == 4 and not is_pixel:
         raise ExportError(f"it makes an image {out} of {x}; leave the shape of images alone")
-    if x == out:
+    layouts = [c.layout(name) for name in (op.inputs[0], op.output)]
+    if layouts[0] == layouts[1]:
         c.reuse(op.inputs[0], op.output)
+    elif is_pixel:
+        c.call("ek_pad", *layouts, 0, 0, c.place(op.inputs[0]), c.new(op.output), source=op.source)
     else:
         c.to_vector("ek_interleave", op)
 

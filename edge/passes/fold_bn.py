@@ -1,4 +1,4 @@
-"""Fold a BatchNorm into the convolution or linear layer before it."""
+"""Fold a BatchNorm into the convolution, linear layer or other BatchNorm before it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED
 
 @dataclass(frozen=True)
 class Match:
-    """A weighted op and the BatchNorm that alone reads its result."""
+    """A weighted op, or a BatchNorm, and the BatchNorm that alone reads its result."""
 
     layer: ir.Op
     norm: ir.Op
 
 
 def match(graph: ir.Graph) -> Match | None:
-    """Find a BatchNorm whose input comes from a weighted op and goes nowhere else."""
+    """Find a BatchNorm whose input comes from a linear op and goes nowhere else."""
     for norm in graph.ops:
         layer = graph.producer(norm.inputs[0])
         if norm.kind == "affine" and layer and _can_absorb(graph, layer):
@@ -28,7 +28,7 @@ def match(graph: ir.Graph) -> Match | None:
 
 
 def _can_absorb(graph: ir.Graph, layer: ir.Op) -> bool:
-    is_linear = layer.kind in WEIGHTED and layer.activation == "none"
+    is_linear = layer.kind in (*WEIGHTED, "affine") and layer.activation == "none"
     return is_linear and graph.sole_consumer(layer.output) is not None
 
 
@@ -40,7 +40,7 @@ def transform(graph: ir.Graph, found: Match) -> ir.Graph:
     folded = (
         _constant(
             f"{norm.output}.weight",
-            weight * ir.along(CHANNEL_AXIS[layer.kind], scale, weight.ndim),
+            weight * ir.along(CHANNEL_AXIS.get(layer.kind, 0), scale, weight.ndim),
         ),
         _constant(f"{norm.output}.bias", bias * scale + shift),
     )

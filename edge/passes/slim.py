@@ -21,7 +21,7 @@ from edge.passes.channels import MIXING, Flags, activations, groups, known, read
 from edge.passes.fold_constants import fold_constants
 from edge.passes.probe import compare, observe
 from fedkit.graph import ir
-from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED
+from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED, spec_of
 from fedkit.graph.verify import verify
 
 Channels = Mapping[str, Flags]
@@ -94,8 +94,21 @@ def _cut(graph: ir.Graph, alive: Channels, kept: Channels) -> ir.Graph:
             weight, bias = _constants(graph, op, alive, kept)
             op = replace(op, inputs=(op.inputs[0], weight.name, bias.name))
             tensors |= {weight.name: weight, bias.name: bias}
+        elif spec_of(op).takes_constant:
+            operands = [_operand(graph, op, name, kept) for name in op.inputs]
+            op = replace(op, inputs=tuple(each.name for each in operands))
+            tensors |= {each.name: each for each in operands if each.data is not None}
         ops.append(op)
     return replace(graph, tensors=tensors, ops=tuple(ops))
+
+
+def _operand(graph: ir.Graph, op: ir.Op, name: str, kept: Channels) -> ir.Tensor:
+    """Return an operand; what is left of a constant is named after the op, as others share it."""
+    tensor = graph.tensors[name]
+    if tensor.data is None or tensor.shape[-1] == 1:
+        return tensor
+    own = ir.unused_name(f"{op.output}.operand_slim", graph.tensors)
+    return _taken(replace(tensor, name=own), len(tensor.shape) - 1, kept[op.output])
 
 
 def _constants(

@@ -90,6 +90,7 @@ def ranges(graph: ir.Graph, examples: FloatArray, percentile: float) -> dict[str
     with np.errstate(over="ignore", invalid="ignore"):  # `_Seen` names what is not finite
         for start in range(0, len(examples), _BATCH):
             evaluate(graph, examples[start : start + _BATCH], seen.add)
+    seen.ranges |= {op.output: Range(*bounds) for op in graph.ops if (bounds := spec_of(op).bounds)}
     groups = joined(graph)
     found = _of_groups(seen.ranges, groups)
     if silent := [
@@ -275,5 +276,9 @@ def _rounded(value: FloatArray, tensor: ir.Tensor) -> FloatArray:
 def _dequantized(constant: ir.Tensor) -> FloatArray:
     assert constant.data is not None and constant.quantization is not None
     scale = np.asarray(constant.quantization.scale)
-    steps = ir.along(constant.quantization.axis or 0, scale, constant.data.ndim)
-    return np.asarray(constant.data * steps, np.float32)
+    zero = np.asarray(constant.quantization.zero_point)
+    steps, zeros = (
+        ir.along(constant.quantization.axis or 0, each, constant.data.ndim)
+        for each in (scale, zero)
+    )
+    return np.asarray((constant.data - zeros) * steps, np.float32)

@@ -201,21 +201,47 @@ class _Quantizer:
         return replace(self.graph, tensors=self.tensors, ops=tuple(self.ops))
 
     def _op(self, op: ir.Op) -> None:
-        inputs = [self.tensors[name] for name in op.inputs if name in self.tensors]
         if op.kind in WEIGHTED:
             self._weighted(op)
             return
+        inputs = [self.tensors[self._operand(name)] for name in op.inputs]
         self._activation(op.output, self._output(op, inputs))
-        self.ops.append(op)
+        self.ops.append(replace(op, inputs=tuple(x.name for x in inputs)))
+
+    def _operand(self, name: str) -> str:
+        """Return the name of an operand, which may be a constant, among the integers."""
+        data = self.graph.tensors[name].data
+        if data is None:
+            return name
+        made = ir.unused_name(f"{name}_int8", self.graph.tensors)
+        seen = Range()
+        seen.include(float(data.min()), float(data.max()))
+        quantization = _affine(seen, 0.0, _FALLBACK_SCALE, self.grid)
+        (scale,), (zero,) = quantization.scale, quantization.zero_point
+        integers = np.clip(np.rint(data.astype(np.float64) / scale) + zero, -128, 127)
+        self.tensors[made] = ir.Tensor(
+            made, data.shape, "int8", integers.astype(np.int8), quantization
+        )
+        return made
 
     def _output(self, op: ir.Op, inputs: list[ir.Tensor]) -> ir.Quantization | None:
         scale = spec_of(op).scale
         if scale == "kept":
             return inputs[0].quantization
         if isinstance(scale, ir.Quantization):
+            if op.output in self.joined:
+                raise ExportError(
+                    f"layer {op.source!r}: what {op.kind} gives always has the scale "
+                    f"{scale.scale[0]}, and a concat joins it with others, which all need one: "
+                    f"join what it reads, or put a layer between"
+                )
             return scale
         coarsest = max(x.scale for x in inputs)
-        out = self._affine(op.output, coarsest / _LARGEST_MULTIPLIER, coarsest * _UNUSED)
+        least = 0.0 if scale == "free" else coarsest / _LARGEST_MULTIPLIER
+        if scale == "product":
+            product = inputs[0].scale * inputs[1].scale
+            least = product / (integers.LARGEST_OF_PRODUCTS * _LARGEST_OF_SUMS)
+        out = self._affine(op.output, least, coarsest * _UNUSED)
         widens = integer_spec(op).takes_whole_offset
         is_held = op.output in self.joined or op.output in self.symmetric
         is_free = widens and self.grid is _float32 and not is_held

@@ -95,10 +95,10 @@ def renamed(text: str, name: str) -> str:
 
 
 def prefixed(header: str, name: str) -> str:
-    """Return `ek.h` with a name of its own for each kernel."""
+    """Return a header of kernels with a name of its own for each."""
     kernels = re.findall(r"^void (ek_\w+)\(", header, re.MULTILINE)
     lines = "".join(f"#define {kernel} {name}_{kernel}\n" for kernel in kernels)
-    place = "#define EK_SLACK"
+    place = "#define EK_SLACK" if "#define EK_SLACK" in header else "typedef struct"
     return header.replace(
         place, f"/* Each model brings its own kernels, under its own name. */\n{lines}\n{place}", 1
     )

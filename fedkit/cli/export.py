@@ -18,6 +18,7 @@ from edge import artifact as artifacts
 from edge import graph_file
 from edge.artifact import Artifact
 from edge.export import LANES, float_graph, int8_graph
+from edge.ops.registry import check_forms
 from edge.quantize import truth
 from edge.quantize.to_int8 import Scaling, TrainedIntegers
 from edge.quantize.truth import ExportWarning
@@ -175,7 +176,9 @@ def check_exportable(scenario: Scenario, form: Form) -> None:
     for target in form.targets:
         find_row(target).require()
     module = scenario.module(scenario.engine.initial_state())
-    float_graph(module, scenario.test.inputs.shape[1:])
+    floats = float_graph(module, scenario.test.inputs.shape[1:])
+    for target in form.targets:
+        check_forms(floats, target)
 
 
 def _float_errors(graph: ir.Graph, test: NDArray[np.float32], form: Form) -> dict[str, truth.Truth]:

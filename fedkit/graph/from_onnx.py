@@ -24,21 +24,24 @@ from fedkit.core.errors import ExportError
 from fedkit.core.files import read_whole
 from fedkit.graph import ir
 from fedkit.graph.lowering import (
-    LOGITS,
     SERIES,
     Lowering,
+    Operator,
     Unsupported,
     activation,
     constant,
     graph_shape,
-    refuse_probabilities,
     require,
+    require_channels,
     require_small,
 )
 from fedkit.graph.ops.registry import ONNX
 
 _OPSETS = range(7, 29)
 """From the first in which operands broadcast as in numpy to the last that was looked at."""
+
+_ONE_AXIS = 13
+"""Opset from which a Softmax is over one axis; before, it is over all that follow, too."""
 
 _SMALL = 1024
 """Elements up to which a constant's values are shown to shape inference; it asks for few."""
@@ -103,9 +106,6 @@ class _Lowering(Lowering[_Node]):
     read: set[str] = field(default_factory=set)
     """Names of all values that some node, or the model's caller, reads."""
 
-    last: set[str] = field(default_factory=set)
-    """Names of the model's outputs, and of what is only brought into their shape."""
-
     values: dict[str, Value] = field(default_factory=dict)
     types: dict[str, onnx.TypeProto] = field(default_factory=dict)
     small: dict[str, onnx.TensorProto] = field(default_factory=dict)
@@ -166,7 +166,7 @@ def lower(source: Path | str | bytes) -> ir.Graph:
     """
     model = _read(source)
     _refuse_quantised(model)
-    lowering = _Lowering(opset=_opset(model), read=_read_names(model), last=_last(model))
+    lowering = _Lowering(opset=_opset(model), read=_read_names(model))
     with _refusing("onnx refuses the file", "it is damaged, or newer than the installed onnx"):
         checker.check_model(model)
     name = _bind(model, lowering)
@@ -378,15 +378,6 @@ def _read_names(model: onnx.ModelProto) -> set[str]:
     return read | {port.name for port in model.graph.output}
 
 
-def _last(model: onnx.ModelProto) -> set[str]:
-    """Return the names of the outputs, and of what becomes one without arithmetic."""
-    last = {port.name for port in model.graph.output}
-    for node in reversed(model.graph.node):
-        if node.op_type in ("Identity", "Flatten", "Reshape", "Squeeze") and node.output[0] in last:
-            last.add(node.input[0])
-    return last
-
-
 def _lower_node(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     """Lower one node; if that fails, note why and go on as if it had worked."""
     try:
@@ -442,8 +433,6 @@ def _require_no_graph(proto: onnx.NodeProto) -> None:
 
 
 def _require_known(lowering: _Lowering, proto: onnx.NodeProto) -> None:
-    if not proto.domain and proto.op_type in LOGITS:
-        refuse_probabilities(proto.op_type, proto.output[0] in lowering.last)
     known = not proto.domain and proto.op_type in _HANDLERS
     name = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
     require(known, f"{name} is not supported")
@@ -628,40 +617,42 @@ def _relu(lowering: _Lowering, node: _Node) -> ir.Tensor:
 @_lowers("Clip")
 def _clip(lowering: _Lowering, node: _Node) -> ir.Tensor:
     low, high = node.number("min", 1), node.number("max", 2)
-    unbounded = high is not None and high >= np.finfo(np.float32).max
-    return lowering.clamp(node, activation(node.operand(0)), low, None if unbounded else high)
+    most = float(np.finfo(np.float32).max)
+    low, high = (None if each is None or abs(each) >= most else each for each in (low, high))
+    return lowering.clamp(node, activation(node.operand(0)), low, high)
 
 
 @_lowers("Add", "Sub", "Mul", "Div")
 def _arithmetic(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    """Lower arithmetic of an activation and a constant per channel, or a sum of activations."""
-    operator, (left, right) = node.proto.op_type, node.inputs
-    if isinstance(left, ir.Tensor) and isinstance(right, ir.Tensor):
-        require(operator == "Add", f"{operator} of two activations; only a sum can be")
-        return lowering.add(node, left, right)
-    swapped = not isinstance(left, ir.Tensor)
-    x, y = activation(right if swapped else left), constant(left if swapped else right)
-    require(operator != "Div" or not swapped, "Div by an activation")
-    require(lowering.shape_of(node) == x.shape, f"{operator} that widens {x.shape}")
-    channels = _per_channel(x, y)
-    one, none = np.ones_like(channels), np.zeros_like(channels)
-    if operator == "Div":
-        require(bool(channels.all()), "Div by zero")
-        return lowering.affine(node, x, 1 / channels, none)
-    if operator == "Mul":
-        return lowering.affine(node, x, channels, none)
-    if operator == "Add":
-        return lowering.affine(node, x, one, channels)
-    return lowering.affine(node, x, *((-one, channels) if swapped else (one, -channels)))
+    names: dict[str, Operator] = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+    return lowering.arithmetic(node, names[node.proto.op_type], *node.inputs)
 
 
-def _per_channel(x: ir.Tensor, value: ir.Array) -> ir.Array:
-    """Return a constant that is to be broadcast against NCHW as one float64 per channel."""
-    rank, count = len(x.shape), x.shape[-1]
-    shape = (1,) * (rank - value.ndim) + value.shape
-    per_channel = math.prod(shape) in (1, count) and shape[1] == value.size
-    require(per_channel, f"a constant of shape {value.shape}; one value per channel can be")
-    return np.broadcast_to(value.reshape(-1).astype(np.float64), count)
+@_lowers("Softmax", "LogSoftmax")
+def _softmax(lowering: _Lowering, node: _Node) -> ir.Tensor:
+    x, what = activation(node.operand(0)), node.proto.op_type
+    is_old = lowering.opset < _ONE_AXIS
+    axis = int(node.attribute("axis", 1 if is_old else -1))
+    require_channels(what, axis, len(x.shape))
+    whole = is_old and len(x.shape) == 4 and x.shape[1] * x.shape[2] > 1
+    require(not whole, f"{what} of opset {lowering.opset} over all from axis 1 on")
+    return lowering.op("softmax" if what == "Softmax" else "log_softmax", node, [x])
+
+
+@_lowers("Neg")
+def _neg(lowering: _Lowering, node: _Node) -> ir.Tensor:
+    return lowering.arithmetic(node, "mul", node.operand(0), np.array(-1.0))
+
+
+@_lowers("PRelu")
+def _prelu(lowering: _Lowering, node: _Node) -> ir.Tensor:
+    return lowering.prelu(node, activation(node.operand(0)), node.operand(1))
+
+
+@_lowers("Pow")
+def _pow(lowering: _Lowering, node: _Node) -> ir.Tensor:
+    exponent = np.asarray(constant(node.operand(1), "exponents"))
+    return lowering.power(node, activation(node.operand(0)), exponent)
 
 
 @_lowers("Pad")

@@ -13,7 +13,7 @@ import operator
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,14 @@ from fedkit.graph import ir
 from fedkit.graph.lowering import (
     SERIES,
     Lowering,
+    Operator,
     Unsupported,
     activation,
     graph_shape,
     nhwc,
     refuse_probabilities,
     require,
+    require_channels,
 )
 from fedkit.graph.operands import ConstantOperand
 from fedkit.graph.ops.registry import ATEN, spec_of
@@ -305,7 +307,8 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
             return
         if handler is None:
             raise Unsupported(f"{node.target} is not supported")
-        lowering.values[node] = handler(lowering, node, arguments)
+        made = handler(lowering, node, arguments)
+        lowering.values[node] = _in_place(lowering, node, arguments, made)
     except Unsupported as error:
         is_consequence = handler is not None or "getitem" in str(node.target)
         if is_consequence and not lowering.unknown.isdisjoint(node.all_input_nodes):
@@ -435,8 +438,7 @@ def _layer_norm(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
 
 @_lowers("aten.relu.default", "aten.relu_.default")
 def _relu(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    x = activation(a["self"])
-    return _in_place(lowering, node, x, lowering.op("relu", node, [x]))
+    return lowering.op("relu", node, [activation(a["self"])])
 
 
 @_lowers(
@@ -447,12 +449,17 @@ def _relu(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     "aten.clamp.default",
     "aten.clamp_.default",
     "aten.clamp_min.default",
+    "aten.clamp_min_.default",
+    "aten.clamp_max.default",
+    "aten.clamp_max_.default",
+    "aten.clip.default",
+    "aten.clip_.default",
 )
 def _clamp(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    low = a.get("min_val", a.get("min", 0))
-    high = a.get("max_val", a.get("max", 6 if "relu6" in str(node.target) else None))
-    x = activation(a["self"])
-    return _in_place(lowering, node, x, lowering.clamp(node, x, low, high))
+    is_relu6 = "relu6" in str(node.target)
+    low = a.get("min_val", a.get("min", 0 if is_relu6 else None))
+    high = a.get("max_val", a.get("max", 6 if is_relu6 else None))
+    return lowering.clamp(node, activation(a["self"]), low, high)
 
 
 @_lowers(
@@ -460,13 +467,14 @@ def _clamp(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     "aten._softmax.default",
     "aten.log_softmax.int",
     "aten._log_softmax.default",
-    "aten.sigmoid.default",
-    "aten.sigmoid_.default",
 )
 def _probabilities(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     name = str(node.target).split(".")[1].strip("_")
-    what = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "sigmoid": "Sigmoid"}[name]
-    refuse_probabilities(what, _is_last(node))
+    if lowering.trains:
+        refuse_probabilities({"softmax": "Softmax"}.get(name, "LogSoftmax"), _is_last(node))
+    x = activation(a["self"])
+    require_channels(name, a["dim"], len(x.shape))
+    return lowering.op(name, node, [x])
 
 
 def _is_last(node: fx.Node) -> bool:
@@ -478,17 +486,65 @@ def _is_last(node: fx.Node) -> bool:
     )
 
 
-@_lowers("aten.add.Tensor", "aten.add_.Tensor")
-def _add(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    x, y = activation(a["self"]), activation(a["other"])
-    require(a["alpha"] == 1, f"an addition with alpha = {a['alpha']}; only 1 can be")
-    return _in_place(lowering, node, x, lowering.add(node, x, y))
+_ARITHMETIC: Mapping[str, Operator] = {"add": "add", "sub": "sub", "mul": "mul", "div": "div"}
 
 
-def _in_place(lowering: _Lowering, node: fx.Node, old: ir.Tensor, new: ir.Tensor) -> ir.Tensor:
-    """Return `new`; if the op writes it over `old`, every name of that means `new` from here."""
+@_lowers(
+    *(
+        f"aten.{name}{place}.{overload}"
+        for name in (*_ARITHMETIC, "multiply", "subtract", "divide", "true_divide", "rsub")
+        for place in ("", "_")
+        for overload in ("Tensor", "Scalar")
+    )
+)
+def _arithmetic(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    name = str(node.target).split(".")[1].strip("_")
+    operator = _ARITHMETIC[{"rsub": "sub", "true_divide": "div"}.get(name, name[:3])]
+    left, right = (_as_array(a[key]) for key in ("self", "other"))
+    left, right = (right, left) if name == "rsub" else (left, right)
+    if (alpha := a.get("alpha", 1)) != 1:
+        what = "an addition" if operator == "add" else "a difference"
+        possible = name != "rsub" and not lowering.trains
+        require(possible, f"{what} with alpha = {alpha}; only 1 can be")
+        right = (
+            lowering.arithmetic(node, "mul", right, np.array(alpha))
+            if isinstance(right, ir.Tensor)
+            else right * alpha
+        )
+    return lowering.arithmetic(node, operator, left, right)
+
+
+def _as_array(value: Any) -> Any:
+    """Return a number or a constant of torch as an array; an activation as it is."""
+    return value if isinstance(value, ir.Tensor | torch.Tensor) else np.asarray(value)
+
+
+@_lowers("aten.neg.default", "aten.neg_.default", "aten.negative.default")
+def _neg(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.arithmetic(node, "mul", a["self"], np.array(-1.0))
+
+
+@_lowers("aten.prelu.default")
+def _prelu(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.prelu(node, activation(a["self"]), a["weight"])
+
+
+@_lowers("aten.pow.Tensor_Scalar", "aten.pow_.Scalar")
+def _pow(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.power(node, activation(a["self"]), a["exponent"])
+
+
+@_lowers("aten.square.default", "aten.square_.default")
+def _square(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    return lowering.power(node, activation(a["self"]), 2)
+
+
+def _in_place(lowering: _Lowering, node: fx.Node, a: Arguments, new: ir.Tensor) -> ir.Tensor:
+    """Return `new`; if the op writes it over its input, every name of that means it from here."""
     if str(node.target).split(".")[1].endswith("_"):
-        _rebind(lowering, old, new)
+        old = a.get("self", a.get("input"))
+        if isinstance(old, ir.Tensor) and old is not new:
+            _rebind(lowering, old, new)
     return new
 
 
@@ -583,4 +639,5 @@ def _reshape(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
 )
 def _identity(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     require(not a.get("train", False) or a.get("p") == 0, "dropout that is on in evaluation")
-    return activation(a.get("self", a.get("input")))
+    x = activation(a.get("self", a.get("input")))
+    return replace(x) if "clone" in str(node.target) else x  # which shares no memory

@@ -11,6 +11,9 @@ SMALLEST_MULTIPLIER = 2.0**-31
 LARGEST_MULTIPLIER = 256.0
 """What a sum may be multiplied by to become int8, so that kernels can: less than the largest."""
 
+LARGEST_OF_PRODUCTS = 0.5
+"""What the product of two integers may be in steps of the result: kernels hold it in 16 bits."""
+
 
 def limits(graph: Graph, op: Op) -> tuple[int, int]:
     """Return the least and the largest integer that an op of an int8 graph may write.

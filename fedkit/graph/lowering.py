@@ -12,17 +12,19 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 import numpy as np
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
+from fedkit.graph.operands import ConstantOperand as ConstantOperand
 from fedkit.graph.operands import Unsupported as Unsupported
 from fedkit.graph.operands import activation as activation
 from fedkit.graph.operands import constant as constant
 from fedkit.graph.operands import require as require
 from fedkit.graph.operands import require_small as require_small
+from fedkit.graph.ops.functions import Bounds, LeakySlope
 from fedkit.graph.ops.registry import LAYERS
 from fedkit.graph.verify import verify
 
@@ -38,11 +40,12 @@ SERIES = (
 LOGITS: Mapping[str, str] = {
     "Softmax": "argmax is the same",
     "LogSoftmax": "argmax is the same",
-    "Sigmoid": "argmax is the same, and one above 0 is a probability above one half",
 }
 """What makes probabilities of logits -> what these tell without it."""
 
 _PLURALS = {"weight": "weights", "bias": "biases"}
+
+Operator = Literal["add", "sub", "mul", "div"]
 
 Node = TypeVar("Node")
 """One operation of the model that is read."""
@@ -52,6 +55,12 @@ def refuse_probabilities(what: str, is_last: bool) -> NoReturn:
     """Raise `Unsupported` for one of `LOGITS`, which as the last op is not needed."""
     way = f"leave it out: the artifact gives logits, {LOGITS[what]}"
     raise Unsupported(f"{what} at the end; {way}" if is_last else f"{what} is not supported")
+
+
+def require_channels(what: str, axis: int, rank: int) -> None:
+    """Raise `Unsupported` unless an axis of the model is that of channels or features."""
+    reason = f"a {what} over dimension {axis}; dimension 1, channels or features, can be"
+    require(axis % rank == 1, reason)
 
 
 def nhwc(shape: ir.Shape) -> ir.Shape:
@@ -322,16 +331,84 @@ class Lowering(ABC, Generic[Node]):
         )
 
     def clamp(self, node: Node, x: ir.Tensor, low: float | None, high: float | None) -> ir.Tensor:
-        """Add the ReLU or ReLU6 that a clamp is; None means no bound."""
-        possible = low == 0 and high in (None, 6)
-        require(possible, f"a clamp to [{low}, {high}]; relu and relu6 can be")
-        return self.op("relu6" if high else "relu", node, [x])
+        """Add the ReLU, ReLU6 or other clamp; None means no bound."""
+        if low == 0 and high in (None, 6):
+            return self.op("relu6" if high else "relu", node, [x])
+        ends = [None if bound is None else float(bound) for bound in (low, high)]
+        known = [bound for bound in ends if bound is not None]
+        fits = known == sorted(known) and all(map(math.isfinite, known))
+        require(bool(known) and fits, f"a clamp to [{low}, {high}]; the ends must be in order")
+        return self.op("clip", node, [x], attributes=Bounds(ends[0], ends[1]))
 
-    def add(self, node: Node, x: ir.Tensor, y: ir.Tensor) -> ir.Tensor:
-        """Add the sum of two activations."""
-        agree = x.shape == y.shape
-        require(agree, f"an addition of shapes {x.shape} and {y.shape}; they must agree")
-        return self.op("add", node, [x, y])
+    def arithmetic(self, node: Node, operator: Operator, left: Any, right: Any) -> ir.Tensor:
+        """Add a sum, difference, product or quotient of activations and constants.
+
+        A number, or one per channel, becomes part of what is before it where that is linear.
+        """
+        if isinstance(left, ir.Tensor) and isinstance(right, ir.Tensor):
+            require(operator != "div", "a division of activations")
+            return self._pair(operator, node, left, right)
+        swapped = not isinstance(left, ir.Tensor)
+        x, value = activation(right if swapped else left), left if swapped else right
+        if isinstance(value, ir.Tensor):
+            raise ConstantOperand("an operand is a constant where an activation is expected")
+        y = np.asarray(constant(value), np.float64)
+        require(operator != "div" or not swapped, "a division by an activation")
+        if operator == "div":
+            require(bool(y.all()), "a division by zero")
+            operator, y = "mul", 1 / y
+        if not y.ndim and y == (operator == "mul") and not (swapped and operator == "sub"):
+            return x
+        if self.trains:
+            raise ConstantOperand("an operand is a constant where an activation is expected")
+        channels = _per_channel(x, y)
+        if channels is None:
+            operand = self.constant(f"{self.name_of(node)}.operand", self._as_operand(node, x, y))
+            return self._pair(operator, node, *((operand, x) if swapped else (x, operand)))
+        one, none = np.ones_like(channels), np.zeros_like(channels)
+        if operator == "mul":
+            return self.affine(node, x, channels, none)
+        if operator == "add":
+            return self.affine(node, x, one, channels)
+        return self.affine(node, x, *((-one, channels) if swapped else (one, -channels)))
+
+    def prelu(self, node: Node, x: ir.Tensor, slopes: Any) -> ir.Tensor:
+        """Add a leaky ReLU; with a slope per channel as a * x + (1 - a) * relu(x)."""
+        values = np.asarray(constant(slopes, "slopes"), np.float64).ravel()
+        require(len(values) in (1, x.shape[-1]), f"{len(values)} slopes for {x.shape[-1]} channels")
+        if (values == values[0]).all():
+            slope = LeakySlope(float(values[0]))
+            return self.op("leaky_relu", node, [x], attributes=slope)
+        require(not self.trains, "a slope per channel; one for all can be")
+        positive = self.op("relu", node, [x], suffix=".positive")
+        zeros = np.zeros_like(values)
+        terms = self.affine(node, x, values, zeros), self.affine(node, positive, 1 - values, zeros)
+        return self.op("add", node, terms)
+
+    def power(self, node: Node, x: ir.Tensor, exponent: Any) -> ir.Tensor:
+        """Add x to the power of a number."""
+        value = np.asarray(exponent)
+        require(value.size == 1 and value == 2, f"a power of {value.tolist()}; 2 can be")
+        return self.op("mul", node, [x, x])
+
+    def _pair(self, kind: ir.Kind, node: Node, x: ir.Tensor, y: ir.Tensor) -> ir.Tensor:
+        ranks = len(x.shape) == len(y.shape)
+        sizes = zip(x.shape, y.shape, strict=False)
+        agree = ranks and all(a == b or (1 in (a, b) and not self.trains) for a, b in sizes)
+        what = {"add": "an addition", "sub": "a difference", "mul": "a product"}[kind]
+        require(agree, f"{what} of shapes {x.shape} and {y.shape}; they must agree")
+        return self.op(kind, node, [x, y])
+
+    def _as_operand(self, node: Node, x: ir.Tensor, y: ir.Array) -> ir.Array:
+        """Return a constant that is broadcast against NCHW, in the layout of the graph."""
+        rank = len(x.shape)
+        require(y.ndim <= rank, f"a constant of shape {y.shape} beside a value of rank {rank}")
+        whole = y.reshape((1,) * (rank - y.ndim) + y.shape)
+        require(len(whole) == 1, f"a constant of shape {y.shape}, another for each example")
+        laid = np.moveaxis(whole, 1, 3) if rank == 4 else whole
+        widened = np.broadcast_shapes(laid.shape, x.shape)
+        require(widened == x.shape, f"a constant of shape {y.shape}, which widens {x.shape}")
+        return laid
 
     def avg_pool2d(
         self,
@@ -387,6 +464,14 @@ class Lowering(ABC, Generic[Node]):
             is_flatten, f"a reshape of {x.shape} to {out} (NHWC); flatten to [n, features] can be"
         )
         return self.op("flatten_nchw", node, [x], out)
+
+
+def _per_channel(x: ir.Tensor, value: ir.Array) -> ir.Array | None:
+    """Return a constant that is broadcast against NCHW as one per channel; None if it is not."""
+    rank, count = len(x.shape), x.shape[-1]
+    shape = (1,) * (rank - value.ndim) + value.shape
+    is_one = value.ndim <= rank and math.prod(shape) in (1, count) and shape[1] == value.size
+    return np.broadcast_to(value.reshape(-1), count) if is_one else None
 
 
 def _listed(places: Sequence[str]) -> str:

@@ -15,15 +15,23 @@ Random = np.random.Generator
 Real = Callable[..., ir.FloatArray]
 """Takes the op, its graph and its operands, float32 [n, ...]; gives its result."""
 
-Scale = Literal["kept", "rescaled"] | ir.Quantization
+Scale = Literal["kept", "rescaled", "product", "free"] | ir.Quantization
 """How the result of an integer op is quantised: exactly as all inputs; by a scale of its own, which
-is above 1/256 of theirs; or always the same."""
+is above 1/256 of theirs; by one that is at least twice the product of theirs; by any scale; or
+always the same."""
 
 
 class ModelReader(Protocol):
     """What reads a model, of torch or ONNX, while it does."""
 
-    def op(self, kind: ir.Kind, node: Any, inputs: Sequence[ir.Tensor]) -> ir.Tensor:
+    def op(
+        self,
+        kind: ir.Kind,
+        node: Any,
+        inputs: Sequence[ir.Tensor],
+        *,
+        attributes: ir.Attributes | None = None,
+    ) -> ir.Tensor:
         """Add an op whose output has the shape of the node's result."""
 
     def shape_of(self, node: Any) -> ir.Shape:
@@ -91,6 +99,21 @@ def same_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
     return graph.tensors[op.inputs[0]].shape
 
 
+def broadcast_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
+    """Return the shape of what two inputs are together, each repeated where it has the size 1."""
+    shapes = [graph.tensors[name].shape for name in op.inputs]
+    return tuple(map(max, *shapes))
+
+
+def broadcast_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
+    """Return the shape of the second input: any that goes with the first."""
+    left, right = shapes
+    fits = len(left) == len(right) and all(
+        a == b or 1 in (a, b) for a, b in zip(left, right, strict=True)
+    )
+    return [right if fits else left]
+
+
 def window_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
     """Return the shape of what a window makes of each channel."""
     _, height, width, channels = graph.tensors[op.inputs[0]].shape
@@ -119,6 +142,7 @@ class Spec:
         activations: How many it reads, of a variadic one at least.
         variadic: Whether it joins any number of them.
         constants: How many it reads after them.
+        takes_constant: Whether a constant may stand in the place of one of two activations.
         shape: Of its output.
         operands: (op, shapes of all inputs) -> what the shapes after the first must be.
         has_window: Whether it slides a window, over [1, h, w, c].
@@ -127,6 +151,8 @@ class Spec:
         fuses_activation: Whether it can apply its `activation` to what it computes.
         activation: The one that it is itself.
         scale: Of its result, once integer.
+        bounds: The least and the largest result, if both are known whatever it reads: the range of
+            its integers then, in place of what calibration sees.
         symmetric: Which inputs must have the zero point 0, once integer.
         weights: How they lie, if it reads (activation, weight, bias).
         attributes: The class of what an op of this kind has to say of itself, of plain values.
@@ -143,6 +169,7 @@ class Spec:
     activations: int = 1
     variadic: bool = False
     constants: int = 0
+    takes_constant: bool = False
     shape: Callable[[ir.Graph, ir.Op], ir.Shape] = same_shape
     operands: Callable[[ir.Op, Sequence[ir.Shape]], list[ir.Shape]] = _no_operands
     has_window: bool = False
@@ -151,6 +178,7 @@ class Spec:
     fuses_activation: bool = False
     activation: ir.Activation = "none"
     scale: Scale = "rescaled"
+    bounds: tuple[float, float] | None = None
     symmetric: tuple[int, ...] = ()
     weights: Weights | None = None
     attributes: type[ir.Attributes] | None = None

@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from fedkit.core.errors import ExportError
-from fedkit.graph.integers import LARGEST_MULTIPLIER, SMALLEST_MULTIPLIER, largest_sums
+from fedkit.graph.integers import (
+    LARGEST_MULTIPLIER,
+    LARGEST_OF_PRODUCTS,
+    SMALLEST_MULTIPLIER,
+    largest_sums,
+)
 from fedkit.graph.ir import (
     LARGEST_KERNEL,
     LARGEST_SIZE,
@@ -83,7 +88,10 @@ def _operands_fit_the_kind(graph: Graph) -> Iterator[str]:
         if spec.variadic:
             activations = max(activations, len(op.inputs))
         is_constant = [graph.tensors[name].data is not None for name in op.inputs]
-        if is_constant != [False] * activations + [True] * constants or len(op.outputs) != 1:
+        fits = is_constant == [False] * activations + [True] * constants
+        if spec.takes_constant and sum(is_constant) == 1 < len(is_constant):
+            fits = len(is_constant) == activations
+        if not fits or len(op.outputs) != 1:
             yield f"{_name(op)} must read {activations} activation(s), then {constants} constant(s)"
         if (op.window is not None) != spec.has_window:
             yield f"{_name(op)} must have a window exactly if its kind slides one"
@@ -187,7 +195,11 @@ def _scales_agree(graph: Graph) -> Iterator[str]:
                 yield f"{_name(op)} must have {spec.scale} for its output, always"
         elif spec.weights:
             yield from _weight_scales_agree(op, x, *(graph.tensors[n] for n in op.inputs[1:]))
-        elif not all(
+        elif spec.scale == "product":
+            left, right = (graph.tensors[name].scale for name in op.inputs)
+            if left * right > LARGEST_OF_PRODUCTS * out.scale:
+                yield f"{_name(op)} must have an output scale of twice its inputs' product or more"
+        elif spec.scale != "free" and not all(
             _is_below_largest(graph.tensors[name].scale / out.scale) for name in op.inputs
         ):
             yield f"{_name(op)} must have an output scale above 1/256 of its inputs' scales"

@@ -363,7 +363,7 @@ from fedkit.tasks import digits
 from fedkit.tasks.task import Task
 from tests.processes import left_running
 def model():
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Sigmoid(), nn.Linear(9, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Softshrink(), nn.Linear(9, 10))
 TASK = Task('own', model, digits.train_data, digits.test_data)
 """
 
@@ -376,19 +376,22 @@ def test_a_model_that_cannot_be_exported_is_told_first_and_keeps_its_run(
     own = f"run {SMALL} --task own_digits:TASK --out {tmp_path} --name own"
     assert fedkit(f"{own} --export tflite", monkeypatch) == 2
     message = " ".join(capsys.readouterr().err.split())
-    assert "module '2': Sigmoid is not supported" in message and "Nothing was run" in message
+    assert (
+        "module '2': aten.softshrink.default is not supported" in message
+        and "Nothing was run" in message
+    )
     assert not (tmp_path / "own").exists()
     assert fedkit(own, monkeypatch) == 0
     message = " ".join(capsys.readouterr().err.split())
     assert "warning: the run will give no artifact" in message
-    assert "module '2': Sigmoid is not supported" in message
+    assert "module '2': aten.softshrink.default is not supported" in message
     assert fedkit(f"show {tmp_path / 'own'} --json", monkeypatch) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["finished"] and summary["rounds"] == 2 and "artifact" not in summary
-    assert "Sigmoid" in summary["export_refused"]
+    assert "softshrink" in summary["export_refused"]
     assert fedkit(f"show {tmp_path / 'own'}", monkeypatch) == 0
     assert fedkit(f"export {tmp_path / 'own'}", monkeypatch) == 2
-    assert "Sigmoid" in capsys.readouterr().err
+    assert "softshrink" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("quick_compilation")

@@ -110,6 +110,7 @@ def sum_of_pairs(
     zero_points: Sequence[int],
     act: ir.Activation = "none",
     operands: tuple[str, str] = ("left", "right"),
+    kind: ir.Kind = "add",
 ) -> Case:
     """Every pair of values; scales and zero points are those of left, right and the sum."""
     shape = (1, 256, 256, 1)
@@ -133,7 +134,7 @@ def sum_of_pairs(
         inputs = ("x", *(one.name for one in made))
         ops.append(ir.Op("conv2d", inputs, (each.name,), ir.Window()))
     pairs = np.stack(np.meshgrid(EVERY, EVERY), -1)[None]
-    return graph_of(tensors, *ops, ir.Op("add", operands, ("y",), activation=act)), pairs
+    return graph_of(tensors, *ops, ir.Op(kind, operands, ("y",), activation=act)), pairs
 
 
 def mean(random: Random, ratio: float, points: Points) -> Case:

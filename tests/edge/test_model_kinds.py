@@ -128,21 +128,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "by data": (lambda: Own(lambda y: y if y.sum() > 0 else -y), "control flow that depends"),
     "a state": (lambda: Own(counting()), "gives outputs that differ from the model's own"),
     "a changing hook": (
-        lambda: changed(lambda layer: layer.register_forward_hook(lambda m, x, y: y * 3)),
-        "module '0': aten.mul",
+        lambda: changed(lambda layer: layer.register_forward_hook(lambda m, x, y: torch.sin(y))),
+        "module '0': aten.sin",
     ),
     "a function": (lambda: F.relu, "the model is a .*function.*; give a torch.nn.Module"),
     "nothing": (nn.Identity, "computes nothing"),
-    "softmax": (
-        lambda: nn.Sequential(mlp(), nn.Softmax(1)),
-        "'1': Softmax at the end; leave it out: the artifact gives logits, argmax is the same",
-    ),
-    "log softmax": (lambda: Own(lambda y: y.log_softmax(1)), "LogSoftmax at the end; leave it out"),
-    "sigmoid": (
-        lambda: nn.Sequential(mlp(), nn.Sigmoid(), nn.Flatten()),
-        "Sigmoid at the end; leave it out.*above one half",
-    ),
-    "a gate": (lambda: nn.Sequential(nn.Sigmoid(), mlp()), "'0': Sigmoid is not supported"),
 }
 
 

@@ -279,7 +279,7 @@ class UnsupportedOps(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.grouped = nn.Conv2d(4, 4, 1, groups=2)
-        self.act = nn.Sequential(nn.Sigmoid(), nn.Hardtanh(-1, 1))
+        self.act = nn.Sequential(nn.Softshrink(), nn.Hardshrink())
         self.norm = nn.GroupNorm(2, 4)
         self.fc = nn.Linear(4, 2)
 

@@ -1,13 +1,14 @@
 """From an int8 graph to calls of the C kernels: layouts, packed constants, buffers.
 
 What the calls compute is what `edge.define.interpret_int8` computes under `half_up`,
-integer by integer. Four things are decided here:
+integer by integer. Five things are decided here:
 
 - activations of one height and width share one halo, the largest that a reader needs: sums then
   find equal layouts, and convolutions run over whole planes;
 - windows with a stride read phases, which readers of one tensor share where they can;
 - a sum that is the only reader of a convolution becomes part of it; the kernel still rounds the
   convolution to int8 first, as the graph says;
+- a chain of ops that make each value of one other value is one table;
 - what a concat joins is written where it belongs in the result, whose planes lie one after the
   other; only what has its place in another concat already is copied.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,8 +26,10 @@ from numpy.typing import NDArray
 
 from edge.arena import Buffer
 from edge.define.rounding import Scales, add_multipliers
+from edge.ops.integer_spec import is_plain
 from edge.ops.registry import SPECS
 from edge.targets.c99 import pack
+from edge.targets.c99.chains import chains
 from edge.targets.c99.pack import Int8s, Int32s, Phases, Planes
 from edge.targets.c99.requant import LEAST_SHIFT, Requant, near, simplified
 from edge.targets.common import check_compilable, multiplier_and_shift
@@ -140,8 +143,11 @@ class _Compiler:
     offset: dict[str, int] = field(default_factory=dict)  # bytes of other tensors before it there
 
     def run(self) -> CallList:
+        self.chains = chains(self.graph)
         self.fused = _fusions(self.graph)
-        self.ops = [op for op in self.graph.ops if op not in self.fused.values()]
+        within = [op for chain in self.chains.values() for op in chain.ops[:-1]]
+        gone = {op.output for op in (*self.fused.values(), *within)}
+        self.ops = [op for op in self.graph.ops if op.output not in gone]
         self.last_read = self._last_reads()
         self.planes = _layouts(self.graph)
         self.phases = _shared_phases(self.graph, self.planes)
@@ -160,7 +166,8 @@ class _Compiler:
         reads: dict[str, int] = {}
         for number, op in enumerate(self.ops):
             conv = self.fused.get(op.output)
-            reads |= dict.fromkeys((*op.inputs, *(conv.inputs if conv else ())), number)
+            inputs = [self.chains[op.output].source] if op.output in self.chains else op.inputs
+            reads |= dict.fromkeys((*inputs, *(conv.inputs if conv else ())), number)
         return reads | dict.fromkeys(self.graph.outputs, len(self.ops))
 
     def _is_over(self, name: str, op: ir.Op) -> bool:
@@ -237,7 +244,10 @@ class _Compiler:
             add_calls = SPECS[op.kind].c99 if op.kind in SPECS else None
             if add_calls is None:
                 raise ExportError("there is no kernel for it")
-            add_calls(self, op)
+            if chain := self.chains.get(op.output):
+                self._look_up(chain.source, op, chain.table + _BYTE)
+            else:
+                add_calls(self, op)
         except ExportError as error:
             self.home.setdefault(op.output, op.output)
             culprit = self.fused.get(op.output, op)
@@ -393,11 +403,69 @@ class _Compiler:
             return
         a, b = op.inputs
         places = self.place(a), self.place(b)
-        free = () if op.output in self.slots else (a, b)
-        over = next((name for name in free if self._is_over(name, op)), None)
-        out = self.reuse(over, op.output) if over else self.new(op.output)
-        planes = _planes(self.planes[op.output])
+        planes, out = _planes(self.planes[op.output]), self._over_one_of(op, op.inputs)
         self.call("ek_add", self._sum(op, a, b), planes, *places, out, source=op.source)
+
+    def _over_one_of(self, op: ir.Op, inputs: Sequence[str]) -> BufferOffset:
+        """Return where to write what has the layout of what it reads: over one that is over."""
+        free = () if op.output in self.slots else inputs
+        over = next((name for name in free if self._is_over(name, op)), None)
+        return self.reuse(over, op.output) if over else self.new(op.output)
+
+    def pair(self, function: str, op: ir.Op, factors: tuple[int, ...], shift: int) -> None:
+        constants = [name for name in op.inputs if self.graph.tensors[name].data is not None]
+        zeros = [self._zero(name) for name in op.inputs]
+        fields = (
+            _planes(self.planes[op.output]),
+            *(self._steps(name, op.output) for name in op.inputs),
+            *zeros,
+            *(factors if len(factors) == 2 else (*factors, 0)),
+            shift,
+            *self._limits(op),
+            *(self._constant(name) for name in constants or [""]),
+        )
+        places = [0 if name in constants else self.place(name) for name in op.inputs]
+        struct, out = Struct("ek_pair_op", fields), self.new(op.output)
+        self.call(function, struct, *places, out, source=op.source)
+
+    def _steps(self, name: str, output: str) -> Struct:
+        """Return how far it is to the next plane, row and pixel of an operand: 0 if it is again."""
+        sizes, out = (self._sizes(each) for each in (name, output))
+        planes = self.planes.get(name) or self._planes_of_constant(name)
+        steps = planes.plane, planes.row, 1
+        return Struct(
+            "ek_steps",
+            tuple(
+                0 if size == 1 < whole else step
+                for step, size, whole in zip(steps, sizes, out, strict=True)
+            ),
+        )
+
+    def _sizes(self, name: str) -> tuple[int, int, int]:
+        """Return channels, height and width."""
+        shape = self.graph.tensors[name].shape
+        height, width = shape[1:3] if len(shape) == 4 else (1, 1)
+        return shape[-1], height, width
+
+    def _planes_of_constant(self, name: str) -> Planes:
+        return Planes(*self._sizes(name), zero=self._zero(name))
+
+    def _constant(self, name: str) -> int | NDArray[Any]:
+        """Return a constant as planes of bytes; 0 if there is none."""
+        if not name:
+            return 0
+        data = self.graph.constant(name).astype(np.int64) + _BYTE
+        planes = np.moveaxis(data, -1, 1).astype(np.uint8).ravel()
+        return np.pad(planes, (0, pack.SLACK))  # which kernels may read
+
+    def look_up(self, op: ir.Op, table: Int64s) -> None:
+        self._look_up(op.inputs[0], op, table)
+
+    def _look_up(self, source: str, op: ir.Op, table: Int64s) -> None:
+        place, planes = self.place(source), _planes(self.planes[op.output])
+        entries = Struct("ek_table", (table.astype(np.uint8),))
+        out = self._over_one_of(op, [source])
+        self.call("ek_look_up", entries, planes, place, out, source=op.source)
 
     def join(self, op: ir.Op) -> None:
         starts = _starts(op, self.planes)
@@ -494,7 +562,7 @@ def _fusions(graph: ir.Graph) -> dict[str, ir.Op]:
     order = {op.output: number for number, op in enumerate(graph.ops)}
     found = {}
     for op in graph.ops:
-        if op.kind == "add" and op.inputs[0] != op.inputs[1]:
+        if op.kind == "add" and op.inputs[0] != op.inputs[1] and is_plain(graph, op):
             makers = [graph.producer(n) for n in op.inputs if graph.sole_consumer(n) is op]
             convs = [m for m in makers if m is not None and _is_convolution(m)]
             if convs:

@@ -37,7 +37,8 @@ from fedkit.graph import ir
 
 _KERNELS = Path(pack.__file__).with_name("kernels")
 _WIDTH = 100
-_TYPES = {"i1": "int8_t", "i2": "int16_t", "i4": "int32_t", "u1": "uint8_t", "u2": "uint16_t"}
+_SIGNED = {"i1": "int8_t", "i2": "int16_t", "i4": "int32_t"}
+_TYPES = {**_SIGNED, "u1": "uint8_t", "u2": "uint16_t", "u4": "uint32_t"}
 _RECORDS = {pack.QUAD: "ek_quad", pack.PAIR: "ek_pair", pack.FILTER: "ek_filter"}
 _ALIGNMENTS: Mapping[Goal, int] = {"speed": 64, "size": 4}  # of a cache line; of an int32_t
 _FLAGS: Mapping[Goal, str] = {"speed": "-O3 -march=native", "size": "-Os"}
@@ -89,10 +90,10 @@ def emit(
     program = compile_graph(graph, goal, keep)
     offsets, size = arena.plan(program.buffers, _ALIGNMENTS[goal])
     kernels = _kernels(program)
-    headers = sorted(path.name for path in _KERNELS.glob("*.h"))
+    headers = _headers(kernels)
     texts = {
         "model.h": _header(graph, size + pack.SLACK, _ALIGNMENTS[goal], name),
-        "model.c": _model(program, offsets, name),
+        "model.c": _model(program, offsets, name, _own_headers(headers)),
         "test_vector.h": _vectors(inputs, outputs),
         "main.c": renamed(_MAIN, name),
         "Makefile": _makefile(kernels, headers, goal),
@@ -100,7 +101,8 @@ def emit(
     }
     files = {file: text.encode() for file, text in texts.items()}
     files |= {file: (_KERNELS / file).read_bytes() for file in (*headers, *kernels)}
-    files["ek.h"] = prefixed(files["ek.h"].decode(), name).encode()
+    for header in ("ek.h", *_own_headers(headers)):
+        files[header] = prefixed(files[header].decode(), name).encode()
     kept = {
         activation: (offsets[place.buffer] + place.lead, planes)
         for activation, (place, planes) in program.homes.items()
@@ -117,6 +119,19 @@ def _kernels(program: CallList) -> list[str]:
         for path in _KERNELS.glob("*.c")
         if any(f"\nvoid {function}(" in path.read_text() for function in called)
     )
+
+
+def _headers(kernels: list[str]) -> list[str]:
+    """Return the headers that all kernels share, and those of these kernels alone."""
+    every = sorted(path.name for path in _KERNELS.glob("*.h"))
+    others = {path.with_suffix(".h").name for path in _KERNELS.glob("*.c")}
+    own = {name.replace(".c", ".h") for name in kernels}
+    return [name for name in every if name not in others - own]
+
+
+def _own_headers(headers: list[str]) -> list[str]:
+    """Return those that declare one kernel: `NAME.h` beside `NAME.c`."""
+    return [name for name in headers if _KERNELS.joinpath(name).with_suffix(".c").exists()]
 
 
 # The header
@@ -169,7 +184,7 @@ def _layout(tensor: ir.Tensor) -> str:
 # The model
 
 
-def _model(program: CallList, offsets: Mapping[str, int], name: str) -> str:
+def _model(program: CallList, offsets: Mapping[str, int], name: str, own_headers: list[str]) -> str:
     constants = _Constants([])
     calls = []
     for number, call in enumerate(program.calls):
@@ -180,10 +195,11 @@ def _model(program: CallList, offsets: Mapping[str, int], name: str) -> str:
         comment = source_text(call.source)
         calls.append(f"    {call.function}({', '.join(arguments)}); /* {comment} */")
     body = "\n".join(calls)
+    includes = "\n".join(f'#include "{header}"' for header in ("ek.h", *own_headers))
     return f"""\
 #include "model.h"
 
-#include "ek.h"
+{includes}
 
 {"".join(constants.lines)}
 int {name}_invoke(const int8_t *in, int8_t *out, uint8_t *arena) {{

@@ -25,7 +25,7 @@ from edge.ops.builders import Rescaled
 from edge.ops.registry import SPECS
 from fedkit.core.errors import ExportError
 from fedkit.graph import integers, ir
-from fedkit.graph.ops.registry import WEIGHTED
+from fedkit.graph.ops.registry import WEIGHTED, spec_of
 
 Form = Literal["qdq", "qoperator"]
 
@@ -55,8 +55,21 @@ class _File:
         self.constants[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
         return name
 
+    @property
+    def is_integer(self) -> bool:
+        return self.form == "qoperator"
+
+    def cast(self, x: str, output: str, to: type[np.generic]) -> str:
+        return self.node("Cast", [x], output, to=helper.np_dtype_to_tensor_dtype(np.dtype(to)))
+
+    def add_operands(self, op: ir.Op) -> None:
+        """Add the constants that stand in the place of activations."""
+        if spec_of(op).takes_constant:
+            for name in op.inputs:
+                if (data := self.graph.tensors[name].data) is not None:
+                    self.constant(name, np.moveaxis(data, -1, 1) if data.ndim == 4 else data)
+
     def scales(self, name: str) -> list[str]:
-        """Return the names of the scale and the zero point of a tensor."""
         tensor = self.graph.tensors[name]
         quantization = tensor.quantization
         assert quantization is not None  # checked before anything is emitted
@@ -154,6 +167,7 @@ def emit(graph: ir.Graph, form: Form = "qdq") -> bytes:
         raise ExportError(f"the graph has no ONNX form: {'; '.join(obstacles)}")
     file = _File(graph, form)
     for op in graph.ops:
+        file.add_operands(op)
         if write := SPECS[op.kind].onnx:
             write(file, op)
     return file.bytes()

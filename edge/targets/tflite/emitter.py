@@ -161,6 +161,12 @@ class _File:
         new = np.array(shape, np.int32)
         self.operator("RESHAPE", [x, target], output, "ReshapeOptions", (1, 1), newShape=new)
 
+    def cast(self, x: ir.Tensor, output: str, to: ir.DType) -> str:
+        self.tensor(ir.Tensor(output, x.shape, to))
+        types = {"inDataType": _TYPES[x.dtype], "outDataType": _TYPES[to]}
+        self.operator("CAST", [x.name], output, "CastOptions", (1, 1), **types)
+        return output
+
     def bytes(self) -> bytes:
         model = schema.ModelT()
         model.version, model.description = _SCHEMA_VERSION, "fedkit edge export"
@@ -204,7 +210,8 @@ def emit(graph: ir.Graph) -> bytes:
 def _operator_code(code: str, version: int) -> Any:
     table = schema.OperatorCodeT()
     table.builtinCode = getattr(schema.BuiltinOperator, code)
-    table.deprecatedBuiltinCode = table.builtinCode  # what readers before schema 3a look at
+    # What readers before schema 3a look at; 127 stands for all that they do not know.
+    table.deprecatedBuiltinCode = min(table.builtinCode, 127)
     table.version = version
     return table
 

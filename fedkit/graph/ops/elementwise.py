@@ -10,9 +10,13 @@ import numpy as np
 from fedkit.graph import ir
 from fedkit.graph.spec import (
     Random,
+    Real,
+    Scale,
     Spec,
     an_activation,
     any_shape,
+    broadcast_operands,
+    broadcast_shape,
     graph_of,
     unary_graph,
 )
@@ -57,14 +61,53 @@ def _add(op: ir.Op, graph: ir.Graph, x: FloatArray, y: FloatArray) -> FloatArray
     return x + y
 
 
-def _add_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
-    return [shapes[0]]
+def _sub(op: ir.Op, graph: ir.Graph, x: FloatArray, y: FloatArray) -> FloatArray:
+    return x - y
+
+
+def _mul(op: ir.Op, graph: ir.Graph, x: FloatArray, y: FloatArray) -> FloatArray:
+    return x * y
 
 
 def _add_example(random: Random) -> ir.Graph:
     shape, other = any_shape(random), ir.Op("relu", ("x",), ("r",))
     add = ir.Op("add", ("x", "r"), ("y",), activation=an_activation(random))
     return graph_of((shape,) * 3, (), other, add)
+
+
+def _pair_example(kind: ir.Kind, random: Random) -> ir.Graph:
+    """Return two of one shape, a gate per channel, one of a map, or a constant, at either place."""
+    shape, how = any_shape(random), random.random()
+    if how < 0.25:
+        part = tuple(size if random.random() < 0.6 else 1 for size in shape[1:])
+        constant = random.standard_normal((1, *part))
+        op = ir.Op(kind, _either(random, "x", "c0"), ("y",))
+        return graph_of((shape, shape), (constant,), op)
+    if how < 0.65 and len(shape) == 4:
+        gate = ir.Op("mean", ("x",), ("r",))
+        end = (1, 1, 1, shape[3])
+        op = ir.Op(kind, _either(random, "x", "r"), ("y",))
+        return graph_of((shape, end, shape), (), gate, op)
+    other = ir.Op("relu", ("x",), ("r",))
+    return graph_of((shape,) * 3, (), other, ir.Op(kind, _either(random, "x", "r"), ("y",)))
+
+
+def _either(random: Random, x: str, other: str) -> tuple[str, str]:
+    return (x, other) if random.random() < 0.5 else (other, x)
+
+
+def _pair(kind: ir.Kind, layer: str, real: Real, scale: Scale) -> Spec:
+    return Spec(
+        kind,
+        layer,
+        real,
+        partial(_pair_example, kind),
+        activations=2,
+        takes_constant=True,
+        shape=broadcast_shape,
+        operands=broadcast_operands,
+        scale=scale,
+    )
 
 
 SPECS = (
@@ -84,7 +127,11 @@ SPECS = (
         _add,
         _add_example,
         activations=2,
-        operands=_add_operands,
+        takes_constant=True,
+        shape=broadcast_shape,
+        operands=broadcast_operands,
         fuses_activation=True,
     ),
+    _pair("sub", "difference", _sub, "rescaled"),
+    _pair("mul", "product", _mul, "product"),
 )

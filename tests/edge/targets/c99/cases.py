@@ -148,6 +148,36 @@ def check_add(kernels: InferenceKernels, rng: Generator) -> None:
     np.testing.assert_array_equal(kernels.add(how, x, y, out).values(), _added(how, a, b))
 
 
+def check_table(kernels: InferenceKernels, rng: Generator) -> None:
+    shape = tuple(int(n) for n in rng.integers(1, [4, 9, 90]))
+    layout = planes(rng, shape, (0, 0), int(rng.integers(256)))
+    x, table = random_image(rng, *shape), rng.integers(0, 256, 256).astype(np.uint8)
+    read = kernels.load(x, layout)
+    found = kernels.look_up(table, read, [read, TensorBuffer(layout)][rng.integers(2)])
+    np.testing.assert_array_equal(found.values(), table[x + 128].astype(np.int16) - 128)
+
+
+def check_pair(kernels: InferenceKernels, rng: Generator) -> None:
+    shape = tuple(int(n) for n in rng.integers(1, [6, 9, 40]))
+    other = tuple(size if rng.random() < 0.6 else 1 for size in shape)
+    sizes = [shape, other] if rng.random() < 0.5 else [other, shape]
+    images = [random_image(rng, *size) for size in sizes]
+    layouts = [planes(rng, size, (0, 0), int(rng.integers(256))) for size in (*sizes, shape)]
+    if rng.random() < 0.5:  # usually all maps of a size lie alike
+        layouts = [replace(p, halo_y=1, halo_x=1) for p in layouts]
+    tensors = [kernels.load(x, p) for x, p in zip(images, layouts, strict=False)]
+    a, b = (x.astype(np.int64) + 128 - p.zero for x, p in zip(images, layouts, strict=False))
+    shift = int(rng.integers(14, 31))
+    factor, less = int(rng.integers(2**13, 2**14 + 1)), -int(rng.integers(2**15))
+    for function, sums, factors in (
+        ("ek_mul", a * b * factor, (factor, 0)),
+        ("ek_sum_of", a * factor + b * less, (factor, less)),
+    ):
+        expected = np.clip(((sums + (1 << shift - 1)) >> shift) + layouts[2].zero, 0, 255) - 128
+        found = kernels.pair(function, tensors, layouts[2], (*factors, shift))
+        np.testing.assert_array_equal(found.values(), expected)
+
+
 def check_linear(kernels: InferenceKernels, rng: Generator) -> None:
     outputs, inputs = (int(n) for n in rng.integers(1, [9, 100]))
     weights, how = random_weights(rng, (outputs, inputs), 8), random_requant(rng, outputs)
@@ -211,6 +241,8 @@ def check_layouts(kernels: InferenceKernels, rng: Generator) -> None:
 Check = Callable[[InferenceKernels, Generator], None]
 CHECKS: Mapping[str, Check] = {
     "add": check_add,
+    "table": check_table,
+    "pair": check_pair,
     "linear": check_linear,
     "mean": check_mean,
     "pool": check_pool,

@@ -207,6 +207,26 @@ class CPhases(ctypes.Structure):
     )
 
 
+class CTable(ctypes.Structure):
+    _fields_ = (("entries", _AT),)
+
+
+class CSteps(ctypes.Structure):
+    _fields_ = tuple((name, _INT) for name in ("plane", "row", "pixel"))
+
+
+class CPair(ctypes.Structure):
+    _fields_ = (
+        ("out", CPlanes),
+        ("a", CSteps),
+        ("b", CSteps),
+        *((name, _BYTE) for name in ("zero_a", "zero_b")),
+        *((name, _INT) for name in ("factor_a", "factor_b")),
+        *((name, _BYTE) for name in ("shift", "zero", "low", "high")),
+        ("constant", _AT),
+    )
+
+
 # What is called with
 
 
@@ -379,6 +399,28 @@ class InferenceKernels:
         addresses = [_AT(tensor.address) for tensor in (a, b, out)]
         self.library.ek_add(_AT(self.sum_struct(how)), self._planes(out.planes), *addresses)
         return out
+
+    def look_up(self, table: Bytes, x: TensorBuffer, out: TensorBuffer) -> TensorBuffer:
+        struct = CTable(_at(table))
+        addresses = _AT(x.address), _AT(out.address)
+        self.library.ek_look_up(ctypes.byref(struct), self._planes(out.planes), *addresses)
+        return out
+
+    def pair(
+        self, function: str, tensors: Sequence[TensorBuffer], out: Planes, how: Sequence[int]
+    ) -> TensorBuffer:
+        """Call `ek_mul` or `ek_sum_of`; a tensor of size 1 along an axis is repeated there."""
+        whole = (out.channels, out.height, out.width)
+        steps = []
+        for p in (tensor.planes for tensor in tensors):
+            each = zip((p.channels, p.height, p.width), whole, (p.plane, p.row, 1), strict=True)
+            steps.append(CSteps(*(0 if size == 1 < most else step for size, most, step in each)))
+        zeros = [tensor.planes.zero for tensor in tensors]
+        struct = CPair(planes_struct(out), *steps, *zeros, *how, out.zero, 0, 255, None)
+        result = TensorBuffer(out)
+        addresses = [_AT(tensor.address) for tensor in (*tensors, result)]
+        getattr(self.library, function)(ctypes.byref(struct), *addresses)
+        return result
 
     def mean(self, x: TensorBuffer, requant: RequantArguments) -> TensorBuffer:
         out = vector(x.planes.channels)

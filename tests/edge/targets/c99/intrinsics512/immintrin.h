@@ -55,6 +55,22 @@ static inline __m512i in_c_permuted(__m512i index, __m512i x) {
     for (int i = 0; i < 64; i++) to[i] = from[at[i] & 63];
     return in_c_load(to);
 }
+/* Of 128 bytes, the second 64 for an index from 64 on. */
+static inline __m512i in_c_permuted_two(__m512i x, __m512i index, __m512i y) {
+    unsigned char at[64], from[128], to[64];
+    memcpy(at, &index, sizeof at), memcpy(from, &x, 64), memcpy(from + 64, &y, 64);
+    for (int i = 0; i < 64; i++) to[i] = from[at[i] & 127];
+    return in_c_load(to);
+}
+static inline unsigned long long in_c_signs(__m512i x) {
+    unsigned long long mask = 0;
+    for (int i = 0; i < 64; i++) mask |= (unsigned long long)(((unsigned char *)&x)[i] >> 7) << i;
+    return mask;
+}
+static inline __m512i in_c_blend_bytes(unsigned long long mask, __m512i x, __m512i y) {
+    in_c_store_64(&x, mask, y);
+    return x;
+}
 static inline __m512 in_c_floats(__m512i x) {
     __m512 r;
     memcpy(&r, &x, sizeof r);
@@ -136,6 +152,9 @@ static inline __m512i in_c_blend_odd(unsigned mask, __m512i a, __m512i b) {
                       _mm256_blend_epi32(in_c_half(a, 1), in_c_half(b, 1), 0xAA));
 }
 
+#define _mm512_permutex2var_epi8 in_c_permuted_two
+#define _mm512_movepi8_mask in_c_signs
+#define _mm512_mask_blend_epi8 in_c_blend_bytes
 #define _mm512_loadu_si512 in_c_load
 #define _mm512_storeu_si512 in_c_store
 #define _mm512_mask_storeu_epi8 in_c_store_64
