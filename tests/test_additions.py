@@ -237,6 +237,7 @@ for name in NAMES:
 """
 
 
+@pytest.mark.slow
 def test_an_op_is_one_file_on_each_side_and_inherits_the_tests_of_all(
     tree: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from fedkit.nn.layers import prunable_weights
 from fedkit.nn.slim import Slimmed, slim
 from fedkit.nn.zoo import build_model
 from fedkit.sparse.state import Masks
+from tests.sets import slow
 
 ZOO = {
     "resnet8": (3, 16, 16),
@@ -75,7 +76,7 @@ def assert_computes_the_same(
     return found
 
 
-@pytest.mark.parametrize("density", [0.01, 0.05])
+@pytest.mark.parametrize("density", [0.01, slow(0.05)])
 @pytest.mark.parametrize("name", ZOO)
 def test_a_sparse_model_loses_channels_and_keeps_its_outputs(
     name: str, density: float, randomise: Randomise

@@ -53,7 +53,7 @@ SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover
 
 seeds = st.integers(0, 2**32 - 1)
 quick = settings(
-    deadline=None, max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=1, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 thorough = settings(quick, max_examples=100)
 
