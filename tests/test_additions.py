@@ -71,6 +71,7 @@ def assert_keeps_the_architecture(tree: Path) -> None:
         assert architecture.breaches(imports, rule) == []
 
 
+@pytest.mark.slow
 def test_a_method_is_one_file_and_inherits_the_tests_of_all(tree: Path) -> None:
     assert add(tree, "add-a-method.md") == ["fedkit/methods/random_rows.py"]
     assert_keeps_the_architecture(tree)
