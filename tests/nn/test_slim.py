@@ -121,7 +121,7 @@ def test_a_dense_model_stays_and_an_empty_one_keeps_a_channel_everywhere() -> No
     assert 0 < empty.parameters < 0.2 * empty.parameters_before
 
 
-@pytest.mark.parametrize("name", ["resnet8", "ds-cnn"])
+@pytest.mark.parametrize("name", ["resnet8", slow("ds-cnn")])
 def test_the_integer_graph_witnesses_it(name: str, randomise: Randomise) -> None:
     model, shape = randomise(build_model(name, ZOO[name], 10)), ZOO[name]
     masks = random_masks(model, 0.01)

@@ -426,7 +426,7 @@ def test_a_norm_over_one_value_is_refused() -> None:
 # Memory
 
 
-@pytest.mark.parametrize("density", [0.1, 0.6, 1.0])
+@pytest.mark.parametrize("density", [0.1, slow(0.6), slow(1.0)])
 def test_the_memory_is_known_before_the_first_step(density: float) -> None:
     shape = (3, 16, 16)
     reference, engine = engines(zoo("resnet18-w16", shape), shape)
