@@ -236,18 +236,22 @@ def _untraceable(model: nn.Module, shape: tuple[int, ...], error: Exception) -> 
 _FEW_CHANNELS = 4  # of images as they are stored
 
 
-def outputs(model: nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+def outputs(
+    model: nn.Module, inputs: NDArray[np.float32], dtype: torch.dtype = torch.float32
+) -> NDArray[np.float64]:
     """Return what a torch model computes in evaluation mode, to compare its graph with.
 
     Args:
         model: As for `lower`; it is not changed.
         inputs: float32 [n, ...], as torch takes them.
+        dtype: What it computes in.
     """
-    copied = _inference_copy(model)
+    copied = _inference_copy(model).to(dtype)
+    examples = torch.from_numpy(inputs).to(dtype)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the copy
-        each = [tree_leaves(copied(torch.from_numpy(x[None]))) for x in inputs]  # as on a device
-    return np.concatenate([np.asarray(output.numpy(), np.float32) for (output,) in each])
+        each = [tree_leaves(copied(x[None])) for x in examples]  # one by one, as on a device
+    return np.concatenate([np.asarray(output.numpy(), np.float64) for (output,) in each])
 
 
 def _lower_program(program: ExportedProgram, lowering: _Lowering) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from edge.export import float_graph, int8_graph
+from edge.quantize.truth import ExportWarning
 from fedkit.core.errors import ExportError
 from fedkit.graph.interpret import evaluate
 
@@ -141,6 +142,40 @@ def test_what_no_graph_computes_is_refused_by_name(kind: str) -> None:
     make, message = REFUSED[kind]
     with pytest.raises(ExportError, match=message):
         int8_graph(make(), inputs())
+
+
+def magnifying() -> nn.Module:
+    """Return what divides what is left of almost equal values by next to nothing.
+
+    They are 1 and some roundings of float32, as behind a layer of which nearly all is pruned.
+    """
+    torch.manual_seed(0)
+    first, norm = nn.Linear(5, 5), nn.BatchNorm1d(5)
+    assert norm.running_mean is not None and norm.running_var is not None
+    with torch.no_grad():
+        first.weight.mul_(3e-7)
+        first.bias.fill_(1)
+        norm.running_mean.fill_(1)
+        norm.running_var.fill_(0)
+        norm.weight.fill_(1e4)
+    return nn.Sequential(first, norm, nn.ReLU(), nn.Linear(5, 3))
+
+
+def test_a_model_that_magnifies_roundings_is_exported_and_told_of() -> None:
+    with pytest.warns(ExportWarning, match="depend by .* on how float32 is rounded"):
+        int8_graph(magnifying(), inputs(), accept_error=True)
+
+
+def test_what_differs_by_more_than_roundings_is_refused_in_such_a_model_too() -> None:
+    calls = iter([1] + [2] * 100)
+
+    class Counting(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(x)
+            return y if next(calls) == 1 else y + 100 * y.abs() + 100
+
+    with pytest.raises(ExportError, match="differ from the model's own"):
+        int8_graph(Counting(magnifying()), inputs(), accept_error=True)
 
 
 class Words(nn.Module):
