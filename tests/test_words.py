@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -107,9 +108,9 @@ def retired_in(text: str) -> list[str]:
     ]
 
 
-def sources(*folders: str) -> dict[str, str]:
+def sources(*folders: str) -> dict[str, ast.Module]:
     return {
-        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+        str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8"))
         for folder in folders
         for path in sorted((ROOT / folder).rglob("*.py"))
     }
@@ -119,25 +120,22 @@ def is_test(path: str) -> bool:
     return Path(path).name.startswith("test_")
 
 
-CLASS = re.compile(r"^ *class ([^\W_]\w*)[(:\[]", re.MULTILINE)
-"""One that starts with `_` is seen in its own file alone."""
+def public_classes(trees: dict[str, ast.Module]) -> Iterator[tuple[str, str]]:
+    """Yield (name, path) of classes; one that starts with `_` is seen in its own file alone."""
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield node.name, path
 
 
-def public_classes(contents: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield (name, path) of classes."""
-    for path, content in contents.items():
-        for name in CLASS.findall(content):
-            yield name, path
-
-
-def collisions(contents: dict[str, str]) -> dict[str, list[str]]:
+def collisions(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
     """Return name -> files of classes that share it.
 
     A class of a test file is seen by that file alone: others may repeat it, but the product's
     names are taken.
     """
     places = defaultdict(list)
-    for name, path in public_classes(contents):
+    for name, path in public_classes(trees):
         places[name].append(path)
     shared = {}
     for name, paths in places.items():
@@ -248,7 +246,7 @@ def test_no_two_classes_of_different_meaning_share_a_name() -> None:
 
 def test_a_planted_collision_of_classes_is_found() -> None:
     def planted(*paths: str) -> dict[str, list[str]]:
-        return collisions(dict.fromkeys(paths, "class Pool: ..."))
+        return collisions({path: ast.parse("class Pool: ...") for path in paths})
 
     assert planted("fedkit/a.py", "edge/b.py") == {"Pool": ["fedkit/a.py", "edge/b.py"]}
     assert planted("fedkit/a.py", "tests/test_b.py") != {}

@@ -68,7 +68,6 @@ def run_array(
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bits", "groups", "shared"),
     slow_but(
