@@ -301,15 +301,13 @@ def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> No
 
 def _rounding(model: nn.Module, inputs: FloatArray) -> float:
     """Return how far a model is from itself in float64; 0 if it gives something else each time."""
-    import torch
-
     from fedkit.graph.from_torch import outputs
 
     one, again = outputs(model, inputs), outputs(model, inputs)
     if not np.array_equal(one, again):
         return 0.0
     try:
-        exact = outputs(model, inputs, torch.float64)
+        exact = outputs(model, inputs, double=True)
     except Exception:  # the user's code may be of float32 alone
         return 0.0
     return float(np.abs(exact - one).max(initial=0))

@@ -237,15 +237,16 @@ _FEW_CHANNELS = 4  # of images as they are stored
 
 
 def outputs(
-    model: nn.Module, inputs: NDArray[np.float32], dtype: torch.dtype = torch.float32
+    model: nn.Module, inputs: NDArray[np.float32], double: bool = False
 ) -> NDArray[np.float64]:
     """Return what a torch model computes in evaluation mode, to compare its graph with.
 
     Args:
         model: As for `lower`; it is not changed.
         inputs: float32 [n, ...], as torch takes them.
-        dtype: What it computes in.
+        double: Whether it computes in float64 instead of float32.
     """
+    dtype = torch.float64 if double else torch.float32
     copied = _inference_copy(model).to(dtype)
     examples = torch.from_numpy(inputs).to(dtype)
     with torch.no_grad(), warnings.catch_warnings():
