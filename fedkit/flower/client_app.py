@@ -15,6 +15,7 @@ from fedkit.core.errors import FedkitError
 from fedkit.core.text import terminal_text
 from fedkit.device.memory import LastingMemory
 from fedkit.device.round import Device
+from fedkit.flower.randomness import draw_apart
 from fedkit.flower.run_config import FOLDER_KEY
 from fedkit.flower.wire import from_records, to_records
 from fedkit.methods.interface import Phase
@@ -71,6 +72,7 @@ def make_client_app(
             so it should cache what is costly to build.
         answer_in: Answers, and remembers.
     """
+    draw_apart()
     app = ClientApp()
 
     def answer(phase: Phase, message: Message, context: Context) -> Message:

@@ -6,6 +6,7 @@ from flwr.serverapp import Grid
 
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.nodes import read_nodes
+from fedkit.flower.randomness import draw_apart
 from fedkit.flower.run_config import RunPlace
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.events import EVENTS, EventLog
@@ -25,6 +26,7 @@ def serve(
     Each step is printed, for people who follow `flwr run --stream`, and with what happened to
     devices logged in the folder's events. See `record` for what is raised.
     """
+    draw_apart()
     scenario.check()
     # Two commands may have asked for the same run to go on, as the first was killed once it had.
     with run_folder(place.folder, scenario.config, place.resume, wait=place.resume) as folder:

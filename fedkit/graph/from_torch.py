@@ -155,12 +155,24 @@ def read(model: nn.Module, inputs: torch.Tensor, drops: bool) -> ModelReading:
 
 
 def _export(model: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
-    copied = _inference_copy(model)
+    copied, inputs = _inference_copy(model), torch.zeros(1, *input_shape)
     before = _random_state()
-    program = _traced(model, copied, torch.zeros(1, *input_shape))
-    if _random_state() != before:
+    program = _traced(model, copied, inputs)
+    if _random_state() != before and _draws(copied, inputs):
         raise ExportError(f"{type(model).__name__} {_RANDOM}")
     return program
+
+
+def _draws(model: nn.Module, inputs: torch.Tensor) -> bool:
+    """Tell a model that draws from another thread that does so now and then, as Flower's does."""
+    return all(_draws_once(model, inputs) for _ in range(_LOOKS))
+
+
+def _draws_once(model: nn.Module, inputs: torch.Tensor) -> bool:
+    before = _random_state()
+    with torch.no_grad():
+        model(inputs)
+    return _random_state() != before
 
 
 def _traced(model: nn.Module, traced: nn.Module, inputs: torch.Tensor) -> ExportedProgram:
@@ -172,6 +184,9 @@ def _traced(model: nn.Module, traced: nn.Module, inputs: torch.Tensor) -> Export
     except Exception as error:  # torch.export documents no narrower class
         raise ExportError(_untraceable(model, tuple(inputs.shape[1:]), error)) from error
 
+
+_LOOKS = 3
+"""Passes in each of which a model draws random numbers, if it does."""
 
 _RANDOM = (
     "draws random numbers in evaluation, and an artifact gives the same output for the same input; "

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations, prune
 from edge.export import float_graph, int8_graph
 from edge.quantize.truth import ExportWarning
 from fedkit.core.errors import ExportError
+from fedkit.graph import from_torch
 from fedkit.graph.interpret import evaluate
 
 Floats = NDArray[np.float32]
@@ -142,6 +143,21 @@ def test_what_no_graph_computes_is_refused_by_name(kind: str) -> None:
     make, message = REFUSED[kind]
     with pytest.raises(ExportError, match=message):
         int8_graph(make(), inputs())
+
+
+@pytest.mark.parametrize("draw", [torch.rand, np.random.rand, lambda _: random.random()])
+def test_a_thread_that_draws_during_the_trace_is_not_the_model(
+    draw: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the heartbeat of Flower does, from Python's generator."""
+    traced = from_torch._traced
+
+    def beside_a_thread(*args: Any) -> Any:
+        draw(1)
+        return traced(*args)
+
+    monkeypatch.setattr(from_torch, "_traced", beside_a_thread)
+    int8_graph(mlp(), inputs())
 
 
 def magnifying() -> nn.Module:

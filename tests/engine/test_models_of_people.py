@@ -6,6 +6,7 @@ knows nothing of fedkit: it is what anybody would write.
 
 from __future__ import annotations
 
+import itertools
 import random
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from fedkit.config import make_config
 from fedkit.core.errors import EngineError, FedkitError, PlanError, TaskError
 from fedkit.engine.base import Engine, GradientSums, LocalTraining, even_batches
 from fedkit.engine.choose import make_engine
+from fedkit.engine.plan import capture as capturing
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.torch import TorchEngine
 from fedkit.engine.trial import try_task
@@ -513,6 +515,31 @@ def test_a_pass_that_differs_from_the_next_is_not_planned(name: str) -> None:
         made(factory, "sparse")
     engine, told = made(factory, "auto")
     assert isinstance(engine, TorchEngine) and reason in told
+
+
+DRAWS: dict[str, Callable[[], Any]] = {
+    "torch": lambda: torch.rand(()),
+    "numpy": lambda: np.random.rand(),
+    "python": random.random,
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("at", [1, 4, 8])
+def test_a_thread_that_draws_in_one_of_the_passes_is_not_the_model(
+    name: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the heartbeat of Flower does, every 20 s, from Python's generator."""
+    run, calls = capturing._Capture._run, itertools.count(1)
+
+    def beside_a_thread(self: capturing._Capture, inputs: Tensor) -> Tensor:
+        if next(calls) == at:
+            DRAWS[name]()
+        return run(self, inputs)
+
+    monkeypatch.setattr(capturing._Capture, "_run", beside_a_thread)
+    capture(nn.Linear(FEATURES, CLASSES), (FEATURES,))
+    assert next(calls) == 9
 
 
 def test_a_buffer_written_without_a_node_is_refused() -> None:

@@ -131,11 +131,11 @@ class _Capture:
             Its outputs in evaluation, and what the passes changed, or gave otherwise in one of
             them.
         """
-        outputs, in_evaluation, is_steady = self._mode_passes(False)
-        _, in_training, is_steady_too = self._mode_passes(True)
+        outputs, in_evaluation, is_steady = self._mode_passes(watch, False)
+        _, in_training, is_steady_too = self._mode_passes(watch, True)
         self._drops = in_training.drops
         self._diagnostics += [f"module {name!r}: {_FROZEN}" for name in in_training.frozen]
-        changes = watch.effects(_tracked(self._model))
+        changes = watch.effects(_PASSES, _tracked(self._model))
         if changes:
             changes.append("a plan computes the same in each pass")
         elif not (is_steady and is_steady_too):
@@ -149,14 +149,18 @@ class _Capture:
             )
         return outputs, changes
 
-    def _mode_passes(self, training: bool) -> tuple[Tensor, CallLog, bool]:
+    def _mode_passes(self, watch: Watch, training: bool) -> tuple[Tensor, CallLog, bool]:
         """Return outputs in one mode, what the first pass calls, and whether all are the same."""
         self._model.train(training)
         inputs = self._inputs.clone()
-        with CallLog(self._model, inputs) as calls:
+        with watch.one_pass(), CallLog(self._model, inputs) as calls:
             first = self._run(inputs)
-        again = [self._run(self._inputs.clone()) for _ in range(_PASSES - 1)]
+        again = [self._run_again(watch) for _ in range(_PASSES - 1)]
         return first, calls, all(_equal(run, first) for run in again)
+
+    def _run_again(self, watch: Watch) -> Tensor:
+        with watch.one_pass():
+            return self._run(self._inputs.clone())
 
     def _read(self, changes: list[str]) -> ir.Graph:
         """Return what the model is in evaluation, or refuse it.

@@ -3,13 +3,18 @@
 A trace shows one pass. A model that draws random numbers, counts its calls or writes to its buffers
 does something else in the next one, so these are looked for from outside: in the generators there
 are, in what modules hold, and by tracing more than once.
+
+Global generators belong to all threads. Flower's heartbeat draws from Python's every 20 s, say, so
+one pass in which a generator moved proves nothing.
 """
 
 from __future__ import annotations
 
 import copy
 import random
+from collections import Counter
 from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,11 @@ import torch
 from torch import Tensor, nn
 
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_GLOBAL = {
+    "torch's generator": torch.default_generator,
+    "numpy's generator": np.random.mtrand._rand,
+    "Python's generator": random._inst,
+}
 _EVERY_MODULE = frozenset(vars(nn.Module()))
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -27,7 +37,8 @@ class Watch:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._generators = dict(_generators(model))
-        self._before = {name: _state_of(one) for name, one in self._generators.items()}
+        self._before = self._states()
+        self._draws = Counter[str]()
         self._tensors = {
             name: tensor.detach().clone()
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -35,16 +46,28 @@ class Watch:
         self._attributes = {module: _attributes(module) for module in model.modules()}
         self._plain = {module: _plain(module) for module in model.modules()}
 
-    def effects(self, tracked: Container[str] = ()) -> list[str]:
+    def _states(self) -> dict[str, Any]:
+        return {name: _state_of(one) for name, one in self._generators.items()}
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """See which generators move during a forward pass, which is the block."""
+        before = self._states()
+        yield
+        now = self._states()
+        self._draws.update(name for name in now if not _same(before[name], now[name]))
+
+    def effects(self, draws: int, tracked: Container[str] = ()) -> list[str]:
         """Return a sentence for each thing that is no longer what it was.
 
         Args:
+            draws: In how many passes a global generator must have moved to be drawn from.
             tracked: Names of buffers that may change: the statistics of norms.
         """
         found = [
             f"its forward draws random numbers from {name}"
-            for name, one in self._generators.items()
-            if not _same(self._before[name], _state_of(one))
+            for name in self._generators
+            if self._draws[name] >= (draws if name in _GLOBAL else 1)
         ]
         found += [
             f"its forward changes {name}"
@@ -88,9 +111,7 @@ def has_hooks(weight: Tensor) -> bool:
 
 def _generators(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the global generators, those that modules hold and those that their forward names."""
-    yield "torch's generator", torch.default_generator
-    yield "numpy's generator", np.random.mtrand._rand
-    yield "Python's generator", random._inst
+    yield from _GLOBAL.items()
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if isinstance(value, _GENERATORS):
