@@ -11,7 +11,6 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from fedkit.cli import fleet_devices, fleet_run
 from fedkit.engine import choose
 from tests.captured import captured
 
@@ -63,8 +62,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def captured_once() -> Iterator[None]:
     """Engines of the same built-in model share its plan, which takes longer than a small run."""
     with pytest.MonkeyPatch.context() as patch:
-        for user in (choose, fleet_devices, fleet_run):
-            patch.setattr(user, "capture", captured)
+        patch.setattr(choose, "capture", captured)
         yield
 
 

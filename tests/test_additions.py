@@ -71,6 +71,7 @@ def assert_keeps_the_architecture(tree: Path) -> None:
         assert architecture.breaches(imports, rule) == []
 
 
+@pytest.mark.slow
 def test_a_method_is_one_file_and_inherits_the_tests_of_all(tree: Path) -> None:
     assert add(tree, "add-a-method.md") == ["fedkit/methods/random_rows.py"]
     assert_keeps_the_architecture(tree)
@@ -237,6 +238,7 @@ for name in NAMES:
 """
 
 
+@pytest.mark.slow
 def test_an_op_is_one_file_on_each_side_and_inherits_the_tests_of_all(
     tree: Path, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def lines(path: Path) -> int:
 # Going on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [slow({}), {"method": "prunefl", "adjust_every": 4}], ids=str)
 def test_a_killed_run_goes_on_to_the_same_bits(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -81,6 +81,7 @@ def test_an_artifact_is_measured_with_its_own_graph(
         assert row["ratio_dense"] is None
 
 
+@pytest.mark.slow
 def test_a_fault_stops_the_benchmark_before_any_figure(
     exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", slow_but(("ice40",), DEVICES))
 def test_every_device_gives_figures(device: str) -> None:
     found = synthesise_block("l1_statistic", device)

@@ -15,6 +15,7 @@ from fedkit.core.errors import BenchError
 from tests.edge.targets.c99.library import need_gcc
 
 
+@pytest.mark.slow
 def test_rows_of_inference_have_all_figures() -> None:
     need_gcc()
     rows = {row["runtime"]: row for row in model_rows("resnet8", 0.02, turns=1)}

@@ -24,6 +24,7 @@ from fedkit.engine.plan.plan import load_plan
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.rounds import Report
 from tests.processes import HANG, left_running, wait_for
+from tests.sets import slow
 
 SMALL = "--devices 3 --rounds 2 --epochs 1 --examples-per-device 40 --server-epochs 1 --in-process"
 
@@ -293,7 +294,7 @@ def test_flags_override_the_config_file(
     assert "lr = 0.05" in (tmp_path / "a" / "config.toml").read_text()
 
 
-@pytest.mark.parametrize("engine", ["torch", "sparse"])
+@pytest.mark.parametrize("engine", ["torch", slow("sparse")])
 def test_either_engine_runs_to_an_artifact_and_is_named(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

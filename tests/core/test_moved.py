@@ -132,6 +132,7 @@ def test_what_was_never_there_is_not_found() -> None:
     assert "cannot import name 'nothing'" in python("from fedkit.report import nothing").stderr
 
 
+@pytest.mark.slow
 def test_nothing_of_ours_uses_an_old_path() -> None:
     gone = set(MODULES) | set(EMPTIED)
     for folder in ("fedkit", "edge", "sim", "tests", "examples"):

@@ -25,6 +25,7 @@ from edge.targets.tflite.runner import TfliteRunner
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.interpret import evaluate
+from tests.sets import slow_but
 
 Floats = NDArray[np.float32]
 Save = Callable[..., artifact.Artifact]
@@ -178,7 +179,7 @@ def calibration(kind: str, rng: np.random.Generator) -> Floats:
 KINDS = ["normal", "one", "constant", "zero", "positive", "tiny", "large", "one channel"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(KINDS[:3], KINDS))
 @pytest.mark.filterwarnings("ignore::edge.quantize.truth.ExportWarning")
 def test_nets_drawn_at_random_are_close_to_their_floats_or_refused(kind: str) -> None:
     refused = 0

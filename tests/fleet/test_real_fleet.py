@@ -138,6 +138,7 @@ def test_a_device_whose_key_nobody_registered_is_refused(fleet: RealFleet, tmp_p
     assert "Failed to initialize the connection to the SuperLink" in said
 
 
+@pytest.mark.slow
 def test_a_device_that_trusts_another_authority_does_not_talk_to_the_server(
     fleet: RealFleet, tmp_path: Path
 ) -> None:
@@ -339,6 +340,7 @@ def kill_alone(fleet: RealFleet, name: str) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_server_that_was_killed_is_started_again(fleet: RealFleet) -> None:
     """Whatever the killed one left behind, holding its port."""
     kill_alone(fleet, "server")

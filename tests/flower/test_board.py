@@ -250,6 +250,7 @@ sys.stdout.buffer.write(pickle.dumps(replies))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"precision": "int8", "uplink_bits": 4}], ids=str)
 def test_the_client_app_answers_a_whole_run_without_torch(
     boards: Boards, without_torch: dict[str, str], changes: dict[str, Any]

@@ -38,8 +38,8 @@ BOARD = Path(__file__).resolve().parents[2] / "fedkit" / "flower" / "apps" / "bo
 
 CONFIG = make_config(
     {
-        "devices": 3,
-        "rounds": 3,
+        "devices": 2,
+        "rounds": 2,
         "epochs": 1,
         "examples_per_device": 40,
         "adjust_every": 1,

@@ -22,6 +22,7 @@ from fedkit.graph.from_torch import lower, read
 from fedkit.graph.interpret import evaluate
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.nn.zoo import build_model
+from tests.sets import slow_but
 
 Images = NDArray[np.float32]
 
@@ -52,7 +53,7 @@ ZOO = [
 ]
 
 
-@pytest.mark.parametrize(("name", "shape"), ZOO)
+@pytest.mark.parametrize(("name", "shape"), slow_but(ZOO[:2], ZOO))
 def test_zoo_model(
     name: str, shape: tuple[int, int, int], randomise: Callable[[nn.Module], nn.Module]
 ) -> None:

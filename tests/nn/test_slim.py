@@ -22,6 +22,7 @@ from fedkit.nn.layers import prunable_weights
 from fedkit.nn.slim import Slimmed, slim
 from fedkit.nn.zoo import build_model
 from fedkit.sparse.state import Masks
+from tests.sets import slow
 
 ZOO = {
     "resnet8": (3, 16, 16),
@@ -75,7 +76,7 @@ def assert_computes_the_same(
     return found
 
 
-@pytest.mark.parametrize("density", [0.01, 0.05])
+@pytest.mark.parametrize("density", [0.01, slow(0.05)])
 @pytest.mark.parametrize("name", ZOO)
 def test_a_sparse_model_loses_channels_and_keeps_its_outputs(
     name: str, density: float, randomise: Randomise
@@ -120,7 +121,7 @@ def test_a_dense_model_stays_and_an_empty_one_keeps_a_channel_everywhere() -> No
     assert 0 < empty.parameters < 0.2 * empty.parameters_before
 
 
-@pytest.mark.parametrize("name", ["resnet8", "ds-cnn"])
+@pytest.mark.parametrize("name", ["resnet8", slow("ds-cnn")])
 def test_the_integer_graph_witnesses_it(name: str, randomise: Randomise) -> None:
     model, shape = randomise(build_model(name, ZOO[name], 10)), ZOO[name]
     masks = random_masks(model, 0.01)

@@ -191,6 +191,7 @@ def test_every_example_is_on_exactly_one_device_or_the_split_is_refused(
     assert np.array_equal(np.sort(np.concatenate(shares)), np.arange(n))
 
 
+@pytest.mark.slow
 def test_plots_of_flower_are_imported_when_one_is_drawn() -> None:
     code = (
         "import numpy as np\n"

@@ -394,10 +394,9 @@ def test_every_altered_byte_is_refused_or_does_no_harm(kind: Kind, wire: Wire) -
     packet, rng = messages.narrow(kind.packet, wire), np.random.default_rng(0)
     for key, array in packet.arrays.items():
         for at in range(array.nbytes):
-            for change in (1, 128, rng.integers(2, 256, dtype=np.uint8)):
-                altered = array.copy()
-                altered.reshape(-1).view(np.uint8)[at] ^= change
-                assert_refused_or_right(kind, with_array(packet, key, altered))
+            altered = array.copy()
+            altered.reshape(-1).view(np.uint8)[at] ^= rng.integers(1, 256, dtype=np.uint8)
+            assert_refused_or_right(kind, with_array(packet, key, altered))
 
 
 CODES = [

@@ -214,6 +214,7 @@ def test_thumb_instructions_of_both_sizes_are_told_apart(assemble: Callable[[str
     assert emulate.thumb_length(code) == len(lines)
 
 
+@pytest.mark.slow
 def test_a_result_is_json_and_a_table(emulated: Callable[[str], Result]) -> None:
     result = emulated("cortex-a53")
     told = result.to_json()

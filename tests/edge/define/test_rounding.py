@@ -44,7 +44,7 @@ def test_means_of_all_sizes_are_the_runtimes(
     assert_equal_integers(graph, data, runtime)
 
 
-@pytest.mark.parametrize("name", slow_but(("resnet8", "ds-cnn"), WHOLE))
+@pytest.mark.parametrize("name", slow_but(("resnet8",), WHOLE))
 def test_whole_models_are_the_runtimes(
     name: str, runtime: Runtime, randomise: Callable[[nn.Module], nn.Module]
 ) -> None:

@@ -41,7 +41,7 @@ from tests.edge.targets.compiled import PLAIN, QUICK
 from tests.naive.engine import FpgaEngine
 from tests.sets import slow, slow_but
 
-EXAMPLES = 12
+EXAMPLES = 6
 
 
 def cases(kind: ir.Kind, count: int = EXAMPLES) -> Iterator[Case]:

@@ -174,6 +174,7 @@ def emulated_main(folder: Path, simd: str) -> int:
     return int(emulate(sorted(folder.glob("*.c")), simd, *flags).call_int("main"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goal", slow_but(("speed",), GOALS))
 def test_no_step_leaves_the_arena(
     resnet: tuple[ir.Graph, Images], tmp_path: Path, goal: Goal

@@ -100,7 +100,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(("sums",), NETWORKS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_network(name: str, tmp_path: Path) -> None:
     make, lanes = NETWORKS[name]
     inputs = images(3, 8, 10)
@@ -241,7 +242,7 @@ def interpreted(graph: ir.Graph, inputs: Images) -> tuple[Int8Array, dict[str, I
     return integers, {op.output: kept[op.output] for op in graph.ops}
 
 
-@pytest.mark.parametrize("name", slow_but(("one pixel", "perceptron of 4 bits"), NAMED))
+@pytest.mark.parametrize("name", slow_but(("one pixel",), NAMED))
 def test_named_networks(name: str, hardware: Hardware) -> None:
     graph, inputs = named(name)
     assert_all_by_the_words(graph, inputs, 4)

@@ -68,6 +68,7 @@ def run_array(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bits", "groups", "shared"),
     slow_but(

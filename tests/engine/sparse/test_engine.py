@@ -26,6 +26,7 @@ from fedkit.tasks import digits
 from fedkit.tasks.task import Examples
 from tests.engine.same_bits import same_bits
 from tests.engine.sparse.cases import engines, examples, l1, pruned, zoo
+from tests.sets import slow
 
 HOW = LocalTraining(epochs=2, batch_size=8, lr=0.05, momentum=0.9, weight_decay=1e-3)
 SHAPE = (1, 8, 8)
@@ -45,8 +46,8 @@ def error(found: NDArray[Any], expected: NDArray[Any]) -> float:
     ("factory", "shape", "data", "density"),
     [
         (zoo("resnet8", SHAPE, 10), SHAPE, digits.train_data, 0.1),
-        (zoo("ds-cnn", (1, 20, 10)), (1, 20, 10), lambda: examples(320, (1, 20, 10)), 0.3),
-        (l1(RESNET), SHAPE, lambda: examples(320, SHAPE), 0.7),
+        slow((zoo("ds-cnn", (1, 20, 10)), (1, 20, 10), lambda: examples(320, (1, 20, 10)), 0.3)),
+        slow((l1(RESNET), SHAPE, lambda: examples(320, SHAPE), 0.7)),
     ],
     ids=["resnet8", "ds-cnn", "resnet8-l1"],
 )
@@ -425,7 +426,7 @@ def test_a_norm_over_one_value_is_refused() -> None:
 # Memory
 
 
-@pytest.mark.parametrize("density", [0.1, 0.6, 1.0])
+@pytest.mark.parametrize("density", [0.1, slow(0.6), slow(1.0)])
 def test_the_memory_is_known_before_the_first_step(density: float) -> None:
     shape = (3, 16, 16)
     reference, engine = engines(zoo("resnet18-w16", shape), shape)
