@@ -252,22 +252,31 @@ _FEW_CHANNELS = 4  # of images as they are stored
 
 
 def outputs(
-    model: nn.Module, inputs: NDArray[np.float32], double: bool = False
+    model: nn.Module, inputs: NDArray[np.float32], nudged_by: np.random.Generator | None = None
 ) -> NDArray[np.float64]:
     """Return what a torch model computes in evaluation mode, to compare its graph with.
 
     Args:
         model: As for `lower`; it is not changed.
         inputs: float32 [n, ...], as torch takes them.
-        double: Whether it computes in float64 instead of float32.
+        nudged_by: Says by which rounding of float32 each parameter and statistic is off: none, or
+            one up or down. That is what sums in another order amount to.
     """
-    dtype = torch.float64 if double else torch.float32
-    copied = _inference_copy(model).to(dtype)
-    examples = torch.from_numpy(inputs).to(dtype)
+    copied = _inference_copy(model)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the copy
-        each = [tree_leaves(copied(x[None])) for x in examples]  # one by one, as on a device
+        if nudged_by is not None:
+            _nudge(copied, nudged_by)
+        # One by one, as on a device.
+        each = [tree_leaves(copied(x[None])) for x in torch.from_numpy(inputs)]
     return np.concatenate([np.asarray(output.numpy(), np.float64) for (output,) in each])
+
+
+def _nudge(model: nn.Module, rng: np.random.Generator) -> None:
+    for held in (*model.parameters(), *model.buffers()):
+        if held.is_floating_point():
+            steps = torch.from_numpy(rng.integers(-1, 2, held.shape))
+            held.mul_(1 + steps * torch.finfo(torch.float32).eps)
 
 
 def _lower_program(program: ExportedProgram, lowering: _Lowering) -> None:
