@@ -247,7 +247,7 @@ def test_compare_killed_at_any_moment_leaves_nothing_and_goes_on(seed: int, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(20))
 def test_a_benchmark_killed_at_any_moment_leaves_nothing(seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
     number = chance.choice(SIGNALS)
