@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -105,10 +105,14 @@ def altered(array: NDArray[Any], kind: str, value: float, place: int) -> NDArray
 KINDS = ("one", "all", "times", "shorter", "longer", "reversed", "wide", "nested", "noise")
 
 
+def one_of(names: Collection[str], place: int) -> str:
+    """Return one of them by its place, counted round; "" of none, as other lies may have left."""
+    return sorted(names)[place % len(names)] if names else ""
+
+
 def array_lie(name: str, kind: str, value: float, place: int) -> Lie:
     def lie(packet: Packet, config: RunConfig) -> Packet:
-        names = sorted(packet.arrays)
-        chosen = names[place % len(names)] if name == "any" else name
+        chosen = one_of(packet.arrays, place) if name == "any" else name
         if chosen not in packet.arrays:
             return packet
         found = altered(packet.arrays[chosen], kind, value, place)
@@ -167,8 +171,7 @@ def masks_lie(share: float, seed: int) -> Lie:
 
 def dropped(place: int) -> Lie:
     def lie(packet: Packet, config: RunConfig) -> Packet:
-        names = sorted([*packet.arrays, *packet.numbers])
-        gone = names[place % len(names)]
+        gone = one_of([*packet.arrays, *packet.numbers], place)
         return Packet(
             {key: a for key, a in packet.arrays.items() if key != gone},
             {key: n for key, n in packet.numbers.items() if key != gone},
