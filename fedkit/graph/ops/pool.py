@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkit.graph import ir, windows
+from fedkit.graph import ir, sliding
 from fedkit.graph.operands import activation, integers, require
 from fedkit.graph.ops.weighted import total
 from fedkit.graph.spec import (
@@ -72,7 +72,7 @@ def _average(
 ) -> ir.Tensor:
     """Add an average pooling; padding that counts becomes an op of its own."""
     out = reader.shape_of(node)
-    padded = windows.reaching(x, out, window, before)
+    padded = sliding.reaching(x, out, window, before)
     if counts_padding and any(padded.padding):
         pad = ir.Window(padding=padded.padding)
         shape = (1, *pad.output(x.shape[1], x.shape[2]), x.shape[3])
@@ -86,22 +86,22 @@ def _most(
     dilation = window.dilation
     require(dilation == (1, 1), f"max_pool2d with dilation {dilation}; 1 can be")
     out = reader.shape_of(node)
-    return reader.op("max_pool2d", node, [x], out, windows.reaching(x, out, window, before))
+    return reader.op("max_pool2d", node, [x], out, sliding.reaching(x, out, window, before))
 
 
 def _read_avg(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
-    x, kernel = activation(a["self"], 4), windows.pair(a["kernel_size"])
+    x, kernel = activation(a["self"], 4), sliding.pair(a["kernel_size"])
     require(not a["ceil_mode"], "avg_pool2d with ceil_mode")
     divisor = a["divisor_override"]
     require(divisor in (None, math.prod(kernel)), f"avg_pool2d with divisor_override = {divisor}")
-    window, before = ir.Window(kernel, windows.pair(a["stride"] or kernel)), a["padding"]
-    return _average(reader, node, x, window, windows.pair(before), a["count_include_pad"])
+    window, before = ir.Window(kernel, sliding.pair(a["stride"] or kernel)), a["padding"]
+    return _average(reader, node, x, window, sliding.pair(before), a["count_include_pad"])
 
 
 def _read_max(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
-    x, kernel = activation(a["self"], 4), windows.pair(a["kernel_size"])
-    window = ir.Window(kernel, windows.pair(a["stride"] or kernel), windows.pair(a["dilation"]))
-    return _most(reader, node, x, window, windows.pair(a["padding"]))
+    x, kernel = activation(a["self"], 4), sliding.pair(a["kernel_size"])
+    window = ir.Window(kernel, sliding.pair(a["stride"] or kernel), sliding.pair(a["dilation"]))
+    return _most(reader, node, x, window, sliding.pair(a["padding"]))
 
 
 def _read_adaptive_avg(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
@@ -128,7 +128,7 @@ def _windows_of(
     """Return the window of a pooling and its padding; every step must meet the image."""
     kernel, ceil = integers(node, "kernel_shape", 2, 1), node.attribute("ceil_mode", 0)
     require(ceil in (0, 1), f"ceil_mode = {ceil}; 0 or 1 can be")
-    window, before = windows.of_onnx(reader, node, (kernel[0], kernel[1]))
+    window, before = sliding.of_onnx(reader, node, (kernel[0], kernel[1]))
     x, out = activation(node.operand(0), 4).shape, reader.shape_of(node)
     for axis in range(2):
         last = (out[1 + axis] - 1) * window.stride[axis] - before[axis]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkit.graph import ir, windows
+from fedkit.graph import ir, sliding
 from fedkit.graph.operands import activation, constant, integers, require, vector
 from fedkit.graph.operands import weights as weights_of
 from fedkit.graph.spec import (
@@ -95,7 +95,7 @@ def _convolution(
         kind = "grouped_conv2d"
     order = (1, 2, 3, 0) if kind == "depthwise_conv2d" else (0, 2, 3, 1)
     operands = _operands_of(reader, node, x, weight, bias, order)
-    return reader.op(kind, node, operands, out, windows.reaching(x, out, window, before))
+    return reader.op(kind, node, operands, out, sliding.reaching(x, out, window, before))
 
 
 def _operands_of(
@@ -114,11 +114,11 @@ def _operands_of(
 def _read_conv2d(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
     x, weight = activation(a["input"], 4), a["weight"]
     kernel = (int(weight.shape[2]), int(weight.shape[3]))
-    window = ir.Window(kernel, windows.pair(a["stride"]), windows.pair(a["dilation"]))
+    window = ir.Window(kernel, sliding.pair(a["stride"]), sliding.pair(a["dilation"]))
     before = (0, 0) if a["padding"] == "valid" else a["padding"]
     if a["padding"] == "same":
         before = ir.same_padding(x.shape[1:3], reader.shape_of(node)[1:3], window)[::2]
-    before = windows.pair(before)
+    before = sliding.pair(before)
     return _convolution(reader, node, x, weight, a["bias"], a["groups"], window, before)
 
 
@@ -129,7 +129,7 @@ def _read_conv(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     require(given in ((0, 0), kernel), f"kernel_shape = {given}, but the weights are {kernel}")
     fits = weight.shape[1] * groups == x.shape[3] and weight.shape[0] % max(1, groups) == 0
     require(fits, f"weights {weight.shape} in {groups} group(s) for {x.shape[3]} channels")
-    window, before = windows.of_onnx(reader, node, kernel)
+    window, before = sliding.of_onnx(reader, node, kernel)
     bias = vector(node, 2, len(weight))
     return _convolution(reader, node, x, weight, bias, groups, window, before)
 
