@@ -196,6 +196,7 @@ from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph, load_onnx
 from edge.save import save
 from edge.targets.registry import NAMES
+from fedkit.cli.support import op_rows
 from fedkit.core.errors import ExportError
 from fedkit.graph.interpret import evaluate
 
@@ -235,6 +236,9 @@ for name in NAMES:
         assert "softsign" in str(error), error
     else:
         raise AssertionError(name)
+said = next(row for row in op_rows() if row["op"] == "softsign")
+assert said["onnx_reader"] == said["interpreter"] == "yes"
+assert {said[part] for part in ("torch_reader", "sparse_engine", *NAMES)} == {"no"}
 """
 
 

@@ -152,6 +152,13 @@ def _layers() -> Iterator[str]:
     )
 
 
+def _ops() -> Iterator[str]:
+    from fedkit.cli.support import op_rows
+
+    rows = list(op_rows())
+    yield from _table((key.replace("_", " ") for key in rows[0]), (row.values() for row in rows))
+
+
 def _onnx_operators() -> Iterator[str]:
     from fedkit.graph.from_onnx import _HANDLERS, _OPSETS
 
@@ -175,5 +182,6 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "layers": _layers,
     "methods": _methods,
     "onnx-operators": _onnx_operators,
+    "ops": _ops,
 }
 """Name in a page's comment -> lines of markdown."""

@@ -223,6 +223,19 @@ def plan(
 
 
 @app.command()
+def support(as_json: Json = False) -> None:
+    """Show which kinds of ops each reader, engine and export target takes, and which zoo models.
+
+    It takes some half a minute, as every model is tried.
+
+    Example: `fedkit support --json`
+    """
+    from fedkit.cli import support as supported
+
+    _print(supported.support(), as_json, supported.support_table)
+
+
+@app.command()
 def compare(
     grid: Annotated[Path, typer.Argument(help="a grid file, like examples/grid.toml")],
     out: Annotated[Path, typer.Option(help="folder of the result")] = Path("results"),

@@ -1,6 +1,7 @@
 """Turn a float ONNX file into a float graph: the reader for models that do not come from torch.
 
-Each ONNX op has one short handler below; a shape is what ONNX's own inference says of that node.
+What an ONNX op becomes, the rows of `fedkit.graph.ops` say; here is what becomes no op. A shape is
+what ONNX's own inference says of that node.
 What is computed from constants alone (and from shapes, which are constants here) is evaluated by
 ONNX's reference and becomes a constant itself.
 """
@@ -23,25 +24,13 @@ from onnx.reference import ReferenceEvaluator
 from fedkit.core.errors import ExportError
 from fedkit.core.files import read_whole
 from fedkit.graph import ir
-from fedkit.graph.lowering import (
-    SERIES,
-    Lowering,
-    Operator,
-    Unsupported,
-    activation,
-    constant,
-    graph_shape,
-    require,
-    require_channels,
-    require_small,
-)
+from fedkit.graph.layouts import graph_shape
+from fedkit.graph.lowering import SERIES, Lowering
+from fedkit.graph.operands import Unsupported, activation, constant, number, require, require_small
 from fedkit.graph.ops.registry import ONNX
 
 _OPSETS = range(7, 29)
 """From the first in which operands broadcast as in numpy to the last that was looked at."""
-
-_ONE_AXIS = 13
-"""Opset from which a Softmax is over one axis; before, it is over all that follow, too."""
 
 _SMALL = 1024
 """Elements up to which a constant's values are shown to shape inference; it asks for few."""
@@ -60,42 +49,21 @@ class _Node:
     inputs: tuple[Value | None, ...]
     shape: tuple[int, ...] | None
     """Of the first output, as the file has it; None if unknown before the model runs."""
+    opset: int
 
     def attribute(self, name: str, default: Any) -> Any:
         found = (helper.get_attribute_value(a) for a in self.proto.attribute if a.name == name)
         value = next(found, default)
         return value.decode(errors="replace") if isinstance(value, bytes) else value
 
-    def integers(self, name: str, count: int, default: int) -> tuple[int, ...]:
-        values = tuple(self.attribute(name, (default,) * count))
-        require(len(values) == count, f"{name} = {list(values)}; there must be {count} of them")
-        return values
-
     def operand(self, index: int) -> Value | None:
         return self.inputs[index] if index < len(self.inputs) else None
 
-    def image(self) -> ir.Tensor:
-        return activation(self.operand(0), 4)
-
-    def weight(self, index: int, rank: int) -> ir.Array:
-        """Return a constant operand of float32 and of that rank."""
-        data = constant(self.operand(index))
-        fits = data.dtype == np.float32 and data.ndim == rank
-        require(fits, f"weights are {data.dtype} {data.shape}; float32 of rank {rank} can be")
-        return data
-
     def setting(self, name: str, index: int, default: Any = None) -> Any:
-        """Return what older opsets give as an attribute and newer ones as a constant input."""
         value = self.operand(index)
         if value is None:
             return self.attribute(name, default)
         return constant(value, f"{name} values").ravel().tolist()
-
-    def number(self, name: str, index: int, default: float | None = None) -> Any:
-        """Return a setting that is one number, or None."""
-        value = np.asarray(self.setting(name, index, default))
-        require(value.size == 1, f"{name} = {value.tolist()}; one number can be")
-        return value.item()
 
 
 @dataclass
@@ -136,18 +104,6 @@ class _Lowering(Lowering[_Node]):
         self.types[name] = helper.make_tensor_type_proto(kind, value.shape)
         if value.size <= _SMALL:
             self.small[name] = numpy_helper.from_array(value, name)
-
-
-_Handler = Callable[[_Lowering, _Node], Value]
-_HANDLERS: dict[str, _Handler] = dict(ONNX)  # what the files of ops read themselves
-
-
-def _lowers(*operators: str) -> Callable[[_Handler], _Handler]:
-    def register(handler: _Handler) -> _Handler:
-        _HANDLERS.update(dict.fromkeys(operators, handler))
-        return handler
-
-    return register
 
 
 def lower(source: Path | str | bytes) -> ir.Graph:
@@ -345,7 +301,7 @@ def _follow(two: _Lowering, one: _Lowering, proto: onnx.NodeProto) -> None:
     if not any(isinstance(each, ir.Tensor) for each in operands):
         _fold(two, proto)
     elif proto.op_type == "Shape":
-        two.bind(name, constant(_shape(two, _Node(proto, operands, shape))))
+        two.bind(name, constant(_shape(two, _Node(proto, operands, shape, two.opset))))
     else:
         expected = _dims(one.types[name]) or ()
         require(
@@ -417,7 +373,7 @@ def _bind_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
         lowering.read.isdisjoint(proto.output[1:]), f"{proto.op_type} with more than one output"
     )
     operands = tuple(lowering.values[name] if name else None for name in proto.input)
-    value = _HANDLERS[proto.op_type](lowering, _Node(proto, operands, shape))
+    value = _HANDLERS[proto.op_type](lowering, _Node(proto, operands, shape, lowering.opset))
     if isinstance(value, ir.Tensor):
         lowering.values[proto.output[0]] = value
     else:
@@ -503,189 +459,22 @@ def _fold(lowering: _Lowering, proto: onnx.NodeProto) -> None:
         raise Unsupported(f"{proto.op_type} of constants fails: {_first_line(error)}") from error
 
 
-@_lowers("Conv")
-def _conv(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    x, weight, groups = node.image(), node.weight(1, 4), int(node.attribute("group", 1))
-    kernel = (weight.shape[2], weight.shape[3])
-    given = node.integers("kernel_shape", 2, 0)
-    require(given in ((0, 0), kernel), f"kernel_shape = {given}, but the weights are {kernel}")
-    fits = weight.shape[1] * groups == x.shape[3] and weight.shape[0] % max(1, groups) == 0
-    require(fits, f"weights {weight.shape} in {groups} group(s) for {x.shape[3]} channels")
-    window, before = _window(lowering, node, kernel)
-    return lowering.conv2d(node, x, weight, _vector(node, 2, len(weight)), groups, window, before)
-
-
-def _vector(node: _Node, index: int, length: int) -> ir.Array | None:
-    """Return a constant operand of that many values, None if it is left out."""
-    if node.operand(index) is None:
-        return None
-    vector = node.weight(index, 1)
-    require(len(vector) == length, f"{len(vector)} values for {length} channels")
-    return vector
-
-
-def _window(
-    lowering: _Lowering, node: _Node, kernel: tuple[int, int]
-) -> tuple[ir.Window, tuple[int, int]]:
-    """Return the window of a node without padding, and its padding at (top, left)."""
-    strides, dilations = node.integers("strides", 2, 1), node.integers("dilations", 2, 1)
-    window = ir.Window(kernel, (strides[0], strides[1]), (dilations[0], dilations[1]))
-    how, pads = node.attribute("auto_pad", "NOTSET"), node.integers("pads", 4, 0)
-    if how in ("SAME_UPPER", "SAME_LOWER"):
-        size, out = node.image().shape[1:3], lowering.shape_of(node)[1:3]
-        for axis in range(2):
-            reach = dilations[axis] * (kernel[axis] - 1) + 1
-            meets = reach == 1 or (out[axis] - 1) * strides[axis] + reach >= size[axis]
-            require(meets, f"auto_pad = {how} that would crop, in which runtimes differ")
-        top, bottom, left, right = ir.same_padding(size, out, window)
-        return window, (top, left) if how == "SAME_UPPER" else (bottom, right)
-    require(how in ("NOTSET", "VALID"), f"auto_pad = {how}")
-    require(min(pads) >= 0, f"pads = {list(pads)}; nothing can shrink")
-    return window, (pads[0], pads[1]) if how == "NOTSET" else (0, 0)
-
-
-def _pooling(lowering: _Lowering, node: _Node) -> tuple[ir.Window, tuple[int, int]]:
-    """Return the window of a pooling, every step of which must meet the image."""
-    kernel, ceil = node.integers("kernel_shape", 2, 1), node.attribute("ceil_mode", 0)
-    require(ceil in (0, 1), f"ceil_mode = {ceil}; 0 or 1 can be")
-    window, before = _window(lowering, node, (kernel[0], kernel[1]))
-    x, out = node.image().shape, lowering.shape_of(node)
-    for axis in range(2):
-        last = (out[1 + axis] - 1) * window.stride[axis] - before[axis]
-        meets = before[axis] < window.kernel[axis] and last < x[1 + axis]
-        require(meets, f"{node.proto.op_type} with windows of padding alone")
-    return window, before
-
-
-@_lowers("AveragePool")
-def _average_pool(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    window, before = _pooling(lowering, node)
-    require(not node.attribute("ceil_mode", 0), "AveragePool with ceil_mode")
-    require(window.dilation == (1, 1), f"AveragePool with dilation {window.dilation}; 1 can be")
-    counts = bool(node.attribute("count_include_pad", 0))
-    return lowering.avg_pool2d(node, node.image(), window, before, counts)
-
-
-@_lowers("MaxPool")
-def _max_pool(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    return lowering.max_pool2d(node, node.image(), *_pooling(lowering, node))
-
-
-@_lowers("Gemm")
-def _gemm(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    x, weight = activation(node.operand(0), 2), node.weight(1, 2)
-    require(not node.attribute("transA", 0), "Gemm with transA, which turns the batch dimension")
-    weight = weight if node.attribute("transB", 0) else weight.T
-    weight = weight * np.float32(node.attribute("alpha", 1.0))
-    bias = node.operand(2)
-    if bias is not None:
-        bias = constant(bias, "biases") * np.float32(node.attribute("beta", 1.0))
-        fits = bias.size in (1, len(weight)) and bias.shape[-1:] in ((), (1,), (bias.size,))
-        require(fits, f"a bias of shape {bias.shape} for {len(weight)} outputs")
-        bias = np.broadcast_to(bias.reshape(-1), len(weight))
-    return _linear(lowering, node, x, weight, bias)
-
-
-@_lowers("MatMul")
-def _matmul(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    return _linear(lowering, node, activation(node.operand(0), 2), node.weight(1, 2).T, None)
-
-
-def _linear(
-    lowering: _Lowering, node: _Node, x: ir.Tensor, weight: ir.Array, bias: ir.Array | None
-) -> ir.Tensor:
-    fits = weight.shape[1] == x.shape[1]
-    require(fits, f"weights for {weight.shape[1]} features; there are {x.shape[1]}")
-    return lowering.linear(node, x, weight, bias)
-
-
-@_lowers("BatchNormalization")
-def _batch_norm(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    x = activation(node.operand(0))
-    trains = node.attribute("training_mode", 0) or not node.attribute("spatial", 1)
-    require(not trains, "BatchNormalization in training, or with statistics per pixel")
-    weight, bias, mean, variance = (_vector(node, index, x.shape[-1]) for index in range(1, 5))
-    eps = float(node.attribute("epsilon", 1e-5))
-    return lowering.batch_norm(node, x, (mean, variance), eps, weight, bias)
-
-
-@_lowers("Relu")
-def _relu(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    return lowering.op("relu", node, [activation(node.operand(0))])
-
-
-@_lowers("Clip")
-def _clip(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    low, high = node.number("min", 1), node.number("max", 2)
-    most = float(np.finfo(np.float32).max)
-    low, high = (None if each is None or abs(each) >= most else each for each in (low, high))
-    return lowering.clamp(node, activation(node.operand(0)), low, high)
-
-
-@_lowers("Add", "Sub", "Mul", "Div")
-def _arithmetic(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    names: dict[str, Operator] = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
-    return lowering.arithmetic(node, names[node.proto.op_type], *node.inputs)
-
-
-@_lowers("Softmax", "LogSoftmax")
-def _softmax(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    x, what = activation(node.operand(0)), node.proto.op_type
-    is_old = lowering.opset < _ONE_AXIS
-    axis = int(node.attribute("axis", 1 if is_old else -1))
-    require_channels(what, axis, len(x.shape))
-    whole = is_old and len(x.shape) == 4 and x.shape[1] * x.shape[2] > 1
-    require(not whole, f"{what} of opset {lowering.opset} over all from axis 1 on")
-    return lowering.op("softmax" if what == "Softmax" else "log_softmax", node, [x])
-
-
-@_lowers("Neg")
-def _neg(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    return lowering.arithmetic(node, "mul", node.operand(0), np.array(-1.0))
-
-
-@_lowers("PRelu")
-def _prelu(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    return lowering.prelu(node, activation(node.operand(0)), node.operand(1))
-
-
-@_lowers("Pow")
-def _pow(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    exponent = np.asarray(constant(node.operand(1), "exponents"))
-    return lowering.power(node, activation(node.operand(0)), exponent)
-
-
-@_lowers("Pad")
-def _pad(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    x, amounts = node.image(), node.setting("pads", 1, (0,) * 8)
-    value = node.number("value", 2, 0.0)
-    axes = [axis % 4 for axis in (node.setting("axes", 3) or range(4))]
-    require(len(amounts) == 2 * len(set(axes)), f"{len(amounts)} pads for the axes {axes}")
-    first, last = (dict(zip(axes, half, strict=True)) for half in np.reshape(amounts, (2, -1)))
-    sides = [int(side.pop(axis, 0)) for axis in (2, 3) for side in (first, last)]
-    grows = any([*first.values(), *last.values()])
-    require(not grows, f"padding by {list(amounts)}; height and width can grow")
-    return lowering.pad(node, x, node.attribute("mode", "constant"), value, sides)
-
-
-@_lowers("Flatten", "Reshape", "Squeeze", "Unsqueeze")
-def _reshape(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    axes = node.attribute("axes", ())
-    known = lowering.opset >= 11 or min(axes, default=0) >= 0
-    require(known, f"axes = {list(axes)}; before opset 11 they count from the front")
-    return lowering.reshape(node, activation(node.operand(0)))
-
-
-@_lowers("Identity", "Dropout")
 def _identity(lowering: _Lowering, node: _Node) -> ir.Tensor:
-    require(not node.number("training_mode", 2, False), "dropout that is on in evaluation")
+    require(not number(node, "training_mode", 2, False), "dropout that is on in evaluation")
     return activation(node.operand(0))
 
 
-@_lowers("Shape")
 def _shape(lowering: _Lowering, node: _Node) -> ir.Array:
     """Return the shape as a constant, which it is for one example."""
     shape = _dims(lowering.types[node.proto.input[0]])
     require(shape is not None, "the shape of a value that has no shape before the model runs")
     ends = slice(node.attribute("start", 0), node.attribute("end", None))
     return np.array((shape or ())[ends], np.int64)
+
+
+_HANDLERS: dict[str, Callable[[_Lowering, _Node], Value]] = {
+    **ONNX,
+    "Identity": _identity,
+    "Dropout": _identity,
+    "Shape": _shape,
+}

@@ -1,18 +1,18 @@
 """Turn a torch module into a float graph; no other file here sees torch.
 
-`torch.export` gives the ATen graph of the model in evaluation; each ATen op has one short handler
-below, the same for an export and for training. What is computed from constants alone (a mask times
-a weight, a weight norm) is evaluated here and becomes a constant itself.
+`torch.export` gives the ATen graph of the model in evaluation, the same for an export and for
+training. What an ATen op becomes, the rows of `fedkit.graph.ops` say; here is what becomes no op.
+What is computed from constants alone (a mask times a weight, a weight norm) is evaluated here and
+becomes a constant itself.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 import operator
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,20 +26,11 @@ from torch.utils._pytree import tree_leaves
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.lowering import (
-    SERIES,
-    Lowering,
-    Operator,
-    Unsupported,
-    activation,
-    graph_shape,
-    nhwc,
-    refuse_probabilities,
-    require,
-    require_channels,
-)
-from fedkit.graph.operands import ConstantOperand
-from fedkit.graph.ops.registry import ATEN, spec_of
+from fedkit.graph.layouts import graph_shape, nhwc
+from fedkit.graph.lowering import SERIES, Lowering
+from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require
+from fedkit.graph.ops.registry import ATEN, VIEWS, spec_of
+from fedkit.graph.spec import Aten, ModelReader
 
 Arguments = Mapping[str, Any]
 """Argument name of the ATen schema -> value; tensors are `ir.Tensor` or constant `torch.Tensor`."""
@@ -74,17 +65,12 @@ class _Lowering(Lowering[fx.Node]):
         require(first == self.examples, mixes)
         return graph_shape((1, *rest))
 
-
-_Handler = Callable[[_Lowering, fx.Node, Arguments], ir.Tensor]
-_HANDLERS: dict[str, _Handler] = dict(ATEN)  # what the files of ops read themselves
-
-
-def _lowers(*targets: str) -> Callable[[_Handler], _Handler]:
-    def register(handler: _Handler) -> _Handler:
-        _HANDLERS.update(dict.fromkeys(targets, handler))
-        return handler
-
-    return register
+    def is_last(self, node: fx.Node) -> bool:
+        return all(
+            user.op == "output"
+            or (str(user.target) in (*VIEWS, *_IDENTITIES) and self.is_last(user))
+            for user in node.users
+        )
 
 
 def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
@@ -337,6 +323,8 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
         if handler is None:
             raise Unsupported(f"{node.target} is not supported")
         made = handler(lowering, node, arguments)
+        if not isinstance(node.meta.get("val"), torch.Tensor):
+            lowering.firsts.add(node)
         lowering.values[node] = _in_place(lowering, node, arguments, made)
     except Unsupported as error:
         is_consequence = handler is not None or "getitem" in str(node.target)
@@ -416,158 +404,6 @@ def _module_of(node: fx.Node) -> str:
     return str(list(stack.values())[-1][0]) or "(model)"
 
 
-def _pair(value: Sequence[int] | int) -> tuple[int, int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return (values[0], values[-1])
-
-
-@_lowers("aten.conv2d.default", "aten.conv2d.padding")
-def _conv2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    x, weight = activation(a["input"], 4), a["weight"]
-    kernel = (int(weight.shape[2]), int(weight.shape[3]))
-    window = ir.Window(kernel, _pair(a["stride"]), _pair(a["dilation"]))
-    before = (0, 0) if a["padding"] == "valid" else a["padding"]
-    if a["padding"] == "same":
-        before = ir.same_padding(x.shape[1:3], lowering.shape_of(node)[1:3], window)[::2]
-    return lowering.conv2d(node, x, weight, a["bias"], a["groups"], window, _pair(before))
-
-
-@_lowers("aten.linear.default")
-def _linear(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    return lowering.linear(node, activation(a["input"], 2), a["weight"], a["bias"])
-
-
-@_lowers("aten.batch_norm.default")
-def _batch_norm(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    _require_statistics(a)
-    statistics = a["running_mean"], a["running_var"]
-    x = activation(a["input"])
-    return lowering.batch_norm(node, x, statistics, a["eps"], a["weight"], a["bias"])
-
-
-def _require_statistics(a: Arguments) -> None:
-    has_none = a["running_mean"] is None or a["training"]
-    require(not has_none, "batch norm without running statistics")
-
-
-@_lowers("fedkit.l1_batch_norm.default")
-def _l1_batch_norm(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    _require_statistics(a)
-    statistics = a["running_mean"], a["running_var"]
-    x = activation(a["input"], 4)
-    return lowering.batch_norm(node, x, statistics, a["eps"], a["weight"], a["bias"], absolute=True)
-
-
-@_lowers("aten.layer_norm.default", "fedkit.l1_layer_norm.default")
-def _layer_norm(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    absolute = str(node.target).startswith("fedkit")
-    x, shape = activation(a["input"]), a["normalized_shape"]
-    return lowering.layer_norm(node, x, shape, a["eps"], a["weight"], a["bias"], absolute)
-
-
-@_lowers("aten.relu.default", "aten.relu_.default")
-def _relu(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    return lowering.op("relu", node, [activation(a["self"])])
-
-
-@_lowers(
-    "aten.relu6.default",
-    "aten.relu6_.default",
-    "aten.hardtanh.default",
-    "aten.hardtanh_.default",
-    "aten.clamp.default",
-    "aten.clamp_.default",
-    "aten.clamp_min.default",
-    "aten.clamp_min_.default",
-    "aten.clamp_max.default",
-    "aten.clamp_max_.default",
-    "aten.clip.default",
-    "aten.clip_.default",
-)
-def _clamp(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    is_relu6 = "relu6" in str(node.target)
-    low = a.get("min_val", a.get("min", 0 if is_relu6 else None))
-    high = a.get("max_val", a.get("max", 6 if is_relu6 else None))
-    return lowering.clamp(node, activation(a["self"]), low, high)
-
-
-@_lowers(
-    "aten.softmax.int",
-    "aten._softmax.default",
-    "aten.log_softmax.int",
-    "aten._log_softmax.default",
-)
-def _probabilities(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    name = str(node.target).split(".")[1].strip("_")
-    if lowering.trains:
-        refuse_probabilities({"softmax": "Softmax"}.get(name, "LogSoftmax"), _is_last(node))
-    x = activation(a["self"])
-    require_channels(name, a["dim"], len(x.shape))
-    return lowering.op(name, node, [x])
-
-
-def _is_last(node: fx.Node) -> bool:
-    """Whether nothing but a change of shape comes behind a node."""
-    return all(
-        user.op == "output"
-        or (_HANDLERS.get(str(user.target)) in (_reshape, _identity) and _is_last(user))
-        for user in node.users
-    )
-
-
-_ARITHMETIC: Mapping[str, Operator] = {"add": "add", "sub": "sub", "mul": "mul", "div": "div"}
-
-
-@_lowers(
-    *(
-        f"aten.{name}{place}.{overload}"
-        for name in (*_ARITHMETIC, "multiply", "subtract", "divide", "true_divide", "rsub")
-        for place in ("", "_")
-        for overload in ("Tensor", "Scalar")
-    )
-)
-def _arithmetic(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    name = str(node.target).split(".")[1].strip("_")
-    operator = _ARITHMETIC[{"rsub": "sub", "true_divide": "div"}.get(name, name[:3])]
-    left, right = (_as_array(a[key]) for key in ("self", "other"))
-    left, right = (right, left) if name == "rsub" else (left, right)
-    if (alpha := a.get("alpha", 1)) != 1:
-        what = "an addition" if operator == "add" else "a difference"
-        possible = name != "rsub" and not lowering.trains
-        require(possible, f"{what} with alpha = {alpha}; only 1 can be")
-        right = (
-            lowering.arithmetic(node, "mul", right, np.array(alpha))
-            if isinstance(right, ir.Tensor)
-            else right * alpha
-        )
-    return lowering.arithmetic(node, operator, left, right)
-
-
-def _as_array(value: Any) -> Any:
-    """Return a number or a constant of torch as an array; an activation as it is."""
-    return value if isinstance(value, ir.Tensor | torch.Tensor) else np.asarray(value)
-
-
-@_lowers("aten.neg.default", "aten.neg_.default", "aten.negative.default")
-def _neg(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    return lowering.arithmetic(node, "mul", a["self"], np.array(-1.0))
-
-
-@_lowers("aten.prelu.default")
-def _prelu(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    return lowering.prelu(node, activation(a["self"]), a["weight"])
-
-
-@_lowers("aten.pow.Tensor_Scalar", "aten.pow_.Scalar")
-def _pow(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    return lowering.power(node, activation(a["self"]), a["exponent"])
-
-
-@_lowers("aten.square.default", "aten.square_.default")
-def _square(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    return lowering.power(node, activation(a["self"]), 2)
-
-
 def _in_place(lowering: _Lowering, node: fx.Node, a: Arguments, new: ir.Tensor) -> ir.Tensor:
     """Return `new`; if the op writes it over its input, every name of that means it from here."""
     if str(node.target).split(".")[1].endswith("_"):
@@ -591,68 +427,13 @@ def _rebind(lowering: _Lowering, old: ir.Tensor, new: ir.Tensor) -> None:
             lowering.values[node] = new
 
 
-@_lowers("aten.adaptive_avg_pool2d.default")
-def _adaptive_avg_pool2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    x, out = activation(a["self"], 4), lowering.shape_of(node)
-    if out[1:3] == (1, 1):
-        return lowering.op("mean", node, [x], out)
-    divides = x.shape[1] % out[1] == 0 and x.shape[2] % out[2] == 0
-    require(divides, f"adaptive pooling of {x.shape[1:3]} to {out[1:3]}, which does not divide it")
-    kernel = (x.shape[1] // out[1], x.shape[2] // out[2])
-    return lowering.op("avg_pool2d", node, [x], out, ir.Window(kernel, kernel))
+def _identity(reader: ModelReader, node: fx.Node, a: Arguments) -> ir.Tensor:
+    require(not a.get("train", False) or a.get("p") == 0, "dropout that is on in evaluation")
+    x = activation(a.get("self", a.get("input")))
+    return replace(x) if "clone" in str(node.target) else x  # which shares no memory
 
 
-@_lowers("aten.adaptive_max_pool2d.default")
-def _adaptive_max_pool2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    x = activation(a["self"], 4)
-    size = list(a["output_size"])
-    require(size == [1, 1], f"adaptive max pooling to {size}; to 1 can be")
-    lowering.firsts.add(node)
-    whole = (x.shape[1], x.shape[2])
-    window = ir.Window(whole, whole)
-    return lowering.op("max_pool2d", node, [x], (1, 1, 1, x.shape[3]), window)
-
-
-@_lowers("aten.avg_pool2d.default")
-def _avg_pool2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    x, kernel = activation(a["self"], 4), _pair(a["kernel_size"])
-    require(not a["ceil_mode"], "avg_pool2d with ceil_mode")
-    divisor = a["divisor_override"]
-    require(divisor in (None, math.prod(kernel)), f"avg_pool2d with divisor_override = {divisor}")
-    window = ir.Window(kernel, _pair(a["stride"] or kernel))
-    return lowering.avg_pool2d(node, x, window, _pair(a["padding"]), a["count_include_pad"])
-
-
-@_lowers("aten.max_pool2d.default")
-def _max_pool2d(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    x, kernel = activation(a["self"], 4), _pair(a["kernel_size"])
-    window = ir.Window(kernel, _pair(a["stride"] or kernel), _pair(a["dilation"]))
-    return lowering.max_pool2d(node, x, window, _pair(a["padding"]))
-
-
-@_lowers("aten.pad.default", "aten.constant_pad_nd.default")
-def _pad(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    x = activation(a["self"], 4)
-    require(len(a["pad"]) <= 4, f"padding by {a['pad']}; height and width can grow")
-    left, right, top, bottom = [*a["pad"], 0, 0, 0, 0][:4]
-    mode, value = a.get("mode", "constant"), a["value"] or 0
-    return lowering.pad(node, x, mode, value, (top, bottom, left, right))
-
-
-@_lowers(
-    "aten.flatten.using_ints",
-    "aten.view.default",
-    "aten.reshape.default",
-    "aten.squeeze.dims",
-    "aten.squeeze.dim",
-    "aten.unsqueeze.default",
-    "aten.unflatten.int",
-)
-def _reshape(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    return lowering.reshape(node, activation(a["self"]))
-
-
-@_lowers(
+_IDENTITIES = (
     "aten.dropout.default",
     "aten.dropout_.default",
     "aten.feature_dropout.default",
@@ -666,7 +447,4 @@ def _reshape(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
     "aten.contiguous.default",
     "aten.detach.default",
 )
-def _identity(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
-    require(not a.get("train", False) or a.get("p") == 0, "dropout that is on in evaluation")
-    x = activation(a.get("self", a.get("input")))
-    return replace(x) if "clone" in str(node.target) else x  # which shares no memory
+_HANDLERS: Mapping[str, Aten] = {**ATEN, **dict.fromkeys(_IDENTITIES, _identity)}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedkit.graph import ir
+from fedkit.graph.spec import OnnxNode
 
 
 class Unsupported(Exception):
@@ -38,7 +39,47 @@ def activation(value: Any, rank: int | None = None) -> ir.Tensor:
     return value
 
 
+def require_channels(what: str, axis: int, rank: int) -> None:
+    """Raise `Unsupported` unless an axis of the model is that of channels or features."""
+    reason = f"a {what} over dimension {axis}; dimension 1, channels or features, can be"
+    require(axis % rank == 1, reason)
+
+
 def constant(value: Any, what: str = "weights") -> ir.Array:
     """Return an operand that must be a constant."""
     require(not isinstance(value, ir.Tensor), f"{what} that depend on the input")
     return np.asarray(value)
+
+
+# Of nodes of ONNX files
+
+
+def integers(node: OnnxNode, name: str, count: int, default: int) -> tuple[int, ...]:
+    """Return an attribute of that many integers, each of them `default` if it is left out."""
+    values = tuple(node.attribute(name, (default,) * count))
+    require(len(values) == count, f"{name} = {list(values)}; there must be {count} of them")
+    return values
+
+
+def number(node: OnnxNode, name: str, index: int, default: float | None = None) -> Any:
+    """Return a setting that is one number, or None."""
+    value = np.asarray(node.setting(name, index, default))
+    require(value.size == 1, f"{name} = {value.tolist()}; one number can be")
+    return value.item()
+
+
+def weights(node: OnnxNode, index: int, rank: int) -> ir.Array:
+    """Return a constant operand of float32 and of that rank."""
+    data = constant(node.operand(index))
+    fits = data.dtype == np.float32 and data.ndim == rank
+    require(fits, f"weights are {data.dtype} {data.shape}; float32 of rank {rank} can be")
+    return data
+
+
+def vector(node: OnnxNode, index: int, length: int) -> ir.Array | None:
+    """Return a constant operand of that many values, None if it is left out."""
+    if node.operand(index) is None:
+        return None
+    found = weights(node, index, 1)
+    require(len(found) == length, f"{len(found)} values for {length} channels")
+    return found

@@ -24,26 +24,45 @@ always the same."""
 class ModelReader(Protocol):
     """What reads a model, of torch or ONNX, while it does."""
 
+    @property
+    def trains(self) -> bool:
+        """Whether it reads for a training plan: norms stay, parameters keep their names."""
+
     def op(
         self,
         kind: ir.Kind,
         node: Any,
         inputs: Sequence[ir.Tensor],
-        *,
+        shape: ir.Shape | None = None,
+        window: ir.Window | None = None,
+        suffix: str = "",
         attributes: ir.Attributes | None = None,
     ) -> ir.Tensor:
-        """Add an op whose output has the shape of the node's result."""
+        """Add an op; its output has the shape of the node's result unless told otherwise."""
+
+    def constant(self, node: Any, what: str, array: Any, value: Any = None) -> ir.Tensor:
+        """Add a constant of an op, as float32, that is made of a value of the model, or of none."""
 
     def shape_of(self, node: Any) -> ir.Shape:
         """Return the shape that a node's result has in the graph."""
 
+    def is_last(self, node: Any) -> bool:
+        """Whether nothing but a change of shape comes behind a node of a model that trains."""
+
 
 class OnnxNode(Protocol):
-    """A node of an ONNX file."""
+    """A node of an ONNX file; `fedkit.graph.operands` has what asks more of it."""
+
+    @property
+    def opset(self) -> int:
+        """Of the file."""
 
     @property
     def inputs(self) -> Sequence[ir.Tensor | ir.Array | None]:
         """Its operands; a constant is an array, and what is left out None."""
+
+    def operand(self, index: int) -> ir.Tensor | ir.Array | None:
+        """Return an operand, None if it is left out or behind the last."""
 
     def attribute(self, name: str, default: Any) -> Any:
         """Return an attribute."""
@@ -54,7 +73,8 @@ class OnnxNode(Protocol):
 
 Aten = Callable[[ModelReader, Any, Mapping[str, Any]], ir.Tensor]
 """Takes the reader, the node, and name of an argument -> its value: an `ir.Tensor`, or a constant.
-`fedkit.graph.operands` has what refuses those that cannot be."""
+`fedkit.graph.operands` has what refuses those that cannot be. An operator may become ops of several
+kinds; each of their rows has it then, with the same reader."""
 
 Onnx = Callable[[ModelReader, OnnxNode], ir.Tensor]
 

@@ -15,7 +15,7 @@ from fedkit.core.errors import ExportError
 from fedkit.core.gather import gather
 from fedkit.graph import ir, ops
 from fedkit.graph.interpret import evaluate
-from fedkit.graph.ops.registry import SPECS, WEIGHTED, spec_of
+from fedkit.graph.ops.registry import SPECS, WEIGHTED, readers, spec_of
 from fedkit.graph.spec import Spec
 from fedkit.graph.verify import verify
 from tests.graph.planted_ops import Times, multiplied, times
@@ -120,6 +120,16 @@ def test_two_rows_of_one_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(reduce, "SPECS", reduce.SPECS * 2)
     with pytest.raises(ExportError, match="two rows of kind 'mean', the later one in reduce"):
         gather(ops, Spec)
+
+
+def test_an_operator_is_read_in_one_way() -> None:
+    def read() -> None: ...
+
+    def other() -> None: ...
+
+    assert readers([("a", {"Sum": read}), ("b", {"Sum": read})]) == {"Sum": read}
+    with pytest.raises(ExportError, match="the rows a and b read Sum by two functions"):
+        readers([("a", {"Sum": read}), ("b", {"Sum": other})])
 
 
 # What attributes an op may have

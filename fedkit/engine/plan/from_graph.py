@@ -54,7 +54,7 @@ class PlanMaker:
     def _plan(self, op: ir.Op) -> None:
         """Plan one op; where it cannot be, go on as if it had been."""
         try:
-            self._values[op.output] = _RULES.get(op.kind, _refuse)(self, op)
+            self._values[op.output] = RULES.get(op.kind, _refuse)(self, op)
         except UnsupportedOp as error:
             self.reasons.append(f"module {op.source or '(model)'!r}: {op.kind}: {error}")
             self._values[op.output] = self.new(planned(self.graph.tensors[op.output].shape))
@@ -269,7 +269,7 @@ def _reshape(maker: PlanMaker, op: ir.Op) -> int:
     return target
 
 
-_RULES: Mapping[ir.Kind, Callable[[PlanMaker, ir.Op], int]] = {
+RULES: Mapping[ir.Kind, Callable[[PlanMaker, ir.Op], int]] = {
     **{kind: rule for family in FAMILIES.values() for kind, rule in family.from_graph.items()},
     **dict.fromkeys(("conv2d", "depthwise_conv2d", "grouped_conv2d", "linear"), _conv),
     **dict.fromkeys(("batch_norm", "l1_batch_norm"), _batch_norm),
@@ -282,3 +282,4 @@ _RULES: Mapping[ir.Kind, Callable[[PlanMaker, ir.Op], int]] = {
     "mean": _mean,
     "pad": PlanMaker.skip_padding,
 }
+"""Kind of op in the model graph -> what plans it: adds ops, or says more of a tensor."""

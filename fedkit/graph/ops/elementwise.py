@@ -1,27 +1,39 @@
-"""What looks at one place of its inputs at a time: activations, sums, a norm in evaluation."""
+"""What looks at one place of its input at a time: ReLUs, and a scale and shift per channel."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from fedkit.graph import ir
+from fedkit.graph.operands import activation, number, require
+from fedkit.graph.ops.arithmetic import AFFINE
 from fedkit.graph.spec import (
+    Aten,
+    ModelReader,
+    Onnx,
+    OnnxNode,
     Random,
-    Real,
-    Scale,
     Spec,
-    an_activation,
     any_shape,
-    broadcast_operands,
-    broadcast_shape,
     graph_of,
     unary_graph,
 )
 
 FloatArray = ir.FloatArray
+
+
+@dataclass(frozen=True)
+class Bounds(ir.Attributes):
+    """The ends of a clamp, where it has them."""
+
+    low: float | None
+    high: float | None
 
 
 def activate(activation: ir.Activation, x: FloatArray) -> FloatArray:
@@ -50,64 +62,64 @@ def _affine_example(random: Random) -> ir.Graph:
     return graph_of((shape, shape), constants, ir.Op("affine", ("x", "c0", "c1"), ("y",)))
 
 
-def _activation(kind: ir.Activation) -> Spec:
+def _activation(kind: ir.Activation, onnx: Mapping[str, Onnx]) -> Spec:
     def real(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:
         return activate(kind, x)
 
-    return Spec(kind, kind, real, partial(unary_graph, kind=kind), activation=kind)
-
-
-def _add(op: ir.Op, graph: ir.Graph, x: FloatArray, y: FloatArray) -> FloatArray:
-    return x + y
-
-
-def _sub(op: ir.Op, graph: ir.Graph, x: FloatArray, y: FloatArray) -> FloatArray:
-    return x - y
-
-
-def _mul(op: ir.Op, graph: ir.Graph, x: FloatArray, y: FloatArray) -> FloatArray:
-    return x * y
-
-
-def _add_example(random: Random) -> ir.Graph:
-    shape, other = any_shape(random), ir.Op("relu", ("x",), ("r",))
-    add = ir.Op("add", ("x", "r"), ("y",), activation=an_activation(random))
-    return graph_of((shape,) * 3, (), other, add)
-
-
-def _pair_example(kind: ir.Kind, random: Random) -> ir.Graph:
-    """Return two of one shape, a gate per channel, one of a map, or a constant, at either place."""
-    shape, how = any_shape(random), random.random()
-    if how < 0.25:
-        part = tuple(size if random.random() < 0.6 else 1 for size in shape[1:])
-        constant = random.standard_normal((1, *part))
-        op = ir.Op(kind, _either(random, "x", "c0"), ("y",))
-        return graph_of((shape, shape), (constant,), op)
-    if how < 0.65 and len(shape) == 4:
-        gate = ir.Op("mean", ("x",), ("r",))
-        end = (1, 1, 1, shape[3])
-        op = ir.Op(kind, _either(random, "x", "r"), ("y",))
-        return graph_of((shape, end, shape), (), gate, op)
-    other = ir.Op("relu", ("x",), ("r",))
-    return graph_of((shape,) * 3, (), other, ir.Op(kind, _either(random, "x", "r"), ("y",)))
-
-
-def _either(random: Random, x: str, other: str) -> tuple[str, str]:
-    return (x, other) if random.random() < 0.5 else (other, x)
-
-
-def _pair(kind: ir.Kind, layer: str, real: Real, scale: Scale) -> Spec:
+    read: Aten = partial(_read_plain, kind)
     return Spec(
         kind,
-        layer,
+        kind,
         real,
-        partial(_pair_example, kind),
-        activations=2,
-        takes_constant=True,
-        shape=broadcast_shape,
-        operands=broadcast_operands,
-        scale=scale,
+        partial(unary_graph, kind=kind),
+        activation=kind,
+        aten={f"aten.{kind}.default": read, f"aten.{kind}_.default": read, **CLAMP["aten"]},
+        onnx={**onnx, **CLAMP["onnx"]},
     )
+
+
+def _clamp(
+    reader: ModelReader, node: Any, x: ir.Tensor, low: float | None, high: float | None
+) -> ir.Tensor:
+    """Add the ReLU, ReLU6 or other clamp; None means no bound."""
+    if low == 0 and high in (None, 6):
+        return reader.op("relu6" if high else "relu", node, [x])
+    ends = [None if bound is None else float(bound) for bound in (low, high)]
+    known = [bound for bound in ends if bound is not None]
+    fits = known == sorted(known) and all(map(math.isfinite, known))
+    require(bool(known) and fits, f"a clamp to [{low}, {high}]; the ends must be in order")
+    return reader.op("clip", node, [x], attributes=Bounds(ends[0], ends[1]))
+
+
+def _read_clamp(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    low, high = (a.get(f"{end}_val", a.get(end)) for end in ("min", "max"))
+    return _clamp(reader, node, activation(a["self"]), low, high)
+
+
+def _read_clip(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    low, high = number(node, "min", 1), number(node, "max", 2)
+    most = float(np.finfo(np.float32).max)
+    low, high = (None if each is None or abs(each) >= most else each for each in (low, high))
+    return _clamp(reader, node, activation(node.operand(0)), low, high)
+
+
+def _read_plain(kind: ir.Kind, reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    return reader.op(kind, node, [activation(a["self"])])
+
+
+def _read_relu_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    return reader.op("relu", node, [activation(node.operand(0))])
+
+
+CLAMP: dict[str, Any] = {
+    "aten": {
+        f"aten.{name}{place}.default": _read_clamp
+        for name in ("hardtanh", "clamp", "clamp_min", "clamp_max", "clip")
+        for place in ("", "_")
+    },
+    "onnx": {"Clip": _read_clip},
+}
+"""What reads clamps, of which those from 0 on are a ReLU or ReLU6."""
 
 
 SPECS = (
@@ -118,20 +130,8 @@ SPECS = (
         _affine_example,
         constants=2,
         operands=_affine_operands,
+        **AFFINE,
     ),
-    _activation("relu"),
-    _activation("relu6"),
-    Spec(
-        "add",
-        "add",
-        _add,
-        _add_example,
-        activations=2,
-        takes_constant=True,
-        shape=broadcast_shape,
-        operands=broadcast_operands,
-        fuses_activation=True,
-    ),
-    _pair("sub", "difference", _sub, "rescaled"),
-    _pair("mul", "product", _mul, "product"),
+    _activation("relu", {"Relu": _read_relu_onnx}),
+    _activation("relu6", {}),
 )

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.graph import ir
-from fedkit.graph.operands import activation, require
+from fedkit.graph.operands import activation, constant, require
+from fedkit.graph.ops.arithmetic import affine
+from fedkit.graph.ops.elementwise import CLAMP, Bounds
 from fedkit.graph.spec import (
     Aten,
     ModelReader,
@@ -64,14 +66,6 @@ class Bend(ir.Attributes):
 
     beta: float = 1.0
     threshold: float = 20.0
-
-
-@dataclass(frozen=True)
-class Bounds(ir.Attributes):
-    """The ends of a clamp, where it has them."""
-
-    low: float | None
-    high: float | None
 
 
 def _sigmoid(x: Floats) -> Floats:
@@ -317,18 +311,49 @@ def _read_gelu_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     return _read_gelu(reader, node, {"self": node.inputs[0], **arguments})
 
 
+def _add_leaky(reader: ModelReader, node: Any, x: ir.Tensor, slopes: Any) -> ir.Tensor:
+    """Add a leaky ReLU; with a slope per channel as a * x + (1 - a) * relu(x)."""
+    values = np.asarray(constant(slopes, "slopes"), np.float64).ravel()
+    require(len(values) in (1, x.shape[-1]), f"{len(values)} slopes for {x.shape[-1]} channels")
+    if (values == values[0]).all():
+        slope = LeakySlope(float(values[0]))
+        return reader.op("leaky_relu", node, [x], attributes=slope)
+    require(not reader.trains, "a slope per channel; one for all can be")
+    positive = reader.op("relu", node, [x], suffix=".positive")
+    none = np.zeros_like(values)
+    terms = affine(reader, node, x, values, none), affine(reader, node, positive, 1 - values, none)
+    return reader.op("add", node, terms)
+
+
+def _read_prelu(reader: ModelReader, node: Any, a: Arguments) -> ir.Tensor:
+    return _add_leaky(reader, node, activation(a["self"]), a["weight"])
+
+
+def _read_prelu_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    return _add_leaky(reader, node, activation(node.operand(0)), node.operand(1))
+
+
 _GELU: dict[str, Any] = {
     "aten": dict.fromkeys(_each("gelu"), _read_gelu),
     "onnx": {"Gelu": _read_gelu_onnx},
 }
+_READERS: Mapping[ir.Kind, dict[str, Any]] = {
+    "gelu": _GELU,
+    "gelu_tanh": _GELU,
+    "clip": CLAMP,
+    "leaky_relu": {
+        "aten": {"aten.prelu.default": _read_prelu},
+        "onnx": {"PRelu": _read_prelu_onnx},
+    },
+}
+"""What reads operators of which more than attributes depends on the arguments."""
 
 
 def _spec(function: Function) -> Spec:
     kind, attributes = function.kind, function.attributes
-    readers: dict[str, Any] = {
-        "aten": {name: _read_aten(kind, means) for name, means in function.aten.items()},
-        "onnx": {name: _read_onnx(kind, means) for name, means in function.onnx.items()},
-    }
+    more = _READERS.get(kind, {"aten": {}, "onnx": {}})
+    aten = {name: _read_aten(kind, means) for name, means in function.aten.items()}
+    onnx = {name: _read_onnx(kind, means) for name, means in function.onnx.items()}
     return Spec(
         kind,
         function.layer,
@@ -337,7 +362,8 @@ def _spec(function: Function) -> Spec:
         scale="free",
         bounds=function.bounds,
         attributes=type(attributes[0]) if attributes else None,
-        **(_GELU if kind == "gelu" else readers),
+        aten={**aten, **more["aten"]},
+        onnx={**onnx, **more["onnx"]},
     )
 
 

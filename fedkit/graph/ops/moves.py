@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.operands import activation, require
+from fedkit.graph.layouts import order_is_free
+from fedkit.graph.operands import activation, number, require
 from fedkit.graph.spec import (
+    Aten,
     ModelReader,
+    Onnx,
     OnnxNode,
     Random,
     Spec,
@@ -53,11 +56,11 @@ def _read_concat(reader: ModelReader, node: Any, parts: Sequence[Any], dim: int)
     return reader.op("concat", node, [activation(part) for part in parts])
 
 
-def _read_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+def _read_cat(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
     return _read_concat(reader, node, a["tensors"], a["dim"])
 
 
-def _read_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+def _read_concat_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     return _read_concat(reader, node, node.inputs, node.attribute("axis", 1))
 
 
@@ -70,6 +73,42 @@ def _pad_example(random: Random) -> ir.Graph:
     top, bottom, left, right = (int(size) for size in random.integers(0, 3, 4))
     window = ir.Window(padding=(top, bottom, left, right))
     return window_graph(random, "pad", window, a_map(random))
+
+
+def _read_pad(
+    reader: ModelReader, node: Any, x: ir.Tensor, mode: str, value: float, sides: Sequence[int]
+) -> ir.Tensor:
+    """Add a padding by zeros at (top, bottom, left, right)."""
+    is_zero = mode == "constant" and value == 0
+    require(is_zero, f"{mode} padding with {value}; zeros can be")
+    top, bottom, left, right = sides
+    require(
+        min(sides) >= 0,
+        f"padding by {(top, bottom, left, right)}; height and width can grow, and nothing shrink",
+    )
+    if not any(sides):
+        return x
+    return reader.op("pad", node, [x], window=ir.Window(padding=(top, bottom, left, right)))
+
+
+def _read_pad_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    x = activation(a["self"], 4)
+    require(len(a["pad"]) <= 4, f"padding by {a['pad']}; height and width can grow")
+    left, right, top, bottom = [*a["pad"], 0, 0, 0, 0][:4]
+    mode, value = a.get("mode", "constant"), a["value"] or 0
+    return _read_pad(reader, node, x, mode, value, (top, bottom, left, right))
+
+
+def _read_pad_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    x, amounts = activation(node.operand(0), 4), node.setting("pads", 1, (0,) * 8)
+    value = number(node, "value", 2, 0.0)
+    axes = [axis % 4 for axis in (node.setting("axes", 3) or range(4))]
+    require(len(amounts) == 2 * len(set(axes)), f"{len(amounts)} pads for the axes {axes}")
+    first, last = (dict(zip(axes, half, strict=True)) for half in np.reshape(amounts, (2, -1)))
+    sides = [int(side.pop(axis, 0)) for axis in (2, 3) for side in (first, last)]
+    grows = any([*first.values(), *last.values()])
+    require(not grows, f"padding by {list(amounts)}; height and width can grow")
+    return _read_pad(reader, node, x, node.attribute("mode", "constant"), value, sides)
 
 
 def _reshape(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:
@@ -97,6 +136,45 @@ def _flatten_example(random: Random) -> ir.Graph:
     return graph_of((shape, (1, math.prod(shape))), (), ir.Op("flatten_nchw", ("x",), ("y",)))
 
 
+def _read_reshape(reader: ModelReader, node: Any, x: ir.Tensor) -> ir.Tensor:
+    """Add what brings `x` into the shape of the node's result, if anything must."""
+    out = reader.shape_of(node)
+    if x.shape == out:
+        return x
+    if order_is_free(x.shape) and order_is_free(out):
+        return reader.op("reshape", node, [x], out)
+    is_flatten = len(x.shape) == 4 and out == (1, math.prod(x.shape))
+    require(is_flatten, f"a reshape of {x.shape} to {out} (NHWC); flatten to [n, features] can be")
+    return reader.op("flatten_nchw", node, [x], out)
+
+
+def _read_reshape_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    return _read_reshape(reader, node, activation(a["self"]))
+
+
+def _read_reshape_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    axes = node.attribute("axes", ())
+    known = node.opset >= 11 or min(axes, default=0) >= 0
+    require(known, f"axes = {list(axes)}; before opset 11 they count from the front")
+    return _read_reshape(reader, node, activation(node.operand(0)))
+
+
+_RESHAPES: dict[str, Aten] = dict.fromkeys(
+    (
+        "aten.flatten.using_ints",
+        "aten.view.default",
+        "aten.reshape.default",
+        "aten.squeeze.dims",
+        "aten.squeeze.dim",
+        "aten.unsqueeze.default",
+        "aten.unflatten.int",
+    ),
+    _read_reshape_aten,
+)
+_RESHAPES_ONNX: dict[str, Onnx] = dict.fromkeys(
+    ("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _read_reshape_onnx
+)
+
 SPECS = (
     Spec(
         "concat",
@@ -108,9 +186,9 @@ SPECS = (
         operands=_concat_operands,
         scale="kept",
         aten=dict.fromkeys(
-            ("aten.cat.default", "aten.concat.default", "aten.concatenate.default"), _read_aten
+            ("aten.cat.default", "aten.concat.default", "aten.concatenate.default"), _read_cat
         ),
-        onnx={"Concat": _read_onnx},
+        onnx={"Concat": _read_concat_onnx},
     ),
     Spec(
         "pad",
@@ -120,6 +198,8 @@ SPECS = (
         shape=window_shape,
         has_window=True,
         scale="kept",
+        aten=dict.fromkeys(("aten.pad.default", "aten.constant_pad_nd.default"), _read_pad_aten),
+        onnx={"Pad": _read_pad_onnx},
     ),
     Spec(
         "reshape",
@@ -129,6 +209,8 @@ SPECS = (
         shape=_reshape_shape,
         is_view=True,
         scale="kept",
+        aten=_RESHAPES,
+        onnx=_RESHAPES_ONNX,
     ),
     Spec(
         "flatten_nchw",
@@ -139,5 +221,7 @@ SPECS = (
         reads_map=True,
         is_view=True,
         scale="kept",
+        aten=_RESHAPES,
+        onnx=_RESHAPES_ONNX,
     ),
 )

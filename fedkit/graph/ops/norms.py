@@ -5,14 +5,18 @@ Only the training plan is made from these. In evaluation a norm over the batch i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedkit.core.numerics import K
 from fedkit.graph import ir
-from fedkit.graph.spec import Random, Spec, any_shape, graph_of
+from fedkit.graph.layouts import model_shape
+from fedkit.graph.operands import activation, constant, require, vector
+from fedkit.graph.ops.arithmetic import affine
+from fedkit.graph.spec import Aten, ModelReader, Onnx, OnnxNode, Random, Spec, any_shape, graph_of
 
 FloatArray = ir.FloatArray
 Spread = Callable[[FloatArray, float], FloatArray]
@@ -74,8 +78,91 @@ def _example(kind: ir.Kind, constants: int, random: Random) -> ir.Graph:
     return graph_of((shape, shape), values, ir.Op(kind, names, ("y",), attributes=ir.Epsilon(1e-3)))
 
 
+class _BatchNorm(NamedTuple):
+    """What a model says of one; its weight and bias may be None."""
+
+    mean: Any
+    variance: Any
+    weight: Any
+    bias: Any
+    eps: float
+    absolute: bool = False
+
+
+def _read_batch_norm(
+    absolute: bool, reader: ModelReader, node: Any, a: Mapping[str, Any]
+) -> ir.Tensor:
+    has_none = a["running_mean"] is None or a["training"]
+    require(not has_none, "batch norm without running statistics")
+    x = activation(a["input"], 4 if absolute else None)
+    statistics = a["running_mean"], a["running_var"]
+    norm = _BatchNorm(*statistics, a["weight"], a["bias"], a["eps"], absolute)
+    return (_trained if reader.trains else _evaluated)(reader, node, x, norm)
+
+
+def _read_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    x = activation(node.operand(0))
+    trains = node.attribute("training_mode", 0) or not node.attribute("spatial", 1)
+    require(not trains, "BatchNormalization in training, or with statistics per pixel")
+    weight, bias, mean, variance = (vector(node, index, x.shape[-1]) for index in range(1, 5))
+    eps = float(node.attribute("epsilon", 1e-5))
+    return _evaluated(reader, node, x, _BatchNorm(mean, variance, weight, bias, eps))
+
+
+def _trained(reader: ModelReader, node: Any, x: ir.Tensor, norm: _BatchNorm) -> ir.Tensor:
+    mean, variance = constant(norm.mean, "statistics"), constant(norm.variance, "statistics")
+    operands = [
+        x,
+        reader.constant(node, "mean", mean, norm.mean),
+        reader.constant(node, "variance", variance, norm.variance),
+        _or(reader, node, "weight", norm.weight, np.ones(len(mean))),
+        _or(reader, node, "bias", norm.bias, np.zeros(len(mean))),
+    ]
+    kind = "l1_batch_norm" if norm.absolute else "batch_norm"
+    return reader.op(kind, node, operands, attributes=ir.Epsilon(norm.eps))
+
+
+def _or(reader: ModelReader, node: Any, what: str, value: Any, instead: ir.Array) -> ir.Tensor:
+    """Add a constant of an op that may do without it."""
+    array = instead if value is None else constant(value, _PLURALS[what])
+    return reader.constant(node, what, array, value)
+
+
+_PLURALS = {"weight": "weights", "bias": "biases"}
+
+
+def _evaluated(reader: ModelReader, node: Any, x: ir.Tensor, norm: _BatchNorm) -> ir.Tensor:
+    mean = constant(norm.mean, "statistics").astype(np.float64)
+    variance = constant(norm.variance, "statistics").astype(np.float64)
+    eps, absolute = norm.eps, norm.absolute
+    with np.errstate(divide="ignore", invalid="ignore"):  # `verify` names the result
+        scale = 1 / (np.sqrt(variance) + eps if absolute else np.sqrt(variance + eps))
+        scale = scale if norm.weight is None else scale * constant(norm.weight)
+        shift = -mean * scale if norm.bias is None else constant(norm.bias) - mean * scale
+    return affine(reader, node, x, scale, shift)
+
+
+def _read_layer_norm(
+    absolute: bool, reader: ModelReader, node: Any, a: Mapping[str, Any]
+) -> ir.Tensor:
+    """Add a layer norm over a whole example, of shape [c, h, w] or [features] in the model."""
+    x, over = activation(a["input"]), tuple(a["normalized_shape"])
+    require(reader.trains, "a layer norm; batch norms can be")
+    whole = model_shape(x.shape)
+    require(over == whole, f"a layer norm over {over}; it must be over a whole example, {whole}")
+    order = (1, 2, 0) if len(whole) == 3 else (0,)
+    operands = [x]
+    for what, instead in (("weight", np.ones), ("bias", np.zeros)):
+        array = instead(whole) if a[what] is None else constant(a[what], _PLURALS[what])
+        operands.append(reader.constant(node, what, np.transpose(array, order), a[what]))
+    kind = "l1_layer_norm" if absolute else "layer_norm"
+    return reader.op(kind, node, operands, attributes=ir.Epsilon(a["eps"]))
+
+
 def _spec(kind: ir.Kind, layer: str, absolute: bool, over_batch: bool) -> Spec:
     constants = 4 if over_batch else 2
+    read: Aten = partial(_read_batch_norm if over_batch else _read_layer_norm, absolute)
+    onnx: Mapping[str, Onnx] = {"BatchNormalization": _read_onnx} if kind == "batch_norm" else {}
     return Spec(
         kind,
         layer,
@@ -84,6 +171,8 @@ def _spec(kind: ir.Kind, layer: str, absolute: bool, over_batch: bool) -> Spec:
         constants=constants,
         operands=_batch_operands if over_batch else _layer_operands,
         attributes=ir.Epsilon,
+        aten={f"{'fedkit' if absolute else 'aten'}.{kind}.default": read},
+        onnx=onnx,
         only_trains=True,
     )
 

@@ -5,14 +5,16 @@ A kind is added as a row in `SPECS` of a file of this package. It is found here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
+from fedkit.core.errors import ExportError
 from fedkit.core.gather import gather
 from fedkit.graph import ir, ops
 from fedkit.graph.spec import Aten, Onnx, Spec
 
 SPECS: Mapping[ir.Kind, Spec] = gather(
-    ops, Spec, first=("weighted", "elementwise", "moves", "pool", "reduce")
+    ops, Spec, first=("weighted", "elementwise", "arithmetic", "moves", "pool", "reduce")
 )
 """Kind -> row."""
 
@@ -31,9 +33,37 @@ CHANNEL_AXIS: Mapping[ir.Kind, int] = {
 LAYERS = tuple(dict.fromkeys(spec.layer for spec in SPECS.values() if not spec.only_trains))
 """What messages call the layers that become ops."""
 
-ATEN: Mapping[str, Aten] = {k: read for spec in SPECS.values() for k, read in spec.aten.items()}
-ONNX: Mapping[str, Onnx] = {k: read for spec in SPECS.values() for k, read in spec.onnx.items()}
-"""Operator -> what reads it, of those that the rows read themselves."""
+VIEWS = frozenset(name for spec in SPECS.values() if spec.is_view for name in spec.aten)
+"""Operators of torch that only say a shape anew."""
+
+
+Reader = TypeVar("Reader")
+
+
+def readers(rows: Iterable[tuple[ir.Kind, Mapping[str, Reader]]]) -> Mapping[str, Reader]:
+    """Return operator -> what reads it.
+
+    Args:
+        rows: Kinds with the operators that may become them.
+
+    Raises:
+        ExportError: Two rows read an operator in two ways.
+    """
+    table: dict[str, Reader] = {}
+    owner: dict[str, ir.Kind] = {}
+    for kind, found in rows:
+        for name, read in found.items():
+            if table.setdefault(name, read) is not read:
+                raise ExportError(
+                    f"the rows {owner[name]} and {kind} read {name} by two functions; give both "
+                    f"rows one that adds the right op"
+                )
+            owner.setdefault(name, kind)
+    return table
+
+
+ATEN: Mapping[str, Aten] = readers((spec.kind, spec.aten) for spec in SPECS.values())
+ONNX: Mapping[str, Onnx] = readers((spec.kind, spec.onnx) for spec in SPECS.values())
 
 
 def spec_of(op: ir.Op) -> Spec:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.spec import Random, Spec, any_shape, graph_of
+from fedkit.graph.operands import Unsupported, activation, require, require_channels
+from fedkit.graph.spec import Aten, ModelReader, Onnx, OnnxNode, Random, Spec, any_shape, graph_of
+
+_ONE_AXIS = 13
+"""Opset from which a Softmax is over one axis; before, it is over all that follow, too."""
 
 
 def _log_softmax(op: ir.Op, graph: ir.Graph, x: ir.FloatArray) -> ir.FloatArray:
@@ -28,6 +34,38 @@ def _example(kind: ir.Kind, random: Random) -> ir.Graph:
     return graph_of((shape, shape), (), ir.Op(kind, ("x",), ("y",)))
 
 
+def _read_aten(
+    kind: ir.Kind, called: str, reader: ModelReader, node: Any, a: Mapping[str, Any]
+) -> ir.Tensor:
+    if reader.trains:
+        raise Unsupported(
+            f"{called} at the end; leave it out: the artifact gives logits, argmax is the same"
+            if reader.is_last(node)
+            else f"{called} is not supported"
+        )
+    x = activation(a["self"])
+    require_channels(kind, a["dim"], len(x.shape))
+    return reader.op(kind, node, [x])
+
+
+def _read_onnx(kind: ir.Kind, called: str, reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    x, is_old = activation(node.operand(0)), node.opset < _ONE_AXIS
+    axis = int(node.attribute("axis", 1 if is_old else -1))
+    require_channels(called, axis, len(x.shape))
+    whole = is_old and len(x.shape) == 4 and x.shape[1] * x.shape[2] > 1
+    require(not whole, f"{called} of opset {node.opset} over all from axis 1 on")
+    return reader.op(kind, node, [x])
+
+
+def _readers(kind: ir.Kind, called: str) -> dict[str, Any]:
+    aten: Aten = partial(_read_aten, kind, called)
+    onnx: Onnx = partial(_read_onnx, kind, called)
+    return {
+        "aten": dict.fromkeys((f"aten.{kind}.int", f"aten._{kind}.default"), aten),
+        "onnx": {called: onnx},
+    }
+
+
 SPECS = (
     Spec(
         "softmax",
@@ -35,6 +73,7 @@ SPECS = (
         _softmax,
         partial(_example, "softmax"),
         scale=ir.Quantization((1 / 256,), (-128,)),
+        **_readers("softmax", "Softmax"),
     ),
     Spec(
         "log_softmax",
@@ -42,5 +81,6 @@ SPECS = (
         _log_softmax,
         partial(_example, "log_softmax"),
         scale=ir.Quantization((1 / 16,), (127,)),
+        **_readers("log_softmax", "LogSoftmax"),
     ),
 )

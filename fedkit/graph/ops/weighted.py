@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from fedkit.graph import ir
+from fedkit.graph import ir, sliding
+from fedkit.graph.operands import activation, constant, integers, require, vector
+from fedkit.graph.operands import weights as weights_of
 from fedkit.graph.spec import (
+    Aten,
+    ModelReader,
+    Onnx,
+    OnnxNode,
     Random,
     Real,
     Spec,
@@ -65,6 +72,106 @@ def _operands(weights: Weights, op: ir.Op, shapes: Sequence[ir.Shape]) -> list[i
     channels, out = shapes[0][-1], shapes[1][weights.axis]
     kernel = op.window.kernel if op.window else ()
     return [weights.shape(channels, out, kernel), (out,)]
+
+
+# Readers: weights are [out, in per group, kernel height, kernel width] there.
+
+
+def _convolution(
+    reader: ModelReader,
+    node: Any,
+    x: ir.Tensor,
+    weight: Any,
+    bias: Any,
+    groups: int,
+    window: ir.Window,
+    before: Sequence[int],
+) -> ir.Tensor:
+    """Add a convolution, whose window is padded by `before` at (top, left)."""
+    cin, out = x.shape[3], reader.shape_of(node)
+    kind: ir.Kind = "conv2d" if groups == 1 else "depthwise_conv2d"
+    if groups not in (1, cin):
+        require(reader.trains, f"conv2d with {groups} groups; 1 or one per channel can be")
+        kind = "grouped_conv2d"
+    order = (1, 2, 3, 0) if kind == "depthwise_conv2d" else (0, 2, 3, 1)
+    operands = _operands_of(reader, node, x, weight, bias, order)
+    return reader.op(kind, node, operands, out, sliding.reaching(x, out, window, before))
+
+
+def _operands_of(
+    reader: ModelReader, node: Any, x: ir.Tensor, weight: Any, bias: Any, order: Sequence[int]
+) -> list[ir.Tensor]:
+    """Return an activation, its weights with their axes in that order, and a bias."""
+    laid = np.transpose(constant(weight), order)
+    shift = np.zeros(reader.shape_of(node)[-1]) if bias is None else constant(bias, "biases")
+    return [
+        x,
+        reader.constant(node, "weight", laid, weight),
+        reader.constant(node, "bias", shift, bias),
+    ]
+
+
+def _read_conv2d(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    x, weight = activation(a["input"], 4), a["weight"]
+    kernel = (int(weight.shape[2]), int(weight.shape[3]))
+    window = ir.Window(kernel, sliding.pair(a["stride"]), sliding.pair(a["dilation"]))
+    before = (0, 0) if a["padding"] == "valid" else a["padding"]
+    if a["padding"] == "same":
+        before = ir.same_padding(x.shape[1:3], reader.shape_of(node)[1:3], window)[::2]
+    before = sliding.pair(before)
+    return _convolution(reader, node, x, weight, a["bias"], a["groups"], window, before)
+
+
+def _read_conv(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    x, weight = activation(node.operand(0), 4), weights_of(node, 1, 4)
+    groups, kernel = int(node.attribute("group", 1)), (weight.shape[2], weight.shape[3])
+    given = integers(node, "kernel_shape", 2, 0)
+    require(given in ((0, 0), kernel), f"kernel_shape = {given}, but the weights are {kernel}")
+    fits = weight.shape[1] * groups == x.shape[3] and weight.shape[0] % max(1, groups) == 0
+    require(fits, f"weights {weight.shape} in {groups} group(s) for {x.shape[3]} channels")
+    window, before = sliding.of_onnx(reader, node, kernel)
+    bias = vector(node, 2, len(weight))
+    return _convolution(reader, node, x, weight, bias, groups, window, before)
+
+
+def _read_linear(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    x = activation(a["input"], 2)
+    operands = _operands_of(reader, node, x, a["weight"], a["bias"], (0, 1))
+    return reader.op("linear", node, operands)
+
+
+def _read_gemm(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    x, weight = activation(node.operand(0), 2), weights_of(node, 1, 2)
+    require(not node.attribute("transA", 0), "Gemm with transA, which turns the batch dimension")
+    weight = weight if node.attribute("transB", 0) else weight.T
+    weight = weight * np.float32(node.attribute("alpha", 1.0))
+    bias = node.operand(2)
+    if bias is not None:
+        bias = constant(bias, "biases") * np.float32(node.attribute("beta", 1.0))
+        fits = bias.size in (1, len(weight)) and bias.shape[-1:] in ((), (1,), (bias.size,))
+        require(fits, f"a bias of shape {bias.shape} for {len(weight)} outputs")
+        bias = np.broadcast_to(bias.reshape(-1), len(weight))
+    return _product(reader, node, x, weight, bias)
+
+
+def _read_matmul(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    return _product(reader, node, activation(node.operand(0), 2), weights_of(node, 1, 2).T, None)
+
+
+def _product(
+    reader: ModelReader, node: OnnxNode, x: ir.Tensor, weight: ir.Array, bias: ir.Array | None
+) -> ir.Tensor:
+    fits = weight.shape[1] == x.shape[1]
+    require(fits, f"weights for {weight.shape[1]} features; there are {x.shape[1]}")
+    return reader.op("linear", node, _operands_of(reader, node, x, weight, bias, (0, 1)))
+
+
+_CONV_ATEN: dict[str, Aten] = dict.fromkeys(
+    ("aten.conv2d.default", "aten.conv2d.padding"), _read_conv2d
+)
+_CONV_ONNX: dict[str, Onnx] = {"Conv": _read_conv}
+_LINEAR_ATEN: dict[str, Aten] = {"aten.linear.default": _read_linear}
+_LINEAR_ONNX: dict[str, Onnx] = {"Gemm": _read_gemm, "MatMul": _read_matmul}
 
 
 def _grouped_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
@@ -141,6 +248,8 @@ def _spec(
         has_window=kind != "linear",
         fuses_activation=True,
         weights=weights,
+        aten=_LINEAR_ATEN if kind == "linear" else _CONV_ATEN,
+        onnx=_LINEAR_ONNX if kind == "linear" else _CONV_ONNX,
     )
 
 
@@ -157,6 +266,7 @@ SPECS = (
         shape=_grouped_shape,
         operands=_grouped_operands,
         has_window=True,
+        aten=_CONV_ATEN,
         only_trains=True,
     ),
 )
