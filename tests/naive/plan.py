@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
-from fedkit.engine.ops.function import FunctionOp
-from fedkit.engine.ops.pair import PairOp
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.function import FunctionOp
 from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.pair import PairOp
 from fedkit.engine.plan.structure import Norm, Plan, PlanOp
 from tests.naive.functions import FUNCTIONS
 

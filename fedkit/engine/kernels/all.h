@@ -7,5 +7,7 @@
 #include "layer.h"
 #include "int_conv.h"
 #include "int_elementwise.h"
+#include "int_function.h"
+#include "int_pair.h"
 #include "int_layer.h"
 #include "int_gemm.h"

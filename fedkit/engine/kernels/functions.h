@@ -8,7 +8,7 @@
 
 #include "tensor.h"
 
-/* In the order of `FunctionOp.kind` in ops/function.py. */
+/* In the order of `FunctionOp.kind` in plan/function.py. */
 enum function_kind {
     FN_SIGMOID, FN_TANH, FN_SILU, FN_GELU, FN_GELU_TANH, FN_HARD_SIGMOID, FN_HARD_SWISH, FN_ELU,
     FN_LEAKY_RELU, FN_SOFTPLUS, FN_EXP, FN_LOG_SIGMOID, FN_MISH, FN_ERF, FN_ABS, FN_CLIP

@@ -7,7 +7,7 @@
 
 #include "tensor.h"
 
-/* In the order of `PairOp.kind` in ops/pair.py. */
+/* In the order of `PairOp.kind` in plan/pair.py. */
 enum pair_kind { PAIR_MUL, PAIR_SUB, PAIR_ADD };
 
 #define PAIR_RUN 64 /* pixels that are summed before they are added to others */

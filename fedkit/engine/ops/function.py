@@ -1,96 +1,28 @@
-"""Functions of one value at a time: sigmoid, SiLU, GELU, hard-swish and their like."""
+"""Functions of one value at a time: sigmoid, SiLU, GELU, hard-swish and their like, in float32."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
 from ctypes import byref
-from dataclasses import astuple, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import astuple
+from typing import Any
 
 from fedkit.engine.kernels import native
 from fedkit.engine.kernels.structs import Tensors
 from fedkit.engine.ops.family import Example, Family
+from fedkit.engine.ops.function_integer import INTEGER
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import Plan, PlanOp, strict
+from fedkit.engine.plan.function import KINDS, MOST, SETTINGS, FunctionOp, Kind
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 from fedkit.graph import ir
-
-Kind = Literal[
-    "sigmoid",
-    "tanh",
-    "silu",
-    "gelu",
-    "gelu_tanh",
-    "hard_sigmoid",
-    "hard_swish",
-    "elu",
-    "leaky_relu",
-    "softplus",
-    "exp",
-    "log_sigmoid",
-    "mish",
-    "erf",
-    "abs",
-    "clip",
-]
-"""In the order of `enum function_kind` of functions.h; what each means is in
-`fedkit.graph.ops.functions`."""
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-_SETTINGS = {"hard_sigmoid": 2, "elu": 3, "leaky_relu": 1, "softplus": 2, "clip": 2}
-"""How many numbers a kind has; others have none."""
-
-_MOST = 3.4028234663852886e38
-"""The largest float32: an end of a clip that has none there."""
-
-
-@strict
-@dataclass(frozen=True)
-class FunctionOp(PlanOp):
-    """target = f(read(source)), value by value.
-
-    Attributes:
-        settings: What the graph's attributes are in order: slope and offset of a hard_sigmoid;
-            alpha, gamma and rate of an elu; slope of a leaky_relu; beta, above 0, and threshold of
-            a softplus; the ends of a clip.
-    """
-
-    source: int
-    target: int
-    settings: tuple[float, ...]
-    kind: Kind
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return (self.source,)
-
-    @property
-    def rereads(self) -> bool:
-        """See `PlanOp.rereads`."""
-        return True
-
-    def problems(self, plan: Plan) -> Iterator[str]:
-        """See `PlanOp.problems`."""
-        source, target = (plan.tensors[t].shape for t in (self.source, self.target))
-        if source != target:
-            yield f"turns {source} into {target}; a function must keep the shape"
-        wanted = _SETTINGS.get(self.kind, 0)
-        if len(self.settings) != wanted:
-            yield f"has settings {self.settings}; it must have {wanted}"
-        if not all(abs(each) <= _MOST for each in self.settings):
-            yield f"has settings {self.settings}; they must be numbers of float32"
-        if self.kind == "softplus" and self.settings[0] <= 0:
-            yield f"has beta {self.settings[0]}; it must be greater than 0"
 
 
 def function_of(maker: Any, op: ir.Op) -> int:
     """Add a function of the graph to a `fedkit.engine.plan.from_graph.PlanMaker`."""
     target: int = maker.target(op)
     attributes = () if op.attributes is None else astuple(op.attributes)
-    ends = (-_MOST, _MOST)  # None is an end that is missing
+    ends = (-MOST, MOST)  # None is an end that is missing
     settings = (ends[n] if each is None else float(each) for n, each in enumerate(attributes))
     kind = next(kind for kind in KINDS if kind == op.kind)
     maker.ops.append(FunctionOp(maker.value(op), target, tuple(settings), kind))
@@ -143,7 +75,7 @@ def _example(kind: Kind, *settings: float) -> Example:
     return Example(FunctionOp(1, 2, settings, kind), ((2, 3, 4),) * 3)
 
 
-_PLAIN = tuple(kind for kind in KINDS if kind not in _SETTINGS and kind != "hard_swish")
+_PLAIN = tuple(kind for kind in KINDS if kind not in SETTINGS and kind != "hard_swish")
 
 FAMILY = Family(
     FunctionOp,
@@ -157,6 +89,6 @@ FAMILY = Family(
         *map(_example, _PLAIN),
     ),
     FloatFunction,
-    None,
+    INTEGER,
     dict.fromkeys(KINDS, function_of),
 )

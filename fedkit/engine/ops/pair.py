@@ -5,61 +5,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from ctypes import byref
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 from fedkit.engine.kernels import native
 from fedkit.engine.kernels.structs import Tensors
 from fedkit.engine.ops.family import Example, Family
+from fedkit.engine.ops.pair_integer import INTEGER
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import Plan, PlanOp, Shape, strict
+from fedkit.engine.plan.pair import KINDS, PairOp, sides
+from fedkit.engine.plan.structure import Shape
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
-
-Kind = Literal["mul", "sub", "add-gate"]
-"""In the order of `enum pair_kind` of pair.h. Sums of equal shapes are an `Add`, whose gradients
-may share memory."""
-
-_KINDS: tuple[Kind, ...] = get_args(Kind)
-
-
-@strict
-@dataclass(frozen=True)
-class PairOp(PlanOp):
-    """target = read(left) * read(right), or their difference or sum.
-
-    Both have the shape of the target, (channels, height, width), or one of them (channels, 1, 1)
-    and goes with every pixel.
-    """
-
-    left: int
-    right: int
-    target: int
-    kind: Kind
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return self.left, self.right
-
-    @property
-    def rereads(self) -> bool:
-        """See `PlanOp.rereads`."""
-        return self.kind == "mul"
-
-    def problems(self, plan: Plan) -> Iterator[str]:
-        """See `PlanOp.problems`."""
-        left, right, target = (plan.tensors[t].shape for t in (*self.sources, self.target))
-        if target != paired(left, right):
-            yield (
-                f"combines {left} and {right} into {target}; the shapes must be equal, or one of "
-                "the two have a single pixel per channel"
-            )
-
-
-def paired(left: Shape, right: Shape) -> Shape | None:
-    """Return what a pair of two shapes has; None: they are no pair."""
-    one, other = sorted((left, right), key=lambda shape: shape[1:] == (1, 1))
-    return one if other in (one, (one[0], 1, 1)) else None
 
 
 class CPairOp(ctypes.Structure):
@@ -78,14 +32,7 @@ class CPairOp(ctypes.Structure):
 def pair_struct(op: PairOp, tensors: Tensors, side: int) -> CPairOp:
     """Return the struct of a pair that gives a side its gradient, 0: the left one."""
     ends = (ctypes.pointer(tensors[each]) for each in (*op.sources, op.target))
-    return CPairOp(*ends, kind=_KINDS.index(op.kind), side=side)
-
-
-def sides(op: PairOp, given: Sequence[Contribution]) -> Iterator[tuple[int, Contribution]]:
-    """Yield what each side gets, 0 for the left one: two contributions, if both are one tensor."""
-    needing = {contribution.tensor for contribution in given}
-    which = (side for side, source in enumerate(op.sources) if source in needing)
-    return zip(which, given, strict=True)
+    return CPairOp(*ends, kind=KINDS.index(op.kind), side=side)
 
 
 class FloatPair(FloatOp[PairOp]):
@@ -107,8 +54,8 @@ class FloatPair(FloatOp[PairOp]):
             yield work.shared(work.kernels.pair_backward, work.tiles, byref(struct))
 
 
-_MAP: Shape = (2, 3, 4)
-_GATE: Shape = (2, 1, 1)
+_MAP: Shape = (3, 3, 4)
+_GATE: Shape = (3, 1, 1)
 
 FAMILY = Family(
     PairOp,
@@ -120,5 +67,5 @@ FAMILY = Family(
         Example(PairOp(1, 2, 3, "add-gate"), (_MAP, _MAP, _GATE, _MAP)),
     ),
     FloatPair,
-    None,
+    INTEGER,
 )

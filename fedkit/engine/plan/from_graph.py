@@ -15,11 +15,11 @@ import numpy as np
 
 from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
-from fedkit.engine.ops.pair import PairOp, paired
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.pair import PairOp, paired
 from fedkit.engine.plan.structure import Activation, LayerKind, Norm, Pair, Shape, StoredTensor
 from fedkit.engine.plan.structure import PlanOp as Op
 from fedkit.engine.plan.windows import window_plane

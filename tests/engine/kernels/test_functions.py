@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from fedkit.engine.kernels import native
-from fedkit.engine.ops.function import FAMILY, FunctionOp, function_struct
+from fedkit.engine.ops.function import FAMILY, function_struct
+from fedkit.engine.plan.function import FunctionOp
 from tests.naive.functions import FUNCTIONS
 
 Floats = NDArray[np.float32]

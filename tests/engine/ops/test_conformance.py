@@ -146,6 +146,9 @@ def test_integers_stand_for_what_floats_compute(name: str, activation: Activatio
     exact = SparseEngine(case.plan).gradients(case.state, data_of(case))
     found = IntegerEngine(case.plan, bits=8).gradients(case.state, data_of(case))
     for layer, gradient in exact.items():
+        if not gradient.any():  # a relu6 of what is never positive
+            assert not found[layer].any()
+            continue
         one, other = gradient.ravel().astype(np.float64), found[layer].ravel().astype(np.float64)
         along = one @ other / math.sqrt(one @ one)
         assert along / math.sqrt(other @ other) > 0.97, layer

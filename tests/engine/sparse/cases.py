@@ -82,7 +82,7 @@ class _Gated(nn.Module):
         self.widen = nn.Sequential(nn.Conv2d(channels, between, 1), nn.BatchNorm2d(between))
         depthwise = nn.Conv2d(between, between, 3, padding=1, groups=between, bias=False)
         self.filter = nn.Sequential(nn.Hardswish(), depthwise, nn.BatchNorm2d(between))
-        squeeze, excite = nn.Conv2d(between, 4, 1), nn.Conv2d(4, between, 1)
+        squeeze, excite = nn.Conv2d(between, 8, 1), nn.Conv2d(8, between, 1)
         self.gate = nn.Sequential(squeeze, nn.ReLU(), excite, nn.Hardsigmoid())
         self.narrow = nn.Sequential(nn.Conv2d(between, channels, 1), nn.BatchNorm2d(channels))
 
@@ -96,9 +96,9 @@ def mobile(shape: Shape, classes: int = CLASSES) -> Callable[[], nn.Module]:
     """Return a factory of a small model like MobileNetV3."""
 
     def build() -> nn.Module:
-        stem = nn.Conv2d(shape[0], 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.Hardswish()
-        head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 12), nn.SiLU()
-        return nn.Sequential(*stem, _Gated(8, 16), _Gated(8, 12), *head, nn.Linear(12, classes))
+        stem = nn.Conv2d(shape[0], 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.Hardswish()
+        head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 12), nn.SiLU()
+        return nn.Sequential(*stem, _Gated(16, 32), _Gated(16, 24), *head, nn.Linear(12, classes))
 
     return build
 

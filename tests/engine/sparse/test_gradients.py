@@ -23,7 +23,7 @@ from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.nn.norm import L1LayerNorm
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples
-from tests.engine.plan.random_plans import LAYERS, plans
+from tests.engine.plan.random_plans import FUNCTIONS, LAYERS, plans
 from tests.engine.sparse.cases import (
     Shape,
     engines,
@@ -158,6 +158,14 @@ def test_any_plan_has_torchs_gradients(plan: Plan, density: float, seed: int, th
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(plans(LAYERS), st.sampled_from([0.3, 1.0]), st.integers(0, 99), st.integers(1, 3))
 def test_any_plan_with_layer_norms_has_torchs_gradients(
+    plan: Plan, density: float, seed: int, threads: int
+) -> None:
+    check_any_plan(plan, density, seed, threads)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(plans(FUNCTIONS), st.sampled_from([0.3, 1.0]), st.integers(0, 99), st.integers(1, 3))
+def test_any_plan_with_functions_and_gates_has_torchs_gradients(
     plan: Plan, density: float, seed: int, threads: int
 ) -> None:
     check_any_plan(plan, density, seed, threads)
