@@ -38,6 +38,10 @@ MOST = 3.4028234663852886e38
 """The largest float32: an end of a clip that has none there."""
 
 
+_LEAST = 2.0**-126
+"""The smallest normal float32: what is divided by is no less."""
+
+
 @strict
 @dataclass(frozen=True)
 class FunctionOp(PlanOp):
@@ -74,5 +78,5 @@ class FunctionOp(PlanOp):
             yield f"has settings {self.settings}; it must have {wanted}"
         if not all(abs(each) <= MOST for each in self.settings):
             yield f"has settings {self.settings}; they must be numbers of float32"
-        if self.kind == "softplus" and self.settings[0] <= 0:
-            yield f"has beta {self.settings[0]}; it must be greater than 0"
+        if self.kind == "softplus" and self.settings[0] < _LEAST:
+            yield f"has beta {self.settings[0]}; it must be greater than 0, in float32"
