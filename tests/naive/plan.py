@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,11 @@ from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.function import FunctionOp
 from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.pair import PairOp
 from fedkit.engine.plan.structure import Norm, Plan, PlanOp
+from tests.naive.functions import FUNCTIONS
 
 Tensors = Mapping[str, Tensor]
 K = math.sqrt(math.pi / 2)
@@ -101,11 +105,18 @@ def _pool(here: Pass, number: int, op: Pool) -> Tensor:
     return pick_largest(op, x, here.taken.get(op.source, x))
 
 
+def _pair(here: Pass, number: int, op: PairOp) -> Tensor:
+    combine = {"mul": operator.mul, "sub": operator.sub, "add-gate": operator.add}[op.kind]
+    return torch.as_tensor(combine(here.read(op.left), here.read(op.right)))
+
+
 MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
     Add: lambda here, number, op: here.read(op.left) + here.read(op.right),
     Conv: _conv,
     Copy: _copy,
+    FunctionOp: lambda here, number, op: FUNCTIONS[op.kind](here.read(op.source), *op.settings),
     LayerNorm: lambda here, number, op: normalise_examples(op, here.weights, here.read(op.source)),
+    PairOp: _pair,
     Pool: _pool,
 }
 """What each op computes; the test of a new op adds its own."""

@@ -117,4 +117,25 @@ struct int_pool {
     int32_t accumulate;
 };
 
+/* A function of one value as a table of what is read, from -128 on: of its values or its slopes. */
+struct int_function {
+    struct int_tensor *source, *target;
+    struct int_read read;
+    struct int_chain chain;
+    struct int_mix mix;
+    const int16_t *table;          /* [256] */
+    int32_t accumulate;
+};
+
+/* As `struct pair`. */
+struct int_pair {
+    struct int_tensor *left, *right, *target;
+    struct int_read read_left, read_right;
+    struct int_chain chain;
+    struct int_mix mix;
+    int32_t kind;
+    int32_t side;
+    int32_t accumulate;
+};
+
 #endif

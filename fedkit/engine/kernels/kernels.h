@@ -130,4 +130,20 @@ struct pool {
     int32_t accumulate;
 };
 
+/* A function of one value; a, b and c are its settings, in the order of the plan. */
+struct function {
+    struct tensor *source, *target;
+    float a, b, c;
+    int32_t kind;                          /* enum function_kind */
+    int32_t accumulate;
+};
+
+/* A product, difference or sum of two tensors, of which one may have a single pixel per channel. */
+struct pair {
+    struct tensor *left, *right, *target;
+    int32_t kind;                          /* enum pair_kind */
+    int32_t side;                          /* whose gradient it is; 0: left's */
+    int32_t accumulate;
+};
+
 #endif

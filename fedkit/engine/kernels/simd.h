@@ -11,6 +11,8 @@
 #define FEDKIT_SIMD_H
 
 #include <math.h>
+#include <stdint.h>
+#include <string.h>
 
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
@@ -33,6 +35,7 @@ INLINE void vec_store(float *p, vec a) { _mm512_storeu_ps(p, a); }
 INLINE vec vec_add(vec a, vec b) { return _mm512_add_ps(a, b); }
 INLINE vec vec_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
 INLINE vec vec_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+INLINE vec vec_div(vec a, vec b) { return _mm512_div_ps(a, b); }
 INLINE vec vec_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); }
 INLINE vec vec_min(vec a, vec b) { return _mm512_min_ps(a, b); }
@@ -41,6 +44,15 @@ INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
     __mmask16 inside = _mm512_cmp_ps_mask(x, low, _CMP_GT_OQ) &
                        _mm512_cmp_ps_mask(x, high, _CMP_LT_OQ);
     return _mm512_maskz_mov_ps(inside, a);
+}
+/* Return yes where x < limit, else no; no where x is NaN. */
+INLINE vec vec_below(vec x, vec limit, vec yes, vec no) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), no, yes);
+}
+/* Return 2^n, given n + ROUNDER with a whole n of -126 to 127. */
+INLINE vec vec_power_of_two(vec rounded) {
+    const __m512i biased = _mm512_add_epi32(_mm512_castps_si512(rounded), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
 }
 
 #elif defined(ISA_AVX2)
@@ -58,6 +70,7 @@ INLINE void vec_store(float *p, vec a) { _mm256_storeu_ps(p, a); }
 INLINE vec vec_add(vec a, vec b) { return _mm256_add_ps(a, b); }
 INLINE vec vec_sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
 INLINE vec vec_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
+INLINE vec vec_div(vec a, vec b) { return _mm256_div_ps(a, b); }
 INLINE vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vec vec_max(vec a, vec b) { return _mm256_max_ps(a, b); }
 INLINE vec vec_min(vec a, vec b) { return _mm256_min_ps(a, b); }
@@ -65,6 +78,13 @@ INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
     vec inside = _mm256_and_ps(_mm256_cmp_ps(x, low, _CMP_GT_OQ),
                                _mm256_cmp_ps(x, high, _CMP_LT_OQ));
     return _mm256_and_ps(inside, a);
+}
+INLINE vec vec_below(vec x, vec limit, vec yes, vec no) {
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, limit, _CMP_LT_OQ));
+}
+INLINE vec vec_power_of_two(vec rounded) {
+    const __m256i biased = _mm256_add_epi32(_mm256_castps_si256(rounded), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
 }
 
 #elif defined(ISA_NEON)
@@ -83,6 +103,7 @@ INLINE void vec_store(float *p, vec a) { vst1q_f32(p, a.lo); vst1q_f32(p + 4, a.
 INLINE vec vec_add(vec a, vec b) { return vec_pair(vaddq_f32(a.lo, b.lo), vaddq_f32(a.hi, b.hi)); }
 INLINE vec vec_sub(vec a, vec b) { return vec_pair(vsubq_f32(a.lo, b.lo), vsubq_f32(a.hi, b.hi)); }
 INLINE vec vec_mul(vec a, vec b) { return vec_pair(vmulq_f32(a.lo, b.lo), vmulq_f32(a.hi, b.hi)); }
+INLINE vec vec_div(vec a, vec b) { return vec_pair(vdivq_f32(a.lo, b.lo), vdivq_f32(a.hi, b.hi)); }
 INLINE vec vec_fma(vec a, vec b, vec c) {
     return vec_pair(vfmaq_f32(c.lo, a.lo, b.lo), vfmaq_f32(c.hi, a.hi, b.hi));
 }
@@ -96,6 +117,17 @@ INLINE float32x4_t half_where_between(float32x4_t x, float32x4_t low, float32x4_
 INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
     return vec_pair(half_where_between(x.lo, low.lo, high.lo, a.lo),
                     half_where_between(x.hi, low.hi, high.hi, a.hi));
+}
+INLINE vec vec_below(vec x, vec limit, vec yes, vec no) {
+    return vec_pair(vbslq_f32(vcltq_f32(x.lo, limit.lo), yes.lo, no.lo),
+                    vbslq_f32(vcltq_f32(x.hi, limit.hi), yes.hi, no.hi));
+}
+INLINE float32x4_t half_power_of_two(float32x4_t rounded) {
+    const uint32x4_t biased = vaddq_u32(vreinterpretq_u32_f32(rounded), vdupq_n_u32(127));
+    return vreinterpretq_f32_u32(vshlq_n_u32(biased, 23));
+}
+INLINE vec vec_power_of_two(vec rounded) {
+    return vec_pair(half_power_of_two(rounded.lo), half_power_of_two(rounded.hi));
 }
 
 #else /* plain C99 */
@@ -116,14 +148,28 @@ INLINE void vec_store(float *p, vec a) { for (int i = 0; i < LANES; i++) p[i] = 
 INLINE vec vec_add(vec a, vec b) { VEC_OF(a.v[i] + b.v[i]); }
 INLINE vec vec_sub(vec a, vec b) { VEC_OF(a.v[i] - b.v[i]); }
 INLINE vec vec_mul(vec a, vec b) { VEC_OF(a.v[i] * b.v[i]); }
+INLINE vec vec_div(vec a, vec b) { VEC_OF(a.v[i] / b.v[i]); }
 INLINE vec vec_fma(vec a, vec b, vec c) { VEC_OF(a.v[i] * b.v[i] + c.v[i]); }
 INLINE vec vec_max(vec a, vec b) { VEC_OF(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 INLINE vec vec_min(vec a, vec b) { VEC_OF(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
     VEC_OF(x.v[i] > low.v[i] && x.v[i] < high.v[i] ? a.v[i] : 0.0f);
 }
+INLINE vec vec_below(vec x, vec limit, vec yes, vec no) {
+    VEC_OF(x.v[i] < limit.v[i] ? yes.v[i] : no.v[i]);
+}
+INLINE vec vec_power_of_two(vec rounded) {
+    uint32_t bits[LANES];
+    memcpy(bits, rounded.v, sizeof bits);
+    for (int i = 0; i < LANES; i++) bits[i] = (bits[i] + 127) << 23;
+    memcpy(rounded.v, bits, sizeof bits);
+    return rounded;
+}
 
 #endif
+
+/* 1.5 * 2^23: a float32 near it is whole, so that adding it rounds, halves to even. */
+#define ROUNDER 12582912.0f
 
 INLINE vec vec_zero(void) { return vec_set1(0.0f); }
 

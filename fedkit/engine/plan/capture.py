@@ -27,8 +27,8 @@ from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, track
 
 _INSTEAD = (
     "replace them by Conv2d, Linear, BatchNorm, L1BatchNorm2d, LayerNorm, L1LayerNorm, ReLU, "
-    "ReLU6, sums, concatenations of channels, max and average pooling and flatten, or use the "
-    "torch engine"
+    "ReLU6, sigmoid, SiLU, GELU and other functions of one value, sums, products, concatenations "
+    "of channels, max and average pooling and flatten, or use the torch engine"
 )
 
 _PASSES = 4

@@ -19,6 +19,7 @@ from fedkit.engine.ops.pool import Pool
 from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.pair import PairOp, paired
 from fedkit.engine.plan.structure import Activation, LayerKind, Norm, Pair, Shape, StoredTensor
 from fedkit.engine.plan.structure import PlanOp as Op
 from fedkit.engine.plan.windows import window_plane
@@ -216,10 +217,21 @@ def _activate(maker: PlanMaker, op: ir.Op) -> int:
     return tensor
 
 
-def _add(maker: PlanMaker, op: ir.Op) -> int:
+def _pair(maker: PlanMaker, op: ir.Op) -> int:
     left, right = maker.value(op), maker.value(op, 1)
+    shapes = [maker.tensors[side].shape for side in (left, right)]
+    _require(
+        paired(*shapes) is not None,
+        f"combines {shapes[0]} and {shapes[1]}; the shapes must be equal, or one have a single "
+        "pixel per channel",
+    )
     target = maker.target(op)
-    maker.ops.append(Add(left, right, target))
+    if op.kind != "add":
+        maker.ops.append(PairOp(left, right, target, "mul" if op.kind == "mul" else "sub"))
+    elif shapes[0] == shapes[1]:
+        maker.ops.append(Add(left, right, target))
+    else:
+        maker.ops.append(PairOp(left, right, target, "add-gate"))
     return target
 
 
@@ -277,7 +289,7 @@ RULES: Mapping[ir.Kind, Callable[[PlanMaker, ir.Op], int]] = {
     **dict.fromkeys(("relu", "relu6"), _activate),
     **dict.fromkeys(("max_pool2d", "avg_pool2d"), _pool),
     **dict.fromkeys(("reshape", "flatten_nchw"), _reshape),
-    "add": _add,
+    **dict.fromkeys(("add", "mul", "sub"), _pair),
     "concat": _concat,
     "mean": _mean,
     "pad": PlanMaker.skip_padding,

@@ -140,7 +140,7 @@ def _read_pair(
 ) -> ir.Tensor:
     ranks = len(x.shape) == len(y.shape)
     sizes = zip(x.shape, y.shape, strict=False)
-    agree = ranks and all(a == b or (1 in (a, b) and not reader.trains) for a, b in sizes)
+    agree = ranks and all(a == b or 1 in (a, b) for a, b in sizes)
     what = {"add": "an addition", "sub": "a difference", "mul": "a product"}[kind]
     require(agree, f"{what} of shapes {x.shape} and {y.shape}; they must agree")
     return reader.op(kind, node, [x, y])

@@ -30,7 +30,7 @@ from tests.engine.integer import steps
 from tests.engine.integer.extreme import extreme
 from tests.engine.integer.steps import Trace, mismatches
 from tests.engine.kernels import kernel_sets, programs
-from tests.engine.plan.plans import KINDS, LAYERS, PlanCase, random_case, random_data
+from tests.engine.plan.plans import FUNCTIONS, KINDS, LAYERS, PlanCase, random_case, random_data
 from tests.naive import integers as naive
 from tests.sets import slow_but
 
@@ -80,6 +80,17 @@ def test_steps_of_training_are_numpys(kernels: native.Kernels) -> None:
 def test_layer_norms_are_numpys(kernels: native.Kernels) -> None:
     for seed in range(few(kernels, 25)):
         assert_parity(kernels, seed, WITH_LAYERS)
+
+
+def test_functions_and_gates_are_numpys(kernels: native.Kernels) -> None:
+    for seed in range(few(kernels, 25)):
+        assert_parity(kernels, seed, FUNCTIONS)
+
+
+@pytest.mark.slow
+def test_more_functions_and_gates_are_numpys(kernels: native.Kernels) -> None:
+    for seed in range(1000, 1000 + few(kernels, 1000)):
+        assert_parity(kernels, seed, FUNCTIONS)
 
 
 @pytest.mark.slow

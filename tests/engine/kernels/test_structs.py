@@ -26,6 +26,7 @@ NUMBERS = {
     "uint32_t": ctypes.c_uint32,
     "int64_t": ctypes.c_int64,
     "double": ctypes.c_double,
+    "float": ctypes.c_float,
 }
 
 

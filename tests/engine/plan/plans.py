@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.function import FAMILY
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.function import FunctionOp
 from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.pair import PairOp
 from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.structure import Norm, Plan, PlanOp, Shape, StoredTensor
 from fedkit.engine.plan.windows import window_plane
@@ -26,6 +29,8 @@ Choose = Callable[[Sequence[Any]], Any]
 KINDS = ("conv", "pool", "add", "concat", "fan")
 LAYERS = ("conv", "layer", "pool", "add", "concat", "fan")
 """With layer norms; apart, so that what `KINDS` draws stays the same."""
+FUNCTIONS = ("conv", "function", "function", "pair", "gate", "gate", "pool", "fan")
+"""With functions of one value, products and gates."""
 DENSITIES = (0.0, 0.1, 0.4, 0.7, 1.0)
 BATCHES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 20, 33)
 
@@ -196,6 +201,32 @@ class _Builder:
         left = self._source()
         right = self._choose(self._alike(left, lambda one, two: one == two))
         self.ops.append(Add(left, right, self._add_tensor(self.tensors[left].shape)))
+
+    def function(self) -> None:
+        source, examples = self._source(), [example.op for example in FAMILY.examples]
+        target = self._add_tensor(self.tensors[source].shape)
+        op = self._choose([op for op in examples if isinstance(op, FunctionOp)])
+        self.ops.append(replace(op, source=source, target=target))
+
+    def pair(self) -> None:
+        """Multiply or subtract; both sides may be one tensor."""
+        left = self._source()
+        right = self._choose(self._alike(left, lambda one, two: one == two))
+        target = self._add_tensor(self.tensors[left].shape)
+        self.ops.append(PairOp(left, right, target, self._choose(("mul", "sub"))))
+
+    def gate(self) -> None:
+        """Combine a map with its own mean, at either place."""
+        source, sides = self._source(), [0, 0]
+        channels, *plane = self.tensors[source].shape
+        mean = self._add_tensor((channels, 1, 1), norms=("",))
+        kernel = plane[0], plane[1]
+        self.ops.append(Pool(source, mean, kernel, kernel, (0, 0), "mean"))
+        place = self._choose((0, 1))
+        sides[place], sides[1 - place] = mean, source
+        kind = self._choose(("mul", "sub", "add-gate"))
+        target = self._add_tensor(self.tensors[source].shape)
+        self.ops.append(PairOp(sides[0], sides[1], target, kind))
 
     def concat(self) -> None:
         left = self._source()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
+from typing import Literal, get_args
 
 from hypothesis import strategies as st
 
 from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.function import FAMILY
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.function import FunctionOp
 from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.pair import Kind, PairOp
 from fedkit.engine.plan.structure import (
     Activation,
     LayerKind,
@@ -29,6 +32,16 @@ THREE = (3, 3)
 KINDS = ("conv", "add", "add", "add", "concat", "pool")
 LAYERS = (*KINDS, "layer", "layer")
 """With layer norms; apart, so that what `KINDS` draws stays the same."""
+FUNCTIONS = (*KINDS, "function", "function", "mul", "sub", "gate", "gate")
+"""With functions of one value, products and gates."""
+
+SMOOTH = [
+    example.op
+    for example in FAMILY.examples
+    if isinstance(example.op, FunctionOp)
+    and example.op.kind in ("sigmoid", "tanh", "silu", "gelu", "mish", "erf")
+]
+"""Without kinks that rounding could take another way, and without growth."""
 
 
 @dataclass
@@ -84,7 +97,8 @@ class Builder:
     def step(self, kinds: Sequence[str]) -> None:
         """Add one op that reads any tensors."""
         kind = self.draw(st.sampled_from(kinds))
-        one = self.draw(st.sampled_from(range(len(self.tensors))))
+        maps = [i for i, tensor in enumerate(self.tensors) if tensor.shape[1:] != ONE]
+        one = self.draw(st.sampled_from(maps))
         shape = self.tensors[one].shape
         if kind == "conv":
             self.conv(one)
@@ -94,10 +108,22 @@ class Builder:
             target = self.new(shape)
             pool = Pool(one, target, THREE, ONE, ONE, "max")
             self.ops.append(replace(pool, operation="mean") if self.draw(st.booleans()) else pool)
+        elif kind == "function":
+            op = self.draw(st.sampled_from(SMOOTH))
+            self.ops.append(replace(op, source=one, target=self.new(shape)))
+        elif kind == "gate":
+            pooled = self.new((shape[0], 1, 1), plain=True)
+            self.ops.append(Pool(one, pooled, THREE, ONE, (0, 0), "mean"))
+            sides = [one, pooled] if self.draw(st.booleans()) else [pooled, one]
+            combine = self.draw(st.sampled_from(get_args(Kind)))
+            self.ops.append(PairOp(sides[0], sides[1], self.new(shape), combine))
         else:
             same = [i for i, tensor in enumerate(self.tensors) if tensor.shape == shape]
             other = self.draw(st.sampled_from(same))
-            if kind == "add":
+            if kind in ("mul", "sub"):
+                product: Literal["mul", "sub"] = "mul" if kind == "mul" else "sub"
+                self.ops.append(PairOp(one, other, self.new(shape), product))
+            elif kind == "add":
                 self.ops.append(Add(one, other, self.new(shape)))
             elif shape[0] == 2:
                 target = self.new((4, *shape[1:]))

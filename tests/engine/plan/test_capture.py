@@ -22,7 +22,7 @@ from fedkit.engine.torch import TorchEngine
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.nn.zoo import MODELS, build_model
 from fedkit.tasks.task import cross_entropy
-from tests.engine.sparse.cases import layered
+from tests.engine.sparse.cases import layered, mobile
 from tests.naive import plan as naive
 from tests.sets import slow_but
 
@@ -231,6 +231,7 @@ HAND_MADE: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     (layer_norms, (3, 5, 4)),
     (layered(nn.LayerNorm, (3, 5, 4)), (3, 5, 4)),
     (layered(L1LayerNorm, (3, 5, 4)), (3, 5, 4)),
+    (mobile((3, 9, 7)), (3, 9, 7)),
     (lambda: nn.Linear(4, 5), (4,)),
 ]
 
@@ -356,8 +357,7 @@ def diagnostics(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8)) -> list[st
 
 
 LAYERS: list[tuple[nn.Module, str]] = [
-    (nn.GELU(), "gelu: a plan has no such op"),
-    (nn.LeakyReLU(), "leaky_relu: a plan has no such op"),
+    (nn.Softmax(1), "Softmax is not supported"),
     (nn.GroupNorm(2, 4), "aten.group_norm.default is not supported"),
     (nn.ConvTranspose2d(4, 4, 3, padding=1), "aten.conv_transpose2d.input is not supported"),
     (conv(4, 4, padding_mode="circular"), "circular padding with 0; zeros can be"),
@@ -406,13 +406,14 @@ def test_a_layer_is_refused_with_its_reason(layer: nn.Module, expected: str) -> 
 
 
 CALLS: list[tuple[Callable[[Any, Tensor], Any], str]] = [
-    (lambda _, x: torch.sigmoid(x), "sigmoid: a plan has no such op"),
+    (lambda _, x: torch.softmax(x, 1), "is not supported"),
     (lambda _, x: x.transpose(2, 3), "aten.transpose.int is not supported"),
     (lambda _, x: x * 2, "an operand is a constant where an activation is expected"),
     (lambda _, x: x + 1, "an operand is a constant where an activation is expected"),
     (
-        lambda _, x: x + x.mean((2, 3), keepdim=True),
-        "an addition of shapes (1, 8, 8, 4) and (1, 1, 1, 4); they must agree",
+        lambda _, x: x * F.avg_pool2d(x, (8, 1)),
+        "mul: combines (4, 8, 8) and (4, 1, 8); the shapes must be equal, or one have a single "
+        "pixel per channel",
     ),
     (lambda _, x: torch.add(x, x, alpha=2), "an addition with alpha = 2; only 1 can be"),
     (lambda _, x: torch.cat([x, x], 2), "a concat over dimension 2; dimension 1, channels or"),
@@ -461,6 +462,15 @@ ACCEPTED: list[Callable[[Any, Tensor], Any]] = [
     lambda net, x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 2),
     lambda net, x: x.clamp(0, 6) + x.clamp(min=0) + F.hardtanh(x, 0, 6),
     lambda net, x: x.reshape(len(x), 4, 8, 8).clone(),
+    lambda net, x: torch.sigmoid(x) * F.silu(x) - torch.tanh(x),
+    lambda net, x: x * x + x.square() - x.mean((2, 3), keepdim=True) * x,
+    lambda net, x: x.mean((2, 3), keepdim=True) + x,
+    lambda net, x: F.gelu(x) + F.gelu(x, approximate="tanh") + F.mish(x) + F.logsigmoid(x),
+    lambda net, x: F.elu(x, 0.5) + F.selu(x) + F.celu(x, 2.0) + F.leaky_relu(x, 0.2),
+    lambda net, x: F.hardsigmoid(x) + F.hardswish(x) + F.softplus(x, 2, 1),
+    lambda net, x: x.clamp(-0.5, 0.75) + x.clamp(max=0.3) + F.hardtanh(x) + x.clamp(min=-0.1),
+    lambda net, x: torch.erf(x) + x.abs().exp(),
+    lambda net, x: torch.sigmoid(F.relu(x)).relu(),
 ]
 
 

@@ -29,13 +29,13 @@ from fedkit.engine.plan.execution import (
 )
 from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.structure import Plan, StoredTensor
-from tests.engine.plan.random_plans import LAYERS, plans
+from tests.engine.plan.random_plans import FUNCTIONS, LAYERS, plans
 
 many = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )  # fmt: skip
 
-anything = st.one_of(plans(), plans(LAYERS))
+anything = st.one_of(plans(), plans(LAYERS), plans(FUNCTIONS))
 
 
 class TokenGradients:

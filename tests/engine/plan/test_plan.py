@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -17,7 +18,9 @@ from fedkit.core.errors import PlanError
 from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.function import FunctionOp
 from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.pair import PairOp
 from fedkit.engine.plan.plan import load_plan, save_plan, verify
 from fedkit.engine.plan.structure import VERSION, Plan, PlanOp, StoredTensor
 from tests.engine.plan.one_plan import CONV, LINEAR, NORM, ONE, PLAN, POOL
@@ -255,9 +258,40 @@ WRONG_FIELDS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"color": 1}, "field color is 1: "),
     ({"weights": {"a": [1.5]}}, "field weights.a.0 is 1.5: "),
     ({"tensors": [{"shape": [1, 2]}]}, "field tensors.0.shape.2 is "),
-    ({"ops": [{"kind": "sub"}]}, "field ops.0 is {'kind': 'sub'}: input tag 'sub' found"),
+    ({"ops": [{"kind": "over"}]}, "field ops.0 is {'kind': 'over'}: input tag 'over' found"),
     ({"ops": [{"kind": "copy", "source": 1}]}, "field ops.0.copy.target is "),
 )
+
+
+WRONG_SETTINGS = [
+    (FunctionOp(1, 2, (), "elu"), "has settings (); it must have 3"),
+    (FunctionOp(1, 2, (1.0,), "tanh"), "has settings (1.0,); it must have 0"),
+    (FunctionOp(1, 2, (math.nan, 1.0), "clip"), "they must be numbers of float32"),
+    (FunctionOp(1, 2, (-1e39, 1.0), "clip"), "they must be numbers of float32"),
+    (FunctionOp(1, 2, (1e-300, 1.0), "softplus"), "has beta 1e-300; it must be greater than 0"),
+    (PairOp(1, 0, 2, "mul"), "combines (4, 8, 8) and (1, 8, 8) into (4, 8, 8)"),
+    (PairOp(0, 0, 2, "mul"), "combines (1, 8, 8) and (1, 8, 8) into (4, 8, 8)"),
+]
+
+
+@pytest.mark.parametrize(("op", "message"), WRONG_SETTINGS)
+def test_a_function_or_pair_that_no_engine_can_run(op: PlanOp, message: str) -> None:
+    image, shape, one = (1, 8, 8), (4, 8, 8), (1, 1)
+    first = Conv(0, 1, "first", None, one, one, (0, 0), one, 1)
+    last = Conv(2, 3, "last", None, (8, 8), one, (0, 0), one, 1)
+    plan = Plan(
+        {"first": (4, 1, 1, 1), "last": (3, 4, 8, 8)},
+        {},
+        ("first", "last"),
+        tuple(map(StoredTensor, (image, shape, shape, (3, 1, 1)))),
+        (first, op, last),
+        3,
+    )
+    with pytest.raises(
+        PlanError, match=re.escape(f"op 1 ({op.kind}) ") + ".*" + re.escape(message)
+    ):
+        verify(plan)
+    verify(replace(plan, ops=(first, FunctionOp(1, 2, (), "tanh"), last)))
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG_FIELDS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
@@ -68,6 +70,35 @@ def layered(
         body = [first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU6(), nn.Flatten()]
         features = nn.Linear(8 * math.prod(half), 12)
         return nn.Sequential(*body, features, norms[2], nn.ReLU(), nn.Linear(12, classes))
+
+    return build
+
+
+class _Gated(nn.Module):
+    """A block of MobileNetV3: widen, filter, gate, narrow, add."""
+
+    def __init__(self, channels: int, between: int) -> None:
+        super().__init__()
+        self.widen = nn.Sequential(nn.Conv2d(channels, between, 1), nn.BatchNorm2d(between))
+        depthwise = nn.Conv2d(between, between, 3, padding=1, groups=between, bias=False)
+        self.filter = nn.Sequential(nn.Hardswish(), depthwise, nn.BatchNorm2d(between))
+        squeeze, excite = nn.Conv2d(between, 8, 1), nn.Conv2d(8, between, 1)
+        self.gate = nn.Sequential(squeeze, nn.ReLU(), excite, nn.Hardsigmoid())
+        self.narrow = nn.Sequential(nn.Conv2d(between, channels, 1), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = F.hardswish(self.filter(self.widen(x)))
+        gated = wide * self.gate(wide.mean((2, 3), keepdim=True))
+        return x + cast(Tensor, self.narrow(gated))
+
+
+def mobile(shape: Shape, classes: int = CLASSES) -> Callable[[], nn.Module]:
+    """Return a factory of a small model like MobileNetV3."""
+
+    def build() -> nn.Module:
+        stem = nn.Conv2d(shape[0], 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.Hardswish()
+        head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 12), nn.SiLU()
+        return nn.Sequential(*stem, _Gated(16, 32), _Gated(16, 24), *head, nn.Linear(12, classes))
 
     return build
 

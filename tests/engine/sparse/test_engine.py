@@ -25,7 +25,7 @@ from fedkit.sparse.topk import Entries, largest
 from fedkit.tasks import digits
 from fedkit.tasks.task import Examples
 from tests.engine.same_bits import same_bits
-from tests.engine.sparse.cases import engines, examples, l1, pruned, zoo
+from tests.engine.sparse.cases import engines, examples, l1, mobile, pruned, zoo
 from tests.sets import slow
 
 HOW = LocalTraining(epochs=2, batch_size=8, lr=0.05, momentum=0.9, weight_decay=1e-3)
@@ -48,8 +48,9 @@ def error(found: NDArray[Any], expected: NDArray[Any]) -> float:
         (zoo("resnet8", SHAPE, 10), SHAPE, digits.train_data, 0.1),
         slow((zoo("ds-cnn", (1, 20, 10)), (1, 20, 10), lambda: examples(320, (1, 20, 10)), 0.3)),
         slow((l1(RESNET), SHAPE, lambda: examples(320, SHAPE), 0.7)),
+        (mobile(SHAPE, 10), SHAPE, digits.train_data, 0.1),
     ],
-    ids=["resnet8", "ds-cnn", "resnet8-l1"],
+    ids=["resnet8", "ds-cnn", "resnet8-l1", "mobile"],
 )
 def test_fifty_steps_follow_the_torch_engine(
     factory: Callable[[], nn.Module],
@@ -426,10 +427,19 @@ def test_a_norm_over_one_value_is_refused() -> None:
 # Memory
 
 
-@pytest.mark.parametrize("density", [0.1, slow(0.6), slow(1.0)])
-def test_the_memory_is_known_before_the_first_step(density: float) -> None:
-    shape = (3, 16, 16)
-    reference, engine = engines(zoo("resnet18-w16", shape), shape)
+IMAGE = (3, 16, 16)
+WIDE = zoo("resnet18-w16", IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("factory", "density"),
+    [(WIDE, 0.1), slow((WIDE, 0.6)), slow((WIDE, 1.0)), (mobile(IMAGE), 0.1)],
+)
+def test_the_memory_is_known_before_the_first_step(
+    factory: Callable[[], nn.Module], density: float
+) -> None:
+    shape = IMAGE
+    reference, engine = engines(factory, shape)
     state, data = pruned(reference.initial_state(), density), examples(32, shape)
     network._geometry.cache_clear()
     gc.collect()

@@ -23,13 +23,14 @@ from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.nn.norm import L1LayerNorm
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples
-from tests.engine.plan.random_plans import LAYERS, plans
+from tests.engine.plan.random_plans import FUNCTIONS, LAYERS, plans
 from tests.engine.sparse.cases import (
     Shape,
     engines,
     examples,
     l1,
     layered,
+    mobile,
     pruned,
     zoo,
 )
@@ -58,19 +59,23 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
 LAYERED: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
     "layer": (layered(nn.LayerNorm, (3, 9, 7)), (3, 9, 7), 9),
     "l1-layer": (layered(L1LayerNorm, (3, 9, 7)), (3, 9, 7), 19),
+    "mobile": (mobile((3, 9, 7)), (3, 9, 7), 19),
 }
 
 
 @pytest.mark.parametrize("density", [0.1, 0.6, 1.0])
 @pytest.mark.parametrize("name", LAYERED)
-def test_models_with_layer_norms_have_torchs_gradients(name: str, density: float) -> None:
+def test_models_of_other_layers_have_torchs_gradients(name: str, density: float) -> None:
     factory, shape, count = LAYERED[name]
     reference, engine = engines(factory, shape)
     data, state = examples(count, shape), pruned(reference.initial_state(), density)
     loss, found, taken = by_program(engine.program(state, "train", count), data)
     expected_loss, expected = by_torch(engine.plan, state, data, taken, torch.float64)
     assert loss == pytest.approx(expected_loss, rel=3e-6)
-    assert worst(found, expected)[0] < TOLERANCE
+    error, tensor = worst(found, expected)
+    if error > TOLERANCE:
+        _, rounded = by_torch(engine.plan, state, data, taken, torch.float32)
+        assert error < 10 * worst(rounded, expected)[0], tensor
     module = reference.module(state)
     inputs = torch.from_numpy(data.inputs)
     logits = module.eval()(inputs).detach().numpy()
@@ -153,6 +158,14 @@ def test_any_plan_has_torchs_gradients(plan: Plan, density: float, seed: int, th
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(plans(LAYERS), st.sampled_from([0.3, 1.0]), st.integers(0, 99), st.integers(1, 3))
 def test_any_plan_with_layer_norms_has_torchs_gradients(
+    plan: Plan, density: float, seed: int, threads: int
+) -> None:
+    check_any_plan(plan, density, seed, threads)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(plans(FUNCTIONS), st.sampled_from([0.3, 1.0]), st.integers(0, 99), st.integers(1, 3))
+def test_any_plan_with_functions_and_gates_has_torchs_gradients(
     plan: Plan, density: float, seed: int, threads: int
 ) -> None:
     check_any_plan(plan, density, seed, threads)

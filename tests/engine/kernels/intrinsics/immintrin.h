@@ -35,6 +35,7 @@ static inline __m512 in_c_max_ps(__m512 a, __m512 b) {
 static inline __m512 in_c_min_ps(__m512 a, __m512 b) {
     LANE_BY_LANE(__m512, a[i] < b[i] ? a[i] : b[i]);
 }
+static inline __m512 in_c_div_ps(__m512 a, __m512 b) { LANE_BY_LANE(__m512, a[i] / b[i]); }
 static inline __mmask16 in_c_cmp_ps_mask(__m512 a, __m512 b, int how) {
     unsigned mask = 0;
     if (how != _CMP_GT_OQ && how != _CMP_LT_OQ) __builtin_trap();
@@ -44,6 +45,9 @@ static inline __mmask16 in_c_cmp_ps_mask(__m512 a, __m512 b, int how) {
 }
 static inline __m512 in_c_maskz_mov_ps(__mmask16 mask, __m512 a) {
     LANE_BY_LANE(__m512, mask >> i & 1 ? a[i] : 0.0f);
+}
+static inline __m512 in_c_mask_blend_ps(__mmask16 mask, __m512 a, __m512 b) {
+    LANE_BY_LANE(__m512, mask >> i & 1 ? b[i] : a[i]);
 }
 
 /* Integers. In each 128 bits, j of 8 shorts: unpacking takes the halves of two operands in turn,
@@ -70,6 +74,9 @@ static inline __v16si in_c_add(__v16si a, __v16si b) {
 }
 static inline __v16si in_c_sra(__v16si a, unsigned long long by) {
     LANE_BY_LANE(__v16si, a[i] >> (by > 31 ? 31 : by));
+}
+static inline __v16si in_c_sll(__v16si a, unsigned by) {
+    LANE_BY_LANE(__v16si, (int)((unsigned)a[i] << by));
 }
 static inline __v16si in_c_madd(__v32hi a, __v32hi b) {
     LANE_BY_LANE(__v16si, a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1]);
@@ -184,10 +191,15 @@ static inline __v8di in_c_set1_long(long long x) { LANES_OF(__v8di, 8, x); }
 #define _mm512_add_ps in_c_add_ps
 #define _mm512_sub_ps in_c_sub_ps
 #define _mm512_mul_ps in_c_mul_ps
+#define _mm512_div_ps in_c_div_ps
 #define _mm512_fmadd_ps in_c_fmadd_ps
 #define _mm512_max_ps in_c_max_ps
 #define _mm512_min_ps in_c_min_ps
 #define _mm512_cmp_ps_mask in_c_cmp_ps_mask
 #define _mm512_maskz_mov_ps in_c_maskz_mov_ps
+#define _mm512_mask_blend_ps in_c_mask_blend_ps
+#define _mm512_castps_si512(a) ((__m512i)(a))
+#define _mm512_castsi512_ps(a) ((__m512)(a))
+#define _mm512_slli_epi32(a, by) ((__m512i)in_c_sll((__v16si)(a), by))
 
 #endif
