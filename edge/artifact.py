@@ -107,6 +107,20 @@ class Artifact:
             )
         return value
 
+    def count(self, name: str, most: int) -> int:
+        """Return one of the details that is a number from 1 to `most`.
+
+        Raises:
+            ExportError: The manifest has no such entry.
+        """
+        value = self.detail(name, int)
+        if not 1 <= value <= most:
+            raise ExportError(
+                f"the manifest {manifest_path(self.path)} is damaged (its detail {name!r} is "
+                f"{value!r:.60}, not 1 to {most}); export the model again"
+            )
+        return value
+
 
 def manifest_path(path: Path) -> Path:
     """Return where the manifest of an artifact lies."""

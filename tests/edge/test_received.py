@@ -16,6 +16,7 @@ from edge import artifact
 from edge.check import check
 from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph, save_c99, save_fpga, save_graph, save_tflite
+from edge.inspect import inspect
 from edge.runners import open_runner
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.fpga import yosys
@@ -196,8 +197,40 @@ def test_a_graph_that_does_not_lie_beside_is_refused(name: str, received: Path) 
     ],
 )
 def test_details_that_are_not_true_are_errors(change: dict[str, Any], received: Path) -> None:
-    path = artifact.manifest_path(received / "c99")
-    fields = manifests.read(path)
-    manifests.sign(path, {**fields, "details": {**fields["details"], **change}})
+    tell(received / "c99", change)
     with pytest.raises(ExportError):
         CompiledRunner(received / "c99", ("-O0",))
+
+
+@pytest.mark.parametrize("name", ["lanes", "gap_bits", "weight_bits"])
+@pytest.mark.parametrize("value", [0, -1, 33, 2**31, 10**30])
+def test_sizes_of_a_circuit_that_cannot_be_are_errors(
+    name: str, value: int, graph: ir.Graph, received: Path
+) -> None:
+    tell(received / "fpga", {name: value})
+    with pytest.raises(ExportError, match=f"detail '{name}' is {value}, not 1 to"):
+        inspect(artifact.load(received / "fpga"), graph)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *([10**6, 1, 1, 1, 1, 1], [0, 1, 2, 1, 10**6, 1], [0, 2, 1, 1, 1, 10**12]),
+        *([-1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 1, 1, 10**9, 1, 1], [0.5, 1, 1, 1, 1, 1]),
+        *([0, 1, 1], "0", None, {"a": 1}, [0, True, 1, 1, 1, 1]),
+    ],
+)
+def test_activations_outside_of_the_arena_are_errors(
+    place: Any, graph: ir.Graph, received: Path
+) -> None:
+    tell(received / "c99", {"kept": {"x": place}})
+    runner = CompiledRunner(received / "c99", ("-O0",))
+    with pytest.raises(ExportError, match="activation 'x' lies at"):
+        runner.kept(np.zeros((1, 8, 8, 1), np.int8))
+
+
+def tell(folder: Path, change: dict[str, Any]) -> None:
+    """Let the manifest of an artifact say something else, and fit its digest."""
+    path = artifact.manifest_path(folder)
+    fields = manifests.read(path)
+    manifests.sign(path, {**fields, "details": {**fields["details"], **change}})

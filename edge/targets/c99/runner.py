@@ -79,11 +79,26 @@ class CompiledRunner(Runner):
 
         Returns:
             Name -> int8 [1, h, w, c] or [1, 1, 1, f].
+
+        Raises:
+            ExportError: The manifest does not say where they lie, or says a place outside.
         """
         self._classify(example)
-        return {
-            name: self._activation(*place) for name, place in self.artifact.details["kept"].items()
-        }
+        places = self.artifact.detail("kept", dict)
+        return {name: self._activation(*self._place(name, place)) for name, place in places.items()}
+
+    def _place(self, name: str, place: Any) -> list[int]:
+        """Return where an activation lies, if that is in the arena."""
+        is_known = isinstance(place, list) and len(place) == 6
+        if is_known and all(type(each) is int and 0 <= each <= len(self._arena) for each in place):
+            start, channels, height, width, row, plane = place
+            last = start + (channels - 1) * plane + (height - 1) * row + width - 1
+            if min(channels, height, width) >= 1 and last < len(self._arena):
+                return list(place)
+        raise ExportError(
+            f"the manifest of {self.artifact.path} is damaged (activation {name[:60]!r} lies at "
+            f"{place!r:.60}, outside of the arena); export the model again"
+        )
 
     def _activation(
         self, start: int, channels: int, height: int, width: int, row: int, plane: int

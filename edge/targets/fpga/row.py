@@ -22,6 +22,7 @@ LANES = 4
 """Filters that are computed at a time, if nothing else is asked for."""
 
 _ROUNDING = "half_up"
+_MOST_BITS = 32  # of a gap or a weight
 
 
 def _make(
@@ -59,13 +60,13 @@ def _open(found: artifact.Artifact, runtime: str, changed: bool) -> Runner:
 
 
 def _made_with(found: artifact.Artifact) -> dict[str, Any]:
-    return {"lanes": found.detail("lanes", int)}
+    return {"lanes": found.count("lanes", emitter.MOST_LANES)}
 
 
 def _layer_bytes(graph: ir.Graph, found: artifact.Artifact) -> Counter[str]:
     """Return the bytes of each op's filters; equal lists, as those of a mean, count once."""
-    code = microcode.compile_graph(graph, found.detail("lanes", int))
-    bits = found.detail("gap_bits", int) + found.detail("weight_bits", int)
+    code = microcode.compile_graph(graph, found.count("lanes", emitter.MOST_LANES))
+    bits = found.count("gap_bits", _MOST_BITS) + found.count("weight_bits", _MOST_BITS)
     sizes = Counter(dict.fromkeys((op.output for op in graph.ops), 0))
     for step in code.steps:
         if step.write is not None and step.filters:
