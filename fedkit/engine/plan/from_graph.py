@@ -78,8 +78,14 @@ class PlanMaker:
         return target
 
     def value(self, op: ir.Op, number: int = 0) -> int:
-        """Return the tensor of an input."""
-        return self._values[op.inputs[number]]
+        """Return the tensor of an input.
+
+        Raises:
+            UnsupportedOp: It is a constant.
+        """
+        name = op.inputs[number]
+        _require(name in self._values, "combines an activation and a constant")
+        return self._values[name]
 
     def target(self, op: ir.Op) -> int:
         """Add the tensor that an op writes."""
