@@ -145,6 +145,17 @@ NAMES: "dict[str, dict[str, str]]" = {
         },
         "verify": "fedkit.graph.verify.verify",
     },
+    "edge.lowering": {
+        "LOGITS": "fedkit.graph.ops.softmax.LOGITS",
+        "graph_shape": "fedkit.graph.layouts.graph_shape",
+        "nhwc": "fedkit.graph.layouts.nhwc",
+        "reaching": "fedkit.graph.sliding.reaching",
+        "refuse_probabilities": "fedkit.graph.ops.softmax.refuse_probabilities",
+        **{
+            name: f"fedkit.graph.operands.{name}"
+            for name in ("Unsupported", "activation", "constant", "require")
+        },
+    },
     "edge.kernels.program": {
         "Place": "edge.targets.c99.calls.BufferOffset",
         "Pointer": "edge.targets.c99.calls.ConstantAddress",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from fedkit.graph import ir
 from fedkit.graph.operands import Unsupported, activation, require, require_channels
 from fedkit.graph.spec import Aten, ModelReader, Onnx, OnnxNode, Random, Spec, any_shape, graph_of
+
+LOGITS: Mapping[str, str] = dict.fromkeys(("Softmax", "LogSoftmax"), "argmax is the same")
+"""What makes probabilities of logits -> what these tell without it."""
 
 _ONE_AXIS = 13
 """Opset from which a Softmax is over one axis; before, it is over all that follow, too."""
@@ -34,15 +37,17 @@ def _example(kind: ir.Kind, random: Random) -> ir.Graph:
     return graph_of((shape, shape), (), ir.Op(kind, ("x",), ("y",)))
 
 
+def refuse_probabilities(what: str, is_last: bool) -> NoReturn:
+    """Raise `Unsupported` for one of `LOGITS`, which as the last op is not needed."""
+    way = f"leave it out: the artifact gives logits, {LOGITS[what]}"
+    raise Unsupported(f"{what} at the end; {way}" if is_last else f"{what} is not supported")
+
+
 def _read_aten(
     kind: ir.Kind, called: str, reader: ModelReader, node: Any, a: Mapping[str, Any]
 ) -> ir.Tensor:
     if reader.trains:
-        raise Unsupported(
-            f"{called} at the end; leave it out: the artifact gives logits, argmax is the same"
-            if reader.is_last(node)
-            else f"{called} is not supported"
-        )
+        refuse_probabilities(called, reader.is_last(node))
     x = activation(a["self"])
     require_channels(kind, a["dim"], len(x.shape))
     return reader.op(kind, node, [x])

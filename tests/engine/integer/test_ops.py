@@ -29,15 +29,19 @@ from fedkit.engine.kernels import native
 from fedkit.engine.ops.add import Add, NumpyAdd
 from fedkit.engine.ops.conv_integer import NumpyConv
 from fedkit.engine.ops.copy import Copy, NumpyCopy
+from fedkit.engine.ops.function_integer import NumpyFunction
 from fedkit.engine.ops.layer_norm_integer import NumpyLayerNorm
+from fedkit.engine.ops.pair_integer import NumpyPair
 from fedkit.engine.ops.pool import NumpyPool, Pool
 from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.function import FunctionOp
 from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.pair import PairOp
 from fedkit.engine.plan.structure import PlanOp
 from tests.engine.integer import steps
 from tests.engine.integer.extreme import extreme
-from tests.engine.plan.plans import KINDS, LAYERS, PlanCase, random_case
+from tests.engine.plan.plans import FUNCTIONS, KINDS, LAYERS, PlanCase, random_case
 from tests.naive import integers as naive
 
 Array = NDArray[np.int64]
@@ -250,12 +254,75 @@ class CheckedLayerNorm(NumpyLayerNorm):
         backend.check_given("layer", source, naive.layer_out(t, hat, out), old, mix)
 
 
+class CheckedFunction(NumpyFunction):
+    backend: CheckedBackend
+
+    def forward(self, read: Read, values: NDArray[np.int16]) -> None:
+        super().forward(read, values)
+        self.backend.check(
+            "function", self.backend.raw[self.op.target], self._slowly_found(read, values)
+        )
+
+    def _slowly_found(self, read: Read, table: NDArray[np.int16]) -> Array:
+        codes = naive.read(self.backend.x[self.op.source], read)
+        found = [int(table[128 + code]) for code in codes.ravel().tolist()]
+        return np.array(found, np.int64).reshape(codes.shape)
+
+    def backward(
+        self, read: Read, slopes: NDArray[np.int16], chain: Chain, mix: Mix | None
+    ) -> None:
+        op, backend = self.op, self.backend
+        p, old = backend.slowly_passed(op.target, chain), backend.g.get(op.source)
+        super().backward(read, slopes, chain, mix)
+        given = naive.narrowed(p * self._slowly_found(read, slopes), 15, naive.half_even)
+        backend.check_given("function", op.source, given, old, mix)
+
+
+class CheckedPair(NumpyPair):
+    backend: CheckedBackend
+
+    def forward(self, left: Read, right: Read) -> None:
+        super().forward(left, right)
+        op, x = self.op, self.backend.x
+        a, b = (naive.read(x[t], how) for t, how in ((op.left, left), (op.right, right)))
+        combined = {"mul": lambda: naive.narrowed(a * b, 15), "sub": lambda: a - b}
+        wanted = combined.get(op.kind, lambda: a + b)()
+        self.backend.check(op.kind, self.backend.raw[op.target], wanted)
+
+    def backward(self, side: int, other: Read, chain: Chain, mix: Mix | None) -> None:
+        given, old = self._slowly(side, other, chain), self.backend.g.get(self.op.sources[side])
+        super().backward(side, other, chain, mix)
+        self.backend.check_given("pair", self.op.sources[side], given, old, mix)
+
+    def add_up(self, side: int, other: Read, chain: Chain) -> Ints:
+        self.of_plane = self._slowly(side, other, chain).sum((2, 3), keepdims=True)
+        peak = super().add_up(side, other, chain)
+        self.backend.check("gate peak", peak, naive.peaks(self.of_plane))
+        return peak
+
+    def put_sums(self, side: int, shift: Ints, mix: Mix | None) -> None:
+        old = self.backend.g.get(self.op.sources[side])
+        super().put_sums(side, shift, mix)
+        given = naive.narrowed(self.of_plane, shift, naive.half_even)
+        self.backend.check_given("gate", self.op.sources[side], given, old, mix)
+
+    def _slowly(self, side: int, other: Read, chain: Chain) -> Array:
+        op, backend = self.op, self.backend
+        p = backend.slowly_passed(op.target, chain)
+        if op.kind == "mul":
+            factor = naive.read(backend.x[op.sources[1 - side]], other)
+            return naive.narrowed(p * factor, 15, naive.half_even)
+        return -p if (op.kind, side) == ("sub", 1) else p
+
+
 CHECKED: dict[type[PlanOp], type[Any]] = {
     Conv: CheckedConv,
     Add: CheckedAdd,
     Copy: CheckedCopy,
     Pool: CheckedPool,
     LayerNorm: CheckedLayerNorm,
+    FunctionOp: CheckedFunction,
+    PairOp: CheckedPair,
 }
 
 
@@ -284,6 +351,13 @@ EVERYTHING = {
 OF_LAYER_NORMS = {
     *("hat", "layer", "layer gradients", "layer sums", "layer peak"),
     *("gradient by layer", "gradient by layer, added"),
+}
+
+
+OF_FUNCTIONS = {
+    *("function", "mul", "sub", "add-gate", "gate peak"),
+    *("gradient by function", "gradient by pair", "gradient by gate"),
+    *("gradient by function, added", "gradient by pair, added"),
 }
 
 
@@ -317,6 +391,18 @@ def test_every_op_of_layer_norms_equals_its_reference() -> None:
         steps.train(made, case, None, steps=1)
         seen |= set(backend.seen)
     assert seen >= OF_LAYER_NORMS
+
+
+def test_every_op_of_functions_and_gates_equals_its_reference() -> None:
+    seen = set[str]()
+    for seed in range(40):
+        case, choose = small_case(seed, FUNCTIONS), random.Random(seed)
+        case = extreme(case, choose.choice) if seed % 3 == 0 else case
+        made = steps.make(case, None, choose.choice(range(2, 9)), choose.choice(list(RULES)))
+        backend = checked(made)
+        steps.train(made, case, None, steps=1)
+        seen |= set(backend.seen)
+    assert seen >= OF_FUNCTIONS
 
 
 # Statistics
