@@ -216,6 +216,18 @@ class NativeOp(Generic[AnyOp]):
     def __init__(self, op: AnyOp, number: int, backend: NativeBackend) -> None:
         self.op, self.number, self.backend = op, number, backend
 
+    def set_mix(self, struct: Any, source: int, mix: Mix | None) -> None:
+        """Say in an op's struct how its kernel gives a tensor a gradient.
+
+        Args:
+            struct: With fields mix and accumulate.
+            source: The tensor.
+            mix: How it is added to what is there, if something is; the caller keeps it alive.
+        """
+        self._zeros = self.backend.zeros(source, np.int32)  # alive while the kernel runs
+        none = Mix(self._zeros, self._zeros, self._zeros)
+        struct.mix, struct.accumulate = mix_struct(mix or none), mix is not None
+
 
 def _touched(plan: Plan, step: Step) -> list[Key]:
     """Return what a step reads or writes; an op writes raw, which is requantised at its end."""

@@ -22,7 +22,6 @@ from fedkit.engine.integer.native_backend import (
     NativeOp,
     address,
     chain_struct,
-    mix_struct,
     read_struct,
 )
 from fedkit.engine.integer.numpy_backend import Array, NumpyOp
@@ -189,12 +188,10 @@ class NativeFunction(NativeOp[FunctionOp]):
 
     def backward(self, read: Read, slopes: Table, chain: Chain, mix: Mix | None) -> None:
         """See `NumpyFunction.backward`."""
-        struct, zeros = self._struct, self.backend.zeros(self.op.source, np.int32)
-        struct.read, struct.table, struct.chain = (
-            *(read_struct(read), address(slopes)),
-            chain_struct(chain),
-        )
-        struct.mix, struct.accumulate = mix_struct(mix or Mix(zeros, zeros, zeros)), mix is not None
+        struct = self._struct
+        struct.read, struct.table = read_struct(read), address(slopes)
+        struct.chain = chain_struct(chain)
+        self.set_mix(struct, self.op.source, mix)
         self.backend.kernels.int_function_backward(byref(struct), 0, self.backend.tiles)
 
 

@@ -45,7 +45,6 @@ from fedkit.engine.integer.native_backend import (
     NativeOp,
     address,
     chain_struct,
-    mix_struct,
     read_struct,
 )
 from fedkit.engine.integer.numpy_backend import Array, NumpyOp, along, pass_through
@@ -320,10 +319,9 @@ class NativeLayerNorm(NativeOp[LayerNorm]):
     def backward(self, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None) -> None:
         """See `NumpyLayerNorm.backward`."""
         layer, backend = self._struct, self.backend
-        zeros = backend.zeros(self.op.source, np.int32)
         self._take(read, chain, factor)
-        layer.out, layer.accumulate = chain_struct(out), mix is not None
-        layer.mix = mix_struct(mix or Mix(zeros, zeros, zeros))
+        layer.out = chain_struct(out)
+        self.set_mix(layer, self.op.source, mix)
         backend.kernels.int_layer_backward(byref(layer), 0, backend.tiles)
 
     def _take(self, read: Read, chain: Chain, factor: Ints) -> None:

@@ -30,7 +30,6 @@ from fedkit.engine.integer.native_backend import (
     NativeOp,
     address,
     chain_struct,
-    mix_struct,
     read_struct,
 )
 from fedkit.engine.integer.numpy_backend import Array, NumpyOp, across
@@ -169,7 +168,7 @@ class NativePair(NativeOp[PairOp]):
     def backward(self, side: int, other: Read, chain: Chain, mix: Mix | None) -> None:
         """See `NumpyPair.backward`."""
         self._set(side, other, chain)
-        self._set_mix(side, mix)
+        self.set_mix(self._struct, self.op.sources[side], mix)
         self.backend.kernels.int_pair_backward(byref(self._struct), 0, self.backend.tiles)
 
     def add_up(self, side: int, other: Read, chain: Chain) -> Ints:
@@ -184,7 +183,7 @@ class NativePair(NativeOp[PairOp]):
     def put_sums(self, side: int, shift: Ints, mix: Mix | None) -> None:
         """See `NumpyPair.put_sums`."""
         backend = self.backend
-        self._set_mix(side, mix)
+        self.set_mix(self._struct, self.op.sources[side], mix)
         backend.kernels.int_pair_put(
             byref(self._struct), address(shift), 0, backend.tiles, backend.scratch
         )
@@ -196,11 +195,6 @@ class NativePair(NativeOp[PairOp]):
             struct.read_left = read_struct(other)
         else:
             struct.read_right = read_struct(other)
-
-    def _set_mix(self, side: int, mix: Mix | None) -> None:
-        self._zeros = self.backend.zeros(self.op.sources[side], np.int32)
-        zeros = Mix(self._zeros, self._zeros, self._zeros)
-        self._struct.mix, self._struct.accumulate = mix_struct(mix or zeros), mix is not None
 
 
 INTEGER = IntegerFamily(IntegerPair, NumpyPair, NativePair)

@@ -18,7 +18,6 @@ from fedkit.engine.integer.native_backend import (
     NativeBackend,
     NativeOp,
     chain_struct,
-    mix_struct,
     read_struct,
 )
 from fedkit.engine.integer.numpy_backend import Array, NumpyOp, padded, window
@@ -225,9 +224,8 @@ class NativePool(NativeOp[Pool]):
     def backward(self, read: Read, chain: Chain, shift: int, mix: Mix | None) -> None:
         """See `NumpyPool.backward`."""
         pool, backend = self._struct, self.backend
-        zeros = backend.zeros(self.op.source, np.int32)
         pool.read, pool.chain, pool.shift_in = read_struct(read), chain_struct(chain), shift
-        pool.mix, pool.accumulate = mix_struct(mix or Mix(zeros, zeros, zeros)), mix is not None
+        self.set_mix(pool, self.op.source, mix)
         backend.kernels.int_pool_backward(byref(pool), 0, backend.tiles, backend.scratch)
 
 
