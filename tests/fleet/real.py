@@ -55,8 +55,9 @@ class RealFleet:
         self.environment = {**os.environ, **(environment or {})}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         address = address or f"127.0.0.1:{free_port()}"
-        made = ("fleet", "init", folder / "fleet", "--address", address, *init, *flags(config))
-        code, _, said = command(*made)  # in this process, which has imported what it needs
+        given = ("--address", address, *init, *flags(config))
+        # In this process, which has imported what that needs.
+        code, _, said = command("fleet", "init", folder / "fleet", *given)
         assert code == 0, said
         self.fleet: Fleet = open_fleet(folder / "fleet")
 
