@@ -10,6 +10,8 @@
 SHELL := /bin/sh
 PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 unexport PYTHONPATH
+# Tests start hundreds of interpreters, each of which would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
