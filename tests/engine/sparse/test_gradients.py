@@ -53,7 +53,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
     "ds-cnn": (zoo("ds-cnn", (1, 20, 10)), (1, 20, 10), 9),
     "mobilenetv2-w0.25": (zoo("mobilenetv2-w0.25", (3, 16, 16)), (3, 16, 16), 9),
     "mobilenetv3-small-w0.5": (zoo("mobilenetv3-small-w0.5", (3, 16, 16)), (3, 16, 16), 9),
-    "efficientnet-lite0": (zoo("efficientnet-lite0", (3, 16, 16)), (3, 16, 16), 9),
 }
 """Factory, input shape and examples: not a multiple of any number of lanes."""
 
