@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from rich.console import Group
 from rich.table import Column, Table
+from rich.text import Text
 from torch import nn
 
 from edge import passes
@@ -175,17 +176,27 @@ def _passes(check: Callable[..., None], *arguments: object) -> bool:
 # For people
 
 
+_HEADS = {"interpreter": "inter-\npreter"}
+"""Heads of columns that would be wider than what stands below them."""
+
+
 def support_table(found: Mapping[str, Any]) -> Group:
-    """Return a table of ops and one of models."""
-    heads = [key.replace("_", " ") for key in found["rows"][0]]
-    ops = Table(
-        *(Column(head, overflow="fold", no_wrap=head == "op") for head in heads),
-        title="kinds of ops",
-    )
+    """Return a table of ops, the reasons that it has numbers for, and a table of models."""
+    reasons: dict[str, int] = {}
+    heads = (_HEADS.get(key, key.replace("_", "\n", 1)) for key in found["rows"][0])
+    columns = (Column(head, no_wrap=True) for head in heads)
+    ops = Table(*columns, title="kinds of ops", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for row in found["rows"]:
-        ops.add_row(*row.values())
+        kind, *cells = row.values()
+        ops.add_row(kind, *(_short(cell, reasons) for cell in cells))
+    notes = Text("\n".join(f"  {number}  {reason}" for reason, number in reasons.items()))
     models = Table("model", "sparse engine", "integer engine", "exports", title="models of the zoo")
     for row in found["models"]:
         trains = (YES if row[key] else NO for key in ("trains_sparse", "trains_int8"))
         models.add_row(row["name"], *trains, ", ".join(row["exports"]) or NO)
-    return Group(ops, models)
+    return Group(ops, notes, Text(), models)
+
+
+def _short(cell: str, reasons: dict[str, int]) -> str:
+    """Return yes, no, or the number that a reason has among those met so far."""
+    return cell if cell in (YES, NO) else str(reasons.setdefault(cell, len(reasons) + 1))

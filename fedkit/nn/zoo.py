@@ -1,6 +1,6 @@
 """The model zoo: each network under the name of the paper or benchmark it comes from.
 
-All are plain torch modules with BatchNorm and ReLU or ReLU6, take float32
+All are plain torch modules with BatchNorm, take float32
 [n, channels, height, width] and return logits [n, classes]. A width other than the published one
 is part of the name.
 """
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from fedkit.core.errors import ConfigError
-
-
-def conv_bn(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Return a bias-free convolution ("same" padding at stride 1) and its BatchNorm."""
-    conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(cout))
+from fedkit.nn.blocks import conv_bn, head
+from fedkit.nn.mobile import (
+    efficientnet_lite0,
+    mobilenetv1,
+    mobilenetv2,
+    mobilenetv3_small,
+)
 
 
 class ResidualBlock(nn.Module):
@@ -38,10 +39,6 @@ class ResidualBlock(nn.Module):
         return out
 
 
-def _head(features: int, classes: int) -> list[nn.Module]:
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes)]
-
-
 def _resnet(channels: int, classes: int, widths: Sequence[int], blocks: int) -> nn.Module:
     layers: list[nn.Module] = [conv_bn(channels, widths[0], 3), nn.ReLU()]
     cin = widths[0]
@@ -49,7 +46,7 @@ def _resnet(channels: int, classes: int, widths: Sequence[int], blocks: int) -> 
         for block in range(blocks):
             layers.append(ResidualBlock(cin, cout, 2 if stage > 0 and block == 0 else 1))
             cin = cout
-    return nn.Sequential(*layers, *_head(cin, classes))
+    return nn.Sequential(*layers, *head(cin, classes))
 
 
 def resnet8(channels: int, classes: int) -> nn.Module:
@@ -77,7 +74,7 @@ def vgg11(channels: int, classes: int) -> nn.Module:
         else:
             layers += [conv_bn(cin, width, 3), nn.ReLU()]
             cin = width
-    return nn.Sequential(*layers, *_head(cin, classes))
+    return nn.Sequential(*layers, *head(cin, classes))
 
 
 def ds_cnn(channels: int, classes: int) -> nn.Module:
@@ -88,61 +85,7 @@ def ds_cnn(channels: int, classes: int) -> nn.Module:
     for _ in range(4):
         layers += [conv_bn(width, width, 3, groups=width), nn.ReLU()]
         layers += [conv_bn(width, width, 1), nn.ReLU()]
-    return nn.Sequential(*layers, *_head(width, classes))
-
-
-class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise and linear 1x1 convolution, and x itself where it fits."""
-
-    def __init__(self, cin: int, cout: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        inner = cin * expansion
-        expand = [] if expansion == 1 else [conv_bn(cin, inner, 1), nn.ReLU6()]
-        depthwise = [conv_bn(inner, inner, 3, stride, groups=inner), nn.ReLU6()]
-        self.layers = nn.Sequential(*expand, *depthwise, conv_bn(inner, cout, 1))
-        self.has_shortcut = stride == 1 and cin == cout
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers(x)
-        return x + out if self.has_shortcut else out
-
-
-# (expansion, channels, blocks, stride of the first block); table 2 of the paper has stride 2 in
-# the second row and in the stem, which for 32x32 images is 1.
-_MOBILENETV2 = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 1),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-)
-
-
-def mobilenetv2(width: float, channels: int, classes: int) -> nn.Module:
-    """MobileNetV2 in its CIFAR form: 2.24 M parameters at width 1, 3 channels and 10 classes.
-
-    Every number of channels is multiplied by `width` and rounded to a multiple of 8; the last
-    one, 1280, becomes no less.
-    """
-    cin = _multiple_of_8(32 * width)
-    layers: list[nn.Module] = [conv_bn(channels, cin, 3), nn.ReLU6()]
-    for expansion, published, blocks, first_stride in _MOBILENETV2:
-        cout = _multiple_of_8(published * width)
-        for block in range(blocks):
-            stride = first_stride if block == 0 else 1
-            layers.append(InvertedResidual(cin, cout, stride, expansion))
-            cin = cout
-    last = _multiple_of_8(1280 * max(1.0, width))
-    layers += [conv_bn(cin, last, 1), nn.ReLU6()]
-    return nn.Sequential(*layers, *_head(last, classes))
-
-
-def _multiple_of_8(channels: float) -> int:
-    """Round to the nearest multiple of 8, which is 8 at least and no less than 90 % of it."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * channels else rounded + 8
+    return nn.Sequential(*layers, *head(width, classes))
 
 
 def seeded(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -158,9 +101,13 @@ MODELS: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
     "resnet18-w16": (resnet18_w16, 8),
     "vgg11": (vgg11, 32),
     "ds-cnn": (ds_cnn, 10),
+    "vww-mobilenetv1-0.25": (partial(mobilenetv1, 0.25), 28),
     "mobilenetv2-w0.25": (partial(mobilenetv2, 0.25), 8),
     "mobilenetv2-w0.5": (partial(mobilenetv2, 0.5), 8),
     "mobilenetv2-w1.0": (partial(mobilenetv2, 1.0), 8),
+    "mobilenetv3-small-w0.5": (partial(mobilenetv3_small, 0.5), 8),
+    "mobilenetv3-small": (partial(mobilenetv3_small, 1.0), 8),
+    "efficientnet-lite0": (efficientnet_lite0, 8),
 }
 """Name -> (factory of (channels, classes), smallest height and width it takes)."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -297,7 +298,7 @@ def test_a_model_that_nothing_takes_is_a_row(monkeypatch: pytest.MonkeyPatch) ->
 
 def printed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     monkeypatch.setattr(sys, "argv", ["fedkit", "support", *arguments])
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
@@ -318,5 +319,11 @@ def test_the_command_prints_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"rows": list(ROWS.values()), "models": [model]}
     monkeypatch.setattr(support, "support", lambda: found)
     text = printed(monkeypatch)
-    assert all(f" {kind} " in text for kind in SPECS)
+    assert all(f"\n{kind} " in text for kind in SPECS) and "…" not in text
+    for reason in {cell for row in ROWS.values() for cell in list(row.values())[1:]} - {
+        "yes",
+        "no",
+    }:
+        number = re.search(rf"^  (\d+)  {re.escape(reason)}$", text, re.MULTILINE)
+        assert number and re.search(rf"^\w+ .* {number[1]} ", text, re.MULTILINE)
     assert "integer engine" in text and "c99, x" in text

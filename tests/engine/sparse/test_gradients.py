@@ -52,6 +52,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
     "vgg11": (zoo("vgg11", (3, 32, 32)), (3, 32, 32), 2),
     "ds-cnn": (zoo("ds-cnn", (1, 20, 10)), (1, 20, 10), 9),
     "mobilenetv2-w0.25": (zoo("mobilenetv2-w0.25", (3, 16, 16)), (3, 16, 16), 9),
+    "mobilenetv3-small-w0.5": (zoo("mobilenetv3-small-w0.5", (3, 16, 16)), (3, 16, 16), 9),
 }
 """Factory, input shape and examples: not a multiple of any number of lanes."""
 
