@@ -40,7 +40,7 @@ test-all: check ## Check everything, and run the default and the slow set of tes
 check: $(STAMP) ## Lint, check the format and the types
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/mypy $(CODE)
+	$(BIN)/mypy --num-workers 2 $(CODE)
 
 format: $(STAMP) ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix $(CODE)

@@ -20,7 +20,8 @@ def read_imports(root: Path) -> Imports:
         for package in PACKAGES
         for path in sorted((root / package).rglob("*.py"))
     }
-    return {module: set(imported(module, path, set(files))) for module, path in files.items()}
+    known = set(files)
+    return {module: set(imported(module, path, known)) for module, path in files.items()}
 
 
 def module_name(path: Path) -> str:
@@ -33,15 +34,25 @@ def imported(module: str, path: Path, known: set[str]) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for_types = {
         node
-        for block in ast.walk(tree)
+        for block in statements(tree)
         if isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING")
         for statement in block.body
-        for node in ast.walk(statement)
+        for node in (statement, *statements(statement))
     }
-    for node in ast.walk(tree):
+    for node in statements(tree):
         for name in names(node, package, known):
             if node not in for_types or ours(name):
                 yield name
+
+
+def statements(tree: ast.AST) -> Iterator[ast.stmt]:
+    """Yield all statements below a node, and not what they compute with: most of a tree."""
+    for _, value in ast.iter_fields(tree):
+        for node in value if isinstance(value, list) else ():
+            if isinstance(node, ast.stmt):
+                yield node
+            if isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+                yield from statements(node)
 
 
 def names(node: ast.AST, package: str, known: set[str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from fedkit.core import supervise
 from fedkit.core.errors import FleetError
 from fedkit.core.signals import STOPS
 from fedkit.fleet import commands
-from fedkit.fleet.address import join_address, listens_on, only_by_ipv6
+from fedkit.fleet.address import join_address, listens_on, only_by_ipv6, reached_here
 from fedkit.fleet.folder import Fleet
 from fedkit.fleet.private import make_private, private_files
 from fedkit.flower.processes import kill_marked, marked, stop_group
@@ -138,19 +138,31 @@ def _tell_of_ipv6(fleet: Fleet, say: Say) -> None:
 
 
 def _wait_until_up(fleet: Fleet, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the SuperLink answers orders."""
+    """Wait until the SuperLink answers orders. To ask takes seconds: not before it listens."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         if process.poll() is not None:
             raise FleetError(
                 f"the SuperLink did not start: {_how(process.returncode)}; what it said is above"
             )
+        late = time.monotonic() > deadline
         try:
-            commands.flwr_json(fleet, "supernode", "list")
-            return
+            if late or _listens(fleet):
+                commands.flwr_json(fleet, "supernode", "list")
+                return
         except FleetError:
-            if time.monotonic() > deadline:
+            if late:
                 raise
+        time.sleep(0.1)
+
+
+def _listens(fleet: Fleet) -> bool:
+    """Whether anything takes connections where orders go."""
+    try:
+        socket.create_connection((reached_here(fleet.host), fleet.port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _how(code: int) -> str:

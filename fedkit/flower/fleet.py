@@ -29,7 +29,7 @@ OWN_NUMBERS = ("device", "digest", "peak_bytes")
 """What the transport adds to a reply's numbers: which device it is, what names the rest of the
 reply, and the peak of the device's memory."""
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.2, 2.0
 _TELL_SECONDS = 10.0
 
 _LONGEST_REASON = 1000
@@ -45,6 +45,11 @@ _OF_THE_APP = (
 
 def _silent(event: str, **fields: Any) -> None:
     del event, fields
+
+
+def _pause(waited: float) -> float:
+    """Return how long to leave the SuperLink alone: at most a fifth of the wait is added to it."""
+    return min(max(_POLL_SECONDS, waited / 5), _LONGEST_POLL_SECONDS)
 
 
 class FlowerFleet:
@@ -148,7 +153,8 @@ class FlowerFleet:
             FleetError: Fewer devices than needed answered in time, or can still answer.
         """
         exchange = _Exchange(self, phase, request, read)
-        deadline = time.monotonic() + self._config.deadline
+        began = time.monotonic()
+        deadline = began + self._config.deadline
         self._look()
         while exchange.expected > 0:
             exchange.ask(max(1.0, deadline - time.monotonic()))
@@ -156,7 +162,7 @@ class FlowerFleet:
             self._check(phase, exchange)
             if time.monotonic() > deadline:
                 break
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_pause(time.monotonic() - began))
             self._look()
         if len(exchange.answers) < self.needed:
             raise self._too_few(phase, exchange)

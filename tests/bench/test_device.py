@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from edge.artifact import Artifact
 from edge.bench.result import Quantity, ReferenceVectors, Result
@@ -18,7 +19,6 @@ from fedkit.bench.device import bench_device
 from fedkit.cli import main
 from fedkit.cli.bench import table
 from fedkit.core.errors import ConfigError
-from fedkit.nn.zoo import build_model
 from tests.edge.models import pruned
 from tests.edge.targets.c99.library import need_emulator
 
@@ -38,7 +38,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a small C model with its graph beside it."""
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((20, 3, 8, 8)).astype(np.float32)
-    graph = int8_graph(pruned(build_model("resnet8", (3, 8, 8), 10), 0.2).eval(), inputs)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10)
+    )
+    graph = int8_graph(pruned(model, 0.2).eval(), inputs)
     folder = tmp_path_factory.mktemp("exported")
     saved = save_graph(graph, folder / "model.graph", {})
     made_of = {"graph": "model.graph", "graph_sha256": saved.sha256}

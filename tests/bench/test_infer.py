@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from fedkit.bench.infer import SHAPE, model_rows, random_model
+from fedkit.bench.infer import SHAPE, model_rows
 from fedkit.bench.infer_executorch import VARIABLE, ExecuTorch
 from fedkit.bench.sparsetrain import random_batch
 from fedkit.core.errors import BenchError
@@ -46,7 +47,7 @@ def test_an_environment_without_executorch_is_named(
     monkeypatch.setenv(VARIABLE, python)
     inputs = random_batch(1, SHAPE).inputs
     with pytest.raises(BenchError, match=reason):
-        ExecuTorch(random_model("resnet8", 0.1), inputs, tmp_path)
+        ExecuTorch(nn.Conv2d(3, 4, 3), inputs, tmp_path)
 
 
 @pytest.mark.slow

@@ -26,7 +26,10 @@ from fedkit.server.rounds import Report
 from tests.processes import HANG, left_running, wait_for
 from tests.sets import slow
 
-SMALL = "--devices 3 --rounds 2 --epochs 1 --examples-per-device 40 --server-epochs 1 --in-process"
+SMALL = (
+    "--devices 3 --rounds 2 --epochs 1 --examples-per-device 40 --pool-size 2 --server-epochs 1 "
+    "--sparse-epochs 1 --in-process"
+)
 
 
 def fedkit(arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -249,7 +252,8 @@ def test_bad_input_is_one_clear_message_and_leaves_nothing(
 def test_a_device_with_one_class_is_an_error_unless_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    skewed = f"run {SMALL} --devices 8 --alpha 0.01 --min-size 2 --seed 5 --out {tmp_path}"
+    shares = "--devices 8 --alpha 0.01 --min-size 2 --seed 5"
+    skewed = f"run {SMALL} --rounds 1 {shares} --out {tmp_path}"
     assert fedkit(skewed, monkeypatch) == 2
     assert "one class only" in " ".join(capsys.readouterr().err.split())
     assert fedkit(f"{skewed} --single-class allow --json", monkeypatch) == 0

@@ -65,6 +65,9 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
 
     monkeypatch.setattr(harness, "run_cell", run)
     monkeypatch.setattr(harness, "_pool", thread_pool)
+    # Memory is measured in a process of its own for each cell; tests of cells ask for that.
+    memory = {"idle_bytes": 1, "peak_bytes": 2}
+    monkeypatch.setattr("fedkit.bench.cell.device_memory", lambda *given: memory)
     monkeypatch.setattr(harness, "write_plots", lambda path: [])
     return ran
 

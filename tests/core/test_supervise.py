@@ -14,6 +14,7 @@ import pytest
 
 from fedkit.core import watch
 from tests.processes import HANG, catches, left_running, started, wait_for
+from tests.sets import slow_but
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 
@@ -37,7 +38,13 @@ with supervise.temporary_folder("fedkit-test-") as folder:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    slow_but(
+        (signal.SIGKILL, signal.SIGTERM),
+        (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT),
+    ),
+)
 def test_what_a_process_started_ends_with_it(number: int, tmp_path: Path) -> None:
     mark = f"FEDKIT_TEST={tmp_path}"
     with started(tmp_path, "-c", PARENT) as process:
@@ -233,7 +240,7 @@ def assert_clean_start_up(folder: Path, seconds: float, number: int) -> None:
     assert "stopped" in err, (seconds, err)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.4, 1.5])
+@pytest.mark.parametrize("seconds", slow_but((0.0, 1.5), (0.0, 0.4, 1.5)))
 def test_ctrl_c_during_start_up_is_one_line(seconds: float, tmp_path: Path) -> None:
     assert_clean_start_up(tmp_path, seconds, signal.SIGINT)
 

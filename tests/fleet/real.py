@@ -16,6 +16,7 @@ from fedkit.flower.processes import free_port, kill_marked, tail
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.events import EVENTS, read_events
 from fedkit.sparse.state import ModelState
+from tests.fleet.command import command
 from tests.processes import HANG
 
 FEDKIT = str(Path(sys.executable).with_name("fedkit"))
@@ -54,11 +55,10 @@ class RealFleet:
         self.environment = {**os.environ, **(environment or {})}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         address = address or f"127.0.0.1:{free_port()}"
-        made = [FEDKIT, "fleet", "init", str(folder / "fleet"), "--address", address, *init]
-        ended = subprocess.run(
-            [*made, *flags(config)], env=self.environment, capture_output=True, text=True
-        )
-        assert ended.returncode == 0, ended.stderr
+        given = ("--address", address, *init, *flags(config))
+        # In this process, which has imported what that needs.
+        code, _, said = command("fleet", "init", folder / "fleet", *given)
+        assert code == 0, said
         self.fleet: Fleet = open_fleet(folder / "fleet")
 
     def __enter__(self) -> Self:
@@ -126,6 +126,11 @@ class RealFleet:
             process.kill()
             raise AssertionError(f"the run takes longer than {HANG} s; {self.last()}") from None
         return subprocess.CompletedProcess(process.args, process.returncode, out)
+
+    def run_here(self, *arguments: str) -> tuple[int, str]:
+        """Run the fleet to the end by a command in this process; return its exit code and words."""
+        code, _, said = command("fleet", "run", self.fleet.path, *arguments)
+        return code, said
 
     def start_run(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

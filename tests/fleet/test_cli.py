@@ -60,7 +60,7 @@ def test_a_new_fleet_has_a_plan_for_each_device_and_no_data(folder: Path) -> Non
         (("run", "{fleet}", "--name", "x" * 300), "cannot name a run"),
         (("run", "{fleet}", "--resume", "../server"), "cannot name a run"),
         (("run", "{fleet}", "--model", "ds-cnn"), "ds-cnn"),
-        (("run", "{fleet}", "--model", "resnet18"), "whose plan the devices were given"),
+        (("run", "{fleet}", "--model", "resnet18-w16"), "whose plan the devices were given"),
         (("run", "{fleet}", "--task", "fashion-mnist"), "fashion-mnist"),
         (("run", "{fleet}", "--density", "0.0001"), "density"),
         (("init", "{new}", "--address", "evil host;x:8000"), "must be host:port"),

@@ -123,6 +123,12 @@ def without_liar(scenario: Any) -> ModelState:
     return run(scenario, Partial(scenario, absent))[-1].state
 
 
+@pytest.fixture(scope="module")
+def never_with_liar(scenario: Any) -> ModelState:
+    """The last model of a run that device 2 takes no part in at all."""
+    return run(scenario, Partial(scenario, {n: {2} for n in range(CONFIG.rounds + 1)}))[-1].state
+
+
 WHOLE_RUNS = ("NaN", "a wrong mask", "another round", "random bytes")
 """Lies of each kind that go through a whole run; all others go through the checks they meet."""
 
@@ -192,7 +198,7 @@ def empty(scenario: Any) -> ModelState:
     ids=repr,
 )
 def test_bytes_that_cannot_even_be_unpacked_are_the_devices_fault(
-    scenario: Any, tmp_path: Path, error: Exception
+    scenario: Any, never_with_liar: ModelState, tmp_path: Path, error: Exception
 ) -> None:
     class Unpacking(ScriptedGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -203,8 +209,7 @@ def test_bytes_that_cannot_even_be_unpacked_are_the_devices_fault(
 
     grid, log = Unpacking(client_nodes(scenario)), EventLog(tmp_path / "events")
     steps = run(scenario, FlowerFleet(grid, CONFIG, log=log))
-    in_process = run(scenario, Partial(scenario, {n: {2} for n in range(CONFIG.rounds + 1)}))
-    assert_same_bits(steps[-1].state, in_process[-1].state)
+    assert_same_bits(steps[-1].state, never_with_liar)
     refused = [e["node"] for e in read_events(tmp_path / "events") if e["event"] == "refused"]
     assert refused == ["102"] * 3
 
@@ -218,7 +223,9 @@ def test_a_superlink_that_is_gone_ends_the_run(scenario: Any) -> None:
         run(scenario, FlowerFleet(Gone(client_nodes(scenario)), CONFIG))
 
 
-def test_a_node_that_says_it_is_another_device_is_refused(scenario: Any, tmp_path: Path) -> None:
+def test_a_node_that_says_it_is_another_device_is_refused(
+    scenario: Any, never_with_liar: ModelState, tmp_path: Path
+) -> None:
     grid, log = ScriptedGrid(client_nodes(scenario)), EventLog(tmp_path / "events")
 
     def impostor(node: Node) -> Node:
@@ -232,8 +239,7 @@ def test_a_node_that_says_it_is_another_device_is_refused(scenario: Any, tmp_pat
     grid.nodes[102] = impostor(grid.nodes[102])
     given = {100: 0, 101: 1, 102: 2, 103: 3}
     steps = run(scenario, FlowerFleet(grid, CONFIG, indices=given, log=log))
-    in_process = run(scenario, Partial(scenario, {n: {2} for n in range(CONFIG.rounds + 1)}))
-    assert_same_bits(steps[-1].state, in_process[-1].state)
+    assert_same_bits(steps[-1].state, never_with_liar)
     reasons = [e["reason"] for e in read_events(tmp_path / "events") if e["event"] == "refused"]
     assert len(reasons) == 3 and "answers as device 0, which it is not" in reasons[0]
 

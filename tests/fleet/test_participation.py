@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from flwr.app import Message
 from fedkit.core.errors import FleetError
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.wire import from_records
+from fedkit.methods.interface import whole_model
 from fedkit.server.events import EventLog, read_events
 from sim.scenario import make_scenario
+from tests.fleet import tiny
 from tests.fleet.clock import Clock
 from tests.fleet.grids import Node, ScriptedGrid, client_nodes, failed
 from tests.fleet.partial import Partial, config, run
@@ -75,6 +79,26 @@ def test_a_device_that_never_returns_costs_one_deadline(clock: Clock) -> None:
     in_process = run(scenario, Partial(scenario, {number: {1} for number in range(2, 6)}))
     assert_same_bits(flower[-1].state, in_process[-1].state)
     assert 1000 <= clock.now < 1010
+
+
+def test_the_longer_a_wait_the_less_often_the_server_is_asked(clock: Clock) -> None:
+    looks: list[float] = []
+
+    class Told(ScriptedGrid):
+        def get_node_ids(self) -> Iterable[int]:
+            looks.append(clock.now)
+            return super().get_node_ids()
+
+    silent = Told({node: lambda message: None for node in range(3)})
+    fleet = FlowerFleet(silent, tiny.config(deadline=100.0))
+    request = whole_model(tiny.engine().initial_state())
+    looks.clear()
+    with pytest.raises(FleetError, match="0 of 3 devices answered phase 'train' within 100 s"):
+        fleet.exchange("train", request, lambda packet: packet)
+    pauses = [round(after - before, 6) for before, after in pairwise(looks)]
+    assert pauses == sorted(pauses)
+    assert (pauses[0], pauses[-1]) == (0.2, 2.0)
+    assert all(pause <= max(0.2, now / 5) + 1e-6 for now, pause in zip(looks, pauses, strict=False))
 
 
 def test_a_restarted_node_without_a_key_is_its_device_again(tmp_path: Path) -> None:

@@ -110,16 +110,23 @@ class Interrupted(LocalFleet):
         return replies
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bits of a small run that nothing stopped."""
+    scenario, folder = make_scenario(make_config(SMALL)), tmp_path_factory.mktemp("whole") / "run"
+    record(scenario, scenario.local_fleet(), folder, lambda step: None)
+    return bits(folder)
+
+
 @pytest.mark.parametrize("last", slow_but((0, 3, 5), range(6)))
 def test_a_server_that_is_gone_before_it_stored_a_round_asks_again(
-    last: int, tmp_path: Path
+    last: int, whole: bytes, tmp_path: Path
 ) -> None:
     scenario = make_scenario(make_config(SMALL))
-    record(scenario, scenario.local_fleet(), tmp_path / "whole", lambda step: None)
     with pytest.raises(KilledError):
         record(scenario, Interrupted(scenario, last), tmp_path / "run", lambda step: None)
     record(scenario, scenario.local_fleet(), tmp_path / "run", lambda step: None, resume=True)
-    assert bits(tmp_path / "run") == bits(tmp_path / "whole")
+    assert bits(tmp_path / "run") == whole
 
 
 def test_a_metrics_line_that_was_not_written_whole_is_written_again(tmp_path: Path) -> None:
