@@ -54,7 +54,7 @@ class Hardware:
         yosys.call("yosys", ["-q", "-p", script], folder)
         shutil.copy(_HARNESS, folder)
         shutil.copy(Path(__file__).with_suffix(".cc"), folder)
-        options = ["-std=c++14", "-O1", "-DCXXRTL_NDEBUG", "-fPIC", "-shared", "-I."]
+        options = ["-std=c++14", "-O0", "-DCXXRTL_NDEBUG", "-fPIC", "-shared", "-I."]
         command = [*_compiler(), *options, f"-I{yosys.simulator_headers()}", "loaded.cc"]
         subprocess.run([*command, "-o", "loaded.so"], cwd=folder, check=True)
         self._library = ctypes.CDLL(str(folder / "loaded.so"))

@@ -75,10 +75,19 @@ def run(*command: str, cwd: Path | None = None, given: bytes = b"") -> str:
     return ended.stdout.decode()
 
 
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Int8Array, Path]]:
+    """What each of two models gives, and their folders, which lie in one."""
+    need_gcc()
+    folder = tmp_path_factory.mktemp("models")
+    return [made(folder, "first", 0, 2, "speed"), made(folder, "second", 1, 3, "size")]
+
+
 @pytest.mark.parametrize("what", ["archives", "objects", "archives in C++"])
-def test_two_models_in_one_program_give_their_own_outputs(what: str, tmp_path: Path) -> None:
-    first, one = made(tmp_path, "first", 0, 2, "speed")
-    second, two = made(tmp_path, "second", 1, 3, "size")
+def test_two_models_in_one_program_give_their_own_outputs(
+    what: str, two_models: list[tuple[Int8Array, Path]], tmp_path: Path
+) -> None:
+    (first, one), (second, two) = two_models
     compiler = ["gcc", "-std=c99"]
     source = tmp_path / "calls.c"
     if what == "archives in C++":
@@ -90,7 +99,7 @@ def test_two_models_in_one_program_give_their_own_outputs(what: str, tmp_path: P
     if what == "objects":
         linked = [str(made) for path in (one, two) for made in sorted(path.glob("*.o"))]
     program = str(tmp_path / "program")
-    run(*compiler, *STRICT, f"-I{tmp_path}", str(source), *linked, "-o", program)
+    run(*compiler, *STRICT, f"-I{one.parent}", str(source), *linked, "-o", program)
     scale, zero = small(0, 2).tensors["input"].scale, small(0, 2).tensors["input"].zero_point
     integers = np.clip(np.rint(ir.to_graph_layout(INPUTS) / np.float32(scale)) + zero, -128, 127)
     told = run(program, given=integers.astype(np.int8).tobytes())

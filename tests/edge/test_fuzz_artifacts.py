@@ -153,12 +153,12 @@ def use_run(folder: Path) -> None:
 
 
 def test_altered_artifacts(exported: Path, tmp_path: Path) -> None:
-    check_altered(exported / "files", tmp_path / "copy", use_artifact, range(300))
+    check_altered(exported / "files", tmp_path / "copy", use_artifact, range(150))
 
 
 def test_altered_folders(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = temporary(tmp_path, monkeypatch)
-    check_altered(exported / "code", tmp_path / "copy", use_folders, range(60))
+    check_altered(exported / "code", tmp_path / "copy", use_folders, range(30))
     assert not any(left.iterdir())
 
 
@@ -181,7 +181,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_altered_runs(run: Path, tmp_path: Path) -> None:
-    check_altered(run, tmp_path / "copy", use_run, range(200))
+    check_altered(run, tmp_path / "copy", use_run, range(100))
 
 
 @pytest.mark.slow

@@ -48,16 +48,31 @@ def saved(graph: ir.Graph, goal: Any, folder: Path) -> Artifact:
     return save_c99(graph, np.zeros((1, *SHAPE), np.float32), folder / goal, {}, goal)
 
 
+Built = tuple[Artifact, build.Image]
+
+
 @pytest.fixture(scope="module")
-def model(graph: ir.Graph, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def built(graph: ir.Graph, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Built]:
+    """The model for a target, and what it is compiled to, once asked for."""
+
+    @functools.cache
+    def made(name: str) -> Built:
+        model = saved(graph, TARGETS[name].goal, tmp_path_factory.mktemp("model"))
+        return model, build.build(model, TARGETS[name], tmp_path_factory.mktemp("image"))
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(built: Callable[[str], Built]) -> Artifact:
     """The model for a Cortex-M4."""
-    return saved(graph, "size", tmp_path_factory.mktemp("model"))
+    return built("cortex-m4")[0]
 
 
 @pytest.fixture(scope="module")
-def image(model: Artifact, tmp_path_factory: pytest.TempPathFactory) -> build.Image:
+def image(built: Callable[[str], Built]) -> build.Image:
     """That model, compiled and linked."""
-    return build.build(model, TARGETS["cortex-m4"], tmp_path_factory.mktemp("image"))
+    return built("cortex-m4")[1]
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +109,10 @@ def test_a_target_gives_the_interpreters_integers_and_the_same_figures_again(
 
 
 @pytest.mark.parametrize("name", ["cortex-m4", slow("cortex-m0plus"), slow("cortex-a53")])
-def test_blocks_count_as_single_instructions_do(name: str, graph: ir.Graph, tmp_path: Path) -> None:
-    target = TARGETS[name]
-    image = build.build(saved(graph, target.goal, tmp_path), target, tmp_path)
-    machine, data = emulate.Machine(image, target), examples(graph, 1).inputs[0]
+def test_blocks_count_as_single_instructions_do(
+    name: str, graph: ir.Graph, built: Callable[[str], Built]
+) -> None:
+    machine, data = emulate.Machine(built(name)[1], TARGETS[name]), examples(graph, 1).inputs[0]
     by_block = machine.infer(data)
     counted = sum(by_block.calls) + by_block.own
     # Those behind an IT whose condition does not hold are not steps of the emulator; they take

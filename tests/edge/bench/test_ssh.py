@@ -184,11 +184,17 @@ def cross_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     [slow(("here", "gcc")), slow(("here", "zig")), ("there", "gcc")],
     indirect=["cross_compiler"],
 )
+@pytest.mark.parametrize("compiler", ["server", slow("optimising")])
 @pytest.mark.usefixtures("cross_compiler")
 def test_a_board_gives_the_interpreters_integers_and_its_times(
-    where: Any, optimising: Sshd, model: Artifact, examples: ReferenceVectors, tmp_path: Path
+    where: Any,
+    compiler: str,
+    model: Artifact,
+    examples: ReferenceVectors,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
-    server = optimising
+    server: Sshd = request.getfixturevalue(compiler)
     counter = tmp_path / "energy"
     counter.write_text("123456\n")
     result = measure(model, server.board, examples, 50, where=where, energy=str(counter))
@@ -244,7 +250,7 @@ def test_a_full_board_says_so(
     if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a small file system can be mounted by root alone")
     try:
-        full = sshd(small)
+        full = sshd(small, hasty=True)
         with pytest.raises(BenchError, match="No space left on device"):
             measure(model, full.board, examples)
         assert full.leftovers() == []

@@ -178,9 +178,12 @@ def test_litert_without_xnnpack_computes_our_integers(kind: ir.Kind) -> None:
             assert np.isin(gap, (0, 1) if SPECS[kind].in_blocks else 0).all()
 
 
-@pytest.mark.parametrize("count", [1, slow(4)])
+@pytest.mark.parametrize(("count", "flags"), [(1, PLAIN), slow((4, PLAIN)), slow((4, QUICK))])
 @pytest.mark.parametrize("kind", slow_but(ONE_KERNEL, SPECS))
-def test_compiled_c_computes_our_integers(kind: ir.Kind, count: int, tmp_path: Path) -> None:
+def test_compiled_c_computes_our_integers(
+    kind: ir.Kind, count: int, flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    """`test_kernels` has the kernels for every processor by default."""
     need_gcc()
     if not says(SPECS[kind].c99, kind, c_calls):
         return
@@ -190,7 +193,6 @@ def test_compiled_c_computes_our_integers(kind: ir.Kind, count: int, tmp_path: P
         inputs = in_torchs_layout(codes)
         examples = np.zeros(inputs.shape, np.float32)
         saved = save_c99(graph, examples, tmp_path / str(number), {}, goal)
-        flags = QUICK if goal == "speed" else PLAIN
         found = CompiledRunner(saved.path, flags).predict_int8(inputs)
         expected = evaluate_int8(graph, codes)
         assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0

@@ -146,7 +146,8 @@ def test_a_whole_model_is_onnxruntimes(whole: tuple[ir.Graph, Images]) -> None:
 @pytest.mark.parametrize("goal", ["speed", "size"])
 def test_a_whole_model_in_c(whole: tuple[ir.Graph, Images], goal: Goal, tmp_path: Path) -> None:
     need_gcc()
-    assert_same_integers(*whole, tmp_path / "model", goal)
+    graph, data = whole
+    assert_same_integers(graph, data[:20], tmp_path / "model", goal)
 
 
 def test_an_export_says_so(tmp_path: Path) -> None:

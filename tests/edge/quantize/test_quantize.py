@@ -28,6 +28,7 @@ from fedkit.graph.ops.registry import SPECS
 from fedkit.graph.verify import verify
 from tests.edge.conftest import TrainedModel
 from tests.edge.models import Branches, Flat, images
+from tests.sets import slow
 
 Build = Callable[..., ir.Graph]
 Floats = NDArray[np.float32]
@@ -317,7 +318,7 @@ def test_a_constant_that_a_norm_blew_up_costs_nothing(linear_graph: Build) -> No
     assert np.abs(gap.mean(axis=0)).max() < 0.1
 
 
-@pytest.mark.parametrize(("bits", "most"), [(8, 0.003), (6, 0.003), (4, 0.01)])
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.003), slow((6, 0.003)), (4, 0.01)])
 def test_a_trained_model_keeps_its_accuracy(trained: TrainedModel, bits: int, most: float) -> None:
     graph = optimise(lower(trained.model, trained.test.shape[1:]))
     inputs = ir.to_graph_layout(trained.test)

@@ -34,6 +34,7 @@ from tests.edge.define.tflite_runtimes import assert_equal_integers, int8_inputs
 from tests.edge.targets.c99.library import need_gcc
 from tests.edge.targets.compiled import assert_same_integers
 from tests.engine.sparse.cases import engines, pruned, zoo
+from tests.sets import slow
 
 SHAPE = (1, 8, 8)
 HOW = LocalTraining(epochs=2, batch_size=32, lr=0.05, momentum=0.9, weight_decay=1e-4)
@@ -79,7 +80,7 @@ def run_of(name: str, bits: int, how: LocalTraining | None) -> TrainedRun:
     return TrainedRun(bits, sparse.plan, reference, state, found, graph)
 
 
-@pytest.fixture(scope="module", params=[8, 4])
+@pytest.fixture(scope="module", params=[8, slow(4)])
 def run(request: pytest.FixtureRequest) -> TrainedRun:
     return run_of("resnet8", request.param, HOW)
 
@@ -133,6 +134,16 @@ def assert_same_up_to_a_sign_per_channel(kept: Ints, expected: Ints) -> None:
 def test_the_weights_are_those_that_training_multiplies(
     run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert_weights_are_those_of_training(run, monkeypatch)
+
+
+def test_the_weights_of_four_bits_are_those_that_training_multiplies(
+    four_bits: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_weights_are_those_of_training(four_bits, monkeypatch)
+
+
+def assert_weights_are_those_of_training(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = products(run, inputs(2), monkeypatch)
     assert seen.weights.keys() == run.plan.weights.keys() & layers(run.graph).keys()
     for name, op in layers(run.graph).items():

@@ -119,11 +119,14 @@ def check_built(folder: Path, to: Path, *command: str) -> str:
     return ended.stdout
 
 
+@pytest.mark.parametrize("flags", [PLAIN, slow((QUICK,))], ids=["plain", "native"])
 @pytest.mark.parametrize("compiler", ["gcc -std=c99", slow("g++ -x c++ -std=c++11")])
-def test_no_compiler_warns(folder: Path, tmp_path: Path, compiler: str) -> None:
+def test_no_compiler_warns(
+    folder: Path, tmp_path: Path, compiler: str, flags: tuple[str, ...]
+) -> None:
     sources = sorted(path.name for path in folder.glob("*.c"))
     check_built(
-        folder, tmp_path / "copy", *compiler.split(), "-fsyntax-only", *WARNINGS, *QUICK, *sources
+        folder, tmp_path / "copy", *compiler.split(), "-fsyntax-only", *WARNINGS, *flags, *sources
     )
 
 
@@ -309,7 +312,7 @@ def test_the_runner_says_what_it_lacks(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_inputs_that_do_not_fit_are_refused(folder: Path) -> None:
-    runner = CompiledRunner(folder, QUICK)
+    runner = CompiledRunner(folder, PLAIN)
     wrong: list[NDArray[Any]] = [np.zeros((1, 3, 12, 11), np.int8), np.zeros((1, 3, 12, 12), int)]
     for inputs in wrong:
         with pytest.raises(ExportError, match="the model takes int8"):

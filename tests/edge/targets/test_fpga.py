@@ -365,7 +365,7 @@ def test_a_fault_in_the_hardware_is_named(
     monkeypatch.setattr(fpga, "_HDL", hdl)
     whole = save_graph(graph[0], tmp_path / "model.graph", {})
     about = {"graph": whole.path.name, "graph_sha256": whole.sha256}
-    saved = save_fpga(*graph, tmp_path / "model", about, 2)
+    saved = save_fpga(*graph, tmp_path / "model", about, 1)
     report = check(saved.path, graph[1][:2])
     assert report.outputs.mismatches > 0
     assert report.first is not None

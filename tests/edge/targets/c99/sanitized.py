@@ -1,9 +1,10 @@
 """Runs random layers by kernels that were compiled with sanitizers; a program of its own.
 
-    python -m tests.edge.targets.c99.sanitized LIBRARY SHORT
+    python -m tests.edge.targets.c99.sanitized LIBRARY SHORT ROUNDS
 
 It ends with 0 if no kernel left its memory and every result was right. SHORT is by how many bytes
-each tensor is too small: 0, or else the sanitizer must stop the program.
+each tensor is too small: 0, or else the sanitizer must stop the program. ROUNDS is how many layers
+of each kind there are.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from edge.targets.c99 import pack
 from tests.edge.targets.c99 import cases
 from tests.edge.targets.c99.library import InferenceKernels, TensorBuffer
 
-ROUNDS = 25
-
 
 class ShortTensor(TensorBuffer):
     """A tensor whose memory ends too early."""
@@ -29,12 +28,12 @@ class ShortTensor(TensorBuffer):
         self.memory = np.full(self.planes.size + pack.SLACK - self.short, 0xA5, np.uint8)
 
 
-def main(library: str, short: str) -> None:
+def main(library: str, short: str, rounds: str) -> None:
     if int(short):
         ShortTensor.short = int(short)
         _replace_tensors()
     kernels = InferenceKernels(Path(library))
-    for seed in range(ROUNDS):
+    for seed in range(int(rounds)):
         for check in cases.CHECKS.values():
             check(kernels, np.random.default_rng(seed))
         for kind in cases.CONVS:
