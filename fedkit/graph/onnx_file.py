@@ -23,6 +23,8 @@ from fedkit.core.files import read_whole
 from fedkit.graph import ir
 from fedkit.graph.operands import Unsupported
 
+_INITIALISERS_ALONE = 4
+
 Source = Path | str | bytes
 """Path of an .onnx file, or its bytes."""
 
@@ -78,6 +80,8 @@ def prepare(
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
+    # Older formats want initialisers among the inputs; no runtime insists on it.
+    made.ir_version = max(made.ir_version, _INITIALISERS_ALONE)
     _check_names(made.graph)
     _order(made.graph)
     for name, shape in (shapes or {}).items():

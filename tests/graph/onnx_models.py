@@ -132,6 +132,12 @@ FORMS: dict[str, Callable[[], bytes]] = {
     "clip, infinite": lambda: flat(node("Clip", "x l h", "m"), l=number(0), h=number(np.inf)),
     "relu": lambda: flat(node("Relu", "x", "m")),
     "add": lambda: flat(node("Relu", "x", "r"), node("Add", "r x", "m")),
+    "sum of one": lambda: flat(node("Relu", "x", "r"), node("Sum", "r", "m")),
+    "sum of four": lambda: flat(
+        node("Relu", "x", "r"), node("Exp", "x", "e"), node("Sum", "x r e c", "m"), c=number(2)
+    ),
+    "larger than a number": lambda: flat(node("Max", "c x", "m"), c=number(0)),
+    "smaller than a number": lambda: flat(node("Min", "x c", "m"), c=number(0.5)),
     "global average": lambda: flat(node("GlobalAveragePool", "x", "m")),
     "mean, attribute": lambda: flat(node("ReduceMean", "x", "m", axes=[-1, 2])),
     "mean, input": lambda: file(

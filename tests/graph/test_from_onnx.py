@@ -204,6 +204,16 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: file(node("MatMul", "x x"), shape=(1, 1)).SerializeToString(),
         "weights that depend on the input",
     ),
+    "a sum that widens": (
+        lambda: flat(
+            node("GlobalAveragePool", "x", "g"), node("Relu", "x", "r"), node("Sum", "g x r", "m")
+        ),
+        "a sum of 3 values, and not of one shape",
+    ),
+    "the larger of two": (
+        lambda: flat(node("Relu", "x", "r"), node("Max", "x r", "m")),
+        "the other value that depend on the input",
+    ),
     "double weights": (
         lambda: flat(node("Conv", "x w", "m"), w=KERNEL.astype(np.float64)),
         r"W has inconsistent type tensor\(double\)",

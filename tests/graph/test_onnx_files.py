@@ -132,6 +132,12 @@ def test_an_inner_value_can_be_an_output() -> None:
     assert evaluate(graph, ir.to_graph_layout(images(*SHAPE))).shape == (12, 4)
 
 
+def test_initialisers_need_not_be_inputs_in_old_formats() -> None:
+    model = onnx.load_from_string(FORMS["conv, asymmetric padding"]())
+    model.ir_version, model.opset_import[0].version = 3, 8
+    assert load_onnx(model.SerializeToString()).inputs == ("x",)
+
+
 def test_initialisers_may_be_listed_as_inputs() -> None:
     model = onnx.load_from_string(FORMS["conv, asymmetric padding"]())
     dims = model.graph.initializer[0].dims
@@ -398,14 +404,20 @@ def installed() -> Iterator[Path]:
         yield from sorted(Path(str(package.__file__)).parent.rglob("*.onnx"))
 
 
+LARGE = ("alexnet", "vgg19", "zfnet512")
+"""Whose weights take hundreds of megabytes."""
+
+
 @pytest.mark.slow
 def test_files_of_installed_packages_are_read_or_refused_by_name() -> None:
-    read = refused = 0
+    read, refused = set(), 0
     for path in installed():
         try:
-            load_onnx(path)  # which compares with onnxruntime
-            read += 1
+            if not any(name in path.name for name in LARGE):
+                load_onnx(path)  # which compares with onnxruntime
+                read.add(path.stem)
         except ExportError as error:
             assert str(error)
             refused += 1
-    assert read >= 5 and refused
+    assert read >= {"light_squeezenet", "light_densenet121", "light_inception_v2", "light_resnet50"}
+    assert refused
