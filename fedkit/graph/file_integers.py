@@ -40,6 +40,7 @@ class FileIntegers:
         activations: Name in the graph -> what its integers are worth; None where the file quantises
             it in two ways.
         constants: Name in the file of what is dequantised from integers -> its scales.
+        are_told: Whether the file quantises or dequantises anything.
         weights: Source of an op -> the scales of its weights, one or one per output channel; None
             where two nodes have one name.
     """
@@ -47,7 +48,8 @@ class FileIntegers:
     activations: dict[str, Steps | None] = field(default_factory=dict)
     constants: dict[str, ir.Array] = field(default_factory=dict)
     weights: dict[str, ir.Array | None] = field(default_factory=dict)
+    are_told: bool = False
 
     def __bool__(self) -> bool:
         """Whether the file is quantised."""
-        return bool(self.activations or self.constants)
+        return self.are_told

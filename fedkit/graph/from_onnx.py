@@ -26,7 +26,7 @@ from fedkit.graph.layouts import graph_shape
 from fedkit.graph.lowering import SERIES, Lowering
 from fedkit.graph.onnx_file import first_line, refusing
 from fedkit.graph.onnx_file import source_of as _source
-from fedkit.graph.onnx_integers import BYTES
+from fedkit.graph.onnx_integers import BYTES, MOVES
 from fedkit.graph.operands import Unsupported, activation, constant, number, require, require_small
 from fedkit.graph.ops.registry import ONNX
 
@@ -210,8 +210,10 @@ def _refuse_integer_operators(model: onnx.ModelProto) -> None:
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    version = versions.get("", versions.get("ai.onnx", 1))
+    told = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+    if len(told) > 1:
+        raise ExportError(f"the file is of the opsets {sorted(told)} at once; export it again")
+    version = next(iter(told), 1)
     if version not in _OPSETS:
         raise ExportError(
             f"the file is of opset {version}; opsets {_OPSETS[0]} to {_OPSETS[-1]} can be lowered: "
@@ -223,8 +225,6 @@ def _opset(model: onnx.ModelProto) -> int:
 def _bind(model: onnx.ModelProto, lowering: _Lowering, batch: int = 1) -> tuple[str, ...]:
     """Make the inputs and the constants known; return the names of the inputs."""
     graph = model.graph
-    if graph.sparse_initializer:
-        raise ExportError("the file holds sparse tensors; export it with dense ones")
     for tensor in graph.initializer:
         with refusing(f"constant {tensor.name!r} cannot be read", "export the file again"):
             lowering.bind(tensor.name, numpy_helper.to_array(tensor))
@@ -437,7 +437,7 @@ def _require_numbers(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     if proto.op_type in _OF_BYTES:
         return
     steps = {lowering.steps.get(name) for name in activations}
-    moves = proto.op_type in _MOVES and len(steps) == 1
+    moves = proto.op_type in MOVES and len(steps) == 1
     for name in activations:
         kind = lowering.types[name].tensor_type.elem_type
         is_right = kind == onnx.TensorProto.FLOAT or (kind in BYTES and moves)
@@ -496,6 +496,7 @@ def _fold(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     """Evaluate a node that depends on constants alone."""
     is_random = _schema(lowering, proto).non_deterministic  # type: ignore[attr-defined]  # missing in its stub
     require(not is_random, f"{proto.op_type} of constants gives random values, or runs a graph")
+    _require_quick(lowering, proto)
     outputs = [name for name in proto.output if name in lowering.read]
     for name in outputs:
         is_known = _dims(lowering.types.get(name)) is not None
@@ -517,6 +518,31 @@ def _fold(lowering: _Lowering, proto: onnx.NodeProto) -> None:
             lowering.bind(name, np.asarray(value))
     except Exception as error:  # the reference documents no class
         raise Unsupported(f"{proto.op_type} of constants fails: {first_line(error)}") from error
+
+
+def _require_quick(lowering: _Lowering, proto: onnx.NodeProto) -> None:
+    """Refuse what could take for ever though its result is small."""
+    operands = [np.asarray(lowering.values[name]) for name in proto.input if name]
+    require(all(each.dtype.kind not in "OSU" for each in operands), f"{proto.op_type} of text")
+    count = sum(each.size for each in operands)
+    if proto.op_type == "Einsum":
+        count = math.prod(each.size for each in operands)
+    most = ir.LARGEST_SIZE if proto.op_type in _QUICK else _MOST_OF_OTHERS
+    require(
+        count <= most,
+        f"{proto.op_type} of constants of {count} values; {most} can be: compute it beforehand",
+    )
+
+
+_MOST_OF_OTHERS = 2**22
+"""Values that an operator reads which does more with each than a few steps: a product, a sort."""
+
+_QUICK = (
+    *("Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Concat"),
+    *("Split", "Slice", "Expand", "Tile", "Pad", "Gather", "Neg", "Abs", "Sqrt", "Reciprocal"),
+    *("Add", "Sub", "Mul", "Div", "Pow", "Clip", "Relu", "Where", "Max", "Min"),
+    *("QuantizeLinear", "DequantizeLinear"),
+)
 
 
 def _fold_integers(lowering: _Lowering, proto: onnx.NodeProto) -> None:
@@ -562,12 +588,6 @@ _HANDLERS: dict[str, Callable[[_Lowering, _Node], Value]] = {
 
 OPERATORS = frozenset(_HANDLERS)
 """What is read of activations; of constants every operator of ONNX can be evaluated."""
-
-_MOVES = (
-    *("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice"),
-    *("Concat", "MaxPool", "Pad", "Clip"),
-)
-"""What gives the values that it reads, bytes too."""
 
 _OF_BYTES = ("Cast", "QuantizeLinear", "DequantizeLinear", "Shape", "Size")
 """What knows what bytes are worth, or looks at no values."""

@@ -59,6 +59,8 @@ def load(source: Source) -> onnx.ModelProto:
             f"{name} holds functions of its own, as {model.functions[0].name!r}; put their nodes "
             "in their place: onnx.inliner.inline_local_functions does it"
         )
+    if model.graph.sparse_initializer:
+        raise ExportError(f"{name} holds sparse tensors; export it with dense ones")
     _load_external_data(model, None if isinstance(source, bytes) else Path(source).parent)
     return model
 
@@ -192,7 +194,7 @@ def _check_names(graph: onnx.GraphProto) -> None:
 
 def _order(graph: onnx.GraphProto) -> None:
     """Bring nodes into an order in which they can run; refuse a file that has none."""
-    known = {one.name for one in (*graph.initializer, *graph.sparse_initializer, *graph.input)}
+    known = {one.name for one in (*graph.initializer, *graph.input)}
     order = _runnable(graph.node, known)
     if len(order) < len(graph.node):
         _refuse_order([node for at, node in enumerate(graph.node) if at not in set(order)], known)

@@ -25,6 +25,12 @@ from fedkit.graph.spec import ModelReader, OnnxNode
 BYTES: Mapping[int, int] = {TensorProto.UINT8: 0, TensorProto.INT8: -128}
 """Types of integers of 8 bits -> the least of them."""
 
+MOVES = (
+    *("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice"),
+    *("Concat", "MaxPool", "Pad", "Clip"),
+)
+"""What gives the values that it reads, integers too."""
+
 _POSITIVE = ("relu", "relu6", "sigmoid", "softmax", "hard_sigmoid")
 _OF_INTEGERS: Mapping[str, tuple[int, ...]] = {"Pad": (2,), "Clip": (1, 2)}
 """Which operands of a node that moves integers are integers too."""
@@ -44,14 +50,24 @@ class _Reader(ModelReader, Protocol):
 
 def note_input(reader: _Reader, graph: onnx.GraphProto, name: str, kind: int) -> None:
     """Note what the bytes of an input are worth: themselves, or what the file makes of them."""
-    reader.steps[name] = Steps(1.0, 0, BYTES[kind])
-    readers = [node for node in graph.node if name in node.input]
-    if not readers or any(node.op_type != "DequantizeLinear" for node in readers):
-        return
-    found = {_constant_steps(reader, node, BYTES[kind]) for node in readers}
-    if len(found) == 1 and (known := found.pop()):
-        reader.steps[name] = known
-        reader.integers.activations[name] = known
+    steps, readers = Steps(1.0, 0, BYTES[kind]), _readers(graph, name)
+    if all(node.op_type == "DequantizeLinear" for node in readers):
+        found = {_constant_steps(reader, node, BYTES[kind]) for node in readers}
+        steps = (found.pop() if len(found) == 1 else None) or steps
+    reader.steps[name] = reader.integers.activations[name] = steps
+
+
+def _readers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
+    """Return what reads a value, and what reads it where it was moved to."""
+    names, found = {name}, []
+    for node in graph.node:
+        if names.isdisjoint(node.input):
+            continue
+        if node.op_type in MOVES:
+            names.update(node.output)
+        else:
+            found.append(node)
+    return found
 
 
 def _constant_steps(reader: _Reader, node: onnx.NodeProto, least: int) -> Steps | None:
@@ -100,6 +116,7 @@ def note_constants(reader: _Reader, node: onnx.NodeProto) -> None:
     """Note the scales of what a node of constants dequantises."""
     if node.op_type == "DequantizeLinear":
         scales = reader.values[node.input[1]]
+        reader.integers.are_told = True
         reader.integers.constants[node.output[0]] = np.asarray(scales, np.float32).ravel()
 
 
@@ -158,6 +175,7 @@ def read_quantize(reader: Any, node: Any) -> ir.Tensor:
     is_float = _kind(reader, node.proto.input[0]) == TensorProto.FLOAT
     require(is_float and kind in BYTES, f"integers of type {_called(kind)}; int8 and uint8 can be")
     steps = _steps(node, BYTES[kind])
+    reader.integers.are_told = True
     reader.steps[node.proto.output[0]] = steps
     is_input = all(x.name != op.output for op in reader.ops)
     if steps.begins_at_zero and not is_input and not _is_positive(reader, x.name):
@@ -172,6 +190,7 @@ def read_dequantize(reader: Any, node: Any) -> ir.Tensor:
     if known is None:
         raise Unsupported(f"integers of type {_called(_kind(reader, name))}; int8 and uint8 can be")
     steps = _steps(node, known.least)
+    reader.integers.are_told = True
     if steps == known:
         return x
     factor = steps.scale / known.scale

@@ -384,6 +384,24 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
         ),
         "NonZero of constants, whose size is unknown",
     ),
+    "text that takes for ever": (
+        lambda: flat(
+            node("RegexFullMatch", "s", "q", pattern="(a+)+$"),
+            node("Cast", "q", "f", to=TensorProto.FLOAT),
+            node("Add", "x f", "m"),
+            opset=20,
+            s=np.array(["a" * 40 + "b"], object),
+        ),
+        "RegexFullMatch of text",
+    ),
+    "a sum that takes for ever": (
+        lambda: flat(
+            node("Einsum", "v v v", "s", equation="i,j,k->"),
+            node("Add", "x s", "m"),
+            v=weights(2**9),
+        ),
+        "Einsum of constants of 134217728 values; 4194304 can be",
+    ),
     "random weights": (
         lambda: flat(node("RandomNormal", "", "w", shape=[4, 3, 1, 1]), node("Conv", "x w", "m")),
         "RandomNormal of constants gives random values",

@@ -261,6 +261,8 @@ HOSTILE: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
         "2 values called 'x'",
     ),
     "an output of no node": (lambda m: m.graph.node.pop(), "output 'y' is computed by no node"),
+    "two opsets": (lambda m: m.opset_import.add(version=9), r"of the opsets \[9, 17\] at once"),
+    "sparse tensors": (lambda m: m.graph.sparse_initializer.add(), "holds sparse tensors"),
     "a function": (lambda m: m.functions.add(name="f"), "functions of its own, as 'f'.*inliner"),
     "a giant": (
         lambda m: m.graph.input[0].type.tensor_type.shape.dim[1].__setattr__("dim_value", 10**12),

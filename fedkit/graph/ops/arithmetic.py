@@ -10,7 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.operands import ConstantOperand, activation, constant, require
+from fedkit.graph.operands import (
+    ConstantOperand,
+    activation,
+    constant,
+    require,
+    require_broadcast,
+)
 from fedkit.graph.spec import (
     Aten,
     ModelReader,
@@ -194,6 +200,7 @@ def _read_onnx(operator: Operator, reader: ModelReader, node: OnnxNode) -> ir.Te
 
 def _read_sum_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     """Add a sum of any number of values."""
+    require_broadcast("Sum", node)
     first, *others = node.inputs
     if not others:
         return activation(first)

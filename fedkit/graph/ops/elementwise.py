@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.operands import activation, constant, number, require
+from fedkit.graph.operands import activation, constant, number, require, require_broadcast
 from fedkit.graph.ops.arithmetic import AFFINE
 from fedkit.graph.spec import (
     Aten,
@@ -107,6 +107,7 @@ def _read_extreme(operator: str, reader: ModelReader, node: OnnxNode) -> ir.Tens
     """Add the clamp that the larger or smaller of a value and a number is."""
     require(len(node.inputs) == 2, f"{operator} of {len(node.inputs)} values; of two can be")
     x, bound = sorted(node.inputs, key=lambda each: not isinstance(each, ir.Tensor))
+    require_broadcast(operator, node)
     end = np.asarray(constant(bound, "the other value"))
     require(end.size == 1, f"{operator} with {end.size} numbers; with one can be")
     value = float(end.item())

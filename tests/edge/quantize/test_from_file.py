@@ -40,7 +40,11 @@ def our_file(name: str) -> tuple[ir.Graph, bytes]:
     return graph, emitter.emit(graph)
 
 
-@pytest.mark.parametrize("name", slow_but(("relu6", "branches"), MODELS))
+# The others' files quantise nothing (bytes are moved alone), or transpose them.
+KEPT = [name for name in MODELS if not name.startswith(("max-pooling", "zero padding", "flatten"))]
+
+
+@pytest.mark.parametrize("name", slow_but(("relu6", "branches"), KEPT))
 @pytest.mark.filterwarnings("error")
 def test_our_own_files_are_the_integers_that_they_were_made_of(name: str) -> None:
     graph, content = our_file(name)
@@ -102,7 +106,7 @@ def test_files_of_onnxruntimes_quantisation_are_kept(
         graph = load_onnx(path)
     x, y = graph.tensors[graph.inputs[0]], graph.tensors[graph.outputs[0]]
     of_file = {each.name: numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
-    assert x.scale in {float(each) for each in of_file.values() if each.size == 1}
+    assert x.scale in {each.item() for each in of_file.values() if each.size == 1}
     real = (x.scale * (codes(graph).astype(np.float64) - x.zero_point)).astype(np.float32)
     wanted = runtime(path.read_bytes(), np.moveaxis(real, 3, 1)) / np.float32(y.scale)
     found = evaluate_int8(graph, codes(graph), "onnxruntime") - np.float32(y.zero_point)
