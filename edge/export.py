@@ -15,6 +15,7 @@ from edge import artifact, passes
 from edge.ops.registry import check_forms
 from edge.passes.slim import slim
 from edge.quantize import truth
+from edge.quantize.from_file import Misfit, check_kept, keep_integers
 from edge.quantize.to_int8 import Scaling, TrainedIntegers, quantize
 from edge.save import save
 from edge.save import save_graph as save_graph
@@ -323,28 +324,70 @@ def float_graph(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.G
         input_shape: Of one example, for a torch model.
     """
     if isinstance(model, ir.Graph):
+        _check_ports(model)
         return passes.optimise(model)
     from fedkit.graph.from_torch import lower  # torch, which what reads artifacts does not need
 
     return passes.optimise(lower(model, input_shape))
 
 
-def load_onnx(source: Path | str | bytes) -> ir.Graph:
-    """Read a float ONNX file as the graph that every export takes in place of a torch model.
+def _check_ports(graph: ir.Graph) -> None:
+    for names, what in ((graph.inputs, "inputs"), (graph.outputs, "outputs")):
+        if len(names) != 1:
+            way = "read the file with one of them (--output NAME, or outputs)"
+            raise ExportError(
+                f"the graph has {len(names)} {what} ({', '.join(map(repr, names))}), and an "
+                f"artifact has one: {way if what == 'outputs' else 'export the model with one'}"
+            )
+    if graph.tensors[graph.inputs[0]].dtype != "float32":
+        raise ExportError(
+            "the graph is of integers already, as its file was; save it as it is, with "
+            "`edge.export_model` or the functions that begin with save_"
+        )
+
+
+def load_onnx(
+    source: Path | str | bytes,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    outputs: Sequence[str] = (),
+) -> ir.Graph:
+    """Read an ONNX file as the graph that every export takes in place of a torch model.
 
     Args:
         source: Path of the file, or its bytes; see `fedkit.graph.from_onnx.lower` for what it may
             hold.
+        shapes: Of inputs that the file leaves open, by their names, batch in front.
+        outputs: Names of the values to compute; what lies behind them is left out. By default the
+            file's outputs.
 
     Returns:
-        A float graph. Where onnxruntime is installed, it gives the outputs that the file gives
-        there; see `fedkit.graph.onnx_compare`.
+        A float graph; of a file in QDQ form the int8 graph that it is, if its integers fit. Where
+        onnxruntime is installed, it gives the outputs that the file gives there; see
+        `fedkit.graph.onnx_compare`.
 
     Raises:
         ExportError: The file cannot be used, or onnx is not installed.
+
+    Warns:
+        ExportWarning: Integers of the file cannot be kept; what is read is its float model.
     """
     with needing_package("onnx"):
-        from fedkit.graph import from_onnx as lower_onnx
-    graph = lower_onnx.lower(source)
-    check_read(graph, source)
-    return graph
+        from fedkit.graph import from_onnx
+    read = from_onnx.read(from_onnx.opened(source, shapes, outputs))
+    # As it is, where that is what was read: with data in other files it may be larger than bytes.
+    content = read.model.SerializeToString() if shapes or outputs else source
+    if not read.integers:
+        check_read(read.graph, content, ports=read.ports)
+        return read.graph
+    try:
+        kept = keep_integers(read.graph, read.integers)
+    except Misfit as error:
+        warnings.warn(
+            f"the file is quantised, and its integers are not kept: {error}. It is read as its "
+            "float model, without the roundings; calibrate it as one",
+            truth.ExportWarning,
+            stacklevel=2,
+        )
+        return read.graph
+    check_kept(kept, content, read.ports)
+    return kept

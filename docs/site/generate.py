@@ -160,9 +160,9 @@ def _ops() -> Iterator[str]:
 
 
 def _onnx_operators() -> Iterator[str]:
-    from fedkit.graph.from_onnx import _HANDLERS, _OPSETS
+    from fedkit.graph.from_onnx import _OPSETS, OPERATORS
 
-    operators = ", ".join(f"`{operator}`" for operator in sorted(_HANDLERS))
+    operators = ", ".join(f"`{operator}`" for operator in sorted(OPERATORS))
     yield f"Opsets {_OPSETS[0]} to {_OPSETS[-1]}: {operators}."
 
 

@@ -127,6 +127,53 @@ def export_run(
     _print(export.export_run(run, form, log), as_json, tables.artifacts_table)
 
 
+@app.command("import")
+def import_onnx(
+    file: Annotated[Path, typer.Argument(help="an .onnx file")],
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=1x3x224x224",
+            help="of an input whose sizes the file leaves open; without a name for one input",
+        ),
+    ] = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="value to compute; what lies behind it is left out"),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="a .npy file of examples, for --out")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="artifact to make, which its ending tells: .tflite, .onnx, -c99, -fpga"),
+    ] = None,
+    accept_error: AcceptError = False,
+    as_json: Json = False,
+) -> None:
+    """Show which ops of an ONNX file can be read, read it, and make an artifact of it.
+
+    Exits with 1 if an op is refused.
+
+    Example: `fedkit import model.onnx --input-shape 1x3x224x224 --calibration x.npy --out m.tflite`
+    """
+    from fedkit.cli import importing
+
+    shapes, outputs = importing.shapes_of(input_shape or ()), tuple(output or ())
+    found = importing.support(file, shapes, outputs)
+    if not as_json:
+        _print(found, False, importing.support_table)
+    if found["refused"]:
+        if as_json:
+            _print(found, True, None)
+        raise typer.Exit(1)
+    graph = importing.read(file, shapes, outputs, _say)
+    read = importing.about(graph)
+    if out is not None:
+        read |= importing.export(graph, calibration, out, accept_error)
+    _print({**found, **read} if as_json else read, as_json, importing.read_table)
+
+
 @app.command("eval")
 def evaluate(
     artifact: ArtifactPath,

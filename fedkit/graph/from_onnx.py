@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import checker, defs, external_data_helper, helper, numpy_helper, shape_inference
+from onnx import defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from fedkit.core.errors import ExportError
-from fedkit.core.files import read_whole
-from fedkit.graph import ir
+from fedkit.graph import ir, onnx_file, onnx_integers
+from fedkit.graph.file_integers import FileIntegers, Steps
 from fedkit.graph.layouts import graph_shape
 from fedkit.graph.lowering import SERIES, Lowering
+from fedkit.graph.onnx_file import first_line, refusing
+from fedkit.graph.onnx_file import source_of as _source
+from fedkit.graph.onnx_integers import BYTES, MOVES
 from fedkit.graph.operands import Unsupported, activation, constant, number, require, require_small
 from fedkit.graph.ops.registry import ONNX
 
@@ -35,7 +36,7 @@ _OPSETS = range(7, 29)
 _SMALL = 1024
 """Elements up to which a constant's values are shown to shape inference; it asks for few."""
 
-_QUANTISED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QGemm")
+_QUANTISED = ("DynamicQuantizeLinear", "QGemm")
 _QUANTISED_ENDINGS = ("Integer", "IntegerToFloat")
 
 Value = ir.Tensor | ir.Array
@@ -80,6 +81,14 @@ class _Lowering(Lowering[_Node]):
     unknown: set[str] = field(default_factory=set)
     """What nothing is known of, because what computes it was refused."""
 
+    refused: dict[int, str] = field(default_factory=dict)
+    """Place of a node among all -> why it cannot be read."""
+
+    steps: dict[str, Steps] = field(default_factory=dict)
+    """Activation of integers, by its name in the file -> what they are worth."""
+
+    integers: FileIntegers = field(default_factory=FileIntegers)
+
     def name_of(self, node: _Node) -> str:
         return str(node.proto.output[0])
 
@@ -106,106 +115,105 @@ class _Lowering(Lowering[_Node]):
             self.small[name] = numpy_helper.from_array(value, name)
 
 
-def lower(source: Path | str | bytes) -> ir.Graph:
-    """Lower a float ONNX file to a float graph.
+@dataclass(frozen=True)
+class OnnxModel:
+    """What was read from a file.
+
+    Attributes:
+        graph: In the layouts of `ir` with batch 1, not yet optimised; it passes `verify`.
+        integers: What the file says of integers, if it is quantised.
+        model: What was read: the file, cut to the outputs that were asked for.
+        ports: Name in the file of an input or output that is of bytes there -> what they are worth
+            in the graph, where it is of float32.
+    """
+
+    graph: ir.Graph
+    integers: FileIntegers
+    model: onnx.ModelProto
+    ports: Mapping[str, Steps]
+
+
+def lower(
+    source: onnx_file.Source,
+    shapes: onnx_file.Shapes | None = None,
+    outputs: Sequence[str] = (),
+) -> ir.Graph:
+    """Lower an ONNX file to a float graph.
 
     Args:
-        source: Path of an .onnx file, or its bytes. It has one input, float32 [n, channels, height,
-            width] or [n, features], and one output; n is 1 or symbolic.
+        source: Path of an .onnx file, or its bytes. Its inputs are float32, uint8 or int8, [n,
+            channels, height, width] or [n, features]; n is 1 or symbolic. The graph takes bytes as
+            float32 numbers: of inputs that the file dequantises at once, what comes of that.
+        shapes: Of inputs that the file leaves open, by their names; see `onnx_file.prepare`.
+        outputs: Names of the values to compute; by default the file's outputs.
 
     Returns:
-        A graph in the layouts of `ir` with batch 1, not yet optimised; it passes `verify`.
+        A graph in the layouts of `ir` with batch 1, not yet optimised; it passes `verify`. Of a
+        file with QuantizeLinear and DequantizeLinear it is the float model between them.
 
     Raises:
-        ExportError: The file is missing, damaged, quantised already, or not such a model, or it
+        ExportError: The file is missing, damaged, of integer operators, or not such a model, or it
             holds unsupported ops, or such as mix the examples of a symbolic batch; all are listed.
     """
-    model = _read(source)
-    _refuse_quantised(model)
-    lowering = _Lowering(opset=_opset(model), read=_read_names(model))
-    with _refusing("onnx refuses the file", "it is damaged, or newer than the installed onnx"):
-        checker.check_model(model)
-    name = _bind(model, lowering)
-    for node in model.graph.node:
-        _lower_node(lowering, node)
+    return read(opened(source, shapes, outputs)).graph
+
+
+def opened(
+    source: onnx_file.Source,
+    shapes: onnx_file.Shapes | None = None,
+    outputs: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """Read a file and look through it; arguments and errors as for `lower`, but for ops."""
+    model = onnx_file.load(source)
+    _opset(model)
+    return onnx_file.prepare(model, shapes, outputs)
+
+
+def read(model: onnx.ModelProto) -> OnnxModel:
+    """Lower what `opened` returns; errors as for `lower`."""
+    names, lowering = lowered(model)
     lowering.raise_diagnostics()
     lowering.diagnostics.extend(_mixing(model, lowering))
     lowering.raise_diagnostics()
-    return lowering.graph((name,), lowering.values[model.graph.output[0].name])
+    found = [lowering.values[port.name] for port in model.graph.output]
+    ports = (*onnx_file.open_inputs(model.graph), *model.graph.output)
+    of_ports = {p.name: lowering.steps[p.name] for p in ports if p.name in lowering.steps}
+    return OnnxModel(lowering.graph(names, *found), lowering.integers, model, of_ports)
+
+
+def lowered(model: onnx.ModelProto) -> tuple[tuple[str, ...], _Lowering]:
+    """Lower every node that can be; return the names of the inputs, and what became of it."""
+    _refuse_integer_operators(model)
+    lowering = _Lowering(opset=_opset(model), read=_read_names(model))
+    names = _bind(model, lowering)
+    for place, node in enumerate(model.graph.node):
+        _lower_node(lowering, node, place)
+    for port in model.graph.output:
+        if not port.HasField("type") and port.name in lowering.types:
+            port.type.CopyFrom(lowering.types[port.name])
+    return names, lowering
 
 
 # The file
 
 
-@contextmanager
-def _refusing(what: str, remedy: str) -> Iterator[None]:
-    """Turn any error inside, of the libraries' many classes, into one of ours."""
-    try:
-        yield
-    except (ExportError, Unsupported):
-        raise
-    except Exception as error:
-        raise ExportError(f"{what}: {_first_line(error)}; {remedy}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _read(source: Path | str | bytes) -> onnx.ModelProto:
-    if isinstance(source, bytes):
-        name, content = f"the model of {len(source)} bytes", source
-    else:
-        name = str(source)
-        with _refusing(f"{name} cannot be read", "give the path of an .onnx file"):
-            content = read_whole(Path(source))
-    with _refusing(f"{name} is not an ONNX file, or is damaged", "export it again"):
-        model = onnx.load_from_string(content)
-    if not (model.ir_version and model.HasField("graph") and _is_text(model.graph)):
-        raise ExportError(
-            f"{name} is not an ONNX file, or is damaged: it holds no model; export it again"
-        )
-    _load_external_data(model, None if isinstance(source, bytes) else Path(source).parent)
-    return model
-
-
-def _is_text(graph: onnx.GraphProto) -> bool:
-    """Whether all names are strings, which protobuf does not see to."""
-    named = (*graph.input, *graph.output, *graph.initializer)
-    names = [name for node in graph.node for name in (*node.input, *node.output)]
-    names += [name for node in graph.node for name in (node.name, node.op_type, node.domain)]
-    return all(isinstance(name, str) for name in (*names, *(one.name for one in named)))
-
-
-def _load_external_data(model: onnx.ModelProto, folder: Path | None) -> None:
-    is_outside = external_data_helper.uses_external_data
-    outside = [tensor for tensor in model.graph.initializer if is_outside(tensor)]
-    if outside and folder is None:
-        raise ExportError(
-            f"the data of {', '.join(tensor.name for tensor in outside[:3])} are in another file, "
-            f"which bytes alone do not tell; give the path of the .onnx file"
-        )
-    with _refusing("data outside the .onnx file cannot be read", "put their file beside it"):
-        for tensor in outside:
-            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-            tensor.data_location = onnx.TensorProto.DEFAULT
-            del tensor.external_data[:]
-
-
-def _refuse_quantised(model: onnx.ModelProto) -> None:
+def _refuse_integer_operators(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         operator = node.op_type
         is_integer = operator in _QUANTISED or operator.endswith(_QUANTISED_ENDINGS)
         if is_integer or operator.startswith("QLinear"):
             raise ExportError(
                 f"the file is quantised already: it holds {operator}, node {_source(node)!r}; a "
-                f"quantised file cannot be lowered again, give the float model it was made from"
+                f"file of integer operators cannot be read, give the float model it was made from, "
+                f"or one in QDQ form (QuantizeLinear and DequantizeLinear)"
             )
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    version = versions.get("", versions.get("ai.onnx", 1))
+    told = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+    if len(told) > 1:
+        raise ExportError(f"the file is of the opsets {sorted(told)} at once; export it again")
+    version = next(iter(told), 1)
     if version not in _OPSETS:
         raise ExportError(
             f"the file is of opset {version}; opsets {_OPSETS[0]} to {_OPSETS[-1]} can be lowered: "
@@ -214,34 +222,40 @@ def _opset(model: onnx.ModelProto) -> int:
     return int(version)
 
 
-def _bind(model: onnx.ModelProto, lowering: _Lowering, batch: int = 1) -> str:
-    """Make the input and the constants known; return the name of the input."""
+def _bind(model: onnx.ModelProto, lowering: _Lowering, batch: int = 1) -> tuple[str, ...]:
+    """Make the inputs and the constants known; return the names of the inputs."""
     graph = model.graph
-    if graph.sparse_initializer:
-        raise ExportError("the file holds sparse tensors; export it with dense ones")
     for tensor in graph.initializer:
-        with _refusing(f"constant {tensor.name!r} cannot be read", "export the file again"):
+        with refusing(f"constant {tensor.name!r} cannot be read", "export the file again"):
             lowering.bind(tensor.name, numpy_helper.to_array(tensor))
-    inputs = [port for port in graph.input if port.name not in lowering.values]
+    inputs = onnx_file.open_inputs(graph)
     for ports, what in ((inputs, "inputs"), (graph.output, "outputs")):
-        if len(ports) != 1:
-            names = ", ".join(repr(port.name) for port in ports) or "none"
-            raise ExportError(f"the model has {len(ports)} {what} ({names}); it must have one")
-    name, shape = inputs[0].name, (batch, *_input_shape(inputs[0])[1:])
-    lowering.values[name] = lowering.activation(name, graph_shape(shape))
-    lowering.types[name] = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, shape)
-    return str(name)
+        if not ports:
+            raise ExportError(f"the model has no {what}; it must have one at least")
+    for port in inputs:
+        shape = _input_shape(port)
+        first = port.type.tensor_type.shape.dim[0]
+        shape = shape if first.dim_value == 1 else (batch, *shape[1:])
+        kind, name = port.type.tensor_type.elem_type, port.name
+        lowering.values[name] = lowering.activation(name, graph_shape(shape))
+        lowering.types[name] = helper.make_tensor_type_proto(kind, shape)
+        if kind in BYTES:
+            onnx_integers.note_input(lowering, graph, name, kind)
+    return tuple(port.name for port in inputs)
+
+
+_INPUTS = {onnx.TensorProto.FLOAT, *BYTES}
 
 
 def _input_shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """Return the shape of the model's input with batch 1."""
+    """Return the shape of one of the model's inputs with batch 1."""
     found = port.type.tensor_type
-    if found.elem_type != onnx.TensorProto.FLOAT:
+    if found.elem_type not in _INPUTS:
         types = onnx.TensorProto.DataType
         kind = types.Name(found.elem_type) if found.elem_type in types.values() else "unknown"
         raise ExportError(
-            f"input {port.name!r} is of type {kind}; only float32 models can be lowered: export "
-            f"the model in float32, before it is quantised or halved"
+            f"input {port.name!r} is of type {kind}; only float32 models, and bytes as inputs, can "
+            f"be lowered: export the model in float32, before it is halved"
         )
     dims = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in found.shape.dim]
     if len(dims) not in (2, 4):
@@ -250,15 +264,19 @@ def _input_shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
             f"width] or [n, features]; {SERIES}"
         )
     if dims[0] > 1:
+        given = "x".join(str(dim or "?") for dim in (1, *dims[1:]))
         raise ExportError(
             f"input {port.name!r} has batch size {dims[0]}; a device sees one example at a time: "
-            f"export the model with batch size 1 or a symbolic one"
+            f"export the model with batch size 1 or a symbolic one, or give --input-shape "
+            f"{port.name}={given}"
         )
     if min(dims[1:]) < 1:
         named = [dim.dim_param or str(dim.dim_value or "?") for dim in found.shape.dim]
+        given = "x".join(["1", *(str(dim or "?") for dim in dims[1:])])
         raise ExportError(
             f"input {port.name!r} has the dynamic shape [{', '.join(named)}]; only the first "
-            f"dimension, the batch, may be so: export the model with fixed sizes"
+            f"dimension, the batch, may be so: give the sizes by --input-shape {port.name}={given} "
+            f"with a number for each ?"
         )
     shape = (1, *dims[1:])
     if math.prod(shape) > ir.LARGEST_SIZE:
@@ -278,9 +296,9 @@ def _mixing(model: onnx.ModelProto, one: _Lowering) -> Iterator[tuple[str, str]]
     value, and what else constants say must be the same.
     """
     two = _Lowering(opset=one.opset, read=one.read)
-    ports = {port.name: port for port in model.graph.input}
-    first = ports[_bind(model, two, batch=2)].type.tensor_type.shape.dim[0]
-    if first.dim_value == 1:
+    _bind(model, two, batch=2)
+    ports = onnx_file.open_inputs(model.graph)
+    if all(port.type.tensor_type.shape.dim[0].dim_value == 1 for port in ports):
         return
     for proto in model.graph.node:
         try:
@@ -300,8 +318,9 @@ def _follow(two: _Lowering, one: _Lowering, proto: onnx.NodeProto) -> None:
     shape, name = _infer(two, proto), proto.output[0]
     if not any(isinstance(each, ir.Tensor) for each in operands):
         _fold(two, proto)
-    elif proto.op_type == "Shape":
-        two.bind(name, constant(_shape(two, _Node(proto, operands, shape, two.opset))))
+    elif proto.op_type in ("Shape", "Size"):
+        read = _HANDLERS[proto.op_type](two, _Node(proto, operands, shape, two.opset))
+        two.bind(name, constant(read))
     else:
         expected = _dims(one.types[name]) or ()
         require(
@@ -324,17 +343,13 @@ def _require_same_constants(two: _Lowering, one: _Lowering, proto: onnx.NodeProt
 # Nodes
 
 
-def _source(node: onnx.NodeProto) -> str:
-    return node.name or f"{node.op_type} -> {', '.join(node.output)}"
-
-
 def _read_names(model: onnx.ModelProto) -> set[str]:
     """Return the names of all values that somebody reads."""
     read = {name for node in model.graph.node for name in node.input}
     return read | {port.name for port in model.graph.output}
 
 
-def _lower_node(lowering: _Lowering, proto: onnx.NodeProto) -> None:
+def _lower_node(lowering: _Lowering, proto: onnx.NodeProto, place: int) -> None:
     """Lower one node; if that fails, note why and go on as if it had worked."""
     try:
         if lowering.unknown.isdisjoint(proto.input):
@@ -346,6 +361,7 @@ def _lower_node(lowering: _Lowering, proto: onnx.NodeProto) -> None:
             lowering.unknown.update(filter(None, proto.output))
     except Unsupported as error:
         lowering.diagnostics.append((f"node {_source(proto)!r}", str(error)))
+        lowering.refused[place] = str(error)
         _assume_outputs(lowering, proto)
 
 
@@ -367,14 +383,19 @@ def _bind_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     shape = _infer(lowering, proto)
     if is_constant:
         _fold(lowering, proto)
+        onnx_integers.note_constants(lowering, proto)
         return
     _require_known(lowering, proto)
     require(
         lowering.read.isdisjoint(proto.output[1:]), f"{proto.op_type} with more than one output"
     )
+    _require_numbers(lowering, proto)
     operands = tuple(lowering.values[name] if name else None for name in proto.input)
+    operands = onnx_integers.real_operands(lowering, proto, operands)
     value = _HANDLERS[proto.op_type](lowering, _Node(proto, operands, shape, lowering.opset))
+    onnx_integers.note_weights(lowering, proto, _source(proto))
     if isinstance(value, ir.Tensor):
+        onnx_integers.note_activation(lowering, proto.output[0], value)
         lowering.values[proto.output[0]] = value
     else:
         lowering.bind(proto.output[0], value)
@@ -390,8 +411,44 @@ def _require_no_graph(proto: onnx.NodeProto) -> None:
 
 def _require_known(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     known = not proto.domain and proto.op_type in _HANDLERS
-    name = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
-    require(known, f"{name} is not supported")
+    require(known, f"{operator(proto)} is not supported")
+
+
+def operator(proto: onnx.NodeProto) -> str:
+    """Return what a node is called: its operator, with the domain if that is not ONNX's."""
+    return f"{proto.domain}.{proto.op_type}" if proto.domain else str(proto.op_type)
+
+
+def unknown_operators(model: onnx.ModelProto) -> dict[int, str]:
+    """Return place of a node -> why no node of its name can be read, constants aside."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    refused = {}
+    for place, node in enumerate(model.graph.node):
+        if constants.issuperset(filter(None, node.input)):
+            constants.update(node.output)
+        elif node.domain or node.op_type not in _HANDLERS:
+            refused[place] = f"{operator(node)} is not supported"
+    return refused
+
+
+def _require_numbers(lowering: _Lowering, proto: onnx.NodeProto) -> None:
+    """Refuse what computes with other activations than of float32; bytes may be moved."""
+    activations = [n for n in proto.input if n and isinstance(lowering.values[n], ir.Tensor)]
+    if proto.op_type in _OF_BYTES:
+        return
+    steps = {lowering.steps.get(name) for name in activations}
+    moves = proto.op_type in MOVES and len(steps) == 1
+    for name in activations:
+        kind = lowering.types[name].tensor_type.elem_type
+        is_right = kind == onnx.TensorProto.FLOAT or (kind in BYTES and moves)
+        called = onnx.TensorProto.DataType.Name(kind) if not is_right else ""
+        require(
+            is_right,
+            f"{proto.op_type} of an activation {name!r} of type {called}; cast it "
+            f"to float32 before",
+        )
+    if moves and (known := steps.pop()):
+        lowering.steps[proto.output[0]] = known
 
 
 def _infer(lowering: _Lowering, proto: onnx.NodeProto) -> tuple[int, ...] | None:
@@ -412,7 +469,7 @@ def _infer(lowering: _Lowering, proto: onnx.NodeProto) -> tuple[int, ...] | None
     except Unsupported:
         raise
     except Exception as error:  # the library's errors have no class in common
-        raise Unsupported(f"{proto.op_type} is not valid: {_first_line(error)}") from error
+        raise Unsupported(f"{proto.op_type} is not valid: {first_line(error)}") from error
     lowering.types.update(found)
     shape = _dims(found.get(proto.output[0]))
     require_small(shape or ())
@@ -439,10 +496,14 @@ def _fold(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     """Evaluate a node that depends on constants alone."""
     is_random = _schema(lowering, proto).non_deterministic  # type: ignore[attr-defined]  # missing in its stub
     require(not is_random, f"{proto.op_type} of constants gives random values, or runs a graph")
+    _require_quick(lowering, proto)
     outputs = [name for name in proto.output if name in lowering.read]
     for name in outputs:
         is_known = _dims(lowering.types.get(name)) is not None
         require(is_known, f"{proto.op_type} of constants, whose size is unknown before it is run")
+    if proto.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        _fold_integers(lowering, proto)
+        return
     names = sorted(set(filter(None, proto.input)))
     ports = {n: helper.make_value_info(n, lowering.types[n]) for n in (*names, *outputs)}
     graph = helper.make_graph(
@@ -456,7 +517,44 @@ def _fold(lowering: _Lowering, proto: onnx.NodeProto) -> None:
         for name, value in zip(outputs, found, strict=True):
             lowering.bind(name, np.asarray(value))
     except Exception as error:  # the reference documents no class
-        raise Unsupported(f"{proto.op_type} of constants fails: {_first_line(error)}") from error
+        raise Unsupported(f"{proto.op_type} of constants fails: {first_line(error)}") from error
+
+
+def _require_quick(lowering: _Lowering, proto: onnx.NodeProto) -> None:
+    """Refuse what could take for ever though its result is small."""
+    operands = [np.asarray(lowering.values[name]) for name in proto.input if name]
+    require(all(each.dtype.kind not in "OSU" for each in operands), f"{proto.op_type} of text")
+    count = sum(each.size for each in operands)
+    if proto.op_type == "Einsum":
+        count = math.prod(each.size for each in operands)
+    most = ir.LARGEST_SIZE if proto.op_type in _QUICK else _MOST_OF_OTHERS
+    require(
+        count <= most,
+        f"{proto.op_type} of constants of {count} values; {most} can be: compute it beforehand",
+    )
+
+
+_MOST_OF_OTHERS = 2**22
+"""Values that an operator reads which does more with each than a few steps: a product, a sort."""
+
+_QUICK = (
+    *("Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Concat"),
+    *("Split", "Slice", "Expand", "Tile", "Pad", "Gather", "Neg", "Abs", "Sqrt", "Reciprocal"),
+    *("Add", "Sub", "Mul", "Div", "Pow", "Clip", "Relu", "Where", "Max", "Min"),
+    *("QuantizeLinear", "DequantizeLinear"),
+)
+
+
+def _fold_integers(lowering: _Lowering, proto: onnx.NodeProto) -> None:
+    """Evaluate a node between constants of float32 and of integers."""
+    operands = [constant(lowering.values[name]) for name in proto.input if name]
+    kind = lowering.types[proto.output[0]].tensor_type.elem_type
+    is_known = (
+        kind in _INPUTS and operands[0].dtype.kind in "iuf" and not operands[0].dtype.itemsize > 4
+    )
+    require(is_known, f"{proto.op_type} of constants of type {operands[0].dtype}")
+    axis = next((a.i for a in proto.attribute if a.name == "axis"), 1)
+    lowering.bind(proto.output[0], onnx_integers.fold(proto.op_type, operands, axis))
 
 
 def _identity(lowering: _Lowering, node: _Node) -> ir.Tensor:
@@ -472,9 +570,24 @@ def _shape(lowering: _Lowering, node: _Node) -> ir.Array:
     return np.array((shape or ())[ends], np.int64)
 
 
+def _size(lowering: _Lowering, node: _Node) -> ir.Array:
+    """Return how many elements a value has, as a constant."""
+    return np.array(math.prod(_shape(lowering, node).tolist()), np.int64)
+
+
 _HANDLERS: dict[str, Callable[[_Lowering, _Node], Value]] = {
     **ONNX,
     "Identity": _identity,
     "Dropout": _identity,
+    "Cast": onnx_integers.read_cast,
+    "QuantizeLinear": onnx_integers.read_quantize,
+    "DequantizeLinear": onnx_integers.read_dequantize,
+    "Size": _size,
     "Shape": _shape,
 }
+
+OPERATORS = frozenset(_HANDLERS)
+"""What is read of activations; of constants every operator of ONNX can be evaluated."""
+
+_OF_BYTES = ("Cast", "QuantizeLinear", "DequantizeLinear", "Shape", "Size")
+"""What knows what bytes are worth, or looks at no values."""

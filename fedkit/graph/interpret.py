@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,6 +38,26 @@ def evaluate(graph: ir.Graph, inputs: FloatArray, visit: Visitor | None = None) 
     return run(graph, inputs, lambda op, operands: compute(op, graph, operands), visit)
 
 
+def evaluate_all(graph: ir.Graph, inputs: Mapping[str, FloatArray]) -> list[FloatArray]:
+    """Run a float graph of any number of inputs and outputs.
+
+    Args:
+        graph: Not quantised.
+        inputs: Name of an input -> float32 [n, ...], the same n for all, in the graph's layout.
+
+    Returns:
+        The outputs, in their order.
+
+    Raises:
+        ExportError: An input is missing or does not fit.
+    """
+    for name in graph.inputs:
+        if name not in inputs:
+            raise ExportError(f"input {name!r} is missing; the graph takes {list(graph.inputs)}")
+        _check_input(graph.tensors[name], inputs[name], "float32")
+    return _run(graph, dict(inputs), lambda op, operands: compute(op, graph, operands), None)
+
+
 def compute(op: ir.Op, graph: ir.Graph, operands: Sequence[FloatArray]) -> FloatArray:
     """Run one op of a float graph, activation included; what it reads is given."""
     return activate(op.activation, spec_of(op).real(op, graph, *operands))
@@ -60,10 +80,20 @@ def run(
     Returns:
         The graph's output.
     """
-    values: dict[str, NDArray[Value]] = {graph.inputs[0]: inputs}
+    return _run(graph, {graph.inputs[0]: inputs}, compute, visit)[0]
+
+
+def _run(
+    graph: ir.Graph,
+    values: dict[str, NDArray[Value]],
+    compute: Callable[[ir.Op, Operands[Value]], NDArray[Value]],
+    visit: Callable[[str, NDArray[Value]], None] | None,
+) -> list[NDArray[Value]]:
+    """Run a graph from the values of its inputs; return its outputs."""
     last_use = {name: op for op in graph.ops for name in op.inputs}
     if visit:
-        visit(graph.inputs[0], inputs)
+        for name, value in values.items():
+            visit(name, value)
     for op in graph.ops:
         value = compute(op, [values[n] if n in values else graph.constant(n) for n in op.inputs])
         values[op.output] = value
@@ -72,12 +102,15 @@ def run(
         for name in set(op.inputs) - set(graph.outputs):
             if last_use[name] is op:
                 values.pop(name, None)
-    return values[graph.outputs[0]]
+    return [values[name] for name in graph.outputs]
 
 
 def check_inputs(graph: ir.Graph, inputs: NDArray[Any], dtype: ir.DType) -> None:
     """Raise an `ExportError` where inputs do not fit a graph of such numbers."""
-    expected = graph.tensors[graph.inputs[0]]
+    _check_input(graph.tensors[graph.inputs[0]], inputs, dtype)
+
+
+def _check_input(expected: ir.Tensor, inputs: NDArray[Any], dtype: ir.DType) -> None:
     if expected.dtype != dtype:
         raise ExportError(
             f"the graph is {expected.dtype}, not {dtype}: `evaluate` runs float graphs only, "

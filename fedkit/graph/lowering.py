@@ -137,16 +137,16 @@ class Lowering(ABC, Generic[Node]):
             lines[_MOST_REASONS - 1 :] = [f"and {len(lines) - _MOST_REASONS + 1} other reasons"]
         return lines
 
-    def graph(self, inputs: tuple[str, ...], output: Any) -> ir.Graph:
+    def graph(self, inputs: tuple[str, ...], *outputs: Any) -> ir.Graph:
         """Return the graph, verified.
 
         Raises:
             ExportError: No artifact can have such an output, or a rule is broken.
         """
-        name = _output(output).name
+        names = tuple(_output(each).name for each in outputs)
         if not self.ops:
             raise ExportError("the model computes nothing: its output is its input")
-        graph = ir.Graph(self.tensors, tuple(self.ops), inputs, (name,))
+        graph = ir.Graph(self.tensors, tuple(self.ops), inputs, names)
         verify(graph)
         return graph
 

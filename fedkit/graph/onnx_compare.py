@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import numpy as np
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.interpret import FloatArray, evaluate
+from fedkit.graph.file_integers import Steps
+from fedkit.graph.interpret import FloatArray, evaluate_all
 
 TOLERANCE = 1e-3
 """Of an example's largest output; float32 sums in another order differ by less."""
@@ -26,30 +29,99 @@ _SCALES = (0.1, 1.0, 1.0, 10.0)
 _ERRORS_ONLY = 4
 
 
-def check_read(graph: ir.Graph, source: Path | str | bytes) -> None:
+def check_read(
+    graph: ir.Graph,
+    source: Path | str | bytes,
+    tolerance: float = TOLERANCE,
+    ports: Mapping[str, Steps] | None = None,
+) -> None:
     """Compare a graph with the file that it was read from.
 
     Args:
         graph: Float, with batch 1.
         source: Path of the .onnx file, or its bytes.
+        tolerance: By how much of an example's largest output they may differ.
+        ports: What the bytes of inputs and outputs are worth in the graph.
 
     Raises:
-        ExportError: They differ by more than `TOLERANCE` of the largest output of an example.
+        ExportError: They differ by more.
     """
-    session = _session(source)
-    if session is None:
+    runtime = Session.open(source)
+    if runtime is None:
         return
     rng = np.random.default_rng(0)
-    port = session.get_inputs()[0]
     for scale in _SCALES:
-        example = (scale * rng.standard_normal((1, *port.shape[1:]))).astype(np.float32)
-        try:
-            (wanted,) = session.run(None, {port.name: example})
-        except Exception:  # its errors have no class in common; what it cannot run tells nothing
+        wanted = runtime.run(examples := runtime.examples(rng, scale), ports or {})
+        if wanted is None:
             return
         with np.errstate(all="ignore"):  # of random inputs; the quantiser names what overflows
-            found = evaluate(graph, ir.to_graph_layout(example))
-        _check_close(found, _as_graph(np.asarray(wanted, np.float32), found))
+            found = evaluate_all(graph, as_read(graph, examples, ports or {}))
+        for one, of_file in zip(found, wanted, strict=True):
+            _check_close(one, _as_graph(of_file, one), tolerance)
+
+
+def as_read(
+    graph: ir.Graph, examples: Mapping[str, FloatArray], ports: Mapping[str, Steps]
+) -> dict[str, FloatArray]:
+    """Return examples of a file as the graph takes them, which has the inputs in their order."""
+    values = (_worth(each, ports.get(name)) for name, each in examples.items())
+    return dict(zip(graph.inputs, map(ir.to_graph_layout, values), strict=True))
+
+
+def _worth(values: ir.Array, steps: Steps | None) -> FloatArray:
+    whole = values.astype(np.float64)
+    return (whole if steps is None else steps.scale * (whole - steps.zero)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A file in onnxruntime."""
+
+    session: Any
+
+    @classmethod
+    def open(cls, source: Path | str | bytes) -> Session | None:
+        """Return it; None if onnxruntime is not installed or does not take the file."""
+        found = _session(source)
+        return None if found is None else cls(found)
+
+    def examples(self, rng: np.random.Generator, scale: float) -> dict[str, FloatArray]:
+        """Return one random example: of normal numbers, or of bytes."""
+        return {
+            port.name: _example(port.type, (1, *port.shape[1:]), rng, scale)
+            for port in self.session.get_inputs()
+        }
+
+    def run(
+        self, examples: Mapping[str, FloatArray], ports: Mapping[str, Steps]
+    ) -> list[FloatArray] | None:
+        """Return the outputs for one example; None where it cannot run the file."""
+        kinds = {port.name: _NUMBERS.get(port.type) for port in self.session.get_inputs()}
+        given = {name: each.astype(kinds[name] or np.float32) for name, each in examples.items()}
+        try:
+            found = self.session.run(None, given)
+        except Exception:  # its errors have no class in common; what it cannot run tells nothing
+            return None
+        names = [port.name for port in self.session.get_outputs()]
+        return [
+            _worth(np.asarray(each), ports.get(name))
+            for name, each in zip(names, found, strict=True)
+        ]
+
+
+_NUMBERS: Mapping[str, type[np.integer[Any]]] = {
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+}
+
+
+def _example(
+    kind: str, shape: tuple[int, ...], rng: np.random.Generator, scale: float
+) -> FloatArray:
+    if kind not in _NUMBERS:
+        return (scale * rng.standard_normal(shape)).astype(np.float32)
+    ends = np.iinfo(_NUMBERS[kind])
+    return rng.integers(ends.min, ends.max + 1, shape).astype(np.float32)
 
 
 def _session(source: Path | str | bytes) -> Any:
@@ -80,11 +152,11 @@ def _as_graph(wanted: FloatArray, found: FloatArray) -> FloatArray:
     return laid.reshape(found.shape)
 
 
-def _check_close(found: FloatArray, wanted: FloatArray) -> None:
+def _check_close(found: FloatArray, wanted: FloatArray, tolerance: float = TOLERANCE) -> None:
     if not np.isfinite(wanted).all():
         return  # as much as random inputs overflow in
     gap, size = (float(np.abs(each).max(initial=0)) for each in (found - wanted, wanted))
-    if not gap <= TOLERANCE * size:  # NaN too
+    if not gap <= tolerance * size:  # NaN too
         raise ExportError(
             f"the graph that was read from the file gives other outputs than the file itself in "
             f"onnxruntime, by {gap:.3g} where these reach {size:.3g}; an op means something else "

@@ -54,6 +54,17 @@ def constant(value: Any, what: str = "weights") -> ir.Array:
 # Of nodes of ONNX files
 
 
+def require_broadcast(operator: str, node: OnnxNode) -> None:
+    """Raise `Unsupported` for operands of several shapes in the opset that has none."""
+    shapes = {np.shape(x) if isinstance(x, np.ndarray) else "activation" for x in node.inputs}
+    known = node.opset >= _BROADCASTS or len(shapes) == 1
+    require(known, f"{operator} of several shapes; before opset {_BROADCASTS} they must be one")
+
+
+_BROADCASTS = 8
+"""Opset from which Sum, Max and Min broadcast."""
+
+
 def integers(node: OnnxNode, name: str, count: int, default: int) -> tuple[int, ...]:
     """Return an attribute of that many integers, each of them `default` if it is left out."""
     values = tuple(node.attribute(name, (default,) * count))

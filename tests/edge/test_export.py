@@ -116,5 +116,6 @@ def test_an_onnx_file_becomes_each_target(  # type: ignore[no-untyped-def]
     assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.98
     assert export_c99(graph, calibration, tmp_path / "c", {}).target == "c99"
     assert export_onnx(graph, calibration, tmp_path / "int8.onnx", {}).target == "onnx-qdq"
-    with pytest.raises(ExportError, match="quantised already"):
-        load_onnx(tmp_path / "int8.onnx")
+    assert load_onnx(tmp_path / "int8.onnx").tensors["x"].dtype == "int8"
+    with pytest.raises(ExportError, match="of integers already"):
+        export_tflite(load_onnx(tmp_path / "int8.onnx"), calibration, tmp_path / "b.tflite", {})

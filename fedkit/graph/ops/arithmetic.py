@@ -10,7 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.operands import ConstantOperand, activation, constant, require
+from fedkit.graph.operands import (
+    ConstantOperand,
+    activation,
+    constant,
+    require,
+    require_broadcast,
+)
 from fedkit.graph.spec import (
     Aten,
     ModelReader,
@@ -192,6 +198,21 @@ def _read_onnx(operator: Operator, reader: ModelReader, node: OnnxNode) -> ir.Te
     return _read(reader, node, operator, left, right)
 
 
+def _read_sum_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    """Add a sum of any number of values."""
+    require_broadcast("Sum", node)
+    first, *others = node.inputs
+    if not others:
+        return activation(first)
+    *inner, last = others
+    for number, each in enumerate(inner):
+        left, right = activation(first), activation(each)
+        same = left.shape == right.shape == reader.shape_of(node)
+        require(same, f"a sum of {len(node.inputs)} values, and not of one shape")
+        first = reader.op("add", node, [left, right], suffix=f".{number}")
+    return _read(reader, node, "add", first, last)
+
+
 def _read_neg_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     return _read(reader, node, "mul", node.operand(0), -1.0)
 
@@ -241,7 +262,7 @@ _POWERS: dict[str, Aten] = {
     "aten.square_.default": _read_square,
 }
 
-_ADD: dict[str, Onnx] = {"Add": partial(_read_onnx, "add")}
+_ADD: dict[str, Onnx] = {"Add": partial(_read_onnx, "add"), "Sum": _read_sum_onnx}
 _SUB: dict[str, Onnx] = {"Sub": partial(_read_onnx, "sub")}
 _MUL: dict[str, Onnx] = {"Mul": partial(_read_onnx, "mul"), "Div": partial(_read_onnx, "div")}
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.operands import activation, number, require
+from fedkit.graph.operands import activation, constant, number, require, require_broadcast
 from fedkit.graph.ops.arithmetic import AFFINE
 from fedkit.graph.spec import (
     Aten,
@@ -103,6 +103,18 @@ def _read_clip(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     return _clamp(reader, node, activation(node.operand(0)), low, high)
 
 
+def _read_extreme(operator: str, reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    """Add the clamp that the larger or smaller of a value and a number is."""
+    require(len(node.inputs) == 2, f"{operator} of {len(node.inputs)} values; of two can be")
+    x, bound = sorted(node.inputs, key=lambda each: not isinstance(each, ir.Tensor))
+    require_broadcast(operator, node)
+    end = np.asarray(constant(bound, "the other value"))
+    require(end.size == 1, f"{operator} with {end.size} numbers; with one can be")
+    value = float(end.item())
+    low, high = (value, None) if operator == "Max" else (None, value)
+    return _clamp(reader, node, activation(x), low, high)
+
+
 def _read_plain(kind: ir.Kind, reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
     return reader.op(kind, node, [activation(a["self"])])
 
@@ -117,7 +129,10 @@ CLAMP: dict[str, Any] = {
         for name in ("hardtanh", "clamp", "clamp_min", "clamp_max", "clip")
         for place in ("", "_")
     },
-    "onnx": {"Clip": _read_clip},
+    "onnx": {
+        "Clip": _read_clip,
+        **{name: partial(_read_extreme, name) for name in ("Max", "Min")},
+    },
 }
 """What reads clamps, of which those from 0 on are a ReLU or ReLU6."""
 
