@@ -59,7 +59,7 @@ def test_no_number_is_off_by_more_than_its_scale(name: str, drawn: Tensor, bits:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_declared_unbiased_is(name: str) -> None:
-    x, draws = normal(3, 5) * np.array([[1], [0.1], [0.001]], np.float32), 1000
+    x, draws = normal(3, 5) * np.array([[1], [0.1], [0.001]], np.float32), 2000
     found = np.array(
         [
             QUANTIZERS[name].quantize(x, 4, 0, numerics.derive_key(6, draw)).dequantize()
