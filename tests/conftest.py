@@ -13,6 +13,7 @@ from torch import nn
 
 from fedkit.engine import choose
 from tests.captured import captured
+from tests.sets import QUICK_EXAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,8 +25,14 @@ os.environ.update(
 )
 
 # Time never fails a test: a busy machine is not the code's fault.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+settings.register_profile("whole set", deadline=None)
+settings.register_profile("default set", deadline=None, max_examples=QUICK_EXAMPLES)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw fewer examples where the slow set is left out."""
+    settings.load_profile("default set" if config.option.markexpr == "not slow" else "whole set")
+
 
 WITHOUT_TORCH = """
 import sys

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+QUICK_EXAMPLES = 40
+"""Of 100 examples that hypothesis draws, so many in the default set."""
 
 
 def slow_but(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
@@ -18,6 +22,11 @@ def slow_but(quick: Iterable[Any], values: Iterable[Any]) -> list[Any]:
     kept, every = list(quick), list(values)
     assert kept and all(value in every for value in kept), f"{kept} are not all among {every}"
     return [value if value in kept else slow(value) for value in every]
+
+
+def drawn(count: int) -> int:
+    """Return how many of `count` examples hypothesis draws: 40 % in the default set."""
+    return max(1, count * settings().max_examples // 100)
 
 
 def slow(value: Any) -> Any:

@@ -42,15 +42,16 @@ _FUNCTIONS: tuple[Callable[[float], float], ...] = (math.exp, math.log)
 """What emulator_runtime.c asks for with `svc 0`, `svc 1`, ..."""
 
 
-def build(folder: Path, *options: str) -> Path:
+def build(folder: Path, *options: str, sets: Sequence[str] = ("neon", "plain")) -> Path:
     """Compile the kernels for aarch64 into one image without a C library.
 
     Args:
         folder: Where to.
         options: For the compiler: its level, and the processor.
+        sets: Of kernels, that the image holds.
     """
     flags = ["-std=c99", *options, "-ffp-contract=off", "-fno-math-errno", "-fno-sanitize=all"]
-    objects = [folder / f"{name}.o" for name in ("neon", "plain")]
+    objects = [folder / f"{name}.o" for name in sets]
     for built in objects:
         compile_c(*flags, "-c", KERNELS / f"{built.stem}.c", "-o", built)
     return link(objects, folder / "kernels.aarch64")

@@ -26,6 +26,7 @@ from fedkit.sparse.state import Masks, ModelState
 from fedkit.tasks.task import Examples
 from tests.engine.sparse.cases import engines, examples, pruned, zoo
 from tests.naive import cost as naive
+from tests.sets import slow_but
 
 SHAPE = (1, 8, 8)
 HOW = LocalTraining(epochs=3, batch_size=8, lr=0.05, momentum=0.9, weight_decay=1e-3)
@@ -66,7 +67,7 @@ def overcounted(model: nn.Module, geometry: WeightUses) -> int:
     )
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", slow_but(("resnet8", "ds-cnn"), ZOO))
 def test_a_dense_model_costs_what_torch_counts(name: str) -> None:
     shape = ZOO[name]
     with torch.device("meta"):  # shapes alone, no arithmetic

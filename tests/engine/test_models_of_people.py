@@ -32,6 +32,7 @@ from fedkit.engine.trial import try_task
 from fedkit.server.rounds import run_rounds
 from fedkit.tasks.task import Examples, Task, cross_entropy
 from sim.scenario import make_scenario
+from tests.sets import slow_but
 
 HOW = LocalTraining(epochs=3, batch_size=7, lr=0.05, momentum=0.9, weight_decay=1e-3)
 FEATURES, CLASSES = 6, 3
@@ -206,6 +207,9 @@ TRAINED = {
 }
 
 
+ENGINES = ("torch", "auto", "sparse", "integer")
+
+
 def made(factory: Callable[[], nn.Module], engine: str) -> tuple[Engine, str]:
     task = task_of(factory)
     if engine == "integer":
@@ -213,7 +217,7 @@ def made(factory: Callable[[], nn.Module], engine: str) -> tuple[Engine, str]:
     return make_engine(task, "", 3, engine)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("engine", ["torch", "auto", "sparse", "integer"])
+@pytest.mark.parametrize("engine", slow_but(("torch", "auto", "integer"), ENGINES))
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_is_that_of_a_plain_loop_or_refused(name: str, engine: str) -> None:
     case = TRAINED[name]
@@ -375,7 +379,7 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("engine", ["torch", "auto", "sparse", "integer"])
+@pytest.mark.parametrize("engine", slow_but(("torch", "integer"), ENGINES))
 @pytest.mark.parametrize("how", MIXING)
 def test_a_model_that_mixes_the_examples_of_a_batch_is_refused(how: str, engine: str) -> None:
     with pytest.raises(TaskError, match=r"mixes the examples of a batch: .* its outputs for one"):
@@ -547,7 +551,7 @@ def test_a_buffer_written_without_a_node_is_refused() -> None:
         made(WritesData, "auto")
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", slow_but(range(6), range(20)))
 def test_stochastic_depth_is_never_taken_for_deterministic(seed: int) -> None:
     torch.manual_seed(seed)
     engine, told = made(lambda: StochasticDepth(lambda: torch.rand(()).item() < 0.5), "auto")

@@ -13,6 +13,7 @@ from fedkit.integers.format import Quantized
 from fedkit.integers.matmul import matmul, output_scale
 from fedkit.integers.per_channel import shiftquant
 from tests.integers.cases import products
+from tests.sets import drawn
 
 Product = tuple[Quantized, NDArray[np.int8]]
 
@@ -31,7 +32,7 @@ def naive(quantized: Quantized, weights: NDArray[np.int8]) -> list[list[int]]:
     ]
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=drawn(1000), deadline=None)
 @given(products())
 def test_all_realisations_give_the_same_bits(drawn: Product) -> None:
     quantized, weights = drawn

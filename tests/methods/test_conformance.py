@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
@@ -20,6 +20,7 @@ from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import ConfigError
 from fedkit.device.round import Device
 from fedkit.engine.choose import make_engine
+from fedkit.methods import synflow
 from fedkit.methods.registry import METHODS, load_method, resolve
 from fedkit.nn.norm import L1BatchNorm2d
 from fedkit.server.rounds import LocalFleet, Report, Server, run_rounds
@@ -46,6 +47,10 @@ def changed_rounds(reports: list[Report]) -> list[int]:
     ]
 
 
+WHOLE = [name for name, row in METHODS.items() if not row.ablation_of]
+"""Methods that are no ablation of another."""
+
+
 def budget(config: RunConfig, masks: Masks) -> int:
     total = sum(mask.size for mask in masks.values())
     return math.floor(Fraction(config.density).limit_denominator(10**8) * total)
@@ -59,6 +64,14 @@ def assert_sparse(config: RunConfig, reports: list[Report]) -> None:
         assert all(mask.any() for mask in masks.values())
         for name, mask in masks.items():
             assert not report.state.weights[name][~mask].view(np.uint32).any(), name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_steps_of_synflow() -> Iterator[None]:
+    """What a row keeps to holds after 10 steps of pruning as after the paper's 100."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synflow, "STEPS", 10)
+        yield
 
 
 # A real run ----------------------------------------------------------------------------------
@@ -81,7 +94,9 @@ def test_a_small_run_keeps_its_budget_in_memory_and_on_the_wire(name: str, densi
     assert all(report.loss and math.isfinite(report.loss) for report in reports[-3:])
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if changes_masks(name)])
+@pytest.mark.parametrize(
+    "name", slow_but(filter(changes_masks, WHOLE), filter(changes_masks, METHODS))
+)
 def test_masks_change_in_adjusting_rounds_only(name: str) -> None:
     _, reports, _ = run(name, adjust_every=2, rounds=5, adjust_stop=5, epochs=1)
     assert changed_rounds(reports) == [2, 4]
@@ -178,7 +193,7 @@ def check_any_model(name: str, task: Task, density: float, seed: int) -> None:
         assert_sparse(*reports_of(name, task, density, seed))
 
 
-@every_method
+@pytest.mark.parametrize("name", slow_but(WHOLE, METHODS))
 @settings(max_examples=2, deadline=None, derandomize=True)
 @given(*CASES)
 def test_any_model_of_any_density_keeps_its_budget(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from fedkit.stats.norms import as_stats, merge_norms
 from fedkit.tasks.task import Examples, cross_entropy
 from tests.fleet.tiny import FaultyFleet
 from tests.methods.pooled import errors, pooled
-from tests.sets import slow
+from tests.sets import slow, slow_but
 
 SHAPE = (2, 6, 6)
 
@@ -98,8 +99,13 @@ def ask(engine: Engine, **changes: Any) -> tuple[Sequence[Weights], FaultyFleet]
     return exact_statistics(config, engine, SHAPE, fleet, pool, number=1), fleet
 
 
-@pytest.mark.parametrize("l1", [False, True], ids=["L2", "L1"])
-@pytest.mark.parametrize("name", ["torch", "sparse", slow("two threads")])
+@pytest.mark.parametrize(
+    ("name", "l1"),
+    slow_but(
+        (("torch", False), ("torch", True), ("sparse", True)),
+        itertools.product(("torch", "sparse", "two threads"), (False, True)),
+    ),
+)
 def test_every_norm_has_the_statistics_of_the_pooled_data(name: str, l1: bool) -> None:
     engine = engine_of(name, l1)
     assert engine.norm_levels(SHAPE) == LEVELS
@@ -127,7 +133,7 @@ def test_one_message_is_near_and_not_equal_beyond_the_first_norm(l1: bool) -> No
     assert all(found[name] > 0.02 for name in right if name != "first")
 
 
-@pytest.mark.parametrize("l1", [False, True], ids=["L2", "L1"])
+@pytest.mark.parametrize("l1", [slow(False), True], ids=["L2", "L1"])
 def test_integers_round_and_follow_the_same_rule(l1: bool) -> None:
     """Each device rounds its inputs by itself: near the pooled data as far as 8 bits go."""
     engine, right = engine_of("integer", l1), pooled(module(l1), skewed())

@@ -22,7 +22,7 @@ from fedkit.nn.layers import prunable_weights
 from fedkit.nn.slim import Slimmed, slim
 from fedkit.nn.zoo import build_model
 from fedkit.sparse.state import Masks
-from tests.sets import slow
+from tests.sets import slow, slow_but
 
 ZOO = {
     "resnet8": (3, 16, 16),
@@ -77,7 +77,7 @@ def assert_computes_the_same(
 
 
 @pytest.mark.parametrize("density", [0.01, slow(0.05)])
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", slow_but(("resnet8", "ds-cnn"), ZOO))
 def test_a_sparse_model_loses_channels_and_keeps_its_outputs(
     name: str, density: float, randomise: Randomise
 ) -> None:

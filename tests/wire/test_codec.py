@@ -15,6 +15,7 @@ from fedkit.sparse.state import Masks, apply_masks
 from fedkit.sparse.topk import Entries
 from fedkit.wire import codec
 from tests.naive.sparse import coded_bytes, decode_blob, entropy_bytes
+from tests.sets import drawn
 
 SHAPES = {"a": (7, 3, 3, 3), "b": (40,), "c": (1,)}
 
@@ -146,7 +147,7 @@ def test_entries_round_trip() -> None:
         assert decoded[name].values.tolist() == expected.values.tolist()
 
 
-@settings(max_examples=300)
+@settings(max_examples=drawn(300))
 @given(masks(), st.data())
 def test_an_altered_byte_is_refused_by_layer_or_gives_a_mask(
     mask: NDArray[np.bool_], data: st.DataObject
@@ -196,7 +197,7 @@ def test_every_truncation_is_refused_and_names_the_layer(density: float) -> None
         codec.decode_masks(np.append(blob, np.uint8(0)), {"layer7": mask.shape})
 
 
-@settings(max_examples=300)
+@settings(max_examples=drawn(300))
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused_or_give_a_mask(data: bytes) -> None:
     try:

@@ -14,6 +14,7 @@ from fedkit.core.errors import QuantizationError, WireError
 from fedkit.sparse.state import Masks, Shapes
 from fedkit.wire.differences import decode_differences, encode_differences
 from tests.naive.sparse import read_differences
+from tests.sets import drawn, slow_but
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def test_every_truncation_and_every_extension_is_refused(bits: int) -> None:
         case.decode(np.append(case.blob, np.uint8(0)))
 
 
-@pytest.mark.parametrize("bits", [2, 4, 7, 8])
+@pytest.mark.parametrize("bits", slow_but((2, 7), (2, 4, 7, 8)))
 def test_every_altered_bit_is_refused_or_stays_within_the_levels(bits: int) -> None:
     case = normal_case(bits)
     refused = 0
@@ -176,7 +177,7 @@ def test_every_altered_bit_is_refused_or_stays_within_the_levels(bits: int) -> N
     assert refused > 0
 
 
-@settings(max_examples=200)
+@settings(max_examples=drawn(200))
 @given(st.binary(max_size=120))
 def test_random_bytes_are_refused_or_give_values(data: bytes) -> None:
     case = normal_case()

@@ -26,6 +26,7 @@ from fedkit.stats.moments import Moments, NormMoments
 from fedkit.wire import codec, messages
 from fedkit.wire.messages import Packet, Update, Wire
 from tests.naive.sparse import decode_layer
+from tests.sets import drawn
 
 SHAPES = {"a": (6, 8), "bias": (3,), "b": (20, 30), "c": (1,)}
 LAYOUT = Layout(SHAPES, {"n.running_mean": (4,), "n.running_var": (4,)}, ("a", "b", "c"))
@@ -431,7 +432,7 @@ odd_arrays = st.sampled_from(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=drawn(300))
 @given(st.sampled_from(list(KINDS)), odd_arrays, st.data())
 def test_an_array_of_another_kind_is_refused(
     name: str, array: NDArray[Any], data: st.DataObject
@@ -455,7 +456,7 @@ numbers: st.SearchStrategy[int | float | str] = (
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=drawn(150))
 @given(st.sampled_from([n for n, kind in KINDS.items() if kind.packet.numbers]), st.data())
 def test_an_altered_number_is_refused_or_does_no_harm(name: str, data: st.DataObject) -> None:
     kind = KINDS[name]

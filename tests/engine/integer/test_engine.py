@@ -44,7 +44,7 @@ def model(name: str, density: float) -> tuple[Plan, ModelState]:
 # Learning
 
 
-@pytest.mark.parametrize(("name", "density"), [("batch", 1.0), ("l1", 0.3)])
+@pytest.mark.parametrize(("name", "density"), [slow(("batch", 1.0)), ("l1", 0.3)])
 def test_digits_are_learnt_with_4_bits(name: str, density: float) -> None:
     plan, state = model(name, density)
     how = LocalTraining(epochs=1, batch_size=32, lr=0.1, momentum=0.9, weight_decay=1e-4)

@@ -43,6 +43,7 @@ from tests.engine.integer import steps
 from tests.engine.integer.extreme import extreme
 from tests.engine.plan.plans import FUNCTIONS, KINDS, LAYERS, PlanCase, random_case
 from tests.naive import integers as naive
+from tests.sets import drawn
 
 Array = NDArray[np.int64]
 Sums = Array
@@ -509,7 +510,7 @@ def test_sgd_equals_its_reference_at_any_size(backend: str) -> None:
     kernels = None if backend == "numpy" else native.load_kernels(backend)
     rate, share = st.floats(1e-6, 10.0), st.floats(0, 1)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=drawn(25), deadline=None)
     @given(st.integers(0, 999), rate, share, share)
     def check(seed: int, lr: float, momentum: float, decay: float) -> None:
         network = steps.make(small_case(seed % 20), None, 8).network

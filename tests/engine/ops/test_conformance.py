@@ -65,7 +65,7 @@ def data_of(case: PlanCase) -> Examples:
 
 
 @everywhere
-@pytest.mark.parametrize("density", [0.4, 1.0])
+@pytest.mark.parametrize("density", slow_but((0.4,), (0.4, 1.0)))
 @pytest.mark.parametrize("name", quick(IN_FLOAT))
 def test_gradients_are_torchs(name: str, density: float, around: Around) -> None:
     case = case_of(EXAMPLES[name], around, density)
@@ -107,7 +107,7 @@ def test_a_gradient_of_all_weights_exists_between_other_ops(name: str) -> None:
 
 
 @everywhere
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", slow_but((8,), (8, 4)))
 @pytest.mark.parametrize("name", quick(IN_INTEGERS))
 def test_the_kernels_compute_the_integers_of_numpy(name: str, bits: int, around: Around) -> None:
     case = case_of(EXAMPLES[name], around, 0.6)
@@ -118,7 +118,7 @@ def test_the_kernels_compute_the_integers_of_numpy(name: str, bits: int, around:
         assert steps.mismatches(expected, found) == [], simd
 
 
-@everywhere
+@pytest.mark.parametrize("around", slow_but(AROUND[1:2], AROUND), ids=lambda a: a.norm or "plain")
 @pytest.mark.parametrize("name", quick(IN_INTEGERS))
 def test_an_op_without_a_kernel_computes_the_same_among_those_with_one(
     name: str, around: Around, monkeypatch: pytest.MonkeyPatch

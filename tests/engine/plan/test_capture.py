@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -280,7 +281,7 @@ def check(model: nn.Module, shape: tuple[int, ...], count: int = 4) -> Plan:
     return plan
 
 
-@pytest.mark.parametrize("name", slow_but(("resnet8", "ds-cnn", "mobilenetv2-w0.25"), MODELS))
+@pytest.mark.parametrize("name", slow_but(("resnet8", "ds-cnn"), MODELS))
 def test_zoo_model(name: str, tmp_path: Path) -> None:
     side = max(16, MODELS[name][1])
     plan = check(build_model(name, (3, side, side), 5), (3, side, side), count=2)
@@ -636,8 +637,16 @@ def test_a_frozen_norm_is_named(norm: nn.Module) -> None:
     ]
 
 
-@pytest.mark.parametrize("p", [0.1, 1.0])
-@pytest.mark.parametrize("name", ["dropout", "dropout2d", "alpha_dropout", "feature_alpha_dropout"])
+DROPOUTS = ("dropout", "dropout2d", "alpha_dropout", "feature_alpha_dropout")
+
+
+@pytest.mark.parametrize(
+    ("name", "p"),
+    slow_but(
+        [*((name, 0.1) for name in DROPOUTS), ("alpha_dropout", 1.0)],
+        itertools.product(DROPOUTS, (0.1, 1.0)),
+    ),
+)
 def test_dropout_that_is_on_is_refused_and_one_that_is_off_is_nothing(name: str, p: float) -> None:
     def dropping(p: float, is_on: bool | None = None) -> nn.Module:
         def call(net: Any, x: Tensor) -> Any:

@@ -30,9 +30,10 @@ from fedkit.engine.plan.execution import (
 from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.structure import Plan, StoredTensor
 from tests.engine.plan.random_plans import FUNCTIONS, LAYERS, plans
+from tests.sets import drawn
 
 many = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=drawn(200), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )  # fmt: skip
 
 anything = st.one_of(plans(), plans(LAYERS), plans(FUNCTIONS))

@@ -48,7 +48,7 @@ def error(found: NDArray[Any], expected: NDArray[Any]) -> float:
         (zoo("resnet8", SHAPE, 10), SHAPE, digits.train_data, 0.1),
         slow((zoo("ds-cnn", (1, 20, 10)), (1, 20, 10), lambda: examples(320, (1, 20, 10)), 0.3)),
         slow((l1(RESNET), SHAPE, lambda: examples(320, SHAPE), 0.7)),
-        (mobile(SHAPE, 10), SHAPE, digits.train_data, 0.1),
+        slow((mobile(SHAPE, 10), SHAPE, digits.train_data, 0.1)),
     ],
     ids=["resnet8", "ds-cnn", "resnet8-l1", "mobile"],
 )
@@ -286,7 +286,7 @@ def test_top_gradients_need_a_buffer_and_a_tile_beside_the_program() -> None:
 # Determinism
 
 
-@pytest.mark.parametrize("density", [0.1, 0.8])
+@pytest.mark.parametrize("density", [0.1, slow(0.8)])
 def test_results_are_the_same_bits_for_any_number_of_threads(density: float) -> None:
     shape = (1, 16, 16)
     data, states, tops = examples(100, shape), [], []
@@ -433,7 +433,11 @@ WIDE = zoo("resnet18-w16", IMAGE)
 
 @pytest.mark.parametrize(
     ("factory", "density"),
-    [(WIDE, 0.1), slow((WIDE, 0.6)), slow((WIDE, 1.0)), (mobile(IMAGE), 0.1)],
+    [
+        (zoo("resnet8", IMAGE), 0.1),
+        *(slow((WIDE, density)) for density in (0.1, 0.6, 1.0)),
+        (mobile(IMAGE), 0.1),
+    ],
 )
 def test_the_memory_is_known_before_the_first_step(
     factory: Callable[[], nn.Module], density: float

@@ -35,7 +35,7 @@ from tests.engine.sparse.cases import (
     zoo,
 )
 from tests.engine.sparse.gradients import by_program, by_torch, worst
-from tests.sets import slow_but
+from tests.sets import drawn, slow, slow_but
 
 TOLERANCE = 5e-5
 """Of a tensor's largest gradient: float32's 6e-8, magnified by some 20 layers with norms.
@@ -64,7 +64,7 @@ LAYERED: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
 }
 
 
-@pytest.mark.parametrize("density", [0.1, 0.6, 1.0])
+@pytest.mark.parametrize("density", slow_but((0.1, 1.0), (0.1, 0.6, 1.0)))
 @pytest.mark.parametrize("name", LAYERED)
 def test_models_of_other_layers_have_torchs_gradients(name: str, density: float) -> None:
     factory, shape, count = LAYERED[name]
@@ -125,7 +125,7 @@ def lonely(state: ModelState) -> ModelState:
 
 
 @pytest.mark.parametrize("density", slow_but((0.1, "one weight"), (0.01, 0.1, 1.0, "one weight")))
-@pytest.mark.parametrize("name", ["resnet8", "resnet8-l1", "ds-cnn", "mobilenetv2-w0.25"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet8-l1", "ds-cnn", slow("mobilenetv2-w0.25")])
 def test_gradients_of_all_weights_are_torchs(name: str, density: float | str) -> None:
     factory, shape, count = CASES[name]
     reference, engine = engines(factory, shape)
@@ -150,13 +150,13 @@ def check_gradients_of_all_weights(
     assert error < max(tolerance, factor * worst(rounded, expected)[0]), tensor
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=drawn(60), deadline=None, derandomize=True)
 @given(plans(), st.sampled_from([0.3, 0.8, 1.0]), st.integers(0, 99), st.integers(1, 3))
 def test_any_plan_has_torchs_gradients(plan: Plan, density: float, seed: int, threads: int) -> None:
     check_any_plan(plan, density, seed, threads)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=drawn(40), deadline=None, derandomize=True)
 @given(plans(LAYERS), st.sampled_from([0.3, 1.0]), st.integers(0, 99), st.integers(1, 3))
 def test_any_plan_with_layer_norms_has_torchs_gradients(
     plan: Plan, density: float, seed: int, threads: int
@@ -164,7 +164,7 @@ def test_any_plan_with_layer_norms_has_torchs_gradients(
     check_any_plan(plan, density, seed, threads)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=drawn(40), deadline=None, derandomize=True)
 @given(plans(FUNCTIONS), st.sampled_from([0.3, 1.0]), st.integers(0, 99), st.integers(1, 3))
 def test_any_plan_with_functions_and_gates_has_torchs_gradients(
     plan: Plan, density: float, seed: int, threads: int
