@@ -24,8 +24,8 @@ from onnx.reference import ReferenceEvaluator
 from fedkit.core.errors import ExportError
 from fedkit.core.files import read_whole
 from fedkit.graph import ir
-from fedkit.graph.layouts import graph_shape
-from fedkit.graph.lowering import SERIES, Lowering
+from fedkit.graph.layouts import RANKS, graph_shape
+from fedkit.graph.lowering import Lowering
 from fedkit.graph.operands import Unsupported, activation, constant, number, require, require_small
 from fedkit.graph.ops.registry import ONNX
 
@@ -97,6 +97,11 @@ class _Lowering(Lowering[_Node]):
         )
         return graph_shape(node.shape)
 
+    def ranks_of(self, node: _Node) -> set[int]:
+        named = zip(node.proto.input, node.inputs, strict=True)
+        read = (name for name, operand in named if isinstance(operand, ir.Tensor))
+        return {len(_dims(self.types[name]) or ()) for name in read}
+
     def bind(self, name: str, value: ir.Array) -> None:
         """Make a constant known."""
         self.values[name] = value
@@ -111,7 +116,7 @@ def lower(source: Path | str | bytes) -> ir.Graph:
 
     Args:
         source: Path of an .onnx file, or its bytes. It has one input, float32 [n, channels, height,
-            width] or [n, features], and one output; n is 1 or symbolic.
+            width], [n, channels, length] or [n, features], and one output; n is 1 or symbolic.
 
     Returns:
         A graph in the layouts of `ir` with batch 1, not yet optimised; it passes `verify`.
@@ -244,10 +249,10 @@ def _input_shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
             f"the model in float32, before it is quantised or halved"
         )
     dims = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in found.shape.dim]
-    if len(dims) not in (2, 4):
+    if len(dims) not in RANKS:
         raise ExportError(
             f"input {port.name!r} has {len(dims)} dimensions; it must be [n, channels, height, "
-            f"width] or [n, features]; {SERIES}"
+            f"width], [n, channels, length] or [n, features]"
         )
     if dims[0] > 1:
         raise ExportError(
@@ -353,7 +358,7 @@ def _assume_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     """Let the outputs of a refused node have the shape they would have, as far as it is known."""
     for name in filter(None, proto.output):
         shape = _dims(lowering.types.get(name)) or ()
-        if len(shape) in (2, 4) and shape[0] == 1:
+        if len(shape) in RANKS and shape[0] == 1:
             lowering.values[name] = ir.Tensor(name, graph_shape(shape))
         else:
             lowering.unknown.add(name)
