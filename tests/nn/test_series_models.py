@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -43,3 +47,19 @@ def test_digits_by_rows_are_the_digits() -> None:
     assert rows.inputs.shape == (360, 8, 8)
     assert np.array_equal(rows.inputs[5, :, 2], images.inputs[5, 0, 2])
     assert np.array_equal(rows.targets, images.targets)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SERIES_MODELS)
+def test_a_fleet_trains_and_exports_it(name: str, tmp_path: Path) -> None:
+    how = (
+        "--task digits-rows --devices 2 --quick --in-process --density 0.5 --export tflite,onnx,c99"
+    )
+    command = [sys.executable, "-m", "fedkit", "run", "--model", name, *how.split()]
+    command += ["--export", "tflite,onnx,c99"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = {path.suffix for path in tmp_path.rglob("*")}
+    assert {".tflite", ".onnx", ".c"} <= made
