@@ -56,7 +56,8 @@ def int8_graph(
 
     Args:
         model: As for `float_graph`.
-        calibration: float32 [n, c, h, w] or [n, f]; 100 to 500 examples of what it will see.
+        calibration: float32 [n, c, h, w], [n, c, length] or [n, f]; 100 to 500 examples of what it
+            will see.
         weight_bits: 8, 6 or 4.
         scales: "pow2" lets the graph rescale by shifts alone.
         accept_error: Take also what is far from the float model, see `edge.quantize.truth`.
@@ -141,7 +142,7 @@ def check_artifact(
 
     Args:
         path: The artifact.
-        inputs: float32 [n, c, h, w] or [n, f].
+        inputs: float32 [n, c, h, w], [n, c, length] or [n, f].
         runtime: As for `open_artifact`.
         layers: Compare every layer, not the outputs alone.
 

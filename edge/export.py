@@ -50,8 +50,8 @@ def export_tflite(
     Args:
         model: A classifier; see `fedkit.graph.from_torch.lower` for what it may hold. It is not
             changed. Or the float graph that `load_onnx` made of a file.
-        calibration: float32 [n, c, h, w] or [n, f], as torch takes them; 100 to 500 examples of
-            what the model will see.
+        calibration: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them; 100 to 500
+            examples of what the model will see.
         path: Where to put the file; nothing may be there.
         provenance: How the model was made; goes into the manifest.
         accept_error: Export also what is far from the float model, with a warning; see

@@ -28,8 +28,8 @@ def save(
     Args:
         target: One of `edge.targets.registry.NAMES`.
         graph: As `edge.export.int8_graph` makes it.
-        examples: float32 [n, c, h, w] or [n, f], as torch takes them; what is made is tried on
-            some, or brings them as tests of its own.
+        examples: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them; what is made
+            is tried on some, or brings them as tests of its own.
         path: Where to; nothing may be there.
         provenance: How it was made.
         **options: Of this target alone.

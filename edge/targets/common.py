@@ -42,3 +42,14 @@ def multiplier_and_shift(real: Scales) -> tuple[Int64s, Int64s]:
     except ValueError as error:
         raise ExportError(str(error)) from error
     return np.asarray(found.multiplier), np.asarray(found.shift)
+
+
+def layout_of(tensor: ir.Tensor) -> str:
+    """Return what the numbers of one example are, in order: a map of height 1 is a series."""
+    names: tuple[str, ...] = ("height", "width", "channels")
+    sizes = list(tensor.shape[1:])
+    if len(sizes) < len(names):
+        return str(sizes)
+    if sizes[0] == 1 < sizes[1]:
+        names, sizes = ("length", "channels"), sizes[1:]
+    return f"[{', '.join(names)}] = {sizes}"

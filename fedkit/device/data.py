@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import ConfigError, DataError, TaskError
 from fedkit.core.lookup import find
+from fedkit.engine.plan.structure import stored_shape
 from fedkit.tasks.task import Examples, describe
 
 _NPY: Any = np.lib.format  # Public, but untyped in numpy 1.
@@ -245,15 +246,15 @@ def check_trainable(
     Args:
         examples: The device's data.
         input_shape: (channels, height, width) of one input that the model takes; where height and
-            width are 1, inputs may be [n, channels] too.
+            width are 1, inputs may be [n, channels] too, and where the height is, [n, channels,
+            width].
         classes: Number of the model's outputs; None where targets are not classes.
         single_class: "error" refuses a device that holds one class only; see `RunConfig`.
 
     Raises:
         DataError: Says what does not fit.
     """
-    flat = (input_shape[0],) if tuple(input_shape[1:]) == (1, 1) else tuple(input_shape)
-    if examples.inputs.shape[1:] not in (tuple(input_shape), flat):
+    if stored_shape(examples.inputs.shape[1:]) != stored_shape(tuple(input_shape)):
         raise DataError(
             f"this device's inputs have shape {examples.inputs.shape[1:]}, the plan's model takes "
             f"{tuple(input_shape)}; bring data of that shape, or a plan made for this data"

@@ -15,6 +15,7 @@ from fedkit.engine.precision import Precision, describe, plan_engine
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.engine.trial import try_inputs
+from fedkit.graph.layouts import RANKS
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Task, cross_entropy
 
@@ -76,10 +77,11 @@ def _plan(reference: TorchEngine, initial: ModelState, task: Task) -> Plan:
             "fedkit.tasks.task.cross_entropy, other losses need --engine torch"
         )
     inputs = task.examples("test").inputs
-    if inputs.dtype != np.float32 or inputs.ndim not in (2, 4):
+    if inputs.dtype != np.float32 or inputs.ndim not in RANKS:
         raise EngineError(
             f"inputs are {inputs.dtype} of shape {inputs.shape[1:]}; the sparse engine takes "
-            "float32 of shape (channels, height, width) or (features,), others need --engine torch"
+            "float32 of shape (channels, height, width), (channels, length) or (features,), others "
+            "need --engine torch"
         )
     return capture(reference.module(initial), inputs.shape[1:])
 

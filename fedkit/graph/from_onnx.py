@@ -22,8 +22,8 @@ from onnx.reference import ReferenceEvaluator
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir, onnx_file, onnx_integers
 from fedkit.graph.file_integers import FileIntegers, Steps
-from fedkit.graph.layouts import graph_shape
-from fedkit.graph.lowering import SERIES, Lowering
+from fedkit.graph.layouts import RANKS, graph_shape
+from fedkit.graph.lowering import Lowering
 from fedkit.graph.onnx_file import first_line, refusing
 from fedkit.graph.onnx_file import source_of as _source
 from fedkit.graph.onnx_integers import BYTES, MOVES
@@ -106,6 +106,11 @@ class _Lowering(Lowering[_Node]):
         )
         return graph_shape(node.shape)
 
+    def ranks_of(self, node: _Node) -> set[int]:
+        named = zip(node.proto.input, node.inputs, strict=True)
+        read = (name for name, operand in named if isinstance(operand, ir.Tensor))
+        return {len(_dims(self.types[name]) or ()) for name in read}
+
     def bind(self, name: str, value: ir.Array) -> None:
         """Make a constant known."""
         self.values[name] = value
@@ -142,8 +147,9 @@ def lower(
 
     Args:
         source: Path of an .onnx file, or its bytes. Its inputs are float32, uint8 or int8, [n,
-            channels, height, width] or [n, features]; n is 1 or symbolic. The graph takes bytes as
-            float32 numbers: of inputs that the file dequantises at once, what comes of that.
+            channels, height, width], [n, channels, length] or [n, features]; n is 1 or symbolic.
+            The graph takes bytes as float32 numbers: of inputs that the file dequantises at once,
+            what comes of that.
         shapes: Of inputs that the file leaves open, by their names; see `onnx_file.prepare`.
         outputs: Names of the values to compute; by default the file's outputs.
 
@@ -258,10 +264,10 @@ def _input_shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
             f"be lowered: export the model in float32, before it is halved"
         )
     dims = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in found.shape.dim]
-    if len(dims) not in (2, 4):
+    if len(dims) not in RANKS:
         raise ExportError(
             f"input {port.name!r} has {len(dims)} dimensions; it must be [n, channels, height, "
-            f"width] or [n, features]; {SERIES}"
+            f"width], [n, channels, length] or [n, features]"
         )
     if dims[0] > 1:
         given = "x".join(str(dim or "?") for dim in (1, *dims[1:]))
@@ -369,7 +375,7 @@ def _assume_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     """Let the outputs of a refused node have the shape they would have, as far as it is known."""
     for name in filter(None, proto.output):
         shape = _dims(lowering.types.get(name)) or ()
-        if len(shape) in (2, 4) and shape[0] == 1:
+        if len(shape) in RANKS and shape[0] == 1:
             lowering.values[name] = ir.Tensor(name, graph_shape(shape))
         else:
             lowering.unknown.add(name)

@@ -26,8 +26,8 @@ from torch.utils._pytree import tree_leaves
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.layouts import graph_shape, nhwc
-from fedkit.graph.lowering import SERIES, Lowering
+from fedkit.graph.layouts import RANKS, graph_shape
+from fedkit.graph.lowering import Lowering
 from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require
 from fedkit.graph.ops.registry import ATEN, VIEWS, spec_of
 from fedkit.graph.spec import Aten, ModelReader
@@ -65,6 +65,10 @@ class _Lowering(Lowering[fx.Node]):
         require(first == self.examples, mixes)
         return graph_shape((1, *rest))
 
+    def ranks_of(self, node: fx.Node) -> set[int]:
+        operands = (n for n in node.all_input_nodes if isinstance(self.values[n], ir.Tensor))
+        return {len(getattr(operand.meta.get("val"), "shape", ())) for operand in operands}
+
     def is_last(self, node: fx.Node) -> bool:
         return all(
             user.op == "output"
@@ -79,8 +83,9 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
     The model is neither changed nor moved; it is lowered as it behaves in evaluation mode.
 
     Args:
-        model: Takes float32 [n, channels, height, width] or [n, features], returns one tensor.
-        input_shape: (channels, height, width) or (features,) of one example.
+        model: Takes float32 [n, channels, height, width], [n, channels, length] or [n, features],
+            returns one tensor.
+        input_shape: (channels, height, width), (channels, length) or (features,) of one example.
 
     Returns:
         A graph in the layouts of `fedkit.graph.ir`, not yet optimised; it passes `verify`.
@@ -90,10 +95,10 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
     """
     if not isinstance(model, nn.Module):
         raise ExportError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
-    if len(input_shape) not in (1, 3):
+    if 1 + len(input_shape) not in RANKS:
         raise ExportError(
-            f"input_shape is {tuple(input_shape)}; it must be (channels, height, width) or "
-            f"(features,), without the batch dimension; {SERIES}"
+            f"input_shape is {tuple(input_shape)}; it must be (channels, height, width), "
+            f"(channels, length) or (features,), without the batch dimension"
         )
     program = _export(model, tuple(input_shape))
     lowering = _Lowering()
@@ -228,6 +233,12 @@ def _untraceable(model: nn.Module, shape: tuple[int, ...], error: Exception) -> 
             f"{name} does not take inputs of shape {shape}: they look like (height, width, "
             f"channels), and must be (channels, height, width); give np.moveaxis(inputs, -1, 1)"
         )
+    first = next((each for each in model.modules() if isinstance(each, nn.Conv1d)), None)
+    if first is not None and len(shape) == 2 and shape[1] == first.in_channels != shape[0]:
+        return (
+            f"{name} does not take inputs of shape {shape}: they look like (length, channels), and "
+            f"must be (channels, length); give np.moveaxis(inputs, -1, 1)"
+        )
     return (
         f"torch.export cannot trace {name} for inputs of shape {shape}: {text}; the forward pass "
         f"must be free of control flow that depends on data, and fit that shape"
@@ -350,9 +361,10 @@ def _diagnose(lowering: _Lowering, node: fx.Node, reason: str) -> None:
 def _let_pass(lowering: _Lowering, node: fx.Node) -> None:
     """Go on with a value of the node's shape, if there is one that could have been lowered."""
     shape = tuple(getattr(node.meta.get("val"), "shape", ()))
-    if len(shape) not in (2, 4):
+    is_known = len(shape) in RANKS
+    if not is_known:
         lowering.unknown.add(node)
-    lowering.values[node] = ir.Tensor(node.name, shape if len(shape) != 4 else nhwc(shape))
+    lowering.values[node] = ir.Tensor(node.name, graph_shape(shape) if is_known else shape)
 
 
 WOULD_BE_RANDOM = "training would be random"

@@ -2,7 +2,8 @@
 
 Layouts are decided here and nowhere else:
 
-- activations: NHWC, [1, height, width, channels], or [1, features]; the batch dimension is 1
+- activations: NHWC, [1, height, width, channels], or [1, features]; the batch dimension is 1; a
+  series is a map of height 1, [1, 1, length, channels]
 - conv2d weights: [out, kernel height, kernel width, in]
 - depthwise_conv2d weights: [1, kernel height, kernel width, out], out = in * multiplier, where
   output channel o reads input channel o // multiplier
@@ -241,8 +242,17 @@ def same_padding(
 
 
 def to_graph_layout(batch: Array) -> Array:
-    """Turn torch's [n, c, h, w] into this graph's [n, h, w, c]; [n, f] stays as it is."""
+    """Turn torch's [n, c, h, w] into this graph's [n, h, w, c]; [n, f] stays as it is.
+
+    A series [n, c, length] is a map of height 1.
+    """
+    batch = as_maps(batch)
     return np.ascontiguousarray(np.moveaxis(batch, 1, 3)) if batch.ndim == 4 else batch
+
+
+def as_maps(batch: Array) -> Array:
+    """Return series [n, c, length] as [n, c, 1, length]; others stay as they are."""
+    return batch[:, :, None] if batch.ndim == 3 else batch
 
 
 def _whole(tensor: Tensor) -> Quantization:

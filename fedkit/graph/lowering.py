@@ -24,13 +24,6 @@ from fedkit.graph.verify import verify
 
 _MOST_REASONS = 8  # in one message
 _SHAPE = re.compile(r"\([\d, ]+\)")
-
-SERIES = (
-    "a series [n, channels, length] can be given as [n, channels, 1, length], with Conv2d and "
-    "kernels of (1, k) in place of Conv1d"
-)
-"""What to do with inputs that are not images."""
-
 Node = TypeVar("Node")
 """One operation of the model that is read."""
 
@@ -63,6 +56,10 @@ class Lowering(ABC, Generic[Node]):
     @abstractmethod
     def shape_of(self, node: Node) -> ir.Shape:
         """Return the shape that a node's result has in the graph."""
+
+    @abstractmethod
+    def ranks_of(self, node: Node) -> set[int]:
+        """Return how many dimensions the model gives the activations that a node reads."""
 
     def is_last(self, node: Node) -> bool:
         """Whether nothing but a change of shape comes behind a node of a model that trains."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.spec import OnnxNode
+from fedkit.graph.spec import ModelReader, OnnxNode
 
 
 class Unsupported(Exception):
@@ -37,6 +37,13 @@ def activation(value: Any, rank: int | None = None) -> ir.Tensor:
         raise ConstantOperand("an operand is a constant where an activation is expected")
     require(rank in (None, len(value.shape)), f"input of shape {value.shape}, not of rank {rank}")
     return value
+
+
+def rank_of(reader: ModelReader, node: Any) -> int:
+    """Return how many dimensions the model gives all activations that a node reads."""
+    ranks = sorted(reader.ranks_of(node))
+    require(len(ranks) == 1, f"operands of {ranks} dimensions; they must have as many")
+    return ranks[0]
 
 
 def require_channels(what: str, axis: int, rank: int) -> None:

@@ -46,6 +46,12 @@ class ModelReader(Protocol):
     def shape_of(self, node: Any) -> ir.Shape:
         """Return the shape that a node's result has in the graph."""
 
+    def ranks_of(self, node: Any) -> set[int]:
+        """Return how many dimensions the model gives the activations that a node reads.
+
+        In the graph a series of the model has those of a map.
+        """
+
     def is_last(self, node: Any) -> bool:
         """Whether nothing but a change of shape comes behind a node of a model that trains."""
 

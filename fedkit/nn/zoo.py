@@ -1,8 +1,8 @@
 """The model zoo: each network under the name of the paper or benchmark it comes from.
 
-All are plain torch modules with BatchNorm, take float32
-[n, channels, height, width] and return logits [n, classes]. A width other than the published one
-is part of the name.
+All are plain torch modules with BatchNorm, take float32 [n, channels, height, width], or of series
+[n, channels, length], and return logits [n, classes]. A width other than the published one is part
+of the name.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fedkit.nn.mobile import (
     mobilenetv2,
     mobilenetv3_small,
 )
+from fedkit.nn.series import har_cnn, tc_resnet8
 
 
 class ResidualBlock(nn.Module):
@@ -111,20 +112,36 @@ MODELS: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
 }
 """Name -> (factory of (channels, classes), smallest height and width it takes)."""
 
+SERIES_MODELS: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
+    "tc-resnet8": (tc_resnet8, 8),
+    "har-cnn": (har_cnn, 4),
+}
+"""Name -> (factory of (channels, classes), smallest length of a series that it takes)."""
+
+
+def smallest_shape(name: str, channels: int) -> tuple[int, ...]:
+    """Return the smallest (channels, height, width) or (channels, length) that a model takes."""
+    if name in SERIES_MODELS:
+        return channels, SERIES_MODELS[name][1]
+    return channels, MODELS[name][1], MODELS[name][1]
+
 
 def build_model(name: str, input_shape: Sequence[int], classes: int) -> nn.Module:
     """Build a zoo model for inputs of one shape.
 
     Args:
-        name: A key of `MODELS`.
-        input_shape: (channels, height, width) of one example.
+        name: A key of `MODELS` or `SERIES_MODELS`.
+        input_shape: (channels, height, width) of one example, or (channels, length).
         classes: Number of logits.
 
     Raises:
-        ConfigError: Unknown name, or the images are smaller than the network's strides allow.
+        ConfigError: Unknown name, or the examples are smaller than the network's strides allow.
     """
+    if name in SERIES_MODELS:
+        return _build_series_model(name, input_shape, classes)
     if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; allowed: {', '.join(MODELS)}")
+        allowed = ", ".join((*MODELS, *SERIES_MODELS))
+        raise ConfigError(f"unknown model {name!r}; allowed: {allowed}")
     factory, smallest = MODELS[name]
     if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
         last = len(input_shape) == 3 and input_shape[2] in (1, 3, 4) and min(input_shape[:2]) > 4
@@ -132,5 +149,17 @@ def build_model(name: str, input_shape: Sequence[int], classes: int) -> nn.Modul
         raise ConfigError(
             f"model {name!r} cannot take inputs of shape {tuple(input_shape)}; it needs "
             f"(channels, height, width) with height and width of at least {smallest}{hint}"
+        )
+    return factory(input_shape[0], classes)
+
+
+def _build_series_model(name: str, input_shape: Sequence[int], classes: int) -> nn.Module:
+    factory, smallest = SERIES_MODELS[name]
+    if len(input_shape) != 2 or input_shape[1] < smallest:
+        is_map = len(input_shape) == 3
+        hint = ": inputs.reshape(n, channels, -1) makes a series of an image" if is_map else ""
+        raise ConfigError(
+            f"model {name!r} cannot take inputs of shape {tuple(input_shape)}; it needs "
+            f"(channels, length) with a length of at least {smallest}{hint}"
         )
     return factory(input_shape[0], classes)

@@ -211,7 +211,7 @@ class Words(nn.Module):
     [
         (Words(), (3,), r"module 'words' \(Embedding\) reads integers"),
         (nn.Conv2d(3, 4, 3), (32, 30, 3), r"look like \(height, width, channels\).*np\.moveaxis"),
-        (nn.Conv1d(3, 4, 3), (3, 30), r"\[n, channels, 1, length\], with Conv2d"),
+        (nn.Conv1d(3, 4, 3), (30, 3), r"look like \(length, channels\).*np\.moveaxis"),
     ],
 )
 def test_inputs_that_do_not_fit_show_the_way_out(

@@ -310,9 +310,9 @@ def test_the_sparse_engine_says_the_same_of_inputs(
         made(make(), engine="sparse").check()
 
 
-def test_a_series_for_the_sparse_engine_is_told_the_way_out(made: Callable[..., Scenario]) -> None:
-    with pytest.raises(EngineError, match=r"inputs are float32 of shape \(3, 16\).*engine torch"):
-        made(SOUND["series"](), engine="sparse").check()
+def test_tokens_for_the_sparse_engine_are_told_the_way_out(made: Callable[..., Scenario]) -> None:
+    with pytest.raises(EngineError, match=r"inputs are int64 of shape \(4,\).*engine torch"):
+        made(SOUND["tokens"](), engine="sparse").check()
 
 
 def test_data_that_changes_from_call_to_call_is_refused(made: Callable[..., Scenario]) -> None:

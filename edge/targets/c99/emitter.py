@@ -32,6 +32,7 @@ from edge.targets.c99.calls import (
 )
 from edge.targets.c99.pack import Planes
 from edge.targets.c_names import NAME, check_name, prefixed, renamed
+from edge.targets.common import layout_of
 from fedkit.core.text import source_text
 from fedkit.graph import ir
 
@@ -156,7 +157,7 @@ extern "C" {{
 #define MODEL_ARENA_BYTES {arena}
 #define MODEL_ARENA_ALIGNMENT {alignment}
 
-/* Runs one example. `in` is {_layout(x)}, `out` {_layout(y)}.
+/* Runs one example. `in` is {layout_of(x)}, `out` {layout_of(y)}.
  * `arena` holds MODEL_ARENA_BYTES on MODEL_ARENA_ALIGNMENT; nothing in it is kept from call to
  * call. Returns 0, or 1 if the arena is not aligned. */
 int model_invoke(const int8_t *in, int8_t *out, uint8_t *arena);
@@ -174,11 +175,6 @@ def _port(tensor: ir.Tensor, name: str) -> str:
 #define MODEL_{name}_BYTES {math.prod(tensor.shape)}
 #define MODEL_{name}_SCALE {tensor.scale!r}f
 #define MODEL_{name}_ZERO_POINT ({tensor.zero_point})"""
-
-
-def _layout(tensor: ir.Tensor) -> str:
-    names = "[height, width, channels] = " if len(tensor.shape) == 4 else ""
-    return f"{names}{list(tensor.shape[1:])}"
 
 
 # The model

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.targets.common import layout_of
 from edge.targets.fpga import lanes as lane_memory
 from edge.targets.fpga.assembler import WORD_BITS, assemble, cycles, listing
 from edge.targets.fpga.lanes import LaneMemory, value_bits
@@ -209,9 +210,7 @@ endmodule
 
 
 def _port(tensor: ir.Tensor) -> str:
-    names = "[height, width, channels] = " if len(tensor.shape) == 4 else ""
-    shape = f"{names}{list(tensor.shape[1:])}"
-    return f"{shape}, scale {tensor.scale!r}, zero point {tensor.zero_point}"
+    return f"{layout_of(tensor)}, scale {tensor.scale!r}, zero point {tensor.zero_point}"
 
 
 def _testbench(inputs: NDArray[np.int8], outputs: NDArray[np.int8]) -> str:

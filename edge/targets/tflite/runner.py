@@ -71,7 +71,7 @@ class Runner(ABC):
         """Classify float inputs.
 
         Args:
-            inputs: float32 [n, c, h, w] or [n, f], as torch takes them.
+            inputs: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them.
 
         Returns:
             float32 [n, classes], dequantised logits.
@@ -85,7 +85,7 @@ class Runner(ABC):
         """Classify inputs that are quantised already.
 
         Args:
-            inputs: int8 [n, c, h, w] or [n, f], at the scale of the model's input.
+            inputs: int8 [n, c, h, w], [n, c, length] or [n, f], at the scale of the model's input.
 
         Returns:
             int8 [n, classes], at the scale of the model's output.
@@ -147,7 +147,8 @@ class Runner(ABC):
 
     def _checked(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """Return inputs in the file's layout; an ExportError if they do not fit the model."""
-        examples = ir.to_graph_layout(inputs) if self._order == "NHWC" else inputs
+        laid = ir.to_graph_layout if self._order == "NHWC" else ir.as_maps
+        examples = laid(inputs)
         expected = self._input.shape[1:]
         if examples.shape[1:] != expected or examples.dtype != self._input.dtype:
             raise ExportError(

@@ -23,12 +23,13 @@ from fedkit.engine.plan.structure import Plan
 from fedkit.graph import ir
 from fedkit.graph.from_torch import WOULD_BE_RANDOM, read
 from fedkit.graph.interpret import evaluate
+from fedkit.graph.layouts import RANKS
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
 
 _INSTEAD = (
-    "replace them by Conv2d, Linear, BatchNorm, L1BatchNorm2d, LayerNorm, L1LayerNorm, ReLU, "
-    "ReLU6, sigmoid, SiLU, GELU and other functions of one value, sums, products, concatenations "
-    "of channels, max and average pooling and flatten, or use the torch engine"
+    "replace them by Conv2d, Conv1d, Linear, BatchNorm, L1BatchNorm2d, LayerNorm, L1LayerNorm, "
+    "ReLU, ReLU6, sigmoid, SiLU, GELU and other functions of one value, sums, products, "
+    "concatenations of channels, max and average pooling and flatten, or use the torch engine"
 )
 
 _PASSES = 4
@@ -55,16 +56,16 @@ def capture(model: nn.Module, input_shape: tuple[int, ...]) -> Plan:
 
     Args:
         model: Takes float32 [n, *input_shape], returns logits [n, classes].
-        input_shape: (channels, height, width) or (features,) of one example.
+        input_shape: (channels, height, width), (channels, length) or (features,) of one example.
 
     Raises:
         PlanError: The model cannot be traced, does not take such inputs, or has parts that a plan
             cannot express; all of them are listed.
     """
-    if len(input_shape) not in (1, 3) or min(input_shape) < 1:
+    if 1 + len(input_shape) not in RANKS or min(input_shape) < 1:
         raise PlanError(
-            f"input_shape is {tuple(input_shape)}; it must be (channels, height, width) or "
-            "(features,) of one example, without the batch"
+            f"input_shape is {tuple(input_shape)}; it must be (channels, height, width), "
+            "(channels, length) or (features,) of one example, without the batch"
         )
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(value):
@@ -238,7 +239,7 @@ class _Capture:
                 yield f"{label} (its forward was replaced)"
         self._model.train()
         if not prunable_weights(self._model):
-            yield "(model): no Conv2d or Linear, so there is nothing to prune"
+            yield "(model): no Conv2d, Conv1d or Linear, so there is nothing to prune"
 
     def _use_diagnostics(self, graph: ir.Graph) -> Iterator[str]:
         """Yield the parameters and statistics that are not used by exactly one op."""

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fedkit.core.errors import EngineError
-from fedkit.engine.plan.structure import Plan
+from fedkit.engine.plan.structure import Plan, stored_shape
 
 
 def check_inputs(plan: Plan, inputs: NDArray[Any], dtype: DTypeLike = np.float32) -> None:
     """Raise an `EngineError` unless inputs are a contiguous array as the plan takes them."""
     shape = plan.tensors[0].shape
-    given = inputs.shape[1:] if inputs.ndim == 4 else (*inputs.shape[1:], 1, 1)
+    given = stored_shape(inputs.shape[1:])
     if given != shape or inputs.dtype != dtype or not inputs.flags.c_contiguous:
         raise EngineError(
             f"inputs are {inputs.dtype} {inputs.shape}; the plan takes contiguous "

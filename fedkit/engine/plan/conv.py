@@ -15,7 +15,8 @@ from fedkit.engine.plan.windows import window_problems
 class Conv(PlanOp):
     """target = weight * read(source) + bias, zeros around the read values.
 
-    A weight [out, in / groups, *kernel] keeps its four axes, that of a linear layer its two.
+    A weight [out, in / groups, *kernel] keeps the axes that it has in the model: four, three of a
+    series, which is a map of height 1, or two of a linear layer.
     """
 
     source: int
@@ -57,7 +58,8 @@ class Conv(PlanOp):
         weight = (target[0], source[0] // self.groups, *self.kernel)
         found = plan.weights.get(self.weight)
         linear = self.kernel == (1, 1) and self.groups == 1 and found == weight[:2]
-        if found != weight and not linear:
+        of_series = self.kernel[0] == 1 and found == (*weight[:2], weight[3])
+        if found != weight and not linear and not of_series:
             yield f"has weight {self.weight!r} of shape {found}; it must be {weight}"
         if self.bias is not None and plan.weights.get(self.bias) != target[:1]:
             found = plan.weights.get(self.bias)

@@ -20,7 +20,8 @@ class LayerNorm(PlanOp):
         name: Name of the module; nothing is tracked, so that there are no statistics.
         eps: Greater than 0.
         weight: Name of the scale, a parameter with a value per element, if there is one: of the
-            tensor's shape, or (channels,) where its plane is (1, 1).
+            tensor's shape, (channels, width) where its height is 1, or (channels,) where its plane
+            is (1, 1).
         bias: Name of the offset, likewise.
         kind: "layer" divides by sqrt(variance + eps); "l1-layer" by sqrt(pi / 2) times the mean
             absolute deviation, plus eps.
@@ -60,7 +61,9 @@ class LayerNorm(PlanOp):
             yield f"turns {source} into {target}; a layer norm must keep the shape"
         if not 0 < self.eps < math.inf:
             yield f"has eps {self.eps}; it must be finite and greater than 0"
-        shapes = [target, target[:1]] if target[1:] == (1, 1) else [target]
+        shapes: list[tuple[int, ...]] = [target]
+        shapes += [(target[0], target[2])] if target[1] == 1 else []
+        shapes += [target[:1]] if target[1:] == (1, 1) else []
         for name in self.parameters:
             if plan.weights.get(name) not in shapes:
                 yield (

@@ -24,6 +24,17 @@ LayerKind = Literal["layer", "l1-layer"]
 Pair = tuple[int, int]
 Shape = tuple[int, int, int]
 
+
+def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the (channels, height, width) in which a plan stores an example of a model's shape.
+
+    Features are channels of one pixel, and a series, (channels, length), is a map of height 1.
+    """
+    if len(shape) == 2:
+        return shape[0], 1, shape[1]
+    return (*shape, 1, 1) if len(shape) == 1 else shape
+
+
 strict = with_config(ConfigDict(strict=True, extra="forbid"))
 """Decorates every dataclass that is part of the file: no value is converted, no key unknown."""
 

@@ -10,10 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from fedkit.graph import ir
+from fedkit.graph.layouts import SERIES
 from fedkit.graph.operands import (
     ConstantOperand,
     activation,
     constant,
+    rank_of,
     require,
     require_broadcast,
 )
@@ -120,7 +122,7 @@ def _read(reader: ModelReader, node: Any, operator: Operator, left: Any, right: 
         return _read_pair(operator, reader, node, left, right)
     swapped = not isinstance(left, ir.Tensor)
     x, value = activation(right if swapped else left), left if swapped else right
-    y = np.asarray(constant(value), np.float64)
+    y = _on_maps(np.asarray(constant(value), np.float64), rank_of(reader, node))
     require(operator != "div" or not swapped, "a division by an activation")
     if operator == "div":
         require(bool(y.all()), "a division by zero")
@@ -144,12 +146,19 @@ def _read(reader: ModelReader, node: Any, operator: Operator, left: Any, right: 
 def _read_pair(
     kind: ir.Kind, reader: ModelReader, node: Any, x: ir.Tensor, y: ir.Tensor
 ) -> ir.Tensor:
-    ranks = len(x.shape) == len(y.shape)
     sizes = zip(x.shape, y.shape, strict=False)
-    agree = ranks and all(a == b or 1 in (a, b) for a, b in sizes)
+    agree = len(reader.ranks_of(node)) == 1 and all(a == b or 1 in (a, b) for a, b in sizes)
     what = {"add": "an addition", "sub": "a difference", "mul": "a product"}[kind]
     require(agree, f"{what} of shapes {x.shape} and {y.shape}; they must agree")
     return reader.op(kind, node, [x, y])
+
+
+def _on_maps(value: ir.Array, rank: int) -> ir.Array:
+    """Return a constant that is broadcast against a value of that rank as one against NCHW."""
+    if rank != SERIES or not value.ndim:
+        return value
+    require(value.ndim <= rank, f"a constant of shape {value.shape} beside a value of rank {rank}")
+    return ir.as_maps(value.reshape((1,) * (rank - value.ndim) + value.shape))
 
 
 def _as_operand(x: ir.Tensor, y: ir.Array) -> ir.Array:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.layouts import order_is_free
-from fedkit.graph.operands import activation, number, require
+from fedkit.graph.layouts import map_axis, order_is_free
+from fedkit.graph.operands import activation, number, rank_of, require
 from fedkit.graph.spec import (
     Aten,
     ModelReader,
@@ -51,7 +51,7 @@ def _concat_example(random: Random) -> ir.Graph:
 
 
 def _read_concat(reader: ModelReader, node: Any, parts: Sequence[Any], dim: int) -> ir.Tensor:
-    dim %= len(reader.shape_of(node))
+    dim %= rank_of(reader, node)
     require(dim == 1, f"a concat over dimension {dim}; dimension 1, channels or features, can be")
     return reader.op("concat", node, [activation(part) for part in parts])
 
@@ -92,17 +92,17 @@ def _read_pad(
 
 
 def _read_pad_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
-    x = activation(a["self"], 4)
-    require(len(a["pad"]) <= 4, f"padding by {a['pad']}; height and width can grow")
+    x, sizes = activation(a["self"], 4), rank_of(reader, node) - 2
+    require(len(a["pad"]) <= 2 * sizes, f"padding by {a['pad']}; height and width can grow")
     left, right, top, bottom = [*a["pad"], 0, 0, 0, 0][:4]
     mode, value = a.get("mode", "constant"), a["value"] or 0
     return _read_pad(reader, node, x, mode, value, (top, bottom, left, right))
 
 
 def _read_pad_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
-    x, amounts = activation(node.operand(0), 4), node.setting("pads", 1, (0,) * 8)
-    value = number(node, "value", 2, 0.0)
-    axes = [axis % 4 for axis in (node.setting("axes", 3) or range(4))]
+    x, rank = activation(node.operand(0), 4), rank_of(reader, node)
+    amounts, value = node.setting("pads", 1, (0,) * 2 * rank), number(node, "value", 2, 0.0)
+    axes = [map_axis(axis, rank) for axis in (node.setting("axes", 3) or range(rank))]
     require(len(amounts) == 2 * len(set(axes)), f"{len(amounts)} pads for the axes {axes}")
     first, last = (dict(zip(axes, half, strict=True)) for half in np.reshape(amounts, (2, -1)))
     sides = [int(side.pop(axis, 0)) for axis in (2, 3) for side in (first, last)]

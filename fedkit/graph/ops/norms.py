@@ -14,7 +14,7 @@ import numpy as np
 from fedkit.core.numerics import K
 from fedkit.graph import ir
 from fedkit.graph.layouts import model_shape
-from fedkit.graph.operands import activation, constant, require, vector
+from fedkit.graph.operands import activation, constant, rank_of, require, vector
 from fedkit.graph.ops.arithmetic import affine
 from fedkit.graph.spec import Aten, ModelReader, Onnx, OnnxNode, Random, Spec, any_shape, graph_of
 
@@ -145,16 +145,16 @@ def _evaluated(reader: ModelReader, node: Any, x: ir.Tensor, norm: _BatchNorm) -
 def _read_layer_norm(
     absolute: bool, reader: ModelReader, node: Any, a: Mapping[str, Any]
 ) -> ir.Tensor:
-    """Add a layer norm over a whole example, of shape [c, h, w] or [features] in the model."""
+    """Add a layer norm over a whole example: [c, h, w], [c, length] or [features] in the model."""
     x, over = activation(a["input"]), tuple(a["normalized_shape"])
     require(reader.trains, "a layer norm; batch norms can be")
-    whole = model_shape(x.shape)
+    whole = model_shape(x.shape, rank_of(reader, node))
     require(over == whole, f"a layer norm over {over}; it must be over a whole example, {whole}")
-    order = (1, 2, 0) if len(whole) == 3 else (0,)
     operands = [x]
     for what, instead in (("weight", np.ones), ("bias", np.zeros)):
         array = instead(whole) if a[what] is None else constant(a[what], _PLURALS[what])
-        operands.append(reader.constant(node, what, np.transpose(array, order), a[what]))
+        laid = ir.to_graph_layout(np.asarray(array)[None])[0]
+        operands.append(reader.constant(node, what, laid, a[what]))
     kind = "l1_layer_norm" if absolute else "layer_norm"
     return reader.op(kind, node, operands, attributes=ir.Epsilon(a["eps"]))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedkit.graph import ir, sliding
-from fedkit.graph.operands import activation, integers, require
+from fedkit.graph.operands import activation, require
 from fedkit.graph.ops.weighted import total
 from fedkit.graph.spec import (
     Aten,
@@ -92,7 +92,7 @@ def _most(
 def _read_avg(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
     x, kernel = activation(a["self"], 4), sliding.pair(a["kernel_size"])
     require(not a["ceil_mode"], "avg_pool2d with ceil_mode")
-    divisor = a["divisor_override"]
+    divisor = a.get("divisor_override")
     require(divisor in (None, math.prod(kernel)), f"avg_pool2d with divisor_override = {divisor}")
     window, before = ir.Window(kernel, sliding.pair(a["stride"] or kernel)), a["padding"]
     return _average(reader, node, x, window, sliding.pair(before), a["count_include_pad"])
@@ -126,10 +126,11 @@ def _windows_of(
     what: str, reader: ModelReader, node: OnnxNode
 ) -> tuple[ir.Window, tuple[int, int]]:
     """Return the window of a pooling and its padding; every step must meet the image."""
-    kernel, ceil = integers(node, "kernel_shape", 2, 1), node.attribute("ceil_mode", 0)
+    x = activation(node.operand(0), 4).shape
+    kernel, ceil = sliding.sizes(reader, node, "kernel_shape"), node.attribute("ceil_mode", 0)
     require(ceil in (0, 1), f"ceil_mode = {ceil}; 0 or 1 can be")
-    window, before = sliding.of_onnx(reader, node, (kernel[0], kernel[1]))
-    x, out = activation(node.operand(0), 4).shape, reader.shape_of(node)
+    window, before = sliding.of_onnx(reader, node, kernel)
+    out = reader.shape_of(node)
     for axis in range(2):
         last = (out[1 + axis] - 1) * window.stride[axis] - before[axis]
         meets = before[axis] < window.kernel[axis] and last < x[1 + axis]
@@ -150,14 +151,17 @@ def _read_max_pool(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     return _most(reader, node, x, *_windows_of("MaxPool", reader, node))
 
 
-_AVERAGE: dict[str, Aten] = {
-    "aten.avg_pool2d.default": _read_avg,
-    "aten.adaptive_avg_pool2d.default": _read_adaptive_avg,
-}
-_MOST: dict[str, Aten] = {
-    "aten.max_pool2d.default": _read_max,
-    "aten.adaptive_max_pool2d.default": _read_adaptive_max,
-}
+def _of_both(reads: Mapping[str, Aten]) -> dict[str, Aten]:
+    """Return what reads pools over maps, and those over series, by the names of ATen."""
+    return {
+        f"aten.{name}{form}.default": of(read)
+        for name, read in reads.items()
+        for form, of in (("2d", sliding.maps), ("1d", sliding.series))
+    }
+
+
+_AVERAGE = _of_both({"avg_pool": _read_avg, "adaptive_avg_pool": _read_adaptive_avg})
+_MOST = _of_both({"max_pool": _read_max, "adaptive_max_pool": _read_adaptive_max})
 
 
 def _spec(

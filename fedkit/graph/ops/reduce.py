@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.operands import activation, require
+from fedkit.graph.layouts import map_axis
+from fedkit.graph.operands import activation, rank_of, require
 from fedkit.graph.spec import ModelReader, OnnxNode, Random, Spec, a_map, graph_of
 
 
@@ -30,11 +31,17 @@ def _example(random: Random) -> ir.Graph:
     return graph_of((shape, end), (), ir.Op("mean", ("x",), ("y",)))
 
 
-def _read(reader: ModelReader, node: Any, x: Any, dims: Sequence[int]) -> ir.Tensor:
-    """Add a mean over height and width, which are all that `dims` (NCHW) may name."""
-    possible = sorted(dim % 4 for dim in dims) == [2, 3]
+def _read(reader: ModelReader, node: Any, value: Any, dims: Sequence[int]) -> ir.Tensor:
+    """Add a mean over height and width, or the length of a series, which `dims` must name.
+
+    Of a map of height or width 1 they may name the other one alone.
+    """
+    x, rank = activation(value, 4), rank_of(reader, node)
+    named = {map_axis(dim, rank) for dim in dims}
+    alone = {axis for axis in (2, 3) if x.shape[axis - 1] == 1}
+    possible = bool(named) and named | alone == {2, 3}
     require(possible, f"a mean over dimensions {list(dims)}; height and width can be")
-    return reader.op("mean", node, [activation(x, 4)])
+    return reader.op("mean", node, [x])
 
 
 def _read_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
@@ -42,7 +49,7 @@ def _read_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tenso
 
 
 def _read_global(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
-    return _read(reader, node, node.inputs[0], (2, 3))
+    return _read(reader, node, node.inputs[0], range(2, rank_of(reader, node)))
 
 
 def _read_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:

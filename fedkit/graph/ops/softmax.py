@@ -9,7 +9,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.operands import Unsupported, activation, require, require_channels
+from fedkit.graph.operands import (
+    Unsupported,
+    activation,
+    rank_of,
+    require,
+    require_channels,
+)
 from fedkit.graph.spec import Aten, ModelReader, Onnx, OnnxNode, Random, Spec, any_shape, graph_of
 
 LOGITS: Mapping[str, str] = dict.fromkeys(("Softmax", "LogSoftmax"), "argmax is the same")
@@ -49,14 +55,14 @@ def _read_aten(
     if reader.trains:
         refuse_probabilities(called, reader.is_last(node))
     x = activation(a["self"])
-    require_channels(kind, a["dim"], len(x.shape))
+    require_channels(kind, a["dim"], rank_of(reader, node))
     return reader.op(kind, node, [x])
 
 
 def _read_onnx(kind: ir.Kind, called: str, reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     x, is_old = activation(node.operand(0)), node.opset < _ONE_AXIS
     axis = int(node.attribute("axis", 1 if is_old else -1))
-    require_channels(called, axis, len(x.shape))
+    require_channels(called, axis, rank_of(reader, node))
     whole = is_old and len(x.shape) == 4 and x.shape[1] * x.shape[2] > 1
     require(not whole, f"{called} of opset {node.opset} over all from axis 1 on")
     return reader.op(kind, node, [x])

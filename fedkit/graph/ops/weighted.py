@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedkit.graph import ir, sliding
-from fedkit.graph.operands import activation, constant, integers, require, vector
+from fedkit.graph.operands import activation, constant, integers, rank_of, require, vector
 from fedkit.graph.operands import weights as weights_of
 from fedkit.graph.spec import (
     Aten,
@@ -74,7 +74,8 @@ def _operands(weights: Weights, op: ir.Op, shapes: Sequence[ir.Shape]) -> list[i
     return [weights.shape(channels, out, kernel), (out,)]
 
 
-# Readers: weights are [out, in per group, kernel height, kernel width] there.
+# Readers: weights are [out, in per group, kernel height, kernel width] there, of a convolution over
+# series [out, in per group, kernel length].
 
 
 def _convolution(
@@ -102,7 +103,7 @@ def _operands_of(
     reader: ModelReader, node: Any, x: ir.Tensor, weight: Any, bias: Any, order: Sequence[int]
 ) -> list[ir.Tensor]:
     """Return an activation, its weights with their axes in that order, and a bias."""
-    laid = np.transpose(constant(weight), order)
+    laid = np.transpose(ir.as_maps(constant(weight)), order)
     shift = np.zeros(reader.shape_of(node)[-1]) if bias is None else constant(bias, "biases")
     return [
         x,
@@ -111,9 +112,15 @@ def _operands_of(
     ]
 
 
+def _kernel(shape: Sequence[int]) -> tuple[int, int]:
+    """Return height and width of the kernels of weights, those of a series of height 1."""
+    sizes = (1, *map(int, shape[2:]))
+    return sizes[-2], sizes[-1]
+
+
 def _read_conv2d(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
     x, weight = activation(a["input"], 4), a["weight"]
-    kernel = (int(weight.shape[2]), int(weight.shape[3]))
+    kernel = _kernel(weight.shape)
     window = ir.Window(kernel, sliding.pair(a["stride"]), sliding.pair(a["dilation"]))
     before = (0, 0) if a["padding"] == "valid" else a["padding"]
     if a["padding"] == "same":
@@ -123,13 +130,14 @@ def _read_conv2d(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Ten
 
 
 def _read_conv(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
-    x, weight = activation(node.operand(0), 4), weights_of(node, 1, 4)
-    groups, kernel = int(node.attribute("group", 1)), (weight.shape[2], weight.shape[3])
-    given = integers(node, "kernel_shape", 2, 0)
-    require(given in ((0, 0), kernel), f"kernel_shape = {given}, but the weights are {kernel}")
+    x, rank = activation(node.operand(0), 4), rank_of(reader, node)
+    weight = weights_of(node, 1, rank)
+    groups, own = int(node.attribute("group", 1)), weight.shape[2:]
+    given = integers(node, "kernel_shape", rank - 2, 0)
+    require(given in ((0,) * len(own), own), f"kernel_shape = {given}, but the weights are {own}")
     fits = weight.shape[1] * groups == x.shape[3] and weight.shape[0] % max(1, groups) == 0
     require(fits, f"weights {weight.shape} in {groups} group(s) for {x.shape[3]} channels")
-    window, before = sliding.of_onnx(reader, node, kernel)
+    window, before = sliding.of_onnx(reader, node, _kernel(weight.shape))
     bias = vector(node, 2, len(weight))
     return _convolution(reader, node, x, weight, bias, groups, window, before)
 
@@ -166,9 +174,11 @@ def _product(
     return reader.op("linear", node, _operands_of(reader, node, x, weight, bias, (0, 1)))
 
 
-_CONV_ATEN: dict[str, Aten] = dict.fromkeys(
-    ("aten.conv2d.default", "aten.conv2d.padding"), _read_conv2d
-)
+_CONV_ATEN: dict[str, Aten] = {
+    f"aten.{name}.{how}": of(_read_conv2d)
+    for name, of in (("conv2d", sliding.maps), ("conv1d", sliding.series))
+    for how in ("default", "padding")
+}
 _CONV_ONNX: dict[str, Onnx] = {"Conv": _read_conv}
 _LINEAR_ATEN: dict[str, Aten] = {"aten.linear.default": _read_linear}
 _LINEAR_ONNX: dict[str, Onnx] = {"Gemm": _read_gemm, "MatMul": _read_matmul}
