@@ -229,6 +229,7 @@ NAMES: "dict[str, dict[str, str]]" = {
         "write_whole": "fedkit.core.files.write_atomic",
     },
     "fedkit.method": {"Fleet": "fedkit.methods.interface.Dispatcher"},
+    "fedkit.nn.zoo": {"InvertedResidual": "fedkit.nn.mobile.InvertedResidual"},
     "fedkit.report": {
         name: f"fedkit.report.comparison.{name}"
         for name in (

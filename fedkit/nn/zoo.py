@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from fedkit.core import moved
 from fedkit.core.errors import ConfigError
 from fedkit.nn.blocks import conv_bn, head
 from fedkit.nn.mobile import (
@@ -22,6 +24,9 @@ from fedkit.nn.mobile import (
     mobilenetv3_small,
 )
 from fedkit.nn.series import har_cnn, tc_resnet8
+
+if not TYPE_CHECKING:
+    __getattr__ = moved.names(__name__)  # what was here until 0.1
 
 
 class ResidualBlock(nn.Module):

@@ -30,7 +30,8 @@ from fedkit.methods.registry import METHODS
 from fedkit.methods.schedule import block_quotas, kept_per_layer
 from fedkit.methods.snip import saliency
 from fedkit.methods.synflow import flow, synflow_masks
-from fedkit.nn.zoo import conv_bn, seeded
+from fedkit.nn.blocks import conv_bn
+from fedkit.nn.zoo import seeded
 from fedkit.server.aggregation import aggregate, shares
 from fedkit.server.rounds import LocalFleet, run_rounds
 from fedkit.sparse.masks import global_masks
