@@ -307,6 +307,7 @@ def printed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
 
 def test_the_command_prints_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(support, "MODELS", {"ds-cnn": MODELS["ds-cnn"]})
+    monkeypatch.setattr(support, "SERIES_MODELS", {})
     found: dict[str, Any] = json.loads(printed(monkeypatch, "--json").splitlines()[-1])
     keys = ["op", "torch_reader", "onnx_reader", "torch_engine", "sparse_engine", "integer_engine"]
     assert [list(row) for row in found["rows"]] == [[*keys, "interpreter", *NAMES]] * len(SPECS)

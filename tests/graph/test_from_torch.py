@@ -349,7 +349,7 @@ class Constant(nn.Module):
         (Pair(), (3,), "returns 2 tensors"),
         (Constant(), (3,), "does not depend on its input"),
         (nn.Conv2d(1, 2, 3), (1, 5, 5), "returns a feature map"),
-        (nn.Linear(3, 2), (1, 3), "without the batch dimension"),
+        (nn.Linear(3, 2), (1, 3), "not of rank 2"),
     ],
 )
 def test_models_that_are_no_classifiers_are_refused(

@@ -150,7 +150,7 @@ BROKEN = {
         output=1,
     ),
     "op 0 (l1-layer) has eps inf": with_layer(eps=math.inf),
-    "op 0 (l1-layer) has parameter 'fc.weight' of shape (3, 2); it must be (2, 1, 1) or (2,)": (
+    "op 0 (l1-layer) has parameter 'fc.weight' of shape (3, 2); it must be (2, 1, 1) or (2, 1)": (
         with_layer(bias="fc.weight")
     ),
     "op 0 (l1-layer) turns (2, 1, 1) into (1, 1, 1); a layer norm": replace(
