@@ -45,11 +45,6 @@ def multiplier_and_shift(real: Scales) -> tuple[Int64s, Int64s]:
 
 
 def layout_of(tensor: ir.Tensor) -> str:
-    """Return what the numbers of one example are, in order: a map of height 1 is a series."""
-    names: tuple[str, ...] = ("height", "width", "channels")
-    sizes = list(tensor.shape[1:])
-    if len(sizes) < len(names):
-        return str(sizes)
-    if sizes[0] == 1 < sizes[1]:
-        names, sizes = ("length", "channels"), sizes[1:]
-    return f"[{', '.join(names)}] = {sizes}"
+    """Return what the numbers of one example are, in order; a series is a map of height 1."""
+    names = "[height, width, channels] = " if len(tensor.shape) == 4 else ""
+    return f"{names}{list(tensor.shape[1:])}"
