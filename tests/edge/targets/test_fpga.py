@@ -352,6 +352,7 @@ def test_weights_take_their_bits(graph: tuple[ir.Graph, Images], tmp_path: Path)
 # Faults are found and named
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_simulation")
 def test_a_fault_in_the_hardware_is_named(
     graph: tuple[ir.Graph, Images], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
