@@ -4,11 +4,11 @@
 #   make test-all         the slow set of tests too: an hour and more
 # VENV=DIR     another folder for the environment (make owns it: `make clean` removes it)
 # PYTHON=PATH  the Python to make it with (3.11 or newer)
-# PYTEST_FLAGS flags for pytest, such as "-m slow" (default: three workers, each with whole files, in
+# PYTEST_FLAGS flags for pytest, such as "-m slow" (default: two workers, each with whole files, in
 #              the order of the folders: by numbers of tests, the longest few would come last)
 
 SHELL := /bin/sh
-PYTEST_FLAGS ?= -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 unexport PYTHONPATH
 # Tests start hundreds of interpreters, each of which would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
