@@ -7,7 +7,6 @@ import os
 import random
 import resource
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fedkit.cli import job, main, summary
+from fedkit.cli import job, summary
 from fedkit.config import make_config
 from fedkit.core.errors import CheckpointError, FedkitError
 from fedkit.core.names import check_name, find_run
@@ -23,6 +22,7 @@ from fedkit.server.checkpoint import RunFolder
 from fedkit.server.events import EventLog, read_events
 from fedkit.server.record import record
 from sim.scenario import make_scenario
+from tests.command_line import fedkit
 
 CONFIG = make_config(
     {
@@ -233,14 +233,6 @@ def test_events_that_are_not_whole_are_passed_over(tmp_path: Path) -> None:
 
 SMALL = "--devices 2 --rounds 1 --epochs 1 --examples-per-device 30 --server-epochs 0"
 QUICKLY = f"{SMALL} --sparse-epochs 0 --in-process"
-
-
-def fedkit(arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run the command in this process; return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["fedkit", *arguments.split()])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 @contextmanager

@@ -19,10 +19,11 @@ from edge import artifact
 from edge.quantize import truth
 from edge.targets.fpga import yosys
 from edge.targets.registry import runtimes
-from fedkit.cli import export, main
+from fedkit.cli import export
 from fedkit.engine.plan.plan import load_plan
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.rounds import Report
+from tests.command_line import fedkit
 from tests.processes import HANG, left_running, wait_for
 from tests.sets import slow
 
@@ -30,14 +31,6 @@ SMALL = (
     "--devices 3 --rounds 2 --epochs 1 --examples-per-device 40 --pool-size 2 --server-epochs 1 "
     "--sparse-epochs 1 --in-process"
 )
-
-
-def fedkit(arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run the command in this process; return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["fedkit", *arguments.split()])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture(scope="module")

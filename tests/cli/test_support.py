@@ -42,23 +42,13 @@ from fedkit.graph.ops.registry import SPECS
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.nn.zoo import MODELS, build_model
 from fedkit.tasks.task import Examples, cross_entropy
+from tests.calls import Calls
 from tests.graph.exported import exported
 from tests.sets import slow, slow_but
 
 SHAPE = (4, 6, 6)
 HOW = LocalTraining(epochs=1, batch_size=4, lr=0.01, momentum=0.9, weight_decay=0.0)
 ROWS: Mapping[str, Mapping[str, str]] = {row["op"]: row for row in support.op_rows()}
-
-
-class Calls(nn.Module):
-    """Applies a function, as the forward pass of a user's model does."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 def call(function: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from fedkit.cli import main
 from fedkit.nn.zoo import MODELS
+from tests.command_line import fedkit
 from tests.sets import slow_but
 
 TASKS = {"digits": 8, "fashion-mnist": 28}
@@ -20,14 +19,6 @@ RUNS = [
     for name, (_, smallest) in MODELS.items()
     if smallest <= max(TASKS.values())
 ]
-
-
-def fedkit(arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run the command in this process; return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["fedkit", *arguments.split()])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 @pytest.mark.parametrize(("name", "task"), slow_but([("resnet8", "digits")], RUNS))

@@ -21,6 +21,7 @@ from fedkit.graph import ir
 from fedkit.graph.from_onnx import lower as lower_onnx
 from fedkit.graph.from_torch import lower, read
 from fedkit.graph.interpret import evaluate
+from tests.calls import Calls
 from tests.graph.exported import exported
 from tests.series import SHAPE, Exported, Floats, inputs
 from tests.sets import slow_but
@@ -141,18 +142,9 @@ MIXED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 )
 def test_what_would_be_something_else_is_refused(name: str) -> None:
     function, reason = MIXED[name]
-    model = nn.Sequential(nn.Conv1d(SHAPE[0], 4, 3, padding=1), _Only(function))
+    model = nn.Sequential(nn.Conv1d(SHAPE[0], 4, 3, padding=1), Calls(function))
     with pytest.raises(ExportError, match=reason):
         lower(model, SHAPE)
-
-
-class _Only(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 def test_an_unbatched_image_layer_is_refused_even_of_one_channel() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedkit.cli import main
 from fedkit.config import make_config
 from fedkit.report import comparison
 from fedkit.report.plots import density_plot
 from fedkit.server.scenario import Scenario
 from fedkit.sparse.reach import Reach
 from fedkit.tasks.task import Examples, Metric, Task, accuracy
+from tests.command_line import fedkit
 
 SMALL = "--devices 2 --partition iid --density 0.5 --rounds 1 --epochs 1 --in-process --name a"
 
@@ -59,13 +59,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "scored_tasks", raising=False)
     return tmp_path
-
-
-def fedkit(arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["fedkit", *arguments.split()])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 def test_a_binary_head_with_its_own_loss_runs_to_an_artifact(

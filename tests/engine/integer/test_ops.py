@@ -382,28 +382,25 @@ def test_every_op_of_training_equals_its_reference() -> None:
     assert seen >= EVERYTHING
 
 
-def test_every_op_of_layer_norms_equals_its_reference() -> None:
+def checked_ops(kinds: Sequence[str]) -> set[str]:
+    """Return the ops that were checked where small plans of some kinds trained a step."""
     seen = set[str]()
     for seed in range(40):
-        case, choose = small_case(seed, ("layer", "layer", *LAYERS)), random.Random(seed)
+        case, choose = small_case(seed, kinds), random.Random(seed)
         case = extreme(case, choose.choice) if seed % 3 == 0 else case
         made = steps.make(case, None, choose.choice(range(2, 9)), choose.choice(list(RULES)))
         backend = checked(made)
         steps.train(made, case, None, steps=1)
         seen |= set(backend.seen)
-    assert seen >= OF_LAYER_NORMS
+    return seen
+
+
+def test_every_op_of_layer_norms_equals_its_reference() -> None:
+    assert checked_ops(("layer", "layer", *LAYERS)) >= OF_LAYER_NORMS
 
 
 def test_every_op_of_functions_and_gates_equals_its_reference() -> None:
-    seen = set[str]()
-    for seed in range(40):
-        case, choose = small_case(seed, FUNCTIONS), random.Random(seed)
-        case = extreme(case, choose.choice) if seed % 3 == 0 else case
-        made = steps.make(case, None, choose.choice(range(2, 9)), choose.choice(list(RULES)))
-        backend = checked(made)
-        steps.train(made, case, None, steps=1)
-        seen |= set(backend.seen)
-    assert seen >= OF_FUNCTIONS
+    assert checked_ops(FUNCTIONS) >= OF_FUNCTIONS
 
 
 # Statistics
