@@ -268,13 +268,9 @@ def _is_right(model: onnx.ModelProto, given: Mapping[str, ir.Array], outputs: Ar
         found = evaluate_all(read.graph, as_read(read.graph, examples, read.ports))
     names = [port.name for port in model.graph.output]
     return len(found) == len(outputs) and all(
-        _is_close(_as_model(one), wanted, read.ports.get(name))
+        _is_close(ir.from_graph_layout(one), wanted, read.ports.get(name))
         for one, wanted, name in zip(found, outputs, names, strict=True)
     )
-
-
-def _as_model(found: ir.FloatArray) -> ir.FloatArray:
-    return np.moveaxis(found, 3, 1) if found.ndim == 4 else found
 
 
 def _is_close(found: ir.FloatArray, wanted: ir.Array, steps: Steps | None) -> bool:

@@ -19,6 +19,7 @@ from fedkit.core.errors import ConfigError
 from fedkit.core.text import terminal_text
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray
+from fedkit.graph.layouts import model_shape
 
 _EXAMPLES = 16  # of random numbers, as vectors for a file whose integers are known
 
@@ -86,8 +87,11 @@ def read(
 def about(graph: ir.Graph) -> dict[str, Any]:
     """Return what a graph takes and gives, in the layout of models: channels in front."""
 
+    def shape_of(tensor: ir.Tensor) -> list[int]:
+        return [tensor.shape[0], *model_shape(tensor.shape, len(tensor.shape))]
+
     def ports(names: Sequence[str]) -> list[dict[str, Any]]:
-        return [{"name": n, "shape": _model_shape(graph.tensors[n].shape)} for n in names]
+        return [{"name": n, "shape": shape_of(graph.tensors[n])} for n in names]
 
     kind = graph.tensors[graph.inputs[0]].dtype
     return {
@@ -96,10 +100,6 @@ def about(graph: ir.Graph) -> dict[str, Any]:
         "inputs": ports(graph.inputs),
         "outputs": ports(graph.outputs),
     }
-
-
-def _model_shape(shape: ir.Shape) -> list[int]:
-    return [shape[0], shape[3], *shape[1:3]] if len(shape) == 4 else list(shape)
 
 
 def export(
@@ -136,7 +136,7 @@ def _random(graph: ir.Graph) -> FloatArray:
     rng = np.random.default_rng(0)
     codes = rng.integers(-128, 128, (_EXAMPLES, *x.shape[1:]))
     real = (x.scale * (codes - x.zero_point)).astype(np.float32)
-    return np.ascontiguousarray(np.moveaxis(real, 3, 1)) if real.ndim == 4 else real
+    return ir.from_graph_layout(real)
 
 
 def read_table(found: dict[str, Any]) -> Table:

@@ -250,6 +250,11 @@ def to_graph_layout(batch: Array) -> Array:
     return np.ascontiguousarray(np.moveaxis(batch, 1, 3)) if batch.ndim == 4 else batch
 
 
+def from_graph_layout(batch: Array) -> Array:
+    """Turn this graph's [n, h, w, c] into torch's [n, c, h, w]; [n, f] stays as it is."""
+    return np.ascontiguousarray(np.moveaxis(batch, 3, 1)) if batch.ndim == 4 else batch
+
+
 def as_maps(batch: Array) -> Array:
     """Return series [n, c, length] as [n, c, 1, length]; others stay as they are."""
     return batch[:, :, None] if batch.ndim == 3 else batch

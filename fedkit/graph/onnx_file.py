@@ -197,7 +197,8 @@ def _order(graph: onnx.GraphProto) -> None:
     known = {one.name for one in (*graph.initializer, *graph.input)}
     order = _runnable(graph.node, known)
     if len(order) < len(graph.node):
-        _refuse_order([node for at, node in enumerate(graph.node) if at not in set(order)], known)
+        can_run = set(order)
+        _refuse_order([node for at, node in enumerate(graph.node) if at not in can_run], known)
     if order != sorted(order):
         _keep(graph.node, [graph.node[at] for at in order])
     for port in graph.output:
