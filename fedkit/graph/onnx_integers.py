@@ -228,10 +228,19 @@ def _called(kind: int) -> str:
 
 def _is_positive(reader: _Reader, name: str) -> bool:
     """Whether a value is never below 0, whatever the model reads."""
-    made = next((op for op in reversed(reader.ops) if op.output == name), None)
-    if made is None:
-        return False
-    known = reader.integers.activations.get(name)
-    if made.kind in _POSITIVE or (known and known.begins_at_zero):
-        return True
-    return made.kind in _KEEPS_SIGN and all(_is_positive(reader, each) for each in made.inputs)
+    made = {op.output: op for op in reader.ops}
+    asked, seen = [name], set[str]()
+    while asked:
+        each = asked.pop()
+        if each in seen:
+            continue
+        seen.add(each)
+        op, known = made.get(each), reader.integers.activations.get(each)
+        if op is None:
+            return False
+        if op.kind in _POSITIVE or (known and known.begins_at_zero):
+            continue
+        if op.kind not in _KEEPS_SIGN:
+            return False
+        asked += op.inputs
+    return True

@@ -289,6 +289,21 @@ def test_constants_that_are_not_numbers_are_named() -> None:
         lower(content.SerializeToString())
 
 
+def test_a_long_chain_before_integers_is_read() -> None:
+    count = 1500  # more than Python's recursion goes deep
+    chain = [node("Conv", "x w", "v0")]
+    for at in range(count):
+        chain.append(node("MaxPool", f"v{at}", f"v{at + 1}", kernel_shape=[1, 1]))
+    integers = [
+        node("QuantizeLinear", f"v{count} s z", "q"),
+        node("DequantizeLinear", "q s z", "m"),
+    ]
+    zero = np.zeros((), np.uint8)
+    content = flat(*chain, *integers, w=KERNEL, s=number(0.1), z=zero)
+    kinds = [op.kind for op in lower(content).ops]
+    assert kinds.count("max_pool2d") == count and "relu" in kinds  # as its integers begin at 0
+
+
 def test_nodes_in_any_order_are_read() -> None:
     model = file(node("Exp", "a", "y"), node("Relu", "x", "a"), shape=(1, 3))
     assert [op.kind for op in lower(model.SerializeToString()).ops] == ["relu", "exp"]
