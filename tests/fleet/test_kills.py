@@ -22,7 +22,7 @@ from tests.flower.same_bits import assert_same_bits
 from tests.processes import HANG
 
 DEVICE, SERVER = "flwr-clientapp", "flwr-serverapp"
-ROUND_1, ROUND_2 = "00000002.safetensors", "00000003.safetensors"
+FIRST, ROUND_1, ROUND_2 = (f"{step:04d}0000.safetensors" for step in (0, 2, 3))
 CHECKPOINT = "model.safetensors"
 
 
@@ -61,7 +61,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
 @pytest.mark.parametrize(
     ("file", "stage", "count"),
     [
-        ("00000000.safetensors", "after", 1),
+        (FIRST, "after", 1),
         (ROUND_1, "before", 1),
         (ROUND_1, "during", 2),
         (ROUND_2, "after", 1),
@@ -71,7 +71,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
 def test_a_device_whose_app_dies_is_asked_again(
     disturbed: Disturbed, file: str, stage: str, count: int
 ) -> None:
-    name = f"device-{file[7]}-{stage}"
+    name = f"device-{file[3]}-{stage}"
     disturbed.kill.at(DEVICE, file, stage, count)
     ended = disturbed.fleet.run("--name", name)
     assert ended.returncode == 0, ended.stdout + tail(disturbed.fleet.log, 60)
@@ -122,11 +122,11 @@ def while_it_lingers(disturbed: Disturbed, act: Callable[[], None]) -> threading
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["00000000.safetensors", ROUND_2])
+@pytest.mark.parametrize("file", [FIRST, ROUND_2])
 def test_a_superlink_that_dies_is_started_and_the_run_resumed(
     disturbed: Disturbed, file: str
 ) -> None:
-    fleet, name = disturbed.fleet, f"superlink-{file[7]}"
+    fleet, name = disturbed.fleet, f"superlink-{file[3]}"
 
     def power_cut() -> None:
         fleet.kill("server")
@@ -146,7 +146,7 @@ def test_a_superlink_that_dies_is_started_and_the_run_resumed(
 def test_a_board_that_loses_power_comes_back_and_takes_part(
     disturbed: Disturbed, file: str
 ) -> None:
-    fleet, name = disturbed.fleet, f"board-{file[7]}"
+    fleet, name = disturbed.fleet, f"board-{file[3]}"
 
     def power_cut() -> None:
         fleet.kill("device-1")
