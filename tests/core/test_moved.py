@@ -49,6 +49,7 @@ def test_the_tables_are_of_modules_that_there_were_and_that_there_are() -> None:
     assert set(EMPTIED) | set(NAMES) <= set(LISTED)
 
 
+@pytest.mark.slow
 def test_each_old_path_is_the_new_module_itself(walked: dict[str, dict[str, Any]]) -> None:
     assert set(walked) == set(LISTED)
     for old, found in walked.items():
@@ -56,6 +57,7 @@ def test_each_old_path_is_the_new_module_itself(walked: dict[str, dict[str, Any]
         assert found["own"], f"{old} is a copy"
 
 
+@pytest.mark.slow
 def test_each_old_path_has_the_names_it_had(walked: dict[str, dict[str, Any]]) -> None:
     moved = set(MODULES) | set(NAMES)
     assert {old: found["lacking"] for old, found in walked.items() if old in moved} == {
@@ -63,6 +65,7 @@ def test_each_old_path_has_the_names_it_had(walked: dict[str, dict[str, Any]]) -
     }
 
 
+@pytest.mark.slow
 def test_each_old_path_warns_once_and_names_the_new_one(
     walked: dict[str, dict[str, Any]],
 ) -> None:
@@ -78,6 +81,7 @@ def test_each_old_path_warns_once_and_names_the_new_one(
         assert found["kinds"] == (["DeprecationWarning"] if expected or names else [])
 
 
+@pytest.mark.slow
 def test_no_old_path_takes_the_place_of_a_name(walked: dict[str, dict[str, Any]]) -> None:
     assert [old for old, found in walked.items() if found["took_a_place"]] == []
 

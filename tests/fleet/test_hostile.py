@@ -354,14 +354,15 @@ def test_of_many_altered_replies_none_gets_in(scenario: Any, count: int, bits: i
 # Robust aggregation
 
 
-def test_a_lie_that_fits_spoils_a_mean_but_no_median(scenario: Any) -> None:
+@pytest.mark.parametrize("robust", ["median", slow("trimmed")])
+def test_a_lie_that_fits_spoils_a_mean_but_no_robust_rule(robust: str) -> None:
     """Within every bound, and far off: what validation cannot know."""
 
     def turned(packet: Packet) -> Packet:
         return array("values", lambda v: v * np.float32(-20))(packet)
 
     accuracies = {}
-    for rule in ("mean", "trimmed", "median"):
+    for rule in ("mean", robust):
         config = CONFIG.model_copy(update={"aggregation": rule, "epochs": 3})
         liars = make_scenario(config)
         grid = ScriptedGrid(client_nodes(liars))
@@ -369,4 +370,4 @@ def test_a_lie_that_fits_spoils_a_mean_but_no_median(scenario: Any) -> None:
         *_, last = run_rounds(liars.server(), FlowerFleet(grid, config), liars.server_data)
         accuracies[rule] = last.accuracy or 0.0
     assert accuracies["mean"] < 0.4
-    assert min(accuracies["trimmed"], accuracies["median"]) > accuracies["mean"] + 0.2
+    assert accuracies[robust] > accuracies["mean"] + 0.2

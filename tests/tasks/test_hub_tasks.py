@@ -306,6 +306,7 @@ def test_a_folder_without_the_split_is_refused(place: Path) -> None:
 # From the files to the artifact
 
 
+@pytest.mark.slow
 def test_a_run_on_cifar10_ends_with_an_artifact(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
