@@ -37,15 +37,17 @@ class Series(nn.Module):
         self.norm = norm(8)
         self.depthwise = conv(8, 16, size(3), padding="same", groups=8)
         self.grouped: nn.Module = conv(16, 6, size(3), padding=size(1, 0), groups=2)
+        self.groups = nn.GroupNorm(2, 6)
         self.dilated: nn.Module = conv(6, 8, size(3), padding=size(2, 0), dilation=size(2))
         self.most, self.average = most(size(3), size(2), size(1, 0)), average(size(2))
         self.norm2 = norm(8)
+        self.instance = (nn.InstanceNorm1d if over == 1 else nn.InstanceNorm2d)(8, affine=True)
         self.head = nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.functional.silu(self.norm(self.stem(x)))
-        y = torch.tanh(self.grouped(self.depthwise(y)))
-        y = self.average(self.most(self.dilated(y)))
+        y = torch.tanh(self.groups(self.grouped(self.depthwise(y))))
+        y = self.average(self.most(self.instance(self.dilated(y))))
         axes = [2] if self.over == 1 else [2, 3]
         y = self.norm2(y) * torch.sigmoid(y.mean(axes, keepdim=True))
         out: Tensor = self.head(y.mean(axes))
@@ -58,7 +60,7 @@ class Exported(Series):
     def __init__(self, over: int = 1) -> None:
         super().__init__(over)
         torch.manual_seed(1)
-        self.grouped = nn.Identity()
+        self.grouped, self.groups = nn.Identity(), nn.GroupNorm(4, 16)
         self.dilated = (
             nn.Conv1d(16, 8, 3, padding=2, dilation=2)
             if over == 1

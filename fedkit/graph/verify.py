@@ -140,6 +140,8 @@ def _operand_shapes_agree(graph: Graph, op: Op) -> Iterator[str]:
         yield f"{_name(op)} needs [1, h, w, c] but reads {shapes[0]}"
     elif (expected := spec.operands(op, shapes)) != shapes[1:]:
         yield f"{_name(op)} needs operands of shape {expected} but has {shapes[1:]}"
+    elif problem := spec.problem(op, shapes):
+        yield f"{_name(op)} {problem}"
     elif (inferred := infer_shape(graph, op)) != graph.tensors[op.output].shape:
         yield f"{_name(op)} is declared {graph.tensors[op.output].shape} but gives {inferred}"
 
@@ -187,6 +189,10 @@ def _scales_agree(graph: Graph) -> Iterator[str]:
         of_inputs = {graph.tensors[name].quantization for name in op.inputs}
         if spec.scale == "kept" and of_inputs != {out.quantization}:
             yield f"{_name(op)} must keep the scale and zero point of its inputs"
+        for name in op.inputs if spec.wide_constants else ():
+            tensor = graph.tensors[name]
+            if tensor.data is not None and (tensor.dtype != "int32" or tensor.zero_point):
+                yield f"{_name(op)} must read {name!r} as int32 with one scale, zero point 0"
         for number in spec.symmetric:
             if graph.tensors[op.inputs[number]].zero_point:
                 yield f"{_name(op)} must read {op.inputs[number]!r} with the zero point 0"

@@ -93,6 +93,7 @@ LAYERS: Mapping[ir.Kind, Callable[[], nn.Module]] = {
     "l1_batch_norm": lambda: L1BatchNorm2d(4),
     "layer_norm": lambda: nn.LayerNorm(SHAPE),
     "l1_layer_norm": lambda: L1LayerNorm(SHAPE),
+    "group_norm": lambda: nn.GroupNorm(2, 4),
     "softmax": lambda: nn.Softmax(1),
     "log_softmax": lambda: nn.LogSoftmax(1),
 }

@@ -281,7 +281,7 @@ class UnsupportedOps(nn.Module):
         super().__init__()
         self.grouped = nn.Conv2d(4, 4, 1, groups=2)
         self.act = nn.Sequential(nn.Softshrink(), nn.Hardshrink())
-        self.norm = nn.GroupNorm(2, 4)
+        self.norm = nn.LayerNorm((4, 5, 5))
         self.fc = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:

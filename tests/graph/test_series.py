@@ -80,6 +80,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "a sum of multiples": lambda x: torch.add(x, x.relu(), alpha=2),
     "as a map and back": lambda x: F.max_pool2d(x.unsqueeze(2), (1, 2)).squeeze(2),
     "as a map, its width averaged": lambda x: x.unsqueeze(2).mean(3),
+    "group norm": lambda x: F.group_norm(x, 2, torch.arange(4.0)),
+    "instance norm": lambda x: F.instance_norm(x, weight=torch.arange(4.0)),
     "slopes per channel": lambda x: F.prelu(x, torch.tensor([0.1, 0.2, 0.3, 0.4])),
 }
 
@@ -205,6 +207,7 @@ FORMS: dict[str, Callable[[], bytes]] = {
     "norm": lambda: flat("BatchNormalization", "a b c d")(
         a=W[0, :, 0], b=W[1, :, 0], c=W[2, :, 0], d=np.abs(W[3, :, 0])
     ),
+    "instance norm": lambda: flat("InstanceNormalization", "a b")(a=W[0, :, 0], b=W[1, :, 0]),
     "pad": lambda: flat("Pad", "p")(p=np.array([0, 0, 2, 0, 0, 1])),
     "a constant per channel": lambda: flat("Mul", "c")(c=W[0, :, :1]),
     "a constant per step": lambda: flat("Add", "c")(c=np.arange(9, dtype=np.float32)),

@@ -17,7 +17,7 @@ from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.function import FunctionOp
-from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.layer_norm import GroupNorm, LayerNorm
 from fedkit.engine.plan.pair import PairOp
 from fedkit.engine.plan.structure import Norm, Plan, PlanOp
 from tests.naive.functions import FUNCTIONS
@@ -114,6 +114,7 @@ MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
     Add: lambda here, number, op: here.read(op.left) + here.read(op.right),
     Conv: _conv,
     Copy: _copy,
+    GroupNorm: lambda here, number, op: normalise_groups(op, here.weights, here.read(op.source)),
     FunctionOp: lambda here, number, op: FUNCTIONS[op.kind](here.read(op.source), *op.settings),
     LayerNorm: lambda here, number, op: normalise_examples(op, here.weights, here.read(op.source)),
     PairOp: _pair,
@@ -175,3 +176,10 @@ def normalise_examples(op: LayerNorm, weights: Tensors, x: Tensor) -> Tensor:
     if op.bias is not None:
         x = x + weights[op.bias].flatten()
     return x.reshape(shape)
+
+
+def normalise_groups(op: GroupNorm, weights: Tensors, x: Tensor) -> Tensor:
+    x = F.group_norm(x, op.groups, eps=op.eps)
+    if op.weight is not None:
+        x = x * weights[op.weight][:, None, None]
+    return x if op.bias is None else x + weights[op.bias][:, None, None]

@@ -39,7 +39,7 @@ from fedkit.graph import ir
 _KERNELS = Path(pack.__file__).with_name("kernels")
 _WIDTH = 100
 _SIGNED = {"i1": "int8_t", "i2": "int16_t", "i4": "int32_t"}
-_TYPES = {**_SIGNED, "u1": "uint8_t", "u2": "uint16_t", "u4": "uint32_t"}
+_TYPES = {**_SIGNED, "i8": "int64_t", "u1": "uint8_t", "u2": "uint16_t", "u4": "uint32_t"}
 _RECORDS = {pack.QUAD: "ek_quad", pack.PAIR: "ek_pair", pack.FILTER: "ek_filter"}
 _ALIGNMENTS: Mapping[Goal, int] = {"speed": 64, "size": 4}  # of a cache line; of an int32_t
 _FLAGS: Mapping[Goal, str] = {"speed": "-O3 -march=native", "size": "-Os"}

@@ -1,8 +1,9 @@
-"""Layer norms: what an example's deviation is worth, in integers.
+"""Layer norms: what a block's deviation is worth, in integers.
 
-One example's values v are integers, n of them. With S = sum v, the deviation comes from an exact
-integer, for L1 sum |n v - S|, for L2 n sum v^2 - S^2: n^2 times the mean absolute deviation or the
-variance. One integer division turns it into a multiplier and a shift, and
+A block is an example, or a group of its channels. Its values v are integers, n of them. With
+S = sum v, the deviation comes from an exact integer, for L1 sum |n v - S|, for L2
+n sum v^2 - S^2: n^2 times the mean absolute deviation or the variance. One integer division turns
+it into a multiplier and a shift, and
 
     hat = (multiplier * (v - centre) + offset + half) >> shift
 
@@ -20,7 +21,6 @@ import numpy as np
 
 from fedkit.core.numerics import K
 from fedkit.engine.integer.constants import WIDE, Ints, to_int32
-from fedkit.engine.plan.structure import LayerKind
 
 HAT_BITS = 12
 """Bits of a normalised value behind the point; as it is int16, 8 deviations are kept."""
@@ -87,9 +87,8 @@ def most_of(count: int) -> int:
     return min(WIDE // 2, 2**29 // count)
 
 
-def deviation_constants(kind: LayerKind, count: int, eps: float) -> Deviation:
+def deviation_constants(l1: bool, count: int, eps: float) -> Deviation:
     """Return how to normalise `count` values; eps is in their steps, for L2 in their squares."""
-    l1 = kind == "l1-layer"
     # The integer of L1 is that much larger than n^2 times a deviation, that of L2 the square of n.
     share = count**2 / K if l1 else float(count) ** 2
     fraction, exponent = math.frexp(2.0**HAT_BITS * (share if l1 else count))

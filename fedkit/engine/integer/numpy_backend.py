@@ -184,11 +184,6 @@ def across(values: NDArray[Any]) -> Array:
     return values.astype(np.int64)[:, None, None]
 
 
-def along(values: NDArray[Any]) -> Array:
-    """Return values per example along the first axis."""
-    return values.astype(np.int64)[:, None, None, None]
-
-
 def pass_through(
     g: Array, carried: Array | None, chain: Chain, spread: Callable[[NDArray[Any]], Array]
 ) -> Array:

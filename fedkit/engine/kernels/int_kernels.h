@@ -94,14 +94,16 @@ struct int_layer {
     struct int_tensor *source, *target;
     struct int_read read;          /* of the source */
     struct int_chain chain;        /* of the target's gradient */
-    struct int_chain out;          /* of what the normalised values get; arrays are [examples] */
+    struct int_chain out;          /* of what the normalised values get; arrays are [blocks] */
     struct int_mix mix;            /* of the source's gradient */
     const int32_t *scale, *offset; /* elements: from normalised values to raw */
     const int32_t *factor;         /* elements: from gradients to those of normalised values */
-    int32_t *multiplier, *inverse_shift; /* examples: 1 / deviation */
-    int32_t *centre, *a, *b, *shift;     /* examples: (a * (v - centre) + b + half) >> shift */
+    int32_t *multiplier, *inverse_shift; /* [groups][lanes of all tiles]: 1 / deviation */
+    int32_t *centre, *a, *b, *shift;     /* likewise: (a * (v - centre) + b + half) >> shift */
     int64_t eps;
     int32_t numerator, exponent;
+    int32_t groups;      /* of channels, each normalised by itself: blocks are [groups][examples] */
+    int32_t per_channel; /* whether `scale`, `offset` and `factor` are, not per element */
     int32_t l1;
     int32_t accumulate;
 };

@@ -1,4 +1,5 @@
-/* Layer normalisation in integers: each example, a lane, over all its elements.
+/* Layer normalisation in integers: each example, a lane, over all its elements, or over each group
+ * of its channels. What is normalised together is a block.
  *
  * integer/layer_norm.py says what the numbers mean. Normalised values are computed anew from the
  * source wherever they are needed, so that none are stored.
@@ -13,13 +14,27 @@
 #define FACTOR_SHIFT 14
 #define MOST_SHIFT 29
 
-/* How the examples of a tile are normalised; `b` holds the half that rounds. */
+INLINE int int_layer_span(const struct int_layer *l) { return l->source->channels / l->groups; }
+
+/* Where it is kept how the blocks of a tile are normalised. */
+INLINE ptrdiff_t int_layer_block(const struct int_layer *l, int tile, int group) {
+    return ((ptrdiff_t)group * int_tiles(l->source) + tile) * ILANES;
+}
+
+/* Where the parameters of a channel's first pixel are, and how far those of the next are. */
+INLINE ptrdiff_t int_layer_first(const struct int_layer *l, int channel) {
+    return l->per_channel ? channel : (ptrdiff_t)channel * l->source->plane;
+}
+
+INLINE int int_layer_step(const struct int_layer *l) { return !l->per_channel; }
+
+/* How the blocks of a tile and group are normalised; `b` holds the half that rounds. */
 struct layer_lanes {
     int32_t centre[ILANES], a[ILANES], b[ILANES], shift[ILANES];
 };
 
-INLINE struct layer_lanes layer_lanes_of(const struct int_layer *l, int tile) {
-    const ptrdiff_t at = (ptrdiff_t)tile * ILANES;
+INLINE struct layer_lanes layer_lanes_of(const struct int_layer *l, int tile, int group) {
+    const ptrdiff_t at = int_layer_block(l, tile, group);
     struct layer_lanes how;
     for (int i = 0; i < ILANES; i++) {
         how.centre[i] = l->centre[at + i];
@@ -66,7 +81,7 @@ static void layer_reciprocal(const struct int_layer *l, int64_t size, int32_t *m
     *shift = found < 0 ? 0 : found;
 }
 
-/* layer_norm.centring_of, for the example at `at` of the tiles. */
+/* layer_norm.centring_of, for the block at `at`. */
 static void layer_centre(const struct int_layer *l, int64_t total, int64_t size, int64_t count,
                          ptrdiff_t at) {
     int64_t centre = total / count, rest = total % count;
@@ -83,19 +98,20 @@ static void layer_centre(const struct int_layer *l, int64_t total, int64_t size,
     l->b[at] = (int32_t)-((l->a[at] * rest + count / 2) / count);
 }
 
-/* Find how the examples of a tile are normalised. */
-static void layer_statistics(const struct int_layer *l, int tile) {
+/* Find how the blocks of a tile and group are normalised. */
+static void layer_statistics(const struct int_layer *l, int tile, int group) {
     const struct int_tensor *s = l->source;
-    const int32_t count = s->channels * s->plane;
+    const int begin = group * int_layer_span(l), end = begin + int_layer_span(l);
+    const int32_t count = int_layer_span(l) * s->plane;
     int32_t total[ILANES] = {0};
     int64_t size[ILANES] = {0};
-    for (int c = 0; c < s->channels; c++) {
+    for (int c = begin; c < end; c++) {
         const struct int_reading how = int_reading_of(&l->read, c);
         const int8_t *x = s->x + int_plane(s, tile, c);
         for (int pixel = 0; pixel < s->plane; pixel++, x += ILANES)
             for (int i = 0; i < ILANES; i++) total[i] += int_value(&how, x[i]);
     }
-    for (int c = 0; c < s->channels; c++) {
+    for (int c = begin; c < end; c++) {
         const struct int_reading how = int_reading_of(&l->read, c);
         const int8_t *x = s->x + int_plane(s, tile, c);
         for (int pixel = 0; pixel < s->plane; pixel++, x += ILANES) {
@@ -108,30 +124,37 @@ static void layer_statistics(const struct int_layer *l, int tile) {
     }
     for (int i = 0; i < ILANES; i++) {
         if (!l->l1) size[i] = count * size[i] - (int64_t)total[i] * total[i];
-        layer_centre(l, total[i], size[i], count, (ptrdiff_t)tile * ILANES + i);
+        layer_centre(l, total[i], size[i], count, int_layer_block(l, tile, group) + i);
+    }
+}
+
+INLINE void int_layer_forward_block(const struct int_layer *l, int tile, int group) {
+    const struct int_tensor *s = l->source;
+    const int begin = group * int_layer_span(l), step = int_layer_step(l);
+    layer_statistics(l, tile, group);
+    const struct layer_lanes lanes = layer_lanes_of(l, tile, group);
+    for (int c = begin; c < begin + int_layer_span(l); c++) {
+        const struct int_reading how = int_reading_of(&l->read, c);
+        const int8_t *x = s->x + int_plane(s, tile, c);
+        int16_t *to = l->target->raw + int_plane(s, tile, c);
+        const int32_t *scale = l->scale + int_layer_first(l, c);
+        const int32_t *offset = l->offset + int_layer_first(l, c);
+        for (int pixel = 0; pixel < s->plane; pixel++, x += ILANES, to += ILANES) {
+            const int32_t a = *scale, b = *offset + (1 << (SCALE_SHIFT - 1));
+            int16_t hat[ILANES];
+            hat_pixel(&how, &lanes, x, hat);
+            for (int i = 0; i < ILANES; i++)
+                to[i] = (int16_t)clamp((a * hat[i] + b) >> SCALE_SHIFT, -WIDE_MOST, WIDE_MOST);
+            scale += step;
+            offset += step;
+        }
     }
 }
 
 /* Write target->raw = (scale * hat + offset + half) >> SCALE_SHIFT. */
 void NAME(int_layer_forward)(const struct int_layer *l, int first, int last) {
-    const struct int_tensor *s = l->source;
-    for (int tile = first; tile < last; tile++) {
-        layer_statistics(l, tile);
-        const struct layer_lanes lanes = layer_lanes_of(l, tile);
-        const int32_t *scale = l->scale, *offset = l->offset;
-        for (int c = 0; c < s->channels; c++) {
-            const struct int_reading how = int_reading_of(&l->read, c);
-            const int8_t *x = s->x + int_plane(s, tile, c);
-            int16_t *to = l->target->raw + int_plane(s, tile, c);
-            for (int pixel = 0; pixel < s->plane; pixel++, x += ILANES, to += ILANES) {
-                const int32_t a = *scale++, b = *offset++ + (1 << (SCALE_SHIFT - 1));
-                int16_t hat[ILANES];
-                hat_pixel(&how, &lanes, x, hat);
-                for (int i = 0; i < ILANES; i++)
-                    to[i] = (int16_t)clamp((a * hat[i] + b) >> SCALE_SHIFT, -WIDE_MOST, WIDE_MOST);
-            }
-        }
-    }
+    for (int tile = first; tile < last; tile++)
+        for (int group = 0; group < l->groups; group++) int_layer_forward_block(l, tile, group);
 }
 
 /* The gradients of normalised values, of passed ones; 0 where a value was cut off. */
@@ -143,7 +166,7 @@ INLINE void factor_pixel(int32_t factor, const int16_t *p, const int16_t *hat, i
     }
 }
 
-/* Sums of one tile, per example. */
+/* Sums of the blocks of one tile and group. */
 struct layer_sums {
     int64_t total[ILANES], along[ILANES];
     int32_t signs[ILANES], most[ILANES];
@@ -169,52 +192,62 @@ INLINE void sum_pixel(struct layer_sums *s, const int16_t *p, const int16_t *t,
     to[1] += total;
 }
 
-/* Add per element to elements [..][2] the sums over the examples of p * hat and p; write per
- * example the sums of t, t * hat and the sign of hat, [..][3], and the largest |t|. */
-void NAME(int_layer_sums)(const struct int_layer *l, int first, int last, int64_t *elements,
-                          int64_t *examples, int32_t *peak) {
+INLINE void int_layer_sums_block(const struct int_layer *l, int tile, int group,
+                                 struct layer_sums *sums, int64_t *elements) {
     const struct int_tensor *s = l->source;
-    for (int tile = first; tile < last; tile++) {
-        const struct layer_lanes lanes = layer_lanes_of(l, tile);
-        struct layer_sums sums;
-        memset(&sums, 0, sizeof sums);
-        for (int c = 0, e = 0; c < s->channels; c++) {
-            const struct int_reading how = int_reading_of(&l->read, c);
-            const struct int_passing passing = int_passing_of(&l->chain, c);
-            const struct int_run run = int_run_of(l->target, tile, c);
-            const int8_t *x = s->x + int_plane(s, tile, c);
-            for (int pixel = 0; pixel < s->plane; pixel += RUN_PIXELS) {
-                const int left = s->plane - pixel, count = left < RUN_PIXELS ? left : RUN_PIXELS;
-                int16_t p[RUN_PIXELS * ILANES], t[ILANES], hat[ILANES];
-                pass_line(&l->chain, &passing, &run, pixel, count, p);
-                for (int k = 0; k < count; k++, e++, x += ILANES) {
-                    hat_pixel(&how, &lanes, x, hat);
-                    factor_pixel(l->factor[e], p + k * ILANES, hat, t);
-                    sum_pixel(&sums, p + k * ILANES, t, hat, elements + 2 * (ptrdiff_t)e);
-                }
+    const struct layer_lanes lanes = layer_lanes_of(l, tile, group);
+    const int begin = group * int_layer_span(l), step = int_layer_step(l);
+    for (int c = begin; c < begin + int_layer_span(l); c++) {
+        const struct int_reading how = int_reading_of(&l->read, c);
+        const struct int_passing passing = int_passing_of(&l->chain, c);
+        const struct int_run run = int_run_of(l->target, tile, c);
+        const int8_t *x = s->x + int_plane(s, tile, c);
+        ptrdiff_t e = int_layer_first(l, c);
+        for (int pixel = 0; pixel < s->plane; pixel += RUN_PIXELS) {
+            const int left = s->plane - pixel, count = left < RUN_PIXELS ? left : RUN_PIXELS;
+            int16_t p[RUN_PIXELS * ILANES], t[ILANES], hat[ILANES];
+            pass_line(&l->chain, &passing, &run, pixel, count, p);
+            for (int k = 0; k < count; k++, e += step, x += ILANES) {
+                hat_pixel(&how, &lanes, x, hat);
+                factor_pixel(l->factor[e], p + k * ILANES, hat, t);
+                sum_pixel(sums, p + k * ILANES, t, hat, elements + 2 * e);
             }
-        }
-        for (int i = 0; i < int_valid(s, tile); i++) {
-            const ptrdiff_t at = (ptrdiff_t)tile * ILANES + i;
-            examples[3 * at] = sums.total[i];
-            examples[3 * at + 1] = sums.along[i];
-            examples[3 * at + 2] = sums.signs[i];
-            peak[at] = sums.most[i];
         }
     }
 }
 
-/* How the gradients of a tile's examples pass through the norm. */
+/* Add per element, or channel, to elements [..][2] the sums over the examples of p * hat and p;
+ * write per block the sums of t, t * hat and the sign of hat, [..][3], and the largest |t|. */
+void NAME(int_layer_sums)(const struct int_layer *l, int first, int last, int64_t *elements,
+                          int64_t *blocks, int32_t *peak) {
+    const struct int_tensor *s = l->source;
+    for (int tile = first; tile < last; tile++) {
+        for (int group = 0; group < l->groups; group++) {
+            const ptrdiff_t at = (ptrdiff_t)group * s->examples + (ptrdiff_t)tile * ILANES;
+            struct layer_sums sums;
+            memset(&sums, 0, sizeof sums);
+            int_layer_sums_block(l, tile, group, &sums, elements);
+            for (int i = 0; i < int_valid(s, tile); i++) {
+                blocks[3 * (at + i)] = sums.total[i];
+                blocks[3 * (at + i) + 1] = sums.along[i];
+                blocks[3 * (at + i) + 2] = sums.signs[i];
+                peak[at + i] = sums.most[i];
+            }
+        }
+    }
+}
+
+/* How the gradients of the blocks of a tile and group pass through the norm. */
 struct layer_passing {
     int32_t a[ILANES], b[ILANES], c[ILANES], shift[ILANES];
     uint32_t mask[ILANES];
 };
 
-INLINE struct layer_passing layer_passing_of(const struct int_layer *l, int tile) {
+INLINE struct layer_passing layer_passing_of(const struct int_layer *l, int tile, int group) {
     struct layer_passing how;
     memset(&how, 0, sizeof how);
     for (int i = 0; i < int_valid(l->source, tile); i++) {
-        const ptrdiff_t at = (ptrdiff_t)tile * ILANES + i;
+        const ptrdiff_t at = group * l->source->examples + (ptrdiff_t)tile * ILANES + i;
         how.a[i] = l->out.a[at];
         how.b[i] = l->out.b[at];
         how.c[i] = l->out.c[at];
@@ -224,7 +257,7 @@ INLINE struct layer_passing layer_passing_of(const struct int_layer *l, int tile
     return how;
 }
 
-/* (a * t + b * k + c + random) >> shift, example by example; k is hat or its sign. */
+/* (a * t + b * k + c + random) >> shift, block by block; k is hat or its sign. */
 INLINE void out_pixel(const struct int_layer *l, const struct layer_passing *how,
                       const int16_t *t, const int16_t *hat, uint32_t counter, uint32_t step,
                       int16_t *to) {
@@ -238,33 +271,37 @@ INLINE void out_pixel(const struct int_layer *l, const struct layer_passing *how
     }
 }
 
-/* Write or add what each example gives to source's gradient. */
-void NAME(int_layer_backward)(const struct int_layer *l, int first, int last) {
+INLINE void int_layer_backward_block(const struct int_layer *l, int tile, int group) {
     const struct int_tensor *s = l->source;
-    for (int tile = first; tile < last; tile++) {
-        const struct layer_lanes lanes = layer_lanes_of(l, tile);
-        const struct layer_passing out = layer_passing_of(l, tile);
-        for (int c = 0, e = 0; c < s->channels; c++) {
-            const struct int_reading how = int_reading_of(&l->read, c);
-            const struct int_passing passing = int_passing_of(&l->chain, c);
-            const struct int_run run = int_run_of(l->target, tile, c);
-            const struct int_mixing put = int_mixing_of(&l->mix, c);
-            const int8_t *x = s->x + int_plane(s, tile, c);
-            int16_t *to = s->gradient + int_plane(s, tile, c);
-            for (int pixel = 0; pixel < s->plane; pixel += RUN_PIXELS) {
-                const int left = s->plane - pixel, count = left < RUN_PIXELS ? left : RUN_PIXELS;
-                int16_t p[RUN_PIXELS * ILANES], t[ILANES], hat[ILANES], value[ILANES];
-                pass_line(&l->chain, &passing, &run, pixel, count, p);
-                for (int k = 0; k < count; k++, e++, x += ILANES, to += ILANES) {
-                    hat_pixel(&how, &lanes, x, hat);
-                    factor_pixel(l->factor[e], p + k * ILANES, hat, t);
-                    out_pixel(l, &out, t, hat, run.counter + (uint32_t)(pixel + k), run.step,
-                              value);
-                    put_pixel(&put, l->accumulate, value, to);
-                }
+    const struct layer_lanes lanes = layer_lanes_of(l, tile, group);
+    const struct layer_passing out = layer_passing_of(l, tile, group);
+    const int begin = group * int_layer_span(l), step = int_layer_step(l);
+    for (int c = begin; c < begin + int_layer_span(l); c++) {
+        const struct int_reading how = int_reading_of(&l->read, c);
+        const struct int_passing passing = int_passing_of(&l->chain, c);
+        const struct int_run run = int_run_of(l->target, tile, c);
+        const struct int_mixing put = int_mixing_of(&l->mix, c);
+        const int8_t *x = s->x + int_plane(s, tile, c);
+        int16_t *to = s->gradient + int_plane(s, tile, c);
+        ptrdiff_t e = int_layer_first(l, c);
+        for (int pixel = 0; pixel < s->plane; pixel += RUN_PIXELS) {
+            const int left = s->plane - pixel, count = left < RUN_PIXELS ? left : RUN_PIXELS;
+            int16_t p[RUN_PIXELS * ILANES], t[ILANES], hat[ILANES], value[ILANES];
+            pass_line(&l->chain, &passing, &run, pixel, count, p);
+            for (int k = 0; k < count; k++, e += step, x += ILANES, to += ILANES) {
+                hat_pixel(&how, &lanes, x, hat);
+                factor_pixel(l->factor[e], p + k * ILANES, hat, t);
+                out_pixel(l, &out, t, hat, run.counter + (uint32_t)(pixel + k), run.step, value);
+                put_pixel(&put, l->accumulate, value, to);
             }
         }
     }
+}
+
+/* Write or add what each block gives to source's gradient. */
+void NAME(int_layer_backward)(const struct int_layer *l, int first, int last) {
+    for (int tile = first; tile < last; tile++)
+        for (int group = 0; group < l->groups; group++) int_layer_backward_block(l, tile, group);
 }
 
 #endif

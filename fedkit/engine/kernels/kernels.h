@@ -111,8 +111,10 @@ struct layer {
     struct tensor *source, *target;
     const float *weight, *bias;            /* NULL: 1, 0 */
     float *weight_gradient, *bias_gradient;
-    float *mean, *inverse;                 /* [tiles][LANES]: of what is read, 1 / deviation */
+    float *mean, *inverse;                 /* [tiles][groups][LANES]: 1 / deviation */
     double eps;
+    int32_t groups;                        /* of channels, each normalised by itself */
+    int32_t per_channel;                   /* whether parameters are, else per element */
     int32_t l1;
     int32_t accumulate;
 };

@@ -1,4 +1,4 @@
-"""Layer normalisation over all of an example, in float32."""
+"""Layer normalisation over all of an example, or over groups of its channels, in float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedkit.engine.kernels.structs import Array, Tensors, part, pointer
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.ops.layer_norm_integer import INTEGER
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.layer_norm import ExampleNorm, LayerNorm
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 
 
@@ -31,13 +31,15 @@ class CLayer(ctypes.Structure):
         ("mean", c_void_p),
         ("inverse", c_void_p),
         ("eps", ctypes.c_double),
+        ("groups", ctypes.c_int32),
+        ("per_channel", ctypes.c_int32),
         ("l1", ctypes.c_int32),
         ("accumulate", ctypes.c_int32),
     )
 
 
 def layer_struct(
-    op: LayerNorm, tensors: Tensors, parameters: Parameters, gradient: Array | None, lanes: Array
+    op: ExampleNorm, tensors: Tensors, parameters: Parameters, gradient: Array | None, lanes: Array
 ) -> CLayer:
     """Return the struct of a layer norm.
 
@@ -46,7 +48,8 @@ def layer_struct(
         tensors: All tensors.
         parameters: Of the network.
         gradient: That of the parameters, None: not wanted.
-        lanes: Room for the mean and the inverse deviation of each example, float32 [2, examples].
+        lanes: Room for the mean and the inverse deviation of each group of each example, float32
+            [2, groups * examples].
     """
     return CLayer(
         source=ctypes.pointer(tensors[op.source]),
@@ -58,16 +61,19 @@ def layer_struct(
         mean=pointer(lanes[0]),
         inverse=pointer(lanes[1]),
         eps=op.eps,
+        groups=op.groups,
+        per_channel=op.per_channel,
         l1=op.kind == "l1-layer",
     )
 
 
-class FloatLayerNorm(FloatOp[LayerNorm]):
-    """Keeps the mean and the inverse deviation of each example for the backward pass."""
+class FloatLayerNorm(FloatOp[ExampleNorm]):
+    """Keeps the mean and the inverse deviation of each block for the backward pass."""
 
-    def __init__(self, op: LayerNorm, number: int, work: Workspace) -> None:
+    def __init__(self, op: ExampleNorm, number: int, work: Workspace) -> None:
         super().__init__(op, number, work)
-        self._lanes = np.zeros((2, work.most_tiles * work.kernels.lanes), np.float32)
+        blocks = op.groups * work.most_tiles * work.kernels.lanes
+        self._lanes = np.zeros((2, blocks), np.float32)
         self.room_bytes = self._lanes.nbytes
         gradient = work.gradient if work.mode == "train" else None
         parameters = work.network.parameters

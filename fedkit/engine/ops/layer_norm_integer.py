@@ -1,4 +1,8 @@
-"""Layer normalisation in integers; `fedkit.engine.integer.layer_norm` has its arithmetic."""
+"""Layer normalisation in integers; `fedkit.engine.integer.layer_norm` has its arithmetic.
+
+What is normalised together is a block: a group of channels of an example, or all of it. Arrays of
+blocks are flat, [groups * examples].
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import ctypes
 import math
 from collections.abc import Sequence
 from ctypes import byref, c_int32, c_void_p
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,11 +52,12 @@ from fedkit.engine.integer.native_backend import (
     chain_struct,
     read_struct,
 )
-from fedkit.engine.integer.numpy_backend import Array, NumpyOp, along, pass_through
+from fedkit.engine.integer.numpy_backend import Array, NumpyOp, pass_through
 from fedkit.engine.kernels import int_native
 from fedkit.engine.kernels.structs import pointer
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.layer_norm import ExampleNorm
+from fedkit.engine.plan.structure import Plan
 
 Sums = NDArray[np.int64]
 
@@ -59,8 +65,8 @@ Sums = NDArray[np.int64]
 # Units
 
 
-class IntegerLayerNorm(IntegerOp[LayerNorm]):
-    """Normalises each example by an integer division of its own."""
+class IntegerLayerNorm(IntegerOp[ExampleNorm]):
+    """Normalises each block by an integer division of its own."""
 
     finer_bits = 8
     compute: NumpyLayerNorm | NativeLayerNorm
@@ -68,12 +74,12 @@ class IntegerLayerNorm(IntegerOp[LayerNorm]):
     def forward(self, units: Units) -> None:
         """See `IntegerOp.forward`."""
         op = self.op
-        count = math.prod(units.plan.tensors[op.source].shape)
+        count = _size(op, units.plan)
         unit = units.worth[op.source].bound / most_of(count)
         read = units.read(op.source, unit, most_of(count))
         self.reading = read, unit
         l1 = op.kind == "l1-layer"
-        how = deviation_constants(op.kind, count, op.eps / (unit if l1 else unit**2))
+        how = deviation_constants(l1, count, op.eps / (unit if l1 else unit**2))
         scale, codes = self._scale(units)
         found, shift = self.compute.forward(read, how, scale)
         inverse = np.ldexp(found.astype(np.float64), -shift - HAT_BITS) / unit
@@ -105,10 +111,14 @@ class IntegerLayerNorm(IntegerOp[LayerNorm]):
     def _elements(
         self, units: Units, name: str | None, default: int
     ) -> tuple[NDArray[np.int64], int]:
-        """Return a parameter's fixed-point values, int64 [channels, plane], and their point."""
+        """Return a parameter's fixed-point values, and their point.
+
+        They are int64 [channels, plane], or [channels, 1] of those per channel.
+        """
         shape = units.plan.tensors[self.op.target].shape
         if name is None:
-            return np.full((shape[0], math.prod(shape[1:])), default, np.int64), 0
+            plane = 1 if self.op.per_channel else math.prod(shape[1:])
+            return np.full((shape[0], plane), default, np.int64), 0
         whole = units.network.part(name, units.network.weights).astype(np.int64)
         return whole.reshape(shape[0], -1), units.network.points[name]
 
@@ -117,7 +127,7 @@ class IntegerLayerNorm(IntegerOp[LayerNorm]):
         op, (read, _) = self.op, self.reading
         unit = np.maximum(units.passed_bound(op.target), LEAST) / WIDE
         chain = units.chain_in(op.target, unit, WIDE)
-        # Of the normalised values, under one scale for all elements of an example.
+        # Of the normalised values, under one scale for all elements of a block.
         weight, point = self._elements(units, op.weight, 1)
         top = float((np.ldexp(np.abs(weight).max(1).astype(np.float64), -point) * unit).max())
         top = max(top, LEAST / WIDE)
@@ -136,7 +146,7 @@ class IntegerLayerNorm(IntegerOp[LayerNorm]):
             self.compute.backward(read, chain, factor, out, mix)
 
     def _out(self, units: Units, sums: Reals, peak: Ints, unit: float) -> tuple[Chain, Slope]:
-        """Return how each example's gradient passes through its norm, and what comes out.
+        """Return how each block's gradient passes through its norm, and what comes out.
 
         Args:
             units: The program.
@@ -144,8 +154,7 @@ class IntegerLayerNorm(IntegerOp[LayerNorm]):
             peak: Likewise.
             unit: What 1 is worth of them.
         """
-        shape = units.plan.tensors[self.op.source].shape
-        mean, carried, sign = sums.T / math.prod(shape)
+        mean, carried, sign = sums.T / _size(self.op, units.plan)
         a = self._inverse * unit
         b = -a * np.ldexp(carried, -HAT_BITS)
         carrier: Carrier = "hat"
@@ -159,11 +168,16 @@ class IntegerLayerNorm(IntegerOp[LayerNorm]):
         result = max(float(reach.max()), LEAST) / WIDE
         a, b, c = (part / result for part in (a, b, c))
         out = chain_constants(a, b, c, carrier, most, WIDE, key=units.key(self.number))
-        return out, Slope.whole(np.full(shape[0], result))
+        return out, Slope.whole(np.full(units.channels(self.op.source), result))
+
+
+def _size(op: ExampleNorm, plan: Plan) -> int:
+    """Return how many values a block has."""
+    return math.prod(plan.tensors[op.source].shape) // op.groups
 
 
 def _scaled(whole: NDArray[np.int64], factor: Reals) -> Ints:
-    """Return int64 [channels, plane] times a factor per channel, rounded, int32 [elements]."""
+    """Return int64 [channels, n] times a factor per channel, rounded, int32 [channels * n]."""
     m, shift = multiplier(factor, 62, 2**31 - 1)
     scaled = shift_right_half_up(whole * m.astype(np.int64)[:, None], shift[:, None])
     return to_int32(np.clip(scaled, -(2**30), 2**30).ravel())
@@ -172,19 +186,19 @@ def _scaled(whole: NDArray[np.int64], factor: Reals) -> Ints:
 # In numpy
 
 
-class NumpyLayerNorm(NumpyOp[LayerNorm]):
-    """Keeps how each example was normalised."""
+class NumpyLayerNorm(NumpyOp[ExampleNorm]):
+    """Keeps how each block was normalised."""
 
     centring: Centring
 
     def forward(self, read: Read, how: Deviation, scale: Scale) -> tuple[Ints, Ints]:
-        """Normalise each example of read(x), and write raw = (a * hat + b + half) >> shift.
+        """Normalise each block of read(x), and write raw = (a * hat + b + half) >> shift.
 
         Returns:
-            Per example the multiplier and the shift of `layer_norm.reciprocal`.
+            Per block the multiplier and the shift of `layer_norm.reciprocal`.
         """
         backend = self.backend
-        v = backend.read(self.op.source, read).reshape(backend.examples, -1)
+        v = self._blocks(backend.read(self.op.source, read))
         count, totals = v.shape[1], v.sum(1)
         if how.l1:
             sizes = np.abs(count * v - totals[:, None]).sum(1)
@@ -196,7 +210,7 @@ class NumpyLayerNorm(NumpyOp[LayerNorm]):
             *stack([centring_of(total, *inverse, count) for total, inverse in rows])
         )
         hat = self.hat(read)
-        y = _elements(scale.a, hat) * hat + _elements(scale.b, hat)
+        y = self._elements(scale.a, hat) * hat + self._elements(scale.b, hat)
         backend.raw[self.op.target] = np.clip(shift_right_half_up(y, SCALE_SHIFT), -WIDE, WIDE)
         found_multiplier, shift = stack(found)
         return found_multiplier, shift
@@ -208,43 +222,57 @@ class NumpyLayerNorm(NumpyOp[LayerNorm]):
             read: How its source was read.
             chain: How the target's gradient passes.
             factor: t = factor * p >> shift, rounded half to even, is the gradient of hat; int32
-                [elements].
+                [elements], or [channels] where parameters are per channel.
 
         Returns:
-            Per element the sums over the examples of p * hat and p, int64 [elements, 2]; per
-            example the sums of t, t * hat and the sign of hat, int64 [n, 3]; and the largest |t|
-            of each, int32 [n].
+            Per element, or channel, the sums over the examples of p * hat and p, int64 [.., 2]; per
+            block the sums of t, t * hat and the sign of hat, int64 [blocks, 3]; and the largest
+            |t| of each, int32 [blocks].
         """
         hat = self.hat(read)
         p, t = self.backend.passed(self.op.target, chain), self._factored(chain, factor, hat)
-        per_element = [(p * hat).sum(0).ravel(), p.sum(0).ravel()]
-        per_example = [part.sum((1, 2, 3)) for part in (t, t * hat, np.sign(hat))]
-        peak = to_int32(np.abs(t).max((1, 2, 3)))
-        return np.stack(per_element, 1), np.stack(per_example, 1), peak
+        over = (0, 2, 3) if self.op.per_channel else 0
+        per_element = [(p * hat).sum(over).ravel(), p.sum(over).ravel()]
+        per_block = [self._blocks(part).sum(1) for part in (t, t * hat, np.sign(hat))]
+        peak = to_int32(np.abs(self._blocks(t)).max(1))
+        return np.stack(per_element, 1), np.stack(per_block, 1), peak
 
     def backward(self, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None) -> None:
-        """Give t, as `out` passes it example by example, to the source."""
+        """Give t, as `out` passes it block by block, to the source."""
         hat = self.hat(read)
         t = self._factored(chain, factor, hat)
         carried = np.sign(hat) if out.carrier == "sign" else hat
-        self.backend.put(self.op.source, pass_through(t, carried, out, along), mix)
+        self.backend.put(self.op.source, pass_through(t, carried, out, self._spread), mix)
 
     def hat(self, read: Read) -> Array:
         """Return the normalised values, [n, channels, height, width]."""
-        how = self.centring
-        centred = self.backend.read(self.op.source, read) - along(how.centre)
-        scaled = along(how.a) * centred + along(how.b)
-        return np.clip(shift_right_half_up(scaled, along(how.shift)), -WIDE, WIDE)
+        how, spread = self.centring, self._spread
+        centred = self.backend.read(self.op.source, read) - spread(how.centre)
+        scaled = spread(how.a) * centred + spread(how.b)
+        return np.clip(shift_right_half_up(scaled, spread(how.shift)), -WIDE, WIDE)
 
     def _factored(self, chain: Chain, factor: Ints, hat: Array) -> Array:
         """Return the gradient of the normalised values, 0 where they were cut off."""
         p = self.backend.passed(self.op.target, chain)
-        t = np.clip(shift_right_half_even(_elements(factor, p) * p, FACTOR_SHIFT), -WIDE, WIDE)
+        scaled = self._elements(factor, p) * p
+        t = np.clip(shift_right_half_even(scaled, FACTOR_SHIFT), -WIDE, WIDE)
         return np.where(np.abs(hat) < WIDE, t, 0)
 
+    def _elements(self, values: Ints, like: Array) -> Array:
+        """Return values per element, or per channel, along the axes of an example."""
+        shape = (-1, 1, 1) if self.op.per_channel else like.shape[1:]
+        return values.astype(np.int64).reshape(shape)
 
-def _elements(values: Ints, like: Array) -> Array:
-    return values.astype(np.int64).reshape(like.shape[1:])
+    def _blocks(self, values: Array) -> Array:
+        """Return [n, channels, height, width] as [groups * n, values of a block]."""
+        parted = values.reshape(len(values), self.op.groups, -1)
+        return parted.swapaxes(0, 1).reshape(-1, parted.shape[2])
+
+    def _spread(self, values: NDArray[Any]) -> Array:
+        """Return values per block along the examples and channels."""
+        groups, channels = self.op.groups, self.backend.plan.tensors[self.op.source].shape[0]
+        of_each = values.astype(np.int64).reshape(groups, -1).T
+        return np.repeat(of_each, channels // groups, axis=1)[:, :, None, None]
 
 
 # By the compiled kernels
@@ -272,25 +300,29 @@ class IntLayer(ctypes.Structure):
         ("eps", ctypes.c_int64),
         ("numerator", c_int32),
         ("exponent", c_int32),
+        ("groups", c_int32),
+        ("per_channel", c_int32),
         ("l1", c_int32),
         ("accumulate", c_int32),
     )
 
 
-_PER_EXAMPLE = ("multiplier", "inverse_shift", "centre", "a", "b", "shift")
+_PER_BLOCK = ("multiplier", "inverse_shift", "centre", "a", "b", "shift")
 
 
-class NativeLayerNorm(NativeOp[LayerNorm]):
-    """Keeps how each example was normalised, int32 [6, examples]."""
+class NativeLayerNorm(NativeOp[ExampleNorm]):
+    """Keeps how each block was normalised, int32 [6, groups * lanes of all tiles]."""
 
-    def __init__(self, op: LayerNorm, number: int, backend: NativeBackend) -> None:
+    def __init__(self, op: ExampleNorm, number: int, backend: NativeBackend) -> None:
         super().__init__(op, number, backend)
-        examples = backend.most_tiles * backend.lanes
-        self._lanes = np.zeros((len(_PER_EXAMPLE), examples), np.int32)
-        rows = zip(_PER_EXAMPLE, self._lanes, strict=True)
+        blocks = op.groups * backend.most_tiles * backend.lanes
+        self._lanes = np.zeros((len(_PER_BLOCK), blocks), np.int32)
+        rows = zip(_PER_BLOCK, self._lanes, strict=True)
         self._struct = IntLayer(
             source=ctypes.pointer(backend.tensors[op.source]),
             target=ctypes.pointer(backend.tensors[op.target]),
+            groups=op.groups,
+            per_channel=op.per_channel,
             l1=op.kind == "l1-layer",
             **{name: pointer(row) for name, row in rows},
         )
@@ -302,7 +334,9 @@ class NativeLayerNorm(NativeOp[LayerNorm]):
         layer.numerator, layer.exponent = how.numerator, how.exponent
         layer.scale, layer.offset = pointer(scale.a), pointer(scale.b)
         backend.kernels.int_layer_forward(byref(layer), 0, backend.tiles)
-        found_multiplier, shift = self._lanes[:2, : backend.examples].copy()
+        groups, lanes = self.op.groups, backend.tiles * backend.lanes
+        kept = self._lanes[:2, : groups * lanes].reshape(2, groups, lanes)
+        found_multiplier, shift = kept[..., : backend.examples].reshape(2, -1)
         return found_multiplier, shift
 
     def sums(self, read: Read, chain: Chain, factor: Ints) -> tuple[Sums, Sums, Ints]:
@@ -310,11 +344,11 @@ class NativeLayerNorm(NativeOp[LayerNorm]):
         backend = self.backend
         self._take(read, chain, factor)
         elements = np.zeros((len(factor), 2), np.int64)
-        examples = np.zeros((backend.examples, 3), np.int64)
-        peak = np.zeros(backend.examples, np.int32)
-        arrays = (address(array) for array in (elements, examples, peak))
+        count = self.op.groups * backend.examples
+        blocks, peak = np.zeros((count, 3), np.int64), np.zeros(count, np.int32)
+        arrays = (address(array) for array in (elements, blocks, peak))
         backend.kernels.int_layer_sums(byref(self._struct), 0, backend.tiles, *arrays)
-        return elements, examples, peak
+        return elements, blocks, peak
 
     def backward(self, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None) -> None:
         """See `NumpyLayerNorm.backward`."""

@@ -18,12 +18,13 @@ from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.plan.conv import Conv
-from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.layer_norm import GroupNorm, LayerNorm
 from fedkit.engine.plan.pair import PairOp, paired
 from fedkit.engine.plan.structure import Activation, LayerKind, Norm, Pair, Shape, StoredTensor
 from fedkit.engine.plan.structure import PlanOp as Op
 from fedkit.engine.plan.windows import window_plane
 from fedkit.graph import ir
+from fedkit.graph.ops.norms import Groups
 
 
 class UnsupportedOp(Exception):
@@ -215,6 +216,14 @@ def _layer_norm(maker: PlanMaker, op: ir.Op) -> int:
     return target
 
 
+def _group_norm(maker: PlanMaker, op: ir.Op) -> int:
+    assert isinstance(op.attributes, Groups)  # the verifier's rule
+    weight, bias = maker.parameter(op, 1, 1.0), maker.parameter(op, 2, 0.0)
+    source, target, how = maker.value(op), maker.target(op), op.attributes
+    maker.ops.append(GroupNorm(source, target, op.source, how.eps, weight, bias, how.groups))
+    return target
+
+
 def _activate(maker: PlanMaker, op: ir.Op) -> int:
     activation: Activation = "relu6" if op.kind == "relu6" else "relu"
     before = maker.tensors[maker.value(op)]
@@ -292,6 +301,7 @@ RULES: Mapping[ir.Kind, Callable[[PlanMaker, ir.Op], int]] = {
     **dict.fromkeys(("conv2d", "depthwise_conv2d", "grouped_conv2d", "linear"), _conv),
     **dict.fromkeys(("batch_norm", "l1_batch_norm"), _batch_norm),
     **dict.fromkeys(("layer_norm", "l1_layer_norm"), _layer_norm),
+    "group_norm": _group_norm,
     **dict.fromkeys(("relu", "relu6"), _activate),
     **dict.fromkeys(("max_pool2d", "avg_pool2d"), _pool),
     **dict.fromkeys(("reshape", "flatten_nchw"), _reshape),

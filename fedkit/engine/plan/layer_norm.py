@@ -1,17 +1,100 @@
-"""What a plan says of a layer normalisation over all of an example."""
+"""What a plan says of a norm within each example: over all of it, or over groups of channels."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from fedkit.engine.plan.structure import LayerKind, Plan, PlanOp, strict
+from fedkit.engine.plan.structure import LayerKind, Plan, PlanOp, Shape, strict
+
+
+class ExampleNorm(PlanOp):
+    """target = weight * (read(source) - mean) / deviation + bias, within each example.
+
+    Attributes:
+        source: What is normalised.
+        name: Name of the module; nothing is tracked, so that there are no statistics.
+        eps: Greater than 0.
+        weight: Name of the scale, a parameter, if there is one.
+        bias: Name of the offset, likewise.
+        groups: Into how many equal parts the channels fall, each normalised by itself.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def source(self) -> int:
+            """The tensor that is normalised."""
+
+        @property
+        def eps(self) -> float:
+            """What is added to the spread."""
+
+        @property
+        def weight(self) -> str | None:
+            """Name of the scale."""
+
+        @property
+        def bias(self) -> str | None:
+            """Name of the offset."""
+
+        @property
+        def groups(self) -> int:
+            """Into how many equal parts the channels fall, each normalised by itself."""
+
+    @property
+    @abstractmethod
+    def per_channel(self) -> bool:
+        """Whether the parameters have a value per channel, not one per element."""
+
+    @abstractmethod
+    def parameter_shapes(self, shape: Shape) -> list[tuple[int, ...]]:
+        """Return the shapes that a parameter may have for a tensor of that shape."""
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """See `PlanOp.sources`."""
+        return (self.source,)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """See `PlanOp.parameters`."""
+        return tuple(name for name in (self.weight, self.bias) if name is not None)
+
+    @property
+    def rereads(self) -> bool:
+        """See `PlanOp.rereads`."""
+        return True
+
+    def row_size(self, plan: Plan, name: str) -> int:
+        """See `PlanOp.row_size`."""
+        return 1 if self.per_channel else math.prod(plan.tensors[self.target].shape[1:])
+
+    def problems(self, plan: Plan) -> Iterator[str]:
+        """See `PlanOp.problems`."""
+        source, target = plan.tensors[self.source].shape, plan.tensors[self.target].shape
+        if source != target:
+            yield f"turns {source} into {target}; a layer norm must keep the shape"
+        if not 0 < self.eps < math.inf:
+            yield f"has eps {self.eps}; it must be finite and greater than 0"
+        if self.groups < 1 or target[0] % self.groups:
+            yield f"has {self.groups} groups for {target[0]} channels; they must be of equal size"
+        shapes = self.parameter_shapes(target)
+        for name in self.parameters:
+            if plan.weights.get(name) not in shapes:
+                yield (
+                    f"has parameter {name!r} of shape {plan.weights.get(name)}; it must be "
+                    f"{' or '.join(map(str, shapes))}, a value per "
+                    f"{'channel' if self.per_channel else 'element'}"
+                )
 
 
 @strict
 @dataclass(frozen=True)
-class LayerNorm(PlanOp):
+class LayerNorm(ExampleNorm):
     """target = weight * (read(source) - mean) / deviation + bias, over all of an example at once.
 
     Attributes:
@@ -36,37 +119,51 @@ class LayerNorm(PlanOp):
     kind: LayerKind
 
     @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return (self.source,)
+    def groups(self) -> int:
+        """All channels are one group."""
+        return 1
 
     @property
-    def parameters(self) -> tuple[str, ...]:
-        """See `PlanOp.parameters`."""
-        return tuple(name for name in (self.weight, self.bias) if name is not None)
+    def per_channel(self) -> bool:
+        """See `ExampleNorm.per_channel`."""
+        return False
+
+    def parameter_shapes(self, shape: Shape) -> list[tuple[int, ...]]:
+        """See `ExampleNorm.parameter_shapes`."""
+        channels, height, width = shape
+        of_series = [(channels, width)] if height == 1 else []
+        return [shape, *of_series, *([(channels,)] if (height, width) == (1, 1) else [])]
+
+
+@strict
+@dataclass(frozen=True)
+class GroupNorm(ExampleNorm):
+    """The same over each group of channels of an example; with one of a channel, an instance norm.
+
+    Attributes:
+        source: What is normalised.
+        target: Of the same shape.
+        name: Name of the module; nothing is tracked, so that there are no statistics.
+        eps: Greater than 0; it is added to the variance.
+        weight: Name of the scale, a parameter of shape (channels,), if there is one.
+        bias: Name of the offset, likewise.
+        groups: How many, of equal size.
+    """
+
+    source: int
+    target: int
+    name: str
+    eps: float
+    weight: str | None
+    bias: str | None
+    groups: int
+    kind: Literal["group"] = "group"
 
     @property
-    def rereads(self) -> bool:
-        """See `PlanOp.rereads`."""
+    def per_channel(self) -> bool:
+        """See `ExampleNorm.per_channel`."""
         return True
 
-    def row_size(self, plan: Plan, name: str) -> int:
-        """See `PlanOp.row_size`."""
-        return math.prod(plan.tensors[self.target].shape[1:])
-
-    def problems(self, plan: Plan) -> Iterator[str]:
-        """See `PlanOp.problems`."""
-        source, target = plan.tensors[self.source].shape, plan.tensors[self.target].shape
-        if source != target:
-            yield f"turns {source} into {target}; a layer norm must keep the shape"
-        if not 0 < self.eps < math.inf:
-            yield f"has eps {self.eps}; it must be finite and greater than 0"
-        shapes: list[tuple[int, ...]] = [target]
-        shapes += [(target[0], target[2])] if target[1] == 1 else []
-        shapes += [target[:1]] if target[1:] == (1, 1) else []
-        for name in self.parameters:
-            if plan.weights.get(name) not in shapes:
-                yield (
-                    f"has parameter {name!r} of shape {plan.weights.get(name)}; it must be "
-                    f"{' or '.join(map(str, shapes))}, a value per element"
-                )
+    def parameter_shapes(self, shape: Shape) -> list[tuple[int, ...]]:
+        """See `ExampleNorm.parameter_shapes`."""
+        return [shape[:1]]

@@ -1,11 +1,13 @@
-"""Normalisation layers as they train, with their statistics and parameters.
+"""Normalisation layers, with their statistics and parameters.
 
-Only the training plan is made from these. In evaluation a norm over the batch is an affine op.
+Of norms over the batch, and of layer norms, the training plan alone is made; in evaluation a norm
+over the batch is an affine op. A group norm is the same in both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,11 +18,49 @@ from fedkit.graph import ir
 from fedkit.graph.layouts import model_shape
 from fedkit.graph.operands import activation, constant, rank_of, require, vector
 from fedkit.graph.ops.arithmetic import affine
-from fedkit.graph.spec import Aten, ModelReader, Onnx, OnnxNode, Random, Spec, any_shape, graph_of
+from fedkit.graph.spec import (
+    Aten,
+    ModelReader,
+    Onnx,
+    OnnxNode,
+    Random,
+    Spec,
+    an_activation,
+    any_shape,
+    graph_of,
+)
 
 FloatArray = ir.FloatArray
 Spread = Callable[[FloatArray, float], FloatArray]
 """(variance, or mean absolute deviation; eps) -> what is divided by."""
+
+
+@dataclass(frozen=True)
+class Groups(ir.Epsilon):
+    """How a group norm divides the channels: into so many groups, each of as many in a row."""
+
+    groups: int
+
+
+def parted(x: ir.Array, groups: int) -> ir.Array:
+    """Return [n, ..., channels] as [n, pixels, groups, channels of a group]."""
+    return x.reshape(len(x), -1, groups, x.shape[-1] // groups)
+
+
+def groups_of(op: ir.Op) -> int:
+    """Return how many groups a group norm has."""
+    assert isinstance(op.attributes, Groups)  # the verifier's rule
+    return op.attributes.groups
+
+
+def _group(
+    op: ir.Op, graph: ir.Graph, x: FloatArray, weight: FloatArray, bias: FloatArray
+) -> FloatArray:
+    """Normalise each group of channels of an example by its own mean and deviation."""
+    blocks, over = parted(x, groups_of(op)).astype(np.float64), (1, 3)
+    centred = blocks - blocks.mean(over, keepdims=True)
+    spread = np.sqrt(np.square(centred).mean(over, keepdims=True) + _eps(op))
+    return np.asarray((centred / spread).reshape(x.shape) * weight + bias, np.float32)
 
 
 def _batch(
@@ -68,6 +108,28 @@ def _batch_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
 
 def _layer_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
     return [shapes[0][1:]] * 2
+
+
+def _group_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
+    return [shapes[0][-1:]] * 2
+
+
+def _group_attributes(op: ir.Op, shapes: Sequence[ir.Shape]) -> str:
+    groups, channels = groups_of(op), shapes[0][-1]
+    if groups < 1 or channels % groups:
+        return f"has {groups} groups for {channels} channels"
+    eps = float(_eps(op))
+    return "" if 0 < eps < np.inf else f"adds {eps} to its variance; it must be above 0, and finite"
+
+
+def _group_example(random: Random) -> ir.Graph:
+    *start, channels = any_shape(random)
+    groups = int(random.choice([each for each in range(1, channels + 1) if channels % each == 0]))
+    shape = (*start, channels)
+    constants = random.standard_normal(channels), random.standard_normal(channels)
+    activation, how = an_activation(random), Groups(1e-3, groups)
+    op = ir.Op("group_norm", ("x", "c0", "c1"), ("y",), activation=activation, attributes=how)
+    return graph_of((shape, shape), constants, op)
 
 
 def _example(kind: ir.Kind, constants: int, random: Random) -> ir.Graph:
@@ -159,6 +221,76 @@ def _read_layer_norm(
     return reader.op(kind, node, operands, attributes=ir.Epsilon(a["eps"]))
 
 
+def _read_group_norm(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    x = activation(a["input"])
+    return _grouped(reader, node, x, a["weight"], a["bias"], Groups(a["eps"], a["num_groups"]))
+
+
+def _read_instance_norm(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    x = activation(a["input"], 4)
+    if a["use_input_stats"]:
+        how = Groups(a["eps"], x.shape[-1])
+        return _grouped(reader, node, x, a["weight"], a["bias"], how)
+    tracked = "an instance norm with running statistics; track_running_stats=False can be"
+    require(not reader.trains, tracked)
+    statistics = a["running_mean"], a["running_var"]
+    return _evaluated(reader, node, x, _BatchNorm(*statistics, a["weight"], a["bias"], a["eps"]))
+
+
+def _grouped(
+    reader: ModelReader, node: Any, x: ir.Tensor, weight: Any, bias: Any, how: Groups
+) -> ir.Tensor:
+    """Add a group norm; weight and bias, per channel, may be None."""
+    channels = x.shape[-1]
+    fits = how.groups >= 1 and channels % how.groups == 0
+    require(fits, f"a norm over {how.groups} groups of {channels} channels")
+    require(
+        bool(0 < np.float32(how.eps) < np.inf), f"a norm with eps = {how.eps}; it must be above 0"
+    )
+    operands = [
+        x,
+        _or(reader, node, "weight", weight, np.ones(channels)),
+        _or(reader, node, "bias", bias, np.zeros(channels)),
+    ]
+    return reader.op("group_norm", node, operands, x.shape, attributes=how)
+
+
+def _read_instance_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    """Read a norm per channel of the file, which may be a group of those of the model."""
+    groups = (node.shape or (1, 0))[1]
+    return _of_groups(reader, node, groups)
+
+
+def _read_group_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    groups = int(node.attribute("num_groups", 0))
+    if node.opset < _PER_CHANNEL:
+        return _of_groups(reader, node, groups)
+    x = activation(node.operand(0))
+    weight, bias = (vector(node, index, x.shape[-1]) for index in (1, 2))
+    return _grouped(reader, node, x, weight, bias, Groups(_epsilon(node), groups))
+
+
+_PER_CHANNEL = 21
+"""The first opset in which a GroupNormalization has a scale per channel, not one per group."""
+
+
+def _of_groups(reader: ModelReader, node: OnnxNode, groups: int) -> ir.Tensor:
+    """Add a group norm whose weight and bias are per group."""
+    x = activation(node.operand(0))
+    channels = x.shape[-1]
+    fits = groups >= 1 and channels % groups == 0
+    require(fits, f"a norm over {groups} groups of {channels} channels")
+    of_group = (vector(node, index, groups) for index in (1, 2))
+    weight, bias = (
+        None if each is None else np.repeat(each, channels // groups) for each in of_group
+    )
+    return _grouped(reader, node, x, weight, bias, Groups(_epsilon(node), groups))
+
+
+def _epsilon(node: OnnxNode) -> float:
+    return float(node.attribute("epsilon", 1e-5))
+
+
 def _spec(kind: ir.Kind, layer: str, absolute: bool, over_batch: bool) -> Spec:
     constants = 4 if over_batch else 2
     read: Aten = partial(_read_batch_norm if over_batch else _read_layer_norm, absolute)
@@ -182,4 +314,25 @@ SPECS = (
     _spec("l1_batch_norm", "L1 batch norm", absolute=True, over_batch=True),
     _spec("layer_norm", "layer norm", absolute=False, over_batch=False),
     _spec("l1_layer_norm", "L1 layer norm", absolute=True, over_batch=False),
+    Spec(
+        "group_norm",
+        "group norm",
+        _group,
+        _group_example,
+        constants=2,
+        operands=_group_operands,
+        attributes=Groups,
+        problem=_group_attributes,
+        fuses_activation=True,
+        scale="free",
+        wide_constants=True,
+        aten={
+            "aten.group_norm.default": _read_group_norm,
+            "aten.instance_norm.default": _read_instance_norm,
+        },
+        onnx={
+            "GroupNormalization": _read_group_onnx,
+            "InstanceNormalization": _read_instance_onnx,
+        },
+    ),
 )

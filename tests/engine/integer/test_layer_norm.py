@@ -213,7 +213,7 @@ def test_zeros_stay_zeros(kind: LayerKind) -> None:
     st.sampled_from(KINDS), st.integers(1, 2**16), st.floats(1e-9, 1e3), st.floats(0, 1)
 )  # fmt: skip
 def test_a_multiplier_has_15_bits(kind: LayerKind, count: int, eps: float, share: float) -> None:
-    how = deviation_constants(kind, count, eps)
+    how = deviation_constants(kind == "l1-layer", count, eps)
     most = count**2 * most_of(count)
     size = int(share * (most if how.l1 else most * most_of(count)))
     found, shift = reciprocal(size, how)

@@ -359,7 +359,6 @@ def diagnostics(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8)) -> list[st
 
 LAYERS: list[tuple[nn.Module, str]] = [
     (nn.Softmax(1), "Softmax is not supported"),
-    (nn.GroupNorm(2, 4), "aten.group_norm.default is not supported"),
     (nn.ConvTranspose2d(4, 4, 3, padding=1), "aten.conv_transpose2d.input is not supported"),
     (conv(4, 4, padding_mode="circular"), "circular padding with 0; zeros can be"),
     (

@@ -1,0 +1,120 @@
+"""Group norms in integers, at sizes and ends that random examples do not reach."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.define.interpret_int8 import evaluate_int8
+from edge.export import save_c99
+from edge.quantize.to_int8 import quantize
+from edge.targets.c99.runner import CompiledRunner
+from edge.targets.onnx import emitter as onnx
+from edge.targets.tflite import emitter as tflite
+from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.ops.norms import Groups
+from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
+from tests.edge.single_ops import Codes
+from tests.edge.targets.c99.library import need_gcc
+from tests.edge.targets.compiled import QUICK
+from tests.sets import slow_but
+
+LARGE = (1, 40, 40, 4)
+"""Of which two groups have 3,200 values: their squares take int32."""
+
+
+def norm_of(
+    shape: ir.Shape, groups: int, activation: ir.Activation = "none", spread: float = 2.0
+) -> ir.Graph:
+    """Return an int8 graph of a norm, whose input has steps of about spread / 128."""
+    random, channels = np.random.default_rng(0), shape[-1]
+    constants = random.standard_normal((2, channels)).astype(np.float32)
+    tensors = [ir.Tensor("x", shape), ir.Tensor("y", shape)]
+    tensors += [ir.Tensor(f"c{n}", (channels,), data=each) for n, each in enumerate(constants)]
+    attributes = Groups(1e-5, groups)
+    op = ir.Op("group_norm", ("x", "c0", "c1"), ("y",), None, activation, "n", attributes)
+    graph = ir.Graph({each.name: each for each in tensors}, (op,), ("x",), ("y",))
+    return quantize(graph, (spread * random.standard_normal((4, *shape[1:]))).astype(np.float32))
+
+
+def hard_codes(shape: ir.Shape) -> Codes:
+    """Return random values, one value everywhere, both ends by turns, and one that stands out."""
+    random = np.random.default_rng(1)
+    codes = random.integers(-128, 128, (6, *shape[1:]))
+    codes[1:4] = np.array([-128, 127, 5])[:, None, None, None]
+    codes[4] = np.where(np.arange(math.prod(shape)).reshape(shape) % 2, 127, -128)
+    codes[5] = -128
+    codes[5, 0, 0] = 127
+    return codes.astype(np.int8)
+
+
+def whole_numbers(graph: ir.Graph, codes: Codes) -> ir.Array:
+    """Return the result by Python's integers and fractions: the definition, not its vector form."""
+    op, x, y = graph.ops[0], graph.tensors["x"], graph.tensors["y"]
+    assert isinstance(op.attributes, Groups)
+    groups, out = op.attributes.groups, np.zeros(codes.shape, np.float64)
+    gamma, beta = (
+        graph.constant(name).astype(np.float64) * graph.tensors[name].scale
+        for name in op.inputs[1:]
+    )
+    size = x.shape[-1] // groups
+    for n, example in enumerate(codes.astype(int)):
+        for group in range(groups):
+            part = slice(group * size, (group + 1) * size)
+            values = [int(each) for each in example[..., part].ravel()]
+            count, total = len(values), sum(values)
+            square = sum((count * each - total) ** 2 for each in values)  # n^3 times the variance
+            spread = math.sqrt(square / count**3 * x.scale**2 + op.attributes.eps)
+            middle = total / count
+            hat = (example[..., part] - middle) * x.scale / spread
+            out[n, ..., part] = (hat * gamma[part] + beta[part]) / y.scale + y.zero_point
+    return np.clip(out, -128, 127)
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((1, 5, 6, 6), 3), ((1, 20, 20, 3), 1)])
+def test_integers_are_the_definition_rounded(shape: ir.Shape, groups: int) -> None:
+    graph, codes = norm_of(shape, groups), hard_codes(shape)
+    wanted = whole_numbers(graph, codes)
+    for policy in ("half_up", "half_even"):
+        gap = np.abs(evaluate_int8(graph, codes, policy) - wanted)
+        assert gap.max() < 0.501 + 1e-4 * (policy == "half_even")
+
+
+@pytest.mark.parametrize("activation", ["none", "relu6"])
+def test_runtimes_sum_large_groups_exactly(activation: ir.Activation, place: PolicyRun) -> None:
+    graph, codes = norm_of(LARGE, 2, activation), hard_codes(LARGE)
+    expected = evaluate_int8(graph, codes, place.policy)
+    found = place.run(graph, codes).reshape(expected.shape)
+    assert np.count_nonzero(found != expected) == 0
+    if place.policy == "gemmlowp":
+        alone = in_litert_alone(graph, codes).reshape(expected.shape)
+        assert np.count_nonzero(alone != expected) == 0
+
+
+@pytest.mark.parametrize("size", slow_but([40], [40, 3]))
+def test_compiled_c_is_exact_at_the_ends(size: int, tmp_path: Path) -> None:
+    """With a table for each channel, and without."""
+    need_gcc()
+    shape = (1, size, size, 4)
+    graph, codes = norm_of(shape, 2, "relu"), hard_codes(shape)
+    inputs = in_torchs_layout(codes)
+    saved = save_c99(graph, np.zeros(inputs.shape, np.float32), tmp_path / "model", {})
+    found = CompiledRunner(saved.path, QUICK).predict_int8(inputs)
+    expected = evaluate_int8(graph, codes)
+    assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
+
+
+def test_what_32_bits_do_not_hold_is_refused_by_name() -> None:
+    graph = norm_of((1, 257, 256, 2), 1)
+    for emit in (tflite.emit, onnx.emit):
+        with pytest.raises(ExportError, match=r"group_norm of module 'n' is over 131584 values"):
+            emit(graph)
+    x = replace(graph.tensors["x"], quantization=ir.Quantization((1e-9,), (0,)))
+    tiny = replace(graph, tensors={**graph.tensors, "x": x})
+    with pytest.raises(ExportError, match="group_norm of module 'n' adds eps"):
+        evaluate_int8(tiny, np.zeros((1, 257, 256, 2), np.int8))
