@@ -198,9 +198,12 @@ def _kept(layer: Any) -> Tensor:
 def _ties(layer: Any) -> bool:
     """Return whether a layer ties channels together that are not in one set.
 
-    A grouped convolution of several channels a group does, and whatever has parameters and is
-    neither known to mix channels by its weights alone nor to keep to each channel.
+    A grouped convolution of several channels a group does, a group norm, and whatever has
+    parameters and is neither known to mix channels by its weights alone nor to keep to each
+    channel.
     """
+    if isinstance(layer, nn.GroupNorm):  # has none without a scale and an offset
+        return True
     if isinstance(layer, _CONVOLUTIONS):
         return layer.groups > 1 and not layer.in_channels == layer.out_channels == layer.groups
     if not isinstance(layer, nn.Module) or isinstance(layer, (*_MIXING, *_PER_CHANNEL)):

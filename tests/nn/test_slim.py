@@ -98,6 +98,22 @@ def test_what_stands_and_falls_together(seed: int) -> None:
     assert assert_computes_the_same(model, masks, (2, 8, 8), seed).parameters < 2000
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_group_norm_keeps_its_channels(affine: bool) -> None:
+    norm = nn.GroupNorm(2, 8, affine=affine)
+    layers = [nn.Conv2d(2, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 4, 1, bias=False), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(4 * 36, 3))
+    masks = random_masks(model, 1.1)
+    masks["0.weight"][3:6] = False
+    masks["3.weight"][:, 3:6] = False
+    masks["3.weight"][1] = False
+    found = assert_computes_the_same(model, masks, (2, 8, 8)).model
+    assert [layer.out_channels for layer in found.children() if isinstance(layer, nn.Conv2d)] == [
+        8,
+        3,
+    ]
+
+
 def test_channels_that_nobody_reads_or_that_are_zero_go() -> None:
     model = Net()
     masks = random_masks(model, 1.1)
