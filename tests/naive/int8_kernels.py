@@ -5,6 +5,7 @@ Tensors are int8 values [channels, height, width] in wider arrays; zero points a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,3 +79,35 @@ def _pool(x: Array, window: Window, reduce: Any) -> Array:
         seen = [int(x[c, row, col]) for _, _, row, col in _inside(x, window, y, column)]
         result[c, y, column] = reduce(seen)
     return result
+
+
+def group_norm(
+    x: Array,
+    zero: int,
+    groups: int,
+    factor: Array,
+    offset: Array,
+    eps: int,
+    shift: int,
+    out_zero: int,
+    low: int,
+    high: int,
+) -> Array:
+    """Normalise int8 [c, h, w] by groups of channels, in Python's integers of any size."""
+    out = np.zeros(x.shape, np.int64)
+    each = len(x) // groups
+    for c in range(len(x)):
+        first = c - c % each
+        v = [int(value) - zero for value in x[first : first + each].ravel()]
+        count, total = len(v), sum(v)
+        size = count * sum(value * value for value in v) - total * total + eps
+        halvings = 0
+        while size < 2**60:
+            size, halvings = 4 * size, halvings + 1
+        inverse, behind = 2**61 // math.isqrt(size), 61 - 24 - halvings
+        for i, j in np.ndindex(*x.shape[1:]):
+            hat = (count * (int(x[c, i, j]) - zero) - total) * inverse
+            hat = (hat + 2 ** (behind - 1)) >> behind
+            value = ((hat * int(factor[c]) + int(offset[c])) >> shift) + out_zero
+            out[c, i, j] = min(max(value, low), high)
+    return out

@@ -15,6 +15,7 @@ from edge.targets.c99.pack import Planes
 from fedkit.graph.ir import Window
 from tests.edge.targets.c99.library import (
     InferenceKernels,
+    NormArguments,
     RequantArguments,
     SumArguments,
     TensorBuffer,
@@ -200,6 +201,36 @@ def check_mean(kernels: InferenceKernels, rng: Generator) -> None:
     np.testing.assert_array_equal(result.values(), expected)
 
 
+def random_norm(rng: Generator, channels: int) -> NormArguments:
+    groups = int(rng.choice([n for n in range(1, channels + 1) if channels % n == 0]))
+    shift = int(rng.integers(28, 54))
+    most = min(2**30, 2 ** (shift - 18))  # results of some hundreds
+    factor = rng.integers(-most, most + 1, channels)
+    offset = rng.integers(-(2 ** (shift + 7)), 2 ** (shift + 7), channels) + 2 ** (shift - 1)
+    eps = int(rng.choice([1, int(rng.integers(1, 2**20)), 2**60]))
+    zero, low, high = (int(n) for n in rng.integers(-128, [128, 0, 128]))
+    return NormArguments(groups, factor, offset, eps, shift, zero, low, max(low, high))
+
+
+def check_norm(kernels: InferenceKernels, rng: Generator) -> None:
+    """Of a few pixels, and of more than a table of bytes has entries."""
+    shape = tuple(int(n) for n in rng.integers(1, [9, 17, 33]))
+    x, zero, how = (
+        random_image(rng, *shape),
+        int(rng.integers(-128, 128)),
+        random_norm(rng, shape[0]),
+    )
+    if rng.random() < 0.2:
+        x[:] = x[0, 0, 0]
+    expected = naive.group_norm(
+        *(x, zero, how.groups, how.factor, how.offset, how.eps),
+        *(how.shift, how.zero, how.low, how.high),
+    )
+    out = planes(rng, shape, (0, 0), int(rng.integers(256)))
+    result = kernels.group_norm(how, kernels.load(x, planes(rng, shape, (0, 0), zero + 128)), out)
+    np.testing.assert_array_equal(result.values(), expected)
+
+
 def check_pool(kernels: InferenceKernels, rng: Generator) -> None:
     layer = random_layer(rng)
     (rows, columns), (dilation_y, dilation_x) = layer.window.kernel, layer.window.dilation
@@ -245,6 +276,7 @@ CHECKS: Mapping[str, Check] = {
     "pair": check_pair,
     "linear": check_linear,
     "mean": check_mean,
+    "norm": check_norm,
     "pool": check_pool,
     "layouts": check_layouts,
 }

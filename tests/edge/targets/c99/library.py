@@ -211,6 +211,15 @@ class CTable(ctypes.Structure):
     _fields_ = (("entries", _AT),)
 
 
+class CNorm(ctypes.Structure):
+    _fields_ = (
+        ("groups", _INT),
+        *((name, _AT) for name in ("factor", "offset")),
+        ("eps", ctypes.c_int64),
+        *((name, _BYTE) for name in ("shift", "zero", "low", "high")),
+    )
+
+
 class CSteps(ctypes.Structure):
     _fields_ = tuple((name, _INT) for name in ("plane", "row", "pixel"))
 
@@ -254,6 +263,28 @@ class SumArguments:
 
     scales: tuple[int, int]
     zeros: tuple[int, int]
+    shift: int
+    zero: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class NormArguments:
+    """A norm over groups of channels; `zero`, `low`, `high` as int8 values.
+
+    Attributes:
+        groups: How many.
+        factor: int32 [channels].
+        offset: int64 [channels], with the half that rounds.
+        eps: What is added under the root.
+        shift: Of the result.
+    """
+
+    groups: int
+    factor: Array
+    offset: Array
+    eps: int
     shift: int
     zero: int
     low: int
@@ -430,6 +461,17 @@ class InferenceKernels:
             ctypes.byref(struct), self._planes(x.planes), _AT(x.address), _AT(out.address)
         )
         return out
+
+    def group_norm(self, how: NormArguments, x: TensorBuffer, out: Planes) -> TensorBuffer:
+        result = TensorBuffer(out)
+        arrays = self.keep(how.factor.astype(np.int32)), self.keep(how.offset.astype(np.int64))
+        limits = (limit + 128 for limit in (how.zero, how.low, how.high))
+        struct = CNorm(how.groups, *arrays, how.eps, how.shift, *limits)
+        planes = self._planes(x.planes), self._planes(out)
+        self.library.ek_group_norm(
+            ctypes.byref(struct), *planes, _AT(x.address), _AT(result.address)
+        )
+        return result
 
     def pool(self, kind: str, x: TensorBuffer, window: Window, out: Planes) -> TensorBuffer:
         """Pool by the kernel `kind`: "avg" or "max"."""
