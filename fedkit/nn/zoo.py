@@ -1,8 +1,8 @@
 """The model zoo: each network under the name of the paper or benchmark it comes from.
 
-All are plain torch modules with BatchNorm, take float32 [n, channels, height, width], or of series
-[n, channels, length], and return logits [n, classes]. A width other than the published one is part
-of the name.
+All are plain torch modules with BatchNorm or GroupNorm, take float32 [n, channels, height, width],
+or of series [n, channels, length], and return logits [n, classes]. A width other than the published
+one is part of the name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedkit.core import moved
 from fedkit.core.errors import ConfigError
-from fedkit.nn.blocks import conv_bn, head
+from fedkit.nn.blocks import Norm, conv_bn, conv_norm, head
 from fedkit.nn.mobile import (
     efficientnet_lite0,
     mobilenetv1,
@@ -32,12 +32,12 @@ if not TYPE_CHECKING:
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
 
-    def __init__(self, cin: int, cout: int, stride: int) -> None:
+    def __init__(self, cin: int, cout: int, stride: int, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
-        self.first = conv_bn(cin, cout, 3, stride)
-        self.second = conv_bn(cout, cout, 3)
+        self.first = conv_norm(norm, cin, cout, 3, stride)
+        self.second = conv_norm(norm, cout, cout, 3)
         same_shape = stride == 1 and cin == cout
-        self.shortcut = nn.Identity() if same_shape else conv_bn(cin, cout, 1, stride)
+        self.shortcut = nn.Identity() if same_shape else conv_norm(norm, cin, cout, 1, stride)
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,12 +45,18 @@ class ResidualBlock(nn.Module):
         return out
 
 
-def _resnet(channels: int, classes: int, widths: Sequence[int], blocks: int) -> nn.Module:
-    layers: list[nn.Module] = [conv_bn(channels, widths[0], 3), nn.ReLU()]
+def _resnet(
+    channels: int,
+    classes: int,
+    widths: Sequence[int],
+    blocks: int,
+    norm: Norm = nn.BatchNorm2d,
+) -> nn.Module:
+    layers: list[nn.Module] = [conv_norm(norm, channels, widths[0], 3), nn.ReLU()]
     cin = widths[0]
     for stage, cout in enumerate(widths):
         for block in range(blocks):
-            layers.append(ResidualBlock(cin, cout, 2 if stage > 0 and block == 0 else 1))
+            layers.append(ResidualBlock(cin, cout, 2 if stage > 0 and block == 0 else 1, norm))
             cin = cout
     return nn.Sequential(*layers, *head(cin, classes))
 
@@ -68,6 +74,21 @@ def resnet18(channels: int, classes: int) -> nn.Module:
 def resnet18_w16(channels: int, classes: int) -> nn.Module:
     """ResNet-18 at a quarter of its width (16 to 128 channels): 0.70 M parameters."""
     return _resnet(channels, classes, (16, 32, 64, 128), blocks=2)
+
+
+def two_groups(channels: int) -> nn.GroupNorm:
+    """Return a norm over two groups of channels, which takes BatchNorm's place in fleets."""
+    return nn.GroupNorm(2, channels)
+
+
+def resnet18_gn(channels: int, classes: int) -> nn.Module:
+    """ResNet-18 with group norms, as Reddi et al., "Adaptive Federated Optimization" (2021)."""
+    return _resnet(channels, classes, (64, 128, 256, 512), blocks=2, norm=two_groups)
+
+
+def resnet18_gn_w16(channels: int, classes: int) -> nn.Module:
+    """The same at a quarter of its width: 0.70 M parameters."""
+    return _resnet(channels, classes, (16, 32, 64, 128), blocks=2, norm=two_groups)
 
 
 def vgg11(channels: int, classes: int) -> nn.Module:
@@ -105,6 +126,8 @@ MODELS: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
     "resnet8": (resnet8, 4),
     "resnet18": (resnet18, 8),
     "resnet18-w16": (resnet18_w16, 8),
+    "resnet18-gn": (resnet18_gn, 8),
+    "resnet18-gn-w16": (resnet18_gn_w16, 8),
     "vgg11": (vgg11, 32),
     "ds-cnn": (ds_cnn, 10),
     "vww-mobilenetv1-0.25": (partial(mobilenetv1, 0.25), 28),

@@ -240,7 +240,7 @@ def test_models_do_what_is_said(name: str) -> None:
         "name": name,
         "trains_sparse": True,
         "trains_int8": True,
-        "exports": list(NAMES),
+        "exports": [target for target in NAMES if target != "fpga" or "-gn" not in name],
     }
     model = build_model(name, shape, 10)
     plan = capture(model, shape)

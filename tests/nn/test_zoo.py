@@ -11,6 +11,8 @@ PARAMETERS = {
     "resnet8": 78_042,
     "resnet18": 11_173_962,
     "resnet18-w16": 701_466,
+    "resnet18-gn": 11_173_962,
+    "resnet18-gn-w16": 701_466,
     "vgg11": 9_228_362,
     "ds-cnn": 28_170,
     "vww-mobilenetv1-0.25": 215_642,

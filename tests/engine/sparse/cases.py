@@ -31,7 +31,7 @@ def zoo(name: str, shape: Shape, classes: int = CLASSES) -> Callable[[], nn.Modu
     def build() -> nn.Module:
         model = build_model(name, shape, classes)
         for norm in model.modules():
-            if isinstance(norm, _BatchNorm):
+            if isinstance(norm, (_BatchNorm, nn.GroupNorm)):
                 nn.init.uniform_(norm.weight, 0.5, 1.5)
                 nn.init.normal_(norm.bias, std=0.3)
         return model

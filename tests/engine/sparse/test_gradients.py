@@ -48,6 +48,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Shape, int]] = {
     "resnet8": (zoo("resnet8", (3, 8, 8)), (3, 8, 8), 9),
     "resnet8-l1": (l1(zoo("resnet8", (3, 8, 8))), (3, 8, 8), 9),
     "resnet18-w16": (zoo("resnet18-w16", (3, 16, 16)), (3, 16, 16), 9),
+    "resnet18-gn-w16": (zoo("resnet18-gn-w16", (3, 16, 16)), (3, 16, 16), 9),
     "resnet18": (zoo("resnet18", (3, 16, 16)), (3, 16, 16), 3),
     "vgg11": (zoo("vgg11", (3, 32, 32)), (3, 32, 32), 2),
     "ds-cnn": (zoo("ds-cnn", (1, 20, 10)), (1, 20, 10), 9),
