@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from fedkit.engine.integer.engine import quantize_inputs
+from fedkit.engine.integer.engine import IntegerEngine, quantize_inputs
 from fedkit.engine.integer.numpy_backend import NumpyBackend
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.layer_norm import GroupNorm
 from fedkit.engine.plan.structure import Plan, Shape, StoredTensor
 from fedkit.sparse.state import ModelState
+from fedkit.tasks.task import Examples
 from tests.engine.integer import steps
 from tests.engine.plan.plans import PlanCase
 
@@ -96,3 +98,35 @@ def test_integers_are_near_the_definition(shape: Shape, groups: int) -> None:
     ):
         assert real is not None
         assert np.abs(np.asarray(mine) - real.numpy()).max() < SHARE * real.abs().max()
+
+
+def deeper(case: PlanCase) -> PlanCase:
+    """Return a case with a layer of five features before the last."""
+    one, none, rng, plan = (1, 1), (0, 0), np.random.default_rng(1), case.plan
+    weights = {name: values for name, values in case.state.weights.items() if name != "fc"}
+    hidden = case.state.weights["fc"].shape[1]
+    for name, shape in (("hidden", (5, hidden)), ("fc", (3, 5))):
+        weights[name] = (rng.standard_normal(shape) / math.sqrt(shape[1])).astype(np.float32)
+    layers = (
+        Conv(3, 4, "hidden", None, one, one, none, one, 1),
+        Conv(4, 5, "fc", None, one, one, none, one, 1),
+    )
+    whole = replace(
+        plan,
+        weights={name: weight.shape for name, weight in weights.items()},
+        prunable=("conv", "hidden", "fc"),
+        tensors=(*plan.tensors[:4], StoredTensor((5, 1, 1)), StoredTensor((3, 1, 1))),
+        ops=(*plan.ops[:3], *layers),
+        output=5,
+    )
+    masks = {name: np.ones(weights[name].shape, bool) for name in whole.prunable}
+    return replace(case, plan=whole, state=ModelState(weights, {}, masks))
+
+
+def test_layers_at_the_edges_have_8_bits_and_those_between_the_engines() -> None:
+    case = case_of((4, 6, 6), 2)
+    data = Examples(case.inputs, case.targets)
+    for each, same in ((case, True), (deeper(case), False)):
+        found = [IntegerEngine(each.plan, bits=bits).gradients(each.state, data) for bits in (8, 6)]
+        equal = {name: np.array_equal(found[0][name], found[1][name]) for name in found[0]}
+        assert equal == dict.fromkeys(each.plan.prunable, same)
