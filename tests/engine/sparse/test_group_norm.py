@@ -17,10 +17,11 @@ from fedkit.tasks.task import Examples
 from tests.engine.ops.examples import AROUND, Around, case_of
 from tests.engine.sparse.cases import engines, examples, pruned, zoo
 from tests.engine.sparse.gradients import by_program, by_torch, worst
+from tests.sets import slow_but
 
 
 @pytest.mark.parametrize("around", AROUND[:2], ids=["plain", "batch"])
-@pytest.mark.parametrize("density", [0.4, 1.0])
+@pytest.mark.parametrize("density", slow_but([0.4], [0.4, 1.0]))
 def test_instance_norms_have_torchs_gradients(density: float, around: Around) -> None:
     op = GroupNorm(1, 2, "norm", 0.01, None, None, 6)
     case = case_of(Example(op, ((6, 4, 5),) * 3), around, density)
