@@ -236,12 +236,24 @@ def layer_sums(p: Array, t: Array, hat: Array) -> tuple[Array, Array]:
     return elements, examples
 
 
-def layer_out(t: Array, hat: Array, how: Chain) -> Array:
-    """Pass gradients on, each example by its own numbers."""
+def layer_out(t: Array, hat: Array, how: Chain, groups: int) -> Array:
+    """Pass gradients on, each block by its own numbers."""
     y = np.zeros(t.shape, np.int64)
     for position, at in enumerate(np.ndindex(*t.shape)):
-        y[at] = pass_one(int(t[at]), int(hat[at]), how, at[0], position)
+        block = at[1] * groups // t.shape[1] * len(t) + at[0]
+        y[at] = pass_one(int(t[at]), int(hat[at]), how, block, position)
     return y
+
+
+def blocks(x: Array, groups: int) -> Array:
+    """Return what is normalised together, [groups * n, channels of a group, height, width]."""
+    each = x.shape[1] // groups
+    return np.concatenate([x[:, g * each : (g + 1) * each] for g in range(groups)])
+
+
+def of_blocks(x: Array, groups: int) -> Array:
+    """Return what `blocks` was given."""
+    return np.concatenate(np.split(x, groups), axis=1)
 
 
 # Ops: windows by `places`, examples and channels one by one

@@ -36,7 +36,7 @@ from fedkit.engine.ops.pool import NumpyPool, Pool
 from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.function import FunctionOp
-from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.layer_norm import GroupNorm, LayerNorm
 from fedkit.engine.plan.pair import PairOp
 from fedkit.engine.plan.structure import PlanOp
 from tests.engine.integer import steps
@@ -211,7 +211,7 @@ class CheckedPool(NumpyPool):
         backend.check_given(op.operation, op.source, given, old, mix)
 
 
-class CheckedLayerNorm(NumpyLayerNorm):
+class CheckedExampleNorm(NumpyLayerNorm):
     backend: CheckedBackend
     found: tuple[Ints, Ints]
 
@@ -219,40 +219,53 @@ class CheckedLayerNorm(NumpyLayerNorm):
         multiplier, shift = self.found = super().forward(read, how, scale)
         backend, exact = self.backend, self._slowly_read(read)
         # What a step is worth, but for the last of the multiplier's 15 bits and of the root's 31.
-        for n, values in enumerate(exact):
+        for n, values in enumerate(naive.blocks(exact, self.op.groups)):
             size = naive.layer_size(values.ravel().tolist(), how.l1) + how.eps
             size = max(size, 1)
             worth = math.ldexp(how.numerator, -how.exponent) / (size if how.l1 else size**0.5)
             found = math.ldexp(multiplier[n], -int(shift[n]))
             assert found == pytest.approx(min(worth, 32767.0), rel=2.0**-13.9)
-        hat = naive.normalised(exact, multiplier, shift)
+        hat = self._slow_hat(exact)
         backend.check("hat", self.hat(read), hat)
-        scaled = naive.layer_scaled(hat, scale.a, scale.b)
-        backend.check("layer", backend.raw[self.op.target], scaled)
+        scaled = naive.layer_scaled(hat, self._each(scale.a), self._each(scale.b))
+        backend.check(self.op.kind, backend.raw[self.op.target], scaled)
         return multiplier, shift
 
     def _slowly_read(self, read: Read) -> Array:
         return naive.read(self.backend.x[self.op.source], read)
 
+    def _slow_hat(self, exact: Array) -> Array:
+        groups = self.op.groups
+        return naive.of_blocks(naive.normalised(naive.blocks(exact, groups), *self.found), groups)
+
+    def _each(self, values: Ints) -> Ints:
+        """Return values per element, of those per channel too."""
+        plane = self.backend.plan.tensors[self.op.target].shape[1:]
+        return np.repeat(values, math.prod(plane)) if self.op.per_channel else values
+
     def _slowly(self, read: Read, chain: Chain, factor: Ints) -> tuple[Array, Array, Array]:
         p = self.backend.slowly_passed(self.op.target, chain)
-        hat = naive.normalised(self._slowly_read(read), *self.found)
-        return p, naive.layer_factored(p, factor, hat), hat
+        hat = self._slow_hat(self._slowly_read(read))
+        return p, naive.layer_factored(p, self._each(factor), hat), hat
 
     def sums(self, read: Read, chain: Chain, factor: Ints) -> tuple[Sums, Sums, Ints]:
         elements, examples, peak = super().sums(read, chain, factor)
-        p, t, hat = self._slowly(read, chain, factor)
-        per_element, per_example = naive.layer_sums(p, t, hat)
-        self.backend.check("layer gradients", elements, per_element)
-        self.backend.check("layer sums", examples, per_example)
-        self.backend.check("layer peak", peak, naive.peaks(t.swapaxes(0, 1)))
+        whole = self._slowly(read, chain, factor)
+        p, t, hat = (naive.blocks(part, self.op.groups) for part in whole)
+        (per_element, _), (_, per_block) = naive.layer_sums(*whole), naive.layer_sums(p, t, hat)
+        if self.op.per_channel:
+            per_element = per_element.reshape(whole[0].shape[1], -1, 2).sum(1)
+        self.backend.check(f"{self.op.kind} gradients", elements, per_element)
+        self.backend.check(f"{self.op.kind} sums", examples, per_block)
+        self.backend.check(f"{self.op.kind} peak", peak, naive.peaks(t.swapaxes(0, 1)))
         return elements, examples, peak
 
     def backward(self, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None) -> None:
-        source, backend = self.op.source, self.backend
+        source, backend, groups = self.op.source, self.backend, self.op.groups
         old, (_, t, hat) = backend.g.get(source), self._slowly(read, chain, factor)
         super().backward(read, chain, factor, out, mix)
-        backend.check_given("layer", source, naive.layer_out(t, hat, out), old, mix)
+        given = naive.layer_out(t, hat, out, groups)
+        backend.check_given(self.op.kind, source, given, old, mix)
 
 
 class CheckedFunction(NumpyFunction):
@@ -321,7 +334,8 @@ CHECKED: dict[type[PlanOp], type[Any]] = {
     Add: CheckedAdd,
     Copy: CheckedCopy,
     Pool: CheckedPool,
-    LayerNorm: CheckedLayerNorm,
+    LayerNorm: CheckedExampleNorm,
+    GroupNorm: CheckedExampleNorm,
     FunctionOp: CheckedFunction,
     PairOp: CheckedPair,
 }
@@ -349,9 +363,14 @@ EVERYTHING = {
 }
 
 
+_OF_NORM = (" gradients", " sums", " peak")
+
+OF_GROUP_NORMS = {"hat", *(f"group{what}" for what in ("", *_OF_NORM)), "gradient by group"}
+
 OF_LAYER_NORMS = {
-    *("hat", "layer", "layer gradients", "layer sums", "layer peak"),
-    *("gradient by layer", "gradient by layer, added"),
+    "hat",
+    *(f"{kind}{what}" for kind in ("layer", "l1-layer") for what in ("", *_OF_NORM)),
+    *("gradient by layer", "gradient by l1-layer", "gradient by layer, added"),
 }
 
 
@@ -397,6 +416,10 @@ def checked_ops(kinds: Sequence[str]) -> set[str]:
 
 def test_every_op_of_layer_norms_equals_its_reference() -> None:
     assert checked_ops(("layer", "layer", *LAYERS)) >= OF_LAYER_NORMS
+
+
+def test_every_op_of_group_norms_equals_its_reference() -> None:
+    assert checked_ops(("group", "group", "conv", "add", "fan")) >= OF_GROUP_NORMS
 
 
 def test_every_op_of_functions_and_gates_equals_its_reference() -> None:

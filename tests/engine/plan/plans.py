@@ -16,7 +16,7 @@ from fedkit.engine.ops.function import FAMILY
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.function import FunctionOp
-from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.layer_norm import GroupNorm, LayerNorm
 from fedkit.engine.plan.pair import PairOp
 from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.structure import Norm, Plan, PlanOp, Shape, StoredTensor
@@ -246,6 +246,16 @@ class _Builder:
         target = self._add_tensor(shape, ("", "", "batch", "l1-batch"))
         name = f"layer{target}"
         self.ops.append(LayerNorm(source, target, name, eps, weight or None, bias or None, kind))
+
+    def group(self) -> None:
+        """Normalise groups of the channels of a tensor, each channel by itself at times."""
+        choose, source = self._choose, self._source()
+        shape = self.tensors[source].shape
+        weight, bias = (choose((True, True, False)) and self._weigh(shape[:1]) for _ in range(2))
+        groups = choose([each for each in range(1, shape[0] + 1) if shape[0] % each == 0])
+        target = self._add_tensor(shape, ("", "", "batch", "l1-batch"))
+        how = choose((0.3, 0.1)), weight or None, bias or None, groups
+        self.ops.append(GroupNorm(source, target, f"group{target}", *how))
 
     def chain(self) -> None:
         """Let a convolution read another one's output, so that it has a gradient to give."""
