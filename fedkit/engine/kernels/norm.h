@@ -57,12 +57,20 @@ INLINE void sum_magnitudes(const struct norm *n, int channel) {
     n->signs[channel] = signs / norm_count(n);
 }
 
+/* By what a channel is multiplied. One that is the same everywhere, as that of an empty filter,
+ * becomes its bias: that is exact, where a rounded mean times 1 / eps would not be near it. */
+INLINE double norm_scale(const struct norm *n, int channel) {
+    if (n->spread[channel] == 0.0) return 0.0;
+    const double weight = n->weight ? n->weight[channel] : 1.0;
+    return weight / norm_deviation(n, channel, norm_count(n));
+}
+
 /* Set how the tensor is read, from the statistics of its own batch. */
 void NAME(norm_forward)(const struct norm *n, int tiles_per_part) {
     for (int c = 0; c < n->tensor->channels; c++) {
         merge_moments(n, c, tiles_per_part);
         if (n->l1) sum_magnitudes(n, c);
-        double scale = (n->weight ? n->weight[c] : 1.0) / norm_deviation(n, c, norm_count(n));
+        const double scale = norm_scale(n, c);
         n->mean[c] = (float)n->center[c];
         n->scale[c] = (float)scale;
         n->shift[c] = (float)((n->bias ? n->bias[c] : 0.0) - scale * n->center[c]);

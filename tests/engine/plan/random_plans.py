@@ -14,7 +14,7 @@ from fedkit.engine.ops.function import FAMILY
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.function import FunctionOp
-from fedkit.engine.plan.layer_norm import LayerNorm
+from fedkit.engine.plan.layer_norm import GroupNorm, LayerNorm
 from fedkit.engine.plan.pair import Kind, PairOp
 from fedkit.engine.plan.structure import (
     Activation,
@@ -30,7 +30,7 @@ ONE = (1, 1)
 THREE = (3, 3)
 
 KINDS = ("conv", "add", "add", "add", "concat", "pool")
-LAYERS = (*KINDS, "layer", "layer")
+LAYERS = (*KINDS, "layer", "layer", "group")
 """With layer norms; apart, so that what `KINDS` draws stays the same."""
 FUNCTIONS = (*KINDS, "function", "function", "mul", "sub", "gate", "gate")
 """With functions of one value, products and gates."""
@@ -94,6 +94,17 @@ class Builder:
         kind = self.draw(st.sampled_from(get_args(LayerKind)))
         self.ops.append(LayerNorm(source, target, f"l{target}", 1e-3, weight, bias, kind))
 
+    def group(self, source: int) -> None:
+        """Add a norm over groups of channels."""
+        shape = self.tensors[source].shape
+        target = self.new(shape)
+        weight, bias = (
+            f"g{target}.{kind}" if self.draw(st.booleans()) else None for kind in ("weight", "bias")
+        )
+        self.weights |= {name: shape[:1] for name in (weight, bias) if name}
+        groups = self.draw(st.sampled_from([1, shape[0]]))
+        self.ops.append(GroupNorm(source, target, f"g{target}", 1e-3, weight, bias, groups))
+
     def step(self, kinds: Sequence[str]) -> None:
         """Add one op that reads any tensors."""
         kind = self.draw(st.sampled_from(kinds))
@@ -104,6 +115,8 @@ class Builder:
             self.conv(one)
         elif kind == "layer":
             self.layer(one)
+        elif kind == "group":
+            self.group(one)
         elif kind == "pool":
             target = self.new(shape)
             pool = Pool(one, target, THREE, ONE, ONE, "max")

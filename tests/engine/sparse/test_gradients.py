@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fedkit.engine.plan.capture import capture
 from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.engine import SparseEngine
-from fedkit.nn.norm import L1LayerNorm
+from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples
 from tests.engine.plan.random_plans import FUNCTIONS, LAYERS, plans
@@ -114,6 +115,30 @@ def test_branches_are_those_of_torch_but_near_kinks(name: str) -> None:
     # A branch taken far from its kink would be another function, hence another loss.
     assert own == pytest.approx(told, rel=1e-6)
     assert loss == pytest.approx(own, rel=3e-6)
+
+
+def test_norms_of_empty_filters_do_not_blow_rounding_up() -> None:
+    """A constant less its mean is 0, however small eps is, and not noise for the next norm."""
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), L1BatchNorm2d(3)),
+        *(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)),
+    )
+    rng = np.random.default_rng(3)
+    plan = capture(model, (1, 6, 6))
+    weights = {n: rng.normal(0.3, 1, s).astype(np.float32) for n, s in plan.weights.items()}
+    weights |= {f"{layer}.bias": np.zeros(3, np.float32) for layer in (1, 3)}
+    masks = {n: np.ones(plan.weights[n], bool) for n in plan.prunable}
+    masks["0.weight"][0] = masks["2.weight"][0, 1:] = False
+    stats = {n: np.ones(shape, np.float32) for n, shape in plan.stats.items()}
+    state = ModelState(weights, stats, masks).with_masks(masks)
+    data = examples(16, (1, 6, 6), classes=3, seed=0)
+    program = SparseEngine(plan).program(state, "train", 16)
+    loss, found, taken = by_program(program, data)
+    assert not program.read(plan.ops[-3].source)[:, 0].any()
+    expected_loss, expected = by_torch(plan, state, data, taken, torch.float64)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    _, rounded = by_torch(plan, state, data, taken, torch.float32)  # which 1 / eps blows up, too
+    assert worst(found, expected)[0] < 20 * worst(rounded, expected)[0]
 
 
 def lonely(state: ModelState) -> ModelState:
