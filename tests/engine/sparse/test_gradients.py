@@ -134,7 +134,7 @@ def test_norms_of_empty_filters_do_not_blow_rounding_up() -> None:
     data = examples(16, (1, 6, 6), classes=3, seed=0)
     program = SparseEngine(plan).program(state, "train", 16)
     loss, found, taken = by_program(program, data)
-    assert not program.read(plan.ops[-3].source)[:, 0].any()
+    assert not program.read(plan.ops[-3].sources[0])[:, 0].any()
     expected_loss, expected = by_torch(plan, state, data, taken, torch.float64)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     _, rounded = by_torch(plan, state, data, taken, torch.float32)  # which 1 / eps blows up, too
