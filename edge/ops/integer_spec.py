@@ -22,6 +22,7 @@ Exact = Callable[[Policy, ir.Graph, ir.Op, Operands], Int64s]
 layouts of the graph; gives its result before it is clipped to int8."""
 
 Indices = NDArray[np.intp]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class IntegerSpec:
             output scale is whole, which a kernel of TFLite cuts off.
         in_blocks: Whether TFLite's own kernel takes blocks of channels and rounds in them by a
             rule of its own, at most a step from `gemmlowp`.
+        slimmed: (op, which channels of its input are left, which of its output) -> what it is then.
         of_one_place: Whether each value of its result comes of those at one place of its inputs, in
             the same way at each.
     """
@@ -94,6 +96,7 @@ class IntegerSpec:
     not_onnx: Callable[[ir.Op], str] = lambda op: ""
     takes_whole_offset: bool = False
     in_blocks: bool = False
+    slimmed: Callable[[ir.Op, Flags, Flags], ir.Op] = lambda op, inputs, outputs: op
     of_one_place: bool = False
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from edge.ops.registry import spec_of as integer_spec_of
 from edge.passes.channels import MIXING, Flags, activations, groups, known, reads
 from edge.passes.fold_constants import fold_constants
 from edge.passes.probe import compare, observe
@@ -98,6 +99,8 @@ def _cut(graph: ir.Graph, alive: Channels, kept: Channels) -> ir.Graph:
             operands = [_operand(graph, op, name, kept) for name in op.inputs]
             op = replace(op, inputs=tuple(each.name for each in operands))
             tensors |= {each.name: each for each in operands if each.data is not None}
+        else:
+            op = integer_spec_of(op).slimmed(op, kept[op.inputs[0]], kept[op.output])
         ops.append(op)
     return replace(graph, tensors=tensors, ops=tuple(ops))
 

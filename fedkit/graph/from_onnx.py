@@ -54,6 +54,10 @@ class _Node:
     shape: tuple[int, ...] | None
     """Of the first output, as the file has it; None if unknown before the model runs."""
     opset: int
+    number: int = 0
+    """Which of the outputs is read now."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Of all outputs; () if unknown, or if a file says so."""
 
     def attribute(self, name: str, default: Any) -> Any:
         found = (helper.get_attribute_value(a) for a in self.proto.attribute if a.name == name)
@@ -93,7 +97,7 @@ class _Lowering(Lowering[_Node]):
     integers: FileIntegers = field(default_factory=FileIntegers)
 
     def name_of(self, node: _Node) -> str:
-        return str(node.proto.output[0])
+        return str(node.proto.output[node.number])
 
     def source_of(self, node: _Node) -> str:
         return _source(node.proto)
@@ -335,20 +339,21 @@ def _follow(two: _Lowering, one: _Lowering, proto: onnx.NodeProto) -> None:
         read = _HANDLERS[proto.op_type](two, _Node(proto, operands, shape, two.opset))
         two.bind(name, constant(read))
     else:
-        expected = _dims(one.types[name]) or ()
-        require(
-            shape == (2, *expected[1:]),
-            f"{proto.op_type} gives {expected} for one example, {shape} for two",
-        )
         _require_same_constants(two, one, proto)
-        two.values[name] = ir.Tensor(name, shape or ())
+        for each in filter(None, proto.output if proto.op_type in _SEVERAL else (name,)):
+            expected, shape = (_dims(of.types.get(each)) or () for of in (one, two))
+            require(
+                shape == (2, *expected[1:]),
+                f"{proto.op_type} gives {expected} for one example, {shape} for two",
+            )
+            two.values[each] = ir.Tensor(each, shape)
 
 
 def _require_same_constants(two: _Lowering, one: _Lowering, proto: onnx.NodeProto) -> None:
     for name in filter(None, proto.input):
         left, right = one.values[name], two.values[name]
         if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
-            is_shape = proto.op_type == "Reshape"  # which has been compared
+            is_shape = proto.op_type in ("Reshape", "Resize")  # whose results are compared
             same = is_shape or np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
             require(same, f"{proto.op_type} by {name!r}, which depends on the batch")
 
@@ -402,20 +407,30 @@ def _bind_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
         onnx_integers.note_constants(lowering, proto)
         return
     _require_known(lowering, proto)
+    several = proto.op_type in _SEVERAL
     require(
-        lowering.read.keys().isdisjoint(proto.output[1:]),
+        several or lowering.read.keys().isdisjoint(proto.output[1:]),
         f"{proto.op_type} with more than one output",
     )
     _require_numbers(lowering, proto)
     operands = tuple(lowering.values[name] if name else None for name in proto.input)
     operands = onnx_integers.real_operands(lowering, proto, operands)
-    value = _HANDLERS[proto.op_type](lowering, _Node(proto, operands, shape, lowering.opset))
+    shapes = tuple(_dims(lowering.types.get(name)) or () for name in proto.output)
+    for place, name in enumerate(proto.output if several else proto.output[:1]):
+        if several and name not in lowering.read:
+            continue
+        shape = shapes[place] if several else shape
+        node = _Node(proto, operands, shape, lowering.opset, place, shapes)
+        _bind_value(lowering, name, _HANDLERS[proto.op_type](lowering, node))
     onnx_integers.note_weights(lowering, proto, _source(proto))
+
+
+def _bind_value(lowering: _Lowering, name: str, value: Value) -> None:
     if isinstance(value, ir.Tensor):
-        onnx_integers.note_activation(lowering, proto.output[0], value)
-        lowering.values[proto.output[0]] = value
+        onnx_integers.note_activation(lowering, name, value)
+        lowering.values[name] = value
     else:
-        lowering.bind(proto.output[0], value)
+        lowering.bind(name, value)
 
 
 def _require_no_graph(proto: onnx.NodeProto) -> None:
@@ -465,7 +480,7 @@ def _require_numbers(lowering: _Lowering, proto: onnx.NodeProto) -> None:
             f"to float32 before",
         )
     if moves and (known := steps.pop()):
-        lowering.steps[proto.output[0]] = known
+        lowering.steps.update(dict.fromkeys(filter(None, proto.output), known))
 
 
 def _infer(lowering: _Lowering, proto: onnx.NodeProto) -> tuple[int, ...] | None:
@@ -630,6 +645,9 @@ _HANDLERS: dict[str, Callable[[_Lowering, _Node], Value]] = {
 
 OPERATORS = frozenset(_HANDLERS)
 """What is read of activations; of constants every operator of ONNX can be evaluated."""
+
+_SEVERAL = ("Split",)
+"""Operators whose outputs, all of them, are read one by one."""
 
 _OF_BYTES = ("Cast", "QuantizeLinear", "DequantizeLinear", "Shape", "Size")
 """What knows what bytes are worth, or looks at no values."""

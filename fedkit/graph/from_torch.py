@@ -26,10 +26,11 @@ from torch.utils._pytree import tree_leaves
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.layouts import RANKS, graph_shape
+from fedkit.graph.layouts import RANKS, graph_shape, map_axis
 from fedkit.graph.lowering import Lowering
 from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require
 from fedkit.graph.ops.registry import ATEN, VIEWS, spec_of
+from fedkit.graph.places import require_examples
 from fedkit.graph.spec import Aten, ModelReader
 
 Arguments = Mapping[str, Any]
@@ -52,6 +53,10 @@ class _Lowering(Lowering[fx.Node]):
     """Of no shape that exists here, as what computes it was refused; nor is what follows."""
     firsts: set[fx.Node] = field(default_factory=set)
     """Nodes of several values, of which the first alone is known."""
+    lists: set[fx.Node] = field(default_factory=set)
+    """Nodes that give a list of parts of a value; they are known as that value."""
+    slices: set[str] = field(default_factory=set)
+    """What shows part of a value, and shares memory with it."""
 
     def name_of(self, node: fx.Node) -> str:
         return node.name
@@ -69,12 +74,54 @@ class _Lowering(Lowering[fx.Node]):
         operands = (n for n in node.all_input_nodes if isinstance(self.values[n], ir.Tensor))
         return {len(getattr(operand.meta.get("val"), "shape", ())) for operand in operands}
 
+    def places(self, node: fx.Node, dropped: int | None = None) -> Mapping[int, Sequence[int]]:
+        """See `ModelReader.places`: the model's own operator says what it does to numbers."""
+        mover, part = _mover(node), node.args[1] if node.target is operator.getitem else None
+        assert isinstance(mover.args[0], fx.Node) and callable(mover.target)
+        shape = (2, *mover.args[0].meta["val"].shape[1:])
+        others = [_resolved(self, each) for each in mover.args[1:]]
+        named = {name: _resolved(self, each) for name, each in mover.kwargs.items()}
+        is_known = not any(map(_holds_activation, (*others, *named.values())))
+        require(is_known, "indices that depend on the input; constants can be")
+        found = []
+        for axis, size in enumerate(shape):
+            numbers = torch.arange(float(size)).view(_along(axis, len(shape))).expand(shape)
+            try:
+                moved = mover.target(numbers, *others, **named)
+            except (RuntimeError, IndexError) as error:
+                raise Unsupported(f"it cannot be tried: {_first_line(error)}") from error
+            moved = moved if part is None else moved[part]
+            moved = moved if dropped is None else moved.unsqueeze(dropped % len(shape))
+            found.append(_places(moved, axis, len(shape)))
+        require_examples(found[0])
+        return {map_axis(axis, len(shape)): found[axis] for axis in range(1, len(shape))}
+
     def is_last(self, node: fx.Node) -> bool:
         return all(
             user.op == "output"
             or (str(user.target) in (*VIEWS, *_IDENTITIES) and self.is_last(user))
             for user in node.users
         )
+
+
+def _mover(node: fx.Node) -> fx.Node:
+    """Return the node that computes a value: of a part of a list, that which gives the list."""
+    source = node.args[0] if node.target is operator.getitem else node
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _along(axis: int, rank: int) -> list[int]:
+    return [-1 if each == axis else 1 for each in range(rank)]
+
+
+def _places(moved: torch.Tensor, axis: int, rank: int) -> list[int]:
+    """Return which places of an axis are in a result; they must be the same in all its lines."""
+    require(moved.numel() > 0, "it leaves nothing of a value")
+    places = moved.movedim(axis, 0).flatten(1)[:, 0] if moved.dim() == rank else moved
+    is_single = moved.dim() == rank and bool((moved == places.view(_along(axis, rank))).all())
+    require(is_single, "it moves along several dimensions at once; each must be by itself")
+    return [int(place) for place in places]
 
 
 def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
@@ -331,9 +378,19 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
         if node.target is operator.getitem and node.args[0] in lowering.firsts and not node.args[1]:
             lowering.values[node] = lowering.values[node.args[0]]  # type: ignore[index]
             return
+        if node.target is operator.getitem and node.args[0] in lowering.lists:
+            mover = _mover(node)
+            handler, arguments = _HANDLERS[str(mover.target)], _arguments(lowering, mover)
         if handler is None:
             raise Unsupported(f"{node.target} is not supported")
+        if _gives_list(node):
+            lowering.values[node] = activation(arguments["self"])
+            lowering.lists.add(node)
+            return
+        count = len(lowering.ops)
         made = handler(lowering, node, arguments)
+        if _shows_part(_mover(node)):
+            lowering.slices.update(op.output for op in lowering.ops[count:])
         if not isinstance(node.meta.get("val"), torch.Tensor):
             lowering.firsts.add(node)
         lowering.values[node] = _in_place(lowering, node, arguments, made)
@@ -344,6 +401,18 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
         else:
             read = _parameters_read(lowering, node) if isinstance(error, ConstantOperand) else ""
             _diagnose(lowering, node, f"{error}{read}")
+
+
+def _gives_list(node: fx.Node) -> bool:
+    """Whether an op gives one list of tensors, whatever their number."""
+    returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+    return len(returns) == 1 and isinstance(node.meta.get("val"), list | tuple)
+
+
+def _shows_part(node: fx.Node) -> bool:
+    """Whether what an op gives shares memory with what it reads, unless it writes there."""
+    returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+    return any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
 
 
 def _parameters_read(lowering: _Lowering, node: fx.Node) -> str:
@@ -418,7 +487,7 @@ def _module_of(node: fx.Node) -> str:
 
 def _in_place(lowering: _Lowering, node: fx.Node, a: Arguments, new: ir.Tensor) -> ir.Tensor:
     """Return `new`; if the op writes it over its input, every name of that means it from here."""
-    if str(node.target).split(".")[1].endswith("_"):
+    if str(node.target).partition(".")[2].split(".")[0].endswith("_"):
         old = a.get("self", a.get("input"))
         if isinstance(old, ir.Tensor) and old is not new:
             _rebind(lowering, old, new)
@@ -428,11 +497,11 @@ def _in_place(lowering: _Lowering, node: fx.Node, a: Arguments, new: ir.Tensor) 
 def _rebind(lowering: _Lowering, old: ir.Tensor, new: ir.Tensor) -> None:
     """Let every name of a tensor that was changed in place mean its new value."""
     for op in lowering.ops:
-        is_view = spec_of(op).is_view
+        is_view = spec_of(op).is_view or op.output in lowering.slices
         require(
             not (is_view and old.name in (*op.inputs, *op.outputs)),
-            "an in-place op on a tensor that shares memory with its flattened form; set "
-            "inplace=False",
+            "an in-place op on a tensor that shares memory with its flattened form, or with a part "
+            "of it; set inplace=False",
         )
     for node, value in lowering.values.items():
         if value is old:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +18,7 @@ import numpy as np
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.layouts import order_is_free
-from fedkit.graph.operands import require_small
+from fedkit.graph.operands import Unsupported, require_small
 from fedkit.graph.ops.registry import LAYERS
 from fedkit.graph.verify import verify
 
@@ -64,6 +64,10 @@ class Lowering(ABC, Generic[Node]):
     def is_last(self, node: Node) -> bool:
         """Whether nothing but a change of shape comes behind a node of a model that trains."""
         return False
+
+    def places(self, node: Node, dropped: int | None = None) -> Mapping[int, Sequence[int]]:
+        """Return what a node takes of its first operand, if the reader can try it."""
+        raise Unsupported("what it moves is not known before it is run")
 
     def activation(self, name: str, shape: ir.Shape) -> ir.Tensor:
         """Add an activation."""

@@ -27,7 +27,7 @@ BYTES: Mapping[int, int] = {TensorProto.UINT8: 0, TensorProto.INT8: -128}
 
 MOVES = (
     *("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice"),
-    *("Concat", "MaxPool", "Pad", "Clip"),
+    *("Concat", "MaxPool", "Pad", "Clip", "Split", "Gather", "Tile"),
 )
 """What gives the values that it reads, integers too."""
 

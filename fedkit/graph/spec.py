@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -52,6 +52,21 @@ class ModelReader(Protocol):
         In the graph a series of the model has those of a map.
         """
 
+    def places(self, node: Any, dropped: int | None = None) -> Mapping[int, Sequence[int]]:
+        """Return what a node that computes nothing takes of its first operand.
+
+        Args:
+            node: Of torch.
+            dropped: The dimension that its result lacks, of which it takes one place.
+
+        Returns:
+            Dimension of [n, c, h, w] or [n, f], but the first -> the places that it takes, in
+            order.
+
+        Raises:
+            Unsupported: It depends on the input, mixes dimensions or moves examples.
+        """
+
     def is_last(self, node: Any) -> bool:
         """Whether nothing but a change of shape comes behind a node of a model that trains."""
 
@@ -65,7 +80,15 @@ class OnnxNode(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Of its first output, as the file has it; None if that is unknown before a run."""
+        """Of the output that is read, as the file has it; None if that is unknown before a run."""
+
+    @property
+    def number(self) -> int:
+        """Which of its outputs is read now."""
+
+    @property
+    def shapes(self) -> Sequence[tuple[int, ...]]:
+        """Of its outputs, as the file has them."""
 
     @property
     def inputs(self) -> Sequence[ir.Tensor | ir.Array | None]:
@@ -179,6 +202,7 @@ class Spec:
         takes_constant: Whether a constant may stand in the place of one of two activations.
         shape: Of its output.
         operands: (op, shapes of all inputs) -> what the shapes after the first must be.
+        rules: (graph, op) -> what else is wrong with an op whose shapes are right, as "must ...".
         has_window: Whether it slides a window, over [1, h, w, c].
         reads_map: Whether it takes [1, h, w, c] alone.
         is_view: Whether it only says the shape anew.
@@ -209,6 +233,7 @@ class Spec:
     takes_constant: bool = False
     shape: Callable[[ir.Graph, ir.Op], ir.Shape] = same_shape
     operands: Callable[[ir.Op, Sequence[ir.Shape]], list[ir.Shape]] = _no_operands
+    rules: Callable[[ir.Graph, ir.Op], Iterable[str]] = lambda graph, op: ()
     has_window: bool = False
     reads_map: bool = False
     is_view: bool = False

@@ -144,6 +144,8 @@ def _operand_shapes_agree(graph: Graph, op: Op) -> Iterator[str]:
         yield f"{_name(op)} {problem}"
     elif (inferred := infer_shape(graph, op)) != graph.tensors[op.output].shape:
         yield f"{_name(op)} is declared {graph.tensors[op.output].shape} but gives {inferred}"
+    else:
+        yield from (f"{_name(op)} {broken}" for broken in spec.rules(graph, op))
 
 
 def _constants_are_finite(graph: Graph) -> Iterator[str]:

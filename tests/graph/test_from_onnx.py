@@ -272,11 +272,14 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
         "dropout that is on",
     ),
     "padding by one": (lambda: flat(node("Pad", "x p v", "m"), p=PADS, v=number(1)), "with 1.0"),
-    "reflection": (
-        lambda: flat(node("Pad", "x p", "m", mode="reflect"), p=PADS),
-        "reflect padding",
+    "reflection of more than all": (
+        lambda: flat(node("Pad", "x p", "m", mode="reflect"), p=9 * PADS),
+        "values reflected",
     ),
-    "cropping": (lambda: flat(node("Pad", "x p", "m"), p=-PADS), "nothing shrink"),
+    "a border of its own": (
+        lambda: flat(node("Pad", "x p", "m", mode="mirror"), p=PADS),
+        "mirror padding; constant, reflect, edge, wrap can be",
+    ),
     "more channels": (
         lambda: flat(node("Pad", "x p", "m"), p=integers(0, 1, 0, 0, 0, 0, 0, 0)),
         "height and width can grow",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fedkit.graph import ir
 from fedkit.graph.layouts import map_axis, order_is_free
-from fedkit.graph.operands import activation, number, rank_of, require
+from fedkit.graph.operands import activation, number, rank_of, require, require_small
+from fedkit.graph.places import take
 from fedkit.graph.spec import (
     Aten,
     ModelReader,
@@ -75,28 +76,35 @@ def _pad_example(random: Random) -> ir.Graph:
     return window_graph(random, "pad", window, a_map(random))
 
 
-def _read_pad(
-    reader: ModelReader, node: Any, x: ir.Tensor, mode: str, value: float, sides: Sequence[int]
+def _read_zeros(
+    reader: ModelReader, node: Any, x: ir.Tensor, value: float, sides: Sequence[int]
 ) -> ir.Tensor:
-    """Add a padding by zeros at (top, bottom, left, right)."""
-    is_zero = mode == "constant" and value == 0
-    require(is_zero, f"{mode} padding with {value}; zeros can be")
-    top, bottom, left, right = sides
-    require(
-        min(sides) >= 0,
-        f"padding by {(top, bottom, left, right)}; height and width can grow, and nothing shrink",
-    )
-    if not any(sides):
-        return x
-    return reader.op("pad", node, [x], window=ir.Window(padding=(top, bottom, left, right)))
+    """Add a padding by zeros at (top, bottom, left, right); what is negative cuts off."""
+    require(value == 0, f"constant padding with {value}; zeros can be")
+    size = x.shape[1:3]
+    cuts = [max(0, -side) for side in sides]
+    ends = [size[0] - cuts[1], size[1] - cuts[3]]
+    lists = {2: range(cuts[0], ends[0]), 3: range(cuts[2], ends[1])}
+    top, bottom, left, right = (max(0, side) for side in sides)
+    if not any((top, bottom, left, right)):
+        return take(reader, node, x, lists)
+    cut = take(reader, node, x, lists, suffix=".cut")
+    return reader.op("pad", node, [cut], window=ir.Window(padding=(top, bottom, left, right)))
 
 
 def _read_pad_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    mode = a.get("mode", "constant")
+    if mode != "constant":
+        return _read_border(reader, node, a)
     x, sizes = activation(a["self"], 4), rank_of(reader, node) - 2
     require(len(a["pad"]) <= 2 * sizes, f"padding by {a['pad']}; height and width can grow")
     left, right, top, bottom = [*a["pad"], 0, 0, 0, 0][:4]
-    mode, value = a.get("mode", "constant"), a["value"] or 0
-    return _read_pad(reader, node, x, mode, value, (top, bottom, left, right))
+    return _read_zeros(reader, node, x, a["value"] or 0, (top, bottom, left, right))
+
+
+def _read_border(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    """Read a padding by what lies inside: reflected, repeated, or from the other end."""
+    return take(reader, node, activation(a["self"]), reader.places(node))
 
 
 def _read_pad_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
@@ -108,7 +116,43 @@ def _read_pad_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     sides = [int(side.pop(axis, 0)) for axis in (2, 3) for side in (first, last)]
     grows = any([*first.values(), *last.values()])
     require(not grows, f"padding by {list(amounts)}; height and width can grow")
-    return _read_pad(reader, node, x, node.attribute("mode", "constant"), value, sides)
+    mode = node.attribute("mode", "constant")
+    if mode == "constant":
+        return _read_zeros(reader, node, x, value, sides)
+    require(mode in _BORDERS, f"{mode} padding; constant, {', '.join(_BORDERS)} can be")
+    pairs = (sides[:2], sides[2:])
+    rows, columns = (
+        _bordered(size, each, mode) for size, each in zip(x.shape[1:3], pairs, strict=True)
+    )
+    return take(reader, node, x, {2: rows, 3: columns})
+
+
+_BORDERS: Mapping[str, Literal["reflect", "edge", "wrap"]] = {
+    "reflect": "reflect",
+    "edge": "edge",
+    "wrap": "wrap",
+}
+
+
+def _bordered(size: int, sides: Sequence[int], mode: str) -> Sequence[int]:
+    """Return the places of an axis with a border, or, where a side is negative, without its end."""
+    before, after = (max(0, side) for side in sides)
+    require_small((size, before + after))
+    require(mode != "reflect" or max(before, after) < size, f"{size} values reflected {sides}")
+    grown: list[int] = np.pad(np.arange(size), (before, after), _BORDERS[mode]).tolist()
+    return grown[max(0, -sides[0]) : len(grown) - max(0, -sides[1])]
+
+
+PADS: dict[str, Aten] = {
+    **dict.fromkeys(("aten.pad.default", "aten.constant_pad_nd.default"), _read_pad_aten),
+    **{
+        f"aten.{kind}_pad{rank}d.default": _read_border
+        for kind in ("reflection", "replication")
+        for rank in (1, 2)
+    },
+}
+PADS_ONNX: dict[str, Onnx] = {"Pad": _read_pad_onnx}
+"""Paddings take places, but those by zeros that only grow."""
 
 
 def _reshape(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:
@@ -136,7 +180,7 @@ def _flatten_example(random: Random) -> ir.Graph:
     return graph_of((shape, (1, math.prod(shape))), (), ir.Op("flatten_nchw", ("x",), ("y",)))
 
 
-def _read_reshape(reader: ModelReader, node: Any, x: ir.Tensor) -> ir.Tensor:
+def read_reshape(reader: ModelReader, node: Any, x: ir.Tensor) -> ir.Tensor:
     """Add what brings `x` into the shape of the node's result, if anything must."""
     out = reader.shape_of(node)
     if x.shape == out:
@@ -149,14 +193,14 @@ def _read_reshape(reader: ModelReader, node: Any, x: ir.Tensor) -> ir.Tensor:
 
 
 def _read_reshape_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
-    return _read_reshape(reader, node, activation(a["self"]))
+    return read_reshape(reader, node, activation(a["self"]))
 
 
 def _read_reshape_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     axes = node.attribute("axes", ())
     known = node.opset >= 11 or min(axes, default=0) >= 0
     require(known, f"axes = {list(axes)}; before opset 11 they count from the front")
-    return _read_reshape(reader, node, activation(node.operand(0)))
+    return read_reshape(reader, node, activation(node.operand(0)))
 
 
 _RESHAPES: dict[str, Aten] = dict.fromkeys(
@@ -198,8 +242,8 @@ SPECS = (
         shape=window_shape,
         has_window=True,
         scale="kept",
-        aten=dict.fromkeys(("aten.pad.default", "aten.constant_pad_nd.default"), _read_pad_aten),
-        onnx={"Pad": _read_pad_onnx},
+        aten=PADS,
+        onnx=PADS_ONNX,
     ),
     Spec(
         "reshape",

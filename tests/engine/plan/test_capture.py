@@ -360,7 +360,6 @@ def diagnostics(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8)) -> list[st
 LAYERS: list[tuple[nn.Module, str]] = [
     (nn.Softmax(1), "Softmax is not supported"),
     (nn.ConvTranspose2d(4, 4, 3, padding=1), "aten.conv_transpose2d.input is not supported"),
-    (conv(4, 4, padding_mode="circular"), "circular padding with 0; zeros can be"),
     (
         nn.Conv2d(4, 4, (3, 2), padding="same"),
         "conv2d: padding (1, 1, 0, 1) at (top, bottom, left, right) is uneven; it must be the same "
@@ -426,7 +425,7 @@ CALLS: list[tuple[Callable[[Any, Tensor], Any], str]] = [
         lambda _, x: F.dropout2d(x, 0.1),
         "p = 0.1, training would be random; only p = 0 can be captured",
     ),
-    (lambda _, x: torch.cat(x.chunk(2, 1), 1), "aten.chunk.default is not supported"),
+    (lambda _, x: x.roll(1), "it moves along several dimensions at once; each must be by itself"),
     (
         lambda _, x: x.view(-1, 8, 8, 4).transpose(1, 3),
         "a reshape of (1, 8, 8, 4) to (1, 8, 4, 8) (NHWC); flatten to [n, features] can be",
@@ -482,13 +481,13 @@ def test_a_call_is_what_torch_does(call: Callable[[Any, Tensor], Any]) -> None:
 
 def test_everything_unsupported_is_listed_at_once() -> None:
     model = nn.Sequential(
-        conv(4, 4, padding_mode="reflect"),
+        nn.ConstantPad2d(1, 2.0),
         nn.Sequential(nn.Softshrink(), nn.Dropout(0.2)),
         nn.AvgPool2d(2, ceil_mode=True),
         head(4),
     )
     assert diagnostics(model) == [
-        "module '0': reflect padding with 0; zeros can be",
+        "module '0': constant padding with 2.0; zeros can be",
         "module '1.0': aten.softshrink.default is not supported",
         "module '1.1': p = 0.2, training would be random; only p = 0 can be captured",
         "module '2': avg_pool2d with ceil_mode",

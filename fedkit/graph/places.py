@@ -1,0 +1,87 @@
+"""Which places of a value go where: what a model moves along single axes is a list for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedkit.graph import ir
+from fedkit.graph.operands import require
+from fedkit.graph.spec import ModelReader
+
+List = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Places(ir.Attributes):
+    """Place i of a result is place list[i] of what is read; None where an axis stays as it is.
+
+    Features have channels alone.
+    """
+
+    rows: List = None
+    columns: List = None
+    channels: List = None
+
+    @property
+    def lists(self) -> tuple[List, List, List]:
+        """Of the axes of [n, rows, columns, channels], in that order."""
+        return self.rows, self.columns, self.channels
+
+
+def places_of(op: ir.Op) -> Places:
+    """Return the lists of an op that takes."""
+    assert isinstance(op.attributes, Places)  # the verifier's rule
+    return op.attributes
+
+
+def sizes_of(shape: ir.Shape) -> tuple[int, int, int]:
+    """Return rows, columns and channels of a value in the graph."""
+    rows, columns = shape[1:3] if len(shape) == 4 else (1, 1)
+    return rows, columns, shape[-1]
+
+
+def taken_shape(shape: ir.Shape, places: Places) -> ir.Shape:
+    """Return the shape of what lists take of a value of a shape."""
+    pairs = zip(sizes_of(shape), places.lists, strict=True)
+    rows, columns, channels = (size if each is None else len(each) for size, each in pairs)
+    return (1, rows, columns, channels) if len(shape) == 4 else (1, channels)
+
+
+def take(
+    reader: ModelReader,
+    node: Any,
+    x: ir.Tensor,
+    lists: Mapping[int, Iterable[int]],
+    suffix: str = "",
+) -> ir.Tensor:
+    """Add what takes places of a value; nothing if all stay where they are.
+
+    Args:
+        reader: What reads the model.
+        node: The node that does so.
+        x: The value.
+        lists: Dimension of [n, c, h, w] or [n, f], not 0 -> its places.
+        suffix: Of the name for what is taken.
+
+    Raises:
+        Unsupported: A list is empty.
+    """
+    found = [tuple(map(int, lists[axis])) if axis in lists else None for axis in (2, 3, 1)]
+    require(() not in found, "it leaves nothing of a dimension; what is left must have a size of 1")
+    moved = [
+        None if each == tuple(range(size)) else each
+        for size, each in zip(sizes_of(x.shape), found, strict=True)
+    ]
+    places = Places(*moved)
+    if places == Places():
+        return x
+    shape = taken_shape(x.shape, places)
+    return reader.op("take", node, [x], shape, suffix=suffix, attributes=places)
+
+
+def require_examples(places: Sequence[int]) -> None:
+    """Raise `Unsupported` unless of two examples the first and the second stay what they are."""
+    reason = "it moves along dimension 0, which holds the examples; each stays by itself"
+    require(list(places) == [0, 1], reason)

@@ -1,0 +1,185 @@
+"""Values from other places in exports: what slimming leaves of the lists, and models of people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edge import passes
+from edge.define.interpret_int8 import evaluate_int8
+from edge.export import float_graph, save_c99
+from edge.passes.slim import slim
+from edge.quantize.to_int8 import quantize
+from edge.targets.c99.runner import CompiledRunner
+from edge.targets.fpga.microcode import compile_graph as fpga_steps
+from edge.targets.tflite import emitter as tflite
+from fedkit.core.errors import ExportError
+from fedkit.graph import ir
+from fedkit.graph.ops.registry import SPECS
+from fedkit.graph.places import Places, places_of
+from tests.calls import Calls
+from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
+from tests.edge.targets.c99.library import need_gcc
+from tests.edge.targets.compiled import PLAIN
+from tests.moving import KINDS
+
+
+def integers_of(model: nn.Module, shape: tuple[int, ...]) -> ir.Graph:
+    random = np.random.default_rng(0)
+    inputs = random.standard_normal((16, *shape)).astype(np.float32)
+    return quantize(float_graph(model.eval(), shape), ir.to_graph_layout(inputs))
+
+
+def codes_of(graph: ir.Graph) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:
+    shape = graph.tensors[graph.inputs[0]].shape[1:]
+    return np.random.default_rng(1).integers(-128, 128, (4, *shape)).astype(np.int8)
+
+
+def model_of(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
+    torch.manual_seed(0)
+    make, shape = KINDS[kind]
+    return make(), shape
+
+
+# Targets
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_of_people_in_runtimes(kind: str, place: PolicyRun) -> None:
+    graph = integers_of(*model_of(kind))
+    codes = codes_of(graph)
+    expected = evaluate_int8(graph, codes, place.policy)
+    found = place.run(graph, codes).reshape(expected.shape)
+    assert np.count_nonzero(found != expected) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_of_people_in_litert_without_xnnpack(kind: str) -> None:
+    graph = integers_of(*model_of(kind))
+    codes = codes_of(graph)
+    expected = evaluate_int8(graph, codes, "gemmlowp")
+    found = in_litert_alone(graph, codes).reshape(expected.shape)
+    assert np.abs(found.astype(int) - expected).max() <= (kind == "halves")  # its mean, in blocks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("goal", ["speed", "size"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_of_people_in_c(kind: str, goal: str, tmp_path: Path) -> None:
+    need_gcc()
+    graph = integers_of(*model_of(kind))
+    inputs = in_torchs_layout(codes_of(graph))
+    examples = np.zeros(inputs.shape, np.float32)
+    saved = save_c99(graph, examples, tmp_path / "c", {}, "size" if goal == "size" else "speed")
+    found = CompiledRunner(saved.path, PLAIN).predict_int8(inputs)
+    expected = evaluate_int8(graph, codes_of(graph))
+    assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
+
+
+def test_the_fpga_refuses_it_by_name() -> None:
+    with pytest.raises(ExportError, match=r"\btake\b"):
+        fpga_steps(integers_of(*model_of("TCN")), 4)
+
+
+def test_c_refuses_more_places_than_its_lists_hold() -> None:
+    from edge.targets.c99.calls import compile_graph
+
+    shape = (1, 2**16 + 1)
+    tensors = [
+        ir.Tensor(n, s, "int8", None, ir.Quantization((1.0,), (0,)))
+        for n, s in (("x", shape), ("y", (1, 2)))
+    ]
+    op = ir.Op("take", ("x",), ("y",), attributes=Places(channels=(0, 2**16)))
+    graph = ir.Graph({each.name: each for each in tensors}, (op,), ("x",), ("y",))
+    with pytest.raises(ExportError, match="it takes of 65537 places; 65536 of an axis can be"):
+        compile_graph(graph)
+
+
+FORMS = [
+    (Places(rows=(1, 3)), ["STRIDED_SLICE"]),
+    (Places(rows=(0, 1, 2), columns=(4,), channels=(0, 2)), ["STRIDED_SLICE"]),
+    (Places(columns=(0, 0, 1, 1)), ["GATHER"]),
+    (Places(rows=(3, 2, 1), channels=(1, 2)), ["STRIDED_SLICE", "GATHER"]),
+    (Places(channels=(0, 1, 2)), ["STRIDED_SLICE"]),
+]
+
+
+@pytest.mark.parametrize(("places", "operators"), FORMS)
+def test_steps_are_slices_in_tflite_and_all_else_gathers(
+    places: Places, operators: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (1, 4, 5, 3)
+    out = SPECS["take"].shape
+    op = ir.Op("take", ("x",), ("y",), attributes=places)
+    x = ir.Tensor("x", shape)
+    graph = ir.Graph({"x": x}, (op,), ("x",), ("y",))
+    graph = replace(graph, tensors={"x": x, "y": ir.Tensor("y", out(graph, op))})
+    written: list[str] = []
+    add = tflite._File.operator
+
+    def noted(self: tflite._File, code: str, *rest: object, **fields: object) -> None:
+        written.append(code)
+        add(self, code, *rest, **fields)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tflite._File, "operator", noted)
+    assert tflite.emit(graph) and written == operators
+
+
+# Slimming
+
+
+def pruned(function: Callable[[Tensor], Tensor], dead: list[int], count: int) -> nn.Module:
+    """Return a model in which nobody reads some channels of what a function gives."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.ReLU(), Calls(function), nn.Conv2d(count, 2, 1), nn.Flatten()
+    )
+    last = model[3]
+    assert isinstance(last, nn.Conv2d)
+    with torch.no_grad():
+        last.weight[:, dead] = 0
+    return model
+
+
+SLIM: dict[str, tuple[Callable[[Tensor], Tensor], list[int], int, int, tuple[int, ...]]] = {
+    # function, channels of its result that nobody reads, how many it has; channels that are left
+    # of its input, and what is then taken of them
+    "flipped": (lambda x: x.flip(1), [0, 5], 6, 4, (3, 2, 1, 0)),
+    "some never taken": (lambda x: x[:, 1:4], [], 3, 3, (0, 1, 2)),
+    "taken twice, read once": (lambda x: x[:, [0, 0, 1, 4]], [1], 4, 3, (0, 0, 1, 2)),
+    "taken twice, read never": (lambda x: x[:, [0, 0, 1, 4]], [0, 1], 4, 2, (0, 1)),
+    "repeated": (lambda x: x.repeat(1, 2, 1, 1), [2, 8, 3], 12, 5, (*range(5), *range(5))),
+}
+
+
+@pytest.mark.parametrize("name", SLIM)
+def test_channels_that_are_taken_several_times_or_never_are_slimmed_rightly(name: str) -> None:
+    function, dead, count, left, places = SLIM[name]
+    graph = integers_of(pruned(function, dead, count), (3, 4, 4))
+    slimmed = slim(graph)
+    codes = codes_of(graph)
+    for policy in ("half_up", "half_even", "gemmlowp"):
+        was, now = (evaluate_int8(each, codes, policy) for each in (graph, slimmed))
+        np.testing.assert_array_equal(was, now)
+    (op,) = (op for op in slimmed.ops if op.kind == "take")
+    assert slimmed.tensors[op.inputs[0]].shape[-1] == left
+    assert places_of(op).channels == places
+
+
+def test_moves_of_rows_are_left_alone_by_slimming() -> None:
+    graph = integers_of(pruned(lambda x: x.flip(2), [1], 6), (3, 4, 4))
+    (op,) = (op for op in slim(graph).ops if op.kind == "take")
+    assert places_of(op) == Places(rows=(3, 2, 1, 0))
+
+
+def test_optimising_keeps_what_is_taken() -> None:
+    model, shape = model_of("halves")
+    kinds = [op.kind for op in passes.optimise(float_graph(model.eval(), shape)).ops]
+    assert kinds.count("take") == 3

@@ -1,0 +1,57 @@
+"""Models of people that put values elsewhere: they cut, split, turn, reflect and enlarge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class UNet(nn.Module):
+    """Down, up by the nearest, and both joined; borders are reflected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="reflect")
+        self.inner = nn.Conv2d(4, 4, 3, padding=1, padding_mode="replicate")
+        self.up = nn.Upsample(scale_factor=2)
+        self.join = nn.Conv2d(7, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.inner(F.relu(self.down(x))))
+        return self.join(torch.cat([x, self.up(inner)], 1)).flatten(1)
+
+
+class Tcn(nn.Module):
+    """A causal convolution padded on both sides, whose end is cut off; its last step counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 3, padding=4, dilation=2)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        last: Tensor = self.out(F.relu(self.conv(x)[..., :-4])[:, :, -1])
+        return last
+
+
+class Halves(nn.Module):
+    """Half of the channels go past a convolution, and all are shuffled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = F.relu(self.first(x)).chunk(2, 1)
+        both = torch.cat([left, F.relu(self.other(right))], 1)
+        return nn.ChannelShuffle(2)(both).mean((2, 3))
+
+
+KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "U-Net": (UNet, (3, 8, 8)),
+    "TCN": (Tcn, (3, 12)),
+    "halves": (Halves, (3, 6, 6)),
+}
