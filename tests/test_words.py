@@ -70,6 +70,7 @@ SAME_MODULES = {
     "runner": "runs an artifact, one per target",
     "scenario": "the parts of a run: defined by the server, made for simulated devices by sim",
     "server_app": "Flower's name for the entry point of a server",
+    "take": "values from other places: in the model graph, and as it trains",
     "slim": "removal of empty channels, from a torch model and from a graph",
 }
 """Names of modules that occur more than once -> the one thing that all of them are."""

@@ -7,7 +7,7 @@ formulas of `fedkit.engine.integer.constants` are written, not as a shift happen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import Chain, Mix, Read, Requantisation
 from fedkit.engine.ops.pool import Pool
+from fedkit.engine.ops.take import Take
 from fedkit.engine.plan.conv import Conv
 from tests.naive.kernels import places
 
@@ -315,6 +316,37 @@ def pool_backward(op: Pool, x: Array, p: Array) -> Array:
             elif x[n, channel, py, px] == largest[at]:
                 sums[n, channel, py, px] += int(left[at])
                 left[at] = 0
+    return sums
+
+
+Place = tuple[int, int, int]
+"""Channel, row and column."""
+
+
+def taken_places(op: Take, shape: Sequence[int]) -> Iterator[tuple[Place, Place]]:
+    """Yield the place of each value of a result [n, channels, h, w], and where it is taken from."""
+    lists = op.from_channels, op.from_rows, op.from_columns
+    for at in np.ndindex(*shape[1:]):
+        pairs = zip(at, lists, strict=True)
+        c, y, x = (place if each is None else each[place] for place, each in pairs)
+        yield (at[0], at[1], at[2]), (c, y, x)
+
+
+def take(op: Take, x: Array, shape: Sequence[int]) -> Array:
+    """Return what is taken of x."""
+    found = np.zeros(shape, np.int64)
+    for to, of in taken_places(op, shape):
+        for n in range(len(x)):
+            found[(n, *to)] = x[(n, *of)]
+    return found
+
+
+def take_backward(op: Take, shape: Sequence[int], p: Array) -> Array:
+    """Return the sum of what all places that an element is taken to pass."""
+    sums = np.zeros(shape, np.int64)
+    for to, of in taken_places(op, p.shape):
+        for n in range(len(p)):
+            sums[(n, *of)] += int(p[(n, *to)])
     return sums
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.pool import Pool
+from fedkit.engine.ops.take import Take
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.function import FunctionOp
 from fedkit.engine.plan.layer_norm import GroupNorm, LayerNorm
@@ -110,6 +111,14 @@ def _pair(here: Pass, number: int, op: PairOp) -> Tensor:
     return torch.as_tensor(combine(here.read(op.left), here.read(op.right)))
 
 
+def _take(here: Pass, number: int, op: Take) -> Tensor:
+    x = here.read(op.source)
+    for axis, each in enumerate((op.from_channels, op.from_rows, op.from_columns), start=1):
+        places = range(x.shape[axis]) if each is None else each
+        x = torch.stack([x.select(axis, place) for place in places], axis)
+    return x
+
+
 MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
     Add: lambda here, number, op: here.read(op.left) + here.read(op.right),
     Conv: _conv,
@@ -119,6 +128,7 @@ MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
     LayerNorm: lambda here, number, op: normalise_examples(op, here.weights, here.read(op.source)),
     PairOp: _pair,
     Pool: _pool,
+    Take: _take,
 }
 """What each op computes; the test of a new op adds its own."""
 

@@ -140,4 +140,15 @@ struct int_pair {
     int32_t accumulate;
 };
 
+/* As `struct take`. */
+struct int_take {
+    struct int_tensor *source, *target;
+    struct int_read read;
+    struct int_chain chain;
+    struct int_mix mix;
+    const int32_t *channels, *pixels, *order, *first;
+    int32_t shift_in;
+    int32_t accumulate;
+};
+
 #endif

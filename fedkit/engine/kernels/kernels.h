@@ -148,4 +148,14 @@ struct pair {
     int32_t accumulate;
 };
 
+/* Which channel of the source each of the target's is, and which pixel each pixel. */
+struct take {
+    struct tensor *source, *target;
+    const int32_t *channels;               /* [target channels] */
+    const int32_t *pixels;                 /* [target plane] */
+    const int32_t *order;                  /* target channels, sorted by the source's */
+    const int32_t *first;                  /* [source channels + 1]: where each of those begins */
+    int32_t accumulate;
+};
+
 #endif

@@ -34,6 +34,7 @@ from fedkit.engine.ops.layer_norm_integer import NumpyLayerNorm
 from fedkit.engine.ops.pair_integer import NumpyPair
 from fedkit.engine.ops.pool import NumpyPool, Pool
 from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.ops.take import NumpyTake, Take
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.function import FunctionOp
 from fedkit.engine.plan.layer_norm import GroupNorm, LayerNorm
@@ -41,6 +42,7 @@ from fedkit.engine.plan.pair import PairOp
 from fedkit.engine.plan.structure import PlanOp
 from tests.engine.integer import steps
 from tests.engine.integer.extreme import extreme
+from tests.engine.ops.examples import AROUND, EXAMPLES, case_of
 from tests.engine.plan.plans import FUNCTIONS, KINDS, LAYERS, PlanCase, random_case
 from tests.naive import integers as naive
 from tests.sets import drawn
@@ -329,6 +331,24 @@ class CheckedPair(NumpyPair):
         return -p if (op.kind, side) == ("sub", 1) else p
 
 
+class CheckedTake(NumpyTake):
+    backend: CheckedBackend
+
+    def forward(self, read: Read) -> None:
+        super().forward(read)
+        op, raw = self.op, self.backend.raw[self.op.target]
+        x = naive.read(self.backend.x[op.source], read)
+        self.backend.check("take", raw, naive.take(op, x, raw.shape))
+
+    def backward(self, chain: Chain, shift: int, mix: Mix | None) -> None:
+        op, backend = self.op, self.backend
+        p, old = backend.slowly_passed(op.target, chain), backend.g.get(op.source)
+        super().backward(chain, shift, mix)
+        sums = naive.take_backward(op, backend.x[op.source].shape, p)
+        given = naive.narrowed(sums, shift, naive.half_even)
+        backend.check_given("take", op.source, given, old, mix)
+
+
 CHECKED: dict[type[PlanOp], type[Any]] = {
     Conv: CheckedConv,
     Add: CheckedAdd,
@@ -338,6 +358,7 @@ CHECKED: dict[type[PlanOp], type[Any]] = {
     GroupNorm: CheckedExampleNorm,
     FunctionOp: CheckedFunction,
     PairOp: CheckedPair,
+    Take: CheckedTake,
 }
 
 
@@ -424,6 +445,18 @@ def test_every_op_of_group_norms_equals_its_reference() -> None:
 
 def test_every_op_of_functions_and_gates_equals_its_reference() -> None:
     assert checked_ops(FUNCTIONS) >= OF_FUNCTIONS
+
+
+def test_what_is_taken_equals_its_reference() -> None:
+    for name, tried in EXAMPLES.items():
+        if isinstance(tried.op, Take):
+            for around in AROUND:
+                case = case_of(tried, around)
+                case = replace(case, inputs=case.inputs[:3], targets=case.targets[:3])
+                made = steps.make(case, None, 4)
+                backend = checked(made)
+                steps.train(made, case, None, steps=1)
+                assert {"take", "gradient by take"} <= set(backend.seen), name
 
 
 # Statistics
