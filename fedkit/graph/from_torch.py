@@ -30,7 +30,7 @@ from fedkit.graph.layouts import RANKS, graph_shape, map_axis
 from fedkit.graph.lowering import Lowering
 from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require
 from fedkit.graph.ops.registry import ATEN, VIEWS, spec_of
-from fedkit.graph.places import require_examples
+from fedkit.graph.places import EXAMPLES_MOVE, MANY_EXAMPLES, require_examples
 from fedkit.graph.spec import Aten, ModelReader
 
 Arguments = Mapping[str, Any]
@@ -83,6 +83,9 @@ class _Lowering(Lowering[fx.Node]):
         named = {name: _resolved(self, each) for name, each in mover.kwargs.items()}
         is_known = not any(map(_holds_activation, (*others, *named.values())))
         require(is_known, "indices that depend on the input; constants can be")
+        given = _arguments(self, mover)
+        is_over_examples = isinstance(dim := given.get("dim"), int) and dim % len(shape) == 0
+        require(not is_over_examples or _is_whole(mover, given), EXAMPLES_MOVE)
         found = []
         for axis, size in enumerate(shape):
             numbers = torch.arange(float(size)).view(_along(axis, len(shape))).expand(shape)
@@ -109,6 +112,13 @@ def _mover(node: fx.Node) -> fx.Node:
     source = node.args[0] if node.target is operator.getitem else node
     assert isinstance(source, fx.Node)
     return source
+
+
+def _is_whole(node: fx.Node, a: Arguments) -> bool:
+    """Whether an op over examples takes all of them, however many there are: `x[:]`."""
+    ends = a.get("start") or 0, a.get("step") or 1
+    is_open = a.get("end") is None or a["end"] >= MANY_EXAMPLES
+    return str(node.target) == "aten.slice.Tensor" and ends == (0, 1) and is_open
 
 
 def _along(axis: int, rank: int) -> list[int]:

@@ -83,5 +83,10 @@ def take(
 
 def require_examples(places: Sequence[int]) -> None:
     """Raise `Unsupported` unless of two examples the first and the second stay what they are."""
-    reason = "it moves along dimension 0, which holds the examples; each stays by itself"
-    require(list(places) == [0, 1], reason)
+    require(list(places) == [0, 1], EXAMPLES_MOVE)
+
+
+EXAMPLES_MOVE = "it moves along dimension 0, which holds the examples; each stays by itself"
+
+MANY_EXAMPLES = 2**20
+"""What ends at so many examples ends at none of any batch."""

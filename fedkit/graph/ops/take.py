@@ -17,6 +17,8 @@ from fedkit.graph.layouts import map_axis, model_shape
 from fedkit.graph.operands import activation, constant, rank_of, require, require_small
 from fedkit.graph.ops.moves import PADS, PADS_ONNX, read_reshape
 from fedkit.graph.places import (
+    EXAMPLES_MOVE,
+    MANY_EXAMPLES,
     Places,
     places_of,
     require_examples,
@@ -154,6 +156,8 @@ def _read_slice(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     slices = {
         axis % rank: slice(*each) for axis, *each in zip(axes, starts, ends, steps, strict=True)
     }
+    every = range(MANY_EXAMPLES)
+    require(every[slices.get(0, slice(None))] == every, EXAMPLES_MOVE)
     return _moved(reader, node, lambda axis, size: range(size)[slices.get(axis, slice(None))])
 
 
