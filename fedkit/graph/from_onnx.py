@@ -339,7 +339,6 @@ def _follow(two: _Lowering, one: _Lowering, proto: onnx.NodeProto) -> None:
         read = _HANDLERS[proto.op_type](two, _Node(proto, operands, shape, two.opset))
         two.bind(name, constant(read))
     else:
-        _require_same_constants(two, one, proto)
         for each in filter(None, proto.output if proto.op_type in _SEVERAL else (name,)):
             expected, shape = (_dims(of.types.get(each)) or () for of in (one, two))
             require(
@@ -347,6 +346,7 @@ def _follow(two: _Lowering, one: _Lowering, proto: onnx.NodeProto) -> None:
                 f"{proto.op_type} gives {expected} for one example, {shape} for two",
             )
             two.values[each] = ir.Tensor(each, shape)
+        _require_same_constants(two, one, proto)
 
 
 def _require_same_constants(two: _Lowering, one: _Lowering, proto: onnx.NodeProto) -> None:
