@@ -178,10 +178,6 @@ def flat_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
     return (1, math.prod(graph.tensors[op.inputs[0]].shape))
 
 
-def _no_problem(op: ir.Op, shapes: Sequence[ir.Shape]) -> str:
-    return ""
-
-
 def _no_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
     return []
 
@@ -215,8 +211,6 @@ class Spec:
         wide_constants: Whether its constants, once integer, are int32 of 30 bits, not int8.
         weights: How they lie, if it reads (activation, weight, bias).
         attributes: The class of what an op of this kind has to say of itself, of plain values.
-        problem: (op, shapes of all inputs) -> what is wrong with attributes for such shapes, or
-            nothing.
         aten: Operator of torch's ATen -> what reads it, see `Aten`.
         onnx: Operator of ONNX -> what reads it, see `Onnx`.
         only_trains: Whether training plans alone are made of it; exports hold what it becomes in
@@ -245,7 +239,6 @@ class Spec:
     wide_constants: bool = False
     weights: Weights | None = None
     attributes: type[ir.Attributes] | None = None
-    problem: Callable[[ir.Op, Sequence[ir.Shape]], str] = _no_problem
     aten: Mapping[str, Aten] = field(default_factory=dict)
     onnx: Mapping[str, Onnx] = field(default_factory=dict)
     only_trains: bool = False

@@ -140,8 +140,6 @@ def _operand_shapes_agree(graph: Graph, op: Op) -> Iterator[str]:
         yield f"{_name(op)} needs [1, h, w, c] but reads {shapes[0]}"
     elif (expected := spec.operands(op, shapes)) != shapes[1:]:
         yield f"{_name(op)} needs operands of shape {expected} but has {shapes[1:]}"
-    elif problem := spec.problem(op, shapes):
-        yield f"{_name(op)} {problem}"
     elif (inferred := infer_shape(graph, op)) != graph.tensors[op.output].shape:
         yield f"{_name(op)} is declared {graph.tensors[op.output].shape} but gives {inferred}"
     else:

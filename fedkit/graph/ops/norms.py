@@ -6,7 +6,7 @@ over the batch is an affine op. A group norm is the same in both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -114,12 +114,12 @@ def _group_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
     return [shapes[0][-1:]] * 2
 
 
-def _group_attributes(op: ir.Op, shapes: Sequence[ir.Shape]) -> str:
-    groups, channels = groups_of(op), shapes[0][-1]
+def _group_rules(graph: ir.Graph, op: ir.Op) -> Iterator[str]:
+    groups, channels = groups_of(op), graph.tensors[op.inputs[0]].shape[-1]
     if groups < 1 or channels % groups:
-        return f"has {groups} groups for {channels} channels"
-    eps = float(_eps(op))
-    return "" if 0 < eps < np.inf else f"adds {eps} to its variance; it must be above 0, and finite"
+        yield f"has {groups} groups for {channels} channels"
+    if not 0 < float(_eps(op)) < np.inf:
+        yield f"adds {_eps(op)} to its variance; it must be above 0, and finite"
 
 
 def _group_example(random: Random) -> ir.Graph:
@@ -322,7 +322,7 @@ SPECS = (
         constants=2,
         operands=_group_operands,
         attributes=Groups,
-        problem=_group_attributes,
+        rules=_group_rules,
         fuses_activation=True,
         scale="free",
         wide_constants=True,
