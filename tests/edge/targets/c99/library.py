@@ -211,7 +211,7 @@ class CTable(ctypes.Structure):
     _fields_ = (("entries", _AT),)
 
 
-class CNorm(ctypes.Structure):
+class CGroupNorm(ctypes.Structure):
     _fields_ = (
         ("groups", _INT),
         *((name, _AT) for name in ("factor", "offset")),
@@ -466,7 +466,7 @@ class InferenceKernels:
         result = TensorBuffer(out)
         arrays = self.keep(how.factor.astype(np.int32)), self.keep(how.offset.astype(np.int64))
         limits = (limit + 128 for limit in (how.zero, how.low, how.high))
-        struct = CNorm(how.groups, *arrays, how.eps, how.shift, *limits)
+        struct = CGroupNorm(how.groups, *arrays, how.eps, how.shift, *limits)
         planes = self._planes(x.planes), self._planes(out)
         self.library.ek_group_norm(
             ctypes.byref(struct), *planes, _AT(x.address), _AT(result.address)
