@@ -54,20 +54,6 @@ class Series(nn.Module):
         return out
 
 
-class Exported(Series):
-    """The same without the grouped convolution, which exports do not take."""
-
-    def __init__(self, over: int = 1) -> None:
-        super().__init__(over)
-        torch.manual_seed(1)
-        self.grouped, self.groups = nn.Identity(), nn.GroupNorm(4, 16)
-        self.dilated = (
-            nn.Conv1d(16, 8, 3, padding=2, dilation=2)
-            if over == 1
-            else nn.Conv2d(16, 8, (1, 3), padding=(0, 2), dilation=(1, 2))
-        )
-
-
 def inputs(count: int, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Floats:
     """Return random series, float32 [n, channels, length]."""
     return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -14,6 +14,7 @@ from edge.ops.integer_spec import IntegerSpec, Link, Operands, centred, rescaled
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
 from fedkit.graph.integers import accumulator_bound
+from fedkit.graph.ops.registry import groups_of
 from fedkit.graph.taps import taps
 
 _CONV = Rescaled("Conv", "QLinearConv", domain="")
@@ -53,6 +54,12 @@ def _depthwise(op: ir.Op, x: Int64s, w: Int64s) -> Int64s:
     return np.asarray(reduce(np.add, parts), np.int64)
 
 
+def _grouped(op: ir.Op, x: Int64s, w: Int64s) -> Int64s:
+    groups = x.shape[3] // w.shape[3]
+    pairs = zip(np.split(x, groups, 3), np.split(w, groups, 0), strict=True)
+    return np.concatenate([_conv2d(op, *pair) for pair in pairs], 3)
+
+
 def _linear(op: ir.Op, x: Int64s, w: Int64s) -> Int64s:
     real = _exact_for(w, op.kind)
     return np.asarray(x.astype(real) @ w.T.astype(real), np.int64)
@@ -71,10 +78,12 @@ def _no_links(graph: ir.Graph, op: ir.Op) -> list[Link]:
     return []
 
 
-def _depthwise_links(graph: ir.Graph, op: ir.Op) -> list[Link]:
-    outputs = np.arange(graph.tensors[op.output].shape[-1])
-    multiplier = len(outputs) // graph.tensors[op.inputs[0]].shape[-1]
-    return [Link(op.inputs[0], outputs // multiplier, outputs)]
+def _grouped_links(graph: ir.Graph, op: ir.Op) -> list[Link]:
+    """Link all channels of a group: they stay or go together, as groups have one size."""
+    sizes = (graph.tensors[name].shape[-1] for name in (op.inputs[0], op.output))
+    inputs, outputs = (np.arange(size).reshape(groups_of(graph, op), -1) for size in sizes)
+    pairs = np.repeat(inputs, outputs.shape[1], 1), np.tile(outputs, inputs.shape[1])
+    return [Link(op.inputs[0], *(each.ravel() for each in pairs))]
 
 
 def _tflite_conv2d(file: TfliteFile, op: ir.Op) -> None:
@@ -126,9 +135,9 @@ def _onnx_conv2d(file: OnnxFile, op: ir.Op) -> None:
     file.rescaled(op, op.output, _CONV, dilations=op.sliding.dilation, **sliding(op))
 
 
-def _onnx_depthwise(file: OnnxFile, op: ir.Op) -> None:
-    _onnx_constants(file, op, 3, 0, 1, 2)
-    groups = file.graph.tensors[op.inputs[0]].shape[3]
+def _onnx_grouped(axes: Sequence[int], file: OnnxFile, op: ir.Op) -> None:
+    _onnx_constants(file, op, *axes)
+    groups = groups_of(file.graph, op)
     dilations = op.sliding.dilation
     file.rescaled(op, op.output, _CONV, group=groups, dilations=dilations, **sliding(op))
 
@@ -161,12 +170,21 @@ SPECS = (
     IntegerSpec(
         "depthwise_conv2d",
         partial(_weighted, _depthwise, "channels"),
-        _depthwise_links,
+        _grouped_links,
         tflite=_tflite_depthwise,
-        onnx=_onnx_depthwise,
+        onnx=partial(_onnx_grouped, (3, 0, 1, 2)),
         c99=lambda c, op: c.weighted(op),
         fpga=lambda engine, op: engine.weighted(op),
         in_blocks=True,
+    ),
+    IntegerSpec(
+        "grouped_conv2d",
+        partial(_weighted, _grouped, "channels"),
+        _grouped_links,
+        tflite=_tflite_conv2d,
+        onnx=partial(_onnx_grouped, (0, 3, 1, 2)),
+        c99=lambda c, op: c.weighted(op),
+        fpga=lambda engine, op: engine.weighted(op),
     ),
     IntegerSpec(
         "linear",

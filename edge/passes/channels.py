@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from edge.ops.integer_spec import Indices
 from edge.ops.registry import spec_of
 from fedkit.graph import ir
-from fedkit.graph.ops.registry import SPECS, WEIGHTED
+from fedkit.graph.ops.registry import CHANNEL_AXIS, SPECS, WEIGHTED
 
 Flags = NDArray[np.bool_]
 
@@ -73,5 +73,6 @@ def _varies(graph: ir.Graph, op: ir.Op, found: Mapping[str, Flags]) -> Flags:
     for link in spec_of(op).links(graph, op):
         varies[link.outputs[~found[link.name][link.inputs]]] = True
     if op.kind in WEIGHTED:
-        varies &= graph.constant(op.inputs[1]).any(axis=(0, 1, 2))
+        weight = graph.constant(op.inputs[1])
+        varies &= np.moveaxis(weight, CHANNEL_AXIS[op.kind], 0).reshape(len(varies), -1).any(axis=1)
     return varies

@@ -9,9 +9,8 @@ x is the float model's, a layer also works against what the layers before it los
 "GPTAQ", 2025, arXiv 2504.02692). A pruned weight stays zero.
 
 Shapes: outputs that read the same inputs are a group. A convolution or linear layer is one group,
-in a depthwise convolution every output is one. Weights are [groups, outputs, terms], inputs
-[groups, rows, terms]; a term is a place of the kernel and, but in a depthwise convolution, a
-channel.
+in a depthwise convolution every input channel has one. Weights are [groups, outputs, terms], inputs
+[groups, rows, terms]; a term is a place of the kernel and a channel of the group.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from numpy.typing import NDArray
 
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray
-from fedkit.graph.ops.registry import spec_of
-from fedkit.graph.spec import Weights
+from fedkit.graph.ops.registry import weights_of
 from fedkit.graph.taps import Number, taps
 
 Floats = NDArray[np.float64]
@@ -40,50 +38,41 @@ _BLOCK = 64
 _TINY = 1e-30
 
 
-def by_group(op: ir.Op, weight: NDArray[np.float64]) -> Floats:
+def by_group(op: ir.Op, weight: NDArray[np.float64], groups: int) -> Floats:
     """Return the weights of a layer, in the graph's layout, as [groups, outputs, terms]."""
-    weights = _weights(op)
-    rows = weights.by_channel(weight).reshape(weight.shape[weights.axis], -1)
-    return rows[None] if weights.mixes else rows[:, None]
+    rows = weights_of(op).by_channel(weight)
+    return rows.reshape(groups, len(rows) // groups, -1)
 
 
-def as_weight(op: ir.Op, groups: Floats, shape: ir.Shape) -> Floats:
+def as_weight(op: ir.Op, by_group: Floats, shape: ir.Shape) -> Floats:
     """Undo `by_group`."""
-    return _weights(op).laid(groups, shape)
+    return weights_of(op).laid(by_group, shape)
 
 
-def _weights(op: ir.Op) -> Weights:
-    found = spec_of(op).weights
-    assert found is not None  # what is fitted has some
-    return found
-
-
-def means(op: ir.Op, x: FloatArray, outputs: int) -> Floats:
+def means(op: ir.Op, x: FloatArray, groups: int) -> Floats:
     """Return the mean of each term over all places, [groups, terms].
 
     Args:
-        op: Conv, depthwise or linear.
+        op: A convolution or linear layer.
         x: float32 [n, ...], its input.
-        outputs: How many channels it computes.
+        groups: Of its channels.
     """
     if op.window is None:
         return np.asarray(x.mean(axis=0, dtype=np.float64)[None])
     seen = [tap.mean(axis=(0, 1, 2), dtype=np.float64) for _, _, tap in taps(x, op.window)]
-    return _grouped(op, np.stack(seen)[None], outputs)[:, 0]
+    return _grouped(np.stack(seen)[None], groups)[:, 0]
 
 
-def moments(
-    op: ir.Op, real: FloatArray, rounded: FloatArray, outputs: int
-) -> tuple[Floats, Floats]:
+def moments(op: ir.Op, real: FloatArray, rounded: FloatArray, groups: int) -> tuple[Floats, Floats]:
     """Return E[x' x'^T] and E[x x'^T], means apart, [groups, terms, terms]; both damped alike.
 
     Args:
-        op: Conv, depthwise or linear.
+        op: A convolution or linear layer.
         real: x, the input in the float model, float32 [n, ...].
         rounded: x', the same in the int8 model.
-        outputs: How many channels it computes.
+        groups: Of its channels.
     """
-    x, other = (_centred(_inputs(op, each, outputs)) for each in (rounded, real))
+    x, other = (_centred(_inputs(op, each, groups)) for each in (rounded, real))
     turned = np.swapaxes(x, 1, 2)
     own = (turned @ x).astype(np.float64) / x.shape[1]
     cross = (np.swapaxes(other, 1, 2) @ x).astype(np.float64) / x.shape[1]
@@ -92,21 +81,21 @@ def moments(
     return own + noise, cross + noise
 
 
-def _inputs(op: ir.Op, x: FloatArray, outputs: int) -> FloatArray:
+def _inputs(op: ir.Op, x: FloatArray, groups: int) -> FloatArray:
     """Return what the terms multiply at some places, float32 [groups, rows, terms]."""
     if op.window is None:
         return x[None, :_ROWS]
     seen = [tap.reshape(-1, tap.shape[-1]) for _, _, tap in taps(x, op.window)]
     rows = min(_ROWS, _MOST_VALUES // (len(seen) * x.shape[-1]))
     stride = max(1, math.ceil(len(seen[0]) / rows))
-    return _grouped(op, np.stack([each[::stride] for each in seen], axis=1), outputs)
+    return _grouped(np.stack([each[::stride] for each in seen], axis=1), groups)
 
 
-def _grouped(op: ir.Op, x: NDArray[Number], outputs: int) -> NDArray[Number]:
+def _grouped(x: NDArray[Number], groups: int) -> NDArray[Number]:
     """Turn [rows, places, channels] into [groups, rows, terms]."""
-    if _weights(op).mixes:
-        return x.reshape(1, len(x), -1)
-    return np.repeat(np.moveaxis(x, 2, 0), outputs // x.shape[2], axis=0)
+    rows, places, channels = x.shape
+    split = x.reshape(rows, places, groups, channels // groups)
+    return np.moveaxis(split, 2, 0).reshape(groups, rows, -1)
 
 
 def _centred(x: FloatArray) -> FloatArray:

@@ -47,7 +47,7 @@ from edge.quantize.calibrate import (
 from fedkit.core.errors import ExportError
 from fedkit.graph import integers, ir
 from fedkit.graph.interpret import FloatArray
-from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED, spec_of
+from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED, groups_of, spec_of
 from fedkit.graph.verify import verify
 
 Scaling = Literal["float", "pow2"]
@@ -344,14 +344,15 @@ class _Quantizer:
         real, rounded = (
             each[op.inputs[0]] for each in (self.side_by_side.real, self.side_by_side.rounded)
         )
-        target = fit.by_group(op, made)
+        groups = groups_of(self.graph, op)
+        target = fit.by_group(op, made, groups)
         steps = scale.reshape(target.shape[:2])
         integers = _rounded(target, steps[..., None], self.most)
         if self.most < 127 and target.shape[2] <= fit.MOST_TERMS:
-            moments = fit.moments(op, real, rounded, len(bias))
+            moments = fit.moments(op, real, rounded, groups)
             integers = fit.descend(target, integers, steps, self.most, *moments)
-        expected = fit.by_group(op, weight) @ fit.means(op, real, len(bias))[..., None]
-        actual = integers @ fit.means(op, rounded, len(bias))[..., None] * steps[..., None]
+        expected = fit.by_group(op, weight, groups) @ fit.means(op, real, groups)[..., None]
+        actual = integers @ fit.means(op, rounded, groups)[..., None] * steps[..., None]
         return fit.as_weight(op, integers, weight.shape), bias + (expected - actual).ravel()
 
     def _weight_scale(self, op: ir.Op, rows: _Floats) -> tuple[_Floats, int]:

@@ -116,33 +116,50 @@ Onnx = Callable[[ModelReader, OnnxNode], ir.Tensor]
 class Weights:
     """How the weights lie of an op that reads (activation, weight, bias).
 
+    Channels are read in groups of as many: the first outputs read the first group, and so on.
+
     Attributes:
-        mixes: Whether every output channel reads every input channel, which then is the last axis.
-            Otherwise output channel o reads input channel o // multiplier.
+        axis: Of the output channels. On axis 0 the last axis holds the channels of a group; on axis
+            3 every group is one channel.
+        mixes: Whether there is one group, so that every output reads every channel.
     """
 
-    mixes: bool
+    axis: Literal[0, 3]
+    mixes: bool = False
 
-    @property
-    def axis(self) -> int:
-        """Axis of the output channels."""
-        return 0 if self.mixes else 3
+    def groups(self, channels: int, shape: ir.Shape) -> int:
+        """Return how many groups so many channels are in, at least 1.
 
-    def shape(self, channels: int, out: int, kernel: Sequence[int]) -> ir.Shape:
-        """Return their shape for numbers of channels, which may not fit each other."""
-        if self.mixes:
-            return (out, *kernel, channels)
-        return (1, *kernel, channels * max(1, out // channels))
+        Args:
+            channels: Of the input.
+            shape: Of the weights; it may not fit.
+        """
+        of_group = shape[-1] if self.axis == 0 else 1
+        return 1 if self.mixes else max(1, channels // max(1, of_group))
+
+    def shape(self, channels: int, given: ir.Shape, kernel: Sequence[int]) -> ir.Shape:
+        """Return what the shape of weights must be, by one that may not fit.
+
+        Args:
+            channels: Of the input.
+            given: The shape that they have.
+            kernel: Height and width of the window; nothing without one.
+        """
+        groups, out = self.groups(channels, given), given[self.axis]
+        if self.axis == 3:
+            return (1, *kernel, groups * max(1, out // groups))
+        fits = channels % groups == 0 and out % groups == 0
+        return (out, *kernel, channels // groups if fits else channels)
 
     def by_channel(self, weight: ir.Array) -> ir.Array:
         """Return them as [out, kernel height, kernel width, channels that one output reads]."""
-        if not self.mixes:
+        if self.axis == 3:
             return weight.transpose(3, 1, 2, 0)
         return weight if weight.ndim == 4 else weight[:, None, None]
 
     def laid(self, by_channel: ir.Array, shape: ir.Shape) -> ir.Array:
         """Undo `by_channel`."""
-        if self.mixes:
+        if self.axis == 0:
             return by_channel.reshape(shape)
         return by_channel.reshape(shape[3], *shape[1:3], 1).transpose(3, 1, 2, 0)
 

@@ -142,6 +142,11 @@ OWN: dict[str, Callable[[], nn.Module]] = {
         nn.AvgPool2d((8, 10)), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
     ),
     "depthwise convolution with a multiplier": lambda: nn.Conv2d(3, 6, 3, padding=1, groups=3),
+    "grouped convolutions": lambda: nn.Sequential(
+        nn.Conv2d(3, 12, (2, 3), 2, (1, 0), groups=3),
+        nn.ReLU(),
+        nn.Conv2d(12, 6, 3, padding=2, dilation=2, groups=2),
+    ),
     "linear layers": lambda: nn.Sequential(
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 7)
     ),

@@ -77,9 +77,12 @@ class _Net:
         )
         self.activation()
 
-    def depthwise(self) -> None:
+    def in_groups(self) -> None:
+        """Add a depthwise convolution, or, less often, one of larger groups."""
         out, kernel = self.channels * self.one_of(1, 1, 2), self.one_of(1, 3, 5)
-        self.add(self.conv(out, kernel, self.one_of(1, 2), kernel // 2, self.channels))
+        fitting = [n for n in range(2, self.channels) if self.channels % n == 0]
+        groups = self.one_of(self.channels, self.channels, *fitting)
+        self.add(self.conv(out, kernel, self.one_of(1, 2), kernel // 2, groups))
         self.activation()
 
     def activation(self) -> None:
@@ -125,7 +128,7 @@ class _Net:
 
 
 _LAYERS = (
-    *(_Net.any_conv, _Net.any_conv, _Net.depthwise, _Net.max_pool, _Net.max_pool),
+    *(_Net.any_conv, _Net.any_conv, _Net.in_groups, _Net.max_pool, _Net.max_pool),
     *(_Net.average_pool, _Net.whole_pool, _Net.sum, _Net.join),
 )
 

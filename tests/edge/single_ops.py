@@ -263,9 +263,15 @@ def _geometry(
         window = ir.Window(kernel, (stride,) * 2, (dilation,) * 2, (side,) * 4)
         channels = int(random.integers(1, 36))
         shape = (1, *(int(size) for size in random.integers(7, 10, 2)), channels)
-        is_deep = kind == "depthwise_conv2d"
-        out = channels * int(random.choice([1, 1, 2, 3])) if is_deep else out % 40 + 1
-        weight_shape = (1, *kernel, out) if is_deep else (out, *kernel, channels)
+        out = out % 40 + 1
+        weight_shape = (out, *kernel, channels)
+        if kind == "depthwise_conv2d":
+            out = channels * int(random.choice([1, 1, 2, 3]))
+            weight_shape = (1, *kernel, out)
+        elif kind == "grouped_conv2d":
+            groups, of_group, outs = (int(size) for size in random.integers(2, 10, 3))
+            shape, out = (*shape[:3], groups * of_group), groups * outs
+            weight_shape = (out, *kernel, of_group)
         end = (1, *window.output(shape[1], shape[2]), out)
     kept = random.random(weight_shape) < random.choice([0.05, 1.0])
     return shape, end, kept * random.integers(-127, 128, weight_shape), window
@@ -278,6 +284,7 @@ RESCALING: Mapping[str, Make] = {
     "mean": mean,
     "conv2d": weighted("conv2d"),
     "depthwise_conv2d": weighted("depthwise_conv2d"),
+    "grouped_conv2d": weighted("grouped_conv2d"),
     "linear": weighted("linear"),
 }
 """Kinds whose result has a scale of its own."""

@@ -152,7 +152,7 @@ def test_a_value_may_have_the_name_of_a_constant_of_ours() -> None:
 
 def test_all_that_is_unsupported_is_listed_at_once() -> None:
     content = flat(
-        node("Conv", "x w", "a", group=2),
+        node("Conv", "x w", "a", group=3),
         node("Sin", "a", "b"),
         helper.make_node("Fancy", ["b"], ["c"], domain="my.domain", name="own"),
         node("Softmax", "c", "d"),
@@ -169,7 +169,7 @@ def test_all_that_is_unsupported_is_listed_at_once() -> None:
     message = str(refused.value)
     assert message.startswith("5 op(s)")
     for part in (
-        "'my Conv': conv2d with 2 groups",
+        "'my Conv': weights (4, 2, 1, 1) in 3 group(s) for 4 channels",
         "'my Sin': Sin is not supported",
         "'own': my.domain.Fancy is not supported",
         "'my Shrink': Shrink is not supported",

@@ -23,7 +23,7 @@ from fedkit.graph.from_torch import lower, read
 from fedkit.graph.interpret import evaluate
 from tests.calls import Calls
 from tests.graph.exported import exported
-from tests.series import SHAPE, Exported, Floats, inputs
+from tests.series import SHAPE, Floats, Series, inputs
 from tests.sets import slow_but
 
 
@@ -49,7 +49,7 @@ class Does(nn.Module):
 
 
 def test_a_series_is_a_map_of_height_1(randomise: Callable[[nn.Module], nn.Module]) -> None:
-    model, x = randomise(Exported()), inputs(4)
+    model, x = randomise(Series()), inputs(4)
     graph = lower(model, SHAPE)
     assert graph.tensors[graph.inputs[0]].shape == (1, 1, SHAPE[1], SHAPE[0])
     assert {len(graph.tensors[op.output].shape) for op in graph.ops} == {2, 4}
@@ -58,7 +58,7 @@ def test_a_series_is_a_map_of_height_1(randomise: Callable[[nn.Module], nn.Modul
 
 @pytest.mark.slow
 def test_a_file_of_torchs_exporter(randomise: Callable[[nn.Module], nn.Module]) -> None:
-    model, x = randomise(Exported()), inputs(4)
+    model, x = randomise(Series()), inputs(4)
     assert_same_numbers(lower_onnx(exported(model.eval(), SHAPE)), x, of_torch(model, x))
 
 

@@ -36,7 +36,7 @@ from edge.targets.common import check_compilable, multiplier_and_shift
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
 from fedkit.graph import integers, ir
-from fedkit.graph.ops.registry import WEIGHTED, spec_of
+from fedkit.graph.ops.registry import WEIGHTED, spec_of, weights_of
 
 Goal = Literal["speed", "size"]
 
@@ -545,9 +545,7 @@ def _is_vector(planes: Planes) -> bool:
 
 def _by_channel(graph: ir.Graph, op: ir.Op) -> Int8s:
     """Return weights as [out, in of a group, kernel height, kernel width]."""
-    weights = spec_of(op).weights
-    assert weights is not None  # only what has some asks
-    return weights.by_channel(graph.constant(op.inputs[1])).transpose(0, 3, 1, 2)
+    return weights_of(op).by_channel(graph.constant(op.inputs[1])).transpose(0, 3, 1, 2)
 
 
 def _is_convolution(op: ir.Op) -> bool:

@@ -27,7 +27,7 @@ from edge.targets.fpga.steps import SAME, EngineStep, LoopAddress, MapLayout, Mi
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
 from fedkit.graph import integers, ir
-from fedkit.graph.ops.registry import WEIGHTED, spec_of
+from fedkit.graph.ops.registry import WEIGHTED, weights_of
 
 _LEAD = 256  # makes a sum of centred values of int8 positive, so that it can be divided exactly
 
@@ -170,9 +170,7 @@ class _Compiler:
     def weighted(self, op: ir.Op) -> Iterator[EngineStep]:
         graph, x = self.graph, self.maps[op.inputs[0]]
         window = op.window or ir.Window()
-        laid = spec_of(op).weights
-        assert laid is not None  # only what has some asks
-        weights = laid.by_channel(graph.constant(op.inputs[1]).astype(np.int64))
+        weights = weights_of(op).by_channel(graph.constant(op.inputs[1]).astype(np.int64))
         taps = _tap_offsets(x, window)
         biases = graph.constant(op.inputs[2]).astype(np.int64)
         biases -= x.zero * weights.sum(axis=(1, 2, 3))
@@ -182,11 +180,10 @@ class _Compiler:
         multiplier, shift = multiplier_and_shift(
             tensor.scale * np.asarray(scales.scale) / out.scale
         )
+        groups = np.arange(x.channels).reshape(-1, weights.shape[3])
         filters = []
         for number, kernel in enumerate(weights):
-            inputs = np.arange(x.channels)
-            if not laid.mixes:
-                inputs = np.array([number // (len(weights) // x.channels)])
+            inputs = groups[number * len(groups) // len(weights)]
             offsets, values = (taps[:, :, None] + inputs).ravel(), kernel.ravel()
             kept = np.flatnonzero(values)
             numbers = int(biases[number]), int(multiplier[number]), int(shift[number])

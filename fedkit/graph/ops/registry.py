@@ -11,7 +11,7 @@ from typing import TypeVar
 from fedkit.core.errors import ExportError
 from fedkit.core.gather import gather
 from fedkit.graph import ir, ops
-from fedkit.graph.spec import Aten, Onnx, Spec
+from fedkit.graph.spec import Aten, Onnx, Spec, Weights
 
 SPECS: Mapping[ir.Kind, Spec] = gather(
     ops, Spec, first=("weighted", "elementwise", "arithmetic", "moves", "pool", "reduce")
@@ -69,6 +69,19 @@ ONNX: Mapping[str, Onnx] = readers((spec.kind, spec.onnx) for spec in SPECS.valu
 def spec_of(op: ir.Op) -> Spec:
     """Return the row of an op's kind, which `fedkit.graph.verify` has checked to exist."""
     return SPECS[op.kind]
+
+
+def weights_of(op: ir.Op) -> Weights:
+    """Return how the weights lie of an op of `WEIGHTED`."""
+    found = spec_of(op).weights
+    assert found is not None  # what has none is not of that set
+    return found
+
+
+def groups_of(graph: ir.Graph, op: ir.Op) -> int:
+    """Return in how many groups an op of `WEIGHTED` reads channels."""
+    x, weight = (graph.tensors[name].shape for name in op.inputs[:2])
+    return weights_of(op).groups(x[-1], weight)
 
 
 def infer_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:

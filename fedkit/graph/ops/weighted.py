@@ -44,11 +44,9 @@ def _depthwise(
 
 def _grouped(op: ir.Op, graph: ir.Graph, x: FloatArray, w: FloatArray, b: FloatArray) -> FloatArray:
     groups = x.shape[3] // w.shape[3]
-    parts = (
-        _conv2d(op, graph, part, weight, np.zeros(1, np.float32))
-        for part, weight in zip(np.split(x, groups, 3), np.split(w, groups, 0), strict=True)
-    )
-    return np.concatenate(list(parts), 3) + b
+    pairs = zip(np.split(x, groups, 3), np.split(w, groups, 0), strict=True)
+    zero = np.zeros(1, np.float32)
+    return np.concatenate([_conv2d(op, graph, *pair, zero) for pair in pairs], 3) + b
 
 
 def _linear(op: ir.Op, graph: ir.Graph, x: FloatArray, w: FloatArray, b: FloatArray) -> FloatArray:
@@ -69,9 +67,9 @@ def _shape(weights: Weights, graph: ir.Graph, op: ir.Op) -> ir.Shape:
 
 
 def _operands(weights: Weights, op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
-    channels, out = shapes[0][-1], shapes[1][weights.axis]
     kernel = op.window.kernel if op.window else ()
-    return [weights.shape(channels, out, kernel), (out,)]
+    expected = weights.shape(shapes[0][-1], shapes[1], kernel)
+    return [expected, (expected[weights.axis],)]
 
 
 # Readers: weights are [out, in per group, kernel height, kernel width] there, of a convolution over
@@ -90,10 +88,7 @@ def _convolution(
 ) -> ir.Tensor:
     """Add a convolution, whose window is padded by `before` at (top, left)."""
     cin, out = x.shape[3], reader.shape_of(node)
-    kind: ir.Kind = "conv2d" if groups == 1 else "depthwise_conv2d"
-    if groups not in (1, cin):
-        require(reader.trains, f"conv2d with {groups} groups; 1 or one per channel can be")
-        kind = "grouped_conv2d"
+    kind: ir.Kind = {cin: "depthwise_conv2d", 1: "conv2d"}.get(groups, "grouped_conv2d")
     order = (1, 2, 3, 0) if kind == "depthwise_conv2d" else (0, 2, 3, 1)
     operands = _operands_of(reader, node, x, weight, bias, order)
     return reader.op(kind, node, operands, out, sliding.reaching(x, out, window, before))
@@ -184,29 +179,7 @@ _LINEAR_ATEN: dict[str, Aten] = {"aten.linear.default": _read_linear}
 _LINEAR_ONNX: dict[str, Onnx] = {"Gemm": _read_gemm, "MatMul": _read_matmul}
 
 
-def _grouped_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
-    return (*window_shape(graph, op)[:-1], graph.tensors[op.inputs[1]].shape[0])
-
-
-def _grouped_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
-    (out, *_, of_group), kernel = shapes[1], op.sliding.kernel
-    groups = max(1, shapes[0][3] // max(1, of_group))
-    fits = shapes[0][3] == groups * of_group and out % groups == 0
-    return [(out, *kernel, of_group if fits else shapes[0][3]), (out,)]
-
-
-def _grouped_example(random: Random) -> ir.Graph:
-    groups, of_group, outs = (int(size) for size in random.integers(2, 4, 3))
-    height, width = (int(size) for size in random.integers(3, 8, 2))
-    shape, kernel, out = (1, height, width, groups * of_group), (3, 2), groups * outs
-    constants = random.standard_normal((out, *kernel, of_group)), random.standard_normal(out)
-    window = ir.Window(kernel, (1, 2))
-    end = (1, *window.output(height, width), out)
-    op = ir.Op("grouped_conv2d", ("x", "c0", "c1"), ("y",), window)
-    return graph_of((shape, end), constants, op)
-
-
-def _conv_example(kind: ir.Kind, weights: Weights, random: Random) -> ir.Graph:
+def _conv_example(kind: ir.Kind, random: Random) -> ir.Graph:
     kernel = (3, 3) if random.random() < 0.5 else (1, int(random.integers(1, 4)))
     stride, dilation = ((2, 1), (1, 2), (1, 1))[int(random.integers(3))]
     most = 3 if random.random() < 0.6 else 1
@@ -214,27 +187,30 @@ def _conv_example(kind: ir.Kind, weights: Weights, random: Random) -> ir.Graph:
     padding = (top, bottom, left, right)
     window = ir.Window(kernel, (stride, stride), (dilation, dilation), padding)
     shape = a_map(random, least=5)
-    out = int(random.integers(1, 9)) * (1 if weights.mixes else shape[3])
-    end = (1, *window.output(shape[1], shape[2]), out)
-    return _example(kind, weights, random, shape, end, window)
+    out = int(random.integers(1, 9))
+    if kind == "depthwise_conv2d":
+        weights: ir.Shape = (1, *kernel, out * shape[3])
+    elif kind == "grouped_conv2d":
+        groups, of_group = (int(size) for size in random.integers(2, 5, 2))
+        shape = (*shape[:3], groups * of_group)
+        weights = (groups * int(random.integers(1, 5)), *kernel, of_group)
+    else:
+        weights = (out, *kernel, shape[3])
+    return _example(kind, random, shape, weights, window)
 
 
-def _linear_example(kind: ir.Kind, weights: Weights, random: Random) -> ir.Graph:
+def _linear_example(kind: ir.Kind, random: Random) -> ir.Graph:
     features, out = (int(size) for size in random.integers(1, 40, 2))
-    return _example(kind, weights, random, (1, features), (1, out), None)
+    return _example(kind, random, (1, features), (out, features), None)
 
 
 def _example(
-    kind: ir.Kind,
-    weights: Weights,
-    random: Random,
-    shape: ir.Shape,
-    end: ir.Shape,
-    window: ir.Window | None,
+    kind: ir.Kind, random: Random, shape: ir.Shape, of_weight: ir.Shape, window: ir.Window | None
 ) -> ir.Graph:
-    of_weight = weights.shape(shape[-1], end[-1], window.kernel if window else ())
+    out = of_weight[3 if kind == "depthwise_conv2d" else 0]
+    end = (1, *window.output(shape[1], shape[2]), out) if window else (1, out)
     kept = random.random(of_weight) < random.choice([0.2, 1.0])
-    constants = kept * random.standard_normal(of_weight), random.standard_normal(end[-1])
+    constants = kept * random.standard_normal(of_weight), random.standard_normal(out)
     op = ir.Op(kind, ("x", "c0", "c1"), ("y",), window, an_activation(random))
     return graph_of((shape, end), constants, op)
 
@@ -243,15 +219,14 @@ def _spec(
     kind: ir.Kind,
     layer: str,
     real: Real,
-    example: Callable[[ir.Kind, Weights, Random], ir.Graph],
-    mixes: bool,
+    example: Callable[[ir.Kind, Random], ir.Graph],
+    weights: Weights,
 ) -> Spec:
-    weights = Weights(mixes)
     return Spec(
         kind,
         layer,
         real,
-        partial(example, kind, weights),
+        partial(example, kind),
         constants=2,
         shape=partial(_shape, weights),
         operands=partial(_operands, weights),
@@ -264,19 +239,8 @@ def _spec(
 
 
 SPECS = (
-    _spec("conv2d", "conv2d", _conv2d, _conv_example, mixes=True),
-    _spec("depthwise_conv2d", "conv2d", _depthwise, _conv_example, mixes=False),
-    _spec("linear", "linear", _linear, _linear_example, mixes=True),
-    Spec(
-        "grouped_conv2d",
-        "grouped conv2d",
-        _grouped,
-        _grouped_example,
-        constants=2,
-        shape=_grouped_shape,
-        operands=_grouped_operands,
-        has_window=True,
-        aten=_CONV_ATEN,
-        only_trains=True,
-    ),
+    _spec("conv2d", "conv2d", _conv2d, _conv_example, Weights(0, mixes=True)),
+    _spec("depthwise_conv2d", "conv2d", _depthwise, _conv_example, Weights(3)),
+    _spec("linear", "linear", _linear, _linear_example, Weights(0, mixes=True)),
+    _spec("grouped_conv2d", "conv2d", _grouped, _conv_example, Weights(0)),
 )

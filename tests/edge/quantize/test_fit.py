@@ -14,7 +14,6 @@ from edge.quantize import fit
 from edge.quantize.calibrate import SideBySide
 from edge.quantize.to_int8 import quantize
 from fedkit.graph import ir
-from fedkit.graph.ops.registry import CHANNEL_AXIS
 from fedkit.nn.zoo import build_model
 from tests.sets import slow
 
@@ -62,8 +61,17 @@ def _layer(kind: ir.Kind) -> tuple[ir.Op, NDArray[np.float32], Floats]:
     window = ir.Window((3, 2), stride=(2, 1), padding=(1, 0, 1, 1))
     if kind == "linear":
         return ir.Op(kind, ("x", "w", "b"), ("y",)), x[:, 0, 0], rng.standard_normal((4, 3))
-    shape = (4, 3, 2, 3) if kind == "conv2d" else (1, 3, 2, 6)
+    x = rng.standard_normal((5, 6, 7, 6)).astype(np.float32) if kind == "grouped_conv2d" else x
+    shape = _SHAPES[kind]
     return ir.Op(kind, ("x", "w", "b"), ("y",), window), x, rng.standard_normal(shape)
+
+
+_SHAPES = {
+    "conv2d": (4, 3, 2, 3),
+    "grouped_conv2d": (6, 3, 2, 2),
+    "depthwise_conv2d": (1, 3, 2, 6),
+}
+_GROUPS = {"linear": 1, "conv2d": 1, "grouped_conv2d": 3, "depthwise_conv2d": 3}
 
 
 def _outputs(op: ir.Op, x: NDArray[np.float32], weight: Floats) -> Floats:
@@ -78,20 +86,23 @@ def _outputs(op: ir.Op, x: NDArray[np.float32], weight: Floats) -> Floats:
                 part = image[top : top + 3, left : left + 2].astype(np.float64)
                 if op.kind == "conv2d":
                     found.append([(part * row).sum() for row in weight])
+                elif op.kind == "grouped_conv2d":
+                    of = [part[..., o // 2 * 2 : o // 2 * 2 + 2] for o in range(6)]
+                    found.append([(of[o] * weight[o]).sum() for o in range(6)])
                 else:
                     found.append([(part[..., o // 2] * weight[0, ..., o]).sum() for o in range(6)])
     return np.asarray(found)
 
 
-@pytest.mark.parametrize("kind", ["conv2d", "depthwise_conv2d", "linear"])
+@pytest.mark.parametrize("kind", sorted(_GROUPS))
 def test_means_and_moments_give_those_of_the_outputs(kind: ir.Kind) -> None:
     op, x, weight = _layer(kind)
-    outputs = weight.shape[CHANNEL_AXIS[kind]]
-    rows = fit.by_group(op, weight)
+    groups = _GROUPS[kind]
+    rows = fit.by_group(op, weight, groups)
     assert (fit.as_weight(op, rows, weight.shape) == weight).all()
     expected = _outputs(op, x, weight)
-    assert (rows @ fit.means(op, x, outputs)[..., None]).ravel() == pytest.approx(expected.mean(0))
-    own, cross = fit.moments(op, x, 2 * x, outputs)
+    assert (rows @ fit.means(op, x, groups)[..., None]).ravel() == pytest.approx(expected.mean(0))
+    own, cross = fit.moments(op, x, 2 * x, groups)
     damping = 0.01 * np.einsum("gtt->g", own) / own.shape[1] / 1.01
     terms = np.einsum("got,gts,gos->go", rows, own, rows)
     terms -= damping[:, None] * np.square(rows).sum(-1)
