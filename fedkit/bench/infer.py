@@ -113,7 +113,7 @@ def model_rows(
             if executorch:
                 baseline = ExecuTorch(model, inputs, Path(folder))
                 runners["executorch"] = stack.enter_context(baseline)
-            times = _in_turns(runners, turns)
+            times = times_in_turns(runners, turns)
         return [
             {
                 "model": name,
@@ -127,9 +127,9 @@ def model_rows(
         ]
 
 
-def random_model(name: str, density: float) -> nn.Module:
+def random_model(name: str, density: float, shape: Sequence[int] = SHAPE) -> nn.Module:
     """Return a model of the zoo with random weights, each layer pruned at random."""
-    engine = TorchEngine(seeded(lambda: build_model(name, SHAPE, _CLASSES), _SEED), cross_entropy)
+    engine = TorchEngine(seeded(lambda: build_model(name, shape, _CLASSES), _SEED), cross_entropy)
     return engine.module(randomly_pruned(engine.initial_state(), density)).eval()
 
 
@@ -146,7 +146,7 @@ def _save(
     return {runtime: artifact.path for runtime, artifact in saved.items()}
 
 
-def _in_turns(runners: Runners, turns: int) -> dict[str, list[float]]:
+def times_in_turns(runners: Runners, turns: int) -> dict[str, list[float]]:
     """Return microseconds of one inference: each runtime's, a median per turn."""
     times: dict[str, list[float]] = {runtime: [] for runtime in runners}
     for _ in range(turns):
@@ -176,14 +176,15 @@ def _ratios(times: Mapping[str, Sequence[float]], runtime: str) -> dict[str, flo
     }
     ours = runtime.startswith("c99")
     return {
-        f"ratio_{key}": round(_ratio(times[baseline], times[runtime]), 3)
+        f"ratio_{key}": round(median_ratio(times[baseline], times[runtime]), 3)
         if ours and baseline in times
         else None
         for key, baseline in baselines.items()
     }
 
 
-def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+def median_ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """Return the median over pairs of turns of how many times as long theirs took."""
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
