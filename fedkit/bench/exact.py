@@ -64,8 +64,16 @@ from fedkit.tasks import load_task
 from fedkit.tasks.task import Examples, Task, cross_entropy
 
 KEPT = Path("runs/exact")
-MODELS = ("resnet8", "resnet18-w16", "ds-cnn", "mobilenetv2-w0.25")
 DENSITIES = (1.0, 0.1, 0.05, 0.01)
+MODELS: Mapping[str, tuple[float, ...]] = {
+    **dict.fromkeys(("resnet8", "resnet18-w16", "ds-cnn", "mobilenetv2-w0.25"), DENSITIES),
+    **dict.fromkeys(
+        ("vww-mobilenetv1-0.25", "mobilenetv3-small", "efficientnet-lite0", "resnet18-gn-w16"),
+        DENSITIES[:2],
+    ),
+}
+"""Model of the zoo -> densities it is checked at."""
+
 _SEED = 1
 _EPOCHS, _EPOCHS_SPARSE = 3, 2
 _RATE, _MOMENTUM, _DECAY, _BATCH = 0.1, 0.9, 5e-4, 64
@@ -108,7 +116,11 @@ def bench_exact(quick: bool) -> dict[str, Any]:
     if quick:
         rows = run(Cell("resnet8", 0.05, 600, 100))["rows"]
     else:
-        cells = [Cell(model, density, 20_000, 10_000) for model in MODELS for density in DENSITIES]
+        cells = [
+            Cell(model, density, 20_000, 10_000)
+            for model, densities in MODELS.items()
+            for density in densities
+        ]
         rows = [row for kept in run_kept(cells, run, KEPT) for row in kept["rows"]]
     return {"benchmark": "exact", "task": "fashion-mnist", "seed": _SEED, "rows": rows}
 
