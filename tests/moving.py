@@ -50,8 +50,24 @@ class Halves(nn.Module):
         return nn.ChannelShuffle(2)(both).mean((2, 3))
 
 
+def pools() -> nn.Module:
+    """Return pools whose windows are of unequal sizes, or have holes."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.MaxPool2d(2, 2, 1, dilation=2),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 1),
+        nn.AdaptiveAvgPool2d((3, 4)),
+        nn.AdaptiveMaxPool2d((2, 3)),
+        nn.AvgPool2d(2, ceil_mode=True),
+        nn.Flatten(),
+        nn.Linear(12, 2),
+    )
+
+
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "U-Net": (UNet, (3, 8, 8)),
     "TCN": (Tcn, (3, 12)),
+    "pools": (pools, (3, 13, 14)),
     "halves": (Halves, (3, 6, 6)),
 }

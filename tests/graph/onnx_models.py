@@ -150,6 +150,16 @@ FORMS: dict[str, Callable[[], bytes]] = {
     "average, padding counts": lambda: flat(
         node("AveragePool", "x", "m", kernel_shape=[3, 3], pads=[1, 0, 2, 1], count_include_pad=1)
     ),
+    "average, rounded up": lambda: flat(
+        node("AveragePool", "x", "m", kernel_shape=[3, 4], strides=[2, 3], ceil_mode=1)
+    ),
+    "average, dilated": lambda: flat(
+        node("AveragePool", "x", "m", kernel_shape=[3, 2], dilations=[2, 3], pads=[1, 0, 2, 1]),
+        opset=19,
+    ),
+    "maximum, dilated": lambda: flat(
+        node("MaxPool", "x", "m", kernel_shape=[3, 2], dilations=[2, 3], strides=[1, 2])
+    ),
     "maximum": lambda: flat(node("MaxPool", "x", "m", kernel_shape=[2, 2])),
     "maximum, ceil": lambda: flat(
         node("MaxPool", "x", "m", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)

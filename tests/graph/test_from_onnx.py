@@ -220,8 +220,10 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
         r"W has inconsistent type tensor\(double\)",
     ),
     "ceil_mode": (
-        lambda: flat(node("AveragePool", "x", "m", ceil_mode=1, **POOL)),
-        "AveragePool with ceil_mode",
+        lambda: flat(
+            node("AveragePool", "x", "m", ceil_mode=1, pads=[1] * 4, count_include_pad=1, **POOL)
+        ),
+        r"an average that counts padding, and whose last window ends beyond it \(ceil_mode\)",
     ),
     "padding that crops": (
         lambda: flat(
@@ -244,12 +246,14 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
         "more than 67108864 elements",
     ),
     "dilated average": (
-        lambda: flat(node("AveragePool", "x", "m", dilations=[2, 2], **POOL), opset=19),
-        r"AveragePool with dilation \(2, 2\)",
-    ),
-    "dilated maximum": (
-        lambda: flat(node("MaxPool", "x", "m", dilations=[2, 2], **POOL)),
-        r"max_pool2d with dilation \(2, 2\)",
+        lambda: flat(
+            node(
+                *("AveragePool", "x", "m"),
+                **{"dilations": [2, 2], "pads": [1] * 4, "count_include_pad": 1, **POOL},
+            ),
+            opset=19,
+        ),
+        "a dilated average that counts padding",
     ),
     "padding alone": (
         lambda: flat(node("MaxPool", "x", "m", pads=[3, 0, 0, 0], **POOL)),

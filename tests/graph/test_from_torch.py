@@ -189,6 +189,12 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "maximum": nn.MaxPool2d((3, 2)),
     "maximum, padded": nn.MaxPool2d(3, 2, padding=1),
     "maximum, rounded up": nn.MaxPool2d(4, 3, ceil_mode=True),
+    "maximum, dilated": nn.MaxPool2d((2, 3), (1, 2), (1, 1), (3, 2)),
+    "adaptive to 4x3": nn.AdaptiveAvgPool2d((4, 3)),
+    "adaptive to 7x9": nn.AdaptiveAvgPool2d((7, 9)),
+    "adaptive maximum to 4x3": nn.AdaptiveMaxPool2d((4, 3)),
+    "average, rounded up": nn.AvgPool2d((4, 3), 3, ceil_mode=True),
+    "average, padded and rounded up": nn.AvgPool2d(4, 3, 1, True, False),
     "zero padding": nn.ZeroPad2d((1, 2, 3, 0)),
 }
 
@@ -198,6 +204,41 @@ def test_pooling(name: str) -> None:
     inputs = images(3, 6, 8)
     features = POOLS[name](torch.from_numpy(inputs)).flatten(1).shape[1]
     assert_same_numbers(Head(POOLS[name], features), inputs)
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, int]]:
+    """Draw any legal pooling, and height and width of what it reads."""
+    size = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    if draw(st.booleans()):
+        kind = draw(st.sampled_from([nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d]))
+        return kind((draw(st.integers(1, 9)), draw(st.integers(1, 9)))), size
+    pair = st.tuples(st.integers(1, 4), st.integers(1, 4))
+    kernel, stride, dilation, ceil = draw(pair), draw(pair), draw(pair), draw(st.booleans())
+    padding = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
+    if draw(st.booleans()):
+        return nn.AvgPool2d(kernel, stride, padding, ceil, draw(st.booleans())), size
+    return nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil), size
+
+
+@settings(max_examples=drawn(150), deadline=None)
+@given(pools())
+def test_any_pooling_is_computed_or_refused(drawn_pool: tuple[nn.Module, tuple[int, int]]) -> None:
+    pool, size = drawn_pool
+    inputs = images(2, *size)
+    try:
+        expected = pool(torch.from_numpy(inputs)).flatten(1)
+    except RuntimeError:
+        assume(False)  # torch itself has no result
+    assume(expected.isfinite().all())
+    try:
+        graph = lower(nn.Sequential(pool, nn.Flatten()), inputs.shape[1:])
+    except ExportError as error:
+        assert "counts padding" in str(error)
+        assert isinstance(pool, nn.AvgPool2d) and pool.ceil_mode and pool.count_include_pad
+        return
+    found = evaluate(graph, ir.to_graph_layout(inputs))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_max_pooling_ignores_its_padding_below_zero() -> None:
@@ -300,10 +341,8 @@ def test_all_unsupported_ops_are_listed_at_once_by_module() -> None:
 
 
 REFUSED: list[tuple[nn.Module, tuple[int, ...], str]] = [
-    (nn.AvgPool2d(3, ceil_mode=True), (1, 4, 4), "ceil_mode"),
+    (nn.AvgPool2d(3, 3, 1, ceil_mode=True), (1, 6, 6), "ceil_mode"),
     (nn.AvgPool2d(2, divisor_override=3), (1, 4, 4), "divisor_override = 3"),
-    (nn.MaxPool2d(2, dilation=2), (1, 8, 8), "dilation"),
-    (nn.AdaptiveAvgPool2d(3), (1, 4, 4), "does not divide"),
     (nn.BatchNorm2d(1, track_running_stats=False), (1, 4, 4), "without running statistics"),
     (nn.ConstantPad2d(1, 2.0), (1, 4, 4), "zeros can be"),
     (nn.Unflatten(1, (2, 2, 2)), (8,), "a reshape of"),

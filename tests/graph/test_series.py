@@ -65,6 +65,8 @@ def test_a_file_of_torchs_exporter(randomise: Callable[[nn.Module], nn.Module]) 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "adaptive to 1": nn.AdaptiveAvgPool1d(1),
     "adaptive to 6": nn.AdaptiveAvgPool1d(6),
+    "adaptive to 5": nn.AdaptiveAvgPool1d(5),
+    "maximum, dilated": nn.MaxPool1d(3, 2, 1, 3),
     "adaptive maximum": nn.AdaptiveMaxPool1d(1),
     "average, padded": nn.AvgPool1d(3, 2, padding=1),
     "average, padding not counted": nn.AvgPool1d(3, 2, padding=1, count_include_pad=False),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fedkit.graph import ir, sliding
-from fedkit.graph.operands import activation, require
+from fedkit.graph.operands import activation, require, require_small
 from fedkit.graph.ops.weighted import total
+from fedkit.graph.places import take
 from fedkit.graph.spec import (
     Aten,
     ModelReader,
@@ -69,11 +72,31 @@ def _average(
     window: ir.Window,
     before: Sequence[int],
     counts_padding: bool,
+    ends_beyond: bool,
 ) -> ir.Tensor:
-    """Add an average pooling; padding that counts becomes an op of its own."""
+    """Add an average pooling; padding that counts becomes an op of its own.
+
+    Args:
+        reader: What reads the model.
+        node: The pooling.
+        x: What it reads.
+        window: Without padding.
+        before: Padding at (top, left).
+        counts_padding: Whether zeros of the padding are averaged too.
+        ends_beyond: Whether the last window may end beyond the padding; nothing there counts.
+    """
+    if ends_beyond and counts_padding:
+        ends = "an average that counts padding, and whose last window ends beyond it (ceil_mode)"
+        require(not any(before), ends)
+        counts_padding = False
     out = reader.shape_of(node)
     padded = sliding.reaching(x, out, window, before)
-    if counts_padding and any(padded.padding):
+    is_dilated, pads = window.dilation != (1, 1), any(padded.padding)
+    require(not (is_dilated and counts_padding and pads), "a dilated average that counts padding")
+    # Windows that differ are in no plan, and in few files: those that pad alike keep their form.
+    if is_dilated or (pads and not counts_padding and (reader.trains or ends_beyond)):
+        return _of_places(reader, node, "avg_pool2d", x, out, _read_places(x, out, window, before))
+    if counts_padding and pads:
         pad = ir.Window(padding=padded.padding)
         shape = (1, *pad.output(x.shape[1], x.shape[2]), x.shape[3])
         x, padded = reader.op("pad", node, [x], shape, pad, suffix=".pad"), window
@@ -83,19 +106,95 @@ def _average(
 def _most(
     reader: ModelReader, node: Any, x: ir.Tensor, window: ir.Window, before: Sequence[int]
 ) -> ir.Tensor:
-    dilation = window.dilation
-    require(dilation == (1, 1), f"max_pool2d with dilation {dilation}; 1 can be")
     out = reader.shape_of(node)
+    is_odd = window.dilation != (1, 1) or (reader.trains and _ends_beyond(x, out, window, before))
+    if is_odd:  # in no plan, and dilation in no file
+        return _of_places(reader, node, "max_pool2d", x, out, _read_places(x, out, window, before))
     return reader.op("max_pool2d", node, [x], out, sliding.reaching(x, out, window, before))
+
+
+def _ends_beyond(x: ir.Tensor, out: ir.Shape, window: ir.Window, before: Sequence[int]) -> bool:
+    """Whether the last window ends beyond as much padding at the end as there is before."""
+    top, left = before
+    whole = replace(window, padding=(top, top, left, left))
+    return whole.output(*x.shape[1:3]) != out[1:3]
+
+
+Windows = Sequence[Sequence[int]]
+"""Along an axis: the places that each step reads, in any order and number."""
+
+
+def _of_places(
+    reader: ModelReader,
+    node: Any,
+    kind: ir.Kind,
+    x: ir.Tensor,
+    out: ir.Shape,
+    axes: Sequence[Windows],
+) -> ir.Tensor:
+    """Add a pooling over any places: they are taken side by side, for windows of one size.
+
+    Args:
+        reader: What reads the model.
+        node: The pooling.
+        kind: Of the pool. An average and a maximum stay the same where all of a window is repeated
+            as often; a maximum where anything is.
+        x: What is read.
+        out: The shape of the result.
+        axes: Of height and of width.
+    """
+    require(
+        all(min(map(len, windows)) for windows in axes), f"{kind} with windows of padding alone"
+    )
+    rows, columns = (_of_one_size(kind, windows) for windows in axes)
+    lists = {2: itertools.chain(*rows), 3: itertools.chain(*columns)}
+    kernel = len(rows[0]), len(columns[0])
+    require_small((1, len(rows) * kernel[0], len(columns) * kernel[1], x.shape[3]))
+    taken = take(reader, node, x, lists, suffix=".taken")
+    return reader.op(kind, node, [taken], out, ir.Window(kernel, kernel))
+
+
+def _of_one_size(kind: ir.Kind, windows: Windows) -> list[list[int]]:
+    sizes = {len(window) for window in windows}
+    if kind == "max_pool2d":
+        return [[*window, *[window[-1]] * (max(sizes) - len(window))] for window in windows]
+    size = math.lcm(*sizes)
+    return [[place for place in window for _ in range(size // len(window))] for window in windows]
+
+
+def _read_places(
+    x: ir.Tensor, out: ir.Shape, window: ir.Window, before: Sequence[int]
+) -> list[Windows]:
+    """Return what each step of a window reads along each axis; nothing of padding."""
+    return [
+        [
+            [
+                place
+                for tap in range(window.kernel[axis])
+                if 0 <= (place := first + tap * window.dilation[axis]) < x.shape[1 + axis]
+            ]
+            for first in range(-before[axis], out[1 + axis] * step - before[axis], step)
+        ]
+        for axis, step in enumerate(window.stride)
+    ]
+
+
+def _adaptive(x: ir.Tensor, out: ir.Shape) -> list[Windows]:
+    """Return what each step reads of an axis that is shared out among so many, as torch does."""
+    return [
+        [range(i * size // steps, -(-(i + 1) * size // steps)) for i in range(steps)]
+        for size, steps in zip(x.shape[1:3], out[1:3], strict=True)
+    ]
 
 
 def _read_avg(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
     x, kernel = activation(a["self"], 4), sliding.pair(a["kernel_size"])
-    require(not a["ceil_mode"], "avg_pool2d with ceil_mode")
     divisor = a.get("divisor_override")
     require(divisor in (None, math.prod(kernel)), f"avg_pool2d with divisor_override = {divisor}")
-    window, before = ir.Window(kernel, sliding.pair(a["stride"] or kernel)), a["padding"]
-    return _average(reader, node, x, window, sliding.pair(before), a["count_include_pad"])
+    window = ir.Window(kernel, sliding.pair(a["stride"] or kernel))
+    before = sliding.pair(a["padding"])
+    ends_beyond = _ends_beyond(x, reader.shape_of(node), window, before)
+    return _average(reader, node, x, window, before, a["count_include_pad"], ends_beyond)
 
 
 def _read_max(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
@@ -108,18 +207,13 @@ def _read_adaptive_avg(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> 
     x, out = activation(a["self"], 4), reader.shape_of(node)
     if out[1:3] == (1, 1):
         return reader.op("mean", node, [x], out)
-    divides = x.shape[1] % out[1] == 0 and x.shape[2] % out[2] == 0
-    require(divides, f"adaptive pooling of {x.shape[1:3]} to {out[1:3]}, which does not divide it")
-    kernel = (x.shape[1] // out[1], x.shape[2] // out[2])
-    return reader.op("avg_pool2d", node, [x], out, ir.Window(kernel, kernel))
+    return _of_places(reader, node, "avg_pool2d", x, out, _adaptive(x, out))
 
 
 def _read_adaptive_max(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
     x = activation(a["self"], 4)
-    size = list(a["output_size"])
-    require(size == [1, 1], f"adaptive max pooling to {size}; to 1 can be")
-    whole = (x.shape[1], x.shape[2])
-    return reader.op("max_pool2d", node, [x], (1, 1, 1, x.shape[3]), ir.Window(whole, whole))
+    out = (1, *a["output_size"], x.shape[3])
+    return _of_places(reader, node, "max_pool2d", x, out, _adaptive(x, out))
 
 
 def _windows_of(
@@ -140,10 +234,9 @@ def _windows_of(
 
 def _read_average_pool(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     window, before = _windows_of("AveragePool", reader, node)
-    require(not node.attribute("ceil_mode", 0), "AveragePool with ceil_mode")
-    require(window.dilation == (1, 1), f"AveragePool with dilation {window.dilation}; 1 can be")
-    counts = bool(node.attribute("count_include_pad", 0))
-    return _average(reader, node, activation(node.operand(0), 4), window, before, counts)
+    counts, ends_beyond = (bool(node.attribute(n, 0)) for n in ("count_include_pad", "ceil_mode"))
+    x = activation(node.operand(0), 4)
+    return _average(reader, node, x, window, before, counts, ends_beyond)
 
 
 def _read_max_pool(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
