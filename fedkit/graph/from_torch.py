@@ -55,6 +55,8 @@ class _Lowering(Lowering[fx.Node]):
     """Nodes of several values, of which the first alone is known."""
     lists: set[fx.Node] = field(default_factory=set)
     """Nodes that give a list of parts of a value; they are known as that value."""
+    learned: set[int] = field(default_factory=set)
+    """Parameters, and what is computed from them, by their ids; `values` holds them."""
     slices: set[str] = field(default_factory=set)
     """What shows part of a value, and shares memory with it."""
 
@@ -98,6 +100,9 @@ class _Lowering(Lowering[fx.Node]):
             found.append(_places(moved, axis, len(shape)))
         require_examples(found[0])
         return {map_axis(axis, len(shape)): found[axis] for axis in range(1, len(shape))}
+
+    def learns(self, value: Any) -> bool:
+        return id(value) in self.learned
 
     def is_last(self, node: fx.Node) -> bool:
         return all(
@@ -353,6 +358,8 @@ def _bind_inputs(program: ExportedProgram, lowering: _Lowering) -> None:
             lowering.values[node] = value.clone() if spec.kind is InputKind.BUFFER else value
             if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
                 lowering.parameters[id(lowering.values[node])] = str(spec.target)
+            if spec.kind is InputKind.PARAMETER:
+                lowering.learned.add(id(lowering.values[node]))
 
 
 def _inputs(program: ExportedProgram) -> tuple[str, ...]:
@@ -381,7 +388,10 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
     if _is_constant(arguments) and callable(node.target):
         kwargs = {key: arguments[key] for key in node.kwargs}
         positional = [value for key, value in arguments.items() if key not in kwargs]
-        lowering.values[node] = node.target(*positional[: len(node.args)], **kwargs)
+        made = node.target(*positional[: len(node.args)], **kwargs)
+        lowering.values[node] = made
+        if any(lowering.learns(lowering.values[each]) for each in node.all_input_nodes):
+            lowering.learned.update(map(id, tree_leaves(made)))
         return
     handler = _HANDLERS.get(str(node.target))
     try:

@@ -61,6 +61,10 @@ class Lowering(ABC, Generic[Node]):
     def ranks_of(self, node: Node) -> set[int]:
         """Return how many dimensions the model gives the activations that a node reads."""
 
+    def learns(self, value: Any) -> bool:
+        """Whether a constant of the model is a parameter, or computed from some."""
+        return False
+
     def is_last(self, node: Node) -> bool:
         """Whether nothing but a change of shape comes behind a node of a model that trains."""
         return False

@@ -67,6 +67,9 @@ class ModelReader(Protocol):
             Unsupported: It depends on the input, mixes dimensions or moves examples.
         """
 
+    def learns(self, value: Any) -> bool:
+        """Whether a constant of the model is a parameter, or computed from some."""
+
     def is_last(self, node: Any) -> bool:
         """Whether nothing but a change of shape comes behind a node of a model that trains."""
 

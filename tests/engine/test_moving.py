@@ -1,4 +1,4 @@
-"""Models that put values elsewhere train as torch trains them, without torch."""
+"""Models that put values elsewhere, or compute with numbers, train as torch trains them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.tasks.task import Examples, cross_entropy
 from tests.calls import Calls
-from tests.moving import KINDS
+from tests.moving import TRAINED
 
 HOW = LocalTraining(epochs=2, batch_size=5, lr=0.05, momentum=0.9, weight_decay=0.01)
 
@@ -26,11 +26,11 @@ def data(shape: tuple[int, ...]) -> Examples:
 
 def model_of(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
     torch.manual_seed(0)
-    make, shape = KINDS[kind]
+    make, shape = TRAINED[kind]
     return make().train(), shape
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TRAINED)
 def test_the_sparse_engine_trains_as_torch_does(kind: str) -> None:
     model, shape = model_of(kind)
     torch_engine = TorchEngine(model, cross_entropy)
@@ -43,7 +43,7 @@ def test_the_sparse_engine_trains_as_torch_does(kind: str) -> None:
         np.testing.assert_allclose(found.weights[name], values, rtol=0, atol=1e-5 * most)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TRAINED)
 def test_the_integer_engine_comes_near(kind: str) -> None:
     model, shape = model_of(kind)
     state = TorchEngine(model, cross_entropy).initial_state()

@@ -350,6 +350,15 @@ def take_backward(op: Take, shape: Sequence[int], p: Array) -> Array:
     return sums
 
 
+def affine(x: Array, m: Array, added: Array, shift: Array) -> Array:
+    """Return (m * x + added) / 2^shift of each channel, to nearest, within 15 bits."""
+    found = np.zeros(x.shape, np.int64)
+    for at, value in np.ndenumerate(x):
+        sums = int(m[at[1]]) * int(value) + int(added[at[1]])
+        found[at] = clamp(half_up(sums, int(shift[at[1]])), WIDE)
+    return found
+
+
 # Loss and optimiser
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkit.engine.ops.add import Add
+from fedkit.engine.ops.affine import Affine
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.ops.take import Take
@@ -119,7 +120,13 @@ def _take(here: Pass, number: int, op: Take) -> Tensor:
     return x
 
 
+def _affine(here: Pass, number: int, op: Affine) -> Tensor:
+    scale, shift = (torch.tensor(each).view(-1, 1, 1) for each in (op.scale, op.shift))
+    return scale * here.read(op.source) + shift
+
+
 MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
+    Affine: _affine,
     Add: lambda here, number, op: here.read(op.left) + here.read(op.right),
     Conv: _conv,
     Copy: _copy,

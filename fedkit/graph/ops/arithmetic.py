@@ -122,6 +122,8 @@ def _read(reader: ModelReader, node: Any, operator: Operator, left: Any, right: 
         return _read_pair(operator, reader, node, left, right)
     swapped = not isinstance(left, ir.Tensor)
     x, value = activation(right if swapped else left), left if swapped else right
+    if reader.trains and reader.learns(value):
+        raise ConstantOperand("an operand is a constant where an activation is expected")
     y = _on_maps(np.asarray(constant(value), np.float64), rank_of(reader, node))
     require(operator != "div" or not swapped, "a division by an activation")
     if operator == "div":
@@ -129,10 +131,9 @@ def _read(reader: ModelReader, node: Any, operator: Operator, left: Any, right: 
         operator, y = "mul", 1 / y
     if not y.ndim and y == (operator == "mul") and not (swapped and operator == "sub"):
         return x
-    if reader.trains:
-        raise ConstantOperand("an operand is a constant where an activation is expected")
     channels = _per_channel(x, y)
     if channels is None:
+        require(not reader.trains, "a constant for each place; one for each channel can be")
         operand = reader.constant(node, "operand", _as_operand(x, y))
         return _read_pair(operator, reader, node, *((operand, x) if swapped else (x, operand)))
     one, none = np.ones_like(channels), np.zeros_like(channels)
@@ -186,9 +187,8 @@ def _read_aten(
 ) -> ir.Tensor:
     right, alpha = a["other"], a.get("alpha", 1)
     if alpha != 1:
-        what = "an addition" if operator == "add" else "a difference"
-        require(not reader.trains, f"{what} with alpha = {alpha}; only 1 can be")
         is_value = isinstance(right, ir.Tensor)
+        require(is_value or not reader.learns(right), "a parameter times alpha")
         right = _read(reader, node, "mul", right, alpha) if is_value else right * alpha
     return _read(reader, node, operator, a["self"], right)
 

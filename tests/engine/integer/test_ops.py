@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedkit.core.numerics import derive_key
+from fedkit.core.numerics import Int64s, derive_key
 from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Requantisation, multiplier
 from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
@@ -27,6 +27,7 @@ from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.integer.program import IntegerProgram
 from fedkit.engine.kernels import native
 from fedkit.engine.ops.add import Add, NumpyAdd
+from fedkit.engine.ops.affine import Affine, NumpyAffine
 from fedkit.engine.ops.conv_integer import NumpyConv
 from fedkit.engine.ops.copy import Copy, NumpyCopy
 from fedkit.engine.ops.function_integer import NumpyFunction
@@ -349,6 +350,23 @@ class CheckedTake(NumpyTake):
         backend.check_given("take", op.source, given, old, mix)
 
 
+class CheckedAffine(NumpyAffine):
+    backend: CheckedBackend
+
+    def forward(self, read: Read, m: Ints, added: Int64s, shift: Ints) -> None:
+        super().forward(read, m, added, shift)
+        op, backend = self.op, self.backend
+        wanted = naive.affine(naive.read(backend.x[op.source], read), m, added, shift)
+        backend.check("affine", backend.raw[op.target], wanted)
+
+    def backward(self, sign: Ints, chain: Chain, mix: Mix | None) -> None:
+        op, backend = self.op, self.backend
+        p, old = backend.slowly_passed(op.target, chain), backend.g.get(op.source)
+        super().backward(sign, chain, mix)
+        given = np.stack([p[:, c] * int(each) for c, each in enumerate(sign)], 1)
+        backend.check_given("affine", op.source, given, old, mix)
+
+
 CHECKED: dict[type[PlanOp], type[Any]] = {
     Conv: CheckedConv,
     Add: CheckedAdd,
@@ -359,6 +377,7 @@ CHECKED: dict[type[PlanOp], type[Any]] = {
     FunctionOp: CheckedFunction,
     PairOp: CheckedPair,
     Take: CheckedTake,
+    Affine: CheckedAffine,
 }
 
 
@@ -447,16 +466,17 @@ def test_every_op_of_functions_and_gates_equals_its_reference() -> None:
     assert checked_ops(FUNCTIONS) >= OF_FUNCTIONS
 
 
-def test_what_is_taken_equals_its_reference() -> None:
+@pytest.mark.parametrize(("op", "kind"), [(Take, "take"), (Affine, "affine")])
+def test_ops_that_no_random_plan_has_equal_their_reference(op: type[PlanOp], kind: str) -> None:
     for name, tried in EXAMPLES.items():
-        if isinstance(tried.op, Take):
+        if isinstance(tried.op, op):
             for around in AROUND:
                 case = case_of(tried, around)
                 case = replace(case, inputs=case.inputs[:3], targets=case.targets[:3])
                 made = steps.make(case, None, 4)
                 backend = checked(made)
                 steps.train(made, case, None, steps=1)
-                assert {"take", "gradient by take"} <= set(backend.seen), name
+                assert {kind, f"gradient by {kind}"} <= set(backend.seen), name
 
 
 # Statistics

@@ -395,14 +395,14 @@ def test_a_layer_is_refused_with_its_reason(layer: nn.Module, expected: str) -> 
 CALLS: list[tuple[Callable[[Any, Tensor], Any], str]] = [
     (lambda _, x: torch.softmax(x, 1), "is not supported"),
     (lambda _, x: x.transpose(2, 3), "aten.transpose.int is not supported"),
-    (lambda _, x: x * 2, "an operand is a constant where an activation is expected"),
-    (lambda _, x: x + 1, "an operand is a constant where an activation is expected"),
+    (lambda _, x: x * torch.ones(8, 8), "a constant for each place; one for each channel can be"),
+    (lambda net, x: x + 2 * net.start.bias.view(4, 1, 1), "an operand is a constant where"),
+    (lambda net, x: torch.add(x, net.start.bias.view(4, 1, 1), alpha=2), "a parameter times alpha"),
     (
         lambda _, x: x * F.avg_pool2d(x, (8, 1)),
         "mul: combines (4, 8, 8) and (4, 1, 8); the shapes must be equal, or one have a single "
         "pixel per channel",
     ),
-    (lambda _, x: torch.add(x, x, alpha=2), "an addition with alpha = 2; only 1 can be"),
     (lambda _, x: torch.cat([x, x], 2), "a concat over dimension 2; dimension 1, channels or"),
     (lambda _, x: torch.cat([x, x]), "a concat over dimension 0; dimension 1, channels or"),
     (
@@ -463,6 +463,8 @@ ACCEPTED: list[Callable[[Any, Tensor], Any]] = [
     lambda net, x: x.clamp(-0.5, 0.75) + x.clamp(max=0.3) + F.hardtanh(x) + x.clamp(min=-0.1),
     lambda net, x: torch.erf(x) + x.abs().exp(),
     lambda net, x: torch.sigmoid(F.relu(x)).relu(),
+    lambda net, x: (1 - 2 * F.relu(x)) / 4 + torch.add(x, x, alpha=0.5),
+    lambda net, x: (x - torch.arange(4.0).view(4, 1, 1)) * torch.tensor([0.0]) + x,
 ]
 
 
