@@ -61,6 +61,8 @@ class Conv(PlanOp):
         of_series = self.kernel[0] == 1 and found == (*weight[:2], weight[3])
         if found != weight and not linear and not of_series:
             yield f"has weight {self.weight!r} of shape {found}; it must be {weight}"
+        if self.weight not in plan.prunable:
+            yield f"has weight {self.weight!r}, which must be among the prunable"
         if self.bias is not None and plan.weights.get(self.bias) != target[:1]:
             found = plan.weights.get(self.bias)
             yield f"has bias {self.bias!r} of shape {found}; it must be {target[:1]}"

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -25,8 +25,10 @@ from fedkit.core.errors import PlanError
 from fedkit.core.files import read_whole, write_atomic
 from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.plan.structure import VERSION, Plan, StoredTensor, strict
+from fedkit.graph.ir import LARGEST_SIZE
 
 _AGAIN = "capture the model again"
+_MOST_WEIGHTS = 2**30
 
 
 # The file
@@ -156,6 +158,7 @@ def _problems(plan: Plan) -> Iterator[str]:
     """Yield what is wrong; what follows a problem may rest on its absence."""
     if plan.version != VERSION:
         yield f"the plan has version {plan.version}, this program reads {VERSION}"
+    yield from _size_problems(plan)
     yield from _name_problems(plan)
     for index, tensor in enumerate(plan.tensors):
         for problem in _tensor_problems(plan, tensor):
@@ -167,6 +170,28 @@ def _problems(plan: Plan) -> Iterator[str]:
             yield f"op {index} ({op.kind}) {problem}"
     yield from _output_problems(plan)
     yield from _use_problems(plan)
+
+
+def _size_problems(plan: Plan) -> Iterator[str]:
+    """Yield what kernels, which count in 32 bits, could not even be told."""
+    shapes = (tensor.shape for tensor in plan.tensors)
+    if any(math.prod(shape) > LARGEST_SIZE for shape in shapes):
+        yield f"an example of a tensor has more than {LARGEST_SIZE} values"
+    if any(
+        math.prod(shape) > _MOST_WEIGHTS for shape in (*plan.weights.values(), *plan.stats.values())
+    ):
+        yield f"a parameter has more than {_MOST_WEIGHTS} values"
+    for index, op in enumerate(plan.ops):
+        if any(abs(number) > LARGEST_SIZE for number in _whole_numbers(vars(op).values())):
+            yield f"op {index} ({op.kind}) has a number beyond {LARGEST_SIZE}"
+
+
+def _whole_numbers(values: Iterable[Any]) -> Iterator[int]:
+    for value in values:
+        if isinstance(value, int):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _whole_numbers(value)
 
 
 def _name_problems(plan: Plan) -> Iterator[str]:

@@ -105,7 +105,12 @@ def plan_of(example: Example, around: Around = AROUND[0]) -> Plan:
 
 def case_of(example: Example, around: Around = AROUND[0], density: float = 1.0) -> PlanCase:
     """Return the plan with numbers: 19 examples, no multiple of any number of lanes."""
-    plan, rng = plan_of(example, around), np.random.default_rng(len(example.shapes))
+    return numbered(plan_of(example, around), density, len(example.shapes))
+
+
+def numbered(plan: Plan, density: float = 1.0, seed: int = 0) -> PlanCase:
+    """Return a plan with random numbers."""
+    rng = np.random.default_rng(seed)
     weights = {
         name: (rng.normal(0, 1, shape) / math.sqrt(max(1, math.prod(shape[1:])))).astype(np.float32)
         for name, shape in plan.weights.items()
@@ -117,7 +122,7 @@ def case_of(example: Example, around: Around = AROUND[0], density: float = 1.0) 
         plan,
         ModelState(apply_masks(weights, masks), stats, masks),
         inputs,
-        rng.integers(0, CLASSES, 19),
+        rng.integers(0, plan.tensors[plan.output].shape[0], 19),
         dense_above=0.5,
         part_tiles=16,
     )

@@ -80,6 +80,11 @@ def test_a_plan_is_read_without_torch() -> None:
 BROKEN = {
     "the plan has version 2": replace(PLAN, version=VERSION + 1),
     "prunable 'x' is not a weight": replace(PLAN, prunable=("x",)),
+    "has weight 'fc.weight', which must be among the prunable": replace(
+        PLAN, prunable=("conv.weight",)
+    ),
+    "a parameter has more than 1073741824 values": with_weight("fc.weight", (3, 2**30)),
+    "an example of a tensor has more than 67108864 values": with_tensor(2, shape=(4, 2**20, 2**20)),
     "prunable 'fc.weight' is listed 2 times": replace(PLAN, prunable=("fc.weight",) * 2),
     "'fc.bias' has shape (0,)": with_weight("fc.bias", (0,)),
     "tensor 2 has shape (4, 0, 4)": with_tensor(2, shape=(4, 0, 4)),
@@ -216,8 +221,9 @@ def test_a_saved_plan_comes_back_and_leaves_nothing_else_behind(tmp_path: Path) 
     assert loaded == PLAN
     assert list(loaded.weights) == list(PLAN.weights)
     assert list(tmp_path.iterdir()) == [path]
-    save_plan(replace(PLAN, prunable=()), path)
-    assert load_plan(path).prunable == ()
+    last = replace(PLAN.tensors[-1], activation="relu")
+    save_plan(replace(PLAN, tensors=(*PLAN.tensors[:-1], last)), path)
+    assert load_plan(path).tensors[-1] == last
 
 
 def test_the_documented_digest_is_the_one_written(data: bytes) -> None:
