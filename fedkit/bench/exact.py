@@ -77,7 +77,9 @@ MODELS: Mapping[str, tuple[float, ...]] = {
 _SEED = 1
 _EPOCHS, _EPOCHS_SPARSE = 3, 2
 _RATE, _MOMENTUM, _DECAY, _BATCH = 0.1, 0.9, 5e-4, 64
-_CALIBRATION = 256
+CALIBRATION = 256
+"""Training images that set ranges."""
+
 _STATISTICS = 5000
 _BITS = (8, 6, 4)
 
@@ -153,8 +155,13 @@ def _trained(model: str, density: float, examples: int) -> ModelState:
     )
 
 
+def reference_of(name: str, task: Task) -> TorchEngine:
+    """Return the torch engine of a model of the zoo, with the weights that training begins with."""
+    return TorchEngine(task.build_model(_SEED, name), cross_entropy)
+
+
 def _engine(name: str, task: Task) -> tuple[SparseEngine, ModelState]:
-    reference = TorchEngine(task.build_model(_SEED, name), cross_entropy)
+    reference = reference_of(name, task)
     state = reference.initial_state()
     shape = task.test_data().inputs.shape[1:]
     return SparseEngine(capture(reference.module(state), shape)), state
@@ -183,8 +190,8 @@ def _train(
 
 def state_rows(cell: Cell, state: ModelState, task: Task) -> list[dict[str, Any]]:
     """Export a cell's state and check all its artifacts; return a row for each runtime."""
-    reference = TorchEngine(task.build_model(_SEED, cell.model), cross_entropy)
-    model, calibration = reference.module(state), task.train_data().inputs[:_CALIBRATION]
+    reference = reference_of(cell.model, task)
+    model, calibration = reference.module(state), task.train_data().inputs[:CALIBRATION]
     test = task.test_data().take(np.arange(cell.images))
     graph = int8_graph(model, calibration, accept_error=True)
     whole = quantize(float_graph(model, calibration.shape[1:]), to_graph_layout(calibration))
