@@ -222,6 +222,9 @@ class FpgaCompiler(Protocol):
     def join(self, op: ir.Op) -> Iterator[Any]:
         """Put the channels of all inputs behind each other."""
 
+    def take(self, op: ir.Op) -> Iterator[Any]:
+        """Copy places of each axis, a run of them at a time."""
+
     def pad(self, op: ir.Op) -> Iterator[Any]:
         """Put a map into a larger one of zero points."""
 

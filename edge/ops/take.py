@@ -157,6 +157,7 @@ SPECS = (
         tflite=_tflite,
         onnx=_onnx,
         c99=_c99,
+        fpga=lambda engine, op: engine.take(op),
         slimmed=_slimmed,
     ),
 )

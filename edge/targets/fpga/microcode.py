@@ -14,8 +14,10 @@ Activations lie as rows of pixels of channels, with the halo that convolutions r
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +30,10 @@ from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
 from fedkit.graph import integers, ir
 from fedkit.graph.ops.registry import WEIGHTED, weights_of
+from fedkit.graph.places import places_of, sizes_of
+
+MOST_COPIES = 1024
+"""Steps of one op that moves activations."""
 
 _LEAD = 256  # makes a sum of centred values of int8 positive, so that it can be divided exactly
 
@@ -322,6 +328,32 @@ class _Compiler:
             yield self._copied(op, self.maps[name].shape, self._whole(name), write)
             before += self.maps[name].channels
 
+    def take(self, op: ir.Op) -> Iterator[EngineStep]:
+        x, out = self.maps[op.inputs[0]], self.maps[op.output]
+        sizes = sizes_of(self.graph.tensors[op.inputs[0]].shape)
+        lists = (
+            range(size) if each is None else each
+            for size, each in zip(sizes, places_of(op).lists, strict=True)
+        )
+        axes = [in_runs(each) for each in lists]
+        count = math.prod(map(len, axes))
+        if count > MOST_COPIES:
+            raise ExportError(f"it takes places in {count} steps; {MOST_COPIES} can be")
+        for runs in itertools.product(*axes):
+            rows, columns, channels = runs
+            counts = rows.length, columns.length, channels.length
+            read = LoopAddress(
+                op.inputs[0],
+                x.at(rows.first, columns.first) + channels.first,
+                _moved(x, *(run.step for run in runs)),
+            )
+            write = LoopAddress(
+                op.output,
+                out.at(rows.start, columns.start) + channels.start,
+                _moved(out, *(run.stride for run in runs)),
+            )
+            yield self._copied(op, counts, read, write)
+
     def pad(self, op: ir.Op) -> Iterator[EngineStep]:
         x, out = self.maps[op.inputs[0]], self.maps[op.output]
         if not any(out.halo):
@@ -349,6 +381,42 @@ class _Compiler:
         by_channel = LoopAddress(read.name, read.lead, (1, x.row, x.channels))
         write = LoopAddress(op.output, 0, _contiguous(counts))
         yield self._copied(op, counts, by_channel, write)
+
+
+class TakenRun(NamedTuple):
+    """Places start, start + stride, ... of a result are first, first + step, ... of a map."""
+
+    start: int
+    stride: int
+    first: int
+    step: int
+    length: int
+
+
+def in_runs(places: Sequence[int]) -> list[TakenRun]:
+    """Return what a list of places is in few runs: of neighbours, or of every second and so on."""
+    return min(
+        ([run for lead in range(by) for run in _split(places, lead, by)] for by in range(1, 9)),
+        key=len,
+    )
+
+
+def _split(places: Sequence[int], lead: int, by: int) -> Iterator[TakenRun]:
+    """Yield the runs of every `by`-th place from `lead` on, each as long as it can be."""
+    numbers = places[lead::by]
+    at = 0
+    while at < len(numbers):
+        end = min(at + 2, len(numbers))
+        step = numbers[end - 1] - numbers[at]
+        while end < len(numbers) and numbers[end] - numbers[end - 1] == step:
+            end += 1
+        yield TakenRun(lead + at * by, by, numbers[at], step, end - at)
+        at = end
+
+
+def _moved(x: MapLayout, rows: int, columns: int, channels: int) -> Triple:
+    """Return the bytes to a place so many rows, columns or channels on."""
+    return rows * x.row, columns * x.channels, channels
 
 
 def _comment(op: ir.Op) -> str:

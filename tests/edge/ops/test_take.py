@@ -17,7 +17,6 @@ from edge.export import float_graph, save_c99
 from edge.passes.slim import slim
 from edge.quantize.to_int8 import quantize
 from edge.targets.c99.runner import CompiledRunner
-from edge.targets.fpga.microcode import compile_graph as fpga_steps
 from edge.targets.tflite import emitter as tflite
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
@@ -81,11 +80,6 @@ def test_models_of_people_in_c(kind: str, goal: str, tmp_path: Path) -> None:
     found = CompiledRunner(saved.path, PLAIN).predict_int8(inputs)
     expected = evaluate_int8(graph, codes_of(graph))
     assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
-
-
-def test_the_fpga_refuses_it_by_name() -> None:
-    with pytest.raises(ExportError, match=r"\btake\b"):
-        fpga_steps(integers_of(*model_of("TCN")), 4)
 
 
 def test_c_refuses_more_places_than_its_lists_hold() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ from edge.targets.fpga.steps import Microcode
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.ops.registry import WEIGHTED
+from fedkit.graph.places import Places
 from fedkit.nn.zoo import build_model
 from tests.edge import loaded
 from tests.edge.conftest import TrainedModel
 from tests.edge.loaded import Hardware
 from tests.edge.models import MODELS, OWN, Flat, Images, Sums, images, pruned
 from tests.edge.nets import small_net
+from tests.moving import KINDS as MOVING
 from tests.naive.engine import FpgaEngine
 from tests.sets import slow_but
 
@@ -257,6 +259,51 @@ def test_generated_networks(seed: int, hardware: Hardware) -> None:
     graph, inputs = generated(seed)
     assert_all_by_the_words(graph, inputs, 1 + seed % 8)
     assert_all_by_the_hardware(hardware, graph, inputs)
+
+
+@pytest.mark.parametrize("kind", slow_but(("halves", "pools"), MOVING))
+def test_models_that_put_values_elsewhere(kind: str, hardware: Hardware) -> None:
+    make, shape = MOVING[kind]
+    torch.manual_seed(0)
+    inputs = images(*shape)
+    graph = int8_graph(make().eval(), inputs)
+    assert "take" in {op.kind for op in graph.ops}
+    assert_all_by_the_words(graph, inputs, 4)
+    assert_all_by_the_hardware(hardware, graph, inputs)
+
+
+@pytest.mark.parametrize(
+    ("places", "runs"),
+    [
+        ((0,), 1),
+        (range(9), 1),
+        (range(8, -1, -2), 1),
+        ((4, 4, 4), 1),
+        (np.arange(12) // 2, 2),
+        (np.arange(30) // 5, 5),
+        (np.pad(np.arange(7), 2, "reflect"), 3),
+        (np.roll(np.arange(9), 4), 2),
+        ((5, 0, 3, 1), 2),
+    ],
+)
+def test_lists_are_cut_into_few_runs(places: Sequence[int], runs: int) -> None:
+    found, given = [-1] * len(places), microcode.in_runs(list(map(int, places)))
+    for run in given:
+        for number in range(run.length):
+            found[run.start + number * run.stride] = run.first + number * run.step
+    assert found == list(places) and len(given) == runs
+
+
+def test_more_pieces_than_a_program_should_have_are_refused() -> None:
+    rows, columns = (tuple(np.random.default_rng(n).permutation(80).tolist()) for n in range(2))
+    tensors = [
+        ir.Tensor(name, (1, 80, 80, 1), "int8", None, ir.Quantization((1.0,), (0,)))
+        for name in ("x", "y")
+    ]
+    op = ir.Op("take", ("x",), ("y",), attributes=Places(rows, columns))
+    graph = ir.Graph({each.name: each for each in tensors}, (op,), ("x",), ("y",))
+    with pytest.raises(ExportError, match=r"it takes places in \d+ steps; 1024 can be"):
+        microcode.compile_graph(graph, 4)
 
 
 def test_a_bridge_takes_no_part_in_a_maximum(hardware: Hardware) -> None:
