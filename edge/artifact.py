@@ -41,7 +41,8 @@ class Port:
     """An input or output of the model.
 
     Attributes:
-        shape: As the file has it, with the batch dimension 1: images are NCHW in ONNX, else NHWC.
+        shape: As the file has it, with the batch dimension 1: maps, those that go in and those that
+            come out, are NCHW in ONNX, else NHWC; a series is a map of height 1.
         scale: real = scale * (integer - zero_point).
     """
 
@@ -77,7 +78,7 @@ class Artifact:
         details: What there is to say about this target alone: "rounding", runtime -> policy, and
             "activation_bytes", the least memory for activations, are always there; "float_error",
             a `edge.quantize.truth.Truth` on the calibration set, where the graph's float model is
-            known.
+            known; "series", names of outputs that are series in the model, where some are.
         measured: What was measured of it, as `record` put it.
     """
 

@@ -46,7 +46,7 @@ class Difference:
     Attributes:
         tensor: Name of the activation.
         source: The torch module that made it.
-        position: (example, row, column, channel) or (example, feature).
+        position: (example, row, column, channel) or (example, feature); a series has one row.
         actual: What the artifact gave.
         expected: What the interpreter gave.
     """
@@ -89,7 +89,8 @@ class CheckReport:
         rounding: The policy of the interpreter.
         examples: How many.
         outputs: The model's output.
-        same_class: Examples whose largest logit is the same one.
+        same_class: Examples whose largest logit is the same one; of maps and series it counts the
+            share of their places.
         layers: Activation -> what was compared of it; empty unless layers were asked for.
         first: The first value that differs, of the earliest layer that was looked at.
         truth: How far the integers are from the float model; None for a graph without one.
@@ -99,7 +100,7 @@ class CheckReport:
     rounding: str
     examples: int = 0
     outputs: Tally = field(default_factory=Tally)
-    same_class: int = 0
+    same_class: float = 0
     layers: dict[str, Tally] = field(default_factory=dict)
     first: Difference | None = None
     truth: truth.Truth | None = None
@@ -183,7 +184,8 @@ def _compared(
             kept, expected = _interpreted(graph, integers, report.rounding)
             if look:
                 _compare_layers(report, graph, look(integers), kept)
-            _compare_outputs(report, graph, runner.predict_int8(integers), expected)
+            actual = ir.to_graph_layout(runner.predict_int8(integers))
+            _compare_outputs(report, graph, actual, expected)
             report.examples += len(integers)
     if graph.origin is not None:
         floats = graph.origin.floats
@@ -218,7 +220,7 @@ def _compare_outputs(
     report: CheckReport, graph: ir.Graph, actual: Int8Array, expected: Int8Array
 ) -> None:
     report.outputs.add(actual, expected)
-    report.same_class += int(np.sum(actual.argmax(-1) == expected.argmax(-1)))
+    report.same_class += truth.same_class(actual, expected)
     _note_first(report, graph, graph.outputs[0], actual, expected)
 
 
@@ -288,7 +290,7 @@ def _models_that_end(
 
     def look(integers: Int8Array) -> _Values:
         for name, runner in runners.items():
-            yield name, runner.as_in_graph(runner.predict_int8(integers))
+            yield name, ir.to_graph_layout(runner.predict_int8(integers))
 
     return look
 

@@ -283,7 +283,7 @@ def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> No
     with np.errstate(over="ignore", invalid="ignore"):  # the quantiser names what is not finite
         found = evaluate(floats, ir.to_graph_layout(inputs))
         own = outputs(model, inputs)
-        wanted = own.reshape(found.shape)
+        wanted = ir.to_graph_layout(own).reshape(found.shape)
         gap, size = (float(np.abs(each).max(initial=0)) for each in (found - wanted, wanted))
     if gap <= _LOWERED_TOLERANCE * size:
         return

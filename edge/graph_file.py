@@ -26,9 +26,9 @@ from fedkit.graph import ir
 from fedkit.graph.ops.registry import SPECS
 from fedkit.graph.verify import verify
 
-VERSION = 3
-"""Version of a file with attributes of ops; one without is of version 2. 1 had no origin. All are
-read; a reader refuses others."""
+VERSION = 4
+"""Version of a file whose output is a series. Else one with attributes of ops is of version 3, one
+without of version 2. 1 had no origin. All are read; a reader refuses others."""
 
 _KEY = "graph"
 _FLOATS = "float/"  # before the names of the float graph's constants
@@ -95,6 +95,7 @@ class _Graph:
     ops: Annotated[tuple[_Op, ...], Field(min_length=1)]
     inputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
     outputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
+    series: Annotated[tuple[str, ...], Field(max_length=1)] = ()
 
 
 @_strict
@@ -109,7 +110,7 @@ class _Origin:
 
 
 @_strict
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _File(_Graph):
     """What the header says."""
 
@@ -147,8 +148,7 @@ def load_graph(path: Path) -> ir.Graph:
 
 def to_bytes(graph: ir.Graph) -> bytes:
     """Return what `save_graph` writes."""
-    has_attributes = any(op.attributes for op in graph.ops)
-    content: dict[str, Any] = {"version": VERSION if has_attributes else 2, **_content(graph)}
+    content: dict[str, Any] = {"version": _version(graph), **_content(graph)}
     data = _data(graph)
     if graph.origin is not None:
         content["origin"] = {
@@ -161,12 +161,20 @@ def to_bytes(graph: ir.Graph) -> bytes:
     return to_safetensors(data, {_KEY: json.dumps(content)})
 
 
+def _version(graph: ir.Graph) -> int:
+    """Return the lowest version that can say what a graph is."""
+    if graph.series:
+        return 4
+    return 3 if any(op.attributes for op in graph.ops) else 2
+
+
 def _content(graph: ir.Graph) -> dict[str, Any]:
     return {
         "tensors": [_described(tensor) for tensor in graph.tensors.values()],
         "ops": [_op_described(op) for op in graph.ops],
         "inputs": graph.inputs,
         "outputs": graph.outputs,
+        **({"series": graph.series} if graph.series else {}),
     }
 
 
@@ -246,7 +254,7 @@ def _graph(file: _Graph, constants: Mapping[str, ir.Array]) -> ir.Graph:
         raise ExportError(f"constant {odd!r} is without data or without description; {_AGAIN}")
     ops = tuple(_op(op) for op in file.ops)
     tensors = {tensor.name: _tensor(tensor, constants) for tensor in file.tensors}
-    graph = ir.Graph(tensors, ops, file.inputs, file.outputs)
+    graph = ir.Graph(tensors, ops, file.inputs, file.outputs, series=file.series)
     verify(graph)
     return graph
 

@@ -53,7 +53,8 @@ class InterpretedRunner(Runner):
             self._classify(examples[start : start + _BATCH])
             for start in range(0, len(examples), _BATCH)
         ]
-        return np.concatenate([np.empty((0, *self._output.shape[1:]), np.int8), *found])
+        empty = np.empty((0, *self._output.shape[1:]), np.int8)
+        return self._as_in_torch(np.concatenate([empty, *found]))
 
     def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
         return evaluate_int8(self._graph, example, self._rounding)

@@ -161,7 +161,7 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
     lowering = _Lowering()
     _lower_program(program, lowering)
     lowering.raise_diagnostics()
-    return lowering.graph(_inputs(program), _output(program, lowering))
+    return lowering.graph(_inputs(program), [_output(program, lowering)])
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def read(model: nn.Module, inputs: torch.Tensor, drops: bool) -> ModelReading:
     if reasons:
         return ModelReading(None, reasons)
     try:
-        return ModelReading(lowering.graph(_inputs(program), _output(program, lowering)), [])
+        return ModelReading(lowering.graph(_inputs(program), [_output(program, lowering)]), [])
     except ExportError as error:
         return ModelReading(None, [f"(model): {error}"])
 
@@ -360,12 +360,14 @@ def _inputs(program: ExportedProgram) -> tuple[str, ...]:
     return tuple(spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT)
 
 
-def _output(program: ExportedProgram, lowering: _Lowering) -> Any:
+def _output(program: ExportedProgram, lowering: _Lowering) -> tuple[Any, int]:
+    """Return what the model returns, and how many dimensions it has there."""
     specs = program.graph_signature.output_specs
     names = [spec.arg.name for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
     if len(names) != 1:
         raise ExportError(f"the model returns {len(names)} tensors; an artifact has exactly one")
-    return {node.name: value for node, value in lowering.values.items()}[names[0]]
+    node = next(node for node in lowering.values if node.name == names[0])
+    return lowering.values[node], node.meta["val"].dim()
 
 
 def _lower_node(lowering: _Lowering, node: fx.Node) -> None:

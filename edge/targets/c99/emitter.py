@@ -35,6 +35,7 @@ from edge.targets.c_names import NAME, check_name, prefixed, renamed
 from edge.targets.common import layout_of
 from fedkit.core.text import source_text
 from fedkit.graph import ir
+from fedkit.graph.layouts import order_is_free
 
 _KERNELS = Path(pack.__file__).with_name("kernels")
 _WIDTH = 100
@@ -96,7 +97,7 @@ def emit(
         "model.h": _header(graph, size + pack.SLACK, _ALIGNMENTS[goal], name),
         "model.c": _model(program, offsets, name, _own_headers(headers)),
         "test_vector.h": _vectors(inputs, outputs),
-        "main.c": renamed(_MAIN, name),
+        "main.c": renamed(_main(graph), name),
         "Makefile": _makefile(kernels, headers, goal),
         "CMakeLists.txt": _cmake(kernels, name),
     }
@@ -281,6 +282,12 @@ def _vectors(inputs: NDArray[np.int8], outputs: NDArray[np.int8]) -> str:
 
 {_array(inputs, "test_inputs")}
 {_array(outputs, "test_outputs")}"""
+
+
+def _main(graph: ir.Graph) -> str:
+    """Return the program of the test; a map may be larger than a stack, and lies elsewhere."""
+    is_vector = all(order_is_free(graph.tensors[name].shape) for name in graph.outputs)
+    return _MAIN if is_vector else _MAIN.replace("    int8_t out[", "    static int8_t out[")
 
 
 _MAIN = """\

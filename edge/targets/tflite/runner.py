@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -56,6 +57,9 @@ class Runner(ABC):
     _input: artifact.Port
     _output: artifact.Port
 
+    series: Collection[str] = ()
+    """Outputs that `predict` gives as [n, c, length]; see `fedkit.graph.ir.Graph`."""
+
     most_examples: ClassVar[int | None] = None
     """Of a test set, where an example takes so long that not all of it can be run."""
 
@@ -74,7 +78,10 @@ class Runner(ABC):
             inputs: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them.
 
         Returns:
-            float32 [n, classes], dequantised logits.
+            float32 [n, classes], dequantised logits; of a model that returns a map [n, c, h, w], of
+            one that returns a series [n, c, length], as torch has them, whatever the file has. A
+            series is known by the manifest: a runner of bytes, or of a file that `open_runner` has
+            not opened, gives [n, c, 1, length].
 
         Raises:
             ExportError: The inputs do not fit the model.
@@ -88,7 +95,8 @@ class Runner(ABC):
             inputs: int8 [n, c, h, w], [n, c, length] or [n, f], at the scale of the model's input.
 
         Returns:
-            int8 [n, classes], at the scale of the model's output.
+            int8 [n, classes], [n, c, h, w] or [n, c, length] as `predict` does, at the scale of the
+            model's output.
 
         Raises:
             ExportError: The inputs do not fit the model.
@@ -129,10 +137,6 @@ class Runner(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no activations")
 
-    def as_in_graph(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return an output [n, ...] of the file in the graph's layout."""
-        return values if self._order == "NHWC" else ir.to_graph_layout(values)
-
     def _time_one(self) -> float:
         start = time.perf_counter_ns()
         self._invoke()
@@ -143,7 +147,12 @@ class Runner(ABC):
         results = np.empty((len(examples), *self._output.shape[1:]), self._output.dtype)
         for example, result in zip(examples, results, strict=True):
             result[...] = self._classify(example[None])[0]
-        return results
+        return self._as_in_torch(results)
+
+    def _as_in_torch(self, results: NDArray[Any]) -> NDArray[Any]:
+        """Return outputs [n, ...] of the file's layout in torch's."""
+        maps = ir.from_graph_layout(results) if self._order == "NHWC" else results
+        return maps[:, :, 0] if self._output.name in self.series else maps
 
     def _checked(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """Return inputs in the file's layout; an ExportError if they do not fit the model."""
