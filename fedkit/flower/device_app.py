@@ -108,7 +108,7 @@ def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:
     task = load_task(config.task)
     engine, notice = make_engine(task, config.model, config.seed, config.engine, config.precision)
     outputs = engine.outputs(engine.initial_state(), examples.inputs[:1])
-    classes = outputs.shape[1] if task.classifies and outputs.ndim > 1 else None
+    classes = outputs.shape[1] if task.classifies and outputs.ndim == 2 else None
     check_trainable(examples, examples.inputs.shape[1:], classes, config.single_class)
     print(f"engine: {notice}", file=sys.stderr, flush=True)
     return engine

@@ -1,4 +1,4 @@
-"""Models that return maps and series, and what torch gives for them."""
+"""Models that return maps, series or what they were given, and what torch gives for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.edge.models import DenseBlock, Images, Sums
+from fedkit.nn.layers import tracking_norms
+from fedkit.nn.zoo import build_model
+from tests.edge.models import DenseBlock, Images, Sums, pruned
 
 
 class Segments(nn.Module):
@@ -66,10 +68,39 @@ MAPPED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "a series of one": (lambda: nn.Conv1d(3, 5, 11), (3, 11)),
     "a series of columns": (Columns, SHAPE),
     "features as a series": (
-        lambda: nn.Sequential(nn.Linear(6, 8), nn.Unflatten(1, (2, 4))),
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.Unflatten(1, (8, 1))),
         (6,),
     ),
 }
+
+
+def of_zoo(name: str, shape: tuple[int, ...]) -> tuple[Callable[[], nn.Module], tuple[int, ...]]:
+    return lambda: randomised(build_model(name, shape, 5)), shape
+
+
+def sparse(name: str) -> tuple[Callable[[], nn.Module], tuple[int, ...]]:
+    make, shape = MAPPED[name]
+    return lambda: pruned(make(), 0.3), shape
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Give norms scales, offsets and statistics of their own."""
+    for norm in tracking_norms(model).values():
+        for values, low, high in (
+            *((norm.weight, 0.5, 1.5), (norm.bias, -0.5, 0.5)),
+            *((norm.running_mean, -0.2, 0.2), (norm.running_var, 0.3, 1.0)),
+        ):
+            assert values is not None
+            nn.init.uniform_(values, low, high)
+    return model
+
+
+MAPPED |= {
+    "unet-w8": of_zoo("unet-w8", (1, 8, 8)),
+    "unet-w8 of odd sizes": of_zoo("unet-w8", (3, 7, 13)),
+    "ad-autoencoder": of_zoo("ad-autoencoder", (64,)),
+}
+MAPPED |= {f"sparse {name}": sparse(name) for name in ("segments", "unet-w8", "ad-autoencoder")}
 
 
 def mapped(name: str) -> tuple[nn.Module, Images]:
