@@ -280,19 +280,19 @@ def unpack(artifact: Artifact, folder: Path, changed: bool = False) -> None:
         (folder / name).write_bytes(content)
 
 
-def ports(artifact: Artifact) -> tuple[Port, Port]:
-    """Return the one input and the one output that C and Verilog have.
+def ports(artifact: Artifact) -> tuple[Port, tuple[Port, ...]]:
+    """Return the one input and the outputs that C and Verilog have.
 
     Raises:
         ExportError: The manifest has others, or they are not int8.
     """
-    both = (*artifact.inputs, *artifact.outputs)
-    if len(artifact.inputs) != 1 or len(both) != 2 or {each.dtype for each in both} != {"int8"}:
+    every = (*artifact.inputs, *artifact.outputs)
+    if len(artifact.inputs) != 1 or len(every) < 2 or {each.dtype for each in every} != {"int8"}:
         raise ExportError(
             f"the manifest {manifest_path(artifact.path)} is damaged (it does not have one int8 "
-            "input and one int8 output); export the model again"
+            "input, and int8 outputs); export the model again"
         )
-    return both[0], both[1]
+    return every[0], every[1:]
 
 
 def _files(artifact: Artifact, changed: bool) -> dict[str, bytes]:

@@ -27,8 +27,9 @@ from fedkit.graph.ops.registry import SPECS
 from fedkit.graph.verify import verify
 
 VERSION = 4
-"""Version of a file whose output is a series. Else one with attributes of ops is of version 3, one
-without of version 2. 1 had no origin. All are read; a reader refuses others."""
+"""Version of a file with several outputs, or one that is a series. Else one with attributes of ops
+is of version 3, one without of version 2. 1 had no origin. All are read; a reader refuses others.
+"""
 
 _KEY = "graph"
 _FLOATS = "float/"  # before the names of the float graph's constants
@@ -94,8 +95,8 @@ class _Graph:
     tensors: tuple[_Tensor, ...]
     ops: Annotated[tuple[_Op, ...], Field(min_length=1)]
     inputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
-    outputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
-    series: Annotated[tuple[str, ...], Field(max_length=1)] = ()
+    outputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=2**10)]
+    series: Annotated[tuple[str, ...], Field(max_length=2**10)] = ()
 
 
 @_strict
@@ -163,7 +164,7 @@ def to_bytes(graph: ir.Graph) -> bytes:
 
 def _version(graph: ir.Graph) -> int:
     """Return the lowest version that can say what a graph is."""
-    if graph.series:
+    if graph.series or len(graph.outputs) > 1:
         return 4
     return 3 if any(op.attributes for op in graph.ops) else 2
 
@@ -210,8 +211,9 @@ def _whole(file: _File, constants: Mapping[str, ir.Array]) -> ir.Graph:
     if ports[0] != ports[1] or floats.tensors[floats.inputs[0]].dtype != "float32":
         raise ExportError(f"its float graph is not that of its integers; {_AGAIN}")
     noise = file.origin.noise
-    if graph.outputs[0] not in noise:
-        raise ExportError(f"it does not tell the noise of {graph.outputs[0]!r}; {_AGAIN}")
+    for name in graph.outputs:
+        if name not in noise:
+            raise ExportError(f"it does not tell the noise of {name!r}; {_AGAIN}")
     origin = ir.Origin(floats, file.origin.examples, noise, file.origin.same_class)
     return replace(graph, origin=origin)
 

@@ -75,5 +75,5 @@ def _details(graph: ir.Graph, kind: str) -> dict[str, Any]:
     if graph.series:
         details["series"] = graph.series
     if graph.origin is not None:
-        details["float_error"] = asdict(truth.of(graph.origin, graph.outputs[0]))
+        details["float_error"] = asdict(truth.of(graph.origin, graph.outputs))
     return details

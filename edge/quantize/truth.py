@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,9 +52,9 @@ class Truth:
 
     Attributes:
         examples: On how many.
-        output: Noise over signal of the model's output.
+        output: Noise over signal of the model's output; of several, of the one with the most.
         same_class: Share of examples whose largest output is the same one; of maps and series, of
-            the places of all.
+            the places of all; of several outputs the mean.
         layers: Activation -> its noise over signal, in the order of the graph.
     """
 
@@ -108,16 +108,18 @@ def compare(graph: ir.Graph, floats: ir.Graph, inputs: FloatArray) -> Truth:
     for start in range(0, len(inputs), at_once):
         for name, actual, real in _pairs(graph, floats, inputs[start : start + at_once]):
             sums.setdefault(name, _Sums()).add(actual, real)
-            if name == graph.outputs[0]:
-                same += same_class(actual, real)
+            if name in graph.outputs:
+                same += same_class(actual, real) / len(graph.outputs)
     noise = {name: sum_.noise for name, sum_ in sums.items()}
-    return Truth(len(inputs), noise[graph.outputs[0]], same / len(inputs), noise)
+    worst = max(noise[name] for name in graph.outputs)
+    return Truth(len(inputs), worst, same / len(inputs), noise)
 
 
-def of(origin: ir.Origin, output: str) -> Truth:
-    """Return what was found when a graph was made, on its calibration set."""
+def of(origin: ir.Origin, outputs: Sequence[str]) -> Truth:
+    """Return what was found when a graph of such outputs was made, on its calibration set."""
     noise = dict(origin.noise)
-    return Truth(origin.examples, noise[output], origin.same_class, noise)
+    worst = max(noise[name] for name in outputs)
+    return Truth(origin.examples, worst, origin.same_class, noise)
 
 
 def _pairs(

@@ -151,10 +151,26 @@ class Lowering(ABC, Generic[Node]):
         names = tuple(_output(value).name for value, _ in outputs)
         if not self.ops:
             raise ExportError("the model computes nothing: its output is its input")
+        _check_several(inputs, names)
         series = tuple(value.name for value, rank in outputs if rank == SERIES)
         graph = ir.Graph(self.tensors, tuple(self.ops), inputs, names, series=series)
         verify(graph)
         return graph
+
+
+def _check_several(inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Refuse outputs that are no values of their own; each is one in the file of an artifact."""
+    for number, name in enumerate(outputs):
+        if name in outputs[:number]:
+            raise ExportError(
+                f"the model returns {name!r} twice, as output {outputs.index(name)} and as output "
+                f"{number}; return it once"
+            )
+        if name in inputs and len(outputs) > 1:
+            raise ExportError(
+                f"output {number} of the model is its input {name!r}; leave it out of what it "
+                "returns"
+            )
 
 
 def _listed(places: Sequence[str]) -> str:

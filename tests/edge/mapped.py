@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from fedkit.nn.layers import tracking_norms
 from fedkit.nn.zoo import build_model
@@ -114,3 +116,70 @@ def mapped(name: str) -> tuple[nn.Module, Images]:
 def of_torch(model: nn.Module, inputs: Images) -> Images:
     with torch.no_grad():
         return np.asarray(model(torch.from_numpy(inputs)).numpy())
+
+
+class Several(nn.Module):
+    """Two convolutions, and what a function makes of them and of what it reads."""
+
+    def __init__(self, then: Callable[..., Any], channels: int = 3) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.last, self.then = nn.Linear(channels, 4), then
+
+    def forward(self, x: Tensor) -> Any:
+        return self.then(self, x)
+
+
+def _parts_of_a_sum(net: Several, x: Tensor) -> Any:
+    y, z = net.a(x), net.b(x)
+    return y, z, torch.relu(y + z)
+
+
+def _a_chain(net: Several, x: Tensor) -> Any:
+    y = torch.sigmoid(net.a(x))
+    z = torch.tanh(y)
+    return z, torch.exp(z), y
+
+
+def _joined(net: Several, x: Tensor) -> Any:
+    y, z = net.a(x), torch.relu(net.b(x))
+    both = torch.cat([y, z], 1)
+    return y, both, torch.cat([both, y], 1), z
+
+
+SEVERAL: dict[str, Callable[[], nn.Module]] = {
+    "classes and a map": lambda: Several(
+        lambda net, x: (net.last((y := torch.relu(net.a(x))).mean((2, 3))), net.b(y))
+    ),
+    "before and after": lambda: Several(lambda net, x: [y := net.a(x), torch.relu(y)]),
+    "parts of a sum": lambda: Several(_parts_of_a_sum),
+    "a chain": lambda: Several(_a_chain),
+    "what is joined": lambda: Several(_joined),
+    "a view": lambda: Several(lambda net, x: (y := net.a(x), y.flatten(1), y[:, :, ::2])),
+    "one scale": lambda: Several(
+        lambda net, x: (y := net.a(x), F.max_pool2d(y, 2), F.max_pool2d(y, 3, 2, 1))
+    ),
+    "an inner value": lambda: Several(
+        lambda net, x: (y := F.relu6(net.a(x)), net.b(y) + x, net.last(y.mean((2, 3))), -y)
+    ),
+    "logits and probabilities": lambda: Several(
+        lambda net, x: (y := net.last(net.a(x).mean((2, 3))), torch.softmax(y, 1))
+    ),
+    "nested": lambda: Several(lambda net, x: (net.a(x), [net.b(x), net.last(x.mean((2, 3)))])),
+    "a series and a column": lambda: Several(
+        lambda net, x: (net.a(x)[:, :, 3], net.b(x)[:, :, :, 2:3], net.a(x)[:, :, :1])
+    ),
+}
+
+
+def several(name: str) -> tuple[nn.Module, Images]:
+    """Return a model of several outputs and inputs for it."""
+    torch.manual_seed(0)
+    inputs = np.random.default_rng(0).standard_normal((12, *SHAPE)).astype(np.float32)
+    return SEVERAL[name]().eval(), inputs
+
+
+def all_of_torch(model: nn.Module, inputs: Images) -> list[Images]:
+    """Return all outputs, in their order."""
+    with torch.no_grad():
+        return [each.numpy() for each in tree_leaves(model(torch.from_numpy(inputs)))]
