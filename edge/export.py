@@ -48,7 +48,7 @@ def export_tflite(
     """Export a torch model as an int8 .tflite file.
 
     Args:
-        model: A classifier; see `fedkit.graph.from_torch.lower` for what it may hold. It is not
+        model: See `fedkit.graph.from_torch.lower` for what it may hold and return. It is not
             changed. Or the float graph that `load_onnx` made of a file.
         calibration: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them; 100 to 500
             examples of what the model will see.

@@ -99,6 +99,7 @@ def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:
     """Return the engine that a simulation of this run would choose; imports torch."""
     try:
         from fedkit.engine.choose import make_engine
+        from fedkit.engine.trial import check_classes
         from fedkit.tasks import load_task
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -110,6 +111,8 @@ def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:
     outputs = engine.outputs(engine.initial_state(), examples.inputs[:1])
     classes = outputs.shape[1] if task.classifies and outputs.ndim == 2 else None
     check_trainable(examples, examples.inputs.shape[1:], classes, config.single_class)
+    if task.classifies and outputs.ndim > 2:
+        check_classes(task, outputs.shape[1:], examples.targets)
     print(f"engine: {notice}", file=sys.stderr, flush=True)
     return engine
 

@@ -164,12 +164,12 @@ def _check_several(inputs: Sequence[str], outputs: Sequence[str]) -> None:
         if name in outputs[:number]:
             raise ExportError(
                 f"the model returns {name!r} twice, as output {outputs.index(name)} and as output "
-                f"{number}; return it once"
+                f"{number}; return it once, or choose outputs of a file (--output)"
             )
         if name in inputs and len(outputs) > 1:
             raise ExportError(
                 f"output {number} of the model is its input {name!r}; leave it out of what it "
-                "returns"
+                "returns, or choose outputs of a file (--output)"
             )
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from onnx import helper
 
 import edge
 from edge import artifact, graph_file
@@ -32,6 +34,7 @@ from tests.edge.models import Images
 from tests.edge.policy_places import in_litert_alone
 from tests.edge.targets.c99.library import need_gcc
 from tests.graph.exported import exported
+from tests.graph.onnx_models import file
 from tests.sets import slow_but
 
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -224,6 +227,34 @@ def test_onnx_files_with_maps_become_artifacts(name: str, tmp_path: Path) -> Non
     found = edge.open_artifact(path).predict(inputs)
     assert edge.check_artifact(path, inputs).mismatches == 0
     assert found.shape == wanted.shape
+    assert np.sqrt(np.square(found - wanted).mean()) < 0.05 * wanted.std()
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "axes", "rank"),
+    [
+        ("Squeeze", (3, 3, 8), [2], 3),
+        ("Squeeze", (3, 3, 3), [2, 3], 2),
+        ("Unsqueeze", (3, 5), [2], 4),
+    ],
+)
+def test_an_output_has_the_dimensions_of_the_file(
+    operator: str, shape: tuple[int, ...], axes: list[int], rank: int, tmp_path: Path
+) -> None:
+    kernel = np.random.default_rng(0).standard_normal((4, 3, *[3] * (len(shape) - 1)))
+    content = file(
+        helper.make_node("Conv", ["x", "k"], ["h"]),
+        helper.make_node(operator, ["h", "axes"], ["y"]),
+        shape=(1, *shape),
+        k=kernel.astype(np.float32),
+        axes=np.array(axes),
+    ).SerializeToString()
+    inputs = np.random.default_rng(1).standard_normal((12, *shape)).astype(np.float32)
+    path = edge.export_model(load_onnx(content), inputs, tmp_path / "model.tflite").path
+    found = edge.open_artifact(path).predict(inputs)
+    runtime = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    wanted = np.concatenate([runtime.run(None, {"x": each[None]})[0] for each in inputs])
+    assert found.shape == wanted.shape and wanted.ndim == rank
     assert np.sqrt(np.square(found - wanted).mean()) < 0.05 * wanted.std()
 
 

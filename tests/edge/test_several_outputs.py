@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 import edge
@@ -285,6 +286,35 @@ def test_onnx_files_with_several_become_artifacts(tmp_path: Path) -> None:
         "classes",
         "pixels",
     ]
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (("Identity", "h"), "returns 'h' twice.*--output"),
+        (("Identity", "x"), "output 1 of the model is its input 'x'.*--output"),
+        (("Identity", "w"), "does not depend on its input"),
+    ],
+)
+def test_outputs_of_a_file_that_are_no_values_are_refused(
+    last: tuple[str, str], reason: str
+) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node(last[0], [last[1]], ["y"]),
+    ]
+    ports = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (1, 4)) for name in ("h", "y")
+    ]
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (1, 4))
+    weights = numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
+    if last[1] == "w":
+        ports[1] = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (4, 4))
+    graph = helper.make_graph(nodes, "main", [x], ports, [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(ExportError, match=reason):
+        load_onnx(model.SerializeToString())
+    assert load_onnx(model.SerializeToString(), outputs=["h"]).outputs == ("h",)
 
 
 def test_outputs_of_a_file_are_chosen_by_name(

@@ -13,8 +13,10 @@ from torch import nn
 
 import edge
 import fedkit
+from fedkit.config import make_config
 from fedkit.core.errors import FedkitError, TaskError
 from fedkit.engine.choose import make_engine
+from fedkit.flower.device_app import _engine_of_task
 from fedkit.tasks import load_task
 from fedkit.tasks.task import accuracy
 
@@ -99,6 +101,18 @@ def test_a_run_refuses_targets_of_other_places() -> None:
     own = fedkit.Task("own", pixels, lambda: other, lambda: other)
     with pytest.raises(TaskError, match=r"maps \[n, classes, ...\] with int64 \[n, ...\]"):
         fedkit.run(own, **SETTINGS)
+
+
+def test_a_device_of_a_fleet_takes_targets_of_places_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = make_config({"task": "digits-pixels", "partition": "iid"})
+    examples = load_task("digits-pixels").examples("train").take(np.arange(20))
+    assert type(_engine_of_task(config, examples)).__name__ == "TorchEngine"
+    assert "engine: torch; the sparse engine cannot run this" in capsys.readouterr().err
+    for targets in (examples.targets[:, 0, 0], examples.targets[:, 1:], examples.targets + 1):
+        with pytest.raises(TaskError, match="targets"):
+            _engine_of_task(config, fedkit.Examples(examples.inputs, targets))
 
 
 @pytest.mark.parametrize("targets", [(6, 1), (6, 4), (6, 5, 4, 1), (1, 5, 4), (5, 4)])
