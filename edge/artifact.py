@@ -41,7 +41,8 @@ class Port:
     """An input or output of the model.
 
     Attributes:
-        shape: As the file has it, with the batch dimension 1: images are NCHW in ONNX, else NHWC.
+        shape: As the file has it, with the batch dimension 1: maps, those that go in and those that
+            come out, are NCHW in ONNX, else NHWC; a series is a map of height 1.
         scale: real = scale * (integer - zero_point).
     """
 
@@ -77,7 +78,7 @@ class Artifact:
         details: What there is to say about this target alone: "rounding", runtime -> policy, and
             "activation_bytes", the least memory for activations, are always there; "float_error",
             a `edge.quantize.truth.Truth` on the calibration set, where the graph's float model is
-            known.
+            known; "series", names of outputs that are series in the model, where some are.
         measured: What was measured of it, as `record` put it.
     """
 
@@ -279,19 +280,19 @@ def unpack(artifact: Artifact, folder: Path, changed: bool = False) -> None:
         (folder / name).write_bytes(content)
 
 
-def ports(artifact: Artifact) -> tuple[Port, Port]:
-    """Return the one input and the one output that C and Verilog have.
+def ports(artifact: Artifact) -> tuple[Port, tuple[Port, ...]]:
+    """Return the one input and the outputs that C and Verilog have.
 
     Raises:
         ExportError: The manifest has others, or they are not int8.
     """
-    both = (*artifact.inputs, *artifact.outputs)
-    if len(artifact.inputs) != 1 or len(both) != 2 or {each.dtype for each in both} != {"int8"}:
+    every = (*artifact.inputs, *artifact.outputs)
+    if len(artifact.inputs) != 1 or len(every) < 2 or {each.dtype for each in every} != {"int8"}:
         raise ExportError(
             f"the manifest {manifest_path(artifact.path)} is damaged (it does not have one int8 "
-            "input and one int8 output); export the model again"
+            "input, and int8 outputs); export the model again"
         )
-    return both[0], both[1]
+    return every[0], every[1:]
 
 
 def _files(artifact: Artifact, changed: bool) -> dict[str, bytes]:

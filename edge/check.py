@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edge import artifact
-from edge.define.interpret_int8 import Int8Array, evaluate_int8
+from edge.define.interpret_int8 import Int8Array, outputs_int8
 from edge.quantize import truth
 from edge.runners import open_runner, runtime_for
 from edge.save import save
@@ -46,7 +46,7 @@ class Difference:
     Attributes:
         tensor: Name of the activation.
         source: The torch module that made it.
-        position: (example, row, column, channel) or (example, feature).
+        position: (example, row, column, channel) or (example, feature); a series has one row.
         actual: What the artifact gave.
         expected: What the interpreter gave.
     """
@@ -88,8 +88,9 @@ class CheckReport:
         runtime: What ran the artifact.
         rounding: The policy of the interpreter.
         examples: How many.
-        outputs: The model's output.
-        same_class: Examples whose largest logit is the same one.
+        outputs: The model's output, or all of them.
+        same_class: Examples whose largest logit is the same one; of maps and series it counts the
+            share of their places, of several outputs the mean of theirs.
         layers: Activation -> what was compared of it; empty unless layers were asked for.
         first: The first value that differs, of the earliest layer that was looked at.
         truth: How far the integers are from the float model; None for a graph without one.
@@ -99,7 +100,7 @@ class CheckReport:
     rounding: str
     examples: int = 0
     outputs: Tally = field(default_factory=Tally)
-    same_class: int = 0
+    same_class: float = 0
     layers: dict[str, Tally] = field(default_factory=dict)
     first: Difference | None = None
     truth: truth.Truth | None = None
@@ -183,7 +184,9 @@ def _compared(
             kept, expected = _interpreted(graph, integers, report.rounding)
             if look:
                 _compare_layers(report, graph, look(integers), kept)
-            _compare_outputs(report, graph, runner.predict_int8(integers), expected)
+            actual = map(ir.to_graph_layout, runner.outputs_int8(integers))
+            for name, *both in zip(graph.outputs, actual, expected, strict=True):
+                _compare_output(report, graph, name, *both)
             report.examples += len(integers)
     if graph.origin is not None:
         floats = graph.origin.floats
@@ -208,18 +211,20 @@ def _begins(
     return replace(first, position=(example, *first.position[1:])) if first else output
 
 
-def _interpreted(graph: ir.Graph, integers: Int8Array, rounding: str) -> tuple[_Kept, Int8Array]:
+def _interpreted(
+    graph: ir.Graph, integers: Int8Array, rounding: str
+) -> tuple[_Kept, list[Int8Array]]:
     kept: dict[str, Int8Array] = {}
-    output = evaluate_int8(graph, ir.to_graph_layout(integers), rounding, kept.__setitem__)
-    return kept, output
+    outputs = outputs_int8(graph, ir.to_graph_layout(integers), rounding, kept.__setitem__)
+    return kept, outputs
 
 
-def _compare_outputs(
-    report: CheckReport, graph: ir.Graph, actual: Int8Array, expected: Int8Array
+def _compare_output(
+    report: CheckReport, graph: ir.Graph, name: str, actual: Int8Array, expected: Int8Array
 ) -> None:
     report.outputs.add(actual, expected)
-    report.same_class += int(np.sum(actual.argmax(-1) == expected.argmax(-1)))
-    _note_first(report, graph, graph.outputs[0], actual, expected)
+    report.same_class += truth.same_class(actual, expected) / len(graph.outputs)
+    _note_first(report, graph, name, actual, expected)
 
 
 def _compare_layers(report: CheckReport, graph: ir.Graph, found: _Values, kept: _Kept) -> None:
@@ -288,7 +293,7 @@ def _models_that_end(
 
     def look(integers: Int8Array) -> _Values:
         for name, runner in runners.items():
-            yield name, runner.as_in_graph(runner.predict_int8(integers))
+            yield name, ir.to_graph_layout(runner.predict_int8(integers))
 
     return look
 

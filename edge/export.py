@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge import artifact, passes
 from edge.ops.registry import check_forms
@@ -24,9 +23,10 @@ from edge.targets.c_names import check_new_name, name_for
 from edge.targets.export_target import needing_package
 from edge.targets.fpga.row import LANES as LANES
 from edge.targets.onnx.row import Form as Form
+from edge.targets.registry import NAMES, find_row
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.interpret import FloatArray, evaluate
+from fedkit.graph.interpret import FloatArray, evaluate_all
 from fedkit.graph.onnx_compare import check_read
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def export_tflite(
     """Export a torch model as an int8 .tflite file.
 
     Args:
-        model: A classifier; see `fedkit.graph.from_torch.lower` for what it may hold. It is not
+        model: See `fedkit.graph.from_torch.lower` for what it may hold and return. It is not
             changed. Or the float graph that `load_onnx` made of a file.
         calibration: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them; 100 to 500
             examples of what the model will see.
@@ -266,7 +266,7 @@ def int8_graph(
     truth.warn_of_few(calibration)
     floats, examples = float_graph(model, calibration.shape[1:]), ir.to_graph_layout(calibration)
     if target:
-        check_forms(floats, target)
+        check_target(floats, target)
     if not isinstance(model, ir.Graph) and len(calibration):
         _check_lowered(model, floats, calibration[:_COMPARED])
     graph = quantize(floats, examples, weight_bits=weight_bits, scales=scales, trained=trained)
@@ -281,14 +281,27 @@ def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> No
     from fedkit.graph.from_torch import outputs
 
     with np.errstate(over="ignore", invalid="ignore"):  # the quantiser names what is not finite
-        found = evaluate(floats, ir.to_graph_layout(inputs))
+        found = evaluate_all(floats, {floats.inputs[0]: ir.to_graph_layout(inputs)})
         own = outputs(model, inputs)
-        wanted = own.reshape(found.shape)
-        gap, size = (float(np.abs(each).max(initial=0)) for each in (found - wanted, wanted))
-    if gap <= _LOWERED_TOLERANCE * size:
-        return
+        for number, (of_graph, of_model) in enumerate(zip(found, own, strict=True)):
+            wanted = ir.to_graph_layout(of_model).reshape(of_graph.shape)
+            gap, size = (float(np.abs(e).max(initial=0)) for e in (of_graph - wanted, wanted))
+            if not gap <= _LOWERED_TOLERANCE * size:
+                _judge_gap(model, inputs, number, gap, size)
+
+
+def _judge_gap(model: nn.Module, inputs: FloatArray, number: int, gap: float, size: float) -> None:
+    """Refuse a graph one of whose outputs is far from its model's, or say that it is rounding.
+
+    Args:
+        model: The model.
+        inputs: What it was compared on.
+        number: Of the output.
+        gap: How far it is off at most.
+        size: How large it is.
+    """
     name = type(model).__name__
-    if not _is_rounding(gap, model, inputs, own):
+    if not _is_rounding(gap, model, inputs, number):
         raise ExportError(
             f"the graph of {name} gives outputs that differ from the model's own, "
             f"by {gap:.3g} where these reach {size:.3g}; a hook, a random number or Python code "
@@ -303,16 +316,15 @@ def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> No
     )
 
 
-def _is_rounding(
-    gap: float, model: nn.Module, inputs: FloatArray, own: NDArray[np.float64]
-) -> bool:
+def _is_rounding(gap: float, model: nn.Module, inputs: FloatArray, number: int) -> bool:
     """Tell whether a model with weights that are off by roundings is as far from itself."""
     from fedkit.graph.from_torch import outputs
 
-    if not np.array_equal(own, outputs(model, inputs)):
+    own, again = (outputs(model, inputs)[number] for _ in range(2))
+    if not np.array_equal(own, again):
         return False
     rng = np.random.default_rng(0)
-    nudged = (outputs(model, inputs, rng) for _ in range(_NUDGES))
+    nudged = (outputs(model, inputs, rng)[number] for _ in range(_NUDGES))
     return any(gap <= _ROUNDINGS * np.abs(each - own).max(initial=0) for each in nudged)
 
 
@@ -331,14 +343,31 @@ def float_graph(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.G
     return passes.optimise(lower(model, input_shape))
 
 
+def check_target(graph: ir.Graph, target: str) -> None:
+    """Look whether a target can have a float graph, before any work.
+
+    Args:
+        graph: Optimised.
+        target: One of ours; of others nothing is known here.
+
+    Raises:
+        ExportError: It has no form of some kind of op, or one output alone.
+    """
+    check_forms(graph, target)
+    if target in NAMES and len(graph.outputs) > 1 and not find_row(target).several_outputs:
+        named = ", ".join(map(repr, graph.outputs))
+        raise ExportError(
+            f"the model has {len(graph.outputs)} outputs ({named}), and the {target} target has "
+            "one: export for another target, or one output (--output NAME, of a file)"
+        )
+
+
 def _check_ports(graph: ir.Graph) -> None:
-    for names, what in ((graph.inputs, "inputs"), (graph.outputs, "outputs")):
-        if len(names) != 1:
-            way = "read the file with one of them (--output NAME, or outputs)"
-            raise ExportError(
-                f"the graph has {len(names)} {what} ({', '.join(map(repr, names))}), and an "
-                f"artifact has one: {way if what == 'outputs' else 'export the model with one'}"
-            )
+    if len(graph.inputs) != 1:
+        raise ExportError(
+            f"the graph has {len(graph.inputs)} inputs ({', '.join(map(repr, graph.inputs))}), and "
+            "an artifact has one: export the model with one"
+        )
     if graph.tensors[graph.inputs[0]].dtype != "float32":
         raise ExportError(
             "the graph is of integers already, as its file was; save it as it is, with "

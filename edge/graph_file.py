@@ -26,9 +26,10 @@ from fedkit.graph import ir
 from fedkit.graph.ops.registry import SPECS
 from fedkit.graph.verify import verify
 
-VERSION = 3
-"""Version of a file with attributes of ops; one without is of version 2. 1 had no origin. All are
-read; a reader refuses others."""
+VERSION = 4
+"""Version of a file with several outputs, or one that is a series. Else one with attributes of ops
+is of version 3, one without of version 2. 1 had no origin. All are read; a reader refuses others.
+"""
 
 _KEY = "graph"
 _FLOATS = "float/"  # before the names of the float graph's constants
@@ -94,7 +95,8 @@ class _Graph:
     tensors: tuple[_Tensor, ...]
     ops: Annotated[tuple[_Op, ...], Field(min_length=1)]
     inputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
-    outputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
+    outputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=2**10)]
+    series: Annotated[tuple[str, ...], Field(max_length=2**10)] = ()
 
 
 @_strict
@@ -109,7 +111,7 @@ class _Origin:
 
 
 @_strict
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _File(_Graph):
     """What the header says."""
 
@@ -147,8 +149,7 @@ def load_graph(path: Path) -> ir.Graph:
 
 def to_bytes(graph: ir.Graph) -> bytes:
     """Return what `save_graph` writes."""
-    has_attributes = any(op.attributes for op in graph.ops)
-    content: dict[str, Any] = {"version": VERSION if has_attributes else 2, **_content(graph)}
+    content: dict[str, Any] = {"version": _version(graph), **_content(graph)}
     data = _data(graph)
     if graph.origin is not None:
         content["origin"] = {
@@ -161,12 +162,20 @@ def to_bytes(graph: ir.Graph) -> bytes:
     return to_safetensors(data, {_KEY: json.dumps(content)})
 
 
+def _version(graph: ir.Graph) -> int:
+    """Return the lowest version that can say what a graph is."""
+    if graph.series or len(graph.outputs) > 1:
+        return 4
+    return 3 if any(op.attributes for op in graph.ops) else 2
+
+
 def _content(graph: ir.Graph) -> dict[str, Any]:
     return {
         "tensors": [_described(tensor) for tensor in graph.tensors.values()],
         "ops": [_op_described(op) for op in graph.ops],
         "inputs": graph.inputs,
         "outputs": graph.outputs,
+        **({"series": graph.series} if graph.series else {}),
     }
 
 
@@ -202,8 +211,9 @@ def _whole(file: _File, constants: Mapping[str, ir.Array]) -> ir.Graph:
     if ports[0] != ports[1] or floats.tensors[floats.inputs[0]].dtype != "float32":
         raise ExportError(f"its float graph is not that of its integers; {_AGAIN}")
     noise = file.origin.noise
-    if graph.outputs[0] not in noise:
-        raise ExportError(f"it does not tell the noise of {graph.outputs[0]!r}; {_AGAIN}")
+    for name in graph.outputs:
+        if name not in noise:
+            raise ExportError(f"it does not tell the noise of {name!r}; {_AGAIN}")
     origin = ir.Origin(floats, file.origin.examples, noise, file.origin.same_class)
     return replace(graph, origin=origin)
 
@@ -246,7 +256,7 @@ def _graph(file: _Graph, constants: Mapping[str, ir.Array]) -> ir.Graph:
         raise ExportError(f"constant {odd!r} is without data or without description; {_AGAIN}")
     ops = tuple(_op(op) for op in file.ops)
     tensors = {tensor.name: _tensor(tensor, constants) for tensor in file.tensors}
-    graph = ir.Graph(tensors, ops, file.inputs, file.outputs)
+    graph = ir.Graph(tensors, ops, file.inputs, file.outputs, series=file.series)
     verify(graph)
     return graph
 

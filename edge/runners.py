@@ -31,6 +31,28 @@ def open_runner(path: Path | str, runtime: str = "", changed: bool = False) -> R
     """
     found = artifact.load(Path(path), changed)
     runtime = runtime_for(found, runtime)
+    runner = _opened(found, runtime, changed)
+    runner.series = _series(found)
+    return runner
+
+
+def _series(found: artifact.Artifact) -> list[str]:
+    """Return which outputs are series in the model.
+
+    Raises:
+        ExportError: The manifest names others than maps of height 1.
+    """
+    names = found.detail("series", list) if "series" in found.details else []
+    rows = [port.name for port in found.outputs if len(port.shape) == 4 and 1 in port.shape[1:3]]
+    if any(name not in rows for name in names):
+        raise ExportError(
+            f"the manifest of {found.path} is damaged (it says that {names!r:.60} are series, and "
+            f"outputs of one row are {rows!r:.60}); export the model again"
+        )
+    return names
+
+
+def _opened(found: artifact.Artifact, runtime: str, changed: bool) -> Runner:
     row = row_of(found.target)
     if row is None or runtime == INTERPRETER:
         rounding = next(iter(row.runtimes[found.target].values())) if row else "half_up"

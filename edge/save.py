@@ -68,10 +68,12 @@ def save_graph(graph: ir.Graph, path: Path, provenance: Mapping[str, Any]) -> ar
 
 
 def _details(graph: ir.Graph, kind: str) -> dict[str, Any]:
-    details = {
+    details: dict[str, Any] = {
         "rounding": runtimes().get(kind, {}),
         "activation_bytes": arena.activation_bytes(graph),
     }
+    if graph.series:
+        details["series"] = graph.series
     if graph.origin is not None:
-        details["float_error"] = asdict(truth.of(graph.origin, graph.outputs[0]))
+        details["float_error"] = asdict(truth.of(graph.origin, graph.outputs))
     return details

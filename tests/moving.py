@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class UNet(nn.Module):
+class SkippedLevels(nn.Module):
     """Down, up by the nearest, and both joined; borders are reflected."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Normalised(nn.Module):
 
 
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "U-Net": (UNet, (3, 8, 8)),
+    "U-Net": (SkippedLevels, (3, 8, 8)),
     "TCN": (Tcn, (3, 12)),
     "pools": (pools, (3, 13, 14)),
     "halves": (Halves, (3, 6, 6)),

@@ -66,8 +66,9 @@ def build(model: Artifact, target: Target, folder: Path, flags: Sequence[str] = 
         flags: For the compiler, besides the target's own.
 
     Raises:
-        BenchError: zig is not installed, or it fails.
+        BenchError: zig is not installed, or it fails; or the model has several outputs.
     """
+    check_one_output(model)
     mine = (f"-mcpu={target.compiler}", target.level, *flags)
     sources = [model.path / name for name in model.files if name.endswith(".c")]
     sources = [path for path in sources if path.name != "main.c"] + [_HERE / "firmware.c"]
@@ -85,6 +86,15 @@ def build(model: Artifact, target: Target, folder: Path, flags: Sequence[str] = 
     bare = ("-target", _BARE[target.family], f"-mcpu={target.compiler}", *script)
     compile_c(*bare, *objects, "-o", str(folder / "model.elf"))
     return read_image(folder / "model.elf", " ".join(mine))
+
+
+def check_one_output(model: Artifact) -> None:
+    """Raise a BenchError for what our programs that call a C model do not call."""
+    if len(model.outputs) != 1:
+        raise BenchError(
+            f"{model.path} has {len(model.outputs)} outputs, and what is measured is a model with "
+            "one; export the model with that one"
+        )
 
 
 def compile_c(*arguments: str) -> None:

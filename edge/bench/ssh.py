@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edge.artifact import Artifact
-from edge.bench.build import compile_c
+from edge.bench.build import check_one_output, compile_c
 from edge.bench.result import Quantity, ReferenceVectors, Result
 from edge.targets.c99.runner import name_of
 from edge.targets.c_names import generic_names
@@ -125,8 +125,9 @@ def measure(
 
     Raises:
         BenchError: The board cannot be reached or has no room, the model does not compile, crashes
-            or takes too long there, or an integer differs.
+            or takes too long there, an integer differs, or there are several outputs.
     """
+    check_one_output(model)
     about = _about(board)
     with _folder(board) as folder:
         there = where == "there" or (where == "" and bool(about["compiler"]))

@@ -28,18 +28,25 @@ def evaluate_int8(
     """Run an int8 graph, integer by integer.
 
     Args:
-        graph: Quantised, with one input and one output.
+        graph: Quantised, with one input.
         inputs: int8 [n, h, w, c] or [n, f], any n, in the graph's layout.
         rounding: A policy of `edge.define.rounding`; the default is what our own targets compute.
         visit: Called with the name and value of each activation as soon as it is known.
 
     Returns:
-        int8 [n, ...], the graph's output.
+        int8 [n, ...], the graph's output; of several the first.
 
     Raises:
         ExportError: The graph is not quantised, the inputs do not fit it, or there is no such
             policy.
     """
+    return outputs_int8(graph, inputs, rounding, visit)[0]
+
+
+def outputs_int8(
+    graph: ir.Graph, inputs: Int8Array, rounding: str = "half_up", visit: Int8Visitor | None = None
+) -> list[Int8Array]:
+    """Return all outputs of an int8 graph in their order; see `evaluate_int8`."""
     check_inputs(graph, inputs, "int8")
     how = policy(rounding)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,8 +52,9 @@ class Truth:
 
     Attributes:
         examples: On how many.
-        output: Noise over signal of the model's output.
-        same_class: Share of examples whose largest output is the same one.
+        output: Noise over signal of the model's output; of several, of the one with the most.
+        same_class: Share of examples whose largest output is the same one; of maps and series, of
+            the places of all; of several outputs the mean.
         layers: Activation -> its noise over signal, in the order of the graph.
     """
 
@@ -100,23 +101,25 @@ def compare(graph: ir.Graph, floats: ir.Graph, inputs: FloatArray) -> Truth:
             of a model with many activations.
     """
     sums: dict[str, _Sums] = {}
-    same = 0
+    same = 0.0
     each = sum(math.prod(tensor.shape) for tensor in floats.tensors.values() if tensor.data is None)
     inputs = inputs[: min(_MOST_EXAMPLES, max(_FEWEST_EXAMPLES, _MOST_VALUES // each))]
     at_once = max(1, _AT_ONCE // each)
     for start in range(0, len(inputs), at_once):
         for name, actual, real in _pairs(graph, floats, inputs[start : start + at_once]):
             sums.setdefault(name, _Sums()).add(actual, real)
-            if name == graph.outputs[0]:
-                same += int((_classes(actual) == _classes(real)).sum())
+            if name in graph.outputs:
+                same += same_class(actual, real) / len(graph.outputs)
     noise = {name: sum_.noise for name, sum_ in sums.items()}
-    return Truth(len(inputs), noise[graph.outputs[0]], same / len(inputs), noise)
+    worst = max(noise[name] for name in graph.outputs)
+    return Truth(len(inputs), worst, same / len(inputs), noise)
 
 
-def of(origin: ir.Origin, output: str) -> Truth:
-    """Return what was found when a graph was made, on its calibration set."""
+def of(origin: ir.Origin, outputs: Sequence[str]) -> Truth:
+    """Return what was found when a graph of such outputs was made, on its calibration set."""
     noise = dict(origin.noise)
-    return Truth(origin.examples, noise[output], origin.same_class, noise)
+    worst = max(noise[name] for name in outputs)
+    return Truth(origin.examples, worst, origin.same_class, noise)
 
 
 def _pairs(
@@ -141,8 +144,15 @@ def quantized(graph: ir.Graph, inputs: FloatArray) -> Int8Array:
     return np.asarray(np.clip(codes, -128, 127), np.int8)
 
 
-def _classes(outputs: NDArray[np.float64]) -> NDArray[np.intp]:
-    return np.asarray(outputs.reshape(len(outputs), -1).argmax(axis=1))
+def same_class(actual: NDArray[np.generic], real: NDArray[np.generic]) -> float:
+    """Return how many examples keep their class; of maps, the share of places that do counts.
+
+    Args:
+        actual: Outputs [n, classes] or [n, height, width, classes].
+        real: As many others.
+    """
+    same = actual.argmax(axis=-1) == real.argmax(axis=-1)
+    return float(same.reshape(len(same), -1).mean(axis=1).sum()) if same.size else 0.0
 
 
 def judge(found: Truth, graph: ir.Graph, on: str, accept_error: bool = False) -> None:

@@ -78,6 +78,16 @@ def _obstacle(name: str) -> str:
     return ""
 
 
+def output_names(count: int) -> list[str]:
+    """Return what names of the outputs' macros have in them: OUTPUT, or OUTPUT_0, OUTPUT_1, ..."""
+    return ["OUTPUT"] if count == 1 else [f"OUTPUT_{number}" for number in range(count)]
+
+
+def output_parameters(count: int) -> list[str]:
+    """Return what the parameters for the outputs are called: out, or out_0, out_1, ..."""
+    return ["out"] if count == 1 else [f"out_{number}" for number in range(count)]
+
+
 def generic_names(name: str) -> list[str]:
     """Return a compiler's flags with which sources written for `NAME` use a model of any name."""
     if name == NAME:

@@ -10,20 +10,26 @@ from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
 
 
-def check_compilable(graph: ir.Graph, target: str) -> None:
-    """Check that a graph is int8 and has one input and one output.
+def check_compilable(graph: ir.Graph, target: str, several_outputs: bool = True) -> None:
+    """Check that a graph is int8 and has one input.
 
     Args:
         graph: The graph.
         target: The target that asks, for the message.
+        several_outputs: Whether it may have more than one.
 
     Raises:
         ExportError: It is not so.
     """
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+    if len(graph.inputs) != 1:
         raise ExportError(
-            f"the graph has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs; the "
-            f"{target} target takes one of each: split the model"
+            f"the graph has {len(graph.inputs)} inputs; the {target} target takes one: split the "
+            "model"
+        )
+    if len(graph.outputs) > 1 and not several_outputs:
+        raise ExportError(
+            f"the graph has {len(graph.outputs)} outputs ({', '.join(map(repr, graph.outputs))}); "
+            f"the {target} target gives one: export the model with that one"
         )
     if graph.tensors[graph.inputs[0]].dtype != "int8":
         raise ExportError(

@@ -77,6 +77,7 @@ class ExportTarget:
         keeps: Whether `make` takes `keep`, which lets a runner give every activation by `kept`.
         language: Of the code that runs when an artifact is opened; "" where none does.
         not_code: Files of such a folder that follow from examples, or are not run.
+        several_outputs: Whether its artifacts may have more than one.
         layer_bytes: (graph, artifact) -> op's output -> bytes of its constants.
         require: Raises an ExportError where a package is missing.
     """
@@ -91,6 +92,7 @@ class ExportTarget:
     keeps: bool = False
     language: str = ""
     not_code: frozenset[str] = frozenset()
+    several_outputs: bool = True
     layer_bytes: Callable[[ir.Graph, artifact.Artifact], Counter[str]] = plain_bytes
     require: Callable[[], None] = _nothing
 
@@ -123,8 +125,10 @@ def check_runs(runner: Runner, examples: NDArray[np.float32]) -> None:
     Raises:
         ExportError: It gives no finite logits.
     """
-    logits = runner.predict(examples[:1])
-    if not np.isfinite(logits).all():
+    found = runner.predict(examples[:1])
+    if not all(
+        np.isfinite(each).all() for each in (found if isinstance(found, tuple) else [found])
+    ):
         raise ExportError(
             "the exported model gives NaN or infinite logits; check the weights' size"
         )

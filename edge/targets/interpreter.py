@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import artifact, graph_file
-from edge.define.interpret_int8 import evaluate_int8
+from edge.define.interpret_int8 import outputs_int8
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
@@ -38,25 +38,25 @@ class InterpretedRunner(Runner):
         """
         self._graph = graph_of(found)
         self._rounding = rounding
-        self._input, self._output = (
+        self._input, *outputs = (
             artifact.Port(tensor.name, tensor.dtype, tensor.shape, tensor.scale, tensor.zero_point)
             for tensor in (
                 self._graph.tensors[name]
-                for name in (*self._graph.inputs[:1], *self._graph.outputs[:1])
+                for name in (*self._graph.inputs[:1], *self._graph.outputs)
             )
         )
+        self._outputs = tuple(outputs)
         self._held = np.zeros(self._input.shape, np.int8)
 
-    def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+    def _run(self, inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         examples = self._checked(inputs)
-        found = [
-            self._classify(examples[start : start + _BATCH])
-            for start in range(0, len(examples), _BATCH)
-        ]
-        return np.concatenate([np.empty((0, *self._output.shape[1:]), np.int8), *found])
+        parts = [[self._empty(port, 0) for port in self._outputs]]
+        for start in range(0, len(examples), _BATCH):
+            parts.append(self._classify(examples[start : start + _BATCH]))
+        return self._as_in_torch([np.concatenate(each) for each in zip(*parts, strict=True)])
 
-    def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
-        return evaluate_int8(self._graph, example, self._rounding)
+    def _classify(self, example: NDArray[Any]) -> list[NDArray[Any]]:
+        return outputs_int8(self._graph, example, self._rounding)
 
     def _invoke(self) -> None:
         self._classify(self._held)

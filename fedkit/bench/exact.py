@@ -271,7 +271,7 @@ def _c_reports(artifact: Artifact, inputs: FloatArray) -> Iterator[tuple[str, Ch
             actual = CompiledRunner(artifact.path, (level, "-march=native")).predict_int8(integers)
         report = CheckReport("compiled", "half_up", len(inputs))
         report.outputs.add(actual, expected)
-        report.same_class = int(np.sum(actual.argmax(-1) == expected.argmax(-1)))
+        report.same_class = int(np.sum(actual.argmax(1) == expected.argmax(1)))
         yield f"{name} {level}", report
 
 

@@ -17,8 +17,7 @@ from rich.console import Console
 from edge import artifact as artifacts
 from edge import graph_file
 from edge.artifact import Artifact
-from edge.export import LANES, float_graph, int8_graph
-from edge.ops.registry import check_forms
+from edge.export import LANES, check_target, float_graph, int8_graph
 from edge.quantize import truth
 from edge.quantize.to_int8 import Scaling, TrainedIntegers
 from edge.quantize.truth import ExportWarning
@@ -178,7 +177,7 @@ def check_exportable(scenario: Scenario, form: Form) -> None:
     module = scenario.module(scenario.engine.initial_state())
     floats = float_graph(module, scenario.test.inputs.shape[1:])
     for target in form.targets:
-        check_forms(floats, target)
+        check_target(floats, target)
 
 
 def _float_errors(graph: ir.Graph, test: NDArray[np.float32], form: Form) -> dict[str, truth.Truth]:
@@ -187,7 +186,7 @@ def _float_errors(graph: ir.Graph, test: NDArray[np.float32], form: Form) -> dic
         return {}
     on_test = truth.compare(graph, graph.origin.floats, ir.to_graph_layout(test))
     truth.judge(on_test, graph, "the test set", form.accept_error)
-    return {"calibration": truth.of(graph.origin, graph.outputs[0]), "test": on_test}
+    return {"calibration": truth.of(graph.origin, graph.outputs), "test": on_test}
 
 
 def _graph(
@@ -307,6 +306,11 @@ def measure(
 
     Of hardware that is the first of the test set's examples, and cycles instead of a latency.
     """
+    if len(found.outputs) != 1:
+        raise ExportError(
+            f"{found.path} has {len(found.outputs)} outputs, and a task measures one; export the "
+            "model with that one, or compare the artifact with its graph: fedkit check"
+        )
     runner = open_runner(found.path, runtime, changed)
     count = runner.most_examples or len(test)
     inputs, targets = test.inputs[:count], test.targets[:count]

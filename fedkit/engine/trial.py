@@ -183,7 +183,8 @@ def check_classes(task: Task, shape: tuple[int, ...], targets: NDArray[np.generi
         raise TaskError(
             f"the targets of task {task.name!r} are {describe(targets)}, and its model's outputs "
             f"have shape {('n', *shape)}; the {reader} compares outputs [n, classes] with class "
-            f"indices, int64 [n]: {_as_classes(targets, shape)} {own}"
+            f"indices, int64 [n], or maps [n, classes, ...] with int64 [n, ...]: "
+            f"{_as_classes(targets, shape)} {own}"
         )
     if targets.size == 0:
         return

@@ -99,6 +99,7 @@ def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:
     """Return the engine that a simulation of this run would choose; imports torch."""
     try:
         from fedkit.engine.choose import make_engine
+        from fedkit.engine.trial import check_classes
         from fedkit.tasks import load_task
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -108,8 +109,10 @@ def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:
     task = load_task(config.task)
     engine, notice = make_engine(task, config.model, config.seed, config.engine, config.precision)
     outputs = engine.outputs(engine.initial_state(), examples.inputs[:1])
-    classes = outputs.shape[1] if task.classifies and outputs.ndim > 1 else None
+    classes = outputs.shape[1] if task.classifies and outputs.ndim == 2 else None
     check_trainable(examples, examples.inputs.shape[1:], classes, config.single_class)
+    if task.classifies and outputs.ndim > 2:
+        check_classes(task, outputs.shape[1:], examples.targets)
     print(f"engine: {notice}", file=sys.stderr, flush=True)
     return engine
 

@@ -192,10 +192,13 @@ def read(model: onnx.ModelProto) -> OnnxModel:
     lowering.raise_diagnostics()
     lowering.diagnostics.extend(_mixing(model, lowering))
     lowering.raise_diagnostics()
-    found = [lowering.values[port.name] for port in model.graph.output]
+    found = [
+        (lowering.values[port.name], len(_dims(lowering.types[port.name]) or ()))
+        for port in model.graph.output
+    ]
     ports = (*onnx_file.open_inputs(model.graph), *model.graph.output)
     of_ports = {p.name: lowering.steps[p.name] for p in ports if p.name in lowering.steps}
-    return OnnxModel(lowering.graph(names, *found), lowering.integers, model, of_ports)
+    return OnnxModel(lowering.graph(names, found), lowering.integers, model, of_ports)
 
 
 def lowered(model: onnx.ModelProto) -> tuple[tuple[str, ...], _Lowering]:

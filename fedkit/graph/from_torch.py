@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.utils._pytree import tree_leaves
 
 from fedkit.core.errors import ExportError
@@ -146,7 +146,7 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
 
     Args:
         model: Takes float32 [n, channels, height, width], [n, channels, length] or [n, features],
-            returns one tensor.
+            returns a tensor, or a tuple or list of them.
         input_shape: (channels, height, width), (channels, length) or (features,) of one example.
 
     Returns:
@@ -166,7 +166,7 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
     lowering = _Lowering()
     _lower_program(program, lowering)
     lowering.raise_diagnostics()
-    return lowering.graph(_inputs(program), _output(program, lowering))
+    return lowering.graph(_inputs(program), _outputs(program, lowering))
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def read(model: nn.Module, inputs: torch.Tensor, drops: bool) -> ModelReading:
     if reasons:
         return ModelReading(None, reasons)
     try:
-        return ModelReading(lowering.graph(_inputs(program), _output(program, lowering)), [])
+        return ModelReading(lowering.graph(_inputs(program), _outputs(program, lowering)), [])
     except ExportError as error:
         return ModelReading(None, [f"(model): {error}"])
 
@@ -312,8 +312,8 @@ _FEW_CHANNELS = 4  # of images as they are stored
 
 def outputs(
     model: nn.Module, inputs: NDArray[np.float32], nudged_by: np.random.Generator | None = None
-) -> NDArray[np.float64]:
-    """Return what a torch model computes in evaluation mode, to compare its graph with.
+) -> list[NDArray[np.float64]]:
+    """Return the outputs that a torch model gives in evaluation mode, to compare its graph with.
 
     Args:
         model: As for `lower`; it is not changed.
@@ -328,7 +328,10 @@ def outputs(
             _nudge(copied, nudged_by)
         # One by one, as on a device.
         each = [tree_leaves(copied(x[None])) for x in torch.from_numpy(inputs)]
-    return np.concatenate([np.asarray(output.numpy(), np.float64) for (output,) in each])
+    return [
+        np.concatenate([np.asarray(output.numpy(), np.float64) for output in outputs])
+        for outputs in zip(*each, strict=True)
+    ]
 
 
 def _nudge(model: nn.Module, rng: np.random.Generator) -> None:
@@ -367,12 +370,39 @@ def _inputs(program: ExportedProgram) -> tuple[str, ...]:
     return tuple(spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT)
 
 
-def _output(program: ExportedProgram, lowering: _Lowering) -> Any:
+def _outputs(program: ExportedProgram, lowering: _Lowering) -> list[tuple[Any, int]]:
+    """Return what the model returns, in its order, and how many dimensions each has there."""
     specs = program.graph_signature.output_specs
-    names = [spec.arg.name for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
-    if len(names) != 1:
-        raise ExportError(f"the model returns {len(names)} tensors; an artifact has exactly one")
-    return {node.name: value for node, value in lowering.values.items()}[names[0]]
+    returned = [spec.arg for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
+    for number, each in enumerate(returned):
+        if not isinstance(each, TensorArgument):
+            raise ExportError(
+                f"output {number} of the model is {getattr(each, 'value', each)!r}, and an "
+                "artifact returns tensors: leave it out of what the model returns"
+            )
+    if len(returned) > 1 and (kind := _kind_without_order(program)):
+        raise ExportError(
+            f"the model returns a {kind} of {len(returned)} tensors, and the outputs of an "
+            "artifact have an order: return a tuple of those that it is to have"
+        )
+    nodes = {node.name: node for node in lowering.values}
+    return [
+        (lowering.values[node], node.meta["val"].dim())
+        for node in (nodes[each.name] for each in returned)
+    ]
+
+
+def _kind_without_order(program: ExportedProgram) -> str:
+    """Return the name of what holds a model's outputs, if that is neither a tuple nor a list."""
+    specs = [program.call_spec.out_spec]
+    while specs:
+        spec = specs.pop()
+        if spec is None or spec.is_leaf():
+            continue
+        if not issubclass(spec.type, tuple | list):
+            return str(spec.type.__name__)
+        specs += spec.children()
+    return ""
 
 
 def _lower_node(lowering: _Lowering, node: fx.Node) -> None:

@@ -24,18 +24,18 @@ def evaluate(graph: ir.Graph, inputs: FloatArray, visit: Visitor | None = None) 
     """Run a float graph.
 
     Args:
-        graph: Not quantised, with one input and one output.
+        graph: Not quantised, with one input.
         inputs: float32 [n, h, w, c] or [n, f], any n, in the graph's layout.
         visit: Called with the name and value of each activation as soon as it is known.
 
     Returns:
-        float32 [n, ...], the graph's output.
+        float32 [n, ...], the graph's output; of several the first.
 
     Raises:
         ExportError: The graph is quantised, or the inputs do not fit it.
     """
     check_inputs(graph, inputs, "float32")
-    return run(graph, inputs, lambda op, operands: compute(op, graph, operands), visit)
+    return run(graph, inputs, lambda op, operands: compute(op, graph, operands), visit)[0]
 
 
 def evaluate_all(graph: ir.Graph, inputs: Mapping[str, FloatArray]) -> list[FloatArray]:
@@ -68,19 +68,19 @@ def run(
     inputs: NDArray[Value],
     compute: Callable[[ir.Op, Operands[Value]], NDArray[Value]],
     visit: Callable[[str, NDArray[Value]], None] | None,
-) -> NDArray[Value]:
+) -> list[NDArray[Value]]:
     """Run a graph op by op; a value is let go of once its last reader has run.
 
     Args:
-        graph: With one input and one output.
+        graph: With one input.
         inputs: That input.
         compute: Gives an op's result from its operands, constants among them.
         visit: Called with the name and value of each activation as soon as it is known.
 
     Returns:
-        The graph's output.
+        The graph's outputs.
     """
-    return _run(graph, {graph.inputs[0]: inputs}, compute, visit)[0]
+    return _run(graph, {graph.inputs[0]: inputs}, compute, visit)
 
 
 def _run(

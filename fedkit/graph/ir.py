@@ -172,6 +172,8 @@ class Graph:
 
     Attributes:
         origin: Of an int8 graph, where it is known.
+        series: Outputs that the model gives as [n, channels, length]; other maps of height 1 are
+            maps in the model too.
     """
 
     tensors: Mapping[str, Tensor]
@@ -179,6 +181,7 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     origin: Origin | None = None
+    series: tuple[str, ...] = ()
 
     def producer(self, name: str) -> Op | None:
         """Return the op that writes `name`, or None for an input or a constant."""
@@ -219,7 +222,8 @@ def until(graph: Graph, name: str) -> Graph:
             ops.append(op)
     kept = needed | set(graph.inputs)
     tensors = {each: tensor for each, tensor in graph.tensors.items() if each in kept}
-    return Graph(tensors, tuple(reversed(ops)), graph.inputs, (name,))
+    series = tuple(each for each in graph.series if each == name)
+    return Graph(tensors, tuple(reversed(ops)), graph.inputs, (name,), series=series)
 
 
 def along(axis: int, values: Array, dimensions: int) -> Array:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.layouts import order_is_free
+from fedkit.graph.layouts import SERIES
 from fedkit.graph.operands import Unsupported, require_small
 from fedkit.graph.ops.registry import LAYERS
 from fedkit.graph.verify import verify
@@ -142,18 +142,39 @@ class Lowering(ABC, Generic[Node]):
             lines[_MOST_REASONS - 1 :] = [f"and {len(lines) - _MOST_REASONS + 1} other reasons"]
         return lines
 
-    def graph(self, inputs: tuple[str, ...], *outputs: Any) -> ir.Graph:
+    def graph(self, inputs: tuple[str, ...], outputs: Sequence[tuple[Any, int]]) -> ir.Graph:
         """Return the graph, verified.
+
+        Args:
+            inputs: Names of its inputs.
+            outputs: Values, and how many dimensions the model gives each.
 
         Raises:
             ExportError: No artifact can have such an output, or a rule is broken.
         """
-        names = tuple(_output(each).name for each in outputs)
+        names = tuple(_output(value).name for value, _ in outputs)
         if not self.ops:
             raise ExportError("the model computes nothing: its output is its input")
-        graph = ir.Graph(self.tensors, tuple(self.ops), inputs, names)
+        _check_several(inputs, names)
+        series = tuple(value.name for value, rank in outputs if rank == SERIES)
+        graph = ir.Graph(self.tensors, tuple(self.ops), inputs, names, series=series)
         verify(graph)
         return graph
+
+
+def _check_several(inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Refuse outputs that are no values of their own; each is one in the file of an artifact."""
+    for number, name in enumerate(outputs):
+        if name in outputs[:number]:
+            raise ExportError(
+                f"the model returns {name!r} twice, as output {outputs.index(name)} and as output "
+                f"{number}; return it once, or choose outputs of a file (--output)"
+            )
+        if name in inputs and len(outputs) > 1:
+            raise ExportError(
+                f"output {number} of the model is its input {name!r}; leave it out of what it "
+                "returns, or choose outputs of a file (--output)"
+            )
 
 
 def _listed(places: Sequence[str]) -> str:
@@ -164,9 +185,4 @@ def _listed(places: Sequence[str]) -> str:
 def _output(value: Any) -> ir.Tensor:
     if not isinstance(value, ir.Tensor):
         raise ExportError("the model's output does not depend on its input; nothing to export")
-    if len(value.shape) == 4 and not order_is_free(value.shape):
-        raise ExportError(
-            f"the model returns a feature map, {value.shape} in NHWC; an artifact returns "
-            f"[n, classes]: end the model with a pooling or flatten and a linear layer"
-        )
     return value

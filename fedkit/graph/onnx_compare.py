@@ -142,7 +142,7 @@ def _session(source: Path | str | bytes) -> Any:
 
 def _as_graph(wanted: FloatArray, found: FloatArray) -> FloatArray:
     """Bring onnxruntime's output into the layout and shape of the graph's."""
-    laid = ir.to_graph_layout(wanted) if wanted.ndim == 4 and found.ndim == 4 else wanted
+    laid = ir.to_graph_layout(wanted) if found.ndim == 4 else wanted
     if laid.size != found.size:
         raise ExportError(
             f"the file gives an output of shape {wanted.shape} in onnxruntime, but it was read as "

@@ -81,6 +81,13 @@ def _written_once_before_read(graph: Graph) -> Iterator[str]:
             yield f"output {name!r} is never written"
 
 
+def _series_are_rows(graph: Graph) -> Iterator[str]:
+    for name in graph.series:
+        shape = graph.tensors[name].shape if name in graph.outputs else ()
+        if len(shape) != 4 or shape[1] != 1:
+            yield f"{name!r} is told to be a series, and is no output [1, 1, length, channels]"
+
+
 def _operands_fit_the_kind(graph: Graph) -> Iterator[str]:
     for op in graph.ops:
         spec = spec_of(op)
@@ -252,6 +259,7 @@ _RULES: tuple[Callable[[Graph], Iterator[str]], ...] = (
     _names_are_known,
     _kinds_are_known,
     _written_once_before_read,
+    _series_are_rows,
     _operands_fit_the_kind,
     _shapes_agree,
     _sizes_can_be_held,

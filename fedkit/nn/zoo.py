@@ -1,15 +1,16 @@
 """The model zoo: each network under the name of the paper or benchmark it comes from.
 
-All are plain torch modules with BatchNorm or GroupNorm, take float32 [n, channels, height, width],
-or of series [n, channels, length], and return logits [n, classes]. A width other than the published
-one is part of the name.
+All are plain torch modules with BatchNorm or GroupNorm. What a model takes, float32 [n, channels,
+height, width], series [n, channels, length] or features [n, features], and what it returns, its row
+in `MODELS` says: logits [n, classes] most of them. A width other than the published one is part of
+the name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from fedkit.core import moved
 from fedkit.core.errors import ConfigError
 from fedkit.nn.blocks import Norm, conv_bn, conv_norm, head
+from fedkit.nn.dense_outputs import ad_autoencoder, unet_w8
 from fedkit.nn.mobile import (
     efficientnet_lite0,
     mobilenetv1,
@@ -122,72 +124,92 @@ def seeded(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
         return factory()
 
 
-MODELS: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
-    "resnet8": (resnet8, 4),
-    "resnet18": (resnet18, 8),
-    "resnet18-w16": (resnet18_w16, 8),
-    "resnet18-gn": (resnet18_gn, 8),
-    "resnet18-gn-w16": (resnet18_gn_w16, 8),
-    "vgg11": (vgg11, 32),
-    "ds-cnn": (ds_cnn, 10),
-    "vww-mobilenetv1-0.25": (partial(mobilenetv1, 0.25), 28),
-    "mobilenetv2-w0.25": (partial(mobilenetv2, 0.25), 8),
-    "mobilenetv2-w0.5": (partial(mobilenetv2, 0.5), 8),
-    "mobilenetv2-w1.0": (partial(mobilenetv2, 1.0), 8),
-    "mobilenetv3-small-w0.5": (partial(mobilenetv3_small, 0.5), 8),
-    "mobilenetv3-small": (partial(mobilenetv3_small, 1.0), 8),
-    "efficientnet-lite0": (efficientnet_lite0, 8),
-}
-"""Name -> (factory of (channels, classes), smallest height and width it takes)."""
+class ZooModel(NamedTuple):
+    """A row of the zoo; the first two are what a row was until 0.1.
 
-SERIES_MODELS: dict[str, tuple[Callable[[int, int], nn.Module], int]] = {
-    "tc-resnet8": (tc_resnet8, 8),
-    "har-cnn": (har_cnn, 4),
+    Attributes:
+        build: (channels or features, outputs) -> the module.
+        smallest: Least height and width of maps, length of series, or number of features.
+        takes: What its inputs are.
+        returns: A logit per class, one of each pixel, or what it was given.
+    """
+
+    build: Callable[[int, int], nn.Module]
+    smallest: int
+    takes: Literal["maps", "series", "features"] = "maps"
+    returns: Literal["logits", "logits of pixels", "its inputs"] = "logits"
+
+
+MODELS: dict[str, ZooModel] = {
+    "resnet8": ZooModel(resnet8, 4),
+    "resnet18": ZooModel(resnet18, 8),
+    "resnet18-w16": ZooModel(resnet18_w16, 8),
+    "resnet18-gn": ZooModel(resnet18_gn, 8),
+    "resnet18-gn-w16": ZooModel(resnet18_gn_w16, 8),
+    "vgg11": ZooModel(vgg11, 32),
+    "ds-cnn": ZooModel(ds_cnn, 10),
+    "vww-mobilenetv1-0.25": ZooModel(partial(mobilenetv1, 0.25), 28),
+    "mobilenetv2-w0.25": ZooModel(partial(mobilenetv2, 0.25), 8),
+    "mobilenetv2-w0.5": ZooModel(partial(mobilenetv2, 0.5), 8),
+    "mobilenetv2-w1.0": ZooModel(partial(mobilenetv2, 1.0), 8),
+    "mobilenetv3-small-w0.5": ZooModel(partial(mobilenetv3_small, 0.5), 8),
+    "mobilenetv3-small": ZooModel(partial(mobilenetv3_small, 1.0), 8),
+    "efficientnet-lite0": ZooModel(efficientnet_lite0, 8),
+    "unet-w8": ZooModel(unet_w8, 4, returns="logits of pixels"),
+    "tc-resnet8": ZooModel(tc_resnet8, 8, "series"),
+    "har-cnn": ZooModel(har_cnn, 4, "series"),
+    "ad-autoencoder": ZooModel(ad_autoencoder, 8, "features", "its inputs"),
 }
-"""Name -> (factory of (channels, classes), smallest length of a series that it takes)."""
+"""Every model by its name."""
 
 
 def smallest_shape(name: str, channels: int) -> tuple[int, ...]:
-    """Return the smallest (channels, height, width) or (channels, length) that a model takes."""
-    if name in SERIES_MODELS:
-        return channels, SERIES_MODELS[name][1]
-    return channels, MODELS[name][1], MODELS[name][1]
+    """Return the shape of the smallest inputs of a model, with so many channels if it has some."""
+    row = MODELS[name]
+    sizes = {"maps": 2, "series": 1, "features": 0}[row.takes]
+    return (channels, *[row.smallest] * sizes) if sizes else (row.smallest,)
 
 
 def build_model(name: str, input_shape: Sequence[int], classes: int) -> nn.Module:
     """Build a zoo model for inputs of one shape.
 
     Args:
-        name: A key of `MODELS` or `SERIES_MODELS`.
-        input_shape: (channels, height, width) of one example, or (channels, length).
-        classes: Number of logits.
+        name: A key of `MODELS`.
+        input_shape: (channels, height, width) of one example, (channels, length) or (features,).
+        classes: Number of logits, or of those of a pixel; what returns its inputs has as many
+            outputs as these are.
 
     Raises:
-        ConfigError: Unknown name, or the examples are smaller than the network's strides allow.
+        ConfigError: Unknown name, or inputs of another kind than the model takes, or smaller ones
+            than its strides allow.
     """
-    if name in SERIES_MODELS:
-        return _build_series_model(name, input_shape, classes)
     if name not in MODELS:
-        allowed = ", ".join((*MODELS, *SERIES_MODELS))
-        raise ConfigError(f"unknown model {name!r}; allowed: {allowed}")
-    factory, smallest = MODELS[name]
-    if len(input_shape) != 3 or min(input_shape[1:]) < smallest:
-        last = len(input_shape) == 3 and input_shape[2] in (1, 3, 4) and min(input_shape[:2]) > 4
-        hint = ": channels are last here, transpose(0, 3, 1, 2) puts them first" if last else ""
+        raise ConfigError(f"unknown model {name!r}; allowed: {', '.join(MODELS)}")
+    row, shape = MODELS[name], tuple(input_shape)
+    wanted, sizes = _TAKEN[row.takes]
+    if len(shape) != len(smallest_shape(name, 1)) or min(shape[-sizes:]) < row.smallest:
         raise ConfigError(
-            f"model {name!r} cannot take inputs of shape {tuple(input_shape)}; it needs "
-            f"(channels, height, width) with height and width of at least {smallest}{hint}"
+            f"model {name!r} cannot take inputs of shape {shape}; it needs "
+            f"{wanted.format(row.smallest)}{_hint(row, shape)}"
         )
-    return factory(input_shape[0], classes)
+    return row.build(shape[0], shape[0] if row.returns == "its inputs" else classes)
 
 
-def _build_series_model(name: str, input_shape: Sequence[int], classes: int) -> nn.Module:
-    factory, smallest = SERIES_MODELS[name]
-    if len(input_shape) != 2 or input_shape[1] < smallest:
-        is_map = len(input_shape) == 3
-        hint = ": inputs.reshape(n, channels, -1) makes a series of an image" if is_map else ""
-        raise ConfigError(
-            f"model {name!r} cannot take inputs of shape {tuple(input_shape)}; it needs "
-            f"(channels, length) with a length of at least {smallest}{hint}"
-        )
-    return factory(input_shape[0], classes)
+_TAKEN = {
+    "maps": ("(channels, height, width) with height and width of at least {}", 2),
+    "series": ("(channels, length) with a length of at least {}", 1),
+    "features": ("(features,), at least {} of them", 1),
+}
+"""What a model takes -> that in words, and how many sizes at the end of a shape may be small."""
+
+
+def _hint(row: ZooModel, shape: tuple[int, ...]) -> str:
+    """Say how inputs that a model does not take become such."""
+    is_map = len(shape) == 3
+    if row.takes == "maps" and is_map and shape[2] in (1, 3, 4) and min(shape[:2]) > 4:
+        return ": channels are last here, transpose(0, 3, 1, 2) puts them first"
+    if row.takes == "series" and is_map:
+        return ": inputs.reshape(n, channels, -1) makes a series of an image"
+    if row.takes == "features" and len(shape) > 1:
+        return ": inputs.reshape(n, -1) makes features of any"
+    return ""

@@ -7,13 +7,28 @@ from __future__ import annotations
 
 from fedkit.core.errors import TaskError
 from fedkit.core.lookup import load
-from fedkit.tasks import digits, digits_rows, fashion_mnist, hub
+from fedkit.tasks import (
+    digits,
+    digits_pixels,
+    digits_reconstruction,
+    digits_rows,
+    fashion_mnist,
+    hub,
+)
 from fedkit.tasks.task import Task
 
 BUILT_IN: dict[str, Task] = {
     task.name: task
     for task in sorted(
-        (digits.TASK, digits_rows.TASK, fashion_mnist.TASK, *hub.TASKS), key=lambda task: task.name
+        (
+            digits.TASK,
+            digits_pixels.TASK,
+            digits_reconstruction.TASK,
+            digits_rows.TASK,
+            fashion_mnist.TASK,
+            *hub.TASKS,
+        ),
+        key=lambda task: task.name,
     )
 }
 """Name -> task, for `--task NAME`."""

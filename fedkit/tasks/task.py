@@ -32,7 +32,7 @@ class Examples:
         inputs: float32 [n, ...], or int64 where whole numbers were given (tokens, for an
             `nn.Embedding`); images are [n, channels, height, width].
         targets: int64 or float32 [n, ...]. For the default loss and metric they are class indices
-            from 0, int64 [n].
+            from 0, int64 [n]; of models that return a map, int64 [n, height, width].
         owners: natural id of each example, [n] of str or int; only the `natural-id` partition
             reads it.
 
@@ -121,15 +121,30 @@ def _array(name: str, given: object) -> NDArray[Any]:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean softmax cross-entropy; outputs [n, classes], targets int64 [n]."""
+    """Return the mean softmax cross-entropy; outputs [n, classes, ...], targets int64 [n, ...]."""
     from torch.nn import functional
 
     return functional.cross_entropy(outputs, targets)
 
 
 def accuracy(outputs: NDArray[np.generic], targets: NDArray[np.int64]) -> float:
-    """Return the share of rows whose largest output is the target; outputs [n, classes, ...]."""
-    return float(np.mean(outputs.argmax(axis=1) == targets))
+    """Return the share of targets whose class has the largest output.
+
+    Args:
+        outputs: [n, classes], or [n, classes, ...] with a class for each place of a map.
+        targets: int64 [n], or [n, ...].
+
+    Raises:
+        TaskError: There is not one target for each place.
+    """
+    found = outputs.argmax(axis=1)
+    if found.shape != np.shape(targets):
+        raise TaskError(
+            f"outputs {outputs.shape} tell the classes of {found.shape}, and the targets are "
+            f"{np.shape(targets)}; accuracy compares outputs [n, classes, ...] with targets "
+            "[n, ...]: bring such targets, or give the task a metric of its own"
+        )
+    return float(np.mean(found == targets))
 
 
 @dataclass(frozen=True)
@@ -305,7 +320,7 @@ class Task:
 
         Raises:
             TaskError: The factory fails, or returns no module; or a zoo model is asked for, and
-                the task has no classes.
+                the task has no targets for what it returns.
         """
         from torch import nn
 
@@ -313,8 +328,8 @@ class Task:
 
         model = override or self.model
         if isinstance(model, str):
-            shape, classes = self.examples("test").inputs.shape[1:], self._classes(model)
-            return seeded(lambda: build_model(model, shape, classes), seed)
+            shape, outputs = self.examples("test").inputs.shape[1:], self._outputs(model)
+            return seeded(lambda: build_model(model, shape, outputs), seed)
         with theirs(f"the model of task {self.name!r}", TaskError):
             made: object = seeded(model, seed)
         if not isinstance(made, nn.Module):
@@ -324,14 +339,30 @@ class Task:
             )
         return made
 
-    def _classes(self, model: str) -> int:
+    def _outputs(self, model: str) -> int:
+        """Return how many classes a zoo model must tell apart, or how many inputs to return."""
+        from fedkit.nn.zoo import MODELS
+
         test = self.examples("test")
-        if not test.labelled or len(test) == 0 or test.targets.max() >= MOST_CLASSES:
+        returns = MODELS[model].returns if model in MODELS else "logits"
+        is_whole = test.targets.dtype == np.int64
+        fits, what = {
+            "logits": (test.labelled, "has an output per class"),
+            "logits of pixels": (
+                is_whole and test.targets.shape[1:] == test.inputs.shape[2:] != (),
+                "has an output per class of each pixel",
+            ),
+            "its inputs": (
+                not is_whole and test.targets.shape == test.inputs.shape,
+                "returns its inputs",
+            ),
+        }[returns]
+        if not fits or len(test) == 0 or (is_whole and test.targets.max() >= MOST_CLASSES):
             raise TaskError(
-                f"model {model!r} has an output per class, and the targets of task {self.name!r} "
-                f"are {describe(test.targets)}; give the task a model of its own"
+                f"model {model!r} {what}, and the targets of task {self.name!r} are "
+                f"{describe(test.targets)}; give the task a model of its own"
             )
-        return int(test.targets.max()) + 1
+        return int(test.targets.max()) + 1 if is_whole else test.targets.shape[1]
 
 
 MOST_CLASSES = 1 << 20

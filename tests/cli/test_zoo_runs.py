@@ -7,22 +7,30 @@ from pathlib import Path
 
 import pytest
 
-from fedkit.nn.zoo import MODELS
+from fedkit.nn.zoo import MODELS, ZooModel
 from tests.command_line import fedkit
 from tests.sets import slow_but
 
-TASKS = {"digits": 8, "fashion-mnist": 28}
-"""Tasks of images, and their height and width."""
+TASKS = {
+    ("maps", "logits"): {"digits": 8, "fashion-mnist": 28},
+    ("maps", "logits of pixels"): {"digits-pixels": 8},
+    ("series", "logits"): {"digits-rows": 8},
+    ("features", "its inputs"): {"digits-reconstruction": 64},
+}
+"""What a model takes and returns -> tasks of that, and the size of their inputs."""
 
-RUNS = [
-    (name, next(task for task, size in TASKS.items() if size >= smallest))
-    for name, (_, smallest) in MODELS.items()
-    if smallest <= max(TASKS.values())
-]
+
+def task_of(row: ZooModel) -> str:
+    """Return the first task whose inputs are large enough, or ""."""
+    tasks = TASKS[row.takes, row.returns].items()
+    return next((task for task, size in tasks if size >= row.smallest), "")
+
+
+RUNS = [(name, task_of(row)) for name, row in MODELS.items() if task_of(row)]
 
 
 @pytest.mark.parametrize(("name", "task"), slow_but([("resnet8", "digits")], RUNS))
-def test_a_model_trains_in_a_fleet_and_leaves_as_a_file_that_computes_its_integers(
+def test_a_model_trains_in_a_fleet_and_leaves_as_files_that_compute_its_integers(
     name: str,
     task: str,
     tmp_path: Path,
@@ -30,8 +38,16 @@ def test_a_model_trains_in_a_fleet_and_leaves_as_a_file_that_computes_its_intege
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     size = "--devices 2 --rounds 2 --epochs 2 --examples-per-device 200 --density 0.5 --in-process"
-    command = f"run --task {task} --model {name} {size} --engine sparse --json"
+    is_logits = MODELS[name].returns == "logits"
+    how = "--engine sparse" if is_logits else "--partition iid --export tflite,onnx,c99"
+    command = f"run --task {task} --model {name} {size} {how} --json"
     assert fedkit(f"{command} --out {tmp_path} --name tiny", monkeypatch) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert summary["engine"].startswith("sparse") and summary["density"] < 0.501
-    assert fedkit(f"check {summary['artifact']} --task {task}", monkeypatch) == 0
+    assert summary["engine"].startswith("sparse" if is_logits else "torch; the sparse engine")
+    assert summary["density"] < 0.501
+    made = summary.get("artifacts", [summary])
+    assert len(made) == (1 if is_logits else 3)
+    for each in made:
+        assert fedkit(f"check {each['artifact']} --task {task} --layers --json", monkeypatch) == 0
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert found["mismatches"] == 0 and found["examples"] >= 360

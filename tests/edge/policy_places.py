@@ -25,18 +25,20 @@ Run = Callable[[ir.Graph, Codes], Codes]
 
 
 def in_litert(graph: ir.Graph, codes: Codes) -> Codes:
-    return TfliteRunner(tflite.emit(graph)).predict_int8(in_torchs_layout(codes))
+    found = TfliteRunner(tflite.emit(graph)).predict_int8(in_torchs_layout(codes))
+    return ir.to_graph_layout(found)
 
 
 def in_tflite_runtime(graph: ir.Graph, codes: Codes) -> Codes:
     content = tflite.emit(graph)
-    return TfliteRunner(content, "tflite-runtime").predict_int8(in_torchs_layout(codes))
+    found = TfliteRunner(content, "tflite-runtime").predict_int8(in_torchs_layout(codes))
+    return ir.to_graph_layout(found)
 
 
 def in_onnxruntime(form: onnx.Form) -> Run:
     def run(graph: ir.Graph, codes: Codes) -> Codes:
         found = OnnxRunner(onnx.emit(graph, form)).predict_int8(in_torchs_layout(codes))
-        return np.moveaxis(found, 1, 3) if found.ndim == 4 else found
+        return ir.to_graph_layout(found)
 
     return run
 

@@ -95,7 +95,7 @@ def sources(graph: ir.Graph) -> dict[str, str]:
     codes = np.rint(ir.to_graph_layout(INPUTS[:1]) / np.float32(first.scale)) + first.zero_point
     example = np.clip(codes, -128, 127).astype(np.int8)
     output = evaluate_int8(graph, example, "half_up")
-    files = {**c99.emit(graph, example, output).files, **fpga.emit(graph, example, output).files}
+    files = {**c99.emit(graph, example, [output]).files, **fpga.emit(graph, example, output).files}
     return {name: content.decode("ascii") for name, content in files.items()}
 
 

@@ -136,7 +136,7 @@ def test_plain_c_is_the_interpreters_at_any_scale(kind: str, tmp_path: Path) -> 
         inputs = in_torchs_layout(codes[:3])
         zeros = np.zeros(inputs.shape, np.float32)
         saved = save_c99(graph, zeros, tmp_path / str(number), {}, ("speed", "size")[number % 2])
-        found = CompiledRunner(saved.path).predict_int8(inputs)
+        found = ir.to_graph_layout(CompiledRunner(saved.path).predict_int8(inputs))
         expected = evaluate_int8(graph, codes[:3])
         np.testing.assert_array_equal(found.reshape(expected.shape), expected)
 

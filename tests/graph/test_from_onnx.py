@@ -444,7 +444,6 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "any height": (lambda: relu(shape=("n", 3, "h", 9)), r"dynamic shape \[n, 3, h, 9\]"),
     "any shape": (lambda: relu(shape=None), "'shape' of 'type' is required"),
     "a number": (lambda: relu(shape=()), "'x' has 0 dimensions"),
-    "a series": (lambda: relu(shape=(1, 3, 9)), "returns a feature map"),
     "a video": (lambda: relu(shape=(1, 3, 2, 9, 9)), "'x' has 5 dimensions"),
     "half": (lambda: relu(shape=(1, 3), kind=TensorProto.FLOAT16), "of type FLOAT16; only float32"),
     "bytes": (lambda: relu(shape=(1, 3), kind=TensorProto.INT8, opset=14), "of type INT8"),
@@ -458,7 +457,6 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         lambda: file(node("Relu", "c"), c=weights(1, 3), shape=(1, 3)),
         "does not depend on its input",
     ),
-    "a feature map": (lambda: relu(), "returns a feature map"),
     "values that are not numbers": (
         lambda: file(node("Gemm", "x w"), shape=(1, 2), w=number(np.nan).repeat(4).reshape(2, 2)),
         "'y.weight' holds NaN",

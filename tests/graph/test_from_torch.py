@@ -386,7 +386,6 @@ class Constant(nn.Module):
         (nn.Linear(3, 2), (4,), "cannot trace Linear"),
         (Pair(), (3,), "returns 2 tensors"),
         (Constant(), (3,), "does not depend on its input"),
-        (nn.Conv2d(1, 2, 3), (1, 5, 5), "returns a feature map"),
         (nn.Linear(3, 2), (1, 3), "not of rank 2"),
     ],
 )

@@ -12,9 +12,10 @@ import torch
 
 from fedkit.cli.support import model_row
 from fedkit.core.errors import ConfigError
-from fedkit.nn.zoo import SERIES_MODELS, build_model, smallest_shape
+from fedkit.nn.zoo import MODELS, build_model, smallest_shape
 from fedkit.tasks import digits, digits_rows
 
+SERIES_MODELS = [name for name, row in MODELS.items() if row.takes == "series"]
 PARAMETERS = {"tc-resnet8": (40, 12, 65_180), "har-cnn": (9, 6, 53_862)}
 
 

@@ -7,6 +7,9 @@ from torch import nn
 from fedkit.core.errors import ConfigError
 from fedkit.nn.zoo import MODELS, build_model
 
+IMAGE_MODELS = [
+    name for name, row in MODELS.items() if (row.takes, row.returns) == ("maps", "logits")
+]
 PARAMETERS = {
     "resnet8": 78_042,
     "resnet18": 11_173_962,
@@ -32,7 +35,7 @@ PUBLISHED = {
 """Parameters for the 1,000 classes of ImageNet."""
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_number_of_parameters_for_colour_images_and_ten_classes(name: str) -> None:
     model = build_model(name, (3, 32, 32), 10)
     assert sum(weight.numel() for weight in model.parameters()) == PARAMETERS[name]
@@ -52,9 +55,9 @@ def test_visual_wake_words_have_the_numbers_of_mlperf_tiny() -> None:
     assert own + 3 * sum(norm.num_features for norm in norms) == 221_794
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_the_smallest_images_are_taken_and_smaller_ones_refused(name: str) -> None:
-    smallest = MODELS[name][1]
+    smallest = MODELS[name].smallest
     model = build_model(name, (1, smallest, smallest), 4)
     assert model(torch.zeros(2, 1, smallest, smallest)).shape == (2, 4)
     with pytest.raises(ConfigError, match=f"of at least {smallest}"):

@@ -32,6 +32,7 @@ from edge.targets.c99 import pack
 from edge.targets.c99.chains import chains
 from edge.targets.c99.pack import Int8s, Int32s, Phases, Planes
 from edge.targets.c99.requant import LEAST_SHIFT, Requant, near, simplified
+from edge.targets.c_names import output_parameters
 from edge.targets.common import check_compilable, multiplier_and_shift
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
@@ -99,7 +100,7 @@ class Call:
 
 @dataclass(frozen=True)
 class CallList:
-    """Calls in order, with parameters `in` and `out`, and the buffers that they use.
+    """Calls in order, with parameters `in` and those of the outputs, and the buffers they use.
 
     Attributes:
         homes: Activation -> where its first pixel is and how it lies there, as long as no other is
@@ -115,7 +116,7 @@ def compile_graph(graph: ir.Graph, goal: Goal = "speed", keep: bool = False) -> 
     """Turn a graph into calls of kernels.
 
     Args:
-        graph: Int8, as `edge.quantize.to_int8.quantize` leaves it, with one input and one output.
+        graph: Int8, as `edge.quantize.to_int8.quantize` leaves it, with one input.
         goal: "speed" unrolls the distances of weights; "size" packs sparse weights as streams,
             for microcontrollers. Dense layers stay dense.
         keep: Write no activation over another, so that all can be looked at in the end.
@@ -228,15 +229,18 @@ class _Compiler:
         self.call("ek_load", _planes(self.planes[name]), "in", self.new(name), source="input")
 
     def _store(self) -> None:
-        (name,) = self.graph.outputs
+        outputs = self.graph.outputs
+        for name, parameter in zip(outputs, output_parameters(len(outputs)), strict=True):
+            self._store_one(name, parameter)
+
+    def _store_one(self, name: str, parameter: str) -> None:
         place, planes = self.place(name), self.planes[name]
+        size = math.prod(self.graph.tensors[name].shape)
         if not _is_vector(planes):
-            place = BufferOffset(self._own("output"))
-            self.sizes[place.buffer] = math.prod(self.graph.tensors[name].shape)
+            place = BufferOffset(self._own(parameter))
+            self.sizes[place.buffer] = size
             self.call("ek_interleave", _planes(planes), self.place(name), place, source="output")
-        self.call(
-            "ek_store", math.prod(self.graph.tensors[name].shape), place, "out", source="output"
-        )
+        self.call("ek_store", size, place, parameter, source="output")
 
     def _problems(self, op: ir.Op) -> list[str]:
         """Add the calls of an op; return what hinders, if anything."""

@@ -11,7 +11,7 @@ several names, and of several versions of the kernels, are one program.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,18 @@ from edge.targets.c99.calls import (
     compile_graph,
 )
 from edge.targets.c99.pack import Planes
-from edge.targets.c_names import NAME, check_name, prefixed, renamed
+from edge.targets.c_names import (
+    NAME,
+    check_name,
+    output_names,
+    output_parameters,
+    prefixed,
+    renamed,
+)
 from edge.targets.common import layout_of
 from fedkit.core.text import source_text
 from fedkit.graph import ir
+from fedkit.graph.layouts import order_is_free
 
 _KERNELS = Path(pack.__file__).with_name("kernels")
 _WIDTH = 100
@@ -66,7 +74,7 @@ class Sources:
 def emit(
     graph: ir.Graph,
     inputs: NDArray[np.int8],
-    outputs: NDArray[np.int8],
+    outputs: Sequence[NDArray[np.int8]],
     goal: Goal = "speed",
     keep: bool = False,
     name: str = NAME,
@@ -76,7 +84,7 @@ def emit(
     Args:
         graph: Int8, optimised.
         inputs: int8 [n, ...] in the graph's layout, examples for the test that is written too.
-        outputs: int8 [n, ...], what the graph gives for them.
+        outputs: int8 [n, ...] of each output, what the graph gives for them.
         goal: "speed", or "size" for microcontrollers.
         keep: Write no activation over another, so that all can be looked at after a call.
         name: What identifiers begin with; see `check_name`.
@@ -94,9 +102,9 @@ def emit(
     headers = _headers(kernels)
     texts = {
         "model.h": _header(graph, size + pack.SLACK, _ALIGNMENTS[goal], name),
-        "model.c": _model(program, offsets, name, _own_headers(headers)),
+        "model.c": _model(program, offsets, name, _own_headers(headers), len(graph.outputs)),
         "test_vector.h": _vectors(inputs, outputs),
-        "main.c": renamed(_MAIN, name),
+        "main.c": renamed(_main(graph), name),
         "Makefile": _makefile(kernels, headers, goal),
         "CMakeLists.txt": _cmake(kernels, name),
     }
@@ -139,8 +147,12 @@ def _own_headers(headers: list[str]) -> list[str]:
 
 
 def _header(graph: ir.Graph, arena: int, alignment: int, name: str) -> str:
-    ports = [graph.tensors[name] for name in (*graph.inputs, *graph.outputs)]
-    (x, y), (x_lines, y_lines) = ports, map(_port, ports, ("INPUT", "OUTPUT"))
+    x, *outputs = (graph.tensors[name] for name in (*graph.inputs, *graph.outputs))
+    y_lines = "\n".join(map(_port, outputs, output_names(len(outputs))))
+    parameters = output_parameters(len(outputs))
+    given = ", ".join(
+        f"`{each}` {layout_of(y)}" for each, y in zip(parameters, outputs, strict=True)
+    )
     text = f"""\
 /* An int8 model, real = SCALE * (integer - ZERO_POINT). */
 #ifndef MODEL_H
@@ -152,15 +164,15 @@ def _header(graph: ir.Graph, arena: int, alignment: int, name: str) -> str:
 extern "C" {{
 #endif
 
-{x_lines}
+{_port(x, "INPUT")}
 {y_lines}
 #define MODEL_ARENA_BYTES {arena}
 #define MODEL_ARENA_ALIGNMENT {alignment}
 
-/* Runs one example. `in` is {layout_of(x)}, `out` {layout_of(y)}.
+/* Runs one example. `in` is {layout_of(x)}, {given}.
  * `arena` holds MODEL_ARENA_BYTES on MODEL_ARENA_ALIGNMENT; nothing in it is kept from call to
  * call. Returns 0, or 1 if the arena is not aligned. */
-int model_invoke(const int8_t *in, int8_t *out, uint8_t *arena);
+int model_invoke({_parameters(len(outputs))});
 
 #ifdef __cplusplus
 }}
@@ -168,6 +180,12 @@ int model_invoke(const int8_t *in, int8_t *out, uint8_t *arena);
 #endif
 """
     return renamed(text, name)
+
+
+def _parameters(count: int) -> str:
+    """Return the parameters of a model with so many outputs."""
+    outputs = (f"int8_t *{name}" for name in output_parameters(count))
+    return ", ".join(["const int8_t *in", *outputs, "uint8_t *arena"])
 
 
 def _port(tensor: ir.Tensor, name: str) -> str:
@@ -180,7 +198,9 @@ def _port(tensor: ir.Tensor, name: str) -> str:
 # The model
 
 
-def _model(program: CallList, offsets: Mapping[str, int], name: str, own_headers: list[str]) -> str:
+def _model(
+    program: CallList, offsets: Mapping[str, int], name: str, own_headers: list[str], outputs: int
+) -> str:
     constants = _Constants([])
     calls = []
     for number, call in enumerate(program.calls):
@@ -198,7 +218,7 @@ def _model(program: CallList, offsets: Mapping[str, int], name: str, own_headers
 {includes}
 
 {"".join(constants.lines)}
-int {name}_invoke(const int8_t *in, int8_t *out, uint8_t *arena) {{
+int {name}_invoke({_parameters(outputs)}) {{
     if ((uintptr_t)arena % {name.upper()}_ARENA_ALIGNMENT != 0) return 1;
 {body}
     return 0;
@@ -272,7 +292,9 @@ def _wrapped(items: Iterator[str]) -> Iterator[str]:
 # The test and how to build it
 
 
-def _vectors(inputs: NDArray[np.int8], outputs: NDArray[np.int8]) -> str:
+def _vectors(inputs: NDArray[np.int8], outputs: Sequence[NDArray[np.int8]]) -> str:
+    names = (name.lower().replace("output", "test_outputs") for name in output_names(len(outputs)))
+    arrays = "\n".join(map(_array, outputs, names))
     return f"""\
 /* Examples, and what the model gives for them. */
 #include <stdint.h>
@@ -280,7 +302,27 @@ def _vectors(inputs: NDArray[np.int8], outputs: NDArray[np.int8]) -> str:
 #define TEST_VECTORS {len(inputs)}
 
 {_array(inputs, "test_inputs")}
-{_array(outputs, "test_outputs")}"""
+{arrays}"""
+
+
+def _main(graph: ir.Graph) -> str:
+    """Return the program of the test; a map may be larger than a stack, and lies elsewhere."""
+    is_vector = all(order_is_free(graph.tensors[name].shape) for name in graph.outputs)
+    names, parameters = (make(len(graph.outputs)) for make in (output_names, output_parameters))
+    lines: dict[str, list[str]] = {"held": [], "expected": [], "compared": []}
+    for name, out in zip(names, parameters, strict=True):
+        size, expected = f"MODEL_{name}_BYTES", out.replace("out", "expected")
+        vectors = out.replace("out", "test_outputs")
+        lines["held"].append(f"    {'' if is_vector else 'static '}int8_t {out}[{size}];")
+        lines["expected"].append(f"        const int8_t *{expected} = {vectors} + n * {size};")
+        wrong = f"wrong += {out}[i] != {expected}[i];"
+        lines["compared"].append(f"        for (int i = 0; i < {size}; i++) {wrong}")
+    sizes = [f"MODEL_{name}_BYTES" for name in names]
+    return _MAIN.format(
+        **{name: "\n".join(each) for name, each in lines.items()},
+        outputs=", ".join(parameters),
+        size=sizes[0] if len(sizes) == 1 else f"({' + '.join(sizes)})",
+    )
 
 
 _MAIN = """\
@@ -292,18 +334,18 @@ _MAIN = """\
 
 static uint8_t memory[MODEL_ARENA_BYTES + MODEL_ARENA_ALIGNMENT];
 
-int main(void) {
+int main(void) {{
     uint8_t *arena = memory + (MODEL_ARENA_ALIGNMENT - (uintptr_t)memory % MODEL_ARENA_ALIGNMENT);
-    int8_t out[MODEL_OUTPUT_BYTES];
+{held}
     int wrong = 0;
-    for (int n = 0; n < TEST_VECTORS; n++) {
-        const int8_t *expected = test_outputs + n * MODEL_OUTPUT_BYTES;
-        if (model_invoke(test_inputs + n * MODEL_INPUT_BYTES, out, arena)) return 2;
-        for (int i = 0; i < MODEL_OUTPUT_BYTES; i++) wrong += out[i] != expected[i];
-    }
-    printf("%d of %d outputs differ\\n", wrong, TEST_VECTORS * MODEL_OUTPUT_BYTES);
+    for (int n = 0; n < TEST_VECTORS; n++) {{
+{expected}
+        if (model_invoke(test_inputs + n * MODEL_INPUT_BYTES, {outputs}, arena)) return 2;
+{compared}
+    }}
+    printf("%d of %d outputs differ\\n", wrong, TEST_VECTORS * {size});
     return wrong != 0;
-}
+}}
 """
 
 

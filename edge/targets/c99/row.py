@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import artifact
-from edge.define.interpret_int8 import evaluate_int8
+from edge.define.interpret_int8 import outputs_int8
 from edge.targets.c99 import emitter
 from edge.targets.c99.calls import ConstantAddress, Goal, Struct, compile_graph
 from edge.targets.c99.runner import CompiledRunner, name_of
@@ -35,7 +35,7 @@ def _make(
     name = name_for(path) if name is None else name
     check_new_name(name)
     integers = vectors_of(graph, examples)
-    expected = evaluate_int8(graph, integers, _ROUNDING)
+    expected = outputs_int8(graph, integers, _ROUNDING)
     sources = emitter.emit(graph, integers, expected, goal, keep, name)
     details: dict[str, Any] = {
         "name": name,

@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from edge import artifact
-from edge.targets.c_names import NAME, check_name
+from edge.targets.c_names import NAME, check_name, output_names
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
 
@@ -53,20 +53,21 @@ class CompiledRunner(Runner):
                 f"{path} is made for {self.artifact.target!r}, not for C; export it with export_c99"
             )
         goal, size = self.artifact.detail("goal", str), self.artifact.detail("arena_bytes", int)
-        self._input, self._output = artifact.ports(self.artifact)
+        self._input, self._outputs = artifact.ports(self.artifact)
         self._function, self._object = _compile(
             self.artifact, FLAGS.get(goal, ()) if flags is None else flags, changed
         )
         memory = np.zeros(size + _ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % _ALIGNMENT
         self._arena = memory[start : start + size]
-        self._held = np.zeros(self._input.shape, np.int8), np.zeros(self._output.shape, np.int8)
+        ports = (self._input, *self._outputs)
+        self._held = [np.zeros(port.shape, np.int8) for port in ports]
         self._addresses = tuple(each.ctypes.data for each in (*self._held, self._arena))
 
-    def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
+    def _classify(self, example: NDArray[Any]) -> list[NDArray[Any]]:
         self._held[0][...] = example
         self._invoke()
-        return self._held[1]
+        return self._held[1:]
 
     def _invoke(self) -> None:
         self._function(*self._addresses)
@@ -142,15 +143,20 @@ def _compile(
         _call_compiler(model, [*flags, "-shared", str(made), "-o", str(library)])
         invoke = getattr(ctypes.CDLL(str(library)), f"{name}_invoke")
         content = made.read_bytes()
-    invoke.argtypes, invoke.restype = (ctypes.c_void_p,) * 3, ctypes.c_int
+    count = 2 + len(model.outputs)  # of the input and the arena too
+    invoke.argtypes, invoke.restype = (ctypes.c_void_p,) * count, ctypes.c_int
     return cast(Callable[..., int], invoke), content
 
 
 def _sizes(model: artifact.Artifact, prefix: str) -> str:
     """Return C that does not compile unless the manifest's sizes, which memory has, are true."""
+    sizes = [math.prod(port.shape) for port in model.outputs]
     told = {
         "INPUT_BYTES": math.prod(model.inputs[0].shape),
-        "OUTPUT_BYTES": math.prod(model.outputs[0].shape),
+        **{
+            f"{name}_BYTES": size
+            for name, size in zip(output_names(len(sizes)), sizes, strict=True)
+        },
         "ARENA_BYTES": model.details["arena_bytes"],
     }
     true = " && ".join(f"{prefix}_{name} == {value}" for name, value in told.items())

@@ -49,7 +49,7 @@ def compile_graph(graph: ir.Graph, lanes: int, keep: bool = False) -> Microcode:
     Raises:
         ExportError: Something in the graph cannot be done; names all of it.
     """
-    check_compilable(graph, "FPGA")
+    check_compilable(graph, "FPGA", several_outputs=False)
     maps = _maps(graph)
     steps = tuple(_Compiler(graph, maps).run(keep))
     offsets, size = plan(_buffers(graph, maps), 1)

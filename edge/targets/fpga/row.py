@@ -36,7 +36,7 @@ def _make(
     integers = vectors_of(graph, examples)
     kept: dict[str, NDArray[np.int8]] = {}
     expected = evaluate_int8(graph, integers, _ROUNDING, kept.__setitem__)
-    if keep:
+    if keep and len(graph.outputs) == 1:
         (result,) = graph.outputs
         values = [kept[op.output] for op in graph.ops if op.output != result]
         expected = np.concatenate([each.reshape(len(each), -1) for each in (*values, expected)], 1)
@@ -83,6 +83,7 @@ TARGET = ExportTarget(
     _make,
     _open,
     options=("lanes",),
+    several_outputs=False,
     made_with=_made_with,
     keeps=True,
     language="Verilog",

@@ -62,7 +62,7 @@ class SimulatedRunner(Runner):
                 f"{path} is made for {self.artifact.target!r}, not for an FPGA; export it with "
                 "export_fpga"
             )
-        self._input, self._output = artifact.ports(self.artifact)
+        self._input, self._outputs = artifact.ports(self.artifact)
         self._given = _given(self.artifact)
         self._most = _SPARE * self.artifact.detail("cycles_per_inference", int)
         self._library = _library(self.artifact, flags, changed)
@@ -73,11 +73,11 @@ class SimulatedRunner(Runner):
         self._places = np.cumsum([0, *sizes])
         self.cycles = 0
 
-    def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
+    def _classify(self, example: NDArray[Any]) -> list[NDArray[Any]]:
         self._held[0][...] = example
         self._invoke()
         start, end = self._places[-2:]
-        return self._held[1][start:end].reshape(self._output.shape)
+        return [self._held[1][start:end].reshape(self._outputs[0].shape)]
 
     def _invoke(self) -> None:
         places = [part for held in self._held for part in (held.ctypes.data, held.size)]
@@ -114,8 +114,8 @@ def _given(model: artifact.Artifact) -> list[tuple[str, list[int]]]:
     found = model.detail("given", list)
     try:
         shapes = [(str(name), [int(size) for size in shape]) for name, shape in found]
-        if min(min(shape) for _, shape in shapes) < 1 or tuple(shapes[-1][1]) != (
-            model.outputs[0].shape
+        if min(min(shape) for _, shape in shapes) < 1 or [tuple(shapes[-1][1])] != (
+            [port.shape for port in model.outputs]
         ):
             raise ValueError("the last is not the output")
     except (ValueError, TypeError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,16 @@ class OnnxRunner(Runner):
             raise ExportError("onnxruntime is not installed; run `pip install onnxruntime`")
         content = model if isinstance(model, bytes) else read_model(Path(model))
         self._session = _session(content, threads)
-        self._input, self._output = (
-            _port(self._session, ports[0])
-            for ports in (self._session.get_inputs(), self._session.get_outputs())
-        )
+        self._input = _port(self._session, self._session.get_inputs()[0])
+        self._outputs = tuple(_port(self._session, each) for each in self._session.get_outputs())
         self._held = self._session.io_binding()
         self._held.bind_cpu_input(self._input.name, np.zeros(self._input.shape, np.int8))
-        self._held.bind_output(self._output.name)
+        for port in self._outputs:
+            self._held.bind_output(port.name)
 
-    def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
+    def _classify(self, example: NDArray[Any]) -> Sequence[NDArray[Any]]:
         feed = {self._input.name: np.ascontiguousarray(example)}
-        return np.asarray(self._session.run([self._output.name], feed)[0])
+        return [np.asarray(each) for each in self._session.run(None, feed)]
 
     def _invoke(self) -> None:
         self._session.run_with_iobinding(self._held)

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -54,45 +55,59 @@ class Runner(ABC):
     """How the file lays out images."""
 
     _input: artifact.Port
-    _output: artifact.Port
+    _outputs: tuple[artifact.Port, ...]
+
+    series: Collection[str] = ()
+    """Outputs that `predict` gives as [n, c, length]; see `fedkit.graph.ir.Graph`."""
 
     most_examples: ClassVar[int | None] = None
     """Of a test set, where an example takes so long that not all of it can be run."""
 
     @abstractmethod
-    def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
-        """Return the output [1, ...] for one input [1, ...] of the file's layout and type."""
+    def _classify(self, example: NDArray[Any]) -> Sequence[NDArray[Any]]:
+        """Return the outputs [1, ...] for one input [1, ...] of the file's layout and type."""
 
     @abstractmethod
     def _invoke(self) -> None:
         """Run the model once, on what it holds."""
 
-    def predict(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def predict(self, inputs: NDArray[np.float32]) -> Any:
         """Classify float inputs.
 
         Args:
             inputs: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them.
 
         Returns:
-            float32 [n, classes], dequantised logits.
+            float32 [n, classes], dequantised logits; of a model that returns a map [n, c, h, w], of
+            one that returns a series [n, c, length], as torch has them, whatever the file has. A
+            series is known by the manifest: a runner of bytes, or of a file that `open_runner` has
+            not opened, gives [n, c, 1, length]. Of a model with several outputs a tuple of such
+            arrays, in their order.
 
         Raises:
             ExportError: The inputs do not fit the model.
         """
-        return _dequantize(self._run(_quantize(inputs, self._input)), self._output)
+        found = self._run(_quantize(inputs, self._input))
+        real = (_dequantize(*each) for each in zip(found, self._outputs, strict=True))
+        return _alone(tuple(real))
 
-    def predict_int8(self, inputs: NDArray[np.int8]) -> NDArray[np.int8]:
+    def predict_int8(self, inputs: NDArray[np.int8]) -> Any:
         """Classify inputs that are quantised already.
 
         Args:
             inputs: int8 [n, c, h, w], [n, c, length] or [n, f], at the scale of the model's input.
 
         Returns:
-            int8 [n, classes], at the scale of the model's output.
+            int8 [n, classes], [n, c, h, w] or [n, c, length] as `predict` does, at the scale of the
+            model's output; of several outputs a tuple.
 
         Raises:
             ExportError: The inputs do not fit the model.
         """
+        return _alone(self._run(inputs))
+
+    def outputs_int8(self, inputs: NDArray[np.int8]) -> tuple[NDArray[np.int8], ...]:
+        """Return what `predict_int8` does, as a tuple of one output too."""
         return self._run(inputs)
 
     def quantize(self, inputs: NDArray[np.float32]) -> NDArray[np.int8]:
@@ -129,21 +144,28 @@ class Runner(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no activations")
 
-    def as_in_graph(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return an output [n, ...] of the file in the graph's layout."""
-        return values if self._order == "NHWC" else ir.to_graph_layout(values)
-
     def _time_one(self) -> float:
         start = time.perf_counter_ns()
         self._invoke()
         return (time.perf_counter_ns() - start) / 1000
 
-    def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+    def _run(self, inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         examples = self._checked(inputs)
-        results = np.empty((len(examples), *self._output.shape[1:]), self._output.dtype)
-        for example, result in zip(examples, results, strict=True):
-            result[...] = self._classify(example[None])[0]
-        return results
+        results = [self._empty(port, len(examples)) for port in self._outputs]
+        for number, example in enumerate(examples):
+            for result, found in zip(results, self._classify(example[None]), strict=True):
+                result[number] = found[0]
+        return self._as_in_torch(results)
+
+    def _empty(self, port: artifact.Port, count: int) -> NDArray[Any]:
+        return np.empty((count, *port.shape[1:]), port.dtype)
+
+    def _as_in_torch(self, results: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        """Return outputs [n, ...] of the file's layout in torch's."""
+        is_nhwc = self._order == "NHWC"
+        maps = (ir.from_graph_layout(each) if is_nhwc else each for each in results)
+        named = zip(self._outputs, maps, strict=True)
+        return tuple(each[:, :, 0] if port.name in self.series else each for port, each in named)
 
     def _checked(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """Return inputs in the file's layout; an ExportError if they do not fit the model."""
@@ -183,17 +205,25 @@ class TfliteRunner(Runner):
         # The interpreter reads this buffer as long as it lives.
         self._content = model if isinstance(model, bytes) else read_model(Path(model))
         self._interpreter = _load(self._content, runtime, threads)
-        x, y = self._interpreter.get_input_details()[0], self._interpreter.get_output_details()[0]
-        self._input, self._output = _port(x), _port(y)
-        self._indices = x["index"], y["index"]
+        x, outputs = (
+            self._interpreter.get_input_details()[0],
+            self._interpreter.get_output_details(),
+        )
+        self._input, self._outputs = _port(x), tuple(map(_port, outputs))
+        self._reads, self._gives = x["index"], [each["index"] for each in outputs]
 
-    def _classify(self, example: NDArray[Any]) -> NDArray[Any]:
-        self._interpreter.set_tensor(self._indices[0], example)
+    def _classify(self, example: NDArray[Any]) -> Sequence[NDArray[Any]]:
+        self._interpreter.set_tensor(self._reads, example)
         self._invoke()
-        return np.asarray(self._interpreter.get_tensor(self._indices[1]))
+        return [np.asarray(self._interpreter.get_tensor(index)) for index in self._gives]
 
     def _invoke(self) -> None:
         self._interpreter.invoke()
+
+
+def _alone(outputs: tuple[NDArray[Any], ...]) -> Any:
+    """Return the one output there is, or all."""
+    return outputs[0] if len(outputs) == 1 else outputs
 
 
 def read_model(path: Path) -> bytes:

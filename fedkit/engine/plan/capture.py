@@ -194,7 +194,8 @@ class _Capture:
         what = "that is not a single tensor"
         if isinstance(found, Tensor):
             what = f"of shape (n, {', '.join(map(str, found.shape[1:]))})"
-        self._diagnostics.append(f"(model): output ({what}; it must be (n, classes))")
+        must = "a plan has logits (n, classes), what returns maps or tuples trains on torch"
+        self._diagnostics.append(f"(model): output ({what}; {must})")
         self._raise_diagnostics()
         raise AssertionError
 

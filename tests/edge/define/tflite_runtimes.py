@@ -24,6 +24,6 @@ def int8_inputs(graph: ir.Graph, inputs: NDArray[np.float32]) -> NDArray[np.int8
 
 def assert_equal_integers(graph: ir.Graph, inputs: NDArray[np.float32], runtime: Runtime) -> None:
     codes = int8_inputs(graph, inputs)
-    found = TfliteRunner(tflite.emit(graph), runtime).predict_int8(codes)
+    found = ir.to_graph_layout(TfliteRunner(tflite.emit(graph), runtime).predict_int8(codes))
     expected = evaluate_int8(graph, ir.to_graph_layout(codes), RUNTIMES[runtime])
     np.testing.assert_array_equal(found.reshape(expected.shape), expected)

@@ -193,7 +193,7 @@ def test_compiled_c_computes_our_integers(
         inputs = in_torchs_layout(codes)
         examples = np.zeros(inputs.shape, np.float32)
         saved = save_c99(graph, examples, tmp_path / str(number), {}, goal)
-        found = CompiledRunner(saved.path, flags).predict_int8(inputs)
+        found = ir.to_graph_layout(CompiledRunner(saved.path, flags).predict_int8(inputs))
         expected = evaluate_int8(graph, codes)
         assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
 

@@ -104,7 +104,7 @@ def test_compiled_c_is_exact_at_the_ends(size: int, tmp_path: Path) -> None:
     graph, codes = norm_of(shape, 2, "relu"), hard_codes(shape)
     inputs = in_torchs_layout(codes)
     saved = save_c99(graph, np.zeros(inputs.shape, np.float32), tmp_path / "model", {})
-    found = CompiledRunner(saved.path, QUICK).predict_int8(inputs)
+    found = ir.to_graph_layout(CompiledRunner(saved.path, QUICK).predict_int8(inputs))
     expected = evaluate_int8(graph, codes)
     assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
 

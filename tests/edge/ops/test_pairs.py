@@ -177,7 +177,7 @@ def test_compiled_c_gives_the_integers_of_models(name: str, tmp_path: Path) -> N
     inputs = in_torchs_layout(codes)
     for goal, flags in (("speed", QUICK), ("size", PLAIN)):
         path = save_c99(graph, np.zeros(inputs.shape, np.float32), tmp_path / goal, {}, goal).path  # type: ignore[arg-type]
-        found = CompiledRunner(path, flags).predict_int8(inputs)
+        found = ir.to_graph_layout(CompiledRunner(path, flags).predict_int8(inputs))
         assert np.count_nonzero(found != evaluate_int8(graph, codes)) == 0
 
 

@@ -77,7 +77,7 @@ def test_models_of_people_in_c(kind: str, goal: str, tmp_path: Path) -> None:
     inputs = in_torchs_layout(codes_of(graph))
     examples = np.zeros(inputs.shape, np.float32)
     saved = save_c99(graph, examples, tmp_path / "c", {}, "size" if goal == "size" else "speed")
-    found = CompiledRunner(saved.path, PLAIN).predict_int8(inputs)
+    found = ir.to_graph_layout(CompiledRunner(saved.path, PLAIN).predict_int8(inputs))
     expected = evaluate_int8(graph, codes_of(graph))
     assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
 

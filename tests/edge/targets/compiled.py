@@ -25,7 +25,7 @@ def assert_same_integers(
     integers = saved.inputs[0].quantize(inputs)
     expected = evaluate_int8(graph, ir.to_graph_layout(integers), "half_up")
     flags = flags or (QUICK if goal == "speed" else PLAIN)
-    found = CompiledRunner(saved.path, flags).predict_int8(integers)
+    found = ir.to_graph_layout(CompiledRunner(saved.path, flags).predict_int8(integers))
     assert np.count_nonzero(found != expected) == 0
     assert len(np.unique(expected)) > 4, "the outputs say nothing"
     return saved

@@ -212,7 +212,7 @@ def test_only_what_is_called_is_shipped(tmp_path: Path) -> None:
 def test_the_same_graph_gives_the_same_files(resnet: tuple[ir.Graph, Images]) -> None:
     graph, _ = resnet
     inputs = np.zeros((1, 12, 12, 3), np.int8)
-    outputs = evaluate_int8(graph, inputs)
+    outputs = [evaluate_int8(graph, inputs)]
     assert c99.emit(graph, inputs, outputs) == c99.emit(graph, inputs, outputs)
 
 
@@ -228,7 +228,7 @@ def test_convolutions_take_sums_in(resnet: tuple[ir.Graph, Images]) -> None:
 
 def test_a_small_model_is_small(resnet: tuple[ir.Graph, Images]) -> None:
     graph, _ = resnet
-    none = np.zeros((0, 12, 12, 3), np.int8), np.zeros((0, 10), np.int8)
+    none = np.zeros((0, 12, 12, 3), np.int8), [np.zeros((0, 10), np.int8)]
     fast, small = (c99.emit(graph, *none, goal) for goal in GOALS)
     assert small.arena_bytes < 9 * 1024 < fast.arena_bytes / 2
     convolutions = [{name for name in made.files if "conv" in name} for made in (fast, small)]

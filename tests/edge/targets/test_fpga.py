@@ -59,7 +59,7 @@ def assert_same_integers(
     runner = SimulatedRunner(folder, flags)
     integers = runner.quantize(inputs)
     expected = evaluate_int8(graph, ir.to_graph_layout(integers), "half_up")
-    found = runner.predict_int8(integers)
+    found = ir.to_graph_layout(runner.predict_int8(integers))
     assert np.count_nonzero(found != expected) == 0
     assert len(np.unique(expected)) > 4, "the outputs say nothing"
     assert runner.cycles == saved.details["cycles_per_inference"]
