@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import Chain, Mix, Read, Requantisation
+from fedkit.engine.ops.depth_to_space import DepthToSpace
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.ops.take import Take
-from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.conv import Convolution
 from tests.naive.kernels import places
 
 Array = NDArray[Any]
@@ -260,7 +261,9 @@ def of_blocks(x: Array, groups: int) -> Array:
 # Ops: windows by `places`, examples and channels one by one
 
 
-def convolve(op: Conv, x: Array, weight: Array, bias: Array, plane: tuple[int, ...]) -> Array:
+def convolve(
+    op: Convolution, x: Array, weight: Array, bias: Array, plane: tuple[int, ...]
+) -> Array:
     """Return the sums of weight [outputs, inputs of a group, ky, kx] times x, plus the bias."""
     outputs, inputs = weight.shape[:2]
     y = np.zeros((len(x), outputs, *plane), np.int64)
@@ -274,7 +277,7 @@ def convolve(op: Conv, x: Array, weight: Array, bias: Array, plane: tuple[int, .
     return y
 
 
-def convolve_backward(op: Conv, x: Array, weight: Array, p: Array) -> tuple[Array, Array]:
+def convolve_backward(op: Convolution, x: Array, weight: Array, p: Array) -> tuple[Array, Array]:
     """Return the sums that x gets of p, and those that the weight gets."""
     outputs, inputs = weight.shape[:2]
     to_x, to_weight = np.zeros(x.shape, np.int64), np.zeros(weight.shape, np.int64)
@@ -288,7 +291,7 @@ def convolve_backward(op: Conv, x: Array, weight: Array, p: Array) -> tuple[Arra
     return to_x, to_weight
 
 
-def _each(op: Conv, plane: tuple[int, ...], outputs: int) -> Any:
+def _each(op: Convolution, plane: tuple[int, ...], outputs: int) -> Any:
     for place in places(op, plane, op.dilation):
         for output in range(outputs):
             yield place, output
@@ -348,6 +351,32 @@ def take_backward(op: Take, shape: Sequence[int], p: Array) -> Array:
         for n in range(len(p)):
             sums[(n, *of)] += int(p[(n, *to)])
     return sums
+
+
+def block_places(op: DepthToSpace, shape: Sequence[int]) -> Iterator[tuple[Place, Place]]:
+    """Yield the place of each value of a result, and where in the channels of a pixel it was."""
+    (height, width), (top, left) = op.block, op.first
+    for c, y, x in np.ndindex(*shape[1:]):
+        row, i = divmod(y + top, height)
+        column, j = divmod(x + left, width)
+        yield (c, y, x), (c * height * width + i * width + j, row, column)
+
+
+def depth_to_space(op: DepthToSpace, x: Array, bias: Array, shape: Sequence[int]) -> Array:
+    """Return the channels of x as places, plus a bias for each that is left, within 15 bits."""
+    found = np.zeros(shape, np.int64)
+    for to, of in block_places(op, shape):
+        for n in range(len(x)):
+            found[(n, *to)] = clamp(int(x[(n, *of)]) + int(bias[to[0]]), WIDE)
+    return found
+
+
+def depth_to_space_backward(op: DepthToSpace, shape: Sequence[int], p: Array) -> Array:
+    """Return what each channel of a pixel passes, 0 where it is no place."""
+    given = np.zeros(shape, np.int64)
+    for to, of in block_places(op, p.shape):
+        given[(slice(None), *of)] = p[(slice(None), *to)]
+    return given
 
 
 # Loss and optimiser
