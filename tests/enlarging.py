@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Decoder(nn.Module):
@@ -77,12 +78,44 @@ def _shuffles() -> nn.Module:
     )
 
 
+class Segments(nn.Module):
+    """Two scales joined, the smaller one enlarged between its pixels, and a map twice as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.last = nn.Linear(8 * 64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = F.relu(self.fine(x))
+        coarse = F.relu(self.coarse(fine))
+        near = F.interpolate(coarse, scale_factor=2, mode="bilinear")
+        joined = torch.cat([fine, near], 1)
+        large = F.interpolate(joined, size=(8, 8), mode="bilinear", align_corners=True)
+        found: Tensor = self.last(large.flatten(1))
+        return found
+
+
+def _stretched() -> nn.Module:
+    """A series of a length and a half, and shrunk again."""
+    return nn.Sequential(
+        nn.Conv1d(2, 4, 3),
+        nn.Upsample(scale_factor=1.5, mode="linear"),
+        nn.ReLU(),
+        nn.Upsample(size=6, mode="linear"),
+        nn.Flatten(),
+        nn.LazyLinear(2),
+    )
+
+
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "decoder": (Decoder, (3, 8, 8)),
     "odd": (_odd, (2, 3, 5)),
     "separable": (_separable, (2, 4, 3)),
     "series": (_series, (2, 9)),
     "shuffles": (_shuffles, (2, 6, 3)),
+    "segments": (Segments, (2, 4, 6)),
+    "stretched": (_stretched, (2, 10)),
 }
 
 

@@ -71,6 +71,7 @@ LAYERS: Mapping[ir.Kind, Callable[[], nn.Module]] = {
     "pad": lambda: nn.ZeroPad2d(1),
     "take": call(lambda x: x[:, 1:, ::2]),
     "depth_to_space": lambda: nn.PixelShuffle(2),
+    "resize_linear": lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
     "reshape": lambda: nn.AdaptiveAvgPool2d(1),
     "flatten_nchw": nn.Identity,  # one is before the end
     "avg_pool2d": lambda: nn.AvgPool2d(2),

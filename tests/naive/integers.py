@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from fedkit.engine.integer.constants import Chain, Mix, Read, Requantisation
 from fedkit.engine.ops.depth_to_space import DepthToSpace
 from fedkit.engine.ops.pool import Pool
+from fedkit.engine.ops.resize_linear import ResizeLinear
 from fedkit.engine.ops.take import Take
 from fedkit.engine.plan.conv import Convolution
 from tests.naive.kernels import places
@@ -377,6 +379,42 @@ def depth_to_space_backward(op: DepthToSpace, shape: Sequence[int], p: Array) ->
     for to, of in block_places(op, p.shape):
         given[(slice(None), *of)] = p[(slice(None), *to)]
     return given
+
+
+def _shares(place: float, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the two neighbours of a place, and how much of each it is, with 14 bits."""
+    before = min(int(place), size - 1)
+    after = min(before + 1, size - 1)
+    part = round((place - before) * 2**14)
+    yield before, 2**14 - part
+    yield after, part
+
+
+def resize_shares(
+    op: ResizeLinear, shape: Sequence[int]
+) -> Iterator[tuple[tuple[int, int], tuple[int, int], int]]:
+    """Yield places of a result, of what is read, and how much of that is there, with 28 bits."""
+    for (y, row), (x, column) in product(enumerate(op.rows), enumerate(op.columns)):
+        for (i, of_row), (j, of_column) in product(
+            _shares(row, shape[2]), _shares(column, shape[3])
+        ):
+            yield (y, x), (i, j), of_row * of_column
+
+
+def resize(op: ResizeLinear, x: Array) -> Array:
+    """Return what lies between the places of x."""
+    sums = np.zeros((*x.shape[:2], len(op.rows), len(op.columns)), object)
+    for (to_y, to_x), (of_y, of_x), share in resize_shares(op, x.shape):
+        sums[:, :, to_y, to_x] += x[:, :, of_y, of_x].astype(object) * share
+    return narrowed(sums, 28)
+
+
+def resize_backward(op: ResizeLinear, shape: Sequence[int], p: Array, shift: int) -> Array:
+    """Return what each place gets of all that it is part of."""
+    sums = np.zeros(shape, object)
+    for (to_y, to_x), (of_y, of_x), share in resize_shares(op, shape):
+        sums[:, :, of_y, of_x] += p[:, :, to_y, to_x].astype(object) * share
+    return np.clip(narrowed(sums, 28 + shift, half_even), -WIDE, WIDE)
 
 
 # Loss and optimiser

@@ -16,6 +16,7 @@ from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.depth_to_space import DepthToSpace
 from fedkit.engine.ops.pool import Pool
+from fedkit.engine.ops.resize_linear import ResizeLinear
 from fedkit.engine.ops.take import Take
 from fedkit.engine.plan.conv import Conv, TransposedConv
 from fedkit.engine.plan.function import FunctionOp
@@ -131,6 +132,18 @@ def _depth_to_space(here: Pass, number: int, op: DepthToSpace) -> Tensor:
     return inside if op.bias is None else inside + here.weights[op.bias][:, None, None]
 
 
+def _resize(here: Pass, number: int, op: ResizeLinear) -> Tensor:
+    x = here.read(op.source)
+    for axis, places in ((2, op.rows), (3, op.columns)):
+        last = x.shape[axis] - 1
+        parts = [
+            torch.lerp(x.select(axis, int(p)), x.select(axis, min(int(p) + 1, last)), p - int(p))
+            for p in places
+        ]
+        x = torch.stack(parts, axis)
+    return x
+
+
 def _transposed(here: Pass, number: int, op: TransposedConv) -> Tensor:
     """What a transposed convolution gives, with nothing cut off, as channels for each place."""
     most = here.convs_within.get(number, math.inf)
@@ -166,6 +179,7 @@ MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
     LayerNorm: lambda here, number, op: normalise_examples(op, here.weights, here.read(op.source)),
     PairOp: _pair,
     Pool: _pool,
+    ResizeLinear: _resize,
     Take: _take,
     TransposedConv: _transposed,
 }

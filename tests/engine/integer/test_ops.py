@@ -35,6 +35,7 @@ from fedkit.engine.ops.layer_norm_integer import NumpyLayerNorm
 from fedkit.engine.ops.pair_integer import NumpyPair
 from fedkit.engine.ops.pool import NumpyPool, Pool
 from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.ops.resize_linear import NumpyResizeLinear, ResizeLinear
 from fedkit.engine.ops.take import NumpyTake, Take
 from fedkit.engine.plan.conv import Conv, TransposedConv
 from fedkit.engine.plan.function import FunctionOp
@@ -373,6 +374,23 @@ class CheckedDepthToSpace(NumpyDepthToSpace):
         backend.check_given("depth to space", op.source, given, old, mix)
 
 
+class CheckedResizeLinear(NumpyResizeLinear):
+    backend: CheckedBackend
+
+    def forward(self, read: Read) -> None:
+        super().forward(read)
+        op, raw = self.op, self.backend.raw[self.op.target]
+        x = naive.read(self.backend.x[op.source], read)
+        self.backend.check("resize", raw, naive.resize(op, x))
+
+    def backward(self, chain: Chain, shift: int, mix: Mix | None) -> None:
+        op, backend = self.op, self.backend
+        p, old = backend.slowly_passed(op.target, chain), backend.g.get(op.source)
+        super().backward(chain, shift, mix)
+        given = naive.resize_backward(op, backend.x[op.source].shape, p, shift)
+        backend.check_given("resize", op.source, given, old, mix)
+
+
 CHECKED: dict[type[PlanOp], type[Any]] = {
     Conv: CheckedConv,
     Add: CheckedAdd,
@@ -384,6 +402,7 @@ CHECKED: dict[type[PlanOp], type[Any]] = {
     PairOp: CheckedPair,
     Take: CheckedTake,
     DepthToSpace: CheckedDepthToSpace,
+    ResizeLinear: CheckedResizeLinear,
     TransposedConv: CheckedConv,
 }
 
@@ -476,6 +495,7 @@ def test_every_op_of_functions_and_gates_equals_its_reference() -> None:
 OF_EXAMPLES: dict[type[PlanOp], set[str]] = {
     Take: {"take", "gradient by take"},
     DepthToSpace: {"depth to space", "gradient by depth to space"},
+    ResizeLinear: {"resize", "gradient by resize"},
     TransposedConv: {"conv", "weight gradient", "gradient by conv"},
 }
 
