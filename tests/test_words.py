@@ -59,6 +59,7 @@ SAME_MODULES = {
     "pool": "the pooling ops: of the model graph, and as they train",
     "conv": "the op whose weights are pruned: in plans, and how engines compute it",
     "client_app": "Flower's name for the entry point of a client",
+    "depth_to_space": "channels as places: in the model graph, in integers, and as it trains",
     "emitter": "writes the artifact, one per target",
     "engine": "the engine of its folder",
     "function": "functions of one value: in plans, and how engines compute them",

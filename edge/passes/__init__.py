@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from edge.passes import affine_to_depthwise, fold_bn, fold_flatten, fuse_relu, name_functions
+from edge.passes import (
+    affine_to_depthwise,
+    before_blocks,
+    fold_bn,
+    fold_flatten,
+    fuse_relu,
+    name_functions,
+)
 from fedkit.graph import ir
 from fedkit.graph.verify import verify
 
@@ -23,6 +30,7 @@ def optimise(graph: ir.Graph) -> ir.Graph:
         ExportError: A BatchNorm is left that no target can compute, or a pass broke a rule.
     """
     graph = _exhaust(graph, name_functions.match, name_functions.transform)
+    graph = _exhaust(graph, before_blocks.match, before_blocks.transform)
     graph = _exhaust(graph, fold_bn.match, fold_bn.transform)
     graph = _exhaust(graph, affine_to_depthwise.match, affine_to_depthwise.transform)
     graph = _exhaust(graph, fuse_relu.match, fuse_relu.transform)

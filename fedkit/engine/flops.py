@@ -38,7 +38,8 @@ class WeightUses:
     """How often one example uses each entry of the prunable weights; FLOPs are per example.
 
     Attributes:
-        positions: Per prunable weight, the outputs of one channel, summed over the layer's calls.
+        positions: Per prunable weight, the outputs of one channel, or the inputs of one of a
+            transposed convolution, summed over the layer's calls.
         inner: The same over calls whose input needs a gradient, as that of first layers does not.
     """
 
@@ -96,7 +97,9 @@ def positions(model: nn.Module, example_shape: tuple[int, ...]) -> WeightUses:
     def count(layer: nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Tensor) -> None:
         name, (x,) = prunable.get(id(layer.weight)), (*args, *given.values())
         if name is not None:
-            calls = out.numel() // len(weights[name])
+            # A weight meets each output of its channel, that of a transposed one each input.
+            met = x if getattr(layer, "transposed", False) else out
+            calls = met.numel() // len(weights[name])
             uses[name] += calls
             inner[name] += calls if x.requires_grad else 0
 

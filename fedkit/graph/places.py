@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 from fedkit.graph import ir
-from fedkit.graph.operands import require
-from fedkit.graph.spec import ModelReader
+from fedkit.graph.layouts import map_axis, model_shape
+from fedkit.graph.operands import activation, rank_of, require
+from fedkit.graph.spec import ModelReader, OnnxNode
 
 List = tuple[int, ...] | None
 
@@ -79,6 +82,27 @@ def take(
         return x
     shape = taken_shape(x.shape, places)
     return reader.op("take", node, [x], shape, suffix=suffix, attributes=places)
+
+
+def moved(
+    reader: ModelReader,
+    node: OnnxNode,
+    places: Callable[[int, int], Sequence[int] | NDArray[Any]],
+    suffix: str = "",
+) -> ir.Tensor:
+    """Add what takes places of a node's first operand.
+
+    Args:
+        reader: What reads the file.
+        node: The node.
+        places: (dimension of the file, its size) -> its places; it is tried with two examples.
+        suffix: See `take`.
+    """
+    x, rank = activation(node.operand(0)), rank_of(reader, node)
+    require_examples([int(place) for place in places(0, 2)])
+    sizes = enumerate(model_shape(x.shape, rank), start=1)
+    lists = {map_axis(axis, rank): places(axis, size) for axis, size in sizes}
+    return take(reader, node, x, lists, suffix)
 
 
 def require_examples(places: Sequence[int]) -> None:

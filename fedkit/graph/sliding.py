@@ -21,6 +21,7 @@ _OF_HEIGHT: Mapping[str, int] = {
     "padding": 0,
     "dilation": 1,
     "output_size": 1,
+    "output_padding": 0,
 }
 """What an operator over maps says of their height where it does as that over series."""
 
@@ -84,7 +85,7 @@ def sizes(reader: ModelReader, node: OnnxNode, name: str) -> tuple[int, int]:
     return found[-2], found[-1]
 
 
-def _pads(reader: ModelReader, node: OnnxNode) -> tuple[int, ...]:
+def pads(reader: ModelReader, node: OnnxNode) -> tuple[int, ...]:
     """Return the padding of a node at (top, left, bottom, right)."""
     if rank_of(reader, node) != SERIES:
         return integers(node, "pads", 4, 0)
@@ -98,7 +99,7 @@ def of_onnx(
     """Return the window of a node without padding, and its padding at (top, left)."""
     strides, dilations = sizes(reader, node, "strides"), sizes(reader, node, "dilations")
     window = ir.Window(kernel, strides, dilations)
-    how, pads = node.attribute("auto_pad", "NOTSET"), _pads(reader, node)
+    how, around = node.attribute("auto_pad", "NOTSET"), pads(reader, node)
     if how in ("SAME_UPPER", "SAME_LOWER"):
         size, out = activation(node.operand(0), 4).shape[1:3], reader.shape_of(node)[1:3]
         for axis in range(2):
@@ -108,5 +109,5 @@ def of_onnx(
         top, bottom, left, right = ir.same_padding(size, out, window)
         return window, (top, left) if how == "SAME_UPPER" else (bottom, right)
     require(how in ("NOTSET", "VALID"), f"auto_pad = {how}")
-    require(min(pads) >= 0, f"pads = {list(pads)}; nothing can shrink")
-    return window, (pads[0], pads[1]) if how == "NOTSET" else (0, 0)
+    require(min(around) >= 0, f"pads = {list(around)}; nothing can shrink")
+    return window, (around[0], around[1]) if how == "NOTSET" else (0, 0)

@@ -9,7 +9,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+PRUNABLE = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    nn.Linear,
+)
 """Layers whose weights are pruned."""
 
 BatchNorm = nn.modules.batchnorm._BatchNorm

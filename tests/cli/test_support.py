@@ -59,6 +59,7 @@ LAYERS: Mapping[ir.Kind, Callable[[], nn.Module]] = {
     "conv2d": lambda: nn.Conv2d(4, 4, 3),
     "depthwise_conv2d": lambda: nn.Conv2d(4, 4, 3, groups=4),
     "grouped_conv2d": lambda: nn.Conv2d(4, 4, 3, groups=2),
+    "conv_transpose2d": lambda: nn.ConvTranspose2d(4, 2, 4, stride=2, padding=1),
     "linear": nn.Identity,  # one is at the end
     "affine": call(lambda x: 2 * x - 1),
     "relu": nn.ReLU,
@@ -69,6 +70,8 @@ LAYERS: Mapping[ir.Kind, Callable[[], nn.Module]] = {
     "concat": call(lambda x: torch.cat([x, F.relu(x)], 1)),
     "pad": lambda: nn.ZeroPad2d(1),
     "take": call(lambda x: x[:, 1:, ::2]),
+    "depth_to_space": lambda: nn.PixelShuffle(2),
+    "resize_linear": lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
     "reshape": lambda: nn.AdaptiveAvgPool2d(1),
     "flatten_nchw": nn.Identity,  # one is before the end
     "avg_pool2d": lambda: nn.AvgPool2d(2),
@@ -285,7 +288,10 @@ def test_cells_follow_the_registries(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_nothing_takes_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def odd(channels: int, classes: int) -> nn.Module:
         return nn.Sequential(
-            nn.ConvTranspose2d(channels, 2, 2), nn.Flatten(), nn.Linear(50, classes)
+            nn.Conv2d(channels, 2, 1),
+            nn.Upsample(size=5, mode="bicubic"),
+            nn.Flatten(),
+            nn.Linear(50, classes),
         )
 
     monkeypatch.setitem(MODELS, "odd", ZooModel(odd, 4))

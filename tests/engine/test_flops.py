@@ -222,6 +222,15 @@ def test_such_a_model_costs_what_torch_counts() -> None:
     assert total == [geometry.train_step(masks)]
 
 
+def test_a_transposed_convolution_costs_what_torch_counts() -> None:
+    """Its weights meet its inputs, however far those are apart in what it gives."""
+    layers = nn.ConvTranspose2d(2, 6, 3, stride=2), nn.ConvTranspose2d(6, 4, 4, 3, 1)
+    model = nn.Sequential(*layers)
+    with torchs_count() as found:
+        model(torch.zeros(1, 2, 5, 4)).sum().backward()
+    assert found == [positions(model, (2, 5, 4)).train_step(dense(model))]
+
+
 def test_layers_that_share_a_weight_count_under_its_one_name() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight

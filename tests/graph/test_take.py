@@ -150,9 +150,9 @@ REFUSED: dict[str, tuple[Function, str]] = {
     "rolled as one": (lambda x: x.roll(1), "along several dimensions at once"),
     "places in pairs": (lambda x: x[:, :, [0, 1], [2, 1]], "along several dimensions at once"),
     "nothing": (lambda x: x[:, 4:], "leaves nothing"),
-    "bilinear": (
-        lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
-        "upsample_bilinear2d",
+    "bicubic": (
+        lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+        "upsample_bicubic2d",
     ),
     "ones around": (lambda x: F.pad(x, (1, -1), value=1.0), "constant padding with 1.0; zeros"),
     "places of the input": (
@@ -325,9 +325,9 @@ def test_a_resize_that_rounding_decides_is_refused() -> None:
 
 
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
-    "linear": (
-        lambda: one_node("Resize", "- s", mode="linear", s=floats(1, 1, 2, 2)),
-        "a resize by linear interpolation; mode nearest can be",
+    "cubic": (
+        lambda: one_node("Resize", "- s", mode="cubic", s=floats(1, 1, 2, 2)),
+        "a resize by cubic interpolation; nearest and linear can be",
     ),
     "by a region": (
         lambda: one_node(

@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import Chain, Mix, Read, Requantisation
+from fedkit.engine.ops.depth_to_space import DepthToSpace
 from fedkit.engine.ops.pool import Pool
+from fedkit.engine.ops.resize_linear import ResizeLinear
 from fedkit.engine.ops.take import Take
-from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.conv import Convolution
 from tests.naive.kernels import places
 
 Array = NDArray[Any]
@@ -260,7 +263,9 @@ def of_blocks(x: Array, groups: int) -> Array:
 # Ops: windows by `places`, examples and channels one by one
 
 
-def convolve(op: Conv, x: Array, weight: Array, bias: Array, plane: tuple[int, ...]) -> Array:
+def convolve(
+    op: Convolution, x: Array, weight: Array, bias: Array, plane: tuple[int, ...]
+) -> Array:
     """Return the sums of weight [outputs, inputs of a group, ky, kx] times x, plus the bias."""
     outputs, inputs = weight.shape[:2]
     y = np.zeros((len(x), outputs, *plane), np.int64)
@@ -274,7 +279,7 @@ def convolve(op: Conv, x: Array, weight: Array, bias: Array, plane: tuple[int, .
     return y
 
 
-def convolve_backward(op: Conv, x: Array, weight: Array, p: Array) -> tuple[Array, Array]:
+def convolve_backward(op: Convolution, x: Array, weight: Array, p: Array) -> tuple[Array, Array]:
     """Return the sums that x gets of p, and those that the weight gets."""
     outputs, inputs = weight.shape[:2]
     to_x, to_weight = np.zeros(x.shape, np.int64), np.zeros(weight.shape, np.int64)
@@ -288,7 +293,7 @@ def convolve_backward(op: Conv, x: Array, weight: Array, p: Array) -> tuple[Arra
     return to_x, to_weight
 
 
-def _each(op: Conv, plane: tuple[int, ...], outputs: int) -> Any:
+def _each(op: Convolution, plane: tuple[int, ...], outputs: int) -> Any:
     for place in places(op, plane, op.dilation):
         for output in range(outputs):
             yield place, output
@@ -357,6 +362,68 @@ def affine(x: Array, m: Array, added: Array, shift: Array) -> Array:
         sums = int(m[at[1]]) * int(value) + int(added[at[1]])
         found[at] = clamp(half_up(sums, int(shift[at[1]])), WIDE)
     return found
+
+
+def block_places(op: DepthToSpace, shape: Sequence[int]) -> Iterator[tuple[Place, Place]]:
+    """Yield the place of each value of a result, and where in the channels of a pixel it was."""
+    (height, width), (top, left) = op.block, op.first
+    for c, y, x in np.ndindex(*shape[1:]):
+        row, i = divmod(y + top, height)
+        column, j = divmod(x + left, width)
+        yield (c, y, x), (c * height * width + i * width + j, row, column)
+
+
+def depth_to_space(op: DepthToSpace, x: Array, bias: Array, shape: Sequence[int]) -> Array:
+    """Return the channels of x as places, plus a bias for each that is left, within 15 bits."""
+    found = np.zeros(shape, np.int64)
+    for to, of in block_places(op, shape):
+        for n in range(len(x)):
+            found[(n, *to)] = clamp(int(x[(n, *of)]) + int(bias[to[0]]), WIDE)
+    return found
+
+
+def depth_to_space_backward(op: DepthToSpace, shape: Sequence[int], p: Array) -> Array:
+    """Return what each channel of a pixel passes, 0 where it is no place."""
+    given = np.zeros(shape, np.int64)
+    for to, of in block_places(op, p.shape):
+        given[(slice(None), *of)] = p[(slice(None), *to)]
+    return given
+
+
+def _shares(place: float, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the two neighbours of a place, and how much of each it is, with 14 bits."""
+    before = min(int(place), size - 1)
+    after = min(before + 1, size - 1)
+    part = round((place - before) * 2**14)
+    yield before, 2**14 - part
+    yield after, part
+
+
+def resize_shares(
+    op: ResizeLinear, shape: Sequence[int]
+) -> Iterator[tuple[tuple[int, int], tuple[int, int], int]]:
+    """Yield places of a result, of what is read, and how much of that is there, with 28 bits."""
+    for (y, row), (x, column) in product(enumerate(op.rows), enumerate(op.columns)):
+        for (i, of_row), (j, of_column) in product(
+            _shares(row, shape[2]), _shares(column, shape[3])
+        ):
+            yield (y, x), (i, j), of_row * of_column
+
+
+def resize(op: ResizeLinear, x: Array) -> Array:
+    """Return what lies between the places of x."""
+    sums = np.zeros((*x.shape[:2], len(op.rows), len(op.columns)), object)
+    for (to_y, to_x), (of_y, of_x), share in resize_shares(op, x.shape):
+        sums[:, :, to_y, to_x] += x[:, :, of_y, of_x].astype(object) * share
+    return narrowed(sums, 28)
+
+
+def resize_backward(op: ResizeLinear, shape: Sequence[int], p: Array, shift: int) -> Array:
+    """Return what each place gets of all that it is part of."""
+    sums = np.zeros(shape, object)
+    for (to_y, to_x), (of_y, of_x), share in resize_shares(op, shape):
+        sums[:, :, of_y, of_x] += p[:, :, to_y, to_x].astype(object) * share
+    return np.clip(narrowed(sums, 28 + shift, half_even), -WIDE, WIDE)
 
 
 # Loss and optimiser

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.pool import Pool
-from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.conv import Conv, Convolution
 from fedkit.engine.plan.layer_norm import LayerNorm
 from fedkit.engine.plan.structure import Activation, Norm, Pair, Plan, PlanOp
 
@@ -219,7 +219,7 @@ def _per_channel(values: Array) -> Array:
 
 
 def places(
-    op: Conv | Pool, plane: tuple[int, ...], dilation: Pair = (1, 1)
+    op: Convolution | Pool, plane: tuple[int, ...], dilation: Pair = (1, 1)
 ) -> Iterator[tuple[int, int, int, int, int, int]]:
     """Yield (ky, kx, oy, ox, y, x): output (oy, ox) sees input (y, x) at (ky, kx)."""
     reach = [dilation[axis] * (op.kernel[axis] - 1) for axis in (0, 1)]

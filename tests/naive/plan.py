@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.affine import Affine
 from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.depth_to_space import DepthToSpace
 from fedkit.engine.ops.pool import Pool
+from fedkit.engine.ops.resize_linear import ResizeLinear
 from fedkit.engine.ops.take import Take
-from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.conv import Conv, TransposedConv
 from fedkit.engine.plan.function import FunctionOp
 from fedkit.engine.plan.layer_norm import GroupNorm, LayerNorm
 from fedkit.engine.plan.pair import PairOp
@@ -125,17 +127,68 @@ def _affine(here: Pass, number: int, op: Affine) -> Tensor:
     return scale * here.read(op.source) + shift
 
 
+def _depth_to_space(here: Pass, number: int, op: DepthToSpace) -> Tensor:
+    _, _, *size = here.raw[op.target].shape
+    n, channels, *plane = (x := here.read(op.source)).shape
+    patches = x.reshape(n, channels, -1)  # fold puts them side by side: channels, then places
+    rows, columns = (p * b for p, b in zip(plane, op.block, strict=True))
+    whole = F.fold(patches, (rows, columns), op.block, stride=op.block)
+    (top, left), (height, width) = op.first, size
+    inside = whole[:, :, top : top + height, left : left + width]
+    return inside if op.bias is None else inside + here.weights[op.bias][:, None, None]
+
+
+def _resize(here: Pass, number: int, op: ResizeLinear) -> Tensor:
+    x = here.read(op.source)
+    for axis, places in ((2, op.rows), (3, op.columns)):
+        last = x.shape[axis] - 1
+        parts = [
+            torch.lerp(x.select(axis, int(p)), x.select(axis, min(int(p) + 1, last)), p - int(p))
+            for p in places
+        ]
+        x = torch.stack(parts, axis)
+    return x
+
+
+def _transposed(here: Pass, number: int, op: TransposedConv) -> Tensor:
+    """What a transposed convolution gives, with nothing cut off, as channels for each place."""
+    most = here.convs_within.get(number, math.inf)
+    x, weight = here.read(op.source).clamp(-most, most), here.weights[op.weight]
+    weight = weight.reshape(*weight.shape[:2], *op.size)
+    given = F.conv_transpose2d(x, weight, None, op.step, dilation=op.gap, groups=op.groups)
+    _, channels, height, width = here.raw[op.target].shape
+    # As many blocks of zeros before and behind as its padding gives, less what kernels reach.
+    before = [s * (p - k + 1) for s, p, k in zip(op.step, op.padding, op.kernel, strict=True)]
+    room = x.new_zeros((len(x), given.shape[1], height * op.step[0], width * op.step[1]))
+    for y, x_, from_y, from_x in _overlap(before, given.shape[2:], room.shape[2:]):
+        room[:, :, y, x_] = given[:, :, from_y, from_x]
+    return F.unfold(room, op.step, stride=op.step).reshape(len(x), channels, height, width)
+
+
+def _overlap(before: list[int], size: Any, room: Any) -> list[tuple[slice, ...]]:
+    """Return where a map that begins so far inside meets a room, there and in the map."""
+    places = [
+        (max(0, b), min(r, b + s), max(0, b)) for b, s, r in zip(before, size, room, strict=True)
+    ]
+    there = [slice(first, last) for first, last, _ in places]
+    here = [slice(first - b, last - b) for b, (first, last, _) in zip(before, places, strict=True)]
+    return [(*there, *here)]
+
+
 MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
     Affine: _affine,
     Add: lambda here, number, op: here.read(op.left) + here.read(op.right),
     Conv: _conv,
     Copy: _copy,
+    DepthToSpace: _depth_to_space,
     GroupNorm: lambda here, number, op: normalise_groups(op, here.weights, here.read(op.source)),
     FunctionOp: lambda here, number, op: FUNCTIONS[op.kind](here.read(op.source), *op.settings),
     LayerNorm: lambda here, number, op: normalise_examples(op, here.weights, here.read(op.source)),
     PairOp: _pair,
     Pool: _pool,
+    ResizeLinear: _resize,
     Take: _take,
+    TransposedConv: _transposed,
 }
 """What each op computes; the test of a new op adds its own."""
 

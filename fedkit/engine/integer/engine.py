@@ -28,6 +28,7 @@ from fedkit.engine.integer.program import IntegerProgram, Mode
 from fedkit.engine.kernels import native
 from fedkit.engine.ops.registry import check_integer
 from fedkit.engine.plan.checks import check_inputs
+from fedkit.engine.plan.conv import arranged
 from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.structure import Plan
 from fedkit.engine.planned import PlannedEngine
@@ -276,14 +277,16 @@ def _add_gradients(program: IntegerProgram, names: Sequence[str], sums: Gradient
         counts = np.diff(network.row_ends(ends[name]), prepend=0)
         unit = np.repeat(program.gradient_units[name], counts)
         values = network.part(name, program.gradient) * unit
-        shape = network.plan.weights[name]
-        gradient = values.reshape(shape).astype(np.float32)
+        gradient = network.parameters.dense(name, values).astype(np.float32)
         sums[name] = sums[name] + gradient if name in sums else gradient
 
 
 def _mask_gradient(program: IntegerProgram, masks: Masks) -> None:
     for name, mask in masks.items():
-        program.network.part(name, program.gradient)[:] *= mask.reshape(-1)
+        network = program.network
+        kept = arranged(mask, network.parameters.order(name))
+        inside = network.parameters.kept.get(name, slice(None))
+        network.part(name, program.gradient)[:] *= kept[inside]
 
 
 def quantize_inputs(inputs: NDArray[np.float32]) -> tuple[NDArray[np.int8], float]:

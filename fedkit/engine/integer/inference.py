@@ -40,7 +40,8 @@ class Integers:
 
     Attributes:
         state: The state with weights that are exactly their codes times a step per channel.
-        weights: Name of a layer's weight -> its codes, int8, of its shape; 0 where pruned.
+        weights: Name of a layer's weight -> its codes, int8, of its shape; 0 where pruned. Of a
+            transposed convolution there are none, as several steps share a channel.
         outputs: Name of a layer's weight -> what is read of that layer's output, where no batch
             changes it and all who read it do it alike.
     """
@@ -59,20 +60,21 @@ def integers(engine: IntegerEngine, state: ModelState) -> Integers:
     program = engine.program(state, "evaluate", 1)
     codes, real = dict[str, NDArray[np.int8]](), dict(state.weights)
     for number, layer in program.network.layers.items():
-        name = layer.geometry.op.weight
-        codes[name], real[name] = _weights(program.network, number, state.weights[name].shape)
+        name, parameters = layer.geometry.op.weight, program.network.parameters
+        own, worth = _weights(program.network, number)
+        real[name] = parameters.whole(name, worth)
+        if parameters.order(name) is None:
+            codes[name] = own.reshape(real[name].shape)
     return Integers(replace(state, weights=real), codes, dict(_outputs(program)))
 
 
-def _weights(
-    network: IntegerNetwork, number: int, shape: tuple[int, ...]
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return a layer's codes, and what they are worth."""
+def _weights(network: IntegerNetwork, number: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return the codes of a layer's convolution, and what they are worth."""
     # As if no bias were so large that its channel computes it alone.
-    codes = network.codes(number, np.zeros(shape[0]))
-    values = full_weight(network, number, codes.values).reshape(shape)
-    step = codes.scale.reshape(-1, *[1] * (len(shape) - 1))
-    return values.astype(np.int8), (values * step).astype(np.float32)
+    codes = network.codes(number, np.zeros(network.layers[number].geometry.target[0]))
+    values = full_weight(network, number, codes.values)
+    worth = values * codes.scale[:, None, None, None]
+    return values.astype(np.int8), worth.astype(np.float32)
 
 
 def _outputs(program: IntegerProgram) -> Iterator[tuple[str, Reading]]:
@@ -81,8 +83,10 @@ def _outputs(program: IntegerProgram) -> Iterator[tuple[str, Reading]]:
         readers = [n for n, other in enumerate(plan.ops) if op.target in other.sources]
         alike = len({reads.get(n) for n in readers}) == 1 and readers[0] in reads
         layer = program.network.layers.get(number)
-        if layer is not None and alike and op.target != plan.output:
+        weight = layer.geometry.op.weight if layer is not None else ""
+        is_own = weight and program.network.parameters.order(weight) is None
+        if is_own and alike and op.target != plan.output:
             yield (
-                layer.geometry.op.weight,
+                weight,
                 Reading(*reads[readers[0]], plan.tensors[op.target].activation == "none"),
             )

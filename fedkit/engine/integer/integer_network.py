@@ -11,15 +11,8 @@ from numpy.typing import NDArray
 
 from fedkit.core.numerics import MOST_SHIFT, shift_right_half_even
 from fedkit.engine.integer.constants import CLIP, Ints, Reals, to_int32
-from fedkit.engine.kernels.network import (
-    Layer,
-    Parameters,
-    check_masks,
-    check_state,
-    geometries,
-    make_layer,
-)
-from fedkit.engine.plan.conv import Conv
+from fedkit.engine.kernels.network import Layer, check_masks, check_state, layers_of
+from fedkit.engine.plan.conv import Convolution
 from fedkit.engine.plan.structure import Norm, Plan
 from fedkit.sparse.rows import reduce_rows
 from fedkit.sparse.state import Masks, ModelState
@@ -73,12 +66,7 @@ class IntegerNetwork:
     def __init__(self, plan: Plan, masks: Masks, bits: int, lanes: int) -> None:
         check_masks(plan, masks)
         self.plan, self.masks, self.bits, self.lanes = plan, masks, bits, lanes
-        self.layers: dict[int, Layer] = {
-            number: make_layer(geometry, masks[geometry.op.weight])
-            for number, geometry in geometries(plan, lanes)
-        }
-        dense = frozenset(layer.geometry.op.weight for layer in self.layers.values() if layer.dense)
-        self.parameters = Parameters(plan.weights, masks, dense)
+        self.layers, self.parameters = layers_of(plan, masks, lanes)
         self.weights = np.zeros(len(self.parameters.values), np.int32)
         self.velocity = np.zeros_like(self.weights)
         self.points = dict.fromkeys(plan.weights, 0)
@@ -209,7 +197,7 @@ class IntegerNetwork:
         group = output // (geometry.target[0] // geometry.op.groups)
         return group * geometry.inputs + place // math.prod(geometry.op.kernel)
 
-    def _op(self, number: int) -> Conv:
+    def _op(self, number: int) -> Convolution:
         return self.layers[number].geometry.op
 
     def _row_ends(self, layer: Layer) -> Ints:

@@ -151,4 +151,15 @@ struct int_take {
     int32_t accumulate;
 };
 
+/* As `struct blocks`, of whose fields `where` has the sizes alone. */
+struct int_blocks {
+    struct int_tensor *source, *target;
+    struct int_read read;
+    struct int_chain chain;
+    struct int_mix mix;
+    struct blocks where;
+    const int32_t *bias;           /* [target channels]; NULL: 0 */
+    int32_t accumulate;
+};
+
 #endif

@@ -158,4 +158,15 @@ struct take {
     int32_t accumulate;
 };
 
+/* Channels as places: pixel (y, x) of channel c * step_y * step_x + i * step_x + j is pixel
+ * (y * step_y + i - top, x * step_x + j - left) of channel c, if there is one. */
+struct blocks {
+    struct tensor *source, *target;
+    const float *bias;                     /* [target channels]; NULL: 0 */
+    float *bias_gradient;
+    int32_t in_height, in_width, out_height, out_width;
+    int32_t step_y, step_x, top, left;
+    int32_t accumulate;
+};
+
 #endif

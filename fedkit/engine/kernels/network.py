@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import EngineError
 from fedkit.engine.kernels import native
-from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.conv import Convolution, Order, arranged, restored
 from fedkit.engine.plan.geometry import Geometry, Taps, backward_taps, forward_taps
 from fedkit.engine.plan.structure import Norm, Plan
 from fedkit.sparse.state import Masks, ModelState, Weights
@@ -27,6 +27,12 @@ Array = NDArray[Any]
 class Parameters:
     """All weights a network trains, in one vector: of each pruned layer only those kept.
 
+    Args:
+        shapes: Of the parameters.
+        masks: Which weights of each layer are kept, in the order of its convolution.
+        dense: Layers that have all their weights in the vector.
+        orders: For each layer whose convolution has another order than the parameter, that.
+
     Attributes:
         values: float32 [n].
         kept: Flat positions of the kept weights of each sparse layer, int64 ascending; a layer
@@ -36,15 +42,20 @@ class Parameters:
     """
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], masks: Masks, dense: frozenset[str]
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        masks: Masks,
+        dense: frozenset[str],
+        orders: Mapping[str, Order],
     ) -> None:
-        self._shapes = shapes
+        self._shapes, self._orders = shapes, orders
         self.kept = {n: np.flatnonzero(m) for n, m in masks.items() if n not in dense}
         self.pruned = {n: ~m.reshape(-1) for n, m in masks.items() if n in dense and not m.all()}
         self._parts: dict[str, slice] = {}
         total = 0
         for name, shape in shapes.items():
-            size = len(self.kept[name]) if name in self.kept else math.prod(shape)
+            whole = len(orders[name]) if name in orders else math.prod(shape)
+            size = len(self.kept[name]) if name in self.kept else whole
             self._parts[name] = slice(total, total + size)
             total += size
         self.values = np.zeros(total, np.float32)
@@ -56,22 +67,37 @@ class Parameters:
     def load(self, weights: Weights) -> None:
         """Copy the kept weights of dense arrays."""
         for name in self._shapes:
-            flat = weights[name].reshape(-1)
+            flat = arranged(weights[name], self._orders.get(name))
             kept = self.kept.get(name)
             self.part(name, self.values)[:] = flat if kept is None else flat[kept]
         self.mask_gradient(self.values)
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """Return dense arrays, 0 where pruned."""
-        found = {}
-        for name, shape in self._shapes.items():
-            kept = self.kept.get(name)
-            if kept is None:
-                found[name] = self.part(name, self.values).reshape(shape).copy()
-            else:
-                found[name] = np.zeros(shape, np.float32)
-                found[name].reshape(-1)[kept] = self.part(name, self.values)
-        return found
+        return {
+            name: self.dense(name, self.part(name, self.values)).copy() for name in self._shapes
+        }
+
+    def dense(self, name: str, part: Array) -> Array:
+        """Return what a parameter has of a vector in its own shape, 0 where pruned.
+
+        It may share memory with the part.
+        """
+        kept = self.kept.get(name)
+        if kept is None:
+            return self.whole(name, part)
+        order, shape = self._orders.get(name), self._shapes[name]
+        found = np.zeros(math.prod(shape) if order is None else len(order), part.dtype)
+        found[kept] = part
+        return self.whole(name, found)
+
+    def whole(self, name: str, values: Array) -> Array:
+        """Return all values of a layer, pruned or not, in the shape and order of its parameter."""
+        return restored(values, self._orders.get(name), self._shapes[name])
+
+    def order(self, name: str) -> Order | None:
+        """Return the order of a layer's convolution, None if it is that of the parameter."""
+        return self._orders.get(name)
 
     def mask_gradient(self, gradient: Array) -> None:
         """Set the gradients of pruned weights in dense layers to 0."""
@@ -178,12 +204,7 @@ class Network:
     def __init__(self, plan: Plan, masks: Masks, kernels: native.Kernels) -> None:
         check_masks(plan, masks)
         self.plan, self.kernels, self.masks = plan, kernels, masks
-        self.layers = {
-            number: make_layer(geometry, masks[geometry.op.weight])
-            for number, geometry in geometries(plan, kernels.lanes)
-        }
-        dense = frozenset(layer.geometry.op.weight for layer in self.layers.values() if layer.dense)
-        self.parameters = Parameters(plan.weights, masks, dense)
+        self.layers, self.parameters = layers_of(plan, masks, kernels.lanes)
         self.norms = {
             index: NormState(tensor.norm, tensor.shape[0])
             for index, tensor in enumerate(plan.tensors)
@@ -209,10 +230,24 @@ class Network:
         return sum(array.nbytes for array in known) + indices + sum(tables.values())
 
 
+def layers_of(plan: Plan, masks: Masks, lanes: int) -> tuple[dict[int, Layer], Parameters]:
+    """Return the convolutions of a plan under masks, by their numbers, and room for all weights."""
+    found = dict(geometries(plan, lanes))
+    orders = {
+        geometry.op.weight: order
+        for geometry in found.values()
+        if (order := geometry.op.order(plan.weights[geometry.op.weight])) is not None
+    }
+    own = {name: arranged(mask, orders.get(name)) for name, mask in masks.items()}
+    layers = {n: make_layer(geometry, own[geometry.op.weight]) for n, geometry in found.items()}
+    dense = frozenset(layer.geometry.op.weight for layer in layers.values() if layer.dense)
+    return layers, Parameters(plan.weights, own, dense, orders)
+
+
 def geometries(plan: Plan, lanes: int) -> Iterator[tuple[int, Geometry]]:
     """Yield the number of each convolution and its geometry in tiles of `lanes` examples."""
     for number, op in enumerate(plan.ops):
-        if isinstance(op, Conv):
+        if isinstance(op, Convolution):
             source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
             yield number, _geometry(op, source, target, lanes)
 

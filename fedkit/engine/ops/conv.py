@@ -14,7 +14,7 @@ from fedkit.engine.kernels.network import Layer, Network, Parameters
 from fedkit.engine.kernels.structs import Array, Tensors, part, pointer
 from fedkit.engine.ops.conv_integer import INTEGER
 from fedkit.engine.ops.family import Example, Family
-from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.conv import Conv, Convolution
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.geometry import Padding
 from fedkit.engine.plan.structure import StoredTensor
@@ -77,12 +77,12 @@ class CConv(ctypes.Structure):
     )
 
 
-class FloatConv(FloatOp[Conv]):
+class FloatConv(FloatOp[Convolution]):
     """Works off the batch part by part, so that a part's planes stay in a core's cache."""
 
     takes_moments = True
 
-    def __init__(self, op: Conv, number: int, work: Workspace) -> None:
+    def __init__(self, op: Convolution, number: int, work: Workspace) -> None:
         super().__init__(op, number, work)
         self._layer = work.network.layers[number]
         self.tiles_per_part = self._layer.geometry.tiles_per_part
@@ -178,7 +178,7 @@ class FloatConv(FloatOp[Conv]):
             yield room[: last - first]
 
 
-def _reads_plain(source: StoredTensor, op: Conv) -> bool:
+def _reads_plain(source: StoredTensor, op: Convolution) -> bool:
     """Say whether a convolution's inputs lie in memory just as it reads them."""
     return source.norm is None and source.activation == "none" and op.padding == (0, 0)
 

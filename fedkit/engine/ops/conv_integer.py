@@ -27,7 +27,7 @@ from fedkit.engine.integer.numpy_backend import Array, NumpyOp, across, padded, 
 from fedkit.engine.kernels import int_native, native
 from fedkit.engine.kernels.network import Layer
 from fedkit.engine.kernels.structs import pointer
-from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.conv import Convolution
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.geometry import Geometry, Taps
 
@@ -42,7 +42,7 @@ Sums = NDArray[np.int64]
 # Units
 
 
-class IntegerConv(IntegerOp[Conv]):
+class IntegerConv(IntegerOp[Convolution]):
     """Codes of few bits times codes of few bits; gradients are rounded at random to as few."""
 
     raw_is_output = True
@@ -103,7 +103,7 @@ class IntegerConv(IntegerOp[Conv]):
 # In numpy
 
 
-class NumpyConv(NumpyOp[Conv]):
+class NumpyConv(NumpyOp[Convolution]):
     """One product of matrices per place in the kernel."""
 
     weights: Array
@@ -153,7 +153,7 @@ class NumpyConv(NumpyOp[Conv]):
         return flat if kept is None else flat[kept], p.sum((0, 2, 3))
 
 
-def _taps(op: Conv, weights: Array) -> Iterator[tuple[tuple[int, int], Array]]:
+def _taps(op: Convolution, weights: Array) -> Iterator[tuple[tuple[int, int], Array]]:
     for ky, kx in np.ndindex(*op.kernel):
         yield (ky, kx), weights[:, :, ky, kx]
 
@@ -245,10 +245,10 @@ class IntConv(ctypes.Structure):
     )
 
 
-class NativeConv(NativeOp[Conv]):
+class NativeConv(NativeOp[Convolution]):
     """Each weight lies in memory once per order in which a map reads it."""
 
-    def __init__(self, op: Conv, number: int, backend: NativeBackend) -> None:
+    def __init__(self, op: Convolution, number: int, backend: NativeBackend) -> None:
         super().__init__(op, number, backend)
         layer = self._layer = backend.network.layers[number]
         backend.reserve(scratch_bytes(layer.geometry))

@@ -27,10 +27,10 @@ from fedkit.graph.layouts import RANKS
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
 
 _INSTEAD = (
-    "replace them by Conv2d, Conv1d, Linear, BatchNorm, L1BatchNorm2d, GroupNorm, InstanceNorm, "
-    "LayerNorm, L1LayerNorm, ReLU, ReLU6, sigmoid, SiLU, GELU and other functions of one value, "
-    "sums, products, concatenations of channels, max and average pooling and flatten, or use the "
-    "torch engine"
+    "replace them by Conv2d, Conv1d, Linear, ConvTranspose2d, ConvTranspose1d, BatchNorm, "
+    "L1BatchNorm2d, GroupNorm, InstanceNorm, LayerNorm, L1LayerNorm, ReLU, ReLU6, sigmoid, SiLU, "
+    "GELU and other functions of one value, sums, products, concatenations of channels, max and "
+    "average pooling, resizes and flatten, or use the torch engine"
 )
 
 _PASSES = 4

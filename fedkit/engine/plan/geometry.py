@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.conv import Convolution
 from fedkit.engine.plan.structure import Shape
 
 Offsets = NDArray[np.int32]
@@ -59,7 +59,7 @@ class Phase:
 class Geometry:
     """One convolution between tensors of fixed shapes."""
 
-    op: Conv
+    op: Convolution
     source: Shape
     target: Shape
     lanes: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,7 +152,7 @@ class SparseEngine(PlannedEngine):
 
         def collect(program: SparseProgram, number: int, name: str) -> None:
             if name in amounts:
-                found[name] = _top(program, number, state.masks[name], amounts[name])
+                found[name] = self._top(program, number, name, amounts[name])
 
         self._visit_layers(state, examples, collect)
         return {name: found[name] for name in amounts}
@@ -197,11 +197,29 @@ class SparseEngine(PlannedEngine):
 
         return _at_layers(program, add)
 
+    def _top(self, program: SparseProgram, number: int, name: str, amount: int) -> Entries:
+        top, start = StreamingTopK(amount), 0
+        kept = program.network.masks[name].reshape(-1)
+        for tile in self._tiles(program, number, name):
+            positions = start + np.flatnonzero(~kept[start : start + tile.size])
+            top.push(positions, tile.reshape(-1)[positions - start])
+            start += tile.size
+        return top.entries()
+
+    def _tiles(
+        self, program: SparseProgram, number: int, name: str
+    ) -> Iterable[NDArray[np.float32]]:
+        """Return the gradients of all entries of a weight, in order, in parts."""
+        if program.network.parameters.order(name) is not None:
+            return [self._full_gradient(program, number, name)]
+        taps = program.network.layers[number].geometry.full_taps
+        return program.full_gradient(number, rows=max(1, _TILE // taps))
+
     def _full_gradient(self, program: SparseProgram, number: int, name: str) -> NDArray[np.float32]:
-        shape = self.layout.weights[name]
+        network = program.network
         # All rows at once: the inputs are packed anew for every tile.
-        (whole,) = program.full_gradient(number, rows=shape[0])
-        return whole.reshape(shape)
+        (whole,) = program.full_gradient(number, rows=network.layers[number].geometry.target[0])
+        return np.asarray(network.parameters.whole(name, whole), np.float32)
 
     def program(self, state: ModelState, mode: Mode, batch: int) -> SparseProgram:
         """Return a program for batches of up to `batch` examples, loaded with `state`.
@@ -252,13 +270,3 @@ def _at_layers(
             visit(program, number, layer.geometry.op.weight)
 
     return before
-
-
-def _top(program: SparseProgram, number: int, mask: NDArray[np.bool_], amount: int) -> Entries:
-    taps = program.network.layers[number].geometry.full_taps
-    top, kept, start = StreamingTopK(amount), mask.reshape(-1), 0
-    for tile in program.full_gradient(number, rows=max(1, _TILE // taps)):
-        positions = start + np.flatnonzero(~kept[start : start + tile.size])
-        top.push(positions, tile.reshape(-1)[positions - start])
-        start += tile.size
-    return top.entries()

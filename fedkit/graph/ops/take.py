@@ -6,22 +6,22 @@ readers make lists, and all that comes behind them knows one op.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.graph import ir
-from fedkit.graph.layouts import map_axis, model_shape
 from fedkit.graph.operands import activation, constant, rank_of, require, require_small
 from fedkit.graph.ops.moves import PADS, PADS_ONNX, read_reshape
+from fedkit.graph.ops.resize import RESIZES_ONNX
 from fedkit.graph.places import (
     EXAMPLES_MOVE,
     MANY_EXAMPLES,
     Places,
+    moved,
     places_of,
-    require_examples,
     sizes_of,
     take,
     taken_shape,
@@ -125,27 +125,6 @@ _ATEN: dict[str, Aten] = {
 # Of ONNX
 
 
-def _moved(
-    reader: ModelReader,
-    node: OnnxNode,
-    places: Callable[[int, int], Sequence[int] | NDArray[Any]],
-    suffix: str = "",
-) -> ir.Tensor:
-    """Add what takes places of a node's first operand.
-
-    Args:
-        reader: What reads the file.
-        node: The node.
-        places: (dimension of the file, its size) -> its places; it is tried with two examples.
-        suffix: See `take`.
-    """
-    x, rank = activation(node.operand(0)), rank_of(reader, node)
-    require_examples([int(place) for place in places(0, 2)])
-    sizes = enumerate(model_shape(x.shape, rank), start=1)
-    lists = {map_axis(axis, rank): places(axis, size) for axis, size in sizes}
-    return take(reader, node, x, lists, suffix)
-
-
 def _read_slice(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     rank = rank_of(reader, node)
     starts, ends = node.setting("starts", 1, ()), node.setting("ends", 2, ())
@@ -158,7 +137,7 @@ def _read_slice(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     }
     every = range(MANY_EXAMPLES)
     require(every[slices.get(0, slice(None))] == every, EXAMPLES_MOVE)
-    return _moved(reader, node, lambda axis, size: range(size)[slices.get(axis, slice(None))])
+    return moved(reader, node, lambda axis, size: range(size)[slices.get(axis, slice(None))])
 
 
 def _read_split(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
@@ -166,7 +145,7 @@ def _read_split(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     require(along != 0, "a split of examples; each stays by itself")
     *before, own = [shape[along] for shape in node.shapes[: node.number + 1]]
     first = sum(before)
-    return _moved(
+    return moved(
         reader,
         node,
         lambda axis, size: range(first, first + own) if axis == along else range(size),
@@ -186,107 +165,22 @@ def _read_gather(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
         return np.asarray(np.atleast_1d(indices % size))
 
     suffix = "" if indices.ndim else ".kept"
-    return read_reshape(reader, node, _moved(reader, node, places, suffix))
+    return read_reshape(reader, node, moved(reader, node, places, suffix))
 
 
 def _read_tile(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     repeats = node.setting("repeats", 1, ())
     require_small(reader.shape_of(node))
     require(len(repeats) == rank_of(reader, node), f"repeats {repeats}, not one per dimension")
-    return _moved(reader, node, lambda axis, size: list(range(size)) * int(repeats[axis]))
+    return moved(reader, node, lambda axis, size: list(range(size)) * int(repeats[axis]))
 
-
-def _read_resize(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
-    """Read a Resize or Upsample to the nearest."""
-    mode = node.attribute("mode", "nearest")
-    require(mode == "nearest", f"a resize by {mode} interpolation; mode nearest can be")
-    is_old = node.opset < _RESIZES
-    coordinates = node.attribute("coordinate_transformation_mode", "half_pixel")
-    coordinates = "asymmetric" if is_old else coordinates
-    nearest = "floor" if is_old else node.attribute("nearest_mode", "round_prefer_floor")
-    known = coordinates in _COORDINATES and nearest in _NEAREST
-    require(known, f"a resize by the coordinates {coordinates}, nearest {nearest}")
-    policy = node.attribute("keep_aspect_ratio_policy", "stretch")
-    require(policy == "stretch", f"a resize that keeps the aspect ratio ({policy})")
-    rank, out = rank_of(reader, node), node.shapes[0]
-    axes = [axis % rank for axis in node.attribute("axes", range(rank))]
-    scales = node.setting("scales", 1 if is_old else 2) or ()
-    require(len(scales) in (0, len(axes)), f"{len(scales)} scales for the axes {axes}")
-    given = dict(zip(axes, map(float, scales), strict=False))
-
-    def places(axis: int, size: int) -> NDArray[Any]:
-        if axis == 0:
-            return np.arange(2 * out[0])  # of two examples for one
-        scale = given.get(axis, out[axis] / size)
-        require(scale >= 1 or not is_old, "a resize that shrinks, which opset 11 first defines")
-        found = {
-            tuple(_resized(coordinates, nearest, (size, out[axis], length), kind(scale)).tolist())
-            for length in (out[axis], scale * size)
-            for kind in (np.float32, np.float64)
-        }
-        require(len(found) == 1, f"a resize by {scale:.9g}, which runtimes round in several ways")
-        return np.array(found.pop())
-
-    require_small(reader.shape_of(node))
-    return _moved(reader, node, places)
-
-
-_RESIZES = 11
-"""Opset from which a resize says how it counts."""
-
-Numbers = NDArray[Any]
-Sizes = tuple[int, int, float]
-"""Of what is read, of the result, and of the result before it was rounded down."""
-
-
-def _resized(coordinates: str, nearest: str, sizes: Sizes, scale: np.floating[Any]) -> Numbers:
-    """Return which place each place of a result is, in numbers of the scale's type."""
-    kind, (size, out, _) = scale.dtype.type, sizes
-    found = _COORDINATES[coordinates](np.arange(out).astype(kind), sizes, scale)
-    places = _NEAREST[nearest](found.astype(kind))
-    return np.asarray(np.clip(places, 0, size - 1).astype(np.int64))
-
-
-def _half_pixel(i: Numbers, sizes: Sizes, scale: np.floating[Any]) -> Numbers:
-    return np.asarray((i + scale.dtype.type(0.5)) / scale - scale.dtype.type(0.5))
-
-
-def _symmetric(i: Numbers, sizes: Sizes, scale: np.floating[Any]) -> Numbers:
-    size, out, one = *map(scale.dtype.type, sizes[:2]), scale.dtype.type(1)
-    cut = size / (one + one) * (one - out / (scale * size))
-    return np.asarray(cut + _half_pixel(i, sizes, scale))
-
-
-def _align_corners(i: Numbers, sizes: Sizes, scale: np.floating[Any]) -> Numbers:
-    size, _, length = sizes
-    return np.asarray(i * (size - 1) / (length - 1)) if length > 1 else 0 * i
-
-
-_COORDINATES: Mapping[str, Callable[[Numbers, Sizes, np.floating[Any]], Numbers]] = {
-    "half_pixel": _half_pixel,
-    "half_pixel_symmetric": _symmetric,
-    "pytorch_half_pixel": lambda i, sizes, scale: (
-        _half_pixel(i, sizes, scale) if sizes[1] > 1 else 0 * i
-    ),
-    "align_corners": _align_corners,
-    "asymmetric": lambda i, sizes, scale: i / scale,
-    "tf_half_pixel_for_nn": lambda i, sizes, scale: (i + scale.dtype.type(0.5)) / scale,
-}
-"""Takes the places of the result, the sizes and the scale."""
-
-_NEAREST: Mapping[str, Callable[[Numbers], Numbers]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - x.dtype.type(0.5)),
-    "round_prefer_ceil": lambda x: np.floor(x + x.dtype.type(0.5)),
-    "floor": np.floor,
-    "ceil": np.ceil,
-}
 
 _ONNX: dict[str, Onnx] = {
     "Slice": _read_slice,
     "Split": _read_split,
     "Gather": _read_gather,
     "Tile": _read_tile,
-    **dict.fromkeys(("Resize", "Upsample"), _read_resize),
+    **RESIZES_ONNX,
     **PADS_ONNX,
 }
 

@@ -30,13 +30,15 @@ from fedkit.engine.ops.add import Add, NumpyAdd
 from fedkit.engine.ops.affine import Affine, NumpyAffine
 from fedkit.engine.ops.conv_integer import NumpyConv
 from fedkit.engine.ops.copy import Copy, NumpyCopy
+from fedkit.engine.ops.depth_to_space import DepthToSpace, NumpyDepthToSpace
 from fedkit.engine.ops.function_integer import NumpyFunction
 from fedkit.engine.ops.layer_norm_integer import NumpyLayerNorm
 from fedkit.engine.ops.pair_integer import NumpyPair
 from fedkit.engine.ops.pool import NumpyPool, Pool
 from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.ops.resize_linear import NumpyResizeLinear, ResizeLinear
 from fedkit.engine.ops.take import NumpyTake, Take
-from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.conv import Conv, TransposedConv
 from fedkit.engine.plan.function import FunctionOp
 from fedkit.engine.plan.layer_norm import GroupNorm, LayerNorm
 from fedkit.engine.plan.pair import PairOp
@@ -367,6 +369,46 @@ class CheckedAffine(NumpyAffine):
         backend.check_given("affine", op.source, given, old, mix)
 
 
+class CheckedDepthToSpace(NumpyDepthToSpace):
+    backend: CheckedBackend
+
+    def forward(self, read: Read, bias: Ints) -> None:
+        super().forward(read, bias)
+        op, raw = self.op, self.backend.raw[self.op.target]
+        x = naive.read(self.backend.x[op.source], read)
+        self.backend.check("depth to space", raw, naive.depth_to_space(op, x, bias, raw.shape))
+
+    def sums(self, chain: Chain) -> NDArray[np.int64]:
+        found = super().sums(chain)
+        wanted = self.backend.slowly_passed(self.op.target, chain).sum((0, 2, 3))
+        self.backend.check("bias of places", found, wanted)
+        return found
+
+    def backward(self, chain: Chain, mix: Mix | None) -> None:
+        op, backend = self.op, self.backend
+        p, old = backend.slowly_passed(op.target, chain), backend.g.get(op.source)
+        super().backward(chain, mix)
+        given = naive.depth_to_space_backward(op, backend.x[op.source].shape, p)
+        backend.check_given("depth to space", op.source, given, old, mix)
+
+
+class CheckedResizeLinear(NumpyResizeLinear):
+    backend: CheckedBackend
+
+    def forward(self, read: Read) -> None:
+        super().forward(read)
+        op, raw = self.op, self.backend.raw[self.op.target]
+        x = naive.read(self.backend.x[op.source], read)
+        self.backend.check("resize", raw, naive.resize(op, x))
+
+    def backward(self, chain: Chain, shift: int, mix: Mix | None) -> None:
+        op, backend = self.op, self.backend
+        p, old = backend.slowly_passed(op.target, chain), backend.g.get(op.source)
+        super().backward(chain, shift, mix)
+        given = naive.resize_backward(op, backend.x[op.source].shape, p, shift)
+        backend.check_given("resize", op.source, given, old, mix)
+
+
 CHECKED: dict[type[PlanOp], type[Any]] = {
     Conv: CheckedConv,
     Add: CheckedAdd,
@@ -378,6 +420,9 @@ CHECKED: dict[type[PlanOp], type[Any]] = {
     PairOp: CheckedPair,
     Take: CheckedTake,
     Affine: CheckedAffine,
+    DepthToSpace: CheckedDepthToSpace,
+    ResizeLinear: CheckedResizeLinear,
+    TransposedConv: CheckedConv,
 }
 
 
@@ -466,17 +511,25 @@ def test_every_op_of_functions_and_gates_equals_its_reference() -> None:
     assert checked_ops(FUNCTIONS) >= OF_FUNCTIONS
 
 
-@pytest.mark.parametrize(("op", "kind"), [(Take, "take"), (Affine, "affine")])
-def test_ops_that_no_random_plan_has_equal_their_reference(op: type[PlanOp], kind: str) -> None:
+OF_EXAMPLES: dict[type[PlanOp], set[str]] = {
+    Affine: {"affine", "gradient by affine"},
+    Take: {"take", "gradient by take"},
+    DepthToSpace: {"depth to space", "gradient by depth to space"},
+    ResizeLinear: {"resize", "gradient by resize"},
+    TransposedConv: {"conv", "weight gradient", "gradient by conv"},
+}
+
+
+def test_examples_of_what_no_random_plan_has_equal_their_reference() -> None:
     for name, tried in EXAMPLES.items():
-        if isinstance(tried.op, op):
+        if wanted := OF_EXAMPLES.get(type(tried.op)):
             for around in AROUND:
                 case = case_of(tried, around)
                 case = replace(case, inputs=case.inputs[:3], targets=case.targets[:3])
                 made = steps.make(case, None, 4)
                 backend = checked(made)
                 steps.train(made, case, None, steps=1)
-                assert {kind, f"gradient by {kind}"} <= set(backend.seen), name
+                assert wanted <= set(backend.seen), name
 
 
 # Statistics

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedkit.engine.ops.family import Example
 from fedkit.engine.ops.registry import FAMILIES
-from fedkit.engine.plan.conv import Conv
+from fedkit.engine.plan.conv import Conv, Convolution
 from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.structure import Activation, Norm, Plan, PlanOp, StoredTensor
 from fedkit.sparse.state import ModelState, apply_masks
@@ -96,7 +96,7 @@ def plan_of(example: Example, around: Around = AROUND[0]) -> Plan:
         if tensor.norm is not None
         for name in tensor.norm.stats
     }
-    prunable = tuple(op.weight for op in ops if isinstance(op, Conv))
+    prunable = tuple(op.weight for op in ops if isinstance(op, Convolution))
     prunable = tuple(name for name in weights if name in prunable)
     plan = Plan(weights, stats, prunable, tensors, tuple(ops), target + 1)
     verify(plan)

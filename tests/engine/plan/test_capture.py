@@ -364,7 +364,6 @@ def diagnostics(model: nn.Module, shape: tuple[int, ...] = (4, 8, 8)) -> list[st
 
 LAYERS: list[tuple[nn.Module, str]] = [
     (nn.Softmax(1), "Softmax is not supported"),
-    (nn.ConvTranspose2d(4, 4, 3, padding=1), "aten.conv_transpose2d.input is not supported"),
     (
         nn.Conv2d(4, 4, (3, 2), padding="same"),
         "conv2d: padding (1, 1, 0, 1) at (top, bottom, left, right) is uneven; it must be the same "

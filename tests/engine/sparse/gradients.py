@@ -33,10 +33,9 @@ def by_program(
     loss = program.loss(data.targets)
     program.backward()
     network, found = program.network, Gradients()
-    for name, shape in network.plan.weights.items():
-        part, kept = network.parameters.part(name, program.gradient), network.parameters.kept
-        found[name] = np.zeros(shape, np.float32)
-        found[name].reshape(-1)[kept.get(name, slice(None))] = part
+    for name in network.plan.weights:
+        part = network.parameters.part(name, program.gradient)
+        found[name] = network.parameters.dense(name, part).copy()
     return loss, found, taken
 
 
