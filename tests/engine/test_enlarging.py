@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from torch import nn
 
 from fedkit.engine.base import GradientSums, LocalTraining
 from fedkit.engine.integer.engine import IntegerEngine
+from fedkit.engine.integer.inference import integers
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
@@ -94,3 +96,22 @@ def test_the_integer_engine_has_gradients_of_all_weights(kind: str) -> None:
     found, _ = engine.train(state, data(shape), HOW, 0, sums)
     assert sums.keys() == state.masks.keys()
     assert all((found.weights[n][~mask] == 0).all() for n, mask in state.masks.items())
+
+
+@pytest.mark.parametrize("kind", ["decoder", "separable"])
+def test_integers_of_a_transposed_layer_are_told_by_its_weights_alone(kind: str) -> None:
+    """Several steps share a channel of the model, so that it has no codes of its own there."""
+    model, shape = built(kind)
+    state = pruned(TorchEngine(model, cross_entropy).initial_state(), 0.6)
+    engine, inputs = IntegerEngine(capture(model, shape)), data(shape).inputs
+    found = integers(engine, state)
+    transposed = {
+        f"{name}.weight"
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.ConvTranspose2d)
+    }
+    assert transposed and found.weights.keys() == state.masks.keys() - transposed
+    assert found.outputs.keys().isdisjoint(transposed)
+    assert all((found.state.weights[n][~mask] == 0).all() for n, mask in state.masks.items())
+    wanted, again = engine.outputs(state, inputs), engine.outputs(found.state, inputs)
+    np.testing.assert_allclose(again, wanted, rtol=0, atol=1e-3 * np.abs(wanted).max())
