@@ -90,7 +90,8 @@ def _ours(
     model: nn.Module, calibration: FloatArray, inputs: FloatArray, folder: Path
 ) -> FloatArray:
     graph = int8_graph(model, calibration, accept_error=True)
-    return CompiledRunner(save_c99(graph, calibration, folder / "c99", {}).path).predict(inputs)
+    runner = CompiledRunner(save_c99(graph, calibration, folder / "c99", {}).path)
+    return np.asarray(runner.predict(inputs))
 
 
 def _onnxruntimes(
