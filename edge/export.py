@@ -312,7 +312,7 @@ def _judge_gap(model: nn.Module, inputs: FloatArray, number: int, gap: float, si
         "some of its norms divide by next to nothing, as where a channel is the same for all "
         "examples; prune less, or train on",
         truth.ExportWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+from edge.artifact import Artifact
+from edge.export import save_graph
+from edge.save import save
+from fedkit.graph import ir
 from fedkit.nn.layers import tracking_norms
 from fedkit.nn.zoo import build_model
 from tests.edge.models import DenseBlock, Images, Sums, pruned
@@ -183,3 +188,22 @@ def all_of_torch(model: nn.Module, inputs: Images) -> list[Images]:
     """Return all outputs, in their order."""
     with torch.no_grad():
         return [each.numpy() for each in tree_leaves(model(torch.from_numpy(inputs)))]
+
+
+# Their artifacts
+
+
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tflite": ("tflite", {}),
+    "onnx-qdq": ("onnx", {}),
+    "onnx-qoperator": ("onnx", {"form": "qoperator"}),
+    "c99": ("c99", {}),
+    "c99-size": ("c99", {"goal": "size"}),
+}
+
+
+def saved(graph: ir.Graph, inputs: Images, folder: Path, form: str) -> Artifact:
+    whole = save_graph(graph, folder / "model.graph", {})
+    about = {"graph": whole.path.name, "graph_sha256": whole.sha256}
+    target, options = FORMS[form]
+    return save(target, graph, inputs, folder / f"model-{form}", about, **options)

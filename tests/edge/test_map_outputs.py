@@ -17,7 +17,6 @@ from onnx import helper
 
 import edge
 from edge import artifact, graph_file
-from edge.artifact import Artifact
 from edge.check import check
 from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph, load_onnx, save_graph
@@ -29,21 +28,13 @@ from edge.targets.fpga.runner import SimulatedRunner
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.verify import verify
-from tests.edge.mapped import MAPPED, mapped, of_torch
-from tests.edge.models import Images
+from tests.edge.mapped import FORMS, MAPPED, mapped, of_torch, saved
 from tests.edge.policy_places import in_litert_alone
 from tests.edge.targets.c99.library import need_gcc
 from tests.graph.exported import exported
 from tests.graph.onnx_models import file
 from tests.sets import slow_but
 
-FORMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tflite": ("tflite", {}),
-    "onnx-qdq": ("onnx", {}),
-    "onnx-qoperator": ("onnx", {"form": "qoperator"}),
-    "c99": ("c99", {}),
-    "c99-size": ("c99", {"goal": "size"}),
-}
 QUICK = ("segments", "a series of columns", "one channel")
 
 
@@ -51,13 +42,6 @@ QUICK = ("segments", "a series of columns", "one channel")
 def _compiler(monkeypatch: pytest.MonkeyPatch, quick_compilation: None) -> None:
     need_gcc()
     monkeypatch.setenv("CC", "gcc")
-
-
-def saved(graph: ir.Graph, inputs: Images, folder: Path, form: str) -> Artifact:
-    whole = save_graph(graph, folder / "model.graph", {})
-    about = {"graph": whole.path.name, "graph_sha256": whole.sha256}
-    target, options = FORMS[form]
-    return save(target, graph, inputs, folder / f"model-{form}", about, **options)
 
 
 @pytest.mark.parametrize(

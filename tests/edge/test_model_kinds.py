@@ -122,7 +122,10 @@ def counting() -> Callable[[Tensor], Tensor]:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "two outputs": (lambda: Own(lambda y: (y, y + y)), "returns 2 tensors"),
+    "outputs by name": (
+        lambda: Own(lambda y: {"a": y, "b": y + y}),
+        "returns a dict of 2 tensors.*return a tuple",
+    ),
     "random": (lambda: Own(lambda y: y + torch.rand(3)), "'[(]model[)]'.*draws random numbers"),
     "numpy's": (lambda: Own(lambda y: y + np.random.rand()), "Own draws random numbers"),
     "python's": (lambda: Own(lambda y: y + random.random()), "Own draws random numbers"),

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 import edge
 from edge import graph_file
-from edge.artifact import Artifact
 from edge.bench.build import build
 from edge.bench.targets import TARGETS
 from edge.check import check
 from edge.define.interpret_int8 import evaluate_int8, outputs_int8
-from edge.export import float_graph, int8_graph, load_onnx, save_graph
+from edge.export import float_graph, int8_graph, load_onnx
 from edge.quantize import truth
 from edge.runners import open_runner
 from edge.save import save
@@ -34,10 +33,9 @@ from fedkit.core.errors import BenchError, ExportError, PlanError
 from fedkit.engine.plan.capture import capture
 from fedkit.graph import ir
 from tests.command_line import fedkit
-from tests.edge.mapped import SEVERAL, SHAPE, all_of_torch, several
+from tests.edge.mapped import FORMS, SEVERAL, SHAPE, all_of_torch, saved, several
 from tests.edge.models import Images, pruned
 from tests.edge.targets.c99.library import need_gcc
-from tests.edge.test_map_outputs import FORMS
 from tests.graph.exported import exported
 from tests.sets import slow_but
 
@@ -48,13 +46,6 @@ QUICK = ("classes and a map", "what is joined")
 def _compiler(monkeypatch: pytest.MonkeyPatch, quick_compilation: None) -> None:
     need_gcc()
     monkeypatch.setenv("CC", "gcc")
-
-
-def saved(graph: ir.Graph, inputs: Images, folder: Path, form: str) -> Artifact:
-    whole = save_graph(graph, folder / "model.graph", {})
-    about = {"graph": whole.path.name, "graph_sha256": whole.sha256}
-    target, options = FORMS[form]
-    return save(target, graph, inputs, folder / f"model-{form}", about, **options)
 
 
 def assert_near(found: Any, wanted: list[Images], most: float = 0.05) -> None:

@@ -19,7 +19,7 @@ from edge import passes
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.from_torch import lower, read
-from fedkit.graph.interpret import evaluate
+from fedkit.graph.interpret import evaluate, evaluate_all
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.nn.zoo import build_model
 from tests.calls import Calls
@@ -372,6 +372,13 @@ class Pair(nn.Module):
         return F.relu(x), F.relu6(x)
 
 
+def test_a_tuple_is_read_in_its_order() -> None:
+    x = np.array([[-1, 3, 9]], np.float32)
+    graph = lower(Pair(), (3,))
+    relu, relu6 = evaluate_all(graph, {graph.inputs[0]: x})
+    assert (relu.tolist(), relu6.tolist()) == ([[0, 3, 9]], [[0, 3, 6]])
+
+
 class Constant(nn.Module):
     """An output that ignores the input."""
 
@@ -384,7 +391,6 @@ class Constant(nn.Module):
     [
         (ByData(), (3,), "cannot trace ByData"),
         (nn.Linear(3, 2), (4,), "cannot trace Linear"),
-        (Pair(), (3,), "returns 2 tensors"),
         (Constant(), (3,), "does not depend on its input"),
         (nn.Linear(3, 2), (1, 3), "not of rank 2"),
     ],
