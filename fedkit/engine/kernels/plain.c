@@ -28,6 +28,4 @@ int kernels_lanes_avx2(void) {
 int kernels_lanes_avx512(void) {
     return supports(7, 0, 1u << 16 | 1u << 30, 0xe6) && supports(7, 1, 1u << 11, 0xe6) ? 16 : 0;
 }
-#elif defined(__aarch64__)
-int kernels_lanes_neon(void) { return 10; } /* part of the architecture */
 #endif
