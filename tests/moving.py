@@ -50,8 +50,23 @@ class Halves(nn.Module):
         return nn.ChannelShuffle(2)(both).mean((2, 3))
 
 
+class Torus(nn.Module):
+    """Borders come from the other end, by slices that are joined; both halves of a row count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x[..., -1:], x, x[..., :1]], -1)
+        x = F.relu(self.conv(torch.cat([x[:, :, -1:], x, x[:, :, :1]], 2)))
+        both = torch.cat([F.max_pool2d(x, (1, 5)), x[..., ::4]], 3)
+        return both.mean((2, 3))
+
+
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "U-Net": (UNet, (3, 8, 8)),
     "TCN": (Tcn, (3, 12)),
     "halves": (Halves, (3, 6, 6)),
+    "torus": (Torus, (3, 5, 5)),
 }

@@ -6,7 +6,7 @@ target knows no kinds; neither imports the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -221,6 +221,9 @@ class FpgaCompiler(Protocol):
 
     def join(self, op: ir.Op) -> Iterator[Any]:
         """Put the channels of all inputs behind each other."""
+
+    def put(self, op: ir.Op, starts: Iterable[tuple[str, int, int]]) -> Iterator[Any]:
+        """Put maps into a larger one, each at a row and a column."""
 
     def pad(self, op: ir.Op) -> Iterator[Any]:
         """Put a map into a larger one of zero points."""

@@ -349,7 +349,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a concat of the batch": (
         lambda: flat(node("Concat", "x x", "m", axis=0), shape=("n", *SHAPE)),
-        "a concat over dimension 0; dimension 1",
+        "a concat over dimension 0, that of the examples",
     ),
     "a mean of the batch": (
         lambda: flat(node("ReduceMean", "x", "m", axes=[0]), shape=("n", *SHAPE)),

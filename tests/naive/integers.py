@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedkit.engine.integer.constants import Chain, Mix, Read, Requantisation
 from fedkit.engine.ops.pool import Pool
+from fedkit.engine.ops.put import Put
 from fedkit.engine.ops.take import Take
 from fedkit.engine.plan.conv import Conv
 from tests.naive.kernels import places
@@ -348,6 +349,15 @@ def take_backward(op: Take, shape: Sequence[int], p: Array) -> Array:
         for n in range(len(p)):
             sums[(n, *of)] += int(p[(n, *to)])
     return sums
+
+
+def put(part: Put, whole: Array) -> Array:
+    """Return what of a whole lies where a part of it was put."""
+    found = np.zeros((len(whole), *part.shape), np.int64)
+    for n, c, y, x in np.ndindex(*found.shape):
+        steps = c * part.strides[0] + y * part.strides[1] + x * part.strides[2]
+        found[n, c, y, x] = whole[n].ravel()[part.start + steps]
+    return found
 
 
 # Loss and optimiser

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
+from fedkit.engine.ops.join import Join
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.ops.take import Take
 from fedkit.engine.plan.conv import Conv
@@ -119,12 +120,17 @@ def _take(here: Pass, number: int, op: Take) -> Tensor:
     return x
 
 
+def _join(here: Pass, number: int, op: Join) -> Tensor:
+    return torch.cat([here.read(part) for part in op.parts], {"rows": 2, "columns": 3}[op.axis])
+
+
 MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
     Add: lambda here, number, op: here.read(op.left) + here.read(op.right),
     Conv: _conv,
     Copy: _copy,
     GroupNorm: lambda here, number, op: normalise_groups(op, here.weights, here.read(op.source)),
     FunctionOp: lambda here, number, op: FUNCTIONS[op.kind](here.read(op.source), *op.settings),
+    Join: _join,
     LayerNorm: lambda here, number, op: normalise_examples(op, here.weights, here.read(op.source)),
     PairOp: _pair,
     Pool: _pool,

@@ -14,7 +14,7 @@ Activations lie as rows of pixels of channels, with the halo that convolutions r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -324,6 +324,12 @@ class _Compiler:
             write = LoopAddress(out.name, out.lead + before, out.strides)
             yield self._copied(op, self.maps[name].shape, self._whole(name), write)
             before += self.maps[name].channels
+
+    def put(self, op: ir.Op, starts: Iterable[tuple[str, int, int]]) -> Iterator[EngineStep]:
+        out = self.maps[op.output]
+        for name, top, left in starts:
+            write = LoopAddress(op.output, out.at(top, left), out.strides)
+            yield self._copied(op, self.maps[name].shape, self._whole(name), write)
 
     def pad(self, op: ir.Op) -> Iterator[EngineStep]:
         x, out = self.maps[op.inputs[0]], self.maps[op.output]

@@ -158,4 +158,11 @@ struct take {
     int32_t accumulate;
 };
 
+/* Where element (c, y, x) of a source lies in a target, whose elements count through its channels and
+ * pixels: start + c * channel + y * row + x * column. */
+struct put {
+    int32_t start, channel, row, column;
+    int32_t width;                         /* of the source's rows */
+};
+
 #endif

@@ -30,9 +30,11 @@ from fedkit.engine.ops.add import Add, NumpyAdd
 from fedkit.engine.ops.conv_integer import NumpyConv
 from fedkit.engine.ops.copy import Copy, NumpyCopy
 from fedkit.engine.ops.function_integer import NumpyFunction
+from fedkit.engine.ops.join import Join, NumpyJoin
 from fedkit.engine.ops.layer_norm_integer import NumpyLayerNorm
 from fedkit.engine.ops.pair_integer import NumpyPair
 from fedkit.engine.ops.pool import NumpyPool, Pool
+from fedkit.engine.ops.put import Put
 from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.ops.take import NumpyTake, Take
 from fedkit.engine.plan.conv import Conv
@@ -349,6 +351,22 @@ class CheckedTake(NumpyTake):
         backend.check_given("take", op.source, given, old, mix)
 
 
+class CheckedJoin(NumpyJoin):
+    backend: CheckedBackend
+
+    def forward(self, part: Put, read: Read) -> None:
+        super().forward(part, read)
+        raw = self.backend.raw[self.op.target]
+        x = naive.read(self.backend.x[part.source], read)
+        self.backend.check("put", naive.put(part, raw), x)
+
+    def backward(self, part: Put, chain: Chain, mix: Mix | None) -> None:
+        backend = self.backend
+        p, old = backend.slowly_passed(part.target, chain), backend.g.get(part.source)
+        super().backward(part, chain, mix)
+        backend.check_given("put", part.source, naive.put(part, p), old, mix)
+
+
 CHECKED: dict[type[PlanOp], type[Any]] = {
     Conv: CheckedConv,
     Add: CheckedAdd,
@@ -358,6 +376,7 @@ CHECKED: dict[type[PlanOp], type[Any]] = {
     GroupNorm: CheckedExampleNorm,
     FunctionOp: CheckedFunction,
     PairOp: CheckedPair,
+    Join: CheckedJoin,
     Take: CheckedTake,
 }
 
@@ -447,16 +466,19 @@ def test_every_op_of_functions_and_gates_equals_its_reference() -> None:
     assert checked_ops(FUNCTIONS) >= OF_FUNCTIONS
 
 
-def test_what_is_taken_equals_its_reference() -> None:
+MOVES = {Take: "take", Join: "put"}
+
+
+def test_what_is_moved_equals_its_reference() -> None:
     for name, tried in EXAMPLES.items():
-        if isinstance(tried.op, Take):
+        if moves := MOVES.get(type(tried.op)):
             for around in AROUND:
                 case = case_of(tried, around)
                 case = replace(case, inputs=case.inputs[:3], targets=case.targets[:3])
                 made = steps.make(case, None, 4)
                 backend = checked(made)
                 steps.train(made, case, None, steps=1)
-                assert {"take", "gradient by take"} <= set(backend.seen), name
+                assert {moves, f"gradient by {moves}"} <= set(backend.seen), name
 
 
 # Statistics

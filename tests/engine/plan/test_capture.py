@@ -415,8 +415,7 @@ CALLS: list[tuple[Callable[[Any, Tensor], Any], str]] = [
         "pixel per channel",
     ),
     (lambda _, x: torch.add(x, x, alpha=2), "an addition with alpha = 2; only 1 can be"),
-    (lambda _, x: torch.cat([x, x], 2), "a concat over dimension 2; dimension 1, channels or"),
-    (lambda _, x: torch.cat([x, x]), "a concat over dimension 0; dimension 1, channels or"),
+    (lambda _, x: torch.cat([x, x]), "a concat over dimension 0, that of the examples; each"),
     (
         lambda _, x: x.mean(1, keepdim=True).expand(-1, 4, -1, -1),
         "a mean over dimensions [1]; height and width can be",
