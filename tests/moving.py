@@ -64,9 +64,26 @@ class Torus(nn.Module):
         return both.mean((2, 3))
 
 
+class Shuffled(nn.Module):
+    """Channels are shuffled by views, and a convolution sees height, width and channels turned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.turned = nn.Conv2d(3, 4, 3), nn.Conv2d(6, 2, 1)
+        self.grown = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+        x = self.turned(x.reshape(n, 6, 2, -1)).permute(0, 2, 3, 1)
+        return self.grown(x.mean((2, 3)).repeat(1, 2)).unflatten(1, (2, 2, 2)).mT.flatten(1)
+
+
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "U-Net": (UNet, (3, 8, 8)),
     "TCN": (Tcn, (3, 12)),
     "halves": (Halves, (3, 6, 6)),
     "torus": (Torus, (3, 5, 5)),
+    "shuffled": (Shuffled, (3, 6, 5)),
 }

@@ -225,6 +225,9 @@ class FpgaCompiler(Protocol):
     def put(self, op: ir.Op, starts: Iterable[tuple[str, int, int]]) -> Iterator[Any]:
         """Put maps into a larger one, each at a row and a column."""
 
+    def transpose(self, op: ir.Op, axes: tuple[int, int, int]) -> Iterator[Any]:
+        """Copy all with the axes of the result in an order, counted from 1."""
+
     def pad(self, op: ir.Op) -> Iterator[Any]:
         """Put a map into a larger one of zero points."""
 

@@ -10,7 +10,6 @@ import numpy as np
 from edge.define.rounding import Policy
 from edge.ops.builders import CCompiler, OnnxFile, TfliteFile
 from edge.ops.integer_spec import IntegerSpec, Operands, same_channels, same_elements
-from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
 from fedkit.graph.taps import padded
@@ -80,13 +79,13 @@ def _order_matters(shape: ir.Shape) -> bool:
 def _reshape_c99(c: CCompiler, op: ir.Op) -> None:
     x, out = (c.graph.tensors[name].shape for name in (op.inputs[0], op.output))
     is_pixel = len(out) == 4 and math.prod(out) == out[3] == x[-1]
-    if x != out and len(out) == 4 and not is_pixel:
-        raise ExportError(f"it makes an image {out} of {x}; leave the shape of images alone")
     layouts = [c.layout(name) for name in (op.inputs[0], op.output)]
     if layouts[0] == layouts[1]:
         c.reuse(op.inputs[0], op.output)
     elif is_pixel:
         c.call("ek_pad", *layouts, 0, 0, c.place(op.inputs[0]), c.new(op.output), source=op.source)
+    elif len(out) == 4:
+        c.call("ek_reshape", *layouts, c.place(op.inputs[0]), c.new(op.output), source=op.source)
     else:
         c.to_vector("ek_interleave", op)
 

@@ -68,17 +68,26 @@ def take(
     Raises:
         Unsupported: A list is empty.
     """
-    found = [tuple(map(int, lists[axis])) if axis in lists else None for axis in (2, 3, 1)]
-    require(() not in found, "it leaves nothing of a dimension; what is left must have a size of 1")
-    moved = [
-        None if each == tuple(range(size)) else each
-        for size, each in zip(sizes_of(x.shape), found, strict=True)
-    ]
-    places = Places(*moved)
+    places = listed(x.shape, lists)
     if places == Places():
         return x
     shape = taken_shape(x.shape, places)
     return reader.op("take", node, [x], shape, suffix=suffix, attributes=places)
+
+
+def listed(shape: ir.Shape, lists: Mapping[int, Iterable[int]]) -> Places:
+    """Return lists by dimension of [n, c, h, w] or [n, f], without those where all stays.
+
+    Raises:
+        Unsupported: A list is empty.
+    """
+    found = [tuple(map(int, lists[axis])) if axis in lists else None for axis in (2, 3, 1)]
+    require(() not in found, "it leaves nothing of a dimension; what is left must have a size of 1")
+    moved = [
+        None if each == tuple(range(size)) else each
+        for size, each in zip(sizes_of(shape), found, strict=True)
+    ]
+    return Places(*moved)
 
 
 def require_examples(places: Sequence[int]) -> None:

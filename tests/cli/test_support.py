@@ -68,6 +68,7 @@ LAYERS: Mapping[ir.Kind, Callable[[], nn.Module]] = {
     "mul": call(lambda x: x * F.relu(x)),
     "concat": call(lambda x: torch.cat([x, F.relu(x)], 1)),
     "concat_along": call(lambda x: torch.cat([x, F.relu(x)], 2)),
+    "transpose": call(lambda x: x.transpose(2, 3)),
     "pad": lambda: nn.ZeroPad2d(1),
     "take": call(lambda x: x[:, 1:, ::2]),
     "reshape": lambda: nn.AdaptiveAvgPool2d(1),

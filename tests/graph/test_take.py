@@ -356,10 +356,6 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "one example": (lambda: one_node("Gather", "i", axis=0, i=integers(0)), "examples"),
     "split examples": (lambda: one_node("Split", axis=0, num_outputs=1), "a split of examples"),
-    "a table": (
-        lambda: one_node("Gather", "i", axis=1, i=integers(0, 1).reshape(1, 2), shape=(4,)),
-        r"indices of shape \(1, 2\); a list can be",
-    ),
     "shrinking of old": (
         lambda: one_node("Resize", "s", opset=10, s=floats(1, 1, 0.6, 1)),
         "which opset 11 first defines",

@@ -360,6 +360,18 @@ def put(part: Put, whole: Array) -> Array:
     return found
 
 
+def reordered(x: Array, order: Sequence[int]) -> Array:
+    """Return the values of each example with its axes in an order, one after the other."""
+    sizes = [x.shape[1 + axis] for axis in order]
+    found = [[x[(n, *_unordered(at, order))] for at in np.ndindex(*sizes)] for n in range(len(x))]
+    return np.array(found, np.int64)
+
+
+def _unordered(at: Sequence[int], order: Sequence[int]) -> Place:
+    first, second, third = (at[list(order).index(axis)] for axis in range(3))
+    return first, second, third
+
+
 # Loss and optimiser
 
 

@@ -16,6 +16,7 @@ from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.join import Join
 from fedkit.engine.ops.pool import Pool
+from fedkit.engine.ops.reorder import Reorder
 from fedkit.engine.ops.take import Take
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.function import FunctionOp
@@ -124,6 +125,11 @@ def _join(here: Pass, number: int, op: Join) -> Tensor:
     return torch.cat([here.read(part) for part in op.parts], {"rows": 2, "columns": 3}[op.axis])
 
 
+def _reorder(here: Pass, number: int, op: Reorder) -> Tensor:
+    axes = (axis + 1 for axis in op.order)
+    return here.read(op.source).permute(0, *axes).reshape(here.raw[op.target].shape)
+
+
 MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
     Add: lambda here, number, op: here.read(op.left) + here.read(op.right),
     Conv: _conv,
@@ -134,6 +140,7 @@ MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
     LayerNorm: lambda here, number, op: normalise_examples(op, here.weights, here.read(op.source)),
     PairOp: _pair,
     Pool: _pool,
+    Reorder: _reorder,
     Take: _take,
 }
 """What each op computes; the test of a new op adds its own."""

@@ -331,6 +331,12 @@ class _Compiler:
             write = LoopAddress(op.output, out.at(top, left), out.strides)
             yield self._copied(op, self.maps[name].shape, self._whole(name), write)
 
+    def transpose(self, op: ir.Op, axes: tuple[int, int, int]) -> Iterator[EngineStep]:
+        x, out = self._whole(op.inputs[0]), self._whole(op.output)
+        rows, columns, channels = (x.strides[axis - 1] for axis in axes)
+        read = LoopAddress(x.name, x.lead, (rows, columns, channels))
+        yield self._copied(op, self.maps[op.output].shape, read, out)
+
     def pad(self, op: ir.Op) -> Iterator[EngineStep]:
         x, out = self.maps[op.inputs[0]], self.maps[op.output]
         if not any(out.halo):

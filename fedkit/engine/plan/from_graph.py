@@ -17,6 +17,7 @@ from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.ops.reorder import Reorder
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.layer_norm import GroupNorm, LayerNorm
 from fedkit.engine.plan.pair import PairOp, paired
@@ -288,12 +289,28 @@ def _reshape(maker: PlanMaker, op: ir.Op) -> int:
     after = planned(maker.graph.tensors[op.output].shape)
     if before == after:
         return maker.view(op)
-    flat = (math.prod(before), 1, 1)
-    _require(after == flat, f"turns {before} into {after}; only a flatten to {flat[:1]} can be")
-    source = maker.view(op)
-    target = maker.target(op)
-    maker.ops.append(Copy(source, target))
+    source, is_flat = maker.view(op), after == (math.prod(before), 1, 1)
+    if is_flat and (op.kind == "flatten_nchw" or _counts_alike(before)):
+        target = maker.target(op)
+        maker.ops.append(Copy(source, target))
+        return target
+    if before[0] == after[0] or (_counts_alike(before) and _counts_alike(after)):
+        target = maker.target(op)
+        maker.ops.append(Reorder(source, target))
+        return target
+    # The graph counts rows, columns, channels, the plan channels first.
+    between = maker.new((*after[1:], after[0]))
+    target = between if is_flat else maker.target(op)
+    maker.ops.append(Reorder(source, between, (1, 2, 0)))
+    if not is_flat:
+        maker.ops.append(Reorder(between, target, (2, 0, 1)))
     return target
+
+
+def _counts_alike(shape: Shape) -> bool:
+    """Whether the graph and the plan put the elements of a shape in the same order."""
+    channels, height, width = shape
+    return 1 in (channels, height * width)
 
 
 RULES: Mapping[ir.Kind, Callable[[PlanMaker, ir.Op], int]] = {

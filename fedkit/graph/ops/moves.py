@@ -132,7 +132,15 @@ def _reshape_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
 
 def _reshape_example(random: Random) -> ir.Graph:
     shape = a_map(random)
-    return graph_of((shape, (1, math.prod(shape))), (), ir.Op("reshape", ("x",), ("y",)))
+    _, height, width, channels = shape
+    ends: tuple[ir.Shape, ...] = (
+        (1, math.prod(shape)),
+        (1, 1, height * width, channels),
+        (1, channels, width, height),
+        (1, width, 1, height * channels),
+    )
+    end = ends[int(random.integers(len(ends)))]
+    return graph_of((shape, end), (), ir.Op("reshape", ("x",), ("y",)))
 
 
 def _flatten_nchw(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:
@@ -161,10 +169,15 @@ def _read_reshape_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> 
     return read_reshape(reader, node, activation(a["self"]))
 
 
-def _read_reshape_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+def require_axes(node: OnnxNode) -> None:
+    """Raise `Unsupported` for axes that a node counts as its opset does not."""
     axes = node.attribute("axes", ())
     known = node.opset >= 11 or min(axes, default=0) >= 0
     require(known, f"axes = {list(axes)}; before opset 11 they count from the front")
+
+
+def _read_reshape_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    require_axes(node)
     return read_reshape(reader, node, activation(node.operand(0)))
 
 

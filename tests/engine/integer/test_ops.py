@@ -36,6 +36,7 @@ from fedkit.engine.ops.pair_integer import NumpyPair
 from fedkit.engine.ops.pool import NumpyPool, Pool
 from fedkit.engine.ops.put import Put
 from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.ops.reorder import NumpyReorder, Reorder
 from fedkit.engine.ops.take import NumpyTake, Take
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.function import FunctionOp
@@ -367,6 +368,27 @@ class CheckedJoin(NumpyJoin):
         backend.check_given("put", part.source, naive.put(part, p), old, mix)
 
 
+class CheckedReorder(NumpyReorder):
+    backend: CheckedBackend
+
+    def forward(self, read: Read) -> None:
+        super().forward(read)
+        x, raw = self.backend.x[self.op.source], self.backend.raw[self.op.target]
+        wanted = naive.reordered(naive.read(x, read), self.op.order)
+        self.backend.check("reorder", raw.reshape(len(raw), -1), wanted)
+
+    def backward(self, chain: Chain, mix: Mix | None) -> None:
+        op, backend = self.op, self.backend
+        p, old = backend.slowly_passed(op.target, chain), backend.g.get(op.source)
+        super().backward(chain, mix)
+        numbers = naive.reordered(np.arange(p.size).reshape(backend.x[op.source].shape), op.order)
+        given = np.zeros(p.size, np.int64)
+        for place, number in enumerate(numbers.ravel().tolist()):
+            given[number] = p.ravel()[place]
+        shape = backend.x[op.source].shape
+        backend.check_given("reorder", op.source, given.reshape(shape), old, mix)
+
+
 CHECKED: dict[type[PlanOp], type[Any]] = {
     Conv: CheckedConv,
     Add: CheckedAdd,
@@ -377,6 +399,7 @@ CHECKED: dict[type[PlanOp], type[Any]] = {
     FunctionOp: CheckedFunction,
     PairOp: CheckedPair,
     Join: CheckedJoin,
+    Reorder: CheckedReorder,
     Take: CheckedTake,
 }
 
@@ -466,7 +489,7 @@ def test_every_op_of_functions_and_gates_equals_its_reference() -> None:
     assert checked_ops(FUNCTIONS) >= OF_FUNCTIONS
 
 
-MOVES = {Take: "take", Join: "put"}
+MOVES = {Take: "take", Join: "put", Reorder: "reorder"}
 
 
 def test_what_is_moved_equals_its_reference() -> None:

@@ -406,7 +406,7 @@ def test_a_layer_is_refused_with_its_reason(layer: nn.Module, expected: str) -> 
 
 CALLS: list[tuple[Callable[[Any, Tensor], Any], str]] = [
     (lambda _, x: torch.softmax(x, 1), "is not supported"),
-    (lambda _, x: x.transpose(2, 3), "aten.transpose.int is not supported"),
+    (lambda _, x: x.transpose(0, 1).transpose(0, 1), "it moves along dimension 0, which holds"),
     (lambda _, x: x * 2, "an operand is a constant where an activation is expected"),
     (lambda _, x: x + 1, "an operand is a constant where an activation is expected"),
     (
@@ -426,8 +426,8 @@ CALLS: list[tuple[Callable[[Any, Tensor], Any], str]] = [
     ),
     (lambda _, x: x.roll(1), "it moves along several dimensions at once; each must be by itself"),
     (
-        lambda _, x: x.view(-1, 8, 8, 4).transpose(1, 3),
-        "a reshape of (1, 8, 8, 4) to (1, 8, 4, 8) (NHWC); flatten to [n, features] can be",
+        lambda _, x: x.view(-1, 2, 2, 8, 8).relu(),
+        "only [n, c, h, w], [n, c, length] and [n, features] exist here",
     ),
     (
         lambda _, x: x.view(-1, 4, 4, 4),
