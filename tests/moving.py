@@ -80,10 +80,27 @@ class Shuffled(nn.Module):
         return self.grown(x.mean((2, 3)).repeat(1, 2)).unflatten(1, (2, 2, 2)).mT.flatten(1)
 
 
+class Reduced(nn.Module):
+    """Means, sums and maxima over all sorts of dimensions, of a convolution that reads one more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.both = nn.Conv2d(3, 4, 3), nn.Conv2d(6, 4, 1)
+        self.last = nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        x = self.both(torch.cat([x, x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
+        lines = torch.cat([x.sum(2), x.mean(2), x.max(3).values], 2).flatten(1)
+        ends = self.last(lines) + x.sum((1, 3))[:, :2], x.mean((2, 3)).sum(1, True)
+        return torch.cat(ends, 1)
+
+
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "U-Net": (UNet, (3, 8, 8)),
     "TCN": (Tcn, (3, 12)),
     "halves": (Halves, (3, 6, 6)),
     "torus": (Torus, (3, 5, 5)),
     "shuffled": (Shuffled, (3, 6, 5)),
+    "reduced": (Reduced, (3, 4, 5)),
 }

@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from edge.passes import affine_to_depthwise, fold_bn, fold_flatten, fuse_relu, name_functions
+from edge.passes import (
+    affine_to_depthwise,
+    fold_bn,
+    fold_flatten,
+    fuse_relu,
+    name_functions,
+    sum_to_depthwise,
+)
 from fedkit.graph import ir
 from fedkit.graph.verify import verify
 
@@ -25,6 +32,7 @@ def optimise(graph: ir.Graph) -> ir.Graph:
     graph = _exhaust(graph, name_functions.match, name_functions.transform)
     graph = _exhaust(graph, fold_bn.match, fold_bn.transform)
     graph = _exhaust(graph, affine_to_depthwise.match, affine_to_depthwise.transform)
+    graph = _exhaust(graph, sum_to_depthwise.match, sum_to_depthwise.transform)
     graph = _exhaust(graph, fuse_relu.match, fuse_relu.transform)
     return _exhaust(graph, fold_flatten.match, fold_flatten.transform)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedkit.graph import ir
 from fedkit.graph.elements import Moved, Numbers
-from fedkit.graph.layouts import order_is_free
+from fedkit.graph.layouts import RANKS, order_is_free
 from fedkit.graph.operands import Unsupported, require
 from fedkit.graph.ops.transpose import Order
 from fedkit.graph.places import Places, listed, sizes_of, taken_shape
@@ -34,21 +34,24 @@ class Step(NamedTuple):
     attributes: ir.Attributes | None = None
 
 
-def arrange(reader: ModelReader, node: Any, moved: Moved) -> ir.Tensor:
+def arrange(reader: ModelReader, node: Any, moved: Moved, suffix: str = "") -> ir.Tensor:
     """Add the ops that arrange a value; none if it is its base.
 
     Args:
         reader: What reads the model.
         node: The node that gives the value.
         moved: [channels, height, width], [channels, length] or [features].
+        suffix: Of the name for the result.
 
     Raises:
         Unsupported: As for `steps_of`.
     """
     x, steps = moved.base, steps_of(moved)
     for number, step in enumerate(steps, start=1):
-        suffix = "" if number == len(steps) else f".part{number}"
-        x = reader.op(step.kind, node, [x], step.shape, suffix=suffix, attributes=step.attributes)
+        end = "" if number == len(steps) else f".part{number}"
+        x = reader.op(
+            step.kind, node, [x], step.shape, suffix=f"{suffix}{end}", attributes=step.attributes
+        )
     return x
 
 
@@ -71,6 +74,12 @@ def steps_of(moved: Moved) -> list[Step]:
         steps = _taking(shape, lists)
         return [*steps, *_reordering(steps[-1].shape, numbers)]
     return _reordering(shape, numbers)
+
+
+def plain(moved: Moved) -> ir.Tensor | Moved:
+    """Return the value that it is elements of, if all are where they were."""
+    is_known = 1 + moved.numbers.ndim in RANKS and can_be(moved)
+    return moved.base if is_known and not steps_of(moved) else moved
 
 
 def can_be(moved: Moved) -> bool:

@@ -385,7 +385,7 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
     if "_assert" in str(node.target) or is_unread:
         return
     arranges = str(node.target) in _ARRANGES
-    if not arranges:
+    if not arranges and node.target is not operator.getitem:
         _arrange_operands(lowering, node)
     arguments = _arguments(lowering, node)
     is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
@@ -459,8 +459,8 @@ def _moved(lowering: _Lowering, node: fx.Node, a: Arguments) -> Moved:
     (source, *_), x = node.all_input_nodes, a["self"]
     shape = source.meta["val"].shape
     moved = x if isinstance(x, Moved) else whole(activation(x), shape[1:])
-    is_over_examples = isinstance(dim := a.get("dim"), int) and dim % len(shape) == 0
-    require(not is_over_examples or _is_whole(node, a), EXAMPLES_MOVE)
+    cuts = str(node.target) in _CUTS and a["dim"] % len(shape) == 0
+    require(not cuts or _is_whole(node, a), EXAMPLES_MOVE)
     if str(node.target) not in _OF_SIZES:
         _tried(lowering, node, moved, 2)
     found = _tried(lowering, node, moved, lowering.examples)
@@ -652,13 +652,15 @@ _OF_SIZES = (
 )
 """Operators that say how many examples there are."""
 
+_CUTS = ("aten.select.int", "aten.slice.Tensor", "aten.narrow.default")
+
 _ARRANGES = frozenset(
     (
         *_OF_SIZES,
         *SPECS["transpose"].aten,
         *("aten.flatten.using_ints", "aten.unsqueeze.default", "aten.squeeze.default"),
-        *("aten.squeeze.dim", "aten.squeeze.dims", "aten.select.int", "aten.slice.Tensor"),
-        *("aten.narrow.default", "aten.flip.default"),
+        *_CUTS,
+        *("aten.squeeze.dim", "aten.squeeze.dims", "aten.flip.default"),
         *("aten.alias.default", "aten.clone.default", "aten.contiguous.default"),
         "aten.detach.default",
     )

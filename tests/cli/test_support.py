@@ -73,6 +73,7 @@ LAYERS: Mapping[ir.Kind, Callable[[], nn.Module]] = {
     "take": call(lambda x: x[:, 1:, ::2]),
     "reshape": lambda: nn.AdaptiveAvgPool2d(1),
     "flatten_nchw": nn.Identity,  # one is before the end
+    "sum_pool2d": call(lambda x: x.sum(2, keepdim=True)),
     "avg_pool2d": lambda: nn.AvgPool2d(2),
     "max_pool2d": lambda: nn.MaxPool2d(2),
     "mean": call(lambda x: x.mean((2, 3), keepdim=True)),

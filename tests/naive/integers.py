@@ -297,7 +297,7 @@ def _each(op: Conv, plane: tuple[int, ...], outputs: int) -> Any:
 
 def pool(op: Pool, x: Array, plane: tuple[int, ...]) -> Array:
     """Return the largest of each window, or its sum."""
-    mean = op.operation == "mean"
+    mean = op.operation != "max"
     y = np.full((*x.shape[:2], *plane), 0 if mean else -(2**40), np.int64)
     for _, _, oy, ox, py, px in places(op, x.shape[2:]):
         seen, so_far = x[:, :, py, px], y[:, :, oy, ox]
@@ -312,7 +312,7 @@ def pool_backward(op: Pool, x: Array, p: Array) -> Array:
     for _, _, oy, ox, py, px in places(op, x.shape[2:]):
         for n, channel in np.ndindex(*x.shape[:2]):
             at = n, channel, oy, ox
-            if op.operation == "mean":
+            if op.operation != "max":
                 sums[n, channel, py, px] += int(p[at])
             elif x[n, channel, py, px] == largest[at]:
                 sums[n, channel, py, px] += int(left[at])

@@ -103,8 +103,8 @@ def _conv(here: Pass, number: int, op: Conv) -> Tensor:
 
 def _pool(here: Pass, number: int, op: Pool) -> Tensor:
     x, how = here.read(op.source), (op.kernel, op.stride, op.padding)
-    if op.operation == "mean":
-        return F.avg_pool2d(x, *how)
+    if op.operation != "max":
+        return F.avg_pool2d(x, *how, divisor_override=1 if op.operation == "sum" else None)
     return pick_largest(op, x, here.taken.get(op.source, x))
 
 

@@ -128,7 +128,8 @@ struct windows {
 struct pool {
     struct tensor *source, *target;
     struct windows windows;
-    int32_t maximum;                       /* else the mean over the whole kernel */
+    float share;                           /* by which a sum over the whole kernel is multiplied */
+    int32_t maximum;                       /* else that */
     int32_t accumulate;
 };
 

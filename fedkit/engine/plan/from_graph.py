@@ -260,6 +260,13 @@ def _concat(maker: PlanMaker, op: ir.Op) -> int:
     return target
 
 
+_POOLS: Mapping[ir.Kind, Literal["max", "mean", "sum"]] = {
+    "max_pool2d": "max",
+    "avg_pool2d": "mean",
+    "sum_pool2d": "sum",
+}
+
+
 def _pool(maker: PlanMaker, op: ir.Op) -> int:
     source, window = maker.value(op), op.window or ir.Window()
     sides, padded = window.padding, maker.padding_of(op)
@@ -271,8 +278,8 @@ def _pool(maker: PlanMaker, op: ir.Op) -> int:
     half = all(2 * each <= kernel for each, kernel in zip(padding, window.kernel, strict=True))
     _require(half, f"padding {padding} is more than half of the kernel {window.kernel}")
     target = maker.target(op)
-    kind: Literal["max", "mean"] = "max" if op.kind == "max_pool2d" else "mean"
-    maker.ops.append(Pool(source, target, window.kernel, window.stride, padding, kind))
+    operation = _POOLS[op.kind]
+    maker.ops.append(Pool(source, target, window.kernel, window.stride, padding, operation))
     return target
 
 
@@ -320,7 +327,7 @@ RULES: Mapping[ir.Kind, Callable[[PlanMaker, ir.Op], int]] = {
     **dict.fromkeys(("layer_norm", "l1_layer_norm"), _layer_norm),
     "group_norm": _group_norm,
     **dict.fromkeys(("relu", "relu6"), _activate),
-    **dict.fromkeys(("max_pool2d", "avg_pool2d"), _pool),
+    **dict.fromkeys(_POOLS, _pool),
     **dict.fromkeys(("reshape", "flatten_nchw"), _reshape),
     **dict.fromkeys(("add", "mul", "sub"), _pair),
     "concat": _concat,

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedkit.graph import ir, sliding
 from fedkit.graph.operands import activation, require
+from fedkit.graph.ops.reduce import LARGEST, LARGEST_ONNX, MEANS, MEANS_ONNX
 from fedkit.graph.ops.weighted import total
 from fedkit.graph.spec import (
     Aten,
@@ -115,11 +116,12 @@ def _read_adaptive_avg(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> 
 
 
 def _read_adaptive_max(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
-    x = activation(a["self"], 4)
-    size = list(a["output_size"])
-    require(size == [1, 1], f"adaptive max pooling to {size}; to 1 can be")
-    whole = (x.shape[1], x.shape[2])
-    return reader.op("max_pool2d", node, [x], (1, 1, 1, x.shape[3]), ir.Window(whole, whole))
+    x, size = activation(a["self"], 4), list(a["output_size"])
+    divides = x.shape[1] % size[0] == 0 and x.shape[2] % size[1] == 0
+    require(divides, f"adaptive pooling of {x.shape[1:3]} to {size}, which does not divide it")
+    kernel = (x.shape[1] // size[0], x.shape[2] // size[1])
+    out = (1, size[0], size[1], x.shape[3])
+    return reader.op("max_pool2d", node, [x], out, ir.Window(kernel, kernel))
 
 
 def _windows_of(
@@ -160,8 +162,11 @@ def _of_both(reads: Mapping[str, Aten]) -> dict[str, Aten]:
     }
 
 
-_AVERAGE = _of_both({"avg_pool": _read_avg, "adaptive_avg_pool": _read_adaptive_avg})
-_MOST = _of_both({"max_pool": _read_max, "adaptive_max_pool": _read_adaptive_max})
+_AVERAGE = {
+    **_of_both({"avg_pool": _read_avg, "adaptive_avg_pool": _read_adaptive_avg}),
+    **MEANS,
+}
+_MOST = {**_of_both({"max_pool": _read_max, "adaptive_max_pool": _read_adaptive_max}), **LARGEST}
 
 
 def _spec(
@@ -182,7 +187,17 @@ def _spec(
 
 SPECS = (
     _spec(
-        "avg_pool2d", "average pooling", _avg_pool2d, _AVERAGE, {"AveragePool": _read_average_pool}
+        "avg_pool2d",
+        "average pooling",
+        _avg_pool2d,
+        _AVERAGE,
+        {"AveragePool": _read_average_pool, **MEANS_ONNX},
     ),
-    _spec("max_pool2d", "max pooling", _max_pool2d, _MOST, {"MaxPool": _read_max_pool}),
+    _spec(
+        "max_pool2d",
+        "max pooling",
+        _max_pool2d,
+        _MOST,
+        {"MaxPool": _read_max_pool, **LARGEST_ONNX},
+    ),
 )

@@ -392,7 +392,7 @@ LAYERS: list[tuple[nn.Module, str]] = [
         nn.AdaptiveAvgPool2d(3),
         "adaptive pooling of (8, 8) to (3, 3), which does not divide it",
     ),
-    (nn.AdaptiveMaxPool2d((1, 2)), "adaptive max pooling to [1, 2]; to 1 can be"),
+    (nn.AdaptiveMaxPool2d(3), "adaptive pooling of (8, 8) to [3, 3], which does not divide it"),
     (nn.ZeroPad2d(1), "pad: pads a map of its own"),
 ]
 
@@ -417,8 +417,8 @@ CALLS: list[tuple[Callable[[Any, Tensor], Any], str]] = [
     (lambda _, x: torch.add(x, x, alpha=2), "an addition with alpha = 2; only 1 can be"),
     (lambda _, x: torch.cat([x, x]), "a concat over dimension 0, that of the examples; each"),
     (
-        lambda _, x: x.mean(1, keepdim=True).expand(-1, 4, -1, -1),
-        "a mean over dimensions [1]; height and width can be",
+        lambda _, x: x + x.mean(0, keepdim=True),
+        "a mean over dimensions [0], which mixes the examples",
     ),
     (
         lambda _, x: F.dropout2d(x, 0.1),
