@@ -86,10 +86,10 @@ class Reduced(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.both = nn.Conv2d(3, 4, 3), nn.Conv2d(6, 4, 1)
-        self.last = nn.Linear(32, 2)
+        self.last = nn.Linear(48, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.first(x))
+        x = F.pad(F.relu(self.first(x)), (0, 1, 2, 0))
         x = self.both(torch.cat([x, x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1))
         lines = torch.cat([x.sum(2), x.mean(2), x.max(3).values], 2).flatten(1)
         ends = self.last(lines) + x.sum((1, 3))[:, :2], x.mean((2, 3)).sum(1, True)

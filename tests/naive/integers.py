@@ -330,7 +330,8 @@ def taken_places(op: Take, shape: Sequence[int]) -> Iterator[tuple[Place, Place]
     for at in np.ndindex(*shape[1:]):
         pairs = zip(at, lists, strict=True)
         c, y, x = (place if each is None else each[place] for place, each in pairs)
-        yield (at[0], at[1], at[2]), (c, y, x)
+        if min(y, x) >= 0:  # else a zero
+            yield (at[0], at[1], at[2]), (c, y, x)
 
 
 def take(op: Take, x: Array, shape: Sequence[int]) -> Array:

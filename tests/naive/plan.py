@@ -117,7 +117,8 @@ def _take(here: Pass, number: int, op: Take) -> Tensor:
     x = here.read(op.source)
     for axis, each in enumerate((op.from_channels, op.from_rows, op.from_columns), start=1):
         places = range(x.shape[axis]) if each is None else each
-        x = torch.stack([x.select(axis, place) for place in places], axis)
+        lines = [x.select(axis, max(place, 0)) * (place >= 0) for place in places]
+        x = torch.stack(lines, axis)
     return x
 
 

@@ -153,7 +153,7 @@ struct pair {
 struct take {
     struct tensor *source, *target;
     const int32_t *channels;               /* [target channels] */
-    const int32_t *pixels;                 /* [target plane] */
+    const int32_t *pixels;                 /* [target plane]; -1: a zero */
     const int32_t *order;                  /* target channels, sorted by the source's */
     const int32_t *first;                  /* [source channels + 1]: where each of those begins */
     int32_t accumulate;

@@ -216,7 +216,7 @@ class NativePool(NativeOp[Pool]):
 
     def __init__(self, op: Pool, number: int, backend: NativeBackend) -> None:
         super().__init__(op, number, backend)
-        backend.reserve(scratch_bytes(op, backend))
+        backend.reserve_plane(op.source)
         self._struct = IntPool(
             source=ctypes.pointer(backend.tensors[op.source]),
             target=ctypes.pointer(backend.tensors[op.target]),
@@ -236,11 +236,6 @@ class NativePool(NativeOp[Pool]):
         pool.read, pool.chain, pool.shift_in = read_struct(read), chain_struct(chain), shift
         self.set_mix(pool, self.op.source, mix)
         backend.kernels.int_pool_backward(byref(pool), 0, backend.tiles, backend.scratch)
-
-
-def scratch_bytes(op: Pool, backend: NativeBackend) -> int:
-    """Return the bytes of a plane of int32."""
-    return 4 * backend.lanes * math.prod(backend.plan.tensors[op.source].shape[1:])
 
 
 _SHAPES = ((2, 7, 5), (3, 7, 5), (3, 4, 2))

@@ -130,11 +130,14 @@ class PlanMaker:
         assert name is not None
         return name
 
-    def skip_padding(self, op: ir.Op) -> int:
-        """Leave a padding to the average that reads it, whose windows count it."""
+    def is_averaged(self, op: ir.Op) -> bool:
+        """Whether an average alone reads a padding, whose windows count it."""
         readers = [other for other in self.graph.ops if op.output in other.inputs]
         is_averaged = len(readers) == 1 and readers[0].kind == "avg_pool2d"
-        _require(is_averaged and op.output not in self.graph.outputs, "pads a map of its own")
+        return is_averaged and op.output not in self.graph.outputs
+
+    def skip_padding(self, op: ir.Op) -> int:
+        """Leave a padding to the average that reads it."""
         self._padded[op.output] = op
         return self.value(op)
 
@@ -332,6 +335,5 @@ RULES: Mapping[ir.Kind, Callable[[PlanMaker, ir.Op], int]] = {
     **dict.fromkeys(("add", "mul", "sub"), _pair),
     "concat": _concat,
     "mean": _mean,
-    "pad": PlanMaker.skip_padding,
 }
 """Kind of op in the model graph -> what plans it: adds ops, or says more of a tensor."""

@@ -393,7 +393,7 @@ LAYERS: list[tuple[nn.Module, str]] = [
         "adaptive pooling of (8, 8) to (3, 3), which does not divide it",
     ),
     (nn.AdaptiveMaxPool2d(3), "adaptive pooling of (8, 8) to [3, 3], which does not divide it"),
-    (nn.ZeroPad2d(1), "pad: pads a map of its own"),
+    (nn.ConstantPad2d(1, 2.0), "constant padding with 2.0; zeros can be"),
 ]
 
 
