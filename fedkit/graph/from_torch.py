@@ -422,7 +422,7 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
             lowering.firsts.add(node)
         lowering.values[node] = _in_place(lowering, node, arguments, made)
     except Unsupported as error:
-        is_consequence = handler is not None or "getitem" in str(node.target)
+        is_consequence = arranges or handler is not None or "getitem" in str(node.target)
         if is_consequence and not lowering.unknown.isdisjoint(node.all_input_nodes):
             _let_pass(lowering, node)
         else:
@@ -457,6 +457,7 @@ def _arranged(
 def _moved(lowering: _Lowering, node: fx.Node, a: Arguments) -> Moved:
     """Return which elements an op gives, by trying it on their numbers."""
     (source, *_), x = node.all_input_nodes, a["self"]
+    require(source not in lowering.unknown, "it follows what is refused")
     shape = source.meta["val"].shape
     moved = x if isinstance(x, Moved) else whole(activation(x), shape[1:])
     cuts = str(node.target) in _CUTS and a["dim"] % len(shape) == 0

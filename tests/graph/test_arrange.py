@@ -152,6 +152,10 @@ REFUSED: dict[str, tuple[Function, str]] = {
         "a chain of moves whose result is neither a list of places along each axis nor a swap",
     ),
     "five dimensions": (lambda x: x.view(-1, 2, 2, 5, 6).sigmoid(), "only .* exist here"),
+    "what follows a refusal": (
+        lambda x: x.view(-1, 2, 2, 5, 6).sigmoid().transpose(1, 2).flatten(1),
+        r"^1 op\(s\) of the model .*\n.*only .* exist here",
+    ),
     "examples": (lambda x: x.transpose(0, 1), "dimension 0, which holds the examples"),
     "examples last": (lambda x: x.permute(1, 2, 3, 0), "dimension 0, which holds the examples"),
     "one example": (lambda x: x[0], "examples"),
