@@ -59,6 +59,7 @@ LAYERS = (
     Layer("arithmetic with numbers", lambda: _Calls(lambda x: (2 * x - 1) / 3)),
     Layer("arithmetic with constants", lambda: _Calls(lambda x: x + torch.ones(8, 8))),
     Layer("padding before an average", lambda: nn.AvgPool2d(3, padding=1)),
+    Layer("concat along height", lambda: _Calls(lambda x: torch.cat([x, x], 2))),
     Layer("half of the channels", lambda: _Calls(lambda x: x.chunk(2, 1)[1])),
     Layer("ReflectionPad2d, ReplicationPad2d", lambda: nn.ReflectionPad2d(1)),
     Layer("Upsample, nearest", lambda: nn.Upsample(scale_factor=2)),

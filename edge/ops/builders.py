@@ -6,7 +6,7 @@ target knows no kinds; neither imports the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -224,6 +224,12 @@ class FpgaCompiler(Protocol):
 
     def take(self, op: ir.Op) -> Iterator[Any]:
         """Copy places of each axis, a run of them at a time."""
+
+    def put(self, op: ir.Op, starts: Iterable[tuple[str, int, int]]) -> Iterator[Any]:
+        """Put maps into a larger one, each at a row and a column."""
+
+    def transpose(self, op: ir.Op, axes: tuple[int, int, int]) -> Iterator[Any]:
+        """Copy all with the axes of the result in an order, counted from 1."""
 
     def pad(self, op: ir.Op) -> Iterator[Any]:
         """Put a map into a larger one of zero points."""

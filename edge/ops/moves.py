@@ -9,36 +9,10 @@ import numpy as np
 
 from edge.define.rounding import Policy
 from edge.ops.builders import CCompiler, OnnxFile, TfliteFile
-from edge.ops.integer_spec import IntegerSpec, Link, Operands, same_channels, same_elements
-from fedkit.core.errors import ExportError
+from edge.ops.integer_spec import IntegerSpec, Operands, same_channels, same_elements
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
 from fedkit.graph.taps import padded
-
-# Concat
-
-
-def _concat(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
-    return np.concatenate(operands, axis=-1)
-
-
-def _concat_links(graph: ir.Graph, op: ir.Op) -> list[Link]:
-    sizes = [graph.tensors[name].shape[-1] for name in op.inputs]
-    ends = np.cumsum(sizes)
-    return [
-        Link(name, np.arange(size), np.arange(end - size, end))
-        for name, size, end in zip(op.inputs, sizes, ends, strict=True)
-    ]
-
-
-def _concat_tflite(file: TfliteFile, op: ir.Op) -> None:
-    last = len(file.graph.tensors[op.output].shape) - 1
-    file.operator("CONCATENATION", op.inputs, op.output, "ConcatenationOptions", axis=last)
-
-
-def _concat_onnx(file: OnnxFile, op: ir.Op) -> None:
-    file.node("Concat", list(op.inputs), op.output, axis=1)
-
 
 # Pad
 
@@ -105,13 +79,13 @@ def _order_matters(shape: ir.Shape) -> bool:
 def _reshape_c99(c: CCompiler, op: ir.Op) -> None:
     x, out = (c.graph.tensors[name].shape for name in (op.inputs[0], op.output))
     is_pixel = len(out) == 4 and math.prod(out) == out[3] == x[-1]
-    if x != out and len(out) == 4 and not is_pixel:
-        raise ExportError(f"it makes an image {out} of {x}; leave the shape of images alone")
     layouts = [c.layout(name) for name in (op.inputs[0], op.output)]
     if layouts[0] == layouts[1]:
         c.reuse(op.inputs[0], op.output)
     elif is_pixel:
         c.call("ek_pad", *layouts, 0, 0, c.place(op.inputs[0]), c.new(op.output), source=op.source)
+    elif len(out) == 4:
+        c.call("ek_reshape", *layouts, c.place(op.inputs[0]), c.new(op.output), source=op.source)
     else:
         c.to_vector("ek_interleave", op)
 
@@ -139,15 +113,6 @@ def _flatten_onnx(file: OnnxFile, op: ir.Op) -> None:
 
 
 SPECS = (
-    IntegerSpec(
-        "concat",
-        _concat,
-        _concat_links,
-        tflite=_concat_tflite,
-        onnx=_concat_onnx,
-        c99=lambda c, op: c.join(op),
-        fpga=lambda engine, op: engine.join(op),
-    ),
     IntegerSpec(
         "pad",
         _pad,

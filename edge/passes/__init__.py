@@ -15,7 +15,9 @@ from edge.passes import (
     fold_bn,
     fold_flatten,
     fuse_relu,
+    merge_takes,
     name_functions,
+    sum_to_depthwise,
 )
 from fedkit.graph import ir
 from fedkit.graph.verify import verify
@@ -33,6 +35,8 @@ def optimise(graph: ir.Graph) -> ir.Graph:
     graph = _exhaust(graph, before_blocks.match, before_blocks.transform)
     graph = _exhaust(graph, fold_bn.match, fold_bn.transform)
     graph = _exhaust(graph, affine_to_depthwise.match, affine_to_depthwise.transform)
+    graph = _exhaust(graph, merge_takes.match, merge_takes.transform)
+    graph = _exhaust(graph, sum_to_depthwise.match, sum_to_depthwise.transform)
     graph = _exhaust(graph, fuse_relu.match, fuse_relu.transform)
     return _exhaust(graph, fold_flatten.match, fold_flatten.transform)
 

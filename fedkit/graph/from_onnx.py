@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from onnx.reference import ReferenceEvaluator
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir, onnx_file, onnx_integers
+from fedkit.graph.arrange import arrange, can_be
+from fedkit.graph.elements import Moved, whole
 from fedkit.graph.file_integers import FileIntegers, Steps
 from fedkit.graph.layouts import RANKS, graph_shape
 from fedkit.graph.lowering import Lowering
@@ -28,7 +30,9 @@ from fedkit.graph.onnx_file import first_line, refusing
 from fedkit.graph.onnx_file import source_of as _source
 from fedkit.graph.onnx_integers import BYTES, MOVES
 from fedkit.graph.operands import Unsupported, activation, constant, number, require, require_small
+from fedkit.graph.ops.moves import require_axes
 from fedkit.graph.ops.registry import ONNX
+from fedkit.graph.places import EXAMPLES_MOVE
 
 _OPSETS = range(7, 29)
 """From the first in which operands broadcast as in numpy to the last that was looked at."""
@@ -42,7 +46,7 @@ _KEEP_TYPE = ("GroupNormalization",)
 _QUANTISED = ("DynamicQuantizeLinear", "QGemm")
 _QUANTISED_ENDINGS = ("Integer", "IntegerToFloat")
 
-Value = ir.Tensor | ir.Array
+Value = ir.Tensor | Moved | ir.Array
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,9 @@ class _Lowering(Lowering[_Node]):
     """Name of each value that is read -> the operators that do; the model's caller is ""."""
 
     values: dict[str, Value] = field(default_factory=dict)
+    moved: dict[str, _Node] = field(default_factory=dict)
+    """Value that no ops arrange yet -> the node that gives it."""
+
     types: dict[str, onnx.TypeProto] = field(default_factory=dict)
     small: dict[str, onnx.TensorProto] = field(default_factory=dict)
     unknown: set[str] = field(default_factory=set)
@@ -117,6 +124,10 @@ class _Lowering(Lowering[_Node]):
         named = zip(node.proto.input, node.inputs, strict=True)
         read = (name for name, operand in named if isinstance(operand, ir.Tensor))
         return {len(_dims(self.types[name]) or ()) for name in read}
+
+    def arranged(self, node: _Node) -> Moved:
+        """See `ModelReader.arranged`: ONNX's reference moves numbers."""
+        return _moved(self, node)
 
     def is_read_by(self, node: _Node, operator: str) -> bool:
         """Whether nothing but one operator reads what a node gives."""
@@ -191,6 +202,8 @@ def read(model: onnx.ModelProto) -> OnnxModel:
     names, lowering = lowered(model)
     lowering.raise_diagnostics()
     lowering.diagnostics.extend(_mixing(model, lowering))
+    lowering.raise_diagnostics()
+    _arrange(lowering, [port.name for port in model.graph.output])
     lowering.raise_diagnostics()
     found = [
         (lowering.values[port.name], len(_dims(lowering.types[port.name]) or ()))
@@ -375,6 +388,8 @@ def _read_names(model: onnx.ModelProto) -> dict[str, set[str]]:
 
 def _lower_node(lowering: _Lowering, proto: onnx.NodeProto, place: int) -> None:
     """Lower one node; if that fails, note why and go on as if it had worked."""
+    if proto.op_type not in _ARRANGES:
+        _arrange(lowering, proto.input)
     try:
         if lowering.unknown.isdisjoint(proto.input):
             with np.errstate(all="ignore"):  # `verify` names what is not finite
@@ -400,9 +415,7 @@ def _assume_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
 
 
 def _bind_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
-    is_constant = not any(
-        isinstance(lowering.values[name], ir.Tensor) for name in filter(None, proto.input)
-    )
+    is_constant = not _activations(lowering, proto)
     _require_no_graph(proto)
     shape = _infer(lowering, proto)
     if is_constant:
@@ -424,16 +437,98 @@ def _bind_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
             continue
         shape = shapes[place] if several else shape
         node = _Node(proto, operands, shape, lowering.opset, place, shapes)
-        _bind_value(lowering, name, _HANDLERS[proto.op_type](lowering, node))
+        read = _arranged if proto.op_type in _ARRANGES else _HANDLERS[proto.op_type]
+        _bind_value(lowering, node, name, read(lowering, node))
     onnx_integers.note_weights(lowering, proto, _source(proto))
 
 
-def _bind_value(lowering: _Lowering, name: str, value: Value) -> None:
-    if isinstance(value, ir.Tensor):
+def _activations(lowering: _Lowering, proto: onnx.NodeProto) -> list[str]:
+    """Return the operands of a node that are no constants."""
+    given = filter(None, proto.input)
+    return [name for name in given if isinstance(lowering.values[name], ir.Tensor | Moved)]
+
+
+def _bind_value(lowering: _Lowering, node: _Node, name: str, value: Value) -> None:
+    if isinstance(value, Moved):
+        lowering.values[name], lowering.moved[name] = value, node
+    elif isinstance(value, ir.Tensor):
         onnx_integers.note_activation(lowering, name, value)
         lowering.values[name] = value
     else:
         lowering.bind(name, value)
+
+
+def _arranged(lowering: _Lowering, node: _Node) -> Value:
+    """Return what a node arranges anew: by an op of its own, or else as part of what follows."""
+    if isinstance(node.operand(0), Moved):
+        return _moved(lowering, node)
+    ops, tensors = len(lowering.ops), len(lowering.tensors)
+    try:
+        return _HANDLERS[node.proto.op_type](lowering, node)
+    except Unsupported as error:
+        lowering.undo(ops, tensors)
+        try:
+            return _moved(lowering, node)
+        except Unsupported:
+            raise error from None
+
+
+def _moved(lowering: _Lowering, node: _Node) -> Moved:
+    """Return which elements a node gives, by trying it on their numbers."""
+    name, x = node.proto.input[0], node.operand(0)
+    shape = _dims(lowering.types[name]) or ()
+    moved = x if isinstance(x, Moved) else whole(activation(x), shape[1:])
+    require(_keeps_examples(node, len(shape)), EXAMPLES_MOVE)
+    require_axes(node)
+    found = _tried(lowering, node, moved)
+    is_lost = not (1 + found.numbers.ndim in RANKS and can_be(found))
+    if is_lost and 1 + moved.numbers.ndim in RANKS and can_be(moved):
+        _arrange(lowering, [name])  # so that each part of a chain is
+        return _tried(lowering, node, whole(activation(lowering.values[name]), shape[1:]))
+    return found
+
+
+def _keeps_examples(node: _Node, rank: int) -> bool:
+    """Whether a node leaves the first dimension where it is."""
+    if node.proto.op_type == "Transpose":
+        return bool(next(iter(node.attribute("perm", range(rank)[::-1]))) == 0)
+    return node.proto.op_type != "Gather" or node.attribute("axis", 0) % rank != 0
+
+
+def _tried(lowering: _Lowering, node: _Node, moved: Moved) -> Moved:
+    """Return what ONNX's reference makes of the numbers of one example."""
+    first, *others = node.proto.input
+    given = {name: lowering.values[name] for name in filter(None, others)}
+    given[first] = moved.numbers[None]
+    ports = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for n, v in ((name, constant(value)) for name, value in given.items())
+    ]
+    end = helper.make_tensor_value_info(node.proto.output[0], onnx.TensorProto.INT64, None)
+    graph = helper.make_graph([node.proto], "moved", ports, [end])
+    try:
+        (out,) = ReferenceEvaluator(graph, opsets={"": lowering.opset}).run(None, given)
+    except Exception as error:  # the reference documents no class
+        raise Unsupported(f"{node.proto.op_type} fails: {first_line(error)}") from error
+    found = np.asarray(out)
+    require(found.shape[:1] == (1,) and found.size > 0, EXAMPLES_MOVE)
+    return moved.by(lambda numbers: found[0])
+
+
+def _arrange(lowering: _Lowering, names: Iterable[str]) -> None:
+    """Let the ops of a graph arrange values, if nothing has yet."""
+    for name in names:
+        moved = lowering.values.get(name)
+        if not isinstance(moved, Moved):
+            continue
+        node = lowering.moved.pop(name)
+        try:
+            lowering.shape_of(node)
+            made = arrange(lowering, node, moved)
+            _bind_value(lowering, node, name, made)
+        except Unsupported as error:
+            lowering.diagnostics.append((f"node {_source(node.proto)!r}", str(error)))
+            _assume_outputs(lowering, node.proto)
 
 
 def _require_no_graph(proto: onnx.NodeProto) -> None:
@@ -468,7 +563,7 @@ def unknown_operators(model: onnx.ModelProto) -> dict[int, str]:
 
 def _require_numbers(lowering: _Lowering, proto: onnx.NodeProto) -> None:
     """Refuse what computes with other activations than of float32; bytes may be moved."""
-    activations = [n for n in proto.input if n and isinstance(lowering.values[n], ir.Tensor)]
+    activations = _activations(lowering, proto)
     if proto.op_type in _OF_BYTES:
         return
     steps = {lowering.steps.get(name) for name in activations}
@@ -615,7 +710,7 @@ def _size(lowering: _Lowering, node: _Node) -> ir.Array:
     return np.array(math.prod(_shape(lowering, node).tolist()), np.int64)
 
 
-def _reshape(lowering: _Lowering, node: _Node) -> ir.Tensor:
+def _reshape(lowering: _Lowering, node: _Node) -> ir.Tensor | Moved:
     """Read a reshape; one to groups of channels, that a norm alone reads, is left to that."""
     x = node.operand(0)
     is_of_groups = isinstance(x, ir.Tensor) and len(node.shape or ()) == 3
@@ -624,7 +719,7 @@ def _reshape(lowering: _Lowering, node: _Node) -> ir.Tensor:
     return ONNX["Reshape"](lowering, node)
 
 
-def _instance_norm(lowering: _Lowering, node: _Node) -> ir.Tensor:
+def _instance_norm(lowering: _Lowering, node: _Node) -> ir.Tensor | Moved:
     """Read a norm per channel; one of groups, as torch writes a group norm, is reshaped again."""
     x = activation(node.operand(0))
     is_of_groups = node.shape is not None and graph_shape(node.shape) != x.shape
@@ -648,6 +743,9 @@ _HANDLERS: dict[str, Callable[[_Lowering, _Node], Value]] = {
 
 OPERATORS = frozenset(_HANDLERS)
 """What is read of activations; of constants every operator of ONNX can be evaluated."""
+
+_ARRANGES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather")
+"""Operators that compute nothing; a chain of them is tried as a whole where one is no op."""
 
 _SEVERAL = ("Split",)
 """Operators whose outputs, all of them, are read one by one."""

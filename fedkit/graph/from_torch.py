@@ -9,6 +9,7 @@ becomes a constant itself.
 from __future__ import annotations
 
 import copy
+import math
 import operator
 import random
 import warnings
@@ -26,10 +27,12 @@ from torch.utils._pytree import tree_leaves
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
+from fedkit.graph.arrange import arrange, can_be
+from fedkit.graph.elements import Moved, whole
 from fedkit.graph.layouts import RANKS, graph_shape, map_axis
 from fedkit.graph.lowering import Lowering
 from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require
-from fedkit.graph.ops.registry import ATEN, VIEWS, spec_of
+from fedkit.graph.ops.registry import ATEN, SPECS, VIEWS, spec_of
 from fedkit.graph.places import EXAMPLES_MOVE, MANY_EXAMPLES, require_examples
 from fedkit.graph.spec import Aten, ModelReader
 
@@ -48,7 +51,7 @@ class _Lowering(Lowering[fx.Node]):
 
     drops: bool = False
     examples: int = 1
-    values: dict[fx.Node, ir.Tensor | torch.Tensor] = field(default_factory=dict)
+    values: dict[fx.Node, ir.Tensor | Moved | torch.Tensor] = field(default_factory=dict)
     unknown: set[fx.Node] = field(default_factory=set)
     """Of no shape that exists here, as what computes it was refused; nor is what follows."""
     firsts: set[fx.Node] = field(default_factory=set)
@@ -103,6 +106,10 @@ class _Lowering(Lowering[fx.Node]):
 
     def learns(self, value: Any) -> bool:
         return id(value) in self.learned
+
+    def arranged(self, node: fx.Node) -> Moved:
+        """See `ModelReader.arranged`: the model's own operator moves numbers."""
+        return _moved(self, node, _arguments(self, node))
 
     def is_last(self, node: fx.Node) -> bool:
         return all(
@@ -385,11 +392,13 @@ def _outputs(program: ExportedProgram, lowering: _Lowering) -> list[tuple[Any, i
             f"the model returns a {kind} of {len(returned)} tensors, and the outputs of an "
             "artifact have an order: return a tuple of those that it is to have"
         )
-    nodes = {node.name: node for node in lowering.values}
-    return [
-        (lowering.values[node], node.meta["val"].dim())
-        for node in (nodes[each.name] for each in returned)
-    ]
+    by_name = {node.name: node for node in lowering.values}
+    nodes = [by_name[each.name] for each in returned]
+    for node in nodes:
+        if isinstance(moved := lowering.values[node], Moved):
+            _arrange(lowering, node, moved)
+    lowering.raise_diagnostics()
+    return [(lowering.values[node], node.meta["val"].dim()) for node in nodes]
 
 
 def _kind_without_order(program: ExportedProgram) -> str:
@@ -410,6 +419,9 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
     is_unread = node.target is operator.getitem and not node.users
     if "_assert" in str(node.target) or is_unread:
         return
+    arranges = str(node.target) in _ARRANGES
+    if not arranges and node.target is not operator.getitem:
+        _arrange_operands(lowering, node)
     arguments = _arguments(lowering, node)
     is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     if is_random and not _is_off(lowering, arguments):
@@ -425,6 +437,9 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
         return
     handler = _HANDLERS.get(str(node.target))
     try:
+        if arranges:
+            lowering.values[node] = _arranged(lowering, node, handler, arguments)
+            return
         if node.target is operator.getitem and node.args[0] in lowering.firsts and not node.args[1]:
             lowering.values[node] = lowering.values[node.args[0]]  # type: ignore[index]
             return
@@ -445,12 +460,95 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
             lowering.firsts.add(node)
         lowering.values[node] = _in_place(lowering, node, arguments, made)
     except Unsupported as error:
-        is_consequence = handler is not None or "getitem" in str(node.target)
+        is_consequence = arranges or handler is not None or "getitem" in str(node.target)
         if is_consequence and not lowering.unknown.isdisjoint(node.all_input_nodes):
             _let_pass(lowering, node)
         else:
             read = _parameters_read(lowering, node) if isinstance(error, ConstantOperand) else ""
             _diagnose(lowering, node, f"{error}{read}")
+
+
+def _arranged(
+    lowering: _Lowering, node: fx.Node, handler: Aten | None, a: Arguments
+) -> ir.Tensor | Moved:
+    """Return what an op arranges anew: by an op of its own, or else as part of what follows."""
+    x = a["self"]
+    if isinstance(x, Moved) and str(node.target) in _IDENTITIES:
+        return x
+    refused = Unsupported(f"{node.target} is not supported")
+    if isinstance(x, ir.Tensor) and handler is not None:
+        ops, tensors = len(lowering.ops), len(lowering.tensors)
+        try:
+            made = handler(lowering, node, a)
+            if _shows_part(node):
+                lowering.slices.update(op.output for op in lowering.ops[ops:])
+            return made
+        except Unsupported as error:
+            lowering.undo(ops, tensors)
+            refused = error
+    try:
+        return _moved(lowering, node, a)
+    except Unsupported:
+        raise refused from None
+
+
+def _moved(lowering: _Lowering, node: fx.Node, a: Arguments) -> Moved:
+    """Return which elements an op gives, by trying it on their numbers."""
+    (source, *_), x = node.all_input_nodes, a["self"]
+    require(source not in lowering.unknown, "it follows what is refused")
+    shape = source.meta["val"].shape
+    moved = x if isinstance(x, Moved) else whole(activation(x), shape[1:])
+    cuts = str(node.target) in _CUTS and a["dim"] % len(shape) == 0
+    require(not cuts or _is_whole(node, a), EXAMPLES_MOVE)
+    if str(node.target) not in _OF_SIZES:
+        _tried(lowering, node, moved, 2)
+    found = _tried(lowering, node, moved, lowering.examples)
+    if not _can_arrange(found) and _can_arrange(moved):  # so that each part of a chain is
+        _arrange(lowering, source, moved)
+        laid = whole(activation(lowering.values[source]), shape[1:])
+        return _tried(lowering, node, laid, lowering.examples)
+    return found
+
+
+def _can_arrange(moved: Moved) -> bool:
+    """Whether a value has dimensions of the graph, and ops arrange it."""
+    return 1 + moved.numbers.ndim in RANKS and can_be(moved)
+
+
+def _tried(lowering: _Lowering, node: fx.Node, moved: Moved, count: int) -> Moved:
+    """Return what an op makes of so many examples, which it must leave apart."""
+    assert callable(node.target)
+    firsts = torch.arange(count).view(-1, *[1] * moved.numbers.ndim) * math.prod(moved.base.shape)
+    others = [_resolved(lowering, each) for each in node.args[1:]]
+    named = {name: _resolved(lowering, each) for name, each in node.kwargs.items()}
+    try:
+        found = node.target(torch.from_numpy(moved.numbers)[None] + firsts, *others, **named)
+    except (RuntimeError, IndexError) as error:
+        raise Unsupported(f"it cannot be tried: {_first_line(error)}") from error
+    require(found.numel() > 0, "it leaves nothing of a value")
+    apart = found.shape[:1] == (count,) and found - found[:1] == firsts.view(
+        -1, *[1] * (found.dim() - 1)
+    )
+    require(bool(apart is not False and apart.all()), EXAMPLES_MOVE)
+    return moved.by(lambda numbers: found[0].numpy().copy())
+
+
+def _arrange_operands(lowering: _Lowering, node: fx.Node) -> None:
+    """Let the ops of a graph arrange what a node reads, if nothing has yet."""
+    for source in node.all_input_nodes:
+        moved = lowering.values.get(source)
+        if isinstance(moved, Moved):
+            _arrange(lowering, source, moved)
+
+
+def _arrange(lowering: _Lowering, node: fx.Node, moved: Moved) -> None:
+    count = len(lowering.ops)
+    try:
+        lowering.shape_of(node)
+        lowering.values[node] = arrange(lowering, node, moved)
+        lowering.slices.update(op.output for op in lowering.ops[count:])
+    except Unsupported as error:
+        _diagnose(lowering, node, str(error))
 
 
 def _gives_list(node: fx.Node) -> bool:
@@ -483,7 +581,8 @@ def _let_pass(lowering: _Lowering, node: fx.Node) -> None:
     is_known = len(shape) in RANKS
     if not is_known:
         lowering.unknown.add(node)
-    lowering.values[node] = ir.Tensor(node.name, graph_shape(shape) if is_known else shape)
+    shape = graph_shape((1, *shape[1:])) if is_known else shape
+    lowering.values[node] = ir.Tensor(node.name, shape)
 
 
 WOULD_BE_RANDOM = "training would be random"
@@ -526,8 +625,8 @@ def _is_constant(arguments: Arguments) -> bool:
 
 
 def _holds_activation(value: Any) -> bool:
-    in_list = isinstance(value, list) and any(isinstance(one, ir.Tensor) for one in value)
-    return in_list or isinstance(value, ir.Tensor)
+    in_list = isinstance(value, list) and any(map(_holds_activation, value))
+    return in_list or isinstance(value, ir.Tensor | Moved)
 
 
 def _module_of(node: fx.Node) -> str:
@@ -535,11 +634,13 @@ def _module_of(node: fx.Node) -> str:
     return str(list(stack.values())[-1][0]) or "(model)"
 
 
-def _in_place(lowering: _Lowering, node: fx.Node, a: Arguments, new: ir.Tensor) -> ir.Tensor:
+def _in_place(
+    lowering: _Lowering, node: fx.Node, a: Arguments, new: ir.Tensor | Moved
+) -> ir.Tensor | Moved:
     """Return `new`; if the op writes it over its input, every name of that means it from here."""
     if str(node.target).partition(".")[2].split(".")[0].endswith("_"):
         old = a.get("self", a.get("input"))
-        if isinstance(old, ir.Tensor) and old is not new:
+        if isinstance(old, ir.Tensor) and isinstance(new, ir.Tensor) and old is not new:
             _rebind(lowering, old, new)
     return new
 
@@ -554,6 +655,12 @@ def _rebind(lowering: _Lowering, old: ir.Tensor, new: ir.Tensor) -> None:
             "of it; set inplace=False",
         )
     for node, value in lowering.values.items():
+        is_read = any(user not in lowering.values for user in node.users)
+        shows = isinstance(value, Moved) and value.base is old
+        require(
+            not (shows and is_read),
+            "an in-place op on a tensor of which a view is read later; set inplace=False",
+        )
         if value is old:
             lowering.values[node] = new
 
@@ -578,4 +685,25 @@ _IDENTITIES = (
     "aten.contiguous.default",
     "aten.detach.default",
 )
+_OF_SIZES = (
+    *("aten.view.default", "aten.reshape.default", "aten._unsafe_view.default"),
+    *("aten.unflatten.int", "aten.expand.default"),
+)
+"""Operators that say how many examples there are."""
+
+_CUTS = ("aten.select.int", "aten.slice.Tensor", "aten.narrow.default")
+
+_ARRANGES = frozenset(
+    (
+        *_OF_SIZES,
+        *SPECS["transpose"].aten,
+        *("aten.flatten.using_ints", "aten.unsqueeze.default", "aten.squeeze.default"),
+        *_CUTS,
+        *("aten.squeeze.dim", "aten.squeeze.dims", "aten.flip.default"),
+        *("aten.alias.default", "aten.clone.default", "aten.contiguous.default"),
+        "aten.detach.default",
+    )
+)
+"""Operators that compute nothing; a chain of them is tried as a whole where one is no op."""
+
 _HANDLERS: Mapping[str, Aten] = {**ATEN, **dict.fromkeys(_IDENTITIES, _identity)}

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
+from fedkit.graph.elements import Moved
 from fedkit.graph.layouts import SERIES
 from fedkit.graph.operands import Unsupported, require_small
 from fedkit.graph.ops.registry import LAYERS
@@ -73,6 +74,10 @@ class Lowering(ABC, Generic[Node]):
         """Return what a node takes of its first operand, if the reader can try it."""
         raise Unsupported("what it moves is not known before it is run")
 
+    def arranged(self, node: Node) -> Moved:
+        """Return which elements of its first operand a node gives, if the reader can try it."""
+        raise Unsupported("what it moves is not known before it is run")
+
     def activation(self, name: str, shape: ir.Shape) -> ir.Tensor:
         """Add an activation."""
         return self._add(ir.Tensor(name, shape))
@@ -115,6 +120,12 @@ class Lowering(ABC, Generic[Node]):
         made = ir.Op(kind, names, (out.name,), window, source=source, attributes=attributes)
         self.ops.append(made)
         return out
+
+    def undo(self, ops: int, tensors: int) -> None:
+        """Forget what was added beyond so many ops and tensors."""
+        del self.ops[ops:]
+        for name in list(self.tensors)[tensors:]:
+            del self.tensors[name]
 
     def raise_diagnostics(self) -> None:
         """Refuse the model, with all diagnostics, if there are any; equal reasons are one line.

@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from fedkit.graph import ir
+from fedkit.graph.elements import Moved
 from fedkit.graph.file_integers import FileIntegers, Steps
 from fedkit.graph.operands import Unsupported, activation, constant, require
 from fedkit.graph.ops.arithmetic import affine
@@ -41,7 +42,7 @@ _KEEPS_SIGN = (*KEEPS_SCALE, "mean")
 class _Reader(ModelReader, Protocol):
     """The reader of ONNX files."""
 
-    values: dict[str, ir.Tensor | ir.Array]
+    values: dict[str, ir.Tensor | Moved | ir.Array]
     types: dict[str, onnx.TypeProto]
     steps: dict[str, Steps]
     integers: FileIntegers
@@ -137,8 +138,8 @@ def note_weights(reader: _Reader, node: onnx.NodeProto, source: str) -> None:
 
 
 def real_operands(
-    reader: _Reader, node: onnx.NodeProto, operands: tuple[ir.Tensor | ir.Array | None, ...]
-) -> tuple[ir.Tensor | ir.Array | None, ...]:
+    reader: _Reader, node: onnx.NodeProto, operands: tuple[ir.Tensor | Moved | ir.Array | None, ...]
+) -> tuple[ir.Tensor | Moved | ir.Array | None, ...]:
     """Return the operands of a node that moves integers, with its constants as what they mean."""
     known, places = reader.steps.get(node.input[0]), _OF_INTEGERS.get(node.op_type, ())
     if known is None or not places:

@@ -71,13 +71,7 @@ def take(
     Raises:
         Unsupported: A list is empty.
     """
-    found = [tuple(map(int, lists[axis])) if axis in lists else None for axis in (2, 3, 1)]
-    require(() not in found, "it leaves nothing of a dimension; what is left must have a size of 1")
-    moved = [
-        None if each == tuple(range(size)) else each
-        for size, each in zip(sizes_of(x.shape), found, strict=True)
-    ]
-    places = Places(*moved)
+    places = listed(x.shape, lists)
     if places == Places():
         return x
     shape = taken_shape(x.shape, places)
@@ -103,6 +97,21 @@ def moved(
     sizes = enumerate(model_shape(x.shape, rank), start=1)
     lists = {map_axis(axis, rank): places(axis, size) for axis, size in sizes}
     return take(reader, node, x, lists, suffix)
+
+
+def listed(shape: ir.Shape, lists: Mapping[int, Iterable[int]]) -> Places:
+    """Return lists by dimension of [n, c, h, w] or [n, f], without those where all stays.
+
+    Raises:
+        Unsupported: A list is empty.
+    """
+    found = [tuple(map(int, lists[axis])) if axis in lists else None for axis in (2, 3, 1)]
+    require(() not in found, "it leaves nothing of a dimension; what is left must have a size of 1")
+    moved = [
+        None if each == tuple(range(size)) else each
+        for size, each in zip(sizes_of(shape), found, strict=True)
+    ]
+    return Places(*moved)
 
 
 def require_examples(places: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from fedkit.graph import ir
+from fedkit.graph.elements import Moved
 from fedkit.graph.layouts import SERIES
 from fedkit.graph.operands import activation, integers, rank_of, require, require_small
 from fedkit.graph.spec import Aten, ModelReader, OnnxNode
@@ -36,7 +37,9 @@ def series(read: Aten) -> Aten:
     return partial(_read_series, read)
 
 
-def _read_maps(read: Aten, reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+def _read_maps(
+    read: Aten, reader: ModelReader, node: Any, a: Mapping[str, Any]
+) -> ir.Tensor | Moved:
     require(
         rank_of(reader, node) != SERIES,
         "a series [n, channels, length] where torch takes three dimensions for those of one image; "
@@ -45,7 +48,9 @@ def _read_maps(read: Aten, reader: ModelReader, node: Any, a: Mapping[str, Any])
     return read(reader, node, a)
 
 
-def _read_series(read: Aten, reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+def _read_series(
+    read: Aten, reader: ModelReader, node: Any, a: Mapping[str, Any]
+) -> ir.Tensor | Moved:
     return read(reader, node, {name: _with_height(name, value) for name, value in a.items()})
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from fedkit.graph import ir
+from fedkit.graph.elements import Moved
 
 Random = np.random.Generator
 Real = Callable[..., ir.FloatArray]
@@ -70,6 +71,13 @@ class ModelReader(Protocol):
     def learns(self, value: Any) -> bool:
         """Whether a constant of the model is a parameter, or computed from some."""
 
+    def arranged(self, node: Any) -> Moved:
+        """Return which elements of its first operand a node that computes nothing gives.
+
+        Raises:
+            Unsupported: It moves examples.
+        """
+
     def is_last(self, node: Any) -> bool:
         """Whether nothing but a change of shape comes behind a node of a model that trains."""
 
@@ -94,10 +102,13 @@ class OnnxNode(Protocol):
         """Of its outputs, as the file has them."""
 
     @property
-    def inputs(self) -> Sequence[ir.Tensor | ir.Array | None]:
-        """Its operands; a constant is an array, and what is left out None."""
+    def inputs(self) -> Sequence[ir.Tensor | Moved | ir.Array | None]:
+        """Its operands; a constant is an array, and what is left out None.
 
-    def operand(self, index: int) -> ir.Tensor | ir.Array | None:
+        None is `Moved` but where a node arranges values itself.
+        """
+
+    def operand(self, index: int) -> ir.Tensor | Moved | ir.Array | None:
         """Return an operand, None if it is left out or behind the last."""
 
     def attribute(self, name: str, default: Any) -> Any:
@@ -107,12 +118,12 @@ class OnnxNode(Protocol):
         """Return what older opsets give as an attribute and newer ones as a constant input."""
 
 
-Aten = Callable[[ModelReader, Any, Mapping[str, Any]], ir.Tensor]
+Aten = Callable[[ModelReader, Any, Mapping[str, Any]], ir.Tensor | Moved]
 """Takes the reader, the node, and name of an argument -> its value: an `ir.Tensor`, or a constant.
 `fedkit.graph.operands` has what refuses those that cannot be. An operator may become ops of several
 kinds; each of their rows has it then, with the same reader."""
 
-Onnx = Callable[[ModelReader, OnnxNode], ir.Tensor]
+Onnx = Callable[[ModelReader, OnnxNode], ir.Tensor | Moved]
 
 
 @dataclass(frozen=True)

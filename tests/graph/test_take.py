@@ -356,10 +356,6 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "one example": (lambda: one_node("Gather", "i", axis=0, i=integers(0)), "examples"),
     "split examples": (lambda: one_node("Split", axis=0, num_outputs=1), "a split of examples"),
-    "a table": (
-        lambda: one_node("Gather", "i", axis=1, i=integers(0, 1).reshape(1, 2), shape=(4,)),
-        r"indices of shape \(1, 2\); a list can be",
-    ),
     "shrinking of old": (
         lambda: one_node("Resize", "s", opset=10, s=floats(1, 1, 0.6, 1)),
         "which opset 11 first defines",
@@ -401,4 +397,4 @@ def test_models_of_people(kind: str) -> None:
         wanted = model(torch.from_numpy(x)).numpy()
     found = evaluate(graph, ir.to_graph_layout(x)).reshape(wanted.shape)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-    assert "take" in {op.kind for op in graph.ops}
+    assert not {"take", "transpose"}.isdisjoint(op.kind for op in graph.ops)

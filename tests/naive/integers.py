@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedkit.engine.integer.constants import Chain, Mix, Read, Requantisation
 from fedkit.engine.ops.depth_to_space import DepthToSpace
 from fedkit.engine.ops.pool import Pool
+from fedkit.engine.ops.put import Put
 from fedkit.engine.ops.resize_linear import ResizeLinear
 from fedkit.engine.ops.take import Take
 from fedkit.engine.plan.conv import Convolution
@@ -301,7 +302,7 @@ def _each(op: Convolution, plane: tuple[int, ...], outputs: int) -> Any:
 
 def pool(op: Pool, x: Array, plane: tuple[int, ...]) -> Array:
     """Return the largest of each window, or its sum."""
-    mean = op.operation == "mean"
+    mean = op.operation != "max"
     y = np.full((*x.shape[:2], *plane), 0 if mean else -(2**40), np.int64)
     for _, _, oy, ox, py, px in places(op, x.shape[2:]):
         seen, so_far = x[:, :, py, px], y[:, :, oy, ox]
@@ -316,7 +317,7 @@ def pool_backward(op: Pool, x: Array, p: Array) -> Array:
     for _, _, oy, ox, py, px in places(op, x.shape[2:]):
         for n, channel in np.ndindex(*x.shape[:2]):
             at = n, channel, oy, ox
-            if op.operation == "mean":
+            if op.operation != "max":
                 sums[n, channel, py, px] += int(p[at])
             elif x[n, channel, py, px] == largest[at]:
                 sums[n, channel, py, px] += int(left[at])
@@ -334,7 +335,8 @@ def taken_places(op: Take, shape: Sequence[int]) -> Iterator[tuple[Place, Place]
     for at in np.ndindex(*shape[1:]):
         pairs = zip(at, lists, strict=True)
         c, y, x = (place if each is None else each[place] for place, each in pairs)
-        yield (at[0], at[1], at[2]), (c, y, x)
+        if min(y, x) >= 0:  # else a zero
+            yield (at[0], at[1], at[2]), (c, y, x)
 
 
 def take(op: Take, x: Array, shape: Sequence[int]) -> Array:
@@ -424,6 +426,27 @@ def resize_backward(op: ResizeLinear, shape: Sequence[int], p: Array, shift: int
     for (to_y, to_x), (of_y, of_x), share in resize_shares(op, shape):
         sums[:, :, of_y, of_x] += p[:, :, to_y, to_x].astype(object) * share
     return np.clip(narrowed(sums, 28 + shift, half_even), -WIDE, WIDE)
+
+
+def put(part: Put, whole: Array) -> Array:
+    """Return what of a whole lies where a part of it was put."""
+    found = np.zeros((len(whole), *part.shape), np.int64)
+    for n, c, y, x in np.ndindex(*found.shape):
+        steps = c * part.strides[0] + y * part.strides[1] + x * part.strides[2]
+        found[n, c, y, x] = whole[n].ravel()[part.start + steps]
+    return found
+
+
+def reordered(x: Array, order: Sequence[int]) -> Array:
+    """Return the values of each example with its axes in an order, one after the other."""
+    sizes = [x.shape[1 + axis] for axis in order]
+    found = [[x[(n, *_unordered(at, order))] for at in np.ndindex(*sizes)] for n in range(len(x))]
+    return np.array(found, np.int64)
+
+
+def _unordered(at: Sequence[int], order: Sequence[int]) -> Place:
+    first, second, third = (at[list(order).index(axis)] for axis in range(3))
+    return first, second, third
 
 
 # Loss and optimiser

@@ -297,12 +297,14 @@ def pool(op: Pool, x: Array) -> Array:
     output = plane_of(op, x.shape[2:])
     if op.operation == "max":
         return unfold(op, x, output, outside=-np.inf).max((2, 3))
-    return unfold(op, x, output).sum((2, 3)) / math.prod(op.kernel)
+    sums = unfold(op, x, output).sum((2, 3))
+    return sums / math.prod(op.kernel) if op.operation == "mean" else sums
 
 
 def pool_backward(op: Pool, x: Array, gradient: Array) -> Array:
-    if op.operation == "mean":
-        share = gradient[:, :, None, None] / math.prod(op.kernel)
+    if op.operation != "max":
+        count = math.prod(op.kernel) if op.operation == "mean" else 1
+        share = gradient[:, :, None, None] / count
         return fold(op, np.broadcast_to(share, (*x.shape[:2], *op.kernel, *gradient.shape[2:])),
                     x.shape[2:])  # fmt: skip
     seen = unfold(op, x, gradient.shape[2:], outside=-np.inf)

@@ -16,7 +16,9 @@ from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.affine import Affine
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.depth_to_space import DepthToSpace
+from fedkit.engine.ops.join import Join
 from fedkit.engine.ops.pool import Pool
+from fedkit.engine.ops.reorder import Reorder
 from fedkit.engine.ops.resize_linear import ResizeLinear
 from fedkit.engine.ops.take import Take
 from fedkit.engine.plan.conv import Conv, TransposedConv
@@ -104,8 +106,8 @@ def _conv(here: Pass, number: int, op: Conv) -> Tensor:
 
 def _pool(here: Pass, number: int, op: Pool) -> Tensor:
     x, how = here.read(op.source), (op.kernel, op.stride, op.padding)
-    if op.operation == "mean":
-        return F.avg_pool2d(x, *how)
+    if op.operation != "max":
+        return F.avg_pool2d(x, *how, divisor_override=1 if op.operation == "sum" else None)
     return pick_largest(op, x, here.taken.get(op.source, x))
 
 
@@ -118,7 +120,8 @@ def _take(here: Pass, number: int, op: Take) -> Tensor:
     x = here.read(op.source)
     for axis, each in enumerate((op.from_channels, op.from_rows, op.from_columns), start=1):
         places = range(x.shape[axis]) if each is None else each
-        x = torch.stack([x.select(axis, place) for place in places], axis)
+        lines = [x.select(axis, max(place, 0)) * (place >= 0) for place in places]
+        x = torch.stack(lines, axis)
     return x
 
 
@@ -175,6 +178,15 @@ def _overlap(before: list[int], size: Any, room: Any) -> list[tuple[slice, ...]]
     return [(*there, *here)]
 
 
+def _join(here: Pass, number: int, op: Join) -> Tensor:
+    return torch.cat([here.read(part) for part in op.parts], {"rows": 2, "columns": 3}[op.axis])
+
+
+def _reorder(here: Pass, number: int, op: Reorder) -> Tensor:
+    axes = (axis + 1 for axis in op.order)
+    return here.read(op.source).permute(0, *axes).reshape(here.raw[op.target].shape)
+
+
 MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
     Affine: _affine,
     Add: lambda here, number, op: here.read(op.left) + here.read(op.right),
@@ -183,10 +195,12 @@ MEANING: dict[type[PlanOp], Callable[[Pass, int, Any], Tensor]] = {
     DepthToSpace: _depth_to_space,
     GroupNorm: lambda here, number, op: normalise_groups(op, here.weights, here.read(op.source)),
     FunctionOp: lambda here, number, op: FUNCTIONS[op.kind](here.read(op.source), *op.settings),
+    Join: _join,
     LayerNorm: lambda here, number, op: normalise_examples(op, here.weights, here.read(op.source)),
     PairOp: _pair,
     Pool: _pool,
     ResizeLinear: _resize,
+    Reorder: _reorder,
     Take: _take,
     TransposedConv: _transposed,
 }

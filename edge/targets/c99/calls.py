@@ -611,11 +611,17 @@ def _slots(graph: ir.Graph, planes: Mapping[str, Planes]) -> dict[str, Slot]:
     """Return tensor -> where it lies in what the last concat that reads it makes."""
     found: dict[str, Slot] = {}
     for op in reversed(graph.ops):
-        if spec_of(op).variadic:
+        if _joins_planes(graph, op):
             buffer, first = found.get(op.output, (op.output, 0))
             for name, start in zip(op.inputs, _starts(op, planes), strict=True):
                 found.setdefault(name, (buffer, first + start))
     return found
+
+
+def _joins_planes(graph: ir.Graph, op: ir.Op) -> bool:
+    """Whether an op puts the planes of its inputs one behind the other."""
+    planes = {graph.tensors[name].shape[:-1] for name in (*op.inputs, op.output)}
+    return spec_of(op).variadic and len(planes) == 1
 
 
 def _starts(concat: ir.Op, planes: Mapping[str, Planes]) -> list[int]:

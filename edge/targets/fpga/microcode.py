@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -353,6 +353,18 @@ class _Compiler:
                 _moved(out, *(run.stride for run in runs)),
             )
             yield self._copied(op, counts, read, write)
+
+    def put(self, op: ir.Op, starts: Iterable[tuple[str, int, int]]) -> Iterator[EngineStep]:
+        out = self.maps[op.output]
+        for name, top, left in starts:
+            write = LoopAddress(op.output, out.at(top, left), out.strides)
+            yield self._copied(op, self.maps[name].shape, self._whole(name), write)
+
+    def transpose(self, op: ir.Op, axes: tuple[int, int, int]) -> Iterator[EngineStep]:
+        x, out = self._whole(op.inputs[0]), self._whole(op.output)
+        rows, columns, channels = (x.strides[axis - 1] for axis in axes)
+        read = LoopAddress(x.name, x.lead, (rows, columns, channels))
+        yield self._copied(op, self.maps[op.output].shape, read, out)
 
     def pad(self, op: ir.Op) -> Iterator[EngineStep]:
         x, out = self.maps[op.inputs[0]], self.maps[op.output]

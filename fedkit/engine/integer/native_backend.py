@@ -70,6 +70,10 @@ class NativeBackend:
         """Ask for so many bytes of scratch; only before `ready`."""
         self._reserved = max(self._reserved, size)
 
+    def reserve_plane(self, tensor: int) -> None:
+        """Ask for a plane of int32 of a tensor, for sums; only before `ready`."""
+        self.reserve(4 * self.lanes * self.tensors[tensor].plane)
+
     def ready(self) -> None:
         """See `Backend`. One arena holds the tensors, then the scratch."""
         self._arena = np.zeros(self._peak + self._reserved + 2 * _ALIGN, np.int8)

@@ -104,11 +104,6 @@ INLINE struct window window_of(const struct windows *p, int oy, int ox) {
     return w;
 }
 
-/* A mean is over the whole kernel, padding included. */
-INLINE vec window_share(const struct windows *p) {
-    return vec_set1(1.0f / (float)(p->kernel_y * p->kernel_x));
-}
-
 INLINE vec pool_window(const struct pool *p, const struct reading *how, const float *x,
                        struct window w) {
     vec sum = vec_zero(), most = vec_set1(-INFINITY);
@@ -119,7 +114,7 @@ INLINE vec pool_window(const struct pool *p, const struct reading *how, const fl
             most = vec_max(most, value);
         }
     }
-    return p->maximum ? most : vec_mul(sum, window_share(&p->windows));
+    return p->maximum ? most : vec_mul(sum, vec_set1(p->share));
 }
 
 void NAME(pool_forward)(const struct pool *p, int first, int last) {
@@ -154,8 +149,8 @@ INLINE void spread_maximum(const struct pool *p, const struct reading *how, cons
     }
 }
 
-INLINE void spread_mean(const struct pool *p, struct window w, vec gradient, float *to) {
-    gradient = vec_mul(gradient, window_share(&p->windows));
+INLINE void spread_sum(const struct pool *p, struct window w, vec gradient, float *to) {
+    gradient = vec_mul(gradient, vec_set1(p->share));
     for (int y = w.top; y < w.bottom; y++) {
         for (int i = w.left; i < w.right; i++) {
             const int at = (y * p->windows.in_width + i) * LANES;
@@ -182,7 +177,7 @@ void NAME(pool_backward)(const struct pool *p, int first, int last) {
                     if (p->maximum)
                         spread_maximum(p, &how, x, window_of(&p->windows, oy, ox), raw, to);
                     else
-                        spread_mean(p, window_of(&p->windows, oy, ox), raw, to);
+                        spread_sum(p, window_of(&p->windows, oy, ox), raw, to);
                 }
             }
         }

@@ -14,8 +14,9 @@ void NAME(int_take_forward)(const struct int_take *t, int first, int last) {
             const struct int_reading how = int_reading_of(&t->read, t->channels[c]);
             const int8_t *x = t->source->x + int_plane(t->source, tile, t->channels[c]);
             for (int pixel = 0; pixel < t->target->plane; pixel++, to += ILANES) {
-                const int8_t *from = x + (ptrdiff_t)t->pixels[pixel] * ILANES;
-                for (int i = 0; i < ILANES; i++) to[i] = (int16_t)int_value(&how, from[i]);
+                const int at = t->pixels[pixel];
+                for (int i = 0; i < ILANES; i++)
+                    to[i] = at < 0 ? 0 : (int16_t)int_value(&how, x[(ptrdiff_t)at * ILANES + i]);
             }
         }
     }
@@ -27,6 +28,7 @@ INLINE void int_take_back(const struct int_take *t, int tile, int channel, int32
     const struct int_run run = int_run_of(t->target, tile, channel);
     int16_t value[ILANES];
     for (int pixel = 0; pixel < t->target->plane; pixel++) {
+        if (t->pixels[pixel] < 0) continue;
         int32_t *sum = sums + (ptrdiff_t)t->pixels[pixel] * ILANES;
         pass_line(&t->chain, &how, &run, pixel, 1, value);
         for (int i = 0; i < ILANES; i++) sum[i] += value[i];

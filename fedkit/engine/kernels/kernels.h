@@ -128,7 +128,8 @@ struct windows {
 struct pool {
     struct tensor *source, *target;
     struct windows windows;
-    int32_t maximum;                       /* else the mean over the whole kernel */
+    float share;                           /* by which a sum over the whole kernel is multiplied */
+    int32_t maximum;                       /* else that */
     int32_t accumulate;
 };
 
@@ -152,7 +153,7 @@ struct pair {
 struct take {
     struct tensor *source, *target;
     const int32_t *channels;               /* [target channels] */
-    const int32_t *pixels;                 /* [target plane] */
+    const int32_t *pixels;                 /* [target plane]; -1: a zero */
     const int32_t *order;                  /* target channels, sorted by the source's */
     const int32_t *first;                  /* [source channels + 1]: where each of those begins */
     int32_t accumulate;
@@ -167,6 +168,13 @@ struct blocks {
     int32_t in_height, in_width, out_height, out_width;
     int32_t step_y, step_x, top, left;
     int32_t accumulate;
+};
+
+/* Where element (c, y, x) of a source lies in a target, whose elements count through its channels and
+ * pixels: start + c * channel + y * row + x * column. */
+struct put {
+    int32_t start, channel, row, column;
+    int32_t width;                         /* of the source's rows */
 };
 
 #endif

@@ -1,4 +1,5 @@
-/* Values from other places along single axes. A place may be taken several times, or never. */
+/* Values from other places along single axes. A place may be taken several times, or never; pixel -1
+ * is a zero. */
 #ifndef FEDKIT_TAKE_H
 #define FEDKIT_TAKE_H
 
@@ -13,8 +14,10 @@ void NAME(take_forward)(const struct take *t, int first, int last) {
         for (int c = 0; c < t->target->channels; c++) {
             const struct reading how = reading_of(t->source, t->channels[c]);
             const float *x = t->source->x + plane_offset(t->source, tile, t->channels[c]);
-            for (int i = 0; i < t->target->plane; i++, to += LANES)
-                vec_store(to, read_value(&how, vec_load(x + (ptrdiff_t)t->pixels[i] * LANES)));
+            for (int i = 0; i < t->target->plane; i++, to += LANES) {
+                const ptrdiff_t from = (ptrdiff_t)t->pixels[i] * LANES;
+                vec_store(to, from < 0 ? vec_zero() : read_value(&how, vec_load(x + from)));
+            }
         }
     }
 }
@@ -26,6 +29,7 @@ INLINE void take_back(const struct take *t, int tile, int channel, float *to) {
     const ptrdiff_t at = plane_offset(t->target, tile, channel);
     const float *g = t->target->gradient + at, *x = t->target->x + at;
     for (int i = 0; i < t->target->plane; i++, g += LANES, x += LANES) {
+        if (t->pixels[i] < 0) continue;
         float *sum = to + (ptrdiff_t)t->pixels[i] * LANES;
         vec_store(sum, vec_add(vec_load(sum), raw_gradient(&how, vec_load(g), vec_load(x))));
     }

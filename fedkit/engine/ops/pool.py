@@ -33,7 +33,7 @@ from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 @strict
 @dataclass(frozen=True)
 class Pool(PlanOp):
-    """target = the largest or the mean of each window of read(source).
+    """target = the largest, the mean or the sum of each window of read(source).
 
     A mean divides by the full area of the kernel, padding included; a maximum never is padding.
     """
@@ -43,7 +43,7 @@ class Pool(PlanOp):
     kernel: Pair
     stride: Pair
     padding: Pair
-    operation: Literal["max", "mean"]
+    operation: Literal["max", "mean", "sum"]
     kind: Literal["pool"] = "pool"
 
     @property
@@ -74,6 +74,7 @@ class CPool(ctypes.Structure):
         ("source", ctypes.POINTER(native.CTensor)),
         ("target", ctypes.POINTER(native.CTensor)),
         ("windows", native.Windows),
+        ("share", ctypes.c_float),
         ("maximum", ctypes.c_int32),
         ("accumulate", ctypes.c_int32),
     )
@@ -91,8 +92,14 @@ def pool_struct(op: Pool, plan: Plan, tensors: Tensors) -> CPool:
         source=ctypes.pointer(tensors[op.source]),
         target=ctypes.pointer(tensors[op.target]),
         windows=windows(op, plan),
+        share=np.float32(1) / np.float32(_divisor(op)),
         maximum=op.operation == "max",
     )
+
+
+def _divisor(op: Pool) -> int:
+    """Return by what the sum of a window is divided."""
+    return math.prod(op.kernel) if op.operation == "mean" else 1
 
 
 class FloatPool(FloatOp[Pool]):
@@ -121,14 +128,16 @@ class IntegerPool(IntegerOp[Pool]):
     def forward(self, units: Units) -> None:
         """See `IntegerOp.forward`."""
         op = self.op
-        area = math.prod(op.kernel) if op.operation == "mean" else 1
+        area = math.prod(op.kernel) if op.operation != "max" else 1
         high = _most_of(area)
         unit = units.worth[op.source].bound / high
         read = units.read(op.source, unit, high)
         shift = int(shift_to_fit(np.array([high * float(area)]))[0])
         self.reading = read, unit
         self.compute.forward(read, shift)
-        units.raw_unit[op.target] = np.full(units.channels(op.target), unit * 2.0**shift / area)
+        units.raw_unit[op.target] = np.full(
+            units.channels(op.target), unit * 2.0**shift / _divisor(op)
+        )
 
     def backward(self, units: Units, given: Sequence[Contribution]) -> None:
         """See `IntegerOp.backward`."""
@@ -139,7 +148,7 @@ class IntegerPool(IntegerOp[Pool]):
             unit = np.maximum(units.passed_bound(op.target), LEAST) / high
             chain = units.chain_in(op.target, unit, high)
             shift = int(shift_to_fit(np.array([high * float(overlap)]))[0])
-            unit = unit * 2.0**shift / (math.prod(op.kernel) if op.operation == "mean" else 1)
+            unit = unit * 2.0**shift / _divisor(op)
             mix = units.give(contribution, Slope.whole(unit))
             self.compute.backward(self.reading[0], chain, shift, mix)
 
@@ -207,7 +216,7 @@ class NativePool(NativeOp[Pool]):
 
     def __init__(self, op: Pool, number: int, backend: NativeBackend) -> None:
         super().__init__(op, number, backend)
-        backend.reserve(scratch_bytes(op, backend))
+        backend.reserve_plane(op.source)
         self._struct = IntPool(
             source=ctypes.pointer(backend.tensors[op.source]),
             target=ctypes.pointer(backend.tensors[op.target]),
@@ -229,11 +238,6 @@ class NativePool(NativeOp[Pool]):
         backend.kernels.int_pool_backward(byref(pool), 0, backend.tiles, backend.scratch)
 
 
-def scratch_bytes(op: Pool, backend: NativeBackend) -> int:
-    """Return the bytes of a plane of int32."""
-    return 4 * backend.lanes * math.prod(backend.plan.tensors[op.source].shape[1:])
-
-
 _SHAPES = ((2, 7, 5), (3, 7, 5), (3, 4, 2))
 
 FAMILY = Family(
@@ -241,6 +245,7 @@ FAMILY = Family(
     (
         Example(Pool(1, 2, (3, 2), (2, 2), (1, 0), "max"), _SHAPES),
         Example(Pool(1, 2, (3, 2), (2, 2), (1, 0), "mean"), _SHAPES),
+        Example(Pool(1, 2, (3, 2), (2, 2), (1, 0), "sum"), _SHAPES),
     ),
     FloatPool,
     IntegerFamily(IntegerPool, NumpyPool, NativePool),

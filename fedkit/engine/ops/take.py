@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator, Sequence
 from ctypes import byref
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 from fedkit.graph import ir
 from fedkit.graph.places import places_of
 
+NOTHING = -1
+"""The place of a row, column or pixel of zeros."""
+
 Places = NDArray[np.int32]
 List = tuple[int, ...] | None
 
@@ -34,6 +38,7 @@ class Take(PlanOp):
     """target[c, y, x] = read(source)[from_channels[c], from_rows[y], from_columns[x]].
 
     Where there is no list, an axis stays as it is. A place may be taken several times, or never.
+    Row and column -1 are zeros.
     """
 
     source: int
@@ -59,7 +64,8 @@ class Take(PlanOp):
         for name, size, each, found in zip(
             ("channels", "rows", "columns"), source, self.lists, target, strict=True
         ):
-            if each is not None and not all(0 <= place < size for place in each):
+            least = 0 if name == "channels" else NOTHING
+            if each is not None and not all(least <= place < size for place in each):
                 yield f"takes {name} beyond the {size} that there are"
             if found != (size if each is None else len(each)):
                 yield f"gives {found} {name}; there must be one for each that is taken"
@@ -72,6 +78,7 @@ def places(op: Take, plan: Plan) -> tuple[Places, Places]:
         for size, each in zip(plan.tensors[op.source].shape, op.lists, strict=True)
     )
     pixels = rows[:, None] * plan.tensors[op.source].shape[2] + columns
+    pixels[(rows[:, None] == NOTHING) | (columns == NOTHING)] = NOTHING
     return channels.astype(np.int32), pixels.ravel().astype(np.int32)
 
 
@@ -150,7 +157,9 @@ class IntegerTake(IntegerOp[Take]):
     def backward(self, units: Units, given: Sequence[Contribution]) -> None:
         """See `IntegerOp.backward`."""
         op, (channels, pixels) = self.op, places(self.op, units.plan)
-        most = int(np.bincount(channels).max()) * int(np.bincount(pixels).max())
+        taken = pixels[pixels != NOTHING]
+        most = int(np.bincount(channels).max()) * int(np.bincount(taken, minlength=1).max())
+        most = max(most, 1)
         high = min(WIDE, 2**30 // most)
         shift = int(shift_to_fit(np.array([high * float(most)]))[0])
         for contribution in given:
@@ -174,25 +183,22 @@ class NumpyTake(NumpyOp[Take]):
         op, backend = self.op, self.backend
         channels, pixels = places(op, backend.plan)
         shape = (backend.examples, *backend.plan.tensors[op.target].shape)
-        x = backend.read(op.source, read).reshape(backend.examples, -1, _plane(op.source, backend))
-        backend.raw[op.target] = x[:, channels][:, :, pixels].reshape(shape)
+        x = backend.read(op.source, read)
+        x = x.reshape(*x.shape[:2], -1)[:, channels][:, :, pixels]
+        backend.raw[op.target] = np.where(pixels == NOTHING, 0, x).reshape(shape)
 
     def backward(self, chain: Chain, shift: int, mix: Mix | None) -> None:
         """Give the sum of the passed gradients >> shift, rounded half to even."""
         op, backend = self.op, self.backend
         channels, pixels = places(op, backend.plan)
         shape = (backend.examples, *backend.plan.tensors[op.source].shape)
-        passed = backend.passed(op.target, chain).reshape(backend.examples, -1)
-        plane = _plane(op.source, backend)
-        found = (channels[:, None] * plane + pixels).ravel()
+        taken, plane = pixels != NOTHING, math.prod(backend.plane(op.source))
+        passed = backend.passed(op.target, chain).reshape(backend.examples, len(channels), -1)
+        passed = passed[:, :, taken].reshape(backend.examples, -1)
+        found = (channels[:, None] * plane + pixels[taken]).ravel()
         sums = np.zeros((shape[1] * plane, shape[0]), np.int64)
         np.add.at(sums, found, passed.T)
         backend.put(op.source, shift_right_half_even(sums.T.reshape(shape), shift), mix)
-
-
-def _plane(tensor: int, backend: Any) -> int:
-    height, width = backend.plan.tensors[tensor].shape[1:]
-    return int(height * width)
 
 
 class IntTake(ctypes.Structure):
@@ -218,7 +224,7 @@ class NativeTake(NativeOp[Take]):
 
     def __init__(self, op: Take, number: int, backend: NativeBackend) -> None:
         super().__init__(op, number, backend)
-        backend.reserve(4 * backend.lanes * _plane(op.source, backend))
+        backend.reserve_plane(op.source)
         self._kept = _tables(op, backend.plan)
         ends = (ctypes.pointer(backend.tensors[each]) for each in (op.source, op.target))
         self._struct = IntTake(*ends, **_addresses(self._kept))
@@ -243,6 +249,19 @@ def _planned(maker: Any, op: ir.Op) -> int:
     return int(target)
 
 
+def _padded(maker: Any, op: ir.Op) -> int:
+    """Leave a padding to the average that alone reads it and counts it; else take zeros."""
+    if maker.is_averaged(op):
+        return int(maker.skip_padding(op))
+    top, bottom, left, right = op.sliding.padding
+    source, target = maker.value(op), maker.target(op)
+    _, height, width = maker.tensors[source].shape
+    rows = (*[NOTHING] * top, *range(height), *[NOTHING] * bottom)
+    columns = (*[NOTHING] * left, *range(width), *[NOTHING] * right)
+    maker.ops.append(Take(source, target, None, rows, columns))
+    return int(target)
+
+
 _MAP: Shape = (3, 4, 5)
 
 FAMILY = Family(
@@ -252,8 +271,9 @@ FAMILY = Family(
         Example(Take(1, 2, (1, 1, 0, 1), (2, 1, 0, 1, 2), None), (_MAP, _MAP, (4, 5, 5))),
         Example(Take(1, 2, (4, 3, 3), None, None), ((5, 1, 1), (5, 1, 1), (3, 1, 1))),
         Example(Take(1, 2, None, None, (0, 0, 1, 1, 2, 2)), ((4, 1, 3), (4, 1, 3), (4, 1, 6))),
+        Example(Take(1, 2, None, (-1, 0, 1, 2, 3), (4, -1, 0)), (_MAP, _MAP, (3, 5, 3))),
     ),
     FloatTake,
     IntegerFamily(IntegerTake, NumpyTake, NativeTake),
-    {"take": _planned},
+    {"take": _planned, "pad": _padded},
 )

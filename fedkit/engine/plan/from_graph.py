@@ -17,6 +17,7 @@ from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.ops.reorder import Reorder
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.layer_norm import GroupNorm, LayerNorm
 from fedkit.engine.plan.pair import PairOp, paired
@@ -129,11 +130,14 @@ class PlanMaker:
         assert name is not None
         return name
 
-    def skip_padding(self, op: ir.Op) -> int:
-        """Leave a padding to the average that reads it, whose windows count it."""
+    def is_averaged(self, op: ir.Op) -> bool:
+        """Whether an average alone reads a padding, whose windows count it."""
         readers = [other for other in self.graph.ops if op.output in other.inputs]
         is_averaged = len(readers) == 1 and readers[0].kind == "avg_pool2d"
-        _require(is_averaged and op.output not in self.graph.outputs, "pads a map of its own")
+        return is_averaged and op.output not in self.graph.outputs
+
+    def skip_padding(self, op: ir.Op) -> int:
+        """Leave a padding to the average that reads it."""
         self._padded[op.output] = op
         return self.value(op)
 
@@ -259,6 +263,13 @@ def _concat(maker: PlanMaker, op: ir.Op) -> int:
     return target
 
 
+_POOLS: Mapping[ir.Kind, Literal["max", "mean", "sum"]] = {
+    "max_pool2d": "max",
+    "avg_pool2d": "mean",
+    "sum_pool2d": "sum",
+}
+
+
 def _pool(maker: PlanMaker, op: ir.Op) -> int:
     source, window = maker.value(op), op.window or ir.Window()
     sides, padded = window.padding, maker.padding_of(op)
@@ -270,8 +281,8 @@ def _pool(maker: PlanMaker, op: ir.Op) -> int:
     half = all(2 * each <= kernel for each, kernel in zip(padding, window.kernel, strict=True))
     _require(half, f"padding {padding} is more than half of the kernel {window.kernel}")
     target = maker.target(op)
-    kind: Literal["max", "mean"] = "max" if op.kind == "max_pool2d" else "mean"
-    maker.ops.append(Pool(source, target, window.kernel, window.stride, padding, kind))
+    operation = _POOLS[op.kind]
+    maker.ops.append(Pool(source, target, window.kernel, window.stride, padding, operation))
     return target
 
 
@@ -288,12 +299,28 @@ def _reshape(maker: PlanMaker, op: ir.Op) -> int:
     after = planned(maker.graph.tensors[op.output].shape)
     if before == after:
         return maker.view(op)
-    flat = (math.prod(before), 1, 1)
-    _require(after == flat, f"turns {before} into {after}; only a flatten to {flat[:1]} can be")
-    source = maker.view(op)
-    target = maker.target(op)
-    maker.ops.append(Copy(source, target))
+    source, is_flat = maker.view(op), after == (math.prod(before), 1, 1)
+    if is_flat and (op.kind == "flatten_nchw" or _counts_alike(before)):
+        target = maker.target(op)
+        maker.ops.append(Copy(source, target))
+        return target
+    if before[0] == after[0] or (_counts_alike(before) and _counts_alike(after)):
+        target = maker.target(op)
+        maker.ops.append(Reorder(source, target))
+        return target
+    # The graph counts rows, columns, channels, the plan channels first.
+    between = maker.new((*after[1:], after[0]))
+    target = between if is_flat else maker.target(op)
+    maker.ops.append(Reorder(source, between, (1, 2, 0)))
+    if not is_flat:
+        maker.ops.append(Reorder(between, target, (2, 0, 1)))
     return target
+
+
+def _counts_alike(shape: Shape) -> bool:
+    """Whether the graph and the plan put the elements of a shape in the same order."""
+    channels, height, width = shape
+    return 1 in (channels, height * width)
 
 
 RULES: Mapping[ir.Kind, Callable[[PlanMaker, ir.Op], int]] = {
@@ -303,11 +330,10 @@ RULES: Mapping[ir.Kind, Callable[[PlanMaker, ir.Op], int]] = {
     **dict.fromkeys(("layer_norm", "l1_layer_norm"), _layer_norm),
     "group_norm": _group_norm,
     **dict.fromkeys(("relu", "relu6"), _activate),
-    **dict.fromkeys(("max_pool2d", "avg_pool2d"), _pool),
+    **dict.fromkeys(_POOLS, _pool),
     **dict.fromkeys(("reshape", "flatten_nchw"), _reshape),
     **dict.fromkeys(("add", "mul", "sub"), _pair),
     "concat": _concat,
     "mean": _mean,
-    "pad": PlanMaker.skip_padding,
 }
 """Kind of op in the model graph -> what plans it: adds ops, or says more of a tensor."""

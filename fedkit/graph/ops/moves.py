@@ -20,7 +20,6 @@ from fedkit.graph.spec import (
     Random,
     Spec,
     a_map,
-    any_shape,
     flat_shape,
     graph_of,
     window_graph,
@@ -29,40 +28,6 @@ from fedkit.graph.spec import (
 from fedkit.graph.taps import padded
 
 FloatArray = ir.FloatArray
-
-
-def _concat(op: ir.Op, graph: ir.Graph, *parts: FloatArray) -> FloatArray:
-    """Join channels or features, of one input or more."""
-    return np.concatenate(parts, axis=-1)
-
-
-def _concat_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
-    shapes = [graph.tensors[name].shape for name in op.inputs]
-    return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
-
-
-def _concat_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
-    return [(*shapes[0][:-1], *shape[-1:]) for shape in shapes[1:]]
-
-
-def _concat_example(random: Random) -> ir.Graph:
-    shape, count = any_shape(random), int(random.integers(1, 4))
-    end = (*shape[:-1], shape[-1] * count)
-    return graph_of((shape, end), (), ir.Op("concat", ("x",) * count, ("y",)))
-
-
-def _read_concat(reader: ModelReader, node: Any, parts: Sequence[Any], dim: int) -> ir.Tensor:
-    dim %= rank_of(reader, node)
-    require(dim == 1, f"a concat over dimension {dim}; dimension 1, channels or features, can be")
-    return reader.op("concat", node, [activation(part) for part in parts])
-
-
-def _read_cat(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
-    return _read_concat(reader, node, a["tensors"], a["dim"])
-
-
-def _read_concat_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
-    return _read_concat(reader, node, node.inputs, node.attribute("axis", 1))
 
 
 def _pad(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:
@@ -167,7 +132,15 @@ def _reshape_shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
 
 def _reshape_example(random: Random) -> ir.Graph:
     shape = a_map(random)
-    return graph_of((shape, (1, math.prod(shape))), (), ir.Op("reshape", ("x",), ("y",)))
+    _, height, width, channels = shape
+    ends: tuple[ir.Shape, ...] = (
+        (1, math.prod(shape)),
+        (1, 1, height * width, channels),
+        (1, channels, width, height),
+        (1, width, 1, height * channels),
+    )
+    end = ends[int(random.integers(len(ends)))]
+    return graph_of((shape, end), (), ir.Op("reshape", ("x",), ("y",)))
 
 
 def _flatten_nchw(op: ir.Op, graph: ir.Graph, x: FloatArray) -> FloatArray:
@@ -196,10 +169,15 @@ def _read_reshape_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> 
     return read_reshape(reader, node, activation(a["self"]))
 
 
-def _read_reshape_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+def require_axes(node: OnnxNode) -> None:
+    """Raise `Unsupported` for axes that a node counts as its opset does not."""
     axes = node.attribute("axes", ())
     known = node.opset >= 11 or min(axes, default=0) >= 0
     require(known, f"axes = {list(axes)}; before opset 11 they count from the front")
+
+
+def _read_reshape_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    require_axes(node)
     return read_reshape(reader, node, activation(node.operand(0)))
 
 
@@ -220,20 +198,6 @@ _RESHAPES_ONNX: dict[str, Onnx] = dict.fromkeys(
 )
 
 SPECS = (
-    Spec(
-        "concat",
-        "concat of channels",
-        _concat,
-        _concat_example,
-        variadic=True,
-        shape=_concat_shape,
-        operands=_concat_operands,
-        scale="kept",
-        aten=dict.fromkeys(
-            ("aten.cat.default", "aten.concat.default", "aten.concatenate.default"), _read_cat
-        ),
-        onnx={"Concat": _read_concat_onnx},
-    ),
     Spec(
         "pad",
         "zero padding",

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedkit.graph import ir, sliding
 from fedkit.graph.operands import activation, require, require_small
+from fedkit.graph.ops.reduce import LARGEST, LARGEST_ONNX, MEANS, MEANS_ONNX
 from fedkit.graph.ops.weighted import total
 from fedkit.graph.places import take
 from fedkit.graph.spec import (
@@ -253,8 +254,11 @@ def _of_both(reads: Mapping[str, Aten]) -> dict[str, Aten]:
     }
 
 
-_AVERAGE = _of_both({"avg_pool": _read_avg, "adaptive_avg_pool": _read_adaptive_avg})
-_MOST = _of_both({"max_pool": _read_max, "adaptive_max_pool": _read_adaptive_max})
+_AVERAGE = {
+    **_of_both({"avg_pool": _read_avg, "adaptive_avg_pool": _read_adaptive_avg}),
+    **MEANS,
+}
+_MOST = {**_of_both({"max_pool": _read_max, "adaptive_max_pool": _read_adaptive_max}), **LARGEST}
 
 
 def _spec(
@@ -275,7 +279,17 @@ def _spec(
 
 SPECS = (
     _spec(
-        "avg_pool2d", "average pooling", _avg_pool2d, _AVERAGE, {"AveragePool": _read_average_pool}
+        "avg_pool2d",
+        "average pooling",
+        _avg_pool2d,
+        _AVERAGE,
+        {"AveragePool": _read_average_pool, **MEANS_ONNX},
     ),
-    _spec("max_pool2d", "max pooling", _max_pool2d, _MOST, {"MaxPool": _read_max_pool}),
+    _spec(
+        "max_pool2d",
+        "max pooling",
+        _max_pool2d,
+        _MOST,
+        {"MaxPool": _read_max_pool, **LARGEST_ONNX},
+    ),
 )

@@ -209,7 +209,8 @@ def test_the_words_of_the_fpga_compute_our_integers(kind: ir.Kind) -> None:
 
 
 def test_every_integer_kind_is_a_kind_of_the_graph() -> None:
-    becomes_others = {kind for kind, spec in GRAPH_SPECS.items() if spec.only_trains} | {"affine"}
+    becomes_others = {kind for kind, spec in GRAPH_SPECS.items() if spec.only_trains}
+    becomes_others |= {"affine", "sum_pool2d"}
     assert GRAPH_SPECS.keys() - SPECS.keys() == becomes_others
     assert SPECS.keys() <= GRAPH_SPECS.keys()
 

@@ -20,6 +20,7 @@ from edge.targets.c99.runner import CompiledRunner
 from edge.targets.tflite import emitter as tflite
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
+from fedkit.graph.interpret import evaluate
 from fedkit.graph.ops.registry import SPECS
 from fedkit.graph.places import Places, places_of
 from tests.calls import Calls
@@ -171,6 +172,40 @@ def test_moves_of_rows_are_left_alone_by_slimming() -> None:
     graph = integers_of(pruned(lambda x: x.flip(2), [1], 6), (3, 4, 4))
     (op,) = (op for op in slim(graph).ops if op.kind == "take")
     assert places_of(op) == Places(rows=(3, 2, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("function", "places"),
+    [
+        (lambda x: x.flip(2)[:, :, 1:].roll(1, 2), Places(rows=(0, 2, 1))),
+        (lambda x: x[:, [2, 0]].flip(3), Places(columns=(3, 2, 1, 0), channels=(2, 0))),
+        (lambda x: x.flip(1).flip(1), Places(channels=tuple(range(6)))),
+    ],
+)
+def test_takes_that_follow_each_other_are_one(
+    function: Callable[[Tensor], Tensor], places: Places
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), Calls(function), nn.Conv2d(6, 2, 1), nn.Flatten())
+    if places.channels is not None:
+        model[2] = nn.Conv2d(len(places.channels), 2, 1)
+    floats = float_graph(model.eval(), (3, 4, 4))
+    (found,) = [places_of(op) for op in floats.ops if op.kind == "take"]
+    assert found == places
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(x)).numpy()
+    given = evaluate(floats, ir.to_graph_layout(x)).reshape(wanted.shape)
+    np.testing.assert_allclose(given, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_take_that_others_read_stays() -> None:
+    def moves(x: Tensor) -> Tensor:
+        turned = x.flip(2)
+        return torch.cat([turned, turned[:, :, 1:]], 2)
+
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), Calls(moves), nn.Conv2d(6, 2, 1), nn.Flatten())
+    kinds = [op.kind for op in float_graph(model.eval(), (3, 4, 4)).ops]
+    assert kinds.count("take") == 2
 
 
 def test_optimising_keeps_what_is_taken() -> None:

@@ -32,10 +32,13 @@ from fedkit.engine.ops.conv_integer import NumpyConv
 from fedkit.engine.ops.copy import Copy, NumpyCopy
 from fedkit.engine.ops.depth_to_space import DepthToSpace, NumpyDepthToSpace
 from fedkit.engine.ops.function_integer import NumpyFunction
+from fedkit.engine.ops.join import Join, NumpyJoin
 from fedkit.engine.ops.layer_norm_integer import NumpyLayerNorm
 from fedkit.engine.ops.pair_integer import NumpyPair
 from fedkit.engine.ops.pool import NumpyPool, Pool
+from fedkit.engine.ops.put import Put
 from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.ops.reorder import NumpyReorder, Reorder
 from fedkit.engine.ops.resize_linear import NumpyResizeLinear, ResizeLinear
 from fedkit.engine.ops.take import NumpyTake, Take
 from fedkit.engine.plan.conv import Conv, TransposedConv
@@ -409,6 +412,43 @@ class CheckedResizeLinear(NumpyResizeLinear):
         backend.check_given("resize", op.source, given, old, mix)
 
 
+class CheckedJoin(NumpyJoin):
+    backend: CheckedBackend
+
+    def forward(self, part: Put, read: Read) -> None:
+        super().forward(part, read)
+        raw = self.backend.raw[self.op.target]
+        x = naive.read(self.backend.x[part.source], read)
+        self.backend.check("put", naive.put(part, raw), x)
+
+    def backward(self, part: Put, chain: Chain, mix: Mix | None) -> None:
+        backend = self.backend
+        p, old = backend.slowly_passed(part.target, chain), backend.g.get(part.source)
+        super().backward(part, chain, mix)
+        backend.check_given("put", part.source, naive.put(part, p), old, mix)
+
+
+class CheckedReorder(NumpyReorder):
+    backend: CheckedBackend
+
+    def forward(self, read: Read) -> None:
+        super().forward(read)
+        x, raw = self.backend.x[self.op.source], self.backend.raw[self.op.target]
+        wanted = naive.reordered(naive.read(x, read), self.op.order)
+        self.backend.check("reorder", raw.reshape(len(raw), -1), wanted)
+
+    def backward(self, chain: Chain, mix: Mix | None) -> None:
+        op, backend = self.op, self.backend
+        p, old = backend.slowly_passed(op.target, chain), backend.g.get(op.source)
+        super().backward(chain, mix)
+        numbers = naive.reordered(np.arange(p.size).reshape(backend.x[op.source].shape), op.order)
+        given = np.zeros(p.size, np.int64)
+        for place, number in enumerate(numbers.ravel().tolist()):
+            given[number] = p.ravel()[place]
+        shape = backend.x[op.source].shape
+        backend.check_given("reorder", op.source, given.reshape(shape), old, mix)
+
+
 CHECKED: dict[type[PlanOp], type[Any]] = {
     Conv: CheckedConv,
     Add: CheckedAdd,
@@ -418,6 +458,8 @@ CHECKED: dict[type[PlanOp], type[Any]] = {
     GroupNorm: CheckedExampleNorm,
     FunctionOp: CheckedFunction,
     PairOp: CheckedPair,
+    Join: CheckedJoin,
+    Reorder: CheckedReorder,
     Take: CheckedTake,
     Affine: CheckedAffine,
     DepthToSpace: CheckedDepthToSpace,
@@ -512,6 +554,8 @@ def test_every_op_of_functions_and_gates_equals_its_reference() -> None:
 
 
 OF_EXAMPLES: dict[type[PlanOp], set[str]] = {
+    Join: {"put", "gradient by put"},
+    Reorder: {"reorder", "gradient by reorder"},
     Affine: {"affine", "gradient by affine"},
     Take: {"take", "gradient by take"},
     DepthToSpace: {"depth to space", "gradient by depth to space"},

@@ -1,0 +1,144 @@
+"""Values one behind the other: along channels or features, or along rows or columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fedkit.graph import ir
+from fedkit.graph.layouts import map_axis
+from fedkit.graph.operands import activation, rank_of, require
+from fedkit.graph.spec import (
+    Aten,
+    ModelReader,
+    Onnx,
+    OnnxNode,
+    Random,
+    Spec,
+    a_map,
+    any_shape,
+    graph_of,
+)
+
+Line = Literal["rows", "columns"]
+AXES: Mapping[Line, int] = {"rows": 1, "columns": 2}
+"""What a map is joined along -> its axis in the graph."""
+
+
+@dataclass(frozen=True)
+class Along(ir.Attributes):
+    """What maps are joined along; of channels and features `concat` tells."""
+
+    axis: Line
+
+
+def along_of(op: ir.Op) -> Line:
+    """Return what an op joins along."""
+    assert isinstance(op.attributes, Along)  # the verifier's rule
+    return op.attributes.axis
+
+
+def axis_of(op: ir.Op) -> int:
+    """Return the axis of the graph that an op joins along."""
+    return -1 if op.attributes is None else AXES[along_of(op)]
+
+
+def _concat(op: ir.Op, graph: ir.Graph, *parts: ir.FloatArray) -> ir.FloatArray:
+    return np.concatenate(parts, axis_of(op))
+
+
+def _shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
+    shapes, axis = [graph.tensors[name].shape for name in op.inputs], axis_of(op)
+    whole = list(shapes[0])
+    whole[axis] = sum(shape[axis] for shape in shapes)
+    return tuple(whole)
+
+
+def _operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
+    axis, wanted = axis_of(op), []
+    for shape in shapes[1:]:
+        like = list(shapes[0])
+        like[axis] = shape[axis] if len(shape) == len(like) else like[axis]
+        wanted.append(tuple(like))
+    return wanted
+
+
+def _example(random: Random) -> ir.Graph:
+    shape, count = any_shape(random), int(random.integers(1, 4))
+    end = (*shape[:-1], shape[-1] * count)
+    return graph_of((shape, end), (), ir.Op("concat", ("x",) * count, ("y",)))
+
+
+def _example_along(random: Random) -> ir.Graph:
+    """Join a map, and maps that are pooled out of it, so that the parts differ in size."""
+    line: Line = "rows" if random.random() < 0.5 else "columns"
+    axis, (_, *sizes) = AXES[line], a_map(random)
+    kernel = [1, 1]
+    kernel[axis - 1] = int(random.integers(1, sizes[axis - 1] + 1))
+    window = ir.Window((kernel[0], kernel[1]))
+    part = (1, *window.output(sizes[0], sizes[1]), sizes[2])
+    names = [("x", "p", "x")[int(n)] for n in random.permutation(3)[: random.integers(2, 4)]]
+    end = [1, *sizes]
+    end[axis] = sum((sizes[axis - 1] if name == "x" else part[axis]) for name in names)
+    pool = ir.Op("max_pool2d", ("x",), ("p",), window)
+    join = ir.Op("concat_along", tuple(names), ("y",), attributes=Along(line))
+    return graph_of(((1, *sizes), part, tuple(end)), (), pool, join)
+
+
+def _read(reader: ModelReader, node: Any, parts: Sequence[Any], dim: int) -> ir.Tensor:
+    axis = map_axis(dim, rank_of(reader, node))
+    require(axis != 0, f"a concat over dimension {dim}, that of the examples; each stays by itself")
+    tensors = [activation(part) for part in parts]
+    if axis == 1:
+        return reader.op("concat", node, tensors)
+    if len(tensors) == 1:
+        return tensors[0]
+    along = Along("rows" if axis == 2 else "columns")
+    return reader.op("concat_along", node, tensors, attributes=along)
+
+
+def _read_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    return _read(reader, node, a["tensors"], a["dim"])
+
+
+def _read_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    return _read(reader, node, node.inputs, node.attribute("axis", 1))
+
+
+_ATEN: Mapping[str, Aten] = dict.fromkeys(
+    ("aten.cat.default", "aten.concat.default", "aten.concatenate.default"), _read_aten
+)
+_ONNX: Mapping[str, Onnx] = {"Concat": _read_onnx}
+
+SPECS = (
+    Spec(
+        "concat",
+        "concat of channels",
+        _concat,
+        _example,
+        variadic=True,
+        shape=_shape,
+        operands=_operands,
+        scale="kept",
+        aten=_ATEN,
+        onnx=_ONNX,
+    ),
+    Spec(
+        "concat_along",
+        "concat of rows or columns",
+        _concat,
+        _example_along,
+        activations=2,
+        variadic=True,
+        shape=_shape,
+        operands=_operands,
+        reads_map=True,
+        scale="kept",
+        attributes=Along,
+        aten=_ATEN,
+        onnx=_ONNX,
+    ),
+)
