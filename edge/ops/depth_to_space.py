@@ -70,7 +70,7 @@ def _onnx(file: OnnxFile, op: ir.Op) -> None:
 def _c99(c: CCompiler, op: ir.Op) -> None:
     blocks, channels = blocks_of(op), c.graph.tensors[op.output].shape[-1]
     steps = (blocks.pixels, 1) if blocks.by_channel else (1, channels)
-    struct = c.struct("ek_blocks", blocks.height, blocks.width, *steps)
+    struct = c.struct("ek_pixel_blocks", blocks.height, blocks.width, *steps)
     layouts = [c.layout(name) for name in (op.inputs[0], op.output)]
     places = c.place(op.inputs[0]), c.new(op.output)
     c.call("ek_depth_to_space", struct, *layouts, *places, source=op.source)

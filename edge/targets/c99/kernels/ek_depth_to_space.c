@@ -2,7 +2,7 @@
 #include "ek_depth_to_space.h"
 #include "ek_simd.h"
 
-void ek_depth_to_space(const ek_blocks *blocks, const ek_planes *in, const ek_planes *out,
+void ek_depth_to_space(const ek_pixel_blocks *blocks, const ek_planes *in, const ek_planes *out,
                        const uint8_t *x, uint8_t *y) {
     ek_halo_before(out, y);
     for (int32_t c = 0; c < out->channels; c++, y += out->plane) {

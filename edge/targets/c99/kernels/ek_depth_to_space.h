@@ -12,9 +12,9 @@ extern "C" {
  * k * step + (i * width + j) * pixel of the input. */
 typedef struct {
     int32_t height, width, step, pixel;
-} ek_blocks;
+} ek_pixel_blocks;
 
-void ek_depth_to_space(const ek_blocks *blocks, const ek_planes *in, const ek_planes *out,
+void ek_depth_to_space(const ek_pixel_blocks *blocks, const ek_planes *in, const ek_planes *out,
                        const uint8_t *x, uint8_t *y);
 
 #ifdef __cplusplus
