@@ -240,10 +240,7 @@ def test_exports_take_what_is_said(kind: ir.Kind, part: str) -> None:
 # Models
 
 
-NOT_FPGA = (
-    *("resnet18-gn", "resnet18-gn-w16", "mobilenetv3-small", "mobilenetv3-small-w0.5"),
-    "unet-w8",
-)
+NOT_FPGA = (*("resnet18-gn", "resnet18-gn-w16", "mobilenetv3-small", "mobilenetv3-small-w0.5"),)
 
 
 @pytest.mark.parametrize("name", slow_but(["resnet8", "unet-w8", "ad-autoencoder"], MODELS))

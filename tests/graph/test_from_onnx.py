@@ -288,10 +288,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: flat(node("Pad", "x p", "m"), p=integers(0, 1, 0, 0, 0, 0, 0, 0)),
         "height and width can grow",
     ),
-    "mean of channels": (
-        lambda: flat(node("ReduceMean", "x", "m", axes=[1])),
-        r"a mean over dimensions \[1\]",
-    ),
     "constants that widen": (
         lambda: flat(
             node("GlobalAveragePool", "x", "g"), node("Add", "g c", "m"), c=weights(8, 10)

@@ -132,10 +132,7 @@ MIXED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "softmax over examples": (lambda x: x.softmax(0), "softmax over dimension 0"),
     "softmax over examples, from behind": (lambda x: x.softmax(-3), "softmax over dimension -3"),
     "softmax over steps": (lambda x: x.softmax(-1), "softmax over dimension -1"),
-    "concat of steps": (lambda x: torch.cat([x, x], -1), "a concat over dimension 2"),
-    "mean over channels": (lambda x: x.mean(1), r"a mean over dimensions \[1\]"),
     "channels padded": (lambda x: F.pad(x, (0, 0, 1, 1)), "height and width can grow"),
-    "steps and channels swapped": (lambda x: x.transpose(1, 2), "aten.transpose.int"),
     "a linear layer over steps": (nn.Linear(24, 2), "not of rank 2"),
     "a map and a series": (lambda x: x.unsqueeze(2) + x, r"they must agree|of rank|shape"),
 }
@@ -239,7 +236,6 @@ ELSE: dict[str, tuple[Callable[[], bytes], str]] = {
         "height and width can grow",
     ),
     "softmax over steps": (flat("Softmax", axis=2), "Softmax over dimension 2"),
-    "mean over channels": (flat("ReduceMean", axes=[1]), r"a mean over dimensions \[1\]"),
     "window of an image": (flat("MaxPool", kernel_shape=[2, 2]), "MaxPool is not valid|must be 1"),
 }
 
