@@ -78,7 +78,7 @@ def _shuffles() -> nn.Module:
     )
 
 
-class Segments(nn.Module):
+class Segmented(nn.Module):
     """Two scales joined, the smaller one enlarged between its pixels, and a map twice as large."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "separable": (_separable, (2, 4, 3)),
     "series": (_series, (2, 9)),
     "shuffles": (_shuffles, (2, 6, 3)),
-    "segments": (Segments, (2, 4, 6)),
+    "segments": (Segmented, (2, 4, 6)),
     "stretched": (_stretched, (2, 10)),
 }
 

@@ -50,7 +50,7 @@ Nets = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Case:
+class TimedOp:
     """One op at one size.
 
     Attributes:
@@ -76,36 +76,36 @@ FUNCTIONS = (
 )
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[TimedOp]:
     """Yield an op after the other."""
     for kind in FUNCTIONS:
         attributes = SPECS[kind].example(np.random.default_rng(_SEED)).ops[-1].attributes
         made = _last(kind, ("x",), attributes=attributes)
-        yield Case(kind, graph_of((MAP, MAP), (), made))
+        yield TimedOp(kind, graph_of((MAP, MAP), (), made))
     relu = ir.Op("relu", ("x",), ("r",))
     for kind in ("add", "sub", "mul"):
         made = _last(kind, ("x", "r"))
-        yield Case(kind, graph_of((MAP, MAP, MAP), (), relu, made))
+        yield TimedOp(kind, graph_of((MAP, MAP, MAP), (), relu, made))
     pixel = (1, 1, 1, MAP[3])
     mean = ir.Op("mean", ("x",), ("m",))
-    yield Case("mul by channel", graph_of((MAP, pixel, MAP), (), mean, _last("mul", ("x", "m"))))
-    yield Case("mean", graph_of((MAP, pixel), (), _last("mean", ("x",))))
+    yield TimedOp("mul by channel", graph_of((MAP, pixel, MAP), (), mean, _last("mul", ("x", "m"))))
+    yield TimedOp("mean", graph_of((MAP, pixel), (), _last("mean", ("x",))))
     for kind in ("softmax", "log_softmax"):
-        yield Case(kind, graph_of((MAP, MAP), (), _last(kind, ("x",))))
+        yield TimedOp(kind, graph_of((MAP, MAP), (), _last(kind, ("x",))))
     both = (*MAP[:3], 2 * MAP[3])
-    yield Case("concat", graph_of((MAP, MAP, both), (), relu, _last("concat", ("x", "r"))))
+    yield TimedOp("concat", graph_of((MAP, MAP, both), (), relu, _last("concat", ("x", "r"))))
     yield from _moves()
     yield from _weighted()
     scale, shift = np.ones(MAP[3]), np.zeros(MAP[3])
     norm = _last("group_norm", ("x", "c0", "c1"), attributes=Groups(1e-5, 32))
-    yield Case("group_norm, 32 groups", graph_of((MAP, MAP), (scale, shift), norm))
+    yield TimedOp("group_norm, 32 groups", graph_of((MAP, MAP), (scale, shift), norm))
 
 
 def _last(kind: ir.Kind, inputs: tuple[str, ...], **of_op: Any) -> ir.Op:
     return ir.Op(kind, inputs, ("y",), source=_MEASURED, **of_op)
 
 
-def _moves() -> Iterator[Case]:
+def _moves() -> Iterator[TimedOp]:
     height, width, channels = MAP[1:]
     half, twice = tuple(range(channels // 2)), tuple(np.arange(2 * height) // 2)
     shuffled = tuple(np.arange(channels).reshape(3, -1).T.ravel().tolist())
@@ -119,14 +119,14 @@ def _moves() -> Iterator[Case]:
     }
     for name, (places, end) in moves.items():
         made = _last("take", ("x",), attributes=places)
-        yield Case(name, graph_of((MAP, (1, *end)), (), made))
+        yield TimedOp(name, graph_of((MAP, (1, *end)), (), made))
     for kind in ("avg_pool2d", "max_pool2d"):
         window = ir.Window((2, 2), (2, 2))
         made = _last(kind, ("x",), window=window)
-        yield Case(f"{kind} 2x2", graph_of((MAP, (1, 7, 7, channels)), (), made))
+        yield TimedOp(f"{kind} 2x2", graph_of((MAP, (1, 7, 7, channels)), (), made))
 
 
-def _weighted() -> Iterator[Case]:
+def _weighted() -> Iterator[TimedOp]:
     channels = MAP[3]
     window = ir.Window((3, 3), padding=(1, 1, 1, 1))
     kinds: Mapping[str, tuple[ir.Kind, ir.Shape, ir.Window]] = {
@@ -142,7 +142,7 @@ def _weighted() -> Iterator[Case]:
             kept = random.random(of_weight) < density
             constants = kept * random.standard_normal(of_weight), np.zeros(shape[3])
             made = _last(kind, ("x", "c0", "c1"), window=slid)
-            yield Case(f"{name}, {density:.0%}", graph_of((shape, shape), constants, made))
+            yield TimedOp(f"{name}, {density:.0%}", graph_of((shape, shape), constants, made))
 
 
 MODELS = (("mobilenetv3-small", (3, 96, 96)), ("mobilenetv3-small", (3, 32, 32)))
@@ -166,7 +166,7 @@ def bench_ops(quick: bool) -> dict[str, Any]:
     return {"benchmark": "ops", "seed": _SEED, "threads": 1, "rows": rows}
 
 
-def op_rows(case: Case, turns: int) -> list[dict[str, Any]]:
+def op_rows(case: TimedOp, turns: int) -> list[dict[str, Any]]:
     """Measure an op; a row per target.
 
     Args:

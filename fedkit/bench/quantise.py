@@ -27,14 +27,17 @@ from edge.export import int8_graph, save_c99
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.export_target import needing_package
 from fedkit.bench import markdown
-from fedkit.bench.exact import CALIBRATION, DENSITIES, Cell, reference_of, trained
+from fedkit.bench.exact import CALIBRATION, Cell, reference_of, trained
 from fedkit.bench.kept import run_kept
 from fedkit.core.provenance import made_by
 from fedkit.graph.interpret import FloatArray
 from fedkit.tasks import load_task
 
 KEPT = Path("runs/quantise")
-MODELS = ("resnet8", "ds-cnn", "mobilenetv2-w0.25", "mobilenetv3-small")
+MODELS = (
+    *("resnet8", "ds-cnn", "mobilenetv2-w0.25", "mobilenetv3-small"),
+    *("efficientnet-lite0", "resnet18-gn-w16"),
+)
 _OPSET = 17
 
 
@@ -51,9 +54,7 @@ def bench_quantise(quick: bool) -> dict[str, Any]:
     if quick:
         rows = run(Cell("resnet8", 1.0, 600, 200))["rows"]
     else:
-        cells = [
-            Cell(model, density, 20_000, 10_000) for model in MODELS for density in DENSITIES[:2]
-        ]
+        cells = [Cell(model, 1.0, 20_000, 10_000) for model in MODELS]
         rows = [row for kept in run_kept(cells, run, KEPT) for row in kept["rows"]]
     return {"benchmark": "quantise", "task": "fashion-mnist", "rows": rows}
 

@@ -198,7 +198,7 @@ TRAINED = {
         NeverCalled, reason="spare.weight, spare.bias: Parameter .no op uses it"
     ),
     "own parameter": ModelCase(
-        Scaled, reason="an operand is a constant where an activation is expected .offset"
+        Scaled, reason="an operand is a constant where an activation is expected .scale"
     ),
     "forward hook": ModelCase(forward_hook, reason="one: Linear .it has forward hooks"),
     "backward hook": ModelCase(backward_hook, reason="two: Linear .it has backward hooks"),

@@ -52,7 +52,7 @@ class Affine(PlanOp):
             if len(values) != source[0]:
                 yield f"has {len(values)} numbers of {name} for {source[0]} channels"
             if not all(abs(each) <= MOST for each in values):
-                yield f"has a {name} that is no number of float32"
+                yield f"has a {name} beyond the numbers of float32"
 
 
 class FloatAffine(NumpyFloatOp[Affine]):

@@ -136,9 +136,12 @@ def _render(content: dict[str, Any]) -> bytes:
 def _first_field(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    value = repr(first["input"])
-    value = value if len(value) <= 60 else f"{value[:57]}..."
-    return f"field {place} is {value}: {first['msg'].lower()}; {_AGAIN}"
+    value, reason = _cut(repr(first["input"]), 60), _cut(first["msg"].lower(), 300)
+    return f"field {place} is {value}: {reason}; {_AGAIN}"
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 # The rules
