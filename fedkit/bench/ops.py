@@ -9,6 +9,8 @@ that of a file without it is taken: of what comes before it, or, where it is alo
 only op has a single value. That leaves out what every invocation costs, which is their favour, and
 what it costs to bring an input into our layout, which is ours; in a model both are paid once.
 
+A concat of channels has no row: in C what it joins is written where it belongs, by no call.
+
 Of a model it is a whole inference, input and output included. Weights are random under random
 masks, as in `fedkit bench infer`.
 """
@@ -92,8 +94,6 @@ def cases() -> Iterator[TimedOp]:
     yield TimedOp("mean", graph_of((MAP, pixel), (), _last("mean", ("x",))))
     for kind in ("softmax", "log_softmax"):
         yield TimedOp(kind, graph_of((MAP, MAP), (), _last(kind, ("x",))))
-    both = (*MAP[:3], 2 * MAP[3])
-    yield TimedOp("concat", graph_of((MAP, MAP, both), (), relu, _last("concat", ("x", "r"))))
     yield from _moves()
     yield from _weighted()
     scale, shift = np.ones(MAP[3]), np.zeros(MAP[3])
