@@ -15,7 +15,7 @@ from fedkit.engine.integer.numpy_backend import NumpyOp
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.function import MOST
-from fedkit.engine.plan.structure import Plan, PlanOp, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan, strict
 from fedkit.engine.sparse.float_op import Floats, NumpyFloatOp
 from fedkit.graph import ir
 
@@ -24,7 +24,7 @@ _MOST_SHIFT = 30
 
 @strict
 @dataclass(frozen=True)
-class Affine(PlanOp):
+class Affine(OneSourceOp):
     """target[c] = scale[c] * read(source)[c] + shift[c], by numbers of float32."""
 
     source: int
@@ -32,11 +32,6 @@ class Affine(PlanOp):
     scale: tuple[float, ...]
     shift: tuple[float, ...]
     kind: Literal["affine"] = "affine"
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return (self.source,)
 
     @property
     def rereads(self) -> bool:

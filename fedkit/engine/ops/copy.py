@@ -22,13 +22,13 @@ from fedkit.engine.integer.native_backend import (
 from fedkit.engine.integer.numpy_backend import NumpyBackend, NumpyOp
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import Plan, PlanOp, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan, strict
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 
 
 @strict
 @dataclass(frozen=True)
-class Copy(PlanOp):
+class Copy(OneSourceOp):
     """Write read(source) to the channels of target from `channel` on.
 
     A concatenation is several copies into one target. A flatten is a copy of (c, h, w) to
@@ -39,11 +39,6 @@ class Copy(PlanOp):
     target: int
     channel: int = 0
     kind: Literal["copy"] = "copy"
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return (self.source,)
 
     def channels(self, plan: Plan) -> range:
         """See `PlanOp.channels`."""

@@ -27,7 +27,7 @@ from fedkit.engine.kernels.structs import part, pointer
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.ops.take import Take
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import Pair, Plan, PlanOp, Shape, strict
+from fedkit.engine.plan.structure import OneSourceOp, Pair, Plan, Shape, strict
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 from fedkit.graph import ir
 from fedkit.graph.pixel_blocks import Blocks, blocks_of, spread
@@ -37,7 +37,7 @@ Values = NDArray[Any]
 
 @strict
 @dataclass(frozen=True)
-class DepthToSpace(PlanOp):
+class DepthToSpace(OneSourceOp):
     """Each pixel becomes a block of pixels, one channel after the other; their border is cut off.
 
     Pixel (y, x) of channel (c * height + i) * width + j of the source is pixel (y * height + i,
@@ -55,11 +55,6 @@ class DepthToSpace(PlanOp):
     first: Pair
     bias: str | None
     kind: Literal["depth-to-space"] = "depth-to-space"
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return (self.source,)
 
     @property
     def parameters(self) -> tuple[str, ...]:

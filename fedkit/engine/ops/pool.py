@@ -25,14 +25,14 @@ from fedkit.engine.kernels import int_native, native
 from fedkit.engine.kernels.structs import Tensors
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import Pair, Plan, PlanOp, strict
+from fedkit.engine.plan.structure import OneSourceOp, Pair, Plan, strict
 from fedkit.engine.plan.windows import window_problems
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 
 
 @strict
 @dataclass(frozen=True)
-class Pool(PlanOp):
+class Pool(OneSourceOp):
     """target = the largest, the mean or the sum of each window of read(source).
 
     A mean divides by the full area of the kernel, padding included; a maximum never is padding.
@@ -45,11 +45,6 @@ class Pool(PlanOp):
     padding: Pair
     operation: Literal["max", "mean", "sum"]
     kind: Literal["pool"] = "pool"
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return (self.source,)
 
     @property
     def rereads(self) -> bool:

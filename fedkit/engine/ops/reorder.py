@@ -16,7 +16,7 @@ from fedkit.engine.ops import put
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.ops.put import Put
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import Plan, PlanOp, Shape, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan, Shape, strict
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 from fedkit.graph import ir
 from fedkit.graph.ops.transpose import axes_of
@@ -24,7 +24,7 @@ from fedkit.graph.ops.transpose import axes_of
 
 @strict
 @dataclass(frozen=True)
-class Reorder(PlanOp):
+class Reorder(OneSourceOp):
     """Write read(source) with its axes in an order, and then in the shape of target.
 
     Of order (2, 0, 1) the first axis is what were columns, then come channels, then rows. The shape
@@ -35,11 +35,6 @@ class Reorder(PlanOp):
     target: int
     order: tuple[int, int, int] = (0, 1, 2)
     kind: Literal["reorder"] = "reorder"
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return (self.source,)
 
     def problems(self, plan: Plan) -> Iterator[str]:
         """See `PlanOp.problems`."""

@@ -16,7 +16,7 @@ from fedkit.engine.integer.integer_op import LEAST, IntegerFamily, IntegerOp, Sl
 from fedkit.engine.integer.numpy_backend import NumpyOp
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import Plan, PlanOp, Shape, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan, Shape, strict
 from fedkit.engine.sparse.float_op import Floats, NumpyFloatOp, Workspace
 from fedkit.graph import ir
 from fedkit.graph.linear import between
@@ -28,7 +28,7 @@ _POINT = 14
 
 @strict
 @dataclass(frozen=True)
-class ResizeLinear(PlanOp):
+class ResizeLinear(OneSourceOp):
     """target[c, y, x] = what is read of the source at rows[y], columns[x], between its places."""
 
     source: int
@@ -36,11 +36,6 @@ class ResizeLinear(PlanOp):
     rows: tuple[float, ...]
     columns: tuple[float, ...]
     kind: Literal["resize-linear"] = "resize-linear"
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return (self.source,)
 
     @property
     def rereads(self) -> bool:

@@ -20,7 +20,7 @@ from fedkit.engine.integer.numpy_backend import NumpyOp
 from fedkit.engine.kernels import int_native, native
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import Plan, PlanOp, Shape, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan, Shape, strict
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 from fedkit.graph import ir
 from fedkit.graph.places import places_of
@@ -34,7 +34,7 @@ List = tuple[int, ...] | None
 
 @strict
 @dataclass(frozen=True)
-class Take(PlanOp):
+class Take(OneSourceOp):
     """target[c, y, x] = read(source)[from_channels[c], from_rows[y], from_columns[x]].
 
     Where there is no list, an axis stays as it is. A place may be taken several times, or never.
@@ -47,11 +47,6 @@ class Take(PlanOp):
     from_rows: List = None
     from_columns: List = None
     kind: Literal["take"] = "take"
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return (self.source,)
 
     @property
     def lists(self) -> tuple[List, List, List]:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.plan.structure import Pair, Plan, PlanOp, strict
+from fedkit.engine.plan.structure import OneSourceOp, Pair, Plan, strict
 from fedkit.engine.plan.windows import window_problems
 from fedkit.graph.phases import phases, reach
 
 Order = NDArray[np.int64]
 
 
-class Convolution(PlanOp):
+class Convolution(OneSourceOp):
     """target = weights * read(source) + bias, zeros around the read values.
 
     The weights of a convolution are [target channels, in / groups, *kernel], in this order wherever
@@ -26,10 +26,6 @@ class Convolution(PlanOp):
     """
 
     if TYPE_CHECKING:
-
-        @property
-        def source(self) -> int:
-            """The tensor that it reads."""
 
         @property
         def weight(self) -> str:
@@ -60,11 +56,6 @@ class Convolution(PlanOp):
             """Of channels."""
 
     finishes_gradients: ClassVar[bool] = True
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return (self.source,)
 
     @property
     def parameters(self) -> tuple[str, ...]:

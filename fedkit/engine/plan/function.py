@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fedkit.engine.plan.structure import Plan, PlanOp, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan, strict
 
 Kind = Literal[
     "sigmoid",
@@ -44,7 +44,7 @@ _LEAST = 2.0**-126
 
 @strict
 @dataclass(frozen=True)
-class FunctionOp(PlanOp):
+class FunctionOp(OneSourceOp):
     """target = f(read(source)), value by value.
 
     Attributes:
@@ -57,11 +57,6 @@ class FunctionOp(PlanOp):
     target: int
     settings: tuple[float, ...]
     kind: Kind
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return (self.source,)
 
     @property
     def rereads(self) -> bool:

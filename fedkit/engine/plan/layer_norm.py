@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fedkit.engine.plan.structure import LayerKind, Plan, PlanOp, Shape, strict
+from fedkit.engine.plan.structure import LayerKind, OneSourceOp, Plan, Shape, strict
 
 
-class ExampleNorm(PlanOp):
+class ExampleNorm(OneSourceOp):
     """target = weight * (read(source) - mean) / deviation + bias, within each example.
 
     Attributes:
@@ -24,10 +24,6 @@ class ExampleNorm(PlanOp):
     """
 
     if TYPE_CHECKING:
-
-        @property
-        def source(self) -> int:
-            """The tensor that is normalised."""
 
         @property
         def eps(self) -> float:
@@ -53,11 +49,6 @@ class ExampleNorm(PlanOp):
     @abstractmethod
     def parameter_shapes(self, shape: Shape) -> list[tuple[int, ...]]:
         """Return the shapes that a parameter may have for a tensor of that shape."""
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return (self.source,)
 
     @property
     def parameters(self) -> tuple[str, ...]:

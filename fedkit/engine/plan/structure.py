@@ -132,6 +132,21 @@ class PlanOp(ABC):
         """Yield what is wrong with it in a plan whose tensors exist and are in order."""
 
 
+class OneSourceOp(PlanOp):
+    """An op that reads one tensor, its field `source`."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def source(self) -> int:
+            """The tensor it reads."""
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """See `PlanOp.sources`."""
+        return (self.source,)
+
+
 sources = attrgetter("sources")
 """What an op reads: the function of 0.1, for its old path until 0.2."""
 
