@@ -11,63 +11,40 @@ from torch import nn
 
 from edge import passes
 from edge.define.interpret_int8 import evaluate_int8
-from edge.export import float_graph, save_c99
+from edge.export import float_graph
 from edge.passes.slim import slim
-from edge.quantize.to_int8 import quantize
-from edge.targets.c99.runner import CompiledRunner
 from edge.targets.fpga.microcode import compile_graph as fpga_steps
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.from_torch import lower
 from fedkit.graph.interpret import evaluate
-from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
-from tests.edge.targets.c99.library import need_gcc
-from tests.edge.targets.compiled import PLAIN
+from tests.edge.in_runtimes import (
+    assert_same_in,
+    assert_same_in_c,
+    codes_of,
+    integers_of,
+    steps_off_in_litert_alone,
+)
+from tests.edge.policy_places import PolicyRun
 from tests.enlarging import KINDS, built
-
-
-def integers_of(model: nn.Module, shape: tuple[int, ...]) -> ir.Graph:
-    random = np.random.default_rng(0)
-    inputs = random.standard_normal((16, *shape)).astype(np.float32)
-    return quantize(float_graph(model, shape), ir.to_graph_layout(inputs))
-
-
-def codes_of(graph: ir.Graph) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:
-    shape = graph.tensors[graph.inputs[0]].shape[1:]
-    return np.random.default_rng(1).integers(-128, 128, (4, *shape)).astype(np.int8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_in_runtimes(kind: str, place: PolicyRun) -> None:
-    graph = integers_of(*built(kind))
-    codes = codes_of(graph)
-    expected = evaluate_int8(graph, codes, place.policy)
-    found = place.run(graph, codes).reshape(expected.shape)
-    assert np.count_nonzero(found != expected) == 0
+    assert_same_in(place, integers_of(*built(kind)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_in_litert_without_xnnpack(kind: str) -> None:
-    graph = integers_of(*built(kind))
-    codes = codes_of(graph)
-    expected = evaluate_int8(graph, codes, "gemmlowp")
-    found = in_litert_alone(graph, codes).reshape(expected.shape)
     in_blocks = kind in ("decoder", "separable", "segments", "stretched")
-    assert np.abs(found.astype(int) - expected).max() <= in_blocks
+    assert steps_off_in_litert_alone(integers_of(*built(kind))) <= in_blocks
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("goal", ["speed", "size"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_in_c(kind: str, goal: str, tmp_path: Path) -> None:
-    need_gcc()
-    graph = integers_of(*built(kind))
-    inputs = in_torchs_layout(codes_of(graph))
-    examples = np.zeros(inputs.shape, np.float32)
-    saved = save_c99(graph, examples, tmp_path / "c", {}, "size" if goal == "size" else "speed")
-    found = CompiledRunner(saved.path, PLAIN).predict_int8(inputs)
-    expected = evaluate_int8(graph, codes_of(graph))
-    assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
+    assert_same_in_c(integers_of(*built(kind)), goal, tmp_path)
 
 
 def test_the_fpga_refuses_it_by_name() -> None:

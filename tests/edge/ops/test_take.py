@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from edge import passes
 from edge.define.interpret_int8 import evaluate_int8
-from edge.export import float_graph, save_c99
+from edge.export import float_graph
 from edge.passes.slim import slim
-from edge.quantize.to_int8 import quantize
-from edge.targets.c99.runner import CompiledRunner
 from edge.targets.tflite import emitter as tflite
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
@@ -24,21 +22,15 @@ from fedkit.graph.interpret import evaluate
 from fedkit.graph.ops.registry import SPECS
 from fedkit.graph.places import Places, places_of
 from tests.calls import Calls
-from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
-from tests.edge.targets.c99.library import need_gcc
-from tests.edge.targets.compiled import PLAIN
+from tests.edge.in_runtimes import (
+    assert_same_in,
+    assert_same_in_c,
+    codes_of,
+    integers_of,
+    steps_off_in_litert_alone,
+)
+from tests.edge.policy_places import PolicyRun
 from tests.moving import KINDS
-
-
-def integers_of(model: nn.Module, shape: tuple[int, ...]) -> ir.Graph:
-    random = np.random.default_rng(0)
-    inputs = random.standard_normal((16, *shape)).astype(np.float32)
-    return quantize(float_graph(model.eval(), shape), ir.to_graph_layout(inputs))
-
-
-def codes_of(graph: ir.Graph) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:
-    shape = graph.tensors[graph.inputs[0]].shape[1:]
-    return np.random.default_rng(1).integers(-128, 128, (4, *shape)).astype(np.int8)
 
 
 def model_of(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -52,35 +44,22 @@ def model_of(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_of_people_in_runtimes(kind: str, place: PolicyRun) -> None:
-    graph = integers_of(*model_of(kind))
-    codes = codes_of(graph)
-    expected = evaluate_int8(graph, codes, place.policy)
-    found = place.run(graph, codes).reshape(expected.shape)
-    assert np.count_nonzero(found != expected) == 0
+    assert_same_in(place, integers_of(*model_of(kind)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_of_people_in_litert_without_xnnpack(kind: str) -> None:
-    graph = integers_of(*model_of(kind))
-    codes = codes_of(graph)
-    expected = evaluate_int8(graph, codes, "gemmlowp")
-    found = in_litert_alone(graph, codes).reshape(expected.shape)
-    assert np.abs(found.astype(int) - expected).max() <= (kind == "halves")  # its mean, in blocks
+    assert steps_off_in_litert_alone(integers_of(*model_of(kind))) <= (
+        kind == "halves"
+    )  # its mean, in blocks
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("goal", ["speed", "size"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_of_people_in_c(kind: str, goal: str, tmp_path: Path) -> None:
-    need_gcc()
-    graph = integers_of(*model_of(kind))
-    inputs = in_torchs_layout(codes_of(graph))
-    examples = np.zeros(inputs.shape, np.float32)
-    saved = save_c99(graph, examples, tmp_path / "c", {}, "size" if goal == "size" else "speed")
-    found = ir.to_graph_layout(CompiledRunner(saved.path, PLAIN).predict_int8(inputs))
-    expected = evaluate_int8(graph, codes_of(graph))
-    assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
+    assert_same_in_c(integers_of(*model_of(kind)), goal, tmp_path)
 
 
 def test_c_refuses_more_places_than_its_lists_hold() -> None:

@@ -1,0 +1,56 @@
+"""Whole models as integers, in everything that runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from edge.define.interpret_int8 import evaluate_int8
+from edge.export import float_graph, save_c99
+from edge.quantize.to_int8 import quantize
+from edge.targets.c99.runner import CompiledRunner
+from fedkit.graph import ir
+from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
+from tests.edge.targets.c99.library import need_gcc
+from tests.edge.targets.compiled import PLAIN
+
+Codes = NDArray[np.int8]
+
+
+def integers_of(model: nn.Module, shape: tuple[int, ...]) -> ir.Graph:
+    random = np.random.default_rng(0)
+    inputs = random.standard_normal((16, *shape)).astype(np.float32)
+    return quantize(float_graph(model.eval(), shape), ir.to_graph_layout(inputs))
+
+
+def codes_of(graph: ir.Graph) -> Codes:
+    shape = graph.tensors[graph.inputs[0]].shape[1:]
+    return np.random.default_rng(1).integers(-128, 128, (4, *shape)).astype(np.int8)
+
+
+def assert_same_in(place: PolicyRun, graph: ir.Graph) -> None:
+    codes = codes_of(graph)
+    expected = evaluate_int8(graph, codes, place.policy)
+    found = place.run(graph, codes).reshape(expected.shape)
+    assert np.count_nonzero(found != expected) == 0
+
+
+def steps_off_in_litert_alone(graph: ir.Graph) -> int:
+    """Return by how much LiteRT without XNNPACK is off at most."""
+    codes = codes_of(graph)
+    expected = evaluate_int8(graph, codes, "gemmlowp")
+    found = in_litert_alone(graph, codes).reshape(expected.shape)
+    return int(np.abs(found.astype(int) - expected).max())
+
+
+def assert_same_in_c(graph: ir.Graph, goal: str, folder: Path) -> None:
+    need_gcc()
+    inputs = in_torchs_layout(codes_of(graph))
+    examples = np.zeros(inputs.shape, np.float32)
+    saved = save_c99(graph, examples, folder / "c", {}, "size" if goal == "size" else "speed")
+    found = CompiledRunner(saved.path, PLAIN).predict_int8(inputs)
+    expected = evaluate_int8(graph, codes_of(graph))
+    assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
