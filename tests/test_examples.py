@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.cli import main
 from fedkit.nn.zoo import build_model
+from fedkit.tasks import digits
 from tests.edge.targets.c99.library import need_gcc
 from tests.graph.exported import exported
 
@@ -38,6 +43,37 @@ def test_own_task_is_thirty_lines_and_runs_to_an_artifact(
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["accuracy_sparse"] > 0.9
     assert abs(summary["accuracy_int8"] - summary["accuracy_sparse"]) <= 0.02
+
+
+def run_task(name: str, options: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run a task of examples/ of at most 30 lines from the command line; return its summary."""
+    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) <= 30
+    command = f"fedkit run --in-process --task examples.{name}:TASK {options} --json"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", command.split())
+    with redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    summary: dict[str, Any] = json.loads(printed.getvalue().splitlines()[-1])
+    return summary
+
+
+def test_images_of_a_folder_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """examples/image_folder.py, on digits as files."""
+    for part, data in (("train", digits.train_data()), ("test", digits.test_data())):
+        for index, (levels, digit) in enumerate(zip(data.inputs[:, 0], data.targets, strict=True)):
+            folder = tmp_path / part / str(digit)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.uint8(levels * 255)).save(folder / f"{index}.png")
+    monkeypatch.setenv("IMAGES", str(tmp_path))
+    options = f"--devices 3 --alpha 5 --rounds 2 --density 0.5 --out {tmp_path}"
+    assert run_task("image_folder", options, monkeypatch)["accuracy_sparse"] > 0.6
+
+
+def test_a_torch_dataset_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """examples/torch_dataset.py."""
+    options = f"--devices 3 --alpha 5 --rounds 5 --density 0.5 --out {tmp_path}"
+    assert run_task("torch_dataset", options, monkeypatch)["accuracy_sparse"] > 0.85
 
 
 @pytest.mark.slow

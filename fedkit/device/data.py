@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from fedkit.core.errors import ConfigError, DataError, TaskError
 from fedkit.core.lookup import find
 from fedkit.engine.plan.structure import stored_shape
+from fedkit.tasks import sources
+from fedkit.tasks.lazy_array import pieces
 from fedkit.tasks.task import Examples, describe
 
 _NPY: Any = np.lib.format  # Public, but untyped in numpy 1.
@@ -31,18 +33,24 @@ def load_examples(source: str) -> Examples:
 
     Args:
         source: Path of an .npz file with `inputs` [n, ...] and `targets` [n, ...] of the kinds
-            that `Examples` holds, or `module:function`, where the function takes nothing and
-            returns `Examples`.
+            that `Examples` holds; of a folder with `inputs.npy` and `targets.npy`, whose inputs
+            are read when a batch needs them, for data that memory cannot hold; or
+            `module:function`, where the function takes nothing and returns `Examples`.
 
     Raises:
         DataError: Nothing is found there, or it does not hold such examples.
     """
     if source.endswith(".npz"):
-        return _checked(source, *_read_file(Path(source)))
+        return _checked(source, _converted(source, *_read_file(Path(source))))
+    if Path(source).is_dir():
+        found = sources.stored(source)
+        return _checked(source, _converted(source, found.inputs, found.targets))
     if ":" in source:
-        made = _call(source)
-        return _checked(source, made.inputs, made.targets)
-    raise DataError(f"device data {source!r} is neither a path to an .npz nor module:function")
+        return _checked(source, _call(source))
+    raise DataError(
+        f"device data {source!r} is neither a path to an .npz, nor a folder with inputs.npy and "
+        "targets.npy, nor module:function"
+    )
 
 
 @dataclass(frozen=True)
@@ -127,8 +135,7 @@ another unit (0 .. 255 for 0 .. 1) is more."""
 
 
 def _scale(inputs: NDArray[Any]) -> float:
-    parts = np.array_split(inputs, max(1, len(inputs) // 1024))  # in little memory
-    total = sum(float(np.square(part, dtype=np.float64).sum()) for part in parts)
+    total = sum(float(np.square(part, dtype=np.float64).sum()) for _, part in pieces(inputs))
     return math.sqrt(total / max(1, inputs.size))
 
 
@@ -217,7 +224,7 @@ def _call(source: str) -> Examples:
     return made
 
 
-def _checked(source: str, inputs: NDArray[Any], targets: NDArray[Any]) -> Examples:
+def _converted(source: str, inputs: NDArray[Any], targets: NDArray[Any]) -> Examples:
     for name, array, others in (
         ("inputs", inputs, "float32 (or int64, for tokens)"),
         ("targets", targets, "int64 (or float32, where they are not classes)"),
@@ -227,15 +234,20 @@ def _checked(source: str, inputs: NDArray[Any], targets: NDArray[Any]) -> Exampl
                 f"device data {source}: {name} are {array.dtype}, they must be {others}; convert "
                 "them with astype"
             )
+    try:
+        return Examples(inputs, targets)
+    except TaskError as error:
+        raise DataError(f"device data {source}: {error}") from error
+
+
+def _checked(source: str, examples: Examples) -> Examples:
+    inputs, targets = examples.inputs, examples.targets
     if inputs.ndim < 2 or targets.ndim < 1:
         raise DataError(
             f"device data {source}: inputs have shape {inputs.shape} and targets "
             f"{targets.shape}; they must be [n, ...] and [n] or more"
         )
-    try:
-        return Examples(inputs, targets)
-    except TaskError as error:
-        raise DataError(f"device data {source}: {error}") from error
+    return examples
 
 
 def check_trainable(

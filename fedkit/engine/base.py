@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,68 @@ def even_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.i
     `batch_size` is above 2. With 2, an odd number of examples leaves one over.
     """
     return np.array_split(order, -(-len(order) // batch_size))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples that are computed with together.
+
+    Attributes:
+        inputs: Holds their inputs, [.., ...].
+        order: Which of `inputs` they are, int64 [n].
+        targets: [n, ...].
+    """
+
+    inputs: NDArray[Any]
+    order: NDArray[np.int64]
+    targets: NDArray[np.int64]
+
+
+class TrainingBatches:
+    """The batches that a device trains on, epoch by epoch; the same in all engines."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        how: LocalTraining,
+        seed: int,
+        inputs: NDArray[Any] | None = None,
+        encode: Callable[[NDArray[np.float32]], NDArray[Any]] = lambda inputs: inputs,
+    ) -> None:
+        """Take what to train on.
+
+        Args:
+            examples: The device's data.
+            how: Gives the size of batches.
+            seed: Of the order of the examples, and of what their `augment` draws.
+            inputs: What an engine computes with in place of the examples' inputs.
+            encode: Makes that of changed inputs.
+        """
+        self._examples, self._size, self._encode = examples, how.batch_size, encode
+        self._inputs = examples.inputs if inputs is None else inputs
+        self._order = np.random.default_rng(seed)
+        self._draws = np.random.default_rng([seed, _AUGMENT])
+
+    def epoch(self) -> Iterator[Batch]:
+        """Yield each example once, in a new order.
+
+        Raises:
+            TaskError: `augment` failed, or returned what are no inputs.
+        """
+        order = self._order.permutation(len(self._examples))
+        for batch in even_batches(order, self._size):
+            targets = self._examples.targets[batch]
+            if self._examples.augment is None:
+                yield Batch(self._inputs, batch, targets)
+            else:
+                yield Batch(self._changed(batch), np.arange(len(batch)), targets)
+
+    def _changed(self, batch: NDArray[np.int64]) -> NDArray[Any]:
+        return self._encode(self._examples.augmented(batch, self._draws))
+
+
+_AUGMENT = 1
+"""Beside a seed, tells the draws of `augment` from those of the order."""
 
 
 def merge_batches(

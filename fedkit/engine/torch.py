@@ -23,6 +23,7 @@ from fedkit.engine.base import (
     GradientSums,
     LocalTraining,
     NormLevels,
+    TrainingBatches,
     check_loss,
     even_batches,
     merge_batches,
@@ -169,12 +170,17 @@ class TorchEngine:
                 weight_decay=how.weight_decay,
             )
             masks = {name: torch.from_numpy(mask) for name, mask in state.masks.items()}
-            rng, loss = np.random.default_rng(seed), 0.0
+            batches, loss = TrainingBatches(examples, how, seed), 0.0
             for _ in range(how.epochs):
                 self._restart_statistics()
-                order = rng.permutation(len(examples))
-                batches = _batches(examples, order, how.batch_size)
-                losses = [self._step(x, y, masks, optimiser, gradient_sums) for x, y in batches]
+                losses = [
+                    self._step(
+                        torch.from_numpy(batch.inputs[batch.order]),
+                        torch.from_numpy(batch.targets),
+                        *(masks, optimiser, gradient_sums),
+                    )
+                    for batch in batches.epoch()
+                ]
                 loss = sum(losses) / len(losses)
             return self._read(state.masks), loss
 

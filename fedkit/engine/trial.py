@@ -20,6 +20,7 @@ from fedkit.core.errors import FedkitError, TaskError
 from fedkit.core.lookup import reason, theirs
 from fedkit.engine.base import Engine, LocalTraining, even_batches
 from fedkit.engine.torch import TorchEngine
+from fedkit.tasks.lazy_array import pieces
 from fedkit.tasks.task import Examples, Task, cross_entropy, describe
 
 _TRIED = 4
@@ -158,9 +159,21 @@ def _few(examples: Examples) -> Examples:
     chosen = set(range(min(_TRIED, len(examples))))
     for array in (examples.inputs, examples.targets):
         if array.size and (array is examples.targets or array.dtype == np.int64):
-            width = array.size // len(array)
-            chosen |= {int(array.argmin()) // width, int(array.argmax()) // width}
+            chosen |= _rows_of_extremes(array)
     return examples.take(np.array(sorted(chosen), np.int64))
+
+
+def _rows_of_extremes(array: NDArray[Any]) -> set[int]:
+    """Return the first rows that hold the smallest and the largest number."""
+    width = math.prod(array.shape[1:])
+    lowest, highest = list[tuple[Any, int]](), list[tuple[Any, int]]()
+    for start, part in pieces(array):
+        lowest.append((part.min(), start + int(part.argmin()) // width))
+        highest.append((part.max(), start + int(part.argmax()) // width))
+    return {
+        min(lowest, key=lambda found: found[0])[1],
+        max(highest, key=lambda found: found[0])[1],
+    }
 
 
 # Classes -------------------------------------------------------------------------------------

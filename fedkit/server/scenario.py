@@ -24,6 +24,7 @@ from fedkit.sparse.counts import round_share
 from fedkit.sparse.reach import Reach
 from fedkit.sparse.state import ModelState
 from fedkit.tasks import load_task
+from fedkit.tasks.lazy_array import pieces
 from fedkit.tasks.task import Examples, Task
 
 if TYPE_CHECKING:
@@ -178,8 +179,10 @@ def test_examples(task: Task, config: RunConfig) -> Examples:
 def mark(examples: Examples) -> int:
     """Return a number that tells these examples from others: of all targets and some inputs."""
     some = examples.inputs[:: max(1, len(examples) // _MARKED)]
-    shapes = f"{examples.inputs.shape} {examples.targets.shape}".encode()
-    return zlib.crc32(some.tobytes(), zlib.crc32(examples.targets.tobytes(), zlib.crc32(shapes)))
+    found = zlib.crc32(f"{examples.inputs.shape} {examples.targets.shape}".encode())
+    for _, targets in pieces(examples.targets):
+        found = zlib.crc32(targets.tobytes(), found)
+    return zlib.crc32(some.tobytes(), found)
 
 
 def server_share(train: Examples, config: RunConfig) -> tuple[Examples | None, Examples]:

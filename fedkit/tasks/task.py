@@ -16,17 +16,24 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import TaskError
 from fedkit.core.lookup import reason, theirs
+from fedkit.tasks.lazy_array import taken
+from fedkit.tasks.numbers import array_of, numbers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+Augment = Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]]
+"""(inputs [m, ...], where to draw from) -> other inputs of the same shape, for one batch."""
+
+
 @dataclass(frozen=True)
 class Examples:
-    """Labelled examples, in memory.
+    """Labelled examples: in memory, or read when a batch needs them.
 
     Whatever numpy reads as an array of numbers is taken: lists, tensors, data frames, memory maps.
-    What has another width or layout is copied once.
+    What has another width or layout is copied once. A `LazyArray`, as `fedkit.tasks.sources` makes
+    of files and data sets, stays where it is: its rows are converted and checked as they are read.
 
     Attributes:
         inputs: float32 [n, ...], or int64 where whole numbers were given (tokens, for an
@@ -35,21 +42,31 @@ class Examples:
             from 0, int64 [n]; of models that return a map, int64 [n, height, width].
         owners: natural id of each example, [n] of str or int; only the `natural-id` partition
             reads it.
+        augment: Changes the inputs of each batch that a device trains on, at random; the numbers
+            it draws depend on the run's seed, the round and the device alone. Never applied to
+            what is measured on.
 
     Raises:
         TaskError: Inputs or targets are not numbers, the lengths differ, or a number is NaN or
             infinite as float32.
     """
 
+    # A lazy array is a duck: wherever an array is taken, it can stand.
     inputs: NDArray[np.float32]
     targets: NDArray[np.int64]
     owners: NDArray[np.generic] | None = None
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         for name in ("inputs", "targets"):
-            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+            object.__setattr__(self, name, numbers(name, getattr(self, name)))
         if self.owners is not None:
-            object.__setattr__(self, "owners", _array("owners", self.owners))
+            object.__setattr__(self, "owners", array_of("owners", self.owners))
+        if self.augment is not None and not callable(self.augment):
+            raise TaskError(
+                f"augment is a {type(self.augment).__name__}; it must be a function of (inputs, "
+                "generator) that returns inputs"
+            )
         arrays = (self.inputs, self.targets, self.owners)
         if len({len(array) for array in arrays if array is not None}) != 1:
             raise TaskError(
@@ -64,7 +81,28 @@ class Examples:
     def take(self, indices: NDArray[np.int64]) -> Examples:
         """Return the examples at `indices` (int64 [m]), in that order."""
         owners = None if self.owners is None else self.owners[indices]
-        return Examples(self.inputs[indices], self.targets[indices], owners)
+        inputs, targets = taken(self.inputs, indices), taken(self.targets, indices)
+        return Examples(inputs, targets, owners, self.augment)
+
+    def augmented(
+        self, indices: NDArray[np.int64], generator: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """Return the inputs at `indices` (int64 [m]), changed by `augment`.
+
+        Raises:
+            TaskError: It fails, or returns what are no inputs of that shape.
+        """
+        given = self.inputs[indices]
+        if self.augment is None:
+            return given
+        with theirs("augment of the examples", TaskError):
+            made = np.asarray(self.augment(given.copy(), generator))
+        if made.shape != given.shape or (made.dtype.kind == "f") != (given.dtype.kind == "f"):
+            raise TaskError(
+                f"augment of the examples made {made.dtype} {made.shape} of {given.dtype} "
+                f"{given.shape}; it must keep the shape, and the kind of the numbers"
+            )
+        return numbers("inputs", made)
 
     @property
     def labelled(self) -> bool:
@@ -75,49 +113,6 @@ class Examples:
     def classes(self) -> NDArray[np.int64]:
         """Distinct targets, ascending, int64 [c]."""
         return np.unique(self.targets)
-
-
-def _numbers(name: str, given: object) -> NDArray[Any]:
-    """Return a C-contiguous float32 or int64 [n, ...] array; `given` itself where it is one."""
-    array = _array(name, given)
-    if array.dtype.kind not in "fiub":
-        raise TaskError(
-            f"{name} are {array.dtype}, {_HOW_TO_NUMBER.get(array.dtype.kind, _NO_NUMBERS)}"
-        )
-    whole = array.dtype.kind in ("iub" if name == "targets" else "iu")
-    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
-        raise TaskError(f"{name} hold {array.max()}, which int64 cannot; make them float32")
-    with np.errstate(over="ignore"):
-        numbers = np.ascontiguousarray(array, np.int64 if whole else np.float32)
-    if not whole and not np.isfinite(numbers).all():
-        raise TaskError(
-            f"examples hold NaN or infinite {name}, or values that float32 cannot hold; clean the "
-            "data set first"
-        )
-    return numbers
-
-
-_NO_NUMBERS = "they must be real numbers"
-_HOW_TO_NUMBER = {
-    "O": "Python objects of different kinds or lengths; they must be one array of numbers",
-    **dict.fromkeys("US", "which is text; number it, as numpy.unique(x, return_inverse=True) does"),
-}
-"""What to say of arrays that hold no numbers, by numpy's kind of their dtype."""
-
-
-def _array(name: str, given: object) -> NDArray[Any]:
-    """Return what is given as an array [n, ...] of the plain numpy class."""
-    try:
-        array = np.asarray(given)
-    except Exception as error:  # numpy's own, and those of whatever else can be an array
-        raise TaskError(f"{name} cannot be read as a numpy array ({reason(error)})") from error
-    if array.ndim == 0:
-        raise TaskError(
-            f"{name} are a {type(given).__name__}; they must be an array with one row per example"
-        )
-    if isinstance(given, np.ma.MaskedArray) and np.any(given.mask):
-        raise TaskError(f"{name} are masked in places; fill or leave out what is missing first")
-    return array
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:

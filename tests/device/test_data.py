@@ -117,7 +117,7 @@ def test_files_that_do_not_fit_are_named(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("mine", "neither a path to an .npz nor module:function"),
+        ("mine", "neither a path to an .npz, nor a folder"),
         ("no_such_module:data", "the module cannot be imported"),
         ("tests.device.test_data:missing", "is a NoneType, no function"),
         ("tests.device.test_data:INPUTS", "is a ndarray, no function"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +14,7 @@ from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
     LocalTraining,
+    TrainingBatches,
     check_loss,
     even_batches,
     merge_batches,
@@ -36,6 +38,7 @@ from fedkit.engine.running import BatchStatistics, RunningStatistics
 from fedkit.sparse.state import Masks, ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, largest
 from fedkit.stats.moments import Moments, NormMoments
+from fedkit.tasks.lazy_array import LazyArray, as_array, pieces
 from fedkit.tasks.task import Examples
 
 _EVALUATION_BATCH = 64
@@ -110,28 +113,30 @@ class IntegerEngine(PlannedEngine):
         gradient_sums: GradientSums | None = None,
     ) -> tuple[ModelState, float]:
         """See `Engine.train`. The same order of examples as in the other engines."""
-        batch = min(how.batch_size, len(examples))
+        largest = min(how.batch_size, len(examples))
         if gradient_sums is None:
-            program = self.program(state, "train", batch)
+            program = self.program(state, "train", largest)
         else:
-            program = self._full_program(state, batch)
+            program = self._full_program(state, largest)
         network, loss = program.network, 0.0
         program.restart(seed)
         optimiser = Sgd(network, self.kernels, how.momentum, how.weight_decay, seed)
         inputs, scale = self._quantized(examples.inputs)
-        rng, statistics = np.random.default_rng(seed), RunningStatistics(self.plan.stats)
+        encode = functools.partial(input_codes, scale=scale)
+        batches = TrainingBatches(examples, how, seed, inputs, encode)
+        statistics = RunningStatistics(self.plan.stats)
         for _ in range(how.epochs):
             losses = []
             statistics.restart()
-            for order in even_batches(rng.permutation(len(examples)), how.batch_size):
-                program.forward(inputs, scale, order)
-                losses.append(check_loss(program.loss(examples.targets[order])))
+            for batch in batches.epoch():
+                program.forward(batch.inputs, scale, batch.order)
+                losses.append(check_loss(program.loss(batch.targets)))
                 program.backward()
                 if gradient_sums is not None:
                     _add_gradients(program, self.layout.prunable, gradient_sums)
                     _mask_gradient(program, state.masks)
                 optimiser.step(program.gradient, program.gradient_units, how.lr)
-                statistics.add(batch_statistics(program, len(order)))
+                statistics.add(batch_statistics(program, len(batch.order)))
             loss = sum(losses) / len(losses)
         self._look_again(program, statistics, inputs, scale, how.batch_size)
         return ModelState(network.state(), statistics.mean() or state.stats, state.masks), loss
@@ -215,7 +220,7 @@ class IntegerEngine(PlannedEngine):
         program.restart(0)
         inputs, scale = self._quantized(examples.inputs)
         program.forward(inputs, scale, np.arange(len(examples)))
-        check_loss(program.loss(examples.targets))
+        check_loss(program.loss(examples.targets[:]))
         program.backward()
         _add_gradients(program, self.layout.prunable, sums)
         return sums
@@ -295,12 +300,23 @@ def quantize_inputs(inputs: NDArray[np.float32]) -> tuple[NDArray[np.int8], floa
     Raises:
         EngineError: An input is NaN or infinite.
     """
-    largest = float(np.abs(inputs).max(initial=0.0))
+    largest = max((float(np.abs(part).max(initial=0.0)) for _, part in pieces(inputs)), default=0.0)
     if not math.isfinite(largest):
         raise EngineError("the inputs hold NaN or infinite values; clean the data set first")
     fraction, exponent = math.frexp(largest / CODE)
     point = (fraction == 0.5) - exponent if largest else 0
-    return np.rint(np.ldexp(inputs, point)).astype(np.int8), math.ldexp(1.0, -point)
+    scale = math.ldexp(1.0, -point)
+    encode = functools.partial(input_codes, scale=scale)
+    if isinstance(inputs, LazyArray):
+        return as_array(inputs.map(encode)), scale
+    return encode(inputs), scale
+
+
+def input_codes(inputs: NDArray[np.float32], scale: float) -> NDArray[np.int8]:
+    """Return inputs in steps of `scale`, a power of two; what is beyond the codes is cut off."""
+    steps = np.rint(np.ldexp(inputs, 1 - math.frexp(scale)[1]))
+    codes: NDArray[np.int8] = np.clip(steps, -CODE, CODE).astype(np.int8)
+    return codes
 
 
 def batch_statistics(program: IntegerProgram, examples: int) -> BatchStatistics:

@@ -58,6 +58,7 @@ from fedkit.engine.plan.execution import (
 )
 from fedkit.engine.plan.structure import Norm, StoredTensor
 from fedkit.sparse.state import ModelState
+from fedkit.tasks.lazy_array import loaded
 
 Mode = Literal["train", "statistics", "evaluate"]
 
@@ -162,7 +163,7 @@ class IntegerProgram:
             EngineError: There are more of them than planned, none, too few for a norm, or they
                 have another shape; or a layer's sums may leave int32.
         """
-        order = np.ascontiguousarray(order, np.int64)
+        inputs, order = loaded(inputs, np.ascontiguousarray(order, np.int64))
         check_inputs(self.plan, inputs, np.int8)
         check_order(order, len(inputs), self.batch)
         if self.mode != "evaluate":

@@ -10,13 +10,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from fedkit.core.errors import EngineError
 from fedkit.engine.plan.structure import Plan, stored_shape
+from fedkit.tasks.lazy_array import is_lazy
 
 
 def check_inputs(plan: Plan, inputs: NDArray[Any], dtype: DTypeLike = np.float32) -> None:
     """Raise an `EngineError` unless inputs are a contiguous array as the plan takes them."""
     shape = plan.tensors[0].shape
-    given = stored_shape(inputs.shape[1:])
-    if given != shape or inputs.dtype != dtype or not inputs.flags.c_contiguous:
+    given, fits = stored_shape(inputs.shape[1:]), inputs.dtype == dtype
+    if given != shape or not fits or not (is_lazy(inputs) or inputs.flags.c_contiguous):
         raise EngineError(
             f"inputs are {inputs.dtype} {inputs.shape}; the plan takes contiguous "
             f"{np.dtype(dtype)} [n, {', '.join(map(str, shape))}]"

@@ -12,6 +12,7 @@ from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
     LocalTraining,
+    TrainingBatches,
     check_loss,
     even_batches,
     merge_batches,
@@ -87,17 +88,18 @@ class SparseEngine(PlannedEngine):
         program = self.program(state, "train", largest)
         network = program.network
         program.velocity[:] = 0
-        rng, statistics, loss = np.random.default_rng(seed), RunningStatistics(self.plan.stats), 0.0
+        batches = TrainingBatches(examples, how, seed)
+        statistics, loss = RunningStatistics(self.plan.stats), 0.0
         add = None if gradient_sums is None else self._adder(program, gradient_sums)
         for _ in range(how.epochs):
             losses = []
             statistics.restart()
-            for order in even_batches(rng.permutation(len(examples)), how.batch_size):
-                program.forward(examples.inputs, order)
-                losses.append(check_loss(program.loss(examples.targets[order])))
+            for batch in batches.epoch():
+                program.forward(batch.inputs, batch.order)
+                losses.append(check_loss(program.loss(batch.targets)))
                 program.backward(before=add)
                 program.step(how.lr, how.momentum, how.weight_decay)
-                statistics.add(_batch_statistics(network, len(order)))
+                statistics.add(_batch_statistics(network, len(batch.order)))
             loss = sum(losses) / len(losses)
         weights = network.parameters.weights()
         return ModelState(weights, statistics.mean() or state.stats, state.masks), loss
@@ -182,7 +184,7 @@ class SparseEngine(PlannedEngine):
         """
         program = self.program(state, "train", len(examples))
         program.forward(examples.inputs, np.arange(len(examples)))
-        check_loss(program.loss(examples.targets))
+        check_loss(program.loss(examples.targets[:]))
         program.backward(before=_at_layers(program, visit))
 
     def _adder(self, program: SparseProgram, sums: GradientSums) -> Callable[[int], None]:

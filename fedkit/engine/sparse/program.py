@@ -34,6 +34,7 @@ from fedkit.engine.plan.execution import (
 from fedkit.engine.plan.structure import StoredTensor
 from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode
 from fedkit.sparse.state import ModelState
+from fedkit.tasks.lazy_array import loaded
 
 _LINE = 16
 _HUGE = 1 << 19
@@ -205,7 +206,7 @@ class SparseProgram:
             EngineError: There are more of them than planned, none, too few for a norm, or they
                 have another shape.
         """
-        order = np.ascontiguousarray(order, np.int64)
+        inputs, order = loaded(inputs, np.ascontiguousarray(order, np.int64))
         self._check_batch(inputs, order)
         if len(order) != self._examples:
             self._resize(len(order))
