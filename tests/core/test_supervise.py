@@ -123,6 +123,8 @@ def test_only_whole_words_of_the_mark_count() -> None:
 
 # Signals
 
+# The programs take naps: a signal that comes just before a long sleep begins is not seen before the
+# sleep ends.
 
 ORDERLY = """
 import sys, time
@@ -131,7 +133,7 @@ try:
     with signals.ended_by_signals():
         try:
             print("ready", flush=True)
-            time.sleep(3600)
+            [time.sleep(0.1) for _ in range(36000)]
         finally:
             print("cleaned", flush=True)
 except signals.Ended as stop:
@@ -169,7 +171,8 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
 
 
 STUBBORN = ORDERLY.replace(
-    'print("cleaned", flush=True)', 'print("cleaning", flush=True); time.sleep(3600)'
+    'print("cleaned", flush=True)',
+    'print("cleaning", flush=True); [time.sleep(0.1) for _ in range(36000)]',
 )
 
 
@@ -186,23 +189,23 @@ def test_who_asks_again_later_means_at_once(tmp_path: Path) -> None:
     assert (err, process.returncode) == ("stopped by Ctrl-C\n", 130)
 
 
-IMPORTING = ORDERLY.replace("time.sleep(3600)", "import takes_long")
+IMPORTING = ORDERLY.replace("[time.sleep(0.1) for _ in range(36000)]", "import takes_long")
 SWALLOWING = ORDERLY.replace(
-    "time.sleep(3600)",
+    "[time.sleep(0.1) for _ in range(36000)]",
     """
             class Slow:
                 def __del__(self):
                     print("deleting", flush=True)
-                    time.sleep(3600)
+                    [time.sleep(0.1) for _ in range(36000)]
             Slow()
-            time.sleep(3600)
+            [time.sleep(0.1) for _ in range(36000)]
 """,
 )
 
 
 def test_a_signal_during_an_import_ends_at_once_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "takes_long.py").write_text(
-        "import time\nprint('importing', flush=True)\ntime.sleep(3600)"
+        "import time\nprint('importing', flush=True)\n[time.sleep(0.1) for _ in range(36000)]"
     )
     with started(tmp_path, "-c", IMPORTING, PYTHONPATH=str(tmp_path)) as process:
         assert process.stdout is not None
@@ -271,7 +274,7 @@ try:
     with signals.ended_by_signals():
         try:
             Path({str(tmp_path / "ready")!r}).touch()
-            time.sleep(3600)
+            [time.sleep(0.1) for _ in range(36000)]
         finally:
             print("a last word", file=sys.stderr, flush=True)
             Path({str(done)!r}).touch()
