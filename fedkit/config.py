@@ -64,8 +64,23 @@ class RunConfig(BaseModel):
     )
 
     devices: int = Field(10, ge=1, description="devices in the fleet")
-    partition: Literal["iid", "dirichlet", "pathological", "natural-id"] = Field(
-        "dirichlet", description="how training data is split over the devices"
+    partition: Literal[
+        "iid",
+        "dirichlet",
+        "pathological",
+        "natural-id",
+        "linear",
+        "square",
+        "exponential",
+        "continuous",
+    ] = Field("dirichlet", description="how training data is split over the devices")
+    partition_by: str = Field(
+        "",
+        description="column of the examples that natural-id and continuous go by: one that the "
+        "task names, or targets (default: owners)",
+    )
+    strictness: float = Field(
+        1.0, ge=0, le=1, description="how much of continuous is the column; the rest is chance"
     )
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration")
     min_size: int = Field(

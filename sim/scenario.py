@@ -9,10 +9,11 @@ from fedkit.config import RunConfig
 from fedkit.core import moved
 from fedkit.core.errors import DataError
 from fedkit.methods.registry import resolve
-from fedkit.server.scenario import Scenario, Split, first, mark, server_share, test_examples
+from fedkit.server.scenario import Scenario, Split, mark, own, server_share, test_examples
+from fedkit.server.shares import Shares
 from fedkit.tasks import load_task
 from fedkit.tasks.task import Task
-from sim.partition import Partition, split
+from sim.partition import Partition, assign
 
 __all__ = ["Scenario", "make_scenario", "share_out"]
 
@@ -44,10 +45,13 @@ def share_out(config: RunConfig, task: Task) -> Scenario:
             f"task {task.name!r} has {len(train)} training and {len(test)} test examples; "
             "both must be at least 1"
         )
-    server_data, rest = server_share(train, config)
-    devices = [first(share, config.examples_per_device) for share in split(rest, _how(config))]
+    server, rest = server_share(len(train), config)
+    most = config.examples_per_device or len(train)
+    held = [rest[share[:most]] for share in assign(train.take(rest), _how(config))]
     marks: dict[Split, int] = {"train": mark(train), "test": mark(task.examples("test"))}
-    return Scenario(config, task, server_data, devices, test, marks)
+    devices = [train.take(share) for share in held]
+    shares = Shares.of(train, server, held)
+    return Scenario(config, task, own(train, server), devices, test, marks, shares)
 
 
 def _how(config: RunConfig) -> Partition:
@@ -57,6 +61,8 @@ def _how(config: RunConfig) -> Partition:
         alpha=config.alpha,
         min_size=config.min_size,
         classes_per_device=config.classes_per_device,
+        by=config.partition_by,
+        strictness=config.strictness,
         seed=config.seed,
         single_class=config.single_class,
     )

@@ -28,6 +28,7 @@ from fedkit.core.names import check_name, find_run
 from fedkit.core.provenance import made_by
 from fedkit.core.signals import STOPS, stop_number, stop_words
 from fedkit.flower.processes import tail
+from fedkit.report.partition_picture import write_picture
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.record import record
 from fedkit.server.scenario import Scenario, with_model_named
@@ -182,6 +183,7 @@ def _run_taken(job: Job, scenario: Scenario, refusal: str, log: Console) -> dict
     began = time.monotonic()
     _run_all(job, log)
     folder = RunFolder.open(job.path)
+    write_picture(folder)
     summary = {**figures(folder), "engine": scenario.engine_notice, **made_by()}
     if job.with_dense:
         summary |= _dense_figures(job.path)

@@ -64,12 +64,16 @@ def density_plot(result: Result) -> str:
 def _plot(
     result: Result, versus: str, label: str, x_of: Callable[[_Row], float], deviations: bool
 ) -> str:
+    return to_svg(lambda: _figure(result, versus, label, x_of, deviations))
+
+
+def to_svg(draw: Callable[[], Figure]) -> str:
+    """Return what is drawn as SVG, the same bytes each time."""
     from matplotlib import rc_context
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fedkit", "font.size": 10}):
-        figure = _figure(result, versus, label, x_of, deviations)
         svg = io.StringIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        draw().savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return "\n".join(line.rstrip() for line in svg.getvalue().splitlines()) + "\n"
 
 

@@ -2,6 +2,7 @@
 
     runs/<name>/
         config.toml                     every key of the run
+        partition.npz, partition.svg    which examples each simulated device holds, and a picture
         metrics.jsonl                   one line per step, appended as it happens
         checkpoint/structure.json       format, names and shapes; written once
         checkpoint/model.safetensors    kept values, masks and statistics; replaced whole each step
@@ -25,6 +26,8 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -39,8 +42,9 @@ from safetensors.numpy import save as to_safetensors
 
 from fedkit.config import RunConfig, make_config, read_config
 from fedkit.core.errors import CheckpointError, FedkitError
-from fedkit.core.files import remove_partial, write_atomic
+from fedkit.core.files import read_whole, remove_partial, write_atomic
 from fedkit.server.rounds import Report, StepPhase
+from fedkit.server.shares import Shares
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import ModelState
 from fedkit.wire import messages
@@ -48,6 +52,8 @@ from fedkit.wire.messages import Packet
 
 _HOLDS = "FEDKIT_HOLDS"
 """Variable that names the run folders, a line each, which this process or one above it holds."""
+
+SHARES = "partition.npz"
 
 FORMAT = 2
 """Version of the checkpoint files; a reader refuses others."""
@@ -200,7 +206,7 @@ class RunFolder:
     def remove_if_empty(self) -> None:
         """Remove a folder that holds nothing of a run but its config, and why there is no more."""
         with contextlib.suppress(OSError):
-            if {each.name for each in self.path.iterdir()} <= {"config.toml", "error.txt"}:
+            if {each.name for each in self.path.iterdir()} <= {"config.toml", "error.txt", SHARES}:
                 shutil.rmtree(self.path)
 
     def check_writable(self) -> None:
@@ -263,6 +269,39 @@ class RunFolder:
             raise CheckpointError(
                 f"{path} is damaged, or of another version of fedkit ({error}); without it nobody "
                 "knows what this run is: take another run, or run again"
+            ) from error
+
+    def keep_shares(self, shares: Shares) -> None:
+        """Store which examples each device holds.
+
+        Raises:
+            CheckpointError: The run began with others, or what is stored cannot be read.
+        """
+        path = self.path / SHARES
+        with _told_as_ours(f"{path} cannot be written"):
+            if not path.is_file():
+                write_atomic(path, shares.pack())
+                return
+        if not shares.same(self.shares()):
+            raise CheckpointError(
+                f"the devices of the run in {self.path} held other examples when it began: the "
+                "data of its task, or the library that shares it out, is another now; take what "
+                "it was, or start a new run"
+            )
+
+    def shares(self) -> Shares:
+        """Return which examples each device of a simulation holds.
+
+        Raises:
+            CheckpointError: It is missing or damaged.
+        """
+        path = self.path / SHARES
+        try:
+            return Shares.unpack(read_whole(path))
+        except (*_UNREADABLE, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); it is missing, truncated or altered: move it "
+                "away, and the run writes it again when it goes on"
             ) from error
 
     def append(self, report: Report, layout: Layout, extra: Mapping[str, Any]) -> None:

@@ -85,6 +85,8 @@ def record_in(
     scenario: Scenario, fleet: Dispatcher, folder: RunFolder, after_step: Callable[[Report], None]
 ) -> None:
     """Run the rounds that the folder does not have yet; see `record`."""
+    if scenario.shares is not None:
+        folder.keep_shares(scenario.shares)
     server, began = scenario.server(), time.monotonic() - _seconds_before(folder)
     sent = _message_bytes(fleet)
     for report in run_rounds(server, fleet, scenario.server_data, after=_last_step(folder)):

@@ -20,6 +20,7 @@ from fedkit.methods.registry import load_method, resolve
 from fedkit.methods.schedule import kept_per_layer, local_training
 from fedkit.server.privacy import check_private
 from fedkit.server.rounds import LocalFleet, Server
+from fedkit.server.shares import Indices, Shares
 from fedkit.sparse.counts import round_share
 from fedkit.sparse.reach import Reach
 from fedkit.sparse.state import ModelState
@@ -48,6 +49,7 @@ class Scenario:
             real devices hold their own.
         test: What the server measures on.
         marks: A mark of the examples that each function of the task returned.
+        shares: Which of the training data server and simulated devices hold.
     """
 
     config: RunConfig
@@ -56,6 +58,7 @@ class Scenario:
     devices: list[Examples]
     test: Examples
     marks: Mapping[Split, int] = field(default_factory=dict)
+    shares: Shares | None = None
 
     @property
     def engine(self) -> Engine:
@@ -167,8 +170,10 @@ def server_scenario(config: RunConfig) -> Scenario:
     test = test_examples(task, config)
     if len(test) == 0:
         raise DataError(f"task {task.name!r} has no test examples; the server measures on them")
-    server_data = server_share(task.examples("train"), config)[0] if config.server_share else None
-    return Scenario(config, task, server_data, [], test)
+    if not config.server_share:
+        return Scenario(config, task, None, [], test)
+    train = task.examples("train")
+    return Scenario(config, task, own(train, server_share(len(train), config)[0]), [], test)
 
 
 def test_examples(task: Task, config: RunConfig) -> Examples:
@@ -185,13 +190,17 @@ def mark(examples: Examples) -> int:
     return zlib.crc32(some.tobytes(), found)
 
 
-def server_share(train: Examples, config: RunConfig) -> tuple[Examples | None, Examples]:
-    """Return the server's own examples, drawn at random, or None, and all others."""
-    count = round_share(config.server_share, len(train))
+def server_share(examples: int, config: RunConfig) -> tuple[Indices, Indices]:
+    """Return which of so many examples are the server's own, drawn at random, and all others."""
+    count = round_share(config.server_share, examples)
     count = count if count >= 2 else 0  # One example trains nothing; a device can use it.
-    order = np.random.default_rng([config.seed, 5]).permutation(len(train))
-    server, rest = np.sort(order[:count]), np.sort(order[count:])
-    return (train.take(server) if count else None), train.take(rest)
+    order = np.random.default_rng([config.seed, 5]).permutation(examples)
+    return np.sort(order[:count]), np.sort(order[count:])
+
+
+def own(train: Examples, indices: Indices) -> Examples | None:
+    """Return the server's own examples, or None where it has none."""
+    return train.take(indices) if len(indices) else None
 
 
 def first(examples: Examples, count: int) -> Examples:

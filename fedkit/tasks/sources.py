@@ -174,6 +174,7 @@ def hub_dataset(
     targets: str = "label",
     owners: str = "",
     make: Rows | None = None,
+    columns: Sequence[str] = (),
 ) -> Examples:
     """Return the examples of a data set of the library datasets, as `load_dataset` gives one.
 
@@ -185,11 +186,12 @@ def hub_dataset(
         owners: Name of a column that says whose each example is, or "".
         make: Makes float32 inputs [m, ...] of some rows [m, ...] of the column, such as
             `pixels(mean, std)`.
+        columns: Names of further columns that partitions may go by.
 
     Raises:
         DataError: A column is missing, or the rows of one are not alike.
     """
-    wanted = [inputs, targets, *([owners] if owners else [])]
+    wanted = [inputs, targets, *([owners] if owners else []), *columns]
     if missing := [name for name in wanted if name not in dataset.column_names]:
         raise DataError(
             f"the data set has no column {', '.join(missing)}; its columns are "
@@ -201,7 +203,12 @@ def hub_dataset(
     )
     others = {name: _column(dataset, name) for name in wanted[1:]}
     made = rows if make is None else rows.map(make)
-    return Examples(as_array(made), others[targets], others[owners] if owners else None)
+    return Examples(
+        as_array(made),
+        others[targets],
+        others[owners] if owners else None,
+        columns={name: others[name] for name in columns},
+    )
 
 
 def _column(dataset: Dataset, name: str) -> NDArray[Any]:

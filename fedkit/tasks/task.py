@@ -8,7 +8,7 @@ torch reads its `Examples` from here too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -40,8 +40,9 @@ class Examples:
             `nn.Embedding`); images are [n, channels, height, width].
         targets: int64 or float32 [n, ...]. For the default loss and metric they are class indices
             from 0, int64 [n]; of models that return a map, int64 [n, height, width].
-        owners: natural id of each example, [n] of str or int; only the `natural-id` partition
-            reads it.
+        owners: natural id of each example, [n] of str or int; only partitions read it.
+        columns: More that is known of each example, by name, [n] each: a time, a place, a voice.
+            Only partitions read them.
         augment: Changes the inputs of each batch that a device trains on, at random; the numbers
             it draws depend on the run's seed, the round and the device alone. Never applied to
             what is measured on.
@@ -56,6 +57,7 @@ class Examples:
     targets: NDArray[np.int64]
     owners: NDArray[np.generic] | None = None
     augment: Augment | None = None
+    columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("inputs", "targets"):
@@ -67,11 +69,14 @@ class Examples:
                 f"augment is a {type(self.augment).__name__}; it must be a function of (inputs, "
                 "generator) that returns inputs"
             )
-        arrays = (self.inputs, self.targets, self.owners)
+        named = {name: array_of(name, values) for name, values in self.columns.items()}
+        object.__setattr__(self, "columns", named)
+        arrays = (self.inputs, self.targets, self.owners, *named.values())
         if len({len(array) for array in arrays if array is not None}) != 1:
             raise TaskError(
                 f"examples have {len(self.inputs)} inputs, {len(self.targets)} targets and "
-                f"{'no' if self.owners is None else len(self.owners)} owners; "
+                f"{'no' if self.owners is None else len(self.owners)} owners"
+                f"{''.join(f', {len(each)} of {name!r}' for name, each in named.items())}; "
                 "all must have the same length"
             )
 
@@ -82,7 +87,8 @@ class Examples:
         """Return the examples at `indices` (int64 [m]), in that order."""
         owners = None if self.owners is None else self.owners[indices]
         inputs, targets = taken(self.inputs, indices), taken(self.targets, indices)
-        return Examples(inputs, targets, owners, self.augment)
+        columns = {name: values[indices] for name, values in self.columns.items()}
+        return Examples(inputs, targets, owners, self.augment, columns)
 
     def augmented(
         self, indices: NDArray[np.int64], generator: np.random.Generator

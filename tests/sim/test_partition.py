@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import datasets
 import numpy as np
@@ -12,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedkit.core.errors import DataError
+from fedkit.core.errors import DataError, TaskError
 from fedkit.tasks import digits
 from fedkit.tasks.task import Examples
 from sim.partition import Kind, Partition, assign, split
 from tests.fresh import imported_by
 
-KINDS: tuple[Kind, ...] = ("iid", "dirichlet", "pathological", "natural-id")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def make_examples(n: int = 300, classes: int = 5, owners: int = 4, seed: int = 0) -> Examples:
@@ -26,7 +27,9 @@ def make_examples(n: int = 300, classes: int = 5, owners: int = 4, seed: int = 0
     rng = np.random.default_rng(seed)
     targets = np.concatenate([np.arange(classes), rng.integers(0, classes, n - classes)])
     names = np.array([f"owner {i % owners:02}" for i in range(n)])
-    return Examples(np.arange(n, dtype=np.float32)[:, None], targets.astype(np.int64), names)
+    columns = {"time": rng.integers(0, 10**12, n)}
+    inputs = np.arange(n, dtype=np.float32)[:, None]
+    return Examples(inputs, targets.astype(np.int64), names, columns=columns)
 
 
 def sizes(shares: list[Examples]) -> list[int]:
@@ -88,6 +91,49 @@ def test_natural_id_takes_numbers_and_orders_them_as_numbers() -> None:
     assert [share.owners.tolist()[0] for share in shares if share.owners is not None] == [0, 9, 18]
 
 
+def test_natural_id_goes_by_any_column() -> None:
+    examples = make_examples(60)
+    rooms = np.repeat(["attic", "cellar", "hall"], 20)
+    examples = replace(examples, owners=None, columns={"room": rooms, "time": np.arange(60)})
+    shares = split(examples, Partition("natural-id", 3, by="room"))
+    assert [share.columns["room"].tolist() for share in shares] == [
+        ["attic"] * 20, ["cellar"] * 20, ["hall"] * 20
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes_of_302"),
+    [
+        ("linear", [30, 60, 90, 122]),
+        ("square", [10, 40, 90, 162]),
+        ("exponential", [9, 26, 71, 196]),
+    ],
+)
+def test_sizes_grow_with_the_device(kind: Kind, sizes_of_302: list[int]) -> None:
+    assert sizes(split(make_examples(302), Partition(kind, devices=4))) == sizes_of_302
+
+
+@pytest.mark.parametrize("offset", [0, 1.7e9])
+def test_devices_of_a_continuous_partition_hold_neighbouring_times(offset: float) -> None:
+    """Seconds since 1970 differ by less than float32 can tell."""
+    examples = make_examples()
+    times = np.random.default_rng(0).permutation(300) + offset
+    examples = replace(examples, columns={"time": times})
+    shares = split(examples, Partition("continuous", 3, by="time"))
+    for device, share in enumerate(shares):
+        held = np.sort(np.float64(share.columns["time"]) - offset)
+        np.testing.assert_array_equal(held, np.arange(100) + 100 * device)
+    mixed = split(examples, Partition("continuous", 3, by="time", strictness=0.0))
+    assert all(abs(np.float64(share.columns["time"]).mean() - offset - 150) < 25 for share in mixed)
+
+
+def test_quantities_are_shared_out_by_their_size() -> None:
+    examples = replace(make_examples(), targets=np.linspace(-1, 1, 300, dtype=np.float32))
+    shares = split(examples, Partition("continuous", 3, by="targets"))
+    assert [share.targets.max() < 0 for share in shares] == [True, False, False]
+    assert [share.targets.min() > 0 for share in shares] == [False, False, True]
+
+
 def test_split_cuts_inputs_targets_and_owners_alike() -> None:
     examples = make_examples()
     for share in split(examples, Partition("dirichlet", devices=3)):
@@ -107,7 +153,11 @@ def test_the_main_example_can_be_split_with_any_seed(seed: int) -> None:
 
 
 def partition_of(kind: Kind, seed: int = 0) -> Partition:
-    return Partition(kind, devices={"natural-id": 4}.get(kind, 5), seed=seed)
+    devices = {"natural-id": 4}.get(kind, 5)
+    return Partition(kind, devices, by=BY.get(kind, ""), strictness=0.7, seed=seed)
+
+
+BY = {"continuous": "time"}
 
 
 def assert_equal_lists(ours: list[NDArray[Any]], theirs: list[NDArray[Any]]) -> None:
@@ -142,6 +192,10 @@ THEIRS = {
         5, "label", 2, class_assignment_mode="first-deterministic", seed=7
     ),
     "natural-id": lambda: partitioner.NaturalIdPartitioner("owner"),
+    "linear": lambda: partitioner.LinearPartitioner(5),
+    "square": lambda: partitioner.SquarePartitioner(5),
+    "exponential": lambda: partitioner.ExponentialPartitioner(5),
+    "continuous": lambda: partitioner.ContinuousPartitioner(5, "time", 0.7, seed=7),
 }
 
 
@@ -150,6 +204,7 @@ def test_lists_equal_those_of_flwr_datasets(kind: Kind, monkeypatch: pytest.Monk
     examples = make_examples()
     assert examples.owners is not None
     columns = {"label": examples.targets, "owner": examples.owners, "id": range(len(examples))}
+    columns |= examples.columns
     hub = datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns)})
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name: hub)
 
@@ -159,7 +214,11 @@ def test_lists_equal_those_of_flwr_datasets(kind: Kind, monkeypatch: pytest.Monk
     assert_equal_lists(ours, theirs)
 
 
-POSSIBLE_REFUSAL = {"dirichlet": "no dirichlet draw", "pathological": "pathological partition"}
+POSSIBLE_REFUSAL = {
+    "dirichlet": "no dirichlet draw",
+    "pathological": "pathological partition",
+    **dict.fromkeys(("linear", "square", "exponential"), "the first without examples"),
+}
 
 
 def shares_or_refusal(examples: Examples, how: Partition) -> list[NDArray[np.int64]] | str:
@@ -182,7 +241,7 @@ def test_every_example_is_on_exactly_one_device_or_the_split_is_refused(
     kind: Kind, n: int, classes: int, devices: int, alpha: float, seed: int
 ) -> None:
     examples = make_examples(n, classes, owners=devices, seed=seed)
-    how = Partition(kind, devices, alpha, min_size=1, seed=seed, single_class="allow")
+    how = Partition(kind, devices, alpha, 1, by=BY.get(kind, ""), seed=seed, single_class="allow")
     shares = shares_or_refusal(examples, how)
     if isinstance(shares, str):
         assert POSSIBLE_REFUSAL[kind] in shares
@@ -213,7 +272,8 @@ def test_plots_of_flower_are_imported_when_one_is_drawn() -> None:
 def test_nothing_is_written_to_the_console(
     kind: Kind, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
-    split(make_examples(), Partition(kind, 4, alpha=0.3, min_size=25, classes_per_device=4))
+    by = BY.get(kind, "")
+    split(make_examples(), Partition(kind, 4, 0.3, min_size=25, classes_per_device=4, by=by))
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
 
@@ -315,6 +375,29 @@ def test_natural_id_needs_as_many_owners_as_devices() -> None:
     check_refused(
         make_examples(), Partition("natural-id", 5), "4 owners", "5 devices", "set devices to 4"
     )
+
+
+def test_columns_must_be_there_and_fit() -> None:
+    examples = make_examples()
+    for kind, by, parts in (
+        ("natural-id", "room", ("a column 'room'", "the examples have time", "--partition-by")),
+        ("continuous", "room", ("a column 'room'",)),
+        ("continuous", "", ("owners", "dtype <U8", "finite numbers")),
+        ("natural-id", "time", ("300 time for 4 devices",)),
+    ):
+        check_refused(examples, Partition(kind, 4, by=by), *parts)  # type: ignore[arg-type]
+    odd = {"nan": np.where(np.arange(300) == 5, np.nan, 1.0), "flat": np.ones(300)}
+    examples = replace(examples, columns={**odd, "pairs": np.ones((300, 2))})
+    for by, part in (("nan", "finite"), ("flat", "are all 1.0"), ("pairs", "one for each")):
+        check_refused(examples, Partition("continuous", 4, by=by), part)
+    for strictness in (-0.1, 1.1, float("nan")):
+        how = Partition("continuous", 4, by="targets", strictness=strictness)
+        check_refused(examples, how, f"is {strictness}", "0 .. 1")
+
+
+def test_columns_must_have_a_value_for_each_example() -> None:
+    with pytest.raises(TaskError, match="300 owners, 299 of 'time'"):
+        replace(make_examples(), columns={"time": np.arange(299)})
 
 
 def test_owners_must_be_numbers_or_text() -> None:
