@@ -184,11 +184,20 @@ class RunConfig(BaseModel):
         "divided by all devices, not only those that answer",
     )
     dp_delta: float = Field(1e-5, gt=0, lt=1, description="delta of the epsilon that is reported")
+    devices_per_round: int = Field(
+        0, ge=0, description="devices that each round asks, drawn at random (0: all)"
+    )
+    availability: str = Field(
+        "always",
+        description="which devices are there in a round: always, random:SHARE, "
+        "cycle:ROUNDS:SHARE (day and night) or trace:FILE (lines device,first round,last round)",
+    )
     min_share: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="share of the devices whose answers a step needs; the others are left out",
+        description="share of the devices asked whose answers a step needs; the others are left "
+        "out",
     )
     deadline: float = Field(
         3600.0, gt=0, le=1e9, description="seconds that a step waits for devices over Flower"
@@ -251,6 +260,28 @@ class RunConfig(BaseModel):
                 {"keys": " and ".join(asked)},
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_round_asks_devices_that_there_are(self) -> Self:
+        if self.devices_per_round > self.devices:
+            raise PydanticCustomError(
+                "participation",
+                "devices_per_round is {asked}, and there are {devices} devices; ask as many or "
+                "fewer",
+                {"asked": self.devices_per_round, "devices": self.devices},
+            )
+        if self.dp_clip and self.availability != "always":
+            raise PydanticCustomError(
+                "private",
+                "dp_clip needs availability always: a mean over those that happen to be there has "
+                "no divisor that is known before",
+            )
+        return self
+
+    @property
+    def asked(self) -> int:
+        """Devices that a round asks, if they are there."""
+        return self.devices_per_round or self.devices
 
     @property
     def candidates(self) -> int:

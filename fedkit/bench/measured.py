@@ -57,11 +57,11 @@ class MeasuredFleet(LocalFleet):
         """Return what all devices paid since then."""
         return DeviceCost(self.paid.flops - before.flops, self.paid.bytes - before.bytes)
 
-    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
+    def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
         """See `LocalFleet.answers`."""
         if self._worth(phase, request):
             self.recorded.append(Recorded(phase, request, self._memories[0]))
-        replies = super().answers(phase, request)
+        replies = super().answers(phase, request, asked)
         began, kind = time.perf_counter(), MESSAGE_TYPES[phase]
         self.bytes_down += len(replies) * packet_bytes(request, kind)
         self.bytes_up += sum(packet_bytes(reply, kind) for reply in replies)

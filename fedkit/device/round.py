@@ -54,6 +54,7 @@ class Device:
             "losses": self._losses,
             "survey": self._survey,
             "train": self._train,
+            "introduction": self._introduce,
         }
         try:
             reply, memory = answers[phase](request, memory)
@@ -72,6 +73,10 @@ class Device:
         count = max(2, round_share(self.config.development_share, len(self.examples)))
         order = np.random.default_rng([self.config.seed, 2, self.index])
         return self.examples.take(np.sort(order.permutation(len(self.examples))[:count]))
+
+    def _introduce(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
+        """Say nothing: who answers is told by the transport."""
+        return Packet({}), memory
 
     def _moments(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         if "asked" in request.arrays:

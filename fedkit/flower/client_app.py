@@ -26,6 +26,7 @@ MESSAGE_TYPES: dict[Phase, str] = {
     "losses": "evaluate.candidate_losses",
     "survey": "query.survey",
     "train": "train",
+    "introduction": "query.introduction",
 }
 """Flower message type of each phase."""
 
@@ -99,6 +100,10 @@ def make_client_app(
     @app.query("survey")
     def survey(message: Message, context: Context) -> Message:
         return answer("survey", message, context)
+
+    @app.query("introduction")
+    def introduction(message: Message, context: Context) -> Message:
+        return answer("introduction", message, context)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

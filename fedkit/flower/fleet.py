@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic
 
 import httpx
@@ -55,6 +55,9 @@ def _pause(waited: float) -> float:
 class FlowerFleet:
     """Implements `fedkit.methods.interface.Fleet` with a message to every node that is connected.
 
+    Where devices are chosen, those that are connected when they are chosen are asked. Which node is
+    which device must be known then: nodes without keys are asked for it once.
+
     A device that does not answer is waited for until the config's `deadline`, and asked again when
     it comes back. Then the exchange ends with those that answered, if they are `min_share` of all;
     the next one does not wait for devices that are still not connected, but asks them as they
@@ -95,13 +98,40 @@ class FlowerFleet:
         self.acquainted: set[int] = set()
         self.missed = 0
         self._connected: set[int] = set()
+        self._choice: tuple[Sequence[int], int] | None = None
+        self._chosen: frozenset[int] | None = None
         self.traffic, self.bytes_down, self.bytes_up = (0, 0), 0, 0
         self._wait_for_nodes()
 
     @property
+    def asked(self) -> int:
+        """Devices that an exchange asks."""
+        return self._config.asked if self._chosen is None else len(self._chosen)
+
+    @property
     def needed(self) -> int:
         """Answers without which an exchange fails."""
-        return ceil_share(self._config.min_share, self._config.devices)
+        return ceil_share(self._config.min_share, self.asked)
+
+    def choose(self, order: Sequence[int], count: int) -> None:
+        """See `fedkit.methods.interface.Dispatcher.choose`."""
+        self._choice, self._chosen, self.missed = (order, count), None, 0
+
+    def _resolve_choice(self) -> None:
+        """Choose among those that are connected; what follows goes by that until told otherwise."""
+        if self._choice is None or self._chosen is not None:
+            return
+        if unknown := self._connected - self._device_of.keys() - self.quarantine:
+            self._introduce(unknown)
+        order, count = self._choice
+        there = {self._device_of[node] for node in self._connected & self._device_of.keys()}
+        there -= {self._device_of.get(node) for node in self.quarantine}
+        self._chosen = frozenset([device for device in order if device in there][:count])
+
+    def _introduce(self, nodes: set[int]) -> None:
+        """Ask nodes which devices they are."""
+        request = Request(lambda: Packet({}))
+        self._carry_out(_Exchange(self, "introduction", request, lambda reply: reply, nodes))
 
     def _wait_for_nodes(self) -> None:
         config, deadline = self._config, time.monotonic() + self._config.deadline
@@ -152,24 +182,32 @@ class FlowerFleet:
         Raises:
             FleetError: Fewer devices than needed answered in time, or can still answer.
         """
+        self._look()
+        self._resolve_choice()
         exchange = _Exchange(self, phase, request, read)
+        self._carry_out(exchange, lambda: self._check(phase, exchange))
+        if len(exchange.answers) < self.needed:
+            raise self._too_few(phase, exchange)
+        self.acquainted, self.missed = set(exchange.answers), exchange.unconnected
+        asked = self._chosen or range(self._config.devices)
+        for device in sorted(set(asked) - exchange.devices):
+            self._log("absent", phase=phase, device=device)
+        return exchange.in_order()
+
+    def _carry_out(
+        self, exchange: _Exchange[Any], check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Ask, and take answers in, until nobody is expected any more or it is too late."""
         began = time.monotonic()
         deadline = began + self._config.deadline
-        self._look()
         while exchange.expected > 0:
             exchange.ask(max(1.0, deadline - time.monotonic()))
             exchange.collect()
-            self._check(phase, exchange)
+            check()
             if time.monotonic() > deadline:
                 break
             time.sleep(_pause(time.monotonic() - began))
             self._look()
-        if len(exchange.answers) < self.needed:
-            raise self._too_few(phase, exchange)
-        self.acquainted, self.missed = set(exchange.answers), exchange.unconnected
-        for device in sorted(set(range(self._config.devices)) - exchange.devices):
-            self._log("absent", phase=phase, device=device)
-        return exchange.in_order()
 
     def _check(self, phase: Phase, exchange: _Exchange[Any]) -> None:
         """End an exchange at once that can no longer succeed."""
@@ -177,7 +215,7 @@ class FlowerFleet:
             raise self._too_few(phase, exchange)
 
     def _too_few(self, phase: Phase, exchange: _Exchange[Any]) -> FleetError:
-        devices = self._config.devices
+        devices = self.asked
         if exchange.failures:
             return FleetError(
                 f"{len(exchange.failures)} of {devices} devices failed in phase {phase!r}; "
@@ -265,8 +303,16 @@ class FlowerFleet:
             self._log("quarantined", device=device, node=str(node), refusals=self._refusals[node])
 
     def available(self) -> list[int]:
-        """Return the connected nodes that are still asked."""
-        return sorted(self._connected - self.quarantine)
+        """Return the connected nodes that are asked."""
+        return sorted(node for node in self._connected - self.quarantine if self.is_asked(node))
+
+    def connected(self, nodes: set[int]) -> list[int]:
+        """Return which of some nodes are there and were not refused too often."""
+        return sorted(nodes & self._connected - self.quarantine)
+
+    def is_asked(self, node: int) -> bool:
+        """Whether a node is among the chosen."""
+        return self._chosen is None or self._device_of.get(node, -1) in self._chosen
 
     def name_of(self, node: int) -> str:
         """Return what a person calls a node: its device, where that is known."""
@@ -289,9 +335,15 @@ class _Exchange(Generic[Answer]):
     """
 
     def __init__(
-        self, fleet: FlowerFleet, phase: Phase, request: Request, read: Callable[[Packet], Answer]
+        self,
+        fleet: FlowerFleet,
+        phase: Phase,
+        request: Request,
+        read: Callable[[Packet], Answer],
+        nodes: set[int] | None = None,
     ) -> None:
-        self._fleet, self._phase, self._read = fleet, phase, read
+        """Take what to ask, and which nodes; by default those that stand for devices."""
+        self._fleet, self._phase, self._read, self._nodes = fleet, phase, read, nodes
         self._short, self._whole = request.short, functools.cache(request.whole)
         self._asked: dict[str, int] = {}
         self._over: set[int] = set()
@@ -301,14 +353,22 @@ class _Exchange(Generic[Answer]):
     @property
     def expected(self) -> int:
         """How many devices may still answer: the connected, and others that one waits for."""
-        waiting = set(self._fleet.available()) - self._over
+        waiting = set(self._available()) - self._over
         return len(waiting) + max(0, self.unconnected - self._fleet.missed)
 
     @property
     def unconnected(self) -> int:
         """How many devices are neither connected nor over."""
-        known = set(self._fleet.available()) | self._over | self._fleet.quarantine
-        return max(0, self._fleet.devices - len(known))
+        if self._nodes is not None:
+            return 0
+        refused = filter(self._fleet.is_asked, self._fleet.quarantine)
+        known = {*self._available(), *self._over, *refused}
+        return max(0, self._fleet.asked - len(known))
+
+    def _available(self) -> list[int]:
+        if self._nodes is None:
+            return self._fleet.available()
+        return self._fleet.connected(self._nodes)
 
     @property
     def devices(self) -> set[int]:
@@ -321,7 +381,7 @@ class _Exchange(Generic[Answer]):
 
     def ask(self, seconds: float) -> None:
         """Send the request to every node that is there and was not asked; it lives so long."""
-        for node in self._fleet.available():
+        for node in self._available():
             if node in self._over or node in self._asked.values():
                 continue
             known = node in self._fleet.acquainted

@@ -36,9 +36,9 @@ from fedkit.wire.validation import Coverage
 if TYPE_CHECKING:
     from torch import nn
 
-Phase = Literal["moments", "losses", "survey", "train"]
-"""What a message asks of a device: moments or loss per candidate, scores of a dense model, or a
-round of training."""
+Phase = Literal["moments", "losses", "survey", "train", "introduction"]
+"""What a message asks of a device: moments or loss per candidate, scores of a dense model, a round
+of training, or nothing but which device it is."""
 
 
 Answer = TypeVar("Answer")
@@ -70,10 +70,20 @@ class Dispatcher(Protocol):
     def traffic(self) -> tuple[int, int]:
         """Payload bytes that left the server so far, and that came back."""
 
+    def choose(self, order: Sequence[int], count: int) -> None:
+        """Ask some devices alone from here on: the first `count` of `order` that are there.
+
+        A fleet that was never told so asks every device.
+
+        Args:
+            order: Devices by index, each at most once.
+            count: How many, if so many are there.
+        """
+
     def exchange(
         self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
     ) -> list[Answer]:
-        """Ask every device; return what their replies are read as, by device index.
+        """Ask every device that was chosen; return what their replies are read as, by device index.
 
         A fleet may go on without devices that do not answer, or whose reply is refused.
 

@@ -29,12 +29,12 @@ def aggregate(
     """Merge the weights and the norm statistics of all devices by the config's rule.
 
     The mean is by sample count, in float64. A weight that not every device keeps is merged over
-    those that do. In a private run each update counts as one of the run's devices, whatever
+    those that do. In a private run each update counts as one of the devices asked, whatever
     `parts` are: who did not answer changed nothing (`fedkit.server.privacy`). `absolute` are the
     norms whose spread is a mean absolute deviation.
     """
     if config.dp_clip:
-        parts = [1 / config.devices] * len(updates)
+        parts = [1 / config.asked] * len(updates)
     states = [update.state for update in updates]
     masks = {name: _union([state.masks[name] for state in states]) for name in states[0].masks}
     if config.aggregation == "mean":

@@ -1,17 +1,20 @@
 """Differential privacy of devices: the models that a server makes tell little of any one device.
 
 The server is trusted; readers of its models are not. Each device's change of the kept weights is
-clipped to a norm C, the changes are added up and divided by the number of devices of the run, not
-of those that answered, and Gaussian noise is added: the estimator with a fixed denominator of
-McMahan et al., "Learning Differentially Private Recurrent Language Models", 2018. Masks are common
-and made without devices' data, so that noise is paid for kept weights only. Norm statistics are the
-server's own.
+clipped to a norm C, the changes are added up and divided by the number of devices that a round
+asks, not of those that answered, and Gaussian noise is added: the estimator with a fixed
+denominator of McMahan et al., "Learning Differentially Private Recurrent Language Models", 2018.
+Masks are common and made without devices' data, so that noise is paid for kept weights only. Norm
+statistics are the server's own.
 
 What is promised. Two runs are neighbours if one has all that the other has but for one device, all
 of whose data is added or removed; in the run without it, it counts as a change of zero, as a device
 does that is absent or refused. Sequences of models of neighbouring runs are indistinguishable up to
 (epsilon, delta). One device moves the sum by C at most, and the divisor is the same in both, so the
-mean moves by C / devices. (Were it divided by the number of answers, it could move by twice that.)
+mean moves by C / asked. (Were it divided by the number of answers, it could move by twice that.)
+
+Where a round asks a part of the devices, drawn at random, epsilon is that of a device which is
+asked in every round. Not knowing who was drawn would make it smaller; that is not claimed.
 
 What is not in the promise: who took part. A run's events, its bytes and its seconds tell that, and
 devices' messages are seen by the server. The noise comes from the operating system's entropy;
@@ -81,6 +84,9 @@ class SilentFleet:
 
     traffic = (0, 0)
 
+    def choose(self, order: Sequence[int], count: int) -> None:
+        """Do nothing, as nobody is asked."""
+
     def exchange(self, phase: Phase, request: Request, read: Any) -> list[Answer]:
         """Refuse.
 
@@ -104,7 +110,8 @@ def private_model(config: RunConfig, sent: ModelState, updates: Sequence[Update]
     """Return the model after a private round: the one sent, plus the noisy mean of changes.
 
     Args:
-        config: The run; its `devices` divide, however many updates there are.
+        config: The run; the devices that it asks in a round divide, however many updates there
+            are.
         sent: The model as devices received it.
         updates: What devices returned.
     """
@@ -119,7 +126,7 @@ def clip_updates(config: RunConfig, sent: ModelState, updates: Sequence[Update])
     """
     # `aggregate` rounds each product and the mean to float32. So much less than the clip's norm
     # bounds what a device moves even then.
-    limit = config.dp_clip / (1 + (config.devices + 1) * 2.0**-22)
+    limit = config.dp_clip / (1 + (config.asked + 1) * 2.0**-22)
     return [_clipped(limit, sent, update) for update in updates]
 
 
@@ -137,9 +144,9 @@ def _clipped(limit: float, sent: ModelState, update: Update) -> Update:
 def add_noise(config: RunConfig, sent: ModelState, change: ModelState) -> ModelState:
     """Return the sent model moved by a mean of clipped changes, with noise on every kept weight.
 
-    The noise has a deviation of `dp_noise` sensitivities, which are `dp_clip` / `devices` each.
+    The noise has a deviation of `dp_noise` sensitivities, which are `dp_clip` / `asked` each.
     """
-    rng, deviation = np.random.default_rng(), config.dp_noise * config.dp_clip / config.devices
+    rng, deviation = np.random.default_rng(), config.dp_noise * config.dp_clip / config.asked
     moved = {
         name: (
             value.astype(np.float64) + change.weights[name] + rng.normal(0, deviation, value.shape)
@@ -170,9 +177,9 @@ def spent(config: RunConfig, rounds: int) -> dict[str, Any]:
 def epsilon(config: RunConfig, rounds: int) -> float:
     """Return the least epsilon of so many rounds at the config's delta; infinite without noise.
 
-    No device is left out at random, so every round is a Gaussian mechanism of noise `dp_noise` and
-    sensitivity 1, and T of them, each chosen with the results of those before in view, are exactly
-    as private as one of noise `dp_noise` / sqrt(T). Of that one
+    Counted for a device that is asked in every round, so every round is a Gaussian mechanism of
+    noise `dp_noise` and sensitivity 1, and T of them, each chosen with the results of those before
+    in view, are exactly as private as one of noise `dp_noise` / sqrt(T). Of that one
 
         delta(epsilon) = Phi(m / 2 - epsilon / m) - e^epsilon Phi(-m / 2 - epsilon / m),
 

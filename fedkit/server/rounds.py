@@ -36,6 +36,7 @@ from fedkit.methods.interface import (
 from fedkit.methods.registry import load_method
 from fedkit.methods.server_training import train_dense
 from fedkit.server.aggregation import aggregate, shares
+from fedkit.server.participation import OPENING, order
 from fedkit.server.privacy import check_private, opening_fleet, own_statistics, private_model
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples, Task
@@ -61,28 +62,44 @@ class LocalFleet:
     def __init__(self, devices: Sequence[Device], folder: Path | None = None) -> None:
         self._devices, self._folder = devices, folder
         self._memories: list[Packet] = [Packet({})] * len(devices)
-        self._acquainted = False
+        self._chosen: Sequence[int] = range(len(devices))
+        self._acquainted: set[int] = set()
         self.traffic = (0, 0)
+
+    def choose(self, order: Sequence[int], count: int) -> None:
+        """See `Dispatcher.choose`; every device of this process is there."""
+        self._chosen = sorted(order[:count])
 
     def exchange(
         self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
     ) -> list[Answer]:
-        """See `Dispatcher.exchange`; every device answers, and what is wrong is raised."""
-        short = request.short if self._acquainted else None
-        packet = request.whole() if short is None else short
-        self._acquainted = True
-        replies = self.answers(phase, packet)
-        self._count(packet.nbytes * len(replies), sum(reply.nbytes for reply in replies))
-        return [read(reply) for reply in replies]
+        """See `Dispatcher.exchange`; all that were chosen answer, and what is wrong is raised."""
+        acquainted = self._acquainted if request.short is not None else set[int]()
+        known, strange = (
+            [index for index in self._chosen if (index in acquainted) == wanted]
+            for wanted in (True, False)
+        )
+        replies = dict[int, Packet]()
+        if known and request.short is not None:
+            replies |= self._counted(phase, request.short, known)
+        if strange:
+            replies |= self._counted(phase, request.whole(), strange)
+        self._acquainted = set(self._chosen)
+        return [read(replies[index]) for index in self._chosen]
 
-    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
-        """Return the devices' replies, and remember for each what it remembers."""
-        answers = [
-            self._answer(device, phase, request, memory)
-            for device, memory in zip(self._devices, self._memories, strict=True)
-        ]
-        self._memories = [memory for _, memory in answers]
-        return [reply for reply, _ in answers]
+    def _counted(self, phase: Phase, request: Packet, asked: Sequence[int]) -> dict[int, Packet]:
+        replies = self.answers(phase, request, asked)
+        self._count(request.nbytes * len(asked), sum(reply.nbytes for reply in replies))
+        return dict(zip(asked, replies, strict=True))
+
+    def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
+        """Return the replies of some devices, and remember for each what it remembers."""
+        replies = []
+        for index in asked:
+            device, memory = self._devices[index], self._memories[index]
+            reply, self._memories[index] = self._answer(device, phase, request, memory)
+            replies.append(reply)
+        return replies
 
     def _answer(
         self, device: Device, phase: Phase, request: Packet, memory: Packet
@@ -114,6 +131,10 @@ class Channel:
     def traffic(self) -> tuple[int, int]:
         """See `fedkit.methods.interface.Dispatcher.traffic`."""
         return self._fleet.traffic
+
+    def choose(self, order: Sequence[int], count: int) -> None:
+        """See `fedkit.methods.interface.Dispatcher.choose`."""
+        self._fleet.choose(order, count)
 
     def exchange(
         self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
@@ -227,6 +248,7 @@ def run_rounds(
     """
     config, channel = server.config, Channel(fleet, server.config.wire)
     check_private(config, server.method)
+    _choose(channel, config, OPENING)
     if after is None or after.phase == "start":
         if after is None:
             state = dense_start(server, server_data) if dense is None else dense
@@ -247,6 +269,7 @@ def run_rounds(
     state, request = opened.state, opened.request
     for number in range(after.round + 1 if after else 1, config.rounds + 1):
         sent = state
+        _choose(channel, config, number)
         state, loss = train_round(server, channel, request, sent, number)
         if config.dp_clip:
             state = own_statistics(server.engine, state, server_data)
@@ -255,6 +278,12 @@ def run_rounds(
             state = last_statistics(config, server.engine, shape, channel, state, number)
         yield server.report("round", number, state, loss, channel.take())
         request = changed_model(state, sent.masks)
+
+
+def _choose(fleet: Dispatcher, config: RunConfig, number: int) -> None:
+    """Draw who takes part in a round, where not every device does."""
+    if (drawn := order(config, number)) is not None:
+        fleet.choose(drawn.tolist(), config.asked)
 
 
 def dense_start(server: Server, server_data: Examples | None) -> ModelState:

@@ -18,6 +18,7 @@ from fedkit.device.round import Device
 from fedkit.engine.base import Engine
 from fedkit.methods.registry import load_method, resolve
 from fedkit.methods.schedule import kept_per_layer, local_training
+from fedkit.server.participation import check_participation
 from fedkit.server.privacy import check_private
 from fedkit.server.rounds import LocalFleet, Server
 from fedkit.server.shares import Indices, Shares
@@ -119,6 +120,7 @@ class Scenario:
         from fedkit.engine.trial import try_task
 
         check_private(self.config, load_method(self.config.method))
+        check_participation(self.config)
         engine = self.engine
         kept_per_layer(self.config, engine.layout.prunable_shapes)
         how = local_training(self.config, epochs=1, lr=self.config.lr)

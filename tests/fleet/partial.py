@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedkit.config import RunConfig, make_config
@@ -33,6 +33,9 @@ class Partial:
         self._devices = [scenario.device(index) for index in range(len(scenario.devices))]
         self._memories, self._absent = [Packet({})] * len(self._devices), absent
         self._last, self.traffic = set[int](), (0, 0)
+
+    def choose(self, order: Sequence[int], count: int) -> None:
+        """Ask every device all the same."""
 
     def exchange(
         self, phase: Phase, request: Request, read: Callable[[Packet], Answer]

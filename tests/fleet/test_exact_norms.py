@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,9 @@ def test_a_board_that_remembers_on_disk_answers_a_server_that_starts_again(
 
         def __init__(self, messages: float = math.inf) -> None:
             self._left, self._known = messages, False
+
+        def choose(self, order: Sequence[int], count: int) -> None:
+            """Ask every device all the same."""
 
         def exchange(self, phase: Phase, request: Request, read: Any) -> list[Any]:
             if self._left == 0:

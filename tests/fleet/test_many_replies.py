@@ -8,7 +8,7 @@ reader: it is refused by a WireError of one line, or it reads as something that 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,9 @@ class Watched(tiny.FaultyFleet):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(tiny.devices(config))
         self.readers: list[ReplyReader] = []
+
+    def choose(self, order: Sequence[int], count: int) -> None:
+        """Ask every device all the same."""
 
     def exchange(self, phase: Phase, request: Request, read: Read) -> list[Any]:
         found = len(self.readers)

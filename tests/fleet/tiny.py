@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,9 @@ class FaultyFleet:
         self.refused: list[tuple[int, int, str]] = []
         self.failed: list[tuple[int, int, str]] = []
         self.exchanges: list[Phase] = []
+
+    def choose(self, order: Sequence[int], count: int) -> None:
+        """Ask every device all the same."""
 
     def exchange(
         self, phase: Phase, request: Request, read: Callable[[Packet], Answer]

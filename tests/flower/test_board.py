@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -228,9 +228,9 @@ class Recording(LocalFleet):
         self.requests: list[tuple[Phase, Packet]] = []
         self.replies: list[list[Packet]] = []
 
-    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
+    def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
         self.requests.append((phase, request))
-        self.replies.append(super().answers(phase, request))
+        self.replies.append(super().answers(phase, request, asked))
         return self.replies[-1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tomllib
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,11 @@ class ClientApps(LocalFleet):
         self._app = make_client_app(lambda context: scenario.device(context.node_id))
         self._contexts = [Context(1, node, {}, RecordDict(), {}) for node in devices]
 
-    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
+    def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
         message_type = MESSAGE_TYPES[phase]
         replies = [
             from_records(self._app(lone_message(request, message_type), context).content)
-            for context in self._contexts
+            for context in (self._contexts[index] for index in asked)
         ]
         return [without_own(reply) for reply in replies]
 
@@ -187,9 +188,9 @@ def test_the_apps_run_config_has_every_key_and_default(app: Path) -> None:
 class RecordsFleet(LocalFleet):
     """Every packet, and all that a device remembers, goes through Flower's records and back."""
 
-    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
+    def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
         self._memories = [from_records(to_records(memory)) for memory in self._memories]
-        replies = super().answers(phase, from_records(to_records(request)))
+        replies = super().answers(phase, from_records(to_records(request)), asked)
         return [from_records(to_records(reply)) for reply in replies]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedkit.methods.interface import Phase
 from fedkit.server.rounds import LocalFleet
 from fedkit.wire.messages import Packet
@@ -14,7 +16,7 @@ class RecordingFleet(LocalFleet):
         super().__init__(local._devices)
         self.log: list[tuple[Phase, Packet, list[Packet]]] = []
 
-    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
-        replies = super().answers(phase, request)
+    def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
+        replies = super().answers(phase, request, asked)
         self.log.append((phase, request, replies))
         return replies

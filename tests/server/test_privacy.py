@@ -111,6 +111,9 @@ class Without:
     def __init__(self, devices: Sequence[Any], away: set[int]) -> None:
         self._devices, self._away = devices, away
 
+    def choose(self, order: Sequence[int], count: int) -> None:
+        """Ask every device all the same."""
+
     def exchange(
         self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
     ) -> list[Answer]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,8 @@ class Interrupted(LocalFleet):
         super().__init__([scenario.device(i) for i in range(len(scenario.devices))])
         self._left = last
 
-    def answers(self, phase: Phase, request: Packet) -> list[Packet]:
-        replies = super().answers(phase, request)
+    def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
+        replies = super().answers(phase, request, asked)
         if self._left == 0:
             raise KilledError
         self._left -= 1

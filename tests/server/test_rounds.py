@@ -3,7 +3,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -187,8 +187,8 @@ def test_a_reply_that_does_not_fit_is_refused_by_name(case: int) -> None:
     class Tampering(LocalFleet):
         expected = ""
 
-        def answers(self, phase: Phase, request: Packet) -> list[Packet]:
-            cases = list(tampered(super().answers(phase, request)))
+        def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
+            cases = list(tampered(super().answers(phase, request, asked)))
             self.expected, replies = cases[case]
             return replies
 

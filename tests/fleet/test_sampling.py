@@ -1,0 +1,228 @@
+"""A part of the devices each round: the same draws and the same bits everywhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from fedkit.config import RunConfig, make_config
+from fedkit.core.errors import ConfigError, FleetError
+from fedkit.flower.fleet import FlowerFleet
+from fedkit.flower.wire import from_records
+from fedkit.server.events import EventLog, read_events
+from fedkit.server.participation import OPENING, order
+from fedkit.server.rounds import StoredStep, run_rounds
+from sim.scenario import make_scenario
+from tests.fleet.grids import ScriptedGrid, client_nodes
+from tests.fleet.partial import Partial, config, run
+from tests.flower.same_bits import assert_same_bits
+from tests.sets import slow
+
+
+def sampled(**changes: Any) -> RunConfig:
+    return config(**{"devices": 6, "devices_per_round": 2, "examples_per_device": 20, **changes})
+
+
+def asked(how: RunConfig, number: int) -> set[int]:
+    """Devices of a round, from the definition: a permutation of those that are there."""
+    drawn = np.random.default_rng([how.seed, 8, number]).permutation(how.devices).tolist()
+    there = {
+        "always": lambda device: True,
+        "random:0.7": lambda device: bool(
+            np.random.default_rng([how.seed, 9, number]).random(how.devices)[device] < 0.7
+        ),
+    }[how.availability]
+    return set(
+        [device for device in drawn if there(device)][: how.devices_per_round or how.devices]
+    )
+
+
+def schedule(how: RunConfig) -> dict[int, set[int]]:
+    everybody = set(range(how.devices))
+    return {number: everybody - asked(how, number) for number in range(how.rounds + 1)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"uplink_bits": 4},
+        {"availability": "random:0.7", "devices_per_round": 0, "selection": "vanilla"},
+        {"method": "prunefl", "bn_merge": "exact"},
+        slow({}),
+        slow({"method": "feddst"}),
+        slow({"wire": "fp16"}),
+        slow({"aggregation": "median", "devices_per_round": 4}),
+    ],
+    ids=str,
+)
+def test_a_fleet_asks_those_that_were_drawn(changes: dict[str, Any], tmp_path: Path) -> None:
+    scenario = make_scenario(sampled(**changes))
+    here = run(scenario, scenario.local_fleet())
+    naive = run(scenario, Partial(scenario, schedule(scenario.config)))
+    log = EventLog(tmp_path / "events")
+    grid = ScriptedGrid(client_nodes(scenario))
+    flower = run(scenario, FlowerFleet(grid, scenario.config, log=log))
+    for one, two, three in zip(here, naive, flower, strict=True):
+        assert_same_bits(one.state, two.state)
+        assert_same_bits(one.state, three.state)
+        assert (one.bytes_down, one.bytes_up) == (three.bytes_down, three.bytes_up)
+    assert not [event for event in read_events(tmp_path / "events") if event["event"] == "absent"]
+    kinds = Counter(message.metadata.message_type for message in grid.sent)
+    assert kinds["query.introduction"] == scenario.config.devices
+    if scenario.config.devices_per_round:
+        assert kinds["train"] == scenario.config.rounds * scenario.config.devices_per_round
+
+
+def test_a_run_that_goes_on_asks_whom_it_would_have_asked(tmp_path: Path) -> None:
+    """Devices of a fresh process remember from the run's folder."""
+    scenario = make_scenario(sampled(uplink_bits=4))
+    whole = run(scenario, scenario.local_fleet())
+    first = run_rounds(scenario.server(), scenario.local_fleet(tmp_path), scenario.server_data)
+    steps = [next(first) for _ in range(4)]
+    last = steps[-1]
+    rest = run_rounds(
+        scenario.server(),
+        scenario.local_fleet(tmp_path),
+        scenario.server_data,
+        after=StoredStep(last.phase, last.round, last.state),
+    )
+    for one, other in zip([*steps, *rest], whole, strict=True):
+        assert_same_bits(one.state, other.state)
+
+
+def test_who_is_not_connected_is_not_chosen() -> None:
+    scenario = make_scenario(sampled(devices_per_round=3))
+    grid = ScriptedGrid(client_nodes(scenario))
+    grid.online.discard(102)
+
+    fleet = FlowerFleet(grid, scenario.config.model_copy(update={"deadline": 0.3}))
+    run(scenario, fleet)
+    trained = [m.metadata.dst_node_id for m in grid.sent if m.metadata.message_type == "train"]
+    assert 102 not in trained
+    assert len(trained) == 3 * scenario.config.rounds
+
+
+def test_a_chosen_device_that_goes_away_is_absent(tmp_path: Path) -> None:
+    scenario = make_scenario(sampled(devices_per_round=3, min_share=0.5, deadline=0.3))
+    grid, log = ScriptedGrid(client_nodes(scenario)), EventLog(tmp_path / "events")
+    victim = min(asked(scenario.config, 2))
+
+    def leave(message: Message) -> None:
+        number = from_records(message.content).numbers.get("round", 0)
+        grid.online = set(grid.nodes) - ({100 + victim} if number == 2 else set())
+
+    grid.before = leave
+    flower = run(scenario, FlowerFleet(grid, scenario.config, log=log))
+    absent = schedule(scenario.config)
+    absent[2] |= {victim}
+    for one, other in zip(flower, run(scenario, Partial(scenario, absent)), strict=True):
+        assert_same_bits(one.state, other.state)
+    told = [
+        event["device"] for event in read_events(tmp_path / "events") if event["event"] == "absent"
+    ]
+    assert told == [victim]
+
+
+def test_fewer_answers_than_needed_end_the_run() -> None:
+    scenario = make_scenario(sampled(devices_per_round=3, min_share=1.0, deadline=0.3))
+    grid = ScriptedGrid(client_nodes(scenario))
+    victim = 100 + min(asked(scenario.config, 2))
+
+    def leave(message: Message) -> None:
+        if from_records(message.content).numbers.get("round", 0) == 2:
+            grid.online.discard(victim)
+
+    grid.before = leave
+    with pytest.raises(FleetError, match="2 of 3 devices answered phase 'train'"):
+        run(scenario, FlowerFleet(grid, scenario.config))
+
+
+# Who is drawn
+
+
+def draws(how: RunConfig, rounds: int = 400) -> list[list[int]]:
+    found = [order(how, number) for number in range(1, rounds + 1)]
+    return [each.tolist()[: how.asked] for each in found if each is not None]
+
+
+def test_every_device_is_drawn_alike() -> None:
+    how = make_config({"devices": 20, "devices_per_round": 5})
+    found = draws(how, 2000)
+    assert all(len(set(each)) == 5 for each in found)
+    counts = np.bincount(np.concatenate(found), minlength=20)
+    assert np.abs(counts - 500).max() < 5 * np.sqrt(500)
+    assert draws(how, 5) == draws(how, 5)
+    assert draws(how, 5) != draws(how.model_copy(update={"seed": 2}), 5)
+
+
+def test_all_devices_are_asked_where_nothing_else_is_said() -> None:
+    assert order(make_config({"devices": 3}), OPENING) is None
+
+
+def test_random_availability_is_a_rate() -> None:
+    found = draws(make_config({"devices": 50, "availability": "random:0.3"}))
+    assert abs(np.mean([len(each) for each in found]) - 15) < 0.6
+
+
+def test_day_and_night_follow_each_other() -> None:
+    """Of a period of 24 rounds each of 4 devices is there for 12, 6 rounds after the one before."""
+    how = make_config({"devices": 4, "availability": "cycle:24:0.5"})
+    there = [[device in each for each in draws(how, 48)] for device in range(4)]
+    for device, rounds in enumerate(there):
+        wanted = [(number + 6 * device) % 24 < 12 for number in range(1, 49)]
+        assert rounds == wanted
+
+
+def test_a_trace_says_who_is_there(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("0,0,2\n1,2,3\n\n 0 , 5 ,5\n")
+    how = make_config({"devices": 3, "availability": f"trace:{tmp_path / 'trace.csv'}"})
+    found = [order(how, number) for number in (0, 1, 2, 3, 5)]
+    assert [sorted(each.tolist()) for each in found if each is not None] == [
+        [0], [0], [0, 1], [1], [0]
+    ]  # fmt: skip
+    with pytest.raises(FleetError, match="none of 3 devices is there in round 4"):
+        order(how, 4)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("3,0,1", "line 1 of .* is 3,0,1; it must be a device from 0 to 2"),
+        ("0,0,1\n1,4,2", "line 2 of .* first and the last round"),
+        ("0,1", "three numbers"),
+        ("a,b,c", "three numbers"),
+        ("-1,0,1", "three numbers"),
+        ("0,0,1.5", "three numbers"),
+        ("\0,\xff", "three numbers|cannot be read"),
+    ],
+)
+def test_traces_that_cannot_be_are_refused(lines: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text(lines, encoding="latin-1")
+    with pytest.raises(ConfigError, match=message):
+        order(make_config({"devices": 3, "availability": f"trace:{tmp_path}/trace.csv"}), 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "sometimes", "always:1", "random", "random:", "random:0", "random:1.1", "random:nan",
+        "random:-1", "cycle:0:0.5", "cycle:24", "cycle:-3:0.5", "cycle:2.5:0.5", "cycle:9:2",
+        "trace:", "trace:/nowhere/at/all", "trace:/dev/zero", "Random:0.5",
+    ],
+)  # fmt: skip
+def test_availability_that_is_none_is_refused_before_work(text: str) -> None:
+    how = make_config({"devices": 3, "availability": text})
+    with pytest.raises(ConfigError, match="availability is "):
+        make_scenario(how.model_copy(update={"task": "digits"})).check()
+
+
+def test_keys_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(ConfigError, match="devices_per_round is 4, and there are 3 devices"):
+        make_config({"devices": 3, "devices_per_round": 4})
+    with pytest.raises(ConfigError, match="dp_clip needs availability always"):
+        make_config({"dp_clip": 1.0, "availability": "random:0.5"})
