@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import ConfigError, TaskError
+from fedkit.core.side_by_side import cores
 from fedkit.server.record import record
 from fedkit.server.rounds import Report, run_rounds
 from fedkit.server.scenario import Scenario
@@ -86,6 +87,7 @@ def run(
     *,
     folder: Path | str | None = None,
     after_step: Callable[[Report], None] | None = None,
+    workers: int = 0,
     **settings: Any,
 ) -> FinishedRun:
     """Run all rounds in this process, over simulated devices; the numbers are those of Flower.
@@ -98,6 +100,8 @@ def run(
         folder: Run folder to record in, which `fedkit show` and `fedkit export` read; must not
             exist. They find the task by its name, so a `Task` itself cannot be recorded.
         after_step: Called with the report of each step.
+        workers: Devices that compute at the same time (0: one per core); the numbers are the same
+            for any.
         **settings: Keys of `RunConfig`, like `devices`, `rounds`, `density`, `method`, `seed`.
 
     Raises:
@@ -117,10 +121,11 @@ def run(
             after_step(step)
 
     path = None if folder is None else Path(folder)
+    fleet = scenario.local_fleet(path, workers or cores())
     if path is not None:
-        record(scenario, scenario.local_fleet(path), path, keep)
+        record(scenario, fleet, path, keep)
     else:
-        for step in run_rounds(scenario.server(), scenario.local_fleet(), scenario.server_data):
+        for step in run_rounds(scenario.server(), fleet, scenario.server_data):
             keep(step)
     return FinishedRun(scenario.config, tuple(steps), path, scenario)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import shutil
 import time
@@ -26,6 +25,7 @@ from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import CheckpointError, ExportError, FleetError, StoppedError
 from fedkit.core.names import check_name, find_run
 from fedkit.core.provenance import made_by
+from fedkit.core.side_by_side import cores
 from fedkit.core.signals import STOPS, stop_number, stop_words
 from fedkit.flower.processes import tail
 from fedkit.report.partition_picture import write_picture
@@ -48,7 +48,7 @@ class Job:
         path: Its run folder.
         with_dense: Run dense FedAvg of the same length too, into `<path>-dense`.
         in_process: Run without Flower.
-        workers: Devices that compute at the same time under Flower; 0: one per core.
+        workers: Devices that compute at the same time; 0: one per core.
         resume: The folder is there, and the run goes on after its last step.
         asked: What to export, if somebody asked; otherwise what `export` makes by itself, if the
             model can be exported.
@@ -266,11 +266,12 @@ def _dense_figures(path: Path) -> dict[str, Any]:
 
 def _run_all(job: Job, log: Console) -> None:
     left = [(config, path) for config, path in job.runs if not RunFolder.open(path).is_finished]
+    workers = job.workers or cores()
     try:
         if job.in_process:
-            _run_here(left, log)
+            _run_here(left, workers, log)
         else:
-            _run_flower(left, job.workers or os.cpu_count() or 1, log)
+            _run_flower(left, workers, log)
     except STOPS as stop:
         raise StoppedError(f"{stop_words(stop)}; {_kept(job)}", stop_number(stop)) from None
 
@@ -287,11 +288,11 @@ def _kept(job: Job) -> str:
     )
 
 
-def _run_here(runs: list[tuple[RunConfig, Path]], log: Console) -> None:
+def _run_here(runs: list[tuple[RunConfig, Path]], workers: int, log: Console) -> None:
     for config, path in runs:
         scenario = make_scenario(config)
         with _progress(config, path, log) as update:
-            fleet = scenario.local_fleet(path)
+            fleet = scenario.local_fleet(path, workers)
             record(scenario, fleet, path, after_step=lambda _: update(), resume=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,6 +131,14 @@ class LocalTraining:
     lr: float
     momentum: float
     weight_decay: float
+
+
+@runtime_checkable
+class Replicable(Protocol):
+    """An engine that can be had several times, to compute side by side in threads."""
+
+    def replica(self) -> Engine:
+        """Return an engine that computes the same, to the bit, and shares nothing that changes."""
 
 
 class Engine(Protocol):

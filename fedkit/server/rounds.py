@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from fedkit.config import RunConfig
+from fedkit.core.side_by_side import side_by_side
 from fedkit.device.memory import LastingMemory
 from fedkit.device.round import Device
-from fedkit.engine.base import Engine
+from fedkit.engine.base import Engine, Replicable
 from fedkit.methods.exact_norms import last_statistics
 from fedkit.methods.interface import (
     Aggregated,
@@ -55,11 +56,16 @@ class LocalFleet:
     """A fleet in this process: packets go through the codec but over no network.
 
     Args:
-        devices: All of them.
+        devices: All of them, with one engine.
         folder: Where devices keep what another process must know to go on; None keeps nothing.
+        workers: Devices that compute at the same time, in threads; an engine that has no replica
+            computes for one after the other. The bits are the same for any number.
     """
 
-    def __init__(self, devices: Sequence[Device], folder: Path | None = None) -> None:
+    def __init__(
+        self, devices: Sequence[Device], folder: Path | None = None, workers: int = 1
+    ) -> None:
+        self._workers = workers
         self._devices, self._folder = devices, folder
         self._memories: list[Packet] = [Packet({})] * len(devices)
         self._chosen: Sequence[int] = range(len(devices))
@@ -94,12 +100,25 @@ class LocalFleet:
 
     def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
         """Return the replies of some devices, and remember for each what it remembers."""
-        replies = []
-        for index in asked:
-            device, memory = self._devices[index], self._memories[index]
-            reply, self._memories[index] = self._answer(device, phase, request, memory)
-            replies.append(reply)
-        return replies
+
+        def answering(engine: Engine | None) -> Callable[[int], Packet]:
+            def answer(index: int) -> Packet:
+                device, memory = self._devices[index], self._memories[index]
+                own = device if engine is None else replace(device, engine=engine)
+                reply, self._memories[index] = self._answer(own, phase, request, memory)
+                return reply
+
+            return answer
+
+        return side_by_side([answering(engine) for engine in self._engines], asked)
+
+    @functools.cached_property
+    def _engines(self) -> list[Engine | None]:
+        """An engine for each worker; None is each device's own."""
+        engine = self._devices[0].engine
+        if self._workers == 1 or not isinstance(engine, Replicable):
+            return [None]
+        return [engine.replica() for _ in range(self._workers)]
 
     def _answer(
         self, device: Device, phase: Phase, request: Packet, memory: Packet

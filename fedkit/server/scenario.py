@@ -136,14 +136,15 @@ class Scenario:
                     "seed it, or load the data once and keep it"
                 )
 
-    def local_fleet(self, folder: Path | None = None) -> LocalFleet:
+    def local_fleet(self, folder: Path | None = None, workers: int = 1) -> LocalFleet:
         """Build all devices in this process.
 
         Args:
             folder: Run folder that keeps what they must not forget, for a run that goes on later.
+            workers: Devices that compute at the same time; see `LocalFleet`.
         """
         devices = [self.device(index) for index in range(len(self.devices))]
-        return LocalFleet(devices, None if folder is None else folder / "devices")
+        return LocalFleet(devices, None if folder is None else folder / "devices", workers)
 
 
 def with_model_named(config: RunConfig) -> RunConfig:

@@ -142,6 +142,18 @@ def test_fewer_answers_than_needed_end_the_run() -> None:
         run(scenario, FlowerFleet(grid, scenario.config))
 
 
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_any_number_of_workers_gives_the_same_bits(workers: int, precision: str) -> None:
+    changes = {"devices_per_round": 5, "uplink_bits": 4, "precision": precision, "rounds": 3}
+    scenario = make_scenario(sampled(**changes))
+    alone = run(scenario, scenario.local_fleet())
+    beside = run(scenario, scenario.local_fleet(workers=workers))
+    for one, other in zip(alone, beside, strict=True):
+        assert_same_bits(one.state, other.state)
+        assert (one.loss, one.bytes_up) == (other.loss, other.bytes_up)
+
+
 # Who is drawn
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,12 @@ class IntegerEngine(PlannedEngine):
     def lanes(self) -> int:
         """Examples of a tile."""
         return _NUMPY_LANES if self.kernels is None else int(self.kernels.int_lanes())
+
+    def replica(self) -> IntegerEngine:
+        """See `Replicable.replica`."""
+        replica = copy.copy(self)
+        replica._network, replica._programs = None, {}
+        return replica
 
     def initial_state(self) -> ModelState:
         """Return the state the engine was made with.

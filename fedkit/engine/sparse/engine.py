@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -62,6 +63,12 @@ class SparseEngine(PlannedEngine):
         self._initial, self._threads = initial, threads
         self._network: Network | None = None
         self._programs: dict[Mode, SparseProgram] = {}
+
+    def replica(self) -> SparseEngine:
+        """See `Replicable.replica`."""
+        replica = copy.copy(self)
+        replica._network, replica._programs = None, {}
+        return replica
 
     def initial_state(self) -> ModelState:
         """Return the state the engine was made with.
