@@ -253,6 +253,37 @@ def show(run: RunPath, as_json: Json = False) -> None:
     _print(summary.show(run), as_json, tables.run_table)
 
 
+@app.command("runs")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="a folder of run folders")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List the runs of a folder: running, finished, stopped or failed, and how far each came.
+
+    Example: `fedkit runs`
+    """
+    from fedkit.cli import runs
+
+    _print(runs.runs(folder), as_json, runs.runs_table)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders, like runs/NAME")],
+    out: Annotated[
+        Path | None, typer.Option(help="the page to write (default: report.html in the first run)")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a page about runs, finished or not: charts and numbers, one file without network.
+
+    Example: `fedkit report runs/NAME`
+    """
+    from fedkit.cli import report as reports
+
+    _print(reports.report(runs, out), as_json, reports.report_line)
+
+
 @app.command()
 def plan(
     path: Annotated[Path, typer.Argument(help="the file to write, like model.plan")],

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from fedkit.cli.tables import run_table
 from fedkit.core.errors import CheckpointError
+from fedkit.report.run_steps import counted
 from fedkit.server.checkpoint import RunFolder
 from fedkit.sparse.reach import Reach
 from fedkit.tasks.task import Metric
@@ -52,13 +53,11 @@ def figures(folder: RunFolder) -> dict[str, Any]:
     if not steps:
         raise CheckpointError(f"run {folder.path} has no finished step; nothing to show, run again")
     by_phase = {step["phase"]: step for step in steps}
-    payload = {way: sum(step[f"bytes_{way}"] for step in steps) for way in ("down", "up")}
-    messages = {way: sum(step.get(f"message_bytes_{way}", 0) for step in steps) for way in payload}
-    # A run that went on in the other way has the messages of a part of its steps alone.
-    with_messages = ("message_bytes_up" in s for s in steps if s["bytes_up"] or s["bytes_down"])
-    sent = messages if any(messages.values()) and all(with_messages) else payload
+    ways, key = ("down", "up"), counted(steps)
+    payload = {way: sum(step[f"bytes_{way}"] for step in steps) for way in ways}
+    sent = {way: sum(step.get(f"{key}_{way}", 0) for step in steps) for way in ways}
     about = steps[-1].get("metric")
-    key = Metric.of(about).key
+    name = Metric.of(about).key
     return {
         "run": str(folder.path),
         "task": folder.config.task,
@@ -68,9 +67,9 @@ def figures(folder: RunFolder) -> dict[str, Any]:
         "rounds": steps[-1]["round"],
         "rounds_planned": folder.config.rounds,
         **({} if about is None else {"metric": about}),
-        f"{key}_dense_start": by_phase.get("start", {}).get("accuracy"),
-        f"{key}_selected": by_phase.get("selection", {}).get("accuracy"),
-        f"{key}_sparse": last_value(steps),
+        f"{name}_dense_start": by_phase.get("start", {}).get("accuracy"),
+        f"{name}_selected": by_phase.get("selection", {}).get("accuracy"),
+        f"{name}_sparse": last_value(steps),
         "density": steps[-1]["density"],
         **_of_all(folder, steps[-1]["density"]),
         "bytes_up": sent["up"],

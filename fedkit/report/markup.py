@@ -1,0 +1,81 @@
+"""HTML of texts and numbers that others chose: escaped, cut, and nothing more than text."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Iterable, Sequence
+
+from fedkit.core.text import terminal_text
+
+LONGEST = 200
+"""Characters of a text of others that are shown."""
+
+
+def plain(value: object, most: int = LONGEST) -> str:
+    """Return one line of printable characters, at most `most` of them."""
+    text = value if isinstance(value, str) else str(value)
+    told = terminal_text(text[: most + 1])
+    return told if len(told) <= most else f"{told[: most - 1]}…"
+
+
+def safe(value: object, most: int = LONGEST) -> str:
+    """Return a text as it may stand between tags and in a quoted attribute."""
+    return html.escape(plain(value, most))
+
+
+def label(value: object, most: int = 60) -> str:
+    """Return a text for a chart, whose library reads tags and entities of HTML, and TeX in `$`."""
+    return html.escape(plain(value, most), quote=False).replace("$", "&#36;")
+
+
+def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table: the first cell of a row names it, numbers are set to the right."""
+    heads = "".join(f'<th scope="col">{safe(each)}</th>' for each in head)
+    lines = "".join(f"<tr>{_first(row[0])}{''.join(map(_cell, row[1:]))}</tr>\n" for row in rows)
+    return (
+        '<div class="wide" tabindex="0" role="region" '
+        f'aria-label="{safe(caption)}"><table><caption>{safe(caption)}</caption>\n'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>{lines}</tbody></table></div>\n"
+    )
+
+
+def _first(value: object) -> str:
+    return f'<th scope="row">{safe(value)}</th>'
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        told = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+        return f'<td class="number">{told}</td>'
+    return f"<td>{'' if value is None else safe(value)}</td>"
+
+
+def folded(title: str, content: str) -> str:
+    """Return content that opens when its title is asked for."""
+    return f"<details><summary>{safe(title)}</summary>\n{content}</details>\n"
+
+
+def download(name: str, title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a link that holds a CSV file."""
+    data = base64.b64encode(to_csv(head, rows).encode()).decode()
+    return (
+        f'<p><a download="{safe(name)}" href="data:text/csv;charset=utf-8;base64,{data}">'
+        f"{safe(title)}</a></p>\n"
+    )
+
+
+def to_csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return CSV; a text that a spreadsheet would compute gets a quote in front."""
+    file = io.StringIO()
+    csv.writer(file).writerows([head, *(map(_harmless, row) for row in rows)])
+    return file.getvalue()
+
+
+def _harmless(value: object) -> object:
+    if not isinstance(value, str):
+        return "" if value is None else value
+    told = plain(value)
+    return f"'{told}" if told.startswith(("=", "+", "-", "@")) else told

@@ -1,0 +1,227 @@
+"""What a run folder holds, read for people: whatever is whole of it, and what is missing.
+
+A run may be going on, killed or copied in part, and its files may be somebody else's: no file of
+it ends the reading, and none is trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkit.core.errors import CheckpointError
+from fedkit.core.files import read_whole
+from fedkit.report.run_steps import Step, is_number, metric_of
+from fedkit.server.checkpoint import RunFolder
+from fedkit.server.events import EVENTS, read_events
+from fedkit.server.shares import Shares
+from fedkit.server.status import DeviceStatus, FleetStatus
+from fedkit.tasks.task import ACCURACY, Metric
+
+MOST_TOLD = 20
+"""Refusals and failures of devices that are kept; the last ones."""
+
+_MOST_BYTES = 1 << 24
+"""Of a manifest or summary; ours hold some thousand."""
+
+_MOST_ERROR = 4000
+
+
+@dataclass(frozen=True)
+class LayerDensity:
+    """A prunable layer of the last checkpoint: its weight's name and shape, and kept weights."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int
+
+    @property
+    def density(self) -> float:
+        """Kept weights of all, 0 .. 1; 1 of a layer without weights."""
+        size = math.prod(self.shape)
+        return self.kept / size if size else 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run.
+
+    Attributes:
+        path: Its folder.
+        state: "running", "finished", "failed" or "stopped".
+        steps: Whole lines of metrics.jsonl.
+        config: Its keys; none where config.toml is damaged.
+        metric: What `accuracy` of its steps is.
+        layers: Of the last checkpoint.
+        shares: What each simulated device holds; None of real devices.
+        summary: Of a finished run.
+        manifests: Name of each artifact -> its manifest.
+        devices: Of a fleet that logs events, by index.
+        told: Last refusals and failures of devices, oldest first.
+        error: Why it ended early, or "".
+        missing: What could not be read and why, a sentence each.
+    """
+
+    path: Path
+    state: str
+    steps: Sequence[Step]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metric: Metric = ACCURACY
+    layers: Sequence[LayerDensity] = ()
+    shares: Shares | None = None
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    manifests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    devices: Mapping[int, DeviceStatus] = field(default_factory=dict)
+    told: Sequence[Mapping[str, Any]] = ()
+    error: str = ""
+    missing: Sequence[str] = ()
+
+
+def read_run(path: Path) -> Run:
+    """Read all that a run folder holds.
+
+    Raises:
+        CheckpointError: It is no run folder.
+    """
+    folder, missing = RunFolder.open(path), list[str]()
+    steps, config = _steps(folder, missing), _config(folder, missing)
+    summary = _summary(path, missing)
+    return Run(
+        path,
+        _state(folder, steps, config, summary),
+        steps,
+        config,
+        metric_of(steps),
+        _layers(folder, missing),
+        _shares(folder, missing),
+        summary,
+        _manifests(path),
+        FleetStatus.of(path / EVENTS).devices,
+        _told(path / EVENTS),
+        _error(path),
+        missing,
+    )
+
+
+def read_state(path: Path) -> Run:
+    """Read how far a run came, and nothing that takes long.
+
+    Raises:
+        CheckpointError: It is no run folder.
+    """
+    folder, missing = RunFolder.open(path), list[str]()
+    steps, config = _steps(folder, missing), _config(folder, missing)
+    state = _state(folder, steps, config, _summary(path, []))
+    return Run(path, state, steps, config, metric_of(steps), missing=missing)
+
+
+def _state(folder: RunFolder, steps: Sequence[Step], config: Step, summary: Step) -> str:
+    if summary.get("finished") is True:
+        return "finished"
+    if folder.is_held:
+        return "running"
+    if (folder.path / "error.txt").is_file():
+        return "failed"
+    ended = steps and "rounds" in config and steps[-1]["round"] >= config["rounds"]
+    return "finished" if ended else "stopped"
+
+
+def _steps(folder: RunFolder, missing: list[str]) -> list[dict[str, Any]]:
+    path = folder.path / "metrics.jsonl"
+    if not path.is_file():  # nor is a pipe one, which nobody may ever write to
+        missing.append("metrics.jsonl: there is none, no step was stored")
+        return []
+    steps = folder.metrics()
+    with path.open("rb") as file:
+        lost = sum(1 for line in file if line.strip()) - len(steps)
+    if lost > 0:
+        missing.append(f"metrics.jsonl: {lost:,} lines are not whole and are left out")
+    if odd := sum(not is_number(step[key]) for step in steps for key in _drawn(step)):
+        missing.append(f"metrics.jsonl: {odd:,} values are NaN or infinite and are not drawn")
+    return steps
+
+
+def _drawn(step: Step) -> list[str]:
+    return [key for key in ("accuracy", "loss") if step[key] is not None]
+
+
+def _config(folder: RunFolder, missing: list[str]) -> dict[str, Any]:
+    try:
+        return folder.config.model_dump()
+    except CheckpointError as error:
+        missing.append(f"config.toml: {error}")
+        return {}
+
+
+def _layers(folder: RunFolder, missing: list[str]) -> list[LayerDensity]:
+    if not folder.has_checkpoint:
+        missing.append("checkpoint: there is none, no step was stored")
+        return []
+    try:
+        found = folder.load()
+    except CheckpointError as error:
+        missing.append(f"checkpoint: {error}")
+        return []
+    masks, shapes = found.state.masks, found.layout.prunable_shapes
+    return [
+        LayerDensity(name, shape, int(np.count_nonzero(masks[name])))
+        for name, shape in shapes.items()
+        if name in masks
+    ]
+
+
+def _shares(folder: RunFolder, missing: list[str]) -> Shares | None:
+    if not (folder.path / "partition.npz").exists():
+        missing.append("partition.npz: there is none; devices of a real fleet keep their data")
+        return None
+    try:
+        found = folder.shares()
+    except CheckpointError as error:
+        missing.append(f"partition.npz: {error}")
+        return None
+    if found.counts.shape != (len(found.devices), len(found.classes)):
+        missing.append("partition.npz: its counts do not fit its devices and classes")
+        return None
+    return found
+
+
+def _summary(path: Path, missing: list[str]) -> dict[str, Any]:
+    found = _json(path / "summary.json")
+    if found is None:
+        missing.append("summary.json: there is none that is whole; a finished run writes it")
+    return found or {}
+
+
+def _manifests(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the manifests beside artifacts and in those that are folders, as they are told."""
+    beside = {each.name.removesuffix(".json"): each for each in path.glob("*.json")}
+    within = {each.parent.name: each for each in path.glob("*/manifest.json")}
+    found = {name: _json(each) for name, each in sorted((beside | within).items())}
+    return {name: told for name, told in found.items() if told and "manifest_version" in told}
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(read_whole(path, _MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _told(path: Path) -> list[dict[str, Any]]:
+    told = [e for e in read_events(path) if e["event"] in ("refused", "failed", "quarantined")]
+    return told[-MOST_TOLD:]
+
+
+def _error(path: Path) -> str:
+    place = path / "error.txt"
+    if not place.is_file():
+        return ""
+    with place.open("rb") as file:
+        return file.read(_MOST_ERROR).decode(errors="replace").strip()
