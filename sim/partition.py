@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import DataError
 from fedkit.core.text import listed
-from fedkit.tasks.task import Examples, describe
+from fedkit.tasks.targets import describe
+from fedkit.tasks.task import Examples
 
 Kind = Literal["iid", "dirichlet", "pathological", "natural-id"]
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from fedkit.core.errors import ConfigError, DataError, TaskError
 from fedkit.core.lookup import find
 from fedkit.engine.plan.structure import stored_shape
-from fedkit.tasks.task import Examples, describe
+from fedkit.tasks.targets import describe
+from fedkit.tasks.task import Examples
 
 _NPY: Any = np.lib.format  # Public, but untyped in numpy 1.
 _DENSEST = 1032  # Deflate packs no more bytes than that into one.

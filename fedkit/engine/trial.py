@@ -20,7 +20,8 @@ from fedkit.core.errors import FedkitError, TaskError
 from fedkit.core.lookup import reason, theirs
 from fedkit.engine.base import Engine, LocalTraining, even_batches
 from fedkit.engine.torch import TorchEngine
-from fedkit.tasks.task import Examples, Task, cross_entropy, describe
+from fedkit.tasks.targets import describe
+from fedkit.tasks.task import Examples, Task, cross_entropy
 
 _TRIED = 4
 """Examples that a trial takes, beside those with the smallest and largest numbers."""

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import TaskError
 from fedkit.core.lookup import reason, theirs
+from fedkit.tasks.losses.cross_entropy import MOST_CLASSES
+from fedkit.tasks.targets import describe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -363,14 +365,3 @@ class Task:
                 f"{describe(test.targets)}; give the task a model of its own"
             )
         return int(test.targets.max()) + 1 if is_whole else test.targets.shape[1]
-
-
-MOST_CLASSES = 1 << 20
-"""A larger target is not a class index but a quantity."""
-
-
-def describe(targets: NDArray[Any]) -> str:
-    """Say in a few words what targets are: dtype, shape, and from where to where they go."""
-    shape = ", ".join(("n", *map(str, targets.shape[1:])))
-    reach = f" from {targets.min():.6g} to {targets.max():.6g}" if targets.size else ", none"
-    return f"{targets.dtype} [{shape}]{reach}"

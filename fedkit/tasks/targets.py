@@ -1,0 +1,14 @@
+"""What targets are, in a few words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+
+def describe(targets: NDArray[Any]) -> str:
+    """Say in a few words what targets are: dtype, shape, and from where to where they go."""
+    shape = ", ".join(("n", *map(str, targets.shape[1:])))
+    reach = f" from {targets.min():.6g} to {targets.max():.6g}" if targets.size else ", none"
+    return f"{targets.dtype} [{shape}]{reach}"
