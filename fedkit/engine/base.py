@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import ModelState, Weights
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import Merge, Moments, NormMoments, merge
+from fedkit.tasks.losses import Loss
 from fedkit.tasks.task import Examples
 
 STATISTICS_BATCH = 256
@@ -50,6 +51,28 @@ def check_loss(loss: float) -> float:
     if not np.isfinite(loss):
         raise FleetError(f"the training loss became {loss}; lower lr (--lr)")
     return loss
+
+
+class MeanLoss:
+    """The mean loss over examples that came in batches.
+
+    Args:
+        loss: What says how much a batch counts; None: its number of examples.
+    """
+
+    def __init__(self, loss: Loss | None) -> None:
+        self._loss, self._total, self._share = loss, 0.0, 0.0
+
+    def add(self, value: float, targets: NDArray[Any]) -> None:
+        """Add the loss of a batch with such targets, [n, ...]."""
+        share = len(targets) if self._loss is None else self._loss.share(targets)
+        self._total += value * share
+        self._share += share
+
+    @property
+    def value(self) -> float:
+        """The mean; 0 where nothing counts."""
+        return self._total / self._share if self._share else 0.0
 
 
 NormLevels = tuple[tuple[str, ...], ...]

@@ -10,5 +10,7 @@ from numpy.typing import NDArray
 def describe(targets: NDArray[Any]) -> str:
     """Say in a few words what targets are: dtype, shape, and from where to where they go."""
     shape = ", ".join(("n", *map(str, targets.shape[1:])))
-    reach = f" from {targets.min():.6g} to {targets.max():.6g}" if targets.size else ", none"
+    reach = ", none"
+    if targets.size:
+        reach = f" from {float(targets.min()):.6g} to {float(targets.max()):.6g}"
     return f"{targets.dtype} [{shape}]{reach}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import TaskError
 from fedkit.core.lookup import reason, theirs
-from fedkit.tasks.losses.cross_entropy import MOST_CLASSES
+from fedkit.tasks import losses
 from fedkit.tasks.targets import describe
 
 if TYPE_CHECKING:
@@ -122,11 +122,9 @@ def _array(name: str, given: object) -> NDArray[Any]:
     return array
 
 
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean softmax cross-entropy; outputs [n, classes, ...], targets int64 [n, ...]."""
-    from torch.nn import functional
-
-    return functional.cross_entropy(outputs, targets)
+cross_entropy = losses.PLAIN
+"""The loss of a task that names none: the mean of softmax cross-entropy, outputs [n, classes, ...],
+targets int64 [n, ...]."""
 
 
 def accuracy(outputs: NDArray[np.generic], targets: NDArray[np.int64]) -> float:
@@ -235,7 +233,8 @@ class Task:
             with a partitioner; on a board the function returns that board's own data.
         test_data: Returns the test examples the server measures on. Both must return the same at
             every call, since each process of a run makes its own.
-        loss: (outputs, targets) -> scalar tensor, the mean over the batch.
+        loss: One of `fedkit.tasks.losses`, torch's own of the same name, or a function (outputs,
+            targets) -> scalar tensor, the mean over the batch, with which devices train on torch.
         metric: (outputs, targets) -> number; numpy in, so that the exported artifact is measured
             by the same function. A plain function is shown under its own name, a `Metric` says
             how.
@@ -282,10 +281,21 @@ class Task:
         return Metric(self.metric, "metric" if name == "<lambda>" else name or "metric")
 
     @property
+    def known_loss(self) -> losses.Loss | None:
+        """The loss as one that all engines have; None where it is the user's own."""
+        return losses.known(self.loss)
+
+    @property
+    def ignored(self) -> int | None:
+        """The class index that the loss leaves out, if there is one."""
+        known = self.known_loss
+        return known.ignore_index if isinstance(known, losses.CrossEntropy) else None
+
+    @property
     def guarded_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The loss; what a user's own raises is a `TaskError`."""
-        if self.loss is cross_entropy:
-            return cross_entropy
+        if (known := self.known_loss) is not None:
+            return known
 
         def loss(outputs: Tensor, targets: Tensor) -> Tensor:
             with theirs(f"the loss of task {self.name!r}", TaskError):
@@ -296,7 +306,8 @@ class Task:
     @property
     def classifies(self) -> bool:
         """Whether loss or metric read the targets as class indices."""
-        return self.loss is cross_entropy or self.measure.measure is accuracy
+        known = self.known_loss
+        return (known is not None and known.classifies) or self.measure.measure is accuracy
 
     def examples(self, which: Literal["train", "test"]) -> Examples:
         """Return the training or the test examples.
@@ -347,21 +358,28 @@ class Task:
 
         test = self.examples("test")
         returns = MODELS[model].returns if model in MODELS else "logits"
-        is_whole = test.targets.dtype == np.int64
+        shape = self._output_shape(test.targets)
         fits, what = {
-            "logits": (test.labelled, "has an output per class"),
+            "logits": (len(shape) == 1, "has an output per class"),
             "logits of pixels": (
-                is_whole and test.targets.shape[1:] == test.inputs.shape[2:] != (),
+                shape[1:] == test.inputs.shape[2:] != (),
                 "has an output per class of each pixel",
             ),
-            "its inputs": (
-                not is_whole and test.targets.shape == test.inputs.shape,
-                "returns its inputs",
-            ),
+            "its inputs": (shape == test.inputs.shape[1:], "returns its inputs"),
         }[returns]
-        if not fits or len(test) == 0 or (is_whole and test.targets.max() >= MOST_CLASSES):
+        if not fits or len(test) == 0:
             raise TaskError(
                 f"model {model!r} {what}, and the targets of task {self.name!r} are "
                 f"{describe(test.targets)}; give the task a model of its own"
             )
-        return int(test.targets.max()) + 1 if is_whole else test.targets.shape[1]
+        return shape[0]
+
+    def _output_shape(self, targets: NDArray[Any]) -> tuple[int, ...]:
+        """Return the shape of an example's outputs that its targets ask for; () if none does.
+
+        Where the loss is the user's own, whole numbers are taken for classes.
+        """
+        if (known := self.known_loss) is not None:
+            return known.outputs_for(targets)
+        is_whole = targets.dtype == np.int64
+        return cross_entropy.outputs_for(targets) if is_whole else targets.shape[1:]

@@ -160,6 +160,7 @@ def test_a_loss_is_torchs_in_value_and_gradient(name: str, shape: Shape) -> None
         outputs = (size * random.standard_normal(whole)).astype(np.float32)
         targets = targets_of(random, whole)
         compare(make(shape[0]), function(shape[0]), outputs, targets)
+        assert targets.shape[0] == count
         if targets.shape == whole:  # at the target itself, where a slope may be torn
             compare(make(shape[0]), function(shape[0]), targets.astype(np.float32), targets)
 
@@ -245,6 +246,7 @@ def test_losses_of_embeddings_compare_the_examples_of_a_batch(
     outputs = random.standard_normal((count, features)).astype(np.float32)
     of = {"one class": np.full(count, 3), "each its own": np.arange(count) - 5}
     index = of.get(targets, random.integers(0, 3, count))
+    assert losses.TripletMargin().share(index) == count
     compare(losses.TripletMargin(0.5), triplet_margin(0.5), outputs, index)
     compare(losses.InfoNCE(0.2), info_nce(0.2), outputs, index)
     # Embeddings that all are the same: torch's distance has a slope there too.
@@ -305,6 +307,9 @@ def test_torchs_own_losses_are_known(given: object, wanted: Loss | None) -> None
             lambda: losses.CrossEntropy(weight="x"),  # type: ignore[arg-type]
             "'x' are not numbers",
         ),
+        (lambda: losses.CrossEntropy(label_smoothing="a lot"), "'a lot' is not a number"),  # type: ignore[arg-type]
+        (lambda: losses.CrossEntropy(ignore_index=0.5), "ignore_index is 0.5; .* int64"),  # type: ignore[arg-type]
+        (lambda: losses.BCEWithLogits("x"), "'x' are not numbers"),  # type: ignore[arg-type]
         (lambda: losses.Huber(0.0), "delta is 0.0; .* greater than 0"),
         (lambda: losses.SmoothL1(-1.0), "beta is -1.0; .* at least 0"),
         (lambda: losses.BCEWithLogits(math.inf), "pos_weight is inf"),

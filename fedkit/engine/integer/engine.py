@@ -13,6 +13,7 @@ from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
     LocalTraining,
+    MeanLoss,
     check_loss,
     even_batches,
     merge_batches,
@@ -160,7 +161,7 @@ class IntegerEngine(PlannedEngine):
         self, state: ModelState, examples: Examples, frozen: bool = False
     ) -> NormMoments:
         """See `Engine.norm_moments`. Each device rounds its inputs by a scale of its own."""
-        collected: dict[str, list[Moments]] = {}
+        collected = self.moments_of_norms()
         program = self.program(state, "statistics", min(STATISTICS_BATCH, len(examples)))
         program.use_running(state if frozen else None)
         inputs, scale = self._quantized(examples.inputs)
@@ -169,18 +170,19 @@ class IntegerEngine(PlannedEngine):
             for index, norm in program.network.norms.items():
                 count, seen = self._count(index, len(order)), program.statistics[index]
                 part = Moments(count, seen.mean, seen.variance * count)
-                collected.setdefault(norm.name, []).append(part)
+                collected[norm.name].append(part)
         program.use_running(None)
         return merge_batches(collected, self.absolute_norms, frozen)
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""
         program, (inputs, scale) = self._evaluation(state, examples.inputs)
-        total = 0.0
+        mean = MeanLoss(self.plan.loss)
         for order in even_batches(np.arange(len(examples)), _EVALUATION_BATCH):
             program.forward(inputs, scale, order)
-            total += program.loss(examples.targets[order]) * len(order)
-        return total / len(examples)
+            targets = examples.targets[order]
+            mean.add(program.loss(targets), targets)
+        return mean.value
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Engine.outputs`."""

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 
 from fedkit.tasks.losses.binary import BCEWithLogits
-from fedkit.tasks.losses.cross_entropy import CrossEntropy
+from fedkit.tasks.losses.cross_entropy import PLAIN, CrossEntropy
 from fedkit.tasks.losses.differences import L1, MSE, Huber, SmoothL1
 from fedkit.tasks.losses.embeddings import InfoNCE, TripletMargin
 from fedkit.tasks.losses.loss import Loss
@@ -50,6 +50,7 @@ __all__ = [
     "L1",
     "LOSSES",
     "MSE",
+    "PLAIN",
     "BCEWithLogits",
     "CrossEntropy",
     "Huber",

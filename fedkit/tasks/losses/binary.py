@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.reals import Reals, exp, log
-from fedkit.tasks.losses.loss import PerElement, like, numbers, strict
+from fedkit.tasks.losses.loss import PerElement, like, number, numbers, strict
 from fedkit.tasks.targets import describe
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ class BCEWithLogits(PerElement):
     in_torch: ClassVar[str] = "BCEWithLogitsLoss"
 
     def __post_init__(self) -> None:
-        if self.pos_weight is not None and np.ndim(self.pos_weight):
-            object.__setattr__(self, "pos_weight", numbers(self.pos_weight))
+        if (given := self.pos_weight) is not None:
+            read = numbers if isinstance(given, Sequence) or np.ndim(given) else number
+            object.__setattr__(self, "pos_weight", read(given))
         super().__post_init__()
 
     def _problems(self) -> Iterator[str]:

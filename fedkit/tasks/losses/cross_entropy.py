@@ -56,8 +56,9 @@ class CrossEntropy(Loss):
             yield f"weight is {weight!r:.60}; it must be a number of at least 0 for each class"
         if not 0 <= smoothing <= 1:
             yield f"label_smoothing is {smoothing!r}; it must be in 0 .. 1"
-        if self.ignore_index is not None and abs(self.ignore_index) >= 2**63:
-            yield f"ignore_index is {self.ignore_index}; it must be an int64"
+        index = self.ignore_index
+        if index is not None and not (isinstance(index, int) and abs(index) < 2**63):
+            yield f"ignore_index is {index!r}; it must be an int64, or None"
 
     @classmethod
     def with_values(cls, values: dict[str, Any]) -> CrossEntropy | None:
@@ -161,3 +162,7 @@ class CrossEntropy(Loss):
         if targets.dtype.kind != "i" or not counted.size or counted.max() >= MOST_CLASSES:
             return ()
         return (int(counted.max()) + 1, *targets.shape[1:])
+
+
+PLAIN = CrossEntropy()
+"""The loss of a task that names none."""

@@ -46,6 +46,9 @@ class Loss(ABC):
     classifies: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            if field.type == "float":
+                object.__setattr__(self, field.name, number(getattr(self, field.name)))
         for problem in self._problems():
             raise TaskError(f"loss {self.kind}: {problem}")
 
@@ -164,6 +167,18 @@ def like(targets: Tensor, outputs: Tensor) -> Tensor:
     return targets.to(outputs.dtype)
 
 
+def number(given: Any) -> float:
+    """Return a number as a float.
+
+    Raises:
+        TaskError: It is none.
+    """
+    try:
+        return float(given)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TaskError(f"{given!r:.60} is not a number") from error
+
+
 def numbers(given: Any) -> tuple[float, ...]:
     """Return a number for each class as a tuple, whatever sequence, array or tensor has them.
 
@@ -172,7 +187,7 @@ def numbers(given: Any) -> tuple[float, ...]:
     """
     try:
         array = np.asarray(given, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TaskError(f"{given!r:.60} are not numbers, one for each class") from error
     if array.ndim != 1:
         raise TaskError(
