@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from fedkit.sparse.state import ModelState, Weights
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import Merge, Moments, NormMoments, merge
 from fedkit.tasks.losses import Loss
-from fedkit.tasks.task import Examples
+from fedkit.tasks.task import Examples, Metric
 
 STATISTICS_BATCH = 256
 """Examples that are normalised together when only statistics are wanted; equal in all engines."""
@@ -77,6 +77,15 @@ class MeanLoss:
 
 NormLevels = tuple[tuple[str, ...], ...]
 """Names of norms by level, each once."""
+
+
+def measure(engine: Engine, state: ModelState, examples: Examples, metric: Metric) -> float:
+    """Return a metric of a model's outputs for examples; only a batch of them is held at once."""
+    tally, start = metric.start(), 0
+    for outputs in engine.output_batches(state, examples.inputs):
+        tally.add(outputs, examples.targets[start : start + len(outputs)])
+        start += len(outputs)
+    return tally.value()
 
 
 GradientSums = dict[str, NDArray[np.float32]]
@@ -170,3 +179,11 @@ class Engine(Protocol):
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the model's outputs under the running statistics, [n, ...]."""
+
+    def output_batches(
+        self, state: ModelState, inputs: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield what `outputs` returns, a batch after the other.
+
+        Nothing else may be asked of the engine before the last one.
+        """

@@ -81,8 +81,8 @@ def task_plan(task: Task, model: nn.Module) -> Plan:
     loss = task.known_loss
     if loss is None:
         raise EngineError(
-            f"the loss of task {task.name!r} is its own; without torch devices have those of "
-            f"fedkit.tasks.losses ({', '.join(losses.LOSSES)}), others need --engine torch"
+            f"the loss of task {task.name!r} is its own; the C engines have those of "
+            f"fedkit.tasks.losses ({', '.join(losses.LOSSES)}), other losses need --engine torch"
         )
     inputs = task.examples("test").inputs
     if inputs.dtype != np.float32 or inputs.ndim not in RANKS:

@@ -367,13 +367,17 @@ class TorchEngine:
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Engine.outputs`."""
-        with one_thread(), torch.no_grad():
-            model = self.module(state)
-            parts = [
-                model(torch.tensor(inputs[start : start + _EVAL_BATCH])).numpy()
-                for start in range(0, len(inputs), _EVAL_BATCH)
-            ]
-        return np.concatenate(parts)
+        return np.concatenate([*self.output_batches(state, inputs)])
+
+    def output_batches(
+        self, state: ModelState, inputs: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.float32]]:
+        """See `Engine.output_batches`."""
+        model = self.module(state)
+        for start in range(0, len(inputs), _EVAL_BATCH):
+            with one_thread(), torch.no_grad():
+                outputs = model(torch.tensor(inputs[start : start + _EVAL_BATCH])).numpy()
+            yield outputs
 
 
 def _l1_moments(

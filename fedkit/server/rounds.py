@@ -19,7 +19,7 @@ import numpy as np
 from fedkit.config import RunConfig
 from fedkit.device.memory import LastingMemory
 from fedkit.device.round import Device
-from fedkit.engine.base import Engine
+from fedkit.engine.base import Engine, measure
 from fedkit.methods.exact_norms import last_statistics
 from fedkit.methods.interface import (
     Aggregated,
@@ -186,8 +186,7 @@ class Server:
         return Report(phase, number, accuracy, loss, state.density, *traffic, state)
 
     def _accuracy(self, state: ModelState) -> float:
-        outputs = self.engine.outputs(state, self.test.inputs)
-        return self.task.measure(outputs, self.test.targets)
+        return measure(self.engine, state, self.test, self.task.measure)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.tasks import digits, losses
-from fedkit.tasks.task import Examples, Metric, Task
+from fedkit.tasks import digits, losses, metrics
+from fedkit.tasks.task import Examples, Task
 
 
 def train_data() -> Examples:
@@ -29,11 +28,7 @@ def _flat(images: Examples) -> Examples:
     return Examples(pixels, pixels)
 
 
-def _mean_squared_error(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
-    return float(np.mean(np.square(outputs - targets)))
-
-
-ERROR = Metric(_mean_squared_error, "mean squared error", higher_is_better=False)
+ERROR = metrics.MeanSquaredError()
 """How far what comes out is from what went in."""
 
 TASK = Task("digits-reconstruction", "ad-autoencoder", train_data, test_data, losses.MSE(), ERROR)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import TaskError
 from fedkit.core.lookup import reason, theirs
-from fedkit.tasks import losses
+from fedkit.tasks import losses, metrics
 from fedkit.tasks.targets import describe
 
 if TYPE_CHECKING:
@@ -127,24 +127,9 @@ cross_entropy = losses.PLAIN
 targets int64 [n, ...]."""
 
 
-def accuracy(outputs: NDArray[np.generic], targets: NDArray[np.int64]) -> float:
-    """Return the share of targets whose class has the largest output.
-
-    Args:
-        outputs: [n, classes], or [n, classes, ...] with a class for each place of a map.
-        targets: int64 [n], or [n, ...].
-
-    Raises:
-        TaskError: There is not one target for each place.
-    """
-    found = outputs.argmax(axis=1)
-    if found.shape != np.shape(targets):
-        raise TaskError(
-            f"outputs {outputs.shape} tell the classes of {found.shape}, and the targets are "
-            f"{np.shape(targets)}; accuracy compares outputs [n, classes, ...] with targets "
-            "[n, ...]: bring such targets, or give the task a metric of its own"
-        )
-    return float(np.mean(found == targets))
+accuracy = metrics.Accuracy()
+"""The metric of a task that names none: the share of targets whose class has the largest output,
+outputs [n, classes, ...], targets int64 [n, ...]."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +137,8 @@ class Metric:
     """How good outputs are: a function, and how its values are shown.
 
     Attributes:
-        measure: (outputs, targets) -> number, numpy in.
+        measure: (outputs, targets) -> number, numpy in. One of `fedkit.tasks.metrics` is given
+            batches; another function all outputs at once.
         name: What the number is called, as in "accuracy" or "mean squared error".
         higher_is_better: Whether a larger number is a better model.
         form: Format specification of the number, such as ".2%" or ".4g".
@@ -189,6 +175,12 @@ class Metric:
         with theirs(f"metric {self.name!r}", TaskError):
             return float(self.measure(outputs, targets))
 
+    def start(self) -> metrics.Tally:
+        """Return what takes the outputs batch by batch."""
+        if isinstance(self.measure, metrics.Measure):
+            return self.measure.start()
+        return _AtOnce(self)
+
     def text(self, value: float) -> str:
         """Write a value as it is meant to be read."""
         return format(value, self.form)
@@ -218,6 +210,23 @@ class Metric:
             raise TaskError(f"{about!r} does not describe a metric ({reason(error)})") from error
 
 
+class _AtOnce(metrics.Tally):
+    """Keeps all batches for a function that wants them at once."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._parts: list[tuple[NDArray[Any], NDArray[Any]]] = []
+
+    def add(self, outputs: NDArray[Any], targets: NDArray[Any]) -> None:
+        self._parts.append((outputs, targets))
+
+    def value(self) -> float:
+        if not self._parts:
+            raise metrics.nothing_to_measure(self._metric.name)
+        outputs, targets = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        return self._metric(outputs, targets)
+
+
 ACCURACY = Metric(accuracy, "accuracy", form=".2%")
 """The metric of a task that names none."""
 
@@ -235,9 +244,9 @@ class Task:
             every call, since each process of a run makes its own.
         loss: One of `fedkit.tasks.losses`, torch's own of the same name, or a function (outputs,
             targets) -> scalar tensor, the mean over the batch, with which devices train on torch.
-        metric: (outputs, targets) -> number; numpy in, so that the exported artifact is measured
-            by the same function. A plain function is shown under its own name, a `Metric` says
-            how.
+        metric: One of `fedkit.tasks.metrics`, or a function (outputs, targets) -> number; numpy
+            in, so that the exported artifact is measured by the same. A plain function is shown
+            under its own name, a `Metric` says how. What the loss ignores, accuracy does too.
 
     Raises:
         TaskError: An attribute is of another kind.
@@ -275,8 +284,10 @@ class Task:
         """The metric with its name and format."""
         if isinstance(self.metric, Metric):
             return self.metric
-        if self.metric is accuracy:
-            return ACCURACY
+        if self.metric is accuracy and self.ignored is not None:
+            return _shown(metrics.Accuracy(self.ignored))
+        if isinstance(self.metric, metrics.Measure):
+            return ACCURACY if self.metric == accuracy else _shown(self.metric)
         name = getattr(self.metric, "__name__", "<lambda>").replace("_", " ").strip()
         return Metric(self.metric, "metric" if name == "<lambda>" else name or "metric")
 
@@ -287,9 +298,11 @@ class Task:
 
     @property
     def ignored(self) -> int | None:
-        """The class index that the loss leaves out, if there is one."""
-        known = self.known_loss
-        return known.ignore_index if isinstance(known, losses.CrossEntropy) else None
+        """The class index that the loss leaves out, or else accuracy, if there is one."""
+        for reader in (self.known_loss, self.metric):
+            if isinstance(reader, (losses.CrossEntropy, metrics.Accuracy)):
+                return reader.ignore_index
+        return None
 
     @property
     def guarded_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -307,7 +320,9 @@ class Task:
     def classifies(self) -> bool:
         """Whether loss or metric read the targets as class indices."""
         known = self.known_loss
-        return (known is not None and known.classifies) or self.measure.measure is accuracy
+        return (known is not None and known.classifies) or isinstance(
+            self.measure.measure, metrics.Accuracy
+        )
 
     def examples(self, which: Literal["train", "test"]) -> Examples:
         """Return the training or the test examples.
@@ -383,3 +398,7 @@ class Task:
             return known.outputs_for(targets)
         is_whole = targets.dtype == np.int64
         return cross_entropy.outputs_for(targets) if is_whole else targets.shape[1:]
+
+
+def _shown(measure: metrics.Measure) -> Metric:
+    return Metric(measure, measure.name, measure.higher_is_better, measure.form)

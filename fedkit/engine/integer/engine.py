@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,12 +186,16 @@ class IntegerEngine(PlannedEngine):
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Engine.outputs`."""
+        return np.concatenate([*self.output_batches(state, inputs)])
+
+    def output_batches(
+        self, state: ModelState, inputs: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.float32]]:
+        """See `Engine.output_batches`."""
         program, (codes, scale) = self._evaluation(state, inputs)
-        parts = []
         for order in even_batches(np.arange(len(inputs)), _EVALUATION_BATCH):
             program.forward(codes, scale, order)
-            parts.append(program.outputs().astype(np.float32))
-        return np.concatenate(parts)
+            yield program.outputs().astype(np.float32)
 
     def top_gradients(
         self, state: ModelState, examples: Examples, amounts: Mapping[str, int]

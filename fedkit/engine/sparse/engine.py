@@ -131,11 +131,16 @@ class SparseEngine(PlannedEngine):
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Engine.outputs`."""
-        program, parts = self._evaluation(state, inputs), []
+        return np.concatenate([*self.output_batches(state, inputs)])
+
+    def output_batches(
+        self, state: ModelState, inputs: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.float32]]:
+        """See `Engine.output_batches`."""
+        program = self._evaluation(state, inputs)
         for order in even_batches(np.arange(len(inputs)), _EVALUATION_BATCH):
             program.forward(inputs, order)
-            parts.append(program.outputs())
-        return np.concatenate(parts)
+            yield program.outputs()
 
     def top_gradients(
         self, state: ModelState, examples: Examples, amounts: Mapping[str, int]
