@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import DataError
-from fedkit.tasks.task import Examples, describe
+from fedkit.tasks.targets import describe
+from fedkit.tasks.task import Examples
 
 Kind = Literal[
     "iid",
