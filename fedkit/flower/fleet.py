@@ -100,6 +100,7 @@ class FlowerFleet:
         self._connected: set[int] = set()
         self._choice: tuple[Sequence[int], int] | None = None
         self._chosen: frozenset[int] | None = None
+        self._introduced: set[int] = set()
         self.traffic, self.bytes_down, self.bytes_up = (0, 0), 0, 0
         self._wait_for_nodes()
 
@@ -121,7 +122,7 @@ class FlowerFleet:
         """Choose among those that are connected; what follows goes by that until told otherwise."""
         if self._choice is None or self._chosen is not None:
             return
-        if unknown := self._connected - self._device_of.keys() - self.quarantine:
+        if unknown := self._connected - self._device_of.keys() - self._introduced:
             self._introduce(unknown)
         order, count = self._choice
         there = {self._device_of[node] for node in self._connected & self._device_of.keys()}
@@ -129,7 +130,8 @@ class FlowerFleet:
         self._chosen = frozenset([device for device in order if device in there][:count])
 
     def _introduce(self, nodes: set[int]) -> None:
-        """Ask nodes which devices they are."""
+        """Ask nodes which devices they are, once: one that does not say so is not chosen."""
+        self._introduced |= nodes
         request = Request(lambda: Packet({}))
         self._carry_out(_Exchange(self, "introduction", request, lambda reply: reply, nodes))
 
