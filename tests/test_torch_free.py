@@ -13,6 +13,7 @@ NEEDS_TORCH = (
     "fedkit.cli",
     "fedkit.engine.choose",
     "fedkit.engine.integer.model",
+    "fedkit.engine.own_loop",
     "fedkit.engine.plan.call_log",
     "fedkit.engine.plan.capture",
     "fedkit.engine.plan.side_effects",

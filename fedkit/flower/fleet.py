@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic
 
 import httpx
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
@@ -233,12 +233,16 @@ class FlowerFleet:
 
     def push(self, phase: Phase, packet: Packet, node: int, seconds: float) -> str | None:
         """Send a message to a node; return its id, None where Flower did not take it."""
-        kind, content = self.message_types[phase], to_records(packet)
+        kind, content = self.message_types[phase], self.records(packet)
         message = Message(content, dst_node_id=node, message_type=kind, ttl=seconds)
         (sent,) = self._grid.push_messages([message])
         self.traffic = (self.traffic[0] + packet.nbytes, self.traffic[1])
         self.bytes_down += message_bytes(message)
         return sent
+
+    def records(self, packet: Packet) -> RecordDict:
+        """Return what of a packet travels."""
+        return to_records(packet)
 
     def pull(self, message: str) -> Message | None:
         """Return the reply to a message, if it is there.

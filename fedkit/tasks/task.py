@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from fedkit.core.errors import TaskError
 from fedkit.core.lookup import reason, theirs
 from fedkit.tasks import losses, metrics
+from fedkit.tasks.as_numbers import array_of, numbers
 from fedkit.tasks.lazy_array import taken
-from fedkit.tasks.numbers import array_of, numbers
 from fedkit.tasks.targets import describe
 
 if TYPE_CHECKING:
