@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import edge
+import fedkit
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.cli import main
+from fedkit.config import make_config
 from fedkit.nn.zoo import build_model
 from tests.edge.targets.c99.library import need_gcc
 from tests.graph.exported import exported
@@ -38,6 +42,35 @@ def test_own_task_is_thirty_lines_and_runs_to_an_artifact(
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["accuracy_sparse"] > 0.9
     assert abs(summary["accuracy_int8"] - summary["accuracy_sparse"]) <= 0.02
+
+
+OTHER_TARGETS = {
+    "regression": 0.15,
+    "several_labels": 0.85,
+    "autoencoder": -0.16,
+    "segmentation": 0.85,
+}
+"""Example -> its metric after three rounds at least, negative where lower is better."""
+
+
+@pytest.mark.parametrize("name", OTHER_TARGETS)
+def test_a_task_of_other_targets_trains_without_torch_and_leaves(name: str, tmp_path: Path) -> None:
+    """examples/regression.py, several_labels.py, autoencoder.py and segmentation.py."""
+    path = ROOT / "examples" / f"{name}.py"
+    assert len(path.read_text().splitlines()) <= 30
+    task = runpy.run_path(str(path))["TASK"]
+    shown = re.search(r"fedkit run --task (\S+) (.*)\"\"\"", path.read_text())
+    assert shown is not None and shown[1] == f"examples.{name}:TASK"
+    flags = dict(re.findall(r"--(\S+) (\S+)", shown[2]))
+    settings = make_config({**flags, "devices": 3, "rounds": 3, "density": 0.5})
+    result = fedkit.run(task, **settings.model_dump(exclude_unset=True))
+    assert "torch" not in result._scenario.engine_notice
+    sign = 1 if result.metric.higher_is_better else -1
+    assert sign * result.value >= OTHER_TARGETS[name]
+    test = task.examples("test")
+    edge.export_model(result.module(), test.inputs, tmp_path / "own.tflite")
+    outputs = edge.open_artifact(tmp_path / "own.tflite").predict(test.inputs)
+    assert task.measure(outputs, test.targets) == pytest.approx(result.value, abs=0.1)
 
 
 @pytest.mark.slow

@@ -33,8 +33,9 @@ class Examples:
     Attributes:
         inputs: float32 [n, ...], or int64 where whole numbers were given (tokens, for an
             `nn.Embedding`); images are [n, channels, height, width].
-        targets: int64 or float32 [n, ...]. For the default loss and metric they are class indices
-            from 0, int64 [n]; of models that return a map, int64 [n, height, width].
+        targets: int64 or float32 [n, ...], as the task's loss takes them. For the default loss and
+            metric they are class indices from 0, int64 [n]; of models that return a map, int64
+            [n, height, width].
         owners: natural id of each example, [n] of str or int; only the `natural-id` partition
             reads it.
 
@@ -44,7 +45,7 @@ class Examples:
     """
 
     inputs: NDArray[np.float32]
-    targets: NDArray[np.int64]
+    targets: NDArray[Any]
     owners: NDArray[np.generic] | None = None
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ class Examples:
     @property
     def classes(self) -> NDArray[np.int64]:
         """Distinct targets, ascending, int64 [c]."""
-        return np.unique(self.targets)
+        return np.asarray(np.unique(self.targets))
 
 
 def _numbers(name: str, given: object) -> NDArray[Any]:

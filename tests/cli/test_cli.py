@@ -209,7 +209,7 @@ BAD = {
     "--task nowhere": "no task 'nowhere'; give one of cifar10, cifar100, cinic10, digits, "
     "digits-pixels, digits-reconstruction, digits-rows, fashion-mnist, svhn",
     "--task no.such.module:TASK": "cannot be imported",
-    "--task fedkit.tasks.task:accuracy": "leads to a function",
+    "--task fedkit.tasks.targets:describe": "leads to a function",
     "--density 0": "density is '0': input should be greater than 0",
     "--density 1.5": "density is '1.5': input should be less than or equal to 1",
     "--density nan": "density is 'nan'",
