@@ -176,7 +176,7 @@ class Metric:
         with theirs(f"metric {self.name!r}", TaskError):
             return float(self.measure(outputs, targets))
 
-    def start(self) -> metrics.Tally:
+    def start(self) -> metrics.Accumulator:
         """Return what takes the outputs batch by batch."""
         if isinstance(self.measure, metrics.Measure):
             return self.measure.start()
@@ -211,7 +211,7 @@ class Metric:
             raise TaskError(f"{about!r} does not describe a metric ({reason(error)})") from error
 
 
-class _AtOnce(metrics.Tally):
+class _AtOnce(metrics.Accumulator):
     """Keeps all batches for a function that wants them at once."""
 
     def __init__(self, metric: Metric) -> None:

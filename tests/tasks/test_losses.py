@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fedkit.core.errors import TaskError
 from fedkit.core.reals import exp, log
 from fedkit.tasks import losses
-from fedkit.tasks.losses.loss import Loss
+from fedkit.tasks.losses.definition import Loss
 
 Random = np.random.Generator
 Shape = tuple[int, ...]
