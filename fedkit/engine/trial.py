@@ -195,7 +195,8 @@ def _check_classes(task: Task, shape: tuple[int, ...], targets: NDArray[Any]) ->
     loss = task.known_loss
     is_loss = loss is not None and loss.classifies
     reader = "loss cross_entropy" if is_loss else "metric accuracy"
-    own = f"or give the task a {'loss and a metric' if 'loss' in reader else 'metric'} of its own"
+    own = f"or give the task a {'loss and a metric' if is_loss else 'metric'} of its own"
+    own += f" (fedkit.tasks.{'losses and metrics' if is_loss else 'metrics'} have some)"
     if not shape or targets.shape[1:] != shape[1:] or targets.dtype.kind != "i":
         raise TaskError(
             f"the targets of task {task.name!r} are {describe(targets)}, and its model's outputs "
