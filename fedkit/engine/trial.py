@@ -26,6 +26,9 @@ from fedkit.tasks.task import Examples, Task
 _TRIED = 4
 """Examples that a trial takes, beside those with the smallest and largest numbers."""
 
+_MEASURED = 256
+"""Outputs that a metric is given at once."""
+
 _TOLERANCE = 1e-3
 """Of the largest output; another batch takes other kernels, which sum in another order."""
 
@@ -251,7 +254,11 @@ def _try_loss(task: Task, outputs: NDArray[np.float32], targets: NDArray[np.gene
 
 def _try_metric(task: Task, outputs: NDArray[np.float32], targets: NDArray[np.generic]) -> None:
     """Give the metric all test targets, with outputs of the right shape and any numbers."""
-    task.measure(np.resize(outputs, (len(targets), *outputs.shape[1:])), targets)
+    seen, some = task.measure.start(), np.resize(outputs, (_MEASURED, *outputs.shape[1:]))
+    for start in range(0, len(targets), _MEASURED):
+        part = targets[start : start + _MEASURED]
+        seen.add(some[: len(part)], part)
+    seen.value()
 
 
 def _kind(value: object) -> str:
