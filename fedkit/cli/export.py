@@ -317,10 +317,10 @@ def measure(
     runner = open_runner(found.path, runtime, changed)
     count = min(runner.most_examples or len(test), len(test))
     metric = task.measure
-    tally = metric.start()
+    seen = metric.start()
     for start in range(0, count, _BATCH):
         part = slice(start, min(start + _BATCH, count))
-        tally.add(runner.predict(test.inputs[part]), test.targets[part])
+        seen.add(runner.predict(test.inputs[part]), test.targets[part])
     return {
         "artifact": str(found.path),
         "target": found.target,
@@ -330,7 +330,7 @@ def measure(
         ),
         "runtime": runtime_for(found, runtime),
         **({} if metric is ACCURACY else {"metric": metric.about}),
-        f"{metric.key}_int{found.provenance.get('weight_bits', 8)}": tally.value(),
+        f"{metric.key}_int{found.provenance.get('weight_bits', 8)}": seen.value(),
         "test_examples": count,
         **runner.speed(),
     }

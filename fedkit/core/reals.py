@@ -27,14 +27,25 @@ _LOG = [2.0 / n for n in range(1, 25, 2)]
 
 def exp(x: Reals) -> Reals:
     """Return e^x within 2^-51 of the value where that is a normal number; NaN stays NaN."""
-    x = np.clip(x, _LOWEST, _HIGHEST)
-    octaves: Reals = np.nan_to_num(np.rint(x / _LOG2))
-    rest = (x - octaves * _LOG2_FIRST) - octaves * _LOG2_REST
+    within = np.fmin(np.fmax(x, _LOWEST), _HIGHEST)
+    octaves = np.rint(within / _LOG2)
+    rest = (within - octaves * _LOG2_FIRST) - octaves * _LOG2_REST
     power = np.full_like(rest, _EXP[-1])
     for factor in reversed(_EXP[:-1]):
-        power = power * rest + factor
+        power *= rest
+        power += factor
+    whole = octaves.astype(np.int64)
+    half = whole >> 1
     with np.errstate(over="ignore", under="ignore"):
-        return np.asarray(np.ldexp(power, octaves.astype(np.int64)))
+        # In two steps, of which only the second can leave the normal numbers, and rounds.
+        power *= _two_to(half)
+        power *= _two_to(whole - half)
+    return np.where(np.isnan(x), x, power)
+
+
+def _two_to(octaves: NDArray[np.int64]) -> Reals:
+    """Return 2^octaves, for -1022 .. 1023."""
+    return ((octaves + 1023) << 52).view(np.float64)
 
 
 def log(x: Reals) -> Reals:
@@ -47,5 +58,6 @@ def log(x: Reals) -> Reals:
     square = s * s
     series = np.full_like(s, _LOG[-1])
     for factor in reversed(_LOG[:-1]):
-        series = series * square + factor
+        series *= square
+        series += factor
     return np.asarray(octaves * _LOG2_FIRST + (series * s + octaves * _LOG2_REST))

@@ -143,11 +143,11 @@ NormLevels = tuple[tuple[str, ...], ...]
 
 def measure(engine: Engine, state: ModelState, examples: Examples, metric: Metric) -> float:
     """Return a metric of a model's outputs for examples; only a batch of them is held at once."""
-    tally, start = metric.start(), 0
+    seen, start = metric.start(), 0
     for outputs in engine.output_batches(state, examples.inputs):
-        tally.add(outputs, examples.targets[start : start + len(outputs)])
+        seen.add(outputs, examples.targets[start : start + len(outputs)])
         start += len(outputs)
-    return tally.value()
+    return seen.value()
 
 
 GradientSums = dict[str, NDArray[np.float32]]

@@ -27,6 +27,9 @@ from fedkit.tasks.task import Examples, Task
 _TRIED = 4
 """Examples that a trial takes, beside those with the smallest and largest numbers."""
 
+_MEASURED = 256
+"""Outputs that a metric is given at once."""
+
 _TOLERANCE = 1e-3
 """Of the largest output; another batch takes other kernels, which sum in another order."""
 
@@ -208,7 +211,8 @@ def _check_classes(task: Task, shape: tuple[int, ...], targets: NDArray[Any]) ->
     loss = task.known_loss
     is_loss = loss is not None and loss.classifies
     reader = "loss cross_entropy" if is_loss else "metric accuracy"
-    own = f"or give the task a {'loss and a metric' if 'loss' in reader else 'metric'} of its own"
+    own = f"or give the task a {'loss and a metric' if is_loss else 'metric'} of its own"
+    own += f" (fedkit.tasks.{'losses and metrics' if is_loss else 'metrics'} have some)"
     if not shape or targets.shape[1:] != shape[1:] or targets.dtype.kind != "i":
         raise TaskError(
             f"the targets of task {task.name!r} are {describe(targets)}, and its model's outputs "
@@ -263,7 +267,11 @@ def _try_loss(task: Task, outputs: NDArray[np.float32], targets: NDArray[np.gene
 
 def _try_metric(task: Task, outputs: NDArray[np.float32], targets: NDArray[np.generic]) -> None:
     """Give the metric all test targets, with outputs of the right shape and any numbers."""
-    task.measure(np.resize(outputs, (len(targets), *outputs.shape[1:])), targets)
+    seen, some = task.measure.start(), np.resize(outputs, (_MEASURED, *outputs.shape[1:]))
+    for start in range(0, len(targets), _MEASURED):
+        part = targets[start : start + _MEASURED]
+        seen.add(some[: len(part)], part)
+    seen.value()
 
 
 def _kind(value: object) -> str:

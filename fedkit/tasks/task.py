@@ -40,8 +40,9 @@ class Examples:
     Attributes:
         inputs: float32 [n, ...], or int64 where whole numbers were given (tokens, for an
             `nn.Embedding`); images are [n, channels, height, width].
-        targets: int64 or float32 [n, ...]. For the default loss and metric they are class indices
-            from 0, int64 [n]; of models that return a map, int64 [n, height, width].
+        targets: int64 or float32 [n, ...], as the task's loss takes them. For the default loss and
+            metric they are class indices from 0, int64 [n]; of models that return a map, int64
+            [n, height, width].
         owners: natural id of each example, [n] of str or int; only partitions read it.
         columns: More that is known of each example, by name, [n] each: a time, a place, a voice.
             Only partitions read them.
@@ -56,7 +57,7 @@ class Examples:
 
     # A lazy array is a duck: wherever an array is taken, it can stand.
     inputs: NDArray[np.float32]
-    targets: NDArray[np.int64]
+    targets: NDArray[Any]
     owners: NDArray[np.generic] | None = None
     augment: Augment | None = None
     columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
@@ -120,7 +121,7 @@ class Examples:
     @property
     def classes(self) -> NDArray[np.int64]:
         """Distinct targets, ascending, int64 [c]."""
-        return np.unique(self.targets)
+        return np.asarray(np.unique(self.targets))
 
 
 cross_entropy = losses.PLAIN
@@ -176,7 +177,7 @@ class Metric:
         with theirs(f"metric {self.name!r}", TaskError):
             return float(self.measure(outputs, targets))
 
-    def start(self) -> metrics.Tally:
+    def start(self) -> metrics.Accumulator:
         """Return what takes the outputs batch by batch."""
         if isinstance(self.measure, metrics.Measure):
             return self.measure.start()
@@ -211,7 +212,7 @@ class Metric:
             raise TaskError(f"{about!r} does not describe a metric ({reason(error)})") from error
 
 
-class _AtOnce(metrics.Tally):
+class _AtOnce(metrics.Accumulator):
     """Keeps all batches for a function that wants them at once."""
 
     def __init__(self, metric: Metric) -> None:

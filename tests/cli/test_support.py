@@ -41,6 +41,8 @@ from fedkit.graph import from_onnx, from_torch, ir
 from fedkit.graph.ops.registry import SPECS
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.nn.zoo import MODELS, ZooModel, build_model, smallest_shape
+from fedkit.tasks.losses import LOSSES
+from fedkit.tasks.metrics import METRICS
 from fedkit.tasks.task import Examples, cross_entropy
 from tests.calls import Calls
 from tests.graph.exported import exported
@@ -320,7 +322,11 @@ def test_the_command_prints_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_prints_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     model = {"name": "some", "trains_sparse": True, "trains_int8": False, "exports": ["c99", "x"]}
-    found = {"rows": list(ROWS.values()), "models": [model]}
+    tasks = {
+        "losses": list(support.task_rows(LOSSES, "losses")),
+        "metrics": list(support.task_rows(METRICS, "metrics")),
+    }
+    found = {"rows": list(ROWS.values()), "models": [model], **tasks}
     monkeypatch.setattr(support, "support", lambda: found)
     text = printed(monkeypatch)
     assert all(f"\n{kind} " in text for kind in SPECS) and "…" not in text
@@ -331,3 +337,4 @@ def test_the_command_prints_tables(monkeypatch: pytest.MonkeyPatch) -> None:
         number = re.search(rf"^  (\d+)  {re.escape(reason)}$", text, re.MULTILINE)
         assert number and re.search(rf"^\w+ .* {number[1]} ", text, re.MULTILINE)
     assert "integer engine" in text and "c99, x" in text
+    assert all(name in text for name in (*LOSSES, *METRICS))

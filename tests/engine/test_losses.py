@@ -13,14 +13,18 @@ import pytest
 from numpy.typing import NDArray
 from torch import nn
 
+from fedkit.core.errors import EngineError
 from fedkit.engine.base import LocalTraining
+from fedkit.engine.integer.constants import WIDE
 from fedkit.engine.integer.engine import IntegerEngine
+from fedkit.engine.integer.loss import loss_gradient
 from fedkit.engine.kernels import native
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.zoo import seeded
+from fedkit.shiftquant import convert
 from fedkit.sparse.state import ModelState
 from fedkit.tasks import losses
 from fedkit.tasks.losses import Loss
@@ -145,3 +149,89 @@ def test_integers_are_equal_on_every_backend_and_near_torchs(model: str, loss: s
     for name, slope in reference.gradients(state, data).items():
         off = np.linalg.norm(near[name] - slope)
         assert off <= 0.45 * np.linalg.norm(slope) + 1e-6, name
+
+
+def test_a_loop_of_ones_own_takes_a_loss() -> None:
+    build, given, shape = MODELS["series"]
+    converted = convert(seeded(build, 0), given, loss=losses.MSE())
+    random = np.random.default_rng(0)
+    inputs = random.standard_normal((32, *given)).astype(np.float32)
+    targets = inputs[:, :1, 1:-1].repeat(shape[0], axis=1)
+    found = [converted.train_step(inputs, targets, lr=0.1) for _ in range(30)]
+    assert found[-1] < found[0] / 4
+    with pytest.raises(EngineError, match=r"must be \[n, 4, 5\], as the outputs"):
+        converted.train_step(inputs, targets[:, 0], lr=0.1)
+
+
+@pytest.mark.parametrize("loss", ["mse", "bce", "cross entropy with everything"])
+def test_slopes_of_a_batch_are_whole_multiples_of_a_unit(loss: str) -> None:
+    random, shape = np.random.default_rng(0), (COUNT, 4, 3, 2)
+    targets = targets_for(LOSSES[loss], shape[1:], random)
+    for size in (0.0, 1e-30, 1.0, 1e30):
+        outputs = size * random.standard_normal(shape)
+        value, whole, unit = loss_gradient(LOSSES[loss], outputs, targets)
+        exact, slopes = LOSSES[loss].gradient(outputs, targets)
+        assert (value, whole.shape, str(whole.dtype)) == (exact, shape, "int16")
+        assert np.abs(whole * unit - slopes).max() <= 0.5000001 * unit
+        assert np.abs(whole).max() == WIDE
+    # Where nothing counts, nothing moves.
+    _, whole, unit = loss_gradient(losses.L1(), outputs, outputs)
+    assert not whole.any() and unit > 0
+
+
+def test_a_batch_of_ignored_targets_moves_nothing() -> None:
+    for engine_of in (SparseEngine, IntegerEngine, None):
+        loss = losses.CrossEntropy(ignore_index=7)
+        reference = TorchEngine(seeded(MODELS["features"][0], 1), loss)
+        state = reference.initial_state()
+        engine: Any = reference
+        if engine_of is not None:
+            engine = engine_of(replace(plan_of("features"), loss=loss))
+        inputs = np.random.default_rng(0).standard_normal((COUNT, 6)).astype(np.float32)
+        data = Examples(inputs, np.full(COUNT, 7))
+        assert engine.loss(state, data) == 0.0
+        assert all(not slope.any() for slope in engine.gradients(state, data).values())
+        _, value = engine.train(state, data, HOW, 1)
+        assert value == 0.0
+
+
+@pytest.mark.parametrize("kind", ["torch", "sparse", "numpy", "native"])
+@pytest.mark.parametrize(
+    ("loss", "targets", "message"),
+    [
+        (losses.MSE(), np.zeros(COUNT, np.float32), "must be .n, 4., as the outputs"),
+        (losses.MSE(), np.zeros((COUNT, 3), np.float32), "must be .n, 4."),
+        (losses.BCEWithLogits(), np.full((COUNT, 4), 2), "0 for no .. 1 for yes"),
+        (losses.CrossEntropy(ignore_index=9), np.full(COUNT, 8), "has 4 classes"),
+        (losses.TripletMargin(), np.zeros((COUNT, 4), np.float32), "a class each"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused_by_every_engine(
+    kind: str, loss: Loss, targets: NDArray[Any], message: str
+) -> None:
+    reference = TorchEngine(seeded(MODELS["features"][0], 1), loss)
+    plan, state = replace(plan_of("features"), loss=loss), reference.initial_state()
+    engine: Any = reference
+    if kind == "sparse":
+        engine = SparseEngine(plan)
+    elif kind != "torch":
+        engine = IntegerEngine(plan, backend=kind)
+    data = Examples(np.zeros((COUNT, 6), np.float32), targets)
+    for call in (engine.loss, engine.gradients, lambda s, d: engine.train(s, d, HOW, 1)):
+        with pytest.raises(EngineError, match=message):
+            call(state, data)
+
+
+def test_the_loss_of_many_examples_counts_each_target_once() -> None:
+    """Batches of 64 and 256 have other sums of weights; every engine says the same mean."""
+    loss = losses.CrossEntropy((1.0, 0.0, 5.0, 0.5), ignore_index=-100)
+    reference = TorchEngine(seeded(MODELS["features"][0], 1), loss)
+    state, random = reference.initial_state(), np.random.default_rng(0)
+    data = Examples(
+        random.standard_normal((700, 6)).astype(np.float32),
+        np.where(random.random(700) < 0.4, -100, np.arange(700) // 175),
+    )
+    whole, _ = loss.gradient(reference.outputs(state, data.inputs).astype(np.float64), data.targets)
+    assert reference.loss(state, data) == pytest.approx(whole, rel=1e-5)
+    engine = SparseEngine(replace(plan_of("features"), loss=loss))
+    assert engine.loss(state, data) == pytest.approx(whole, rel=1e-5)

@@ -18,7 +18,7 @@ from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.zoo import seeded
 from fedkit.tasks import metrics
-from fedkit.tasks.metrics import Measure, Tally
+from fedkit.tasks.metrics import Accumulator, Measure
 from fedkit.tasks.task import Examples, Metric, cross_entropy
 from tests.captured import captured
 
@@ -57,11 +57,11 @@ class Sizes(Measure):
 
     name = "sizes"
 
-    def start(self) -> Tally:
+    def start(self) -> Accumulator:
         return Noted()
 
 
-class Noted(Tally):
+class Noted(Accumulator):
     def __init__(self) -> None:
         self.sizes: list[int] = []
 

@@ -141,10 +141,10 @@ KINDS = ("random", "a class is missing", "one score for all", "few scores")
 
 
 def in_batches(measure: Measure, data: Data, size: int) -> float:
-    tally = measure.start()
+    seen = measure.start()
     for start in range(0, COUNT, size):
-        tally.add(data[0][start : start + size], data[1][start : start + size])
-    return tally.value()
+        seen.add(data[0][start : start + size], data[1][start : start + size])
+    return seen.value()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -304,10 +304,10 @@ def test_a_plain_function_is_given_all_at_once() -> None:
         sizes.append(len(outputs))
         return float(np.median(outputs))
 
-    tally = task(metric=median).measure.start()
-    tally.add(np.array([1.0, 9.0]), np.zeros(2))
-    tally.add(np.array([2.0]), np.zeros(1))
-    assert (tally.value(), sizes) == (2.0, [3])
+    seen = task(metric=median).measure.start()
+    seen.add(np.array([1.0, 9.0]), np.zeros(2))
+    seen.add(np.array([2.0]), np.zeros(1))
+    assert (seen.value(), sizes) == (2.0, [3])
     with pytest.raises(TaskError, match="median of no targets"):
         task(metric=median).measure.start().value()
 

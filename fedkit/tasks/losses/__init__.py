@@ -16,9 +16,9 @@ from collections.abc import Mapping
 
 from fedkit.tasks.losses.binary import BCEWithLogits
 from fedkit.tasks.losses.cross_entropy import PLAIN, CrossEntropy
-from fedkit.tasks.losses.differences import L1, MSE, Huber, SmoothL1
+from fedkit.tasks.losses.definition import Loss
 from fedkit.tasks.losses.embeddings import InfoNCE, TripletMargin
-from fedkit.tasks.losses.loss import Loss
+from fedkit.tasks.losses.regression import L1, MSE, Huber, SmoothL1
 
 LOSSES: Mapping[str, type[Loss]] = {
     str(row.kind): row

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.reals import Reals, exp, log
-from fedkit.tasks.losses.loss import PerElement, like, number, numbers, strict
+from fedkit.tasks.losses.definition import PerElement, like, number, numbers, strict
 from fedkit.tasks.targets import describe
 
 if TYPE_CHECKING:

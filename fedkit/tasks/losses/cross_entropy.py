@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.reals import Reals, exp, log
-from fedkit.tasks.losses.loss import Loss, numbers, strict
+from fedkit.tasks.losses.definition import Loss, numbers, parts, strict
 from fedkit.tasks.targets import describe
 
 if TYPE_CHECKING:
@@ -90,17 +90,24 @@ class CrossEntropy(Loss):
 
     def _gradient(self, rows: Reals, targets: NDArray[np.int64]) -> tuple[float, Reals]:
         """Return loss and slopes; outputs are [places, classes], targets [places]."""
+        loss, total, slopes = 0.0, self._total(targets), np.empty_like(rows)
+        if total == 0:
+            return 0.0 * float(rows.sum()), np.zeros_like(rows)
+        for part in parts(len(rows), rows.shape[1]):
+            value, slopes[part] = self._sum(rows[part], targets[part])
+            loss += value
+        return loss / total, slopes / total
+
+    def _sum(self, rows: Reals, targets: NDArray[np.int64]) -> tuple[float, Reals]:
+        """Return the sum of the places' losses, and its slopes."""
         counted, wanted = self._counted(targets), self._wanted(targets, rows.shape[1])
-        total = self._total(targets)
         with np.errstate(invalid="ignore"):
             below = rows - rows.max(axis=1, keepdims=True)
             powers = exp(below)
             sums = powers.sum(axis=1, keepdims=True)
             losses = (wanted * (log(sums) - below)).sum(axis=1)
             slopes = powers / sums * wanted.sum(axis=1, keepdims=True) - wanted
-        if total == 0:
-            return 0.0 * float(rows.sum()), np.zeros_like(rows)
-        return float(losses[counted].sum() / total), slopes * (counted / total)[:, None]
+        return float(losses[counted].sum()), slopes * counted[:, None]
 
     def _wanted(self, targets: NDArray[np.int64], classes: int) -> Reals:
         """Return what each output of each place should be, times the weights, [places, classes]."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.reals import Reals, exp, log
-from fedkit.tasks.losses.loss import Loss, strict
+from fedkit.tasks.losses.definition import Loss, strict
 from fedkit.tasks.targets import describe
 
 if TYPE_CHECKING:

@@ -5,16 +5,16 @@
 F1(ignore_index=None, average='micro')
 
 Each is a frozen dataclass that is called like a function of (outputs, targets), and whose `start`
-gives a tally: `add` takes a batch, `value` says what all of them are worth. Batches of any size
-give the same value, to the last bit. A new one is a class and its place in `METRICS`.
+gives an accumulator: `add` takes a batch, `value` says what all of them are worth. Batches of any
+size give the same value, to the last bit. A new one is a class and its place in `METRICS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedkit.tasks.metrics.counts import F1, Accuracy, BalancedAccuracy, Jaccard
-from fedkit.tasks.metrics.measure import Measure, Tally, nothing_to_measure
+from fedkit.tasks.metrics.class_counts import F1, Accuracy, BalancedAccuracy, Jaccard
+from fedkit.tasks.metrics.measure import Accumulator, Measure, nothing_to_measure
 from fedkit.tasks.metrics.numbers import R2, MeanAbsoluteError, MeanSquaredError, Perplexity
 from fedkit.tasks.metrics.ranks import RocAuc
 
@@ -31,6 +31,7 @@ __all__ = [
     "F1",
     "METRICS",
     "R2",
+    "Accumulator",
     "Accuracy",
     "BalancedAccuracy",
     "Jaccard",
@@ -39,6 +40,5 @@ __all__ = [
     "Measure",
     "Perplexity",
     "RocAuc",
-    "Tally",
     "nothing_to_measure",
 ]

@@ -13,7 +13,7 @@ from fedkit.core.errors import TaskError
 Ints = NDArray[np.int64]
 
 
-class Tally(ABC):
+class Accumulator(ABC):
     """What a metric has seen so far. How examples were cut into batches changes no bit of it."""
 
     @abstractmethod
@@ -51,14 +51,14 @@ class Measure(ABC):
     form: ClassVar[str] = ".4g"
 
     @abstractmethod
-    def start(self) -> Tally:
-        """Return a tally of nothing."""
+    def start(self) -> Accumulator:
+        """Return an accumulator that has seen nothing."""
 
     def __call__(self, outputs: NDArray[Any], targets: NDArray[Any]) -> float:
-        """Return the value for outputs and targets, [n, ...]; errors as of a `Tally`."""
-        tally = self.start()
-        tally.add(outputs, targets)
-        return tally.value()
+        """Return the value for outputs and targets, [n, ...]; errors as of a `Accumulator`."""
+        seen = self.start()
+        seen.add(outputs, targets)
+        return seen.value()
 
 
 def nothing_to_measure(name: str) -> TaskError:

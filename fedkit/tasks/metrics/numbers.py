@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from fedkit.core.errors import TaskError
 from fedkit.core.reals import Reals, exp, log
 from fedkit.tasks.metrics.measure import (
+    Accumulator,
     Measure,
-    Tally,
     check_indices,
     check_places,
     nothing_to_measure,
@@ -39,7 +39,7 @@ def differences(name: str, outputs: NDArray[Any], targets: NDArray[Any]) -> tupl
         return outputs.astype(np.float64) - wanted, wanted
 
 
-class MeanTally(Tally):
+class MeanAccumulator(Accumulator):
     """The mean of what a function gives for outputs and targets.
 
     Args:
@@ -50,14 +50,14 @@ class MeanTally(Tally):
         self._measure, self._sum, self._count = measure, ExactSum(), 0
 
     def add(self, outputs: NDArray[Any], targets: NDArray[Any]) -> None:
-        """See `Tally`."""
+        """See `Accumulator`."""
         with np.errstate(over="ignore", invalid="ignore"):
             terms = self._measure.terms(np.asarray(outputs), np.asarray(targets))
         self._sum.add(terms.reshape(-1, 1))
         self._count += terms.size
 
     def value(self) -> float:
-        """See `Tally`."""
+        """See `Accumulator`."""
         if self._count == 0:
             raise nothing_to_measure(self._measure.name)
         mean = self._sum.odd or rounded(self._sum.sums[0] / self._count)
@@ -77,9 +77,9 @@ class MeanOf(Measure):
 
     higher_is_better: ClassVar[bool] = False
 
-    def start(self) -> Tally:
+    def start(self) -> Accumulator:
         """See `Measure`."""
-        return MeanTally(self)
+        return MeanAccumulator(self)
 
     @abstractmethod
     def terms(self, outputs: NDArray[Any], targets: NDArray[Any]) -> Reals:
@@ -150,12 +150,12 @@ class R2(Measure):
 
     name: ClassVar[str] = "r2"
 
-    def start(self) -> Tally:
+    def start(self) -> Accumulator:
         """See `Measure`."""
         return _R2()
 
 
-class _R2(Tally):
+class _R2(Accumulator):
     _targets: ExactSum
     _squares: ExactSum
     _errors: ExactSum

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from fedkit.core.errors import TaskError
 from fedkit.core.reals import Reals, exp, log
 from fedkit.tasks.metrics.measure import (
+    Accumulator,
     Measure,
-    Tally,
     check_indices,
     check_places,
     nothing_to_measure,
@@ -40,12 +40,12 @@ class RocAuc(Measure):
 
     name: ClassVar[str] = "roc auc"
 
-    def start(self) -> Tally:
+    def start(self) -> Accumulator:
         """See `Measure`."""
         return _Scores(self)
 
 
-class _Scores(Tally):
+class _Scores(Accumulator):
     def __init__(self, measure: RocAuc) -> None:
         self._ignored = measure.ignore_index
         self._scores: list[Reals] = []

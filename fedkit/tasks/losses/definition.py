@@ -27,6 +27,10 @@ strict = with_config(ConfigDict(strict=True, extra="forbid"))
 """Decorates every loss, as a plan file holds it: no value is converted, no key unknown."""
 
 
+_PART = 1 << 14
+"""Numbers that are computed with at once."""
+
+
 class Loss(ABC):
     """One loss. Each is a frozen dataclass whose fields are what a plan file says of it.
 
@@ -140,9 +144,12 @@ class PerElement(Loss):
 
     def gradient(self, outputs: Reals, targets: NDArray[Any]) -> tuple[float, Reals]:
         """See `Loss.gradient`."""
+        total, slopes = 0.0, np.empty_like(outputs)
         with np.errstate(over="ignore", invalid="ignore"):
-            values, slopes = self.terms(outputs, targets.astype(np.float64))
-            return float(values.sum() / values.size), slopes / values.size
+            for part in parts(len(outputs), math.prod(outputs.shape[1:])):
+                values, slopes[part] = self.terms(outputs[part], targets[part].astype(np.float64))
+                total += float(values.sum())
+            return total / outputs.size, slopes / outputs.size
 
     def targets_problem(self, shape: tuple[int, ...], targets: NDArray[Any]) -> str:
         """See `Loss.targets_problem`."""
@@ -160,6 +167,13 @@ class PerElement(Loss):
     def outputs_for(self, targets: NDArray[Any]) -> tuple[int, ...]:
         """See `Loss.outputs_for`."""
         return targets.shape[1:]
+
+
+def parts(rows: int, width: int) -> Iterator[slice]:
+    """Yield the rows of a table in parts that stay in a processor's cache."""
+    step = max(1, _PART // width)
+    for start in range(0, rows, step):
+        yield slice(start, start + step)
 
 
 def like(targets: Tensor, outputs: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import TaskError
 from fedkit.tasks.metrics.measure import (
+    Accumulator,
     Ints,
     Measure,
-    Tally,
     check_indices,
     check_places,
     nothing_to_measure,
@@ -38,12 +38,12 @@ class Accuracy(Measure):
     name: ClassVar[str] = "accuracy"
     form: ClassVar[str] = ".2%"
 
-    def start(self) -> Tally:
+    def start(self) -> Accumulator:
         """See `Measure`."""
         return _Right(self.ignore_index)
 
 
-class _Right(Tally):
+class _Right(Accumulator):
     def __init__(self, ignored: int | None) -> None:
         self._ignored, self._right, self._all = ignored, 0, 0
 
@@ -65,7 +65,7 @@ class _Right(Tally):
 
 
 @dataclass(frozen=True)
-class Counts:
+class ClassCounts:
     """Per class or label: how often it was told rightly, told, and wanted; int64 [classes].
 
     Attributes:
@@ -79,8 +79,8 @@ class Counts:
     places: int
     labels: bool
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
+    def __add__(self, other: ClassCounts) -> ClassCounts:
+        return ClassCounts(
             self.right + other.right,
             self.told + other.told,
             self.wanted + other.wanted,
@@ -91,7 +91,7 @@ class Counts:
     @classmethod
     def of(
         cls, name: str, outputs: NDArray[Any], targets: NDArray[Any], ignored: int | None
-    ) -> Counts:
+    ) -> ClassCounts:
         """Count a batch; see the module.
 
         Raises:
@@ -113,7 +113,7 @@ class Counts:
     @classmethod
     def _of_labels(
         cls, name: str, outputs: NDArray[Any], targets: NDArray[Any], ignored: int | None
-    ) -> Counts:
+    ) -> ClassCounts:
         counted = np.ones(targets.shape, np.bool_) if ignored is None else targets != ignored
         if not np.isin(targets[counted], (0, 1)).all():
             raise TaskError(
@@ -131,7 +131,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class OfCounts(Measure):
-    """A base of metrics of `Counts`.
+    """A base of metrics of `ClassCounts`.
 
     Attributes:
         ignore_index: A target that is not measured; None for none.
@@ -139,24 +139,24 @@ class OfCounts(Measure):
 
     ignore_index: int | None = None
 
-    def start(self) -> Tally:
+    def start(self) -> Accumulator:
         """See `Measure`."""
         return _Counting(self)
 
     @abstractmethod
-    def of(self, counts: Counts) -> float:
+    def of(self, counts: ClassCounts) -> float:
         """Return the value of counts that are not all 0."""
 
 
-class _Counting(Tally):
+class _Counting(Accumulator):
     def __init__(self, measure: OfCounts) -> None:
         self._measure, self._counts = measure, None
 
-    _counts: Counts | None
+    _counts: ClassCounts | None
 
     def add(self, outputs: NDArray[Any], targets: NDArray[Any]) -> None:
         name, ignored = self._measure.name, self._measure.ignore_index
-        found = Counts.of(name, np.asarray(outputs), np.asarray(targets), ignored)
+        found = ClassCounts.of(name, np.asarray(outputs), np.asarray(targets), ignored)
         self._counts = found if self._counts is None else self._counts + found
 
     def value(self) -> float:
@@ -173,7 +173,7 @@ class BalancedAccuracy(OfCounts):
     name: ClassVar[str] = "balanced accuracy"
     form: ClassVar[str] = ".2%"
 
-    def of(self, counts: Counts) -> float:
+    def of(self, counts: ClassCounts) -> float:
         """See `OfCounts`."""
         if counts.labels:
             raise TaskError(
@@ -201,7 +201,7 @@ class _Averaged(OfCounts):
                 f"average of {self.name} is {self.average!r}; choose 'macro' or 'micro'"
             )
 
-    def of(self, counts: Counts) -> float:
+    def of(self, counts: ClassCounts) -> float:
         """See `OfCounts`."""
         right, told, wanted = counts.right, counts.told, counts.wanted
         if self.average == "micro":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from fedkit.core.reals import Reals
-from fedkit.tasks.losses.loss import PerElement, like, strict
+from fedkit.tasks.losses.definition import PerElement, like, strict
 
 if TYPE_CHECKING:
     from torch import Tensor
