@@ -58,6 +58,31 @@ static inline __m128i ek_load_fours(const uint8_t *p, int32_t row) {
     return _mm_set_epi32(ek_word(p + 3 * row), ek_word(p + 2 * row), ek_word(p + row), ek_word(p));
 }
 
+/* 16 numbers of 16 bits: bytes from p on, `step` apart, 1 or 2. */
+typedef __m256i ek_lanes;
+
+static inline ek_lanes ek_lanes_none(void) { return _mm256_setzero_si256(); }
+static inline ek_lanes ek_lanes_of(const uint8_t *p, int32_t step) {
+    if (step == 1) return _mm256_cvtepu8_epi16(ek_load16(p));
+    return _mm256_and_si256(ek_load32(p), _mm256_set1_epi16(255));
+}
+static inline ek_lanes ek_lanes_most(ek_lanes x, ek_lanes y) { return _mm256_max_epu16(x, y); }
+static inline ek_lanes ek_lanes_sum(ek_lanes x, ek_lanes y) { return _mm256_add_epi16(x, y); }
+static inline ek_lanes ek_lanes_mean(ek_lanes x, const ek_divisor *by) {
+    const __m256i twice = _mm256_add_epi16(x, x);
+    const __m256i sum = _mm256_add_epi16(twice, _mm256_set1_epi16(by->count));
+    const __m256i high = _mm256_mulhi_epu16(sum, _mm256_set1_epi16((int16_t)by->multiplier));
+    return _mm256_srl_epi16(high, _mm_cvtsi32_si128(by->shift));
+}
+static inline ek_bytes16 ek_lanes_bytes(ek_lanes x) {
+    return _mm_packus_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+/* Byte k of the result is x[index[k]]; indices are below 16. */
+static inline ek_bytes16 ek_shuffled(ek_bytes16 x, ek_bytes16 index) {
+    return _mm_shuffle_epi8(x, index);
+}
+
 /* In its register: GCC 12 else adds into another and copies back. */
 static inline void ek_add_to(__m256i *sum, __m256i x) {
 #if defined(__GNUC__)
