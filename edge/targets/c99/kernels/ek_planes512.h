@@ -126,30 +126,44 @@ static void ek_rows(const ek_sparse_conv *conv, const ek_tail *tail, const ek_ro
     if (!tail->masked) ek_halo_of(&conv->out, out);
 }
 
-/* The same for a plane that is a single run, of the usual kind. */
-EK_INLINE void ek_one_run(const ek_sparse_conv *conv, const ek_tail *tail, const ek_row *row,
-                          const uint8_t *in, const uint8_t *other, uint8_t *out, int adds) {
+/* Filters up to `end` as long as they are of the usual kind, for planes of which each is a single
+ * run; with all that they share in registers. Leaves in `row` the first that is not. */
+EK_INLINE void ek_usual_of(const ek_sparse_conv *conv, const ek_tail *tail, ek_row *row,
+                           const ek_filter *last, const uint8_t *in, const uint8_t *other,
+                           uint8_t *out, int adds) {
     ek_end end = ek_end_of(conv, tail, EK_NEAR, adds);
     end.scale.limited = end.scale64.limited = end.adder.limited = end.adder64.limited = 0;
     end.adder.narrow = end.adder64.narrow = 1;
-    ek_run(row, &end, in, other, out, tail->runs.length, tail->masked);
+    const int32_t count = tail->runs.length, bytes = tail->masked;
+    ek_row now = *row;
+    for (; now.filter != last; ek_next_filter(&now)) {
+        const int32_t channel = now.filter->channel, near = now.filter->near;
+        if (!near || (!adds && now.filter->quads + now.filter->pairs == 0)) break;
+        const int32_t at = channel * conv->out.plane;
+        end.scale64.factor = _mm512_set1_ps(ek_near_factor(&conv->requant, channel, near));
+        end.scale.factor = _mm512_castps512_ps256(end.scale64.factor);
+        now.bias = conv->requant.bias[channel];
+        ek_run(&now, &end, in, other + at, out + at, count, bytes);
+    }
+    *row = now;
+}
+
+static void ek_usual_filters(const ek_sparse_conv *conv, const ek_tail *tail, ek_row *row,
+                             const ek_filter *last, const uint8_t *in, const uint8_t *other,
+                             uint8_t *out) {
+    if (!tail->usual) return;
+    if (tail->adds) {
+        ek_usual_of(conv, tail, row, last, in, other, out, 1);
+    } else {
+        ek_usual_of(conv, tail, row, last, in, other, out, 0);
+    }
 }
 
 static void ek_sparse_plane(const ek_sparse_conv *conv, ek_tail *tail, const ek_row *row,
                             const uint8_t *in, const uint8_t *other, uint8_t *out) {
-    const int32_t channel = row->filter->channel, near = row->filter->near;
-    if (near && tail->usual) {
-        tail->scale64.factor = _mm512_set1_ps(ek_near_factor(&conv->requant, channel, near));
-        if (tail->adds) {
-            ek_one_run(conv, tail, row, in, other, out, 1);
-        } else {
-            ek_one_run(conv, tail, row, in, other, out, 0);
-        }
-    } else {
-        ek_scale_channel(&tail->scale, &conv->requant, channel, near);
-        tail->scale64 = ek_scale64_of(&tail->scale);
-        ek_rows(conv, tail, row, in, other, out);
-    }
+    ek_scale_channel(&tail->scale, &conv->requant, row->filter->channel, row->filter->near);
+    tail->scale64 = ek_scale64_of(&tail->scale);
+    ek_rows(conv, tail, row, in, other, out);
 }
 
 #endif
