@@ -482,6 +482,29 @@ static inline int32_t ek_total(const uint8_t *p, int32_t count) {
     return total;
 }
 
+/* Eight channels of eight pixels, which are `step` bytes apart, to planes. */
+static inline void ek_load_eight(const uint8_t *image, int32_t step, uint8_t *out, int32_t plane) {
+    uint16x8_t two[4];
+    uint32x4_t four[4];
+    for (int32_t i = 0; i < 4; i++, image += 2 * step)
+        two[i] = vreinterpretq_u16_u8(vzip1q_u8(ek_load8(image), ek_load8(image + step)));
+    for (int32_t i = 0; i < 2; i++) {
+        four[i] = vreinterpretq_u32_u16(vzip1q_u16(two[2 * i], two[2 * i + 1]));
+        four[i + 2] = vreinterpretq_u32_u16(vzip2q_u16(two[2 * i], two[2 * i + 1]));
+    }
+    for (int32_t i = 0; i < 4; i += 2) {
+        const uint8x16_t sign = vdupq_n_u8(128);
+        const uint32x4_t low = vzip1q_u32(four[i], four[i + 1]);
+        const uint32x4_t high = vzip2q_u32(four[i], four[i + 1]);
+        const uint8x16_t first = veorq_u8(vreinterpretq_u8_u32(low), sign);
+        const uint8x16_t last = veorq_u8(vreinterpretq_u8_u32(high), sign);
+        uint8_t *to = out + 2 * i * plane;
+        vst1_u8(to, vget_low_u8(first)), vst1_u8(to + plane, vget_high_u8(first));
+        vst1_u8(to + 2 * plane, vget_low_u8(last));
+        vst1_u8(to + 3 * plane, vget_high_u8(last));
+    }
+}
+
 /* 16 pixels of 3 channels. */
 static inline void ek_load_three(const uint8_t *image, uint8_t *out, int32_t plane) {
     const uint8x16x3_t pixels = vld3q_u8(image);

@@ -50,79 +50,112 @@ static void ek_pooled(ek_reduce reduce, const ek_window *w, const ek_planes *in,
 #ifdef EK_SIMD
 
 #define EK_COUNTED 64 /* pixels of a window by which ek_lanes_mean divides */
+#define EK_WINDOW 256 /* pixels of the largest window of a strip */
 
 /* One row of all planes: windows that lie in the input from left to right, sixteen at once. */
 typedef struct {
     int32_t first, end; /* columns with such windows */
-    int32_t from, rows; /* of the first of them, bytes into a plane; rows of each */
     int32_t room;       /* bytes from column 0 to the end of the plane's last row */
+    int32_t taps;
     ek_divisor divisor;
+    int32_t at[EK_WINDOW]; /* of each tap of the window of `first`, bytes into a plane */
 } ek_strip;
 
-static ek_strip ek_strip_of(const ek_window *w, const ek_planes *in, const ek_planes *out,
-                            int32_t i, int mean) {
+static void ek_strip_taps(ek_strip *s, const ek_window *w, const ek_planes *in,
+                          const ek_view *view) {
+    s->taps = 0;
+    for (int32_t y = view->y0; y < view->y1; y += w->dilation_y)
+        for (int32_t x = view->x0; x < view->x1; x += w->dilation_x)
+            s->at[s->taps++] = y * in->row + x;
+}
+
+static void ek_strip_of(ek_strip *s, const ek_window *w, const ek_planes *in, const ek_planes *out,
+                        int32_t i, int mean) {
+    const int32_t most = mean ? EK_COUNTED : EK_WINDOW;
     const int32_t beyond = in->width - 1 - (w->kernel_x - 1) * w->dilation_x + w->left;
     const int32_t end = beyond < 0 ? 0 : beyond / w->stride_x + 1;
-    ek_strip s = {(w->left + w->stride_x - 1) / w->stride_x, end, 0, 0, 0, {0, 0, 0}};
-    if (s.end > out->width) s.end = out->width;
-    const ek_view view = ek_view_of(w, in, i, s.first);
-    s.from = view.y0 * in->row + view.x0;
-    s.rows = (view.y1 - view.y0 + w->dilation_y - 1) / w->dilation_y;
-    s.room = (out->height - 1 - i) * out->row + out->width;
-    if (s.first >= s.end || w->stride_x > 2) s.first = s.end = 0;
-    if (!mean || s.end == 0) return s;
-    if (s.rows <= EK_COUNTED && w->kernel_x <= EK_COUNTED / s.rows) {
-        s.divisor = ek_divisor_of(s.rows * w->kernel_x);
+    s->first = (w->left + w->stride_x - 1) / w->stride_x;
+    s->end = end < out->width ? end : out->width;
+    s->room = (out->height - 1 - i) * out->row + out->width;
+    if (s->first >= s->end || w->stride_x > 2 || w->kernel_x > most / w->kernel_y) {
+        s->first = s->end = 0;
+        return;
+    }
+    const ek_view view = ek_view_of(w, in, i, s->first);
+    ek_strip_taps(s, w, in, &view);
+    if (s->taps == 0) s->first = s->end = 0;
+    if (mean && s->taps > 0) s->divisor = ek_divisor_of(s->taps);
+}
+
+EK_INLINE ek_lanes ek_joined(ek_lanes all, const uint8_t *p, int32_t step, int mean) {
+    const ek_lanes found = ek_lanes_of(p, step);
+    return mean ? ek_lanes_sum(all, found) : ek_lanes_most(all, found);
+}
+
+EK_INLINE ek_bytes16 ek_sixteen_windows(const int32_t *at, int32_t taps, const ek_divisor *by,
+                                        const uint8_t *p, int32_t step, int mean) {
+    ek_lanes all = ek_lanes_of(p + at[0], step);
+    for (int32_t tap = 1; tap < taps; tap++) {
+        const ek_lanes found = ek_lanes_of(p + at[tap], step);
+        all = mean ? ek_lanes_sum(all, found) : ek_lanes_most(all, found);
+    }
+    return ek_lanes_bytes(mean ? ek_lanes_mean(all, by) : all);
+}
+
+/* One row of all planes. Vectors may end in the rows below, which are written next, and in the
+ * halo. */
+EK_INLINE void ek_strip_planes(const ek_strip *s, const ek_planes *in, const ek_planes *out,
+                               const int32_t *at, int32_t taps, const uint8_t *x, uint8_t *y,
+                               int32_t step, int mean) {
+    const int32_t first = s->first, end = s->end, room = s->room;
+    const ek_divisor by = s->divisor;
+    const ptrdiff_t from = in->plane, to = out->plane;
+    for (int32_t c = out->channels; c > 0; c--, x += from, y += to) {
+        const uint8_t *p = x;
+        for (int32_t j = first; j < end; j += 16, p += 16 * step) {
+            const ek_bytes16 bytes = ek_sixteen_windows(at, taps, &by, p, step, mean);
+            if (room - j >= 16) {
+                ek_store16(y + j, bytes);
+            } else {
+                uint8_t last[16];
+                ek_store16(last, bytes);
+                ek_copy(y + j, last, end - j);
+            }
+        }
+    }
+}
+
+/* The same; for the usual windows with what a compiler keeps in registers. */
+EK_INLINE void ek_strip_of_taps(const ek_strip *s, const ek_planes *in, const ek_planes *out,
+                                const uint8_t *x, uint8_t *y, int32_t step, int mean) {
+    const int32_t at[4] = {s->at[0], s->at[1], s->at[2], s->at[3]};
+    if (s->taps == 2) {
+        ek_strip_planes(s, in, out, at, 2, x, y, step, mean);
+    } else if (s->taps == 4) {
+        ek_strip_planes(s, in, out, at, 4, x, y, step, mean);
     } else {
-        s.first = s.end = 0;
-    }
-    return s;
-}
-
-EK_INLINE ek_bytes16 ek_sixteen_windows(const ek_window *w, const ek_strip *s, int32_t row,
-                                const uint8_t *p, int32_t step, int mean) {
-    ek_lanes all = ek_lanes_none();
-    for (int32_t i = 0; i < s->rows; i++, p += w->dilation_y * row) {
-        const uint8_t *tap = p;
-        for (int32_t j = 0; j < w->kernel_x; j++, tap += w->dilation_x) {
-            const ek_lanes found = ek_lanes_of(tap, step);
-            all = mean ? ek_lanes_sum(all, found) : ek_lanes_most(all, found);
-        }
-    }
-    return ek_lanes_bytes(mean ? ek_lanes_mean(all, &s->divisor) : all);
-}
-
-/* Vectors may end in the rows below, which are written next, and in the halo. */
-EK_INLINE void ek_strip_row(const ek_window *w, const ek_strip *s, int32_t row, const uint8_t *x,
-                            uint8_t *y, int32_t step, int mean) {
-    const uint8_t *p = x + s->from;
-    for (int32_t j = s->first; j < s->end; j += 16, p += 16 * step) {
-        const ek_bytes16 bytes = ek_sixteen_windows(w, s, row, p, step, mean);
-        if (s->room - j >= 16) {
-            ek_store16(y + j, bytes);
-        } else {
-            uint8_t last[16];
-            ek_store16(last, bytes);
-            ek_copy(y + j, last, s->end - j);
-        }
+        ek_strip_planes(s, in, out, s->at, s->taps, x, y, step, mean);
     }
 }
 
+/* Row by row, all planes of each; what lies at the borders window by window. */
 EK_INLINE void ek_pool(ek_reduce reduce, const ek_window *w, const ek_planes *in,
                        const ek_planes *out, const uint8_t *x, uint8_t *y, int mean) {
+    ek_strip s;
+    memset(&s, 0, sizeof s);
     ek_halo_before(out, y);
     for (int32_t i = 0; i < out->height; i++) {
-        const ek_strip strip = ek_strip_of(w, in, out, i, mean);
-        const uint8_t *from = x;
         uint8_t *to = y + i * out->row;
-        for (int32_t c = 0; c < out->channels; c++, from += in->plane, to += out->plane) {
-            if (w->stride_x == 1) {
-                ek_strip_row(w, &strip, in->row, from, to, 1, mean);
-            } else {
-                ek_strip_row(w, &strip, in->row, from, to, 2, mean);
-            }
-            ek_pooled(reduce, w, in, i, 0, strip.first, from, to);
-            ek_pooled(reduce, w, in, i, strip.end, out->width, from, to);
+        ek_strip_of(&s, w, in, out, i, mean);
+        if (w->stride_x == 1) {
+            ek_strip_of_taps(&s, in, out, x, to, 1, mean);
+        } else {
+            ek_strip_of_taps(&s, in, out, x, to, 2, mean);
+        }
+        for (int32_t c = 0; c < out->channels && s.end - s.first < out->width; c++) {
+            const uint8_t *from = x + c * in->plane;
+            ek_pooled(reduce, w, in, i, 0, s.first, from, to + c * out->plane);
+            ek_pooled(reduce, w, in, i, s.end, out->width, from, to + c * out->plane);
         }
     }
     for (int32_t c = 0; c < out->channels; c++) ek_halo_of(out, y + c * out->plane);
