@@ -410,6 +410,23 @@ def test_unsupported_forms_say_why(case: str) -> None:
         lower(make())
 
 
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("dilation", [1, 2, 9])
+@pytest.mark.parametrize("kernel", [(9, 1), (1, 11), (9, 11), (40, 40)])
+@pytest.mark.parametrize("stride", [1, 3, 50])
+def test_windows_larger_than_the_map_are_refused_or_onnxruntimes(
+    operator: str, dilation: int, kernel: tuple[int, int], stride: int
+) -> None:
+    how = {"kernel_shape": kernel, "dilations": [dilation] * 2, "strides": [stride] * 2}
+    content = flat(node(operator, "x", "m", **how), opset=19)
+    try:
+        graph = lower(content)
+    except ExportError as error:
+        assert "window" in str(error) or "onnx refuses the file" in str(error)
+        return
+    assert_runs(graph, content, compares=True)
+
+
 def quantised() -> onnx.ModelProto:
     graph = int8_graph(Residual(), images(*SHAPE))
     return onnx.load_from_string(emitter.emit(graph, "qoperator"))
