@@ -521,8 +521,9 @@ def assert_runs(graph: ir.Graph, content: bytes, compares: bool) -> None:
         expected = runtime(content, np.moveaxis(inputs, 3, 1) if inputs.ndim == 4 else inputs)
     except Exception:  # it has limits of its own
         return
+    found = np.moveaxis(found, 3, 1) if found.ndim == 4 else found
     if compares:
-        assert_close(np.moveaxis(found, 3, 1) if found.ndim == 4 else found, expected)
+        assert_close(found[:, :, 0] if graph.series else found, expected)
 
 
 def check_mutants(seeds: range) -> None:
@@ -541,11 +542,12 @@ def check_mutants(seeds: range) -> None:
         accepted += 1
         if max(math.prod(tensor.shape) for tensor in graph.tensors.values()) < 2**16:
             assert_runs(graph, content, keeps_weights)
-    assert 0.05 * len(seeds) < accepted < 0.95 * len(seeds)
+    assert 0.05 * len(seeds) < accepted <= max(1, 0.95 * len(seeds))
 
 
-def test_damaged_files_are_refused_or_sound() -> None:
-    check_mutants(range(300))
+@pytest.mark.parametrize("seeds", [range(300), range(2937, 2938), range(8765, 8766)])
+def test_damaged_files_are_refused_or_sound(seeds: range) -> None:
+    check_mutants(seeds)  # the last two return series
 
 
 @pytest.mark.slow
