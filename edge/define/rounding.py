@@ -13,9 +13,9 @@ integer by integer:
 
 How they round was read in their sources where these are public, and found by comparing every kind
 of op with the runtimes, integer by integer, at any scale (tests/edge/test_policies.py). LiteRT
-without XNNPACK is not a policy: where its kernels take blocks of channels at once (depthwise
-convolutions, means) they round halves up, elsewhere away from zero, so `gemmlowp` is a step away
-for some values of these two.
+without XNNPACK is not a policy: it is `gemmlowp`, but that depthwise convolutions and means round
+halves up in whole blocks of 8 and of 16 channels, elsewhere away from zero; so a value depends on
+the place of its channel, which slimming moves. `tests/edge/litert_alone.py` computes it.
 """
 
 from __future__ import annotations
