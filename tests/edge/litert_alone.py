@@ -27,7 +27,7 @@ def evaluate_alone(graph: ir.Graph, codes: Int8Array) -> Int8Array:
 
     def compute_int8(op: ir.Op, operands: list[Int8Array]) -> Int8Array:
         wide = tuple(operand.astype(np.int64) for operand in operands)
-        return compute(_IN_BLOCKS.get(op.kind, _ELSEWHERE), graph, op, wide).astype(np.int8)
+        return compute(_OTHERS.get(op.kind, _ELSEWHERE), graph, op, wide).astype(np.int8)
 
     return run(graph, codes, compute_int8, None)[0]
 
@@ -61,7 +61,8 @@ def _halves_up(x: Int64s, real: Scales) -> Int64s:
     return np.where(right > 0, (high + (1 << np.maximum(right - 1, 0))) >> right, high)
 
 
-_IN_BLOCKS: Mapping[str, Policy] = {
+_OTHERS: Mapping[str, Policy] = {
     "depthwise_conv2d": replace(_ELSEWHERE, name="in blocks", rescale=_rescale),
     "mean": replace(_ELSEWHERE, name="in blocks", mean=_mean),
+    "group_norm": policy("half_even"),  # in floats, which it quantises by a vector instruction
 }
