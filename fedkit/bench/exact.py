@@ -73,7 +73,7 @@ MODELS: Mapping[str, tuple[str, tuple[float, ...]]] = {
 _LONG = {"efficientnet-lite0": {"compared": 500, "simulated": 2}}
 """Model -> how many examples it is compared on, where each takes long."""
 
-_SEED = 1
+SEED = 1
 _EPOCHS, _EPOCHS_SPARSE = 3, 2
 _RATE, _MOMENTUM, _DECAY, _BATCH = 0.1, 0.9, 5e-4, 64
 CALIBRATION = 256
@@ -120,7 +120,7 @@ def bench_exact(quick: bool) -> dict[str, Any]:
     else:
         cells = [cell for model in MODELS for cell in cells_of(model)]
         rows = [row for kept in run_kept(cells, run, KEPT) for row in kept["rows"]]
-    return {"benchmark": "exact", "seed": _SEED, "rows": rows}
+    return {"benchmark": "exact", "seed": SEED, "rows": rows}
 
 
 def cells_of(model: str) -> list[Cell]:
@@ -146,10 +146,10 @@ def trained(cell: Cell) -> ModelState:
 @functools.lru_cache(maxsize=len(DENSITIES))
 def _trained(model: str, name: str, density: float, examples: int) -> ModelState:
     task = load_task(name)
-    rng = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(SEED)
     everything = task.train_data()
     data = everything.take(rng.permutation(len(everything))[:examples])
-    engine, _ = make_engine(task, model, _SEED, "auto")
+    engine, _ = make_engine(task, model, SEED, "auto")
     often = examples / len(data)
     if density == 1:
         return _train(engine, engine.initial_state(), data, round(often * _EPOCHS), _RATE)
@@ -160,7 +160,7 @@ def _trained(model: str, name: str, density: float, examples: int) -> ModelState
 
 def reference_of(name: str, task: Task) -> TorchEngine:
     """Return the torch engine of a model of the zoo, with the weights that training begins with."""
-    return TorchEngine.for_task(task, name, _SEED)
+    return TorchEngine.for_task(task, name, SEED)
 
 
 def _pruned(state: ModelState, density: float) -> Masks:
@@ -176,7 +176,7 @@ def _train(
     for epoch in range(epochs):
         rate = start * (1 + math.cos(math.pi * epoch / epochs)) / 2
         how = LocalTraining(1, _BATCH, rate, _MOMENTUM, _DECAY)
-        state, _ = engine.train(state, data, how, seed=1000 * _SEED + epoch)
+        state, _ = engine.train(state, data, how, seed=1000 * SEED + epoch)
     moments = engine.norm_moments(state, data.take(np.arange(min(len(data), _STATISTICS))))
     return replace(state, stats={**state.stats, **as_stats(moments)})
 
