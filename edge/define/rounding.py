@@ -13,9 +13,10 @@ integer by integer:
 
 How they round was read in their sources where these are public, and found by comparing every kind
 of op with the runtimes, integer by integer, at any scale (tests/edge/test_policies.py). LiteRT
-without XNNPACK is not a policy: where its kernels take blocks of channels at once (depthwise
-convolutions, means) they round halves up, elsewhere away from zero, so `gemmlowp` is a step away
-for some values of these two.
+without XNNPACK is not a policy: it is `gemmlowp`, but that depthwise convolutions and means round
+halves up in whole blocks of 8 and of 16 channels, elsewhere away from zero; so a value depends on
+the place of its channel, which slimming moves. What floats of a file become integers, it rounds
+halves to even, tflite-runtime away from zero. `tests/edge/litert_alone.py` computes it.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class Policy:
             1/256.
         log_softmax: (values [..., channels], what they are of, result) -> its logarithm in steps of
             the result.
+        whole: (float32) -> the nearest integers, where a file computes in floats and quantises.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Policy:
     leaky: Leaky
     softmax: Softmax
     log_softmax: LogSoftmax
+    whole: Callable[[NDArray[Any]], Int64s]
 
 
 def policy(name: str) -> Policy:
@@ -295,6 +298,11 @@ def _multiply_gemmlowp(
     nudge = np.where(product >= 0, 2**30, 1 - 2**30)
     high = np.sign(product + nudge) * (np.abs(product + nudge) // 2**31)
     return last(high, right.astype(np.int64))
+
+
+def _half_away(real: NDArray[Any]) -> Int64s:
+    wide = real.astype(np.float64)
+    return np.asarray(np.copysign(np.floor(np.abs(wide) + 0.5), wide), np.int64)
 
 
 def _mean_gemmlowp(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
@@ -583,6 +591,7 @@ POLICIES: Mapping[str, Policy] = {
             product=_product_half_up,
             softmax=_softmax_half_up,
             log_softmax=_log_softmax_half_up,
+            whole=_nearest,  # none of its own files do so
         ),
         Policy(
             name="gemmlowp",
@@ -598,6 +607,7 @@ POLICIES: Mapping[str, Policy] = {
             product=_product_gemmlowp,
             softmax=_softmax_tflite,
             log_softmax=_log_softmax_tflite,
+            whole=_half_away,
         ),
         Policy(
             name="half_even",
@@ -613,6 +623,7 @@ POLICIES: Mapping[str, Policy] = {
             product=_product_xnnpack,
             softmax=_softmax_tflite,
             log_softmax=_log_softmax_tflite,
+            whole=_nearest,
         ),
         Policy(
             name="onnxruntime",
@@ -628,6 +639,7 @@ POLICIES: Mapping[str, Policy] = {
             product=_product_onnxruntime,
             softmax=_softmax_onnxruntime,
             log_softmax=_log_softmax_onnxruntime,
+            whole=_nearest,
         ),
     )
 }

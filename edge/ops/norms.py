@@ -40,7 +40,7 @@ _MOST_IN_INT32 = 2**17
 def _norm(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
     if policy.format == "own":
         return _in_integers(graph, op, centred(graph, op, 0, operands))
-    return _in_floats(graph, op, operands[0])
+    return policy.whole(_in_floats(graph, op, operands[0])) + graph.tensors[op.output].zero_point
 
 
 def _size(graph: ir.Graph, op: ir.Op) -> int:
@@ -160,8 +160,8 @@ def _constants(graph: ir.Graph, op: ir.Op) -> _Constants:
     return _Constants(share, np.float32(_eps(graph, op)), factor, offset)
 
 
-def _in_floats(graph: ir.Graph, op: ir.Op, x: Int64s) -> Int64s:
-    """Return what each step of the file gives, one after the other."""
+def _in_floats(graph: ir.Graph, op: ir.Op, x: Int64s) -> ir.FloatArray:
+    """Return what each step of the file gives, one after the other, up to steps of the output."""
     how, count = _constants(graph, op), np.float32(_size(graph, op))
     values = parted(x, groups_of(op))
     total = values.sum((1, 3), keepdims=True).astype(np.float32)
@@ -171,8 +171,7 @@ def _in_floats(graph: ir.Graph, op: ir.Op, x: Int64s) -> Int64s:
     rest = (total - middle * count) * how.share
     spread = np.sqrt((squares * how.share - rest * rest) + how.eps)
     hat = ((off.astype(np.float32) - rest) / spread).reshape(x.shape)
-    steps = np.clip(hat * how.factor + how.offset, -(2**20), 2**20)
-    return np.asarray(np.rint(steps).astype(np.int64) + graph.tensors[op.output].zero_point)
+    return np.asarray(np.clip(hat * how.factor + how.offset, -(2**20), 2**20))
 
 
 def _is_in_float(graph: ir.Graph, op: ir.Op) -> bool:

@@ -13,6 +13,7 @@ from edge.export import float_graph, save_c99
 from edge.quantize.to_int8 import quantize
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.graph import ir
+from tests.edge.litert_alone import evaluate_alone
 from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
 from tests.edge.targets.c99.library import need_gcc
 from tests.edge.targets.compiled import PLAIN
@@ -38,12 +39,11 @@ def assert_same_in(place: PolicyRun, graph: ir.Graph) -> None:
     assert np.count_nonzero(found != expected) == 0
 
 
-def steps_off_in_litert_alone(graph: ir.Graph) -> int:
-    """Return by how much LiteRT without XNNPACK is off at most."""
+def assert_same_in_litert_alone(graph: ir.Graph) -> None:
     codes = codes_of(graph)
-    expected = evaluate_int8(graph, codes, "gemmlowp")
+    expected = evaluate_alone(graph, codes)
     found = in_litert_alone(graph, codes).reshape(expected.shape)
-    return int(np.abs(found.astype(int) - expected).max())
+    assert np.count_nonzero(found != expected) == 0
 
 
 def assert_same_in_c(graph: ir.Graph, goal: str, folder: Path) -> None:

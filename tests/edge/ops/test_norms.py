@@ -18,6 +18,7 @@ from edge.targets.tflite import emitter as tflite
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.ops.norms import Groups
+from tests.edge.litert_alone import evaluate_alone
 from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
 from tests.edge.single_ops import Codes
 from tests.edge.targets.c99.library import need_gcc
@@ -92,8 +93,37 @@ def test_runtimes_sum_large_groups_exactly(activation: ir.Activation, place: Pol
     found = place.run(graph, codes).reshape(expected.shape)
     assert np.count_nonzero(found != expected) == 0
     if place.policy == "gemmlowp":
-        alone = in_litert_alone(graph, codes).reshape(expected.shape)
-        assert np.count_nonzero(alone != expected) == 0
+        assert_same_alone(graph, codes)
+
+
+def halves() -> ir.Graph:
+    """Return a norm that gives every integer and a half, whatever it reads."""
+    graph = norm_of((1, 3, 3, 300), 2)
+    op, out = graph.ops[0], graph.tensors["y"]
+    factor, offset = (graph.tensors[name] for name in op.inputs[1:])
+    step = ir.Quantization((out.scale * 2.0**-10,), (0,))
+    doubled = 2 * (np.arange(300) - 150) + 1
+    made = [
+        replace(factor, data=np.zeros_like(factor.data)),
+        replace(offset, data=(doubled * 2**9).astype(np.int32), quantization=step),
+    ]
+    return replace(graph, tensors=graph.tensors | {each.name: each for each in made})
+
+
+def test_halves_become_the_integers_of_each_runtime(place: PolicyRun) -> None:
+    graph, codes = halves(), hard_codes((1, 3, 3, 300))
+    expected = evaluate_int8(graph, codes, place.policy)
+    found = place.run(graph, codes).reshape(expected.shape)
+    assert np.count_nonzero(found != expected) == 0
+    if place.policy == "gemmlowp":
+        assert np.count_nonzero(expected != evaluate_int8(graph, codes, "half_even")) > 0
+        assert_same_alone(graph, codes)
+
+
+def assert_same_alone(graph: ir.Graph, codes: Codes) -> None:
+    expected = evaluate_alone(graph, codes)
+    found = in_litert_alone(graph, codes).reshape(expected.shape)
+    assert np.count_nonzero(found != expected) == 0
 
 
 @pytest.mark.parametrize("size", slow_but([40], [40, 3]))
