@@ -81,8 +81,6 @@ class IntegerSpec:
         in_blocks: Whether TFLite's own kernel takes blocks of channels and rounds in them by a
             rule of its own, at most a step from `gemmlowp`.
         slimmed: (op, which channels of its input are left, which of its output) -> what it is then.
-        of_one_place: Whether each value of its result comes of those at one place of its inputs, in
-            the same way at each.
     """
 
     kind: ir.Kind
@@ -97,7 +95,6 @@ class IntegerSpec:
     takes_whole_offset: bool = False
     in_blocks: bool = False
     slimmed: Callable[[ir.Op, Flags, Flags], ir.Op] = lambda op, inputs, outputs: op
-    of_one_place: bool = False
 
 
 # Arithmetic

@@ -20,6 +20,7 @@ from edge.passes import (
     sum_to_depthwise,
 )
 from fedkit.graph import ir
+from fedkit.graph.late_moves import move_late
 from fedkit.graph.verify import verify
 
 Match = TypeVar("Match")
@@ -31,6 +32,8 @@ def optimise(graph: ir.Graph) -> ir.Graph:
     Raises:
         ExportError: A BatchNorm is left that no target can compute, or a pass broke a rule.
     """
+    graph = move_late(graph)
+    verify(graph)
     graph = _exhaust(graph, name_functions.match, name_functions.transform)
     graph = _exhaust(graph, before_blocks.match, before_blocks.transform)
     graph = _exhaust(graph, fold_bn.match, fold_bn.transform)

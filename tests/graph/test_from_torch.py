@@ -391,7 +391,6 @@ class Constant(nn.Module):
         (ByData(), (3,), "cannot trace ByData"),
         (nn.Linear(3, 2), (4,), "cannot trace Linear"),
         (Constant(), (3,), "does not depend on its input"),
-        (nn.Linear(3, 2), (1, 3), "not of rank 2"),
     ],
 )
 def test_models_that_are_no_classifiers_are_refused(

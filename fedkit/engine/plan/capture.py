@@ -23,6 +23,7 @@ from fedkit.engine.plan.structure import Plan
 from fedkit.graph import ir
 from fedkit.graph.from_torch import WOULD_BE_RANDOM, read
 from fedkit.graph.interpret import evaluate
+from fedkit.graph.late_moves import move_late
 from fedkit.graph.layouts import RANKS
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
 
@@ -114,7 +115,7 @@ class _Capture:
         try:
             outputs, changes = self._passes(watch)
             watch.undo()
-            graph = self._read(changes)
+            graph = move_late(self._read(changes))
         except ExportError as error:
             self._raise_diagnostics()
             raise self._untraceable("; ".join(changes) or str(error)) from error

@@ -369,7 +369,6 @@ LAYERS: list[tuple[nn.Module, str]] = [
         "conv2d: padding (1, 1, 0, 1) at (top, bottom, left, right) is uneven; it must be the same "
         "on both sides",
     ),
-    (nn.Linear(8, 8), "input of shape (1, 8, 8, 4), not of rank 2"),
     (nn.BatchNorm2d(4, track_running_stats=False), "batch norm without running statistics"),
     (nn.Dropout(0.5), "p = 0.5, training would be random; only p = 0 can be captured"),
     (
