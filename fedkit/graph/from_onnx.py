@@ -20,7 +20,7 @@ from onnx import defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from fedkit.core.errors import ExportError
-from fedkit.graph import ir, onnx_file, onnx_integers
+from fedkit.graph import ir, onnx_file, onnx_integers, onnx_norms
 from fedkit.graph.arrange import arrange, can_be
 from fedkit.graph.elements import Moved, whole
 from fedkit.graph.file_integers import FileIntegers, Steps
@@ -31,8 +31,10 @@ from fedkit.graph.onnx_file import source_of as _source
 from fedkit.graph.onnx_integers import BYTES, MOVES
 from fedkit.graph.operands import Unsupported, activation, constant, number, require, require_small
 from fedkit.graph.ops.moves import require_axes
+from fedkit.graph.ops.norms import read_spelt
 from fedkit.graph.ops.registry import ONNX
 from fedkit.graph.places import EXAMPLES_MOVE
+from fedkit.graph.spelt_norms import SpeltNorm
 
 _OPSETS = range(7, 29)
 """From the first in which operands broadcast as in numpy to the last that was looked at."""
@@ -102,6 +104,8 @@ class _Lowering(Lowering[_Node]):
     """Activation of integers, by its name in the file -> what they are worth."""
 
     integers: FileIntegers = field(default_factory=FileIntegers)
+    norms: Mapping[Any, SpeltNorm] = field(default_factory=dict)
+    """Last value of each norm that is spelt out -> that norm."""
 
     def name_of(self, node: _Node) -> str:
         return str(node.proto.output[node.number])
@@ -219,8 +223,13 @@ def lowered(model: onnx.ModelProto) -> tuple[tuple[str, ...], _Lowering]:
     _refuse_integer_operators(model)
     lowering = _Lowering(opset=_opset(model), read=_read_names(model))
     names = _bind(model, lowering)
+    lowering.norms = onnx_norms.spelt(model, _reads(model), names)
+    inner = frozenset[Any]().union(*(norm.inner for norm in lowering.norms.values()))
     for place, node in enumerate(model.graph.node):
-        _lower_node(lowering, node, place)
+        if node.output[0] in inner:
+            _infer_inner(lowering, node, place)
+        else:
+            _lower_node(lowering, node, place)
     for port in model.graph.output:
         if not port.HasField("type") and port.name in lowering.types:
             port.type.CopyFrom(lowering.types[port.name])
@@ -386,6 +395,15 @@ def _read_names(model: onnx.ModelProto) -> dict[str, set[str]]:
     return read
 
 
+def _reads(model: onnx.ModelProto) -> Mapping[str, list[str]]:
+    """Return name of each value that is read -> what nodes make of it; "" stands for the caller."""
+    found: dict[str, list[str]] = {port.name: [""] for port in model.graph.output}
+    for node in model.graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node.output[0])
+    return found
+
+
 def _lower_node(lowering: _Lowering, proto: onnx.NodeProto, place: int) -> None:
     """Lower one node; if that fails, note why and go on as if it had worked."""
     if proto.op_type not in _ARRANGES:
@@ -399,9 +417,7 @@ def _lower_node(lowering: _Lowering, proto: onnx.NodeProto, place: int) -> None:
             _require_known(lowering, proto)
             lowering.unknown.update(filter(None, proto.output))
     except Unsupported as error:
-        lowering.diagnostics.append((f"node {_source(proto)!r}", str(error)))
-        lowering.refused[place] = str(error)
-        _assume_outputs(lowering, proto)
+        _refuse(lowering, proto, place, error)
 
 
 def _assume_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
@@ -414,7 +430,34 @@ def _assume_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
             lowering.unknown.add(name)
 
 
+def _infer_inner(lowering: _Lowering, proto: onnx.NodeProto, place: int) -> None:
+    """Note the shape of a value within a norm that is spelt out, which nothing else reads."""
+    try:
+        _infer(lowering, proto)
+        _assume_outputs(lowering, proto)
+    except Unsupported as error:
+        _refuse(lowering, proto, place, error)
+
+
+def _refuse(lowering: _Lowering, proto: onnx.NodeProto, place: int, error: Unsupported) -> None:
+    lowering.diagnostics.append((f"node {_source(proto)!r}", str(error)))
+    lowering.refused[place] = str(error)
+    _assume_outputs(lowering, proto)
+
+
+def _bind_norm(lowering: _Lowering, proto: onnx.NodeProto, norm: SpeltNorm) -> None:
+    """Read a norm that is spelt out, at its last node."""
+    name = str(norm.x)
+    _arrange(lowering, [name])
+    shape, x = _infer(lowering, proto), activation(lowering.values[name])
+    node = _Node(proto, tuple(lowering.values[each] for each in proto.input), shape, lowering.opset)
+    _bind_value(lowering, node, proto.output[0], read_spelt(lowering, node, x, norm))
+
+
 def _bind_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
+    if (norm := lowering.norms.get(proto.output[0])) is not None:
+        _bind_norm(lowering, proto, norm)
+        return
     is_constant = not _activations(lowering, proto)
     _require_no_graph(proto)
     shape = _infer(lowering, proto)

@@ -32,9 +32,11 @@ from fedkit.graph.elements import Moved, whole
 from fedkit.graph.layouts import RANKS, graph_shape, map_axis
 from fedkit.graph.lowering import Lowering
 from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require
+from fedkit.graph.ops.norms import read_spelt
 from fedkit.graph.ops.registry import ATEN, SPECS, VIEWS, spec_of
 from fedkit.graph.places import EXAMPLES_MOVE, MANY_EXAMPLES, require_examples
 from fedkit.graph.spec import Aten, ModelReader
+from fedkit.graph.spelt_norms import Said, SpeltNorm, spelt_norms
 
 Arguments = Mapping[str, Any]
 """Argument name of the ATen schema -> value; tensors are `ir.Tensor` or constant `torch.Tensor`."""
@@ -60,6 +62,8 @@ class _Lowering(Lowering[fx.Node]):
     """Nodes that give a list of parts of a value; they are known as that value."""
     learned: set[int] = field(default_factory=set)
     """Parameters, and what is computed from them, by their ids; `values` holds them."""
+    norms: Mapping[Any, SpeltNorm] = field(default_factory=dict)
+    """Last node of each norm that is spelt out -> that norm."""
     slices: set[str] = field(default_factory=set)
     """What shows part of a value, and shares memory with it."""
 
@@ -350,9 +354,74 @@ def _nudge(model: nn.Module, rng: np.random.Generator) -> None:
 
 def _lower_program(program: ExportedProgram, lowering: _Lowering) -> None:
     _bind_inputs(program, lowering)
+    lowering.norms = _spelt_norms(program)
+    inner = frozenset[Any]().union(*(norm.inner for norm in lowering.norms.values()))
     for node in program.graph.nodes:
-        if node.op == "call_function":
+        if node in inner:
+            _let_pass(lowering, node)
+        elif node in lowering.norms:
+            _lower_norm(lowering, node)
+        elif node.op == "call_function":
             _lower_node(lowering, node)
+
+
+def _lower_norm(lowering: _Lowering, node: fx.Node) -> None:
+    """Lower the last op of a norm that is spelt out, which stands for all of it."""
+    norm = lowering.norms[node]
+    assert isinstance(norm.x, fx.Node)
+    _arrange_one(lowering, norm.x)
+    try:
+        lowering.values[node] = read_spelt(
+            lowering, node, activation(lowering.values[norm.x]), norm
+        )
+    except Unsupported as error:
+        _diagnose(lowering, node, str(error))
+
+
+def _spelt_norms(program: ExportedProgram) -> Mapping[Any, SpeltNorm]:
+    """Return the norms of activations that are spelt out."""
+    depends: set[fx.Node] = set()
+    inputs = _inputs(program)
+    for node in program.graph.nodes:
+        if node.name in inputs or not depends.isdisjoint(node.all_input_nodes):
+            depends.add(node)
+    found = spelt_norms(program.graph.nodes, _said, lambda node: node.users)  # type: ignore[attr-defined]
+    return {end: norm for end, norm in found.items() if norm.x in depends}
+
+
+def _said(value: Any) -> Said | None:
+    """Return what an op says, if a norm may be spelt with it."""
+    said = _SAYS.get(str(getattr(value, "target", "")))
+    if said is None:
+        return None
+    schema = value.target._schema
+    given = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    given |= dict(zip((a.name for a in schema.arguments), value.args, strict=False))
+    given |= value.kwargs
+    divides_by_less = given.get("correction", 0) != 0 or given.get("unbiased", False)
+    if given.get("alpha", 1) != 1 or not given.get("keepdim", True) or divides_by_less:
+        return None
+    rank = value.meta["val"].dim()
+    dims = tuple(sorted(dim % rank for dim in given.get("dim") or ()))
+    others = [given[name] for name in ("other", "exponent") if name in given]
+    if said == "square":
+        said, others = "power", [2.0]
+    operands = [given["self"], *others]
+    return Said(said, tuple(float(x) if isinstance(x, int) else x for x in operands), dims)
+
+
+_SAYS = {
+    **{f"aten.{kind}.Tensor": kind for kind in ("add", "sub", "mul", "div")},
+    "aten.pow.Tensor_Scalar": "power",
+    "aten.square.default": "square",
+    "aten.sqrt.default": "root",
+    "aten.rsqrt.default": "inverse root",
+    "aten.reciprocal.default": "inverse",
+    "aten.mean.dim": "mean",
+    "aten.var.correction": "variance",
+    "aten.var.dim": "variance",
+}
+"""Operators that may be part of a norm, and what `fedkit.graph.spelt_norms` calls them."""
 
 
 def _bind_inputs(program: ExportedProgram, lowering: _Lowering) -> None:
@@ -536,9 +605,13 @@ def _tried(lowering: _Lowering, node: fx.Node, moved: Moved, count: int) -> Move
 def _arrange_operands(lowering: _Lowering, node: fx.Node) -> None:
     """Let the ops of a graph arrange what a node reads, if nothing has yet."""
     for source in node.all_input_nodes:
-        moved = lowering.values.get(source)
-        if isinstance(moved, Moved):
-            _arrange(lowering, source, moved)
+        _arrange_one(lowering, source)
+
+
+def _arrange_one(lowering: _Lowering, source: fx.Node) -> None:
+    moved = lowering.values.get(source)
+    if isinstance(moved, Moved):
+        _arrange(lowering, source, moved)
 
 
 def _arrange(lowering: _Lowering, node: fx.Node, moved: Moved) -> None:

@@ -45,7 +45,7 @@ class _Value:
 def move_late(graph: ir.Graph) -> ir.Graph:
     """Return a float graph with its moves behind the ops that are done at each place by itself.
 
-    A graph that has no fewer moves then stays as it is.
+    A graph that has no fewer moves then, and no more of what folds, stays as it is.
     """
     if sum(op.kind == "transpose" for op in graph.ops) < _FEWEST:
         return graph
@@ -60,10 +60,11 @@ def _walked(graph: ir.Graph, joins: bool) -> ir.Graph | None:
     return walk.finish()
 
 
-def _moves(graph: ir.Graph) -> tuple[int, int]:
-    """Return how many moves there are that reorder, and how many that only say a shape anew."""
+def _moves(graph: ir.Graph) -> tuple[int, int, int]:
+    """Return how many moves reorder, how many only say a shape, and how many ops do not fold."""
     counts = Counter(op.kind for op in graph.ops)
-    return sum(counts[kind] for kind in _MOVES if kind != "reshape"), counts["reshape"]
+    reordering = sum(counts[kind] for kind in _MOVES if kind != "reshape")
+    return reordering, counts["reshape"], len(graph.ops) - counts["affine"]
 
 
 class _Walk:

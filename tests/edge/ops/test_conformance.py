@@ -239,4 +239,4 @@ def test_float_graphs_of_tflite_give_the_floats() -> None:
                 continue
             np.testing.assert_allclose(found, evaluate(graph, x), rtol=1e-4, atol=1e-4)
     functions = {"hard_sigmoid", "elu", "softplus", "log_sigmoid", "mish", "erf", "clip"}
-    assert without == functions | {"group_norm"}
+    assert without == functions | {"group_norm", "channel_norm"}
