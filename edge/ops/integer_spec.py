@@ -79,7 +79,8 @@ class IntegerSpec:
         takes_whole_offset: Whether its output's scale is widened until zero point * input scale /
             output scale is whole, which a kernel of TFLite cuts off.
         in_blocks: Whether TFLite's own kernel takes blocks of channels and rounds in them by a
-            rule of its own, at most a step from `gemmlowp`.
+            rule of its own, at most a step from `gemmlowp`. (Products of matrices are rounded in
+            all places by another, see `edge.ops.matrices`.)
         slimmed: (op, which channels of its input are left, which of its output) -> what it is then.
     """
 

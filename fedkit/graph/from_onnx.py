@@ -366,8 +366,10 @@ def _follow(two: _Lowering, one: _Lowering, proto: onnx.NodeProto) -> None:
     else:
         for each in filter(None, proto.output if proto.op_type in _SEVERAL else (name,)):
             expected, shape = (_dims(of.types.get(each)) or () for of in (one, two))
+            moved = one.values.get(each)
+            dim = moved.examples if isinstance(moved, Moved) else 0
             require(
-                shape == (2, *expected[1:]),
+                shape == (*expected[:dim], 2, *expected[dim + 1 :]),
                 f"{proto.op_type} gives {expected} for one example, {shape} for two",
             )
             two.values[each] = ir.Tensor(each, shape)
@@ -379,7 +381,9 @@ def _require_same_constants(two: _Lowering, one: _Lowering, proto: onnx.NodeProt
         left, right = one.values[name], two.values[name]
         if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
             is_shape = proto.op_type in ("Reshape", "Resize")  # whose results are compared
-            same = is_shape or np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
+            is_value = proto.op_type in ("Concat", "Add", "Sub", "Mul") and left.shape[:1] == (1,)
+            alike = np.repeat(left, 2, 0) if is_value and len(right) == 2 else left
+            same = is_shape or np.array_equal(alike, right, equal_nan=left.dtype.kind == "f")
             require(same, f"{proto.op_type} by {name!r}, which depends on the batch")
 
 
@@ -406,7 +410,7 @@ def _reads(model: onnx.ModelProto) -> Mapping[str, list[str]]:
 
 def _lower_node(lowering: _Lowering, proto: onnx.NodeProto, place: int) -> None:
     """Lower one node; if that fails, note why and go on as if it had worked."""
-    if proto.op_type not in _ARRANGES:
+    if proto.op_type not in _ARRANGES and not _splits_moved(lowering, proto):
         _arrange(lowering, proto.input)
     try:
         if lowering.unknown.isdisjoint(proto.input):
@@ -428,6 +432,12 @@ def _assume_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
             lowering.values[name] = ir.Tensor(name, graph_shape(shape))
         else:
             lowering.unknown.add(name)
+
+
+def _splits_moved(lowering: _Lowering, proto: onnx.NodeProto) -> bool:
+    """Whether a node gives parts of what no ops arrange as it is."""
+    value = lowering.values.get(proto.input[0]) if proto.op_type in _SEVERAL else None
+    return isinstance(value, Moved) and not _can_arrange(value)
 
 
 def _infer_inner(lowering: _Lowering, proto: onnx.NodeProto, place: int) -> None:
@@ -480,7 +490,8 @@ def _bind_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
             continue
         shape = shapes[place] if several else shape
         node = _Node(proto, operands, shape, lowering.opset, place, shapes)
-        read = _arranged if proto.op_type in _ARRANGES else _HANDLERS[proto.op_type]
+        arranges = proto.op_type in _ARRANGES or isinstance(node.operand(0), Moved)
+        read = _arranged if arranges else _HANDLERS[proto.op_type]
         _bind_value(lowering, node, name, read(lowering, node))
     onnx_integers.note_weights(lowering, proto, _source(proto))
 
@@ -521,51 +532,67 @@ def _moved(lowering: _Lowering, node: _Node) -> Moved:
     name, x = node.proto.input[0], node.operand(0)
     shape = _dims(lowering.types[name]) or ()
     moved = x if isinstance(x, Moved) else whole(activation(x), shape[1:])
-    require(_keeps_examples(node, len(shape)), EXAMPLES_MOVE)
     require_axes(node)
     found = _tried(lowering, node, moved)
-    is_lost = not (1 + found.numbers.ndim in RANKS and can_be(found))
-    if is_lost and 1 + moved.numbers.ndim in RANKS and can_be(moved):
+    if not _can_arrange(found) and _can_arrange(moved):
         _arrange(lowering, [name])  # so that each part of a chain is
         return _tried(lowering, node, whole(activation(lowering.values[name]), shape[1:]))
     return found
 
 
-def _keeps_examples(node: _Node, rank: int) -> bool:
-    """Whether a node leaves the first dimension where it is."""
-    if node.proto.op_type == "Transpose":
-        return bool(next(iter(node.attribute("perm", range(rank)[::-1]))) == 0)
-    return node.proto.op_type != "Gather" or node.attribute("axis", 0) % rank != 0
+def _can_arrange(moved: Moved) -> bool:
+    """Whether a value has dimensions of the graph, and ops arrange it."""
+    is_in_front = moved.examples == 0
+    return is_in_front and 1 + moved.numbers.ndim in RANKS and can_be(moved)
+
+
+_OF_SIZES = ("Reshape", "Flatten")
+"""Operators that may say how many examples there are."""
 
 
 def _tried(lowering: _Lowering, node: _Node, moved: Moved) -> Moved:
-    """Return what ONNX's reference makes of the numbers of one example."""
+    """Return what ONNX's reference makes of the numbers of two examples, which it keeps apart.
+
+    An operator that may say that there is one is tried with one, which must be in front.
+    """
+    count = 1 if node.proto.op_type in _OF_SIZES else 2
+    require(count > 1 or moved.examples == 0, EXAMPLES_MOVE)
     first, *others = node.proto.input
     given = {name: lowering.values[name] for name in filter(None, others)}
-    given[first] = moved.numbers[None]
+    given[first] = moved.of_several(count)
     ports = [
         helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
         for n, v in ((name, constant(value)) for name, value in given.items())
     ]
-    end = helper.make_tensor_value_info(node.proto.output[0], onnx.TensorProto.INT64, None)
-    graph = helper.make_graph([node.proto], "moved", ports, [end])
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None)
+        for name in node.proto.output
+    ]
+    graph = helper.make_graph([node.proto], "moved", ports, ends)
     try:
-        (out,) = ReferenceEvaluator(graph, opsets={"": lowering.opset}).run(None, given)
+        outs: Any = ReferenceEvaluator(graph, opsets={"": lowering.opset}).run(None, given)
     except Exception as error:  # the reference documents no class
         raise Unsupported(f"{node.proto.op_type} fails: {first_line(error)}") from error
-    found = np.asarray(out)
-    require(found.shape[:1] == (1,) and found.size > 0, EXAMPLES_MOVE)
-    return moved.by(lambda numbers: found[0])
+    found = np.asarray(outs[node.number], np.int64)
+    require(found.size > 0, EXAMPLES_MOVE)
+    if count == 1:
+        require(found.shape[:1] == (1,), EXAMPLES_MOVE)
+        return moved.by(lambda numbers: found[0])
+    apart = moved.apart(found)
+    if apart is None:
+        raise Unsupported(EXAMPLES_MOVE)
+    return apart
 
 
 def _arrange(lowering: _Lowering, names: Iterable[str]) -> None:
     """Let the ops of a graph arrange values, if nothing has yet."""
     for name in names:
         moved = lowering.values.get(name)
-        if not isinstance(moved, Moved):
+        if not isinstance(moved, Moved) or name not in lowering.moved:  # or refused already
             continue
         node = lowering.moved.pop(name)
         try:
+            require(moved.examples == 0, EXAMPLES_MOVE)
             lowering.shape_of(node)
             made = arrange(lowering, node, moved)
             _bind_value(lowering, node, name, made)

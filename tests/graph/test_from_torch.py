@@ -323,7 +323,7 @@ class UnsupportedOps(nn.Module):
         super().__init__()
         self.cos = Calls(torch.cos)
         self.act = nn.Sequential(nn.Softshrink(), nn.Hardshrink())
-        self.norm = nn.LayerNorm((4, 5, 5))
+        self.norm = nn.LayerNorm((5, 5))
         self.fc = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from tests.sets import slow_but
 Shape = tuple[int, ...]
 
 
-class Norm(nn.Module):
+class WithNorm(nn.Module):
     """What a function makes of a value, a weight and a bias."""
 
     def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor], size: int) -> None:
@@ -106,7 +106,7 @@ def run(model: nn.Module, shape: Shape) -> ir.Array:
 @pytest.mark.parametrize("name", NORMS)
 def test_torch_models_have_one_norm(name: str) -> None:
     function, shape, centred = NORMS[name]
-    model = Norm(function, 6)
+    model = WithNorm(function, 6)
     assert_same(from_torch.lower(model, shape), run(model, shape), shape, centred)
 
 
@@ -117,7 +117,7 @@ IN_FILES = ["of tokens", "spelt over channels", "spelt by an inverse", "of maps,
 @pytest.mark.parametrize("name", slow_but(IN_FILES[:2], IN_FILES))
 def test_files_of_torchs_exporter_have_one_norm(name: str, opset: int) -> None:
     function, shape, centred = NORMS[name]
-    model = Norm(function, 6)
+    model = WithNorm(function, 6)
     graph = from_onnx.lower(exported(model.eval(), shape, opset))
     assert_same(graph, run(model, shape), shape, centred)
 
@@ -206,7 +206,7 @@ def _spread(x: Tensor) -> Tensor:
 def test_other_norms_are_refused_by_name(name: str) -> None:
     function, reason = REFUSED[name]
     with pytest.raises(ExportError, match=reason):
-        from_torch.lower(Norm(lambda x, w, b: function(x), 1), (3, 4, 6))
+        from_torch.lower(WithNorm(lambda x, w, b: function(x), 1), (3, 4, 6))
 
 
 def test_a_norm_of_weights_is_a_constant() -> None:
@@ -214,7 +214,7 @@ def test_a_norm_of_weights_is_a_constant() -> None:
         unit = weight * torch.rsqrt(weight.pow(2).mean(-1, keepdim=True) + 1e-3)
         return x * unit
 
-    model = Norm(function, 6)
+    model = WithNorm(function, 6)
     graph = from_torch.lower(model, (6,))
     assert [op.kind for op in graph.ops] == ["tanh", "affine", "relu"]
     found = evaluate(graph, examples((6,)))

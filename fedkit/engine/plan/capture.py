@@ -25,6 +25,7 @@ from fedkit.graph.from_torch import WOULD_BE_RANDOM, read
 from fedkit.graph.interpret import evaluate
 from fedkit.graph.late_moves import move_late
 from fedkit.graph.layouts import RANKS
+from fedkit.graph.torch_attention import by_heads
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
 
 _INSTEAD = (
@@ -182,7 +183,7 @@ class _Capture:
 
     def _run(self, inputs: Tensor) -> Tensor:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), by_heads(self._model):
                 found = self._model(inputs)
         except Exception as error:  # whatever the model's own code raises
             self._raise_diagnostics()

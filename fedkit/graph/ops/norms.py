@@ -56,7 +56,7 @@ class OfPlace(ir.Epsilon):
 
 
 @dataclass(frozen=True)
-class Blocks:
+class NormBlocks:
     """What a norm divides by one number each.
 
     Attributes:
@@ -70,12 +70,12 @@ class Blocks:
     centred: bool
 
 
-def blocks_of(op: ir.Op) -> Blocks:
+def blocks_of(op: ir.Op) -> NormBlocks:
     """Return what a group norm, or one over the channels of each place, divides."""
     if isinstance(op.attributes, Groups):
-        return Blocks(op.attributes.groups, (1, 3), True)
+        return NormBlocks(op.attributes.groups, (1, 3), True)
     assert isinstance(op.attributes, OfPlace)  # the verifier's rule
-    return Blocks(1, (3,), op.attributes.centred)
+    return NormBlocks(1, (3,), op.attributes.centred)
 
 
 def parted(x: ir.Array, groups: int) -> ir.Array:

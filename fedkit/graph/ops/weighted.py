@@ -26,7 +26,7 @@ from fedkit.graph.spec import (
     window_shape,
 )
 from fedkit.graph.taps import taps
-from fedkit.graph.tokens import channels_as_last, last_as_channels
+from fedkit.graph.tokens import channels_as_last, last_as_channels, product_of
 
 FloatArray = ir.FloatArray
 
@@ -142,9 +142,13 @@ def _read_linear(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Ten
     return _product(reader, node, a["input"], a["weight"], a["bias"])
 
 
-def _read_product(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
-    """Read a product of matrices, the second of which is a constant [in, out]."""
-    weight = np.asarray(constant(a["other" if "other" in a else "mat2"]))
+def read_matmul_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    """Read a product of matrices, of which the second may be a constant [in, out]."""
+    right = a["other" if "other" in a else "mat2"]
+    if isinstance(right, ir.Tensor):
+        require("mat1" not in a, "a sum with a product of activations; add it apart")
+        return product_of(reader, node, a["self"], right)
+    weight = np.asarray(constant(right))
     require(weight.ndim == 2, f"a product with a constant {weight.shape}; [in, out] can be")
     factors = a.get("alpha", 1), a.get("beta", 1)
     require(factors == (1, 1), f"a product with alpha, beta = {factors}; 1 can be")
@@ -166,7 +170,10 @@ def _read_gemm(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     return _product(reader, node, activation(node.operand(0), 2), weight, bias)
 
 
-def _read_matmul(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+def read_matmul_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    """Read a product of matrices, of which the second may be a constant [in, out]."""
+    if isinstance(right := node.operand(1), ir.Tensor):
+        return product_of(reader, node, node.operand(0), right)
     return _product(reader, node, node.operand(0), weights_of(node, 1, 2).T, None)
 
 
@@ -199,10 +206,10 @@ _CONV_ONNX: dict[str, Onnx] = {"Conv": _read_conv}
 _LINEAR_ATEN: dict[str, Aten] = {
     "aten.linear.default": _read_linear,
     **dict.fromkeys(
-        ("aten.matmul.default", "aten.mm.default", "aten.addmm.default"), _read_product
+        ("aten.matmul.default", "aten.mm.default", "aten.addmm.default"), read_matmul_aten
     ),
 }
-_LINEAR_ONNX: dict[str, Onnx] = {"Gemm": _read_gemm, "MatMul": _read_matmul}
+_LINEAR_ONNX: dict[str, Onnx] = {"Gemm": _read_gemm, "MatMul": read_matmul_onnx}
 
 
 _ATEN: Mapping[ir.Kind, Mapping[str, Aten]] = {
