@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from edge.define.interpret_int8 import evaluate_int8
 from edge.export import save_c99
+from edge.passes.slim import slim
 from edge.quantize.to_int8 import quantize
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.onnx import emitter as onnx
@@ -18,6 +21,7 @@ from edge.targets.tflite import emitter as tflite
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.ops.norms import Groups, OfPlace
+from tests.edge.in_runtimes import codes_of, integers_of
 from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
 from tests.edge.single_ops import Codes
 from tests.edge.targets.c99.library import need_gcc
@@ -216,3 +220,15 @@ def test_an_rms_norm_of_more_squares_than_32_bits_hold_is_refused_by_name() -> N
     for emit in (tflite.emit, onnx.emit):
         with pytest.raises(ExportError, match=r"channel_norm of module 'n' is over 33025 values"):
             emit(graph)
+
+
+def test_a_group_norm_keeps_its_parameters_where_others_lose_channels() -> None:
+    last = nn.Conv2d(4, 2, 1)
+    with torch.no_grad():
+        last.weight[:, 1] = 0
+    layers = nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1), last
+    model = nn.Sequential(*layers, nn.Flatten())
+    graph = integers_of(model, (2, 3, 3))
+    slimmed, codes = slim(graph), codes_of(graph)
+    assert [slimmed.tensors[op.output].shape[-1] for op in slimmed.ops[:3]] == [4, 4, 3]
+    np.testing.assert_array_equal(evaluate_int8(slimmed, codes), evaluate_int8(graph, codes))

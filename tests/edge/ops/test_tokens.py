@@ -5,13 +5,20 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from edge.define.interpret_int8 import evaluate_int8
 from edge.ops import matrices
 from edge.ops.integer_spec import rescaled
+from edge.passes.slim import slim
+from fedkit.graph import ir
 from tests.edge.in_runtimes import (
     assert_same_in,
     assert_same_in_c,
+    codes_of,
     halves_away,
     integers_of,
     steps_off_in_litert_alone,
@@ -49,3 +56,22 @@ def test_attention_in_litert_without_xnnpack(kind: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("kind", ALL)
 def test_models_of_people_in_c(kind: str, goal: str, tmp_path: Path) -> None:
     assert_same_in_c(integers_of(*made(kind)), goal, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_empty_channels_go_where_norms_and_products_do_not_hold_them(kind: str) -> None:
+    model, shape = made(kind)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None:
+                layer.weight[:2], layer.bias[:2] = 0, 0
+    graph = integers_of(model, shape)
+    slimmed, codes = slim(graph), codes_of(graph)
+    assert channels_of(slimmed) < channels_of(graph)
+    for policy in ("half_up", "half_even", "gemmlowp", "onnxruntime"):
+        was, now = (evaluate_int8(each, codes, policy) for each in (graph, slimmed))
+        np.testing.assert_array_equal(was, now)
+
+
+def channels_of(graph: ir.Graph) -> int:
+    return sum(graph.tensors[op.output].shape[-1] for op in graph.ops)
