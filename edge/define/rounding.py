@@ -353,8 +353,11 @@ def _average_half_away(
     return np.asarray(np.sign(sums) * ((np.abs(sums) + counts // 2) // counts)) - x.zero_point
 
 
+_NORMS = ("group_norm", "channel_norm")
+
+
 def _six_half_away(graph: ir.Graph, op: ir.Op) -> int:
-    if op.kind == "group_norm":  # a constant in the file
+    if op.kind in _NORMS:  # a constant in the file
         return _six_half_even(graph, op)
     out = graph.tensors[op.output]
     return out.zero_point + int(_steps_to_six(out) + np.float32(0.5))
@@ -455,7 +458,7 @@ def _xnnpack_adds(left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> bool:
 
 
 def _six_xnnpack(graph: ir.Graph, op: ir.Op) -> int:
-    if op.kind == "group_norm":
+    if op.kind in _NORMS:
         return _six_half_even(graph, op)
     out = graph.tensors[op.output]
     inputs = [graph.tensors[name] for name in op.inputs[:2]]

@@ -79,8 +79,6 @@ class IntegerSpec:
         takes_whole_offset: Whether its output's scale is widened until zero point * input scale /
             output scale is whole, which a kernel of TFLite cuts off.
         slimmed: (op, which channels of its input are left, which of its output) -> what it is then.
-        of_one_place: Whether each value of its result comes of those at one place of its inputs, in
-            the same way at each.
     """
 
     kind: ir.Kind
@@ -94,7 +92,6 @@ class IntegerSpec:
     not_onnx: Callable[[ir.Op], str] = lambda op: ""
     takes_whole_offset: bool = False
     slimmed: Callable[[ir.Op, Flags, Flags], ir.Op] = lambda op, inputs, outputs: op
-    of_one_place: bool = False
 
 
 # Arithmetic

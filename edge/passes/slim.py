@@ -102,6 +102,8 @@ def _cut(graph: ir.Graph, alive: Channels, kept: Channels) -> ir.Graph:
             op = replace(op, inputs=tuple(each.name for each in operands))
             tensors |= {each.name: each for each in operands if each.data is not None}
         else:
+            # Constants of other ops are of channels that stand and fall together.
+            tensors |= {n: graph.tensors[n] for n in op.inputs if n not in tensors}
             op = integer_spec_of(op).slimmed(op, kept[op.inputs[0]], kept[op.output])
         ops.append(op)
     return replace(graph, tensors=tensors, ops=tuple(ops))

@@ -103,6 +103,8 @@ LAYERS: Mapping[ir.Kind, Callable[[], nn.Module]] = {
     "layer_norm": lambda: nn.LayerNorm(SHAPE),
     "l1_layer_norm": lambda: L1LayerNorm(SHAPE),
     "group_norm": lambda: nn.GroupNorm(2, 4),
+    "channel_norm": lambda: nn.LayerNorm(SHAPE[-1]),
+    "matmul": call(lambda x: x @ x.transpose(2, 3)),
     "softmax": lambda: nn.Softmax(1),
     "log_softmax": lambda: nn.LogSoftmax(1),
 }

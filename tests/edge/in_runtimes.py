@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from edge.define.interpret_int8 import evaluate_int8
 from edge.export import float_graph, save_c99
 from edge.quantize.to_int8 import quantize
 from edge.targets.c99.runner import CompiledRunner
+from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
 from tests.edge.litert_alone import evaluate_alone
 from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
@@ -54,3 +57,9 @@ def assert_same_in_c(graph: ir.Graph, goal: str, folder: Path) -> None:
     found = CompiledRunner(saved.path, PLAIN).predict_int8(inputs)
     expected = evaluate_int8(graph, codes_of(graph))
     assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
+
+
+def halves_away(rescaled: Callable[..., Int64s], *arguments: Any) -> Int64s:
+    """Round as LiteRT's own kernel does, which is not that of tflite-runtime."""
+    *first, _ = arguments
+    return rescaled(*first, "channels")

@@ -435,10 +435,10 @@ def test_norms_of_groups_keep_their_constants_where_others_lose_channels(
         nn.Flatten(),
     )
     with torch.no_grad():
-        for value in model[3].parameters():
-            value.normal_()
-        model[2].weight[:, [1, 4]] = 0
-        model[7].weight[:, [0, 3]] = 0
+        for name in ("3.weight", "3.bias"):
+            model.get_parameter(name).normal_()
+        model.get_parameter("2.weight")[:, [1, 4]] = 0
+        model.get_parameter("7.weight")[:, [0, 3]] = 0
     x = np.random.default_rng(0).standard_normal((8, 1, 7, 7)).astype(np.float32)
     graph = quantize(float_graph(model.eval(), (1, 7, 7)), ir.to_graph_layout(x))
     slimmed = slim(graph)

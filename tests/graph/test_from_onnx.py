@@ -203,7 +203,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "weights of the input": (
         lambda: file(node("MatMul", "x x"), shape=(1, 1)).SerializeToString(),
-        "weights that depend on the input",
+        "a product of features, which mixes the examples",
     ),
     "a sum that widens": (
         lambda: flat(

@@ -23,7 +23,9 @@ from fedkit.engine.plan.structure import Dims, Plan
 from fedkit.graph import ir
 from fedkit.graph.from_torch import WOULD_BE_RANDOM, read
 from fedkit.graph.interpret import evaluate
+from fedkit.graph.late_moves import move_late
 from fedkit.graph.layouts import RANKS
+from fedkit.graph.torch_attention import by_heads
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
 from fedkit.tasks.losses import PLAIN, Loss
 
@@ -122,7 +124,7 @@ class _Capture:
         try:
             outputs, changes = self._passes(watch)
             watch.undo()
-            graph = self._read(changes)
+            graph = move_late(self._read(changes))
         except ExportError as error:
             self._raise_diagnostics()
             raise self._untraceable("; ".join(changes) or str(error)) from error
@@ -189,7 +191,7 @@ class _Capture:
 
     def _run(self, inputs: Tensor) -> Tensor:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), by_heads(self._model):
                 found = self._model(inputs)
         except Exception as error:  # whatever the model's own code raises
             self._raise_diagnostics()

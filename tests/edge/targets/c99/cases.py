@@ -228,7 +228,14 @@ def check_norm(kernels: InferenceKernels, rng: Generator) -> None:
         *(how.shift, how.zero, how.low, how.high),
     )
     out = planes(rng, shape, (0, 0), int(rng.integers(256)))
-    result = kernels.group_norm(how, kernels.load(x, planes(rng, shape, (0, 0), zero + 128)), out)
+    given = kernels.load(x, planes(rng, shape, (0, 0), zero + 128))
+    result = kernels.norm("group", how, given, out)
+    np.testing.assert_array_equal(result.values(), expected)
+    centred = bool(rng.integers(2))
+    names = ("factor", "offset", "eps", "shift", "low", "high")
+    rest = {name: getattr(how, name) for name in names}
+    expected = naive.channel_norm(x, centred, zero, out_zero=how.zero, **rest)
+    result = kernels.norm("channel", replace(how, groups=int(centred)), given, out)
     np.testing.assert_array_equal(result.values(), expected)
 
 

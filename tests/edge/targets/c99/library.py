@@ -470,13 +470,14 @@ class InferenceKernels:
         )
         return out
 
-    def group_norm(self, how: NormArguments, x: TensorBuffer, out: Planes) -> TensorBuffer:
+    def norm(self, kind: str, how: NormArguments, x: TensorBuffer, out: Planes) -> TensorBuffer:
+        """Normalise by the kernel `kind`: "group" or "channel", whose first field is a flag."""
         result = TensorBuffer(out)
         arrays = self.keep(how.factor.astype(np.int32)), self.keep(how.offset.astype(np.int64))
         limits = (limit + 128 for limit in (how.zero, how.low, how.high))
         struct = CGroupNorm(how.groups, *arrays, how.eps, how.shift, *limits)
         planes = self._planes(x.planes), self._planes(out)
-        self.library.ek_group_norm(
+        getattr(self.library, f"ek_{kind}_norm")(
             ctypes.byref(struct), *planes, _AT(x.address), _AT(result.address)
         )
         return result
