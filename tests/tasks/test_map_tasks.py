@@ -75,7 +75,7 @@ def test_a_task_of_places_trains_is_exported_and_checked(
     ],
 )
 def test_the_tasks_of_maps_and_features_train_without_torch(name: str, precision: str) -> None:
-    chosen = {"test_examples": 40, "examples_per_device": 16, "lr": 0.05, "precision": precision}
+    chosen = {"test_examples": 60, "examples_per_device": 40, "lr": 0.05, "precision": precision}
     result = fedkit.run(name, **{**SETTINGS, **chosen})
     assert "torch" not in result._scenario.engine_notice
     first, last = result.steps[0].accuracy, result.steps[-1].accuracy
