@@ -65,8 +65,15 @@ def test_a_task_of_places_trains_is_exported_and_checked(
     assert abs(accuracy(outputs, test.targets) - result.accuracy) < 0.1
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("name", ["digits-pixels", "digits-reconstruction"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("digits-pixels", "fp32"),
+        ("digits-reconstruction", "int8"),
+        pytest.param("digits-pixels", "int8", marks=pytest.mark.slow),
+        pytest.param("digits-reconstruction", "fp32", marks=pytest.mark.slow),
+    ],
+)
 def test_the_tasks_of_maps_and_features_train_without_torch(name: str, precision: str) -> None:
     chosen = {"test_examples": 60, "examples_per_device": 40, "lr": 0.05, "precision": precision}
     result = fedkit.run(name, **{**SETTINGS, **chosen})
