@@ -423,22 +423,16 @@ def test_norms_of_groups_keep_their_constants_where_others_lose_channels(
     groups: int, activation: type[nn.Module]
 ) -> None:
     torch.manual_seed(0)
+    norm, reads, last = nn.GroupNorm(groups, 4), nn.Conv2d(6, 4, 1), nn.Conv2d(5, 2, 1)
     model = nn.Sequential(
-        nn.Conv2d(1, 6, 3),
-        nn.ReLU(),
-        nn.Conv2d(6, 4, 1),
-        nn.GroupNorm(groups, 4),
-        activation(),
-        nn.Conv2d(4, 5, 3),
-        nn.ReLU(),
-        nn.Conv2d(5, 2, 1),
-        nn.Flatten(),
+        *(nn.Conv2d(1, 6, 3), nn.ReLU(), reads, norm, activation()),
+        *(nn.Conv2d(4, 5, 3), nn.ReLU(), last, nn.Flatten()),
     )
     with torch.no_grad():
-        for name in ("3.weight", "3.bias"):
-            model.get_parameter(name).normal_()
-        model.get_parameter("2.weight")[:, [1, 4]] = 0
-        model.get_parameter("7.weight")[:, [0, 3]] = 0
+        for value in norm.parameters():
+            value.normal_()
+        reads.weight[:, [1, 4]] = 0
+        last.weight[:, [0, 3]] = 0
     x = np.random.default_rng(0).standard_normal((8, 1, 7, 7)).astype(np.float32)
     graph = quantize(float_graph(model.eval(), (1, 7, 7)), ir.to_graph_layout(x))
     slimmed = slim(graph)

@@ -122,7 +122,7 @@ def halves() -> ir.Graph:
     step = ir.Quantization((out.scale * 2.0**-10,), (0,))
     doubled = 2 * (np.arange(300) - 150) + 1
     made = [
-        replace(factor, data=np.zeros_like(factor.data)),
+        replace(factor, data=np.zeros(300, np.int32)),
         replace(offset, data=(doubled * 2**9).astype(np.int32), quantization=step),
     ]
     return replace(graph, tensors={**graph.tensors, **{each.name: each for each in made}})
