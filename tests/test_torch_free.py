@@ -26,6 +26,7 @@ NEEDS_TORCH = (
     "fedkit.engine.torch",
     "fedkit.engine.trial",
     "fedkit.graph.from_torch",
+    "fedkit.graph.torch_attention",
     "fedkit.nn",
 )
 """What a device never imports; a new module is on the device's side unless it is inside these."""

@@ -52,7 +52,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 
 
 @dataclass(frozen=True)
-class Sizes(Measure):
+class BatchSizes(Measure):
     """Notes how many examples come at once, and how many in all."""
 
     name = "sizes"
@@ -83,7 +83,7 @@ def test_a_metric_sees_batches_and_says_the_same(name: str) -> None:
     for row in (metrics.Accuracy(), metrics.F1(), metrics.RocAuc(), metrics.Perplexity()):
         found = measure(engine, state, data, Metric(row, row.name))
         assert found == row(outputs, data.targets)
-    assert 2 <= measure(engine, state, data, Metric(Sizes(), "sizes")) <= 256
+    assert 2 <= measure(engine, state, data, Metric(BatchSizes(), "sizes")) <= 256
     # A function of one's own is given everything at once.
     seen = Metric(lambda outputs, targets: float(outputs[-1, 0]) + len(targets), "last")
     assert measure(engine, state, data, seen) == float(outputs[-1, 0]) + COUNT
