@@ -17,20 +17,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.config import PartitionKind
 from fedkit.core.errors import DataError
 from fedkit.tasks.targets import describe
 from fedkit.tasks.task import Examples
-
-Kind = Literal[
-    "iid",
-    "dirichlet",
-    "pathological",
-    "natural-id",
-    "linear",
-    "square",
-    "exponential",
-    "continuous",
-]
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class Partition:
             and one class per device it always may.
     """
 
-    kind: Kind
+    kind: PartitionKind
     devices: int
     alpha: float = 0.5
     min_size: int = 10
@@ -250,7 +240,7 @@ def _too_small(examples: Examples, how: Partition) -> str:
 
 _FEWER = "use fewer devices"
 
-ROWS: dict[Kind, PartitionRow] = {
+ROWS: dict[PartitionKind, PartitionRow] = {
     "iid": PartitionRow(lambda flower, how: flower.IidPartitioner(how.devices), _FEWER),
     "dirichlet": PartitionRow(
         lambda flower, how: flower.DirichletPartitioner(
@@ -304,4 +294,4 @@ ROWS: dict[Kind, PartitionRow] = {
 }
 """Kind -> its row, for `--partition KIND`."""
 
-assert tuple(ROWS) == get_args(Kind)
+assert tuple(ROWS) == get_args(PartitionKind)
