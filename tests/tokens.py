@@ -44,10 +44,32 @@ class Next(nn.Module):
         return logits
 
 
+class NormedNext(nn.Module):
+    """A block of a ConvNeXt with its norm, and an RMS norm of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 4, 4)
+        self.filters = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.norm, self.scale = nn.LayerNorm(6, eps=1e-3), nn.RMSNorm(6)
+        self.grow, self.shrink = nn.Linear(6, 11), nn.Linear(11, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.shrink(F.gelu(self.grow(self.norm(self.filters(x).permute(0, 2, 3, 1)))))
+        tokens = self.scale((x + y.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2))
+        logits: Tensor = self.head(tokens.mean(1))
+        return logits
+
+
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mixer": (Mixer, (1, 8, 12)),
     "next": (Next, (1, 12, 8)),
+    "normed": (NormedNext, (1, 12, 8)),
 }
+NORMED = "normed"
+"""Of those, the one that the integer engine does not train."""
 
 
 class FusedHeads(nn.Module):

@@ -569,7 +569,28 @@ def _real_log_softmax(x: Int64s, tensor: ir.Tensor) -> NDArray[np.float64]:
     return np.asarray(below - np.log(np.exp(below).sum(axis=-1, keepdims=True)))
 
 
+def float_powers(tensor: ir.Tensor) -> NDArray[np.float32] | None:
+    """Return e^(-scale * k) for k = 0 .. 255 as whole float32 whose sums are exact in any order.
+
+    They are what a softmax over channels of maps is made of in an .onnx file, as onnxruntime's own
+    is off by a step for few values in ten millions. None for features, and for many channels, of
+    which they would be too coarse: these are left to it.
+    """
+    channels = tensor.shape[-1]
+    if len(tensor.shape) != 4 or channels > _MOST_CHANNELS:
+        return None
+    one = min((2**24 - 1) // channels, 2**16 - 1)
+    return np.asarray(np.rint(one * np.exp(-tensor.scale * np.arange(256))), np.float32)
+
+
+_MOST_CHANNELS = 2**12
+
+
 def _softmax_onnxruntime(x: Int64s, tensor: ir.Tensor) -> Int64s:
+    powers = float_powers(tensor)
+    if powers is not None:
+        each = powers[x.max(axis=-1, keepdims=True) - x]
+        return _nearest(each * np.float32(256) / each.sum(axis=-1, keepdims=True))
     return _whole(np.rint(256 * np.exp(_real_log_softmax(x, tensor))))
 
 

@@ -64,7 +64,7 @@ def test_a_plan_names_what_attention_is_made_of() -> None:
     model = nn.Sequential(attention, nn.LayerNorm(6), nn.Flatten(), nn.Linear(24, 3))
     with pytest.raises(PlanError) as caught:
         capture(model, (4, 6))
-    for kind in ("matmul", "softmax", "channel_norm"):
+    for kind in ("matmul", "softmax"):
         assert f"{kind}: a plan has no such op" in str(caught.value)
     assert "forward" not in vars(attention.layer)
 

@@ -379,10 +379,6 @@ LAYERS: list[tuple[nn.Module, str]] = [
     ),
     (nn.AvgPool2d(2, divisor_override=3), "avg_pool2d with divisor_override = 3"),
     (
-        nn.LayerNorm(8),
-        "channel_norm: a plan has no such op",
-    ),
-    (
         L1LayerNorm((8, 8), elementwise_affine=False),
         "a layer norm over (8, 8); the last axis, or a whole example, (4, 8, 8), can be",
     ),
