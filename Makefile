@@ -85,8 +85,7 @@ accuracy: committed $(STAMP) ## Measure what integers cost in accuracy, into res
 	tail -n 1 build/intaccuracy | $(BIN)/python -m json.tool - results/inttrain-fashion-mnist.json
 	$(BIN)/python -m fedkit.bench.readme
 
-# About two hours: six models at two to four densities, every artifact on the test set. Both
-# continue too.
+# Hours: models at two to four densities, every artifact on the test set. Both continue too.
 exact: committed $(STAMP) ## Compare artifacts with their definition, and our 8 bits with those of others
 	mkdir -p build
 	$(BIN)/fedkit bench exact --json > build/exact

@@ -11,16 +11,18 @@ that ends there.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from edge import artifact
-from edge.define.interpret_int8 import Int8Array, outputs_int8
+from edge.define.interpret_int8 import Int8Array, Int8Visitor, outputs_int8
 from edge.quantize import truth
 from edge.runners import open_runner, runtime_for
 from edge.save import save
@@ -37,6 +39,8 @@ _Kept = Mapping[str, Int8Array]
 _Values = Iterator[tuple[str, Int8Array]]
 _Look = Callable[[Int8Array], _Values]
 """Inputs in torch's layout -> names and values of activations, in the graph's order."""
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,42 @@ class CheckReport:
         return self.outputs.mismatches + sum(each.mismatches for each in self.layers.values())
 
 
+class Known:
+    """What checks of several artifacts of one graph, on the same inputs, work out only once.
+
+    It is known by the digests of graph and inputs, so that one may be given to any checks.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], Any] = {}
+
+    def once(
+        self, found: artifact.Artifact, what: str, values: Any, work: Callable[[], _Found]
+    ) -> _Found:
+        """Return what was worked out of an artifact's graph and an array of inputs, or do it now.
+
+        Args:
+            found: The artifact, whose graph `edge.targets.interpreter.graph_of` has seen to be the
+                one that its manifest names.
+            what: Tells apart what is worked out.
+            values: The inputs, of any type.
+            work: Does it.
+        """
+        graph = found.provenance.get("graph_sha256", found.sha256)
+        key = (graph, what, hashlib.sha256(values.tobytes()).hexdigest())
+        if key not in self._found:
+            self._found[key] = work()
+        made: _Found = self._found[key]
+        return made
+
+
 def check(
     path: Path | str,
     inputs: FloatArray,
     runtime: str = "",
     layers: bool = False,
     changed: bool = False,
+    known: Known | None = None,
 ) -> CheckReport:
     """Compare an artifact with the interpreter, and the interpreter with the float model.
 
@@ -128,6 +162,7 @@ def check(
         layers: Compare every activation, not the outputs alone. Where a target fuses a convolution
             into the sum behind it, there are no integers of it.
         changed: Take a folder whose files are not those of its manifest.
+        known: What other checks have worked out; this one adds to it.
 
     Returns:
         The report. Where an output differs, `first` names the layer in which it begins.
@@ -137,14 +172,14 @@ def check(
     """
     found = artifact.load(Path(path), changed)
     runtime = runtime_for(found, runtime)
-    graph = graph_of(found)
+    graph, known = graph_of(found), known or Known()
     if runtime != INTERPRETER:
         runner = open_runner(found.path, runtime, changed)
-        return _compared(found, graph, runner, inputs, runtime, layers)
+        return _compared(found, graph, runner, inputs, runtime, layers, known)
     with tempfile.TemporaryDirectory() as folder:
         remade = _remade(found, graph, inputs[:1], Path(folder) / found.path.name)
         runtime = runtime_for(remade)
-        return _compared(remade, graph, open_runner(remade.path), inputs, runtime, layers)
+        return _compared(remade, graph, open_runner(remade.path), inputs, runtime, layers, known)
 
 
 def _remade(
@@ -175,24 +210,29 @@ def _compared(
     inputs: FloatArray,
     runtime: str,
     layers: bool,
+    known: Known,
 ) -> CheckReport:
     report = CheckReport(runtime, runtimes()[found.target][runtime])
     with tempfile.TemporaryDirectory() as folder:
         look = _layers(found, graph, runtime, inputs[:1], Path(folder)) if layers else None
         for start in range(0, len(inputs), _BATCH):
             integers = runner.quantize(inputs[start : start + _BATCH])
-            kept, expected = _interpreted(graph, integers, report.rounding)
+            interpret = partial(_interpreted, graph, integers, report.rounding)
             if look:
+                kept: dict[str, Int8Array] = {}
+                expected = interpret(kept.__setitem__)
                 _compare_layers(report, graph, look(integers), kept)
+            else:
+                expected = known.once(found, report.rounding, integers, interpret)
             actual = map(ir.to_graph_layout, runner.outputs_int8(integers))
             for name, *both in zip(graph.outputs, actual, expected, strict=True):
                 _compare_output(report, graph, name, *both)
             report.examples += len(integers)
     if graph.origin is not None:
-        floats = graph.origin.floats
-        report.truth = truth.compare(graph, floats, ir.to_graph_layout(inputs))
+        measure = partial(truth.compare, graph, graph.origin.floats, ir.to_graph_layout(inputs))
+        report.truth = known.once(found, "truth", inputs, measure)
     if report.first and not layers:
-        report.first = _begins(found, graph, runner, inputs, runtime, report.first)
+        report.first = _begins(found, graph, runner, inputs, runtime, report.first, known)
     return report
 
 
@@ -203,20 +243,19 @@ def _begins(
     inputs: FloatArray,
     runtime: str,
     output: Difference,
+    known: Known,
 ) -> Difference:
     """Return where an output's difference begins: it, or one in an earlier layer."""
     example, *_ = output.position
     one = inputs[example : example + 1]
-    first = _compared(found, graph, runner, one, runtime, layers=True).first
+    first = _compared(found, graph, runner, one, runtime, True, known).first
     return replace(first, position=(example, *first.position[1:])) if first else output
 
 
 def _interpreted(
-    graph: ir.Graph, integers: Int8Array, rounding: str
-) -> tuple[_Kept, list[Int8Array]]:
-    kept: dict[str, Int8Array] = {}
-    outputs = outputs_int8(graph, ir.to_graph_layout(integers), rounding, kept.__setitem__)
-    return kept, outputs
+    graph: ir.Graph, integers: Int8Array, rounding: str, visit: Int8Visitor | None = None
+) -> list[Int8Array]:
+    return outputs_int8(graph, ir.to_graph_layout(integers), rounding, visit)
 
 
 def _compare_output(

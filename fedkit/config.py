@@ -41,6 +41,18 @@ MOST_TEXT = 1000
 MOST_BYTES = 1 << 20
 """Bytes of a file of keys."""
 
+PartitionKind = Literal[
+    "iid",
+    "dirichlet",
+    "pathological",
+    "natural-id",
+    "linear",
+    "square",
+    "exponential",
+    "continuous",
+]
+"""How training data is shared out; `sim.partitioners` has a row for each."""
+
 
 class RunConfig(BaseModel):
     """Configuration of one run; the same keys in TOML, as CLI flags and as Flower run-config.
@@ -64,16 +76,9 @@ class RunConfig(BaseModel):
     )
 
     devices: int = Field(10, ge=1, description="devices in the fleet")
-    partition: Literal[
-        "iid",
-        "dirichlet",
-        "pathological",
-        "natural-id",
-        "linear",
-        "square",
-        "exponential",
-        "continuous",
-    ] = Field("dirichlet", description="how training data is split over the devices")
+    partition: PartitionKind = Field(
+        "dirichlet", description="how training data is split over the devices"
+    )
     partition_by: str = Field(
         "",
         description="column of the examples that natural-id and continuous go by: one that the "

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from fedkit.core.errors import DataError
 from fedkit.core.text import listed
 from fedkit.tasks.task import Examples
-from sim.partitioners import ROWS, Kind, Partition, imported
+from sim.partitioners import ROWS, Partition, imported
 
-__all__ = ["Kind", "Partition", "assign", "split"]
+__all__ = ["Partition", "assign", "split"]
 
 
 def split(examples: Examples, how: Partition) -> list[Examples]:

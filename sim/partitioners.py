@@ -17,19 +17,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.config import PartitionKind
 from fedkit.core.errors import DataError
-from fedkit.tasks.task import Examples, describe
-
-Kind = Literal[
-    "iid",
-    "dirichlet",
-    "pathological",
-    "natural-id",
-    "linear",
-    "square",
-    "exponential",
-    "continuous",
-]
+from fedkit.tasks.targets import describe
+from fedkit.tasks.task import Examples
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class Partition:
             and one class per device it always may.
     """
 
-    kind: Kind
+    kind: PartitionKind
     devices: int
     alpha: float = 0.5
     min_size: int = 10
@@ -249,7 +240,7 @@ def _too_small(examples: Examples, how: Partition) -> str:
 
 _FEWER = "use fewer devices"
 
-ROWS: dict[Kind, PartitionRow] = {
+ROWS: dict[PartitionKind, PartitionRow] = {
     "iid": PartitionRow(lambda flower, how: flower.IidPartitioner(how.devices), _FEWER),
     "dirichlet": PartitionRow(
         lambda flower, how: flower.DirichletPartitioner(
@@ -303,4 +294,4 @@ ROWS: dict[Kind, PartitionRow] = {
 }
 """Kind -> its row, for `--partition KIND`."""
 
-assert tuple(ROWS) == get_args(Kind)
+assert tuple(ROWS) == get_args(PartitionKind)

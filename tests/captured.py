@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.plan.structure import Plan
+from fedkit.tasks.losses import PLAIN, Loss
 
 _KNOWN = ("torch.nn.", "fedkit.nn.")
 _PLANS: dict[tuple[str, tuple[int, ...]], Plan] = {}
 
 
-def captured(model: nn.Module, input_shape: tuple[int, ...]) -> Plan:
+def captured(model: nn.Module, input_shape: tuple[int, ...], loss: Loss = PLAIN) -> Plan:
     """Capture a model; one of torch's modules and ours alone, that is written alike, only once."""
     key = (repr(model), tuple(input_shape))
     if not _is_known(model):
-        return capture(model, input_shape)
+        return capture(model, input_shape, loss)
     if key not in _PLANS:
         _PLANS[key] = capture(model, input_shape)
-    return _PLANS[key]
+    return replace(_PLANS[key], loss=loss)
 
 
 def _is_known(model: nn.Module) -> bool:

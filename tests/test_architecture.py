@@ -111,7 +111,7 @@ def edge_looks_into_fedkit(module: str, other: str) -> bool:
 
 
 def a_graph_is_not_free_of_torch(module: str, other: str) -> bool:
-    reads = module == "fedkit.graph.from_torch"
+    reads = module in ("fedkit.graph.from_torch", "fedkit.graph.torch_attention")
     return inside(module, "edge", GRAPH) and not reads and inside(other, "torch")
 
 
@@ -318,6 +318,7 @@ ALLOWED = {
     "fedkit/flower/wire.py": "from flwr.app import Array",
     "sim/simulation.py": "from sim.partition import split\nfrom flwr.app import Context",
     "fedkit/graph/from_torch.py": "import torch",
+    "fedkit/graph/torch_attention.py": "from torch import nn",
     "edge/targets/c99/emitter.py": "from edge.targets.c99 import pack\nimport edge.arena",
     "edge/targets/tflite/emitter.py": "from edge import artifact\nfrom fedkit.core import errors",
     "edge/targets/onnx/emitter.py": "from edge.targets.common import Step",

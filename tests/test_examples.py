@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -15,8 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import edge
+import fedkit
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.cli import main
+from fedkit.config import make_config
 from fedkit.nn.zoo import build_model
 from fedkit.tasks import digits
 from tests.edge.targets.c99.library import need_gcc
@@ -74,6 +78,35 @@ def test_a_torch_dataset_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """examples/torch_dataset.py."""
     options = f"--devices 3 --alpha 5 --rounds 5 --density 0.5 --out {tmp_path}"
     assert run_task("torch_dataset", options, monkeypatch)["accuracy_sparse"] > 0.85
+
+
+OTHER_TARGETS = {
+    "regression": 0.15,
+    "several_labels": 0.85,
+    "autoencoder": -0.16,
+    "segmentation": 0.85,
+}
+"""Example -> its metric after three rounds at least, negative where lower is better."""
+
+
+@pytest.mark.parametrize("name", OTHER_TARGETS)
+def test_a_task_of_other_targets_trains_without_torch_and_leaves(name: str, tmp_path: Path) -> None:
+    """examples/regression.py, several_labels.py, autoencoder.py and segmentation.py."""
+    path = ROOT / "examples" / f"{name}.py"
+    assert len(path.read_text().splitlines()) <= 30
+    task = runpy.run_path(str(path))["TASK"]
+    shown = re.search(r"fedkit run --task (\S+) (.*)\"\"\"", path.read_text())
+    assert shown is not None and shown[1] == f"examples.{name}:TASK"
+    flags = dict(re.findall(r"--(\S+) (\S+)", shown[2]))
+    settings = make_config({**flags, "devices": 3, "rounds": 3, "density": 0.5})
+    result = fedkit.run(task, **settings.model_dump(exclude_unset=True))
+    assert "torch" not in result._scenario.engine_notice
+    sign = 1 if result.metric.higher_is_better else -1
+    assert sign * result.value >= OTHER_TARGETS[name]
+    test = task.examples("test")
+    edge.export_model(result.module(), test.inputs, tmp_path / "own.tflite")
+    outputs = edge.open_artifact(tmp_path / "own.tflite").predict(test.inputs)
+    assert task.measure(outputs, test.targets) == pytest.approx(result.value, abs=0.1)
 
 
 @pytest.mark.slow

@@ -166,6 +166,27 @@ def _onnx_operators() -> Iterator[str]:
     yield f"Opsets {_OPSETS[0]} to {_OPSETS[-1]}: {operators}."
 
 
+def _losses() -> Iterator[str]:
+    from fedkit.cli.support import task_rows
+    from fedkit.tasks.losses import LOSSES
+
+    yield from _task_table(task_rows(LOSSES, "losses"))
+
+
+def _metrics() -> Iterator[str]:
+    from fedkit.cli.support import task_rows
+    from fedkit.tasks.metrics import METRICS
+
+    yield from _task_table(task_rows(METRICS, "metrics"))
+
+
+def _task_table(rows: Iterable[dict[str, str]]) -> Iterator[str]:
+    yield from _table(
+        ["name", "in Python", "what it is"],
+        [[f"`{row['name']}`", f"`{row['python']}`", row["about"]] for row in rows],
+    )
+
+
 def _methods() -> Iterator[str]:
     from fedkit.methods.registry import METHODS
 
@@ -180,7 +201,9 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "decisions": _list_of_decisions,
     "imports": _imports,
     "layers": _layers,
+    "losses": _losses,
     "methods": _methods,
+    "metrics": _metrics,
     "onnx-operators": _onnx_operators,
     "ops": _ops,
 }

@@ -13,9 +13,10 @@ integer by integer:
 
 How they round was read in their sources where these are public, and found by comparing every kind
 of op with the runtimes, integer by integer, at any scale (tests/edge/test_policies.py). LiteRT
-without XNNPACK is not a policy: where its kernels take blocks of channels at once (depthwise
-convolutions, means) they round halves up, elsewhere away from zero, so `gemmlowp` is a step away
-for some values of these two.
+without XNNPACK is not a policy: it is `gemmlowp`, but that depthwise convolutions and means round
+halves up in whole blocks of 8 and of 16 channels, elsewhere away from zero; so a value depends on
+the place of its channel, which slimming moves. What floats of a file become integers, it rounds
+halves to even, tflite-runtime away from zero. `tests/edge/litert_alone.py` computes it.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class Policy:
             1/256.
         log_softmax: (values [..., channels], what they are of, result) -> its logarithm in steps of
             the result.
+        whole: (float32) -> the nearest integers, where a file computes in floats and quantises.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Policy:
     leaky: Leaky
     softmax: Softmax
     log_softmax: LogSoftmax
+    whole: Callable[[NDArray[Any]], Int64s]
 
 
 def policy(name: str) -> Policy:
@@ -297,6 +300,11 @@ def _multiply_gemmlowp(
     return last(high, right.astype(np.int64))
 
 
+def _half_away(real: NDArray[Any]) -> Int64s:
+    wide = real.astype(np.float64)
+    return np.asarray(np.copysign(np.floor(np.abs(wide) + 0.5), wide), np.int64)
+
+
 def _mean_gemmlowp(sums: Int64s, count: int, x: ir.Tensor, out: ir.Tensor) -> Int64s:
     # The zero point's share is rounded apart from the sum, in float32.
     ratio = np.float32(x.scale) / (np.float32(count) * np.float32(out.scale))
@@ -345,8 +353,11 @@ def _average_half_away(
     return np.asarray(np.sign(sums) * ((np.abs(sums) + counts // 2) // counts)) - x.zero_point
 
 
+_NORMS = ("group_norm", "channel_norm")
+
+
 def _six_half_away(graph: ir.Graph, op: ir.Op) -> int:
-    if op.kind == "group_norm":  # a constant in the file
+    if op.kind in _NORMS:  # a constant in the file
         return _six_half_even(graph, op)
     out = graph.tensors[op.output]
     return out.zero_point + int(_steps_to_six(out) + np.float32(0.5))
@@ -447,7 +458,7 @@ def _xnnpack_adds(left: ir.Tensor, right: ir.Tensor, out: ir.Tensor) -> bool:
 
 
 def _six_xnnpack(graph: ir.Graph, op: ir.Op) -> int:
-    if op.kind == "group_norm":
+    if op.kind in _NORMS:
         return _six_half_even(graph, op)
     out = graph.tensors[op.output]
     inputs = [graph.tensors[name] for name in op.inputs[:2]]
@@ -558,7 +569,28 @@ def _real_log_softmax(x: Int64s, tensor: ir.Tensor) -> NDArray[np.float64]:
     return np.asarray(below - np.log(np.exp(below).sum(axis=-1, keepdims=True)))
 
 
+def float_powers(tensor: ir.Tensor) -> NDArray[np.float32] | None:
+    """Return e^(-scale * k) for k = 0 .. 255 as whole float32 whose sums are exact in any order.
+
+    They are what a softmax over channels of maps is made of in an .onnx file, as onnxruntime's own
+    is off by a step for few values in ten millions. None for features, and for many channels, of
+    which they would be too coarse: these are left to it.
+    """
+    channels = tensor.shape[-1]
+    if len(tensor.shape) != 4 or channels > _MOST_CHANNELS:
+        return None
+    one = min((2**24 - 1) // channels, 2**16 - 1)
+    return np.asarray(np.rint(one * np.exp(-tensor.scale * np.arange(256))), np.float32)
+
+
+_MOST_CHANNELS = 2**12
+
+
 def _softmax_onnxruntime(x: Int64s, tensor: ir.Tensor) -> Int64s:
+    powers = float_powers(tensor)
+    if powers is not None:
+        each = powers[x.max(axis=-1, keepdims=True) - x]
+        return _nearest(each * np.float32(256) / each.sum(axis=-1, keepdims=True))
     return _whole(np.rint(256 * np.exp(_real_log_softmax(x, tensor))))
 
 
@@ -583,6 +615,7 @@ POLICIES: Mapping[str, Policy] = {
             product=_product_half_up,
             softmax=_softmax_half_up,
             log_softmax=_log_softmax_half_up,
+            whole=_nearest,  # none of its own files do so
         ),
         Policy(
             name="gemmlowp",
@@ -598,6 +631,7 @@ POLICIES: Mapping[str, Policy] = {
             product=_product_gemmlowp,
             softmax=_softmax_tflite,
             log_softmax=_log_softmax_tflite,
+            whole=_half_away,
         ),
         Policy(
             name="half_even",
@@ -613,6 +647,7 @@ POLICIES: Mapping[str, Policy] = {
             product=_product_xnnpack,
             softmax=_softmax_tflite,
             log_softmax=_log_softmax_tflite,
+            whole=_nearest,
         ),
         Policy(
             name="onnxruntime",
@@ -628,6 +663,7 @@ POLICIES: Mapping[str, Policy] = {
             product=_product_onnxruntime,
             softmax=_softmax_onnxruntime,
             log_softmax=_log_softmax_onnxruntime,
+            whole=_nearest,
         ),
     )
 }

@@ -124,7 +124,6 @@ SPECS = (
         onnx=_relu_onnx,
         c99=_relu_c99,
         fpga=lambda engine, op: engine.rescale(op),
-        of_one_place=True,
     ),
     IntegerSpec(
         "relu6",
@@ -134,7 +133,6 @@ SPECS = (
         onnx=_relu6_onnx,
         c99=_relu_c99,
         fpga=lambda engine, op: engine.rescale(op),
-        of_one_place=True,
     ),
     IntegerSpec(
         "add",
@@ -144,7 +142,6 @@ SPECS = (
         onnx=lambda file, op: file.rescaled(op, op.output, _SUM),
         c99=_add_c99,
         fpga=_add_fpga,
-        of_one_place=True,
     ),
     IntegerSpec(
         "sub",
@@ -153,7 +150,6 @@ SPECS = (
         tflite=lambda file, op: file.operator("SUB", op.inputs, op.output, "SubOptions"),
         onnx=_sub_onnx,
         c99=_sub_c99,
-        of_one_place=True,
     ),
     IntegerSpec(
         "mul",
@@ -162,6 +158,5 @@ SPECS = (
         tflite=lambda file, op: file.operator("MUL", op.inputs, op.output, "MulOptions"),
         onnx=lambda file, op: file.rescaled(op, op.output, _PRODUCT),
         c99=_mul_c99,
-        of_one_place=True,
     ),
 )

@@ -466,7 +466,6 @@ SPECS = tuple(
         tflite=_write_tflite,
         onnx=_write_onnx,
         c99=_c99,
-        of_one_place=True,
     )
     for kind in BY_KIND
 )

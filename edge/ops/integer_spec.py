@@ -78,11 +78,7 @@ class IntegerSpec:
         cost: What it asks for, in a float graph too.
         takes_whole_offset: Whether its output's scale is widened until zero point * input scale /
             output scale is whole, which a kernel of TFLite cuts off.
-        in_blocks: Whether TFLite's own kernel takes blocks of channels and rounds in them by a
-            rule of its own, at most a step from `gemmlowp`.
         slimmed: (op, which channels of its input are left, which of its output) -> what it is then.
-        of_one_place: Whether each value of its result comes of those at one place of its inputs, in
-            the same way at each.
     """
 
     kind: ir.Kind
@@ -95,9 +91,7 @@ class IntegerSpec:
     cost: Callable[[ir.Graph, ir.Op], Cost] = cost_of_weights
     not_onnx: Callable[[ir.Op], str] = lambda op: ""
     takes_whole_offset: bool = False
-    in_blocks: bool = False
     slimmed: Callable[[ir.Op, Flags, Flags], ir.Op] = lambda op, inputs, outputs: op
-    of_one_place: bool = False
 
 
 # Arithmetic

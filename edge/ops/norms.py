@@ -1,8 +1,8 @@
-"""Norms over groups of channels in integers.
+"""Norms over groups of channels, or over the channels of each place, in integers.
 
-Our own targets take a root and a division of integers for each group. A runtime's file holds steps
-in float32, each of which is one operation that IEEE 754 defines: what they sum are whole numbers,
-so small that their sum is exact in any order.
+Our own targets take a root and a division of integers for each block of what is normalised. A
+runtime's file holds steps in float32, each of which is one operation that IEEE 754 defines: what
+they sum are whole numbers, so small that their sum is exact in any order.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -21,36 +22,39 @@ from edge.ops.integer_spec import IntegerSpec, Link, Operands, centred
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s, shift_right_half_up
 from fedkit.graph import integers, ir
-from fedkit.graph.ops.norms import Groups, groups_of, parted
+from fedkit.graph.ops.norms import blocks_of, parted
 
 _HAT_BITS = 24  # of a normalised value, behind the point
 _ROOT_BITS = 61  # what a root divides is 2 to this power
-_MOST_VALUES = 2**21  # of a group: n times a difference of two stays below 2^29
+_MOST_VALUES = 2**21  # of a block: n times a difference of two stays below 2^29
 _MOST_EPS = 2.0**60
 _FACTOR_BITS = 30
 _LARGEST_SUM = 61  # bits of a product, and of what is added to it
 
-_MOST_IN_FLOAT = 1031
-"""Values of a group whose squares, off their mean, sum up to less than 2^24 in any order."""
+_MOST_IN_FLOAT = {True: 1031, False: 258}
+"""Whether they are off their mean, not off the zero point -> values of a block whose squares sum up
+to less than 2^24 in any order."""
 
-_MOST_IN_INT32 = 2**17
+_MOST_IN_INT32 = {True: 2**17, False: 33024}
 """Values whose sum is below 2^24, and whose squares sum up to less than 2^31."""
 
 
 def _norm(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:
     if policy.format == "own":
         return _in_integers(graph, op, centred(graph, op, 0, operands))
-    return _in_floats(graph, op, operands[0])
+    return policy.whole(_in_floats(graph, op, operands[0])) + graph.tensors[op.output].zero_point
 
 
 def _size(graph: ir.Graph, op: ir.Op) -> int:
-    """Return how many values a group has."""
-    return math.prod(graph.tensors[op.inputs[0]].shape) // groups_of(op)
+    """Return how many values a block has."""
+    shape, how = graph.tensors[op.inputs[0]].shape, blocks_of(op)
+    whole = math.prod(shape) if 1 in how.over else shape[-1]
+    return whole // how.groups
 
 
 def _eps(graph: ir.Graph, op: ir.Op) -> float:
     """Return what is added to the variance, in squares of steps."""
-    assert isinstance(op.attributes, Groups)  # the verifier's rule
+    assert isinstance(op.attributes, ir.Epsilon)  # the verifier's rule
     return op.attributes.eps / graph.tensors[op.inputs[0]].scale ** 2
 
 
@@ -88,12 +92,12 @@ def _numbers(graph: ir.Graph, op: ir.Op) -> _Numbers:
     eps = count**2 * _eps(graph, op)
     if count > _MOST_VALUES:
         raise ExportError(
-            f"op group_norm of module {op.source!r} is over {count} values, and integers hold "
+            f"op {op.kind} of module {op.source!r} is over {count} values, and integers hold "
             f"{_MOST_VALUES}: take more groups, or smaller images"
         )
     if not eps <= _MOST_EPS:
         raise ExportError(
-            f"op group_norm of module {op.source!r} adds eps = {op.attributes} to values of steps "
+            f"op {op.kind} of module {op.source!r} adds eps = {op.attributes} to values of steps "
             f"{graph.tensors[op.inputs[0]].scale:.3g}, beside which they are nothing: give "
             f"calibration examples of the true range"
         )
@@ -104,7 +108,7 @@ def _numbers(graph: ir.Graph, op: ir.Op) -> _Numbers:
     shift = min(_HAT_BITS + bits - largest[0], _LARGEST_SUM - largest[1], _LARGEST_SUM)
     if shift < 1:
         raise ExportError(
-            f"op group_norm of module {op.source!r} makes {np.abs(factor).max():.3g} steps of one "
+            f"op {op.kind} of module {op.source!r} makes {np.abs(factor).max():.3g} steps of one "
             f"deviation: give calibration examples of the true range"
         )
     return _Numbers(
@@ -116,9 +120,10 @@ def _numbers(graph: ir.Graph, op: ir.Op) -> _Numbers:
 
 
 def _in_integers(graph: ir.Graph, op: ir.Op, x: Int64s) -> Int64s:
-    how, count = _numbers(graph, op), _size(graph, op)
-    v = parted(x, groups_of(op))
-    total, squares = (each.sum((1, 3), keepdims=True) for each in (v, v * v))
+    how, count, blocks = _numbers(graph, op), _size(graph, op), blocks_of(op)
+    v = parted(x, blocks.groups)
+    total, squares = (each.sum(blocks.over, keepdims=True) for each in (v, v * v))
+    total = total * blocks.centred
     size = count * squares - total * total + how.eps
     exponent = (_ROOT_BITS + 1 - _bit_length(size)) & ~1
     inverse = (1 << _ROOT_BITS) // _root(size << exponent)
@@ -160,19 +165,28 @@ def _constants(graph: ir.Graph, op: ir.Op) -> _Constants:
     return _Constants(share, np.float32(_eps(graph, op)), factor, offset)
 
 
-def _in_floats(graph: ir.Graph, op: ir.Op, x: Int64s) -> Int64s:
-    """Return what each step of the file gives, one after the other."""
-    how, count = _constants(graph, op), np.float32(_size(graph, op))
-    values = parted(x, groups_of(op))
-    total = values.sum((1, 3), keepdims=True).astype(np.float32)
+def _in_floats(graph: ir.Graph, op: ir.Op, x: Int64s) -> ir.FloatArray:
+    """Return what each step of the file gives, one after the other, up to steps of the output."""
+    how, blocks = _constants(graph, op), blocks_of(op)
+    hat = (_hat if blocks.centred else _hat_of_rms)(graph, op, parted(x, blocks.groups))
+    return np.asarray(np.clip(hat.reshape(x.shape) * how.factor + how.offset, -(2**20), 2**20))
+
+
+def _hat(graph: ir.Graph, op: ir.Op, values: Int64s) -> ir.FloatArray:
+    how, count, over = _constants(graph, op), np.float32(_size(graph, op)), blocks_of(op).over
+    total = values.sum(over, keepdims=True).astype(np.float32)
     middle = np.rint(total * how.share)
     off = values - middle.astype(np.int64)
-    squares = np.square(off).sum((1, 3), keepdims=True).astype(np.float32)
+    squares = np.square(off).sum(over, keepdims=True).astype(np.float32)
     rest = (total - middle * count) * how.share
     spread = np.sqrt((squares * how.share - rest * rest) + how.eps)
-    hat = ((off.astype(np.float32) - rest) / spread).reshape(x.shape)
-    steps = np.clip(hat * how.factor + how.offset, -(2**20), 2**20)
-    return np.asarray(np.rint(steps).astype(np.int64) + graph.tensors[op.output].zero_point)
+    return np.asarray((off.astype(np.float32) - rest) / spread)
+
+
+def _hat_of_rms(graph: ir.Graph, op: ir.Op, values: Int64s) -> ir.FloatArray:
+    how, off = _constants(graph, op), values - graph.tensors[op.inputs[0]].zero_point
+    squares = np.square(off).sum(blocks_of(op).over, keepdims=True).astype(np.float32)
+    return np.asarray(off.astype(np.float32) / np.sqrt(squares * how.share + how.eps))
 
 
 def _is_in_float(graph: ir.Graph, op: ir.Op) -> bool:
@@ -181,13 +195,14 @@ def _is_in_float(graph: ir.Graph, op: ir.Op) -> bool:
     Raises:
         ExportError: Neither does.
     """
-    count = _size(graph, op)
-    if count > _MOST_IN_INT32:
+    count, is_centred = _size(graph, op), blocks_of(op).centred
+    if count > _MOST_IN_INT32[is_centred]:
         raise ExportError(
-            f"op group_norm of module {op.source!r} is over {count} values, of which 32 bits hold "
-            f"the squares of {_MOST_IN_INT32}: take more groups, smaller images, or the c99 target"
+            f"op {op.kind} of module {op.source!r} is over {count} values, of which 32 bits hold "
+            f"the squares of {_MOST_IN_INT32[is_centred]}: take more groups, smaller images, or "
+            f"the c99 target"
         )
-    return count <= _MOST_IN_FLOAT
+    return count <= _MOST_IN_FLOAT[is_centred]
 
 
 class _Steps(ABC):
@@ -210,19 +225,21 @@ class _Steps(ABC):
         """Add the same numbers in another type; return their name."""
 
     @abstractmethod
-    def number(self, name: str, values: np.float32 | ir.FloatArray) -> str:
+    def number(self, name: str, values: np.float32 | np.int32 | ir.FloatArray) -> str:
         """Add a constant, of one number or one per channel; return its name."""
 
     @abstractmethod
     def total(self, x: str, name: str) -> str:
-        """Add the sum over each group; return its name."""
+        """Add the sum over each block; return its name."""
 
     @abstractmethod
     def root(self, x: str, name: str) -> str:
         """Add the square root, rounded as IEEE 754 says; return its name."""
 
     def hat(self, x: str) -> str:
-        """Add what normalises int8 that lie group by group; return its name."""
+        """Add what normalises int8 that lie block by block; return its name."""
+        if not blocks_of(self.op).centred:
+            return self._hat_of_rms(x)
         call, how = self.call, _constants(self.graph, self.op)
         is_in_float = _is_in_float(self.graph, self.op)
         share, eps = self.number("share", how.share), self.number("eps", how.eps)
@@ -242,6 +259,20 @@ class _Steps(ABC):
         centred = call("SUB", [self._real(off, "off.real", is_in_float), rest], "centred")
         return call("DIV", [centred, spread], "hat")
 
+    def _hat_of_rms(self, x: str) -> str:
+        call, how = self.call, _constants(self.graph, self.op)
+        is_in_float = _is_in_float(self.graph, self.op)
+        share, eps = self.number("share", how.share), self.number("eps", how.eps)
+        kind = np.float32 if is_in_float else np.int32
+        zero = self.number("zero", kind(self.graph.tensors[self.op.inputs[0]].zero_point))
+        values = self.cast(x, "values", "float32" if is_in_float else "int32")
+        off = call("SUB", [values, zero], "off")
+        squares = self.total(call("MUL", [off, off], "off.squares"), "squares")
+        squares = self._real(squares, "squares.real", is_in_float)
+        mean = call("MUL", [squares, share], "squares.mean")
+        spread = self.root(call("ADD", [mean, eps], "mean.eps"), "spread")
+        return call("DIV", [self._real(off, "off.real", is_in_float), spread], "hat")
+
     def _real(self, x: str, name: str, is_real: bool) -> str:
         return x if is_real else self.cast(x, name, "float32")
 
@@ -252,10 +283,10 @@ class _TfliteSteps(_Steps):
     def __init__(self, file: TfliteFile, op: ir.Op) -> None:
         super().__init__(file.graph, op)
         self.file = file
-        x = file.graph.tensors[op.inputs[0]].shape
-        groups = groups_of(op)
-        self.shape = 1, math.prod(x[1:-1]), groups, x[-1] // groups
-        self.sums = 1, 1, groups, 1
+        x, how = file.graph.tensors[op.inputs[0]].shape, blocks_of(op)
+        self.axes = how.over
+        self.shape = 1, math.prod(x[1:-1]), how.groups, x[-1] // how.groups
+        self.sums = 1, 1 if 1 in how.over else self.shape[1], how.groups, 1
         self.made: dict[str, ir.Tensor] = {}
 
     def tensor(self, name: str, shape: ir.Shape, dtype: ir.DType = "float32") -> str:
@@ -278,14 +309,14 @@ class _TfliteSteps(_Steps):
         self.made[made.name] = made
         return self.file.cast(source, made.name, to)
 
-    def number(self, name: str, values: np.float32 | ir.FloatArray) -> str:
-        data = np.asarray(values, np.float32).reshape(-1)
-        made = ir.Tensor(f"{self.op.output}.{name}", data.shape, "float32", data)
-        return self.file.tensor(made)
+    def number(self, name: str, values: np.float32 | np.int32 | ir.FloatArray) -> str:
+        data = np.asarray(values).reshape(-1)
+        kind: ir.DType = "int32" if data.dtype == np.int32 else "float32"
+        return self.file.tensor(ir.Tensor(f"{self.op.output}.{name}", data.shape, kind, data))
 
     def total(self, x: str, name: str) -> str:
         out = self.tensor(name, self.sums, self.made[x].dtype)
-        axes = self.file.constant(f"{out}.axes", [1, 3])
+        axes = self.file.constant(f"{out}.axes", list(self.axes))
         self.file.operator("SUM", [x, axes], out, "ReducerOptions", (1, 1), keepDims=True)
         return out
 
@@ -342,11 +373,15 @@ def _tflite(file: TfliteFile, op: ir.Op) -> None:
 
 
 class _OnnxSteps(_Steps):
-    """Activations are [1, groups, values of a group] there."""
+    """Activations are [1, groups, values of a group] there, or [1, channels, places]."""
 
     def __init__(self, file: OnnxFile, op: ir.Op) -> None:
         super().__init__(file.graph, op)
-        self.file = file
+        shape, how = file.graph.tensors[op.inputs[0]].shape, blocks_of(op)
+        is_of_groups = 1 in how.over
+        parts = how.groups if is_of_groups else shape[-1]
+        self.file, self.axis = file, 2 if is_of_groups else 1
+        self.shape = 1, parts, math.prod(shape) // parts
 
     def call(self, operator: str, operands: list[str], name: str) -> str:
         return self.file.node(operator.capitalize(), operands, f"{self.op.output}.{name}")
@@ -355,11 +390,11 @@ class _OnnxSteps(_Steps):
         kind = np.float32 if to == "float32" else np.int32
         return self.file.cast(x, f"{self.op.output}.{name}", kind)
 
-    def number(self, name: str, values: np.float32 | ir.FloatArray) -> str:
-        return self.file.constant(f"{self.op.output}.{name}", np.asarray(values, np.float32))
+    def number(self, name: str, values: np.float32 | np.int32 | ir.FloatArray) -> str:
+        return self.file.constant(f"{self.op.output}.{name}", np.asarray(values))
 
     def total(self, x: str, name: str) -> str:
-        axes = self.file.constant(f"{self.op.output}.axes", np.array([2], np.int64))
+        axes = self.file.constant(f"{self.op.output}.axes", np.array([self.axis], np.int64))
         return self.file.node("ReduceSum", [x, axes], f"{self.op.output}.{name}", keepdims=1)
 
     def root(self, x: str, name: str) -> str:
@@ -368,8 +403,8 @@ class _OnnxSteps(_Steps):
 
 def _onnx(file: OnnxFile, op: ir.Op) -> None:
     x, out = (file.graph.tensors[name] for name in (op.inputs[0], op.output))
-    steps, how, groups = _OnnxSteps(file, op), _constants(file.graph, op), groups_of(op)
-    file.reshape(x.name, f"{op.output}.parts", (1, groups, math.prod(x.shape) // groups))
+    steps, how = _OnnxSteps(file, op), _constants(file.graph, op)
+    file.reshape(x.name, f"{op.output}.parts", steps.shape)
     hat = steps.hat(f"{op.output}.parts")
     plane = x.shape[1:-1]
     shape = (1, x.shape[-1], *plane)
@@ -398,16 +433,18 @@ def _onnx(file: OnnxFile, op: ir.Op) -> None:
 # C
 
 
-def _c99(c: CCompiler, op: ir.Op) -> None:
+def _c99(kind: str, function: str, c: CCompiler, op: ir.Op) -> None:
+    blocks = blocks_of(op)
+    first = blocks.groups if 1 in blocks.over else int(blocks.centred)
     how, out = _numbers(c.graph, op), c.graph.tensors[op.output]
     low, high = integers.limits(c.graph, op)
     offset = how.offset + (1 << (how.shift - 1))
     ends = [each + 128 for each in (out.zero_point, low, high)]
-    numbers = groups_of(op), how.factor.astype(np.int32), offset, how.eps, how.shift
-    norm = c.struct("ek_norm", *numbers, *ends)
+    numbers = first, how.factor.astype(np.int32), offset, how.eps, how.shift
+    norm = c.struct(kind, *numbers, *ends)
     layouts = [c.layout(name) for name in (op.inputs[0], op.output)]
     places = c.place(op.inputs[0]), c.new(op.output)
-    c.call("ek_group_norm", norm, *layouts, *places, source=op.source)
+    c.call(function, norm, *layouts, *places, source=op.source)
 
 
 def _all_channels(graph: ir.Graph, op: ir.Op) -> list[Link]:
@@ -417,4 +454,10 @@ def _all_channels(graph: ir.Graph, op: ir.Op) -> list[Link]:
     return [Link(op.inputs[0], np.repeat(each, channels), np.tile(each, channels))]
 
 
-SPECS = (IntegerSpec("group_norm", _norm, _all_channels, tflite=_tflite, onnx=_onnx, c99=_c99),)
+SPECS = tuple(
+    IntegerSpec(kind, _norm, _all_channels, tflite=_tflite, onnx=_onnx, c99=c99)
+    for kind, c99 in (
+        ("group_norm", partial(_c99, "ek_norm", "ek_group_norm")),
+        ("channel_norm", partial(_c99, "ek_channel_scale", "ek_channel_norm")),
+    )
+)

@@ -51,6 +51,5 @@ SPECS = (
         c99=lambda c, op: c.mean(op),
         fpga=lambda engine, op: engine.mean(op),
         takes_whole_offset=True,
-        in_blocks=True,
     ),
 )

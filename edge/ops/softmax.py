@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge.define.rounding import Policy, log_factors, powers_of
+from edge.define.rounding import Policy, float_powers, log_factors, powers_of
 from edge.ops.builders import MICROSOFT, CCompiler, OnnxFile, TfliteFile
 from edge.ops.integer_spec import IntegerSpec, Link, Operands
 from fedkit.core.numerics import Int64s
@@ -31,11 +31,34 @@ def _all_channels(graph: ir.Graph, op: ir.Op) -> list[Link]:
 
 
 def _softmax_onnx(file: OnnxFile, op: ir.Op) -> None:
-    if file.is_integer:
+    powers = float_powers(file.graph.tensors[op.inputs[0]])
+    if powers is not None:
+        _by_steps(file, op, powers)
+    elif file.is_integer:
         operands = [op.inputs[0], *file.scales(op.inputs[0]), *file.scales(op.output)]
         file.node("QLinearSoftmax", operands, op.output, MICROSOFT, axis=1, opset=_OPSET)
     else:
         _real_onnx(file, op, "Softmax")
+
+
+def _by_steps(file: OnnxFile, op: ir.Op, powers: ir.FloatArray) -> None:
+    """Look powers up, and divide them by their sum; each step is exact, or one of IEEE 754."""
+    out = op.output
+    x = file.cast(op.inputs[0], f"{out}.whole", np.int32)
+    axes = file.constant(f"{out}.axes", np.array([1], np.int64))
+    most = file.node("ReduceMax", [x, axes], f"{out}.most", keepdims=1)
+    below = file.node("Sub", [most, x], f"{out}.below")
+    table = file.constant(f"{out}.powers", powers)
+    each = file.node("Gather", [table, below], f"{out}.each")
+    total = file.node("ReduceSum", [each, axes], f"{out}.total", keepdims=1)
+    steps, one = (
+        file.constant(f"{out}.{name}", np.array(value, np.float32))
+        for name, value in (("steps", 256), ("one", 1))
+    )
+    scaled = file.node("Mul", [each, steps], f"{out}.scaled")
+    share = file.node("Div", [scaled, total], f"{out}.share")
+    zero_point = file.constant(f"{out}.plain_zero", np.array(-128, np.int8))
+    file.node("QuantizeLinear", [share, one, zero_point], out)
 
 
 def _real_onnx(file: OnnxFile, op: ir.Op, operator: str) -> None:

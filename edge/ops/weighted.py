@@ -175,7 +175,6 @@ SPECS = (
         onnx=partial(_onnx_grouped, (3, 0, 1, 2)),
         c99=lambda c, op: c.weighted(op),
         fpga=lambda engine, op: engine.weighted(op),
-        in_blocks=True,
     ),
     IntegerSpec(
         "grouped_conv2d",

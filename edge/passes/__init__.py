@@ -15,11 +15,15 @@ from edge.passes import (
     fold_bn,
     fold_flatten,
     fuse_relu,
+    merge_constants,
     merge_takes,
     name_functions,
+    scales_first,
+    split_layers,
     sum_to_depthwise,
 )
 from fedkit.graph import ir
+from fedkit.graph.late_moves import move_late
 from fedkit.graph.verify import verify
 
 Match = TypeVar("Match")
@@ -31,8 +35,13 @@ def optimise(graph: ir.Graph) -> ir.Graph:
     Raises:
         ExportError: A BatchNorm is left that no target can compute, or a pass broke a rule.
     """
+    graph = move_late(graph)
+    verify(graph)
     graph = _exhaust(graph, name_functions.match, name_functions.transform)
     graph = _exhaust(graph, before_blocks.match, before_blocks.transform)
+    graph = _exhaust(graph, merge_constants.match, merge_constants.transform)
+    graph = _exhaust(graph, split_layers.match, split_layers.transform)
+    graph = _exhaust(graph, scales_first.match, scales_first.transform)
     graph = _exhaust(graph, fold_bn.match, fold_bn.transform)
     graph = _exhaust(graph, affine_to_depthwise.match, affine_to_depthwise.transform)
     graph = _exhaust(graph, merge_takes.match, merge_takes.transform)

@@ -28,7 +28,10 @@ def match(graph: ir.Graph) -> Match | None:
 
 
 def _can_absorb(graph: ir.Graph, layer: ir.Op) -> bool:
-    is_linear = layer.kind in (*WEIGHTED, "affine", "group_norm") and layer.activation == "none"
+    is_linear = (
+        layer.kind in (*WEIGHTED, "affine", "group_norm", "channel_norm")
+        and layer.activation == "none"
+    )
     return is_linear and graph.sole_consumer(layer.output) is not None
 
 

@@ -12,7 +12,7 @@ first stays, and the weights that made it become zero.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -95,22 +95,37 @@ def _cut(graph: ir.Graph, alive: Channels, kept: Channels) -> ir.Graph:
             weight, bias = _constants(graph, op, alive, kept)
             op = replace(op, inputs=(op.inputs[0], weight.name, bias.name))
             tensors |= {weight.name: weight, bias.name: bias}
-        elif spec_of(op).takes_constant:
-            operands = [_operand(graph, op, name, kept) for name in op.inputs]
+        elif spec_of(op).takes_constant or spec_of(op).wide_constants:
+            operands: list[ir.Tensor] = []
+            for name in op.inputs:
+                operands.append(_operand(graph, op, name, kept, operands))
             op = replace(op, inputs=tuple(each.name for each in operands))
             tensors |= {each.name: each for each in operands if each.data is not None}
         else:
+            # Constants of other ops are of channels that stand and fall together.
+            tensors |= {n: graph.tensors[n] for n in op.inputs if n not in tensors}
             op = integer_spec_of(op).slimmed(op, kept[op.inputs[0]], kept[op.output])
         ops.append(op)
     return replace(graph, tensors=tensors, ops=tuple(ops))
 
 
-def _operand(graph: ir.Graph, op: ir.Op, name: str, kept: Channels) -> ir.Tensor:
-    """Return an operand; what is left of a constant is named after the op, as others share it."""
+def _operand(
+    graph: ir.Graph, op: ir.Op, name: str, kept: Channels, before: Sequence[ir.Tensor]
+) -> ir.Tensor:
+    """Return an operand; what is left of a constant is named after the op, as others share it.
+
+    Args:
+        graph: The graph.
+        op: The op.
+        name: The operand.
+        kept: What is left.
+        before: Operands that have their names.
+    """
     tensor = graph.tensors[name]
     if tensor.data is None or tensor.shape[-1] == 1:
         return tensor
-    own = ir.unused_name(f"{op.output}.operand_slim", graph.tensors)
+    names = {*graph.tensors, *(each.name for each in before)}
+    own = ir.unused_name(f"{op.output}.operand_slim", names)
     return _taken(replace(tensor, name=own), len(tensor.shape) - 1, kept[op.output])
 
 

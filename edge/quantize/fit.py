@@ -73,12 +73,31 @@ def moments(op: ir.Op, real: FloatArray, rounded: FloatArray, groups: int) -> tu
         groups: Of its channels.
     """
     x, other = (_centred(_inputs(op, each, groups)) for each in (rounded, real))
-    turned = np.swapaxes(x, 1, 2)
-    own = (turned @ x).astype(np.float64) / x.shape[1]
-    cross = (np.swapaxes(other, 1, 2) @ x).astype(np.float64) / x.shape[1]
+    is_depthwise = op.window is not None and 1 < groups == real.shape[-1]
+    product = _of_channels if is_depthwise and x.shape[2] > 1 else _of_terms
+    own = product(x, x).astype(np.float64) / x.shape[1]
+    cross = product(other, x).astype(np.float64) / x.shape[1]
     variance = np.einsum("gtt->g", own) / own.shape[1]
     noise = _DAMPING * variance[:, None, None] * np.eye(own.shape[1])
     return own + noise, cross + noise
+
+
+def _of_terms(x: FloatArray, y: FloatArray) -> FloatArray:
+    """Return the products of terms over all rows, [groups, terms of x, terms of y]."""
+    return np.asarray(np.swapaxes(x, 1, 2) @ y)
+
+
+def _of_channels(x: FloatArray, y: FloatArray) -> FloatArray:
+    """Do the same where a group is a channel, row after row, for all channels at once.
+
+    Channels lie side by side, which libraries of matrices do not take: numpy then sums as here,
+    each by itself.
+    """
+    left, right = (np.moveaxis(each, 0, -1) for each in (x, y))  # [rows, terms, channels]
+    made = np.empty((x.shape[0], x.shape[2], y.shape[2]), np.float32)
+    for i, j in np.ndindex(made.shape[1:]):
+        made[:, i, j] = (left[:, i] * right[:, j]).sum(axis=0)
+    return made
 
 
 def _inputs(op: ir.Op, x: FloatArray, groups: int) -> FloatArray:

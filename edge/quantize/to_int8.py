@@ -240,6 +240,12 @@ class _Quantizer:
                     f"{scale.scale[0]}, and a concat joins it with others, which all need one: "
                     f"join what it reads, or put a layer between"
                 )
+            if op.output in self.symmetric and any(scale.zero_point):
+                raise ExportError(
+                    f"layer {op.source!r}: what {op.kind} gives always has the zero point "
+                    f"{scale.zero_point[0]}, and as the second factor of a product of matrices it "
+                    f"needs 0: let it be the first, by (a b)^T = b^T a^T, or put a layer between"
+                )
             return scale
         coarsest = max(x.scale for x in inputs)
         least = 0.0 if scale == "free" else coarsest / _LARGEST_MULTIPLIER

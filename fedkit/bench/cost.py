@@ -13,7 +13,7 @@ in batches of 64 images of 3x32x32. `memory_measured_bytes` is its peak beyond a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -162,6 +162,12 @@ class Untrained(WrappedEngine):
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return zeros."""
         return np.zeros((len(inputs), _CLASSES), np.float32)
+
+    def output_batches(
+        self, state: ModelState, inputs: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield all zeros at once."""
+        yield self.outputs(state, inputs)
 
 
 @dataclass(frozen=True)

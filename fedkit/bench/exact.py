@@ -1,14 +1,16 @@
-"""`fedkit bench exact`: every artifact against the definition of its integers, on Fashion-MNIST.
+"""`fedkit bench exact`: every artifact of trained models against the definition of its integers.
 
-Each model is trained dense, pruned by magnitude to each density, shared out among layers by ERK,
-and trained on. Every state becomes one integer graph and from it artifacts; each runs the first
-2,000 test images in each of its runtimes, and is compared with the interpreter under that
-runtime's rounding policy (`edge.check`): of C at every layer, of the others at the outputs. C by
-other compilers and without optimisation is compared with the outputs of the first. Verilog is
-compared at every layer, on the first 20 images alone, as simulating a circuit takes seconds for
-each; where the FPGA target refuses a model, its row says why.
+Each model is trained dense on Fashion-MNIST, or on a task of another kind of inputs, pruned by
+magnitude to each density, shared out among layers by ERK, and trained on. Every state becomes one
+integer graph and from it artifacts; each runs the first 2,000 test examples in each of its
+runtimes, and is compared with the interpreter under that runtime's rounding policy (`edge.check`):
+of C at every layer, of the others at the outputs. C by other compilers and without optimisation is
+compared with the outputs of the first. Verilog is compared at every layer, on the first 20 alone,
+as simulating a circuit takes seconds for each; where the FPGA target refuses a model, its row says
+why. A model that takes long is compared on fewer, as its rows say.
 
-The accuracy of weights with fewer bits is that of the compiled C, which gives the same integers.
+The accuracy of weights with fewer bits is that of the compiled C, which gives the same integers. A
+task may have another metric, which its rows name.
 
 A finished cell is kept in runs/exact and not run again: stopped in any way, the same command
 continues. Rows name the commit that made them.
@@ -22,7 +24,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,18 +33,10 @@ from typing import Any
 import numpy as np
 
 from edge.artifact import Artifact
-from edge.check import CheckReport, check
+from edge.check import CheckReport, Known, check
 from edge.cost import cost
-from edge.export import (
-    float_graph,
-    int8_graph,
-    save_c99,
-    save_fpga,
-    save_graph,
-    save_onnx,
-    save_tflite,
-)
-from edge.quantize.to_int8 import quantize
+from edge.export import int8_graph, save_c99, save_fpga, save_graph, save_onnx, save_tflite
+from edge.quantize.truth import same_class
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.registry import runtimes
 from edge.targets.tflite.runner import available_runtimes
@@ -50,28 +44,36 @@ from fedkit.bench import markdown
 from fedkit.bench.kept import run_kept
 from fedkit.core.errors import ExportError
 from fedkit.core.provenance import made_by
-from fedkit.engine.base import LocalTraining
-from fedkit.engine.plan.capture import capture
-from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.engine.base import Engine, LocalTraining
+from fedkit.engine.choose import make_engine
 from fedkit.engine.torch import TorchEngine
 from fedkit.graph.interpret import FloatArray
-from fedkit.graph.ir import Graph, to_graph_layout
+from fedkit.graph.ir import Graph
 from fedkit.sparse.distribution import erk, kept_counts
 from fedkit.sparse.masks import layer_masks
 from fedkit.sparse.state import Masks, ModelState
 from fedkit.stats.norms import as_stats
 from fedkit.tasks import load_task
-from fedkit.tasks.task import Examples, Task, cross_entropy
+from fedkit.tasks.task import ACCURACY, Examples, Metric, Task
 
 KEPT = Path("runs/exact")
+_USUAL = "fashion-mnist"
 DENSITIES = (1.0, 0.1, 0.05, 0.01)
-MODELS: Mapping[str, tuple[float, ...]] = {
-    **dict.fromkeys(("resnet8", "resnet18-w16", "ds-cnn", "mobilenetv2-w0.25"), DENSITIES),
-    **dict.fromkeys(("vww-mobilenetv1-0.25", "mobilenetv3-small"), DENSITIES[:2]),
+_MANY = ("resnet8", "resnet18-w16", "ds-cnn", "mobilenetv2-w0.25")
+_LARGE = ("vww-mobilenetv1-0.25", "mobilenetv3-small", "efficientnet-lite0", "resnet18-gn-w16")
+MODELS: Mapping[str, tuple[str, tuple[float, ...]]] = {
+    **dict.fromkeys(_MANY, (_USUAL, DENSITIES)),
+    **dict.fromkeys(_LARGE, (_USUAL, DENSITIES[:2])),
+    "tc-resnet8": ("digits-rows", DENSITIES[:2]),
+    "unet-w8": ("digits-pixels", DENSITIES[:2]),
+    "ad-autoencoder": ("digits-reconstruction", DENSITIES[:2]),
 }
-"""Model of the zoo -> densities it is checked at."""
+"""Model of the zoo -> the task it is trained on, and densities it is checked at."""
 
-_SEED = 1
+_LONG = {"efficientnet-lite0": {"compared": 500, "simulated": 2}}
+"""Model -> how many examples it is compared on, where each takes long."""
+
+SEED = 1
 _EPOCHS, _EPOCHS_SPARSE = 3, 2
 _RATE, _MOMENTUM, _DECAY, _BATCH = 0.1, 0.9, 5e-4, 64
 CALIBRATION = 256
@@ -88,8 +90,8 @@ class Cell:
     Attributes:
         model: A model of the zoo.
         density: Of its weights.
-        examples: Training examples.
-        images: Test examples that accuracies are measured on.
+        examples: That an epoch passes over; a task that has fewer passes over them so often.
+        images: Test examples that accuracies are measured on, at most.
         compared: The first of them, on which every artifact is compared with the interpreter.
         simulated: The first of those, which a simulated circuit is fed too.
     """
@@ -100,6 +102,7 @@ class Cell:
     images: int
     compared: int = 2000
     simulated: int = 20
+    task: str = _USUAL
 
 
 def bench_exact(quick: bool) -> dict[str, Any]:
@@ -115,18 +118,21 @@ def bench_exact(quick: bool) -> dict[str, Any]:
     if quick:
         rows = run(Cell("resnet8", 0.05, 600, 100))["rows"]
     else:
-        cells = [
-            Cell(model, density, 20_000, 10_000)
-            for model, densities in MODELS.items()
-            for density in densities
-        ]
+        cells = [cell for model in MODELS for cell in cells_of(model)]
         rows = [row for kept in run_kept(cells, run, KEPT) for row in kept["rows"]]
-    return {"benchmark": "exact", "task": "fashion-mnist", "seed": _SEED, "rows": rows}
+    return {"benchmark": "exact", "seed": SEED, "rows": rows}
+
+
+def cells_of(model: str) -> list[Cell]:
+    """Return the cells of a model."""
+    task, densities = MODELS[model]
+    fewer = _LONG.get(model, {})
+    return [Cell(model, density, 20_000, 10_000, task=task, **fewer) for density in densities]
 
 
 def run(cell: Cell) -> dict[str, Any]:
     """Train and check one model; return its rows."""
-    return {"rows": state_rows(cell, trained(cell), load_task("fashion-mnist"))}
+    return {"rows": state_rows(cell, trained(cell), load_task(cell.task))}
 
 
 # Training
@@ -134,34 +140,27 @@ def run(cell: Cell) -> dict[str, Any]:
 
 def trained(cell: Cell) -> ModelState:
     """Return a state that was trained and pruned at every density down to the cell's."""
-    return _trained(cell.model, cell.density, cell.examples)
+    return _trained(cell.model, cell.task, cell.density, cell.examples)
 
 
 @functools.lru_cache(maxsize=len(DENSITIES))
-def _trained(model: str, density: float, examples: int) -> ModelState:
-    task = load_task("fashion-mnist")
-    rng = np.random.default_rng(_SEED)
+def _trained(model: str, name: str, density: float, examples: int) -> ModelState:
+    task = load_task(name)
+    rng = np.random.default_rng(SEED)
     everything = task.train_data()
     data = everything.take(rng.permutation(len(everything))[:examples])
-    engine, state = _engine(model, task)
+    engine, _ = make_engine(task, model, SEED, "auto")
+    often = examples / len(data)
     if density == 1:
-        return _train(engine, state, data, _EPOCHS, _RATE)
-    state = _trained(model, min(each for each in DENSITIES if each > density), examples)
-    return _train(
-        engine, state.with_masks(_pruned(state, density)), data, _EPOCHS_SPARSE, _RATE / 4
-    )
+        return _train(engine, engine.initial_state(), data, round(often * _EPOCHS), _RATE)
+    state = _trained(model, name, min(each for each in DENSITIES if each > density), examples)
+    state = state.with_masks(_pruned(state, density))
+    return _train(engine, state, data, round(often * _EPOCHS_SPARSE), _RATE / 4)
 
 
 def reference_of(name: str, task: Task) -> TorchEngine:
     """Return the torch engine of a model of the zoo, with the weights that training begins with."""
-    return TorchEngine(task.build_model(_SEED, name), cross_entropy)
-
-
-def _engine(name: str, task: Task) -> tuple[SparseEngine, ModelState]:
-    reference = reference_of(name, task)
-    state = reference.initial_state()
-    shape = task.test_data().inputs.shape[1:]
-    return SparseEngine(capture(reference.module(state), shape)), state
+    return TorchEngine.for_task(task, name, SEED)
 
 
 def _pruned(state: ModelState, density: float) -> Masks:
@@ -171,13 +170,13 @@ def _pruned(state: ModelState, density: float) -> Masks:
 
 
 def _train(
-    engine: SparseEngine, state: ModelState, data: Examples, epochs: int, start: float
+    engine: Engine, state: ModelState, data: Examples, epochs: int, start: float
 ) -> ModelState:
     """Train with rates along a cosine; take the statistics of norms under the final weights."""
     for epoch in range(epochs):
         rate = start * (1 + math.cos(math.pi * epoch / epochs)) / 2
         how = LocalTraining(1, _BATCH, rate, _MOMENTUM, _DECAY)
-        state, _ = engine.train(state, data, how, seed=1000 * _SEED + epoch)
+        state, _ = engine.train(state, data, how, seed=1000 * SEED + epoch)
     moments = engine.norm_moments(state, data.take(np.arange(min(len(data), _STATISTICS))))
     return replace(state, stats={**state.stats, **as_stats(moments)})
 
@@ -189,22 +188,27 @@ def state_rows(cell: Cell, state: ModelState, task: Task) -> list[dict[str, Any]
     """Export a cell's state and check all its artifacts; return a row for each runtime."""
     reference = reference_of(cell.model, task)
     model, calibration = reference.module(state), task.train_data().inputs[:CALIBRATION]
-    test = task.test_data().take(np.arange(cell.images))
+    test = task.test_data()
+    test = test.take(np.arange(min(len(test), cell.images)))
     graph = int8_graph(model, calibration, accept_error=True)
-    whole = quantize(float_graph(model, calibration.shape[1:]), to_graph_layout(calibration))
+    assert graph.origin is not None  # every graph that is made here has one
+    floats = graph.origin.floats
     about = {
         "commit": made_by()["commit"],
         "model": cell.model,
+        "task": task.name,
         "density": round(state.density, 4),
-        "parameters": cost(whole).parameters,
+        "parameters": cost(floats).parameters,
         "parameters_slim": cost(graph).parameters,
-        "macs": cost(whole).macs,
+        "macs": cost(floats).macs,
         "macs_slim": cost(graph).macs,
         "accuracy_float": task.metric(reference.outputs(state, test.inputs), test.targets),
     }
+    if task.measure is not ACCURACY:
+        about["metric"] = task.measure.about
     with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
         for bits in _BITS:
-            less = graph if bits == 8 else int8_graph(model, calibration, bits, accept_error=True)
+            less = graph if bits == 8 else int8_graph(floats, calibration, bits, accept_error=True)
             saved = save_c99(less, calibration, Path(folder, f"c99-int{bits}"), {})
             found = CompiledRunner(saved.path).predict(test.inputs)
             about[f"accuracy_int{bits}"] = task.metric(found, test.targets)
@@ -220,7 +224,8 @@ def _reports(
     inputs = inputs[: cell.compared]
     whole = save_graph(graph, folder / "model.graph", {})
     about = {"graph": whole.path.name, "graph_sha256": whole.sha256}
-    yield from _c_reports(save_c99(graph, calibration, folder / "model", about), inputs)
+    known = Known()
+    yield from _c_reports(save_c99(graph, calibration, folder / "model", about), inputs, known)
     saved = [
         save_tflite(graph, calibration, folder / "model.tflite", about),
         save_onnx(graph, calibration, folder / "model.onnx", about),
@@ -229,7 +234,8 @@ def _reports(
     for artifact in saved:
         for runtime in runtimes()[artifact.target]:
             if artifact.target != "tflite" or runtime in available_runtimes():
-                yield f"{runtime}, {artifact.target}", check(artifact.path, inputs, runtime)
+                report = check(artifact.path, inputs, runtime, known=known)
+                yield f"{runtime}, {artifact.target}", report
     yield "Verilog", verilog_report(graph, calibration, inputs[: cell.simulated], folder, about)
 
 
@@ -256,19 +262,21 @@ def verilog_report(
     return check(saved.path, inputs, layers=True)
 
 
-def _c_reports(artifact: Artifact, inputs: FloatArray) -> Iterator[tuple[str, CheckReport]]:
+def _c_reports(
+    artifact: Artifact, inputs: FloatArray, known: Known
+) -> Iterator[tuple[str, CheckReport]]:
     first, *others = ((*build, level) for level in ("-O3", "-O0") for build in _compilers())
     with _compiler(first[1]):
-        yield f"{first[0]} {first[2]}", check(artifact.path, inputs, layers=True)
-        known = CompiledRunner(artifact.path)
-    integers = known.quantize(inputs)
-    expected = known.predict_int8(integers)
+        yield f"{first[0]} {first[2]}", check(artifact.path, inputs, layers=True, known=known)
+        usual = CompiledRunner(artifact.path)
+    integers = usual.quantize(inputs)
+    expected = usual.predict_int8(integers)
     for name, command, level in others:
         with _compiler(command):
             actual = CompiledRunner(artifact.path, (level, "-march=native")).predict_int8(integers)
         report = CheckReport("compiled", "half_up", len(inputs))
         report.outputs.add(actual, expected)
-        report.same_class = int(np.sum(actual.argmax(1) == expected.argmax(1)))
+        report.same_class = same_class(np.moveaxis(actual, 1, -1), np.moveaxis(expected, 1, -1))
         yield f"{name} {level}", report
 
 
@@ -320,15 +328,28 @@ def table(result: Mapping[str, Any]) -> list[str]:
     names = " | ".join(key.removeprefix("accuracy_") for key in bits)
     head = f"| model | density | {' | '.join(runtimes)} | float | {names} | parameters | MACs |"
     rows = []
-    for (model, density), found in models.items():
+    for (_, density), found in models.items():
         own, by_runtime = found[0], {row["runtime"]: _differ(row) for row in found}
         cells = [by_runtime.get(runtime, "") for runtime in runtimes]
-        cells += [f"{own['accuracy_float']:.2%}"]
-        cells += [f"{100 * (own[key] - own['accuracy_float']):+.2f}" for key in bits]
+        cells += _measured(own, bits)
         cells += [f"{own['parameters_slim']:,} of {own['parameters']:,}"]
         cells += [f"{own['macs_slim']:,} of {own['macs']:,}"]
-        rows.append(f"| {model} | {density:.0%} | {' | '.join(cells)} |")
+        rows.append(f"| {_named(own)} | {density:.0%} | {' | '.join(cells)} |")
     return markdown.table(head, rows)
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    task = row.get("task", _USUAL)
+    return str(row["model"]) if task == _USUAL else f"{row['model']}, {task}"
+
+
+def _measured(row: Mapping[str, Any], bits: Sequence[str]) -> list[str]:
+    """Return the metric in float, and what fewer bits change: accuracies in points."""
+    metric, real = Metric.of(row.get("metric")), row["accuracy_float"]
+    changes = [row[key] - real for key in bits]
+    if metric.name == ACCURACY.name:
+        return [f"{real:.2%}", *(f"{100 * change:+.2f}" for change in changes)]
+    return [f"{metric.text(real)} ({metric.name})", *(f"{change:+.2g}" for change in changes)]
 
 
 def _differ(row: Mapping[str, Any]) -> str:

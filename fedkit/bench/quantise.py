@@ -27,7 +27,7 @@ from edge.export import int8_graph, save_c99
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.export_target import needing_package
 from fedkit.bench import markdown
-from fedkit.bench.exact import CALIBRATION, Cell, reference_of, trained
+from fedkit.bench.exact import CALIBRATION, SEED, Cell, reference_of, trained
 from fedkit.bench.kept import run_kept
 from fedkit.core.provenance import made_by
 from fedkit.graph.interpret import FloatArray
@@ -53,7 +53,7 @@ def bench_quantise(quick: bool) -> dict[str, Any]:
     else:
         cells = [Cell(model, 1.0, 20_000, 10_000) for model in MODELS]
         rows = [row for kept in run_kept(cells, run, KEPT) for row in kept["rows"]]
-    return {"benchmark": "quantise", "task": "fashion-mnist", "rows": rows}
+    return {"benchmark": "quantise", "task": "fashion-mnist", "seed": SEED, "rows": rows}
 
 
 def run(cell: Cell) -> dict[str, Any]:

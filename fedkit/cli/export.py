@@ -44,6 +44,9 @@ from sim.scenario import make_scenario
 CALIBRATION = 256
 """Examples that set the ranges of activations."""
 
+_BATCH = 256
+"""Examples whose outputs are held at once when an artifact is measured."""
+
 TARGETS = NAMES
 BITS = (8, 6, 4)
 GOALS = get_args(Goal)
@@ -312,10 +315,12 @@ def measure(
             "model with that one, or compare the artifact with its graph: fedkit check"
         )
     runner = open_runner(found.path, runtime, changed)
-    count = runner.most_examples or len(test)
-    inputs, targets = test.inputs[:count], test.targets[:count]
+    count = min(runner.most_examples or len(test), len(test))
     metric = task.measure
-    value = metric(runner.predict(inputs), targets)
+    seen = metric.start()
+    for start in range(0, count, _BATCH):
+        part = slice(start, min(start + _BATCH, count))
+        seen.add(runner.predict(test.inputs[part]), test.targets[part])
     return {
         "artifact": str(found.path),
         "target": found.target,
@@ -325,7 +330,7 @@ def measure(
         ),
         "runtime": runtime_for(found, runtime),
         **({} if metric is ACCURACY else {"metric": metric.about}),
-        f"{metric.key}_int{found.provenance.get('weight_bits', 8)}": value,
-        "test_examples": len(inputs),
+        f"{metric.key}_int{found.provenance.get('weight_bits', 8)}": seen.value(),
+        "test_examples": count,
         **runner.speed(),
     }

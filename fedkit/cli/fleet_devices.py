@@ -9,7 +9,7 @@ import numpy as np
 
 import fedkit.flower
 from fedkit.config import RunConfig
-from fedkit.engine.plan.capture import capture
+from fedkit.engine.choose import task_plan
 from fedkit.engine.plan.plan import save_plan
 from fedkit.engine.plan.structure import Plan
 from fedkit.fleet.folder import PLAN, Fleet
@@ -42,7 +42,7 @@ def prepare(config: RunConfig, with_data: bool) -> Devices:
     if config.engine == "torch":
         return Devices(None, data)
     model = scenario.task.build_model(config.seed, config.model)
-    return Devices(capture(model, scenario.test.inputs.shape[1:]), data)
+    return Devices(task_plan(scenario.task, model), data)
 
 
 def write(fleet: Fleet, devices: Devices) -> None:

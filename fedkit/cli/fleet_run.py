@@ -14,7 +14,7 @@ from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import FleetError
 from fedkit.core.names import check_name, find_run
 from fedkit.device.data import Expected
-from fedkit.engine.plan.capture import capture
+from fedkit.engine.choose import task_plan
 from fedkit.engine.plan.plan import load_plan, plan_digest
 from fedkit.fleet import commands
 from fedkit.fleet.folder import PLAN, Fleet, read_nodes
@@ -109,7 +109,7 @@ def expected(fleet: Fleet, scenario: Scenario) -> Expected:
     digest = ""
     if config.engine != "torch" and given.is_file():
         model = scenario.task.build_model(config.seed, config.model)
-        digest = plan_digest(capture(model, test.inputs.shape[1:]))
+        digest = plan_digest(task_plan(scenario.task, model))
         if digest != plan_digest(load_plan(given)):
             raise FleetError(
                 f"this run's model (task {config.task}, model {config.model or 'of the task'}) is "

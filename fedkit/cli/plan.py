@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from fedkit.core.errors import PlanError
-from fedkit.engine.plan.capture import capture
+from fedkit.engine.choose import task_plan
 from fedkit.engine.plan.plan import save_plan
 from fedkit.engine.torch import TorchEngine
 from fedkit.engine.trial import try_inputs
@@ -23,6 +23,7 @@ def write_plan(path: Path, task: str, model: str) -> dict[str, Any]:
     Raises:
         PlanError: The file exists, cannot be written, or the model has layers that the sparse
             engine does not know; all are named.
+        EngineError: The task's loss is its own.
         TaskError: There is no such task, or its model does not take its inputs.
     """
     if os.path.lexists(path):  # a link that leads nowhere is something too
@@ -31,7 +32,7 @@ def write_plan(path: Path, task: str, model: str) -> dict[str, Any]:
     test = found.examples("test")
     engine = TorchEngine.for_task(found, model, seed=0)
     try_inputs(found, engine, test)
-    plan = capture(engine.module(engine.initial_state()), test.inputs.shape[1:])
+    plan = task_plan(found, engine.module(engine.initial_state()))
     save_plan(plan, path)
     return {
         "plan": str(path),

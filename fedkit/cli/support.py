@@ -1,4 +1,4 @@
-"""What each part of the project takes: every kind of op of the model graph, every model of the zoo.
+"""What each part of the project takes: kinds of ops, models of the zoo, losses and metrics.
 
 Nothing is listed here. A cell about ops comes from the rows of the registries, and what has to be
 planned is planned; the models are tried.
@@ -31,6 +31,8 @@ from fedkit.graph import ir
 from fedkit.graph.ops.registry import SPECS
 from fedkit.graph.spec import Spec
 from fedkit.nn.zoo import MODELS, build_model, smallest_shape
+from fedkit.tasks.losses import LOSSES
+from fedkit.tasks.metrics import METRICS
 
 Some = TypeVar("Some")
 
@@ -46,9 +48,30 @@ def support() -> dict[str, Any]:
 
     Returns:
         `rows`: per kind of op, which part takes it: "yes", "no" or a reason. `models`: per model
-        of the zoo, whether it trains without torch, and to which targets it is exported.
+        of the zoo, whether it trains without torch, and to which targets it is exported. `losses`,
+        which all engines have, and `metrics`: what each is called and what it is.
     """
-    return {"rows": list(op_rows()), "models": list(map(model_row, MODELS))}
+    return {
+        "rows": list(op_rows()),
+        "models": list(map(model_row, MODELS)),
+        "losses": list(task_rows(LOSSES, "losses")),
+        "metrics": list(task_rows(METRICS, "metrics")),
+    }
+
+
+# Losses and metrics
+
+
+def task_rows(table: Mapping[str, type], module: str) -> Iterator[dict[str, str]]:
+    """Yield a row for each loss or metric of a registry.
+
+    Args:
+        table: Name -> class.
+        module: Of `fedkit.tasks`, that offers the classes.
+    """
+    for name, row in table.items():
+        about = (row.__doc__ or "").strip().splitlines()[0].removesuffix(".")
+        yield {"name": name, "python": f"{module}.{row.__name__}", "about": about}
 
 
 # Ops
@@ -131,17 +154,13 @@ def an_example(kind: ir.Kind, seed: int = 0) -> ir.Graph:
 
 
 def model_row(name: str) -> dict[str, Any]:
-    """Try a model of the zoo, on the smallest inputs that it takes.
-
-    No engine but torch has the loss of what returns its inputs.
-    """
+    """Try a model of the zoo, on the smallest inputs that it takes."""
     shape = smallest_shape(name, channels=3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the trace, which nobody sees
         model = build_model(name, shape, _CLASSES)
         plan = _tried(lambda: capture(model, shape))
         floats = _tried(lambda: _quantisable(model, shape))
-    plan = None if MODELS[name].returns == "its inputs" else plan
     return {
         "name": name,
         "trains_sparse": plan is not None and _passes(check_sparse, plan),
@@ -185,7 +204,7 @@ _HEADS = {"interpreter": "inter-\npreter"}
 
 
 def support_table(found: Mapping[str, Any]) -> Group:
-    """Return a table of ops, the reasons that it has numbers for, and a table of models."""
+    """Return tables of ops, with the reasons that it has numbers for, of models, and of losses."""
     reasons: dict[str, int] = {}
     heads = (_HEADS.get(key, key.replace("_", "\n", 1)) for key in found["rows"][0])
     columns = (Column(head, no_wrap=True) for head in heads)
@@ -198,7 +217,10 @@ def support_table(found: Mapping[str, Any]) -> Group:
     for row in found["models"]:
         trains = (YES if row[key] else NO for key in ("trains_sparse", "trains_int8"))
         models.add_row(row["name"], *trains, ", ".join(row["exports"]) or NO)
-    return Group(ops, notes, Text(), models)
+    task = Table("name", "in Python", title="losses, of all engines, and metrics")
+    for row in (*found["losses"], *found["metrics"]):
+        task.add_row(row["name"], row["python"])
+    return Group(ops, notes, Text(), models, task)
 
 
 def _short(cell: str, reasons: dict[str, int]) -> str:

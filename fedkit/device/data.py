@@ -19,7 +19,8 @@ from fedkit.core.lookup import find
 from fedkit.engine.plan.structure import stored_shape
 from fedkit.tasks import sources
 from fedkit.tasks.lazy_array import pieces
-from fedkit.tasks.task import Examples, describe
+from fedkit.tasks.losses import Loss
+from fedkit.tasks.task import Examples
 
 _NPY: Any = np.lib.format  # Public, but untyped in numpy 1.
 _DENSEST = 1032  # Deflate packs no more bytes than that into one.
@@ -251,7 +252,11 @@ def _checked(source: str, examples: Examples) -> Examples:
 
 
 def check_trainable(
-    examples: Examples, input_shape: Sequence[int], classes: int | None, single_class: str
+    examples: Examples,
+    input_shape: Sequence[int],
+    loss: Loss | None,
+    outputs: tuple[int, ...],
+    single_class: str,
 ) -> None:
     """Refuse examples that a model cannot be trained on.
 
@@ -260,7 +265,8 @@ def check_trainable(
         input_shape: (channels, height, width) of one input that the model takes; where height and
             width are 1, inputs may be [n, channels] too, and where the height is, [n, channels,
             width].
-        classes: Number of the model's outputs; None where targets are not classes.
+        loss: What reads the targets; None for one of the user's own.
+        outputs: Shape of the model's outputs for one example.
         single_class: "error" refuses a device that holds one class only; see `RunConfig`.
 
     Raises:
@@ -275,24 +281,22 @@ def check_trainable(
         raise DataError(
             f"this device holds {len(examples)} examples; norm layers need at least 2 to train on"
         )
-    if classes is not None:
-        _check_classes(examples, classes, single_class)
+    if loss is None:
+        return
+    if problem := loss.targets_problem(outputs, examples.targets):
+        raise DataError(f"this device's {problem}; bring data that the run's model learns from")
+    if loss.share(examples.targets) == 0:
+        raise DataError(
+            f"none of this device's {len(examples)} targets counts in loss {loss.kind}; bring data "
+            "with targets that it does not ignore"
+        )
+    if loss.classifies and len(outputs) == 1 and single_class == "error":
+        _check_classes(examples)
 
 
-def _check_classes(examples: Examples, classes: int, single_class: str) -> None:
-    if not examples.labelled:
+def _check_classes(examples: Examples) -> None:
+    if len(classes := examples.classes) == 1:
         raise DataError(
-            f"this device's targets are {describe(examples.targets)}, and the run learns classes; "
-            "they must be int64 [n], a class index each"
-        )
-    lowest, highest = int(examples.targets.min()), int(examples.targets.max())
-    if lowest < 0 or highest >= classes:
-        raise DataError(
-            f"this device's targets go from {lowest} to {highest}, but the plan's model has "
-            f"{classes} outputs; targets must be in 0 .. {classes - 1}"
-        )
-    if single_class == "error" and lowest == highest:
-        raise DataError(
-            f"this device holds examples of class {lowest} only; it needs at least two classes, "
-            "or set single_class to allow"
+            f"this device holds examples of class {classes[0]} only; it needs at least two "
+            "classes, or set single_class to allow"
         )

@@ -14,7 +14,8 @@ from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import ModelState, Weights
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import Merge, Moments, NormMoments, merge
-from fedkit.tasks.task import Examples
+from fedkit.tasks.losses import Loss
+from fedkit.tasks.task import Examples, Metric
 
 STATISTICS_BATCH = 256
 """Examples that are normalised together when only statistics are wanted; equal in all engines."""
@@ -114,8 +115,39 @@ def check_loss(loss: float) -> float:
     return loss
 
 
+class MeanLoss:
+    """The mean loss over examples that came in batches.
+
+    Args:
+        loss: What says how much a batch counts; None: its number of examples.
+    """
+
+    def __init__(self, loss: Loss | None) -> None:
+        self._loss, self._total, self._share = loss, 0.0, 0.0
+
+    def add(self, value: float, targets: NDArray[Any]) -> None:
+        """Add the loss of a batch with such targets, [n, ...]."""
+        share = len(targets) if self._loss is None else self._loss.share(targets)
+        self._total += value * share
+        self._share += share
+
+    @property
+    def value(self) -> float:
+        """The mean; 0 where nothing counts."""
+        return self._total / self._share if self._share else 0.0
+
+
 NormLevels = tuple[tuple[str, ...], ...]
 """Names of norms by level, each once."""
+
+
+def measure(engine: Engine, state: ModelState, examples: Examples, metric: Metric) -> float:
+    """Return a metric of a model's outputs for examples; only a batch of them is held at once."""
+    seen, start = metric.start(), 0
+    for outputs in engine.output_batches(state, examples.inputs):
+        seen.add(outputs, examples.targets[start : start + len(outputs)])
+        start += len(outputs)
+    return seen.value()
 
 
 GradientSums = dict[str, NDArray[np.float32]]
@@ -217,3 +249,11 @@ class Engine(Protocol):
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the model's outputs under the running statistics, [n, ...]."""
+
+    def output_batches(
+        self, state: ModelState, inputs: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield what `outputs` returns, a batch after the other.
+
+        Nothing else may be asked of the engine before the last one.
+        """

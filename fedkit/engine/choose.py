@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from torch import nn
 
 from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.base import Engine
@@ -16,8 +17,8 @@ from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.engine.trial import try_inputs
 from fedkit.graph.layouts import RANKS
-from fedkit.sparse.state import ModelState
-from fedkit.tasks.task import Task, cross_entropy
+from fedkit.tasks import losses
+from fedkit.tasks.task import Task
 
 Wish = Literal["auto", "torch", "sparse"]
 """An engine by name, or the fastest that can run the task."""
@@ -63,18 +64,25 @@ def sparse_equivalent(reference: TorchEngine, task: Task) -> SparseEngine:
     """Return the sparse engine of the same model with the same initial weights.
 
     Raises:
-        EngineError: The kernels are missing, or the task's loss is not `cross_entropy`.
+        EngineError: The kernels are missing, or the task's loss is its own.
         PlanError: The model has layers that the sparse engine does not know; all are named.
     """
     initial = reference.initial_state()
-    return SparseEngine(_plan(reference, initial, task), initial)
+    return SparseEngine(task_plan(task, reference.module(initial)), initial)
 
 
-def _plan(reference: TorchEngine, initial: ModelState, task: Task) -> Plan:
-    if task.loss is not cross_entropy:
+def task_plan(task: Task, model: nn.Module) -> Plan:
+    """Return the plan by which a model is trained for a task.
+
+    Raises:
+        EngineError: The task's loss is its own, or its inputs are such that no plan takes.
+        PlanError: The model has layers that a plan does not know; all are named.
+    """
+    loss = task.known_loss
+    if loss is None:
         raise EngineError(
-            f"the loss of task {task.name!r} is its own; the sparse engine has "
-            "fedkit.tasks.task.cross_entropy, other losses need --engine torch"
+            f"the loss of task {task.name!r} is its own; the C engines have those of "
+            f"fedkit.tasks.losses ({', '.join(losses.LOSSES)}), other losses need --engine torch"
         )
     inputs = task.examples("test").inputs
     if inputs.dtype != np.float32 or inputs.ndim not in RANKS:
@@ -83,7 +91,7 @@ def _plan(reference: TorchEngine, initial: ModelState, task: Task) -> Plan:
             "float32 of shape (channels, height, width), (channels, length) or (features,), others "
             "need --engine torch"
         )
-    return capture(reference.module(initial), inputs.shape[1:])
+    return capture(model, inputs.shape[1:], loss)
 
 
 def _integer_equivalent(
@@ -96,7 +104,7 @@ def _integer_equivalent(
         )
     initial = reference.initial_state()
     try:
-        plan = _plan(reference, initial, task)
+        plan = task_plan(task, reference.module(initial))
         check_integer(plan)
     except (EngineError, PlanError) as error:
         raise type(error)(

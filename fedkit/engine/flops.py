@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -173,9 +173,15 @@ class CountingEngine(WrappedEngine):
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Engine.outputs`."""
-        outputs = self._inner.outputs(state, inputs)
-        self.flops += len(inputs) * self._geometry.forward(state.masks)
-        return outputs
+        return np.concatenate([*self.output_batches(state, inputs)])
+
+    def output_batches(
+        self, state: ModelState, inputs: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.float32]]:
+        """See `Engine.output_batches`."""
+        for outputs in self._inner.output_batches(state, inputs):
+            self.flops += len(outputs) * self._geometry.forward(state.masks)
+            yield outputs
 
 
 def unpruned_values(layout: Layout) -> int:

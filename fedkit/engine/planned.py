@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fedkit.engine.base import NormLevels
 from fedkit.engine.plan.structure import Plan, absolute_norms, norm_levels
+from fedkit.stats.moments import Moments
+from fedkit.stats.norms import norm_names
 
 
 class PlannedEngine:
@@ -14,6 +16,13 @@ class PlannedEngine:
     """
 
     plan: Plan
+
+    def moments_of_norms(self) -> dict[str, list[Moments]]:
+        """Return room for moments of each norm, in the model's order, which a message keeps.
+
+        A plan has them in the order of the forward pass, which may be another.
+        """
+        return {name: [] for name in norm_names(self.plan.stats)}
 
     @property
     def absolute_norms(self) -> frozenset[str]:

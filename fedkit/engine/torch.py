@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedkit.core.errors import PlanError, TaskError
+from fedkit.core.errors import EngineError, PlanError, TaskError
 from fedkit.core.numerics import K
 from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
     LocalTraining,
+    MeanLoss,
     NormLevels,
     TrainingBatches,
     check_loss,
@@ -29,7 +30,7 @@ from fedkit.engine.base import (
     merge_batches,
 )
 from fedkit.engine.plan.capture import capture
-from fedkit.engine.plan.checks import check_classes, one_value_error
+from fedkit.engine.plan.checks import one_value_error
 from fedkit.engine.plan.structure import norm_levels
 from fedkit.nn.layers import (
     STATISTICS,
@@ -44,7 +45,8 @@ from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import ModelState, Weights
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
-from fedkit.tasks.task import Examples, Task, cross_entropy
+from fedkit.tasks import losses
+from fedkit.tasks.task import Examples, Task
 
 _EVAL_BATCH = 256
 _TILE = 1 << 16
@@ -66,7 +68,7 @@ class TorchEngine:
         if parts := list(untrainable_parts(model)):
             listed = "\n  ".join(parts)
             raise TaskError(f"model {type(model).__name__} cannot be trained:\n  {listed}")
-        self._model, self._loss = model, loss
+        self._model, self._loss, self._row = model, loss, losses.known(loss)
         self._weights = trainable_parameters(model)
         self._norms = tracking_norms(model)
         self.layout = Layout(
@@ -173,7 +175,7 @@ class TorchEngine:
             batches, loss = TrainingBatches(examples, how, seed), 0.0
             for _ in range(how.epochs):
                 self._restart_statistics()
-                losses = [
+                found = [
                     self._step(
                         torch.from_numpy(batch.inputs[batch.order]),
                         torch.from_numpy(batch.targets),
@@ -181,7 +183,7 @@ class TorchEngine:
                     )
                     for batch in batches.epoch()
                 ]
-                loss = sum(losses) / len(losses)
+                loss = sum(found) / len(found)
             return self._read(state.masks), loss
 
     def _restart_statistics(self) -> None:
@@ -234,12 +236,14 @@ class TorchEngine:
         """Return the loss of a batch in the model's mode.
 
         Raises:
-            EngineError: A norm sees one value per channel, or targets are not classes.
+            EngineError: A norm sees one value per channel, or targets do not fit the loss.
         """
         outputs = self._forward(inputs)
-        if self._loss is cross_entropy and not targets.is_floating_point():
-            # torch leaves out the target -100, wherever it came from.
-            check_classes(targets.numpy(), outputs.shape[1])
+        if self._row is not None:
+            # torch leaves out the target -100, wherever it came from, and spreads others.
+            problem = self._row.targets_problem(tuple(outputs.shape[1:]), targets.numpy())
+            if problem:
+                raise EngineError(problem)
         return self._loss(outputs, targets)
 
     def _norm_that_fails(self, inputs: Tensor) -> str:
@@ -332,10 +336,10 @@ class TorchEngine:
         """See `Engine.loss`."""
         with one_thread(), torch.no_grad():
             self.module(state)
-            total = 0.0
+            mean = MeanLoss(self._row)
             for inputs, targets in _batches(examples, np.arange(len(examples)), _EVAL_BATCH):
-                total += self._loss_of(inputs, targets).item() * len(targets)
-        return total / len(examples)
+                mean.add(self._loss_of(inputs, targets).item(), targets.numpy())
+        return mean.value
 
     def top_gradients(
         self, state: ModelState, examples: Examples, amounts: Mapping[str, int]
@@ -369,13 +373,17 @@ class TorchEngine:
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Engine.outputs`."""
-        with one_thread(), torch.no_grad():
-            model = self.module(state)
-            parts = [
-                model(torch.tensor(inputs[start : start + _EVAL_BATCH])).numpy()
-                for start in range(0, len(inputs), _EVAL_BATCH)
-            ]
-        return np.concatenate(parts)
+        return np.concatenate([*self.output_batches(state, inputs)])
+
+    def output_batches(
+        self, state: ModelState, inputs: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.float32]]:
+        """See `Engine.output_batches`."""
+        model = self.module(state)
+        for start in range(0, len(inputs), _EVAL_BATCH):
+            with one_thread(), torch.no_grad():
+                outputs = model(torch.tensor(inputs[start : start + _EVAL_BATCH])).numpy()
+            yield outputs
 
 
 def _l1_moments(

@@ -21,10 +21,14 @@ from fedkit.core.lookup import reason, theirs
 from fedkit.engine.base import Engine, LocalTraining, even_batches
 from fedkit.engine.torch import TorchEngine
 from fedkit.tasks.lazy_array import pieces
-from fedkit.tasks.task import Examples, Task, cross_entropy, describe
+from fedkit.tasks.targets import describe
+from fedkit.tasks.task import Examples, Task
 
 _TRIED = 4
 """Examples that a trial takes, beside those with the smallest and largest numbers."""
+
+_MEASURED = 256
+"""Outputs that a metric is given at once."""
 
 _TOLERANCE = 1e-3
 """Of the largest output; another batch takes other kernels, which sum in another order."""
@@ -49,11 +53,10 @@ def try_task(task: Task, engine: Engine, parts: Sequence[Examples], how: LocalTr
     state = engine.initial_state()
     with theirs(f"the model of task {task.name!r}", TaskError):
         outputs = [engine.outputs(state, part.inputs) for part in few]
-    if task.classifies:
-        for part, some in zip(parts, outputs, strict=True):
-            check_classes(task, some.shape[1:], part.targets)
+    for part, some in zip(parts, outputs, strict=True):
+        check_targets(task, some.shape[1:], part.targets)
     for part, some in zip(few, outputs, strict=True):
-        if task.loss is not cross_entropy:
+        if task.known_loss is None:
             _try_loss(task, some, part.targets)
     _try_metric(task, outputs[0], parts[0].targets)
     _try_step(task, engine, min(parts[1:] or parts, key=lambda part: _smallest(part, how)), how)
@@ -176,22 +179,40 @@ def _rows_of_extremes(array: NDArray[Any]) -> set[int]:
     }
 
 
-# Classes -------------------------------------------------------------------------------------
+# Targets -------------------------------------------------------------------------------------
 
 
-def check_classes(task: Task, shape: tuple[int, ...], targets: NDArray[np.generic]) -> None:
-    """Refuse targets that are not class indices of the model.
+def check_targets(task: Task, shape: tuple[int, ...], targets: NDArray[Any]) -> None:
+    """Refuse targets that the task's loss, one of ours, or its metric cannot read.
 
     Args:
-        task: The task; its loss or its metric reads targets as classes.
-        shape: Of the model's outputs for one example: (classes, ...).
-        targets: int64 [n, ...], with the dimensions that follow the classes.
+        task: The task.
+        shape: Of the model's outputs for one example.
+        targets: [n, ...].
 
     Raises:
         TaskError: Says what they are and what the loss or metric takes.
     """
-    reader = "loss cross_entropy" if task.loss is cross_entropy else "metric accuracy"
-    own = f"or give the task a {'loss and a metric' if 'loss' in reader else 'metric'} of its own"
+    if task.classifies:
+        _check_classes(task, shape, targets)
+    if (loss := task.known_loss) is None:
+        return
+    if problem := loss.outputs_problem(shape) or loss.targets_problem(shape, targets):
+        raise TaskError(f"task {task.name!r}: {problem}")
+    if len(targets) and loss.share(targets) == 0:
+        raise TaskError(
+            f"task {task.name!r}: none of {len(targets)} examples has a target that counts in "
+            f"loss {loss.kind}; bring others, or use fewer devices"
+        )
+
+
+def _check_classes(task: Task, shape: tuple[int, ...], targets: NDArray[Any]) -> None:
+    """Refuse targets that are not class indices of the model, int64 [n, ...]."""
+    loss = task.known_loss
+    is_loss = loss is not None and loss.classifies
+    reader = "loss cross_entropy" if is_loss else "metric accuracy"
+    own = f"or give the task a {'loss and a metric' if is_loss else 'metric'} of its own"
+    own += f" (fedkit.tasks.{'losses and metrics' if is_loss else 'metrics'} have some)"
     if not shape or targets.shape[1:] != shape[1:] or targets.dtype.kind != "i":
         raise TaskError(
             f"the targets of task {task.name!r} are {describe(targets)}, and its model's outputs "
@@ -199,9 +220,10 @@ def check_classes(task: Task, shape: tuple[int, ...], targets: NDArray[np.generi
             f"indices, int64 [n], or maps [n, classes, ...] with int64 [n, ...]: "
             f"{_as_classes(targets, shape)} {own}"
         )
-    if targets.size == 0:
+    counted = targets[targets != task.ignored] if is_loss else targets
+    if counted.size == 0:
         return
-    lowest, highest = int(targets.min()), int(targets.max())
+    lowest, highest = int(counted.min()), int(counted.max())
     if highest >= shape[0]:
         raise TaskError(
             f"the model of task {task.name!r} has {shape[0]} outputs, but there are targets up to "
@@ -209,8 +231,9 @@ def check_classes(task: Task, shape: tuple[int, ...], targets: NDArray[np.generi
         )
     if lowest < 0:
         raise TaskError(
-            f"the targets of task {task.name!r} are {describe(targets)}; the {reader} takes class "
-            f"indices from 0: leave out examples without a class, {own}"
+            f"the targets of task {task.name!r} are {describe(counted)}; the {reader} takes class "
+            f"indices from 0: leave out examples without a class, ignore them with "
+            f"losses.CrossEntropy(ignore_index={lowest}), {own}"
         )
 
 
@@ -244,7 +267,11 @@ def _try_loss(task: Task, outputs: NDArray[np.float32], targets: NDArray[np.gene
 
 def _try_metric(task: Task, outputs: NDArray[np.float32], targets: NDArray[np.generic]) -> None:
     """Give the metric all test targets, with outputs of the right shape and any numbers."""
-    task.measure(np.resize(outputs, (len(targets), *outputs.shape[1:])), targets)
+    seen, some = task.measure.start(), np.resize(outputs, (_MEASURED, *outputs.shape[1:]))
+    for start in range(0, len(targets), _MEASURED):
+        part = targets[start : start + _MEASURED]
+        seen.add(some[: len(part)], part)
+    seen.value()
 
 
 def _kind(value: object) -> str:

@@ -75,10 +75,20 @@ def make_client_app(
     """
     draw_apart()
     app = ClientApp()
+    add_answers(app, lambda message, context: device_of(context), answer_in)
+    return app
+
+
+def add_answers(
+    app: ClientApp,
+    device_of: Callable[[Message, Context], Device],
+    answer_in: AnswerIn = in_context,
+) -> None:
+    """Let a ClientApp answer every phase; see `make_client_app`."""
 
     def answer(phase: Phase, message: Message, context: Context) -> Message:
         try:
-            device = device_of(context)
+            device = device_of(message, context)
             reply = answer_in(device, phase, from_records(message.content), context)
         except FedkitError as error:
             # One line here and at the server, where an exception would be a traceback.
@@ -108,8 +118,6 @@ def make_client_app(
     @app.train()
     def train(message: Message, context: Context) -> Message:
         return answer("train", message, context)
-
-    return app
 
 
 def own_reply(reply: Packet, device: Device, message: Message) -> Message:

@@ -41,7 +41,7 @@ from fedkit.flower.client_app import in_context, make_client_app
 from fedkit.flower.run_config import EXPECTED_KEY, run_keys, run_name
 from fedkit.methods.interface import Phase
 from fedkit.methods.registry import resolve
-from fedkit.tasks.task import Examples
+from fedkit.tasks.task import Examples, cross_entropy
 from fedkit.wire.messages import Packet
 
 _EXAMPLE = 'start the SuperNode with --node-config \'plan="model.plan" data="mine.npz" device=0\''
@@ -88,8 +88,8 @@ def _make_device(plan_path: str, data: str, index: int, config: RunConfig, expec
     plan = load_plan(Path(plan_path))
     if expected:
         Expected.parse(expected).check_plan(plan_digest(plan))
-    shape, outputs = plan.tensors[0].shape, plan.tensors[plan.output].shape
-    check_trainable(examples, shape, outputs[0], config.single_class)
+    shape, outputs = plan.tensors[0].shape, plan.output_shape
+    check_trainable(examples, shape, plan.loss, outputs, config.single_class)
     engine = plan_engine(plan, config.precision)
     print(f"engine: {describe(engine)}", file=sys.stderr, flush=True)
     return Device(index, examples, engine, config)
@@ -99,7 +99,6 @@ def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:
     """Return the engine that a simulation of this run would choose; imports torch."""
     try:
         from fedkit.engine.choose import make_engine
-        from fedkit.engine.trial import check_classes
         from fedkit.tasks import load_task
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -108,11 +107,9 @@ def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:
         ) from error
     task = load_task(config.task)
     engine, notice = make_engine(task, config.model, config.seed, config.engine, config.precision)
-    outputs = engine.outputs(engine.initial_state(), examples.inputs[:1])
-    classes = outputs.shape[1] if task.classifies and outputs.ndim == 2 else None
-    check_trainable(examples, examples.inputs.shape[1:], classes, config.single_class)
-    if task.classifies and outputs.ndim > 2:
-        check_classes(task, outputs.shape[1:], examples.targets)
+    outputs = engine.outputs(engine.initial_state(), examples.inputs[:1]).shape[1:]
+    loss = task.known_loss or (cross_entropy if task.classifies else None)
+    check_trainable(examples, examples.inputs.shape[1:], loss, outputs, config.single_class)
     print(f"engine: {notice}", file=sys.stderr, flush=True)
     return engine
 

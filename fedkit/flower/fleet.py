@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic
 
 import httpx
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
@@ -100,6 +100,7 @@ class FlowerFleet:
         self._connected: set[int] = set()
         self._choice: tuple[Sequence[int], int] | None = None
         self._chosen: frozenset[int] | None = None
+        self._introduced: set[int] = set()
         self.traffic, self.bytes_down, self.bytes_up = (0, 0), 0, 0
         self._wait_for_nodes()
 
@@ -121,7 +122,7 @@ class FlowerFleet:
         """Choose among those that are connected; what follows goes by that until told otherwise."""
         if self._choice is None or self._chosen is not None:
             return
-        if unknown := self._connected - self._device_of.keys() - self.quarantine:
+        if unknown := self._connected - self._device_of.keys() - self._introduced:
             self._introduce(unknown)
         order, count = self._choice
         there = {self._device_of[node] for node in self._connected & self._device_of.keys()}
@@ -129,7 +130,8 @@ class FlowerFleet:
         self._chosen = frozenset([device for device in order if device in there][:count])
 
     def _introduce(self, nodes: set[int]) -> None:
-        """Ask nodes which devices they are."""
+        """Ask nodes which devices they are, once: one that does not say so is not chosen."""
+        self._introduced |= nodes
         request = Request(lambda: Packet({}))
         self._carry_out(_Exchange(self, "introduction", request, lambda reply: reply, nodes))
 
@@ -231,12 +233,16 @@ class FlowerFleet:
 
     def push(self, phase: Phase, packet: Packet, node: int, seconds: float) -> str | None:
         """Send a message to a node; return its id, None where Flower did not take it."""
-        kind, content = self.message_types[phase], to_records(packet)
+        kind, content = self.message_types[phase], self.records(packet)
         message = Message(content, dst_node_id=node, message_type=kind, ttl=seconds)
         (sent,) = self._grid.push_messages([message])
         self.traffic = (self.traffic[0] + packet.nbytes, self.traffic[1])
         self.bytes_down += message_bytes(message)
         return sent
+
+    def records(self, packet: Packet) -> RecordDict:
+        """Return what of a packet travels."""
+        return to_records(packet)
 
     def pull(self, message: str) -> Message | None:
         """Return the reply to a message, if it is there.

@@ -20,7 +20,7 @@ from onnx import defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from fedkit.core.errors import ExportError
-from fedkit.graph import ir, onnx_file, onnx_integers
+from fedkit.graph import ir, onnx_file, onnx_integers, onnx_norms
 from fedkit.graph.arrange import arrange, can_be
 from fedkit.graph.elements import Moved, whole
 from fedkit.graph.file_integers import FileIntegers, Steps
@@ -31,8 +31,10 @@ from fedkit.graph.onnx_file import source_of as _source
 from fedkit.graph.onnx_integers import BYTES, MOVES
 from fedkit.graph.operands import Unsupported, activation, constant, number, require, require_small
 from fedkit.graph.ops.moves import require_axes
+from fedkit.graph.ops.norms import read_spelt
 from fedkit.graph.ops.registry import ONNX
 from fedkit.graph.places import EXAMPLES_MOVE
+from fedkit.graph.spelt_norms import SpeltNorm
 
 _OPSETS = range(7, 29)
 """From the first in which operands broadcast as in numpy to the last that was looked at."""
@@ -102,6 +104,8 @@ class _Lowering(Lowering[_Node]):
     """Activation of integers, by its name in the file -> what they are worth."""
 
     integers: FileIntegers = field(default_factory=FileIntegers)
+    norms: Mapping[Any, SpeltNorm] = field(default_factory=dict)
+    """Last value of each norm that is spelt out -> that norm."""
 
     def name_of(self, node: _Node) -> str:
         return str(node.proto.output[node.number])
@@ -219,8 +223,13 @@ def lowered(model: onnx.ModelProto) -> tuple[tuple[str, ...], _Lowering]:
     _refuse_integer_operators(model)
     lowering = _Lowering(opset=_opset(model), read=_read_names(model))
     names = _bind(model, lowering)
+    lowering.norms = onnx_norms.spelt(model, _reads(model), names)
+    inner = frozenset[Any]().union(*(norm.inner for norm in lowering.norms.values()))
     for place, node in enumerate(model.graph.node):
-        _lower_node(lowering, node, place)
+        if node.output[0] in inner:
+            _infer_inner(lowering, node, place)
+        else:
+            _lower_node(lowering, node, place)
     for port in model.graph.output:
         if not port.HasField("type") and port.name in lowering.types:
             port.type.CopyFrom(lowering.types[port.name])
@@ -357,8 +366,10 @@ def _follow(two: _Lowering, one: _Lowering, proto: onnx.NodeProto) -> None:
     else:
         for each in filter(None, proto.output if proto.op_type in _SEVERAL else (name,)):
             expected, shape = (_dims(of.types.get(each)) or () for of in (one, two))
+            moved = one.values.get(each)
+            dim = moved.examples if isinstance(moved, Moved) else 0
             require(
-                shape == (2, *expected[1:]),
+                shape == (*expected[:dim], 2, *expected[dim + 1 :]),
                 f"{proto.op_type} gives {expected} for one example, {shape} for two",
             )
             two.values[each] = ir.Tensor(each, shape)
@@ -370,7 +381,9 @@ def _require_same_constants(two: _Lowering, one: _Lowering, proto: onnx.NodeProt
         left, right = one.values[name], two.values[name]
         if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
             is_shape = proto.op_type in ("Reshape", "Resize")  # whose results are compared
-            same = is_shape or np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
+            is_value = proto.op_type in ("Concat", "Add", "Sub", "Mul") and left.shape[:1] == (1,)
+            alike = np.repeat(left, 2, 0) if is_value and len(right) == 2 else left
+            same = is_shape or np.array_equal(alike, right, equal_nan=left.dtype.kind == "f")
             require(same, f"{proto.op_type} by {name!r}, which depends on the batch")
 
 
@@ -386,9 +399,18 @@ def _read_names(model: onnx.ModelProto) -> dict[str, set[str]]:
     return read
 
 
+def _reads(model: onnx.ModelProto) -> Mapping[str, list[str]]:
+    """Return name of each value that is read -> what nodes make of it; "" stands for the caller."""
+    found: dict[str, list[str]] = {port.name: [""] for port in model.graph.output}
+    for node in model.graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node.output[0])
+    return found
+
+
 def _lower_node(lowering: _Lowering, proto: onnx.NodeProto, place: int) -> None:
     """Lower one node; if that fails, note why and go on as if it had worked."""
-    if proto.op_type not in _ARRANGES:
+    if proto.op_type not in _ARRANGES and not _splits_moved(lowering, proto):
         _arrange(lowering, proto.input)
     try:
         if lowering.unknown.isdisjoint(proto.input):
@@ -399,9 +421,7 @@ def _lower_node(lowering: _Lowering, proto: onnx.NodeProto, place: int) -> None:
             _require_known(lowering, proto)
             lowering.unknown.update(filter(None, proto.output))
     except Unsupported as error:
-        lowering.diagnostics.append((f"node {_source(proto)!r}", str(error)))
-        lowering.refused[place] = str(error)
-        _assume_outputs(lowering, proto)
+        _refuse(lowering, proto, place, error)
 
 
 def _assume_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
@@ -414,7 +434,40 @@ def _assume_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
             lowering.unknown.add(name)
 
 
+def _splits_moved(lowering: _Lowering, proto: onnx.NodeProto) -> bool:
+    """Whether a node gives parts of what no ops arrange as it is."""
+    value = lowering.values.get(proto.input[0]) if proto.op_type in _SEVERAL else None
+    return isinstance(value, Moved) and not _can_arrange(value)
+
+
+def _infer_inner(lowering: _Lowering, proto: onnx.NodeProto, place: int) -> None:
+    """Note the shape of a value within a norm that is spelt out, which nothing else reads."""
+    try:
+        _infer(lowering, proto)
+        _assume_outputs(lowering, proto)
+    except Unsupported as error:
+        _refuse(lowering, proto, place, error)
+
+
+def _refuse(lowering: _Lowering, proto: onnx.NodeProto, place: int, error: Unsupported) -> None:
+    lowering.diagnostics.append((f"node {_source(proto)!r}", str(error)))
+    lowering.refused[place] = str(error)
+    _assume_outputs(lowering, proto)
+
+
+def _bind_norm(lowering: _Lowering, proto: onnx.NodeProto, norm: SpeltNorm) -> None:
+    """Read a norm that is spelt out, at its last node."""
+    name = str(norm.x)
+    _arrange(lowering, [name])
+    shape, x = _infer(lowering, proto), activation(lowering.values[name])
+    node = _Node(proto, tuple(lowering.values[each] for each in proto.input), shape, lowering.opset)
+    _bind_value(lowering, node, proto.output[0], read_spelt(lowering, node, x, norm))
+
+
 def _bind_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
+    if (norm := lowering.norms.get(proto.output[0])) is not None:
+        _bind_norm(lowering, proto, norm)
+        return
     is_constant = not _activations(lowering, proto)
     _require_no_graph(proto)
     shape = _infer(lowering, proto)
@@ -437,7 +490,8 @@ def _bind_outputs(lowering: _Lowering, proto: onnx.NodeProto) -> None:
             continue
         shape = shapes[place] if several else shape
         node = _Node(proto, operands, shape, lowering.opset, place, shapes)
-        read = _arranged if proto.op_type in _ARRANGES else _HANDLERS[proto.op_type]
+        arranges = proto.op_type in _ARRANGES or isinstance(node.operand(0), Moved)
+        read = _arranged if arranges else _HANDLERS[proto.op_type]
         _bind_value(lowering, node, name, read(lowering, node))
     onnx_integers.note_weights(lowering, proto, _source(proto))
 
@@ -478,51 +532,67 @@ def _moved(lowering: _Lowering, node: _Node) -> Moved:
     name, x = node.proto.input[0], node.operand(0)
     shape = _dims(lowering.types[name]) or ()
     moved = x if isinstance(x, Moved) else whole(activation(x), shape[1:])
-    require(_keeps_examples(node, len(shape)), EXAMPLES_MOVE)
     require_axes(node)
     found = _tried(lowering, node, moved)
-    is_lost = not (1 + found.numbers.ndim in RANKS and can_be(found))
-    if is_lost and 1 + moved.numbers.ndim in RANKS and can_be(moved):
+    if not _can_arrange(found) and _can_arrange(moved):
         _arrange(lowering, [name])  # so that each part of a chain is
         return _tried(lowering, node, whole(activation(lowering.values[name]), shape[1:]))
     return found
 
 
-def _keeps_examples(node: _Node, rank: int) -> bool:
-    """Whether a node leaves the first dimension where it is."""
-    if node.proto.op_type == "Transpose":
-        return bool(next(iter(node.attribute("perm", range(rank)[::-1]))) == 0)
-    return node.proto.op_type != "Gather" or node.attribute("axis", 0) % rank != 0
+def _can_arrange(moved: Moved) -> bool:
+    """Whether a value has dimensions of the graph, and ops arrange it."""
+    is_in_front = moved.examples == 0
+    return is_in_front and 1 + moved.numbers.ndim in RANKS and can_be(moved)
+
+
+_OF_SIZES = ("Reshape", "Flatten")
+"""Operators that may say how many examples there are."""
 
 
 def _tried(lowering: _Lowering, node: _Node, moved: Moved) -> Moved:
-    """Return what ONNX's reference makes of the numbers of one example."""
+    """Return what ONNX's reference makes of the numbers of two examples, which it keeps apart.
+
+    An operator that may say that there is one is tried with one, which must be in front.
+    """
+    count = 1 if node.proto.op_type in _OF_SIZES else 2
+    require(count > 1 or moved.examples == 0, EXAMPLES_MOVE)
     first, *others = node.proto.input
     given = {name: lowering.values[name] for name in filter(None, others)}
-    given[first] = moved.numbers[None]
+    given[first] = moved.of_several(count)
     ports = [
         helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
         for n, v in ((name, constant(value)) for name, value in given.items())
     ]
-    end = helper.make_tensor_value_info(node.proto.output[0], onnx.TensorProto.INT64, None)
-    graph = helper.make_graph([node.proto], "moved", ports, [end])
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None)
+        for name in node.proto.output
+    ]
+    graph = helper.make_graph([node.proto], "moved", ports, ends)
     try:
-        (out,) = ReferenceEvaluator(graph, opsets={"": lowering.opset}).run(None, given)
+        outs: Any = ReferenceEvaluator(graph, opsets={"": lowering.opset}).run(None, given)
     except Exception as error:  # the reference documents no class
         raise Unsupported(f"{node.proto.op_type} fails: {first_line(error)}") from error
-    found = np.asarray(out)
-    require(found.shape[:1] == (1,) and found.size > 0, EXAMPLES_MOVE)
-    return moved.by(lambda numbers: found[0])
+    found = np.asarray(outs[node.number], np.int64)
+    require(found.size > 0, EXAMPLES_MOVE)
+    if count == 1:
+        require(found.shape[:1] == (1,), EXAMPLES_MOVE)
+        return moved.by(lambda numbers: found[0])
+    apart = moved.apart(found)
+    if apart is None:
+        raise Unsupported(EXAMPLES_MOVE)
+    return apart
 
 
 def _arrange(lowering: _Lowering, names: Iterable[str]) -> None:
     """Let the ops of a graph arrange values, if nothing has yet."""
     for name in names:
         moved = lowering.values.get(name)
-        if not isinstance(moved, Moved):
+        if not isinstance(moved, Moved) or name not in lowering.moved:  # or refused already
             continue
         node = lowering.moved.pop(name)
         try:
+            require(moved.examples == 0, EXAMPLES_MOVE)
             lowering.shape_of(node)
             made = arrange(lowering, node, moved)
             _bind_value(lowering, node, name, made)

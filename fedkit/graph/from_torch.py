@@ -9,7 +9,6 @@ becomes a constant itself.
 from __future__ import annotations
 
 import copy
-import math
 import operator
 import random
 import warnings
@@ -32,9 +31,12 @@ from fedkit.graph.elements import Moved, whole
 from fedkit.graph.layouts import RANKS, graph_shape, map_axis
 from fedkit.graph.lowering import Lowering
 from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require
+from fedkit.graph.ops.norms import read_spelt
 from fedkit.graph.ops.registry import ATEN, SPECS, VIEWS, spec_of
 from fedkit.graph.places import EXAMPLES_MOVE, MANY_EXAMPLES, require_examples
 from fedkit.graph.spec import Aten, ModelReader
+from fedkit.graph.spelt_norms import Said, SpeltNorm, spelt_norms
+from fedkit.graph.torch_attention import by_heads
 
 Arguments = Mapping[str, Any]
 """Argument name of the ATen schema -> value; tensors are `ir.Tensor` or constant `torch.Tensor`."""
@@ -60,6 +62,8 @@ class _Lowering(Lowering[fx.Node]):
     """Nodes that give a list of parts of a value; they are known as that value."""
     learned: set[int] = field(default_factory=set)
     """Parameters, and what is computed from them, by their ids; `values` holds them."""
+    norms: Mapping[Any, SpeltNorm] = field(default_factory=dict)
+    """Last node of each norm that is spelt out -> that norm."""
     slices: set[str] = field(default_factory=set)
     """What shows part of a value, and shares memory with it."""
 
@@ -238,7 +242,7 @@ def _draws_once(model: nn.Module, inputs: torch.Tensor) -> bool:
 def _traced(model: nn.Module, traced: nn.Module, inputs: torch.Tensor) -> ExportedProgram:
     """Trace a model, or a copy of it that messages do not speak of."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), by_heads(traced):
             warnings.simplefilter("ignore")  # about the copy, which nobody sees
             return torch.export.export(traced, (inputs,))
     except Exception as error:  # torch.export documents no narrower class
@@ -350,9 +354,74 @@ def _nudge(model: nn.Module, rng: np.random.Generator) -> None:
 
 def _lower_program(program: ExportedProgram, lowering: _Lowering) -> None:
     _bind_inputs(program, lowering)
+    lowering.norms = _spelt_norms(program)
+    inner = frozenset[Any]().union(*(norm.inner for norm in lowering.norms.values()))
     for node in program.graph.nodes:
-        if node.op == "call_function":
+        if node in inner:
+            _let_pass(lowering, node)
+        elif node in lowering.norms:
+            _lower_norm(lowering, node)
+        elif node.op == "call_function":
             _lower_node(lowering, node)
+
+
+def _lower_norm(lowering: _Lowering, node: fx.Node) -> None:
+    """Lower the last op of a norm that is spelt out, which stands for all of it."""
+    norm = lowering.norms[node]
+    assert isinstance(norm.x, fx.Node)
+    _arrange_one(lowering, norm.x)
+    try:
+        lowering.values[node] = read_spelt(
+            lowering, node, activation(lowering.values[norm.x]), norm
+        )
+    except Unsupported as error:
+        _diagnose(lowering, node, str(error))
+
+
+def _spelt_norms(program: ExportedProgram) -> Mapping[Any, SpeltNorm]:
+    """Return the norms of activations that are spelt out."""
+    depends: set[fx.Node] = set()
+    inputs = _inputs(program)
+    for node in program.graph.nodes:
+        if node.name in inputs or not depends.isdisjoint(node.all_input_nodes):
+            depends.add(node)
+    found = spelt_norms(program.graph.nodes, _said, lambda node: node.users)  # type: ignore[attr-defined]
+    return {end: norm for end, norm in found.items() if norm.x in depends}
+
+
+def _said(value: Any) -> Said | None:
+    """Return what an op says, if a norm may be spelt with it."""
+    said = _SAYS.get(str(getattr(value, "target", "")))
+    if said is None:
+        return None
+    schema = value.target._schema
+    given = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    given |= dict(zip((a.name for a in schema.arguments), value.args, strict=False))
+    given |= value.kwargs
+    divides_by_less = given.get("correction", 0) != 0 or given.get("unbiased", False)
+    if given.get("alpha", 1) != 1 or not given.get("keepdim", True) or divides_by_less:
+        return None
+    rank = value.meta["val"].dim()
+    dims = tuple(sorted(dim % rank for dim in given.get("dim") or ()))
+    others = [given[name] for name in ("other", "exponent") if name in given]
+    if said == "square":
+        said, others = "power", [2.0]
+    operands = [given["self"], *others]
+    return Said(said, tuple(float(x) if isinstance(x, int) else x for x in operands), dims)
+
+
+_SAYS = {
+    **{f"aten.{kind}.Tensor": kind for kind in ("add", "sub", "mul", "div")},
+    "aten.pow.Tensor_Scalar": "power",
+    "aten.square.default": "square",
+    "aten.sqrt.default": "root",
+    "aten.rsqrt.default": "inverse root",
+    "aten.reciprocal.default": "inverse",
+    "aten.mean.dim": "mean",
+    "aten.var.correction": "variance",
+    "aten.var.dim": "variance",
+}
+"""Operators that may be part of a norm, and what `fedkit.graph.spelt_norms` calls them."""
 
 
 def _bind_inputs(program: ExportedProgram, lowering: _Lowering) -> None:
@@ -420,6 +489,8 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
     if "_assert" in str(node.target) or is_unread:
         return
     arranges = str(node.target) in _ARRANGES
+    if _lists_moved(lowering, node) or _is_of_constants(lowering, node):
+        return
     if not arranges and node.target is not operator.getitem:
         _arrange_operands(lowering, node)
     arguments = _arguments(lowering, node)
@@ -468,6 +539,39 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
             _diagnose(lowering, node, f"{error}{read}")
 
 
+def _is_of_constants(lowering: _Lowering, node: fx.Node) -> bool:
+    """Note one of a list of constants, if a node is that."""
+    if node.target is not operator.getitem:
+        return False
+    source, part = node.args
+    listed: Any = lowering.values.get(source) if isinstance(source, fx.Node) else None
+    is_list = isinstance(listed, list | tuple)
+    if is_list:
+        lowering.values[node] = listed[part]
+    return is_list
+
+
+def _lists_moved(lowering: _Lowering, node: fx.Node) -> bool:
+    """Note parts of what no ops arrange as it is, if a node gives some, or is one of them."""
+    source = node.args[0] if node.args else None
+    moved = lowering.values.get(source) if isinstance(source, fx.Node) else None
+    if not isinstance(moved, Moved) or _can_arrange(moved):
+        return False
+    if node.target is operator.getitem and source in lowering.lists:
+        part = node.args[1]
+        assert isinstance(source, fx.Node) and isinstance(part, int)
+        try:
+            lowering.values[node] = _tried(lowering, source, moved, part)
+        except Unsupported as error:
+            _diagnose(lowering, node, str(error))
+        return True
+    is_list = _gives_list(node)
+    if is_list:
+        lowering.values[node] = moved
+        lowering.lists.add(node)
+    return is_list
+
+
 def _arranged(
     lowering: _Lowering, node: fx.Node, handler: Aten | None, a: Arguments
 ) -> ir.Tensor | Moved:
@@ -498,52 +602,69 @@ def _moved(lowering: _Lowering, node: fx.Node, a: Arguments) -> Moved:
     require(source not in lowering.unknown, "it follows what is refused")
     shape = source.meta["val"].shape
     moved = x if isinstance(x, Moved) else whole(activation(x), shape[1:])
-    cuts = str(node.target) in _CUTS and a["dim"] % len(shape) == 0
+    cuts = str(node.target) in _CUTS and a["dim"] % len(shape) == moved.examples
     require(not cuts or _is_whole(node, a), EXAMPLES_MOVE)
-    if str(node.target) not in _OF_SIZES:
-        _tried(lowering, node, moved, 2)
-    found = _tried(lowering, node, moved, lowering.examples)
+    found = _tried(lowering, node, moved)
     if not _can_arrange(found) and _can_arrange(moved):  # so that each part of a chain is
         _arrange(lowering, source, moved)
         laid = whole(activation(lowering.values[source]), shape[1:])
-        return _tried(lowering, node, laid, lowering.examples)
+        return _tried(lowering, node, laid)
     return found
 
 
 def _can_arrange(moved: Moved) -> bool:
     """Whether a value has dimensions of the graph, and ops arrange it."""
-    return 1 + moved.numbers.ndim in RANKS and can_be(moved)
+    is_in_front = moved.examples == 0
+    return is_in_front and 1 + moved.numbers.ndim in RANKS and can_be(moved)
 
 
-def _tried(lowering: _Lowering, node: fx.Node, moved: Moved, count: int) -> Moved:
-    """Return what an op makes of so many examples, which it must leave apart."""
+def _tried(lowering: _Lowering, node: fx.Node, moved: Moved, part: int | None = None) -> Moved:
+    """Return what an op makes of several examples, which it must leave apart.
+
+    An op that says how many there are is tried with as many; where it is one, it must be in front.
+
+    Args:
+        lowering: So far.
+        node: Of the op.
+        moved: What it moves.
+        part: Of the list that it gives.
+    """
     assert callable(node.target)
-    firsts = torch.arange(count).view(-1, *[1] * moved.numbers.ndim) * math.prod(moved.base.shape)
+    count = lowering.examples if str(node.target) in _OF_SIZES else 2
+    require(count > 1 or moved.examples == 0, EXAMPLES_MOVE)
     others = [_resolved(lowering, each) for each in node.args[1:]]
     named = {name: _resolved(lowering, each) for name, each in node.kwargs.items()}
     try:
-        found = node.target(torch.from_numpy(moved.numbers)[None] + firsts, *others, **named)
+        found = node.target(torch.from_numpy(moved.of_several(count)), *others, **named)
     except (RuntimeError, IndexError) as error:
         raise Unsupported(f"it cannot be tried: {_first_line(error)}") from error
-    require(found.numel() > 0, "it leaves nothing of a value")
-    apart = found.shape[:1] == (count,) and found - found[:1] == firsts.view(
-        -1, *[1] * (found.dim() - 1)
-    )
-    require(bool(apart is not False and apart.all()), EXAMPLES_MOVE)
-    return moved.by(lambda numbers: found[0].numpy().copy())
+    numbers = (found if part is None else found[part]).numpy().copy()
+    require(numbers.size > 0, "it leaves nothing of a value")
+    if count == 1:
+        require(numbers.shape[:1] == (1,), EXAMPLES_MOVE)
+        return moved.by(lambda _: numbers[0])
+    apart = moved.apart(numbers)
+    if apart is None:
+        raise Unsupported(EXAMPLES_MOVE)
+    return apart
 
 
 def _arrange_operands(lowering: _Lowering, node: fx.Node) -> None:
     """Let the ops of a graph arrange what a node reads, if nothing has yet."""
     for source in node.all_input_nodes:
-        moved = lowering.values.get(source)
-        if isinstance(moved, Moved):
-            _arrange(lowering, source, moved)
+        _arrange_one(lowering, source)
+
+
+def _arrange_one(lowering: _Lowering, source: fx.Node) -> None:
+    moved = lowering.values.get(source)
+    if isinstance(moved, Moved):
+        _arrange(lowering, source, moved)
 
 
 def _arrange(lowering: _Lowering, node: fx.Node, moved: Moved) -> None:
     count = len(lowering.ops)
     try:
+        require(moved.examples == 0, EXAMPLES_MOVE)
         lowering.shape_of(node)
         lowering.values[node] = arrange(lowering, node, moved)
         lowering.slices.update(op.output for op in lowering.ops[count:])

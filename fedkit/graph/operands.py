@@ -48,7 +48,9 @@ def rank_of(reader: ModelReader, node: Any) -> int:
 
 def require_channels(what: str, axis: int, rank: int) -> None:
     """Raise `Unsupported` unless an axis of the model is that of channels or features."""
-    reason = f"a {what} over dimension {axis}; dimension 1, channels or features, can be"
+    reason = (
+        f"a {what} over dimension {axis}; dimension 1, channels or features, or the last can be"
+    )
     require(axis % rank == 1, reason)
 
 

@@ -246,6 +246,8 @@ class Spec:
         onnx: Operator of ONNX -> what reads it, see `Onnx`.
         only_trains: Whether training plans alone are made of it; exports hold what it becomes in
             evaluation.
+        of_one_place: Whether each value of its result comes of those at one place of its inputs, in
+            the same way at each, but for what constants say of it.
     """
 
     kind: ir.Kind
@@ -273,6 +275,7 @@ class Spec:
     aten: Mapping[str, Aten] = field(default_factory=dict)
     onnx: Mapping[str, Onnx] = field(default_factory=dict)
     only_trains: bool = False
+    of_one_place: bool = False
 
 
 # Examples

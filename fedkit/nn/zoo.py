@@ -1,16 +1,16 @@
 """The model zoo: each network under the name of the paper or benchmark it comes from.
 
-All are plain torch modules with BatchNorm or GroupNorm. What a model takes, float32 [n, channels,
-height, width], series [n, channels, length] or features [n, features], and what it returns, its row
-in `MODELS` says: logits [n, classes] most of them. A width other than the published one is part of
-the name.
+All are plain torch modules with BatchNorm, GroupNorm or LayerNorm. What a model takes, float32
+[n, channels, height, width], series [n, channels, length] or features [n, features], and what it
+returns, its row in `MODELS` says: logits [n, classes] most of them. A width other than the
+published one is part of the name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from fedkit.nn.mobile import (
     mobilenetv3_small,
 )
 from fedkit.nn.series import har_cnn, tc_resnet8
+from fedkit.nn.transformers import kwt1, vit_tiny
 
 if not TYPE_CHECKING:
     __getattr__ = moved.names(__name__)  # what was here until 0.1
@@ -128,16 +129,19 @@ class ZooModel(NamedTuple):
     """A row of the zoo; the first two are what a row was until 0.1.
 
     Attributes:
-        build: (channels or features, outputs) -> the module.
+        build: (channels or features, outputs) -> the module; the former is the whole shape of an
+            example where the model is built for one size.
         smallest: Least height and width of maps, length of series, or number of features.
         takes: What its inputs are.
         returns: A logit per class, one of each pixel, or what it was given.
+        of_one_size: Whether it is built for one height and width, or length.
     """
 
-    build: Callable[[int, int], nn.Module]
+    build: Callable[[Any, int], nn.Module]
     smallest: int
     takes: Literal["maps", "series", "features"] = "maps"
     returns: Literal["logits", "logits of pixels", "its inputs"] = "logits"
+    of_one_size: bool = False
 
 
 MODELS: dict[str, ZooModel] = {
@@ -155,9 +159,11 @@ MODELS: dict[str, ZooModel] = {
     "mobilenetv3-small-w0.5": ZooModel(partial(mobilenetv3_small, 0.5), 8),
     "mobilenetv3-small": ZooModel(partial(mobilenetv3_small, 1.0), 8),
     "efficientnet-lite0": ZooModel(efficientnet_lite0, 8),
+    "vit-tiny": ZooModel(vit_tiny, 4, of_one_size=True),
     "unet-w8": ZooModel(unet_w8, 4, returns="logits of pixels"),
     "tc-resnet8": ZooModel(tc_resnet8, 8, "series"),
     "har-cnn": ZooModel(har_cnn, 4, "series"),
+    "kwt-1": ZooModel(kwt1, 2, "series", of_one_size=True),
     "ad-autoencoder": ZooModel(ad_autoencoder, 8, "features", "its inputs"),
 }
 """Every model by its name."""
@@ -192,7 +198,8 @@ def build_model(name: str, input_shape: Sequence[int], classes: int) -> nn.Modul
             f"model {name!r} cannot take inputs of shape {shape}; it needs "
             f"{wanted.format(row.smallest)}{_hint(row, shape)}"
         )
-    return row.build(shape[0], shape[0] if row.returns == "its inputs" else classes)
+    outputs = shape[0] if row.returns == "its inputs" else classes
+    return row.build(shape if row.of_one_size else shape[0], outputs)
 
 
 _TAKEN = {

@@ -20,7 +20,7 @@ from fedkit.config import RunConfig
 from fedkit.core.side_by_side import side_by_side
 from fedkit.device.memory import LastingMemory
 from fedkit.device.round import Device
-from fedkit.engine.base import Engine, Replicable
+from fedkit.engine.base import Engine, Replicable, measure
 from fedkit.methods.exact_norms import last_statistics
 from fedkit.methods.interface import (
     Aggregated,
@@ -226,8 +226,7 @@ class Server:
         return Report(phase, number, accuracy, loss, state.density, *traffic, state)
 
     def _accuracy(self, state: ModelState) -> float:
-        outputs = self.engine.outputs(state, self.test.inputs)
-        return self.task.measure(outputs, self.test.targets)
+        return measure(self.engine, state, self.test, self.task.measure)
 
 
 @dataclass(frozen=True)

@@ -77,12 +77,17 @@ class Scenario:
         found = [self.reach.warning(self.config.density)]
         if self.devices and self.task.classifies:
             held = np.unique(np.concatenate([share.classes for share in self.devices]))
-            if len(missing := np.setdiff1d(self.test.classes, held)):
+            if len(missing := np.setdiff1d(self.test.classes, [*held, *self._ignored])):
                 found.append(
                     f"no device holds examples of {listed('class', missing.tolist())}, which the "
                     "test data has; the devices cannot teach the model to tell them"
                 )
         return [text for text in found if text]
+
+    @property
+    def _ignored(self) -> list[int]:
+        """Targets that are no class."""
+        return [] if self.task.ignored is None else [self.task.ignored]
 
     @property
     def engine_notice(self) -> str:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedkit.tasks.losses import PLAIN, Loss
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -20,15 +22,20 @@ if TYPE_CHECKING:
 
 
 def convert(
-    model: nn.Module, input_shape: tuple[int, ...], bits: int = 8, gradient: str = "shiftquant"
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    bits: int = 8,
+    gradient: str = "shiftquant",
+    loss: Loss = PLAIN,
 ) -> IntegerModel:
     """Return a torch model in the form that trains in integers; the model is left as it was.
 
     Args:
-        model: Takes float32 [n, *input_shape], returns logits [n, classes].
-        input_shape: (channels, height, width) or (features,) of one example.
+        model: Takes float32 [n, *input_shape], returns features, series or maps.
+        input_shape: (channels, height, width), (channels, length) or (features,) of one example.
         bits: Of weights, activations and gradients, 2 to 8; the layers at input and output have 8.
         gradient: How gradients are scaled: "shiftquant", "per-tensor" or "per-channel".
+        loss: What training makes small.
 
     Raises:
         EngineError: The bits or the rule do not exist.
@@ -36,4 +43,4 @@ def convert(
     """
     from fedkit.engine.integer.model import IntegerModel
 
-    return IntegerModel.of(model, input_shape, bits, gradient)
+    return IntegerModel.of(model, input_shape, bits, gradient, loss)

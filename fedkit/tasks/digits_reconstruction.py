@@ -5,16 +5,12 @@ Inputs and targets are the 64 pixels of an image, float32 [n, 64] in 0 .. 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.tasks import digits
-from fedkit.tasks.task import Examples, Metric, Task
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from fedkit.tasks import digits, losses, metrics
+from fedkit.tasks.task import Examples, Task
 
 
 def train_data() -> Examples:
@@ -32,19 +28,8 @@ def _flat(images: Examples) -> Examples:
     return Examples(pixels, pixels)
 
 
-def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean of squared differences; both are [n, ...]."""
-    from torch.nn import functional
-
-    return functional.mse_loss(outputs, targets)
-
-
-def _mean_squared_error(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
-    return float(np.mean(np.square(outputs - targets)))
-
-
-ERROR = Metric(_mean_squared_error, "mean squared error", higher_is_better=False)
+ERROR = metrics.MeanSquaredError()
 """How far what comes out is from what went in."""
 
-TASK = Task("digits-reconstruction", "ad-autoencoder", train_data, test_data, squared_error, ERROR)
+TASK = Task("digits-reconstruction", "ad-autoencoder", train_data, test_data, losses.MSE(), ERROR)
 """The task `digits-reconstruction`."""

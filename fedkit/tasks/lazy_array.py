@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -175,6 +176,7 @@ class Items(LazyArray):
             DataError: There is no row, or the first cannot be made.
         """
         self.name, self._item, self._title = name, item, title
+        self._alone = threading.Lock()
         if count < 1:
             raise DataError(f"{name} holds no items; at least one is needed")
         first = self._row(0)
@@ -195,7 +197,8 @@ class Items(LazyArray):
         return found
 
     def _row(self, index: int) -> NDArray[Any]:
-        with theirs(f"{self.name}: reading {self._title(index)}", DataError):
+        # A data set of somebody else's may not stand being read by several threads at once.
+        with self._alone, theirs(f"{self.name}: reading {self._title(index)}", DataError):
             return np.asarray(self._item(index))
 
 

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import TaskError
 from fedkit.core.lookup import reason, theirs
+from fedkit.tasks import losses, metrics
+from fedkit.tasks.as_numbers import array_of, numbers
 from fedkit.tasks.lazy_array import taken
-from fedkit.tasks.numbers import array_of, numbers
+from fedkit.tasks.targets import describe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,8 +40,9 @@ class Examples:
     Attributes:
         inputs: float32 [n, ...], or int64 where whole numbers were given (tokens, for an
             `nn.Embedding`); images are [n, channels, height, width].
-        targets: int64 or float32 [n, ...]. For the default loss and metric they are class indices
-            from 0, int64 [n]; of models that return a map, int64 [n, height, width].
+        targets: int64 or float32 [n, ...], as the task's loss takes them. For the default loss and
+            metric they are class indices from 0, int64 [n]; of models that return a map, int64
+            [n, height, width].
         owners: natural id of each example, [n] of str or int; only partitions read it.
         columns: More that is known of each example, by name, [n] each: a time, a place, a voice.
             Only partitions read them.
@@ -54,7 +57,7 @@ class Examples:
 
     # A lazy array is a duck: wherever an array is taken, it can stand.
     inputs: NDArray[np.float32]
-    targets: NDArray[np.int64]
+    targets: NDArray[Any]
     owners: NDArray[np.generic] | None = None
     augment: Augment | None = None
     columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
@@ -118,34 +121,17 @@ class Examples:
     @property
     def classes(self) -> NDArray[np.int64]:
         """Distinct targets, ascending, int64 [c]."""
-        return np.unique(self.targets)
+        return np.asarray(np.unique(self.targets))
 
 
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean softmax cross-entropy; outputs [n, classes, ...], targets int64 [n, ...]."""
-    from torch.nn import functional
-
-    return functional.cross_entropy(outputs, targets)
+cross_entropy = losses.PLAIN
+"""The loss of a task that names none: the mean of softmax cross-entropy, outputs [n, classes, ...],
+targets int64 [n, ...]."""
 
 
-def accuracy(outputs: NDArray[np.generic], targets: NDArray[np.int64]) -> float:
-    """Return the share of targets whose class has the largest output.
-
-    Args:
-        outputs: [n, classes], or [n, classes, ...] with a class for each place of a map.
-        targets: int64 [n], or [n, ...].
-
-    Raises:
-        TaskError: There is not one target for each place.
-    """
-    found = outputs.argmax(axis=1)
-    if found.shape != np.shape(targets):
-        raise TaskError(
-            f"outputs {outputs.shape} tell the classes of {found.shape}, and the targets are "
-            f"{np.shape(targets)}; accuracy compares outputs [n, classes, ...] with targets "
-            "[n, ...]: bring such targets, or give the task a metric of its own"
-        )
-    return float(np.mean(found == targets))
+accuracy = metrics.Accuracy()
+"""The metric of a task that names none: the share of targets whose class has the largest output,
+outputs [n, classes, ...], targets int64 [n, ...]."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +139,8 @@ class Metric:
     """How good outputs are: a function, and how its values are shown.
 
     Attributes:
-        measure: (outputs, targets) -> number, numpy in.
+        measure: (outputs, targets) -> number, numpy in. One of `fedkit.tasks.metrics` is given
+            batches; another function all outputs at once.
         name: What the number is called, as in "accuracy" or "mean squared error".
         higher_is_better: Whether a larger number is a better model.
         form: Format specification of the number, such as ".2%" or ".4g".
@@ -190,6 +177,12 @@ class Metric:
         with theirs(f"metric {self.name!r}", TaskError):
             return float(self.measure(outputs, targets))
 
+    def start(self) -> metrics.Accumulator:
+        """Return what takes the outputs batch by batch."""
+        if isinstance(self.measure, metrics.Measure):
+            return self.measure.start()
+        return _AtOnce(self)
+
     def text(self, value: float) -> str:
         """Write a value as it is meant to be read."""
         return format(value, self.form)
@@ -219,6 +212,23 @@ class Metric:
             raise TaskError(f"{about!r} does not describe a metric ({reason(error)})") from error
 
 
+class _AtOnce(metrics.Accumulator):
+    """Keeps all batches for a function that wants them at once."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._parts: list[tuple[NDArray[Any], NDArray[Any]]] = []
+
+    def add(self, outputs: NDArray[Any], targets: NDArray[Any]) -> None:
+        self._parts.append((outputs, targets))
+
+    def value(self) -> float:
+        if not self._parts:
+            raise metrics.nothing_to_measure(self._metric.name)
+        outputs, targets = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        return self._metric(outputs, targets)
+
+
 ACCURACY = Metric(accuracy, "accuracy", form=".2%")
 """The metric of a task that names none."""
 
@@ -234,10 +244,11 @@ class Task:
             with a partitioner; on a board the function returns that board's own data.
         test_data: Returns the test examples the server measures on. Both must return the same at
             every call, since each process of a run makes its own.
-        loss: (outputs, targets) -> scalar tensor, the mean over the batch.
-        metric: (outputs, targets) -> number; numpy in, so that the exported artifact is measured
-            by the same function. A plain function is shown under its own name, a `Metric` says
-            how.
+        loss: One of `fedkit.tasks.losses`, torch's own of the same name, or a function (outputs,
+            targets) -> scalar tensor, the mean over the batch, with which devices train on torch.
+        metric: One of `fedkit.tasks.metrics`, or a function (outputs, targets) -> number; numpy
+            in, so that the exported artifact is measured by the same. A plain function is shown
+            under its own name, a `Metric` says how. What the loss ignores, accuracy does too.
 
     Raises:
         TaskError: An attribute is of another kind.
@@ -275,16 +286,31 @@ class Task:
         """The metric with its name and format."""
         if isinstance(self.metric, Metric):
             return self.metric
-        if self.metric is accuracy:
-            return ACCURACY
+        if self.metric is accuracy and self.ignored is not None:
+            return _shown(metrics.Accuracy(self.ignored))
+        if isinstance(self.metric, metrics.Measure):
+            return ACCURACY if self.metric == accuracy else _shown(self.metric)
         name = getattr(self.metric, "__name__", "<lambda>").replace("_", " ").strip()
         return Metric(self.metric, "metric" if name == "<lambda>" else name or "metric")
 
     @property
+    def known_loss(self) -> losses.Loss | None:
+        """The loss as one that all engines have; None where it is the user's own."""
+        return losses.known(self.loss)
+
+    @property
+    def ignored(self) -> int | None:
+        """The class index that the loss leaves out, or else accuracy, if there is one."""
+        for reader in (self.known_loss, self.metric):
+            if isinstance(reader, (losses.CrossEntropy, metrics.Accuracy)):
+                return reader.ignore_index
+        return None
+
+    @property
     def guarded_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The loss; what a user's own raises is a `TaskError`."""
-        if self.loss is cross_entropy:
-            return cross_entropy
+        if (known := self.known_loss) is not None:
+            return known
 
         def loss(outputs: Tensor, targets: Tensor) -> Tensor:
             with theirs(f"the loss of task {self.name!r}", TaskError):
@@ -295,7 +321,10 @@ class Task:
     @property
     def classifies(self) -> bool:
         """Whether loss or metric read the targets as class indices."""
-        return self.loss is cross_entropy or self.measure.measure is accuracy
+        known = self.known_loss
+        return (known is not None and known.classifies) or isinstance(
+            self.measure.measure, metrics.Accuracy
+        )
 
     def examples(self, which: Literal["train", "test"]) -> Examples:
         """Return the training or the test examples.
@@ -346,32 +375,32 @@ class Task:
 
         test = self.examples("test")
         returns = MODELS[model].returns if model in MODELS else "logits"
-        is_whole = test.targets.dtype == np.int64
+        shape = self._output_shape(test.targets)
         fits, what = {
-            "logits": (test.labelled, "has an output per class"),
+            "logits": (len(shape) == 1, "has an output per class"),
             "logits of pixels": (
-                is_whole and test.targets.shape[1:] == test.inputs.shape[2:] != (),
+                shape[1:] == test.inputs.shape[2:] != (),
                 "has an output per class of each pixel",
             ),
-            "its inputs": (
-                not is_whole and test.targets.shape == test.inputs.shape,
-                "returns its inputs",
-            ),
+            "its inputs": (shape == test.inputs.shape[1:], "returns its inputs"),
         }[returns]
-        if not fits or len(test) == 0 or (is_whole and test.targets.max() >= MOST_CLASSES):
+        if not fits or len(test) == 0:
             raise TaskError(
                 f"model {model!r} {what}, and the targets of task {self.name!r} are "
                 f"{describe(test.targets)}; give the task a model of its own"
             )
-        return int(test.targets.max()) + 1 if is_whole else test.targets.shape[1]
+        return shape[0]
+
+    def _output_shape(self, targets: NDArray[Any]) -> tuple[int, ...]:
+        """Return the shape of an example's outputs that its targets ask for; () if none does.
+
+        Where the loss is the user's own, whole numbers are taken for classes.
+        """
+        if (known := self.known_loss) is not None:
+            return known.outputs_for(targets)
+        is_whole = targets.dtype == np.int64
+        return cross_entropy.outputs_for(targets) if is_whole else targets.shape[1:]
 
 
-MOST_CLASSES = 1 << 20
-"""A larger target is not a class index but a quantity."""
-
-
-def describe(targets: NDArray[Any]) -> str:
-    """Say in a few words what targets are: dtype, shape, and from where to where they go."""
-    shape = ", ".join(("n", *map(str, targets.shape[1:])))
-    reach = f" from {targets.min():.6g} to {targets.max():.6g}" if targets.size else ", none"
-    return f"{targets.dtype} [{shape}]{reach}"
+def _shown(measure: metrics.Measure) -> Metric:
+    return Metric(measure, measure.name, measure.higher_is_better, measure.form)

@@ -10,7 +10,9 @@ from torch import nn
 
 from edge.check import CheckReport
 from edge.export import int8_graph
-from fedkit.bench.exact import Cell, _figures, run, table, verilog_report
+from fedkit.bench.exact import MODELS, Cell, _figures, run, table, verilog_report
+from fedkit.tasks import load_task
+from fedkit.tasks.task import Metric
 from tests.edge.targets.c99.library import need_gcc
 
 
@@ -48,3 +50,36 @@ def test_a_model_that_has_no_circuit_says_why_in_its_cell(tmp_path: Path) -> Non
     assert head[3:5] == ["gcc", "Verilog"]
     assert one[3] == "0 of 10" and "at most 8191 weights" in one[4]
     assert two[3:5] == ["", "0 of 10"], "a runtime that is missing leaves a cell empty"
+
+
+def test_rows_of_other_tasks_and_metrics_say_so_in_the_table() -> None:
+    made = CheckReport("compiled", "half_up", 1, same_class=1)
+    made.outputs.add(np.zeros((1, 10), np.int8), np.zeros((1, 10), np.int8))
+    about = {"runtime": "gcc", "density": 1.0, "parameters": 9, "parameters_slim": 9}
+    about |= {"macs": 9, "macs_slim": 9, **_figures(made)}
+    rows = [
+        {"model": "one", "accuracy_float": 0.5, "accuracy_int8": 0.51, **about},
+        {
+            "model": "two",
+            "task": "digits-reconstruction",
+            "metric": load_task("digits-reconstruction").measure.about,
+            "accuracy_float": 0.015,
+            "accuracy_int8": 0.0151,
+            **about,
+        },
+    ]
+    _, _, one, two = ([cell.strip() for cell in line.split("|")] for line in table({"rows": rows}))
+    assert one[1] == "one" and one[4:6] == ["50.00%", "+1.00"]
+    assert two[1] == "two, digits-reconstruction"
+    assert two[4:6] == ["0.015 (mean squared error)", "+0.0001"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tc-resnet8", "unet-w8", "ad-autoencoder"])
+def test_a_cell_of_another_task_has_its_metric(model: str) -> None:
+    need_gcc()
+    task = load_task(MODELS[model][0])
+    rows = run(Cell(model, 0.1, 500, 40, 20, 2, task.name))["rows"]
+    for row in rows:
+        assert (row["task"], row["mismatches"]) == (task.name, 0)
+        assert Metric.of(row.get("metric")).name == task.measure.name

@@ -12,6 +12,8 @@ from torch import nn
 
 from fedkit.bench import quantise
 from fedkit.bench.exact import Cell
+from fedkit.bench.readme import _source
+from fedkit.core.provenance import made_by
 from fedkit.nn.zoo import build_model, seeded
 from tests.edge.targets.c99.library import need_gcc
 
@@ -36,6 +38,13 @@ def test_the_file_is_the_float_model() -> None:
     image = torch.randn(1, 1, 5, 5)
     found = session.run(None, {"x": image.numpy()})[0]
     np.testing.assert_allclose(found, model(image).detach().numpy(), atol=1e-6)
+
+
+def test_the_result_tells_what_the_line_below_its_table_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quantise, "run", lambda cell: {"rows": []})
+    assert "seed 1, commit" in _source({**quantise.bench_quantise(quick=True), **made_by()})
 
 
 @pytest.mark.slow

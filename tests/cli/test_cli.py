@@ -23,6 +23,7 @@ from fedkit.cli import export
 from fedkit.engine.plan.plan import load_plan
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.rounds import Report
+from fedkit.tasks import losses
 from tests.command_line import fedkit
 from tests.processes import HANG, left_running, wait_for
 from tests.sets import slow
@@ -209,7 +210,7 @@ BAD = {
     "--task nowhere": "no task 'nowhere'; give one of cifar10, cifar100, cinic10, digits, "
     "digits-pixels, digits-reconstruction, digits-rows, fashion-mnist, svhn",
     "--task no.such.module:TASK": "cannot be imported",
-    "--task fedkit.tasks.task:accuracy": "leads to a function",
+    "--task fedkit.tasks.targets:describe": "leads to a function",
     "--density 0": "density is '0': input should be greater than 0",
     "--density 1.5": "density is '1.5': input should be less than or equal to 1",
     "--density nan": "density is 'nan'",
@@ -505,3 +506,19 @@ def test_plan_writes_what_a_device_without_torch_loads(
     assert written["weights"] == sum(map(math.prod, load_plan(path).weights.values()))
     assert fedkit(f"plan {path}", monkeypatch) == 2
     assert "give another path" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_plan_holds_the_tasks_loss_and_one_of_its_own_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedkit(f"plan {tmp_path / 'a'} --task digits-reconstruction", monkeypatch) == 0
+    assert load_plan(tmp_path / "a").loss == losses.MSE()
+    source = "from dataclasses import replace\nfrom fedkit.tasks import load_task\n"
+    (tmp_path / "task_of_own_loss.py").write_text(
+        f"{source}TASK = replace(load_task('digits'), loss=lambda o, t: o.sum())"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    capsys.readouterr()
+    own = f"plan {tmp_path / 'b'} --task task_of_own_loss:TASK"
+    assert fedkit(own, monkeypatch) == 2 and not (tmp_path / "b").exists()
+    assert "other losses need --engine torch" in " ".join(capsys.readouterr().err.split())

@@ -41,6 +41,8 @@ from fedkit.graph import from_onnx, from_torch, ir
 from fedkit.graph.ops.registry import SPECS
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.nn.zoo import MODELS, ZooModel, build_model, smallest_shape
+from fedkit.tasks.losses import LOSSES
+from fedkit.tasks.metrics import METRICS
 from fedkit.tasks.task import Examples, cross_entropy
 from tests.calls import Calls
 from tests.graph.exported import exported
@@ -101,6 +103,8 @@ LAYERS: Mapping[ir.Kind, Callable[[], nn.Module]] = {
     "layer_norm": lambda: nn.LayerNorm(SHAPE),
     "l1_layer_norm": lambda: L1LayerNorm(SHAPE),
     "group_norm": lambda: nn.GroupNorm(2, 4),
+    "channel_norm": lambda: nn.LayerNorm(SHAPE[-1]),
+    "matmul": call(lambda x: x @ x.transpose(2, 3)),
     "softmax": lambda: nn.Softmax(1),
     "log_softmax": lambda: nn.LogSoftmax(1),
 }
@@ -246,17 +250,15 @@ NOT_FPGA = (*("resnet18-gn", "resnet18-gn-w16", "mobilenetv3-small", "mobilenetv
 @pytest.mark.parametrize("name", slow_but(["resnet8", "unet-w8", "ad-autoencoder"], MODELS))
 def test_models_do_what_is_said(name: str) -> None:
     said, shape = support.model_row(name), smallest_shape(name, 3)
-    trains = MODELS[name].returns == "logits"
     assert said == {
         "name": name,
-        "trains_sparse": trains,
-        "trains_int8": trains,
+        "trains_sparse": True,
+        "trains_int8": True,
         "exports": [target for target in NAMES if target != "fpga" or name not in NOT_FPGA],
     }
     model = build_model(name, shape, 10)
-    if trains:
-        plan = capture(model, shape)
-        assert SparseEngine(plan).plan is plan and IntegerEngine(plan).plan is plan
+    plan = capture(model, shape)
+    assert SparseEngine(plan).plan is plan and IntegerEngine(plan).plan is plan
     inputs = np.random.default_rng(0).standard_normal((8, *shape), np.float32)
     graph = quantize(float_graph(model, shape), ir.to_graph_layout(inputs))
     for target in said["exports"]:
@@ -322,7 +324,11 @@ def test_the_command_prints_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_prints_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     model = {"name": "some", "trains_sparse": True, "trains_int8": False, "exports": ["c99", "x"]}
-    found = {"rows": list(ROWS.values()), "models": [model]}
+    tasks = {
+        "losses": list(support.task_rows(LOSSES, "losses")),
+        "metrics": list(support.task_rows(METRICS, "metrics")),
+    }
+    found = {"rows": list(ROWS.values()), "models": [model], **tasks}
     monkeypatch.setattr(support, "support", lambda: found)
     text = printed(monkeypatch)
     assert all(f"\n{kind} " in text for kind in SPECS) and "…" not in text
@@ -333,3 +339,4 @@ def test_the_command_prints_tables(monkeypatch: pytest.MonkeyPatch) -> None:
         number = re.search(rf"^  (\d+)  {re.escape(reason)}$", text, re.MULTILINE)
         assert number and re.search(rf"^\w+ .* {number[1]} ", text, re.MULTILINE)
     assert "integer engine" in text and "c99, x" in text
+    assert all(name in text for name in (*LOSSES, *METRICS))

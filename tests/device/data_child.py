@@ -30,7 +30,7 @@ def main(plan_path: str, folder: str, precision: str, how: str) -> None:
     if how == "whole":
         examples = Examples(examples.inputs[:], examples.targets)
     Expected("folder", plan.tensors[0].shape, 0.0).check(examples)
-    check_trainable(examples, plan.tensors[0].shape, 2, "error")
+    check_trainable(examples, plan.tensors[0].shape, plan.loss, plan.output_shape, "error")
     engine = plan_engine(plan, precision)  # type: ignore[arg-type]
     weights = {name: np.zeros(shape, np.float32) for name, shape in engine.layout.weights.items()}
     masks = {name: np.ones(weights[name].shape, np.bool_) for name in engine.layout.prunable}

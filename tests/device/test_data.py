@@ -16,6 +16,7 @@ import pytest
 
 from fedkit.core.errors import DataError
 from fedkit.device.data import ARRAYS, check_trainable, load_examples
+from fedkit.tasks.losses import PLAIN
 from fedkit.tasks.task import Examples
 
 INPUTS = np.arange(24, dtype=np.float32).reshape(6, 1, 2, 2)
@@ -131,19 +132,19 @@ def test_functions_that_do_not_fit_are_named(source: str, message: str) -> None:
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1, 1)])
 def test_features_may_come_with_or_without_a_plane(shape: tuple[int, ...]) -> None:
-    check_trainable(Examples(INPUTS.reshape(6, *shape), TARGETS), (4, 1, 1), 3, "error")
+    check_trainable(Examples(INPUTS.reshape(6, *shape), TARGETS), (4, 1, 1), PLAIN, (3,), "error")
 
 
 @pytest.mark.parametrize("targets", [TARGETS + 0.5, TARGETS[:, None]])
 def test_targets_that_are_no_classes_need_a_run_without(targets: Any) -> None:
     examples = Examples(INPUTS, targets)
-    check_trainable(examples, INPUTS.shape[1:], None, "error")
-    with pytest.raises(DataError, match="the run learns classes; they must be int64"):
-        check_trainable(examples, INPUTS.shape[1:], 3, "error")
+    check_trainable(examples, INPUTS.shape[1:], None, (3,), "error")
+    with pytest.raises(DataError, match=r"takes class indices, int64 \[n\]"):
+        check_trainable(examples, INPUTS.shape[1:], PLAIN, (3,), "error")
 
 
 def test_a_device_with_one_class_can_be_allowed() -> None:
-    check_trainable(Examples(INPUTS, np.ones_like(TARGETS)), (1, 2, 2), 3, "allow")
+    check_trainable(Examples(INPUTS, np.ones_like(TARGETS)), (1, 2, 2), PLAIN, (3,), "allow")
 
 
 @pytest.mark.parametrize(
@@ -151,8 +152,13 @@ def test_a_device_with_one_class_can_be_allowed() -> None:
     [
         ((3, 2, 2), 3, Examples(INPUTS, TARGETS), r"shape \(1, 2, 2\), the plan.* \(3, 2, 2\)"),
         ((4, 1, 1), 3, Examples(INPUTS, TARGETS), r"shape \(1, 2, 2\), the plan.* \(4, 1, 1\)"),
-        ((1, 2, 2), 2, Examples(INPUTS, TARGETS), "targets go from 0 to 2, .* 2 outputs"),
-        ((1, 2, 2), 3, Examples(INPUTS, TARGETS - 1), "targets go from -1 to 1"),
+        (
+            (1, 2, 2),
+            2,
+            Examples(INPUTS, TARGETS),
+            "targets are from 0 to 2; .* has 2 classes",
+        ),
+        ((1, 2, 2), 3, Examples(INPUTS, TARGETS - 1), "targets are from -1 to 1"),
         ((1, 2, 2), 3, Examples(INPUTS[:1], TARGETS[:1]), "holds 1 examples"),
         ((1, 2, 2), 3, Examples(INPUTS, np.ones_like(TARGETS)), "of class 1 only"),
     ],
@@ -161,7 +167,7 @@ def test_data_that_cannot_be_trained_on_is_named(
     shape: tuple[int, int, int], classes: int, examples: Examples, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        check_trainable(examples, shape, classes, "error")
+        check_trainable(examples, shape, PLAIN, (classes,), "error")
 
 
 # Files of others

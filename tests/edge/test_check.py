@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from edge import artifact
 from edge.artifact import Artifact
-from edge.check import check
+from edge.check import Known, check
 from edge.define import interpret_int8
 from edge.define.rounding import Policy
 from edge.export import int8_graph, save_c99, save_graph, save_onnx, save_tflite
+from edge.quantize import truth
 from edge.runners import open_runner
 from edge.targets.registry import runtimes
 from fedkit.core.errors import ExportError
@@ -99,6 +100,28 @@ def test_no_integer_differs(
         names -= {op.output for op in graph.ops if op.source == "left"}
     assert set(report.layers) == names
     assert all(tally.integers > 0 for tally in report.layers.values())
+
+
+def test_checks_that_share_what_is_known_say_the_same(
+    graph: ir.Graph,
+    inputs: NDArray[np.float32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(1)
+    other, known = int8_graph(Net(), inputs), Known()
+    right = saved("onnx-qdq", graph, graph, inputs, tmp_path / "right")
+    wrong = saved("onnx-qdq", graph, other, inputs, tmp_path / "wrong")
+    cases = [(right, inputs), (wrong, inputs), (right, inputs[::-1]), (right, inputs[:50])]
+    expected = [check(*case) for case in cases]
+    assert expected[1].mismatches > 0, "another graph is another definition"
+    assert [check(*case, known=known) for case in cases] == expected
+
+    def compare(*arguments: object) -> None:
+        raise AssertionError("this is known")
+
+    monkeypatch.setattr(truth, "compare", compare)
+    assert [check(*case, known=known) for case in cases] == expected
 
 
 @pytest.mark.parametrize("target", SAVES)

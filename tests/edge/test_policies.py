@@ -16,10 +16,10 @@ import pytest
 from edge.define.interpret_int8 import evaluate_int8
 from edge.define.rounding import POLICIES
 from edge.export import save_c99
-from edge.ops.registry import SPECS
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
+from tests.edge.litert_alone import evaluate_alone
 from tests.edge.policy_places import (
     PolicyRun,
     in_litert_alone,
@@ -144,16 +144,39 @@ def test_plain_c_is_the_interpreters_at_any_scale(kind: str, tmp_path: Path) -> 
 # LiteRT without XNNPACK
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_litert_without_xnnpack_is_near(kind: str) -> None:
-    ratios = POWERS[:: 6 if kind == "add" else 2]
-    if not SPECS[kind.split()[0]].in_blocks:
-        assert_same(PolicyRun(in_litert_alone, "gemmlowp"), cases(kind, ratios, seed=6))
-        return
-    for graph, codes in cases(kind, ratios, seed=6):
-        expected = evaluate_int8(graph, codes, "gemmlowp").astype(np.int16)
+def assert_same_alone(cases: Iterator[Case]) -> None:
+    for graph, codes in cases:
+        expected = evaluate_alone(graph, codes)
         found = in_litert_alone(graph, codes).reshape(expected.shape)
-        assert np.isin(found - expected, (0, 1)).all()
+        assert np.count_nonzero(found != expected) == 0, graph.ops[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_litert_without_xnnpack(kind: str) -> None:
+    assert_same_alone(cases(kind, POWERS[:: 6 if kind == "add" else 2], seed=6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in RESCALING if kind != "add"])
+def test_litert_without_xnnpack_at_many_scales(kind: str) -> None:
+    random = np.random.default_rng(3)
+    assert_same_alone(cases(kind, [a_ratio(random) for _ in range(300)], seed=4))
+
+
+def means_of_few_channels(count: int) -> Iterator[Case]:
+    """Whole blocks of 16 channels, and what is behind them."""
+    random = np.random.default_rng(9)
+    for _ in range(count):
+        high, wide, channels = (int(size) for size in random.integers(1, (8, 8, 70)))
+        ratio, (before, after) = a_ratio(random), (int(z) for z in random.integers(-128, 128, 2))
+        x = activation("x", (1, high, wide, channels), ratio / 8, before)
+        y = activation("y", (1, channels), 1 / 8, after)
+        codes = random.integers(-128, 128, (20, high, wide, channels)).astype(np.int8)
+        yield graph_of([x, y], ir.Op("mean", ("x",), ("y",))), codes
+
+
+def test_means_of_few_channels_in_litert_without_xnnpack() -> None:
+    assert_same_alone(means_of_few_channels(60))
 
 
 # What policies have in common

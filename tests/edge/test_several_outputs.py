@@ -176,7 +176,7 @@ def test_verilog_is_refused_by_name_before_work(tmp_path: Path) -> None:
 
 def test_training_has_one_output() -> None:
     model, _ = several("before and after")
-    with pytest.raises(PlanError, match="not a single tensor; a plan has logits"):
+    with pytest.raises(PlanError, match="not a single tensor; a plan returns"):
         capture(model, SHAPE)
 
 

@@ -18,7 +18,7 @@ from edge import passes
 from edge.cost import cost
 from edge.define.interpret_int8 import Int8Array, evaluate_int8
 from edge.define.rounding import POLICIES
-from edge.export import int8_graph, save_c99
+from edge.export import float_graph, int8_graph, save_c99
 from edge.ops.registry import SPECS as INTEGER_SPECS
 from edge.passes.fold_constants import fold_constants
 from edge.passes.probe import Values, observe
@@ -415,6 +415,29 @@ def test_a_fault_of_the_pass_is_an_error_that_names_the_tensor(
     monkeypatch.setattr("edge.passes.slim.fold_constants", disturb)
     with pytest.raises(ExportError, match=f"changed tensor {graph.ops[1].output!r}.*report it"):
         slim(graph)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("activation", [nn.Identity, nn.ReLU, nn.ReLU6])
+def test_norms_of_groups_keep_their_constants_where_others_lose_channels(
+    groups: int, activation: type[nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    norm, reads, last = nn.GroupNorm(groups, 4), nn.Conv2d(6, 4, 1), nn.Conv2d(5, 2, 1)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 6, 3), nn.ReLU(), reads, norm, activation()),
+        *(nn.Conv2d(4, 5, 3), nn.ReLU(), last, nn.Flatten()),
+    )
+    with torch.no_grad():
+        for value in norm.parameters():
+            value.normal_()
+        reads.weight[:, [1, 4]] = 0
+        last.weight[:, [0, 3]] = 0
+    x = np.random.default_rng(0).standard_normal((8, 1, 7, 7)).astype(np.float32)
+    graph = quantize(float_graph(model.eval(), (1, 7, 7)), ir.to_graph_layout(x))
+    slimmed = slim(graph)
+    assert_same_integers(graph, slimmed)
+    assert widths(slimmed)[:3] == [4, 4, 4] and widths(slimmed)[3] == 3
 
 
 def test_every_kind_says_what_becomes_of_its_channels() -> None:

@@ -18,6 +18,7 @@ from fedkit.server.events import EventLog, read_events
 from fedkit.server.participation import OPENING, order
 from fedkit.server.rounds import StoredStep, run_rounds
 from sim.scenario import make_scenario
+from tests.fleet.clock import Clock
 from tests.fleet.grids import ScriptedGrid, client_nodes
 from tests.fleet.partial import Partial, config, run
 from tests.flower.same_bits import assert_same_bits
@@ -55,6 +56,7 @@ def schedule(how: RunConfig) -> dict[int, set[int]]:
         {"method": "prunefl", "bn_merge": "exact"},
         slow({}),
         slow({"method": "feddst"}),
+        slow({"method": "ssfl"}),
         slow({"wire": "fp16"}),
         slow({"aggregation": "median", "devices_per_round": 4}),
     ],
@@ -105,6 +107,20 @@ def test_who_is_not_connected_is_not_chosen() -> None:
     trained = [m.metadata.dst_node_id for m in grid.sent if m.metadata.message_type == "train"]
     assert 102 not in trained
     assert len(trained) == 3 * scenario.config.rounds
+
+
+def test_a_node_that_does_not_say_which_device_it_is_is_asked_once(clock: Clock) -> None:
+    scenario = make_scenario(sampled(devices_per_round=3, deadline=100.0))
+    nodes = client_nodes(scenario)
+    answer = nodes[102]
+    nodes[102] = lambda message: (
+        None if message.metadata.message_type == "query.introduction" else answer(message)
+    )
+    grid = ScriptedGrid(nodes)
+    run(scenario, FlowerFleet(grid, scenario.config))
+    to_it = [m.metadata.message_type for m in grid.sent if m.metadata.dst_node_id == 102]
+    assert to_it == ["query.introduction"]
+    assert 100 <= clock.now < 110
 
 
 def test_a_chosen_device_that_goes_away_is_absent(tmp_path: Path) -> None:

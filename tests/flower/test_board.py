@@ -179,7 +179,7 @@ def one_class(share: Examples) -> Examples:
     ("change", "message"),
     [
         (wider, r"inputs have shape \(3, 8, 8\), the plan's model takes \(1, 8, 8\)"),
-        (unknown_class, "targets go from .* to 10, but the plan's model has 10 outputs"),
+        (unknown_class, "targets are from .* to 10; the model has 10 classes"),
         (one_class, "class 3 only"),
     ],
 )

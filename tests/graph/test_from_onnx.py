@@ -203,7 +203,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "weights of the input": (
         lambda: file(node("MatMul", "x x"), shape=(1, 1)).SerializeToString(),
-        "weights that depend on the input",
+        "a product of features, which mixes the examples",
     ),
     "a sum that widens": (
         lambda: flat(
@@ -410,6 +410,23 @@ def test_unsupported_forms_say_why(case: str) -> None:
         lower(make())
 
 
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("dilation", [1, 2, 9])
+@pytest.mark.parametrize("kernel", [(9, 1), (1, 11), (9, 11), (40, 40)])
+@pytest.mark.parametrize("stride", [1, 3, 50])
+def test_windows_larger_than_the_map_are_refused_or_onnxruntimes(
+    operator: str, dilation: int, kernel: tuple[int, int], stride: int
+) -> None:
+    how = {"kernel_shape": kernel, "dilations": [dilation] * 2, "strides": [stride] * 2}
+    content = flat(node(operator, "x", "m", **how), opset=19)
+    try:
+        graph = lower(content)
+    except ExportError as error:
+        assert "window" in str(error) or "onnx refuses the file" in str(error)
+        return
+    assert_runs(graph, content, compares=True)
+
+
 def quantised() -> onnx.ModelProto:
     graph = int8_graph(Residual(), images(*SHAPE))
     return onnx.load_from_string(emitter.emit(graph, "qoperator"))
@@ -504,8 +521,9 @@ def assert_runs(graph: ir.Graph, content: bytes, compares: bool) -> None:
         expected = runtime(content, np.moveaxis(inputs, 3, 1) if inputs.ndim == 4 else inputs)
     except Exception:  # it has limits of its own
         return
+    found = np.moveaxis(found, 3, 1) if found.ndim == 4 else found
     if compares:
-        assert_close(np.moveaxis(found, 3, 1) if found.ndim == 4 else found, expected)
+        assert_close(found[:, :, 0] if graph.series else found, expected)
 
 
 def check_mutants(seeds: range) -> None:
@@ -524,11 +542,12 @@ def check_mutants(seeds: range) -> None:
         accepted += 1
         if max(math.prod(tensor.shape) for tensor in graph.tensors.values()) < 2**16:
             assert_runs(graph, content, keeps_weights)
-    assert 0.05 * len(seeds) < accepted < 0.95 * len(seeds)
+    assert 0.05 * len(seeds) < accepted <= max(1, 0.95 * len(seeds))
 
 
-def test_damaged_files_are_refused_or_sound() -> None:
-    check_mutants(range(300))
+@pytest.mark.parametrize("seeds", [range(300), range(2937, 2938), range(8765, 8766)])
+def test_damaged_files_are_refused_or_sound(seeds: range) -> None:
+    check_mutants(seeds)  # the last two return series
 
 
 @pytest.mark.slow

@@ -76,6 +76,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "padding": lambda x: F.pad(x, (1, 2)),
     "concat": lambda x: torch.cat([x, x.relu()], -2),
     "softmax over channels": lambda x: x.softmax(-2),
+    "softmax over steps": lambda x: x.softmax(-1),
+    "a linear layer over steps": lambda x: F.linear(x, torch.arange(24.0).view(2, 12) / 24),
     "a constant per channel": lambda x: x * torch.tensor([[1.0], [2.0], [-1.0], [0.5]]),
     "a constant per step": lambda x: x + torch.linspace(-1, 1, SHAPE[1]),
     "a constant per value": lambda x: x - torch.linspace(-1, 1, 4 * SHAPE[1]).view(1, 4, -1),
@@ -131,9 +133,7 @@ MIXED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "an image average": (nn.AdaptiveAvgPool2d(1), "of one image"),
     "softmax over examples": (lambda x: x.softmax(0), "softmax over dimension 0"),
     "softmax over examples, from behind": (lambda x: x.softmax(-3), "softmax over dimension -3"),
-    "softmax over steps": (lambda x: x.softmax(-1), "softmax over dimension -1"),
     "channels padded": (lambda x: F.pad(x, (0, 0, 1, 1)), "height and width can grow"),
-    "a linear layer over steps": (nn.Linear(24, 2), "not of rank 2"),
     "a map and a series": (lambda x: x.unsqueeze(2) + x, r"they must agree|of rank|shape"),
 }
 
@@ -235,7 +235,6 @@ ELSE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: flat("Pad", "p")(p=np.array([0, 1, 0, 0, 0, 0])),
         "height and width can grow",
     ),
-    "softmax over steps": (flat("Softmax", axis=2), "Softmax over dimension 2"),
     "window of an image": (flat("MaxPool", kernel_shape=[2, 2]), "MaxPool is not valid|must be 1"),
 }
 

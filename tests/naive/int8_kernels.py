@@ -92,6 +92,7 @@ def group_norm(
     out_zero: int,
     low: int,
     high: int,
+    centred: bool = True,
 ) -> Array:
     """Normalise int8 [c, h, w] by groups of channels, in Python's integers of any size."""
     out = np.zeros(x.shape, np.int64)
@@ -99,7 +100,7 @@ def group_norm(
     for c in range(len(x)):
         first = c - c % each
         v = [int(value) - zero for value in x[first : first + each].ravel()]
-        count, total = len(v), sum(v)
+        count, total = len(v), sum(v) * centred
         size = count * sum(value * value for value in v) - total * total + eps
         halvings = 0
         while size < 2**60:
@@ -110,4 +111,13 @@ def group_norm(
             hat = (hat + 2 ** (behind - 1)) >> behind
             value = ((hat * int(factor[c]) + int(offset[c])) >> shift) + out_zero
             out[c, i, j] = min(max(value, low), high)
+    return out
+
+
+def channel_norm(x: Array, centred: bool, zero: int, **rest: Any) -> Array:
+    """Normalise the channels of each place of int8 [c, h, w], as `group_norm` does one group."""
+    out = np.zeros(x.shape, np.int64)
+    for i, j in np.ndindex(*x.shape[1:]):
+        place = slice(i, i + 1), slice(j, j + 1)
+        out[:, *place] = group_norm(x[:, *place], zero, 1, centred=centred, **rest)
     return out

@@ -16,7 +16,7 @@ from fedkit.nn.zoo import MODELS, build_model, smallest_shape
 from fedkit.tasks import digits, digits_rows
 
 SERIES_MODELS = [name for name, row in MODELS.items() if row.takes == "series"]
-PARAMETERS = {"tc-resnet8": (40, 12, 65_180), "har-cnn": (9, 6, 53_862)}
+PARAMETERS = {"tc-resnet8": (40, 12, 65_180), "har-cnn": (9, 6, 53_862), "kwt-1": (40, 12, 609_356)}
 
 
 @pytest.mark.parametrize("name", SERIES_MODELS)
@@ -39,7 +39,8 @@ def test_the_shortest_series_are_taken_and_shorter_ones_refused(name: str) -> No
 @pytest.mark.parametrize("name", SERIES_MODELS)
 def test_models_train_without_torch_and_are_exported(name: str) -> None:
     row = model_row(name)
-    assert row["trains_sparse"] and row["trains_int8"]
+    without_torch = name != "kwt-1"  # whose attention trains on torch
+    assert row["trains_sparse"] == row["trains_int8"] == without_torch
     assert {"tflite", "onnx", "c99"} <= set(row["exports"])
 
 

@@ -25,6 +25,7 @@ PARAMETERS = {
     "mobilenetv3-small-w0.5": 409_394,
     "mobilenetv3-small": 1_528_106,
     "efficientnet-lite0": 3_383_818,
+    "vit-tiny": 81_946,
 }
 
 PUBLISHED = {

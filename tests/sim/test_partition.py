@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fedkit.config import PartitionKind as Kind
 from fedkit.core.errors import DataError, TaskError
 from fedkit.tasks import digits
 from fedkit.tasks.task import Examples
-from sim.partition import Kind, Partition, assign, split
+from sim.partition import Partition, assign, split
 from tests.fresh import imported_by
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedkit.core.errors import DataError, TaskError
+from fedkit.core.side_by_side import side_by_side
 from fedkit.tasks.lazy_array import Items, LazyArray, StoredArray, as_array, pieces, taken
 from fedkit.tasks.task import Examples
 
@@ -174,6 +176,23 @@ def test_items_unlike_the_first_are_named() -> None:
         lazy[[3]]
     with pytest.raises(DataError, match="no items"):
         Items(0, rows.__getitem__, "rows")
+
+
+def test_items_are_made_one_at_a_time() -> None:
+    """Whatever threads read them: a data set of somebody else's may keep a place in a file."""
+    busy: list[int] = []
+
+    def item(index: int) -> NDArray[Any]:
+        assert not busy
+        busy.append(index)
+        time.sleep(0.001)
+        busy.remove(index)
+        return np.full(2, index)
+
+    lazy = Items(40, item, "items")
+    shares = [lazy.take(np.arange(start, 40, 4)) for start in range(4)]
+    found = side_by_side([lambda share: share[:]] * 4, shares)
+    np.testing.assert_array_equal(np.sort(np.concatenate(found)[:, 0]), np.arange(40))
 
 
 def test_pieces_are_all_rows_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,7 @@ from torch import nn
 import edge
 import fedkit
 from fedkit.config import make_config
-from fedkit.core.errors import FedkitError, TaskError
-from fedkit.engine.choose import make_engine
+from fedkit.core.errors import DataError, TaskError
 from fedkit.flower.device_app import _engine_of_task
 from fedkit.tasks import load_task
 from fedkit.tasks.task import accuracy
@@ -66,17 +65,21 @@ def test_a_task_of_places_trains_is_exported_and_checked(
     assert abs(accuracy(outputs, test.targets) - result.accuracy) < 0.1
 
 
-@pytest.mark.parametrize("kind", ["auto", "sparse", "int8"])
-def test_engines_without_torch_say_why_they_do_not_train_it(kind: str) -> None:
-    own, reason = task((5, 4), pixels), r"output \(of shape \(n, 3, 5, 4\); a plan has logits"
-    if kind == "auto":
-        engine, why = make_engine(own, "", 1, "auto")
-        assert type(engine).__name__ == "TorchEngine"
-        assert why.startswith("torch; the sparse engine cannot run this") and "maps or" in why
-        return
-    wish, precision = ("sparse", "fp32") if kind == "sparse" else ("auto", "int8")
-    with pytest.raises(FedkitError, match=reason):
-        make_engine(own, "", 1, wish, precision)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("digits-pixels", "fp32"),
+        ("digits-reconstruction", "int8"),
+        pytest.param("digits-pixels", "int8", marks=pytest.mark.slow),
+        pytest.param("digits-reconstruction", "fp32", marks=pytest.mark.slow),
+    ],
+)
+def test_the_tasks_of_maps_and_features_train_without_torch(name: str, precision: str) -> None:
+    chosen = {"test_examples": 60, "examples_per_device": 40, "lr": 0.05, "precision": precision}
+    result = fedkit.run(name, **{**SETTINGS, **chosen})
+    assert "torch" not in result._scenario.engine_notice
+    first, last = result.steps[0].accuracy, result.steps[-1].accuracy
+    assert first is not None and last is not None and first != last
 
 
 @pytest.mark.parametrize(
@@ -108,10 +111,10 @@ def test_a_device_of_a_fleet_takes_targets_of_places_alone(
 ) -> None:
     config = make_config({"task": "digits-pixels", "partition": "iid"})
     examples = load_task("digits-pixels").examples("train").take(np.arange(20))
-    assert type(_engine_of_task(config, examples)).__name__ == "TorchEngine"
-    assert "engine: torch; the sparse engine cannot run this" in capsys.readouterr().err
+    assert type(_engine_of_task(config, examples)).__name__ == "SparseEngine"
+    assert "engine: sparse" in capsys.readouterr().err
     for targets in (examples.targets[:, 0, 0], examples.targets[:, 1:], examples.targets + 1):
-        with pytest.raises(TaskError, match="targets"):
+        with pytest.raises(DataError, match="targets"):
             _engine_of_task(config, fedkit.Examples(examples.inputs, targets))
 
 

@@ -16,6 +16,7 @@ from fedkit.report import comparison
 from fedkit.report.plots import density_plot
 from fedkit.server.scenario import Scenario
 from fedkit.sparse.reach import Reach
+from fedkit.tasks.metrics import Accuracy
 from fedkit.tasks.task import Examples, Metric, Task, accuracy
 from tests.command_line import fedkit
 
@@ -128,6 +129,8 @@ def test_classes_that_no_device_holds_get_a_warning(monkeypatch: pytest.MonkeyPa
     assert text.startswith("no device holds examples of class 2, which the test data has")
     assert fleet_of(test, of_classes(0, 1), of_classes(2, 3)).warnings == []
     assert fleet_of(test).warnings == []
+    ignoring = fleet_of(of_classes(0, 1, 9), of_classes(0, 1), metric=Accuracy(ignore_index=9))
+    assert ignoring.warnings == []
     assert fleet_of(test, of_classes(0), metric=lambda o, t: 0.0).warnings == []
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from edge.define.interpret_int8 import compute
 from edge.define.rounding import POLICIES
-from edge.ops.registry import SPECS
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import spec_of
 
 _FAST = frozenset({"relu", "relu6", "add"})
 """What has fast kernels: a chain of these alone is left as it is."""
@@ -75,7 +75,7 @@ def _is_of_one(graph: ir.Graph, op: ir.Op) -> bool:
     shapes = {graph.tensors[name].shape for name in (*_activations(graph, op), op.output)}
     constants = [graph.tensors[name].data for name in op.inputs]
     is_even = all(each is None or (each == each.flat[0]).all() for each in constants)
-    return op.kind in SPECS and SPECS[op.kind].of_one_place and len(shapes) == 1 and is_even
+    return spec_of(op).of_one_place and len(shapes) == 1 and is_even
 
 
 def _is_read_within(graph: ir.Graph, op: ir.Op, inside: list[ir.Op]) -> bool:

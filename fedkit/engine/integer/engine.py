@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
     LocalTraining,
+    MeanLoss,
     TrainingBatches,
     check_loss,
     even_batches,
@@ -172,7 +173,7 @@ class IntegerEngine(PlannedEngine):
         self, state: ModelState, examples: Examples, frozen: bool = False
     ) -> NormMoments:
         """See `Engine.norm_moments`. Each device rounds its inputs by a scale of its own."""
-        collected: dict[str, list[Moments]] = {}
+        collected = self.moments_of_norms()
         program = self.program(state, "statistics", min(STATISTICS_BATCH, len(examples)))
         program.use_running(state if frozen else None)
         inputs, scale = self._quantized(examples.inputs)
@@ -181,27 +182,32 @@ class IntegerEngine(PlannedEngine):
             for index, norm in program.network.norms.items():
                 count, seen = self._count(index, len(order)), program.statistics[index]
                 part = Moments(count, seen.mean, seen.variance * count)
-                collected.setdefault(norm.name, []).append(part)
+                collected[norm.name].append(part)
         program.use_running(None)
         return merge_batches(collected, self.absolute_norms, frozen)
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""
         program, (inputs, scale) = self._evaluation(state, examples.inputs)
-        total = 0.0
+        mean = MeanLoss(self.plan.loss)
         for order in even_batches(np.arange(len(examples)), _EVALUATION_BATCH):
             program.forward(inputs, scale, order)
-            total += program.loss(examples.targets[order]) * len(order)
-        return total / len(examples)
+            targets = examples.targets[order]
+            mean.add(program.loss(targets), targets)
+        return mean.value
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Engine.outputs`."""
+        return np.concatenate([*self.output_batches(state, inputs)])
+
+    def output_batches(
+        self, state: ModelState, inputs: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.float32]]:
+        """See `Engine.output_batches`."""
         program, (codes, scale) = self._evaluation(state, inputs)
-        parts = []
         for order in even_batches(np.arange(len(inputs)), _EVALUATION_BATCH):
             program.forward(codes, scale, order)
-            parts.append(program.outputs().astype(np.float32))
-        return np.concatenate(parts)
+            yield program.outputs().astype(np.float32)
 
     def top_gradients(
         self, state: ModelState, examples: Examples, amounts: Mapping[str, int]

@@ -1,18 +1,42 @@
-"""Softmax and cross-entropy in integers: a power of two by table, the gradient as int16."""
+"""The gradient of a loss as int16; that of plain cross-entropy in integers, by a table of 2^x."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.integer.constants import WIDE, first_bits
+from fedkit.engine.integer.constants import WIDE, Reals, first_bits
+from fedkit.engine.integer.integer_op import LEAST
+from fedkit.tasks.losses import PLAIN, Loss
 
 _POINT = 16
 _TABLE_BITS = 8
 _TABLE = np.array([round(2.0 ** (30 - i / 2**_TABLE_BITS)) for i in range(2**_TABLE_BITS + 1)])
 """2^-f for f = 0, 1/256 .. 1, with 30 bits behind the point."""
+
+
+def loss_gradient(
+    loss: Loss, outputs: Reals, targets: NDArray[Any]
+) -> tuple[float, NDArray[np.int16], float]:
+    """Return the loss of a batch, its gradient by the outputs, and what 1 of that is worth.
+
+    The unit of plain cross-entropy of features is fixed. That of all others is chosen by the
+    largest slope of the batch; slopes below half of it count as 0.
+
+    Args:
+        loss: Which one.
+        outputs: [n, ...].
+        targets: [n, ...], which fit.
+    """
+    if loss == PLAIN and outputs.ndim == 2:
+        value, gradient = cross_entropy(outputs, targets)
+        return value, gradient, 1.0 / (WIDE * len(outputs))
+    value, slopes = loss.gradient(outputs, targets)
+    unit = max(float(np.abs(slopes).max()), LEAST) / WIDE
+    return value, np.rint(slopes / unit).astype(np.int16), unit
 
 
 def cross_entropy(

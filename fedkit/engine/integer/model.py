@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
@@ -14,6 +16,7 @@ from fedkit.engine.plan.capture import capture
 from fedkit.engine.running import RunningStatistics
 from fedkit.engine.torch import TorchEngine
 from fedkit.sparse.state import ModelState
+from fedkit.tasks.losses import Loss
 from fedkit.tasks.task import cross_entropy
 
 Floats = NDArray[np.float32]
@@ -45,18 +48,18 @@ class IntegerModel:
 
     @classmethod
     def of(
-        cls, model: nn.Module, input_shape: tuple[int, ...], bits: int, gradient: str
+        cls, model: nn.Module, input_shape: tuple[int, ...], bits: int, gradient: str, loss: Loss
     ) -> IntegerModel:
         """See `fedkit.shiftquant.convert`."""
-        engine = IntegerEngine(capture(model, input_shape), bits=bits, gradient=gradient)
+        engine = IntegerEngine(capture(model, input_shape, loss), bits=bits, gradient=gradient)
         return cls(engine, TorchEngine(model, cross_entropy).initial_state())
 
-    def train_step(self, inputs: Floats, targets: NDArray[np.int64], lr: float) -> float:
+    def train_step(self, inputs: Floats, targets: NDArray[Any], lr: float) -> float:
         """Take one step of SGD with momentum on a batch; return its mean loss before the step.
 
         Args:
             inputs: float32 [n, ...]; later batches must not be larger than the first.
-            targets: Classes, int64 [n].
+            targets: As the loss takes them; classes, int64 [n, ...], where none was chosen.
             lr: Learning rate, greater than 0.
 
         Raises:
@@ -85,7 +88,7 @@ class IntegerModel:
         self._state = ModelState(self._state.weights, stats, self._state.masks)
 
     def outputs(self, inputs: Floats) -> Floats:
-        """Return the logits under the running statistics, float32 [n, classes]."""
+        """Return the outputs under the running statistics, float32 [n, ...]."""
         # An engine of its own: this one's network holds the momentum.
         engine = IntegerEngine(
             self.engine.plan, bits=self.engine.bits, gradient=self.engine.gradient

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,7 @@ from fedkit.engine.integer.constants import (
 from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.integer_network import IntegerNetwork
 from fedkit.engine.integer.integer_op import LEAST, Slope, Worth
-from fedkit.engine.integer.loss import cross_entropy
+from fedkit.engine.integer.loss import loss_gradient
 from fedkit.engine.ops.registry import integer_family
 from fedkit.engine.plan.checks import check_inputs, check_order, check_statistics, check_targets
 from fedkit.engine.plan.execution import (
@@ -316,36 +316,36 @@ class IntegerProgram:
     # The output
 
     def outputs(self) -> NDArray[np.float64]:
-        """Return the logits of the batch, [n, classes]."""
+        """Return what the model returns for the batch, [n, ...]."""
+        return self._output_maps().reshape(self._examples, *self.plan.output_shape)
+
+    def _output_maps(self) -> NDArray[np.float64]:
+        """Return the outputs as [n, channels, height, width]."""
         output = self.plan.output
         if self._output_is_raw:
             rows = self._backend.raw_rows(output).astype(np.float64)
-            return (rows * self.raw_unit[output][:, None, None]).reshape(self._examples, -1)
+            return np.asarray(rows * self.raw_unit[output][:, None, None])
         worth = self.worth[output]
         codes = self._backend.codes(output).astype(np.float64)
         values = codes * worth.factor[:, None, None] + worth.offset[:, None, None]
         activation = self.plan.tensors[output].activation
         if activation != "none":
             values = np.clip(values, 0.0, 6.0 if activation == "relu6" else None)
-        return np.asarray(values.reshape(self._examples, -1))
+        return np.asarray(values)
 
-    def loss(self, targets: NDArray[np.int64]) -> float:
-        """Return the mean cross-entropy of the batch; in training, start the backward pass.
+    def loss(self, targets: NDArray[Any]) -> float:
+        """Return the plan's loss of the batch; in training, start the backward pass.
 
         Raises:
-            EngineError: The targets are not classes of the model, or not as many as the examples.
+            EngineError: The targets are not such as the loss takes, or not as many as the examples.
         """
         check_targets(self.plan, targets, self._examples)
-        loss, gradient = cross_entropy(self.outputs(), targets)
+        loss, gradient, unit = loss_gradient(self.plan.loss, self.outputs(), targets)
         if self.mode == "train":
             output = self.plan.output
-            self._backend.set_gradient(output, gradient.reshape(*gradient.shape, 1, 1))
-            classes = gradient.shape[1]
-            self.slopes = {
-                output: Slope(
-                    np.full(classes, 1.0 / (WIDE * self._examples)), np.full(classes, float(WIDE))
-                )
-            }
+            shape = self.plan.tensors[output].shape
+            self._backend.set_gradient(output, gradient.reshape(-1, *shape))
+            self.slopes = {output: Slope.whole(np.full(shape[0], unit))}
         return loss
 
     # Backward

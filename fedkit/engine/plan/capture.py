@@ -19,12 +19,15 @@ from fedkit.engine.plan.call_log import CallLog
 from fedkit.engine.plan.from_graph import PlanMaker
 from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.side_effects import Watch, has_hooks
-from fedkit.engine.plan.structure import Plan
+from fedkit.engine.plan.structure import Dims, Plan
 from fedkit.graph import ir
 from fedkit.graph.from_torch import WOULD_BE_RANDOM, read
 from fedkit.graph.interpret import evaluate
+from fedkit.graph.late_moves import move_late
 from fedkit.graph.layouts import RANKS
+from fedkit.graph.torch_attention import by_heads
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
+from fedkit.tasks.losses import PLAIN, Loss
 
 _INSTEAD = (
     "replace them by Conv2d, Conv1d, Linear, ConvTranspose2d, ConvTranspose1d, BatchNorm, "
@@ -48,20 +51,25 @@ _HOOKS = (
     "_backward_pre_hooks",
 )
 
+_DIMS: dict[int, Dims] = {2: 1, 3: 2, 4: 3}
+"""Dimensions of a batch of outputs -> of one example's."""
+
 _NAMED = 4
 """Owners of equal diagnostics that are named."""
 
 
-def capture(model: nn.Module, input_shape: tuple[int, ...]) -> Plan:
+def capture(model: nn.Module, input_shape: tuple[int, ...], loss: Loss = PLAIN) -> Plan:
     """Capture a model; it is left as it was.
 
     Args:
-        model: Takes float32 [n, *input_shape], returns logits [n, classes].
+        model: Takes float32 [n, *input_shape], returns features [n, f], series [n, c, length] or
+            maps [n, c, h, w].
         input_shape: (channels, height, width), (channels, length) or (features,) of one example.
+        loss: What training makes small.
 
     Raises:
         PlanError: The model cannot be traced, does not take such inputs, or has parts that a plan
-            cannot express; all of them are listed.
+            cannot express; all of them are listed. Or what it returns does not fit the loss.
     """
     if 1 + len(input_shape) not in RANKS or min(input_shape) < 1:
         raise PlanError(
@@ -72,7 +80,7 @@ def capture(model: nn.Module, input_shape: tuple[int, ...]) -> Plan:
         if is_lazy(value):
             raise PlanError(f"{name} is lazy; run the model on an example before it is captured")
     with modes_restored(model):
-        return _Capture(model, tuple(input_shape)).plan()
+        return _Capture(model, tuple(input_shape)).plan(loss)
 
 
 class _Capture:
@@ -84,7 +92,7 @@ class _Capture:
         self._inputs = _examples(self._weights, (3, *input_shape))
         self._diagnostics = [*self._weight_diagnostics(), *self._module_diagnostics()]
 
-    def plan(self) -> Plan:
+    def plan(self, loss: Loss) -> Plan:
         """Put the plan together, or refuse with everything that cannot be in it."""
         graph = self._graph()
         maker = PlanMaker(graph)
@@ -102,6 +110,8 @@ class _Capture:
             tuple(maker.tensors),
             tuple(maker.ops),
             output,
+            loss=loss,
+            output_dims=self._output_dims,
         )
         verify(plan)
         return plan
@@ -114,7 +124,7 @@ class _Capture:
         try:
             outputs, changes = self._passes(watch)
             watch.undo()
-            graph = self._read(changes)
+            graph = move_late(self._read(changes))
         except ExportError as error:
             self._raise_diagnostics()
             raise self._untraceable("; ".join(changes) or str(error)) from error
@@ -181,7 +191,7 @@ class _Capture:
 
     def _run(self, inputs: Tensor) -> Tensor:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), by_heads(self._model):
                 found = self._model(inputs)
         except Exception as error:  # whatever the model's own code raises
             self._raise_diagnostics()
@@ -189,12 +199,16 @@ class _Capture:
                 f"{self._name} cannot be run on {len(inputs)} examples of shape "
                 f"{tuple(inputs.shape[1:])}: {_first_line(error)}; give the shape it is built for"
             ) from error
-        if isinstance(found, Tensor) and found.dim() == 2:
+        if isinstance(found, Tensor) and found.dim() in RANKS:
+            self._output_dims: Dims = _DIMS[found.dim()]
             return found
         what = "that is not a single tensor"
         if isinstance(found, Tensor):
             what = f"of shape (n, {', '.join(map(str, found.shape[1:]))})"
-        must = "a plan has logits (n, classes), what returns maps or tuples trains on torch"
+        must = (
+            "a plan returns (n, features), (n, channels, length) or (n, channels, height, width); "
+            "what returns others or tuples trains on torch"
+        )
         self._diagnostics.append(f"(model): output ({what}; {must})")
         self._raise_diagnostics()
         raise AssertionError
@@ -202,8 +216,8 @@ class _Capture:
     def _compare(self, graph: ir.Graph, outputs: Tensor) -> None:
         """Compare the graph with the model itself; both must give the same numbers."""
         inputs = self._inputs.numpy().astype(np.float32)
-        found = evaluate(graph, ir.to_graph_layout(inputs)).reshape(len(inputs), -1)
-        wanted = outputs.numpy()
+        found = ir.from_graph_layout(evaluate(graph, ir.to_graph_layout(inputs)))
+        wanted = ir.as_maps(outputs.numpy())
         fits = found.shape == wanted.shape
         with np.errstate(invalid="ignore", over="ignore"):
             gap = np.abs(found - wanted).max() if fits else np.inf

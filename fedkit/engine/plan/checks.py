@@ -55,20 +55,11 @@ def one_value_error(norm: str) -> EngineError:
 
 
 def check_targets(plan: Plan, targets: NDArray[Any], examples: int) -> None:
-    """Raise an `EngineError` unless targets are classes of the model, one for each example."""
-    fits = targets.shape == (examples,) and targets.dtype.kind in "iu"
-    if not fits or examples == 0:
+    """Raise an `EngineError` unless targets are such as the loss takes, one for each example."""
+    if targets.shape[:1] != (examples,) or examples == 0:
         raise EngineError(
             f"targets are {targets.dtype} {targets.shape}; the batch that ran forward has "
-            f"{examples} examples, whose targets are integers [{examples}]"
+            f"{examples} examples, and needs a target for each"
         )
-    check_classes(targets, plan.tensors[plan.output].shape[0])
-
-
-def check_classes(targets: NDArray[Any], classes: int) -> None:
-    """Raise an `EngineError` unless all targets are in 0 .. classes - 1."""
-    if targets.min() < 0 or targets.max() >= classes:
-        raise EngineError(
-            f"targets are from {targets.min()} to {targets.max()}; the model has {classes} "
-            "classes, counted from 0"
-        )
+    if problem := plan.loss.targets_problem(plan.output_shape, targets):
+        raise EngineError(problem)

@@ -25,7 +25,7 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class Loss:
+class LossStep:
     """Compute the loss and the gradient of the output."""
 
 
@@ -61,7 +61,7 @@ class Backward:
     contributions: tuple[Contribution, ...]
 
 
-Step = Forward | Loss | Finish | Backward
+Step = Forward | LossStep | Finish | Backward
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def forward_schedule(plan: Plan) -> Schedule:
 def training_schedule(plan: Plan) -> Schedule:
     """Return forward pass, loss and backward pass."""
     backward = _Backward(plan)
-    return Schedule((*_forward(plan), Loss(), *backward.steps), backward.owner)
+    return Schedule((*_forward(plan), LossStep(), *backward.steps), backward.owner)
 
 
 def _forward(plan: Plan) -> Iterable[Forward]:
@@ -196,7 +196,7 @@ class _Backward:
 
 def touched(plan: Plan, step: Step) -> list[Key]:
     """Return what a step reads or writes."""
-    if isinstance(step, Loss):
+    if isinstance(step, LossStep):
         return [("x", plan.output), ("g", plan.output)]
     if isinstance(step, Finish):
         return [("x", step.tensor), ("g", step.tensor)]

@@ -21,11 +21,12 @@ from typing import Annotated, Any, Union
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fedkit.core.errors import PlanError
+from fedkit.core.errors import PlanError, TaskError
 from fedkit.core.files import read_whole, write_atomic
 from fedkit.engine.ops.registry import FAMILIES
-from fedkit.engine.plan.structure import VERSION, Plan, StoredTensor, strict
+from fedkit.engine.plan.structure import VERSION, Plan, StoredTensor, stored_shape, strict
 from fedkit.graph.ir import LARGEST_SIZE
+from fedkit.tasks.losses import LOSSES, PLAIN
 
 _AGAIN = "capture the model again"
 _MOST_WEIGHTS = 2**30
@@ -37,14 +38,19 @@ _AnyOp: Any = Annotated[
     Union[tuple(dict.fromkeys(family.op for family in FAMILIES.values()))],  # noqa: UP007
     Field(discriminator="kind"),
 ]
+_AnyLoss: Any = Annotated[Union[tuple(LOSSES.values())], Field(discriminator="kind")]  # noqa: UP007
+
+_LEFT_OUT = {"loss": PLAIN, "output_dims": 1}
+"""Fields that the file lacks where they have these values, as all plans once had."""
 
 
 @strict
 @dataclass(frozen=True)
 class _File(Plan):
-    """A plan whose ops are told apart by their kind."""
+    """A plan whose ops, and whose loss, are told from others by their kind."""
 
     ops: tuple[_AnyOp, ...]
+    loss: _AnyLoss = PLAIN
 
 
 def save_plan(plan: Plan, path: Path) -> None:
@@ -55,7 +61,7 @@ def save_plan(plan: Plan, path: Path) -> None:
     """
     verify(plan)
     try:
-        write_atomic(path, _render(asdict(plan)))
+        write_atomic(path, _render(content_of(plan)))
     except OSError as error:
         raise PlanError(
             f"plan file {path} cannot be written: {error.strerror}; give a path in a folder that "
@@ -71,8 +77,11 @@ def load_plan(path: Path) -> Plan:
             a wrong value; or the plan breaks a rule of `verify`.
     """
     try:
-        plan = _parse(_read(path))
+        data = _read(path)
+        plan = _parse(data)
         verify(plan)
+        if _render(content_of(plan)) != data:
+            raise PlanError(f"is not written as this program writes such a plan; {_AGAIN}")
     except PlanError as error:
         raise PlanError(f"plan file {path}: {error}") from error.__cause__
     return plan
@@ -106,6 +115,8 @@ def _parse(data: bytes) -> Plan:
         return Plan(**vars(_reader().validate_json(json.dumps(content))))
     except ValidationError as error:
         raise PlanError(_first_field(error)) from error
+    except TaskError as error:  # a loss checks its own values
+        raise PlanError(f"{_cut(str(error), 300)}; {_AGAIN}") from error
 
 
 def _content(data: bytes) -> dict[str, Any]:
@@ -122,7 +133,16 @@ def _content(data: bytes) -> dict[str, Any]:
 
 def plan_digest(plan: Plan) -> str:
     """Return the SHA-256 that the file of a plan gives, in hexadecimal: equal for equal plans."""
-    return _digest(asdict(plan))
+    return _digest(content_of(plan))
+
+
+def content_of(plan: Plan) -> dict[str, Any]:
+    """Return what the file of a plan says, but for its digest."""
+    content = asdict(plan)
+    for name, usual in _LEFT_OUT.items():
+        if getattr(plan, name) == usual:
+            del content[name]
+    return content
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -276,10 +296,17 @@ def _unready(plan: Plan, written: list[set[int]], tensor: int) -> str:
 
 def _output_problems(plan: Plan) -> Iterator[str]:
     output = plan.tensors[plan.output]
-    if output.shape[1:] != (1, 1):
-        yield f"the output has shape {output.shape}; it must be (classes, 1, 1)"
+    if plan.output_dims not in (1, 2, 3):
+        yield f"the output has {plan.output_dims} dimensions; it must have 1, 2 or 3"
+    if stored_shape(plan.output_shape) != output.shape:
+        yield (
+            f"the output has shape {output.shape} and {plan.output_dims} dimension(s); with 1 it "
+            "must be (features, 1, 1), with 2 (channels, 1, length)"
+        )
     if output.norm is not None:
         yield f"the output has norm {output.norm.name!r}; it must have none"
+    if problem := plan.loss.outputs_problem(plan.output_shape):
+        yield problem
 
 
 def _use_problems(plan: Plan) -> Iterator[str]:

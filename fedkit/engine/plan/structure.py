@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import ConfigDict, with_config
 
 from fedkit.sparse.layout import Layout
+from fedkit.tasks.losses import PLAIN, Loss
 
 VERSION = 1
 """Version of the plan file; a reader refuses others."""
@@ -23,6 +24,8 @@ Activation = Literal["none", "relu", "relu6"]
 LayerKind = Literal["layer", "l1-layer"]
 Pair = tuple[int, int]
 Shape = tuple[int, int, int]
+Dims = Literal[1, 2, 3]
+"""Of one example of a model's inputs or outputs: features, a series or a map."""
 
 
 def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -162,8 +165,10 @@ class Plan:
         prunable: Names of the convolution and linear weights, in the model's order.
         tensors: All tensors; the first is the input, which has neither norm nor activation.
         ops: In the order of execution.
-        output: Index of the tensor whose read value, of shape (classes, 1, 1), are the logits.
+        output: Index of the tensor whose read value is what the model returns.
         version: `VERSION`.
+        loss: What training makes small; left out of the file where it is plain cross-entropy.
+        output_dims: Of what the model returns for one example; left out of the file where it is 1.
     """
 
     weights: dict[str, tuple[int, ...]]
@@ -173,6 +178,16 @@ class Plan:
     ops: tuple[PlanOp, ...]
     output: int
     version: int = VERSION
+    loss: Loss = PLAIN
+    output_dims: Dims = 1
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """What the model returns for one example: (features,), or (channels, length or more)."""
+        channels, height, width = self.tensors[self.output].shape
+        return {1: (channels,), 2: (channels, width), 3: (channels, height, width)}[
+            self.output_dims
+        ]
 
     @property
     def layout(self) -> Layout:

@@ -13,6 +13,7 @@ from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
     LocalTraining,
+    MeanLoss,
     TrainingBatches,
     check_loss,
     even_batches,
@@ -115,7 +116,7 @@ class SparseEngine(PlannedEngine):
         self, state: ModelState, examples: Examples, frozen: bool = False
     ) -> NormMoments:
         """See `Engine.norm_moments`."""
-        collected: dict[str, list[Moments]] = {}
+        collected = self.moments_of_norms()
         largest = min(STATISTICS_BATCH, len(examples))
         program = self.program(state, "statistics", largest)
         program.frozen = state if frozen else None
@@ -124,25 +125,31 @@ class SparseEngine(PlannedEngine):
             for norm, count in _counts(program.network, len(order)):
                 square = norm.variance(count, unbiased=False) * count
                 part = Moments(count, norm.center.copy(), square)
-                collected.setdefault(norm.norm.name, []).append(part)
+                collected[norm.norm.name].append(part)
         program.frozen = None
         return merge_batches(collected, self.absolute_norms, frozen)
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""
-        program, total = self._evaluation(state, examples.inputs), 0.0
+        program, mean = self._evaluation(state, examples.inputs), MeanLoss(self.plan.loss)
         for order in even_batches(np.arange(len(examples)), _EVALUATION_BATCH):
             program.forward(examples.inputs, order)
-            total += program.loss(examples.targets[order]) * len(order)
-        return total / len(examples)
+            targets = examples.targets[order]
+            mean.add(program.loss(targets), targets)
+        return mean.value
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Engine.outputs`."""
-        program, parts = self._evaluation(state, inputs), []
+        return np.concatenate([*self.output_batches(state, inputs)])
+
+    def output_batches(
+        self, state: ModelState, inputs: NDArray[np.float32]
+    ) -> Iterator[NDArray[np.float32]]:
+        """See `Engine.output_batches`."""
+        program = self._evaluation(state, inputs)
         for order in even_batches(np.arange(len(inputs)), _EVALUATION_BATCH):
             program.forward(inputs, order)
-            parts.append(program.outputs())
-        return np.concatenate(parts)
+            yield program.outputs()
 
     def top_gradients(
         self, state: ModelState, examples: Examples, amounts: Mapping[str, int]

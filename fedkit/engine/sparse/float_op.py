@@ -177,7 +177,12 @@ class NumpyFloatOp(FloatOp[AnyOp]):
 
         yield run
 
+    def _passed(self, work: Workspace) -> Callable[[], Floats]:
+        """Return what gives the gradient of what it writes."""
+        return _passed(work, self.op.target)
+
     def _reads(self, work: Workspace) -> list[Callable[[], Floats]]:
+        """Return what gives each source as it is read."""
         return [_read(work, source) for source in self.op.sources]
 
 

@@ -35,6 +35,7 @@ from fedkit.engine.plan.structure import StoredTensor
 from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.lazy_array import loaded
+from fedkit.tasks.losses import PLAIN
 
 _LINE = 16
 _HUGE = 1 << 19
@@ -221,18 +222,36 @@ class SparseProgram:
         for call in self._forward_calls:
             call()
 
-    def loss(self, targets: NDArray[np.int64]) -> float:
-        """Return the mean cross-entropy of the batch that ran forward; targets int64 [n].
+    def loss(self, targets: NDArray[Any]) -> float:
+        """Return the plan's loss of the batch that ran forward; targets [n, ...].
 
-        In training this also makes the gradient of the logits.
+        In training this also makes the gradient of the output.
 
         Raises:
-            EngineError: The targets are not classes of the model, or not as many as the examples.
+            EngineError: The targets are not such as the loss takes, or not as many as the examples.
         """
         check_targets(self.plan, targets, self._examples)
-        targets = np.ascontiguousarray(targets, np.int64)
-        output = self.tensors[self.plan.output]
-        return float(self.kernels.cross_entropy(byref(output), c_void_p(pointer(targets))))
+        if self._has_loss_kernel:
+            targets = np.ascontiguousarray(targets, np.int64)
+            output = self.tensors[self.plan.output]
+            return float(self.kernels.cross_entropy(byref(output), c_void_p(pointer(targets))))
+        loss, gradient = self.plan.loss.gradient(self.outputs().astype(np.float64), targets)
+        if self.mode == "train":
+            self._set_gradient(gradient)
+        return loss
+
+    @property
+    def _has_loss_kernel(self) -> bool:
+        """Whether C computes the loss; the others are few numbers, and numpy's."""
+        return self.plan.loss == PLAIN and self.plan.output_dims == 1
+
+    def _set_gradient(self, gradient: NDArray[np.float64]) -> None:
+        """Take the gradient of the output, [n, ...]; that of lanes without an example is 0."""
+        tiles = self.lanes("g", self.plan.output)
+        rows = np.zeros((len(tiles) * self.kernels.lanes, *tiles.shape[1:-1]), np.float32)
+        with np.errstate(over="ignore"):
+            rows[: len(gradient)] = gradient.reshape(-1, *rows.shape[1:])
+        tiles[:] = np.moveaxis(rows.reshape(len(tiles), -1, *rows.shape[1:]), 1, -1)
 
     def backward(self, before: Callable[[int], None] | None = None) -> None:
         """Compute `gradient` for the batch whose loss was taken.
@@ -260,8 +279,8 @@ class SparseProgram:
         )
 
     def outputs(self) -> Floats:
-        """Return the logits of the batch, float32 [n, classes]."""
-        return self.read(self.plan.output).reshape(self._examples, -1)
+        """Return what the model returns for the batch, float32 [n, ...]."""
+        return self.read(self.plan.output).reshape(self._examples, *self.plan.output_shape)
 
     def read(self, index: int) -> Floats:
         """Return what is read of a tensor, float32 [n, channels, height, width].

@@ -96,6 +96,7 @@ def _pair(
         shape=broadcast_shape,
         operands=broadcast_operands,
         scale=scale,
+        of_one_place=True,
         aten=aten,
         onnx=onnx,
     )
@@ -292,6 +293,7 @@ SPECS = (
         shape=broadcast_shape,
         operands=broadcast_operands,
         fuses_activation=True,
+        of_one_place=True,
         aten=_SUMS,
         onnx=_ADD,
     ),

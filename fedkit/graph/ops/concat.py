@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkit.graph import ir
 from fedkit.graph.layouts import map_axis
-from fedkit.graph.operands import activation, rank_of, require
+from fedkit.graph.operands import ConstantOperand, activation, constant, rank_of, require
 from fedkit.graph.spec import (
     Aten,
     ModelReader,
@@ -22,6 +22,7 @@ from fedkit.graph.spec import (
     any_shape,
     graph_of,
 )
+from fedkit.graph.tokens import LAST_TO_CHANNELS, channels_as_last, last_as_channels
 
 Line = Literal["rows", "columns"]
 AXES: Mapping[Line, int] = {"rows": 1, "columns": 2}
@@ -91,6 +92,9 @@ def _example_along(random: Random) -> ir.Graph:
 def _read(reader: ModelReader, node: Any, parts: Sequence[Any], dim: int) -> ir.Tensor:
     axis = map_axis(dim, rank_of(reader, node))
     require(axis != 0, f"a concat over dimension {dim}, that of the examples; each stays by itself")
+    constants = [part for part in parts if not isinstance(part, ir.Tensor)]
+    if constants and len(parts) == len(constants) + 1 and rank_of(reader, node) > 2:
+        return _beside_constants(reader, node, parts, axis)
     tensors = [activation(part) for part in parts]
     if axis == 1:
         return reader.op("concat", node, tensors)
@@ -98,6 +102,46 @@ def _read(reader: ModelReader, node: Any, parts: Sequence[Any], dim: int) -> ir.
         return tensors[0]
     along = Along("rows" if axis == 2 else "columns")
     return reader.op("concat_along", node, tensors, attributes=along)
+
+
+def _beside_constants(reader: ModelReader, node: Any, parts: Sequence[Any], axis: int) -> ir.Tensor:
+    """Join a value and constants, as a token of a class: add these to zeros around the value."""
+    place = next(n for n, part in enumerate(parts) if isinstance(part, ir.Tensor))
+    constants = {n: part for n, part in enumerate(parts) if n != place}
+    if reader.trains and any(map(reader.learns, constants.values())):
+        raise ConstantOperand("an operand is a constant where an activation is expected")
+    rank, of_graph = rank_of(reader, node), {1: 3, 2: 1, 3: 2}[axis]
+    x = parts[place]
+    laid = {n: ir.to_graph_layout(_of_one(constant(each))) for n, each in constants.items()}
+    if of_graph == 3:
+        axes = (0, *LAST_TO_CHANNELS[rank])
+        x, of_graph = last_as_channels(reader, node, x), axes.index(3)
+        laid = {n: each.transpose(axes) for n, each in laid.items()}
+    whole = [laid.get(n, np.zeros(x.shape)) for n in range(len(parts))]
+    sizes = [each.shape[of_graph] for each in whole]
+    require(
+        all(
+            np.delete(each.shape, of_graph).tolist() == np.delete(x.shape, of_graph).tolist()
+            for each in whole
+        ),
+        f"a concat of shapes {[np.shape(part) for part in constants.values()]} with others",
+    )
+    joined = np.concatenate(whole, of_graph)
+    before, after = sum(sizes[:place]), sum(sizes[place + 1 :])
+    sides = (before, after, 0, 0) if of_graph == 1 else (0, 0, before, after)
+    room = reader.op("pad", node, [x], joined.shape, ir.Window(padding=sides), ".room")
+    operand = reader.constant(node, "constants", joined)
+    if {1: 3, 2: 1, 3: 2}[axis] != 3:
+        return reader.op("add", node, [room, operand])
+    made = reader.op("add", node, [room, operand], joined.shape, suffix=".joined")
+    return channels_as_last(reader, node, made)
+
+
+def _of_one(value: ir.Array) -> ir.Array:
+    """Return a constant of one example, of which all examples must have the same."""
+    same = bool((value == value[:1]).all())
+    require(same, "a concat with a constant that is another for each example")
+    return value[:1]
 
 
 def _read_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:

@@ -73,6 +73,7 @@ def _activation(kind: ir.Activation, onnx: Mapping[str, Onnx]) -> Spec:
         real,
         partial(unary_graph, kind=kind),
         activation=kind,
+        of_one_place=True,
         aten={f"aten.{kind}.default": read, f"aten.{kind}_.default": read, **CLAMP["aten"]},
         onnx={**onnx, **CLAMP["onnx"]},
     )
@@ -145,6 +146,7 @@ SPECS = (
         _affine_example,
         constants=2,
         operands=_affine_operands,
+        of_one_place=True,
         **AFFINE,
     ),
     _activation("relu", {"Relu": _read_relu_onnx}),

@@ -362,6 +362,7 @@ def _spec(function: Function) -> Spec:
         scale="free",
         bounds=function.bounds,
         attributes=type(attributes[0]) if attributes else None,
+        of_one_place=True,
         aten={**aten, **more["aten"]},
         onnx={**onnx, **more["onnx"]},
     )

@@ -1,7 +1,8 @@
 """Normalisation layers, with their statistics and parameters.
 
-Of norms over the batch, and of layer norms, the training plan alone is made; in evaluation a norm
-over the batch is an affine op. A group norm is the same in both.
+Of norms over the batch, and of layer norms over a whole example, the training plan alone is made.
+In evaluation a norm over the batch is an affine op, and such a layer norm a group norm of one
+group. A group norm, and a norm over the channels of each place, are the same in both.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from fedkit.graph.spec import (
     any_shape,
     graph_of,
 )
+from fedkit.graph.spelt_norms import SpeltNorm
+from fedkit.graph.tokens import channels_as_last, last_as_channels
 
 FloatArray = ir.FloatArray
 Spread = Callable[[FloatArray, float], FloatArray]
@@ -42,24 +45,52 @@ class Groups(ir.Epsilon):
     groups: int
 
 
+@dataclass(frozen=True)
+class OfPlace(ir.Epsilon):
+    """How the channels of each place are normalised: by their deviation from their mean, or from 0.
+
+    The latter is an RMS norm.
+    """
+
+    centred: bool = True
+
+
+@dataclass(frozen=True)
+class NormBlocks:
+    """What a norm divides by one number each.
+
+    Attributes:
+        groups: Into how many the channels fall.
+        over: The axes of `parted` values over which a block is: (1, 3), or (3,) of each place.
+        centred: Whether the mean is taken off before.
+    """
+
+    groups: int
+    over: tuple[int, ...]
+    centred: bool
+
+
+def blocks_of(op: ir.Op) -> NormBlocks:
+    """Return what a group norm, or one over the channels of each place, divides."""
+    if isinstance(op.attributes, Groups):
+        return NormBlocks(op.attributes.groups, (1, 3), True)
+    assert isinstance(op.attributes, OfPlace)  # the verifier's rule
+    return NormBlocks(1, (3,), op.attributes.centred)
+
+
 def parted(x: ir.Array, groups: int) -> ir.Array:
     """Return [n, ..., channels] as [n, pixels, groups, channels of a group]."""
     return x.reshape(len(x), -1, groups, x.shape[-1] // groups)
 
 
-def groups_of(op: ir.Op) -> int:
-    """Return how many groups a group norm has."""
-    assert isinstance(op.attributes, Groups)  # the verifier's rule
-    return op.attributes.groups
-
-
-def _group(
+def _of_blocks(
     op: ir.Op, graph: ir.Graph, x: FloatArray, weight: FloatArray, bias: FloatArray
 ) -> FloatArray:
-    """Normalise each group of channels of an example by its own mean and deviation."""
-    blocks, over = parted(x, groups_of(op)).astype(np.float64), (1, 3)
-    centred = blocks - blocks.mean(over, keepdims=True)
-    spread = np.sqrt(np.square(centred).mean(over, keepdims=True) + _eps(op))
+    """Normalise each block of an example by its own mean and deviation."""
+    how = blocks_of(op)
+    values = parted(x, how.groups).astype(np.float64)
+    centred = values - how.centred * values.mean(how.over, keepdims=True)
+    spread = np.sqrt(np.square(centred).mean(how.over, keepdims=True) + _eps(op))
     return np.asarray((centred / spread).reshape(x.shape) * weight + bias, np.float32)
 
 
@@ -115,9 +146,13 @@ def _group_operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
 
 
 def _group_rules(graph: ir.Graph, op: ir.Op) -> Iterator[str]:
-    groups, channels = groups_of(op), graph.tensors[op.inputs[0]].shape[-1]
+    groups, channels = blocks_of(op).groups, graph.tensors[op.inputs[0]].shape[-1]
     if groups < 1 or channels % groups:
         yield f"has {groups} groups for {channels} channels"
+    yield from _eps_rules(graph, op)
+
+
+def _eps_rules(graph: ir.Graph, op: ir.Op) -> Iterator[str]:
     if not 0 < float(_eps(op)) < np.inf:
         yield f"adds {_eps(op)} to its variance; it must be above 0, and finite"
 
@@ -129,6 +164,15 @@ def _group_example(random: Random) -> ir.Graph:
     constants = random.standard_normal(channels), random.standard_normal(channels)
     activation, how = an_activation(random), Groups(1e-3, groups)
     op = ir.Op("group_norm", ("x", "c0", "c1"), ("y",), activation=activation, attributes=how)
+    return graph_of((shape, shape), constants, op)
+
+
+def _place_example(random: Random) -> ir.Graph:
+    shape = any_shape(random)
+    constants = list(random.standard_normal((2, shape[-1])))
+    activation, how = an_activation(random), OfPlace(1e-3, bool(random.random() < 0.6))
+    names = ("x", "c0", "c1")
+    op = ir.Op("channel_norm", names, ("y",), activation=activation, attributes=how)
     return graph_of((shape, shape), constants, op)
 
 
@@ -207,11 +251,19 @@ def _evaluated(reader: ModelReader, node: Any, x: ir.Tensor, norm: _BatchNorm) -
 def _read_layer_norm(
     absolute: bool, reader: ModelReader, node: Any, a: Mapping[str, Any]
 ) -> ir.Tensor:
-    """Add a layer norm over a whole example: [c, h, w], [c, length] or [features] in the model."""
+    """Add a layer norm over the last axis, or a whole example: [c, h, w], [c, length], [features].
+
+    Of one over features a plan holds the latter.
+    """
     x, over = activation(a["input"]), tuple(a["normalized_shape"])
-    require(reader.trains, "a layer norm; batch norms can be")
-    whole = model_shape(x.shape, rank_of(reader, node))
-    require(over == whole, f"a layer norm over {over}; it must be over a whole example, {whole}")
+    rank = rank_of(reader, node)
+    whole = model_shape(x.shape, rank)
+    if not absolute and len(over) == 1 and (rank > 2 or not reader.trains):
+        return _over_last(reader, node, x, a["weight"], a["bias"], OfPlace(a["eps"]))
+    _require_whole(over, whole)
+    require(reader.trains or not absolute, "an L1 layer norm; layer norms can be")
+    if not reader.trains:
+        return _whole_example(reader, node, x, a["weight"], a["bias"], a["eps"])
     operands = [x]
     for what, instead in (("weight", np.ones), ("bias", np.zeros)):
         array = instead(whole) if a[what] is None else constant(a[what], _PLURALS[what])
@@ -219,6 +271,70 @@ def _read_layer_norm(
         operands.append(reader.constant(node, what, laid, a[what]))
     kind = "l1_layer_norm" if absolute else "layer_norm"
     return reader.op(kind, node, operands, attributes=ir.Epsilon(a["eps"]))
+
+
+def _require_whole(over: Sequence[int], whole: Sequence[int]) -> None:
+    can_be = f"the last axis, or a whole example, {tuple(whole)}, can be"
+    require(tuple(over) == tuple(whole), f"a layer norm over {tuple(over)}; {can_be}")
+
+
+def _read_rms_norm(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    over = tuple(a["normalized_shape"])
+    require(len(over) == 1, f"an RMS norm over {over}; the last axis can be")
+    eps = float(np.finfo(np.float32).eps) if a["eps"] is None else a["eps"]
+    x = activation(a["input"])
+    return _over_last(reader, node, x, a["weight"], None, OfPlace(eps, centred=False))
+
+
+def _over_last(
+    reader: ModelReader, node: Any, x: ir.Tensor, weight: Any, bias: Any, how: OfPlace
+) -> ir.Tensor:
+    """Add a norm over the last axis of the model; weight and bias may be None."""
+    laid = last_as_channels(reader, node, x)
+    is_flat = laid is x
+    made = _over_channels(reader, node, laid, weight, bias, how, "" if is_flat else ".of_tokens")
+    return channels_as_last(reader, node, made)
+
+
+def _over_channels(
+    reader: ModelReader,
+    node: Any,
+    x: ir.Tensor,
+    weight: Any,
+    bias: Any,
+    how: OfPlace,
+    suffix: str = "",
+) -> ir.Tensor:
+    """Add a norm over the channels of each place; weight and bias, per channel, may be None."""
+    _require_eps(how)
+    channels = x.shape[-1]
+    operands = [
+        x,
+        _or(reader, node, "weight", weight, np.ones(channels)),
+        _or(reader, node, "bias", bias, np.zeros(channels)),
+    ]
+    for operand in operands[1:]:
+        fits = operand.shape == (channels,)
+        require(fits, f"parameters of shape {operand.shape} for {channels} channels")
+    return reader.op("channel_norm", node, operands, x.shape, suffix=suffix, attributes=how)
+
+
+def _whole_example(
+    reader: ModelReader, node: Any, x: ir.Tensor, weight: Any, bias: Any, eps: float
+) -> ir.Tensor:
+    """Add a layer norm over a whole example, whose weight and bias are per place."""
+    norm = _grouped(reader, node, x, None, None, Groups(eps, 1))
+    for what, kind, value in (("weight", "mul", weight), ("bias", "add", bias)):
+        if value is not None:
+            laid = ir.to_graph_layout(np.asarray(constant(value, _PLURALS[what]))[None])
+            operand = reader.constant(node, f"of_places.{what}", laid, value)
+            norm = reader.op(kind, node, [norm, operand], x.shape, suffix=f".{what}")
+    return norm
+
+
+def _require_eps(how: ir.Epsilon) -> None:
+    is_known = bool(0 < np.float32(how.eps) < np.inf)
+    require(is_known, f"a norm with eps = {how.eps}; it must be above 0")
 
 
 def _read_group_norm(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
@@ -244,9 +360,7 @@ def _grouped(
     channels = x.shape[-1]
     fits = how.groups >= 1 and channels % how.groups == 0
     require(fits, f"a norm over {how.groups} groups of {channels} channels")
-    require(
-        bool(0 < np.float32(how.eps) < np.inf), f"a norm with eps = {how.eps}; it must be above 0"
-    )
+    _require_eps(how)
     operands = [
         x,
         _or(reader, node, "weight", weight, np.ones(channels)),
@@ -287,13 +401,65 @@ def _of_groups(reader: ModelReader, node: OnnxNode, groups: int) -> ir.Tensor:
     return _grouped(reader, node, x, weight, bias, Groups(_epsilon(node), groups))
 
 
+def read_spelt(reader: ModelReader, node: Any, x: ir.Tensor, norm: SpeltNorm) -> ir.Tensor:
+    """Add a norm that a model spells out, at its last node; all it reads has as many dimensions."""
+    rank, how = rank_of(reader, node), OfPlace(norm.eps, norm.centred)
+    dims = sorted(dim % rank for dim in norm.dims)
+    if dims == [rank - 1]:
+        return _over_last(reader, node, x, None, None, how)
+    if dims == [1]:
+        return _over_channels(reader, node, x, None, None, how)
+    fits = dims == [*range(1, rank)] and norm.centred and not reader.trains
+    require(fits, f"a norm over dimensions {list(norm.dims)}; the last, or channels, can be")
+    return _grouped(reader, node, x, None, None, Groups(norm.eps, 1))
+
+
+def _read_layer_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    """Read a norm over all axes from one on."""
+    x, rank = activation(node.operand(0)), rank_of(reader, node)
+    first = int(node.attribute("axis", -1)) % rank
+    whole = model_shape(x.shape, rank)
+    require(first > 0, "a norm over dimension 0, which holds the examples")
+    over = whole[first - 1 :]
+    weight, bias = (_of_axes(node, index, over) for index in (1, 2))
+    if first == rank - 1:
+        return _over_last(reader, node, x, weight, bias, OfPlace(_epsilon(node)))
+    _require_whole(over, whole)
+    return _whole_example(reader, node, x, weight, bias, _epsilon(node))
+
+
+def _of_axes(node: OnnxNode, index: int, over: Sequence[int]) -> ir.Array | None:
+    """Return a parameter of the shape of what is normalised; None if it is left out."""
+    value = node.operand(index)
+    if value is None:
+        return None
+    data = constant(value)
+    wide = np.broadcast_shapes(data.shape, tuple(over)) if data.ndim <= len(over) else None
+    require(wide == tuple(over), f"parameters of shape {data.shape} for a norm over {list(over)}")
+    return np.broadcast_to(data, tuple(over))
+
+
+def _read_rms_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    x, rank = activation(node.operand(0)), rank_of(reader, node)
+    first = int(node.attribute("axis", -1)) % rank
+    require(first == rank - 1 > 0, f"an RMS norm from axis {first} on; the last axis can be")
+    weight = _of_axes(node, 1, model_shape(x.shape, rank)[-1:])
+    return _over_last(reader, node, x, weight, None, OfPlace(_epsilon(node), centred=False))
+
+
 def _epsilon(node: OnnxNode) -> float:
     return float(node.attribute("epsilon", 1e-5))
 
 
+_LAYER_NORMS: Mapping[bool, Aten] = {
+    each: partial(_read_layer_norm, each) for each in (False, True)
+}
+_LAYER_NORM = _LAYER_NORMS[False]
+
+
 def _spec(kind: ir.Kind, layer: str, absolute: bool, over_batch: bool) -> Spec:
     constants = 4 if over_batch else 2
-    read: Aten = partial(_read_batch_norm if over_batch else _read_layer_norm, absolute)
+    read = partial(_read_batch_norm, absolute) if over_batch else _LAYER_NORMS[absolute]
     onnx: Mapping[str, Onnx] = {"BatchNormalization": _read_onnx} if kind == "batch_norm" else {}
     return Spec(
         kind,
@@ -317,7 +483,7 @@ SPECS = (
     Spec(
         "group_norm",
         "group norm",
-        _group,
+        _of_blocks,
         _group_example,
         constants=2,
         operands=_group_operands,
@@ -334,5 +500,20 @@ SPECS = (
             "GroupNormalization": _read_group_onnx,
             "InstanceNormalization": _read_instance_onnx,
         },
+    ),
+    Spec(
+        "channel_norm",
+        "layer norm",
+        _of_blocks,
+        _place_example,
+        constants=2,
+        operands=_group_operands,
+        attributes=OfPlace,
+        rules=_eps_rules,
+        fuses_activation=True,
+        scale="free",
+        wide_constants=True,
+        aten={"aten.layer_norm.default": _LAYER_NORM, "aten.rms_norm.default": _read_rms_norm},
+        onnx={"LayerNormalization": _read_layer_onnx, "RMSNormalization": _read_rms_onnx},
     ),
 )

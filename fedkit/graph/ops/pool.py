@@ -226,6 +226,7 @@ def _windows_of(
     require(ceil in (0, 1), f"ceil_mode = {ceil}; 0 or 1 can be")
     window, before = sliding.of_onnx(reader, node, kernel)
     out = reader.shape_of(node)
+    require(min(out[1:3]) > 0, f"{what} with a window that is larger than what it slides over")
     for axis in range(2):
         last = (out[1 + axis] - 1) * window.stride[axis] - before[axis]
         meets = before[axis] < window.kernel[axis] and last < x[1 + axis]

@@ -17,6 +17,7 @@ from fedkit.graph.operands import (
     require_channels,
 )
 from fedkit.graph.spec import Aten, ModelReader, Onnx, OnnxNode, Random, Spec, any_shape, graph_of
+from fedkit.graph.tokens import channels_as_last, last_as_channels
 
 LOGITS: Mapping[str, str] = dict.fromkeys(("Softmax", "LogSoftmax"), "argmax is the same")
 """What makes probabilities of logits -> what these tell without it."""
@@ -54,18 +55,29 @@ def _read_aten(
 ) -> ir.Tensor:
     if reader.trains:
         refuse_probabilities(called, reader.is_last(node))
-    x = activation(a["self"])
-    require_channels(kind, a["dim"], rank_of(reader, node))
-    return reader.op(kind, node, [x])
+    return _over(reader, node, kind, activation(a["self"]), kind, a["dim"])
+
+
+def _over(
+    reader: ModelReader, node: Any, kind: ir.Kind, x: ir.Tensor, called: str, axis: int
+) -> ir.Tensor:
+    """Add one over channels or features, or over the last axis."""
+    rank = rank_of(reader, node)
+    if axis % rank != rank - 1 or rank == 2:
+        require_channels(called, axis, rank)
+        return reader.op(kind, node, [x])
+    laid = last_as_channels(reader, node, x)
+    made = reader.op(kind, node, [laid], laid.shape, suffix=".of_tokens")
+    return channels_as_last(reader, node, made)
 
 
 def _read_onnx(kind: ir.Kind, called: str, reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     x, is_old = activation(node.operand(0)), node.opset < _ONE_AXIS
     axis = int(node.attribute("axis", 1 if is_old else -1))
-    require_channels(called, axis, rank_of(reader, node))
-    whole = is_old and len(x.shape) == 4 and x.shape[1] * x.shape[2] > 1
-    require(not whole, f"{called} of opset {node.opset} over all from axis 1 on")
-    return reader.op(kind, node, [x])
+    rank = rank_of(reader, node)
+    whole = is_old and axis % rank != rank - 1 and x.shape[1:3] != (1, 1)
+    require(not whole, f"{called} of opset {node.opset} over all from axis {axis} on")
+    return _over(reader, node, kind, x, called, axis)
 
 
 def _readers(kind: ir.Kind, called: str) -> dict[str, Any]:
@@ -80,7 +92,7 @@ def _readers(kind: ir.Kind, called: str) -> dict[str, Any]:
 SPECS = (
     Spec(
         "softmax",
-        "softmax over channels",
+        "softmax",
         _softmax,
         partial(_example, "softmax"),
         scale=ir.Quantization((1 / 256,), (-128,)),
@@ -88,7 +100,7 @@ SPECS = (
     ),
     Spec(
         "log_softmax",
-        "log-softmax over channels",
+        "log-softmax",
         _log_softmax,
         partial(_example, "log_softmax"),
         scale=ir.Quantization((1 / 16,), (127,)),

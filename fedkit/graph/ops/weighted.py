@@ -26,6 +26,7 @@ from fedkit.graph.spec import (
     window_shape,
 )
 from fedkit.graph.taps import taps
+from fedkit.graph.tokens import channels_as_last, last_as_channels, product_of
 
 FloatArray = ir.FloatArray
 
@@ -138,13 +139,25 @@ def _read_conv(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
 
 
 def _read_linear(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
-    x = activation(a["input"], 2)
-    operands = _operands_of(reader, node, x, a["weight"], a["bias"], (0, 1))
-    return reader.op("linear", node, operands)
+    return _product(reader, node, a["input"], a["weight"], a["bias"])
+
+
+def read_matmul_aten(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    """Read a product of matrices, of which the second may be a constant [in, out]."""
+    right = a["other" if "other" in a else "mat2"]
+    if isinstance(right, ir.Tensor):
+        require("mat1" not in a, "a sum with a product of activations; add it apart")
+        return product_of(reader, node, a["self"], right)
+    weight = np.asarray(constant(right))
+    require(weight.ndim == 2, f"a product with a constant {weight.shape}; [in, out] can be")
+    factors = a.get("alpha", 1), a.get("beta", 1)
+    require(factors == (1, 1), f"a product with alpha, beta = {factors}; 1 can be")
+    x, bias = a["mat1" if "mat1" in a else "self"], a["self"] if "mat1" in a else None
+    return _product(reader, node, x, weight.T, bias)
 
 
 def _read_gemm(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
-    x, weight = activation(node.operand(0), 2), weights_of(node, 1, 2)
+    weight = weights_of(node, 1, 2)
     require(not node.attribute("transA", 0), "Gemm with transA, which turns the batch dimension")
     weight = weight if node.attribute("transB", 0) else weight.T
     weight = weight * np.float32(node.attribute("alpha", 1.0))
@@ -154,19 +167,34 @@ def _read_gemm(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
         fits = bias.size in (1, len(weight)) and bias.shape[-1:] in ((), (1,), (bias.size,))
         require(fits, f"a bias of shape {bias.shape} for {len(weight)} outputs")
         bias = np.broadcast_to(bias.reshape(-1), len(weight))
-    return _product(reader, node, x, weight, bias)
+    return _product(reader, node, activation(node.operand(0), 2), weight, bias)
 
 
-def _read_matmul(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
-    return _product(reader, node, activation(node.operand(0), 2), weights_of(node, 1, 2).T, None)
+def read_matmul_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
+    """Read a product of matrices, of which the second may be a constant [in, out]."""
+    if isinstance(right := node.operand(1), ir.Tensor):
+        return product_of(reader, node, node.operand(0), right)
+    return _product(reader, node, node.operand(0), weights_of(node, 1, 2).T, None)
 
 
-def _product(
-    reader: ModelReader, node: OnnxNode, x: ir.Tensor, weight: ir.Array, bias: ir.Array | None
-) -> ir.Tensor:
-    fits = weight.shape[1] == x.shape[1]
-    require(fits, f"weights for {weight.shape[1]} features; there are {x.shape[1]}")
-    return reader.op("linear", node, _operands_of(reader, node, x, weight, bias, (0, 1)))
+def _product(reader: ModelReader, node: Any, value: Any, weight: Any, bias: Any) -> ir.Tensor:
+    """Add a layer over the last axis of a value, whose weights are [out, in]."""
+    x, matrix = last_as_channels(reader, node, activation(value)), constant(weight)
+    out, features = matrix.shape
+    fits = features == x.shape[-1]
+    require(fits, f"weights for {features} features; there are {x.shape[-1]}")
+    is_flat = len(x.shape) == 2
+    shift = np.zeros(out) if bias is None else constant(bias, "biases")
+    operands = [
+        x,
+        reader.constant(node, "weight", matrix if is_flat else matrix[:, None, None], weight),
+        reader.constant(node, "bias", shift, bias),
+    ]
+    if is_flat:
+        return reader.op("linear", node, operands)
+    shape = (*x.shape[:3], out)
+    made = reader.op("conv2d", node, operands, shape, ir.Window(), ".of_tokens")
+    return channels_as_last(reader, node, made)
 
 
 _CONV_ATEN: dict[str, Aten] = {
@@ -175,8 +203,26 @@ _CONV_ATEN: dict[str, Aten] = {
     for how in ("default", "padding")
 }
 _CONV_ONNX: dict[str, Onnx] = {"Conv": _read_conv}
-_LINEAR_ATEN: dict[str, Aten] = {"aten.linear.default": _read_linear}
-_LINEAR_ONNX: dict[str, Onnx] = {"Gemm": _read_gemm, "MatMul": _read_matmul}
+_LINEAR_ATEN: dict[str, Aten] = {
+    "aten.linear.default": _read_linear,
+    **dict.fromkeys(
+        ("aten.matmul.default", "aten.mm.default", "aten.addmm.default"), read_matmul_aten
+    ),
+}
+_LINEAR_ONNX: dict[str, Onnx] = {"Gemm": _read_gemm, "MatMul": read_matmul_onnx}
+
+
+_ATEN: Mapping[ir.Kind, Mapping[str, Aten]] = {
+    **dict.fromkeys(("depthwise_conv2d", "grouped_conv2d"), _CONV_ATEN),
+    "conv2d": {**_CONV_ATEN, **_LINEAR_ATEN},
+    "linear": _LINEAR_ATEN,
+}
+_ONNX: Mapping[ir.Kind, Mapping[str, Onnx]] = {
+    **dict.fromkeys(("depthwise_conv2d", "grouped_conv2d"), _CONV_ONNX),
+    "conv2d": {**_CONV_ONNX, **_LINEAR_ONNX},
+    "linear": _LINEAR_ONNX,
+}
+"""Over more than features a linear layer is a convolution of one pixel."""
 
 
 def _conv_example(kind: ir.Kind, random: Random) -> ir.Graph:
@@ -233,8 +279,8 @@ def _spec(
         has_window=kind != "linear",
         fuses_activation=True,
         weights=weights,
-        aten=_LINEAR_ATEN if kind == "linear" else _CONV_ATEN,
-        onnx=_LINEAR_ONNX if kind == "linear" else _CONV_ONNX,
+        aten=_ATEN[kind],
+        onnx=_ONNX[kind],
     )
 
 

@@ -34,6 +34,7 @@ from fedkit.graph.interpret import compute, evaluate
 from fedkit.graph.ops.functions import BY_KIND as FUNCTIONS
 from fedkit.graph.ops.registry import SPECS as GRAPH_SPECS
 from fedkit.graph.verify import verify
+from tests.edge.litert_alone import evaluate_alone
 from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
 from tests.edge.single_ops import Case, Codes, Random
 from tests.edge.targets.c99.library import need_gcc
@@ -121,8 +122,10 @@ def test_a_channel_changes_no_others_than_it_is_linked_with(kind: ir.Kind) -> No
             linked[link.inputs, link.outputs] |= link.name == first
         values = np.random.default_rng(0).uniform(1, 2, (1, *x[1:])).astype(np.float32)
         operands = [
-            values if (data := graph.tensors[name].data) is None else real_of(graph, name, data)
-            for name in op.inputs
+            np.resize(values, graph.tensors[name].shape)
+            if data is None
+            else real_of(graph, name, data)
+            for name, data in ((name, graph.tensors[name].data) for name in op.inputs)
         ]
         for channel in range(x[-1]):
             other = values.copy()
@@ -169,13 +172,17 @@ def test_runtimes_compute_our_integers(kind: ir.Kind, place: PolicyRun) -> None:
             assert np.count_nonzero(found != expected) == 0
 
 
+OFF = {"matmul": (-1, 0)}
+"""By how much LiteRT without XNNPACK is off: halves go away from zero, as `test_matrices` tells."""
+
+
 @pytest.mark.parametrize("kind", slow_but(FORMS, SPECS))
 def test_litert_without_xnnpack_computes_our_integers(kind: ir.Kind) -> None:
     if says(SPECS[kind].tflite, kind, tflite.emit):
         for graph, codes in cases(kind):
-            expected = evaluate_int8(graph, codes, "gemmlowp").astype(int)
+            expected = evaluate_alone(graph, codes).astype(int)
             gap = in_litert_alone(graph, codes).reshape(expected.shape) - expected
-            assert np.isin(gap, (0, 1) if SPECS[kind].in_blocks else 0).all()
+            assert np.isin(gap, OFF.get(kind, 0)).all()
 
 
 @pytest.mark.parametrize(("count", "flags"), [(1, PLAIN), slow((4, PLAIN)), slow((4, QUICK))])
@@ -239,4 +246,4 @@ def test_float_graphs_of_tflite_give_the_floats() -> None:
                 continue
             np.testing.assert_allclose(found, evaluate(graph, x), rtol=1e-4, atol=1e-4)
     functions = {"hard_sigmoid", "elu", "softplus", "log_sigmoid", "mish", "erf", "clip"}
-    assert without == functions | {"group_norm"}
+    assert without == functions | {"group_norm", "channel_norm"}

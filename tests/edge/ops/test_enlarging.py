@@ -21,9 +21,9 @@ from fedkit.graph.interpret import evaluate
 from tests.edge.in_runtimes import (
     assert_same_in,
     assert_same_in_c,
+    assert_same_in_litert_alone,
     codes_of,
     integers_of,
-    steps_off_in_litert_alone,
 )
 from tests.edge.policy_places import PolicyRun
 from tests.enlarging import KINDS, built
@@ -36,8 +36,7 @@ def test_models_in_runtimes(kind: str, place: PolicyRun) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_in_litert_without_xnnpack(kind: str) -> None:
-    in_blocks = kind in ("decoder", "separable", "segments", "stretched")
-    assert steps_off_in_litert_alone(integers_of(*built(kind))) <= in_blocks
+    assert_same_in_litert_alone(integers_of(*built(kind)))
 
 
 @pytest.mark.slow

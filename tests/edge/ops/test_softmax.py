@@ -109,7 +109,7 @@ def test_a_classifier_may_end_in_probabilities() -> None:
 
 REFUSED: list[tuple[Callable[[torch.Tensor], torch.Tensor], str]] = [
     (lambda x: x.softmax(2), "a softmax over dimension 2; dimension 1"),
-    (lambda x: x.log_softmax(-1), "a log_softmax over dimension -1; dimension 1"),
+    (lambda x: x.log_softmax(-2), "a log_softmax over dimension -2; dimension 1"),
 ]
 
 

@@ -25,9 +25,9 @@ from tests.calls import Calls
 from tests.edge.in_runtimes import (
     assert_same_in,
     assert_same_in_c,
+    assert_same_in_litert_alone,
     codes_of,
     integers_of,
-    steps_off_in_litert_alone,
 )
 from tests.edge.policy_places import PolicyRun
 from tests.moving import KINDS
@@ -50,9 +50,7 @@ def test_models_of_people_in_runtimes(kind: str, place: PolicyRun) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_of_people_in_litert_without_xnnpack(kind: str) -> None:
-    assert steps_off_in_litert_alone(integers_of(*model_of(kind))) <= (
-        kind == "halves"
-    )  # its mean, in blocks
+    assert_same_in_litert_alone(integers_of(*model_of(kind)))
 
 
 @pytest.mark.slow

@@ -137,3 +137,16 @@ def test_what_runs_beside_the_float_model_has_the_integers_of_the_int8_model(nam
             expected[output.name] - np.float32(output.zero_point)
         )
     assert len(side_by_side.real) == 1, "an activation that no op reads is still held"
+
+
+@pytest.mark.parametrize(("rows", "places", "channels"), [(400, 9, 6), (7, 25, 5), (1, 4, 3)])
+def test_sums_of_channels_are_those_of_numpys_matrices(
+    rows: int, places: int, channels: int
+) -> None:
+    rng = np.random.default_rng(0)
+    shape = (rows, places, channels)
+    x, y = (
+        fit._centred(fit._grouped(rng.standard_normal(shape).astype(np.float32), channels))
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(fit._of_channels(x, y), fit._of_terms(x, y))

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ import torch
 from fedkit.core.errors import FedkitError, PlanError
 from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.ops.registry import check_integer, check_sparse
-from fedkit.engine.plan.plan import _render, load_plan
+from fedkit.engine.plan.plan import _render, content_of, load_plan
 from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.tasks import losses
+from fedkit.tasks.task import Examples
 from tests.engine.ops.examples import AROUND, EXAMPLES, numbered, plan_of
+from tests.engine.plan.plans import PlanCase
 from tests.naive import plan as naive
 
 Random = np.random.Generator
@@ -58,9 +61,26 @@ def places(content: Any) -> Iterator[Place]:
             yield from places(content[key])
 
 
+LOSSES = (
+    losses.CrossEntropy((1.0, 0.0, 2.0), -1, 0.1),
+    losses.Huber(2.0),
+    losses.SmoothL1(0.5),
+    losses.BCEWithLogits((1.0, 2.0, 3.0)),
+    losses.BCEWithLogits(2.0),
+    losses.TripletMargin(0.5),
+    losses.InfoNCE(0.5),
+    losses.MSE(),
+)
+
+
+def with_loss(plan: Plan, number: int) -> Plan:
+    """Return a plan with a loss, one after the other."""
+    return replace(plan, loss=LOSSES[number % len(LOSSES)])
+
+
 def altered(plan: Plan, random: Random) -> Any:
     """Return a plan as JSON in which one or two values are others, gone, doubled or exchanged."""
-    content = json.loads(json.dumps(asdict(plan)))
+    content = json.loads(json.dumps(content_of(plan)))
     for _ in range(int(random.integers(1, 3))):
         found = list(places(content))
         within, key = found[int(random.integers(len(found)))]
@@ -109,11 +129,23 @@ def assert_computes(plan: Plan) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=near)
     check_integer(plan)
     assert np.isfinite(IntegerEngine(plan).outputs(case.state, case.inputs)).all()
+    assert_trains(plan, case)
+
+
+def assert_trains(plan: Plan, case: PlanCase) -> None:
+    """Take the loss in both engines; they differ by what integers cost."""
+    targets = case.targets
+    if plan.loss.targets_problem(plan.output_shape, targets):
+        targets = np.zeros((len(case.inputs), *plan.output_shape), np.float32)
+    data = Examples(case.inputs, targets)
+    for engine in (SparseEngine(plan), IntegerEngine(plan)):
+        assert math.isfinite(engine.loss(case.state, data))
 
 
 def try_altered(seeds: range, folder: Path) -> int:
     """Alter a plan for every seed; return how many were taken."""
     plans = [plan_of(example, around) for example in EXAMPLES.values() for around in AROUND]
+    plans += [with_loss(plan, number) for number, plan in enumerate(plans)]
     taken = 0
     for seed in seeds:
         random = np.random.default_rng(seed)

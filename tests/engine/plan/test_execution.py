@@ -18,7 +18,7 @@ from fedkit.engine.plan.execution import (
     Finish,
     Forward,
     Key,
-    Loss,
+    LossStep,
     Schedule,
     _first_fit,
     forward_schedule,
@@ -71,7 +71,7 @@ class TokenGradients:
         """Execute the backward pass."""
         done = []
         for step in self.schedule.steps:
-            if isinstance(step, Loss):
+            if isinstance(step, LossStep):
                 self.write(self.plan.output, object())
                 self.given[self.plan.output] += 1
             elif isinstance(step, Finish):
@@ -226,5 +226,5 @@ def test_a_forward_pass_needs_two_tensors_of_a_chain_at_a_time() -> None:
     plan = same(6, [conv(i, i + 1) for i in range(5)])
     _, peak = place(plan, forward_schedule(plan), lambda key: 10)
     assert peak == 20
-    assert not any(isinstance(step, Loss) for step in forward_schedule(plan).steps)
+    assert not any(isinstance(step, LossStep) for step in forward_schedule(plan).steps)
     assert all(isinstance(step, Forward) for step in forward_schedule(plan).steps)

@@ -21,8 +21,9 @@ from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.function import FunctionOp
 from fedkit.engine.plan.layer_norm import LayerNorm
 from fedkit.engine.plan.pair import PairOp
-from fedkit.engine.plan.plan import load_plan, save_plan, verify
+from fedkit.engine.plan.plan import load_plan, plan_digest, save_plan, verify
 from fedkit.engine.plan.structure import VERSION, Plan, PlanOp, StoredTensor
+from fedkit.tasks import losses
 from tests.engine.plan.one_plan import CONV, LINEAR, NORM, ONE, PLAN, POOL
 
 # x (2, 4, 4) -> 3x3 convolution to 4 channels, norm, ReLU -> read three times: pooled, added to
@@ -143,9 +144,17 @@ BROKEN = {
     ),
     "op 3 (copy) writes (4, 4, 4) to (8, 4, 4) from channel -1": with_op(3, Copy(1, 3, channel=-1)),
     "op 1 (add) adds (4, 4, 4) and (2, 4, 4)": with_op(1, Add(1, 0, 2)),
-    "the output has shape (8, 2, 2)": replace(
+    "the output has shape (8, 2, 2) and 1 dimension(s); with 1 it must be (features": replace(
         PLAN, tensors=PLAN.tensors[:5], ops=PLAN.ops[:5], output=4
     ),
+    "the output has shape (8, 2, 2) and 2 dimension(s)": replace(
+        PLAN, tensors=PLAN.tensors[:5], ops=PLAN.ops[:5], output=4, output_dims=2
+    ),
+    "the output has 4 dimensions": replace(PLAN, output_dims=4),  # type: ignore[arg-type]
+    "loss cross_entropy has weights of 2 classes, and the model has 3": replace(
+        PLAN, loss=losses.CrossEntropy((1.0, 2.0))
+    ),
+    "pos_weight for 2 channels": replace(PLAN, loss=losses.BCEWithLogits((1.0, 2.0))),
     "the output has norm 'norm'": replace(
         PLAN,
         weights={"w": (4, 2), "norm.weight": (4,), "norm.bias": (4,)},
@@ -184,6 +193,62 @@ def test_a_broken_rule_is_named(message: str, tmp_path: Path) -> None:
 
 
 # The file
+
+
+WEIGHTED = asdict(losses.CrossEntropy([1, 0.5, 2], -100, 0.1))
+LOSSES: dict[str, losses.Loss] = {
+    "cross_entropy": losses.CrossEntropy([1, 0.5, 2], -100, 0.1),
+    "mse_loss": losses.MSE(),
+    "l1_loss": losses.L1(),
+    "huber_loss": losses.Huber(2),
+    "smooth_l1_loss": losses.SmoothL1(0.0),
+    "binary_cross_entropy_with_logits": losses.BCEWithLogits((1, 2, 3)),
+    "triplet_margin_loss": losses.TripletMargin(0.3),
+    "info_nce": losses.InfoNCE(0.3),
+}
+
+
+def test_every_loss_is_saved_and_read(tmp_path: Path) -> None:
+    assert set(LOSSES) == set(losses.LOSSES)
+    for kind, loss in LOSSES.items():
+        plan, path = replace(PLAN, loss=loss), tmp_path / kind
+        save_plan(plan, path)
+        assert load_plan(path) == plan and json.loads(path.read_bytes())["loss"]["kind"] == kind
+        assert plan_digest(plan) == plan_digest(load_plan(path)) != plan_digest(PLAN)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"kind": "mse"}, "field loss is .*'mse'"),
+        ({}, "field loss"),
+        (None, "field loss"),
+        ({"kind": "mse_loss", "reduction": "sum"}, "field loss.*reduction"),
+        ({"delta": 0.0, "kind": "huber_loss"}, "delta is 0.0; .* greater than 0"),
+        ({"delta": "1", "kind": "huber_loss"}, "field loss.huber_loss.delta is '1'"),
+        ({"delta": math.inf, "kind": "huber_loss"}, "is inf"),
+        ({"delta": 1, "kind": "huber_loss"}, "not written as this program writes"),
+        ({"kind": "huber_loss"}, "not written as this program writes"),
+        ({**asdict(losses.CrossEntropy()), "kind": "cross_entropy"}, "not written as this program"),
+        ({**WEIGHTED, "weight": [1.0, 2.0]}, "2 classes, and the .* has 3"),
+        ({**WEIGHTED, "weight": [1.0, "x", 2.0]}, "weight.1 is 'x'"),
+        (
+            {**WEIGHTED, "weight": [1.0, -1.0, 2.0]},
+            "weight is .* at least 0",
+        ),
+        ({**WEIGHTED, "ignore_index": 2**80}, "ignore_index"),
+        (
+            {**WEIGHTED, "label_smoothing": math.nan},
+            "label_smoothing is nan",
+        ),
+    ],
+)
+def test_a_loss_that_is_none_is_refused_in_one_line(
+    loss: object, message: str, tmp_path: Path, data: bytes
+) -> None:
+    content = {k: v for k, v in json.loads(data).items() if k != "sha256"}
+    found = refusal(tmp_path / "plan.json", signed({**content, "loss": loss}))
+    assert re.search(message, found) and "\n" not in found and len(found) < 700
 
 
 @pytest.mark.parametrize("kind", ["layer", "l1-layer"])
@@ -227,7 +292,10 @@ def test_a_saved_plan_comes_back_and_leaves_nothing_else_behind(tmp_path: Path) 
 
 
 def test_the_documented_digest_is_the_one_written(data: bytes) -> None:
-    assert signed(asdict(PLAN)) == data
+    content = asdict(PLAN)
+    assert content.pop("loss") == {**asdict(losses.CrossEntropy()), "kind": "cross_entropy"}
+    assert content.pop("output_dims") == 1
+    assert signed(content) == data
 
 
 def test_a_missing_file_and_a_missing_folder(tmp_path: Path) -> None:

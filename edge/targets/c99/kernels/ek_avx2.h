@@ -24,6 +24,13 @@
 #define EK_FMA 0
 #endif
 
+/* Of a sum: it stays in its register. GCC 12 else copies it before and after each product. */
+#if defined(__GNUC__) && defined(__AVX512F__)
+#define EK_STAY(x) __asm__("" : "+v"(x))
+#else
+#define EK_STAY(x) (void)0
+#endif
+
 /* What vectors take from a byte before they multiply it. */
 #define EK_LESS 0
 
@@ -58,6 +65,31 @@ static inline __m128i ek_load_fours(const uint8_t *p, int32_t row) {
     return _mm_set_epi32(ek_word(p + 3 * row), ek_word(p + 2 * row), ek_word(p + row), ek_word(p));
 }
 
+/* 16 numbers of 16 bits: bytes from p on, `step` apart, 1 or 2. */
+typedef __m256i ek_lanes;
+
+static inline ek_lanes ek_lanes_none(void) { return _mm256_setzero_si256(); }
+static inline ek_lanes ek_lanes_of(const uint8_t *p, int32_t step) {
+    if (step == 1) return _mm256_cvtepu8_epi16(ek_load16(p));
+    return _mm256_and_si256(ek_load32(p), _mm256_set1_epi16(255));
+}
+static inline ek_lanes ek_lanes_most(ek_lanes x, ek_lanes y) { return _mm256_max_epu16(x, y); }
+static inline ek_lanes ek_lanes_sum(ek_lanes x, ek_lanes y) { return _mm256_add_epi16(x, y); }
+static inline ek_lanes ek_lanes_mean(ek_lanes x, const ek_divisor *by) {
+    const __m256i twice = _mm256_add_epi16(x, x);
+    const __m256i sum = _mm256_add_epi16(twice, _mm256_set1_epi16((int16_t)by->count));
+    const __m256i high = _mm256_mulhi_epu16(sum, _mm256_set1_epi16((int16_t)by->multiplier));
+    return _mm256_srl_epi16(high, _mm_cvtsi32_si128(by->shift));
+}
+static inline ek_bytes16 ek_lanes_bytes(ek_lanes x) {
+    return _mm_packus_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+/* Byte k of the result is x[index[k]]; indices are below 16. */
+static inline ek_bytes16 ek_shuffled(ek_bytes16 x, ek_bytes16 index) {
+    return _mm_shuffle_epi8(x, index);
+}
+
 /* In its register: GCC 12 else adds into another and copies back. */
 static inline void ek_add_to(__m256i *sum, __m256i x) {
 #if defined(__GNUC__)
@@ -90,6 +122,7 @@ static inline ek_eight ek_eight_of(int32_t sum) { return _mm256_set1_epi32(sum);
 static inline void ek_add_bytes(__m256i *sum, __m256i bytes, __m256i weights) {
 #ifdef EK_VNNI
     *sum = ek_dot_bytes(*sum, bytes, weights);
+    EK_STAY(*sum);
 #else
     const __m256i pairs = _mm256_maddubs_epi16(bytes, weights);
     ek_add_to(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -100,6 +133,7 @@ static inline void ek_add_bytes(__m256i *sum, __m256i bytes, __m256i weights) {
 static inline void ek_add_words(__m256i *sum, __m256i words, __m256i weights) {
 #ifdef EK_VNNI
     *sum = ek_dot_words(*sum, words, weights);
+    EK_STAY(*sum);
 #else
     ek_add_to(sum, _mm256_madd_epi16(words, weights));
 #endif
@@ -471,6 +505,26 @@ static inline int32_t ek_total(const uint8_t *p, int32_t count) {
     for (; count - x >= 16; x += 16) sums = _mm_add_epi64(sums, _mm_sad_epu8(ek_load16(p + x), none));
     for (; x < count; x++) total += p[x];
     return total + _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2);
+}
+
+/* Eight channels of eight pixels, which are `step` bytes apart, to planes. */
+static inline void ek_load_eight(const uint8_t *image, int32_t step, uint8_t *out, int32_t plane) {
+    __m128i two[4], four[4];
+    for (int32_t i = 0; i < 4; i++, image += 2 * step)
+        two[i] = _mm_unpacklo_epi8(ek_load8(image), ek_load8(image + step));
+    for (int32_t i = 0; i < 2; i++) {
+        four[i] = _mm_unpacklo_epi16(two[2 * i], two[2 * i + 1]);
+        four[i + 2] = _mm_unpackhi_epi16(two[2 * i], two[2 * i + 1]);
+    }
+    for (int32_t i = 0; i < 4; i += 2) {
+        const __m128i sign = _mm_set1_epi8(-128);
+        const __m128i first = _mm_xor_si128(_mm_unpacklo_epi32(four[i], four[i + 1]), sign);
+        const __m128i last = _mm_xor_si128(_mm_unpackhi_epi32(four[i], four[i + 1]), sign);
+        uint8_t *to = out + 2 * i * plane;
+        ek_store8(to, first), ek_store8(to + plane, _mm_unpackhi_epi64(first, first));
+        ek_store8(to + 2 * plane, last);
+        ek_store8(to + 3 * plane, _mm_unpackhi_epi64(last, last));
+    }
 }
 
 /* 16 pixels of 3 channels: byte n of channel c is byte 3 n + c of what is read. */

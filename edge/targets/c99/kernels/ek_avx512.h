@@ -83,9 +83,13 @@ EK_INLINE void ek_quad_block64(ek_block64 *sums, const uint8_t *p, const ek_quad
     const __m512i ab = _mm512_unpacklo_epi8(a, b), cd = _mm512_unpacklo_epi8(c, d);
     const __m512i AB = _mm512_unpackhi_epi8(a, b), CD = _mm512_unpackhi_epi8(c, d);
     sums->a = _mm512_dpbusd_epi32(sums->a, _mm512_unpacklo_epi16(ab, cd), w);
+    EK_STAY(sums->a);
     sums->b = _mm512_dpbusd_epi32(sums->b, _mm512_unpackhi_epi16(ab, cd), w);
+    EK_STAY(sums->b);
     sums->c = _mm512_dpbusd_epi32(sums->c, _mm512_unpacklo_epi16(AB, CD), w);
+    EK_STAY(sums->c);
     sums->d = _mm512_dpbusd_epi32(sums->d, _mm512_unpackhi_epi16(AB, CD), w);
+    EK_STAY(sums->d);
 }
 
 EK_INLINE void ek_pair_block64(ek_block64 *sums, const uint8_t *p, const ek_pair *pair) {
@@ -93,9 +97,13 @@ EK_INLINE void ek_pair_block64(ek_block64 *sums, const uint8_t *p, const ek_pair
     const __m512i a = ek_load64(p + pair->at[0]), b = ek_load64(p + pair->at[1]);
     const __m512i ab = _mm512_unpacklo_epi8(a, b), AB = _mm512_unpackhi_epi8(a, b);
     sums->a = _mm512_dpwssd_epi32(sums->a, _mm512_unpacklo_epi8(ab, none), w);
+    EK_STAY(sums->a);
     sums->b = _mm512_dpwssd_epi32(sums->b, _mm512_unpackhi_epi8(ab, none), w);
+    EK_STAY(sums->b);
     sums->c = _mm512_dpwssd_epi32(sums->c, _mm512_unpacklo_epi8(AB, none), w);
+    EK_STAY(sums->c);
     sums->d = _mm512_dpwssd_epi32(sums->d, _mm512_unpackhi_epi8(AB, none), w);
+    EK_STAY(sums->d);
 }
 
 /* Requantisation */

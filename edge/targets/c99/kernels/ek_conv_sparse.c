@@ -8,6 +8,12 @@ typedef struct {
     int32_t bias;
 } ek_row;
 
+static inline void ek_next_filter(ek_row *row) {
+    row->quads += row->filter->quads;
+    row->pairs += row->filter->pairs;
+    row->filter++;
+}
+
 #if defined(EK_AVX512)
 
 #include "ek_planes512.h"
@@ -219,7 +225,12 @@ void ek_conv_sparse(const ek_sparse_conv *conv, const uint8_t *in, const uint8_t
     ek_tail_of(&tail, conv);
     if (!conv->sum) other = out;
     ek_halo_before(planes, out);
-    for (int32_t n = 0; n < planes->channels; n++, row.filter++) {
+    const ek_filter *last = row.filter + planes->channels;
+    for (; row.filter != last; ek_next_filter(&row)) {
+#ifdef EK_AVX512
+        ek_usual_filters(conv, &tail, &row, last, in, other, out);
+        if (row.filter == last) break;
+#endif
         const int32_t channel = row.filter->channel, at = channel * planes->plane;
         row.bias = conv->requant.bias[channel];
         if (row.filter->quads + row.filter->pairs == 0 && !conv->sum) {
@@ -229,7 +240,5 @@ void ek_conv_sparse(const ek_sparse_conv *conv, const uint8_t *in, const uint8_t
         } else {
             ek_sparse_plane(conv, &tail, &row, in, other + at, out + at);
         }
-        row.quads += row.filter->quads;
-        row.pairs += row.filter->pairs;
     }
 }

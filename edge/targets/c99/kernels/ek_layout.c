@@ -9,18 +9,36 @@ static void ek_load_row(const int8_t *image, int32_t channels, int32_t count, ui
 
 #ifdef EK_SIMD
 
-static int32_t ek_load_blocks(const ek_planes *planes, const int8_t *image, uint8_t *out) {
+/* Blocks of pixels of all channels of three, or of eight channels; returns how many pixels. */
+static int32_t ek_load_by_three(const ek_planes *planes, const int8_t *image, uint8_t *out) {
     int32_t x = 0;
-    for (; planes->channels == 3 && planes->width - x >= 16; x += 16)
+    for (; planes->width - x >= 16; x += 16)
         ek_load_three((const uint8_t *)image + 3 * x, out + x, planes->plane);
     return x;
+}
+static int32_t ek_load_by_eight(const ek_planes *planes, const int8_t *image, uint8_t *out) {
+    const int32_t channels = planes->channels;
+    int32_t x = 0;
+    for (; planes->width - x >= 8; x += 8)
+        ek_load_eight((const uint8_t *)image + channels * x, channels, out + x, planes->plane);
+    return x;
+}
+
+static void ek_load_channels(const ek_planes *planes, const int8_t *image, uint8_t *out) {
+    const int32_t channels = planes->channels;
+    int32_t x = channels == 3 ? ek_load_by_three(planes, image, out) : 0;
+    for (int32_t c = 0; c < channels; c++, image++, out += planes->plane) {
+        if (c % 8 == 0 && channels > 3)
+            x = channels - c >= 8 ? ek_load_by_eight(planes, image, out) : 0;
+        ek_load_row(image + x * channels, channels, planes->width - x, out + x);
+    }
 }
 
 #else
 
-static int32_t ek_load_blocks(const ek_planes *planes, const int8_t *image, uint8_t *out) {
-    (void)planes, (void)image, (void)out;
-    return 0;
+static void ek_load_channels(const ek_planes *planes, const int8_t *image, uint8_t *out) {
+    for (int32_t c = 0; c < planes->channels; c++)
+        ek_load_row(image + c, planes->channels, planes->width, out + c * planes->plane);
 }
 
 #endif
@@ -28,13 +46,8 @@ static int32_t ek_load_blocks(const ek_planes *planes, const int8_t *image, uint
 void ek_load(const ek_planes *planes, const int8_t *image, uint8_t *out) {
     const int32_t channels = planes->channels;
     ek_halo_before(planes, out);
-    for (int32_t y = 0; y < planes->height; y++, image += planes->width * channels) {
-        uint8_t *row = out + y * planes->row;
-        const int32_t x = ek_load_blocks(planes, image, row);
-        for (int32_t c = 0; c < channels; c++)
-            ek_load_row(image + x * channels + c, channels, planes->width - x,
-                        row + c * planes->plane + x);
-    }
+    for (int32_t y = 0; y < planes->height; y++, image += planes->width * channels)
+        ek_load_channels(planes, image, out + y * planes->row);
     for (int32_t c = 0; c < channels; c++, out += planes->plane) ek_halo_of(planes, out);
 }
 

@@ -32,6 +32,47 @@ static inline uint8x16_t ek_load8(const uint8_t *p) {
 }
 static inline void ek_store8(uint8_t *p, uint8x16_t x) { vst1_u8(p, vget_low_u8(x)); }
 
+/* 16 numbers of 16 bits: bytes from p on, `step` apart, 1 or 2. */
+typedef uint16x8x2_t ek_lanes;
+
+static inline ek_lanes ek_lanes_pair(uint16x8_t low, uint16x8_t high) {
+    const ek_lanes both = {{low, high}};
+    return both;
+}
+static inline ek_lanes ek_lanes_none(void) {
+    return ek_lanes_pair(vdupq_n_u16(0), vdupq_n_u16(0));
+}
+static inline ek_lanes ek_lanes_of(const uint8_t *p, int32_t step) {
+    const uint8x16_t low = vld1q_u8(p);
+    if (step == 1) return ek_lanes_pair(vmovl_u8(vget_low_u8(low)), vmovl_high_u8(low));
+    const uint8x16x2_t halves = vuzpq_u8(low, vld1q_u8(p + 16));
+    return ek_lanes_pair(vmovl_u8(vget_low_u8(halves.val[0])), vmovl_high_u8(halves.val[0]));
+}
+static inline ek_lanes ek_lanes_most(ek_lanes x, ek_lanes y) {
+    return ek_lanes_pair(vmaxq_u16(x.val[0], y.val[0]), vmaxq_u16(x.val[1], y.val[1]));
+}
+static inline ek_lanes ek_lanes_sum(ek_lanes x, ek_lanes y) {
+    return ek_lanes_pair(vaddq_u16(x.val[0], y.val[0]), vaddq_u16(x.val[1], y.val[1]));
+}
+static inline uint16x8_t ek_eight_mean(uint16x8_t x, const ek_divisor *by) {
+    const uint16x8_t sum = vaddq_u16(vaddq_u16(x, x), vdupq_n_u16(by->count));
+    const uint32x4_t low = vmull_n_u16(vget_low_u16(sum), by->multiplier);
+    const uint32x4_t high = vmull_n_u16(vget_high_u16(sum), by->multiplier);
+    const uint16x8_t upper = vcombine_u16(vshrn_n_u32(low, 16), vshrn_n_u32(high, 16));
+    return vshlq_u16(upper, vdupq_n_s16((int16_t)-by->shift));
+}
+static inline ek_lanes ek_lanes_mean(ek_lanes x, const ek_divisor *by) {
+    return ek_lanes_pair(ek_eight_mean(x.val[0], by), ek_eight_mean(x.val[1], by));
+}
+static inline ek_bytes16 ek_lanes_bytes(ek_lanes x) {
+    return vcombine_u8(vmovn_u16(x.val[0]), vmovn_u16(x.val[1]));
+}
+
+/* Byte k of the result is x[index[k]]; indices are below 16. */
+static inline ek_bytes16 ek_shuffled(ek_bytes16 x, ek_bytes16 index) {
+    return vqtbl1q_u8(x, index);
+}
+
 /* Two rows of 8 bytes, four of 4. */
 static inline uint8x16_t ek_load_eights(const uint8_t *p, int32_t row) {
     return vcombine_u8(vld1_u8(p), vld1_u8(p + row));
@@ -439,6 +480,29 @@ static inline int32_t ek_total(const uint8_t *p, int32_t count) {
     for (; count - x >= 16; x += 16) total += vaddlvq_u8(vld1q_u8(p + x));
     for (; x < count; x++) total += p[x];
     return total;
+}
+
+/* Eight channels of eight pixels, which are `step` bytes apart, to planes. */
+static inline void ek_load_eight(const uint8_t *image, int32_t step, uint8_t *out, int32_t plane) {
+    uint16x8_t two[4];
+    uint32x4_t four[4];
+    for (int32_t i = 0; i < 4; i++, image += 2 * step)
+        two[i] = vreinterpretq_u16_u8(vzip1q_u8(ek_load8(image), ek_load8(image + step)));
+    for (int32_t i = 0; i < 2; i++) {
+        four[i] = vreinterpretq_u32_u16(vzip1q_u16(two[2 * i], two[2 * i + 1]));
+        four[i + 2] = vreinterpretq_u32_u16(vzip2q_u16(two[2 * i], two[2 * i + 1]));
+    }
+    for (int32_t i = 0; i < 4; i += 2) {
+        const uint8x16_t sign = vdupq_n_u8(128);
+        const uint32x4_t low = vzip1q_u32(four[i], four[i + 1]);
+        const uint32x4_t high = vzip2q_u32(four[i], four[i + 1]);
+        const uint8x16_t first = veorq_u8(vreinterpretq_u8_u32(low), sign);
+        const uint8x16_t last = veorq_u8(vreinterpretq_u8_u32(high), sign);
+        uint8_t *to = out + 2 * i * plane;
+        vst1_u8(to, vget_low_u8(first)), vst1_u8(to + plane, vget_high_u8(first));
+        vst1_u8(to + 2 * plane, vget_low_u8(last));
+        vst1_u8(to + 3 * plane, vget_high_u8(last));
+    }
 }
 
 /* 16 pixels of 3 channels. */

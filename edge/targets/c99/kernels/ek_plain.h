@@ -61,6 +61,20 @@ static inline uint8_t ek_summed(ek_sum s, uint8_t a, uint8_t b) {
     return ek_clamp((total >> s.shift) + s.zero, s.low, s.high);
 }
 
+/* (2 sum + count) / (2 count) of 16 bits is (2 sum + count) * multiplier >> 16 >> shift: for at most
+ * 64 bytes the multiplier, 2^(16 + shift) / (2 count) rounded up, exceeds by less than matters. */
+typedef struct {
+    uint16_t count, multiplier;
+    int32_t shift;
+} ek_divisor;
+
+static inline ek_divisor ek_divisor_of(int32_t count) {
+    ek_divisor by = {(uint16_t)count, 0, 0};
+    while (1 << by.shift < count) by.shift++;
+    by.multiplier = (uint16_t)(((1 << (15 + by.shift)) + count - 1) / count);
+    return by;
+}
+
 /* memset and memcpy of a few bytes, without a call. */
 static inline void ek_fill(uint8_t *p, uint8_t value, int32_t count) {
     const uint64_t eight = value * UINT64_C(0x0101010101010101);

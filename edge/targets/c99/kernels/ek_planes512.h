@@ -114,6 +114,17 @@ EK_INLINE void ek_run(const ek_row *row, const ek_end *end, const uint8_t *p, co
         ek_store_first64(out + x, _mm512_set1_epi8((char)end->zero), last - x);
 }
 
+/* The same of at most 32 pixels, and at most 64 bytes: as long as there is a vector of 512 bits
+ * about, processors shuffle those of 256 on one port instead of two. */
+EK_INLINE void ek_short_run(const ek_row *row, const ek_end *end, const uint8_t *p,
+                            const uint8_t *other, uint8_t *out, int32_t count, int32_t last) {
+    const __m256i zero = _mm256_set1_epi8((char)end->zero), halo = ek_load32(end->halo);
+    const __m256i bytes = count > 8 ? ek_bytes32_of(row, end, p, other)
+                                    : ek_bytes8_of(row, end, p, other);
+    ek_store_first32(out, ek_chosen32(halo, zero, bytes), last);
+    if (last > 32) ek_store_first32(out + 32, zero, last - 32);
+}
+
 /* Any plane: row by row, unless it is a single run. */
 static void ek_rows(const ek_sparse_conv *conv, const ek_tail *tail, const ek_row *row,
                     const uint8_t *in, const uint8_t *other, uint8_t *out) {
@@ -126,30 +137,54 @@ static void ek_rows(const ek_sparse_conv *conv, const ek_tail *tail, const ek_ro
     if (!tail->masked) ek_halo_of(&conv->out, out);
 }
 
-/* The same for a plane that is a single run, of the usual kind. */
-EK_INLINE void ek_one_run(const ek_sparse_conv *conv, const ek_tail *tail, const ek_row *row,
-                          const uint8_t *in, const uint8_t *other, uint8_t *out, int adds) {
+/* Filters up to `end` as long as they are of the usual kind, for planes of which each is a single
+ * run; with all that they share in registers. Leaves in `row` the first that is not. */
+EK_INLINE void ek_usual_of(const ek_sparse_conv *conv, const ek_tail *tail, ek_row *row,
+                           const ek_filter *last, const uint8_t *in, const uint8_t *other,
+                           uint8_t *out, int adds, int is_short) {
     ek_end end = ek_end_of(conv, tail, EK_NEAR, adds);
     end.scale.limited = end.scale64.limited = end.adder.limited = end.adder64.limited = 0;
     end.adder.narrow = end.adder64.narrow = 1;
-    ek_run(row, &end, in, other, out, tail->runs.length, tail->masked);
+    const int32_t count = tail->runs.length, bytes = tail->masked;
+    ek_row now = *row;
+    for (; now.filter != last; ek_next_filter(&now)) {
+        const int32_t channel = now.filter->channel, near = now.filter->near;
+        if (!near || (!adds && now.filter->quads + now.filter->pairs == 0)) break;
+        const int32_t at = channel * conv->out.plane;
+        const float factor = ek_near_factor(&conv->requant, channel, near);
+        end.scale.factor = _mm256_set1_ps(factor);
+        now.bias = conv->requant.bias[channel];
+        if (is_short) {
+            ek_short_run(&now, &end, in, other + at, out + at, count, bytes);
+        } else {
+            end.scale64.factor = _mm512_set1_ps(factor);
+            ek_run(&now, &end, in, other + at, out + at, count, bytes);
+        }
+    }
+    *row = now;
+}
+
+static void ek_usual_filters(const ek_sparse_conv *conv, const ek_tail *tail, ek_row *row,
+                             const ek_filter *last, const uint8_t *in, const uint8_t *other,
+                             uint8_t *out) {
+    const int is_short = tail->runs.length <= 32 && tail->masked <= 64;
+    if (!tail->usual) return;
+    if (is_short && tail->adds) {
+        ek_usual_of(conv, tail, row, last, in, other, out, 1, 1);
+    } else if (is_short) {
+        ek_usual_of(conv, tail, row, last, in, other, out, 0, 1);
+    } else if (tail->adds) {
+        ek_usual_of(conv, tail, row, last, in, other, out, 1, 0);
+    } else {
+        ek_usual_of(conv, tail, row, last, in, other, out, 0, 0);
+    }
 }
 
 static void ek_sparse_plane(const ek_sparse_conv *conv, ek_tail *tail, const ek_row *row,
                             const uint8_t *in, const uint8_t *other, uint8_t *out) {
-    const int32_t channel = row->filter->channel, near = row->filter->near;
-    if (near && tail->usual) {
-        tail->scale64.factor = _mm512_set1_ps(ek_near_factor(&conv->requant, channel, near));
-        if (tail->adds) {
-            ek_one_run(conv, tail, row, in, other, out, 1);
-        } else {
-            ek_one_run(conv, tail, row, in, other, out, 0);
-        }
-    } else {
-        ek_scale_channel(&tail->scale, &conv->requant, channel, near);
-        tail->scale64 = ek_scale64_of(&tail->scale);
-        ek_rows(conv, tail, row, in, other, out);
-    }
+    ek_scale_channel(&tail->scale, &conv->requant, row->filter->channel, row->filter->near);
+    tail->scale64 = ek_scale64_of(&tail->scale);
+    ek_rows(conv, tail, row, in, other, out);
 }
 
 #endif

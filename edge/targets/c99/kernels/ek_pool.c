@@ -38,27 +38,152 @@ static uint8_t ek_largest(const ek_window *w, const ek_view *v, const uint8_t *p
 
 typedef uint8_t (*ek_reduce)(const ek_window *, const ek_view *, const uint8_t *, int32_t);
 
+/* Columns first .. end of row i, window by window. */
+static void ek_pooled(ek_reduce reduce, const ek_window *w, const ek_planes *in, int32_t i,
+                      int32_t first, int32_t end, const uint8_t *x, uint8_t *y) {
+    for (int32_t j = first; j < end; j++) {
+        const ek_view view = ek_view_of(w, in, i, j);
+        y[j] = reduce(w, &view, x, in->row);
+    }
+}
+
+#ifdef EK_SIMD
+
+#define EK_COUNTED 64 /* pixels of a window by which ek_lanes_mean divides */
+#define EK_WINDOW 256 /* pixels of the largest window of a strip */
+
+/* One row of all planes: windows that lie in the input from left to right, sixteen at once. */
+typedef struct {
+    int32_t first, end; /* columns with such windows */
+    int32_t room;       /* bytes from column 0 to the end of the plane's last row */
+    int32_t taps;
+    ek_divisor divisor;
+    int32_t at[EK_WINDOW]; /* of each tap of the window of `first`, bytes into a plane */
+} ek_strip;
+
+static void ek_strip_taps(ek_strip *s, const ek_window *w, const ek_planes *in,
+                          const ek_view *view) {
+    s->taps = 0;
+    for (int32_t y = view->y0; y < view->y1; y += w->dilation_y)
+        for (int32_t x = view->x0; x < view->x1; x += w->dilation_x)
+            s->at[s->taps++] = y * in->row + x;
+}
+
+static void ek_strip_of(ek_strip *s, const ek_window *w, const ek_planes *in, const ek_planes *out,
+                        int32_t i, int mean) {
+    const int32_t most = mean ? EK_COUNTED : EK_WINDOW;
+    const int32_t beyond = in->width - 1 - (w->kernel_x - 1) * w->dilation_x + w->left;
+    const int32_t end = beyond < 0 ? 0 : beyond / w->stride_x + 1;
+    s->first = (w->left + w->stride_x - 1) / w->stride_x;
+    s->end = end < out->width ? end : out->width;
+    s->room = (out->height - 1 - i) * out->row + out->width;
+    if (s->first >= s->end || w->stride_x > 2 || w->kernel_x > most / w->kernel_y) {
+        s->first = s->end = 0;
+        return;
+    }
+    const ek_view view = ek_view_of(w, in, i, s->first);
+    ek_strip_taps(s, w, in, &view);
+    if (s->taps == 0) s->first = s->end = 0;
+    if (mean && s->taps > 0) s->divisor = ek_divisor_of(s->taps);
+}
+
+EK_INLINE ek_lanes ek_joined(ek_lanes all, const uint8_t *p, int32_t step, int mean) {
+    const ek_lanes found = ek_lanes_of(p, step);
+    return mean ? ek_lanes_sum(all, found) : ek_lanes_most(all, found);
+}
+
+EK_INLINE ek_bytes16 ek_sixteen_windows(const int32_t *at, int32_t taps, const ek_divisor *by,
+                                        const uint8_t *p, int32_t step, int mean) {
+    ek_lanes all = ek_lanes_of(p + at[0], step);
+    for (int32_t tap = 1; tap < taps; tap++) {
+        const ek_lanes found = ek_lanes_of(p + at[tap], step);
+        all = mean ? ek_lanes_sum(all, found) : ek_lanes_most(all, found);
+    }
+    return ek_lanes_bytes(mean ? ek_lanes_mean(all, by) : all);
+}
+
+/* One row of all planes. Vectors may end in the rows below, which are written next, and in the
+ * halo. */
+EK_INLINE void ek_strip_planes(const ek_strip *s, const ek_planes *in, const ek_planes *out,
+                               const int32_t *at, int32_t taps, const uint8_t *x, uint8_t *y,
+                               int32_t step, int mean) {
+    const int32_t first = s->first, end = s->end, room = s->room;
+    const ek_divisor by = s->divisor;
+    const ptrdiff_t from = in->plane, to = out->plane;
+    for (int32_t c = out->channels; c > 0; c--, x += from, y += to) {
+        const uint8_t *p = x;
+        for (int32_t j = first; j < end; j += 16, p += 16 * step) {
+            const ek_bytes16 bytes = ek_sixteen_windows(at, taps, &by, p, step, mean);
+            if (room - j >= 16) {
+                ek_store16(y + j, bytes);
+            } else {
+                uint8_t last[16];
+                ek_store16(last, bytes);
+                ek_copy(y + j, last, end - j);
+            }
+        }
+    }
+}
+
+/* The same; for the usual windows with what a compiler keeps in registers. */
+EK_INLINE void ek_strip_of_taps(const ek_strip *s, const ek_planes *in, const ek_planes *out,
+                                const uint8_t *x, uint8_t *y, int32_t step, int mean) {
+    const int32_t at[4] = {s->at[0], s->at[1], s->at[2], s->at[3]};
+    if (s->taps == 2) {
+        ek_strip_planes(s, in, out, at, 2, x, y, step, mean);
+    } else if (s->taps == 4) {
+        ek_strip_planes(s, in, out, at, 4, x, y, step, mean);
+    } else {
+        ek_strip_planes(s, in, out, s->at, s->taps, x, y, step, mean);
+    }
+}
+
+/* Row by row, all planes of each; what lies at the borders window by window. */
+EK_INLINE void ek_pool(ek_reduce reduce, const ek_window *w, const ek_planes *in,
+                       const ek_planes *out, const uint8_t *x, uint8_t *y, int mean) {
+    ek_strip s;
+    memset(&s, 0, sizeof s);
+    ek_halo_before(out, y);
+    for (int32_t i = 0; i < out->height; i++) {
+        uint8_t *to = y + i * out->row;
+        ek_strip_of(&s, w, in, out, i, mean);
+        if (w->stride_x == 1) {
+            ek_strip_of_taps(&s, in, out, x, to, 1, mean);
+        } else {
+            ek_strip_of_taps(&s, in, out, x, to, 2, mean);
+        }
+        for (int32_t c = 0; c < out->channels && s.end - s.first < out->width; c++) {
+            const uint8_t *from = x + c * in->plane;
+            ek_pooled(reduce, w, in, i, 0, s.first, from, to + c * out->plane);
+            ek_pooled(reduce, w, in, i, s.end, out->width, from, to + c * out->plane);
+        }
+    }
+    for (int32_t c = 0; c < out->channels; c++) ek_halo_of(out, y + c * out->plane);
+}
+
+#else
+
 static void ek_pool(ek_reduce reduce, const ek_window *window, const ek_planes *in,
-                    const ek_planes *out, const uint8_t *x, uint8_t *y) {
+                    const ek_planes *out, const uint8_t *x, uint8_t *y, int mean) {
+    (void)mean;
     ek_halo_before(out, y);
     for (int32_t c = 0; c < out->channels; c++, x += in->plane, y += out->plane) {
         for (int32_t i = 0; i < out->height; i++)
-            for (int32_t j = 0; j < out->width; j++) {
-                const ek_view view = ek_view_of(window, in, i, j);
-                y[i * out->row + j] = reduce(window, &view, x, in->row);
-            }
+            ek_pooled(reduce, window, in, i, 0, out->width, x, y + i * out->row);
         ek_halo_of(out, y);
     }
 }
 
+#endif
+
 void ek_avg_pool(const ek_window *window, const ek_planes *in, const ek_planes *out,
                  const uint8_t *x, uint8_t *y) {
-    ek_pool(ek_average, window, in, out, x, y);
+    ek_pool(ek_average, window, in, out, x, y, 1);
 }
 
 void ek_max_pool(const ek_window *window, const ek_planes *in, const ek_planes *out,
                  const uint8_t *x, uint8_t *y) {
-    ek_pool(ek_largest, window, in, out, x, y);
+    ek_pool(ek_largest, window, in, out, x, y, 0);
 }
 
 #ifndef EK_SIMD

@@ -13,7 +13,9 @@
  *   ek_scale, ek_scaled_block, ek_scaled_sixteen, ek_scaled_eight
  *                            requantisation; of the last, 8 bytes matter
  *   ek_adder, ek_added, ek_added_half   what ek_sum says
- *   ek_dot, ek_total, ek_load_three, ek_halves   linear layers, means, layouts
+ *   ek_lanes                 16 numbers of 16 bits, of windows: ek_lanes_of, ek_lanes_most, ...
+ *   ek_shuffled              16 bytes in another order
+ *   ek_dot, ek_total, ek_load_three, ek_load_eight, ek_halves   linear layers, means, layouts
  *   EK_AVX512, if planes of sparse convolutions have a form of their own: ek_planes512.h
  *   EK_VBMI, if any 64 bytes can be permuted
  *

@@ -1,6 +1,104 @@
 /* Softmax over channels, in integers. */
 #include "ek_softmax.h"
-#include "ek_plain.h"
+#include "ek_simd.h"
+
+/* 16 * ln(x) in 2^-24, a little below: bits of log2 by squaring. */
+static int64_t ek_log(uint32_t x) {
+    int64_t found = 31;
+    uint64_t mantissa = x;
+    for (; !(mantissa >> 31); found--) mantissa <<= 1;
+    for (int32_t bit = 0; bit < 24; bit++) {
+        mantissa = (mantissa * mantissa) >> 31;
+        const uint64_t carry = mantissa >> 32;
+        mantissa >>= carry;
+        found = 2 * found + (int64_t)carry;
+    }
+    return (found * INT64_C(744261118)) >> 26;
+}
+
+#ifdef EK_SIMD
+
+#define EK_TOGETHER 16 /* pixels, whose loops compilers make vectors of; more may be read */
+
+/* Of each pixel the largest of its channels, and the sum of the powers of what is below it. */
+typedef struct {
+    uint8_t most[EK_TOGETHER];
+    uint32_t sum[EK_TOGETHER];
+} ek_sums_of_powers;
+
+static inline ek_sums_of_powers ek_sum_powers(const ek_powers *powers, const ek_planes *in,
+                                              const uint8_t *x) {
+    ek_sums_of_powers s = {{0}, {0}};
+    const uint32_t *entries = powers->entries;
+    const int32_t channels = in->channels, plane = in->plane;
+    const uint8_t *p = x;
+    for (int32_t c = 0; c < channels; c++, p += plane)
+        for (int32_t k = 0; k < EK_TOGETHER; k++) s.most[k] = p[k] > s.most[k] ? p[k] : s.most[k];
+    for (int32_t c = 0; c < channels; c++, x += plane)
+        for (int32_t k = 0; k < EK_TOGETHER; k++) s.sum[k] += entries[(uint8_t)(s.most[k] - x[k])];
+    return s;
+}
+
+/* floor((256 * power + sum / 2) / sum) by a reciprocal: with another half in the dividend a quotient
+ * is at least 2^-33 of itself away from an integer, and what is rounded is below 2^-50. */
+static void ek_softmax_pixels(const ek_powers *powers, const ek_planes *in, const ek_planes *out,
+                              const uint8_t *x, uint8_t *y, int32_t count) {
+    const ek_sums_of_powers s = ek_sum_powers(powers, in, x);
+    const uint32_t *entries = powers->entries;
+    double half[EK_TOGETHER], reciprocal[EK_TOGETHER];
+    for (int32_t k = 0; k < EK_TOGETHER; k++) {
+        half[k] = (s.sum[k] >> 1) + 0.5;
+        reciprocal[k] = 1.0 / s.sum[k];
+    }
+    for (int32_t c = in->channels; c > 0; c--, x += in->plane, y += out->plane) {
+        uint8_t bytes[EK_TOGETHER];
+        for (int32_t k = 0; k < EK_TOGETHER; k++) {
+            const uint32_t power = entries[(uint8_t)(s.most[k] - x[k])];
+            const double share = (256.0 * power + half[k]) * reciprocal[k];
+            bytes[k] = (uint8_t)(share < 255 ? (int32_t)share : 255);
+        }
+        ek_copy(y, bytes, count);
+    }
+}
+
+static void ek_log_softmax_pixels(const ek_powers *powers, const ek_planes *in,
+                                  const ek_planes *out, const uint8_t *x, uint8_t *y,
+                                  int32_t count) {
+    const ek_sums_of_powers s = ek_sum_powers(powers, in, x);
+    const int64_t step = powers->step;
+    const uint8_t zero = out->zero;
+    int64_t log[EK_TOGETHER];
+    for (int32_t k = 0; k < EK_TOGETHER; k++) log[k] = ek_log(s.sum[k]) - powers->log_one;
+    for (int32_t c = in->channels; c > 0; c--, x += in->plane, y += out->plane) {
+        uint8_t bytes[EK_TOGETHER];
+        for (int32_t k = 0; k < EK_TOGETHER; k++) {
+            const int64_t below = step * (x[k] - s.most[k]) - log[k];
+            bytes[k] = ek_clamp(((below + (1 << 23)) >> 24) + zero, 0, 255);
+        }
+        ek_copy(y, bytes, count);
+    }
+}
+
+typedef void (*ek_of_pixels)(const ek_powers *, const ek_planes *, const ek_planes *,
+                             const uint8_t *, uint8_t *, int32_t);
+
+static void ek_each_pixel(ek_of_pixels make, const ek_powers *powers, const ek_planes *in,
+                          const ek_planes *out, const uint8_t *x, uint8_t *y) {
+    const ek_runs runs = ek_runs_of(out, in->row);
+    ek_halo_before(out, y);
+    for (int32_t i = 0; i < runs.count; i++)
+        for (int32_t j = 0; j < runs.length; j += EK_TOGETHER) {
+            const int32_t rest = runs.length - j;
+            make(powers, in, out, x + i * in->row + j, y + i * out->row + j,
+                 rest < EK_TOGETHER ? rest : EK_TOGETHER);
+        }
+    for (int32_t c = 0; c < out->channels; c++) ek_halo_of(out, y + c * out->plane);
+}
+
+#define ek_softmax_of ek_softmax_pixels
+#define ek_log_softmax_of ek_log_softmax_pixels
+
+#else
 
 /* The largest of the channels of a pixel, and the sum of the powers of what is below it. */
 static uint8_t ek_most(const ek_planes *in, const uint8_t *x) {
@@ -28,20 +126,6 @@ static void ek_softmax_pixel(const ek_powers *powers, const ek_planes *in, const
     }
 }
 
-/* 16 * ln(x) in 2^-24, a little below: bits of log2 by squaring. */
-static int64_t ek_log(uint32_t x) {
-    int64_t found = 31;
-    uint64_t mantissa = x;
-    for (; !(mantissa >> 31); found--) mantissa <<= 1;
-    for (int32_t bit = 0; bit < 24; bit++) {
-        mantissa = (mantissa * mantissa) >> 31;
-        const uint64_t carry = mantissa >> 32;
-        mantissa >>= carry;
-        found = 2 * found + (int64_t)carry;
-    }
-    return (found * INT64_C(744261118)) >> 26;
-}
-
 static void ek_log_softmax_pixel(const ek_powers *powers, const ek_planes *in,
                                  const ek_planes *out, const uint8_t *x, uint8_t *y) {
     const uint8_t most = ek_most(in, x);
@@ -64,12 +148,17 @@ static void ek_each_pixel(ek_of_pixel make, const ek_powers *powers, const ek_pl
     for (int32_t c = 0; c < out->channels; c++) ek_halo_of(out, y + c * out->plane);
 }
 
+#define ek_softmax_of ek_softmax_pixel
+#define ek_log_softmax_of ek_log_softmax_pixel
+
+#endif
+
 void ek_softmax(const ek_powers *powers, const ek_planes *in, const ek_planes *out,
                 const uint8_t *x, uint8_t *y) {
-    ek_each_pixel(ek_softmax_pixel, powers, in, out, x, y);
+    ek_each_pixel(ek_softmax_of, powers, in, out, x, y);
 }
 
 void ek_log_softmax(const ek_powers *powers, const ek_planes *in, const ek_planes *out,
                     const uint8_t *x, uint8_t *y) {
-    ek_each_pixel(ek_log_softmax_pixel, powers, in, out, x, y);
+    ek_each_pixel(ek_log_softmax_of, powers, in, out, x, y);
 }

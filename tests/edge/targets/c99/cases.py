@@ -10,6 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from edge.define.rounding import fixed_log
 from edge.targets.c99 import pack
 from edge.targets.c99.pack import Planes
 from fedkit.graph.ir import Window
@@ -227,7 +228,14 @@ def check_norm(kernels: InferenceKernels, rng: Generator) -> None:
         *(how.shift, how.zero, how.low, how.high),
     )
     out = planes(rng, shape, (0, 0), int(rng.integers(256)))
-    result = kernels.group_norm(how, kernels.load(x, planes(rng, shape, (0, 0), zero + 128)), out)
+    given = kernels.load(x, planes(rng, shape, (0, 0), zero + 128))
+    result = kernels.norm("group", how, given, out)
+    np.testing.assert_array_equal(result.values(), expected)
+    centred = bool(rng.integers(2))
+    names = ("factor", "offset", "eps", "shift", "low", "high")
+    rest = {name: getattr(how, name) for name in names}
+    expected = naive.channel_norm(x, centred, zero, out_zero=how.zero, **rest)
+    result = kernels.norm("channel", replace(how, groups=int(centred)), given, out)
     np.testing.assert_array_equal(result.values(), expected)
 
 
@@ -253,8 +261,76 @@ def check_pool(kernels: InferenceKernels, rng: Generator) -> None:
         np.testing.assert_array_equal(kernels.pool(kind, x, window, out).values(), expected)
 
 
+def check_wide_pool(kernels: InferenceKernels, rng: Generator) -> None:
+    """Dilated windows, long rows, halos, and windows of more pixels than vectors take."""
+    size = int(rng.choice([1, 6])), int(rng.choice([1, 5, 7, 16, 33, 50]))
+    kernel = tuple(int(rng.choice([1, 2, 3, 9, 17])) for _ in size)
+    dilation, stride = (tuple(int(n) for n in rng.integers(1, 4, 2)) for _ in range(2))
+    reach = [(k - 1) * step for k, step in zip(kernel, dilation, strict=True)]
+    inner = [max(n, far + 1) for n, far in zip(size, reach, strict=True)]
+    padding = [
+        int(rng.integers(0, k)) // 2 * step for k, step in zip(kernel, dilation, strict=True)
+    ]
+    window = Window(
+        (kernel[0], kernel[1]),
+        (stride[0], stride[1]),
+        (dilation[0], dilation[1]),
+        (padding[0], padding[0], padding[1], padding[1]),
+    )
+    image = random_image(rng, 2, *inner)
+    x = kernels.load(image, planes(rng, image.shape, (1, 1), int(rng.integers(256))))
+    for kind, reference in (("avg", naive.avg_pool), ("max", naive.max_pool)):
+        expected = reference(image, window)
+        out = planes(rng, expected.shape, (1, 1), 9)
+        np.testing.assert_array_equal(kernels.pool(kind, x, window, out).values(), expected)
+
+
+def check_take(kernels: InferenceKernels, rng: Generator) -> None:
+    """Runs, repeats, reversals and any order, over rows of one vector, several and parts of one."""
+    shape = 3, int(rng.integers(1, 7)), int(rng.choice([1, 7, 15, 16, 17, 40]))
+    image = random_image(rng, *shape)
+    places = [_places(rng, size) for size in (shape[1], shape[2], shape[0])]
+    rows, columns, channels = places
+    x = kernels.load(image, planes(rng, shape, (0, 0), int(rng.integers(256))))
+    expected = image[np.ix_(channels, rows, columns)]
+    out = planes(rng, expected.shape, (0, 0), int(rng.integers(256)))
+    np.testing.assert_array_equal(kernels.take(x, places, out).values(), expected)
+
+
+def _places(rng: Generator, size: int) -> Array:
+    start, times = int(rng.integers(size)), int(rng.integers(1, 4))
+    orders = (
+        np.arange(start, size),
+        np.repeat(np.arange(size), times),
+        np.arange(size)[::-1],
+        rng.integers(0, size, int(rng.integers(1, 40))),
+    )
+    return orders[int(rng.integers(len(orders)))]
+
+
+def check_softmax(kernels: InferenceKernels, rng: Generator) -> None:
+    """Both kinds, by Python's integers; sums up to the largest that is allowed."""
+    shape = int(rng.choice([1, 2, 10, 200])), int(rng.integers(1, 4)), int(rng.integers(1, 20))
+    image = random_image(rng, *shape)
+    one = min(2**23 - 1, (2**32 - 1) // shape[0])
+    entries = (one * np.exp(-np.arange(256) * rng.choice([1e-4, 0.05, 1.0]))).astype(np.int64)
+    x = kernels.load(image, planes(rng, shape, (0, 0), int(rng.integers(256))))
+    powers = entries[image.max(0) - image]
+    total = powers.sum(0)
+    expected = np.minimum((256 * powers + total // 2) // total, 255) - 128
+    out = planes(rng, shape, (0, 0), 0)
+    found = kernels.softmax("softmax", x, entries, 0, 0, out)
+    np.testing.assert_array_equal(found.values(), expected)
+    step, log_one = int(rng.integers(1, 2**26)), int(fixed_log(np.array([one]))[0])
+    below = step * (image - image.max(0)) - (fixed_log(total) - log_one)
+    out = planes(rng, shape, (0, 0), 255)
+    found = kernels.softmax("log_softmax", x, entries, step, log_one, out)
+    nearest = ((below + 2**23) >> 24) + 127
+    np.testing.assert_array_equal(found.values(), np.clip(nearest, -128, 127))
+
+
 def check_layouts(kernels: InferenceKernels, rng: Generator) -> None:
-    shape = tuple(int(n) for n in rng.integers(1, [5, 9, 40]))
+    shape = tuple(int(n) for n in rng.integers(1, [20, 9, 40]))
     image = random_image(rng, *shape)
     x = kernels.load(image, planes(rng, shape, (0, 0), 3))
     np.testing.assert_array_equal(x.values(), image)
@@ -278,6 +354,9 @@ CHECKS: Mapping[str, Check] = {
     "mean": check_mean,
     "norm": check_norm,
     "pool": check_pool,
+    "wide pool": check_wide_pool,
+    "take": check_take,
+    "softmax": check_softmax,
     "layouts": check_layouts,
 }
 CONVS = ("sparse", "stream8", "stream4", "dense", "full")

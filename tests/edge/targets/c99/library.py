@@ -220,6 +220,14 @@ class CGroupNorm(ctypes.Structure):
     )
 
 
+class CPlaces(ctypes.Structure):
+    _fields_ = (*((name, _AT) for name in ("rows", "columns", "channels")), ("is_run", _INT))
+
+
+class CPowers(ctypes.Structure):
+    _fields_ = (("entries", _AT), ("step", ctypes.c_int64), ("log_one", ctypes.c_int64))
+
+
 class CSteps(ctypes.Structure):
     _fields_ = tuple((name, _INT) for name in ("plane", "row", "pixel"))
 
@@ -462,13 +470,14 @@ class InferenceKernels:
         )
         return out
 
-    def group_norm(self, how: NormArguments, x: TensorBuffer, out: Planes) -> TensorBuffer:
+    def norm(self, kind: str, how: NormArguments, x: TensorBuffer, out: Planes) -> TensorBuffer:
+        """Normalise by the kernel `kind`: "group" or "channel", whose first field is a flag."""
         result = TensorBuffer(out)
         arrays = self.keep(how.factor.astype(np.int32)), self.keep(how.offset.astype(np.int64))
         limits = (limit + 128 for limit in (how.zero, how.low, how.high))
         struct = CGroupNorm(how.groups, *arrays, how.eps, how.shift, *limits)
         planes = self._planes(x.planes), self._planes(out)
-        self.library.ek_group_norm(
+        getattr(self.library, f"ek_{kind}_norm")(
             ctypes.byref(struct), *planes, _AT(x.address), _AT(result.address)
         )
         return result
@@ -480,6 +489,27 @@ class InferenceKernels:
         struct = CWindow(*window.kernel, *window.stride, *window.dilation, top, left)
         planes = self._planes(x.planes), self._planes(out)
         getattr(self.library, f"ek_{kind}_pool")(
+            ctypes.byref(struct), *planes, _AT(x.address), _AT(result.address)
+        )
+        return result
+
+    def take(self, x: TensorBuffer, places: Sequence[Array], out: Planes) -> TensorBuffer:
+        """Take what is at other rows, columns and channels."""
+        result = TensorBuffer(out)
+        is_run = bool((np.diff(places[1]) == 1).all())
+        struct = CPlaces(*(self.keep(each.astype(np.uint16)) for each in places), is_run)
+        planes = self._planes(x.planes), self._planes(out)
+        self.library.ek_take(ctypes.byref(struct), *planes, _AT(x.address), _AT(result.address))
+        return result
+
+    def softmax(
+        self, kind: str, x: TensorBuffer, entries: Array, step: int, log_one: int, out: Planes
+    ) -> TensorBuffer:
+        """Call the kernel `kind`: "softmax" or "log_softmax"."""
+        result = TensorBuffer(out)
+        struct = CPowers(self.keep(entries.astype(np.uint32)), step, log_one)
+        planes = self._planes(x.planes), self._planes(out)
+        getattr(self.library, f"ek_{kind}")(
             ctypes.byref(struct), *planes, _AT(x.address), _AT(result.address)
         )
         return result
