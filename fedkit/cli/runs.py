@@ -19,7 +19,8 @@ def runs(folder: Path) -> dict[str, Any]:
 
 def runs_table(found: Mapping[str, Any]) -> Table:
     """Return a line per run."""
-    rows, title = found["runs"], f"{len(found['runs'])} runs in {found['folder']}"
+    count, title = len(found["runs"]), found["folder"]
+    rows, title = found["runs"], f"{count} run{'s' * (count != 1)} in {title}"
     right = {"justify": "right", "no_wrap": True}
     table = Table(
         Column("run", overflow="fold"),  # A name must stay whole, to be copied.
