@@ -6,8 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -412,28 +410,3 @@ def test_without_plotly_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ConfigError, match=r"pip install 'fedkit\[report\]'"):
         write_report([whole(tmp_path / "run")], None)
     assert not (tmp_path / "run/report.html").exists()
-
-
-# In a browser ----------------------------------------------------------------------------------
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
-
-
-def test_a_browser_draws_the_whole_page_without_an_error(tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip("no Chromium or Chrome on PATH")
-    path = tmp_path / "report.html"
-    path.write_text(report([hostile(tmp_path, EVIL), whole(tmp_path / "run")]))
-    ended = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--single-process", "--no-zygote",
-         "--disable-dev-shm-usage", "--enable-logging=stderr", "--virtual-time-budget=5000",
-         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{path}"],
-        capture_output=True, text=True, timeout=300, check=True,
-    )  # fmt: skip
-    assert not re.search(r"CONSOLE.*(Error|Refused|violates)", ended.stderr), ended.stderr
-    drawn = re.split(r'<div id="chart-\d+"', ended.stdout)[1:]
-    assert len(drawn) == len(Page(path.read_text()).figures)
-    for chart in drawn:
-        marks = re.findall(r'class="(?:js-line|point)"|<image', chart)
-        assert marks, chart[:300]
