@@ -19,8 +19,8 @@ def runs(folder: Path) -> dict[str, Any]:
 
 def runs_table(found: Mapping[str, Any]) -> Table:
     """Return a line per run."""
-    count, title = len(found["runs"]), found["folder"]
-    rows, title = found["runs"], f"{count} run{'s' * (count != 1)} in {title}"
+    rows = found["runs"]
+    title = f"{len(rows)} run{'s' * (len(rows) != 1)} in {found['folder']}"
     right = {"justify": "right", "no_wrap": True}
     table = Table(
         Column("run", overflow="fold"),  # A name must stay whole, to be copied.

@@ -73,7 +73,6 @@ class FlowerFleet:
         log: Told of answers, refusals and absences, as they happen.
 
     Attributes:
-        devices: Of the run.
         acquainted: Nodes that answered the last exchange, and know its model.
         missed: How many devices it ended without that were not connected.
         traffic: See `fedkit.methods.interface.Fleet.traffic`.
@@ -92,7 +91,6 @@ class FlowerFleet:
         log: Log = _silent,
     ) -> None:
         self._grid, self._config, self._largest, self._log = grid, config, largest, log
-        self.devices = config.devices
         self._given, self._device_of = indices is not None, dict(indices or {})
         self._refusals: Counter[int] = Counter()
         self.acquainted: set[int] = set()

@@ -33,7 +33,7 @@ from fedkit.graph.operands import Unsupported, activation, constant, number, req
 from fedkit.graph.ops.moves import require_axes
 from fedkit.graph.ops.norms import read_spelt
 from fedkit.graph.ops.registry import ONNX
-from fedkit.graph.places import EXAMPLES_MOVE
+from fedkit.graph.places import EXAMPLES_MOVE, one_of
 from fedkit.graph.spelt_norms import SpeltNorm
 
 _OPSETS = range(7, 29)
@@ -575,13 +575,7 @@ def _tried(lowering: _Lowering, node: _Node, moved: Moved) -> Moved:
         raise Unsupported(f"{node.proto.op_type} fails: {first_line(error)}") from error
     found = np.asarray(outs[node.number], np.int64)
     require(found.size > 0, EXAMPLES_MOVE)
-    if count == 1:
-        require(found.shape[:1] == (1,), EXAMPLES_MOVE)
-        return moved.by(lambda numbers: found[0])
-    apart = moved.apart(found)
-    if apart is None:
-        raise Unsupported(EXAMPLES_MOVE)
-    return apart
+    return one_of(moved, found, count)
 
 
 def _arrange(lowering: _Lowering, names: Iterable[str]) -> None:

@@ -33,7 +33,7 @@ from fedkit.graph.lowering import Lowering
 from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require
 from fedkit.graph.ops.norms import read_spelt
 from fedkit.graph.ops.registry import ATEN, SPECS, VIEWS, spec_of
-from fedkit.graph.places import EXAMPLES_MOVE, MANY_EXAMPLES, require_examples
+from fedkit.graph.places import EXAMPLES_MOVE, MANY_EXAMPLES, one_of, require_examples
 from fedkit.graph.spec import Aten, ModelReader
 from fedkit.graph.spelt_norms import Said, SpeltNorm, spelt_norms
 from fedkit.graph.torch_attention import by_heads
@@ -640,13 +640,7 @@ def _tried(lowering: _Lowering, node: fx.Node, moved: Moved, part: int | None = 
         raise Unsupported(f"it cannot be tried: {_first_line(error)}") from error
     numbers = (found if part is None else found[part]).numpy().copy()
     require(numbers.size > 0, "it leaves nothing of a value")
-    if count == 1:
-        require(numbers.shape[:1] == (1,), EXAMPLES_MOVE)
-        return moved.by(lambda _: numbers[0])
-    apart = moved.apart(numbers)
-    if apart is None:
-        raise Unsupported(EXAMPLES_MOVE)
-    return apart
+    return one_of(moved, numbers, count)
 
 
 def _arrange_operands(lowering: _Lowering, node: fx.Node) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedkit.graph import ir
+from fedkit.graph.elements import Moved, Numbers
 from fedkit.graph.layouts import map_axis, model_shape
-from fedkit.graph.operands import activation, rank_of, require
+from fedkit.graph.operands import Unsupported, activation, rank_of, require
 from fedkit.graph.spec import ModelReader, OnnxNode
 
 List = tuple[int, ...] | None
@@ -112,6 +113,21 @@ def listed(shape: ir.Shape, lists: Mapping[int, Iterable[int]]) -> Places:
         for size, each in zip(sizes_of(shape), found, strict=True)
     ]
     return Places(*moved)
+
+
+def one_of(moved: Moved, numbers: Numbers, count: int) -> Moved:
+    """Return one example of what became of `moved.of_several(count)`.
+
+    Raises:
+        Unsupported: Examples were mixed, or the one that there is does not stay in front.
+    """
+    if count == 1:
+        require(numbers.shape[:1] == (1,), EXAMPLES_MOVE)
+        return moved.by(lambda _: numbers[0])
+    apart = moved.apart(numbers)
+    if apart is None:
+        raise Unsupported(EXAMPLES_MOVE)
+    return apart
 
 
 def require_examples(places: Sequence[int]) -> None:

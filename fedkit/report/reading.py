@@ -18,7 +18,7 @@ import numpy as np
 from fedkit.core.errors import CheckpointError
 from fedkit.core.files import read_whole
 from fedkit.report.run_steps import Step, is_number, metric_of
-from fedkit.server.checkpoint import RunFolder
+from fedkit.server.checkpoint import SHARES, RunFolder
 from fedkit.server.events import EVENTS, read_events
 from fedkit.server.shares import Shares
 from fedkit.server.status import DeviceStatus, FleetStatus
@@ -177,16 +177,16 @@ def _layers(folder: RunFolder, missing: list[str]) -> list[LayerDensity]:
 
 
 def _shares(folder: RunFolder, missing: list[str]) -> Shares | None:
-    if not (folder.path / "partition.npz").exists():
-        missing.append("partition.npz: there is none; devices of a real fleet keep their data")
+    if not (folder.path / SHARES).exists():
+        missing.append(f"{SHARES}: there is none; devices of a real fleet keep their data")
         return None
     try:
         found = folder.shares()
     except CheckpointError as error:
-        missing.append(f"partition.npz: {error}")
+        missing.append(f"{SHARES}: {error}")
         return None
     if found.counts.shape != (len(found.devices), len(found.classes)):
-        missing.append("partition.npz: its counts do not fit its devices and classes")
+        missing.append(f"{SHARES}: its counts do not fit its devices and classes")
         return None
     return found
 

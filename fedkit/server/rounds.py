@@ -80,15 +80,11 @@ class LocalFleet:
         self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
     ) -> list[Answer]:
         """See `Dispatcher.exchange`; all that were chosen answer, and what is wrong is raised."""
-        acquainted = self._acquainted if request.short is not None else set[int]()
-        known, strange = (
-            [index for index in self._chosen if (index in acquainted) == wanted]
-            for wanted in (True, False)
-        )
         replies = dict[int, Packet]()
-        if known and request.short is not None:
-            replies |= self._counted(phase, request.short, known)
-        if strange:
+        if request.short is not None:
+            known = [index for index in self._chosen if index in self._acquainted]
+            replies |= self._counted(phase, request.short, known) if known else {}
+        if strange := [index for index in self._chosen if index not in replies]:
             replies |= self._counted(phase, request.whole(), strange)
         self._acquainted = set(self._chosen)
         return [read(replies[index]) for index in self._chosen]
@@ -266,13 +262,13 @@ def run_rounds(
     """
     config, channel = server.config, Channel(fleet, server.config.wire)
     check_private(config, server.method)
-    _choose(channel, config, OPENING)
     if after is None or after.phase == "start":
         if after is None:
             state = dense_start(server, server_data) if dense is None else dense
             yield server.report("start", 0, state, None)
         else:
             state = after.state
+        _choose(channel, config, OPENING)
         shape = server.test.inputs.shape[1:]
         opened = server.method.start(
             Opening(
