@@ -19,6 +19,7 @@ AREAS = {
     "fleet": "Security of a fleet",
     "simulation": "Simulation",
     "processes": "Processes",
+    "reports": "Reports",
     "engines": "Engines",
     "sparse-engine": "Sparse engine",
     "integer-engine": "Integer engine",

@@ -7,7 +7,7 @@ numbers are None. Colours of text come from the page, which knows of light and d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -23,7 +23,9 @@ from fedkit.server.shares import Shares
 MOST_POINTS = 1000
 """Of a line, where there are few lines."""
 
-_ALL_POINTS = 10_000
+_ALL_POINTS = 4_000
+"""Of the lines of a chart together."""
+
 _MOST_LAYERS = 120
 _MOST_DEVICES, _MOST_CLASSES = 300, 100
 _MOST_PARTITIONS = 8
@@ -63,6 +65,7 @@ def charts(runs: Sequence[Run], names: Sequence[str]) -> list[Chart]:
         _density_chart(told),
         *_layer_charts(told),
         *_device_charts(told),
+        *_answer_charts(told),
     ]
 
 
@@ -156,10 +159,15 @@ def _trace(number: int, line: Curve, kept: Sequence[int]) -> dict[str, Any]:
         "name": label(line.name),
         "x": [line.rounds[each] for each in kept],
         "y": [line.values[each] for each in kept],
-        "text": [line.phases[each] for each in kept],
+        **_phases([line.phases[each] for each in kept]),
         "connectgaps": True,
         "line": _style(number),
     }
+
+
+def _phases(phases: Sequence[str]) -> dict[str, Any]:
+    """Return what is said of points beside their values; nothing where all are of one phase."""
+    return {"text": phases} if len(set(phases)) > 1 else {}
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -172,6 +180,7 @@ _GRID = {"gridcolor": "rgba(128,128,128,0.3)", "zerolinecolor": "rgba(128,128,12
 
 def _figure(traces: list[dict[str, Any]], what: str, height: int = 360) -> dict[str, Any]:
     layout = {
+        "uirevision": "same",  # what a reader hid stays hidden when new values come
         "height": height,
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -229,12 +238,17 @@ def _bars(
 
 def _device_charts(told: _Named) -> list[Chart]:
     groups = partitions(told)
-    most = min(_MOST_DEVICES, 4 * _MOST_DEVICES // max(1, len(groups)))
-    return [_device_chart(shares, names, most) for shares, names in groups]
+    drawn = groups[:_MOST_PARTITIONS]
+    most = min(_MOST_DEVICES, 2 * _MOST_DEVICES // max(1, len(drawn)))
+    found = [_device_chart(shares, names, most) for shares, names in drawn]
+    if len(drawn) < len(groups):
+        note = f"Of {len(groups)} ways to share data out, the first {len(drawn)} are drawn."
+        found[-1] = replace(found[-1], note=f"{found[-1].note} {note}".strip())
+    return found
 
 
 def partitions(told: _Named) -> list[tuple[Shares, list[str]]]:
-    """Return each way in which data is shared out, with the runs that have it; the first eight."""
+    """Return each way in which data is shared out, with the names of the runs that have it."""
     groups: list[tuple[Shares, list[str]]] = []
     for run, name in told:
         if run.shares is None:
@@ -242,7 +256,7 @@ def partitions(told: _Named) -> list[tuple[Shares, list[str]]]:
         same = [names for shares, names in groups if _equal(shares, run.shares)]
         if same:
             same[0].append(name)
-        elif len(groups) < _MOST_PARTITIONS:
+        else:
             groups.append((run.shares, [name]))
     return groups
 
@@ -290,3 +304,39 @@ def _size_bars(shares: Shares, devices: Sequence[int], _: Sequence[int]) -> dict
     sizes = shares.sizes[list(devices)].tolist()
     trace = {"type": "bar", "x": devices, "y": sizes, "marker": {"color": _COLOURS[0]}}
     return _figure([trace], "examples")
+
+
+_ENDS = {"answers": 2, "refused": 1, "failed": 3, "absent": 4}
+"""What became of a request to a device -> the number of its colour."""
+
+_MOST_FLEETS = 8
+
+
+def _answer_charts(told: _Named) -> list[Chart]:
+    fleets = [(run, name) for run, name in told if run.devices]
+    found = [_answer_chart(run, name) for run, name in fleets[:_MOST_FLEETS]]
+    if len(found) < len(fleets):
+        note = f"Of {len(fleets)} fleets, the first {len(found)} are drawn."
+        found[-1] = replace(found[-1], note=f"{found[-1].note} {note}".strip())
+    return found
+
+
+def _answer_chart(run: Run, name: str) -> Chart:
+    numbers = list(run.devices)
+    shown = [numbers[each] for each in spread(len(numbers), _MOST_DEVICES)]
+    traces = [
+        {
+            "type": "bar",
+            "name": end,
+            "x": shown,
+            "y": [getattr(run.devices[each], end) for each in shown],
+            "marker": {"color": _COLOURS[colour]},
+        }
+        for end, colour in _ENDS.items()
+    ]
+    figure = _figure(traces, "requests")
+    figure["layout"]["barmode"] = "stack"
+    figure["layout"]["xaxis"] |= {"title": {"text": "device"}, **_whole_ticks(len(shown))}
+    part = f"Of {len(numbers):,} devices, {len(shown):,} are drawn."
+    note = part if len(shown) < len(numbers) else ""
+    return Chart(f"What became of requests to each device: {name}", figure, note)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import html
-import io
 from collections.abc import Iterable, Sequence
 
 from fedkit.core.text import terminal_text
@@ -49,33 +46,10 @@ def _first(value: object) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         told = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
-        return f'<td class="number">{told}</td>'
+        return f'<td class="number">{safe(told)}</td>'
     return f"<td>{'' if value is None else safe(value)}</td>"
 
 
 def folded(title: str, content: str) -> str:
     """Return content that opens when its title is asked for."""
     return f"<details><summary>{safe(title)}</summary>\n{content}</details>\n"
-
-
-def download(name: str, title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a link that holds a CSV file."""
-    data = base64.b64encode(to_csv(head, rows).encode()).decode()
-    return (
-        f'<p><a download="{safe(name)}" href="data:text/csv;charset=utf-8;base64,{data}">'
-        f"{safe(title)}</a></p>\n"
-    )
-
-
-def to_csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return CSV; a text that a spreadsheet would compute gets a quote in front."""
-    file = io.StringIO()
-    csv.writer(file).writerows([head, *(map(_harmless, row) for row in rows)])
-    return file.getvalue()
-
-
-def _harmless(value: object) -> object:
-    if not isinstance(value, str):
-        return "" if value is None else value
-    told = plain(value)
-    return f"'{told}" if told.startswith(("=", "+", "-", "@")) else told

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,10 +142,14 @@ def _steps(folder: RunFolder, missing: list[str]) -> list[dict[str, Any]]:
     with path.open("rb") as file:
         lost = sum(1 for line in file if line.strip()) - len(steps)
     if lost > 0:
-        missing.append(f"metrics.jsonl: {lost:,} lines are not whole and are left out")
+        missing.append(f"metrics.jsonl: left out: {_times(lost, 'line')} that cannot be read")
     if odd := sum(not is_number(step[key]) for step in steps for key in _drawn(step)):
-        missing.append(f"metrics.jsonl: {odd:,} values are NaN or infinite and are not drawn")
+        missing.append(f"metrics.jsonl: not drawn: {_times(odd, 'value')}, NaN or infinite")
     return steps
+
+
+def _times(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _drawn(step: Step) -> list[str]:
@@ -215,8 +220,8 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def _told(path: Path) -> list[dict[str, Any]]:
-    told = [e for e in read_events(path) if e["event"] in ("refused", "failed", "quarantined")]
-    return told[-MOST_TOLD:]
+    told = (e for e in read_events(path) if e["event"] in ("refused", "failed", "quarantined"))
+    return list(deque(told, MOST_TOLD))
 
 
 def _error(path: Path) -> str:

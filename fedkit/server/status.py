@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -130,18 +130,27 @@ class FleetStatus:
         write_to_textfile(str(path), registry)
 
 
-_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "serve": {"rounds": int, "devices": int},
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_value(value: object) -> bool:
+    """Whether it is a number that a float holds; one that diverged is a value too."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
+_FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
+    "serve": {"rounds": _is_count, "devices": _is_count},
     "step": {
-        "round": int,
-        "density": (int, float),
-        "accuracy": (int, float, type(None)),
-        "bytes_down": int,
-        "bytes_up": int,
+        "round": _is_count,
+        "density": _is_value,
+        "accuracy": lambda value: value is None or _is_value(value),
+        "bytes_down": _is_count,
+        "bytes_up": _is_count,
     },
-    "answer": {"device": int, "bytes": int, "peak_bytes": int, "time": (int, float)},
+    "answer": {"device": _is_count, "bytes": _is_count, "peak_bytes": _is_count, "time": _is_value},
 }
-"""What the status reads of an event, and as what."""
+"""What the status reads of an event, and whether it can be."""
 
 _MOST_DEVICES = 1_000_000
 
@@ -149,9 +158,9 @@ _MOST_DEVICES = 1_000_000
 def _is_ours(event: dict[str, Any]) -> bool:
     """Whether an event of a file holds what `FleetStatus.add` reads."""
     fields = _FIELDS.get(event["event"], {})
-    whole = all(key in event and isinstance(event[key], kind) for key, kind in fields.items())
+    whole = all(key in event and good(event[key]) for key, good in fields.items())
     named = isinstance(event.get("device", 0), int)
-    return whole and named and event.get("devices", 0) <= _MOST_DEVICES
+    return whole and named and (event["event"] != "serve" or event["devices"] <= _MOST_DEVICES)
 
 
 _HELP = {

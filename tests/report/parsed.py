@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from base64 import b64decode
 from html.parser import HTMLParser
@@ -61,19 +62,10 @@ class Page(HTMLParser):
 
     @property
     def figures(self) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
-        """Traces and layout of each chart, as they are handed to Plotly."""
-        found, decoder = [], json.JSONDecoder()
-        for script in self.scripts:
-            head, call, rest = script.partition("Plotly.newPlot(")
-            if call and len(head) < 1000:
-                parts = []
-                for _ in range(3):
-                    rest = rest.lstrip(" \n,")
-                    part, end = decoder.raw_decode(rest)
-                    parts.append(part)
-                    rest = rest[end:]
-                found.append((parts[1], parts[2]))
-        return found
+        """Traces and layout of each chart, in their order."""
+        found = json.loads(self.scripts[0])
+        assert list(found) == [v for t, n, v in self.attributes if v.startswith("chart-")]
+        return [(figure["data"], figure["layout"]) for figure in found.values()]
 
     def figure(self, what: str) -> list[dict[str, Any]]:
         """Traces of the first chart whose upright axis has that title."""
@@ -81,6 +73,17 @@ class Page(HTMLParser):
 
     @property
     def csv(self) -> list[dict[str, str]]:
-        """Rows of the file that the page holds."""
-        links = [v for t, n, v in self.attributes if (t, n) == ("a", "href") and "csv" in v]
-        return list(csv.DictReader(b64decode(links[0].partition("base64,")[2]).decode().split()))
+        """Rows of the steps that the page holds as a file."""
+        return self.file("steps")
+
+    def file(self, name: str) -> list[dict[str, str]]:
+        """Rows of a file that the page holds."""
+        pairs = zip(self.attributes, self.attributes[1:], strict=False)
+        (link,) = [
+            href for (tag, key, value), (_, _, href) in pairs
+            if (tag, key) == ("a", "download") and value.partition(".")[0] == name
+        ]  # fmt: skip
+        kind, _, packed = link.partition(";base64,")
+        data = b64decode(packed)
+        text = gzip.decompress(data) if "gzip" in kind else data
+        return list(csv.DictReader(text.decode().splitlines()))

@@ -1,0 +1,74 @@
+// Draws the charts of a report, and while the page is served asks for what is new.
+"use strict";
+
+const SHOWN = { responsive: true, displaylogo: false, plotlyServerURL: "" };
+const PAUSE = 1000; // milliseconds between two questions for what is new
+const byId = (id) => document.getElementById(id);
+
+async function unpacked(base64) {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
+}
+
+async function loadPlotly() {
+  const script = document.createElement("script");
+  script.textContent = await unpacked(byId("plotly").textContent);
+  document.head.append(script);
+}
+
+function draw(figures) {
+  const charts = Object.entries(figures);
+  return Promise.all(charts.map(([id, figure]) => Plotly.react(id, figure.data, figure.layout, SHOWN)));
+}
+
+// Charts that are there stay, with what was hidden in them; so do parts that were opened.
+function replace(body) {
+  const fresh = document.createElement("template");
+  fresh.innerHTML = body;
+  for (const [number, part] of fresh.content.querySelectorAll("details").entries())
+    part.open = document.querySelectorAll("#content details")[number]?.open ?? false;
+  for (const chart of document.querySelectorAll("#content .chart"))
+    fresh.content.querySelector(`#${chart.id}`)?.replaceWith(chart);
+  byId("content").replaceChildren(fresh.content);
+}
+
+async function update(state) {
+  replace(state.body);
+  await draw(state.figures);
+  document.documentElement.dataset.updates = Number(document.documentElement.dataset.updates ?? 0) + 1;
+}
+
+function tell(text) {
+  if (byId("live").textContent !== text) byId("live").textContent = text;
+}
+
+async function follow() {
+  for (let tag = ""; ; await new Promise((done) => setTimeout(done, PAUSE))) {
+    try {
+      const answer = await fetch(`data${location.search}`, { headers: { "If-None-Match": tag } });
+      if (answer.ok) {
+        await update(await answer.json());
+        tag = answer.headers.get("ETag");
+      } else if (answer.status !== 304) throw new Error(answer.statusText);
+      tell("Live: what is new appears by itself.");
+    } catch (error) {
+      tell("The server does not answer. This is what it told last.");
+    }
+  }
+}
+
+async function main() {
+  byId("no-charts").hidden = true;
+  try {
+    await loadPlotly();
+    await draw(JSON.parse(byId("figures").textContent));
+  } catch (error) {
+    byId("no-charts").hidden = false;
+    throw error;
+  }
+  document.documentElement.dataset.drawn = "yes";
+  if (byId("live")) await follow();
+}
+
+main();
