@@ -15,6 +15,9 @@ from fedkit.server.shares import Shares
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import ModelState
 
+EVIL = "</script><script>alert(1)</script><img src=http://evil onerror=alert(2)>\x1b[2J\"'&"
+"""What would act in a page, in a terminal and in an attribute."""
+
 
 def step(number: int, **changes: Any) -> dict[str, Any]:
     return {
@@ -64,3 +67,44 @@ def keep_shares(folder: RunFolder, devices: int, classes: int) -> Shares:
     shares = Shares(np.arange(2), held, 10 * np.arange(classes), counts)
     folder.keep_shares(shares)
     return shares
+
+
+def whole(path: Path) -> Path:
+    """A run of which every file is there."""
+    steps = [step(0, phase="start", loss=None), step(0, phase="selection"), step(1), step(2)]
+    folder = make_run(path, [*steps, step(3, accuracy=None)])
+    keep_model(folder, {"conv": (3, 12), "linear": (1, 4)})
+    keep_shares(folder, 2, 4)
+    manifest = {
+        "manifest_version": 2,
+        "target": "tflite",
+        "size": 1234,
+        "sha256": "ab" * 32,
+        "measured": {"accuracy_int8": 0.625, "runtime": "some"},
+        "versions": {"flatbuffers": "9.8.7"},
+        "provenance": {"fedkit": "0.0.9"},
+    }
+    (path / "model-int8.tflite.json").write_text(json.dumps(manifest))
+    summary = {"finished": True, "command": "fedkit run --x", "commit": "c0ffee", "warnings": ["w"]}
+    (path / "summary.json").write_text(json.dumps({**summary, "processor": "some cpu"}))
+    return path
+
+
+def hostile(folder: Path, text: str) -> Path:
+    """A run in which everything that is text is `text`."""
+    name = text.replace("/", "_").replace("\0", "")[:60]
+    path = whole(folder / f"n{name}")
+    about = {"name": text, "higher_is_better": True, "form": text}
+    write_steps(path, [step(n, metric=about, phase="round", note=text) for n in range(3)])
+    manifest = {"manifest_version": 2, "target": text, "size": text, "sha256": text,
+                "measured": {text: 1.0}, "versions": {text: text}}  # fmt: skip
+    (path / "model.json").write_text(json.dumps(manifest))
+    keys = ("command", "commit", "processor", "engine")
+    summary = {**dict.fromkeys(keys, text), "warnings": [text], "finished": True}
+    (path / "summary.json").write_text(json.dumps(summary))
+    (path / "error.txt").write_bytes(text.encode(errors="replace"))
+    event = {"event": "failed", "device": 0, "reason": text, "phase": text}
+    (path / "events.jsonl").write_text(
+        json.dumps({"event": "serve", "devices": 1, "rounds": 1}) + "\n" + json.dumps(event) + "\n"
+    )
+    return path

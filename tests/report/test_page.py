@@ -26,11 +26,10 @@ from fedkit.report.page import MOST_RUNS, names_of, report
 from fedkit.report.run_steps import counted, metric_of
 from fedkit.report.thin import spread, thinned
 from tests.report.parsed import Page
-from tests.report.run_folders import keep_model, keep_shares, make_run, step, write_steps
+from tests.report.run_folders import EVIL, hostile, keep_model, keep_shares, make_run, step, whole
 from tests.sets import slow
 
 LARGEST = 5_000_000
-EVIL = "</script><script>alert(1)</script><img src=http://evil onerror=alert(2)>\x1b[2J\"'&"
 
 
 @pytest.fixture(autouse=True)
@@ -38,27 +37,6 @@ def small_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Leave 2 MB of JavaScript out of pages that are only parsed."""
     if "whole" not in request.node.name:
         monkeypatch.setattr(plotly_library, "packed", lambda: "")
-
-
-def whole(path: Path) -> Path:
-    """A run of which every file is there."""
-    steps = [step(0, phase="start", loss=None), step(0, phase="selection"), step(1), step(2)]
-    folder = make_run(path, [*steps, step(3, accuracy=None)])
-    keep_model(folder, {"conv": (3, 12), "linear": (1, 4)})
-    keep_shares(folder, 2, 4)
-    manifest = {
-        "manifest_version": 2,
-        "target": "tflite",
-        "size": 1234,
-        "sha256": "ab" * 32,
-        "measured": {"accuracy_int8": 0.625, "runtime": "some"},
-        "versions": {"flatbuffers": "9.8.7"},
-        "provenance": {"fedkit": "0.0.9"},
-    }
-    (path / "model-int8.tflite.json").write_text(json.dumps(manifest))
-    summary = {"finished": True, "command": "fedkit run --x", "commit": "c0ffee", "warnings": ["w"]}
-    (path / "summary.json").write_text(json.dumps({**summary, "processor": "some cpu"}))
-    return path
 
 
 # What is shown ---------------------------------------------------------------------------------
@@ -235,26 +213,6 @@ def test_states_are_told(tmp_path: Path) -> None:
 
 
 # Hostile text ----------------------------------------------------------------------------------
-
-
-def hostile(folder: Path, text: str) -> Path:
-    """A run in which everything that is text is `text`."""
-    name = text.replace("/", "_").replace("\0", "")[:60]
-    path = whole(folder / f"n{name}")
-    about = {"name": text, "higher_is_better": True, "form": text}
-    write_steps(path, [step(n, metric=about, phase="round", note=text) for n in range(3)])
-    manifest = {"manifest_version": 2, "target": text, "size": text, "sha256": text,
-                "measured": {text: 1.0}, "versions": {text: text}}  # fmt: skip
-    (path / "model.json").write_text(json.dumps(manifest))
-    keys = ("command", "commit", "processor", "engine")
-    summary = {**dict.fromkeys(keys, text), "warnings": [text], "finished": True}
-    (path / "summary.json").write_text(json.dumps(summary))
-    (path / "error.txt").write_bytes(text.encode(errors="replace"))
-    event = {"event": "failed", "device": 0, "reason": text, "phase": text}
-    (path / "events.jsonl").write_text(
-        json.dumps({"event": "serve", "devices": 1, "rounds": 1}) + "\n" + json.dumps(event) + "\n"
-    )
-    return path
 
 
 HOSTILE = [
