@@ -75,13 +75,20 @@ def run(
     resume: Annotated[
         str, typer.Option(help="name of a run that ended early, to go on with; last: the last one")
     ] = "",
+    live: Annotated[
+        bool, typer.Option("--live", help="show its report meanwhile, in a browser on this machine")
+    ] = False,
+    live_address: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="--live for those who reach this, by a token"),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Run a fleet to a sparse model, export it as int8 .tflite and measure both.
 
     Example: `fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense`
     """
-    from fedkit.cli import export, job, tables
+    from fedkit.cli import export, job, tables, watch
 
     if resume and name:
         raise ConfigError(f"--resume {resume} goes on under that name; leave out --name")
@@ -94,7 +101,9 @@ def run(
         path = job.folder_for(config, name, out)
     asked = export.Form(_targets(targets)) if targets else None
     todo = job.Job(config, path, with_dense, in_process, workers, bool(resume), asked)
-    _print(job.run_job(todo, log), as_json, tables.run_table)
+    with watch.runs([path for _, path in todo.runs], live, live_address, _say):
+        done = job.run_job(todo, log)
+    _print(done, as_json, tables.run_table)
 
 
 @app.command("export")

@@ -161,5 +161,28 @@ def status(
         Terminal().print(fleet_status.status_table(found))
 
 
+@app.command()
+def watch(
+    path: FleetPath,
+    run: Annotated[str, typer.Option(help="name of a run (default: the newest)")] = "",
+    address: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="where the page is (default: a free port of 127.0.0.1); what other machines "
+            "reach needs the token in the address that is printed",
+        ),
+    ] = "",
+) -> None:
+    """Show the report of a run in a browser while the fleet writes it; Ctrl-C ends it.
+
+    Example: `fedkit fleet watch myfleet`
+    """
+    from fedkit.cli import watch
+    from fedkit.fleet.folder import open_fleet
+
+    watch.fleet(open_fleet(path), run, address, _say)
+
+
 def _say(text: str) -> None:
     log.print(text, highlight=False, soft_wrap=True)

@@ -115,7 +115,7 @@ def _share_tables(told: Named) -> str:
 
 
 def _share_file(told: Named) -> File:
-    """Return a row per device and class that it has, or per device where there are no classes."""
+    """Return a row per device and class that it has, or per device of data without classes."""
     groups = partitions(told)
     cells = [_held(shares) for shares, _ in groups]
     ends = np.cumsum([len(each) for each in cells])

@@ -2,7 +2,6 @@
 "use strict";
 
 const SHOWN = { responsive: true, displaylogo: false, plotlyServerURL: "" };
-const PAUSE = 1000; // milliseconds between two questions for what is new
 const byId = (id) => document.getElementById(id);
 
 async function unpacked(base64) {
@@ -34,9 +33,11 @@ function replace(body) {
 }
 
 async function update(state) {
+  document.title = document.querySelector("h1").textContent = state.title;
   replace(state.body);
   await draw(state.figures);
-  document.documentElement.dataset.updates = Number(document.documentElement.dataset.updates ?? 0) + 1;
+  const told = document.documentElement.dataset;
+  told.updates = Number(told.updates ?? 0) + 1;
 }
 
 function tell(text) {
@@ -44,7 +45,8 @@ function tell(text) {
 }
 
 async function follow() {
-  for (let tag = ""; ; await new Promise((done) => setTimeout(done, PAUSE))) {
+  const pause = Number(byId("live").dataset.pause);
+  for (let tag = ""; ; await new Promise((done) => setTimeout(done, pause))) {
     try {
       const answer = await fetch(`data${location.search}`, { headers: { "If-None-Match": tag } });
       if (answer.ok) {

@@ -26,6 +26,9 @@ _MOST_BYTES = 4_900_000
 MARK = '<meta name="generator" content="fedkit report">'
 """Stands near the beginning of every report."""
 
+PAUSE = 1000
+"""Milliseconds between two questions of a live page."""
+
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 """What a browser may load for the page: nothing that is not in it."""
 
@@ -92,7 +95,7 @@ def page(shown: Content, live: bool = False) -> str:
         live: It asks the server that it comes from for what is new.
     """
     policy = _POLICY + (_LIVE if live else "")
-    note = '<p id="live" class="note" role="status">Live.</p>\n' if live else ""
+    note = f'<p id="live" data-pause="{PAUSE}" class="note" role="status"></p>\n' if live else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'{MARK}\n<meta http-equiv="Content-Security-Policy" content="{policy}">\n'

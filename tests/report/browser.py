@@ -35,7 +35,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-class Opened:
+class OpenPage:
     """A report in a browser, once its charts are drawn.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedkit.config import make_config
+from fedkit.core.files import write_atomic
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.rounds import Report
 from fedkit.server.shares import Shares
@@ -34,7 +35,8 @@ def step(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def write_steps(path: Path, steps: list[dict[str, Any]]) -> None:
-    (path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in steps))
+    text = "".join(json.dumps(each) + "\n" for each in steps)
+    write_atomic(path / "metrics.jsonl", text.encode())  # somebody may read it meanwhile
 
 
 def make_run(path: Path, steps: list[dict[str, Any]] | None = None, **config: Any) -> RunFolder:
