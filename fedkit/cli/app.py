@@ -82,6 +82,15 @@ def run(
         str,
         typer.Option(metavar="HOST:PORT", help="--live for those who reach this, by a token"),
     ] = "",
+    logs: Annotated[
+        str,
+        typer.Option(
+            "--log",
+            metavar="LOGGERS",
+            help="tensorboard (into the run folder), mlflow (mlflow.db beside it), or both with a "
+            "comma between",
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Run a fleet to a sparse model, export it as int8 .tflite and measure both.
@@ -100,7 +109,8 @@ def run(
         config = flags.make(values, quick)
         path = job.folder_for(config, name, out)
     asked = export.Form(_targets(targets)) if targets else None
-    todo = job.Job(config, path, with_dense, in_process, workers, bool(resume), asked)
+    logging = _targets(logs) if logs else ()
+    todo = job.Job(config, path, with_dense, in_process, workers, bool(resume), asked, logging)
     with watch.runs([path for _, path in todo.runs], live, live_address, _say):
         done = job.run_job(todo, log)
     _print(done, as_json, tables.run_table)

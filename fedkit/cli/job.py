@@ -6,7 +6,7 @@ import math
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from fedkit.core.provenance import made_by
 from fedkit.core.side_by_side import cores
 from fedkit.core.signals import STOPS, stop_number, stop_words
 from fedkit.flower.processes import tail
+from fedkit.report.loggers import LOGGERS, logged, require
 from fedkit.report.partition_picture import write_picture
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.record import record
@@ -52,6 +53,7 @@ class Job:
         resume: The folder is there, and the run goes on after its last step.
         asked: What to export, if somebody asked; otherwise what `export` makes by itself, if the
             model can be exported.
+        logs: Names of loggers that get every step too.
     """
 
     config: RunConfig
@@ -61,6 +63,7 @@ class Job:
     workers: int = 0
     resume: bool = False
     asked: Form | None = None
+    logs: tuple[str, ...] = ()
 
     @property
     def runs(self) -> list[tuple[RunConfig, Path]]:
@@ -114,10 +117,12 @@ def run_job(job: Job, log: Console) -> dict[str, Any]:
 
     Raises:
         CheckpointError: A run folder is taken, cannot be written or is damaged.
+        ConfigError: A logger is unknown, or its package is not installed.
         ExportError: The model cannot be exported, which is found before anything runs if an export
             was asked for; or it is known only of what was learned.
         FedkitError: Whatever else ended the job.
     """
+    require(job.logs)
     if job.resume and (summary := _finished(job.path)) is not None:
         log.print(f"the run in {job.path} is finished; nothing is left to do", soft_wrap=True)
         return summary
@@ -130,6 +135,8 @@ def run_job(job: Job, log: Console) -> dict[str, Any]:
     log.print(f"weights: {scenario.reach.line(job.config.density)}", soft_wrap=True, markup=False)
     _warn(scenario.warnings, log)
     refusal = _refusal(scenario, job.asked, log)
+    for name in job.logs:
+        log.print(f"log: {LOGGERS[name].where(job.path)}", soft_wrap=True, markup=False)
     with _taken(job):
         return _run_taken(job, scenario, refusal, log)
 
@@ -269,9 +276,9 @@ def _run_all(job: Job, log: Console) -> None:
     workers = job.workers or cores()
     try:
         if job.in_process:
-            _run_here(left, workers, log)
+            _run_here(left, workers, job.logs, log)
         else:
-            _run_flower(left, workers, log)
+            _run_flower(left, workers, job.logs, log)
     except STOPS as stop:
         raise StoppedError(f"{stop_words(stop)}; {_kept(job)}", stop_number(stop)) from None
 
@@ -288,15 +295,19 @@ def _kept(job: Job) -> str:
     )
 
 
-def _run_here(runs: list[tuple[RunConfig, Path]], workers: int, log: Console) -> None:
+def _run_here(
+    runs: list[tuple[RunConfig, Path]], workers: int, logs: Sequence[str], log: Console
+) -> None:
     for config, path in runs:
         scenario = make_scenario(config)
-        with _progress(config, path, log) as update:
+        with _progress(config, path, logs, log) as update:
             fleet = scenario.local_fleet(path, workers)
             record(scenario, fleet, path, after_step=lambda _: update(), resume=True)
 
 
-def _run_flower(runs: list[tuple[RunConfig, Path]], workers: int, log: Console) -> None:
+def _run_flower(
+    runs: list[tuple[RunConfig, Path]], workers: int, logs: Sequence[str], log: Console
+) -> None:
     if not runs:
         return
     first = runs[0][1]
@@ -307,7 +318,7 @@ def _run_flower(runs: list[tuple[RunConfig, Path]], workers: int, log: Console) 
         with FlowerSimulation(flower_log) as simulation:
             for config, path in runs:
                 (path / "error.txt").unlink(missing_ok=True)
-                with _progress(config, path, log) as update:
+                with _progress(config, path, logs, log) as update:
                     process = simulation.submit(config, path, workers, resume=True)
                     while process.poll() is None:
                         time.sleep(_POLL_SECONDS)
@@ -332,15 +343,18 @@ def _check_finished(config: RunConfig, path: Path, code: int, flower_log: Path) 
 
 
 @contextmanager
-def _progress(config: RunConfig, path: Path, log: Console) -> Iterator[Callable[[], None]]:
-    """Show a bar that follows the metrics file of a run."""
+def _progress(
+    config: RunConfig, path: Path, logs: Sequence[str], log: Console
+) -> Iterator[Callable[[], None]]:
+    """Show a bar that follows the metrics file of a run, and hand its lines on to loggers."""
     text = "{task.description} {task.completed:.0f}/{task.total:.0f} {task.fields[status]}"
     columns = (TextColumn(text), BarColumn(bar_width=20), TimeElapsedColumn())
-    with Progress(*columns, console=log) as progress:
+    with logged(path, logs) as write, Progress(*columns, console=log) as progress:
         bar = progress.add_task(config.method, total=config.rounds, status="starting")
 
         def update() -> None:
             metrics = RunFolder(path).metrics()
+            write(metrics)
             if metrics:
                 progress.update(bar, completed=metrics[-1]["round"], status=_status(metrics))
 
