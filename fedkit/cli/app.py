@@ -263,13 +263,15 @@ def inspect(artifact: ArtifactPath, trusted: Trust = False, as_json: Json = Fals
 
 @app.command()
 def show(run: RunPath, as_json: Json = False) -> None:
-    """Show what a run folder holds: a finished run's table, or how far an ended one came.
+    """Show what a run folder holds: a finished run's figures, or how far an ended one came.
+
+    Metric and loss over the rounds are lines of bars, from the least value to the largest.
 
     Example: `fedkit show runs/NAME`
     """
-    from fedkit.cli import summary, tables
+    from fedkit.cli import summary
 
-    _print(summary.show(run), as_json, tables.run_table)
+    _print(summary.show(run), as_json, summary.table_of(run))
 
 
 @app.command("runs")

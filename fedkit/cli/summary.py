@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from fedkit.cli.tables import run_table
+from rich.table import Table
+
+from fedkit.cli.tables import run_table, shown_table
 from fedkit.core.errors import CheckpointError
 from fedkit.report.run_steps import counted
 from fedkit.server.checkpoint import RunFolder
@@ -29,6 +32,11 @@ def show(path: Path) -> dict[str, Any]:
     if finished.is_file():
         return _read_summary(finished)
     return {**figures(folder), "finished": False}
+
+
+def table_of(path: Path) -> Callable[[Mapping[str, Any]], Table]:
+    """Return what makes the table of a run's figures, with lines of its steps."""
+    return lambda figures: shown_table(figures, RunFolder.open(path).metrics())
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

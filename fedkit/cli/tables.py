@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.table import Column, Table
 
@@ -81,7 +84,8 @@ def artifacts_table(made: Mapping[str, Any]) -> Group:
 
 def _artifact_rows(table: Table, measured: Mapping[str, Any]) -> None:
     table.add_row("test examples", f"{measured['test_examples']}")
-    table.add_row("artifact", f"{measured['artifact']} ({size(measured['artifact_bytes'])})")
+    path = broken(measured["artifact"])
+    table.add_row("artifact", f"{path} ({size(measured['artifact_bytes'])})")
     if "cycles_per_inference" in measured:
         table.add_row("cycles per inference, simulated", f"{measured['cycles_per_inference']:,}")
         return
@@ -89,6 +93,50 @@ def _artifact_rows(table: Table, measured: Mapping[str, Any]) -> None:
         return
     latency = f"{measured['latency_median_us']:.0f} us (p95 {measured['latency_p95_us']:.0f})"
     table.add_row(f"latency in {measured['runtime']}, 1 thread, this machine", latency)
+
+
+def broken(path: str, width: int = 36) -> str:
+    """Break a path that is longer than a line behind its slashes, and nowhere in a name."""
+    lines = [""]
+    for part in re.split("(?<=/)", path):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def spark(values: Sequence[float | None], width: int = 30) -> str:
+    """Draw a line of values in characters: a bar from the least to the largest; a gap for none.
+
+    Args:
+        values: In their order; what is None, NaN or infinite is not drawn.
+        width: Characters at most; of more values, the means of equal parts are drawn.
+    """
+    array = np.array([math.nan if each is None else each for each in values], np.float64)
+    array[~np.isfinite(array)] = math.nan
+    parts = [part[~np.isnan(part)] for part in np.array_split(array, min(width, len(array)) or 1)]
+    means = [float(part.mean()) if len(part) else None for part in parts]
+    there = [each for each in means if each is not None]
+    if not there:
+        return ""
+    least, span = min(there), max(there) - min(there)
+    steps = len(_BARS) - 1
+    return "".join(
+        " " if each is None else _BARS[round(steps * (each - least) / span) if span else 0]
+        for each in means
+    )
+
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def shown_table(run: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the table of a run, with its metric and loss over the rounds as lines of bars."""
+    table = run_table(run)
+    for name, key in ((Metric.of(run.get("metric")).name, "accuracy"), ("loss", "loss")):
+        if line := spark([step[key] for step in steps if step[key] is not None]):
+            table.add_row(f"{name} over rounds", line)
+    return table
 
 
 def compare_table(result: Mapping[str, Any]) -> Table:

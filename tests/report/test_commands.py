@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedkit.cli import main
 from tests.report.run_folders import make_run, step
-
-
-def typed(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr("sys.argv", ["fedkit", *words])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return int(end.value.code or 0)
+from tests.report.typed import typed
 
 
 def test_report_tells_its_path_and_bytes(

@@ -15,7 +15,7 @@ from fedkit.core.errors import ConfigError
 from fedkit.report import loggers
 from fedkit.report.loggers import LOGGERS, logged, require
 from tests.report.run_folders import make_run, step
-from tests.report.test_commands import typed
+from tests.report.typed import typed
 from tests.sets import slow_but
 
 STEPS = [
