@@ -45,6 +45,7 @@ ROOMS = (
     "edge.targets",
     "edge.runners",
     "edge.inspect",
+    "edge.graph_svg",
     "edge.save",
     "edge.export",
     "edge.check",

@@ -250,7 +250,14 @@ def check(
 
 
 @app.command()
-def inspect(artifact: ArtifactPath, trusted: Trust = False, as_json: Json = False) -> None:
+def inspect(
+    artifact: ArtifactPath,
+    graph: Annotated[
+        Path | None, typer.Option(metavar="OUT.svg", help="draw its integer graph into this file")
+    ] = None,
+    trusted: Trust = False,
+    as_json: Json = False,
+) -> None:
     """Show each layer of an artifact: shape, density, MACs, bytes, error against floats.
 
     Example: `fedkit inspect runs/NAME/model-int8-c99`
@@ -258,6 +265,8 @@ def inspect(artifact: ArtifactPath, trusted: Trust = False, as_json: Json = Fals
     from fedkit.cli import look, trust
 
     trust.check_around(artifact, trusted, _say)
+    if graph is not None:
+        look.draw(artifact, graph)
     _print(look.inspect(artifact), as_json, look.inspect_table)
 
 

@@ -15,9 +15,11 @@ from edge import check as checks
 from edge import inspect as layers
 from edge.artifact import Artifact
 from edge.export import float_graph
+from edge.graph_svg import picture
 from edge.quantize import truth
 from fedkit.cli.export import say_what_runs, task_of
-from fedkit.core.errors import CheckpointError
+from fedkit.core.errors import CheckpointError, ConfigError
+from fedkit.core.files import write_atomic
 from fedkit.graph import ir
 from fedkit.server.checkpoint import RunFolder
 from sim.scenario import make_scenario
@@ -124,6 +126,19 @@ def _errors(found: Artifact, graph: ir.Graph) -> Mapping[str, float]:
     inputs = scenario.test.inputs[:_EXAMPLES]
     floats = float_graph(scenario.module(folder.load().state), inputs.shape[1:])
     return truth.compare(graph, floats, ir.to_graph_layout(inputs)).layers
+
+
+def draw(path: Path, out: Path) -> None:
+    """Draw the integer graph of an artifact as SVG.
+
+    Raises:
+        ConfigError: `out` is there already, is not called .svg, or lies in no folder.
+    """
+    if out.suffix != ".svg":
+        raise ConfigError(f"--graph {out} is a picture; give a name that ends in .svg")
+    if out.exists() or not out.parent.is_dir():
+        raise ConfigError(f"--graph {out} is there, or its folder is not; give another name")
+    write_atomic(out, picture(checks.graph_of(artifacts.load(path))).encode())
 
 
 def inspect_table(result: Mapping[str, Any]) -> Table:
