@@ -163,6 +163,8 @@ class LocalTraining:
     lr: float
     momentum: float
     weight_decay: float
+    trained: frozenset[str] | None = None
+    """Names of the weights that move; None: all."""
 
 
 @runtime_checkable
@@ -206,6 +208,10 @@ class Engine(Protocol):
     @property
     def absolute_norms(self) -> frozenset[str]:
         """Norms that divide by a mean absolute deviation; its square stands for their variance."""
+
+    @property
+    def norm_parameters(self) -> frozenset[str]:
+        """Names of the weights that are parameters of norm layers, of whatever kind."""
 
     def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
         """Return the norms in an order in which each depends on those of earlier levels alone.
