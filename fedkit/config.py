@@ -164,6 +164,21 @@ class RunConfig(BaseModel):
         "backward", description="whose turn is first: the output's or the input's"
     )
 
+    train: str = Field(
+        "all",
+        min_length=1,
+        description="weights that devices train: all, norm, head, norm+head or a regular "
+        "expression of names; the others are sent once and stay as they began",
+    )
+    local: str = Field(
+        "",
+        description="tensors that each device keeps to itself: norm, head, norm+head or a regular "
+        "expression of names (default: none)",
+    )
+    backbone: str = Field(
+        "", description="run folder whose last model is the dense start, instead of pre-training"
+    )
+
     aggregation: Aggregation = Field(
         "mean",
         description="devices merge by their numbers of examples, or all alike and robustly",

@@ -31,7 +31,7 @@ from fedkit.wire.messages import Packet, packet_digest
 Handle = Callable[[Phase, Packet, Packet], tuple[Packet, Packet]]
 """Answers a request by a memory: the reply, and the new memory (`Device.handle`)."""
 
-LASTING = ("kept.", "remainder")
+LASTING = ("kept.", "remainder", "local.")
 """What the names of arrays begin with that only the device knows."""
 
 _KEPT_STEPS, _KEPT_RUNS = 2, 2

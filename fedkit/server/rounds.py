@@ -36,6 +36,7 @@ from fedkit.methods.interface import (
 )
 from fedkit.methods.registry import load_method
 from fedkit.methods.server_training import train_dense
+from fedkit.methods.travel import Travel, check_dense, check_travel, opening_config
 from fedkit.server.aggregation import aggregate, shares
 from fedkit.server.participation import OPENING, order
 from fedkit.server.privacy import check_private, opening_fleet, own_statistics, private_model
@@ -70,6 +71,7 @@ class LocalFleet:
         self._memories: list[Packet] = [Packet({})] * len(devices)
         self._chosen: Sequence[int] = range(len(devices))
         self._acquainted: set[int] = set()
+        self._trained: set[int] = set()
         self.traffic = (0, 0)
 
     def choose(self, order: Sequence[int], count: int) -> None:
@@ -84,9 +86,14 @@ class LocalFleet:
         if request.short is not None:
             known = [index for index in self._chosen if index in self._acquainted]
             replies |= self._counted(phase, request.short, known) if known else {}
+        if request.again is not None:
+            known = [n for n in self._chosen if n in self._trained and n not in replies]
+            replies |= self._counted(phase, request.again(), known) if known else {}
         if strange := [index for index in self._chosen if index not in replies]:
             replies |= self._counted(phase, request.whole(), strange)
         self._acquainted = set(self._chosen)
+        if phase == "train":
+            self._trained |= self._acquainted
         return [read(replies[index]) for index in self._chosen]
 
     def _counted(self, phase: Phase, request: Packet, asked: Sequence[int]) -> dict[int, Packet]:
@@ -202,6 +209,11 @@ class Server:
         """What the fleet runs."""
         return load_method(self.config.method)
 
+    @functools.cached_property
+    def parts(self) -> Travel:
+        """What of the model travels."""
+        return Travel.of(self.config, self.engine)
+
     def module(self, state: ModelState) -> nn.Module:
         """Return the task's torch module loaded with `state`, whatever engine trained it."""
         from fedkit.engine.torch import TorchEngine
@@ -262,6 +274,7 @@ def run_rounds(
     """
     config, channel = server.config, Channel(fleet, server.config.wire)
     check_private(config, server.method)
+    parts = check_travel(config, server.method, server.engine)
     if after is None or after.phase == "start":
         if after is None:
             state = dense_start(server, server_data) if dense is None else dense
@@ -272,10 +285,11 @@ def run_rounds(
         shape = server.test.inputs.shape[1:]
         opened = server.method.start(
             Opening(
-                *(config, server.engine, state, server_data),
+                *(opening_config(config, parts), server.engine, state, server_data),
                 *(opening_fleet(config, channel), server.module, shape),
             )
         )
+        check_dense(config, parts, opened.state.masks)
         if opened.state is not state:
             yield server.report("selection", 0, opened.state, opened.loss, channel.take())
     else:
@@ -291,7 +305,7 @@ def run_rounds(
             shape = server.test.inputs.shape[1:]
             state = last_statistics(config, server.engine, shape, channel, state, number)
         yield server.report("round", number, state, loss, channel.take())
-        request = changed_model(state, sent.masks)
+        request = changed_model(state, sent.masks, parts.shared)
 
 
 def _choose(fleet: Dispatcher, config: RunConfig, number: int) -> None:
@@ -321,13 +335,14 @@ def train_round(
     Returns:
         The next model, and the devices' mean training loss, which a private run keeps to itself.
     """
-    config, layout, method = server.config, server.engine.layout, server.method
-    layers = method.layers(config, layout.prunable, number)
+    config, method, shared = server.config, server.method, server.parts.shared
+    layers = method.layers(config, shared.layout.prunable, number)
     received = messages.as_received(sent, config.wire)
+    told = shared.of(received)
 
     def read(reply: Packet) -> Update:
         return admit_update(
-            *(reply, layout, received, config, number, layers),
+            *(reply, shared.layout, told, config, number, layers),
             *(method.own_masks, method.entries),
         )
 
@@ -336,10 +351,12 @@ def train_round(
 
     updates = fleet.exchange("train", request.changed(numbered), read)
     if config.dp_clip:
-        noisy = private_model(config, received, updates)
+        noisy = private_model(config, told, updates)
         # What a method makes of the noisy model alone tells no more than that does.
-        return method.adjust(Aggregated(config, number, sent.masks, noisy, (), ())), None
+        private = method.adjust(Aggregated(config, number, told.masks, noisy, (), ()))
+        return shared.into(received, private), None
     parts = shares(updates)
     merged = aggregate(config, updates, parts, server.engine.absolute_norms)
-    state = method.adjust(Aggregated(config, number, sent.masks, merged, updates, parts))
-    return state, float(np.dot(parts, [update.loss for update in updates]))
+    state = method.adjust(Aggregated(config, number, told.masks, merged, updates, parts))
+    loss = float(np.dot(parts, [update.loss for update in updates]))
+    return shared.into(received, state), loss

@@ -202,6 +202,16 @@ def pack_state(state: ModelState, known: Masks | None) -> Packet:
     return Packet(arrays, {"mask_digest": digest})
 
 
+PART = "part"
+"""Number of a message that brings a part of a model: what changes from round to round."""
+
+
+def pack_part(part: ModelState, known: Masks | None) -> Packet:
+    """Pack what of a model changes from round to round, for a device that has the rest."""
+    packed = pack_state(part, known)
+    return Packet(packed.arrays, {**packed.numbers, PART: 1})
+
+
 def read_state(packet: Packet, layout: Layout, known: Masks | None) -> ModelState:
     """Read a model packed by `pack_state`; `known` are the masks the reader holds.
 

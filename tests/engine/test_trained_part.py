@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -70,7 +71,7 @@ def state_of(engine: Engine) -> ModelState:
     return engine.initial_state().with_masks(masks)
 
 
-def plain_loop(state: ModelState, trained: frozenset[str]) -> dict[str, np.ndarray]:
+def plain_loop(state: ModelState, trained: frozenset[str]) -> dict[str, NDArray[np.float32]]:
     """SGD on the named weights, as anybody writes it; masks are laid over after every step."""
     net = model()
     names = dict(net.named_parameters())
