@@ -15,15 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
-from fedkit.core.errors import EngineError, FleetError, WireError
+from fedkit.core.errors import EngineError, FleetError, TaskError, WireError
 from fedkit.device.staying import completed, to_remember, with_own
-from fedkit.engine.base import Engine
+from fedkit.engine.base import Engine, measure
 from fedkit.methods.interface import LocalRound, Method, Phase
 from fedkit.methods.registry import load_method
 from fedkit.methods.travel import Travel
 from fedkit.sparse.candidates import CandidatePool
 from fedkit.sparse.counts import round_share
 from fedkit.sparse.state import Masks, ModelState, Weights
+from fedkit.tasks.metrics import Measure
+from fedkit.tasks.metrics.as_text import metric_of
 from fedkit.tasks.task import Examples
 from fedkit.wire import codec, messages
 from fedkit.wire.messages import POOL_STATS, QUESTION, Packet, Update
@@ -36,12 +38,16 @@ _KEPT = "kept."
 
 @dataclass(frozen=True)
 class Device:
-    """One device: its index in the fleet, its data, and how it computes."""
+    """One device: its index in the fleet, its data, and how it computes.
+
+    `validation` is what it holds out of training (`fedkit.device.held_out`).
+    """
 
     index: int
     examples: Examples
     engine: Engine
     config: RunConfig
+    validation: Examples | None = None
 
     def handle(self, phase: Phase, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         """Answer one message; return the reply and the new memory.
@@ -56,6 +62,7 @@ class Device:
             "losses": self._losses,
             "survey": self._survey,
             "train": self._train,
+            "evaluate": self._evaluate,
             "introduction": self._introduce,
         }
         try:
@@ -181,6 +188,27 @@ class Device:
         remembered |= to_remember(self._parts, trained.state)
         return reply, Packet(remembered)
 
+    def _evaluate(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
+        """Measure the model that came, with the device's own tensors; remember its masks."""
+        if self.validation is None:
+            raise WireError(
+                "a metric was asked for, and this device holds no examples out; server and device "
+                "have different configs: give both the same"
+            )
+        number, state = messages.read_count(request, "round"), self._received(request, memory)
+        value = _value(self.engine, state, self.validation, _metric(request))
+        arrays = {**memory.arrays, **self._knowing(state.masks, memory)}
+        remembered = {**arrays, **to_remember(self._parts, state)}
+        return messages.pack_value(value, number), Packet(remembered)
+
+    def _knowing(self, masks: Masks, memory: Memory) -> dict[str, NDArray[Any]]:
+        """Return what is told of masks in a memory, once the device knows others."""
+        known = {"known_masks": codec.encode_masks(masks)}
+        if "remainder" in memory.arrays:
+            own, base = self._remainder_masks(memory), self._parts.shared.masks(masks)
+            known["remainder_mask_changes"] = codec.encode_masks(own, base)
+        return known
+
     def _reply(
         self, update: Update, sent: ModelState, memory: Memory
     ) -> tuple[Packet, dict[str, NDArray[Any]]]:
@@ -198,10 +226,13 @@ class Device:
         layout, values = self._parts.shared.layout, memory.arrays.get("remainder")
         if values is None:
             return {name: np.zeros(shape, np.float32) for name, shape in layout.weights.items()}
+        return codec.decode_values(values, layout.weights, self._remainder_masks(memory))
+
+    def _remainder_masks(self, memory: Memory) -> Masks:
         changes, known = memory.arrays["remainder_mask_changes"], self._known_masks(memory)
-        base = None if known is None else self._parts.shared.masks(known)
-        masks = codec.decode_masks(changes, layout.prunable_shapes, base)
-        return codec.decode_values(values, layout.weights, masks)
+        shared = self._parts.shared
+        base = None if known is None else shared.masks(known)
+        return codec.decode_masks(changes, shared.layout.prunable_shapes, base)
 
     def _received(self, request: Packet, memory: Memory) -> ModelState:
         if "candidate" in request.numbers:
@@ -229,3 +260,18 @@ class Device:
         if "known_masks" not in memory.arrays:
             return None
         return codec.decode_masks(memory.arrays["known_masks"], self.engine.layout.prunable_shapes)
+
+
+def _metric(request: Packet) -> Measure:
+    try:
+        return metric_of(str(request.numbers.get(messages.METRIC)))
+    except TaskError as error:
+        raise WireError(f"{error}: server and device run different versions") from error
+
+
+def _value(engine: Engine, state: ModelState, examples: Examples, metric: Measure) -> float | None:
+    """Return a metric; None where it has no value, as an AUROC where one class is missing."""
+    try:
+        return measure(engine, state, examples, metric)
+    except TaskError:
+        return None

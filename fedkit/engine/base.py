@@ -15,6 +15,7 @@ from fedkit.sparse.state import ModelState, Weights
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import Merge, Moments, NormMoments, merge
 from fedkit.tasks.losses import Loss
+from fedkit.tasks.metrics import Measure
 from fedkit.tasks.task import Examples, Metric
 
 STATISTICS_BATCH = 256
@@ -141,7 +142,9 @@ NormLevels = tuple[tuple[str, ...], ...]
 """Names of norms by level, each once."""
 
 
-def measure(engine: Engine, state: ModelState, examples: Examples, metric: Metric) -> float:
+def measure(
+    engine: Engine, state: ModelState, examples: Examples, metric: Metric | Measure
+) -> float:
     """Return a metric of a model's outputs for examples; only a batch of them is held at once."""
     seen, start = metric.start(), 0
     for outputs in engine.output_batches(state, examples.inputs):

@@ -49,7 +49,7 @@ class OwnLoopEngine(TorchEngine):
         seed: int,
         gradient_sums: GradientSums | None = None,
     ) -> tuple[ModelState, float]:
-        """See `Engine.train`. `examples` and `how` are the loop's own affair.
+        """See `Engine.train`. Of `how` only what is trained counts; all else is the loop's affair.
 
         What torch, numpy and `random` draw in the loop is drawn from `seed`.
 

@@ -191,7 +191,7 @@ class FlowerFleet:
         if len(exchange.answers) < self.needed:
             raise self._too_few(phase, exchange)
         self.acquainted, self.missed = set(exchange.answers), exchange.unconnected
-        self.trained |= self.acquainted if phase == "train" else set()
+        self.trained |= self.acquainted if phase in ("train", "evaluate") else set()
         asked = self._chosen or range(self._config.devices)
         for device in sorted(set(asked) - exchange.devices):
             self._log("absent", phase=phase, device=device)

@@ -37,9 +37,9 @@ from fedkit.wire.validation import Coverage
 if TYPE_CHECKING:
     from torch import nn
 
-Phase = Literal["moments", "losses", "survey", "train", "introduction"]
+Phase = Literal["moments", "losses", "survey", "train", "evaluate", "introduction"]
 """What a message asks of a device: moments or loss per candidate, scores of a dense model, a round
-of training, or nothing but which device it is."""
+of training, a metric on data it holds out, or nothing but which device it is."""
 
 
 Answer = TypeVar("Answer")

@@ -129,7 +129,10 @@ def _chart(number: int, chart: Chart) -> str:
 # Numbers ---------------------------------------------------------------------------------------
 
 _STEP_KEYS = ("phase", "round", "accuracy", "loss", "density", "bytes_down", "bytes_up")
-_MORE_KEYS = ("message_bytes_down", "message_bytes_up", "seconds", "epsilon")
+_MORE_KEYS = (
+    *("message_bytes_down", "message_bytes_up", "seconds", "epsilon"),
+    *("devices_mean", "devices_spread", "devices_worst", "devices_measured"),
+)
 
 
 def _numbers(told: _NAMED) -> str:

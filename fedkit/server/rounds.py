@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from fedkit.methods.registry import load_method
 from fedkit.methods.server_training import train_dense
 from fedkit.methods.travel import Travel, check_dense, check_travel, opening_config
 from fedkit.server.aggregation import aggregate, shares
+from fedkit.server.device_metric import DeviceMetric, ask_devices, device_measure, is_due
 from fedkit.server.participation import OPENING, order
 from fedkit.server.privacy import check_private, opening_fleet, own_statistics, private_model
 from fedkit.sparse.state import ModelState
@@ -92,7 +93,7 @@ class LocalFleet:
         if strange := [index for index in self._chosen if index not in replies]:
             replies |= self._counted(phase, request.whole(), strange)
         self._acquainted = set(self._chosen)
-        if phase == "train":
+        if phase in ("train", "evaluate"):
             self._trained |= self._acquainted
         return [read(replies[index]) for index in self._chosen]
 
@@ -186,6 +187,7 @@ class Report:
         bytes_down: Payload the server sent in this step, summed over the devices.
         bytes_up: Payload the devices sent.
         state: The server's model.
+        devices: The metric of devices on data they hold out, after a round that asks for it.
     """
 
     phase: StepPhase
@@ -196,6 +198,13 @@ class Report:
     bytes_down: int
     bytes_up: int
     state: ModelState
+    devices: DeviceMetric | None = None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """All of it but the model, as a record says it."""
+        own = {key: value for key, value in vars(self).items() if key not in ("state", "devices")}
+        return {**own, **(self.devices.figures if self.devices else {})}
 
 
 class Server:
@@ -227,11 +236,12 @@ class Server:
         state: ModelState,
         loss: float | None,
         traffic: tuple[int, int] = (0, 0),
+        devices: DeviceMetric | None = None,
     ) -> Report:
         """Measure `state` on the test data, if it is time."""
         due = number % self.config.measure_every == 0 or number == self.config.rounds
         accuracy = self._accuracy(state) if due else None
-        return Report(phase, number, accuracy, loss, state.density, *traffic, state)
+        return Report(phase, number, accuracy, loss, state.density, *traffic, state, devices)
 
     def _accuracy(self, state: ModelState) -> float:
         return measure(self.engine, state, self.test, self.task.measure)
@@ -304,8 +314,12 @@ def run_rounds(
         elif number == config.rounds and config.bn_merge in ("exact", "exact-last"):
             shape = server.test.inputs.shape[1:]
             state = last_statistics(config, server.engine, shape, channel, state, number)
-        yield server.report("round", number, state, loss, channel.take())
         request = changed_model(state, sent.masks, parts.shared)
+        devices = None
+        if is_due(config, number) and (measured := device_measure(config, server.task)):
+            devices = ask_devices(channel, request, measured, server.task.measure, number)
+            request = changed_model(state, state.masks, parts.shared)
+        yield server.report("round", number, state, loss, channel.take(), devices)
 
 
 def _choose(fleet: Dispatcher, config: RunConfig, number: int) -> None:

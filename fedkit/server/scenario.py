@@ -14,12 +14,14 @@ import numpy as np
 from fedkit.config import RunConfig
 from fedkit.core.errors import ConfigError, DataError, TaskError
 from fedkit.core.text import listed
+from fedkit.device.held_out import device_of
 from fedkit.device.round import Device
 from fedkit.engine.base import Engine
 from fedkit.methods.registry import load_method, resolve
 from fedkit.methods.schedule import kept_per_layer, local_training
 from fedkit.methods.travel import check_travel, opening_config
 from fedkit.server.checkpoint import RunFolder
+from fedkit.server.device_metric import device_measure
 from fedkit.server.participation import check_participation
 from fedkit.server.privacy import check_private
 from fedkit.server.rounds import LocalFleet, Server
@@ -135,7 +137,7 @@ class Scenario:
 
     def device(self, index: int) -> Device:
         """Build device `index`."""
-        return Device(index, self.devices[index], self.engine, self.config)
+        return device_of(index, self.devices[index], self.engine, self.config)
 
     def server(self) -> Server:
         """Build the server."""
@@ -160,7 +162,9 @@ class Scenario:
         _ = self.backbone
         kept_per_layer(opening_config(self.config, parts), engine.layout.prunable_shapes)
         how = local_training(self.config, epochs=1, lr=self.config.lr)
-        try_task(self.task, engine, [self.test, *self.devices], how)
+        device_measure(self.config, self.task)
+        trained = [self.device(index).examples for index in range(len(self.devices))]
+        try_task(self.task, engine, [self.test, *trained], how)
         self._check_steady()
 
     def _check_steady(self) -> None:

@@ -21,10 +21,14 @@ from tests.sets import slow
 @pytest.mark.parametrize(
     "changes",
     [
-        {"local": "norm", "train": "norm+head", "uplink_bits": 4, "devices_per_round": 2},
+        {
+            **{"local": "norm", "train": "norm+head", "uplink_bits": 4, "devices_per_round": 2},
+            **{"device_eval": 2, "validation_share": 0.2},
+        },
         slow({"local": "head", "selection": "adaptive"}),
         slow({"local": "norm", "wire": "fp16"}),
         slow({"train": "norm", "devices_per_round": 2}),
+        slow({"method": "feddst", "uplink_bits": 4, "device_eval": 1, "validation_share": 0.3}),
         slow({"train": "norm", "precision": "int8"}),
     ],
     ids=str,
@@ -37,6 +41,10 @@ def test_a_fleet_has_the_bits_of_one_process(changes: dict[str, Any]) -> None:
     for one, other in zip(here, flower, strict=True):
         assert_same_bits(one.state, other.state)
         assert (one.bytes_down, one.bytes_up) == (other.bytes_down, other.bytes_up)
+        assert one.devices == other.devices
+    assert (here[-1].devices is not None) == ("device_eval" in changes)
+    if "local" not in changes and "train" not in changes:
+        return
     train = [m for m in grid.sent if m.metadata.message_type == "train"]
     whole = [m for m in train if PART not in from_records(m.content).numbers]
     assert len(whole) == len({m.metadata.dst_node_id for m in train}), "each gets it whole once"
