@@ -75,7 +75,7 @@ def bench_personal(quick: bool) -> dict[str, Any]:
         rows = [row for found in pool.map(_part, *zip(*parts, strict=True)) for row in found]
     return {
         "benchmark": "personal",
-        "seeds": len(seeds),
+        "seeds": list(seeds),
         "tune": _TUNE,
         "skew": _SKEW,
         "rows": rows,
