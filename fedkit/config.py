@@ -164,6 +164,21 @@ class RunConfig(BaseModel):
         "backward", description="whose turn is first: the output's or the input's"
     )
 
+    train: str = Field(
+        "all",
+        min_length=1,
+        description="weights that devices train: all, norm, head, norm+head or a regular "
+        "expression of names; the others are sent once and stay as they began",
+    )
+    local: str = Field(
+        "",
+        description="tensors that each device keeps to itself: norm, head, norm+head or a regular "
+        "expression of names (default: none)",
+    )
+    backbone: str = Field(
+        "", description="run folder whose last model is the dense start, instead of pre-training"
+    )
+
     aggregation: Aggregation = Field(
         "mean",
         description="devices merge by their numbers of examples, or all alike and robustly",
@@ -214,6 +229,15 @@ class RunConfig(BaseModel):
     measure_every: int = Field(
         1, ge=1, description="rounds between measurements on the test data; the last is measured"
     )
+    device_eval: int = Field(
+        0,
+        ge=0,
+        description="rounds between measurements by devices, on data they hold out; the last is "
+        "measured (0: none)",
+    )
+    validation_share: float = Field(
+        0.0, ge=0, lt=1, description="share of its examples that a device holds out for that"
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -263,6 +287,17 @@ class RunConfig(BaseModel):
                 "private",
                 "{keys} without dp_clip makes nothing private; give dp_clip, such as 1.0",
                 {"keys": " and ".join(asked)},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_held_out_is_measured_on(self) -> Self:
+        if bool(self.device_eval) != bool(self.validation_share):
+            raise PydanticCustomError(
+                "held_out",
+                "device_eval is {every} and validation_share {share}; devices measure on what they "
+                "hold out: give both, such as 1 and 0.2, or neither",
+                {"every": self.device_eval, "share": self.validation_share},
             )
         return self
 

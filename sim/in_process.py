@@ -125,7 +125,7 @@ def run(
     if path is not None:
         record(scenario, fleet, path, keep)
     else:
-        for step in run_rounds(scenario.server(), fleet, scenario.server_data):
+        for step in run_rounds(scenario.server(), fleet, scenario.server_data, scenario.backbone):
             keep(step)
     return FinishedRun(scenario.config, tuple(steps), path, scenario)
 

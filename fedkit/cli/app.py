@@ -131,6 +131,10 @@ def export_run(
     name: Annotated[
         str, typer.Option(help="what the identifiers of C begin with: several models, one program")
     ] = "model",
+    device: Annotated[
+        int | None,
+        typer.Option(help="whose model: of a simulation whose devices keep tensors (--local)"),
+    ] = None,
     accept_error: AcceptError = False,
     trusted: Trust = False,
     as_json: Json = False,
@@ -142,7 +146,7 @@ def export_run(
     from fedkit.cli import export, tables, trust
 
     trust.check_run(run, trusted, _say)
-    form = export.Form(_targets(target), bits, scales, goal, lanes, name, accept_error)  # type: ignore[arg-type]
+    form = export.Form(_targets(target), bits, scales, goal, lanes, name, accept_error, device)  # type: ignore[arg-type]
     _print(export.export_run(run, form, log), as_json, tables.artifacts_table)
 
 

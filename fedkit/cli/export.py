@@ -34,6 +34,7 @@ from fedkit.core.version import __version__
 from fedkit.engine.base import Engine
 from fedkit.graph import ir
 from fedkit.server.checkpoint import Checkpoint, RunFolder
+from fedkit.server.personal import device_state
 from fedkit.server.scenario import Scenario, test_examples
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import ModelState, masks_digest
@@ -65,6 +66,7 @@ class Form:
         lanes: Filters that an FPGA computes at a time, 1 to 8.
         name: What the identifiers of C begin with.
         accept_error: Export also what is far from the float model, see `edge.quantize.truth`.
+        device: Whose model it is, with what that device keeps to itself; None: the server's.
 
     Raises:
         ConfigError: A value is not one of those.
@@ -78,6 +80,7 @@ class Form:
     lanes: int = LANES
     name: str = NAME
     accept_error: bool = False
+    device: int | None = None
 
     def __post_init__(self) -> None:
         check_new_name(self.name)
@@ -89,7 +92,8 @@ class Form:
     @property
     def stem(self) -> str:
         """What the names of the artifacts begin with."""
-        return f"model-int{self.bits}{'' if self.scales == 'float' else f'-{self.scales}'}"
+        whose = "" if self.device is None else f"-device{self.device}"
+        return f"model{whose}-int{self.bits}{'' if self.scales == 'float' else f'-{self.scales}'}"
 
 
 def _check_one_of(name: str, value: Any, known: Sequence[Any]) -> None:
@@ -207,7 +211,11 @@ def _graph(
                 "which the run has now: move the run's artifacts away first"
             )
         return found
-    state, trained = _with_integers(scenario.engine, checkpoint.state, form)
+    if form.device is None:
+        state = checkpoint.state
+    else:
+        state = device_state(folder, checkpoint, scenario.engine, form.device)
+    state, trained = _with_integers(scenario.engine, state, form)
     graph = int8_graph(
         scenario.module(state), examples, form.bits, form.scales, trained, form.accept_error
     )
@@ -258,6 +266,7 @@ def _provenance(checkpoint: Checkpoint, folder: RunFolder, form: Form) -> dict[s
         "checkpoint_sha256": folder.digest(),
         "weight_bits": form.bits,
         "scales": form.scales,
+        **({} if form.device is None else {"device": form.device}),
         "fedkit": __version__,
         "config": checkpoint.config.model_dump(),
     }

@@ -91,7 +91,11 @@ def make(values: Mapping[str, Any], quick: bool) -> RunConfig:
     """Validate the given values, over those of `--quick` if asked for."""
     from fedkit.config import make_config
 
-    return make_config({**(QUICK if quick else {}), **values})
+    config = make_config({**(QUICK if quick else {}), **values})
+    if not config.backbone:
+        return config
+    # A server may run in another folder.
+    return config.model_copy(update={"backbone": str(Path(config.backbone).absolute())})
 
 
 def _flag(key: str) -> inspect.Parameter:

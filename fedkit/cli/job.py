@@ -28,6 +28,7 @@ from fedkit.core.provenance import made_by
 from fedkit.core.side_by_side import cores
 from fedkit.core.signals import STOPS, stop_number, stop_words
 from fedkit.flower.processes import tail
+from fedkit.methods.registry import resolve
 from fedkit.report.loggers import LOGGERS, logged, require
 from fedkit.report.partition_picture import write_picture
 from fedkit.server.checkpoint import RunFolder
@@ -126,7 +127,7 @@ def run_job(job: Job, log: Console) -> dict[str, Any]:
     if job.resume and (summary := _finished(job.path)) is not None:
         log.print(f"the run in {job.path} is finished; nothing is left to do", soft_wrap=True)
         return summary
-    job = replace(job, config=with_model_named(job.config))
+    job = replace(job, config=with_model_named(resolve(job.config)))
     if not job.in_process:
         check_ray_folder()
     scenario = make_scenario(job.config)

@@ -78,6 +78,7 @@ def figures(folder: RunFolder) -> dict[str, Any]:
         f"{name}_dense_start": by_phase.get("start", {}).get("accuracy"),
         f"{name}_selected": by_phase.get("selection", {}).get("accuracy"),
         f"{name}_sparse": last_value(steps),
+        **_of_devices(steps),
         "density": steps[-1]["density"],
         **_of_all(folder, steps[-1]["density"]),
         "bytes_up": sent["up"],
@@ -88,6 +89,13 @@ def figures(folder: RunFolder) -> dict[str, Any]:
         "bytes_dense_fedavg_measured": False,
         "seconds": steps[-1].get("seconds", 0.0),
     }
+
+
+def _of_devices(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what devices measured last on their own data; nothing where they did not."""
+    measured = [step for step in steps if "devices_mean" in step]
+    found = measured[-1] if measured else {}
+    return {key: value for key, value in found.items() if key.startswith("devices_")}
 
 
 def _of_all(folder: RunFolder, density: float) -> dict[str, Any]:

@@ -33,6 +33,9 @@ def run_table(run: Mapping[str, Any]) -> Table:
     for name, what in _MODELS.items():
         if (value := run.get(f"{metric.key}_{name}")) is not None:
             table.add_row(f"{metric.name}{what}{lower}", metric.text(value))
+    if "devices_mean" in run:
+        for key, what in _OF_DEVICES.items():
+            table.add_row(f"{metric.name}{what}{lower}", metric.text(run[f"devices_{key}"]))
     table.add_row("density (kept / prunable weights)", f"{run['density']:.2%}")
     if "kept_of_all_weights" in run:
         share = run["prunable_weights"] / run["weights"]
@@ -63,6 +66,14 @@ _MODELS = {
     "dense_fedavg": ", dense FedAvg of the same length",
 }
 """Models of a run that are measured, and how a row begins after the metric's name."""
+
+
+_OF_DEVICES = {
+    "mean": " on devices' own data, mean",
+    "spread": " on devices' own data, deviation",
+    "worst": " on devices' own data, worst tenth",
+}
+"""What devices measured, and how a row goes on after the metric's name."""
 
 
 def artifact_table(measured: Mapping[str, Any]) -> Table:

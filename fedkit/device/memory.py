@@ -31,7 +31,7 @@ from fedkit.wire.messages import Packet, packet_digest
 Handle = Callable[[Phase, Packet, Packet], tuple[Packet, Packet]]
 """Answers a request by a memory: the reply, and the new memory (`Device.handle`)."""
 
-LASTING = ("kept.", "remainder")
+LASTING = ("kept.", "remainder", "local.")
 """What the names of arrays begin with that only the device knows."""
 
 _KEPT_STEPS, _KEPT_RUNS = 2, 2
@@ -168,6 +168,8 @@ def _step(phase: Phase, request: Packet) -> int:
     if phase == "moments" and isinstance(number, int) and isinstance(level, int):
         # Those before training end before the losses are asked for.
         return (1 + number) * _SPAN + 1 + level if number else level
+    if phase == "evaluate" and isinstance(number, int):
+        return (2 + number) * _SPAN - 1  # the last of its round
     if phase != "train" or not isinstance(number, int):
         return _BEFORE_TRAINING.get(phase, 0) * _SPAN
     return (1 + number) * _SPAN

@@ -15,13 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
-from fedkit.core.errors import EngineError, FleetError, WireError
-from fedkit.engine.base import Engine
+from fedkit.core.errors import EngineError, FleetError, TaskError, WireError
+from fedkit.device.staying import completed, to_remember, with_own
+from fedkit.engine.base import Engine, measure
 from fedkit.methods.interface import LocalRound, Method, Phase
 from fedkit.methods.registry import load_method
+from fedkit.methods.travel import Travel
 from fedkit.sparse.candidates import CandidatePool
 from fedkit.sparse.counts import round_share
 from fedkit.sparse.state import Masks, ModelState, Weights
+from fedkit.tasks.metrics import Measure
+from fedkit.tasks.metrics.as_text import metric_of
 from fedkit.tasks.task import Examples
 from fedkit.wire import codec, messages
 from fedkit.wire.messages import POOL_STATS, QUESTION, Packet, Update
@@ -34,12 +38,16 @@ _KEPT = "kept."
 
 @dataclass(frozen=True)
 class Device:
-    """One device: its index in the fleet, its data, and how it computes."""
+    """One device: its index in the fleet, its data, and how it computes.
+
+    `validation` is what it holds out of training (`fedkit.device.held_out`).
+    """
 
     index: int
     examples: Examples
     engine: Engine
     config: RunConfig
+    validation: Examples | None = None
 
     def handle(self, phase: Phase, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         """Answer one message; return the reply and the new memory.
@@ -54,6 +62,7 @@ class Device:
             "losses": self._losses,
             "survey": self._survey,
             "train": self._train,
+            "evaluate": self._evaluate,
             "introduction": self._introduce,
         }
         try:
@@ -150,10 +159,15 @@ class Device:
         scores = survey(self._round(0), state)
         return messages.pack_scores(scores, len(self.examples)), memory
 
+    @functools.cached_property
+    def _parts(self) -> Travel:
+        return Travel.of(self.config, self.engine)
+
     def _round(self, number: int, kept: dict[str, NDArray[Any]] | None = None) -> LocalRound:
-        layers = self._method.layers(self.config, self.engine.layout.prunable, number)
+        layers = self._method.layers(self.config, self._parts.shared.layout.prunable, number)
         return LocalRound(
-            self.config, self.engine, self.examples, self.index, number, layers, kept or {}
+            *(self.config, self.engine, self.examples, self.index, number, layers, kept or {}),
+            self._parts.trained,
         )
 
     def _train(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
@@ -165,18 +179,41 @@ class Device:
         }
         number = messages.read_count(request, "round")
         trained = self._method.local(self._round(number, kept), state)
-        update = Update(trained.state, len(self.examples), trained.loss, trained.entries)
-        reply, remainder = self._reply(update, state, memory)
+        shared = self._parts.shared
+        told = Update(shared.of(trained.state), len(self.examples), trained.loss, trained.entries)
+        reply, remainder = self._reply(told, shared.of(state), memory)
         reply = Packet(reply.arrays, {**reply.numbers, "round": number})
         remembered = {"known_masks": codec.encode_masks(state.masks), **remainder}
         remembered |= {_KEPT + name: array for name, array in trained.kept.items()}
+        remembered |= to_remember(self._parts, trained.state)
         return reply, Packet(remembered)
+
+    def _evaluate(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
+        """Measure the model that came, with the device's own tensors; remember its masks."""
+        if self.validation is None:
+            raise WireError(
+                "a metric was asked for, and this device holds no examples out; server and device "
+                "have different configs: give both the same"
+            )
+        number, state = messages.read_count(request, "round"), self._received(request, memory)
+        value = _value(self.engine, state, self.validation, _metric(request))
+        arrays = {**memory.arrays, **self._knowing(state.masks, memory)}
+        remembered = {**arrays, **to_remember(self._parts, state)}
+        return messages.pack_value(value, number), Packet(remembered)
+
+    def _knowing(self, masks: Masks, memory: Memory) -> dict[str, NDArray[Any]]:
+        """Return what is told of masks in a memory, once the device knows others."""
+        known = {"known_masks": codec.encode_masks(masks)}
+        if "remainder" in memory.arrays:
+            own, base = self._remainder_masks(memory), self._parts.shared.masks(masks)
+            known["remainder_mask_changes"] = codec.encode_masks(own, base)
+        return known
 
     def _reply(
         self, update: Update, sent: ModelState, memory: Memory
     ) -> tuple[Packet, dict[str, NDArray[Any]]]:
         """Return the packed update, and what of it to remember: the part that did not travel."""
-        layout, bits = self.engine.layout, self.config.uplink_bits
+        layout, bits = self._parts.shared.layout, self.config.uplink_bits
         if bits == 0:
             return messages.pack_update(update, layout, sent.masks), {}
         earlier = self._remainder(memory)
@@ -186,12 +223,16 @@ class Device:
 
     def _remainder(self, memory: Memory) -> Weights:
         """Return what earlier rounds could not send, 0 where there is nothing."""
-        layout, values = self.engine.layout, memory.arrays.get("remainder")
+        layout, values = self._parts.shared.layout, memory.arrays.get("remainder")
         if values is None:
             return {name: np.zeros(shape, np.float32) for name, shape in layout.weights.items()}
+        return codec.decode_values(values, layout.weights, self._remainder_masks(memory))
+
+    def _remainder_masks(self, memory: Memory) -> Masks:
         changes, known = memory.arrays["remainder_mask_changes"], self._known_masks(memory)
-        masks = codec.decode_masks(changes, layout.prunable_shapes, known)
-        return codec.decode_values(values, layout.weights, masks)
+        shared = self._parts.shared
+        base = None if known is None else shared.masks(known)
+        return codec.decode_masks(changes, shared.layout.prunable_shapes, base)
 
     def _received(self, request: Packet, memory: Memory) -> ModelState:
         if "candidate" in request.numbers:
@@ -199,9 +240,38 @@ class Device:
             merged = messages.read_stats(memory, layout, len(pool), POOL_STATS)
             index = messages.read_count(request, "candidate", 0, len(pool) - 1)
             return replace(pool.candidate(index), stats=merged[index])
-        return messages.read_state(request, self.engine.layout, self._known_masks(memory))
+        known = self._known_masks(memory)
+        if messages.PART in request.numbers:
+            return self._from_part(request, memory, known)
+        state = messages.read_state(request, self.engine.layout, known)
+        return with_own(self._parts, state, memory)
+
+    def _from_part(self, request: Packet, memory: Memory, known: Masks | None) -> ModelState:
+        if known is None:
+            raise WireError(
+                "a part of the model came, and this device remembers nothing of the rest; send "
+                "the model whole"
+            )
+        shared = self._parts.shared
+        part = messages.read_state(request, shared.layout, shared.masks(known))
+        return completed(self._parts, part, memory, known)
 
     def _known_masks(self, memory: Memory) -> Masks | None:
         if "known_masks" not in memory.arrays:
             return None
         return codec.decode_masks(memory.arrays["known_masks"], self.engine.layout.prunable_shapes)
+
+
+def _metric(request: Packet) -> Measure:
+    try:
+        return metric_of(str(request.numbers.get(messages.METRIC)))
+    except TaskError as error:
+        raise WireError(f"{error}: server and device run different versions") from error
+
+
+def _value(engine: Engine, state: ModelState, examples: Examples, metric: Measure) -> float | None:
+    """Return a metric; None where it has no value, as an AUROC where one class is missing."""
+    try:
+        return measure(engine, state, examples, metric)
+    except TaskError:
+        return None

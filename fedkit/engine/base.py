@@ -15,6 +15,7 @@ from fedkit.sparse.state import ModelState, Weights
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import Merge, Moments, NormMoments, merge
 from fedkit.tasks.losses import Loss
+from fedkit.tasks.metrics import Measure
 from fedkit.tasks.task import Examples, Metric
 
 STATISTICS_BATCH = 256
@@ -141,7 +142,9 @@ NormLevels = tuple[tuple[str, ...], ...]
 """Names of norms by level, each once."""
 
 
-def measure(engine: Engine, state: ModelState, examples: Examples, metric: Metric) -> float:
+def measure(
+    engine: Engine, state: ModelState, examples: Examples, metric: Metric | Measure
+) -> float:
     """Return a metric of a model's outputs for examples; only a batch of them is held at once."""
     seen, start = metric.start(), 0
     for outputs in engine.output_batches(state, examples.inputs):
@@ -163,6 +166,8 @@ class LocalTraining:
     lr: float
     momentum: float
     weight_decay: float
+    trained: frozenset[str] | None = None
+    """Names of the weights that move; None: all."""
 
 
 @runtime_checkable
@@ -206,6 +211,10 @@ class Engine(Protocol):
     @property
     def absolute_norms(self) -> frozenset[str]:
         """Norms that divide by a mean absolute deviation; its square stands for their variance."""
+
+    @property
+    def norm_parameters(self) -> frozenset[str]:
+        """Names of the weights that are parameters of norm layers, of whatever kind."""
 
     def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
         """Return the norms in an order in which each depends on those of earlier levels alone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class OwnLoopEngine(TorchEngine):
         seed: int,
         gradient_sums: GradientSums | None = None,
     ) -> tuple[ModelState, float]:
-        """See `Engine.train`. `examples` and `how` are the loop's own affair.
+        """See `Engine.train`. Of `how` only what is trained counts; all else is the loop's affair.
 
         What torch, numpy and `random` draw in the loop is drawn from `seed`.
 
@@ -56,7 +57,7 @@ class OwnLoopEngine(TorchEngine):
             TaskError: The loop fails, or returns no number.
             FleetError: The loss is not finite.
         """
-        with drawn_from(seed):
+        with drawn_from(seed), self.only(how.trained):
             self._load(state)
             self._restart_statistics()
             self._model.train()
@@ -70,7 +71,9 @@ class OwnLoopEngine(TorchEngine):
         trained = self._read(state.masks)
         for name, mask in state.masks.items():
             trained.weights[name][~mask] = 0
-        return trained, check_loss(loss)
+        still = self._weights.keys() - self._moving(how.trained).keys()
+        weights = {n: state.weights[n] if n in still else w for n, w in trained.weights.items()}
+        return replace(trained, weights=weights), check_loss(loss)
 
 
 @contextmanager
@@ -89,7 +92,11 @@ def _masked(
 
         return keep
 
-    hooks = [weights[name].register_hook(hook(name)) for name in masks]  # type: ignore[no-untyped-call]
+    hooks = [
+        weights[name].register_hook(hook(name))  # type: ignore[no-untyped-call]
+        for name in masks
+        if weights[name].requires_grad
+    ]
     try:
         yield
     finally:

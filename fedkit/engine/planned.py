@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedkit.engine.base import NormLevels
-from fedkit.engine.plan.structure import Plan, absolute_norms, norm_levels
+from fedkit.engine.plan.structure import Plan, absolute_norms, norm_levels, norm_parameters
 from fedkit.stats.moments import Moments
 from fedkit.stats.norms import norm_names
 
@@ -28,6 +28,11 @@ class PlannedEngine:
     def absolute_norms(self) -> frozenset[str]:
         """See `Engine.absolute_norms`."""
         return absolute_norms(self.plan)
+
+    @property
+    def norm_parameters(self) -> frozenset[str]:
+        """See `Engine.norm_parameters`."""
+        return norm_parameters(self.plan)
 
     def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
         """See `Engine.norm_levels`."""

@@ -35,6 +35,7 @@ from fedkit.engine.plan.structure import norm_levels
 from fedkit.nn.layers import (
     STATISTICS,
     modes_restored,
+    norm_parameters,
     prunable_weights,
     tracking_norms,
     trainable_parameters,
@@ -162,16 +163,18 @@ class TorchEngine:
 
         What the model itself draws at random, as dropout does, is drawn from `seed`.
         """
-        with one_thread(), drawn_from(seed):
+        computed = how.trained if gradient_sums is None else None
+        with one_thread(), drawn_from(seed), self.only(computed):
             self._load(state)
             self._model.train()
             optimiser = torch.optim.SGD(
-                self._weights.values(),
+                self._moving(how.trained).values(),
                 lr=how.lr,
                 momentum=how.momentum,
                 weight_decay=how.weight_decay,
             )
-            masks = {name: torch.from_numpy(mask) for name, mask in state.masks.items()}
+            moving = self._moving(computed)
+            masks = {n: torch.from_numpy(mask) for n, mask in state.masks.items() if n in moving}
             batches, loss = TrainingBatches(examples, how, seed), 0.0
             for _ in range(how.epochs):
                 self._restart_statistics()
@@ -185,6 +188,22 @@ class TorchEngine:
                 ]
                 loss = sum(found) / len(found)
             return self._read(state.masks), loss
+
+    def _moving(self, trained: frozenset[str] | None) -> dict[str, nn.Parameter]:
+        """Return the weights that are trained, in the model's order."""
+        return {n: w for n, w in self._weights.items() if trained is None or n in trained}
+
+    @contextmanager
+    def only(self, trained: frozenset[str] | None) -> Iterator[None]:
+        """Let torch compute no gradients of weights but these in a block."""
+        still = [w for n, w in self._weights.items() if trained is not None and n not in trained]
+        for weight in still:
+            weight.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for weight in still:
+                weight.requires_grad_(True)
 
     def _restart_statistics(self) -> None:
         """Make the running statistics the plain mean over the batches from here on.
@@ -204,10 +223,11 @@ class TorchEngine:
         sgd: torch.optim.SGD,
         sums: GradientSums | None,
     ) -> float:
-        sgd.zero_grad()
+        self._model.zero_grad()
         loss = self._loss_of(inputs, targets)
         value = check_loss(loss.item())
-        loss.backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:  # else nothing that is trained was used
+            loss.backward()  # type: ignore[no-untyped-call]
         for name, mask in masks.items():
             gradient = self._weights[name].grad
             if gradient is None:  # no op used it in this step, and SGD leaves it as it is
@@ -278,6 +298,11 @@ class TorchEngine:
         """See `Engine.absolute_norms`."""
         norms = self._norms.items()
         return frozenset(name for name, norm in norms if isinstance(norm, L1BatchNorm2d))
+
+    @property
+    def norm_parameters(self) -> frozenset[str]:
+        """See `Engine.norm_parameters`."""
+        return norm_parameters(self._model) & self._weights.keys()
 
     def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
         """See `Engine.norm_levels`. A model that cannot be captured has a level per norm."""

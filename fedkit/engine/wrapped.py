@@ -25,6 +25,11 @@ class WrappedEngine:
         """See `Engine.absolute_norms`."""
         return self._inner.absolute_norms
 
+    @property
+    def norm_parameters(self) -> frozenset[str]:
+        """See `Engine.norm_parameters`."""
+        return self._inner.norm_parameters
+
     def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
         """See `Engine.norm_levels`."""
         return self._inner.norm_levels(input_shape)

@@ -26,6 +26,7 @@ MESSAGE_TYPES: dict[Phase, str] = {
     "losses": "evaluate.candidate_losses",
     "survey": "query.survey",
     "train": "train",
+    "evaluate": "evaluate.own_metric",
     "introduction": "query.introduction",
 }
 """Flower message type of each phase."""
@@ -106,6 +107,10 @@ def add_answers(
     @app.evaluate("candidate_losses")
     def losses(message: Message, context: Context) -> Message:
         return answer("losses", message, context)
+
+    @app.evaluate("own_metric")
+    def own_metric(message: Message, context: Context) -> Message:
+        return answer("evaluate", message, context)
 
     @app.query("survey")
     def survey(message: Message, context: Context) -> Message:

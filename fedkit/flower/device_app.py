@@ -32,6 +32,7 @@ from flwr.app import Context
 from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import ConfigError, DataError
 from fedkit.device.data import Expected, check_trainable, load_examples
+from fedkit.device.held_out import device_of
 from fedkit.device.memory import DurableMemory
 from fedkit.device.round import Device
 from fedkit.engine.base import Engine
@@ -84,7 +85,7 @@ def _make_device(plan_path: str, data: str, index: int, config: RunConfig, expec
         first = np.arange(min(config.examples_per_device, len(examples)))
         examples = examples.take(first)
     if not plan_path:
-        return Device(index, examples, _engine_of_task(config, examples), config)
+        return device_of(index, examples, _engine_of_task(config, examples), config)
     plan = load_plan(Path(plan_path))
     if expected:
         Expected.parse(expected).check_plan(plan_digest(plan))
@@ -92,7 +93,7 @@ def _make_device(plan_path: str, data: str, index: int, config: RunConfig, expec
     check_trainable(examples, shape, plan.loss, outputs, config.single_class)
     engine = plan_engine(plan, config.precision)
     print(f"engine: {describe(engine)}", file=sys.stderr, flush=True)
-    return Device(index, examples, engine, config)
+    return device_of(index, examples, engine, config)
 
 
 def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:

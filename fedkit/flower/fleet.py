@@ -74,6 +74,7 @@ class FlowerFleet:
 
     Attributes:
         acquainted: Nodes that answered the last exchange, and know its model.
+        trained: Nodes that have trained in this run, and know what of its model never changes.
         missed: How many devices it ended without that were not connected.
         traffic: See `fedkit.methods.interface.Fleet.traffic`.
         bytes_down: Bytes of all messages sent so far, as Flower transfers them.
@@ -94,6 +95,7 @@ class FlowerFleet:
         self._given, self._device_of = indices is not None, dict(indices or {})
         self._refusals: Counter[int] = Counter()
         self.acquainted: set[int] = set()
+        self.trained: set[int] = set()
         self.missed = 0
         self._connected: set[int] = set()
         self._choice: tuple[Sequence[int], int] | None = None
@@ -189,6 +191,7 @@ class FlowerFleet:
         if len(exchange.answers) < self.needed:
             raise self._too_few(phase, exchange)
         self.acquainted, self.missed = set(exchange.answers), exchange.unconnected
+        self.trained |= self.acquainted if phase in ("train", "evaluate") else set()
         asked = self._chosen or range(self._config.devices)
         for device in sorted(set(asked) - exchange.devices):
             self._log("absent", phase=phase, device=device)
@@ -349,6 +352,7 @@ class _Exchange(Generic[Answer]):
         """Take what to ask, and which nodes; by default those that stand for devices."""
         self._fleet, self._phase, self._read, self._nodes = fleet, phase, read, nodes
         self._short, self._whole = request.short, functools.cache(request.whole)
+        self._again = None if request.again is None else functools.cache(request.again)
         self._asked: dict[str, int] = {}
         self._over: set[int] = set()
         self.answers: dict[int, tuple[int, Answer]] = {}
@@ -388,10 +392,17 @@ class _Exchange(Generic[Answer]):
         for node in self._available():
             if node in self._over or node in self._asked.values():
                 continue
-            known = node in self._fleet.acquainted
-            packet = self._short if known and self._short is not None else self._whole()
+            packet = self._packet_for(node)
             if (message := self._fleet.push(self._phase, packet, node, seconds)) is not None:
                 self._asked[message] = node
+
+    def _packet_for(self, node: int) -> Packet:
+        """Return as much of the request as a node needs."""
+        if node in self._fleet.acquainted and self._short is not None:
+            return self._short
+        if node in self._fleet.trained and self._again is not None:
+            return self._again()
+        return self._whole()
 
     def collect(self) -> None:
         """Take in what has arrived."""
@@ -415,6 +426,7 @@ class _Exchange(Generic[Answer]):
         """Give up on a device whose app fails; one that went away may come back and is asked."""
         reason = terminal_text((reply.error.reason or "no reason given").strip())[:_LONGEST_REASON]
         self._fleet.note_failure(node, self._phase, reply.error.code, reason)
+        self._fleet.trained.discard(node)  # Its memory may be what is wrong.
         if reply.error.code in _OF_THE_APP:
             self.failures.append(f"{self._fleet.name_of(node)}: {reason}")
             self._over.add(node)

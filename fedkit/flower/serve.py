@@ -49,7 +49,7 @@ def _serve(
 
     def after_step(step: Report) -> None:
         _print(step, measure.name)
-        log("step", **{key: value for key, value in vars(step).items() if key != "state"}, **about)
+        log("step", **step.figures, **about)
         status.write(folder.path / METRICS)
 
     log("serve", resume=place.resume, devices=config.devices, rounds=config.rounds)

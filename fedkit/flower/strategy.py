@@ -26,6 +26,7 @@ from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.wire import to_records
 from fedkit.methods.registry import resolve
 from fedkit.methods.schedule import kept_per_layer
+from fedkit.server.device_metric import DeviceMetric
 from fedkit.server.participation import check_participation
 from fedkit.server.rounds import Report, Server, StepPhase, run_rounds
 from fedkit.sparse.state import ModelState
@@ -40,6 +41,9 @@ CONFIG, RUN = "config", "fedkit"
 """Record of a message that holds the train config, and its key that holds the run's."""
 
 _POLL_SECONDS = 0.2
+
+_TAKEN = {"rounds", "deadline", "method", "devices_per_round"}
+_TAKEN |= {"device_eval", "validation_share", "backbone"}
 
 
 class SparseStrategy(FedAvg):
@@ -87,10 +91,11 @@ class SparseStrategy(FedAvg):
         )
         if not 0 < fraction_train <= 1:
             raise ConfigError(f"fraction_train is {fraction_train}; it must be above 0, up to 1")
-        if taken := sorted({"rounds", "deadline", "method", "devices_per_round"} & set(settings)):
+        if taken := sorted(_TAKEN & set(settings)):
             raise ConfigError(
                 f"{', '.join(taken)} cannot be set here: rounds and deadline are num_rounds and "
-                "timeout of start, devices_per_round follows from fraction_train"
+                "timeout of start, devices_per_round follows from fraction_train, devices measure "
+                "by the ClientApp's own evaluate, and backbone is the initial arrays"
             )
         self._model, self._loss, self._shape = model, loss, input_shape
         self._server_data = server_data
@@ -221,6 +226,7 @@ class _ModelServer(Server):
         state: ModelState,
         loss: float | None,
         traffic: tuple[int, int] = (0, 0),
+        devices: DeviceMetric | None = None,
     ) -> Report:
         """Report without a measurement."""
         return Report(phase, number, None, loss, state.density, *traffic, state)

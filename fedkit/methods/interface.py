@@ -26,6 +26,7 @@ from fedkit.methods.schedule import (
     local_training,
 )
 from fedkit.methods.server_training import tune
+from fedkit.sparse.part import Part
 from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.sparse.topk import Entries
 from fedkit.tasks.task import Examples
@@ -36,9 +37,9 @@ from fedkit.wire.validation import Coverage
 if TYPE_CHECKING:
     from torch import nn
 
-Phase = Literal["moments", "losses", "survey", "train", "introduction"]
+Phase = Literal["moments", "losses", "survey", "train", "evaluate", "introduction"]
 """What a message asks of a device: moments or loss per candidate, scores of a dense model, a round
-of training, or nothing but which device it is."""
+of training, a metric on data it holds out, or nothing but which device it is."""
 
 
 Answer = TypeVar("Answer")
@@ -52,15 +53,22 @@ class Request:
     Attributes:
         whole: Returns the packet for a device of which nothing is known.
         short: What a device needs that answered the exchange before; None where that is no less.
+        again: Returns the packet for a device that has trained in this run, some time ago; None
+            where that is no less than `whole`.
     """
 
     whole: Callable[[], Packet]
     short: Packet | None = None
+    again: Callable[[], Packet] | None = None
 
     def changed(self, change: Callable[[Packet], Packet]) -> Request:
-        """Return this request with both packets changed."""
-        short = None if self.short is None else change(self.short)
-        return Request(lambda: change(self.whole()), short)
+        """Return this request with all packets changed."""
+        short, again = self.short, self.again
+        return Request(
+            lambda: change(self.whole()),
+            None if short is None else change(short),
+            None if again is None else lambda: change(again()),
+        )
 
 
 class Dispatcher(Protocol):
@@ -179,9 +187,23 @@ def whole_model(state: ModelState) -> Request:
     return Request(lambda: messages.pack_state(state, None))
 
 
-def changed_model(state: ModelState, known: Masks) -> Request:
-    """Return the message that brings a model, only the changes to devices that know `known`."""
-    return replace(whole_model(state), short=messages.pack_state(state, known))
+def changed_model(state: ModelState, known: Masks, shared: Part | None = None) -> Request:
+    """Return the message that brings a model, only the changes to devices that know `known`.
+
+    Args:
+        state: The model.
+        known: Masks of the whole model.
+        shared: What of it can have changed at all, where that is less: a device that has trained
+            in this run has the rest.
+    """
+    if shared is None or shared.whole:
+        return replace(whole_model(state), short=messages.pack_state(state, known))
+    part = shared.of(state)
+    return Request(
+        whole_model(state).whole,
+        messages.pack_part(part, shared.masks(known)),
+        lambda: messages.pack_part(part, None),
+    )
 
 
 def static(masks_of: Callable[[Opening], Masks]) -> Callable[[Opening], Opened]:
@@ -203,10 +225,10 @@ class Aggregated:
     Attributes:
         config: The run.
         number: The round, from 1.
-        sent: The masks that devices were sent.
+        sent: The masks that devices were sent, of what travels.
         state: The merged model: weights are means over the devices that keep them; its masks are
-            the union of theirs.
-        updates: What the devices returned, by index.
+            the union of theirs. What does not travel in a round is not in it.
+        updates: What the devices returned, by index; of what travels.
         shares: |D_k| / |D| per update.
     """
 
@@ -233,6 +255,7 @@ class LocalRound:
         number: The round, from 1; 0 in a survey.
         layers: Layers of which the server expects entries this round.
         kept: Arrays that the method left here in the round before.
+        trained: Names of the weights that are trained; None: all.
     """
 
     config: RunConfig
@@ -242,6 +265,7 @@ class LocalRound:
     number: int
     layers: Sequence[str] = ()
     kept: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    trained: frozenset[str] | None = None
 
     def train(
         self,
@@ -260,7 +284,7 @@ class LocalRound:
         """
         config = self.config
         epochs = config.epochs if epochs is None else epochs
-        how = local_training(config, epochs, learning_rate(config, self.number))
+        how = local_training(config, epochs, learning_rate(config, self.number), self.trained)
         seed = derived_seed(config.seed, 3, self.number, self.index, *([part] if part else []))
         return self.engine.train(state, self.examples, how, seed, gradient_sums)
 

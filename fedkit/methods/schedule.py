@@ -40,9 +40,19 @@ def derived_seed(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
-def local_training(config: RunConfig, epochs: int, lr: float) -> LocalTraining:
-    """Return how this run trains, wherever it does, for so many epochs at one learning rate."""
-    return LocalTraining(epochs, config.batch_size, lr, config.momentum, config.weight_decay)
+def local_training(
+    config: RunConfig, epochs: int, lr: float, trained: frozenset[str] | None = None
+) -> LocalTraining:
+    """Return how this run trains, wherever it does, for so many epochs at one learning rate.
+
+    Args:
+        config: The run.
+        epochs: How many.
+        lr: The learning rate.
+        trained: Names of the weights that are trained; None: all, as on the server.
+    """
+    rates = (lr, config.momentum, config.weight_decay)
+    return LocalTraining(epochs, config.batch_size, *rates, trained)
 
 
 def kept_per_layer(config: RunConfig, shapes: Shapes) -> dict[str, int]:
@@ -85,7 +95,7 @@ def last_adjusting_round(config: RunConfig) -> int:
 
 def adjusting_block(config: RunConfig, prunable: Sequence[str], number: int) -> list[str]:
     """Return the layers of FedTiny's turn at the end of round `number`; none in other rounds."""
-    if not adjusts_in(config, number):
+    if not prunable or not adjusts_in(config, number):
         return []
     turn = number // config.adjustment_period - 1
     return block_at(prunable, block_count(config, prunable), turn, config.order)

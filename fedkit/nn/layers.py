@@ -19,6 +19,9 @@ PRUNABLE = (
 BatchNorm = nn.modules.batchnorm._BatchNorm
 """What all batch normalisations derive from, ours too."""
 
+NORMS = (BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""What all norms derive from, ours too."""
+
 STATISTICS = ("running_mean", "running_var")
 """Buffers of a norm that a fleet merges."""
 
@@ -67,6 +70,16 @@ def tracking_norms(model: nn.Module) -> dict[str, BatchNorm]:
         for name, module in model.named_modules()
         if isinstance(module, BatchNorm) and module.running_mean is not None
     }
+
+
+def norm_parameters(model: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters of all norms, with running statistics and without."""
+    return frozenset(
+        f"{name}.{parameter}" if name else parameter
+        for name, module in model.named_modules()
+        if isinstance(module, NORMS)
+        for parameter, _ in module.named_parameters(recurse=False)
+    )
 
 
 @contextmanager

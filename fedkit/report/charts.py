@@ -59,6 +59,7 @@ def charts(runs: Sequence[Run], names: Sequence[str]) -> list[Chart]:
     told = list(zip(runs, names, strict=True))
     return [
         *_metric_charts(told),
+        *_own_data_charts(told),
         _lines("Loss over rounds", "loss", [_line(run, name, "loss") for run, name in told]),
         _bytes_chart(told),
         _lines("Seconds over rounds", "seconds", [_line(r, n, "seconds") for r, n in told]),
@@ -84,6 +85,21 @@ def _metric_charts(told: _Named) -> list[Chart]:
             chart.figure["layout"]["yaxis"]["tickformat"] = ".3~%"
         found.append(chart)
     return found
+
+
+def _own_data_charts(told: _Named) -> list[Chart]:
+    """Return a chart of what devices measured themselves, if any did: mean and worst tenth."""
+    those = [(run, name) for run, name in told if any("devices_mean" in s for s in run.steps)]
+    lines = [
+        _line(run, f"{name}, {what}", key)
+        for run, name in those
+        for what, key in (("mean", "devices_mean"), ("worst tenth", "devices_worst"))
+    ]
+    what = ", ".join(dict.fromkeys(run.metric.name for run, _ in those))
+    chart = _lines("On devices' own data", what, lines)
+    for number, trace in enumerate(chart.figure["data"]):
+        trace["line"] = _style(number // 2) | {"dash": ("solid", "dot")[number % 2]}
+    return [chart] if those else []
 
 
 def _bytes_chart(told: _Named) -> Chart:

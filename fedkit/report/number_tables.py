@@ -24,7 +24,10 @@ _CLASS_COLUMNS = 20
 _LEAST_ROWS = 10
 
 _STEP_KEYS = ("phase", "round", "accuracy", "loss", "density", "bytes_down", "bytes_up")
-_MORE_KEYS = ("message_bytes_down", "message_bytes_up", "seconds", "epsilon")
+_MORE_KEYS = (
+    *("message_bytes_down", "message_bytes_up", "seconds", "epsilon"),
+    *("devices_mean", "devices_spread", "devices_worst", "devices_measured"),
+)
 
 
 def numbers(told: Named) -> str:

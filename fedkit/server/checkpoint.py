@@ -312,8 +312,7 @@ class RunFolder:
             layout: The model's layout.
             extra: Further keys of the line, such as seconds and transport bytes.
         """
-        known = {key: value for key, value in vars(report).items() if key != "state"}
-        line = json.dumps({**known, **extra})
+        line = json.dumps({**report.figures, **extra})
         with _told_as_ours(f"the step cannot be stored in {self.path}"):
             self._save(report, layout, line)
             with (self.path / "metrics.jsonl").open("ab") as file:
@@ -438,6 +437,10 @@ _LINE_OF_SOME: Mapping[str, Callable[[Any], bool]] = {
     "message_bytes_down": _is_count,
     "message_bytes_up": _is_count,
     "epsilon": _is_figure,
+    "devices_mean": _is_number,
+    "devices_spread": _is_number,
+    "devices_worst": _is_number,
+    "devices_measured": _is_count,
 }
 
 

@@ -64,6 +64,9 @@ def check_private(config: RunConfig, method: Method) -> None:
         ),
         "devices are asked for norm statistics: set bn_merge to pooled": config.bn_merge
         in ("exact", "exact-last"),
+        "devices tell a metric of their data: set device_eval and validation_share to 0": bool(
+            config.device_eval
+        ),
         "only a mean has a known sensitivity: set aggregation to mean": config.aggregation
         != "mean",
     }

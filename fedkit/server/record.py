@@ -89,7 +89,8 @@ def record_in(
         folder.keep_shares(scenario.shares)
     server, began = scenario.server(), time.monotonic() - _seconds_before(folder)
     sent = _message_bytes(fleet)
-    for report in run_rounds(server, fleet, scenario.server_data, after=_last_step(folder)):
+    start, after = scenario.backbone, _last_step(folder)
+    for report in run_rounds(server, fleet, scenario.server_data, start, after):
         before, sent = sent, _message_bytes(fleet)
         travelled = {key: sent[key] - before[key] for key in sent}
         seconds = round(time.monotonic() - began, 3)

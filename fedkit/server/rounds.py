@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -36,7 +36,9 @@ from fedkit.methods.interface import (
 )
 from fedkit.methods.registry import load_method
 from fedkit.methods.server_training import train_dense
+from fedkit.methods.travel import Travel, check_dense, check_travel, opening_config
 from fedkit.server.aggregation import aggregate, shares
+from fedkit.server.device_metric import DeviceMetric, ask_devices, device_measure, is_due
 from fedkit.server.participation import OPENING, order
 from fedkit.server.privacy import check_private, opening_fleet, own_statistics, private_model
 from fedkit.sparse.state import ModelState
@@ -70,6 +72,7 @@ class LocalFleet:
         self._memories: list[Packet] = [Packet({})] * len(devices)
         self._chosen: Sequence[int] = range(len(devices))
         self._acquainted: set[int] = set()
+        self._trained: set[int] = set()
         self.traffic = (0, 0)
 
     def choose(self, order: Sequence[int], count: int) -> None:
@@ -84,9 +87,14 @@ class LocalFleet:
         if request.short is not None:
             known = [index for index in self._chosen if index in self._acquainted]
             replies |= self._counted(phase, request.short, known) if known else {}
+        if request.again is not None:
+            known = [n for n in self._chosen if n in self._trained and n not in replies]
+            replies |= self._counted(phase, request.again(), known) if known else {}
         if strange := [index for index in self._chosen if index not in replies]:
             replies |= self._counted(phase, request.whole(), strange)
         self._acquainted = set(self._chosen)
+        if phase in ("train", "evaluate"):
+            self._trained |= self._acquainted
         return [read(replies[index]) for index in self._chosen]
 
     def _counted(self, phase: Phase, request: Packet, asked: Sequence[int]) -> dict[int, Packet]:
@@ -179,6 +187,7 @@ class Report:
         bytes_down: Payload the server sent in this step, summed over the devices.
         bytes_up: Payload the devices sent.
         state: The server's model.
+        devices: The metric of devices on data they hold out, after a round that asks for it.
     """
 
     phase: StepPhase
@@ -189,6 +198,13 @@ class Report:
     bytes_down: int
     bytes_up: int
     state: ModelState
+    devices: DeviceMetric | None = None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """All of it but the model, as a record says it."""
+        own = {key: value for key, value in vars(self).items() if key not in ("state", "devices")}
+        return {**own, **(self.devices.figures if self.devices else {})}
 
 
 class Server:
@@ -201,6 +217,11 @@ class Server:
     def method(self) -> Method:
         """What the fleet runs."""
         return load_method(self.config.method)
+
+    @functools.cached_property
+    def parts(self) -> Travel:
+        """What of the model travels."""
+        return Travel.of(self.config, self.engine)
 
     def module(self, state: ModelState) -> nn.Module:
         """Return the task's torch module loaded with `state`, whatever engine trained it."""
@@ -215,11 +236,12 @@ class Server:
         state: ModelState,
         loss: float | None,
         traffic: tuple[int, int] = (0, 0),
+        devices: DeviceMetric | None = None,
     ) -> Report:
         """Measure `state` on the test data, if it is time."""
         due = number % self.config.measure_every == 0 or number == self.config.rounds
         accuracy = self._accuracy(state) if due else None
-        return Report(phase, number, accuracy, loss, state.density, *traffic, state)
+        return Report(phase, number, accuracy, loss, state.density, *traffic, state, devices)
 
     def _accuracy(self, state: ModelState) -> float:
         return measure(self.engine, state, self.test, self.task.measure)
@@ -262,6 +284,7 @@ def run_rounds(
     """
     config, channel = server.config, Channel(fleet, server.config.wire)
     check_private(config, server.method)
+    parts = check_travel(config, server.method, server.engine)
     if after is None or after.phase == "start":
         if after is None:
             state = dense_start(server, server_data) if dense is None else dense
@@ -272,10 +295,11 @@ def run_rounds(
         shape = server.test.inputs.shape[1:]
         opened = server.method.start(
             Opening(
-                *(config, server.engine, state, server_data),
+                *(opening_config(config, parts), server.engine, state, server_data),
                 *(opening_fleet(config, channel), server.module, shape),
             )
         )
+        check_dense(config, parts, opened.state.masks)
         if opened.state is not state:
             yield server.report("selection", 0, opened.state, opened.loss, channel.take())
     else:
@@ -290,8 +314,12 @@ def run_rounds(
         elif number == config.rounds and config.bn_merge in ("exact", "exact-last"):
             shape = server.test.inputs.shape[1:]
             state = last_statistics(config, server.engine, shape, channel, state, number)
-        yield server.report("round", number, state, loss, channel.take())
-        request = changed_model(state, sent.masks)
+        request = changed_model(state, sent.masks, parts.shared)
+        devices = None
+        if is_due(config, number) and (measured := device_measure(config, server.task)):
+            devices = ask_devices(channel, request, measured, server.task.measure, number)
+            request = changed_model(state, state.masks, parts.shared)
+        yield server.report("round", number, state, loss, channel.take(), devices)
 
 
 def _choose(fleet: Dispatcher, config: RunConfig, number: int) -> None:
@@ -321,13 +349,14 @@ def train_round(
     Returns:
         The next model, and the devices' mean training loss, which a private run keeps to itself.
     """
-    config, layout, method = server.config, server.engine.layout, server.method
-    layers = method.layers(config, layout.prunable, number)
+    config, method, shared = server.config, server.method, server.parts.shared
+    layers = method.layers(config, shared.layout.prunable, number)
     received = messages.as_received(sent, config.wire)
+    told = shared.of(received)
 
     def read(reply: Packet) -> Update:
         return admit_update(
-            *(reply, layout, received, config, number, layers),
+            *(reply, shared.layout, told, config, number, layers),
             *(method.own_masks, method.entries),
         )
 
@@ -336,10 +365,12 @@ def train_round(
 
     updates = fleet.exchange("train", request.changed(numbered), read)
     if config.dp_clip:
-        noisy = private_model(config, received, updates)
+        noisy = private_model(config, told, updates)
         # What a method makes of the noisy model alone tells no more than that does.
-        return method.adjust(Aggregated(config, number, sent.masks, noisy, (), ())), None
+        private = method.adjust(Aggregated(config, number, told.masks, noisy, (), ()))
+        return shared.into(received, private), None
     parts = shares(updates)
     merged = aggregate(config, updates, parts, server.engine.absolute_norms)
-    state = method.adjust(Aggregated(config, number, sent.masks, merged, updates, parts))
-    return state, float(np.dot(parts, [update.loss for update in updates]))
+    state = method.adjust(Aggregated(config, number, told.masks, merged, updates, parts))
+    loss = float(np.dot(parts, [update.loss for update in updates]))
+    return shared.into(received, state), loss

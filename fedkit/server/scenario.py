@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedkit.config import RunConfig
-from fedkit.core.errors import DataError, TaskError
+from fedkit.core.errors import ConfigError, DataError, TaskError
 from fedkit.core.text import listed
+from fedkit.device.held_out import device_of
 from fedkit.device.round import Device
 from fedkit.engine.base import Engine
 from fedkit.methods.registry import load_method, resolve
 from fedkit.methods.schedule import kept_per_layer, local_training
+from fedkit.methods.travel import check_travel, opening_config
+from fedkit.server.checkpoint import RunFolder
+from fedkit.server.device_metric import device_measure
 from fedkit.server.participation import check_participation
 from fedkit.server.privacy import check_private
 from fedkit.server.rounds import LocalFleet, Server
@@ -82,6 +86,11 @@ class Scenario:
                     f"no device holds examples of {listed('class', missing.tolist())}, which the "
                     "test data has; the devices cannot teach the model to tell them"
                 )
+        if self.config.local:
+            found.append(
+                f"devices keep {self.config.local} to themselves, and the server's model has what "
+                "that was before training: its value on the test data is no device's"
+            )
         return [text for text in found if text]
 
     @property
@@ -101,13 +110,34 @@ class Scenario:
         config = self.config
         return make_engine(self.task, config.model, config.seed, config.engine, config.precision)
 
+    @functools.cached_property
+    def backbone(self) -> ModelState | None:
+        """The dense start of another run's last model, where the config names one.
+
+        Its pruned weights are zeros to begin with.
+
+        Raises:
+            CheckpointError: There is no such run, or it cannot be read.
+            ConfigError: Its model is another.
+        """
+        if not self.config.backbone:
+            return None
+        found = RunFolder.open(Path(self.config.backbone)).load()
+        if found.layout != self.engine.layout:
+            raise ConfigError(
+                f"the model of backbone {self.config.backbone} has other tensors than this run's; "
+                "take a run of the same model, with as many outputs"
+            )
+        masks = {name: np.ones_like(mask) for name, mask in found.state.masks.items()}
+        return found.state.with_masks(masks)
+
     def module(self, state: ModelState) -> nn.Module:
         """Return the task's torch module loaded with `state`, whatever engine trained it."""
         return self.server().module(state)
 
     def device(self, index: int) -> Device:
         """Build device `index`."""
-        return Device(index, self.devices[index], self.engine, self.config)
+        return device_of(index, self.devices[index], self.engine, self.config)
 
     def server(self) -> Server:
         """Build the server."""
@@ -124,12 +154,17 @@ class Scenario:
         """
         from fedkit.engine.trial import try_task
 
-        check_private(self.config, load_method(self.config.method))
+        method = load_method(self.config.method)
+        check_private(self.config, method)
         check_participation(self.config)
         engine = self.engine
-        kept_per_layer(self.config, engine.layout.prunable_shapes)
+        parts = check_travel(self.config, method, engine)
+        _ = self.backbone
+        kept_per_layer(opening_config(self.config, parts), engine.layout.prunable_shapes)
         how = local_training(self.config, epochs=1, lr=self.config.lr)
-        try_task(self.task, engine, [self.test, *self.devices], how)
+        device_measure(self.config, self.task)
+        trained = [self.device(index).examples for index in range(len(self.devices))]
+        try_task(self.task, engine, [self.test, *trained], how)
         self._check_steady()
 
     def _check_steady(self) -> None:

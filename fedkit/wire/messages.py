@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -200,6 +200,16 @@ def pack_state(state: ModelState, known: Masks | None) -> Packet:
     elif masks_digest(known) != digest:
         arrays["mask_changes"] = codec.encode_masks(state.masks, known)
     return Packet(arrays, {"mask_digest": digest})
+
+
+PART = "part"
+"""Number of a message that brings a part of a model: what changes from round to round."""
+
+
+def pack_part(part: ModelState, known: Masks | None) -> Packet:
+    """Pack what of a model changes from round to round, for a device that has the rest."""
+    packed = pack_state(part, known)
+    return Packet(packed.arrays, {**packed.numbers, PART: 1})
 
 
 def read_state(packet: Packet, layout: Layout, known: Masks | None) -> ModelState:
@@ -399,6 +409,29 @@ def read_scores(packet: Packet, shapes: Shapes) -> tuple[Weights, int]:
     if not np.isfinite(flat).all():
         raise WireError("scores hold NaN or infinite values; check the device's data")
     return _split(flat, shapes), read_count(packet, "examples")
+
+
+# A metric on devices' own data ----------------------------------------------------------------
+
+METRIC = "metric"
+"""Number of a request to measure, a text: a metric of `fedkit.tasks.metrics` and its settings."""
+
+
+def pack_value(value: float | None, number: int) -> Packet:
+    """Pack a metric's value after a round; None, or no finite number, for one that has none."""
+    has = value is not None and math.isfinite(value) and abs(value) <= LARGEST
+    told = {"value": float(cast(float, value))} if has else {}
+    return Packet({}, {"round": number, **told})
+
+
+def read_value(packet: Packet) -> float | None:
+    """Read a value packed by `pack_value`."""
+    value = packet.numbers.get("value")
+    if value is None:
+        return None
+    if not isinstance(value, float) or not abs(value) <= LARGEST:
+        raise WireError(f"'value' is {short(value)}; need a finite number")
+    return value
 
 
 # Training ------------------------------------------------------------------------------------

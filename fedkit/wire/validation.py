@@ -98,6 +98,19 @@ def admit_scores(packet: Packet, shapes: Shapes, config: RunConfig) -> tuple[Wei
     return scores, _examples(packet, config)
 
 
+# A metric on devices' own data ---------------------------------------------------------------
+
+
+def admit_value(packet: Packet, number: int) -> float | None:
+    """Read a device's value of the metric, None where it has none; or refuse it.
+
+    Raises:
+        WireError: It is not of this round, or not a number within bounds.
+    """
+    _check_round(packet, number)
+    return messages.read_value(packet)
+
+
 # Training -----------------------------------------------------------------------------------
 
 
@@ -126,11 +139,7 @@ def admit_update(
     Raises:
         WireError: It does not fit the model or the round, or breaks a bound.
     """
-    if messages.read_count(packet, "round") != number:
-        raise WireError(
-            f"a reply to round {packet.numbers['round']} came in round {number}; it is late or "
-            "repeated, and is left out"
-        )
+    _check_round(packet, number)
     _examples(packet, config)
     update = messages.read_update(packet, layout, sent, layers, own_masks, config.uplink_bits)
     _check_size("its loss", np.array(update.loss), LARGEST)
@@ -143,6 +152,14 @@ def admit_update(
         _check_density(update.state, sent)
     _check_entries(update, sent.masks, entries)
     return update
+
+
+def _check_round(packet: Packet, number: int) -> None:
+    if messages.read_count(packet, "round") != number:
+        raise WireError(
+            f"a reply to round {packet.numbers['round']} came in round {number}; it is late or "
+            "repeated, and is left out"
+        )
 
 
 def _examples(packet: Packet, config: RunConfig) -> int:

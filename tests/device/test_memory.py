@@ -119,3 +119,17 @@ def test_a_write_that_is_cut_off_leaves_the_step_before(
         with pytest.raises(KeyboardInterrupt):
             ask(tmp_path, handle, 2)
     assert ask(tmp_path, handle, 2) == 30
+
+
+def test_what_is_remembered_after_a_measurement_comes_before_the_next_round(tmp_path: Path) -> None:
+    memory = DurableMemory(tmp_path, "run")
+    asked = [
+        ("train", Packet({}, {"round": 1})),
+        ("moments", Packet({}, {"round": 1, "level": 70})),
+        ("evaluate", Packet({}, {"round": 1})),
+        ("train", Packet({}, {"round": 2})),
+    ]
+    for number, (phase, request) in enumerate(asked):
+        before = memory.before(phase, request)  # type: ignore[arg-type]
+        assert before.numbers.get("step", -1) == number - 1
+        memory.keep(phase, request, Packet({}, {"step": number}), Packet({}))  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from fedkit.tasks.task import Examples, cross_entropy
 from tests.fleet.grids import ScriptedGrid
 from tests.sets import slow
 
+HOW = LocalTraining(1, 8, lr=0.1, momentum=0.0, weight_decay=0.0)  # of which loops know nothing
 NODES = 3
 ROUNDS = 4
 SETTINGS: dict[str, Any] = {
@@ -244,11 +245,11 @@ def test_an_optimiser_that_moves_pruned_weights_is_mended() -> None:
         name: np.random.default_rng(0).random(m.shape) < 0.5 for name, m in state.masks.items()
     }
     start = ModelState(state.weights, state.stats, masks)
-    trained, _ = engine.train(start, share(0), None, seed=0)  # type: ignore[arg-type]
+    trained, _ = engine.train(start, share(0), HOW, seed=0)
     for name, mask in masks.items():
         assert not trained.weights[name][~mask].any()
         assert (trained.weights[name][mask] != state.weights[name][mask]).all()
-    again, _ = engine.train(start, share(0), None, seed=0)  # type: ignore[arg-type]
+    again, _ = engine.train(start, share(0), HOW, seed=0)
     np.testing.assert_array_equal(again.weights["fc.weight"], trained.weights["fc.weight"])
 
 
@@ -395,4 +396,4 @@ def test_a_message_of_another_strategy_is_refused() -> None:
 def test_loops_raise_what_they_are() -> None:
     engine = OwnLoopEngine(first_model(), cross_entropy, raising)
     with pytest.raises(TaskError, match="the training loop failed"):
-        engine.train(engine.initial_state(), share(0), None, 0)  # type: ignore[arg-type]
+        engine.train(engine.initial_state(), share(0), HOW, 0)

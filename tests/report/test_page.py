@@ -60,6 +60,20 @@ def test_charts_have_the_numbers_of_the_folder(tmp_path: Path) -> None:
     assert bars["x"] == [0.25, 0.25]
 
 
+def test_what_devices_measured_is_a_chart_of_its_own(tmp_path: Path) -> None:
+    told = {
+        "devices_mean": 0.5,
+        "devices_worst": 0.25,
+        "devices_spread": 0.1,
+        "devices_measured": 9,
+    }
+    make_run(tmp_path / "run", [step(1, **told), step(2), step(3, **told | {"devices_mean": 0.75})])
+    page = Page(report([tmp_path / "run"]))
+    mean, worst = next(t for t, _ in page.figures if t[0]["name"].endswith("mean"))
+    assert mean["y"] == [0.5, None, 0.75]
+    assert worst["y"] == [0.25, None, 0.25]
+
+
 def test_tables_and_the_csv_have_the_numbers_of_the_folder(tmp_path: Path) -> None:
     page = Page(report([whole(tmp_path / "run")]))
     steps = next(n for n, row in enumerate(page.rows) if row[:3] == ["phase", "round", "accuracy"])

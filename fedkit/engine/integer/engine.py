@@ -87,7 +87,7 @@ class IntegerEngine(PlannedEngine):
         self.kernels = native.load_kernels(simd) if wanted == "native" else None
         self._initial = initial
         self._network: IntegerNetwork | None = None
-        self._programs: dict[tuple[Mode, int], IntegerProgram] = {}
+        self._programs: dict[tuple[Mode, int, frozenset[str] | None], IntegerProgram] = {}
 
     @property
     def lanes(self) -> int:
@@ -123,12 +123,12 @@ class IntegerEngine(PlannedEngine):
         """See `Engine.train`. The same order of examples as in the other engines."""
         largest = min(how.batch_size, len(examples))
         if gradient_sums is None:
-            program = self.program(state, "train", largest)
+            program = self.program(state, "train", largest, how.trained)
         else:
             program = self._full_program(state, largest)
         network, loss = program.network, 0.0
         program.restart(seed)
-        optimiser = Sgd(network, self.kernels, how.momentum, how.weight_decay, seed)
+        optimiser = Sgd(network, self.kernels, how.momentum, how.weight_decay, seed, how.trained)
         inputs, scale = self._quantized(examples.inputs)
         encode = functools.partial(input_codes, scale=scale)
         batches = TrainingBatches(examples, how, seed, inputs, encode)
@@ -147,7 +147,12 @@ class IntegerEngine(PlannedEngine):
                 statistics.add(batch_statistics(program, len(batch.order)))
             loss = sum(losses) / len(losses)
         self._look_again(program, statistics, inputs, scale, how.batch_size)
-        return ModelState(network.state(), statistics.mean() or state.stats, state.masks), loss
+        # What is not trained comes back as it came, not as the integers have it.
+        weights = {
+            name: value if how.trained is None or name in how.trained else state.weights[name]
+            for name, value in network.state().items()
+        }
+        return ModelState(weights, statistics.mean() or state.stats, state.masks), loss
 
     def _look_again(
         self,
@@ -243,8 +248,16 @@ class IntegerEngine(PlannedEngine):
         everything = {name: np.ones_like(mask) for name, mask in state.masks.items()}
         return self.program(ModelState(state.weights, state.stats, everything), "train", batch)
 
-    def program(self, state: ModelState, mode: Mode, batch: int) -> IntegerProgram:
+    def program(
+        self, state: ModelState, mode: Mode, batch: int, trained: frozenset[str] | None = None
+    ) -> IntegerProgram:
         """Return a program for batches of up to `batch` examples, loaded with `state`.
+
+        Args:
+            state: The model.
+            mode: What it is to do.
+            batch: Most examples.
+            trained: Names of the weights whose gradients are wanted; None: of all.
 
         Raises:
             EngineError: The state does not fit the plan or holds a NaN, or the batch is empty.
@@ -256,13 +269,20 @@ class IntegerEngine(PlannedEngine):
             self._programs.clear()
             self._network = None
             self._network = IntegerNetwork(self.plan, state.masks, self.bits, self.lanes)
-        if (mode, batch) not in self._programs:
+        key = mode, batch, trained
+        if key not in self._programs:
             self._programs.clear()
-            self._programs[mode, batch] = self.program_of(self._network, mode, batch)
+            self._programs[key] = self.program_of(self._network, *key)
         self._network.load(state)
-        return self._programs[mode, batch]
+        return self._programs[key]
 
-    def program_of(self, network: IntegerNetwork, mode: Mode, batch: int) -> IntegerProgram:
+    def program_of(
+        self,
+        network: IntegerNetwork,
+        mode: Mode,
+        batch: int,
+        trained: frozenset[str] | None = None,
+    ) -> IntegerProgram:
         """Return a new program for batches of up to `batch` examples on a network as it is."""
 
         def backend(program: IntegerProgram) -> Backend:
@@ -270,7 +290,7 @@ class IntegerEngine(PlannedEngine):
                 return NumpyBackend(network)
             return NativeBackend(network, self.kernels, program.schedule, batch)
 
-        return IntegerProgram(network, backend, mode, batch, self.gradient)
+        return IntegerProgram(network, backend, mode, batch, self.gradient, trained)
 
     def _evaluation(
         self, state: ModelState, inputs: NDArray[np.float32]

@@ -77,6 +77,9 @@ class Units(Protocol):
     def channels(self, tensor: int) -> int:
         """Return the channels of a tensor."""
 
+    def trains(self, name: str) -> bool:
+        """Say whether a parameter's gradient is wanted."""
+
     def key(self, number: int) -> int:
         """Return the key by which op `number` rounds at random in this step."""
 

@@ -45,6 +45,7 @@ class Sgd:
         momentum: 0 to 1.
         weight_decay: At least 0.
         seed: Of random rounding.
+        trained: Names of the weights that move; None: all.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class Sgd:
         momentum: float,
         weight_decay: float,
         seed: int,
+        trained: frozenset[str] | None = None,
     ) -> None:
+        self._trained = trained
         self._network, self._kernels, self._seed, self._step = network, kernels, seed, 0
         self._momentum, self._weight_decay = momentum, weight_decay
         self._ends = {name: self._rows(name) for name in network.plan.weights}
@@ -92,7 +95,7 @@ class Sgd:
         self._decay, self._decay_shift = int(decay[0]), int(shift[0])
         self._network.parameters.mask_gradient(gradient)
         for index, (name, ends) in enumerate(self._ends.items()):
-            if name not in units:
+            if name not in units or (self._trained is not None and name not in self._trained):
                 continue
             self._make_room(name, gradient, units[name] * lr, lr)
             point = self._network.points[name] + EXTRA

@@ -87,6 +87,7 @@ class IntegerProgram:
         mode: What it is to do.
         batch: Most examples of one batch.
         gradient: How gradients are scaled, a row of `gradients.RULES`.
+        trained: Names of the weights whose gradients are wanted; None: of all.
     """
 
     def __init__(
@@ -96,11 +97,15 @@ class IntegerProgram:
         mode: Mode,
         batch: int,
         gradient: str = "shiftquant",
+        trained: frozenset[str] | None = None,
     ) -> None:
+        self.trained = trained
         self.network, self.mode, self.batch = network, mode, batch
         self.plan, self._rule = network.plan, RULES[gradient]
         self.schedule = (
-            training_schedule(self.plan) if mode == "train" else forward_schedule(self.plan)
+            training_schedule(self.plan, trained)
+            if mode == "train"
+            else forward_schedule(self.plan)
         )
         self.bind(backend(self))
         read = {tensor for op in self.plan.ops for tensor in op.sources}
@@ -468,6 +473,10 @@ class IntegerProgram:
     def channels(self, tensor: int) -> int:
         """See `Units.channels`."""
         return self.plan.tensors[tensor].shape[0]
+
+    def trains(self, name: str) -> bool:
+        """See `Units.trains`."""
+        return self.trained is None or name in self.trained
 
     def _count(self, tensor: int) -> int:
         """Return the number of values of one channel in the batch."""

@@ -424,18 +424,18 @@ void NAME(conv_forward)(const struct conv *conv, int first, int last, float *scr
 }
 
 /* Run the parts first .. last - 1 backward; the target's gradient is finished.
- * Adds to `gradient` (as conv->values) and `bias_gradient` (or NULL), writes or adds to the
+ * Adds to `gradient` (as conv->values, or NULL) and `bias_gradient` (or NULL), writes or adds to the
  * source's gradient if it has one, and its sums if this finishes it. */
 void NAME(conv_backward)(const struct conv *conv, int first, int last, float *scratch,
                          float *gradient, float *bias_gradient) {
     struct tensor *s = conv->source;
     for (int number = first; number < last; number++) {
         const struct part p = part_of(conv, number, scratch);
-        pack_inputs(conv, &p);
         pack_outputs(conv, &p);
-        if (conv->forward.first)
+        if (gradient) pack_inputs(conv, &p);
+        if (gradient && conv->forward.first)
             weights_sparse(conv, p.in, p.out, p.lines, gradient);
-        else
+        else if (gradient)
             weights_dense(conv, p.in, p.out, p.lines, 0, conv->target->channels, gradient);
         if (bias_gradient) bias_gradients(conv, p.out, p.lines, bias_gradient);
         if (s->gradient == NULL) continue;

@@ -358,7 +358,7 @@ void NAME(int_conv_forward)(const struct int_conv *conv, int first, int last, in
     }
 }
 
-/* Run the parts first .. last - 1 backward: add to `gradient` and `bias_gradient` (or NULL), write
+/* Run the parts first .. last - 1 backward: add to `gradient` and `bias_gradient` (each or NULL), write
  * or add to the source's gradient if it has one. */
 void NAME(int_conv_backward)(const struct int_conv *conv, int first, int last, int16_t *scratch,
                              int64_t *gradient, int64_t *bias_gradient) {
@@ -369,9 +369,9 @@ void NAME(int_conv_backward)(const struct int_conv *conv, int first, int last, i
         for (int t = 0; t < p.tiles; t++)
             int_pack_gradients(conv, p.tile + t,
                                p.out + t * conv->target->channels * int_padded(&conv->out));
-        if (conv->first)
+        if (gradient && conv->first)
             int_weights_sparse(conv, p.in, p.out, lines, gradient);
-        else
+        else if (gradient)
             int_weights_dense(conv, p.in, p.out, lines, gradient);
         if (bias_gradient) int_bias_gradients(conv, p.out, lines, bias_gradient);
         if (s->gradient == NULL) continue;

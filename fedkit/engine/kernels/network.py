@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,18 @@ class Parameters:
     def part(self, name: str, vector: Array) -> Array:
         """Return the view of `vector` that belongs to a parameter."""
         return vector[self._parts[name]]
+
+    def parts(self, names: Container[str] | None) -> list[slice]:
+        """Return where some parameters lie in the vector, neighbours as one; None: all."""
+        found = list[slice]()
+        for name, part in self._parts.items():
+            if names is not None and name not in names:
+                continue
+            begins = part.start
+            if found and found[-1].stop == begins:
+                begins = found.pop().start
+            found.append(slice(begins, part.stop))
+        return [part for part in found if part.stop > part.start]
 
     def load(self, weights: Weights) -> None:
         """Copy the kept weights of dense arrays."""

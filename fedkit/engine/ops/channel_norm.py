@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class ChannelNorm(OneSourceOp):
     bias: str | None
     centred: bool
     kind: Literal["channel-norm"] = "channel-norm"
+    normalises: ClassVar[bool] = True
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -87,7 +88,7 @@ class FloatChannelNorm(NumpyFloatOp[ChannelNorm]):
 
     def backward(self, work: Workspace, given: Sequence[Contribution]) -> Iterator[Call]:
         """See `FloatOp.backward`."""
-        if self.op.parameters:
+        if any(map(work.trains, self.op.parameters)):
             yield self._give_parameters(work)
         yield from super().backward(work, given)
 

@@ -136,9 +136,12 @@ class FloatConv(FloatOp[Convolution]):
         work.kernels.conv_backward(byref(self.struct), first, last, work.scratch_of(thread), *into)
 
     def _addresses(self, work: Workspace, gradient: Floats) -> tuple[c_void_p, c_void_p]:
-        """Return where the gradients of weight and bias lie in `gradient`."""
+        """Return where the gradients of weight and bias lie in `gradient`, if they are wanted."""
         parameters = work.network.parameters
-        weight, bias = (part(parameters, name, gradient) for name in (self.op.weight, self.op.bias))
+        weight, bias = (
+            part(parameters, name, gradient) if work.trains(name) else None
+            for name in (self.op.weight, self.op.bias)
+        )
         return c_void_p(weight), c_void_p(bias)
 
     def _run_waves(self, work: Workspace, parts: int) -> None:

@@ -92,9 +92,11 @@ class IntegerConv(IntegerOp[Convolution]):
             shift = shift_to_fit(bound)
             new = Slope.whole(np.ldexp(unit, shift))
             mix = units.give(given[0], new)
-        gradient, sums = self.compute.backward(read, chain, shift, mix, source=bool(given))
-        network.part(op.weight, units.gradient)[:] = gradient
-        units.gradient_units[op.weight] = unit * unit_in / codes.scale
+        weights = units.trains(op.weight)
+        gradient, sums = self.compute.backward(read, chain, shift, mix, bool(given), weights)
+        if weights:
+            network.part(op.weight, units.gradient)[:] = gradient
+            units.gradient_units[op.weight] = unit * unit_in / codes.scale
         if op.bias:
             network.part(op.bias, units.gradient)[:] = sums
             units.gradient_units[op.bias] = unit / codes.scale
@@ -119,7 +121,7 @@ class NumpyConv(NumpyOp[Convolution]):
         backend.raw[op.target] = shift_right_half_up(sums, across(shift))
 
     def backward(
-        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool
+        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool, weights: bool
     ) -> tuple[Sums, Sums]:
         """Take the passed gradient p of the target, and the weights of the forward pass.
 
@@ -129,9 +131,11 @@ class NumpyConv(NumpyOp[Convolution]):
             shift: sum >> shift, rounded half to even, is a gradient of the source.
             mix: How that is added to what the source's gradient holds; None: it holds nothing.
             source: Whether the source needs a gradient.
+            weights: Whether the kept weights do.
 
         Returns:
-            Gradients of the kept weights, p * read(x), and per channel the sum of p; int64.
+            Gradients of the kept weights, p * read(x), 0 where they are not wanted, and per channel
+            the sum of p; int64.
         """
         op, backend = self.op, self.backend
         x, p = backend.read(op.source, read), backend.passed(op.target, chain)
@@ -139,7 +143,8 @@ class NumpyConv(NumpyOp[Convolution]):
         sums = np.zeros_like(padded(op, x))
         for (ky, kx), weight in _taps(op, self.weights):
             seen = window(op, padded(op, x), (ky, kx), plane, op.dilation)
-            gradient[:, :, ky, kx] = _outer(op.groups, p, seen)
+            if weights:
+                gradient[:, :, ky, kx] = _outer(op.groups, p, seen)
             window(op, sums, (ky, kx), plane, op.dilation)[...] += _transposed(op.groups, weight, p)
         if source:
             (top, left), (height, width) = op.padding, x.shape[2:]
@@ -281,7 +286,7 @@ class NativeConv(NativeOp[Convolution]):
         backend.kernels.int_conv_forward(byref(conv), 0, self._parts(), backend.scratch)
 
     def backward(
-        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool
+        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool, weights: bool
     ) -> tuple[Sums, Sums]:
         """See `NumpyConv.backward`."""
         conv, op, backend = self._struct, self.op, self.backend
@@ -299,7 +304,7 @@ class NativeConv(NativeOp[Convolution]):
         gradient, sums = np.zeros(count, np.int64), backend.zeros(op.target, np.int64)
         backend.kernels.int_conv_backward(
             *(byref(conv), 0, self._parts(), backend.scratch),
-            *(address(gradient), address(sums) if op.bias else None),
+            *(address(gradient) if weights else None, address(sums) if op.bias else None),
         )
         return gradient, sums
 

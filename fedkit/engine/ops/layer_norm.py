@@ -86,7 +86,7 @@ class FloatLayerNorm(FloatOp[ExampleNorm]):
     def backward(self, work: Workspace, given: Sequence[Contribution]) -> Iterator[Call]:
         """See `FloatOp.backward`."""
         kernels, struct = work.kernels, byref(self._struct)
-        if self.op.parameters:
+        if any(map(work.trains, self.op.parameters)):
             channels = work.plan.tensors[self.op.target].shape[0]
             yield work.shared(kernels.layer_gradients, channels, struct)
         for contribution in given:

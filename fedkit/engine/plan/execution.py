@@ -7,7 +7,7 @@ lives do not meet share the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedkit.engine.plan.structure import Plan, PlanOp
@@ -88,9 +88,15 @@ def forward_schedule(plan: Plan) -> Schedule:
     return Schedule(tuple(_forward(plan)), {})
 
 
-def training_schedule(plan: Plan) -> Schedule:
-    """Return forward pass, loss and backward pass."""
-    backward = _Backward(plan)
+def training_schedule(plan: Plan, trained: Container[str] | None = None) -> Schedule:
+    """Return forward pass, loss and backward pass.
+
+    Args:
+        plan: The model.
+        trained: Names of the weights whose gradients are wanted; None: of all. The pass ends where
+            no earlier op has one.
+    """
+    backward = _Backward(plan, trained)
     return Schedule((*_forward(plan), LossStep(), *backward.steps), backward.owner)
 
 
@@ -99,28 +105,32 @@ def _forward(plan: Plan) -> Iterable[Forward]:
     return (Forward(n, last[op.target] == n) for n, op in enumerate(plan.ops))
 
 
-def needs_gradient(plan: Plan) -> frozenset[int]:
-    """Return the tensors whose gradient some parameter depends on."""
+def needs_gradient(plan: Plan, trained: Container[str] | None = None) -> frozenset[int]:
+    """Return the tensors whose gradient some trained parameter depends on; None: any parameter."""
     needing: set[int] = set()
     for op in plan.ops:
-        if _is_trained(plan, op) or needing.intersection(op.sources):
+        if _is_trained(plan, op, trained) or needing.intersection(op.sources):
             needing.add(op.target)
     return frozenset(needing)
 
 
-def _is_trained(plan: Plan, op: PlanOp) -> bool:
+def _is_trained(plan: Plan, op: PlanOp, trained: Container[str] | None) -> bool:
     """Say whether an op, or the norm of its target, has something to train."""
-    return bool(op.parameters) or plan.tensors[op.target].norm is not None
+    norm = plan.tensors[op.target].norm
+    if trained is None:
+        return bool(op.parameters) or norm is not None
+    own = (*op.parameters, *((norm.weight, norm.bias) if norm else ()))
+    return any(name in trained for name in own if name is not None)
 
 
 class _Backward:
     """Builds the backward pass, from the last op to the first."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, trained: Container[str] | None) -> None:
         self.plan, self.owner = plan, dict[int, int]()
         self.steps: list[Step] = []
         self._finished: set[int] = set()
-        needing = needs_gradient(plan)
+        needing = needs_gradient(plan, trained)
         self._left = {tensor: 0 for tensor in needing}
         self._written = {plan.output}
         for op in plan.ops:

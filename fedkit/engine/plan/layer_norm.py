@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fedkit.engine.plan.structure import LayerKind, OneSourceOp, Plan, Shape, strict
 
@@ -22,6 +22,8 @@ class ExampleNorm(OneSourceOp):
         bias: Name of the offset, likewise.
         groups: Into how many equal parts the channels fall, each normalised by itself.
     """
+
+    normalises: ClassVar[bool] = True
 
     if TYPE_CHECKING:
 

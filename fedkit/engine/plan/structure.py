@@ -91,6 +91,7 @@ class PlanOp(ABC):
         kind: A field of type `Literal` with the names that the file calls it by.
         target: The tensor it writes.
         shares_gradient: Its sources' gradients are the target's, and may lie in the same memory.
+        normalises: It is a norm; what it trains are a norm's parameters.
         finishes_gradients: Its backward pass can pass a source's gradient through the activation.
     """
 
@@ -105,6 +106,7 @@ class PlanOp(ABC):
             """The tensor it writes."""
 
     shares_gradient: ClassVar[bool] = False
+    normalises: ClassVar[bool] = False
     finishes_gradients: ClassVar[bool] = False
 
     @property
@@ -213,3 +215,11 @@ def absolute_norms(plan: Plan) -> frozenset[str]:
     """Return the names of the plan's L1 norms."""
     norms = (tensor.norm for tensor in plan.tensors if tensor.norm is not None)
     return frozenset(norm.name for norm in norms if norm.kind == "l1-batch")
+
+
+def norm_parameters(plan: Plan) -> frozenset[str]:
+    """Return the names of the parameters of the plan's norms, of whatever kind."""
+    norms = (tensor.norm for tensor in plan.tensors if tensor.norm is not None)
+    named = [name for norm in norms for name in (norm.weight, norm.bias) if name is not None]
+    named += [name for op in plan.ops if op.normalises for name in op.parameters]
+    return frozenset(named)

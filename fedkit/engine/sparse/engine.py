@@ -36,6 +36,9 @@ from fedkit.tasks.task import Examples
 _EVALUATION_BATCH = 64
 _TILE = 1 << 14
 
+Trained = frozenset[str] | None
+"""Names of the weights that are trained; None: all."""
+
 
 class SparseEngine(PlannedEngine):
     """Implements `fedkit.engine.base.Engine` over a plan and the compiled kernels.
@@ -63,7 +66,7 @@ class SparseEngine(PlannedEngine):
         self.kernels = native.load_kernels(simd)
         self._initial, self._threads = initial, threads
         self._network: Network | None = None
-        self._programs: dict[Mode, SparseProgram] = {}
+        self._programs: dict[tuple[Mode, Trained], SparseProgram] = {}
 
     def replica(self) -> SparseEngine:
         """See `Replicable.replica`."""
@@ -93,8 +96,10 @@ class SparseEngine(PlannedEngine):
     ) -> tuple[ModelState, float]:
         """See `Engine.train`. The same steps as the torch engine's, on kept weights only."""
         largest = min(how.batch_size, len(examples))
-        program = self.program(state, "train", largest)
-        network = program.network
+        # Who adds up all gradients needs them all.
+        computed = how.trained if gradient_sums is None else None
+        program = self.program(state, "train", largest, computed)
+        network, program.moved = program.network, how.trained
         program.velocity[:] = 0
         batches = TrainingBatches(examples, how, seed)
         statistics, loss = RunningStatistics(self.plan.stats), 0.0
@@ -237,8 +242,16 @@ class SparseEngine(PlannedEngine):
         (whole,) = program.full_gradient(number, rows=network.layers[number].geometry.target[0])
         return np.asarray(network.parameters.whole(name, whole), np.float32)
 
-    def program(self, state: ModelState, mode: Mode, batch: int) -> SparseProgram:
+    def program(
+        self, state: ModelState, mode: Mode, batch: int, trained: Trained = None
+    ) -> SparseProgram:
         """Return a program for batches of up to `batch` examples, loaded with `state`.
+
+        Args:
+            state: The model.
+            mode: What it is to do.
+            batch: Most examples.
+            trained: Names of the weights whose gradients are wanted; None: of all.
 
         Raises:
             EngineError: The state does not fit the plan or holds a NaN, or the batch is empty.
@@ -250,11 +263,13 @@ class SparseEngine(PlannedEngine):
             self._programs.clear()
             self._network = None
             self._network = Network(self.plan, state.masks, self.kernels)
-        if mode not in self._programs or self._programs[mode].batch < batch:
+        key = mode, trained
+        if key not in self._programs or self._programs[key].batch < batch:
             self._programs.clear()
-            self._programs[mode] = SparseProgram(self._network, mode, batch, self._threads)
+            made = SparseProgram(self._network, mode, batch, self._threads, trained)
+            self._programs[key] = made
         self._network.load(state)
-        return self._programs[mode]
+        return self._programs[key]
 
     def _evaluation(self, state: ModelState, inputs: NDArray[np.float32]) -> SparseProgram:
         program = self.program(state, "evaluate", min(_EVALUATION_BATCH, len(inputs)))

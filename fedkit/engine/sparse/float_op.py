@@ -58,6 +58,9 @@ class Workspace(Protocol):
     def most_tiles(self) -> int:
         """Tiles of the largest batch."""
 
+    def trains(self, name: str | None) -> bool:
+        """Say whether a parameter's gradient is wanted."""
+
     def normalises(self, number: int) -> bool:
         """Say whether op `number` completes a tensor that is normalised by its own statistics."""
 

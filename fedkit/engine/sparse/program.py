@@ -77,20 +77,32 @@ class SparseProgram:
         mode: What it is to do.
         batch: Most examples of one batch.
         threads: Threads that share each step; the results are the same for any number.
+        trained: Names of the weights whose gradients are wanted; None: of all.
 
     Attributes:
+        moved: Names of the weights that a step moves; None: all. At first `trained`.
         frozen: In mode "statistics", the state by whose running statistics norms normalise, while
             the moments of what they normalise are taken; None: by those of the batch.
     """
 
-    def __init__(self, network: Network, mode: Mode, batch: int, threads: int = 1) -> None:
+    def __init__(
+        self,
+        network: Network,
+        mode: Mode,
+        batch: int,
+        threads: int = 1,
+        trained: frozenset[str] | None = None,
+    ) -> None:
+        self.trained = self.moved = trained
         self.network, self.mode, self.batch, self.threads = network, mode, batch, threads
         self.plan, self.kernels = network.plan, network.kernels
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._examples = 0
         self.frozen: ModelState | None = None
         self.schedule = (
-            training_schedule(self.plan) if mode == "train" else forward_schedule(self.plan)
+            training_schedule(self.plan, trained)
+            if mode == "train"
+            else forward_schedule(self.plan)
         )
         self._allocate()
         self._bind()
@@ -187,6 +199,10 @@ class SparseProgram:
         begin = self._places[kind, tensor]
         return self._arena[begin : begin + int(np.prod(shape))].reshape(shape)
 
+    def trains(self, name: str | None) -> bool:
+        """See `Workspace.trains`."""
+        return name is not None and (self.trained is None or name in self.trained)
+
     def normalises(self, number: int) -> bool:
         """See `Workspace.normalises`."""
         return self._completes(number) and self._has_batch_norm(self.plan.ops[number].target)
@@ -267,16 +283,14 @@ class SparseProgram:
         self.network.parameters.mask_gradient(self.gradient)
 
     def step(self, rate: float, momentum: float, decay: float) -> None:
-        """Move the weights by one step of SGD along `gradient`."""
-        values = self.network.parameters.values
-        arrays = (values, self.velocity, self.gradient)
-        self.kernels.sgd(
-            *(c_void_p(pointer(array)) for array in arrays),
-            c_int64(len(values)),
-            c_float(rate),
-            c_float(momentum),
-            c_float(decay),
-        )
+        """Move the trained weights by one step of SGD along `gradient`."""
+        whole = (self.network.parameters.values, self.velocity, self.gradient)
+        rates = (c_float(rate), c_float(momentum), c_float(decay))
+        for part in self.network.parameters.parts(self.moved):
+            arrays = [vector[part] for vector in whole]
+            self.kernels.sgd(
+                *(c_void_p(pointer(array)) for array in arrays), c_int64(len(arrays[0])), *rates
+            )
 
     def outputs(self) -> Floats:
         """Return what the model returns for the batch, float32 [n, ...]."""

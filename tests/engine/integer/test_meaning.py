@@ -220,7 +220,7 @@ class RepeatingConv(NumpyConv):
     DRAWS = 60
 
     def backward(
-        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool
+        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool, weights: bool
     ) -> tuple[Array, Array]:
         backend = self.backend
         g, x = dict(backend.g), backend.read(self.op.source, read)
@@ -228,11 +228,11 @@ class RepeatingConv(NumpyConv):
         for draw in range(self.DRAWS):
             key = (chain.key or 0) + draw * 0x9E3779B97F4A7C15
             again = replace(chain, key=key % 2**64)
-            draws.append(super().backward(read, again, shift, None, False)[0])
+            draws.append(super().backward(read, again, shift, None, False, True)[0])
         mean, variance = self._expected(x, chain)
         self._scores(np.array(draws), mean, variance)
         backend.g = g
-        return super().backward(read, chain, shift, mix, source)
+        return super().backward(read, chain, shift, mix, source, weights)
 
     def _expected(self, x: Array, chain: Chain) -> tuple[Array, Array]:
         """Return mean and variance of the gradients, were rounding to be without bias."""
@@ -300,10 +300,10 @@ class KeyedConv(NumpyConv):
     keys: ClassVar[list[int | None]] = []
 
     def backward(
-        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool
+        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool, weights: bool
     ) -> tuple[Array, Array]:
         self.keys.append(chain.key)
-        return super().backward(read, chain, shift, mix, source)
+        return super().backward(read, chain, shift, mix, source, weights)
 
 
 def test_every_layer_step_and_seed_rounds_by_a_key_of_its_own() -> None:

@@ -152,11 +152,11 @@ class CheckedConv(NumpyConv):
         backend.check("conv", backend.raw[op.target], naive.narrowed(sums, shift))
 
     def backward(
-        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool
+        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool, weights: bool
     ) -> tuple[Sums, Sums]:
         op, backend = self.op, self.backend
         p, old = backend.slowly_passed(op.target, chain), backend.g.get(op.source)
-        gradient, sums = super().backward(read, chain, shift, mix, source)
+        gradient, sums = super().backward(read, chain, shift, mix, source, weights)
         x = naive.read(backend.x[op.source], read)
         to_x, to_weight = naive.convolve_backward(op, x, self.weights, p)
         backend.check("bias gradient", sums, p.sum((0, 2, 3)))
