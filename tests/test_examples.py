@@ -131,6 +131,18 @@ def test_in_process_prints_a_line_per_step(capsys: pytest.CaptureFixture[str]) -
     assert [line.split()[0] for line in lines] == ["start", "selection", "round", "round", "round"]
 
 
+@pytest.mark.slow
+def test_damaged_machines_are_found_by_what_a_fleet_learned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """examples/anomaly.py."""
+    path = ROOT / "examples" / "anomaly.py"
+    assert len(path.read_text().splitlines()) <= 45
+    found = runpy.run_path(str(path))["main"](str(tmp_path), rounds=20)
+    assert found.roc_auc > 0.8 and found.found > 2 * found.false_alarms
+    assert capsys.readouterr().out.startswith("20% of the weights, ")
+
+
 def test_own_cnn_trains_sparse_and_tells_its_memory(capsys: pytest.CaptureFixture[str]) -> None:
     """examples/own_cnn.py."""
     path = ROOT / "examples" / "own_cnn.py"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from fedkit.core.errors import TaskError
 from fedkit.core.lookup import load
 from fedkit.tasks import (
+    damaged_digits,
     digits,
     digits_pixels,
     digits_reconstruction,
@@ -21,6 +22,7 @@ BUILT_IN: dict[str, Task] = {
     task.name: task
     for task in sorted(
         (
+            damaged_digits.TASK,
             digits.TASK,
             digits_pixels.TASK,
             digits_reconstruction.TASK,
