@@ -14,7 +14,7 @@ from typing import Any
 from edge.artifact import Artifact
 from edge.bench.targets import Target
 from edge.targets.c99.runner import name_of
-from edge.targets.c_names import generic_names
+from edge.targets.c_names import PROGRAMS, generic_names
 from fedkit.core.errors import BenchError
 
 _HERE = Path(__file__).parent
@@ -71,7 +71,7 @@ def build(model: Artifact, target: Target, folder: Path, flags: Sequence[str] = 
     check_one_output(model)
     mine = (f"-mcpu={target.compiler}", target.level, *flags)
     sources = [model.path / name for name in model.files if name.endswith(".c")]
-    sources = [path for path in sources if path.name != "main.c"] + [_HERE / "firmware.c"]
+    sources = [path for path in sources if path.name not in PROGRAMS] + [_HERE / "firmware.c"]
     names = generic_names(name_of(model))
     common = ("-target", _HEADERS[target.family], *_FLAGS, *mine, f"-I{model.path}", *names)
 
