@@ -6,6 +6,7 @@ import io
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -22,7 +23,7 @@ from edge.targets.c99.runner import CompiledRunner
 from fedkit.cli import main
 from fedkit.config import make_config
 from fedkit.nn.zoo import build_model
-from fedkit.tasks import digits
+from fedkit.tasks import digits, keywords
 from tests.edge.targets.c99.library import need_gcc
 from tests.graph.exported import exported
 
@@ -141,6 +142,25 @@ def test_damaged_machines_are_found_by_what_a_fleet_learned(
     found = runpy.run_path(str(path))["main"](str(tmp_path), rounds=20)
     assert found.roc_auc > 0.8 and found.found > 2 * found.false_alarms
     assert capsys.readouterr().out.startswith("20% of the weights, ")
+
+
+@pytest.mark.slow
+def test_words_are_told_by_c_that_takes_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """examples/keywords.py, for a tenth of its rounds; the words are those that eval tells."""
+    need_gcc()
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("there is no espeak-ng; apt-get install espeak-ng")
+    path = ROOT / "examples" / "keywords.py"
+    assert len(path.read_text().splitlines()) <= 50
+    accuracy, words = runpy.run_path(str(path))["main"](str(tmp_path), rounds=6)
+    assert accuracy > 0.4 and "of unheard voices" in capsys.readouterr().out
+    model = edge.open_artifact(tmp_path / "keywords-c99", "interpreter")
+    audio = keywords.AUDIO
+    inputs = np.concatenate([audio.read(tmp_path / f"{word}.wav") for word in audio.classes])
+    found = np.asarray(model.predict(inputs)).argmax(axis=1)
+    assert [audio.classes[number] for number in found] == words
 
 
 def test_own_cnn_trains_sparse_and_tells_its_memory(capsys: pytest.CaptureFixture[str]) -> None:

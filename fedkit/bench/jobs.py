@@ -100,7 +100,9 @@ def _measured(
     job: DeviceJob, task: Task, result: FinishedRun, path: Path, variant: str
 ) -> dict[str, Any]:
     module = result.module()
-    saved = export_model(module, task.examples("train").inputs[:_CALIBRATION], path)
+    train = task.examples("train").inputs
+    some = train[:: max(1, len(train) // _CALIBRATION)]
+    saved = export_model(module, some, path, audio=task.raw_input)
 
     def floats(inputs: NDArray[np.float32]) -> NDArray[Any]:
         return outputs(module, inputs)[0]
@@ -154,6 +156,17 @@ def _damage_found(task: Task, predict: Predict) -> dict[str, Any]:
     }
 
 
+def _metric(task: Task, predict: Predict) -> float:
+    """Return the task's own metric on the test data."""
+    test = task.examples("test")
+    return task.measure(predict(test.inputs), test.targets)
+
+
+def _nothing(task: Task, predict: Predict) -> dict[str, Any]:
+    del task, predict
+    return {}
+
+
 JOBS = (
     DeviceJob(
         "damaged-digits",
@@ -163,6 +176,15 @@ JOBS = (
         "ROC AUC",
         _damage_auc,
         _damage_found,
+    ),
+    DeviceJob(
+        "keywords",
+        {"devices": 24, "partition": "natural-id", "density": 0.2},
+        {"rounds": 60, "epochs": 3, "batch_size": 32, "server_epochs": 10, "sparse_epochs": 10},
+        {"rounds": 1, "epochs": 1, "server_epochs": 1, "sparse_epochs": 1},
+        "accuracy",
+        _metric,
+        _nothing,
     ),
 )
 """All jobs."""

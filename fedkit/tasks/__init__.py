@@ -15,6 +15,7 @@ from fedkit.tasks import (
     digits_rows,
     fashion_mnist,
     hub,
+    keywords,
 )
 from fedkit.tasks.task import Task
 
@@ -28,6 +29,7 @@ BUILT_IN: dict[str, Task] = {
             digits_reconstruction.TASK,
             digits_rows.TASK,
             fashion_mnist.TASK,
+            keywords.TASK,
             *hub.TASKS,
         ),
         key=lambda task: task.name,
