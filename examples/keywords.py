@@ -1,4 +1,4 @@
-"""Words told by a sparse int8 model that a fleet of voices trained: python examples/keywords.py FOLDER
+"""Words told by a sparse int8 model of a fleet of voices: python examples/keywords.py FOLDER
 
 Needs espeak-ng, whose voices are synthetic. The C in FOLDER takes samples; its program `wav` tells
 the words of files.
