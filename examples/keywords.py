@@ -14,7 +14,7 @@ from fedkit.preprocess.wav import write_wav
 from fedkit.tasks import keywords
 
 SETTINGS: dict[str, Any] = {
-    "devices": 24, "partition": "natural-id", "density": 0.2, "rounds": 60, "epochs": 3,
+    "devices": 24, "partition": "natural-id", "density": 0.2, "rounds": 40, "epochs": 3,
     "batch_size": 32, "server_epochs": 10, "sparse_epochs": 10,
 }  # fmt: skip
 

@@ -26,6 +26,7 @@ from fedkit.nn.zoo import build_model
 from fedkit.tasks import digits, keywords
 from tests.edge.targets.c99.library import need_gcc
 from tests.graph.exported import exported
+from tests.tasks.test_motions import written
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -161,6 +162,22 @@ def test_words_are_told_by_c_that_takes_files(
     inputs = np.concatenate([audio.read(tmp_path / f"{word}.wav") for word in audio.classes])
     found = np.asarray(model.predict(inputs)).argmax(axis=1)
     assert [audio.classes[number] for number in found] == words
+
+
+@pytest.mark.slow
+def test_activities_are_told_from_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """examples/motions.py, on made-up series."""
+    written(tmp_path / "BasicMotions")
+    monkeypatch.setenv("FEDKIT_DATA", str(tmp_path))
+    path = ROOT / "examples" / "motions.py"
+    assert len(path.read_text().splitlines()) <= 40
+    floats, integers = runpy.run_path(str(path))["main"](
+        str(tmp_path), rounds=4, devices=2, partition="iid", min_size=2
+    )
+    assert floats > 0.5 and abs(floats - integers) < 0.1
+    assert "kB of C" in capsys.readouterr().out
 
 
 def test_own_cnn_trains_sparse_and_tells_its_memory(capsys: pytest.CaptureFixture[str]) -> None:

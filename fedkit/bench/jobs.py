@@ -180,7 +180,16 @@ JOBS = (
     DeviceJob(
         "keywords",
         {"devices": 24, "partition": "natural-id", "density": 0.2},
-        {"rounds": 60, "epochs": 3, "batch_size": 32, "server_epochs": 10, "sparse_epochs": 10},
+        {"rounds": 40, "epochs": 3, "batch_size": 32, "server_epochs": 10, "sparse_epochs": 10},
+        {"rounds": 1, "epochs": 1, "server_epochs": 1, "sparse_epochs": 1},
+        "accuracy",
+        _metric,
+        _nothing,
+    ),
+    DeviceJob(
+        "motions",
+        {"devices": 5, "alpha": 1.0, "density": 0.2},
+        {"rounds": 20, "epochs": 3, "batch_size": 16, "lr": 0.05},
         {"rounds": 1, "epochs": 1, "server_epochs": 1, "sparse_epochs": 1},
         "accuracy",
         _metric,

@@ -16,6 +16,7 @@ from fedkit.tasks import (
     fashion_mnist,
     hub,
     keywords,
+    motions,
 )
 from fedkit.tasks.task import Task
 
@@ -30,6 +31,7 @@ BUILT_IN: dict[str, Task] = {
             digits_rows.TASK,
             fashion_mnist.TASK,
             keywords.TASK,
+            motions.TASK,
             *hub.TASKS,
         ),
         key=lambda task: task.name,
