@@ -27,7 +27,7 @@ def main(folder: str, **settings: Any) -> tuple[float, list[str]]:
     )
     files = [f"{folder}/{word}.wav" for word in keywords.WORDS]
     for word, file in zip(keywords.WORDS, files, strict=True):
-        sound = keywords.spoken(keywords.Take(word, keywords.VOICES[-1], 0))
+        sound = keywords.spoken(keywords.Utterance(word, keywords.VOICES[-1], 0))
         write_wav(file, sound, keywords.AUDIO.front_end.rate)
     subprocess.run(["make", "-s", "wav"], cwd=saved.path, check=True)
     told = subprocess.run([saved.path / "wav", *files], stdout=subprocess.PIPE, check=True)

@@ -62,7 +62,7 @@ _HEADER = 44  # bytes
 
 
 @dataclass(frozen=True)
-class Take:
+class Utterance:
     """One utterance.
 
     Attributes:
@@ -86,7 +86,7 @@ def test_data() -> Examples:
     return _examples(VOICES[len(_TRAINED) :])
 
 
-def spoken(take: Take) -> NDArray[np.int16]:
+def spoken(take: Utterance) -> NDArray[np.int16]:
     """Return the sound of a take, int16 [samples] at 16,000 a second; the same at every call.
 
     Raises:
@@ -112,7 +112,7 @@ def _noise(draws: np.random.Generator) -> NDArray[np.float64]:
     return np.asarray(coloured / np.sqrt(np.square(coloured).mean()))
 
 
-def _said(take: Take, speed: int, pitch: int) -> NDArray[np.float64]:
+def _said(take: Utterance, speed: int, pitch: int) -> NDArray[np.float64]:
     """Return what espeak-ng says, float64 [n] at `_RATE` a second, without silence around it."""
     options = ("-v", take.voice, "-s", str(speed), "-p", str(pitch), "--stdout")
     ended = subprocess.run([_program(), *options, take.word], capture_output=True)
@@ -181,7 +181,7 @@ def _levels() -> NDArray[np.int8]:
 
 
 def _made() -> NDArray[np.int8]:
-    takes = [Take(w, v, n) for v in VOICES for w in WORDS for n in range(TAKES)]
+    takes = [Utterance(w, v, n) for v in VOICES for w in WORDS for n in range(TAKES)]
     with ThreadPoolExecutor(2) as pool:
         return np.stack(list(pool.map(lambda take: AUDIO.levels(spoken(take)), takes)))
 

@@ -13,7 +13,7 @@ import pytest
 from fedkit.core.errors import DataError
 from fedkit.preprocess.wav import write_wav
 from fedkit.tasks import keywords, speech_commands
-from fedkit.tasks.keywords import Take
+from fedkit.tasks.keywords import Utterance
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_voices_are_thirty_and_those_of_the_test_are_others() -> None:
 
 @pytest.mark.usefixtures("need_speech")
 def test_a_take_is_the_same_at_every_call_and_unlike_others() -> None:
-    sounds = [keywords.spoken(Take("yes", "en-us+m1", number)) for number in (0, 0, 1)]
+    sounds = [keywords.spoken(Utterance("yes", "en-us+m1", number)) for number in (0, 0, 1)]
     np.testing.assert_array_equal(sounds[0], sounds[1])
     assert not np.array_equal(sounds[0], sounds[2])
     for sound in sounds:
@@ -54,7 +54,7 @@ def test_examples_are_the_levels_of_takes_and_are_kept(few: Path) -> None:
     assert train.inputs.shape == (40, 1, 49, 20) and test.inputs.shape == (20, 1, 49, 20)
     assert train.owners is not None and test.owners is not None
     assert set(train.owners) == {"en-us+m1", "en-gb+f2"} and set(test.owners) == {"en-gb+m7"}
-    sound = keywords.spoken(Take(keywords.WORDS[train.targets[23]], str(train.owners[23]), 1))
+    sound = keywords.spoken(Utterance(keywords.WORDS[train.targets[23]], str(train.owners[23]), 1))
     wanted = keywords.AUDIO.inputs(keywords.AUDIO.levels(sound)[None])
     np.testing.assert_array_equal(train.inputs[23:24], wanted)
     (kept,) = (few / "keywords").iterdir()
@@ -70,7 +70,7 @@ def test_without_the_program_it_is_named(few: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(few))
     keywords._program.cache_clear()
     with pytest.raises(DataError, match="install the package espeak-ng"):
-        keywords.spoken(Take("yes", "en-us+m1", 0))
+        keywords.spoken(Utterance("yes", "en-us+m1", 0))
     keywords._program.cache_clear()
 
 
@@ -78,7 +78,7 @@ def test_without_the_program_it_is_named(few: Path, monkeypatch: pytest.MonkeyPa
 def test_a_voice_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keywords, "VOICES", ("nowhere",))
     with pytest.raises(DataError, match="cannot say 'yes' as nowhere"):
-        keywords.spoken(Take("yes", "nowhere", 0))
+        keywords.spoken(Utterance("yes", "nowhere", 0))
 
 
 # Speech Commands
