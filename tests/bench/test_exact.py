@@ -34,6 +34,9 @@ def test_a_model_that_has_no_circuit_says_why_in_its_cell(tmp_path: Path) -> Non
     graph = int8_graph(nn.Sequential(nn.Flatten(), nn.Linear(91 * 91, 2)).eval(), x)
     told = verilog_report(graph, x, x, tmp_path, {})
     assert isinstance(told, str) and "at most 8191 weights" in told
+    small = int8_graph(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), x[:, :, :2, :2])
+    told_at_once = verilog_report(small, x[:, :, :2, :2], x[:0], tmp_path / "small", {})
+    assert isinstance(told_at_once, str) and told_at_once.startswith("not simulated")
     made = CheckReport("compiled", "half_up", 1, same_class=1)
     made.outputs.add(np.zeros((1, 10), np.int8), np.zeros((1, 10), np.int8))
     about = {"accuracy_float": 0.5, "accuracy_int8": 0.5, "parameters": 9, "parameters_slim": 9}

@@ -128,7 +128,8 @@ class _Compiler:
 
     graph: ir.Graph
     maps: Mapping[str, MapLayout]
-    missing: list[str] = field(default_factory=list)
+    missing: dict[tuple[ir.Kind, str], list[str]] = field(default_factory=dict)
+    """Kind of op and reason -> where it is."""
 
     def run(self, keep: bool) -> Iterator[EngineStep]:
         (source,), (result,) = self.graph.inputs, self.graph.outputs
@@ -140,9 +141,12 @@ class _Compiler:
                 yield self._give(op.output)
         yield self._give(result)
         if self.missing:
+            named = "; ".join(
+                f"{_several(kind, places)} ({why})" for (kind, why), places in self.missing.items()
+            )
             raise ExportError(
-                "the FPGA target has nothing for " + "; ".join(self.missing) + ": export for "
-                "another target, or change these layers"
+                f"the FPGA target has nothing for {named}: export for another target, or change "
+                "these layers"
             )
 
     def _steps(self, op: ir.Op) -> Iterator[EngineStep]:
@@ -153,7 +157,7 @@ class _Compiler:
             yield from self._filled(op.output, _comment(op))
             yield from steps(self, op)
         except ExportError as error:
-            self.missing.append(f"{_comment(op)} ({error})")
+            self.missing.setdefault((op.kind, str(error)), []).append(op.source or "(model)")
 
     def _filled(self, name: str, source: str) -> Iterator[EngineStep]:
         """Yield what writes the zero point where a halo will be."""
@@ -429,6 +433,16 @@ def _split(places: Sequence[int], lead: int, by: int) -> Iterator[TakenRun]:
 def _moved(x: MapLayout, rows: int, columns: int, channels: int) -> Triple:
     """Return the bytes to a place so many rows, columns or channels on."""
     return rows * x.row, columns * x.channels, channels
+
+
+def _several(kind: ir.Kind, places: Sequence[str], most: int = 3) -> str:
+    """Name an op and where it is.
+
+    >>> _several("mean", ["0", "2", "4", "6", "8"])
+    'mean 0, 2, 4 and 2 more'
+    """
+    rest = f" and {len(places) - most} more" if len(places) > most else ""
+    return f"{kind} {', '.join(places[:most])}{rest}"
 
 
 def _comment(op: ir.Op) -> str:

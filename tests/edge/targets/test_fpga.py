@@ -521,6 +521,9 @@ def test_all_that_is_missing_is_named(
         monkeypatch.setitem(SPECS, kind, replace(SPECS[kind], fpga=None))
     with pytest.raises(ExportError, match=r"nothing for mean .* linear 6 \(there is no step"):
         save_fpga(*graph, tmp_path / "model", {})
+    monkeypatch.setitem(SPECS, "conv2d", replace(SPECS["conv2d"], fpga=None))
+    with pytest.raises(ExportError, match=r"nothing for conv2d 0, 2 \(there is no step"):
+        save_fpga(*graph, tmp_path / "model", {})
 
 
 def test_long_filters_are_refused(tmp_path: Path) -> None:

@@ -68,7 +68,6 @@ static inline __m128i ek_load_fours(const uint8_t *p, int32_t row) {
 /* 16 numbers of 16 bits: bytes from p on, `step` apart, 1 or 2. */
 typedef __m256i ek_lanes;
 
-static inline ek_lanes ek_lanes_none(void) { return _mm256_setzero_si256(); }
 static inline ek_lanes ek_lanes_of(const uint8_t *p, int32_t step) {
     if (step == 1) return _mm256_cvtepu8_epi16(ek_load16(p));
     return _mm256_and_si256(ek_load32(p), _mm256_set1_epi16(255));
@@ -83,6 +82,16 @@ static inline ek_lanes ek_lanes_mean(ek_lanes x, const ek_divisor *by) {
 }
 static inline ek_bytes16 ek_lanes_bytes(ek_lanes x) {
     return _mm_packus_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+static inline ek_bytes32 ek_most(ek_bytes32 x, ek_bytes32 y) { return _mm256_max_epu8(x, y); }
+
+/* Of each two bytes, first of x and then of y, the larger. */
+static inline ek_bytes32 ek_most_of_two(ek_bytes32 x, ek_bytes32 y) {
+    const __m256i lower = _mm256_set1_epi16(255);
+    const __m256i first = _mm256_and_si256(_mm256_max_epu8(x, _mm256_srli_epi16(x, 8)), lower);
+    const __m256i last = _mm256_and_si256(_mm256_max_epu8(y, _mm256_srli_epi16(y, 8)), lower);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi16(first, last), 0xD8);
 }
 
 /* Byte k of the result is x[index[k]]; indices are below 16. */

@@ -64,5 +64,5 @@ void ek_channel_norm(const ek_channel_scale *norm, const ek_planes *in, const ek
             ek_place_multipliers(&run, norm, in->channels, count);
             ek_place_norm(&run, norm, in, out, from, y + i * out->row + j, count);
         }
-    for (int32_t c = 0; c < out->channels; c++) ek_halo_of(out, y + c * out->plane);
+    ek_halos(out, y);
 }

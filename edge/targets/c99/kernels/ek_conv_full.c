@@ -88,7 +88,7 @@ static void ek_full_planes(const ek_full_conv *conv, const uint8_t *in, const ui
                            patches);
         }
     }
-    for (int32_t c = 0; c < conv->out.channels; c++) ek_halo_of(&conv->out, out + c * conv->out.plane);
+    ek_halos(&conv->out, out);
 }
 
 #else

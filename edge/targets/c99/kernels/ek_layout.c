@@ -48,7 +48,7 @@ void ek_load(const ek_planes *planes, const int8_t *image, uint8_t *out) {
     ek_halo_before(planes, out);
     for (int32_t y = 0; y < planes->height; y++, image += planes->width * channels)
         ek_load_channels(planes, image, out + y * planes->row);
-    for (int32_t c = 0; c < channels; c++, out += planes->plane) ek_halo_of(planes, out);
+    ek_halos(planes, out);
 }
 
 void ek_store(int32_t count, const uint8_t *x, int8_t *out) {

@@ -39,9 +39,6 @@ static inline ek_lanes ek_lanes_pair(uint16x8_t low, uint16x8_t high) {
     const ek_lanes both = {{low, high}};
     return both;
 }
-static inline ek_lanes ek_lanes_none(void) {
-    return ek_lanes_pair(vdupq_n_u16(0), vdupq_n_u16(0));
-}
 static inline ek_lanes ek_lanes_of(const uint8_t *p, int32_t step) {
     const uint8x16_t low = vld1q_u8(p);
     if (step == 1) return ek_lanes_pair(vmovl_u8(vget_low_u8(low)), vmovl_high_u8(low));
@@ -66,6 +63,17 @@ static inline ek_lanes ek_lanes_mean(ek_lanes x, const ek_divisor *by) {
 }
 static inline ek_bytes16 ek_lanes_bytes(ek_lanes x) {
     return vcombine_u8(vmovn_u16(x.val[0]), vmovn_u16(x.val[1]));
+}
+
+static inline ek_bytes32 ek_most(ek_bytes32 x, ek_bytes32 y) {
+    const ek_bytes32 both = {{vmaxq_u8(x.val[0], y.val[0]), vmaxq_u8(x.val[1], y.val[1])}};
+    return both;
+}
+
+/* Of each two bytes, first of x and then of y, the larger. */
+static inline ek_bytes32 ek_most_of_two(ek_bytes32 x, ek_bytes32 y) {
+    const ek_bytes32 both = {{vpmaxq_u8(x.val[0], x.val[1]), vpmaxq_u8(y.val[0], y.val[1])}};
+    return both;
 }
 
 /* Byte k of the result is x[index[k]]; indices are below 16. */

@@ -83,8 +83,11 @@ static inline void ek_fill(uint8_t *p, uint8_t value, int32_t count) {
     } else if (count >= 8) {
         for (int32_t x = 0; x < count - 8; x += 8) memcpy(p + x, &eight, 8);
         memcpy(p + count - 8, &eight, 8);
-    } else {
-        for (int32_t x = 0; x < count; x++) p[x] = value;
+    } else if (count >= 2) {
+        for (int32_t x = 0; x < count - 2; x += 2) memcpy(p + x, &eight, 2);
+        memcpy(p + count - 2, &eight, 2);
+    } else if (count == 1) {
+        *p = value;
     }
 }
 static inline void ek_copy(uint8_t *to, const uint8_t *from, int32_t count) {
@@ -107,17 +110,27 @@ static inline void ek_halo_before(const ek_planes *planes, uint8_t *first) {
     ek_fill(first - planes->lead, planes->zero, planes->lead);
 }
 
-/* The halo right of and below one plane. */
+/* Pixels of a plane, with the halo between its rows. */
+static inline int32_t ek_extent(const ek_planes *planes) {
+    return (planes->height - 1) * planes->row + planes->width;
+}
+
+/* The halo right of and below one plane: right of the last row it goes on below. */
 static inline void ek_halo_of(const ek_planes *planes, uint8_t *plane) {
-    const int32_t right = planes->row - planes->width, end = planes->height * planes->row;
-    uint8_t *edge = plane + planes->width;
+    const int32_t right = planes->row - planes->width, extent = ek_extent(planes);
+    uint8_t *edge = plane + planes->width, *last = plane + extent;
     if (right == 1) {
-        for (int32_t y = 0; y < planes->height; y++, edge += planes->row) *edge = planes->zero;
+        for (; edge < last; edge += planes->row) *edge = planes->zero;
     } else if (right > 0) {
-        for (int32_t y = 0; y < planes->height; y++, edge += planes->row)
-            ek_fill(edge, planes->zero, right);
+        for (; edge < last; edge += planes->row) ek_fill(edge, planes->zero, right);
     }
-    ek_fill(plane + end, planes->zero, planes->plane - end);
+    ek_fill(last, planes->zero, planes->plane - extent);
+}
+
+/* The halos of all planes; by value, as each byte that is written could be one of *planes. */
+static inline void ek_halos(const ek_planes *planes, uint8_t *first) {
+    const ek_planes own = *planes;
+    for (int32_t c = 0; c < own.channels; c++, first += own.plane) ek_halo_of(&own, first);
 }
 
 /* A plane is worked on in runs of pixels: all at once, over the halo between its rows, if input
@@ -129,7 +142,7 @@ typedef struct {
 static inline ek_runs ek_runs_of(const ek_planes *out, int32_t in_row) {
     ek_runs runs = {out->height, out->width};
     if (in_row == out->row) {
-        runs.length = (out->height - 1) * out->row + out->width;
+        runs.length = ek_extent(out);
         runs.count = 1;
     }
     return runs;

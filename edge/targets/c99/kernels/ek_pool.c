@@ -57,6 +57,7 @@ typedef struct {
     int32_t first, end; /* columns with such windows */
     int32_t room;       /* bytes from column 0 to the end of the plane's last row */
     int32_t taps;
+    int halved; /* windows are two columns wide and two apart, for maxima */
     ek_divisor divisor;
     int32_t at[EK_WINDOW]; /* of each tap of the window of `first`, bytes into a plane */
 } ek_strip;
@@ -81,15 +82,11 @@ static void ek_strip_of(ek_strip *s, const ek_window *w, const ek_planes *in, co
         s->first = s->end = 0;
         return;
     }
+    s->halved = !mean && w->stride_x == 2 && w->kernel_x == 2 && w->dilation_x == 1;
     const ek_view view = ek_view_of(w, in, i, s->first);
     ek_strip_taps(s, w, in, &view);
     if (s->taps == 0) s->first = s->end = 0;
     if (mean && s->taps > 0) s->divisor = ek_divisor_of(s->taps);
-}
-
-EK_INLINE ek_lanes ek_joined(ek_lanes all, const uint8_t *p, int32_t step, int mean) {
-    const ek_lanes found = ek_lanes_of(p, step);
-    return mean ? ek_lanes_sum(all, found) : ek_lanes_most(all, found);
 }
 
 EK_INLINE ek_bytes16 ek_sixteen_windows(const int32_t *at, int32_t taps, const ek_divisor *by,
@@ -102,6 +99,16 @@ EK_INLINE ek_bytes16 ek_sixteen_windows(const int32_t *at, int32_t taps, const e
     return ek_lanes_bytes(mean ? ek_lanes_mean(all, by) : all);
 }
 
+/* Maxima over windows of two columns, two apart: of their rows, then of each two bytes. */
+EK_INLINE ek_bytes32 ek_rows_most(const int32_t *at, int32_t taps, const uint8_t *p) {
+    ek_bytes32 all = ek_load32(p + at[0]);
+    for (int32_t tap = 2; tap < taps; tap += 2) all = ek_most(all, ek_load32(p + at[tap]));
+    return all;
+}
+EK_INLINE ek_bytes32 ek_halved_windows(const int32_t *at, int32_t taps, const uint8_t *p) {
+    return ek_most_of_two(ek_rows_most(at, taps, p), ek_rows_most(at, taps, p + 32));
+}
+
 /* One row of all planes. Vectors may end in the rows below, which are written next, and in the
  * halo. */
 EK_INLINE void ek_strip_planes(const ek_strip *s, const ek_planes *in, const ek_planes *out,
@@ -109,10 +116,13 @@ EK_INLINE void ek_strip_planes(const ek_strip *s, const ek_planes *in, const ek_
                                int32_t step, int mean) {
     const int32_t first = s->first, end = s->end, room = s->room;
     const ek_divisor by = s->divisor;
+    const int32_t halved = s->halved ? (end < room - 15 ? end - 16 : room - 31) : first;
     const ptrdiff_t from = in->plane, to = out->plane;
     for (int32_t c = out->channels; c > 0; c--, x += from, y += to) {
         const uint8_t *p = x;
-        for (int32_t j = first; j < end; j += 16, p += 16 * step) {
+        int32_t j = first;
+        for (; j < halved; j += 32, p += 64) ek_store32(y + j, ek_halved_windows(at, taps, p));
+        for (; j < end; j += 16, p += 16 * step) {
             const ek_bytes16 bytes = ek_sixteen_windows(at, taps, &by, p, step, mean);
             if (room - j >= 16) {
                 ek_store16(y + j, bytes);
@@ -158,7 +168,7 @@ EK_INLINE void ek_pool(ek_reduce reduce, const ek_window *w, const ek_planes *in
             ek_pooled(reduce, w, in, i, s.end, out->width, from, to + c * out->plane);
         }
     }
-    for (int32_t c = 0; c < out->channels; c++) ek_halo_of(out, y + c * out->plane);
+    ek_halos(out, y);
 }
 
 #else
@@ -197,10 +207,10 @@ static int32_t ek_total(const uint8_t *p, int32_t count) {
 #endif
 
 void ek_mean(const ek_requant *requant, const ek_planes *in, const uint8_t *x, uint8_t *out) {
-    const int32_t halo = in->height * (in->row - in->width) * in->zero;
+    const int32_t extent = ek_extent(in), halo = (extent - in->height * in->width) * in->zero;
     const ek_scaler scaler = ek_scaler_of(requant, 0);
     for (int32_t c = 0; c < in->channels; c++, x += in->plane) {
-        const int32_t sum = ek_total(x, in->height * in->row) - halo;
+        const int32_t sum = ek_total(x, extent) - halo;
         out[c] = ek_scaled(scaler, sum + requant->bias[0]);
     }
 }

@@ -92,7 +92,7 @@ static void ek_each_pixel(ek_of_pixels make, const ek_powers *powers, const ek_p
             make(powers, in, out, x + i * in->row + j, y + i * out->row + j,
                  rest < EK_TOGETHER ? rest : EK_TOGETHER);
         }
-    for (int32_t c = 0; c < out->channels; c++) ek_halo_of(out, y + c * out->plane);
+    ek_halos(out, y);
 }
 
 #define ek_softmax_of ek_softmax_pixels
@@ -145,7 +145,7 @@ static void ek_each_pixel(ek_of_pixel make, const ek_powers *powers, const ek_pl
     for (int32_t i = 0; i < out->height; i++)
         for (int32_t j = 0; j < out->width; j++)
             make(powers, in, out, x + i * in->row + j, y + i * out->row + j);
-    for (int32_t c = 0; c < out->channels; c++) ek_halo_of(out, y + c * out->plane);
+    ek_halos(out, y);
 }
 
 #define ek_softmax_of ek_softmax_pixel

@@ -80,5 +80,5 @@ void ek_look_up(const ek_table *table, const ek_planes *planes, const uint8_t *i
     const int32_t plane = (planes->height - 1) * planes->row + planes->width;
     ek_halo_before(planes, out);
     ek_look_up_run(table->entries, in, out, (planes->channels - 1) * planes->plane + plane);
-    for (int32_t c = 0; c < planes->channels; c++) ek_halo_of(planes, out + c * planes->plane);
+    ek_halos(planes, out);
 }

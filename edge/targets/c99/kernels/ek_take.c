@@ -95,5 +95,5 @@ void ek_take(const ek_places *places, const ek_planes *in, const ek_planes *out,
              uint8_t *y) {
     ek_halo_before(out, y);
     ek_take_any(places, in, out, x, y);
-    for (int32_t c = 0; c < out->channels; c++) ek_halo_of(out, y + c * out->plane);
+    ek_halos(out, y);
 }

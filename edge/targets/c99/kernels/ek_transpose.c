@@ -46,5 +46,5 @@ void ek_reshape(const ek_planes *in, const ek_planes *out, const uint8_t *x, uin
         from = ek_next(in, from);
         to = ek_next(out, to);
     }
-    for (int32_t c = 0; c < out->channels; c++) ek_halo_of(out, y + c * out->plane);
+    ek_halos(out, y);
 }

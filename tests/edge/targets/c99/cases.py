@@ -285,6 +285,18 @@ def check_wide_pool(kernels: InferenceKernels, rng: Generator) -> None:
         np.testing.assert_array_equal(kernels.pool(kind, x, window, out).values(), expected)
 
 
+def check_halved_pool(kernels: InferenceKernels, rng: Generator) -> None:
+    """Windows of two columns, two apart, over rows that blocks of 32 windows fit in, or not."""
+    height, width = int(rng.integers(3, 6)), int(rng.choice([2, 31, 33, 63, 64, 66, 97, 128, 131]))
+    rows, down, left = int(rng.integers(1, 4)), int(rng.integers(1, 3)), int(rng.integers(0, 2))
+    window = Window((rows, 2), (down, 2), (1, 1), (rows // 2, 0, left, left))
+    image = random_image(rng, 3, height, width)
+    x = kernels.load(image, planes(rng, image.shape, (1, 1), int(rng.integers(256))))
+    expected = naive.max_pool(image, window)
+    out = planes(rng, expected.shape, (int(rng.integers(2)), int(rng.integers(3))), 9)
+    np.testing.assert_array_equal(kernels.pool("max", x, window, out).values(), expected)
+
+
 def check_take(kernels: InferenceKernels, rng: Generator) -> None:
     """Runs, repeats, reversals and any order, over rows of one vector, several and parts of one."""
     shape = 3, int(rng.integers(1, 7)), int(rng.choice([1, 7, 15, 16, 17, 40]))
@@ -355,6 +367,7 @@ CHECKS: Mapping[str, Check] = {
     "norm": check_norm,
     "pool": check_pool,
     "wide pool": check_wide_pool,
+    "halved pool": check_halved_pool,
     "take": check_take,
     "softmax": check_softmax,
     "layouts": check_layouts,

@@ -49,7 +49,7 @@ QUICK_VARIANTS = (
     "dsp-O0",
 )
 PLAIN = "-DEK_PLAIN"
-AARCH64_GCC = "aarch64-linux-gnu-gcc"
+AARCH64 = ("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-g++")
 SANITIZE = ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 seeds = st.integers(0, 2**32 - 1)
@@ -139,7 +139,7 @@ TARGETS = {
 
 def check_clean(compiler: Sequence[str], folder: Path, *flags: str) -> None:
     """Compile all kernels; a warning is an error."""
-    files = [str(in_one(folder)), "-o", str(folder / "out.o")]
+    files = [f"-I{C99}", str(in_one(folder)), "-o", str(folder / "out.o")]
     command = [*compiler, *WARNINGS, *flags, "-c", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -169,9 +169,9 @@ def test_gcc_finds_the_sources_clean(simd: str, language: str, tmp_path: Path) -
 def test_gcc_for_aarch64_finds_the_sources_clean(
     simd: str, language: str, level: str, tmp_path: Path
 ) -> None:
-    if shutil.which(AARCH64_GCC) is None:
-        pytest.skip(f"there is no {AARCH64_GCC}; sudo apt install g++-aarch64-linux-gnu")
-    check_clean((AARCH64_GCC, *language.split()), tmp_path, simd, level)
+    if not all(map(shutil.which, AARCH64)):
+        pytest.skip(f"there are not both {AARCH64}; sudo apt install g++-aarch64-linux-gnu")
+    check_clean((AARCH64[0], *language.split()), tmp_path, simd, level)
 
 
 def zig(target: str) -> list[str]:
@@ -226,7 +226,17 @@ def test_each_source_stands_alone() -> None:
 def test_nothing_of_a_c_library_but_memcpy_and_memset_is_needed(level: str, tmp_path: Path) -> None:
     need_gcc()
     built = tmp_path / "out.o"
-    command = ["gcc", "-std=c99", level, "-mavx2", "-c", str(in_one(tmp_path)), "-o", str(built)]
+    command = [
+        "gcc",
+        "-std=c99",
+        level,
+        f"-I{C99}",
+        "-mavx2",
+        "-c",
+        str(in_one(tmp_path)),
+        "-o",
+        str(built),
+    ]
     subprocess.run(command, check=True)
     names = subprocess.run(["nm", "-u", str(built)], capture_output=True, text=True, check=True)
     needed = {line.split()[-1] for line in names.stdout.splitlines()}
