@@ -22,9 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.api import export_model, open_artifact
+from edge.artifact import Artifact
+from edge.bench.emulate import emulate_frame
+from edge.bench.targets import find_target
+from edge.check import graph_of
+from edge.save import save
 from fedkit.bench import markdown
 from fedkit.bench.device import bench_device
 from fedkit.graph.from_torch import outputs
+from fedkit.preprocess.audio import SCALE
 from fedkit.tasks import anomaly, damaged_digits, load_task
 from fedkit.tasks.task import Task
 from sim.in_process import FinishedRun, run
@@ -117,11 +123,39 @@ def _measured(
         "int8": round(job.measure(task, integers), 6),
         **{row["target"]: _cost(row) for row in counted},
         **(job.more(task, integers) if variant == "fedtiny" else {}),
+        **(_front_end(task, saved) if variant == "fedtiny" else {}),
     }
 
 
 def _cost(row: Mapping[str, Any]) -> dict[str, int]:
     return {key: row[key] for key in ("instructions", "flash_bytes", "ram_bytes", "stack_bytes")}
+
+
+def _front_end(task: Task, saved: Artifact) -> dict[str, Any]:
+    """Return the instructions of a frame of a model of sound, where it is one."""
+    audio = task.raw_input
+    if audio is None:
+        return {}
+    window = audio.front_end.window
+    sound = np.random.default_rng(_SEED).integers(-(2**15), 2**15, window).astype(np.int16)
+    levels = audio.front_end.levels(sound)
+    expected = saved.inputs[0].quantize(levels[0].astype(np.float32) / np.float32(SCALE))
+    counts = {}
+    with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
+        for name in _PROCESSORS:
+            target, graph = find_target(name), graph_of(saved)
+            made = save(
+                "c99",
+                graph,
+                task.examples("test").inputs[:1],
+                Path(folder) / name / "model",
+                {},
+                audio,
+                goal=target.goal,
+                name="model",
+            )
+            counts[name] = emulate_frame(made, target, sound, expected)
+    return {"front_end_instructions": counts}
 
 
 # Jobs ----------------------------------------------------------------------------------------

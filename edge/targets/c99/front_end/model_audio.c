@@ -1,35 +1,35 @@
 #include "model_audio.h"
 
-#include <string.h>
-
 #include "ek_log_mel.h"
 #include "model_audio_tables.h"
 
+#define MODEL_KEPT (MODEL_AUDIO_WINDOW - MODEL_AUDIO_HOP)
+#define MODEL_OLD ((MODEL_AUDIO_FRAMES - 1) * MODEL_AUDIO_CHANNELS)
+
 void model_audio_start(model_audio *audio) {
-    memset(audio, 0, sizeof *audio);
-    memset(audio->input, model_levels[0], sizeof audio->input);
+    for (int32_t i = 0; i < MODEL_OLD + MODEL_AUDIO_CHANNELS; i++) audio->input[i] = model_levels[0];
+    audio->held = 0;
 }
 
+/* Moves the older frames to the front, and makes the last one. */
 static void model_add_frame(model_audio *audio) {
-    const size_t old = sizeof audio->input - MODEL_AUDIO_CHANNELS;
-    int8_t *frame = audio->input + old;
-    memmove(audio->input, audio->input + MODEL_AUDIO_CHANNELS, old);
+    int8_t *frame = audio->input + MODEL_OLD;
+    for (int32_t i = 0; i < MODEL_OLD; i++) audio->input[i] = audio->input[i + MODEL_AUDIO_CHANNELS];
     ek_log_mel_levels(&model_front_end, audio->samples, audio->real, audio->imaginary, frame);
     for (int32_t c = 0; c < MODEL_AUDIO_CHANNELS; c++) frame[c] = model_levels[frame[c] + 128];
 }
 
 int32_t model_audio_feed(model_audio *audio, const int16_t *samples, int32_t count,
                          int32_t *is_frame) {
-    const int32_t kept = MODEL_AUDIO_WINDOW - MODEL_AUDIO_HOP, wanted = MODEL_AUDIO_WINDOW - audio->held;
-    const int32_t taken = count < wanted ? count : wanted;
-    *is_frame = taken == wanted;
-    if (taken <= 0) return 0;
-    memcpy(audio->samples + audio->held, samples, (size_t)taken * sizeof *samples);
-    audio->held += taken;
+    int32_t taken = 0;
+    while (taken < count && audio->held < MODEL_AUDIO_WINDOW)
+        audio->samples[audio->held++] = samples[taken++];
+    *is_frame = audio->held == MODEL_AUDIO_WINDOW;
     if (*is_frame) {
         model_add_frame(audio);
-        memmove(audio->samples, audio->samples + MODEL_AUDIO_HOP, (size_t)kept * sizeof *samples);
-        audio->held = kept;
+        for (int32_t i = 0; i < MODEL_KEPT; i++)
+            audio->samples[i] = audio->samples[i + MODEL_AUDIO_HOP];
+        audio->held = MODEL_KEPT;
     }
     return taken;
 }
