@@ -7,7 +7,8 @@ on the whole test set in floats and in integers, and counted on emulated process
 what was measured. `bytes_sent` is the payload of all devices, both ways, and 0 for a central model.
 
 Where a job tells more of its sparse artifact, that is in its row: of `damaged-digits` the ROC AUC
-of each type, and what is found with the threshold that the sites choose.
+of each type, and what is found with the threshold that the sites choose; of `keywords` the
+instructions with which the front end makes a frame of 20 ms.
 """
 
 from __future__ import annotations
@@ -233,18 +234,24 @@ JOBS = (
 """All jobs."""
 
 
+def _frame(row: Mapping[str, Any]) -> str:
+    counts = row.get("front_end_instructions", {})
+    return " / ".join(f"{counts[name]:,}" for name in counts)
+
+
 def table(result: Mapping[str, Any]) -> list[str]:
     """Return the lines of the table of results."""
     head = (
         "| job | trained | density | measured | float | int8 C | sent "
-        "| Cortex-M4: instructions | flash | RAM | Cortex-A53: instructions |"
+        "| Cortex-M4: instructions | flash | RAM | Cortex-A53: instructions "
+        "| a frame of sound, M4 / A53 |"
     )
     rows = (
         f"| {row['job']} | {row['trained']} | {row['density']:.0%} | {row['unit']} "
         f"| {row['float']:.4f} | {row['int8']:.4f} | {markdown.mb(row['bytes_sent'])} "
         f"| {row['cortex-m4']['instructions']:,} | {markdown.kb(row['cortex-m4']['flash_bytes'])} "
         f"| {markdown.kb(row['cortex-m4']['ram_bytes'])} "
-        f"| {row['cortex-a53']['instructions']:,} |"
+        f"| {row['cortex-a53']['instructions']:,} | {_frame(row)} |"
         for row in result["rows"]
     )
     return markdown.table(head, rows)
