@@ -30,7 +30,7 @@ from fedkit.graph.arrange import arrange, can_be
 from fedkit.graph.elements import Moved, whole
 from fedkit.graph.layouts import RANKS, graph_shape, map_axis
 from fedkit.graph.lowering import Lowering
-from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require
+from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require, require_small
 from fedkit.graph.ops.norms import read_spelt
 from fedkit.graph.ops.registry import ATEN, SPECS, VIEWS, spec_of
 from fedkit.graph.places import EXAMPLES_MOVE, MANY_EXAMPLES, one_of, require_examples
@@ -600,6 +600,8 @@ def _moved(lowering: _Lowering, node: fx.Node, a: Arguments) -> Moved:
     """Return which elements an op gives, by trying it on their numbers."""
     (source, *_), x = node.all_input_nodes, a["self"]
     require(source not in lowering.unknown, "it follows what is refused")
+    for made in tree_leaves(node.meta["val"]):
+        require_small(tuple(made.shape[1:]))
     shape = source.meta["val"].shape
     moved = x if isinstance(x, Moved) else whole(activation(x), shape[1:])
     cuts = str(node.target) in _CUTS and a["dim"] % len(shape) == moved.examples

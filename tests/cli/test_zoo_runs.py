@@ -30,7 +30,7 @@ RUNS = [(name, task_of(row)) for name, row in MODELS.items() if task_of(row)]
 
 
 ATTENTION = {"vit-tiny", "kwt-1"}
-SPARSE = {n for n, row in MODELS.items() if row.returns == "logits"} - ATTENTION
+SPARSE = set(MODELS) - ATTENTION
 """Models that train without torch."""
 
 

@@ -77,7 +77,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "concat": lambda x: torch.cat([x, x.relu()], -2),
     "softmax over channels": lambda x: x.softmax(-2),
     "softmax over steps": lambda x: x.softmax(-1),
-    "a linear layer over steps": lambda x: F.linear(x, torch.arange(24.0).view(2, 12) / 24),
+    "a linear layer over steps": lambda x: F.linear(
+        x, torch.arange(2.0 * SHAPE[1]).view(2, -1) / 24
+    ),
     "a constant per channel": lambda x: x * torch.tensor([[1.0], [2.0], [-1.0], [0.5]]),
     "a constant per step": lambda x: x + torch.linspace(-1, 1, SHAPE[1]),
     "a constant per value": lambda x: x - torch.linspace(-1, 1, 4 * SHAPE[1]).view(1, 4, -1),

@@ -309,11 +309,12 @@ def _reshape(maker: PlanMaker, op: ir.Op) -> int:
         maker.ops.append(Reorder(source, target))
         return target
     # The graph counts rows, columns, channels, the plan channels first.
-    between = maker.new((*after[1:], after[0]))
-    target = between if is_flat else maker.target(op)
+    between = maker.target(op) if is_flat else maker.new((*after[1:], after[0]))
     maker.ops.append(Reorder(source, between, (1, 2, 0)))
-    if not is_flat:
-        maker.ops.append(Reorder(between, target, (2, 0, 1)))
+    if is_flat:
+        return between
+    target = maker.target(op)
+    maker.ops.append(Reorder(between, target, (2, 0, 1)))
     return target
 
 

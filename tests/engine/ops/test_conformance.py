@@ -24,6 +24,7 @@ from fedkit.engine.integer.numpy_on_native import NumpyOnNative
 from fedkit.engine.kernels import native
 from fedkit.engine.ops.family import Family
 from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.plan.layer_norm import ExampleNorm
 from fedkit.engine.plan.plan import load_plan, save_plan, verify
 from fedkit.engine.plan.structure import Activation, PlanOp
 from fedkit.engine.sparse.engine import SparseEngine
@@ -140,9 +141,12 @@ def test_an_op_without_a_kernel_computes_the_same_among_those_with_one(
 def test_integers_stand_for_what_floats_compute(name: str, activation: Activation) -> None:
     """Gradients of 8 bits point where those of float32 do; a wrong unit or sign would not.
 
-    Without norms, behind which gradients nearly cancel.
+    Without norms, behind which gradients nearly cancel. Of the few values that a ReLU leaves some
+    lie beyond the 8 deviations that a norm over examples keeps, and have no gradient.
     """
     case = case_of(EXAMPLES[name], Around("", activation))
+    if activation != "none" and any(isinstance(op, ExampleNorm) for op in case.plan.ops):
+        pytest.skip("a norm that keeps 8 deviations, behind an activation")
     exact = SparseEngine(case.plan).gradients(case.state, data_of(case))
     found = IntegerEngine(case.plan, bits=8).gradients(case.state, data_of(case))
     for layer, gradient in exact.items():

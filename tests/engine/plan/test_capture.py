@@ -195,6 +195,18 @@ def twice_flattened() -> nn.Module:
     return Net(forward, conv=conv(3, 4), norm=nn.BatchNorm1d(4), fc=nn.Linear(12, 5))
 
 
+def turned_and_flattened() -> nn.Module:
+    """Rows and columns changed places before they are counted; both ways that a plan has."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.conv(x)
+        y = x.transpose(2, 3).flatten(1)
+        z = x.permute(0, 3, 1, 2).reshape(x.shape[0], 2, 5, 8)
+        return net.fc(y) + net.other(F.relu(z).flatten(1))
+
+    return Net(forward, conv=conv(3, 4), fc=nn.Linear(80, 5), other=nn.Linear(80, 5))
+
+
 def mlp() -> nn.Module:
     hidden = [nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU6(), nn.Dropout(0.0)]
     return nn.Sequential(*hidden, nn.Linear(8, 5, bias=False))
@@ -230,6 +242,7 @@ HAND_MADE: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     (chains, (3, 16, 16)),
     (twice_flattened, (3, 16, 16)),
     (norm_and_activation_on_the_input, (3, 5, 4)),
+    (turned_and_flattened, (3, 5, 4)),
     (mlp, (12,)),
     (layer_norms, (3, 5, 4)),
     (layered(nn.LayerNorm, (3, 5, 4)), (3, 5, 4)),

@@ -297,6 +297,17 @@ def check_halved_pool(kernels: InferenceKernels, rng: Generator) -> None:
     np.testing.assert_array_equal(kernels.pool("max", x, window, out).values(), expected)
 
 
+def check_every_mean(kernels: InferenceKernels, rng: Generator) -> None:
+    """Every sum that so many bytes have, a column for each."""
+    count = int(rng.integers(1, 66))
+    sums = np.arange(255 * count + 1)
+    columns = np.clip(sums - 255 * np.arange(count)[:, None], 0, 255)
+    x = kernels.load(columns[None] - 128, planes(rng, (1, *columns.shape), (0, 0), 7))
+    out = planes(rng, (1, 1, len(sums)), (0, 0), 9)
+    found = kernels.pool("avg", x, Window((count, 1)), out).values()
+    np.testing.assert_array_equal(found.ravel(), (2 * sums + count) // (2 * count) - 128)
+
+
 def check_take(kernels: InferenceKernels, rng: Generator) -> None:
     """Runs, repeats, reversals and any order, over rows of one vector, several and parts of one."""
     shape = 3, int(rng.integers(1, 7)), int(rng.choice([1, 7, 15, 16, 17, 40]))
@@ -368,6 +379,7 @@ CHECKS: Mapping[str, Check] = {
     "pool": check_pool,
     "wide pool": check_wide_pool,
     "halved pool": check_halved_pool,
+    "every mean": check_every_mean,
     "take": check_take,
     "softmax": check_softmax,
     "layouts": check_layouts,
