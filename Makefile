@@ -22,8 +22,8 @@ PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
 endif
 COMPILER := $(shell command -v cc || command -v gcc || command -v clang)
 CODE := fedkit edge sim tests examples docs/site
-# Those that take hours have targets of their own.
-LONG := exact intaccuracy quantise
+# Those that take long have targets of their own.
+LONG := exact intaccuracy jobs quantise
 BENCHMARKS = $(filter-out $(LONG),$(shell $(BIN)/python -m fedkit.bench.registry | cut -f 1))
 RUN := fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense
 
@@ -94,6 +94,14 @@ exact: committed $(STAMP) ## Compare artifacts with their definition, and our 8 
 	tail -n 1 build/quantise | $(BIN)/python -m json.tool - results/quantise.json
 	$(BIN)/python -m fedkit.bench.readme
 
+# Minutes. Of the package the data is used alone; the words are spoken by espeak-ng.
+jobs: committed $(STAMP) ## Train the jobs of small devices, and measure what comes of them
+	mkdir -p build
+	$(BIN)/pip install -q --no-deps aeon
+	$(BIN)/fedkit bench jobs --json > build/jobs
+	tail -n 1 build/jobs | $(BIN)/python -m json.tool - results/jobs.json
+	$(BIN)/python -m fedkit.bench.readme
+
 docs: $(STAMP) ## Build the documentation into build/site, strictly and without network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/site/mkdocs.yml
 
@@ -136,4 +144,4 @@ tools:
 	@test -n '$(COMPILER)' || { echo 'A C compiler (cc, gcc or clang) was not found.' \
 	'$(DEBIAN) gcc; $(FEDORA) gcc; $(MACOS) xcode-select --install'; exit 1; }
 
-.PHONY: help run results committed accuracy exact test test-all docs check format setup constraints wheels clean tools
+.PHONY: help run results committed accuracy exact jobs test test-all docs check format setup constraints wheels clean tools

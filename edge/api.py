@@ -17,6 +17,7 @@ from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray
+from fedkit.preprocess.audio import Audio
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,6 +79,7 @@ def export_model(
     target: str = "",
     provenance: Mapping[str, Any] | None = None,
     accept_error: bool = False,
+    audio: Audio | None = None,
 ) -> Artifact:
     """Export a model as an integer artifact; nothing is ever overwritten.
 
@@ -91,6 +93,8 @@ def export_model(
             tells: .tflite, .onnx, -c99, -fpga, .graph.
         provenance: How the model was made; goes into the manifest.
         accept_error: As for `int8_graph`.
+        audio: What its inputs are made of, where that is sound: the manifest says it, and C makes
+            them itself.
 
     Raises:
         ExportError: As for `int8_graph`; or the path is taken, or tells no target.
@@ -107,11 +111,11 @@ def export_model(
         of = "" if target == "graph" else target
         graph = export.int8_graph(source, calibration, accept_error=accept_error, target=of)
     if target == "graph":
-        return save_graph(graph, where, about)
+        return save_graph(graph, where, about, audio)
     whole = save_graph(graph, beside, about)
     about = {**about, "graph": beside.name, "graph_sha256": whole.sha256}
     try:
-        return save(target, graph, calibration, where, about)
+        return save(target, graph, calibration, where, about, audio)
     except BaseException:
         for each in (beside, artifact.manifest_path(beside)):
             each.unlink()

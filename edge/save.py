@@ -9,10 +9,12 @@ from typing import Any
 
 from edge import arena, artifact, graph_file
 from edge.quantize import truth
+from edge.raw import DETAIL, check_raw_input
 from edge.targets.export_target import ports
 from edge.targets.registry import find_row, runtimes
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray
+from fedkit.preprocess.audio import Audio
 
 
 def save(
@@ -21,6 +23,7 @@ def save(
     examples: FloatArray,
     path: Path,
     provenance: Mapping[str, Any],
+    audio: Audio | None = None,
     **options: Any,
 ) -> artifact.Artifact:
     """Save an int8 graph.
@@ -32,29 +35,39 @@ def save(
             is tried on some, or brings them as tests of its own.
         path: Where to; nothing may be there.
         provenance: How it was made.
+        audio: What its inputs are made of, where that is sound; C then makes them itself.
         **options: Of this target alone.
 
     Raises:
-        ExportError: The target cannot express the graph, a package is missing, or `path` is taken.
+        ExportError: The target cannot express the graph, a package is missing, or `path` is taken;
+            or the graph takes something else than the raw input makes.
     """
     artifact.check_free(path)
-    made = find_row(target).make(graph, examples, path, **options)
+    row = find_row(target)
+    if audio is not None:
+        check_raw_input(audio, graph)
+        options |= {"audio": audio} if row.makes_inputs else {}
+    made = row.make(graph, examples, path, **options)
     inputs, outputs = ports(graph, made.file_shape)
     about: dict[str, Any] = {
         "target": made.kind,
         "inputs": inputs,
         "outputs": outputs,
         "provenance": provenance,
-        "details": {**_details(graph, made.kind), **made.details},
+        "details": {**_details(graph, made.kind), **made.details, **_raw(audio)},
     }
     if isinstance(made.content, bytes):
         return artifact.save(made.content, path, **about)
     return artifact.save_folder(made.content, path, **about)
 
 
-def save_graph(graph: ir.Graph, path: Path, provenance: Mapping[str, Any]) -> artifact.Artifact:
+def save_graph(
+    graph: ir.Graph, path: Path, provenance: Mapping[str, Any], audio: Audio | None = None
+) -> artifact.Artifact:
     """Save an int8 graph itself, from which every target can be made; errors as for `save`."""
     artifact.check_free(path)
+    if audio is not None:
+        check_raw_input(audio, graph)
     inputs, outputs = ports(graph)
     return artifact.save(
         graph_file.to_bytes(graph),
@@ -63,8 +76,12 @@ def save_graph(graph: ir.Graph, path: Path, provenance: Mapping[str, Any]) -> ar
         inputs=inputs,
         outputs=outputs,
         provenance=provenance,
-        details=_details(graph, "graph"),
+        details={**_details(graph, "graph"), **_raw(audio)},
     )
+
+
+def _raw(audio: Audio | None) -> dict[str, Any]:
+    return {} if audio is None else {DETAIL: audio.to_json()}
 
 
 def _details(graph: ir.Graph, kind: str) -> dict[str, Any]:

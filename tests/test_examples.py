@@ -6,6 +6,7 @@ import io
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -22,9 +23,10 @@ from edge.targets.c99.runner import CompiledRunner
 from fedkit.cli import main
 from fedkit.config import make_config
 from fedkit.nn.zoo import build_model
-from fedkit.tasks import digits
+from fedkit.tasks import digits, keywords
 from tests.edge.targets.c99.library import need_gcc
 from tests.graph.exported import exported
+from tests.tasks.test_motions import written
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -129,6 +131,53 @@ def test_in_process_prints_a_line_per_step(capsys: pytest.CaptureFixture[str]) -
     assert example["main"]() > 0.3
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["start", "selection", "round", "round", "round"]
+
+
+@pytest.mark.slow
+def test_damaged_machines_are_found_by_what_a_fleet_learned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """examples/anomaly.py."""
+    path = ROOT / "examples" / "anomaly.py"
+    assert len(path.read_text().splitlines()) <= 45
+    found = runpy.run_path(str(path))["main"](str(tmp_path), rounds=20)
+    assert found.roc_auc > 0.8 and found.found > 2 * found.false_alarms
+    assert capsys.readouterr().out.startswith("20% of the weights, ")
+
+
+@pytest.mark.slow
+def test_words_are_told_by_c_that_takes_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """examples/keywords.py, for a tenth of its rounds; the words are those that eval tells."""
+    need_gcc()
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("there is no espeak-ng; apt-get install espeak-ng")
+    path = ROOT / "examples" / "keywords.py"
+    assert len(path.read_text().splitlines()) <= 50
+    accuracy, words = runpy.run_path(str(path))["main"](str(tmp_path), rounds=6)
+    assert accuracy > 0.4 and "of unheard voices" in capsys.readouterr().out
+    model = edge.open_artifact(tmp_path / "keywords-c99", "interpreter")
+    audio = keywords.AUDIO
+    inputs = np.concatenate([audio.read(tmp_path / f"{word}.wav") for word in audio.classes])
+    found = np.asarray(model.predict(inputs)).argmax(axis=1)
+    assert [audio.classes[number] for number in found] == words
+
+
+@pytest.mark.slow
+def test_activities_are_told_from_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """examples/motions.py, on made-up series."""
+    written(tmp_path / "BasicMotions")
+    monkeypatch.setenv("FEDKIT_DATA", str(tmp_path))
+    path = ROOT / "examples" / "motions.py"
+    assert len(path.read_text().splitlines()) <= 40
+    floats, integers = runpy.run_path(str(path))["main"](
+        str(tmp_path), rounds=4, devices=2, partition="iid", min_size=2
+    )
+    assert floats > 0.5 and abs(floats - integers) < 0.1
+    assert "kB of C" in capsys.readouterr().out
 
 
 def test_own_cnn_trains_sparse_and_tells_its_memory(capsys: pytest.CaptureFixture[str]) -> None:

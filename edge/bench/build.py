@@ -14,7 +14,7 @@ from typing import Any
 from edge.artifact import Artifact
 from edge.bench.targets import Target
 from edge.targets.c99.runner import name_of
-from edge.targets.c_names import generic_names
+from edge.targets.c_names import PROGRAMS, generic_names
 from fedkit.core.errors import BenchError
 
 _HERE = Path(__file__).parent
@@ -56,7 +56,13 @@ class Image:
         return self.sections.get(".data", 0) + self.sections.get(".bss", 0)
 
 
-def build(model: Artifact, target: Target, folder: Path, flags: Sequence[str] = ()) -> Image:
+def build(
+    model: Artifact,
+    target: Target,
+    folder: Path,
+    flags: Sequence[str] = (),
+    firmware: str = "firmware.c",
+) -> Image:
     """Compile and link a C model for a target, with what calls it.
 
     Args:
@@ -64,6 +70,7 @@ def build(model: Artifact, target: Target, folder: Path, flags: Sequence[str] = 
         target: The processor.
         folder: Where to put what is made.
         flags: For the compiler, besides the target's own.
+        firmware: What calls it, a source of ours.
 
     Raises:
         BenchError: zig is not installed, or it fails; or the model has several outputs.
@@ -71,7 +78,7 @@ def build(model: Artifact, target: Target, folder: Path, flags: Sequence[str] = 
     check_one_output(model)
     mine = (f"-mcpu={target.compiler}", target.level, *flags)
     sources = [model.path / name for name in model.files if name.endswith(".c")]
-    sources = [path for path in sources if path.name != "main.c"] + [_HERE / "firmware.c"]
+    sources = [path for path in sources if path.name not in PROGRAMS] + [_HERE / firmware]
     names = generic_names(name_of(model))
     common = ("-target", _HEADERS[target.family], *_FLAGS, *mine, f"-I{model.path}", *names)
 

@@ -98,6 +98,29 @@ def emulate(
     )
 
 
+def emulate_frame(
+    model: Artifact, target: Target, samples: NDArray[np.int16], expected: NDArray[np.int8]
+) -> int:
+    """Return the instructions with which a model of sound makes a frame of its input.
+
+    Args:
+        model: Of target "c99", with a front end, and called `NAME`.
+        target: The processor.
+        samples: int16 [window].
+        expected: int8 [channels], the frame.
+
+    Raises:
+        BenchError: A package is missing, the model does not compile, or an integer differs.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
+        image = build(model, target, Path(folder), firmware="firmware_listen.c")
+    found = Machine(image, target, "bench_run").infer(samples.view(np.int8))
+    ReferenceVectors(samples[None].view(np.int8), expected[None]).check(
+        0, found.output, target.name
+    )
+    return found.own + sum(found.calls)
+
+
 def _check_model(model: Artifact) -> None:
     if model.target != "c99" or "calls" not in model.details:
         raise BenchError(
@@ -128,13 +151,13 @@ def _environment(image: Image, target: Target) -> dict[str, str]:
 class Machine:
     """An emulated processor with a model in its memory."""
 
-    def __init__(self, image: Image, target: Target) -> None:
-        """Load an image.
+    def __init__(self, image: Image, target: Target, function: str = "model_invoke") -> None:
+        """Load an image, to tell apart the calls that a function of it makes.
 
         Raises:
             BenchError: unicorn is not installed.
         """
-        self._image, self._target = image, target
+        self._image, self._target, self._function = image, target, function
         self._thumb = target.family == "cortex-m"
         self._core = _core(target)
         self._lengths: dict[tuple[int, int], int] = {}
@@ -161,14 +184,14 @@ class Machine:
         )
 
     def _counted(self) -> tuple[_Blocks, list[_Blocks]]:
-        """Run; return what `model_invoke` executed itself, and what each of its calls did."""
+        """Run; return what the function executed itself, and what each of its calls did."""
         own: _Blocks = Counter()
         calls: list[_Blocks] = [Counter()]
-        begin, size = self._image.symbols["model_invoke"]
+        begin, size = self._image.symbols[self._function]
         begin &= ~1
         end = begin + size
 
-        # A block of `model_invoke` ends in a call; what comes outside of it next belongs to that.
+        # A block of the function ends in a call; what comes outside of it next belongs to that.
         def count(core: Any, address: int, size: int, data: object) -> None:
             if begin <= address < end:
                 own[address, size] += 1

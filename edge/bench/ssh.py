@@ -27,7 +27,7 @@ from edge.artifact import Artifact
 from edge.bench.build import check_one_output, compile_c
 from edge.bench.result import Quantity, ReferenceVectors, Result
 from edge.targets.c99.runner import name_of
-from edge.targets.c_names import generic_names
+from edge.targets.c_names import PROGRAMS, generic_names
 from fedkit.core.errors import BenchError
 
 _RUNNER = Path(__file__).with_name("runner.c")
@@ -183,7 +183,7 @@ def _install(
     """Put the runner into the folder; return the flags that it was compiled with."""
     headers = [model.path / name for name in model.files if name.endswith(".h")]
     sources = [model.path / name for name in model.files if name.endswith(".c")]
-    sources = [path for path in sources if path.name != "main.c"] + [_RUNNER]
+    sources = [path for path in sources if path.name not in PROGRAMS] + [_RUNNER]
     inputs = {"inputs.bin": examples.inputs.astype(np.int8).tobytes()}
     if not there:
         program, flags = _cross_compiled(model, sources, about)

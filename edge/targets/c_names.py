@@ -10,6 +10,9 @@ from fedkit.core.errors import ExportError
 NAME = "model"
 """Of a model, if nothing else is asked for."""
 
+PROGRAMS = frozenset({"main.c", "wav.c"})
+"""Sources of a folder that are programs of their own, not of the model."""
+
 _LONGEST_NAME = 48
 # Of C to C23 and C++; what CMake keeps for itself; the kernels' own.
 _WORDS = """

@@ -78,6 +78,7 @@ class ExportTarget:
         language: Of the code that runs when an artifact is opened; "" where none does.
         not_code: Files of such a folder that follow from examples, or are not run.
         several_outputs: Whether its artifacts may have more than one.
+        makes_inputs: Whether `make` takes `audio`, and what it makes then takes sound.
         layer_bytes: (graph, artifact) -> op's output -> bytes of its constants.
         require: Raises an ExportError where a package is missing.
     """
@@ -93,6 +94,7 @@ class ExportTarget:
     language: str = ""
     not_code: frozenset[str] = frozenset()
     several_outputs: bool = True
+    makes_inputs: bool = False
     layer_bytes: Callable[[ir.Graph, artifact.Artifact], Counter[str]] = plain_bytes
     require: Callable[[], None] = _nothing
 

@@ -202,18 +202,30 @@ def evaluate(
     artifact: ArtifactPath,
     task: TaskName = "",
     runtime: RuntimeName = "",
+    raw: Annotated[
+        list[Path] | None,
+        typer.Option("--input", help="a .wav file, to be told the class of; may be given again"),
+    ] = None,
     changed: Changed = False,
     trusted: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure an artifact in a runtime: accuracy on the whole test set, latency, size.
 
+    With `--input` tell the classes of raw files instead.
+
     Of a folder of C or Verilog this runs the code in it; `--runtime interpreter` does not.
 
     Example: `fedkit eval runs/NAME/model-int8.tflite --runtime tflite-runtime`
     """
-    from fedkit.cli import export, tables, trust
+    from fedkit.cli import export, hearing, tables, trust
 
+    if raw:
+        if task:
+            raise ConfigError(f"--task {task} has a test set, and --input has files; give one")
+        heard = hearing.hear(artifact, raw, runtime, changed, log)
+        _print(heard, as_json, hearing.hearing_table)
+        return
     trust.check_artifact(artifact, task, trusted, _say)
     measured = export.evaluate(artifact, task, runtime, changed, log)
     _print(measured, as_json, tables.artifact_table)

@@ -138,7 +138,7 @@ def export(
         about = {**whole.provenance, "graph": whole.path.name, "graph_sha256": whole.sha256}
         for target, path in paths.items():
             options = {name: getattr(form, name) for name in find_row(target).options}
-            saved = save(target, graph, examples, path, about, **options)
+            saved = save(target, graph, examples, path, about, scenario.task.raw_input, **options)
             measured = measure(saved, scenario.task, scenario.test)
             about_errors = {key: asdict(each) for key, each in errors.items()}
             artifacts.record(saved, {**measured, "float_error": about_errors})

@@ -8,12 +8,15 @@ from __future__ import annotations
 from fedkit.core.errors import TaskError
 from fedkit.core.lookup import load
 from fedkit.tasks import (
+    damaged_digits,
     digits,
     digits_pixels,
     digits_reconstruction,
     digits_rows,
     fashion_mnist,
     hub,
+    keywords,
+    motions,
 )
 from fedkit.tasks.task import Task
 
@@ -21,11 +24,14 @@ BUILT_IN: dict[str, Task] = {
     task.name: task
     for task in sorted(
         (
+            damaged_digits.TASK,
             digits.TASK,
             digits_pixels.TASK,
             digits_reconstruction.TASK,
             digits_rows.TASK,
             fashion_mnist.TASK,
+            keywords.TASK,
+            motions.TASK,
             *hub.TASKS,
         ),
         key=lambda task: task.name,

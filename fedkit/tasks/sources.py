@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-import wave
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedkit.core.errors import DataError
 from fedkit.core.lookup import theirs
+from fedkit.preprocess.wav import check_wav, read_wav
 from fedkit.tasks.lazy_array import Items, LazyArray, StoredArray, as_array
 from fedkit.tasks.task import Examples
 
@@ -287,15 +287,10 @@ def wav_folder(folder: Path | str, samples: int, rate: int) -> Examples:
         raise DataError(f"samples is {samples}; it must be 1 to {_MOST_SAMPLES:,}")
     files, labels = _class_folders(Path(folder), (".wav",))
     for file in files:
-        _check_sound(file, rate)
+        check_wav(file, rate)
 
     def sound(index: int) -> NDArray[np.float32]:
-        with wave.open(str(files[index])) as found:
-            codes = np.frombuffer(found.readframes(samples), "<i2")
-            if len(codes) < min(samples, found.getnframes()):
-                raise DataError(
-                    f"{files[index]} ends after {len(codes)} of {found.getnframes()} samples"
-                )
+        codes = read_wav(files[index], rate, samples)
         return np.pad(codes, (0, samples - len(codes)))[None].astype(np.float32) / 2**15
 
     rows = Items(len(files), sound, str(folder), lambda index: str(files[index]))
@@ -330,16 +325,6 @@ def _image_size(file: Path) -> tuple[int, int]:
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
-
-
-def _check_sound(file: Path, rate: int) -> None:
-    with theirs(str(file), DataError), wave.open(str(file)) as sound:
-        found = sound.getframerate(), sound.getsampwidth() * 8, sound.getnchannels()
-    if found != (rate, 16, 1):
-        raise DataError(
-            f"{file} has {found[0]} samples a second of {found[1]} bits in {found[2]} channel(s); "
-            f"all must have {rate} of 16 bits in 1: convert it, or leave it out"
-        )
 
 
 # Pixels --------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import arena
-from edge.targets.c99 import pack
+from edge.targets.c99 import listening, pack
 from edge.targets.c99.calls import (
     Argument,
     BufferOffset,
@@ -40,9 +40,11 @@ from edge.targets.c_names import (
     renamed,
 )
 from edge.targets.common import layout_of
+from edge.targets.export_target import ports
 from fedkit.core.text import source_text
 from fedkit.graph import ir
 from fedkit.graph.layouts import order_is_free
+from fedkit.preprocess.audio import Audio
 
 _KERNELS = Path(pack.__file__).with_name("kernels")
 _WIDTH = 100
@@ -78,6 +80,7 @@ def emit(
     goal: Goal = "speed",
     keep: bool = False,
     name: str = NAME,
+    audio: Audio | None = None,
 ) -> Sources:
     """Write a graph as C.
 
@@ -88,6 +91,7 @@ def emit(
         goal: "speed", or "size" for microcontrollers.
         keep: Write no activation over another, so that all can be looked at after a call.
         name: What identifiers begin with; see `check_name`.
+        audio: What its inputs are made of, if the sources are to make them.
 
     Returns:
         The sources; the same arguments always give the same.
@@ -105,9 +109,12 @@ def emit(
         "model.c": _model(program, offsets, name, _own_headers(headers), len(graph.outputs)),
         "test_vector.h": _vectors(inputs, outputs),
         "main.c": renamed(_main(graph), name),
-        "Makefile": _makefile(kernels, headers, goal),
-        "CMakeLists.txt": _cmake(kernels, name),
+        "Makefile": _makefile(kernels, headers, goal, audio is not None),
+        "CMakeLists.txt": _cmake(kernels, name, audio is not None),
     }
+    if audio is not None:
+        classes = math.prod(graph.tensors[graph.outputs[0]].shape)
+        texts |= listening.files(audio, ports(graph)[0][0], classes, name)
     files = {file: text.encode() for file, text in texts.items()}
     files |= {file: (_KERNELS / file).read_bytes() for file in (*headers, *kernels)}
     for header in ("ek.h", *_own_headers(headers)):
@@ -349,8 +356,11 @@ int main(void) {{
 """
 
 
-def _makefile(kernels: list[str], headers: list[str], goal: Goal) -> str:
-    objects = " ".join(name.replace(".c", ".o") for name in ("model.c", *kernels))
+def _makefile(kernels: list[str], headers: list[str], goal: Goal, listens: bool) -> str:
+    sources, own_headers = _of_audio(listens)
+    objects = " ".join(name.replace(".c", ".o") for name in ("model.c", *kernels, *sources))
+    headers = [*headers, *own_headers]
+    program = _MAKE_WAV if listens else ""
     return f"""\
 CFLAGS ?= {_FLAGS[goal]}
 ALL_CFLAGS = -std=c99 -Wall -Wextra -Wconversion $(CFLAGS)
@@ -367,15 +377,28 @@ model_test: main.c test_vector.h libmodel.a
 
 test: model_test
 \t./model_test
-
+{program}
 clean:
-\trm -f $(OBJECTS) libmodel.a model_test
+\trm -f $(OBJECTS) libmodel.a model_test{" wav" if listens else ""}
 
 .PHONY: test clean
 """
 
 
-def _cmake(kernels: list[str], name: str) -> str:
+def _of_audio(listens: bool) -> tuple[Sequence[str], Sequence[str]]:
+    """Return sources and headers of the front end, where the model has one."""
+    return (listening.SOURCES, listening.HEADERS) if listens else ((), ())
+
+
+_MAKE_WAV = """
+wav: wav.c libmodel.a
+\t$(CC) $(ALL_CFLAGS) wav.c libmodel.a -o $@
+"""
+
+
+def _cmake(kernels: list[str], name: str, listens: bool) -> str:
+    sources, _ = _of_audio(listens)
+    program = _CMAKE_WAV.format(name=name) if listens else ""
     return f"""\
 cmake_minimum_required(VERSION 3.10)
 project({name} C)
@@ -384,11 +407,17 @@ if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE Release)
 endif()
 
-add_library({name} STATIC model.c {" ".join(kernels)})
+add_library({name} STATIC model.c {" ".join((*kernels, *sources))})
 target_include_directories({name} PUBLIC ${{CMAKE_CURRENT_SOURCE_DIR}})
 
 enable_testing()
 add_executable({name}_test main.c)
 target_link_libraries({name}_test {name})
 add_test(NAME {name}_test COMMAND {name}_test)
+{program}"""
+
+
+_CMAKE_WAV = """
+add_executable({name}_wav wav.c)
+target_link_libraries({name}_wav {name})
 """

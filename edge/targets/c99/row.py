@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge import artifact
 from edge.define.interpret_int8 import outputs_int8
+from edge.raw import raw_input_of
 from edge.targets.c99 import emitter
 from edge.targets.c99.calls import ConstantAddress, Goal, Struct, compile_graph
 from edge.targets.c99.runner import CompiledRunner, name_of
@@ -20,6 +21,7 @@ from edge.targets.export_target import ExportTarget, Made, vectors_of
 from edge.targets.tflite.runner import Runner
 from fedkit.graph import ir
 from fedkit.graph.ops.registry import WEIGHTED
+from fedkit.preprocess.audio import Audio
 
 _ROUNDING = "half_up"
 
@@ -31,12 +33,13 @@ def _make(
     goal: Goal = "speed",
     keep: bool = False,
     name: str | None = None,
+    audio: Audio | None = None,
 ) -> Made:
     name = name_for(path) if name is None else name
     check_new_name(name)
     integers = vectors_of(graph, examples)
     expected = outputs_int8(graph, integers, _ROUNDING)
-    sources = emitter.emit(graph, integers, expected, goal, keep, name)
+    sources = emitter.emit(graph, integers, expected, goal, keep, name, audio)
     details: dict[str, Any] = {
         "name": name,
         "arena_bytes": sources.arena_bytes,
@@ -57,7 +60,7 @@ def _open(found: artifact.Artifact, runtime: str, changed: bool) -> Runner:
 
 
 def _made_with(found: artifact.Artifact) -> dict[str, Any]:
-    return {"goal": found.detail("goal", str), "name": name_of(found)}
+    return {"goal": found.detail("goal", str), "name": name_of(found), "audio": raw_input_of(found)}
 
 
 def _layer_bytes(graph: ir.Graph, found: artifact.Artifact) -> Counter[str]:
@@ -93,6 +96,7 @@ TARGET = ExportTarget(
     options=("goal", "name"),
     made_with=_made_with,
     keeps=True,
+    makes_inputs=True,
     language="C",
     not_code=frozenset({"test_vector.h"}),
     layer_bytes=_layer_bytes,

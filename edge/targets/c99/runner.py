@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from edge import artifact
-from edge.targets.c_names import NAME, check_name, output_names
+from edge.targets.c_names import NAME, PROGRAMS, check_name, output_names
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
 
@@ -130,7 +130,7 @@ def _compile(
 ) -> tuple[Callable[..., int], bytes]:
     """Return the model's function and the object file that it is linked from."""
     name = name_of(model)
-    sources = [each for each in model.files if each.endswith(".c") and each != "main.c"]
+    sources = [each for each in model.files if each.endswith(".c") and each not in PROGRAMS]
     # All in one: reading the headers of vector instructions once is most of the time saved.
     text = "".join(f'#include "{each}"\n' for each in sources) + _sizes(model, name.upper())
     with tempfile.TemporaryDirectory() as folder:

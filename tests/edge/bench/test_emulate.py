@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from edge.artifact import Artifact
 from edge.bench import build, emulate
@@ -17,14 +18,18 @@ from edge.bench.result import ReferenceVectors, Result
 from edge.bench.targets import TARGETS, find_target
 from edge.define.interpret_int8 import evaluate_int8
 from edge.export import int8_graph, save_c99
+from edge.save import save
 from fedkit.core.errors import BenchError, ConfigError
 from fedkit.graph import ir
 from fedkit.nn.zoo import build_model
+from fedkit.preprocess.audio import Audio
+from fedkit.preprocess.log_mel import LogMel
 from tests.edge.models import pruned
 from tests.edge.targets.c99.library import need_emulator
 from tests.sets import slow, slow_but
 
 SHAPE = (3, 8, 8)
+FRONT_END = LogMel(8000, 128, 64, 128, 8, 100.0, 4000.0)
 
 
 @pytest.fixture(autouse=True)
@@ -238,3 +243,20 @@ def test_a_result_is_json_and_a_table(emulated: Callable[[str], Result]) -> None
     lines = result.table()
     assert lines[0] == ("total", "instructions", f"{result['instructions']:,}", "instructions")
     assert len(lines) == 4 + len(result.layers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cortex-m4", "cortex-a53"])
+def test_a_frame_of_sound_is_counted_and_compared(name: str, tmp_path: Path) -> None:
+    audio = Audio(FRONT_END, 6)
+    sound = np.random.default_rng(0).integers(-9000, 9000, FRONT_END.window).astype(np.int16)
+    inputs = np.random.default_rng(0).random((9, *audio.shape), np.float32)
+    layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 24, 3)).eval()
+    made = int8_graph(layers, inputs)
+    model = save("c99", made, inputs, tmp_path / "model", {}, audio)
+    expected = model.inputs[0].quantize(audio.inputs(FRONT_END.levels(sound)[None])).ravel()
+    found = emulate.emulate_frame(model, TARGETS[name], sound, expected)
+    butterflies = 64 * 7
+    assert 8 * butterflies < found < 100 * butterflies
+    with pytest.raises(BenchError, match="differ"):
+        emulate.emulate_frame(model, TARGETS[name], sound, expected + np.int8(1))
