@@ -26,7 +26,7 @@ from fedkit.nn.zoo import build_model
 from fedkit.tasks import digits, keywords
 from tests.edge.targets.c99.library import need_gcc
 from tests.graph.exported import exported
-from tests.tasks.test_motions import written
+from tests.tasks.recordings import written
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,21 +9,7 @@ import pytest
 
 from fedkit.core.errors import DataError
 from fedkit.tasks import motions
-
-HEAD = "# about\n@problemName Some\n\n@data\n"
-
-
-def written(folder: Path, seed: int = 0) -> Path:
-    """Write a data set of two recordings of each activity, of 70 steps."""
-    draws = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    for split in ("TRAIN", "TEST"):
-        rows = []
-        for number, name in enumerate(2 * motions.ACTIVITIES):
-            series = draws.normal(number % 4, 1, (6, 70)).round(3).astype(str)
-            rows.append(":".join([*map(",".join, series), name]))
-        (folder / f"BasicMotions_{split}.ts").write_text(HEAD + "\n".join(rows) + "\n")
-    return folder
+from tests.tasks.recordings import HEAD, written
 
 
 def test_windows_are_cut_in_their_order() -> None:
