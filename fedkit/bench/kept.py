@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedkit.core.files import write_atomic
+from fedkit.core.side_by_side import cores
 from fedkit.core.supervise import guard, start_worker
 
 Cell = TypeVar("Cell")
@@ -36,7 +36,7 @@ def run_kept(
     todo = [cell for cell in cells if not path_of(cell, folder).exists()]
     if todo:
         spawn = multiprocessing.get_context("spawn")
-        count = min(len(todo), workers or os.cpu_count() or 1)
+        count = min(len(todo), workers or cores())
         guard()
         with ProcessPoolExecutor(count, mp_context=spawn, initializer=start_worker) as pool:
             try:

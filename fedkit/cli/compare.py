@@ -35,6 +35,7 @@ from fedkit.config import RunConfig
 from fedkit.core.errors import CheckpointError, ConfigError, FedkitError, FleetError, StoppedError
 from fedkit.core.files import remove_partial, write_atomic
 from fedkit.core.provenance import made_by
+from fedkit.core.side_by_side import cores
 from fedkit.core.signals import STOPS, stop_number, stop_words
 from fedkit.core.supervise import guard, start_worker
 from fedkit.flower.processes import ENVIRONMENT
@@ -70,11 +71,11 @@ def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> di
     folder = work / grid.name
     for needed in (folder, out):
         _make_folder(needed)
-    cores = os.cpu_count() or 1
+    most = cores()
     with _alone(folder):
         remove_partial(folder)
         try:
-            rows = _rows(grid, folder, min(workers or cores, cores), log)
+            rows = _rows(grid, folder, min(workers or most, most), log)
         except STOPS as stop:
             done = sum(_file(folder, config).exists() for config in grid.cells)
             raise StoppedError(
