@@ -19,7 +19,6 @@ from fedkit.core.signals import STOPS, stop_number, stop_words
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
     help="Train one sparse model over a fleet of devices and export it as integer code.",

@@ -524,3 +524,16 @@ def test_a_plan_holds_the_tasks_loss_and_one_of_its_own_is_refused(
     own = f"plan {tmp_path / 'b'} --task task_of_own_loss:TASK"
     assert fedkit(own, monkeypatch) == 2 and not (tmp_path / "b").exists()
     assert "other losses need --engine torch" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    for line, wanted in (("fedkit re", "report"), ("fedkit run --availab", "--availability")):
+        about = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+        told = subprocess.run(
+            [Path(sys.executable).with_name("fedkit")],
+            env={**os.environ, **about, "_FEDKIT_COMPLETE": "complete_bash"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert told.stdout.split() == [wanted], told.stderr
