@@ -30,20 +30,13 @@ from fedkit.wire import messages
 from fedkit.wire.messages import Packet
 from fedkit.wire.validation import admit_value
 from sim.scenario import make_scenario
+from tests import three_devices
 from tests.flower.same_bits import assert_same_bits
 from tests.server.recording import RecordingFleet
 from tests.sets import slow_but
 
 SMALL: dict[str, Any] = {
-    "devices": 3,
-    "rounds": 3,
-    "epochs": 1,
-    "examples_per_device": 40,
-    "test_examples": 60,
-    "adjust_every": 1,
-    "adjust_stop": 3,
-    "server_epochs": 1,
-    "sparse_epochs": 1,
+    **three_devices.SETTINGS,
     "validation_share": 0.25,
     "device_eval": 1,
 }

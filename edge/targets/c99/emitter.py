@@ -30,6 +30,7 @@ from edge.targets.c99.calls import (
     Struct,
     compile_graph,
 )
+from edge.targets.c99.literals import wrapped
 from edge.targets.c99.pack import Planes
 from edge.targets.c_names import (
     NAME,
@@ -47,7 +48,6 @@ from fedkit.graph.layouts import order_is_free
 from fedkit.preprocess.audio import Audio
 
 _KERNELS = Path(pack.__file__).with_name("kernels")
-_WIDTH = 100
 _SIGNED = {"i1": "int8_t", "i2": "int16_t", "i4": "int32_t"}
 _TYPES = {**_SIGNED, "i8": "int64_t", "u1": "uint8_t", "u2": "uint16_t", "u4": "uint32_t"}
 _RECORDS = {pack.QUAD: "ek_quad", pack.PAIR: "ek_pair", pack.FILTER: "ek_filter"}
@@ -272,7 +272,7 @@ def _array(values: NDArray[Any], name: str) -> str:
     if values.size == 0:  # which C does not have
         values = np.zeros(1, values.dtype)
     kind = _RECORDS.get(values.dtype) or _TYPES[values.dtype.str[1:]]
-    lines = "\n".join(_wrapped(_items(values)))
+    lines = "\n".join(wrapped(_items(values)))
     return f"static const {kind} {name}[{values.size}] = {{\n{lines}\n}};\n"
 
 
@@ -284,16 +284,6 @@ def _items(values: NDArray[Any]) -> Iterator[str]:
     columns = (values[name].tolist() for name in values.dtype.names)
     braces = str.maketrans("[]()", "{}{}", " ")
     yield from (str(record).translate(braces) for record in zip(*columns, strict=True))
-
-
-def _wrapped(items: Iterator[str]) -> Iterator[str]:
-    line = "   "
-    for item in items:
-        if len(line) + len(item) + 2 > _WIDTH:
-            yield line
-            line = "   "
-        line += f" {item},"
-    yield line
 
 
 # The test and how to build it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from edge.artifact import Port
 from edge.targets.c99 import pack
+from edge.targets.c99.literals import literal, wrapped
 from edge.targets.c_names import prefixed
 from fedkit.preprocess.audio import SCALE, Audio
 from fedkit.preprocess.log_mel import LogMel
@@ -21,7 +21,6 @@ HEADERS = ("ek_log_mel.h", "model_audio.h", "model_audio_sizes.h", "model_audio_
 PROGRAM = "wav.c"
 
 _FOLDER = Path(pack.__file__).with_name("front_end")
-_WIDTH = 100
 
 
 def files(audio: Audio, port: Port, outputs: int, name: str) -> dict[str, str]:
@@ -75,7 +74,7 @@ def _tables(audio: Audio, port: Port, outputs: int) -> str:
         "levels": ("int8_t", levels),
     }
     text = "\n".join(_array(kind, f"model_{key}", data) for key, (kind, data) in arrays.items())
-    names = ",\n".join(f"    {_literal(audio.name(number))}" for number in range(outputs))
+    names = ",\n".join(f"    {literal(audio.name(number))}" for number in range(outputs))
     return f"""\
 /* Constants of the front end; the last table has a level's value of the model's input. */
 #include <stdint.h>
@@ -102,21 +101,5 @@ def _triangles(front_end: LogMel) -> tuple[NDArray[Any], NDArray[Any], NDArray[A
 
 
 def _array(kind: str, name: str, values: NDArray[Any]) -> str:
-    lines = "\n".join(_wrapped(str(value) for value in values.tolist()))
+    lines = "\n".join(wrapped(str(value) for value in values.tolist()))
     return f"static const {kind} {name}[{len(values)}] = {{\n{lines}\n}};\n"
-
-
-def _wrapped(items: Iterator[str]) -> Iterator[str]:
-    line = "   "
-    for item in items:
-        if len(line) + len(item) + 2 > _WIDTH:
-            yield line
-            line = "   "
-        line += f" {item},"
-    yield line
-
-
-def _literal(text: str) -> str:
-    """Return a string of C; what is not plain, and `?`, which trigraphs begin with, as numbers."""
-    plain = set(range(32, 127)) - set(b'"\\?')
-    return '"' + "".join(chr(c) if c in plain else f"\\{c:03o}" for c in text.encode()) + '"'

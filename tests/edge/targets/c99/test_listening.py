@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge.artifact import Port
 from edge.bench.build import compile_c
-from edge.targets.c99 import listening
+from edge.targets.c99 import listening, literals
 from fedkit.preprocess.audio import Audio
 from fedkit.preprocess.log_mel import LogMel
 from tests.edge.targets.c99.library import WARNINGS, need_emulator, need_gcc
@@ -90,7 +90,7 @@ def test_an_emulated_arm_gives_them_too(processor: str, name: str, tmp_path: Pat
 def test_names_of_classes_are_strings_of_c(tmp_path: Path) -> None:
     need_gcc()
     names = ('a"b\\', "??/", "ä µ", "%d", "yes")
-    text = ",".join(listening._literal(name) for name in names)
+    text = ",".join(literals.literal(name) for name in names)
     program = f"#include <stdio.h>\nint main(void) {{ const char *n[] = {{{text}}};\n"
     program += "for (int i = 0; i < 5; i++) puts(n[i]);\nreturn 0; }\n"
     (tmp_path / "names.c").write_text(program)
