@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedkit.core.text import terminal_text
+from fedkit.core.text import cut
 from fedkit.graph import ir
 
 _WIDTH, _HEIGHT, _ACROSS, _DOWN = 250, 46, 280, 86
@@ -116,5 +116,4 @@ def _drawn(box: _Box, x: int, y: int) -> str:
 
 
 def _text(text: str, most: int = _LONGEST) -> str:
-    told = terminal_text(text[: most + 1])
-    return html.escape(told if len(told) <= most else f"{told[: most - 1]}…")
+    return html.escape(cut(text, most))

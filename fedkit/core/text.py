@@ -47,6 +47,12 @@ def terminal_lines(text: str) -> str:
     return "\n".join(map(terminal_text, text.split("\n")))
 
 
+def cut(text: str, most: int) -> str:
+    """Return one line of printable characters, at most `most` of them: others chose the text."""
+    told = terminal_text(text[: most + 1])
+    return told if len(told) <= most else f"{told[: most - 1]}…"
+
+
 def short(value: object, most: int = 80) -> str:
     """Return a value's repr for a message, cut to `most` characters: others choose what it is."""
     told = repr(value)

@@ -60,9 +60,7 @@ def completed(parts: Travel, shared: ModelState, memory: Packet, known: Masks) -
 def with_own(parts: Travel, state: ModelState, memory: Packet) -> ModelState:
     """Return a model with the device's own tensors, if it has any yet."""
     own = own_tensors(parts.local, memory) if parts.local else None
-    if own is None:
-        return state
-    return ModelState({**state.weights, **own.weights}, {**state.stats, **own.stats}, state.masks)
+    return state if own is None else parts.local.into(state, own)
 
 
 def own_tensors(local: Part, memory: Packet) -> ModelState | None:

@@ -26,9 +26,8 @@ from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.wire import to_records
 from fedkit.methods.registry import resolve
 from fedkit.methods.schedule import kept_per_layer
-from fedkit.server.device_metric import DeviceMetric
 from fedkit.server.participation import check_participation
-from fedkit.server.rounds import Report, Server, StepPhase, run_rounds
+from fedkit.server.rounds import Report, Server, run_rounds
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples, cross_entropy
 from fedkit.wire.messages import Packet
@@ -219,17 +218,8 @@ class _ModelServer(Server):
         assert isinstance(self.engine, TorchEngine)
         return copy.deepcopy(self.engine.module(state))
 
-    def report(
-        self,
-        phase: StepPhase,
-        number: int,
-        state: ModelState,
-        loss: float | None,
-        traffic: tuple[int, int] = (0, 0),
-        devices: DeviceMetric | None = None,
-    ) -> Report:
-        """Report without a measurement."""
-        return Report(phase, number, None, loss, state.density, *traffic, state)
+    def _accuracy(self, state: ModelState) -> None:
+        """Measure nothing."""
 
 
 def _metrics(report: Report) -> MetricRecord:

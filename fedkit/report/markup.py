@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from fedkit.core.text import terminal_text
+from fedkit.core.text import cut
 
 LONGEST = 200
 """Characters of a text of others that are shown."""
@@ -13,9 +13,7 @@ LONGEST = 200
 
 def plain(value: object, most: int = LONGEST) -> str:
     """Return one line of printable characters, at most `most` of them."""
-    text = value if isinstance(value, str) else str(value)
-    told = terminal_text(text[: most + 1])
-    return told if len(told) <= most else f"{told[: most - 1]}…"
+    return cut(value if isinstance(value, str) else str(value), most)
 
 
 def safe(value: object, most: int = LONGEST) -> str:

@@ -243,7 +243,7 @@ class Server:
         accuracy = self._accuracy(state) if due else None
         return Report(phase, number, accuracy, loss, state.density, *traffic, state, devices)
 
-    def _accuracy(self, state: ModelState) -> float:
+    def _accuracy(self, state: ModelState) -> float | None:
         return measure(self.engine, state, self.test, self.task.measure)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import DataError
+from fedkit.tasks.data_folder import data_folder
 from fedkit.tasks.sources import normalise
 from fedkit.tasks.task import Examples, Task
 
@@ -67,7 +68,7 @@ class ImageSet:
     @property
     def folder(self) -> Path:
         """The folder that is looked into first."""
-        return Path(os.environ.get("FEDKIT_DATA") or "data") / self.name
+        return data_folder(self.name)
 
     @property
     def mode(self) -> Literal["L", "RGB"]:

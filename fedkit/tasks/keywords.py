@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +29,7 @@ from fedkit.core.errors import DataError
 from fedkit.core.files import write_atomic
 from fedkit.preprocess.audio import Audio
 from fedkit.preprocess.log_mel import LogMel
+from fedkit.tasks.data_folder import data_folder
 from fedkit.tasks.task import Examples, Task
 
 WORDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")
@@ -162,7 +161,7 @@ def _examples(voices: tuple[str, ...]) -> Examples:
 @functools.cache
 def _levels() -> NDArray[np.int8]:
     """Return all levels, int8 [voices, words, takes, frames, channels]; made at the first call."""
-    path = _folder() / f"espeak-ng-{_version()}-{_FORM}.npy"
+    path = data_folder("keywords") / f"espeak-ng-{_version()}-{_FORM}.npy"
     shape = (len(VOICES), len(WORDS), TAKES, AUDIO.frames, AUDIO.front_end.channels)
     if path.is_file():
         try:
@@ -184,10 +183,6 @@ def _made() -> NDArray[np.int8]:
     takes = [Utterance(w, v, n) for v in VOICES for w in WORDS for n in range(TAKES)]
     with ThreadPoolExecutor(2) as pool:
         return np.stack(list(pool.map(lambda take: AUDIO.levels(spoken(take)), takes)))
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("FEDKIT_DATA") or "data") / "keywords"
 
 
 TASK = Task("keywords", "ds-cnn", train_data, test_data, raw_input=AUDIO)

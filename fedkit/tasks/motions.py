@@ -19,7 +19,6 @@ exported takes raw numbers.
 from __future__ import annotations
 
 import functools
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import DataError
+from fedkit.tasks.data_folder import data_folder
 from fedkit.tasks.task import Examples, Task
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def read_ts(path: Path) -> tuple[NDArray[np.float32], list[str]]:
 
 
 def _folder() -> Path:
-    own = Path(os.environ.get("FEDKIT_DATA") or "data") / _NAME
+    own = data_folder(_NAME)
     if own.is_dir():
         return own
     for package in _PACKAGES:

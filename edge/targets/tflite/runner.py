@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -125,9 +124,9 @@ class Runner(ABC):
             "median_us" and "p95_us": microseconds of one invocation, without copying inputs.
         """
         end = time.perf_counter() + _WARM_UP_SECONDS
-        for number in itertools.count():
-            if number >= _WARM_UP and time.perf_counter() > end:
-                break
+        for _ in range(_WARM_UP):
+            self._invoke()
+        while time.perf_counter() < end:
             self._invoke()
         times = [self._time_one() for _ in range(repeats)]
         return {

@@ -36,9 +36,6 @@ from fedkit.tasks.task import Examples
 _EVALUATION_BATCH = 64
 _TILE = 1 << 14
 
-Trained = frozenset[str] | None
-"""Names of the weights that are trained; None: all."""
-
 
 class SparseEngine(PlannedEngine):
     """Implements `fedkit.engine.base.Engine` over a plan and the compiled kernels.
@@ -66,7 +63,7 @@ class SparseEngine(PlannedEngine):
         self.kernels = native.load_kernels(simd)
         self._initial, self._threads = initial, threads
         self._network: Network | None = None
-        self._programs: dict[tuple[Mode, Trained], SparseProgram] = {}
+        self._programs: dict[tuple[Mode, frozenset[str] | None], SparseProgram] = {}
 
     def replica(self) -> SparseEngine:
         """See `Replicable.replica`."""
@@ -243,7 +240,7 @@ class SparseEngine(PlannedEngine):
         return np.asarray(network.parameters.whole(name, whole), np.float32)
 
     def program(
-        self, state: ModelState, mode: Mode, batch: int, trained: Trained = None
+        self, state: ModelState, mode: Mode, batch: int, trained: frozenset[str] | None = None
     ) -> SparseProgram:
         """Return a program for batches of up to `batch` examples, loaded with `state`.
 

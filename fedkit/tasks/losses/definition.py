@@ -181,6 +181,12 @@ def like(targets: Tensor, outputs: Tensor) -> Tensor:
     return targets.to(outputs.dtype)
 
 
+def not_positive(name: str, value: float) -> Iterator[str]:
+    """Yield what is wrong with a setting that must be finite and greater than 0."""
+    if not 0 < value < math.inf:
+        yield f"{name} is {value!r}; it must be finite and greater than 0"
+
+
 def number(given: Any) -> float:
     """Return a number as a float.
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.reals import Reals, exp, log
-from fedkit.tasks.losses.definition import Loss, strict
+from fedkit.tasks.losses.definition import Loss, not_positive, strict
 from fedkit.tasks.targets import describe
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ class TripletMargin(InBatch):
     kind: Literal["triplet_margin_loss"] = "triplet_margin_loss"
 
     def _problems(self) -> Iterator[str]:
-        if not 0 < self.margin < np.inf:
-            yield f"margin is {self.margin!r}; it must be finite and greater than 0"
+        return not_positive("margin", self.margin)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See `Loss`."""
@@ -127,8 +126,7 @@ class InfoNCE(InBatch):
     kind: Literal["info_nce"] = "info_nce"
 
     def _problems(self) -> Iterator[str]:
-        if not 0 < self.temperature < np.inf:
-            yield f"temperature is {self.temperature!r}; it must be finite and greater than 0"
+        return not_positive("temperature", self.temperature)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See `Loss`."""

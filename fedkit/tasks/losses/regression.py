@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from fedkit.core.reals import Reals
-from fedkit.tasks.losses.definition import PerElement, like, strict
+from fedkit.tasks.losses.definition import PerElement, like, not_positive, strict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +72,7 @@ class Huber(PerElement):
     in_torch: ClassVar[str] = "HuberLoss"
 
     def _problems(self) -> Iterator[str]:
-        if not 0 < self.delta < np.inf:
-            yield f"delta is {self.delta!r}; it must be finite and greater than 0"
+        return not_positive("delta", self.delta)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See `Loss`."""
