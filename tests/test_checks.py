@@ -282,7 +282,23 @@ def test_every_example_is_short_and_run_by_a_test() -> None:
 
 # Text of the repository
 
-SKIPPED_FOLDERS = {"__pycache__", "build", "runs"}
+
+def git(*command: str) -> list[str]:
+    """List the files that a command of git names; none where there is no repository."""
+    ran = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    return ran.stdout.splitlines()
+
+
+def test_nothing_large_and_nothing_made_is_committed() -> None:
+    # data/keywords, 2.3 MB that a test had made, came in with an `add` of everything.
+    assert git("ls-files", "--cached", "--ignored", "--exclude-standard") == []
+    sizes = {
+        name: (ROOT / name).stat().st_size for name in git("ls-files") if (ROOT / name).exists()
+    }
+    assert [name for name, size in sizes.items() if size > 2**20] == []
+
+
+SKIPPED_FOLDERS = {"__pycache__", "build", "runs", "data"}
 MACHINE_PATH = re.compile(r"(?<![\w.~*-])/(work|root)/")
 
 

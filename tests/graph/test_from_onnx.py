@@ -487,7 +487,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         lower(tmp_path / "none.onnx")
 
 
-def test_data_in_a_file_of_its_own(tmp_path: Path) -> None:
+def test_data_in_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # onnx looks for the data's file in the working folder too
     model = onnx.load_from_string(exported(Residual(), SHAPE))
     inputs, path = images(*SHAPE), tmp_path / "model.onnx"
     expected = evaluate(lower(model.SerializeToString()), ir.to_graph_layout(inputs))
