@@ -55,6 +55,9 @@ SAME_CLASSES = {
 """Names of classes that occur more than once -> the one thing that all of them are."""
 
 SAME_MODULES = {
+    "attention": "attention by heads: in the model graph, and as it trains",
+    "softmax": "softmax over channels: in the model graph, in integers, and as it trains",
+    "spread": "values of all examples: in the model graph, and as they train",
     "norms": "normalisation: its ops in the model graph, and what its statistics are",
     "pool": "the pooling ops: of the model graph, and as they train",
     "conv": "the op whose weights are pruned: in plans, and how engines compute it",

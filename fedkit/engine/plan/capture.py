@@ -32,8 +32,8 @@ from fedkit.tasks.losses import PLAIN, Loss
 _INSTEAD = (
     "replace them by Conv2d, Conv1d, Linear, ConvTranspose2d, ConvTranspose1d, BatchNorm, "
     "L1BatchNorm2d, GroupNorm, InstanceNorm, LayerNorm, L1LayerNorm, ReLU, ReLU6, sigmoid, SiLU, "
-    "GELU and other functions of one value, sums, products, concatenations of channels, max and "
-    "average pooling, resizes and flatten, or use the torch engine"
+    "GELU and other functions of one value, attention, softmax, sums, products, concatenations of "
+    "channels, max and average pooling, resizes and flatten, or use the torch engine"
 )
 
 _PASSES = 4
@@ -154,7 +154,12 @@ class _Capture:
             changes = [
                 "it computes something else in one pass than in the next; a plan cannot choose"
             ]
-        if in_training.log != in_evaluation.log:
+        if share := in_training.drops_weights:
+            changes.append(
+                f"its attention drops weights, p = {share}, {WOULD_BE_RANDOM}; only p = 0 can be "
+                "captured"
+            )
+        elif in_training.log != in_evaluation.log:
             changes.append(
                 "it calls other layers in training than in evaluation; let its forward not depend "
                 "on self.training"

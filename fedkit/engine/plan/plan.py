@@ -319,6 +319,6 @@ def _use_problems(plan: Plan) -> Iterator[str]:
         if used[name] != 1:
             yield f"{name!r} is used {used[name]} times; each name must be used once"
     read = {plan.output}.union(*(op.sources for op in plan.ops))
-    for tensor in range(1, len(plan.tensors)):
+    for tensor in range(len(plan.tensors)):
         if tensor not in read:
             yield f"tensor {tensor} is neither read nor the output; a tensor must be read"
