@@ -63,6 +63,7 @@ SAME_MODULES = {
     "conv": "the op whose weights are pruned: in plans, and how engines compute it",
     "client_app": "Flower's name for the entry point of a client",
     "depth_to_space": "channels as places: in the model graph, in integers, and as it trains",
+    "embedding": "rows of a table: in the model graph, and as they train",
     "emitter": "writes the artifact, one per target",
     "engine": "the engine of its folder",
     "function": "functions of one value: in plans, and how engines compute them",

@@ -565,11 +565,23 @@ def _is_for_all_examples(lowering: _Lowering, node: fx.Node, a: Arguments) -> bo
 def _note_shown(lowering: _Lowering, node: fx.Node, a: Arguments, made: Any) -> None:
     """Note that a constant shows a parameter in another shape, if it does."""
     value = a.get("self")
-    if str(node.target) not in _SHOWS or not lowering.learns(value):
+    if _is_whole_table(node, a):
+        value = a["weight"]
+    elif str(node.target) not in _SHOWS:
+        return
+    if not lowering.learns(value):
         return
     assert isinstance(value, torch.Tensor)
     if isinstance(made, torch.Tensor) and made.numel() == value.numel():
         lowering.shown[id(made)] = lowering.shown.get(id(value), value)
+
+
+def _is_whole_table(node: fx.Node, a: Arguments) -> bool:
+    """Whether an embedding looks up all rows in order, as one does that tells places apart."""
+    if str(node.target) != "aten.embedding.default":
+        return False
+    rows = torch.arange(len(a["weight"]))
+    return torch.equal(a["indices"].flatten(), rows) and a["padding_idx"] < 0
 
 
 def _is_of_constants(lowering: _Lowering, node: fx.Node) -> bool:

@@ -29,6 +29,10 @@ def examples(kind: ir.Kind) -> Iterator[tuple[ir.Graph, ir.FloatArray]]:
         random = np.random.default_rng(seed)
         graph = SPECS[kind].example(random)
         shape = graph.tensors["x"].shape
+        if kind == "embedding":
+            numbers = random.integers(0, len(graph.constant("c0")), (3, *shape[1:]))
+            yield graph, numbers.astype(np.float32)
+            continue
         yield graph, (3 * random.standard_normal((3, *shape[1:]))).astype(np.float32)
 
 

@@ -7,6 +7,7 @@
 #include "softmax.h"
 #include "attention.h"
 #include "spread.h"
+#include "embedding.h"
 #include "put.h"
 #include "take.h"
 #include "depth_to_space.h"

@@ -188,6 +188,9 @@ def _problems(plan: Plan) -> Iterator[str]:
             yield f"tensor {index} {problem}"
     yield from _input_problems(plan)
     yield from _order_problems(plan)
+    readers = {op.takes_tokens for op in plan.ops if 0 in op.sources}
+    if len(readers) > 1:
+        yield "some ops read the input as whole numbers and some as real ones; all must as the same"
     for index, op in enumerate(plan.ops):
         for problem in op.problems(plan):
             yield f"op {index} ({op.kind}) {problem}"

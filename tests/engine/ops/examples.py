@@ -90,7 +90,7 @@ def plan_of(example: Example, around: Around = AROUND[0]) -> Plan:
         *(around.tensor(index, example.shapes[index]) for index in (*sources, target)),
     ]
     end = target
-    if not sources:
+    if not sources and not example.op.takes_tokens:
         kernel = (height - shape[1] + 1, width - shape[2] + 1)
         weights["beside"] = (shape[0], example.shapes[0][0], *kernel)
         end = target + 2
@@ -128,6 +128,8 @@ def numbered(plan: Plan, density: float = 1.0, seed: int = 0) -> PlanCase:
     stats = {name: np.ones(shape, np.float32) for name, shape in plan.stats.items()}
     masks = {name: rng.random(plan.weights[name]) < density for name in plan.prunable}
     inputs = rng.standard_normal((19, *plan.tensors[0].shape)).astype(np.float32)
+    if plan.tokens:
+        inputs = rng.integers(0, plan.tokens, (19, plan.tensors[0].shape[0]))
     return PlanCase(
         plan,
         ModelState(apply_masks(weights, masks), stats, masks),
