@@ -92,7 +92,7 @@ def task_plan(task: Task, model: nn.Module) -> Plan:
             "float32 of shape (channels, height, width), (channels, length) or (features,), and "
             "int64 of shape (tokens,); others need --engine torch"
         )
-    return capture(model, inputs.shape[1:], loss, tokens)
+    return capture(model, inputs.shape[1:], loss, tokens=tokens)
 
 
 def _integer_equivalent(

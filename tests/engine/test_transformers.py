@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fedkit
-from fedkit.core.errors import PlanError
+from fedkit.core.errors import EngineError, PlanError
 from fedkit.engine.base import LocalTraining
+from fedkit.engine.choose import make_engine
 from fedkit.engine.flops import positions
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.plan.plan import load_plan, save_plan
@@ -22,6 +23,7 @@ from fedkit.engine.torch import TorchEngine
 from fedkit.nn.layers import prunable_weights
 from fedkit.nn.zoo import MODELS
 from fedkit.sparse.state import ModelState
+from fedkit.tasks.losses import CrossEntropy
 from fedkit.tasks.task import Examples, Task, cross_entropy
 from tests.engine.sparse.cases import pruned
 from tests.sets import slow_but
@@ -329,3 +331,79 @@ def test_a_number_without_a_dimension_is_trained_and_travels(engine: str) -> Non
     found = fedkit.run(task, devices=2, rounds=2, partition="iid", **settings)
     factor = found.state.weights["factor"]
     assert factor.shape == () and factor != np.float32(0.8)
+
+
+# Tokens
+
+
+class Tokens(nn.Module):
+    """An embedding, places by another one, and logits of each step."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__()
+        self.table, self.places = nn.Embedding(9, SIZE, **how), nn.Embedding(TOKENS, SIZE)
+        self.head = nn.Linear(SIZE, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = self.table(x) + self.places(torch.arange(x.shape[1]))
+        out: Tensor = self.head(known.tanh()).transpose(1, 2)
+        return out
+
+
+def tokens_of(rows: int, length: int = TOKENS) -> Examples:
+    random = np.random.default_rng(1)
+    return Examples(random.integers(0, rows, (19, length)), random.integers(0, 3, (19, length)))
+
+
+@pytest.mark.parametrize(
+    ("make", "rows"),
+    [
+        (Tokens, 9),
+        (lambda: Tokens(padding_idx=2), 9),
+        (lambda: MODELS["char-gpt"].build((TOKENS,), CLASSES), CLASSES),
+    ],
+)
+def test_models_of_tokens(make: Callable[[], nn.Module], rows: int) -> None:
+    torch.manual_seed(0)
+    model, examples = make(), tokens_of(rows)
+    plan = capture(model, (TOKENS,), CrossEntropy(), tokens=True)
+    theirs = TorchEngine(model, F.cross_entropy)
+    state = theirs.initial_state()
+    wanted, loss = theirs.train(state, examples, STEPS, 0)
+    for threads in (1, 3):
+        found, own = SparseEngine(plan, threads=threads).train(state, examples, STEPS, 0)
+        assert own == pytest.approx(loss, rel=1e-5)
+        for name, value in wanted.weights.items():
+            assert np.abs(found.weights[name] - value).max() <= 1e-4 * np.abs(value).max(), name
+
+
+def test_tokens_that_no_row_is_for_are_refused() -> None:
+    model = Tokens()
+    engine = SparseEngine(capture(model, (TOKENS,), CrossEntropy(), tokens=True))
+    state = TorchEngine(model, F.cross_entropy).initial_state()
+    for wrong in (-1, 9):
+        inputs = np.full((3, TOKENS), wrong)
+        with pytest.raises(EngineError, match=rf"tokens of {wrong} to {wrong}; .* rows 0 to 8"):
+            engine.outputs(state, inputs)
+    with pytest.raises(EngineError, match=r"inputs are float32 .*; the plan takes .* int64"):
+        engine.outputs(state, np.zeros((3, TOKENS), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Tokens(scale_grad_by_freq=True), "scaled by frequency"),
+        (lambda: Tokens(max_norm=1.0), "cannot be captured|cannot be traced"),
+    ],
+)
+def test_embeddings_that_do_more_are_refused(make: Callable[[], nn.Module], reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        capture(make(), (TOKENS,), CrossEntropy(), tokens=True)
+
+
+def test_a_task_of_tokens_runs_without_torch() -> None:
+    task = Task("steps", Tokens, lambda: tokens_of(9), lambda: tokens_of(9), CrossEntropy())
+    engine, notice = make_engine(task, "", 0, "auto")
+    assert isinstance(engine, SparseEngine), notice
+    found = fedkit.run(task, devices=2, rounds=2, partition="iid", density=0.5, batch_size=4)
+    assert np.isfinite(found.state.weights["table.weight"]).all()
