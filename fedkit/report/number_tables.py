@@ -7,15 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fedkit.report.charts import partitions
+from fedkit.report.device_charts import partitions
 from fedkit.report.downloads import File
 from fedkit.report.markup import folded, plain, table
-from fedkit.report.reading import LayerDensity, Run
+from fedkit.report.reading import LayerDensity, Named, Run
 from fedkit.report.thin import spread
 from fedkit.server.shares import Shares
-
-Named = Sequence[tuple[Run, str]]
-"""Runs, and the name of each in the report."""
 
 _STEP_ROWS, _DEVICE_ROWS, _MOST_CELLS = 1_000, 400, 8_000
 """Of the tables of all runs together, at most."""

@@ -11,8 +11,9 @@ from typing import Any
 from fedkit.core.errors import ConfigError
 from fedkit.core.version import __version__
 from fedkit.report import plotly_library, sections
-from fedkit.report.charts import Chart, charts
+from fedkit.report.charts import charts
 from fedkit.report.downloads import downloads
+from fedkit.report.figures import Chart
 from fedkit.report.markup import plain, safe
 from fedkit.report.number_tables import files, numbers
 from fedkit.report.reading import Run, read_run

@@ -84,6 +84,10 @@ class Run:
     missing: Sequence[str] = ()
 
 
+Named = Sequence[tuple[Run, str]]
+"""Runs, and the name of each in a report."""
+
+
 def read_run(path: Path) -> Run:
     """Read all that a run folder holds.
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedkit.report.markup import folded, safe, table
-from fedkit.report.number_tables import Named
-from fedkit.report.reading import Run
+from fedkit.report.reading import Named, Run
 from fedkit.report.run_steps import Step, counted, last_value
 
 
