@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from fedkit.core.errors import ConfigError
 from fedkit.core.version import __version__
 from fedkit.report import plotly_library, sections
 from fedkit.report.charts import charts
-from fedkit.report.downloads import downloads
+from fedkit.report.downloads import File, downloads
 from fedkit.report.figures import Chart
 from fedkit.report.markup import plain, safe
 from fedkit.report.number_tables import files, numbers
@@ -73,19 +73,43 @@ def content(runs: Sequence[Run]) -> Content:
     names = names_of([run.path for run in runs])
     told = list(zip(runs, names, strict=True))
     title = f"Report of {names[0]}" if len(runs) == 1 else f"Report of {len(runs)} runs"
-    drawn = [chart for chart in charts(runs, names) if chart.figure["data"]]
-    figures = {_name(number): chart.figure for number, chart in enumerate(drawn)}
+    drawn = Drawn.of(charts(runs, names))
     shown = (
         sections.overview(told)
-        + sections.missing(told)
-        + sections.section("Charts", "".join(map(_chart, range(len(drawn)), drawn)))
+        + sections.missing([(name, what) for run, name in told for what in run.missing])
+        + sections.section("Charts", drawn.html)
         + sections.artifacts(told)
         + sections.section("Numbers", numbers(told))
         + sections.origin(told)
     )
-    room = _MOST_BYTES - len(plotly_library.packed()) - len(to_json(figures)) - len(shown.encode())
-    links = downloads(files(told), room)
-    return Content(title, shown + sections.section("Files with all numbers", links), figures)
+    return with_files(title, shown, drawn, files(told))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Charts on their way into a page.
+
+    Attributes:
+        html: Their headings and notes, with an empty element for each.
+        figures: Identifier of the element -> traces and layout.
+    """
+
+    html: str
+    figures: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, charts: Iterable[Chart]) -> Drawn:
+        """Take those charts that have anything to show."""
+        shown = [chart for chart in charts if chart.figure["data"]]
+        figures = {_name(number): chart.figure for number, chart in enumerate(shown)}
+        return cls("".join(map(_chart, range(len(shown)), shown)), figures)
+
+
+def with_files(title: str, shown: str, drawn: Drawn, files: Sequence[File]) -> Content:
+    """Return a page's content: what is shown, then files of all numbers as far as there is room."""
+    taken = (plotly_library.packed(), to_json(drawn.figures), shown.encode())
+    links = downloads(files, _MOST_BYTES - sum(map(len, taken)))
+    return Content(title, shown + sections.section("Files with all numbers", links), drawn.figures)
 
 
 def page(shown: Content, live: bool = False) -> str:

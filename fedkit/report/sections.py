@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedkit.report.markup import folded, safe, table
@@ -45,12 +45,10 @@ def _error(run: Run, name: str) -> str:
     return f"<h3>Why {safe(name)} ended early</h3>\n<pre>{lines}</pre>\n"
 
 
-def missing(told: Named) -> str:
-    """Return what the folders do not hold, or "" where they hold all."""
-    items = [
-        f"<li>{safe(name)}: {safe(what, 400)}</li>\n" for run, name in told for what in run.missing
-    ]
-    return section("What is missing", f"<ul>\n{''.join(items)}</ul>\n") if items else ""
+def missing(told: Sequence[tuple[str, str]]) -> str:
+    """Return what is not there, of whom and what; "" where all is there."""
+    items = "".join(f"<li>{safe(name)}: {safe(what, 400)}</li>\n" for name, what in told)
+    return section("What is missing", f"<ul>\n{items}</ul>\n") if items else ""
 
 
 # Artifacts -------------------------------------------------------------------------
