@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
+from typing import Any
 
 from fedkit.report.device_charts import answer_charts, partition_charts
-from fedkit.report.figures import Chart, Curve, density_axis, line_chart, style
+from fedkit.report.figures import (
+    MOST_POINTS,
+    Chart,
+    Curve,
+    band,
+    density_axis,
+    line_chart,
+    two_by_two,
+)
 from fedkit.report.layer_charts import layer_charts
 from fedkit.report.reading import Named, Run
 from fedkit.report.run_steps import Step, counted, is_number
+from fedkit.report.thin import spread
 
 
 def charts(runs: Sequence[Run], names: Sequence[str]) -> list[Chart]:
@@ -43,25 +54,49 @@ def _metric_charts(told: Named) -> list[Chart]:
 
 
 def _own_data_charts(told: Named) -> list[Chart]:
-    """Return a chart of what devices measured themselves, if any did: mean and worst tenth."""
+    """Return a chart of what devices measured themselves, if any did: how it is spread."""
     those = [(run, name) for run, name in told if any("devices_mean" in s for s in run.steps)]
     lines = [
-        _line(run, f"{name}, {what}", key)
+        Curve.of(f"{name}, {what}", *_measured(run, key))
         for run, name in those
         for what, key in (("mean", "devices_mean"), ("worst tenth", "devices_worst"))
     ]
     what = ", ".join(dict.fromkeys(run.metric.name for run, _ in those))
-    chart = line_chart("On devices' own data", what, lines)
-    for number, trace in enumerate(chart.figure["data"]):
-        trace["line"] = style(number // 2) | {"dash": ("solid", "dot")[number % 2]}
-    return [chart] if those else []
+    chart = line_chart("Spread over devices, on their own data", what, lines)
+    two_by_two(chart)
+    bands = [each for n, (run, name) in enumerate(those) for each in _spread(n, run, name)]
+    chart.figure["data"] = bands + chart.figure["data"]
+    if all(run.metric.form.endswith("%") for run, _ in those):
+        chart.figure["layout"]["yaxis"]["tickformat"] = ".3~%"
+    note = "The darker band holds the middle half of the devices, the lighter one all of them."
+    return [replace(chart, note=f"{note if bands else ''} {chart.note}".strip())] if those else []
+
+
+_BANDS = (("devices_least", "devices_most"), ("devices_lower", "devices_upper"))
+
+
+def _spread(number: int, run: Run, name: str) -> list[dict[str, Any]]:
+    """Return the bands of a run that belong to the line of its mean."""
+    found = []
+    for low, high in _BANDS:
+        steps, values = _measured(run, low)
+        places = spread(len(steps), MOST_POINTS // 4)
+        xs = [steps[each]["round"] for each in places]
+        tops = [_number(steps[each], high) for each in places]
+        found.append(band(number, f"{name}, mean", xs, [values[each] for each in places], tops))
+    return [each for each in found if each["x"]]
+
+
+def _measured(run: Run, key: str) -> tuple[list[Step], list[float | None]]:
+    """Return the steps in which devices measured, and a value of each."""
+    steps = [step for step in run.steps if key in step]
+    return steps, [_number(step, key) for step in steps]
 
 
 def _bytes_chart(told: Named) -> Chart:
     lines = [line for run, name in told for line in _bytes_lines(run, name)]
     chart = line_chart("Bytes sent so far, all devices", "bytes", lines)
-    for number, trace in enumerate(chart.figure["data"]):
-        trace["line"] = style(number // 2) | {"dash": ("solid", "dot")[number % 2]}
+    two_by_two(chart)
     return chart
 
 

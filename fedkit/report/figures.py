@@ -77,6 +77,12 @@ def line_chart(title: str, what: str, lines: Sequence[Curve]) -> Chart:
     return Chart(title, figure, note if drawn < longest else "")
 
 
+def two_by_two(chart: Chart) -> None:
+    """Give every two lines one colour, the second one dotted."""
+    for number, trace in enumerate(chart.figure["data"]):
+        trace["line"] = style(number // 2) | {"dash": ("solid", "dot")[number % 2]}
+
+
 def whole_ticks(last: int) -> dict[str, Any]:
     """Return ticks at whole numbers, which a short axis would not have by itself."""
     return {"tick0": 0, "dtick": 1} if last <= 12 else {}
@@ -87,6 +93,7 @@ def _trace(number: int, line: Curve, kept: Sequence[int]) -> dict[str, Any]:
         "type": "scatter",
         "mode": "lines+markers" if len(kept) <= 60 else "lines",
         "name": label(line.name),
+        "legendgroup": label(line.name),
         "x": [line.rounds[each] for each in kept],
         "y": [line.values[each] for each in kept],
         **_phases([line.phases[each] for each in kept]),

@@ -23,18 +23,21 @@ _LEAST_ROWS = 10
 _STEP_KEYS = ("phase", "round", "accuracy", "loss", "density", "bytes_down", "bytes_up")
 _MORE_KEYS = (
     *("message_bytes_down", "message_bytes_up", "seconds", "epsilon"),
-    *("devices_mean", "devices_spread", "devices_worst", "devices_measured"),
+    *("devices_mean", "devices_spread", "devices_worst", "devices_least", "devices_lower"),
+    *("devices_median", "devices_upper", "devices_most", "devices_measured"),
 )
 
 
 def numbers(told: Named) -> str:
     """Return tables of steps, layers, partitions and devices; each says what it leaves out."""
-    return _step_tables(told) + _layer_tables(told) + _share_tables(told) + _device_tables(told)
+    found = (_step_tables, _layer_tables, _moved_table, _share_tables, _device_tables)
+    return "".join(tables(told) for tables in found)
 
 
 def files(told: Named) -> list[File]:
     """Return what the tables are parts of, with the longest last; empty ones are left out."""
-    found = [_device_file(told), _layer_file(told), _share_file(told), _step_file(told)]
+    makers = (_device_file, _layer_file, _moved_file, _share_file, _step_file)
+    found = [make(told) for make in makers]
     return [file for file in found if file.count]
 
 
@@ -101,6 +104,37 @@ def _layer_file(told: Named) -> File:
 def _kept(found: Sequence[Mapping[str, LayerDensity]], name: str) -> list[object]:
     there = [each.get(name) for each in found]
     return [v for layer in there for v in ((layer.kept, layer.density) if layer else (None, None))]
+
+
+_MOVED_KEYS = ("kept", "pruned", "grown", "of_first")
+
+
+def _moved_table(told: Named) -> str:
+    file = _moved_file(told)
+    if not file.count:
+        return ""
+    shown = spread(file.count, _STEP_ROWS)
+    title = _title("Weights that moved", len(shown), file.count, "lines")
+    caption = "Weights of layers that each step changed"
+    head = [name.replace("_", " ") for name in file.head]
+    return folded(title, table(caption, head, map(file.row, shown)))
+
+
+def _moved_file(told: Named) -> File:
+    """Return a row per step and layer that it changed."""
+    cells = [
+        (name, step, layer, counts)
+        for run, name in told
+        for step in run.steps
+        for layer, counts in step.get("layers", {}).items()
+    ]
+
+    def row(number: int) -> list[object]:
+        name, step, layer, counts = cells[number]
+        return [name, step["round"], step["phase"], layer, *map(counts.get, _MOVED_KEYS)]
+
+    head = ("run", "round", "phase", "layer", *_MOVED_KEYS)
+    return File("moved", "layers that a step changed", head, len(cells), row)
 
 
 # Partitions ------------------------------------------------------------------------------------

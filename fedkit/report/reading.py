@@ -43,10 +43,14 @@ class LayerDensity:
     kept: int
 
     @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
     def density(self) -> float:
         """Kept weights of all, 0 .. 1; 1 of a layer without weights."""
-        size = math.prod(self.shape)
-        return self.kept / size if size else 1.0
+        return self.kept / self.size if self.size else 1.0
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,10 @@ def _steps(folder: RunFolder, missing: list[str]) -> list[dict[str, Any]]:
         missing.append(f"metrics.jsonl: left out: {_times(lost, 'line')} that cannot be read")
     if odd := sum(not is_number(step[key]) for step in steps for key in _drawn(step)):
         missing.append(f"metrics.jsonl: not drawn: {_times(odd, 'value')}, NaN or infinite")
+    if steps and not any("layers" in step for step in steps):
+        missing.append(
+            "metrics.jsonl: which weights moved; runs of older versions did not record it"
+        )
     return steps
 
 
