@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
+from fedkit.cli.artifact_layers import layers
 from fedkit.cli.tables import size
 from fedkit.core.errors import ConfigError
 from fedkit.core.files import write_atomic
@@ -40,7 +41,7 @@ def report(paths: Sequence[Path], out: Path | None) -> dict[str, Any]:
         )
     path = out or _usual_place(paths[0])
     _check_place(path)
-    content = (comparison_report(compared[0]) if compared else page.report(paths)).encode()
+    content = (comparison_report(compared[0]) if compared else page.report(paths, layers)).encode()
     write_atomic(path, content)
     return {"path": str(path), "bytes": len(content)}
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
+from fedkit.report.artifact_tables import cost_charts
 from fedkit.report.device_charts import answer_charts, partition_charts
 from fedkit.report.figures import (
     MOST_POINTS,
@@ -36,6 +37,7 @@ def charts(runs: Sequence[Run], names: Sequence[str]) -> list[Chart]:
         *layer_charts(told),
         *partition_charts(told),
         *answer_charts(told),
+        *cost_charts(told),
     ]
 
 

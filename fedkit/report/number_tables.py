@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedkit.report import artifact_tables
 from fedkit.report.device_charts import partitions
 from fedkit.report.downloads import File
 from fedkit.report.markup import folded, plain, table
@@ -37,7 +38,7 @@ def numbers(told: Named) -> str:
 def files(told: Named) -> list[File]:
     """Return what the tables are parts of, with the longest last; empty ones are left out."""
     makers = (_device_file, _layer_file, _moved_file, _share_file, _step_file)
-    found = [make(told) for make in makers]
+    found = [*artifact_tables.files(told), *(make(told) for make in makers)]
     return [file for file in found if file.count]
 
 

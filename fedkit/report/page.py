@@ -11,12 +11,13 @@ from typing import Any
 from fedkit.core.errors import ConfigError
 from fedkit.core.version import __version__
 from fedkit.report import plotly_library, sections
+from fedkit.report.artifact_tables import artifacts
 from fedkit.report.charts import charts
 from fedkit.report.downloads import File, downloads
 from fedkit.report.figures import Chart
 from fedkit.report.markup import plain, safe
 from fedkit.report.number_tables import files, numbers
-from fedkit.report.reading import Run, read_run
+from fedkit.report.reading import Look, Run, look_at_none, read_run
 
 MOST_RUNS = 100
 """Of a report; lines of more could not be told apart."""
@@ -54,8 +55,12 @@ class Content:
     figures: Mapping[str, Mapping[str, Any]]
 
 
-def report(paths: Sequence[Path]) -> str:
+def report(paths: Sequence[Path], look: Look = look_at_none) -> str:
     """Return a page about the runs in some folders.
+
+    Args:
+        paths: The folders.
+        look: Tells the layers of an artifact.
 
     Raises:
         ConfigError: plotly is not installed, or there are too many runs.
@@ -65,7 +70,7 @@ def report(paths: Sequence[Path]) -> str:
     paths = list({path.resolve(): path for path in paths}.values())
     if not 1 <= len(paths) <= MOST_RUNS:
         raise ConfigError(f"a report is of 1 to {MOST_RUNS} runs, and these are {len(paths)}")
-    return page(content([read_run(path) for path in paths]))
+    return page(content([read_run(path, look) for path in paths]))
 
 
 def content(runs: Sequence[Run]) -> Content:
@@ -78,7 +83,7 @@ def content(runs: Sequence[Run]) -> Content:
         sections.overview(told)
         + sections.missing([(name, what) for run, name in told for what in run.missing])
         + sections.section("Charts", drawn.html)
-        + sections.artifacts(told)
+        + (sections.section("Artifacts", made) if (made := artifacts(told)) else "")
         + sections.section("Numbers", numbers(told))
         + sections.origin(told)
     )

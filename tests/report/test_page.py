@@ -147,7 +147,7 @@ def test_tables_and_the_csv_have_the_numbers_of_the_folder(tmp_path: Path) -> No
     assert ["conv", "12", "3", "0.25"] in page.rows
     assert ["1", "6", "0", "1", "2", "3"] in page.rows
     made = next(row for row in page.rows if row[0] == "model-int8.tflite")
-    assert made[2:4] == ["tflite", "1,234"] and "accuracy int8 0.625" in made[5]
+    assert made[2:4] == ["tflite", "1,234"] and "accuracy int8 0.625" in made[6]
     for told in ("fedkit run --x", "c0ffee", "some cpu", "flatbuffers 9.8.7", "fedkit 0.0.9"):
         assert told in page.text
     assert "What is missing" not in page.text
