@@ -45,7 +45,7 @@ def take(out: Path, runs: list[Path]) -> None:
         )
         page = browser.new_page(viewport=_WINDOW)  # type: ignore[arg-type]
         page.goto(page_file.as_uri())
-        page.wait_for_selector("html[data-drawn]", state="attached")
+        page.wait_for_selector("html[data-drawn=all]", state="attached")
         page.evaluate(_FEWER)
         page.wait_for_timeout(1000)  # the charts take their new width
         page.screenshot(path=out)

@@ -148,7 +148,6 @@ _GRID = {"gridcolor": "rgba(128,128,128,0.3)", "zerolinecolor": "rgba(128,128,12
 def new_figure(traces: list[dict[str, Any]], what: str, height: int = 360) -> dict[str, Any]:
     """Return a figure of traces over rounds; `what` names the upright axis."""
     layout = {
-        "uirevision": "same",  # what a reader hid stays hidden when new values come
         "height": height,
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
         "paper_bgcolor": "rgba(0,0,0,0)",

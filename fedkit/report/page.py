@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fedkit.report.artifact_tables import artifacts
 from fedkit.report.charts import charts
 from fedkit.report.downloads import File, downloads
 from fedkit.report.figures import Chart
-from fedkit.report.markup import plain, safe
+from fedkit.report.markup import label, plain, safe
 from fedkit.report.number_tables import files, numbers
 from fedkit.report.reading import Look, Run, look_at_none, read_run
 
@@ -104,8 +104,8 @@ class Drawn:
 
     @classmethod
     def of(cls, charts: Iterable[Chart]) -> Drawn:
-        """Take those charts that have anything to show."""
-        shown = [chart for chart in charts if chart.figure["data"]]
+        """Take those charts that have anything to show, and of each the traces that do."""
+        shown = [chart for chart in map(_with_values, charts) if chart.figure["data"]]
         figures = {_name(number): chart.figure for number, chart in enumerate(shown)}
         return cls("".join(map(_chart, range(len(shown)), shown)), figures)
 
@@ -154,6 +154,16 @@ def names_of(paths: Sequence[Path]) -> list[str]:
         name if short.count(name) == 1 else f"{plain(path, 60)} ({number})"
         for number, (name, path) in enumerate(zip(short, paths, strict=True), 1)
     ]
+
+
+def _with_values(chart: Chart) -> Chart:
+    """Return a chart without traces of nothing.
+
+    What a reader hid in it stays hidden when it is drawn anew, but not where it is another chart.
+    """
+    data = [trace for trace in chart.figure["data"] if any(v is not None for v in trace["y"])]
+    layout = {**chart.figure["layout"], "uirevision": label(chart.title)}
+    return replace(chart, figure={"data": data, "layout": layout})
 
 
 def _file(name: str) -> str:
