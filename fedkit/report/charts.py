@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from fedkit.report.artifact_tables import cost_charts
-from fedkit.report.device_charts import answer_charts, partition_charts
+from fedkit.report.device_charts import answer_charts, participation_charts, partition_charts
 from fedkit.report.figures import (
     MOST_POINTS,
     Chart,
@@ -36,6 +36,7 @@ def charts(runs: Sequence[Run], names: Sequence[str]) -> list[Chart]:
         _density_chart(told),
         *layer_charts(told),
         *partition_charts(told),
+        *participation_charts(told),
         *answer_charts(told),
         *cost_charts(told),
     ]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedkit.report.figures import COLOURS, Chart, new_figure, whole_ticks
+from fedkit.report.markup import label
 from fedkit.report.reading import Named, Run
 from fedkit.report.thin import spread
 from fedkit.server.shares import Shares
@@ -86,6 +87,27 @@ def _size_bars(shares: Shares, devices: Sequence[int], _: Sequence[int]) -> dict
     sizes = shares.sizes[list(devices)].tolist()
     trace = {"type": "bar", "x": devices, "y": sizes, "marker": {"color": COLOURS[0]}}
     return new_figure([trace], "examples")
+
+
+def participation_charts(told: Named) -> list[Chart]:
+    """Return how often devices of simulations took part, where not every one always does."""
+    those = [(run, name) for run, name in told if run.took_part]
+    most = max((len(run.took_part) for run, _ in those), default=0)
+    shown = spread(most, max(10, _MOST_DEVICES // max(1, len(those))))
+    traces = [
+        {
+            "type": "bar",
+            "name": label(name),
+            "x": shown,
+            "y": [run.took_part.get(device) for device in shown],
+            "marker": {"color": COLOURS[number % len(COLOURS)]},
+        }
+        for number, (run, name) in enumerate(those)
+    ]
+    figure = new_figure(traces, "rounds")
+    figure["layout"]["xaxis"] |= {"title": {"text": "device"}, **whole_ticks(len(shown))}
+    note = f"Of {most:,} devices, {len(shown):,} are drawn." if len(shown) < most else ""
+    return [Chart("Rounds in which each device took part", figure, note)]
 
 
 _ENDS = {"answers": 2, "refused": 1, "failed": 3, "absent": 4}

@@ -31,13 +31,13 @@ _MORE_KEYS = (
 
 def numbers(told: Named) -> str:
     """Return tables of steps, layers, partitions and devices; each says what it leaves out."""
-    found = (_step_tables, _layer_tables, _moved_table, _share_tables, _device_tables)
-    return "".join(tables(told) for tables in found)
+    makers = (_step_tables, _layer_tables, _moved_table, _share_tables, _part_table, _device_tables)
+    return "".join(make(told) for make in makers)
 
 
 def files(told: Named) -> list[File]:
     """Return what the tables are parts of, with the longest last; empty ones are left out."""
-    makers = (_device_file, _layer_file, _moved_file, _share_file, _step_file)
+    makers = (_device_file, _part_file, _layer_file, _moved_file, _share_file, _step_file)
     found = [*artifact_tables.files(told), *(make(told) for make in makers)]
     return [file for file in found if file.count]
 
@@ -190,6 +190,22 @@ def _share_table(shares: Shares, names: Sequence[str], most: int) -> str:
     title = _title(what, len(devices), len(shares.devices), "devices")
     title = _title(title, len(classes), len(shares.classes), "classes")
     return folded(title, table(what, head, rows))
+
+
+def _part_table(told: Named) -> str:
+    file = _part_file(told)
+    if not file.count:
+        return ""
+    shown = spread(file.count, _DEVICE_ROWS)
+    title = _title("Rounds in which devices took part", len(shown), file.count, file.what)
+    head = [each.replace("_", " ") for each in file.head]
+    return folded(title, table("Rounds of each device", head, map(file.row, shown)))
+
+
+def _part_file(told: Named) -> File:
+    rows = [(name, *each) for run, name in told for each in run.took_part.items()]
+    head = ("run", "device", "rounds_asked")
+    return File("participation", "devices", head, len(rows), rows.__getitem__)
 
 
 # Devices ---------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from fedkit.core.files import read_whole
 from fedkit.report.run_steps import Step, is_number, metric_of
 from fedkit.server.checkpoint import SHARES, RunFolder
 from fedkit.server.events import EVENTS, read_events
+from fedkit.server.participation import order
 from fedkit.server.shares import Shares
 from fedkit.server.status import DeviceStatus, FleetStatus
 from fedkit.tasks.task import ACCURACY, Metric
@@ -107,6 +108,8 @@ class Run:
         artifacts: Name of each artifact -> its layers, as far as they are known.
         costs: Rows of `fedkit bench device` that lie in the folder as JSON.
         devices: Of a fleet that logs events, by index.
+        took_part: Of a simulation in which not every device does: device -> rounds in which it
+            was asked.
         told: Last refusals and failures of devices, oldest first.
         error: Why it ended early, or "".
         missing: What could not be read and why, a sentence each.
@@ -124,6 +127,7 @@ class Run:
     artifacts: Mapping[str, Sequence[ArtifactLayer]] = field(default_factory=dict)
     costs: Sequence[Mapping[str, Any]] = ()
     devices: Mapping[int, DeviceStatus] = field(default_factory=dict)
+    took_part: Mapping[int, int] = field(default_factory=dict)
     told: Sequence[Mapping[str, Any]] = ()
     error: str = ""
     missing: Sequence[str] = ()
@@ -146,6 +150,7 @@ def read_run(path: Path, look: Look = look_at_none) -> Run:
     folder, missing = RunFolder.open(path), list[str]()
     steps, config = _steps(folder, missing), _config(folder, missing)
     summary, manifests = _summary(path, missing), _manifests(path)
+    devices = FleetStatus.of(path / EVENTS).devices
     return Run(
         path,
         _state(folder, steps, config, summary),
@@ -158,7 +163,8 @@ def read_run(path: Path, look: Look = look_at_none) -> Run:
         manifests,
         _artifacts(path, manifests, look, missing),
         _costs(path),
-        FleetStatus.of(path / EVENTS).devices,
+        devices,
+        {} if devices else _took_part(folder, steps),
         _told(path / EVENTS),
         _error(path),
         missing,
@@ -238,6 +244,27 @@ def _layers(folder: RunFolder, missing: list[str]) -> list[LayerDensity]:
         for name, shape in shapes.items()
         if name in masks
     ]
+
+
+_MOST_DRAWS = 100_000_000
+"""Devices times rounds, of which it is drawn again who took part."""
+
+
+def _took_part(folder: RunFolder, steps: Sequence[Step]) -> dict[int, int]:
+    """Count how often each simulated device was asked: the seed draws the same ones again."""
+    try:
+        config = folder.config
+        rounds = [step["round"] for step in steps if step["round"]]
+        traced = config.availability.startswith("trace")  # a file, which somebody else may name
+        if traced or config.devices * len(rounds) > _MOST_DRAWS:
+            return {}
+        drawn = [order(config, number) for number in rounds]
+    except FedkitError:
+        return {}
+    asked = [each[: config.asked] for each in drawn if each is not None]
+    if not asked:
+        return {}
+    return dict(enumerate(np.bincount(np.concatenate(asked), minlength=config.devices).tolist()))
 
 
 def _shares(folder: RunFolder, missing: list[str]) -> Shares | None:

@@ -25,6 +25,7 @@ from fedkit.report import downloads, markup, plotly_library
 from fedkit.report.page import MOST_RUNS, names_of, report
 from fedkit.report.run_steps import counted, metric_of
 from fedkit.report.thin import spread, thinned
+from fedkit.server.participation import order
 from tests.report.parsed import Page
 from tests.report.run_folders import (
     EVIL,
@@ -210,6 +211,29 @@ def test_devices_of_a_fleet_are_shown(tmp_path: Path) -> None:
     page = Page(report([tmp_path / "run"]))
     assert ["1", "1", "0", "0", "0", "70", "5", "False"] in page.rows
     assert ["refused", "0", "train", markup.plain(EVIL)] in page.rows
+
+
+def test_devices_that_a_simulation_asks_are_counted(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"devices": 30, "rounds": 50, "devices_per_round": 4, "seed": 3}
+    config = make_run(tmp_path / "run", [step(0), *map(step, range(1, 41))], **how).config
+    page = Page(report([tmp_path / "run"]))
+    (bars,) = page.figure("rounds")
+    expected = [0] * 30
+    for number in range(1, 41):
+        drawn = order(config, number)
+        assert drawn is not None
+        for device in drawn.tolist()[:4]:
+            expected[device] += 1
+    assert bars["y"] == expected and sum(expected) == 160
+    assert [int(row["rounds_asked"]) for row in page.file("participation")] == expected
+
+
+@pytest.mark.parametrize("how", [{}, {"availability": "trace:/dev/zero"}])
+def test_who_took_part_is_not_drawn_where_all_did_or_a_file_says_it(
+    tmp_path: Path, how: dict[str, Any]
+) -> None:
+    make_run(tmp_path / "run", [step(1)], **how)
+    assert "took part" not in Page(report([tmp_path / "run"])).text
 
 
 ODD: list[Any] = [math.nan, math.inf, -1, 2**70, 10**400, True, None, "x", [], {}, EVIL]
