@@ -257,4 +257,4 @@ def _half(each: Contrast) -> float | None:
 def setting_name(setting: Setting, best: str) -> str:
     """Return what the comparisons of a setting are called."""
     _, model, alpha, density = setting
-    return f"density {density:.4g}: {best} ({model}, alpha {alpha:g})"
+    return f"density {density:.4g}, behind {best} ({model}, alpha {alpha:g})"

@@ -16,7 +16,7 @@ from fedkit.report.figures import (
     two_by_two,
 )
 from fedkit.report.markup import label
-from fedkit.report.moved import Moved
+from fedkit.report.mask_history import MaskHistory
 from fedkit.report.reading import LayerDensity, Named
 from fedkit.report.thin import spread
 
@@ -31,7 +31,7 @@ _MOST_RUNS = 4
 
 def layer_charts(told: Named) -> list[Chart]:
     """Return the charts of layers of some runs; none where no layer is known."""
-    moved = [(Moved(run), name) for run, name in told]
+    moved = [(MaskHistory(run), name) for run, name in told]
     those = [(each, name) for each, name in moved if each.is_told]
     return [
         *_last_densities(told),
@@ -42,7 +42,7 @@ def layer_charts(told: Named) -> list[Chart]:
 
 
 def _first_of(
-    those: Sequence[tuple[Moved, str]], what: str, draw: Callable[[Moved, str], Chart]
+    those: Sequence[tuple[MaskHistory, str]], what: str, draw: Callable[[MaskHistory, str], Chart]
 ) -> list[Chart]:
     found = [draw(moved, name) for moved, name in those[:_MOST_RUNS]]
     if len(found) < len(those):
@@ -51,7 +51,7 @@ def _first_of(
     return found
 
 
-def _density_chart(moved: Moved, name: str) -> Chart:
+def _density_chart(moved: MaskHistory, name: str) -> Chart:
     shown = [moved.layers[each] for each in spread(len(moved.layers), _MOST_LINES)]
     lines = [Curve.of(layer, *moved.density(layer)) for layer in shown]
     chart = line_chart(f"Density of each layer over rounds: {name}", "kept share", lines)
@@ -65,7 +65,7 @@ def _part(shown: int, count: int) -> str:
     return f"Of {count:,} layers, {shown:,} are drawn." if shown < count else ""
 
 
-def _kept_chart(those: Sequence[tuple[Moved, str]]) -> list[Chart]:
+def _kept_chart(those: Sequence[tuple[MaskHistory, str]]) -> list[Chart]:
     """Return how much of their masks runs keep, from step to step and since training began."""
     lines = [
         Curve.of(f"{name}, {what}", moved.kept.steps, values)
@@ -81,7 +81,7 @@ def _kept_chart(those: Sequence[tuple[Moved, str]]) -> list[Chart]:
     return [chart] if any(line.rounds for line in lines) else []
 
 
-def _moved_chart(moved: Moved, name: str) -> Chart:
+def _moved_chart(moved: MaskHistory, name: str) -> Chart:
     """Return a map of layers by adjustments: how many weights were pruned and grown."""
     steps = [moved.adjustments[n] for n in spread(len(moved.adjustments), _MOST_ADJUSTMENTS)]
     layers = [moved.layers[n] for n in spread(len(moved.layers), _MOST_MOVING)]

@@ -25,7 +25,7 @@ class Kept:
     of_first: Sequence[float | None]
 
 
-class Moved:
+class MaskHistory:
     """What the lines of a run's steps say of its masks.
 
     Args:
