@@ -137,7 +137,7 @@ def test_grid_ends_in_a_table_of_means(tmp_path: Path) -> None:
     result = json.loads(ended.stdout.splitlines()[-1])
     assert len(result["rows"]) == 9
     assert all(row["accuracy"] > 0.8 for row in result["rows"])
-    assert (tmp_path / "compare-example-density.svg").is_file()
+    assert (tmp_path / "example/report.html").is_file()
 
 
 def test_in_process_prints_a_line_per_step(capsys: pytest.CaptureFixture[str]) -> None:

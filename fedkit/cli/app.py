@@ -314,19 +314,26 @@ def list_runs(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="run folders, like runs/NAME")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="run folders, like runs/NAME; or a comparison, like results/compare-NAME.json or "
+            "runs/compare/NAME"
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="the page to write (default: report.html in the first run)")
+        Path | None,
+        typer.Option(help="the page to write (default: report.html in the first folder)"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a page about runs, finished or not: charts and numbers, one file without network.
+    """Write a page about runs or a comparison, finished or not: one file without network.
 
     Example: `fedkit report runs/NAME`
     """
     from fedkit.cli import report as reports
 
-    _print(reports.report(runs, out), as_json, reports.report_line)
+    _print(reports.report(paths, out), as_json, reports.report_line)
 
 
 @app.command()

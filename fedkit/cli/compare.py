@@ -1,13 +1,12 @@
 """Run a grid: each cell a run of its own, over all cores, resumable at every cell.
 
 A finished cell is a file in the grid's work folder, named by a digest of the cell's whole config.
-Whatever ends the command, the same command goes on from those files.
+Whatever ends the command, the same command goes on from those files. `grid.json` beside them says
+which there are to be, so that `fedkit report` can show a grid that has not ended.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -31,6 +30,7 @@ from rich.progress import (
 
 from fedkit.bench.cell import run_cell
 from fedkit.cli.grid import Grid, read_grid
+from fedkit.cli.report import REPORT
 from fedkit.config import RunConfig
 from fedkit.core.errors import CheckpointError, ConfigError, FedkitError, FleetError, StoppedError
 from fedkit.core.files import remove_partial, write_atomic
@@ -40,8 +40,10 @@ from fedkit.core.signals import STOPS, stop_number, stop_words
 from fedkit.core.supervise import guard, start_worker
 from fedkit.flower.processes import ENVIRONMENT
 from fedkit.methods.schedule import kept_per_layer
+from fedkit.report import plotly_library
 from fedkit.report.comparison import GROUP
-from fedkit.report.plots import write_plots
+from fedkit.report.comparison_page import comparison_report
+from fedkit.report.comparison_reading import PLAN, digest, read_cell
 from fedkit.server.scenario import Scenario
 from sim.scenario import make_scenario
 
@@ -53,6 +55,8 @@ Row = dict[str, Any]
 
 def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> dict[str, Any]:
     """Run what is left of a grid; return its result, which is also `out`/compare-NAME.json.
+
+    A page about it lies in the grid's work folder then.
 
     Args:
         path: The grid file.
@@ -74,6 +78,7 @@ def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> di
     most = cores()
     with _alone(folder):
         remove_partial(folder)
+        _plan(grid, folder)
         try:
             rows = _rows(grid, folder, min(workers or most, most), log)
         except STOPS as stop:
@@ -93,18 +98,29 @@ def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> di
     }
     written = out / f"compare-{grid.name}.json"
     write_atomic(written, (json.dumps(result, indent=4) + "\n").encode())
-    _draw(written, log)
+    log.print(f"wrote {written}", soft_wrap=True)
+    _show(written, folder / REPORT, log)
     return result
 
 
-def _draw(result: Path, log: Console) -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        log.print(
-            "no pictures, as matplotlib is missing: pip install 'fedkit[plots]'", markup=False
-        )
+def _plan(grid: Grid, folder: Path) -> None:
+    """Write what the grid is, and the file of each of its cells."""
+    cells = {_file(folder, config).name: grid.place(config) for config in grid.cells}
+    plan = {
+        "name": grid.name,
+        "grid": {"run": grid.run, "axes": grid.axes},
+        **made_by(),
+        "cells": cells,
+    }
+    write_atomic(folder / PLAN, (json.dumps(plan, indent=1) + "\n").encode())
+
+
+def _show(result: Path, page: Path, log: Console) -> None:
+    if not plotly_library.is_there():
+        log.print("no page, as plotly is missing: pip install 'fedkit[report]'", markup=False)
         return
-    for path in [result, *write_plots(result)]:
-        log.print(f"wrote {path}", soft_wrap=True)
+    write_atomic(page, comparison_report(result).encode())
+    log.print(f"wrote {page}", soft_wrap=True)
 
 
 def _make_folder(path: Path) -> None:
@@ -248,27 +264,19 @@ def _progress(total: int, done: int, log: Console) -> Iterator[Callable[[], None
 
 
 def _file(folder: Path, config: RunConfig) -> Path:
-    return folder / f"{_digest({'format': FORMAT, **config.model_dump()})[:16]}.json"
+    return folder / f"{digest({'format': FORMAT, **config.model_dump()})[:16]}.json"
 
 
 def _write(path: Path, config: RunConfig, row: Row) -> None:
-    cell = {"config": config.model_dump(), "row": row, "digest": _digest(row)}
+    cell = {"config": config.model_dump(), "row": row, "digest": digest(row)}
     write_atomic(path, (json.dumps(cell, indent=2) + "\n").encode())
 
 
 def _read(path: Path, config: RunConfig) -> Row:
     try:
-        cell = json.loads(path.read_text(encoding="utf-8"))
-        row: Row = cell["row"]
-        if cell["config"] != config.model_dump() or cell["digest"] != _digest(row):
-            raise ValueError("its digest is another")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return read_cell(path, config.model_dump())
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"the finished cell in {path} is damaged ({error}); remove that file, and the same "
             "command runs the cell again"
         ) from error
-    return row
-
-
-def _digest(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from edge import artifact as artifacts
+from edge import check as checks
 from edge import graph_file
 from edge.artifact import Artifact
+from edge.check import Known
 from edge.export import LANES, check_target, float_graph, int8_graph
 from edge.quantize import truth
 from edge.quantize.to_int8 import Scaling, TrainedIntegers
@@ -44,6 +46,9 @@ from sim.scenario import make_scenario
 
 CALIBRATION = 256
 """Examples that set the ranges of activations."""
+
+_COMPARED = 16
+"""Examples whose integers are compared when an artifact is made; `fedkit check` takes all."""
 
 _BATCH = 256
 """Examples whose outputs are held at once when an artifact is measured."""
@@ -134,17 +139,28 @@ def export(
     with log.status("exporting and measuring"), _told(log):
         whole = _graph(folder, scenario, examples, form)
         graph = graph_file.load_graph(whole.path)
-        errors = _float_errors(graph, scenario.test.inputs, form)
+        errors, known = _float_errors(graph, scenario.test.inputs, form), Known()
         about = {**whole.provenance, "graph": whole.path.name, "graph_sha256": whole.sha256}
         for target, path in paths.items():
             options = {name: getattr(form, name) for name in find_row(target).options}
             saved = save(target, graph, examples, path, about, scenario.task.raw_input, **options)
             measured = measure(saved, scenario.task, scenario.test)
             about_errors = {key: asdict(each) for key, each in errors.items()}
-            artifacts.record(saved, {**measured, "float_error": about_errors})
+            exact = _exactness(saved, scenario.test.inputs, known)
+            artifacts.record(saved, {**measured, "float_error": about_errors, **exact})
             outputs = {key: each.output for key, each in errors.items()}
             made.append({**measured, "float_error": outputs})
     return made
+
+
+def _exactness(saved: Artifact, test: NDArray[np.float32], known: Known) -> dict[str, Any]:
+    """Compare some outputs with the definition of the integers, where nothing is simulated."""
+    row = row_of(saved.target)
+    if row is None or row.language == "Verilog":
+        return {}
+    found = checks.check(saved.path, test[:_COMPARED], known=known)
+    told = {"runtime": found.runtime, "rounding": found.rounding, "examples": found.examples}
+    return {"exact": {**told, "integers": found.outputs.integers, "differ": found.mismatches}}
 
 
 def artifact_paths(folder: RunFolder, form: Form) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""`fedkit report`: a page about runs, written to a file."""
+"""`fedkit report`: a page about runs or about a comparison, written to a file."""
 
 from __future__ import annotations
 
@@ -8,28 +8,46 @@ from typing import Any
 
 from rich.text import Text
 
+from fedkit.cli.artifact_layers import layers
 from fedkit.cli.tables import size
 from fedkit.core.errors import ConfigError
 from fedkit.core.files import write_atomic
 from fedkit.core.text import terminal_text
 from fedkit.report import page
+from fedkit.report.comparison_page import comparison_report
+from fedkit.report.comparison_reading import is_comparison
 
 REPORT = "report.html"
 """What a report is called in a run folder."""
 
 
-def report(runs: Sequence[Path], out: Path | None) -> dict[str, Any]:
-    """Write a report about some runs; return its `path` and `bytes`.
+def report(paths: Sequence[Path], out: Path | None) -> dict[str, Any]:
+    """Write a report about some runs, or about one comparison; return its `path` and `bytes`.
+
+    Args:
+        paths: Run folders; or one result of `fedkit compare`, or the folder of one grid.
+        out: The file; by default report.html in the first folder, of a result NAME.html beside it.
 
     Raises:
-        CheckpointError: A folder is no run folder.
-        ConfigError: plotly is missing, or `out` is no place for a report.
+        CheckpointError: A path is none of those.
+        ConfigError: plotly is missing, `out` is not a place for a report, or there is more than
+            a comparison.
     """
-    path = runs[0] / REPORT if out is None else out
+    compared = [path for path in paths if is_comparison(path)]
+    if compared and len(paths) > 1:
+        raise ConfigError(
+            f"{compared[0]} is a comparison, and a page shows one of them alone; give only that, "
+            "or only run folders"
+        )
+    path = out or _usual_place(paths[0])
     _check_place(path)
-    content = page.report(runs).encode()
+    content = (comparison_report(compared[0]) if compared else page.report(paths, layers)).encode()
     write_atomic(path, content)
     return {"path": str(path), "bytes": len(content)}
+
+
+def _usual_place(path: Path) -> Path:
+    return path.with_suffix(".html") if path.suffix == ".json" else path / REPORT
 
 
 def _check_place(path: Path) -> None:

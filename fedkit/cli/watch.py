@@ -31,10 +31,11 @@ def runs(paths: Sequence[Path], wanted: bool, address: str, say: Say) -> Iterato
     if not (wanted or address):
         yield
         return
+    from fedkit.cli.artifact_layers import layers
     from fedkit.report.live import Live
     from fedkit.report.serving import served
 
-    with served(Live(lambda: paths), address) as url:
+    with served(Live(lambda: paths, layers), address) as url:
         say(f"live: {url} (until this command ends)")
         yield
 
@@ -51,11 +52,12 @@ def fleet(watched: Fleet, name: str, address: str, say: Say) -> None:
     Raises:
         ConfigError: The name is not valid, plotly is missing, or this machine cannot listen there.
     """
+    from fedkit.cli.artifact_layers import layers
     from fedkit.report.live import Live
     from fedkit.report.serving import served
 
     named = [watched.runs / check_name(name)] if name else []
-    with served(Live(lambda: named or newest(watched.runs)), address) as url:
+    with served(Live(lambda: named or newest(watched.runs), layers), address) as url:
         say(f"live: {url} (Ctrl-C ends it)")
         try:
             threading.Event().wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedkit.tasks.task import Metric
@@ -20,9 +20,10 @@ def means(result: Result) -> list[dict[str, Any]]:
 
     Returns:
         A row per group, in the order of the result: its keys, `metric` where it is not accuracy,
-        `seeds` (how many), `accuracy` (in 0 .. 1, or that metric's value) and `accuracy_sd` (n - 1
-        in the denominator; None for one seed), `bytes` (both ways, all devices and rounds),
-        `bytes_device_round` (of one device in one round) and `seconds`.
+        `seeds` (how many), `accuracy` (in 0 .. 1, or that metric's value), `accuracy_sd` (n - 1
+        in the denominator; None for one seed), `accuracy_least` and `accuracy_most`, `bytes` (both
+        ways, all devices and rounds), `bytes_device_round` (of one device in one round) and
+        `seconds`.
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     keys = _group_keys(result)
@@ -45,6 +46,8 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seeds": len(rows),
         "accuracy": statistics.fmean(accuracies),
         "accuracy_sd": statistics.stdev(accuracies) if len(rows) > 1 else None,
+        "accuracy_least": min(accuracies),
+        "accuracy_most": max(accuracies),
         "bytes": statistics.fmean(sent),
         "bytes_device_round": statistics.fmean(each),
         "seconds": statistics.fmean(row["seconds"] for row in rows),
@@ -60,6 +63,12 @@ def series_keys(result: Result) -> list[str]:
     """Return what tells the lines of a table or plot apart: what varies, then the method."""
     keys = [key for key in _group_keys(result) if key not in ("method", "density")]
     return [*varying(result["rows"], keys), "method"]
+
+
+def namer(result: Result) -> Callable[[Mapping[str, Any]], str]:
+    """Return what gives the line of a row its name: its method first, then what else varies."""
+    *others, method = series_keys(result)
+    return lambda row: ", ".join([row[method], *(f"{key} {row[key]}" for key in others)])
 
 
 def table(result: Result) -> tuple[list[str], list[list[str]]]:

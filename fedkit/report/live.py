@@ -14,7 +14,7 @@ from pathlib import Path
 from fedkit.core.errors import FedkitError
 from fedkit.report.markup import safe
 from fedkit.report.page import Content, content, page, to_json
-from fedkit.report.reading import read_run
+from fedkit.report.reading import Look, look_at_none, read_run
 from fedkit.server.checkpoint import RunFolder
 
 _SHARE = 5
@@ -55,10 +55,11 @@ class Live:
 
     Args:
         find: Returns the folders to look at now; they need not be there yet.
+        look: Tells the layers of an artifact.
     """
 
-    def __init__(self, find: Callable[[], Sequence[Path]]) -> None:
-        self._find = find
+    def __init__(self, find: Callable[[], Sequence[Path]], look: Look = look_at_none) -> None:
+        self._find, self._look_at = find, look
         self._lock = threading.Lock()
         self._state = State("", Content("", "", {}))
         self._seen: dict[Path, tuple[_Files, bool]] | None = None
@@ -78,7 +79,7 @@ class Live:
         seen = {path: self._look(path) for path in paths}
         if seen == self._seen:
             return
-        shown = _content(paths)
+        shown = _content(paths, self._look_at)
         about = json.dumps([shown.title, shown.body, shown.figures]).encode()
         self._state = State(f'"{hashlib.sha256(about).hexdigest()[:32]}"', shown)
         self._seen = seen
@@ -93,10 +94,10 @@ class Live:
         return files, (went_on or files != before) and RunFolder(path).is_held
 
 
-def _content(paths: Sequence[Path]) -> Content:
+def _content(paths: Sequence[Path], look: Look) -> Content:
     try:
         if paths:
-            return content([read_run(path) for path in paths])
+            return content([read_run(path, look) for path in paths])
         return _words("No run yet", "There is no run yet. It appears here when it begins.")
     except (FedkitError, OSError) as error:  # A folder that somebody removes in this moment.
         return _words("No run", str(error))

@@ -89,7 +89,7 @@ def logged(path: Path, names: Sequence[str]) -> Iterator[Callable[[Sequence[Step
         yield write
 
 
-_NOT_NUMBERS = ("phase", "round", "metric")
+_NOT_NUMBERS = ("phase", "round", "metric", "layers")
 
 
 def _write_step(writer: Writer, step: Step) -> None:

@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fedkit.report.charts import partitions
+from fedkit.report import artifact_tables
+from fedkit.report.device_charts import partitions
 from fedkit.report.downloads import File
 from fedkit.report.markup import folded, plain, table
-from fedkit.report.reading import LayerDensity, Run
+from fedkit.report.reading import LayerDensity, Named, Run
 from fedkit.report.thin import spread
 from fedkit.server.shares import Shares
-
-Named = Sequence[tuple[Run, str]]
-"""Runs, and the name of each in the report."""
 
 _STEP_ROWS, _DEVICE_ROWS, _MOST_CELLS = 1_000, 400, 8_000
 """Of the tables of all runs together, at most."""
@@ -26,18 +24,21 @@ _LEAST_ROWS = 10
 _STEP_KEYS = ("phase", "round", "accuracy", "loss", "density", "bytes_down", "bytes_up")
 _MORE_KEYS = (
     *("message_bytes_down", "message_bytes_up", "seconds", "epsilon"),
-    *("devices_mean", "devices_spread", "devices_worst", "devices_measured"),
+    *("devices_mean", "devices_spread", "devices_worst", "devices_least", "devices_lower"),
+    *("devices_median", "devices_upper", "devices_most", "devices_measured"),
 )
 
 
 def numbers(told: Named) -> str:
     """Return tables of steps, layers, partitions and devices; each says what it leaves out."""
-    return _step_tables(told) + _layer_tables(told) + _share_tables(told) + _device_tables(told)
+    makers = (_step_tables, _layer_tables, _moved_table, _share_tables, _part_table, _device_tables)
+    return "".join(make(told) for make in makers)
 
 
 def files(told: Named) -> list[File]:
     """Return what the tables are parts of, with the longest last; empty ones are left out."""
-    found = [_device_file(told), _layer_file(told), _share_file(told), _step_file(told)]
+    makers = (_device_file, _part_file, _layer_file, _moved_file, _share_file, _step_file)
+    found = [*artifact_tables.files(told), *(make(told) for make in makers)]
     return [file for file in found if file.count]
 
 
@@ -106,6 +107,37 @@ def _kept(found: Sequence[Mapping[str, LayerDensity]], name: str) -> list[object
     return [v for layer in there for v in ((layer.kept, layer.density) if layer else (None, None))]
 
 
+_MOVED_KEYS = ("kept", "pruned", "grown", "of_first")
+
+
+def _moved_table(told: Named) -> str:
+    file = _moved_file(told)
+    if not file.count:
+        return ""
+    shown = spread(file.count, _STEP_ROWS)
+    title = _title("Weights that moved", len(shown), file.count, "lines")
+    caption = "Weights of layers that each step changed"
+    head = [name.replace("_", " ") for name in file.head]
+    return folded(title, table(caption, head, map(file.row, shown)))
+
+
+def _moved_file(told: Named) -> File:
+    """Return a row per step and layer that it changed."""
+    cells = [
+        (name, step, layer, counts)
+        for run, name in told
+        for step in run.steps
+        for layer, counts in step.get("layers", {}).items()
+    ]
+
+    def row(number: int) -> list[object]:
+        name, step, layer, counts = cells[number]
+        return [name, step["round"], step["phase"], layer, *map(counts.get, _MOVED_KEYS)]
+
+    head = ("run", "round", "phase", "layer", *_MOVED_KEYS)
+    return File("moved", "layers that a step changed", head, len(cells), row)
+
+
 # Partitions ------------------------------------------------------------------------------------
 
 
@@ -158,6 +190,22 @@ def _share_table(shares: Shares, names: Sequence[str], most: int) -> str:
     title = _title(what, len(devices), len(shares.devices), "devices")
     title = _title(title, len(classes), len(shares.classes), "classes")
     return folded(title, table(what, head, rows))
+
+
+def _part_table(told: Named) -> str:
+    file = _part_file(told)
+    if not file.count:
+        return ""
+    shown = spread(file.count, _DEVICE_ROWS)
+    title = _title("Rounds in which devices took part", len(shown), file.count, file.what)
+    head = [each.replace("_", " ") for each in file.head]
+    return folded(title, table("Rounds of each device", head, map(file.row, shown)))
+
+
+def _part_file(told: Named) -> File:
+    rows = [(name, *each) for run, name in told for each in run.took_part.items()]
+    head = ("run", "device", "rounds_asked")
+    return File("participation", "devices", head, len(rows), rows.__getitem__)
 
 
 # Devices ---------------------------------------------------------------------------------------

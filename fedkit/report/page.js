@@ -5,7 +5,9 @@ const SHOWN = { responsive: true, displaylogo: false, plotlyServerURL: "" };
 const byId = (id) => document.getElementById(id);
 
 async function unpacked(base64) {
-  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  const letters = atob(base64);
+  const bytes = new Uint8Array(letters.length);
+  for (let at = 0; at < letters.length; at++) bytes[at] = letters.charCodeAt(at);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).text();
 }
@@ -16,9 +18,26 @@ async function loadPlotly() {
   document.head.append(script);
 }
 
-function draw(figures) {
-  const charts = Object.entries(figures);
-  return Promise.all(charts.map(([id, figure]) => Plotly.react(id, figure.data, figure.layout, SHOWN)));
+function isInView(id) {
+  const { top, bottom } = byId(id).getBoundingClientRect();
+  return bottom > 0 && top < window.innerHeight;
+}
+
+const drawOne = (id, { data, layout }) => Plotly.react(id, data, layout, SHOWN);
+const pause = (ms = 0) => new Promise((done) => setTimeout(done, ms));
+
+// Charts in view come first; the others one after another, so that a reader can scroll meanwhile.
+async function draw(figures) {
+  const there = Object.keys(figures).filter(byId);
+  const first = there.filter(isInView);
+  for (const id of first) await drawOne(id, figures[id]);
+  document.documentElement.dataset.drawn = "first";
+  for (const id of there) {
+    if (first.includes(id)) continue;
+    await pause();
+    await drawOne(id, figures[id]);
+  }
+  document.documentElement.dataset.drawn = "all";
 }
 
 // Charts that are there stay, with what was hidden in them; so do parts that were opened.
@@ -45,8 +64,8 @@ function tell(text) {
 }
 
 async function follow() {
-  const pause = Number(byId("live").dataset.pause);
-  for (let tag = ""; ; await new Promise((done) => setTimeout(done, pause))) {
+  const between = Number(byId("live").dataset.pause);
+  for (let tag = ""; ; await pause(between)) {
     try {
       const answer = await fetch(`data${location.search}`, { headers: { "If-None-Match": tag } });
       if (answer.ok) {
@@ -69,7 +88,6 @@ async function main() {
     byId("no-charts").hidden = false;
     throw error;
   }
-  document.documentElement.dataset.drawn = "yes";
   if (byId("live")) await follow();
 }
 

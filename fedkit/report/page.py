@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedkit.core.errors import ConfigError
 from fedkit.core.version import __version__
 from fedkit.report import plotly_library, sections
-from fedkit.report.charts import Chart, charts
-from fedkit.report.downloads import downloads
-from fedkit.report.markup import plain, safe
+from fedkit.report.artifact_tables import artifacts
+from fedkit.report.charts import charts
+from fedkit.report.downloads import File, downloads
+from fedkit.report.figures import Chart
+from fedkit.report.markup import label, plain, safe
 from fedkit.report.number_tables import files, numbers
-from fedkit.report.reading import Run, read_run
+from fedkit.report.reading import Look, Run, look_at_none, read_run
 
 MOST_RUNS = 100
 """Of a report; lines of more could not be told apart."""
@@ -53,8 +55,12 @@ class Content:
     figures: Mapping[str, Mapping[str, Any]]
 
 
-def report(paths: Sequence[Path]) -> str:
+def report(paths: Sequence[Path], look: Look = look_at_none) -> str:
     """Return a page about the runs in some folders.
+
+    Args:
+        paths: The folders.
+        look: Tells the layers of an artifact.
 
     Raises:
         ConfigError: plotly is not installed, or there are too many runs.
@@ -64,7 +70,7 @@ def report(paths: Sequence[Path]) -> str:
     paths = list({path.resolve(): path for path in paths}.values())
     if not 1 <= len(paths) <= MOST_RUNS:
         raise ConfigError(f"a report is of 1 to {MOST_RUNS} runs, and these are {len(paths)}")
-    return page(content([read_run(path) for path in paths]))
+    return page(content([read_run(path, look) for path in paths]))
 
 
 def content(runs: Sequence[Run]) -> Content:
@@ -72,19 +78,43 @@ def content(runs: Sequence[Run]) -> Content:
     names = names_of([run.path for run in runs])
     told = list(zip(runs, names, strict=True))
     title = f"Report of {names[0]}" if len(runs) == 1 else f"Report of {len(runs)} runs"
-    drawn = [chart for chart in charts(runs, names) if chart.figure["data"]]
-    figures = {_name(number): chart.figure for number, chart in enumerate(drawn)}
+    drawn = Drawn.of(charts(runs, names))
     shown = (
         sections.overview(told)
-        + sections.missing(told)
-        + sections.section("Charts", "".join(map(_chart, range(len(drawn)), drawn)))
-        + sections.artifacts(told)
+        + sections.missing([(name, what) for run, name in told for what in run.missing])
+        + sections.section("Charts", drawn.html)
+        + (sections.section("Artifacts", made) if (made := artifacts(told)) else "")
         + sections.section("Numbers", numbers(told))
         + sections.origin(told)
     )
-    room = _MOST_BYTES - len(plotly_library.packed()) - len(to_json(figures)) - len(shown.encode())
-    links = downloads(files(told), room)
-    return Content(title, shown + sections.section("Files with all numbers", links), figures)
+    return with_files(title, shown, drawn, files(told))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Charts on their way into a page.
+
+    Attributes:
+        html: Their headings and notes, with an empty element for each.
+        figures: Identifier of the element -> traces and layout.
+    """
+
+    html: str
+    figures: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, charts: Iterable[Chart]) -> Drawn:
+        """Take those charts that have anything to show, and of each the traces that do."""
+        shown = [chart for chart in map(_with_values, charts) if chart.figure["data"]]
+        figures = {_name(number): chart.figure for number, chart in enumerate(shown)}
+        return cls("".join(map(_chart, range(len(shown)), shown)), figures)
+
+
+def with_files(title: str, shown: str, drawn: Drawn, files: Sequence[File]) -> Content:
+    """Return a page's content: what is shown, then files of all numbers as far as there is room."""
+    taken = (plotly_library.packed(), to_json(drawn.figures), shown.encode())
+    links = downloads(files, _MOST_BYTES - sum(map(len, taken)))
+    return Content(title, shown + sections.section("Files with all numbers", links), drawn.figures)
 
 
 def page(shown: Content, live: bool = False) -> str:
@@ -124,6 +154,16 @@ def names_of(paths: Sequence[Path]) -> list[str]:
         name if short.count(name) == 1 else f"{plain(path, 60)} ({number})"
         for number, (name, path) in enumerate(zip(short, paths, strict=True), 1)
     ]
+
+
+def _with_values(chart: Chart) -> Chart:
+    """Return a chart without traces of nothing.
+
+    What a reader hid in it stays hidden when it is drawn anew, but not where it is another chart.
+    """
+    data = [trace for trace in chart.figure["data"] if any(v is not None for v in trace["y"])]
+    layout = {**chart.figure["layout"], "uirevision": label(chart.title)}
+    return replace(chart, figure={"data": data, "layout": layout})
 
 
 def _file(name: str) -> str:

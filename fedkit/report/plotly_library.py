@@ -10,9 +10,14 @@ import importlib.util
 from fedkit.core.errors import ConfigError
 
 
+def is_there() -> bool:
+    """Whether plotly is installed."""
+    return importlib.util.find_spec("plotly") is not None
+
+
 def require() -> None:
     """Raise a `ConfigError` where plotly is not installed."""
-    if importlib.util.find_spec("plotly") is None:
+    if not is_there():
         raise ConfigError(
             "a report needs plotly, which is not installed: pip install 'fedkit[report]'"
         )

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkit.core.files import write_atomic
-from fedkit.report.comparison import Result, means, metric, series_keys
+from fedkit.report.comparison import Result, means, metric, namer, series_keys
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,14 +29,6 @@ _TITLE_WIDTH = 70
 """Characters that a line of the title holds in any usual font."""
 
 _Row = Mapping[str, Any]
-
-
-def write_plots(result: Path) -> list[Path]:
-    """Draw the result of a comparison beside its file; return the pictures' paths."""
-    pictures = {result.with_name(name): svg for name, svg in plots(result).items()}
-    for path, svg in pictures.items():
-        write_atomic(path, svg.encode())
-    return list(pictures)
 
 
 def plots(result: Path) -> dict[str, str]:
@@ -125,12 +116,10 @@ def _over_seeds(result: Result, deviations: bool) -> str:
 
 
 def _series(result: Result) -> dict[str, list[_Row]]:
-    """Return line name -> its rows; methods come first in a name, then what else varies."""
-    lines: dict[str, list[_Row]] = {}
-    *others, method = series_keys(result)
+    """Return line name -> its rows."""
+    name_of, lines = namer(result), dict[str, list[_Row]]()
     for row in means(result):
-        name = ", ".join([row[method], *(f"{key} {row[key]}" for key in others)])
-        lines.setdefault(name, []).append(row)
+        lines.setdefault(name_of(row), []).append(row)
     return lines
 
 

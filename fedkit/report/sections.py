@@ -1,14 +1,13 @@
-"""Parts of a report beside its charts and numbers: overview, artifacts, configuration, origin."""
+"""Parts of a report beside its charts and numbers: overview, configuration, origin."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedkit.report.markup import folded, safe, table
-from fedkit.report.number_tables import Named
-from fedkit.report.reading import Run
+from fedkit.report.reading import Named, Run
 from fedkit.report.run_steps import Step, counted, last_value
 
 
@@ -46,46 +45,10 @@ def _error(run: Run, name: str) -> str:
     return f"<h3>Why {safe(name)} ended early</h3>\n<pre>{lines}</pre>\n"
 
 
-def missing(told: Named) -> str:
-    """Return what the folders do not hold, or "" where they hold all."""
-    items = [
-        f"<li>{safe(name)}: {safe(what, 400)}</li>\n" for run, name in told for what in run.missing
-    ]
-    return section("What is missing", f"<ul>\n{''.join(items)}</ul>\n") if items else ""
-
-
-# Artifacts -------------------------------------------------------------------------
-
-
-def artifacts(told: Named) -> str:
-    """Return what the manifests of artifacts tell, or "" where there are none."""
-    rows = [
-        [artifact, name, *map(made.get, ("target", "size")), _digest(made), _measured(made)]
-        for run, name in told
-        for artifact, made in run.manifests.items()
-    ]
-    head = ("artifact", "run", "target", "bytes", "sha256", "measured")
-    content = table("Artifacts, as their manifests tell", head, rows)
-    return section("Artifacts", content) if rows else ""
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    """Return what tells artifacts apart: the beginning of the digest, as a whole one is wide."""
-    return str(manifest.get("sha256", ""))[:16]
-
-
-def _measured(manifest: Mapping[str, Any]) -> str:
-    measured = manifest.get("measured")
-    flat = _numbers_of(measured) if isinstance(measured, dict) else {}
-    return ", ".join(f"{key.replace('_', ' ')} {value:.6g}" for key, value in flat.items())
-
-
-def _numbers_of(told: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        key: float(value)
-        for key, value in told.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-    }
+def missing(told: Sequence[tuple[str, str]]) -> str:
+    """Return what is not there, of whom and what; "" where all is there."""
+    items = "".join(f"<li>{safe(name)}: {safe(what, 400)}</li>\n" for name, what in told)
+    return section("What is missing", f"<ul>\n{items}</ul>\n") if items else ""
 
 
 # Configuration and origin ----------------------------------------------------------------------

@@ -6,6 +6,7 @@
         metrics.jsonl                   one line per step, appended as it happens
         checkpoint/structure.json       format, names and shapes; written once
         checkpoint/model.safetensors    kept values, masks and statistics; replaced whole each step
+    checkpoint/first.safetensors    masks that training began with, a bit per weight; written once
         summary.json                    the final figures
         model-int8.graph                the integer graph that all artifacts are made from
         model-int8.tflite, .onnx, -c99  artifacts; each has a manifest, beside or in it
@@ -38,6 +39,7 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from fedkit.config import RunConfig, make_config, read_config
@@ -45,8 +47,9 @@ from fedkit.core.errors import CheckpointError, FedkitError
 from fedkit.core.files import read_whole, remove_partial, write_atomic
 from fedkit.server.rounds import Report, StepPhase
 from fedkit.server.shares import Shares
+from fedkit.sparse.changes import are_changes
 from fedkit.sparse.layout import Layout
-from fedkit.sparse.state import ModelState
+from fedkit.sparse.state import Masks, ModelState
 from fedkit.wire import messages
 from fedkit.wire.messages import Packet
 
@@ -54,6 +57,8 @@ _HOLDS = "FEDKIT_HOLDS"
 """Variable that names the run folders, a line each, which this process or one above it holds."""
 
 SHARES = "partition.npz"
+
+FIRST_MASKS = "first.safetensors"
 
 FORMAT = 2
 """Version of the checkpoint files; a reader refuses others."""
@@ -320,6 +325,25 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
 
+    def keep_first_masks(self, masks: Masks) -> None:
+        """Store the masks that training begins with, a bit per weight."""
+        path = self.path / "checkpoint" / FIRST_MASKS
+        with _told_as_ours(f"{path} cannot be written"):
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, to_safetensors({n: np.packbits(mask) for n, mask in masks.items()}))
+
+    def first_masks(self, like: Masks) -> Masks | None:
+        """Return the masks that training began with; None where they are missing or damaged.
+
+        Args:
+            like: Masks of the same model.
+        """
+        try:
+            packed = from_safetensors(read_whole(self.path / "checkpoint" / FIRST_MASKS))
+            return {name: _unpacked(packed[name], mask) for name, mask in like.items()}
+        except _UNREADABLE:
+            return None
+
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl that are whole."""
         path = self.path / "metrics.jsonl"
@@ -389,6 +413,13 @@ def _digest(layout: Layout, arrays: Mapping[str, NDArray[Any]], number: int) -> 
     return found.hexdigest()
 
 
+def _unpacked(packed: NDArray[Any], like: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    if packed.dtype != np.uint8 or packed.shape != (-(-like.size // 8),):
+        raise ValueError(f"{packed.shape} {packed.dtype} is not a mask of {like.size} weights")
+    bits = np.unpackbits(packed, count=like.size)
+    return np.asarray(bits.reshape(like.shape), np.bool_)
+
+
 def _damaged(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"checkpoint in {folder} cannot be read ({error}); it is missing, truncated or altered: "
@@ -440,7 +471,10 @@ _LINE_OF_SOME: Mapping[str, Callable[[Any], bool]] = {
     "devices_mean": _is_number,
     "devices_spread": _is_number,
     "devices_worst": _is_number,
+    **dict.fromkeys(("devices_least", "devices_lower", "devices_median"), _is_number),
+    **dict.fromkeys(("devices_upper", "devices_most"), _is_number),
     "devices_measured": _is_count,
+    "layers": are_changes,
 }
 
 

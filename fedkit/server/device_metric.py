@@ -18,6 +18,8 @@ from fedkit.wire import messages
 from fedkit.wire.messages import Packet
 from fedkit.wire.validation import admit_value
 
+_PARTS = (0, 0.25, 0.5, 0.75, 1)
+
 
 @dataclass(frozen=True)
 class DeviceMetric:
@@ -27,12 +29,22 @@ class DeviceMetric:
         mean: Over the devices.
         spread: Their standard deviation.
         worst: Mean of the worst tenth of them, rounded up to whole devices.
+        least: The smallest value.
+        lower: Their lower quartile, by linear interpolation as the following two.
+        median: Their median.
+        upper: Their upper quartile.
+        most: The largest value.
         devices: How many there are.
     """
 
     mean: float
     spread: float
     worst: float
+    least: float
+    lower: float
+    median: float
+    upper: float
+    most: float
     devices: int
 
     @classmethod
@@ -41,7 +53,9 @@ class DeviceMetric:
         ordered = np.sort(np.array(values, np.float64))
         worst_first = ordered if higher_is_better else ordered[::-1]
         tenth = worst_first[: math.ceil(len(ordered) / 10)]
-        return cls(float(ordered.mean()), float(ordered.std()), float(tenth.mean()), len(ordered))
+        least, lower, median, upper, most = map(float, np.quantile(ordered, _PARTS))
+        mean, spread, worst = float(ordered.mean()), float(ordered.std()), float(tenth.mean())
+        return cls(mean, spread, worst, least, lower, median, upper, most, len(ordered))
 
     @property
     def figures(self) -> dict[str, float | int]:

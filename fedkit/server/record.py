@@ -17,6 +17,7 @@ from fedkit.server.checkpoint import RunFolder
 from fedkit.server.privacy import spent
 from fedkit.server.rounds import Report, StoredStep, run_rounds
 from fedkit.server.scenario import Scenario
+from fedkit.sparse.changes import changes
 from fedkit.tasks.task import ACCURACY
 
 
@@ -90,17 +91,37 @@ def record_in(
     server, began = scenario.server(), time.monotonic() - _seconds_before(folder)
     sent = _message_bytes(fleet)
     start, after = scenario.backbone, _last_step(folder)
+    moved = _Moved(folder, after)
     for report in run_rounds(server, fleet, scenario.server_data, start, after):
         before, sent = sent, _message_bytes(fleet)
         travelled = {key: sent[key] - before[key] for key in sent}
         seconds = round(time.monotonic() - began, 3)
-        extra: dict[str, Any] = {**travelled, "seconds": seconds}
+        extra: dict[str, Any] = {**travelled, "seconds": seconds, **moved.told(report)}
         if scenario.task.measure is not ACCURACY:
             extra["metric"] = scenario.task.measure.about
         if scenario.config.dp_clip:
             extra |= spent(scenario.config, report.round)
         folder.append(report, server.engine.layout, extra)
         after_step(report)
+
+
+class _Moved:
+    """Which weights each step moved, told as counts."""
+
+    def __init__(self, folder: RunFolder, after: StoredStep | None) -> None:
+        self._folder = folder
+        self._before = None if after is None else after.state.masks
+        self._first = None if after is None else folder.first_masks(after.state.masks)
+
+    def told(self, report: Report) -> dict[str, Any]:
+        """Return what the line of a step says of it: nothing where nothing moved."""
+        masks = report.state.masks
+        if report.round == 0:  # a step that training may begin with
+            self._folder.keep_first_masks(masks)
+            self._first = masks
+        found = changes(self._before, masks, self._first)
+        self._before = masks
+        return {"layers": found} if found else {}
 
 
 def _seconds_before(folder: RunFolder) -> float:

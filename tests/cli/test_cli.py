@@ -406,6 +406,11 @@ def test_several_targets_are_made_by_a_run_that_asks_for_them(
     summary = json.loads(capsys.readouterr().out)
     assert [each["target"] for each in summary["artifacts"]] == ["onnx-qdq", "c99"]
     assert 0 < summary["float_error"]["test"] < 0.25
+    for name, runtime in (("onnx", "onnxruntime"), ("c99", "compiled")):
+        ending = {"onnx": ".onnx", "c99": "-c99"}[name]
+        exact = artifact.load(tmp_path / "a" / f"model-int8{ending}").measured["exact"]
+        assert (exact["runtime"], exact["examples"]) == (runtime, 16)
+        assert exact["integers"] == 160 and (exact["differ"] == 0 or name == "onnx")
 
 
 def test_a_graph_far_from_the_floats_is_not_exported(

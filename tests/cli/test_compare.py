@@ -24,7 +24,7 @@ from fedkit.cli.compare import compare
 from fedkit.cli.grid import read_grid
 from fedkit.config import RunConfig
 from fedkit.core.errors import CheckpointError, ConfigError, FleetError
-from fedkit.report.plots import write_plots
+from fedkit.report import plotly_library
 from tests.processes import left_running, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     # Memory is measured in a process of its own for each cell; tests of cells ask for that.
     memory = {"idle_bytes": 1, "peak_bytes": 2}
     monkeypatch.setattr("fedkit.bench.cell.device_memory", lambda *given: memory)
-    monkeypatch.setattr(harness, "write_plots", lambda path: [])
+    monkeypatch.setattr(plotly_library, "is_there", lambda: False)
     return ran
 
 
@@ -78,7 +78,8 @@ def run(folder: Path, grid: Path | None = None) -> dict[str, Any]:
 
 
 def cell_files(folder: Path) -> list[Path]:
-    return sorted((folder / "work" / "tiny").glob("*.json"))
+    found = (folder / "work" / "tiny").glob("*.json")
+    return sorted(path for path in found if path.name != "grid.json")
 
 
 def without_times(rows: list[dict[str, Any]]) -> str:
@@ -146,7 +147,7 @@ def test_a_cell_that_cannot_run_is_refused_before_any_runs(
 def test_a_grid_ends_in_sorted_rows_and_a_second_time_runs_nothing(
     tmp_path: Path, here: list[RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "write_plots", write_plots)
+    monkeypatch.setattr(plotly_library, "is_there", lambda: True)
     result = run(tmp_path)
     places = [(row["method"], row["density"], row["seed"]) for row in result["rows"]]
     assert places == [
@@ -162,7 +163,7 @@ def test_a_grid_ends_in_sorted_rows_and_a_second_time_runs_nothing(
     assert {"benchmark", "name", "command", "commit", "grid", "seeds"} < set(written)
     assert written["grid"]["axes"]["density"] == [0.1, 0.2]
     assert all(row["commit"] == written["commit"] for row in written["rows"])
-    assert (tmp_path / "results" / "compare-tiny-bytes.svg").is_file()
+    assert "Comparison tiny" in (tmp_path / "work" / "tiny" / "report.html").read_text()
     assert len(here) == len(cell_files(tmp_path)) == 6
     assert run(tmp_path)["rows"] == result["rows"]
     assert len(here) == 6

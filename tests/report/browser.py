@@ -13,7 +13,15 @@ import pytest
 pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Locator,
+    Page,
+    TimeoutError,
+    expect,
+    sync_playwright,
+)
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -33,6 +41,22 @@ def chromium() -> Iterator[Browser]:
         browser = driver.chromium.launch(executable_path=program, args=FLAGS, timeout=LIMIT)
         yield browser
         browser.close()
+
+
+_MIDDLE_POINT = """(id) => {
+  const chart = document.getElementById(id), { xaxis, yaxis } = chart._fullLayout;
+  const trace = chart.data.find((each) => each.hoverinfo !== "skip");
+  const { left, top } = chart.getBoundingClientRect();
+  const [lies, heat] = [trace.orientation === "h", trace.type === "heatmap"];
+  const place = (axis, value) => axis.type === "category"
+    ? axis.l2p(axis._categories.indexOf(String(value))) : axis.d2p(value);
+  const there = [...trace.x.keys()].filter((n) => heat || trace.y[n] !== null);
+  const at = there[Math.floor((there.length - 1) / 2)];
+  const inside = trace.type === "bar" ? 2 : 0;
+  return [left + xaxis._offset + place(xaxis, trace.x[at]) - (lies ? inside : 0),
+          top + yaxis._offset + place(yaxis, trace.y[heat ? 0 : at]) + (lies ? 0 : inside)];
+}"""
+"""Where on the screen a chart's middle point is; just inside of a bar's end."""
 
 
 class OpenPage:
@@ -55,7 +79,7 @@ class OpenPage:
         self.page.on("dialog", lambda dialog: self.faults.append(f"dialog {dialog.message}"))
         self.page.on("request", lambda request: self._ask(request.url, url))
         self.page.goto(url)
-        self.page.wait_for_selector("html[data-drawn]", state="attached")
+        self.page.wait_for_selector("html[data-drawn=all]", state="attached")
 
     def _listen(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
@@ -73,6 +97,42 @@ class OpenPage:
             ".scatterlayer .trace path, .barlayer .trace path, .heatmaplayer image").length]]))"""
         )
         return found
+
+    def without_marks(self) -> list[str]:
+        """Return the charts of which some trace left no mark; there must be a chart at all."""
+        found = self.marks()
+        return [k for k, (traces, there) in found.items() if not 0 < traces <= there] or (
+            [] if found else ["there is no chart"]
+        )
+
+    def silent_charts(self) -> list[str]:
+        """Return the charts that do not answer a pointer over their middle point."""
+        return [each for each in self.marks() if not self._tells(each)]
+
+    def _tells(self, chart: str) -> bool:
+        self.page.locator(f"#{chart}").scroll_into_view_if_needed()
+        x, y = self.page.evaluate(_MIDDLE_POINT, chart)
+        self.page.mouse.move(x + 1, y + 1)
+        self.page.mouse.move(x, y)
+        told = self.page.locator(f"#{chart} .hovertext").first
+        try:
+            told.wait_for(state="attached", timeout=LIMIT // 6)
+        except TimeoutError:
+            return False
+        return bool((told.text_content() or "").strip())
+
+    def hide_and_show(self) -> int:
+        """Hide the first entry of each chart's legend and show it again; return how many did."""
+        legends = [each for each in self.marks() if self._has_legend(each)]
+        for chart in legends:
+            entry = self.page.locator(f"#{chart} .legend .traces").first
+            for opacity in ("0.5", "1"):
+                self.page.locator(f"#{chart} .legendtoggle").first.click()
+                wait_for_style(entry, "opacity", opacity)
+        return len(legends)
+
+    def _has_legend(self, chart: str) -> bool:
+        return self.page.locator(f"#{chart} .legendtoggle").count() > 0
 
     def overflow(self) -> int:
         """Return by how many pixels the page is wider than its window."""

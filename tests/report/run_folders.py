@@ -71,9 +71,22 @@ def keep_shares(folder: RunFolder, devices: int, classes: int) -> Shares:
     return shares
 
 
+def moved(kept: int, pruned: int = 0, grown: int = 0, of_first: int | None = None) -> Any:
+    """What a line says of a layer that its step changed."""
+    first = kept if of_first is None else of_first
+    return {"kept": kept, "pruned": pruned, "grown": grown, "of_first": first}
+
+
 def whole(path: Path) -> Path:
     """A run of which every file is there."""
-    steps = [step(0, phase="start", loss=None), step(0, phase="selection"), step(1), step(2)]
+    dense = {"conv": moved(12), "linear": moved(4)}
+    pruned = {"conv": moved(3, 9), "linear": moved(1, 3)}
+    steps = [
+        step(0, phase="start", loss=None, layers=dense),
+        step(0, phase="selection", layers=pruned),
+        step(1, layers={"conv": moved(3, 2, 2, 1)}),
+        step(2),
+    ]
     folder = make_run(path, [*steps, step(3, accuracy=None)])
     keep_model(folder, {"conv": (3, 12), "linear": (1, 4)})
     keep_shares(folder, 2, 4)
@@ -97,7 +110,8 @@ def hostile(folder: Path, text: str) -> Path:
     name = text.replace("/", "_").replace("\0", "")[:60]
     path = whole(folder / f"n{name}")
     about = {"name": text, "higher_is_better": True, "form": text}
-    write_steps(path, [step(n, metric=about, phase="round", note=text) for n in range(3)])
+    told = {"metric": about, "note": text, "layers": {text: moved(1, 1, 1)}}
+    write_steps(path, [step(n, **told) for n in range(3)])
     manifest = {"manifest_version": 2, "target": text, "size": text, "sha256": text,
                 "measured": {text: 1.0}, "versions": {text: text}}  # fmt: skip
     (path / "model.json").write_text(json.dumps(manifest))

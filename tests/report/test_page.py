@@ -25,8 +25,18 @@ from fedkit.report import downloads, markup, plotly_library
 from fedkit.report.page import MOST_RUNS, names_of, report
 from fedkit.report.run_steps import counted, metric_of
 from fedkit.report.thin import spread, thinned
+from fedkit.server.participation import order
 from tests.report.parsed import Page
-from tests.report.run_folders import EVIL, hostile, keep_model, keep_shares, make_run, step, whole
+from tests.report.run_folders import (
+    EVIL,
+    hostile,
+    keep_model,
+    keep_shares,
+    make_run,
+    moved,
+    step,
+    whole,
+)
 from tests.sets import slow
 
 LARGEST = 5_000_000
@@ -60,6 +70,50 @@ def test_charts_have_the_numbers_of_the_folder(tmp_path: Path) -> None:
     assert bars["x"] == [0.25, 0.25]
 
 
+def test_layers_are_followed_over_the_rounds(tmp_path: Path) -> None:
+    page = Page(report([whole(tmp_path / "run")]))
+    conv, linear = page.figure("kept share")
+    assert (conv["x"], conv["y"]) == ([0, 0, 1, 3], [1.0, 0.25, 0.25, 0.25])
+    assert (linear["x"], linear["y"]) == ([0, 0, 3], [1.0, 0.25, 0.25])
+    assert conv["line"]["shape"] == "hv"
+    before, first = page.figure("share")
+    assert before["y"] == [1 - 2 / 4, 1.0, 1.0]
+    assert (first["x"], first["y"]) == ([1, 2, 3], [2 / 4] * 3)
+    (heat,) = next(t for t, _ in page.figures if "customdata" in t[0])
+    assert heat["x"] == ["1"] and heat["z"] == [[4], [0]]
+    assert heat["customdata"] == [[[2, 2]], [[0, 0]]]
+    rows = page.file("moved")
+    assert len(rows) == 5 and [rows[-1][key] for key in ("layer", "grown")] == ["conv", "2"]
+
+
+def test_a_run_without_first_masks_or_checkpoint_shows_what_is_left(tmp_path: Path) -> None:
+    counts = {"kept": 3, "pruned": 1, "grown": 1}
+    make_run(tmp_path / "run", [step(0), step(1, layers={"conv": counts}), step(2)])
+    page = Page(report([tmp_path / "run"]))
+    (before,) = page.figure("share")  # of the first mask nobody knows
+    assert before["name"] == "run, of the step before" and before["y"] == [None, 1.0]
+    assert not any(y["yaxis"]["title"]["text"] == "kept share" for _, y in page.figures)
+    assert len([1 for t, _ in page.figures if "customdata" in t[0]]) == 1
+
+
+def test_a_run_of_an_older_version_says_that_nobody_knows_what_moved(tmp_path: Path) -> None:
+    keep_model(make_run(tmp_path / "run", [step(1), step(2)]), {"conv": (3, 12)})
+    page = Page(report([tmp_path / "run"]))
+    assert "which weights moved; runs of older versions did not record it" in page.text
+    assert not any("customdata" in t[0] for t, _ in page.figures)
+
+
+def test_layers_and_adjustments_that_are_not_drawn_are_told(tmp_path: Path) -> None:
+    names = {f"layer{n}": moved(1, 1, 1) for n in range(80)}
+    steps = [step(0, layers=names), *(step(n, layers=names) for n in range(1, 301))]
+    folder = make_run(tmp_path / "run", steps)
+    keep_model(folder, dict.fromkeys(names, (1, 5)))
+    page = Page(report([tmp_path / "run"]))
+    for told in ("Of 80 layers, 24 are", "Of 80 layers, 60 are", "Of 300 adjustments, 200 are"):
+        assert f"{told} drawn." in page.text
+    assert len(page.file("moved")) == 80 * 301
+
+
 def test_what_devices_measured_is_a_chart_of_its_own(tmp_path: Path) -> None:
     told = {
         "devices_mean": 0.5,
@@ -70,8 +124,21 @@ def test_what_devices_measured_is_a_chart_of_its_own(tmp_path: Path) -> None:
     make_run(tmp_path / "run", [step(1, **told), step(2), step(3, **told | {"devices_mean": 0.75})])
     page = Page(report([tmp_path / "run"]))
     mean, worst = next(t for t, _ in page.figures if t[0]["name"].endswith("mean"))
-    assert mean["y"] == [0.5, None, 0.75]
-    assert worst["y"] == [0.25, None, 0.25]
+    assert (mean["x"], mean["y"]) == ([1, 3], [0.5, 0.75])
+    assert worst["y"] == [0.25, 0.25]
+
+
+def test_bands_hold_the_middle_half_of_devices_and_all_of_them(tmp_path: Path) -> None:
+    keys = ("mean", "worst", "least", "lower", "median", "upper", "most")
+    values = (0.5, 0.1, 0.1, 0.4, 0.5, 0.6, 0.9)
+    told = {f"devices_{key}": value for key, value in zip(keys, values, strict=True)}
+    make_run(tmp_path / "run", [step(1), step(2, **told), step(4, **told)])
+    page = Page(report([tmp_path / "run"]))
+    wide, half, mean, _ = next(t for t, _ in page.figures if t[-1]["name"].endswith("tenth"))
+    assert (wide["x"], wide["y"]) == ([2, 4, 4, 2], [0.1, 0.1, 0.9, 0.9])
+    assert half["y"] == [0.4, 0.4, 0.6, 0.6]
+    assert wide["legendgroup"] == half["legendgroup"] == mean["legendgroup"]
+    assert "holds the middle half of the devices" in page.text
 
 
 def test_tables_and_the_csv_have_the_numbers_of_the_folder(tmp_path: Path) -> None:
@@ -82,7 +149,7 @@ def test_tables_and_the_csv_have_the_numbers_of_the_folder(tmp_path: Path) -> No
     assert ["conv", "12", "3", "0.25"] in page.rows
     assert ["1", "6", "0", "1", "2", "3"] in page.rows
     made = next(row for row in page.rows if row[0] == "model-int8.tflite")
-    assert made[2:4] == ["tflite", "1,234"] and "accuracy int8 0.625" in made[5]
+    assert made[2:4] == ["tflite", "1,234"] and "accuracy int8 0.625" in made[6]
     for told in ("fedkit run --x", "c0ffee", "some cpu", "flatbuffers 9.8.7", "fedkit 0.0.9"):
         assert told in page.text
     assert "What is missing" not in page.text
@@ -144,6 +211,29 @@ def test_devices_of_a_fleet_are_shown(tmp_path: Path) -> None:
     page = Page(report([tmp_path / "run"]))
     assert ["1", "1", "0", "0", "0", "70", "5", "False"] in page.rows
     assert ["refused", "0", "train", markup.plain(EVIL)] in page.rows
+
+
+def test_devices_that_a_simulation_asks_are_counted(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"devices": 30, "rounds": 50, "devices_per_round": 4, "seed": 3}
+    config = make_run(tmp_path / "run", [step(0), *map(step, range(1, 41))], **how).config
+    page = Page(report([tmp_path / "run"]))
+    (bars,) = page.figure("rounds")
+    expected = [0] * 30
+    for number in range(1, 41):
+        drawn = order(config, number)
+        assert drawn is not None
+        for device in drawn.tolist()[:4]:
+            expected[device] += 1
+    assert bars["y"] == expected and sum(expected) == 160
+    assert [int(row["rounds_asked"]) for row in page.file("participation")] == expected
+
+
+@pytest.mark.parametrize("how", [{}, {"availability": "trace:/dev/zero"}])
+def test_who_took_part_is_not_drawn_where_all_did_or_a_file_says_it(
+    tmp_path: Path, how: dict[str, Any]
+) -> None:
+    make_run(tmp_path / "run", [step(1)], **how)
+    assert "took part" not in Page(report([tmp_path / "run"])).text
 
 
 ODD: list[Any] = [math.nan, math.inf, -1, 2**70, 10**400, True, None, "x", [], {}, EVIL]

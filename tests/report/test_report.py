@@ -17,51 +17,7 @@ from fedkit.cli.tables import compare_table
 from fedkit.report import comparison
 from fedkit.report import plots as plots_module
 from fedkit.report.plots import bytes_plot, density_plot, plots
-
-METHODS = [f"method{number}" for number in range(15)]
-
-
-def row(method: str, density: float, seed: int, **changes: Any) -> dict[str, Any]:
-    accuracy = ((hash_of(method) + 7 * seed) % 100 + 100 * density) / 300
-    return {
-        "task": "digits",
-        "model": "resnet8",
-        "method": method,
-        "density": density,
-        "alpha": 0.5,
-        "seed": seed,
-        "rounds": 4,
-        "devices": 5,
-        "accuracy": accuracy,
-        "bytes_up": 1_000_000 + round(5e7 * density) + seed,
-        "bytes_down": 2_000_000 + round(5e7 * density),
-        "seconds": 1.5,
-        "commit": "c0ffee",
-        **changes,
-    }
-
-
-def hash_of(text: str) -> int:
-    return sum(text.encode())
-
-
-def result_of(rows: list[dict[str, Any]], *axes: str) -> dict[str, Any]:
-    return {
-        "benchmark": "compare",
-        "name": "some",
-        "seeds": sorted({row["seed"] for row in rows}),
-        "grid": {"run": {}, "axes": {axis: [] for axis in axes}},
-        "command": "fedkit compare some.toml",
-        "commit": "later",
-        "rows": rows,
-    }
-
-
-def some(methods: list[str], seeds: int = 3) -> dict[str, Any]:
-    rows = [row("dense", 1.0, seed) for seed in range(seeds)]
-    axes = itertools.product(methods, (0.01, 0.05, 0.2), range(seeds))
-    return result_of([*rows, *(row(*cell) for cell in axes)], "method", "density", "seed")
-
+from tests.report.comparisons import METHODS, result_of, row, some
 
 accuracies = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def test_a_run_that_goes_on_tells_the_same_figures(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         record(scenario, scenario.local_fleet(two), two, stop)
     again = record(scenario, scenario.local_fleet(two), two, lambda step: None, resume=True)
-    keys = ("phase", "round", "devices_mean", "devices_spread", "devices_worst")
+    keys = ("phase", "round", "devices_mean", "devices_spread", "devices_worst", "devices_median")
     lines = [[line.get(key) for key in keys] for line in whole.metrics()]
     assert [line[2] is not None for line in lines] == [False, False, True, True, True]
     assert lines == [[line.get(key) for key in keys] for line in again.metrics()]
@@ -242,3 +243,9 @@ def test_figures_are_as_defined(values: list[float], higher: bool) -> None:
     assert found.worst == pytest.approx(sum(tenth) / len(tenth), abs=1e-6)
     spread = math.sqrt(sum((v - found.mean) ** 2 for v in values) / len(values))
     assert found.spread == pytest.approx(spread, abs=1e-6)
+    parts = [found.least, found.lower, found.median, found.upper, found.most]
+    if len(values) > 1:
+        quartiles = statistics.quantiles(values, n=4, method="inclusive")
+        assert parts == pytest.approx([min(values), *quartiles, max(values)], abs=1e-6)
+    else:
+        assert parts == values * 5
