@@ -86,8 +86,8 @@ def run(
         typer.Option(
             "--log",
             metavar="LOGGERS",
-            help="tensorboard (into the run folder), mlflow (mlflow.db beside it), or both with a "
-            "comma between",
+            help="tensorboard or wandb (into the run folder), mlflow (mlflow.db beside it), or "
+            "some with commas between",
         ),
     ] = "",
     as_json: Json = False,
