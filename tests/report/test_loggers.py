@@ -133,8 +133,8 @@ def test_wandb_sends_nothing_and_names_no_machine(
         with pytest.raises(TimeoutError):
             server.accept()
     files = [each.read_bytes() for each in (path / "wandb").rglob("*") if each.is_file()]
-    name = socket.gethostname().encode()
-    assert files and not any(name in content for content in files)
+    host = socket.gethostname().encode()
+    assert files and not any(host in content for content in files)
 
 
 def test_before_the_first_step_nothing_is_made(tmp_path: Path) -> None:
