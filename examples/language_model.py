@@ -1,10 +1,9 @@
-"""A language model of texts: fedkit run --task examples.language_model:TASK --devices 4 \\
+"""A language model of texts: fedkit run --task examples.language_model:TASK --devices 3 \\
 --partition natural-id --density 0.5. Each device holds the source of a module of Python."""
 
 import argparse
 import ast
 import difflib
-import typing
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +11,7 @@ from torch import nn
 from fedkit import Examples, Task
 from fedkit.nn.zoo import build_model
 from fedkit.tasks import losses, metrics
-from fedkit.tasks.text import TOKENS, windows
+from fedkit.tasks.characters import TOKENS, windows
 
 LENGTH = 48
 
@@ -22,7 +21,7 @@ def model() -> nn.Module:
 
 
 def data(test: bool) -> Examples:
-    texts = {m.__name__: Path(m.__file__).read_text() for m in (argparse, ast, difflib, typing)}
+    texts = {m.__name__: Path(str(m.__file__)).read_text() for m in (argparse, ast, difflib)}
     return windows(texts, LENGTH, test_share=0.1, test=test)
 
 

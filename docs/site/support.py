@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from fedkit.core.errors import FedkitError
 from fedkit.engine.plan.capture import capture
@@ -36,6 +37,10 @@ class _Calls(nn.Module):
         return self.function(x)
 
 
+def _of_itself(x: Tensor) -> Tensor:
+    return scaled_dot_product_attention(x, x, x)
+
+
 LAYERS = (
     Layer("Conv2d, stride 2", lambda: nn.Conv2d(4, 4, 3, stride=2, padding=1)),
     Layer("Conv2d, dilation 2", lambda: nn.Conv2d(4, 4, 3, dilation=2, padding=2)),
@@ -58,6 +63,8 @@ LAYERS = (
     Layer("gate per channel", lambda: _Calls(lambda x: x * x.mean((2, 3), keepdim=True))),
     Layer("arithmetic with numbers", lambda: _Calls(lambda x: (2 * x - 1) / 3)),
     Layer("arithmetic with constants", lambda: _Calls(lambda x: x + torch.ones(8, 8))),
+    Layer("attention, without a mask", lambda: _Calls(_of_itself)),
+    Layer("softmax of the last axis", lambda: _Calls(lambda x: x.softmax(-1))),
     Layer("padding before an average", lambda: nn.AvgPool2d(3, padding=1)),
     Layer("concat along height", lambda: _Calls(lambda x: torch.cat([x, x], 2))),
     Layer("half of the channels", lambda: _Calls(lambda x: x.chunk(2, 1)[1])),

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from fedkit.core.errors import DataError
 from fedkit.core.files import read_whole
 from fedkit.tasks import losses, metrics
+from fedkit.tasks.characters import TOKENS, windows
 from fedkit.tasks.data_folder import data_folder
 from fedkit.tasks.task import Examples, Task
-from fedkit.tasks.text import TOKENS, windows
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -352,7 +353,8 @@ class Tokens(nn.Module):
 
 def tokens_of(rows: int, length: int = TOKENS) -> Examples:
     random = np.random.default_rng(1)
-    return Examples(random.integers(0, rows, (19, length)), random.integers(0, 3, (19, length)))
+    inputs: NDArray[Any] = random.integers(0, rows, (19, length))
+    return Examples(inputs, random.integers(0, 3, (19, length)))
 
 
 @pytest.mark.parametrize(

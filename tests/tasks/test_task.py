@@ -310,9 +310,13 @@ def test_the_sparse_engine_says_the_same_of_inputs(
         made(make(), engine="sparse").check()
 
 
-def test_tokens_for_the_sparse_engine_are_told_the_way_out(made: Callable[..., Scenario]) -> None:
-    with pytest.raises(EngineError, match=r"inputs are int64 of shape \(4,\).*engine torch"):
-        made(SOUND["tokens"](), engine="sparse").check()
+def test_tokens_of_a_row_are_for_the_sparse_engine_and_others_are_told_the_way_out(
+    made: Callable[..., Scenario],
+) -> None:
+    made(SOUND["tokens"](), engine="sparse").check()
+    table = task(Tokens, TOKENS.reshape(len(TOKENS), 2, 2))
+    with pytest.raises(EngineError, match=r"inputs are int64 of shape \(2, 2\).*engine torch"):
+        made(table, engine="sparse").check()
 
 
 def test_data_that_changes_from_call_to_call_is_refused(made: Callable[..., Scenario]) -> None:

@@ -37,7 +37,7 @@ def check_examples(examples: Examples, shape: tuple[int, ...]) -> None:
 def test_built_in_tasks_are_found_by_name() -> None:
     hub = ["cifar10", "cifar100", "cinic10", "svhn"]
     digits = ["digits", "digits-pixels", "digits-reconstruction", "digits-rows"]
-    ours = [*digits, "damaged-digits", "fashion-mnist", "keywords", "motions"]
+    ours = [*digits, "damaged-digits", "fashion-mnist", "fortunes", "keywords", "motions"]
     assert sorted(BUILT_IN) == sorted([*ours, *hub])
     assert all(load_task(name) is task for name, task in BUILT_IN.items())
 

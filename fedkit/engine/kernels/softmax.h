@@ -1,4 +1,4 @@
-/* Softmax over the channels of each place. */
+/* Softmax over the channels of each place, and the cross-entropy of places. */
 #ifndef FEDKIT_SOFTMAX_H
 #define FEDKIT_SOFTMAX_H
 
@@ -69,6 +69,42 @@ void NAME(softmax_backward)(const struct tensor *source, const struct tensor *ta
                 vec_store(to, accumulate ? vec_add(vec_load(to), dx) : dx);
             }
         }
+    }
+}
+
+/* Add the cross-entropies of a pixel of a tile to those of each lane, and write the gradient of their
+ * share; targets are [examples][plane], in range. */
+INLINE void place_loss(const struct tensor *t, const int64_t *targets, int tile, int i, double share,
+                       double *losses) {
+    const struct softmax of = softmax_of(t, tile, i);
+    const int valid = valid_lanes(t, tile);
+    const vec scale = vec_mul(vec_lanes(valid), vec_set1((float)share));
+    float most[LANES], part[LANES];
+    vec_store(most, of.most);
+    vec_store(part, of.share);
+    for (int c = 0; t->gradient && c < t->channels; c++) {
+        const vec p = vec_mul(softmax_power(t, tile, c, i, of.most), of.share);
+        vec_store(t->gradient + plane_offset(t, tile, c) + (ptrdiff_t)i * LANES, vec_mul(p, scale));
+    }
+    for (int lane = 0; lane < valid; lane++) {
+        const int c = (int)targets[((int64_t)tile * LANES + lane) * t->plane + i];
+        const ptrdiff_t at = plane_offset(t, tile, c) + (ptrdiff_t)i * LANES;
+        const struct reading how = reading_of(t, c);
+        float read[LANES];
+        vec_store(read, read_value(&how, vec_load(t->x + at)));
+        losses[lane] += (double)most[lane] - log((double)part[lane]) - (double)read[lane];
+        if (t->gradient) t->gradient[at + lane] -= (float)share;
+    }
+}
+
+/* Write the sum of the cross-entropies of each tile, and the gradients of their share. */
+void NAME(place_losses)(const struct tensor *t, const int64_t *targets, double *sums, double share,
+                        int first, int last) {
+    for (int tile = first; tile < last; tile++) {
+        double losses[LANES] = {0}, sum = 0;
+        for (int i = 0; i < t->plane; i++) place_loss(t, targets, tile, i, share, losses);
+        for (int lane = 0; lane < LANES; lane++) sum += losses[lane];
+        sums[tile] = sum;
     }
 }
 

@@ -11,7 +11,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import byref, c_float, c_int, c_int64, c_void_p
+from ctypes import byref, c_double, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -262,7 +262,9 @@ class SparseProgram:
         if self._has_loss_kernel:
             targets = np.ascontiguousarray(targets, np.int64)
             output = self.tensors[self.plan.output]
-            return float(self.kernels.cross_entropy(byref(output), c_void_p(pointer(targets))))
+            if self.plan.output_dims == 1:
+                return float(self.kernels.cross_entropy(byref(output), c_void_p(pointer(targets))))
+            return self._loss_of_places(targets)
         loss, gradient = self.plan.loss.gradient(self.outputs().astype(np.float64), targets)
         if self.mode == "train":
             self._set_gradient(gradient)
@@ -271,7 +273,16 @@ class SparseProgram:
     @property
     def _has_loss_kernel(self) -> bool:
         """Whether C computes the loss; the others are few numbers, and numpy's."""
-        return self.plan.loss == PLAIN and self.plan.output_dims == 1
+        return self.plan.loss == PLAIN
+
+    def _loss_of_places(self, targets: NDArray[np.int64]) -> float:
+        """Return the mean cross-entropy of all places of all examples, and make its gradient."""
+        sums = np.zeros(self.tiles)
+        arguments = byref(self.tensors[self.plan.output]), c_void_p(pointer(targets))
+        share = c_double(1 / targets.size)
+        of_sums = c_void_p(pointer(sums))
+        self.shared(self.kernels.place_losses, self.tiles, *arguments, of_sums, share)()
+        return float(sums.sum() / targets.size)
 
     def _set_gradient(self, gradient: NDArray[np.float64]) -> None:
         """Take the gradient of the output, [n, ...]; that of lanes without an example is 0."""

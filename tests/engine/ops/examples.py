@@ -8,9 +8,10 @@ import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.family import Example
@@ -127,7 +128,7 @@ def numbered(plan: Plan, density: float = 1.0, seed: int = 0) -> PlanCase:
     }
     stats = {name: np.ones(shape, np.float32) for name, shape in plan.stats.items()}
     masks = {name: rng.random(plan.weights[name]) < density for name in plan.prunable}
-    inputs = rng.standard_normal((19, *plan.tensors[0].shape)).astype(np.float32)
+    inputs: NDArray[Any] = rng.standard_normal((19, *plan.tensors[0].shape)).astype(np.float32)
     if plan.tokens:
         inputs = rng.integers(0, plan.tokens, (19, plan.tensors[0].shape[0]))
     return PlanCase(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkit.core.errors import DataError
-from fedkit.tasks import fortunes, text
+from fedkit.tasks import characters, fortunes
 
 
-@given(st.text(alphabet=text.CHARACTERS))
+@given(st.text(alphabet=characters.CHARACTERS))
 def test_tokens_are_the_text_again(given_text: str) -> None:
-    tokens = text.tokens_of(given_text)
-    assert tokens.dtype == np.int64 and text.text_of(tokens) == given_text
+    tokens = characters.tokens_of(given_text)
+    assert tokens.dtype == np.int64 and characters.text_of(tokens) == given_text
 
 
 @given(st.text())
 def test_every_text_has_tokens_of_the_table(given_text: str) -> None:
-    tokens = text.tokens_of(given_text)
-    assert ((tokens >= 0) & (tokens < text.TOKENS)).all()
+    tokens = characters.tokens_of(given_text)
+    assert ((tokens >= 0) & (tokens < characters.TOKENS)).all()
     plain = given_text.replace("\r\n", "\n").replace("\t", " ")
-    assert text.text_of(tokens) == "".join(c if c in text.CHARACTERS else "?" for c in plain)
+    told_apart = (each if each in characters.CHARACTERS else "?" for each in plain)
+    assert characters.text_of(tokens) == "".join(told_apart)
 
 
 @given(st.lists(st.text("ab\n", max_size=40), min_size=1, max_size=4), st.integers(1, 5))
@@ -32,39 +34,39 @@ def test_windows_are_what_a_loop_cuts(texts: list[str], length: int) -> None:
     named = {str(number): each for number, each in enumerate(texts)}
     expected = []
     for name, each in named.items():
-        tokens = text.tokens_of(each).tolist()
+        tokens = characters.tokens_of(each).tolist()
         for first in range(0, len(tokens) - length, length):
             part = tokens[first : first + length + 1]
             expected.append((part[:-1], part[1:], name))
     if not expected:
         with pytest.raises(DataError, match="have no window of"):
-            text.windows(named, length, 0.0, test=False)
+            characters.windows(named, length, 0.0, test=False)
         return
-    found = text.windows(named, length, 0.0, test=False)
+    found = characters.windows(named, length, 0.0, test=False)
     rows = zip(found.inputs.tolist(), found.targets.tolist(), found.owners.tolist(), strict=True)  # type: ignore[union-attr]
     assert list(rows) == expected
 
 
 def test_the_end_of_each_text_is_for_the_test() -> None:
     texts = {"a": "x" * 90 + "y" * 10, "b": "x" * 45 + "y" * 5}
-    train, test = (text.windows(texts, 3, 0.1, test=which) for which in (False, True))
-    x, y = text.tokens_of("xy")
+    train, test = (characters.windows(texts, 3, 0.1, test=which) for which in (False, True))
+    x, y = characters.tokens_of("xy")
     assert (train.inputs == x).all() and (train.targets == x).all() and (test.inputs == y).all()
 
 
 @pytest.mark.parametrize(("length", "share"), [(0, 0.1), (4, 1.0), (4, -0.1)])
 def test_a_length_or_share_that_cannot_be_is_refused(length: int, share: float) -> None:
     with pytest.raises(DataError, match="a window has at least 1 token, and a share is from 0"):
-        text.windows({"a": "abc" * 9}, length, share, test=False)
+        characters.windows({"a": "abc" * 9}, length, share, test=False)
 
 
 @pytest.fixture
-def topics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def topics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FEDKIT_DATA", str(tmp_path))
     fortunes._texts.cache_clear()
     folder = tmp_path / "fortunes"
     folder.mkdir()
-    yield folder  # type: ignore[misc]
+    yield folder
     fortunes._texts.cache_clear()
 
 

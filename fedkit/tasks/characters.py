@@ -42,7 +42,7 @@ def windows(texts: Mapping[str, str], length: int, test_share: float, test: bool
     """Cut texts into windows.
 
     Args:
-        texts: Name of who owns a text -> it.
+        texts: Name of the owner of a text -> it.
         length: Tokens of a window, at least 1.
         test_share: Of each text, from its end, that is for the test, 0 to below 1.
         test: Whether those are wanted, or the others.
