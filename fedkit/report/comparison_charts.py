@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedkit.report.comparison import Result, means, namer
@@ -20,6 +21,7 @@ BAND = "from the least to the largest value over the seeds"
 _HEIGHT = 440
 """Of charts of lines, in pixels: their legends are long."""
 
+_MOST_TASKS = 8
 _MOST_LINES = 40
 _MOST_DENSITIES = 8
 _MOST_POINTS = 200
@@ -31,8 +33,9 @@ _Row = Mapping[str, Any]
 def charts(result: Result) -> list[Chart]:
     """Return the charts of a comparison: those of a task first, then those of the next one."""
     rows = means(result)
-    found = []
-    for task in dict.fromkeys(row["task"] for row in rows):
+    found: list[Chart] = []
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    for task in tasks[:_MOST_TASKS]:
         those = [row for row in rows if row["task"] == task]
         metric, where = Metric.of(those[0].get("metric")), _where(rows, task)
         found += [
@@ -41,6 +44,9 @@ def charts(result: Result) -> list[Chart]:
             *_round_charts(result, task, metric, where),
             _differences(result, task, metric, where),
         ]
+    if len(tasks) > _MOST_TASKS:
+        note = f"Of {len(tasks):,} tasks, the first {_MOST_TASKS} are drawn."
+        found[0] = replace(found[0], note=f"{found[0].note} {note}")
     return found
 
 

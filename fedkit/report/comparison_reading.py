@@ -47,7 +47,9 @@ class Comparison:
 
 def is_comparison(path: Path) -> bool:
     """Whether a path is meant as a comparison: a .json file, or the folder of a grid."""
-    return path.suffix == ".json" or (path / PLAN).is_file()
+    if path.is_dir():
+        return (path / PLAN).is_file() and not (path / "config.toml").is_file()
+    return path.suffix == ".json"
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -56,7 +58,7 @@ def read_comparison(path: Path) -> Comparison:
     Raises:
         CheckpointError: It is neither, or no cell of it is there.
     """
-    return _read_folder(path) if (path / PLAN).is_file() else _read_result(path)
+    return _read_folder(path) if path.is_dir() else _read_result(path)
 
 
 def _read_result(path: Path) -> Comparison:

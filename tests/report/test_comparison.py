@@ -237,6 +237,19 @@ def test_a_page_is_written_beside_a_result_and_shows_one_comparison_alone(tmp_pa
             write_report(both, tmp_path / "x.html")
 
 
+def test_a_run_folder_that_holds_a_file_of_that_name_is_a_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run.json", [step(1)]).path
+    (run / PLAN).write_text("{}")
+    assert not is_comparison(run) and not is_comparison(tmp_path)
+
+
+def test_many_tasks_are_drawn_in_part(tmp_path: Path) -> None:
+    rows = [row(m, 0.1, s, task=f"task{n}") for n in range(12) for m in "ab" for s in range(3)]
+    page = page_of(tmp_path, result_of(rows, "task", "method", "seed"))
+    assert "Of 12 tasks, the first 8 are drawn." in page.text
+    assert len(page.figures) == 3 * 8 and len(page.file("cells")) == 72
+
+
 def test_a_large_grid_is_drawn_in_part_and_is_whole_in_its_files(tmp_path: Path) -> None:
     rows = [row(f"m{n}", d, s) for n in range(80) for d in (0.01, 0.1) for s in range(5)]
     page = page_of(tmp_path, result_of(rows, "method", "density", "seed"))
