@@ -121,7 +121,7 @@ def test_tasks_of_two_metrics_share_no_chart(tmp_path: Path) -> None:
     page = page_of(tmp_path, result_of(rows, "task", "method", "density", "seed"))
     names = [layout["yaxis"]["title"]["text"] for _, layout in page.figures]
     assert names.count("accuracy, mean") == names.count("error, mean") == 2
-    assert "Error (lower is better) versus density, two" in page.text
+    assert "Error versus density, two (lower is better)" in page.text
 
 
 @pytest.mark.parametrize("path", sorted(PUBLISHED.glob("compare-*.json")), ids=lambda p: p.stem)
