@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedkit.core.text import cut
+from edge import svg
 from fedkit.graph import ir
 
 _WIDTH, _HEIGHT, _ACROSS, _DOWN = 250, 46, 280, 86
@@ -17,16 +16,12 @@ _LONGEST = 42
 """Characters of a line in a box."""
 
 _STYLE = """
-:root { color-scheme: light dark; }
-text { font: 12px system-ui, sans-serif; fill: #1b1b1b; text-anchor: middle; }
-.small { font-size: 11px; }
+text { text-anchor: middle; }
 rect { fill: #f3f3f3; stroke: #777; }
 .weights rect { fill: #d6e9f8; stroke: #0072B2; }
 path { fill: none; stroke: #777; stroke-width: 1.5; }
-svg { background: #fff; }
 @media (prefers-color-scheme: dark) {
-  svg { background: #15181c; } text { fill: #e6e6e6; } rect { fill: #20242a; }
-  .weights rect { fill: #16344c; }
+  rect { fill: #20242a; } .weights rect { fill: #16344c; }
 }
 """
 
@@ -52,11 +47,8 @@ def picture(graph: ir.Graph) -> str:
     height = max(y for _, y in places.values()) + _HEIGHT + 15
     lines = [_line(places, a, op.output) for op in graph.ops for a in op.inputs if a in places]
     drawn = [_drawn(box, *places[name]) for name, box in boxes.items()]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" role="img" aria-label="graph of {len(graph.ops)} ops">'
-        f"<style>{_STYLE}</style>\n{''.join([*lines, *drawn])}</svg>\n"
-    )
+    label = f"graph of {len(graph.ops)} ops"
+    return svg.document(width, height, label, _STYLE, [*lines, *drawn])
 
 
 def _input(graph: ir.Graph, name: str) -> _Box:
@@ -107,13 +99,10 @@ def _line(places: Mapping[str, tuple[int, int]], start: str, end: str) -> str:
 
 def _drawn(box: _Box, x: int, y: int) -> str:
     middle, kind = x + _WIDTH // 2, "weights" if box.has_weights else "moves"
+    first, second = (svg.text(line, _LONGEST) for line in box.lines)
     return (
-        f'<g class="{kind}"><title>{_text(box.about, 200)}</title>'
+        f'<g class="{kind}"><title>{svg.text(box.about, 200)}</title>'
         f'<rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="5"/>'
-        f'<text x="{middle}" y="{y + 19}">{_text(box.lines[0])}</text>'
-        f'<text class="small" x="{middle}" y="{y + 36}">{_text(box.lines[1])}</text></g>\n'
+        f'<text x="{middle}" y="{y + 19}">{first}</text>'
+        f'<text class="small" x="{middle}" y="{y + 36}">{second}</text></g>\n'
     )
-
-
-def _text(text: str, most: int = _LONGEST) -> str:
-    return html.escape(cut(text, most))

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge import artifact
 from edge.cost import op_cost
 from edge.targets.export_target import plain_bytes
 from edge.targets.registry import row_of
+from fedkit.core.errors import ExportError
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import WEIGHTED, weights_of
 
 
 @dataclass(frozen=True)
@@ -78,3 +83,34 @@ def _layer(graph: ir.Graph, op: ir.Op, size: int, errors: Mapping[str, float]) -
         size,
         errors.get(op.output),
     )
+
+
+def masks(graph: ir.Graph) -> dict[str, NDArray[np.bool_]]:
+    """Return which weights of a graph are not zero.
+
+    Returns:
+        Torch module, or output where none is known -> bool in torch's layout, [out, in] or
+        [out, channels that one output reads, kernel height, kernel width].
+    """
+    found: dict[str, NDArray[np.bool_]] = {}
+    for op in graph.ops:
+        if op.kind in WEIGHTED:
+            weight = graph.constant(op.inputs[1])
+            kept = np.moveaxis(weights_of(op).by_channel(weight), -1, 1) != 0
+            found.setdefault(op.source or op.output, kept if weight.ndim == 4 else kept[:, :, 0, 0])
+    return found
+
+
+def timeline(found: artifact.Artifact, graph: ir.Graph) -> str:
+    """Return as SVG when the engine of an artifact does what.
+
+    Raises:
+        ExportError: A processor runs it, which decides for itself.
+    """
+    row = row_of(found.target)
+    if row is None or row.timeline is None:
+        raise ExportError(
+            f"{found.path} is made for {found.target}, where no schedule is known before it runs; "
+            "one of an FPGA has one: fedkit export RUN --target fpga"
+        )
+    return row.timeline(graph, found)

@@ -14,11 +14,13 @@ _KNOWN = ("torch.nn.", "fedkit.nn.")
 _PLANS: dict[tuple[str, tuple[int, ...]], Plan] = {}
 
 
-def captured(model: nn.Module, input_shape: tuple[int, ...], loss: Loss = PLAIN) -> Plan:
+def captured(
+    model: nn.Module, input_shape: tuple[int, ...], loss: Loss = PLAIN, tokens: bool = False
+) -> Plan:
     """Capture a model; one of torch's modules and ours alone, that is written alike, only once."""
     key = (repr(model), tuple(input_shape))
-    if not _is_known(model):
-        return capture(model, input_shape, loss)
+    if tokens or not _is_known(model):
+        return capture(model, input_shape, loss, tokens)
     if key not in _PLANS:
         _PLANS[key] = capture(model, input_shape)
     return replace(_PLANS[key], loss=loss)

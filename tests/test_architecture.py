@@ -40,6 +40,7 @@ ROOMS = (
     "edge.arena",
     "edge.define.rounding",
     "edge.raw",
+    "edge.svg",
     "edge.ops",
     "edge.cost",
     "edge.define",

@@ -22,6 +22,7 @@ import fedkit
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.cli import main
 from fedkit.config import make_config
+from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
 from fedkit.tasks import digits, keywords
 from tests.edge.targets.c99.library import need_gcc
@@ -109,6 +110,20 @@ def test_a_task_of_other_targets_trains_without_torch_and_leaves(name: str, tmp_
     edge.export_model(result.module(), test.inputs, tmp_path / "own.tflite")
     outputs = edge.open_artifact(tmp_path / "own.tflite").predict(test.inputs)
     assert task.measure(outputs, test.targets) == pytest.approx(result.value, abs=0.1)
+
+
+@pytest.mark.slow
+def test_texts_are_learned_without_torch_and_leave_no_artifact() -> None:
+    """examples/language_model.py."""
+    path = ROOT / "examples" / "language_model.py"
+    assert len(path.read_text().splitlines()) <= 30
+    task = runpy.run_path(str(path))["TASK"]
+    settings = {"devices": 4, "partition": "natural-id", "density": 0.5, "rounds": 1, "epochs": 1}
+    result = fedkit.run(task, **settings, examples_per_device=60, test_examples=100, lr=0.1)
+    assert "torch" not in result._scenario.engine_notice
+    assert result.value < 40  # of 97 characters
+    with pytest.raises(ExportError, match="reads integers, but an artifact's inputs are real"):
+        edge.export_model(result.module(), task.examples("test").inputs, path.parent / "no.tflite")
 
 
 @pytest.mark.slow

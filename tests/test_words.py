@@ -55,11 +55,15 @@ SAME_CLASSES = {
 """Names of classes that occur more than once -> the one thing that all of them are."""
 
 SAME_MODULES = {
+    "attention": "attention by heads: in the model graph, and as it trains",
+    "softmax": "softmax over channels: in the model graph, in integers, and as it trains",
+    "spread": "values of all examples: in the model graph, and as they train",
     "norms": "normalisation: its ops in the model graph, and what its statistics are",
     "pool": "the pooling ops: of the model graph, and as they train",
     "conv": "the op whose weights are pruned: in plans, and how engines compute it",
     "client_app": "Flower's name for the entry point of a client",
     "depth_to_space": "channels as places: in the model graph, in integers, and as it trains",
+    "embedding": "rows of a table: in the model graph, and as they train",
     "emitter": "writes the artifact, one per target",
     "engine": "the engine of its folder",
     "function": "functions of one value: in plans, and how engines compute them",

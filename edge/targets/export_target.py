@@ -80,6 +80,8 @@ class ExportTarget:
         several_outputs: Whether its artifacts may have more than one.
         makes_inputs: Whether `make` takes `audio`, and what it makes then takes sound.
         layer_bytes: (graph, artifact) -> op's output -> bytes of its constants.
+        timeline: (graph, artifact) -> SVG of when its engine does what; None where a processor
+            decides.
         require: Raises an ExportError where a package is missing.
     """
 
@@ -96,6 +98,7 @@ class ExportTarget:
     several_outputs: bool = True
     makes_inputs: bool = False
     layer_bytes: Callable[[ir.Graph, artifact.Artifact], Counter[str]] = plain_bytes
+    timeline: Callable[[ir.Graph, artifact.Artifact], str] | None = None
     require: Callable[[], None] = _nothing
 
 

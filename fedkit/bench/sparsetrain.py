@@ -45,28 +45,30 @@ from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples, cross_entropy
 
 _SEED = 0
+_BATCH = 64
 _CLASSES = 10
 _WARM_UP = 2
 
 
 def bench_sparsetrain(quick: bool) -> dict[str, Any]:
-    """Measure both models at each density.
+    """Measure the models at each density.
 
     Args:
-        quick: The small model only, at fewer densities and with fewer repeats.
+        quick: The small ones only, at fewer densities and with fewer repeats.
 
     Raises:
         EngineError: The compiled kernels are missing.
         OSError: Memory cannot be measured; this is not Linux.
         subprocess.CalledProcessError: A process that trains alone failed.
     """
-    batch = random_batch(64, (3, 32, 32))
+    batch, grey = random_batch(_BATCH, (3, 32, 32)), random_batch(_BATCH, (1, 28, 28))
     if quick:
         rows = model_rows("resnet18-w16", (0.01, 0.1, 1.0), batch, repeats=5, starts=1)
-        return _result(rows)
+        return _result(rows + model_rows("vit-tiny", (0.05,), grey, repeats=5, starts=1))
     densities = (0.01, 0.05, 0.1, 1.0)
-    small = model_rows("resnet18-w16", densities, batch, repeats=15, starts=3)
-    return _result(small + model_rows("resnet18", densities, batch, repeats=3, starts=3))
+    rows = model_rows("resnet18-w16", densities, batch, repeats=15, starts=3)
+    rows += model_rows("resnet18", densities, batch, repeats=3, starts=3)
+    return _result(rows + model_rows("vit-tiny", densities, grey, repeats=15, starts=3))
 
 
 def _result(rows: list[dict[str, Any]]) -> dict[str, Any]:

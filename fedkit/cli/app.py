@@ -86,8 +86,8 @@ def run(
         typer.Option(
             "--log",
             metavar="LOGGERS",
-            help="tensorboard (into the run folder), mlflow (mlflow.db beside it), or both with a "
-            "comma between",
+            help="tensorboard or wandb (into the run folder), mlflow (mlflow.db beside it), or "
+            "some with commas between",
         ),
     ] = "",
     as_json: Json = False,
@@ -266,23 +266,47 @@ def check(
 
 @app.command()
 def inspect(
-    artifact: ArtifactPath,
+    path: Annotated[Path, typer.Argument(metavar="ARTIFACT|RUN", help="what to look into")],
     graph: Annotated[
-        Path | None, typer.Option(metavar="OUT.svg", help="draw its integer graph into this file")
+        Path | None,
+        typer.Option(metavar="OUT.svg", help="draw an artifact's integer graph into this file"),
+    ] = None,
+    mask: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            metavar="LAYER OUT.svg|OUT.png", help="draw which weights of a layer are kept"
+        ),
+    ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.svg", help="draw when the engine of an FPGA does what"),
     ] = None,
     trusted: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show each layer of an artifact: shape, density, MACs, bytes, error against floats.
 
-    Example: `fedkit inspect runs/NAME/model-int8-c99`
+    Of a run: what its last checkpoint keeps of each layer.
+
+    Example: `fedkit inspect runs/NAME/model-int8-c99 --mask blocks.0.conv mask.svg`
     """
     from fedkit.cli import look, trust
 
-    trust.check_around(artifact, trusted, _say)
+    is_run = look.is_run(path)
+    if is_run and (graph or timeline):
+        raise ConfigError(f"{path} is a run; --graph and --timeline are of its artifacts")
+    if not is_run:
+        trust.check_around(path, trusted, _say)
     if graph is not None:
-        look.draw(artifact, graph)
-    _print(look.inspect(artifact), as_json, look.inspect_table)
+        look.draw(path, graph)
+    if timeline is not None:
+        look.draw_timeline(path, timeline)
+    if mask is not None:
+        look.draw_mask(path, *mask)
+    if is_run:
+        _print(look.inspect_run(path), as_json, look.kept_table)
+    else:
+        _print(look.inspect(path), as_json, look.inspect_table)
 
 
 @app.command()

@@ -1,12 +1,15 @@
-"""`fedkit check` and `inspect`: whether an artifact computes its model, and what it holds."""
+"""`fedkit check` and `inspect`: whether an artifact computes its model, and what is in it."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -20,8 +23,10 @@ from edge.quantize import truth
 from fedkit.cli.export import say_what_runs, task_of
 from fedkit.core.errors import CheckpointError, ConfigError
 from fedkit.core.files import write_atomic
+from fedkit.core.text import short
 from fedkit.graph import ir
-from fedkit.server.checkpoint import RunFolder
+from fedkit.report import mask_picture
+from fedkit.server.checkpoint import Checkpoint, RunFolder
 from sim.scenario import make_scenario
 
 _EXAMPLES = 64  # that errors against floats are taken from
@@ -128,17 +133,102 @@ def _errors(found: Artifact, graph: ir.Graph) -> Mapping[str, float]:
     return truth.compare(graph, floats, ir.to_graph_layout(inputs)).layers
 
 
+# Pictures
+
+
 def draw(path: Path, out: Path) -> None:
     """Draw the integer graph of an artifact as SVG.
 
     Raises:
-        ConfigError: `out` is there already, is not called .svg, or lies in no folder.
+        ConfigError: `out` is no place for a picture.
     """
-    if out.suffix != ".svg":
-        raise ConfigError(f"--graph {out} is a picture; give a name that ends in .svg")
-    if out.exists() or not out.parent.is_dir():
-        raise ConfigError(f"--graph {out} is there, or its folder is not; give another name")
+    _check_place("--graph", out, (".svg",))
     write_atomic(out, picture(checks.graph_of(artifacts.load(path))).encode())
+
+
+def draw_timeline(path: Path, out: Path) -> None:
+    """Draw as SVG when the engine of an artifact does what.
+
+    Raises:
+        ConfigError: `out` is no place for a picture.
+        ExportError: A processor runs the artifact.
+    """
+    _check_place("--timeline", out, (".svg",))
+    found = artifacts.load(path)
+    write_atomic(out, layers.timeline(found, checks.graph_of(found)).encode())
+
+
+def draw_mask(path: Path, layer: str, out: Path) -> None:
+    """Draw which weights of a layer are kept, as SVG or PNG.
+
+    Args:
+        path: An artifact, or a run folder.
+        layer: Name of a torch module.
+        out: The picture.
+
+    Raises:
+        ConfigError: `out` is no place for a picture, no layer is called so, or matplotlib is not
+            installed.
+    """
+    _check_place("--mask", out, (".svg", ".png"))
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("--mask draws with matplotlib: pip install 'fedkit[plots]'")
+    if is_run(path):
+        found = _kept(RunFolder.open(path).load())
+    else:
+        found = layers.masks(checks.graph_of(artifacts.load(path)))
+    name = layer.removesuffix(".weight")
+    if name not in found:
+        named = ", ".join(found) or "none"
+        raise ConfigError(f"--mask {short(layer)}: no such layer; layers with weights: {named}")
+    write_atomic(out, mask_picture.picture(name, found[name], out.suffix))
+
+
+def _check_place(flag: str, out: Path, endings: tuple[str, ...]) -> None:
+    if out.suffix not in endings:
+        raise ConfigError(
+            f"{flag} {out} is a picture; give a name that ends in {' or '.join(endings)}"
+        )
+    if out.exists() or not out.parent.is_dir():
+        raise ConfigError(f"{flag} {out} is there, or its folder is not; give another name")
+
+
+# Runs
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a run folder, not an artifact."""
+    return (path / "config.toml").is_file()
+
+
+def inspect_run(path: Path) -> dict[str, Any]:
+    """Say what a run's last checkpoint keeps of each layer."""
+    last = RunFolder.open(path).load()
+    rows = [
+        {"source": name, "shape": mask.shape, "weights": mask.size, "kept": int(mask.sum())}
+        for name, mask in _kept(last).items()
+    ]
+    return {"run": str(path), "round": last.round, "rows": rows}
+
+
+def _kept(last: Checkpoint) -> dict[str, NDArray[np.bool_]]:
+    return {name.removesuffix(".weight"): mask for name, mask in last.state.masks.items()}
+
+
+def kept_table(result: Mapping[str, Any]) -> Table:
+    """Return the layers of a run, a line each, and their sums."""
+    title = f"{result['run']}, after round {result['round']}"
+    table = Table("module", "shape", "kept", "of weights", "density", title=title, show_footer=True)
+    for row in result["rows"]:
+        shape, share = "x".join(map(str, row["shape"])), row["kept"] / row["weights"]
+        table.add_row(
+            row["source"], shape, f"{row['kept']:,}", f"{row['weights']:,}", f"{share:.2%}"
+        )
+    kept, weights = (sum(row[key] for row in result["rows"]) for key in ("kept", "weights"))
+    footers = ("all", "", f"{kept:,}", f"{weights:,}", f"{kept / max(1, weights):.2%}")
+    for column, text in zip(table.columns, footers, strict=True):
+        column.footer = text
+    return table
 
 
 def inspect_table(result: Mapping[str, Any]) -> Table:

@@ -159,7 +159,7 @@ def model_row(name: str) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the trace, which nobody sees
         model = build_model(name, shape, _CLASSES)
-        plan = _tried(lambda: capture(model, shape))
+        plan = _tried(lambda: capture(model, shape, tokens=MODELS[name].takes == "tokens"))
         floats = _tried(lambda: _quantisable(model, shape))
     return {
         "name": name,

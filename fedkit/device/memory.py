@@ -107,7 +107,7 @@ class DurableMemory:
             "memory": json.dumps(dict(memory.numbers)),
             "reply": json.dumps(dict(reply.numbers)),
         }
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         write_atomic(self._path(step), save(contiguous, about))
         earlier = [number for number in self._steps() if number <= step]
         main = [number for number in earlier if number % _SPAN == 0]

@@ -85,13 +85,14 @@ def task_plan(task: Task, model: nn.Module) -> Plan:
             f"fedkit.tasks.losses ({', '.join(losses.LOSSES)}), other losses need --engine torch"
         )
     inputs = task.examples("test").inputs
-    if inputs.dtype != np.float32 or inputs.ndim not in RANKS:
+    tokens = inputs.dtype == np.int64 and inputs.ndim == 2
+    if not tokens and (inputs.dtype != np.float32 or inputs.ndim not in RANKS):
         raise EngineError(
             f"inputs are {inputs.dtype} of shape {inputs.shape[1:]}; the sparse engine takes "
-            "float32 of shape (channels, height, width), (channels, length) or (features,), others "
-            "need --engine torch"
+            "float32 of shape (channels, height, width), (channels, length) or (features,), and "
+            "int64 of shape (tokens,); others need --engine torch"
         )
-    return capture(model, inputs.shape[1:], loss)
+    return capture(model, inputs.shape[1:], loss, tokens=tokens)
 
 
 def _integer_equivalent(

@@ -87,8 +87,9 @@ def positions(model: nn.Module, example_shape: tuple[int, ...]) -> WeightUses:
         TaskError: A prunable weight is not used by a call of its layer.
     """
     import torch
+    from torch import nn
 
-    from fedkit.nn.layers import PRUNABLE, modes_restored, prunable_weights
+    from fedkit.nn.layers import PROJECTIONS, PRUNABLE, modes_restored, prunable_weights
 
     weights = dict(model.named_parameters())
     prunable = {id(weights[name]): name for name in prunable_weights(model)}
@@ -103,9 +104,26 @@ def positions(model: nn.Module, example_shape: tuple[int, ...]) -> WeightUses:
             uses[name] += calls
             inner[name] += calls if x.requires_grad else 0
 
+    def count_attention(
+        layer: nn.MultiheadAttention, args: tuple[Any, ...], given: dict[str, Any], out: Any
+    ) -> None:
+        """Count the weights of torch's attention, which uses them without a call of a layer."""
+        of_three = [*args, *(given[each] for each in ("query", "key", "value")[len(args) :])][:3]
+        tokens = [x.numel() // x.shape[-1] for x in of_three]
+        # One weight for all three meets each kind of token with a third of its outputs.
+        met = dict(zip(PROJECTIONS, (sum(tokens) // 3, *tokens), strict=True))
+        met |= {"out_proj.weight": tokens[0]}
+        for weight, calls in met.items():
+            found = layer.out_proj.weight if "." in weight else getattr(layer, weight)
+            if (name := prunable.get(id(found))) is not None:
+                uses[name] += calls
+                inner[name] += calls if of_three[0].requires_grad else 0
+
     with modes_restored(model), torch.enable_grad(), ExitStack() as hooks:
         for module in model.modules():
-            if isinstance(module, PRUNABLE):
+            if isinstance(module, nn.MultiheadAttention):
+                hooks.enter_context(module.register_forward_hook(count_attention, with_kwargs=True))
+            elif isinstance(module, PRUNABLE):
                 hooks.enter_context(module.register_forward_hook(count, with_kwargs=True))
         like = next(iter(weights.values()), torch.zeros(()))
         model.eval()(torch.zeros(1, *example_shape).to(like))

@@ -139,9 +139,9 @@ class TorchEngine:
     def _load(self, state: ModelState) -> None:
         with torch.no_grad():
             for name, weight in self._weights.items():
-                weight.copy_(torch.from_numpy(np.ascontiguousarray(state.weights[name])))
+                weight.copy_(torch.from_numpy(np.asarray(state.weights[name], order="C")))
             for name, value in self._stats().items():
-                value.copy_(torch.from_numpy(np.ascontiguousarray(state.stats[name])))
+                value.copy_(torch.from_numpy(np.asarray(state.stats[name], order="C")))
 
     def _read(self, masks: Mapping[str, NDArray[np.bool_]]) -> ModelState:
         weights = {name: w.detach().numpy().copy() for name, w in self._weights.items()}

@@ -33,6 +33,7 @@ from fedkit.graph.lowering import Lowering
 from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require, require_small
 from fedkit.graph.ops.norms import read_spelt
 from fedkit.graph.ops.registry import ATEN, SPECS, VIEWS, spec_of
+from fedkit.graph.ops.spread import spread
 from fedkit.graph.places import EXAMPLES_MOVE, MANY_EXAMPLES, one_of, require_examples
 from fedkit.graph.spec import Aten, ModelReader
 from fedkit.graph.spelt_norms import Said, SpeltNorm, spelt_norms
@@ -62,6 +63,8 @@ class _Lowering(Lowering[fx.Node]):
     """Nodes that give a list of parts of a value; they are known as that value."""
     learned: set[int] = field(default_factory=set)
     """Parameters, and what is computed from them, by their ids; `values` holds them."""
+    shown: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Parameters that are shown in other shapes, by the ids of these; `values` holds them."""
     norms: Mapping[Any, SpeltNorm] = field(default_factory=dict)
     """Last node of each norm that is spelt out -> that norm."""
     slices: set[str] = field(default_factory=set)
@@ -110,6 +113,9 @@ class _Lowering(Lowering[fx.Node]):
 
     def learns(self, value: Any) -> bool:
         return id(value) in self.learned
+
+    def shown_by(self, value: Any) -> Any:
+        return self.shown.get(id(value), value)
 
     def arranged(self, node: fx.Node) -> Moved:
         """See `ModelReader.arranged`: the model's own operator moves numbers."""
@@ -498,6 +504,11 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
     if is_random and not _is_off(lowering, arguments):
         _diagnose(lowering, node, _random_reason(lowering, arguments))
         return
+    if _is_for_all_examples(lowering, node, arguments):
+        lowering.values[node] = spread(
+            lowering, node, arguments["self"], node.meta["val"].dim(), ""
+        )
+        return
     if _is_constant(arguments) and callable(node.target):
         kwargs = {key: arguments[key] for key in node.kwargs}
         positional = [value for key, value in arguments.items() if key not in kwargs]
@@ -505,6 +516,7 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
         lowering.values[node] = made
         if any(lowering.learns(lowering.values[each]) for each in node.all_input_nodes):
             lowering.learned.update(map(id, tree_leaves(made)))
+        _note_shown(lowering, node, arguments, made)
         return
     handler = _HANDLERS.get(str(node.target))
     try:
@@ -537,6 +549,39 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
         else:
             read = _parameters_read(lowering, node) if isinstance(error, ConstantOperand) else ""
             _diagnose(lowering, node, f"{error}{read}")
+
+
+def _is_for_all_examples(lowering: _Lowering, node: fx.Node, a: Arguments) -> bool:
+    """Whether a node repeats a parameter for each example, as models do a token of the class."""
+    value, made = a.get("self"), node.meta.get("val")
+    if not lowering.trains or str(node.target) not in _REPEATS or not lowering.learns(value):
+        return False
+    assert isinstance(value, torch.Tensor) and isinstance(made, torch.Tensor)
+    one = (1,) * (made.dim() - value.dim()) + tuple(value.shape)
+    fits = made.dim() in RANKS and one[0] == 1 and tuple(made.shape[1:]) == one[1:]
+    return fits and len(made) == lowering.examples
+
+
+def _note_shown(lowering: _Lowering, node: fx.Node, a: Arguments, made: Any) -> None:
+    """Note that a constant shows a parameter in another shape, if it does."""
+    value = a.get("self")
+    if _is_whole_table(node, a):
+        value = a["weight"]
+    elif str(node.target) not in _SHOWS:
+        return
+    if not lowering.learns(value):
+        return
+    assert isinstance(value, torch.Tensor)
+    if isinstance(made, torch.Tensor) and made.numel() == value.numel():
+        lowering.shown[id(made)] = lowering.shown.get(id(value), value)
+
+
+def _is_whole_table(node: fx.Node, a: Arguments) -> bool:
+    """Whether an embedding looks up all rows in order, as one does that tells places apart."""
+    if str(node.target) != "aten.embedding.default":
+        return False
+    rows = torch.arange(len(a["weight"]))
+    return torch.equal(a["indices"].flatten(), rows) and a["padding_idx"] < 0
 
 
 def _is_of_constants(lowering: _Lowering, node: fx.Node) -> bool:
@@ -808,7 +853,15 @@ _OF_SIZES = (
 )
 """Operators that say how many examples there are."""
 
+_REPEATS = ("aten.expand.default", "aten.repeat.default", "aten.tile.default")
 _CUTS = ("aten.select.int", "aten.slice.Tensor", "aten.narrow.default")
+_SHOWS = (
+    *_OF_SIZES,
+    *("aten.unsqueeze.default", "aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims"),
+    *("aten.flatten.using_ints", "aten.slice.Tensor", "aten.alias.default"),
+)
+"""Operators that leave the order of values as it is, where none is left out."""
+
 
 _ARRANGES = frozenset(
     (

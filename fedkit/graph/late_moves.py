@@ -96,13 +96,31 @@ class _Walk:
         for name in self.graph.outputs:
             value = self.values[name]
             steps = self._steps(value)
-            if value.base != name and not steps:
+            if value.base != name and not steps and not self._rename(value.base, name):
                 return None
             self._add_steps(value, steps, name)
         ops = _read(self.ops, set(self.graph.outputs))
         kept = {*self.graph.inputs}.union(*((*op.inputs, *op.outputs) for op in ops))
         tensors = {name: each for name, each in self.tensors.items() if name in kept}
         return replace(self.graph, tensors=tensors, ops=tuple(ops))
+
+    def _rename(self, old: str, new: str) -> bool:
+        """Let an op write an output of the graph under the name of that, if it can."""
+        taken = {*self.graph.inputs, *self.graph.outputs}
+        written = {op.output for op in self.ops}
+        of_outputs = [self.values[name].base for name in self.graph.outputs]
+        is_free = old not in taken and new not in written and of_outputs.count(old) == 1
+        if not is_free or old not in written:
+            return False
+        self.tensors[new] = replace(self.tensors.pop(old), name=new)
+
+        def named(names: Sequence[str]) -> tuple[str, ...]:
+            return tuple(new if name == old else name for name in names)
+
+        self.ops = [
+            replace(op, inputs=named(op.inputs), outputs=named(op.outputs)) for op in self.ops
+        ]
+        return True
 
     def _numbers(self, value: _Value) -> Numbers:
         if value.numbers is not None:

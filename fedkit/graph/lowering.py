@@ -66,6 +66,10 @@ class Lowering(ABC, Generic[Node]):
         """Whether a constant of the model is a parameter, or computed from some."""
         return False
 
+    def shown_by(self, value: Any) -> Any:
+        """Return the parameter that a constant shows in another shape, or the constant itself."""
+        return value
+
     def is_last(self, node: Node) -> bool:
         """Whether nothing but a change of shape comes behind a node of a model that trains."""
         return False

@@ -71,6 +71,9 @@ class ModelReader(Protocol):
     def learns(self, value: Any) -> bool:
         """Whether a constant of the model is a parameter, or computed from some."""
 
+    def shown_by(self, value: Any) -> Any:
+        """Return the parameter that a constant shows in another shape, or the constant itself."""
+
     def arranged(self, node: Any) -> Moved:
         """Return which elements of its first operand a node that computes nothing gives.
 

@@ -10,14 +10,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 @contextmanager
 def by_heads(model: nn.Module) -> Iterator[None]:
-    """Let attention layers compute the same by heads, while a model is traced."""
+    """Let attention layers compute the same by heads, while a model is traced.
+
+    torch's own way around its layers in evaluation, which rounds otherwise, is closed meanwhile.
+    """
+    was_open = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, was_open)
+        torch.backends.mha.set_fastpath_enabled(False)
         for module in model.modules():
             if type(module) is nn.MultiheadAttention and "forward" not in vars(module):
                 stack.callback(vars(module).pop, "forward", None)
@@ -60,7 +67,10 @@ class _ByHeads:
             return result
         given = _projected(layer, query, key, value)
         each, of_keys, of_values = (_heads(x, layer.num_heads) for x in given)
-        mixed = F.scaled_dot_product_attention(each, of_keys, of_values, attn_mask)
+        dropout = layer.dropout if layer.training else 0.0
+        mixed = F.scaled_dot_product_attention(
+            each, of_keys, of_values, attn_mask, dropout_p=dropout
+        )
         return layer.out_proj(mixed.transpose(1, 2).flatten(2)), None
 
 
@@ -72,6 +82,9 @@ def _heads(x: Tensor, count: int) -> Tensor:
 def _projected(
     layer: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, ...]:
+    if query is key is value and layer.in_proj_weight is not None:
+        # One layer, as its weight is one parameter.
+        return F.linear(query, layer.in_proj_weight, layer.in_proj_bias).chunk(3, -1)
     weights: tuple[Tensor, ...]
     if layer.in_proj_weight is None:
         weights = layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight

@@ -14,7 +14,10 @@ PRUNABLE = (
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     nn.Linear,
 )
-"""Layers whose weights are pruned."""
+"""Layers whose weights are pruned; beside them `PROJECTIONS`."""
+
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""Weights that `torch.nn.MultiheadAttention` has itself: one for all three, or one for each."""
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 """What all batch normalisations derive from, ours too."""
@@ -36,10 +39,19 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def prunable_weights(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the prunable parameters, in the model's order."""
-    owners = (name for name, module in model.named_modules() if isinstance(module, PRUNABLE))
     own = trainable_parameters(model)
-    names = (f"{name}.weight" if name else "weight" for name in owners)
+    names = (
+        f"{name}.{weight}" if name else weight
+        for name, module in model.named_modules()
+        for weight in _prunable_of(module)
+    )
     return tuple(name for name in names if name in own)
+
+
+def _prunable_of(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, nn.MultiheadAttention):
+        return PROJECTIONS
+    return ("weight",) if isinstance(module, PRUNABLE) else ()
 
 
 def untrainable_parts(model: nn.Module) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """The model zoo: each network under the name of the paper or benchmark it comes from.
 
 All are plain torch modules with BatchNorm, GroupNorm or LayerNorm. What a model takes, float32
-[n, channels, height, width], series [n, channels, length] or features [n, features], and what it
-returns, its row in `MODELS` says: logits [n, classes] most of them. A width other than the
-published one is part of the name.
+[n, channels, height, width], series [n, channels, length], features [n, features] or int64 tokens
+[n, tokens], and what it returns, its row in `MODELS` says: logits [n, classes] most of them. A
+width other than the published one is part of the name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedkit.nn.mobile import (
     mobilenetv3_small,
 )
 from fedkit.nn.series import har_cnn, tc_resnet8
-from fedkit.nn.transformers import kwt1, vit_tiny
+from fedkit.nn.transformers import char_gpt, kwt1, vit_tiny
 
 if not TYPE_CHECKING:
     __getattr__ = moved.names(__name__)  # what was here until 0.1
@@ -131,16 +131,16 @@ class ZooModel(NamedTuple):
     Attributes:
         build: (channels or features, outputs) -> the module; the former is the whole shape of an
             example where the model is built for one size.
-        smallest: Least height and width of maps, length of series, or number of features.
+        smallest: Least height and width of maps, length of series, or number of features or tokens.
         takes: What its inputs are.
-        returns: A logit per class, one of each pixel, or what it was given.
+        returns: A logit per class, one of each pixel or step, or what it was given.
         of_one_size: Whether it is built for one height and width, or length.
     """
 
     build: Callable[[Any, int], nn.Module]
     smallest: int
-    takes: Literal["maps", "series", "features"] = "maps"
-    returns: Literal["logits", "logits of pixels", "its inputs"] = "logits"
+    takes: Literal["maps", "series", "features", "tokens"] = "maps"
+    returns: Literal["logits", "logits of pixels", "logits of steps", "its inputs"] = "logits"
     of_one_size: bool = False
 
 
@@ -164,6 +164,7 @@ MODELS: dict[str, ZooModel] = {
     "tc-resnet8": ZooModel(tc_resnet8, 8, "series"),
     "har-cnn": ZooModel(har_cnn, 4, "series"),
     "kwt-1": ZooModel(kwt1, 2, "series", of_one_size=True),
+    "char-gpt": ZooModel(char_gpt, 2, "tokens", "logits of steps", of_one_size=True),
     "ad-autoencoder": ZooModel(ad_autoencoder, 8, "features", "its inputs"),
 }
 """Every model by its name."""
@@ -172,7 +173,7 @@ MODELS: dict[str, ZooModel] = {
 def smallest_shape(name: str, channels: int) -> tuple[int, ...]:
     """Return the shape of the smallest inputs of a model, with so many channels if it has some."""
     row = MODELS[name]
-    sizes = {"maps": 2, "series": 1, "features": 0}[row.takes]
+    sizes = {"maps": 2, "series": 1, "features": 0, "tokens": 0}[row.takes]
     return (channels, *[row.smallest] * sizes) if sizes else (row.smallest,)
 
 
@@ -181,7 +182,8 @@ def build_model(name: str, input_shape: Sequence[int], classes: int) -> nn.Modul
 
     Args:
         name: A key of `MODELS`.
-        input_shape: (channels, height, width) of one example, (channels, length) or (features,).
+        input_shape: (channels, height, width) of one example, (channels, length), (features,) or
+            (tokens,).
         classes: Number of logits, or of those of a pixel; what returns its inputs has as many
             outputs as these are.
 
@@ -206,6 +208,7 @@ _TAKEN = {
     "maps": ("(channels, height, width) with height and width of at least {}", 2),
     "series": ("(channels, length) with a length of at least {}", 1),
     "features": ("(features,), at least {} of them", 1),
+    "tokens": ("(tokens,), at least {} of them", 1),
 }
 """What a model takes -> that in words, and how many sizes at the end of a shape may be small."""
 

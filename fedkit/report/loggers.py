@@ -6,6 +6,7 @@ metrics.jsonl as they come; a run that goes on is written again from its first s
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import tomli_w
 
@@ -25,8 +26,8 @@ from fedkit.server.checkpoint import RunFolder
 class Writer(Protocol):
     """Where numbers of a run go."""
 
-    def scalar(self, name: str, value: float, number: int) -> None:
-        """Write one number of a round."""
+    def step(self, values: Mapping[str, float], number: int) -> None:
+        """Write the numbers of a step, name -> value, of a round; round 0 has two steps."""
 
     def close(self) -> None:
         """Write what is left."""
@@ -83,7 +84,7 @@ def logged(path: Path, names: Sequence[str]) -> Iterator[Callable[[Sequence[Step
                     open_ones.callback(writers[name].close)
             for step in steps[written:]:
                 for writer in writers.values():
-                    _write_step(writer, step)
+                    writer.step(_numbers(step), step["round"])
             written = len(steps)
 
         yield write
@@ -92,12 +93,13 @@ def logged(path: Path, names: Sequence[str]) -> Iterator[Callable[[Sequence[Step
 _NOT_NUMBERS = ("phase", "round", "metric", "layers")
 
 
-def _write_step(writer: Writer, step: Step) -> None:
-    for key, value in step.items():
-        if key in _NOT_NUMBERS or value is None:
-            continue
-        name = metric_of([step]).key if key == "accuracy" else key
-        writer.scalar(name, float(value), step["round"])
+def _numbers(step: Step) -> dict[str, float]:
+    named = {"accuracy": metric_of([step]).key}
+    return {
+        named.get(key, key): float(value)
+        for key, value in step.items()
+        if key not in _NOT_NUMBERS and value is not None
+    }
 
 
 # TensorBoard -----------------------------------------------------------------------------------
@@ -118,8 +120,9 @@ class _TensorBoard:
         text = "\n".join(f"    {line}" for line in config.splitlines())
         self._writer.add_text("config", text)
 
-    def scalar(self, name: str, value: float, number: int) -> None:
-        self._writer.add_scalar(name, value, number)
+    def step(self, values: Mapping[str, float], number: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, number)
         self._writer.flush()
 
     def close(self) -> None:
@@ -158,11 +161,54 @@ class _MLflow:
         for run in self._client.search_runs([self._experiment], named):
             self._client.delete_run(run.info.run_id)
 
-    def scalar(self, name: str, value: float, number: int) -> None:
-        self._client.log_metric(self._run, name, value, step=number)
+    def step(self, values: Mapping[str, float], number: int) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._run, name, value, step=number)
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
+
+
+# Weights & Biases ------------------------------------------------------------------------------
+
+
+class _WandB:
+    """An offline run in the folder `wandb` of the run: nothing is sent before a person syncs it.
+
+    What it would gather of this machine is switched off too: its name, packages, code, git, load.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        # Read when its service starts: else that reports its own errors over the network.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of wandb's own imports
+            import wandb
+
+        shutil.rmtree(folder.path / "wandb", ignore_errors=True)
+        self._end = wandb.teardown
+        self._run = wandb.init(
+            project="fedkit",
+            name=folder.path.name,
+            config=folder.config.model_dump(),
+            settings=wandb.Settings(mode="offline", root_dir=str(folder.path), **_QUIET),
+        )
+        self._run.define_metric("*", step_metric="round")
+
+    def step(self, values: Mapping[str, float], number: int) -> None:
+        self._run.log({**values, "round": number})
+
+    def close(self) -> None:
+        self._run.finish()
+        self._end()
+
+
+_QUIET: Mapping[str, Any] = {
+    **dict.fromkeys(("silent", "disable_git", "disable_code"), True),
+    **{f"x_disable_{what}": True for what in ("stats", "meta", "machine_info")},
+    **{"x_save_requirements": False, "save_code": False},
+    **{"console": "off", "host": "", "program": "fedkit"},
+}
 
 
 LOGGERS: Mapping[str, Logger] = {
@@ -174,5 +220,6 @@ LOGGERS: Mapping[str, Logger] = {
         _MLflow,
         lambda path: f"mlflow ui --backend-store-uri sqlite:///{path.parent / _STORE}",
     ),
+    "wandb": Logger("wandb", _WandB, lambda path: f"wandb leet {path / 'wandb'}"),
 }
 """Name -> what writes for it."""

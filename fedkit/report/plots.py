@@ -60,12 +60,22 @@ def _plot(
 
 def to_svg(draw: Callable[[], Figure]) -> str:
     """Return what is drawn as SVG, the same bytes each time."""
+    svg = _drawn(draw, "svg", {"Date": None, "Creator": None}).decode()
+    return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
+
+
+def to_png(draw: Callable[[], Figure]) -> bytes:
+    """Return what is drawn as PNG, the same bytes each time."""
+    return _drawn(draw, "png", {"Software": None})
+
+
+def _drawn(draw: Callable[[], Figure], form: str, metadata: Mapping[str, None]) -> bytes:
     from matplotlib import rc_context
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fedkit", "font.size": 10}):
-        svg = io.StringIO()
-        draw().savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return "\n".join(line.rstrip() for line in svg.getvalue().splitlines()) + "\n"
+        content = io.BytesIO()
+        draw().savefig(content, format=form, metadata=metadata, dpi=150)
+    return content.getvalue()
 
 
 def _figure(

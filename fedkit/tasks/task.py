@@ -391,6 +391,10 @@ class Task:
                 shape[1:] == test.inputs.shape[2:] != (),
                 "has an output per class of each pixel",
             ),
+            "logits of steps": (
+                shape[1:] == test.inputs.shape[1:] != (),
+                "has an output per class of each step",
+            ),
             "its inputs": (shape == test.inputs.shape[1:], "returns its inputs"),
         }[returns]
         if not fits or len(test) == 0:

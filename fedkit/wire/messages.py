@@ -60,7 +60,7 @@ def packet_digest(packet: Packet) -> str:
 def hash_arrays(found: hashlib._Hash, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Feed a hash with arrays and their names, types and shapes, in the order of the names."""
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = np.asarray(arrays[name], order="C")
         found.update(f"{name} {array.dtype.str} {array.shape}".encode())
         found.update(array.data)
 

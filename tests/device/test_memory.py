@@ -41,6 +41,16 @@ def test_what_is_remembered_survives_the_process(tmp_path: Path) -> None:
     assert [ask(tmp_path, handle, n) for n in (1, 2, 3)] == [10, 30, 60]
 
 
+def test_a_number_without_a_dimension_stays_one(tmp_path: Path) -> None:
+    def handle(phase: Phase, request: Packet, memory: Packet) -> tuple[Packet, Packet]:
+        return request, Packet({"kept": request.arrays["x"]}, {})
+
+    asked = Packet({"x": np.array(0.5)}, {"round": 1})
+    for _ in range(2):  # computed, and read from the file
+        reply = DurableMemory(tmp_path, "a").answer(handle, "train", asked)
+        assert reply.arrays["x"].shape == ()
+
+
 def test_asked_the_same_again_it_replies_the_same_and_computes_nothing(tmp_path: Path) -> None:
     handle = Counting()
     assert [ask(tmp_path, handle, n) for n in (1, 2, 2, 2, 3)] == [10, 30, 30, 30, 60]

@@ -162,3 +162,11 @@ def pruned(model: nn.Module, density: float) -> nn.Module:
                 kept = torch.rand_like(layer.weight) < density
                 layer.weight.mul_(kept / density**0.5)
     return model
+
+
+def small(density: float = 1.0) -> nn.Module:
+    """Two convolutions and a head, for images of 3 channels."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)
+    head = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    return pruned(nn.Sequential(*layers, *head), density).eval()

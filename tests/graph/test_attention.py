@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge import passes
-from fedkit.core.errors import ExportError, PlanError
-from fedkit.engine.plan.capture import capture
+from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.from_onnx import lower as lower_onnx
 from fedkit.graph.from_torch import lower
@@ -57,22 +56,6 @@ def test_files_of_torchs_exporter(kind: str, symbolic: bool) -> None:
     graph = lower_onnx(exported(model.eval(), shape, symbolic=symbolic))
     counts = Counter(op.kind for op in assert_same(graph, model, shape).ops)
     assert counts["matmul"] == 2 and counts["softmax"] == 1
-
-
-def test_a_plan_names_what_attention_is_made_of() -> None:
-    attention = AttentionLayer(6, 2)
-    model = nn.Sequential(attention, nn.LayerNorm(6), nn.Flatten(), nn.Linear(24, 3))
-    with pytest.raises(PlanError) as caught:
-        capture(model, (4, 6))
-    for kind in ("matmul", "softmax"):
-        assert f"{kind}: a plan has no such op" in str(caught.value)
-    assert "forward" not in vars(attention.layer)
-
-
-def test_a_plan_names_parameters_that_are_no_weights() -> None:
-    model, shape = made("fused heads")
-    with pytest.raises(PlanError, match=r"constant where an activation is expected \(places\)"):
-        capture(model, shape)
 
 
 def heads(x: Tensor) -> Tensor:

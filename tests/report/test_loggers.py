@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import socket
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,7 +66,30 @@ def of_mlflow(path: Path) -> Read:
     }
 
 
-READERS = {"tensorboard": of_tensorboard, "mlflow": of_mlflow}
+def of_wandb(path: Path) -> Read:
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+    from wandb.sdk.internal.datastore import DataStore
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    (file,) = path.glob("wandb/offline-run-*/run-*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    records = [Record.FromString(each) for each in iter(store.scan_data, None)]
+    (run,) = (each.run for each in records if each.WhichOneof("record_type") == "run")
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert (run.display_name, run.project, config["rounds"]) == (path.name, "fedkit", 3)
+    assert run.host == "" and run.git.remote_url == ""
+    for record in records:
+        row = {}
+        for item in record.history.item:
+            row[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        for key in row.keys() - {"round"} if "round" in row else ():
+            if not key.startswith("_"):
+                found.setdefault(key, []).append((row["round"], row[key]))
+    return found
+
+
+READERS = {"tensorboard": of_tensorboard, "mlflow": of_mlflow, "wandb": of_wandb}
 
 
 def test_every_logger_is_read_back() -> None:
@@ -90,6 +114,29 @@ def test_its_reader_gives_back_what_was_written(tmp_path: Path, name: str) -> No
         assert read == pytest.approx(told, rel=1e-7)  # TensorBoard keeps float32
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # theirs are not ours
+def test_wandb_sends_nothing_and_names_no_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="pip install 'fedkit[wandb]'")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        for name in ("WANDB_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, address)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)  # a person who is logged in
+        monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
+        path = make_run(tmp_path / "run").path
+        with logged(path, ["wandb"]) as write:
+            write(STEPS)
+        server.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    files = [each.read_bytes() for each in (path / "wandb").rglob("*") if each.is_file()]
+    host = socket.gethostname().encode()
+    assert files and not any(host in content for content in files)
+
+
 def test_before_the_first_step_nothing_is_made(tmp_path: Path) -> None:
     path = make_run(tmp_path / "run").path
     with logged(path, list(LOGGERS)) as write:
@@ -109,9 +156,9 @@ def test_a_missing_package_is_told_before_anything_runs(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["wandb", "", "tensorboard,", "TensorBoard"])
+@pytest.mark.parametrize("name", ["weights", "", "tensorboard,", "TensorBoard"])
 def test_what_is_no_logger_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="give some of tensorboard, mlflow"):
+    with pytest.raises(ConfigError, match="give some of tensorboard, mlflow, wandb"):
         require(name.split(","))
 
 

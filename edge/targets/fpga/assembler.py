@@ -5,7 +5,6 @@ A word is {register of 5 bits, value of 31 bits}; see `hdl/sequencer.v`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -36,13 +35,6 @@ _RUNS: Mapping[Run, int] = {
 }
 _VALUE_BITS = 31
 
-# Cycles of a word of the program, of loading filters, of a byte that is given.
-_WORD, _LOAD, _GIVE = 3, 12, 9
-
-
-def _drain(lanes: int) -> int:
-    return 25 + lanes
-
 
 @dataclass
 class _Writer:
@@ -72,8 +64,12 @@ class _Writer:
         self.words.append(("run", value, comment))
 
 
-def assemble(code: Microcode) -> list[tuple[str, int, str]]:
-    """Return the program of a model: register, value and comment of each word."""
+Program = Sequence[tuple[str, int, str]]
+"""Register, value and comment of each word."""
+
+
+def assemble(code: Microcode) -> Program:
+    """Return the program of a model."""
     writer, rows = _Writer(), 0
     for step, slots in zip(code.steps, code.slots, strict=True):
         counts = (len(slots) if step.filters else step.counts[0], *step.counts[1:])
@@ -117,7 +113,7 @@ def _set_rounding(writer: _Writer, step: EngineStep) -> None:
     writer.set("high", step.limits[1])
 
 
-def listing(program: Sequence[tuple[str, int, str]]) -> str:
+def listing(program: Program) -> str:
     """Return a program as a file for $readmemh, with what each word means beside it."""
     lines = []
     for register, value, comment in program:
@@ -125,25 +121,3 @@ def listing(program: Sequence[tuple[str, int, str]]) -> str:
         note = f"  // {register} = {value}" + (f"  ({source_text(comment)})" if comment else "")
         lines.append(f"{word:09x}{note}\n")
     return "".join(lines)
-
-
-def cycles(code: Microcode, words: int, lanes: int) -> int:
-    """Return the cycles of one inference, from its first byte to the next one's.
-
-    Args:
-        code: The model.
-        words: Of its program.
-        lanes: Filters at a time.
-    """
-    total = _WORD * words
-    for step, slots in zip(code.steps, code.slots, strict=True):
-        places = math.prod(step.counts)
-        if step.run == "single":
-            total += places * len(step.factors) + _LOAD + _drain(lanes)
-        elif step.run == "give":
-            total += places * _GIVE
-        elif step.filters:
-            total += sum(_LOAD + _drain(lanes) + places * slot.interval for slot in slots)
-        else:
-            total += places
-    return total

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from edge.targets.common import layout_of
 from edge.targets.fpga import lanes as lane_memory
-from edge.targets.fpga.assembler import WORD_BITS, assemble, cycles, listing
+from edge.targets.fpga.assembler import WORD_BITS, assemble, listing
 from edge.targets.fpga.lanes import LaneMemory, value_bits
 from edge.targets.fpga.microcode import compile_graph
+from edge.targets.fpga.step_times import cycles
 from edge.targets.fpga.steps import Microcode
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
@@ -98,7 +99,7 @@ def emit(
     entry_bits = code.gap_bits + memories[0].value_bits
     return Sources(
         files,
-        cycles(code, len(program), lanes),
+        cycles(code, lanes),
         WORD_BITS * len(program) + 32 * tables + entry_bits * entries,
         memories[0].value_bits,
         code.gap_bits,

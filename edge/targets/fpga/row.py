@@ -15,6 +15,7 @@ from edge.targets.export_target import ExportTarget, Made, vectors_of
 from edge.targets.fpga import emitter, microcode
 from edge.targets.fpga.lanes import TABLE_WORDS, entry_count
 from edge.targets.fpga.runner import SimulatedRunner
+from edge.targets.fpga.timeline import timeline
 from edge.targets.tflite.runner import Runner
 from fedkit.graph import ir
 
@@ -89,4 +90,5 @@ TARGET = ExportTarget(
     language="Verilog",
     not_code=frozenset({"inputs.hex", "expected.hex", "testbench.v"}),
     layer_bytes=_layer_bytes,
+    timeline=timeline,
 )

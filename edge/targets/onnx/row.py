@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import artifact
+from edge.passes.name_by_module import name_by_module
 from edge.targets.export_target import ExportTarget, Made, check_runs, content_of, needing_package
 from edge.targets.onnx.runner import OnnxRunner
 from edge.targets.tflite.runner import Runner
@@ -23,7 +24,7 @@ def _make(graph: ir.Graph, examples: NDArray[np.float32], path: Path, form: Form
     del path
     with needing_package(_EXTRA):
         from edge.targets.onnx import emitter
-    content = emitter.emit(graph, form)
+    content = emitter.emit(name_by_module(graph), form)
     check_runs(OnnxRunner(content), examples)
     return Made(f"onnx-{form}", content, file_shape=emitter.file_shape)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import artifact
+from edge.passes.name_by_module import name_by_module
 from edge.targets.export_target import ExportTarget, Made, check_runs, content_of
 from edge.targets.tflite import emitter
 from edge.targets.tflite.runner import Runner, Runtime, TfliteRunner
@@ -17,7 +18,7 @@ from fedkit.graph import ir
 
 def _make(graph: ir.Graph, examples: NDArray[np.float32], path: Path) -> Made:
     del path
-    content = emitter.emit(graph)
+    content = emitter.emit(name_by_module(graph))
     check_runs(TfliteRunner(content), examples)
     return Made("tflite", content)
 

@@ -177,4 +177,31 @@ struct put {
     int32_t width;                         /* of the source's rows */
 };
 
+/* A product of matrices, of which each row of maps holds one: its channels and columns. */
+struct product {
+    struct tensor *left, *right, *target;
+    int32_t rows;                          /* of the maps */
+    int32_t gives_left, gives_right;       /* enum gives */
+};
+
+/* Attention by heads. */
+struct attention {
+    struct tensor *query, *key, *value, *target;
+    float scale;                           /* of scores */
+    int32_t heads;
+    int32_t causal;                        /* whether a place sees none behind it */
+    int32_t gives_query, gives_key, gives_value;
+};
+
+/* A norm over the channels of each place. Parameters and their gradients are [channels]. */
+struct channel_norm {
+    struct tensor *source, *target;
+    const float *weight, *bias;            /* NULL: 1, 0 */
+    float *weight_gradient, *bias_gradient;
+    float *mean, *inverse;                 /* [tiles][plane][LANES]: 1 / deviation */
+    double eps;
+    int32_t centred;                       /* whether the mean is taken off */
+    int32_t accumulate;
+};
+
 #endif

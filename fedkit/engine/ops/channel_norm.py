@@ -1,21 +1,22 @@
-"""Normalisation over the channels of each place of an example: a layer norm of tokens, an RMS norm.
-
-Its parameters have a gradient each, so that it is more than `NumpyFloatOp` is for.
-"""
+"""Normalisation over the channels of each place: a layer norm of tokens, an RMS norm."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator, Sequence
+from ctypes import byref, c_void_p
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from fedkit.engine.kernels import native
+from fedkit.engine.kernels.structs import part, pointer
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.structure import OneSourceOp, Plan, strict
-from fedkit.engine.sparse.float_op import Call, Floats, NumpyFloatOp, Workspace
+from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 from fedkit.graph import ir
 from fedkit.graph.ops.norms import OfPlace
 
@@ -66,63 +67,61 @@ class ChannelNorm(OneSourceOp):
                 yield f"has parameter {name!r} of shape {found}; it must be {target[:1]}"
 
 
-class FloatChannelNorm(NumpyFloatOp[ChannelNorm]):
-    """Computes on whole tensors; its sums are float64."""
+class CChannelNorm(ctypes.Structure):
+    """`struct channel_norm` of kernels.h."""
+
+    _fields_ = (
+        ("source", ctypes.POINTER(native.CTensor)),
+        ("target", ctypes.POINTER(native.CTensor)),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("weight_gradient", c_void_p),
+        ("bias_gradient", c_void_p),
+        ("mean", c_void_p),
+        ("inverse", c_void_p),
+        ("eps", ctypes.c_double),
+        ("centred", ctypes.c_int32),
+        ("accumulate", ctypes.c_int32),
+    )
+
+
+class FloatChannelNorm(FloatOp[ChannelNorm]):
+    """Keeps the mean and the inverse deviation of each place for the backward pass."""
 
     def __init__(self, op: ChannelNorm, number: int, work: Workspace) -> None:
         super().__init__(op, number, work)
+        _, height, width = work.plan.tensors[op.source].shape
+        places = height * width * work.most_tiles * work.kernels.lanes
+        self._lanes = np.zeros((2, places), np.float32)
+        self.room_bytes = self._lanes.nbytes
+        gradient = work.gradient if work.mode == "train" else None
         parameters = work.network.parameters
-        self._values = {name: parameters.part(name, parameters.values) for name in op.parameters}
+        self._struct = CChannelNorm(
+            source=ctypes.pointer(work.tensors[op.source]),
+            target=ctypes.pointer(work.tensors[op.target]),
+            weight=part(parameters, op.weight, parameters.values),
+            bias=part(parameters, op.bias, parameters.values),
+            weight_gradient=part(parameters, op.weight, gradient),
+            bias_gradient=part(parameters, op.bias, gradient),
+            mean=pointer(self._lanes[0]),
+            inverse=pointer(self._lanes[1]),
+            eps=op.eps,
+            centred=op.centred,
+        )
 
-    def value(self, *sources: Floats) -> Floats:
-        """See `NumpyFloatOp.value`."""
-        hat = self._normalised(*sources)[0]
-        return self._parameter(self.op.weight, 1) * hat + self._parameter(self.op.bias, 0)
-
-    def gradients(self, gradient: Floats, *sources: Floats) -> Sequence[Floats]:
-        """See `NumpyFloatOp.gradients`."""
-        hat, inverse = self._normalised(*sources)
-        g = self._parameter(self.op.weight, 1) * gradient
-        along = hat * _mean(g * hat)
-        return (inverse * (g - _mean(g) - along if self.op.centred else g - along),)
+    def forward(self, work: Workspace) -> Call:
+        """See `FloatOp.forward`."""
+        return work.shared(work.kernels.channel_norm_forward, work.tiles, byref(self._struct))
 
     def backward(self, work: Workspace, given: Sequence[Contribution]) -> Iterator[Call]:
         """See `FloatOp.backward`."""
+        kernels, struct = work.kernels, byref(self._struct)
         if any(map(work.trains, self.op.parameters)):
-            yield self._give_parameters(work)
-        yield from super().backward(work, given)
-
-    def _give_parameters(self, work: Workspace) -> Call:
-        (read,), passed = self._reads(work), self._passed(work)
-        into = {n: work.network.parameters.part(n, work.gradient) for n in self.op.parameters}
-        tensor = work.tensors[self.op.target]
-
-        def run() -> None:
-            gradient = passed()
-            tiles, *_, lanes = gradient.shape
-            example = np.arange(tiles * lanes).reshape(tiles, 1, 1, 1, lanes)
-            g = np.where(example < tensor.examples, gradient, np.float32(0))
-            for name, factor in ((self.op.weight, self._normalised(read())[0]), (self.op.bias, 1)):
-                if name is not None:
-                    into[name][:] = (g * factor).sum((0, 2, 3, 4), dtype=np.float64)
-
-        return run
-
-    def _normalised(self, x: Floats) -> tuple[Floats, Floats]:
-        """Return normalised values, and one divided by the deviation of each place."""
-        off = x - _mean(x) if self.op.centred else x
-        variance = np.square(off, dtype=np.float64).mean(1, keepdims=True)
-        inverse = (1 / np.sqrt(variance + self.op.eps)).astype(np.float32)
-        return off * inverse, inverse
-
-    def _parameter(self, name: str | None, instead: int) -> Floats:
-        """Return a parameter beside [tiles, channels, height, width, lanes]."""
-        values = np.array([instead]) if name is None else self._values[name]
-        return values.astype(np.float32)[:, None, None, None]
-
-
-def _mean(x: Floats) -> Floats:
-    return np.asarray(x.mean(1, dtype=np.float64, keepdims=True), np.float32)
+            channels = work.plan.tensors[self.op.target].shape[0]
+            yield work.shared(kernels.channel_norm_gradients, channels, struct)
+        for contribution in given:
+            self._struct.accumulate = contribution.accumulate
+            yield work.shared(kernels.channel_norm_backward, work.tiles, struct)
 
 
 def _planned(maker: Any, op: ir.Op) -> int:

@@ -10,8 +10,8 @@ from fedkit.engine.kernels import native
 from fedkit.engine.kernels.structs import Tensors
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.ops.pair_integer import INTEGER
-from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.pair import KINDS, PairOp, sides
+from fedkit.engine.plan.execution import Contribution, sides
+from fedkit.engine.plan.pair import KINDS, PairOp
 from fedkit.engine.plan.structure import Shape
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 

@@ -34,8 +34,8 @@ from fedkit.engine.integer.native_backend import (
 )
 from fedkit.engine.integer.numpy_backend import Array, NumpyOp, across
 from fedkit.engine.kernels import int_native
-from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.pair import KINDS, PairOp, sides
+from fedkit.engine.plan.execution import Contribution, sides
+from fedkit.engine.plan.pair import KINDS, PairOp
 from fedkit.engine.plan.structure import Plan
 
 _BITS = 15

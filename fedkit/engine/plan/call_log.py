@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -21,6 +22,9 @@ from fedkit.nn.layers import STATISTICS
 
 _OF_THE_MODE = frozenset({"training", "train", "momentum"})
 """Keywords by which norms and dropout are told of the mode; what they do in it is known."""
+
+_SHARE = 4
+"""Place of `dropout_p` among the arguments of torch's attention."""
 
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
 """What is the same where it is written the same."""
@@ -33,13 +37,14 @@ class CallLog(TorchFunctionMode):
         log: A line per call that takes what depends on the inputs and returns tensors: the
             function, and for each argument what it is or where it comes from.
         drops: Whether dropout was on, with some probability.
+        drops_weights: The largest share of its weights that attention drops.
         frozen: Names of norms that were called with their running statistics.
     """
 
     def __init__(self, model: nn.Module, inputs: Tensor) -> None:
         super().__init__()
         self.log: list[tuple[Any, ...]] = []
-        self.drops = False
+        self.drops, self.drops_weights = False, 0.0
         self.frozen: list[str] = []
         self._values = WeakTensorKeyDictionary()
         self._values[inputs] = 0
@@ -83,6 +88,9 @@ class CallLog(TorchFunctionMode):
         """Note what dropout and norms, which take their mode as a keyword, do in this pass."""
         is_on = named.get("training")
         self.drops |= bool(is_on and named.get("p"))
+        if func is F.scaled_dot_product_attention:  # which is told no mode
+            share = named.get("dropout_p", args[_SHARE] if len(args) > _SHARE else 0.0)
+            self.drops_weights = max(self.drops_weights, float(share))
         held = [self._held[v] for v in tree_leaves((args, dict(named))) if self._is_held(v)]
         means = [name.rpartition(".") for name in held]
         if is_on is False:

@@ -32,8 +32,8 @@ from fedkit.tasks.losses import PLAIN, Loss
 _INSTEAD = (
     "replace them by Conv2d, Conv1d, Linear, ConvTranspose2d, ConvTranspose1d, BatchNorm, "
     "L1BatchNorm2d, GroupNorm, InstanceNorm, LayerNorm, L1LayerNorm, ReLU, ReLU6, sigmoid, SiLU, "
-    "GELU and other functions of one value, sums, products, concatenations of channels, max and "
-    "average pooling, resizes and flatten, or use the torch engine"
+    "GELU and other functions of one value, attention, softmax, sums, products, concatenations of "
+    "channels, max and average pooling, resizes and flatten, or use the torch engine"
 )
 
 _PASSES = 4
@@ -58,7 +58,9 @@ _NAMED = 4
 """Owners of equal diagnostics that are named."""
 
 
-def capture(model: nn.Module, input_shape: tuple[int, ...], loss: Loss = PLAIN) -> Plan:
+def capture(
+    model: nn.Module, input_shape: tuple[int, ...], loss: Loss = PLAIN, tokens: bool = False
+) -> Plan:
     """Capture a model; it is left as it was.
 
     Args:
@@ -66,6 +68,7 @@ def capture(model: nn.Module, input_shape: tuple[int, ...], loss: Loss = PLAIN) 
             maps [n, c, h, w].
         input_shape: (channels, height, width), (channels, length) or (features,) of one example.
         loss: What training makes small.
+        tokens: Whether the model takes int64, which embeddings look up.
 
     Raises:
         PlanError: The model cannot be traced, does not take such inputs, or has parts that a plan
@@ -80,16 +83,20 @@ def capture(model: nn.Module, input_shape: tuple[int, ...], loss: Loss = PLAIN) 
         if is_lazy(value):
             raise PlanError(f"{name} is lazy; run the model on an example before it is captured")
     with modes_restored(model):
-        return _Capture(model, tuple(input_shape)).plan(loss)
+        return _Capture(model, tuple(input_shape), tokens).plan(loss)
 
 
 class _Capture:
     """One capture."""
 
-    def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...], tokens: bool) -> None:
         self._model, self._name = model, type(model).__name__
         self._weights = dict(model.named_parameters())
-        self._inputs = _examples(self._weights, (3, *input_shape))
+        self._inputs = (
+            _tokens(model, (3, *input_shape))
+            if tokens
+            else _examples(self._weights, (3, *input_shape))
+        )
         self._diagnostics = [*self._weight_diagnostics(), *self._module_diagnostics()]
 
     def plan(self, loss: Loss) -> Plan:
@@ -154,7 +161,12 @@ class _Capture:
             changes = [
                 "it computes something else in one pass than in the next; a plan cannot choose"
             ]
-        if in_training.log != in_evaluation.log:
+        if share := in_training.drops_weights:
+            changes.append(
+                f"its attention drops weights, p = {share}, {WOULD_BE_RANDOM}; only p = 0 can be "
+                "captured"
+            )
+        elif in_training.log != in_evaluation.log:
             changes.append(
                 "it calls other layers in training than in evaluation; let its forward not depend "
                 "on self.training"
@@ -319,3 +331,10 @@ def _examples(weights: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     like = next(iter(weights.values()), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
     return torch.rand(shape, generator=generator).to(like).detach()
+
+
+def _tokens(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Return whole numbers that each table of the model has."""
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    rows = min((table.num_embeddings for table in tables), default=1)
+    return torch.randint(0, rows, shape, generator=torch.Generator().manual_seed(0))

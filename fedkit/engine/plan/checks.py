@@ -24,6 +24,15 @@ def check_inputs(plan: Plan, inputs: NDArray[Any], dtype: DTypeLike = np.float32
         )
 
 
+def check_tokens(plan: Plan, inputs: NDArray[Any]) -> None:
+    """Raise an `EngineError` where whole numbers choose a row that no table has."""
+    if inputs.size and not 0 <= inputs.min() <= inputs.max() < plan.tokens:
+        raise EngineError(
+            f"inputs hold tokens of {inputs.min()} to {inputs.max()}; the model's embedding has "
+            f"rows 0 to {plan.tokens - 1}"
+        )
+
+
 def check_order(order: NDArray[np.int64], examples: int, batch: int) -> None:
     """Raise an `EngineError` unless `order` picks 1 to `batch` of so many examples."""
     if not 0 < len(order) <= batch:

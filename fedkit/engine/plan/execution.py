@@ -7,7 +7,7 @@ lives do not meet share the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedkit.engine.plan.structure import Plan, PlanOp
@@ -51,6 +51,18 @@ class Contribution:
     accumulate: bool
     finish: bool
     shared: bool
+
+
+def sides(op: PlanOp, given: Sequence[Contribution]) -> Iterator[tuple[int, Contribution]]:
+    """Yield what each source gets, 0 for the first: several contributions, if all are one tensor.
+
+    Args:
+        op: Of several sources.
+        given: To those that need a gradient, in their order.
+    """
+    needing = {contribution.tensor for contribution in given}
+    which = (side for side, source in enumerate(op.sources) if source in needing)
+    return zip(which, given, strict=True)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.structure import Plan, PlanOp, Shape, strict
 
 Kind = Literal["mul", "sub", "add-gate"]
@@ -54,10 +53,3 @@ def paired(left: Shape, right: Shape) -> Shape | None:
     """Return what a pair of two shapes has; None: they are no pair."""
     one, other = sorted((left, right), key=lambda shape: shape[1:] == (1, 1))
     return one if other in (one, (one[0], 1, 1)) else None
-
-
-def sides(op: PairOp, given: Sequence[Contribution]) -> Iterator[tuple[int, Contribution]]:
-    """Yield what each side gets, 0 for the left one: two contributions, if both are one tensor."""
-    needing = {contribution.tensor for contribution in given}
-    which = (side for side, source in enumerate(op.sources) if source in needing)
-    return zip(which, given, strict=True)

@@ -188,6 +188,9 @@ def _problems(plan: Plan) -> Iterator[str]:
             yield f"tensor {index} {problem}"
     yield from _input_problems(plan)
     yield from _order_problems(plan)
+    readers = {op.takes_tokens for op in plan.ops if 0 in op.sources}
+    if len(readers) > 1:
+        yield "some ops read the input as whole numbers and some as real ones; all must as the same"
     for index, op in enumerate(plan.ops):
         for problem in op.problems(plan):
             yield f"op {index} ({op.kind}) {problem}"
@@ -319,6 +322,6 @@ def _use_problems(plan: Plan) -> Iterator[str]:
         if used[name] != 1:
             yield f"{name!r} is used {used[name]} times; each name must be used once"
     read = {plan.output}.union(*(op.sources for op in plan.ops))
-    for tensor in range(1, len(plan.tensors)):
+    for tensor in range(len(plan.tensors)):
         if tensor not in read:
             yield f"tensor {tensor} is neither read nor the output; a tensor must be read"

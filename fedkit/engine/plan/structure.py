@@ -124,6 +124,11 @@ class PlanOp(ABC):
         """Whether its backward pass reads its sources again."""
         return False
 
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether it reads the input, of which values are whole numbers then, as places."""
+        return False
+
     def channels(self, plan: Plan) -> range:
         """Return the channels of its target that it writes."""
         return range(plan.tensors[self.target].shape[0])
@@ -190,6 +195,12 @@ class Plan:
         return {1: (channels,), 2: (channels, width), 3: (channels, height, width)}[
             self.output_dims
         ]
+
+    @property
+    def tokens(self) -> int:
+        """How many whole numbers there are of which inputs consist; 0: they are real numbers."""
+        tables = [self.weights[op.parameters[0]] for op in self.ops if op.takes_tokens]
+        return min((rows for rows, *_ in tables), default=0)
 
     @property
     def layout(self) -> Layout:

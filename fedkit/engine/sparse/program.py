@@ -22,7 +22,13 @@ from fedkit.engine.kernels import native, structs
 from fedkit.engine.kernels.network import Network
 from fedkit.engine.kernels.structs import pointer
 from fedkit.engine.ops.registry import float_op
-from fedkit.engine.plan.checks import check_inputs, check_order, check_statistics, check_targets
+from fedkit.engine.plan.checks import (
+    check_inputs,
+    check_order,
+    check_statistics,
+    check_targets,
+    check_tokens,
+)
 from fedkit.engine.plan.execution import (
     Backward,
     Finish,
@@ -219,12 +225,18 @@ class SparseProgram:
     def forward(self, inputs: Floats, order: NDArray[np.int64]) -> None:
         """Run the examples inputs[order], float32 [.., channels, height, width], forward.
 
+        A plan of tokens takes int64 [.., tokens].
+
         Raises:
             EngineError: There are more of them than planned, none, too few for a norm, or they
                 have another shape.
         """
         inputs, order = loaded(inputs, np.ascontiguousarray(order, np.int64))
         self._check_batch(inputs, order)
+        if self.plan.tokens:
+            inputs, order = inputs[order], np.arange(len(order))
+            check_tokens(self.plan, inputs)
+            inputs = inputs.astype(np.float32)
         if len(order) != self._examples:
             self._resize(len(order))
         elements = int(np.prod(self.plan.tensors[0].shape))
@@ -330,7 +342,7 @@ class SparseProgram:
         return self._ops[number].full_gradient(self, rows)
 
     def _check_batch(self, inputs: Floats, order: NDArray[np.int64]) -> None:
-        check_inputs(self.plan, inputs)
+        check_inputs(self.plan, inputs, np.int64 if self.plan.tokens else np.float32)
         check_order(order, len(inputs), self.batch)
         if self.mode != "evaluate":
             check_statistics(self.plan, len(order))

@@ -12,13 +12,13 @@ import numpy as np
 from fedkit.graph import ir
 from fedkit.graph.layouts import SERIES
 from fedkit.graph.operands import (
-    ConstantOperand,
     activation,
     constant,
     rank_of,
     require,
     require_broadcast,
 )
+from fedkit.graph.ops.spread import beside
 from fedkit.graph.spec import (
     Aten,
     ModelReader,
@@ -34,6 +34,7 @@ from fedkit.graph.spec import (
     broadcast_shape,
     graph_of,
 )
+from fedkit.graph.tokens import channels_as_last
 
 FloatArray = ir.FloatArray
 Operator = Literal["add", "sub", "mul", "div"]
@@ -124,8 +125,8 @@ def _read(reader: ModelReader, node: Any, operator: Operator, left: Any, right: 
     swapped = not isinstance(left, ir.Tensor)
     x, value = activation(right if swapped else left), left if swapped else right
     if reader.trains and reader.learns(value):
-        raise ConstantOperand("an operand is a constant where an activation is expected")
-    y = _on_maps(np.asarray(constant(value), np.float64), rank_of(reader, node))
+        return _beside_learned(operator, reader, node, x, value, swapped)
+    given, y = operator, _on_maps(np.asarray(constant(value), np.float64), rank_of(reader, node))
     require(operator != "div" or not swapped, "a division by an activation")
     if operator == "div":
         require(bool(y.all()), "a division by zero")
@@ -134,7 +135,8 @@ def _read(reader: ModelReader, node: Any, operator: Operator, left: Any, right: 
         return x
     channels = _per_channel(x, y)
     if channels is None:
-        require(not reader.trains, "a constant for each place; one for each channel can be")
+        if reader.trains:
+            return _beside_learned(given, reader, node, x, value, swapped)
         operand = reader.constant(node, "operand", _as_operand(x, y))
         return _read_pair(operator, reader, node, *((operand, x) if swapped else (x, operand)))
     one, none = np.ones_like(channels), np.zeros_like(channels)
@@ -143,6 +145,21 @@ def _read(reader: ModelReader, node: Any, operator: Operator, left: Any, right: 
     if operator == "add":
         return affine(reader, node, x, one, channels)
     return affine(reader, node, x, *((-one, channels) if swapped else (one, -channels)))
+
+
+def _beside_learned(
+    operator: Operator, reader: ModelReader, node: Any, x: ir.Tensor, value: Any, swapped: bool
+) -> ir.Tensor:
+    """Add a sum, difference or product of an activation and what all examples have."""
+    if operator == "div":
+        require(not swapped and not reader.learns(value), "a division by a parameter")
+        operator, value = "mul", 1 / np.asarray(constant(value), np.float64)
+    x, y, is_of_last = beside(reader, node, x, value, rank_of(reader, node))
+    sides = (y, x) if swapped else (x, y)
+    if not is_of_last:
+        return reader.op(operator, node, sides, x.shape)
+    made = reader.op(operator, node, sides, x.shape, suffix=".of_tokens")
+    return channels_as_last(reader, node, made)
 
 
 def _read_pair(

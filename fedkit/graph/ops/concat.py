@@ -11,6 +11,7 @@ import numpy as np
 from fedkit.graph import ir
 from fedkit.graph.layouts import map_axis
 from fedkit.graph.operands import ConstantOperand, activation, constant, rank_of, require
+from fedkit.graph.ops.spread import spread
 from fedkit.graph.spec import (
     Aten,
     ModelReader,
@@ -48,7 +49,9 @@ def axis_of(op: ir.Op) -> int:
 
 
 def _concat(op: ir.Op, graph: ir.Graph, *parts: ir.FloatArray) -> ir.FloatArray:
-    return np.concatenate(parts, axis_of(op))
+    examples = max(map(len, parts))  # what all examples have is one
+    whole = [np.broadcast_to(part, (examples, *part.shape[1:])) for part in parts]
+    return np.concatenate(whole, axis_of(op))
 
 
 def _shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
@@ -92,6 +95,8 @@ def _example_along(random: Random) -> ir.Graph:
 def _read(reader: ModelReader, node: Any, parts: Sequence[Any], dim: int) -> ir.Tensor:
     axis = map_axis(dim, rank_of(reader, node))
     require(axis != 0, f"a concat over dimension {dim}, that of the examples; each stays by itself")
+    if reader.trains:
+        parts = _as_values(reader, node, parts)
     constants = [part for part in parts if not isinstance(part, ir.Tensor)]
     if constants and len(parts) == len(constants) + 1 and rank_of(reader, node) > 2:
         return _beside_constants(reader, node, parts, axis)
@@ -104,12 +109,25 @@ def _read(reader: ModelReader, node: Any, parts: Sequence[Any], dim: int) -> ir.
     return reader.op("concat_along", node, tensors, attributes=along)
 
 
+def _as_values(reader: ModelReader, node: Any, parts: Sequence[Any]) -> list[Any]:
+    """Return parts of a model that trains, of which all are values then."""
+    rank = rank_of(reader, node)
+    return [
+        part if isinstance(part, ir.Tensor) else _spread(reader, node, part, rank, f".part{n}")
+        for n, part in enumerate(parts)
+    ]
+
+
+def _spread(reader: ModelReader, node: Any, part: Any, rank: int, suffix: str) -> ir.Tensor:
+    if reader.learns(part):
+        raise ConstantOperand("a part is computed from parameters, or is one for a single example")
+    return spread(reader, node, _of_one(constant(part)), rank, suffix)
+
+
 def _beside_constants(reader: ModelReader, node: Any, parts: Sequence[Any], axis: int) -> ir.Tensor:
     """Join a value and constants, as a token of a class: add these to zeros around the value."""
     place = next(n for n, part in enumerate(parts) if isinstance(part, ir.Tensor))
     constants = {n: part for n, part in enumerate(parts) if n != place}
-    if reader.trains and any(map(reader.learns, constants.values())):
-        raise ConstantOperand("an operand is a constant where an activation is expected")
     rank, of_graph = rank_of(reader, node), {1: 3, 2: 1, 3: 2}[axis]
     x = parts[place]
     laid = {n: ir.to_graph_layout(_of_one(constant(each))) for n, each in constants.items()}

@@ -44,17 +44,16 @@ def _example(kind: ir.Kind, random: Random) -> ir.Graph:
     return graph_of((shape, shape), (), ir.Op(kind, ("x",), ("y",)))
 
 
-def refuse_probabilities(what: str, is_last: bool) -> NoReturn:
-    """Raise `Unsupported` for one of `LOGITS`, which as the last op is not needed."""
-    way = f"leave it out: the artifact gives logits, {LOGITS[what]}"
-    raise Unsupported(f"{what} at the end; {way}" if is_last else f"{what} is not supported")
+def refuse_probabilities(what: str) -> NoReturn:
+    """Raise `Unsupported` for one of `LOGITS` that is the last op, where it is not needed."""
+    raise Unsupported(f"{what} at the end; leave it out: the artifact gives logits, {LOGITS[what]}")
 
 
 def _read_aten(
     kind: ir.Kind, called: str, reader: ModelReader, node: Any, a: Mapping[str, Any]
 ) -> ir.Tensor:
-    if reader.trains:
-        refuse_probabilities(called, reader.is_last(node))
+    if reader.trains and reader.is_last(node):
+        refuse_probabilities(called)
     return _over(reader, node, kind, activation(a["self"]), kind, a["dim"])
 
 

@@ -35,7 +35,7 @@ from fedkit.nn.zoo import build_model
 from tests.edge import loaded
 from tests.edge.conftest import TrainedModel
 from tests.edge.loaded import Hardware
-from tests.edge.models import MODELS, OWN, Flat, Images, Sums, images, pruned
+from tests.edge.models import MODELS, OWN, Flat, Images, Sums, images, pruned, small
 from tests.edge.nets import small_net
 from tests.moving import KINDS as MOVING
 from tests.naive.engine import FpgaEngine
@@ -354,13 +354,6 @@ def test_a_trained_model_on_its_test_set(
 
 
 # What is stored, and what takes time
-
-
-def small(density: float = 1.0) -> nn.Module:
-    torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)
-    head = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
-    return pruned(nn.Sequential(*layers, *head), density).eval()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from fedkit.engine.ops.add import Add
 from fedkit.engine.ops.family import Example
 from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.plan.conv import Conv, Convolution
@@ -67,7 +68,8 @@ EXAMPLES = dict(named())
 def plan_of(example: Example, around: Around = AROUND[0]) -> Plan:
     """Return a plan: a convolution writes each source of the op, a linear layer reads its target.
 
-    Each has an offset, so that norms and activations meet values of both signs.
+    Each has an offset, so that norms and activations meet values of both signs. An op without
+    sources is added to what a convolution gives.
     """
     _, height, width = example.shapes[0]
     *sources, target = range(1, len(example.shapes))
@@ -81,15 +83,23 @@ def plan_of(example: Example, around: Around = AROUND[0]) -> Plan:
         weights[bias] = (channels,)
         ops.append(Conv(0, index, name, bias, kernel, ONE, (0, 0), ONE, 1))
     weights |= example.weights
+    ops.append(example.op)
     shape = example.shapes[target]
-    weights["last"] = (CLASSES, shape[0], *shape[1:])
-    last = Conv(target, target + 1, "last", None, (shape[1], shape[2]), ONE, (0, 0), ONE, 1)
-    ops += [example.op, last]
-    tensors = (
+    tensors = [
         StoredTensor(example.shapes[0]),
         *(around.tensor(index, example.shapes[index]) for index in (*sources, target)),
-        StoredTensor((CLASSES, 1, 1)),
-    )
+    ]
+    end = target
+    if not sources and not example.op.takes_tokens:
+        kernel = (height - shape[1] + 1, width - shape[2] + 1)
+        weights["beside"] = (shape[0], example.shapes[0][0], *kernel)
+        end = target + 2
+        ops.append(Conv(0, target + 1, "beside", None, kernel, ONE, (0, 0), ONE, 1))
+        ops.append(Add(target, target + 1, end))
+        tensors += [StoredTensor(shape)] * 2
+    weights["last"] = (CLASSES, shape[0], *shape[1:])
+    ops.append(Conv(end, end + 1, "last", None, (shape[1], shape[2]), ONE, (0, 0), ONE, 1))
+    tensors.append(StoredTensor((CLASSES, 1, 1)))
     stats: dict[str, tuple[int, ...]] = {
         name: tensor.shape[:1]
         for tensor in tensors
@@ -98,7 +108,7 @@ def plan_of(example: Example, around: Around = AROUND[0]) -> Plan:
     }
     prunable = tuple(op.weight for op in ops if isinstance(op, Convolution))
     prunable = tuple(name for name in weights if name in prunable)
-    plan = Plan(weights, stats, prunable, tensors, tuple(ops), target + 1)
+    plan = Plan(weights, stats, prunable, tuple(tensors), tuple(ops), end + 1)
     verify(plan)
     return plan
 
@@ -118,6 +128,8 @@ def numbered(plan: Plan, density: float = 1.0, seed: int = 0) -> PlanCase:
     stats = {name: np.ones(shape, np.float32) for name, shape in plan.stats.items()}
     masks = {name: rng.random(plan.weights[name]) < density for name in plan.prunable}
     inputs = rng.standard_normal((19, *plan.tensors[0].shape)).astype(np.float32)
+    if plan.tokens:
+        inputs = rng.integers(0, plan.tokens, (19, plan.tensors[0].shape[0]))
     return PlanCase(
         plan,
         ModelState(apply_masks(weights, masks), stats, masks),
