@@ -119,8 +119,12 @@ def _show(result: Path, page: Path, log: Console) -> None:
     if not plotly_library.is_there():
         log.print("no page, as plotly is missing: pip install 'fedkit[report]'", markup=False)
         return
-    write_atomic(page, comparison_report(result).encode())
-    log.print(f"wrote {page}", soft_wrap=True)
+    try:
+        write_atomic(page, comparison_report(result).encode())
+    except CheckpointError as error:  # No cell ended with a number; the result is written.
+        log.print(f"no page: {error}", markup=False, soft_wrap=True)
+    else:
+        log.print(f"wrote {page}", soft_wrap=True)
 
 
 def _make_folder(path: Path) -> None:

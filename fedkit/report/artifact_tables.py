@@ -13,7 +13,7 @@ from fedkit.report.downloads import File
 from fedkit.report.figures import COLOURS, Chart, new_figure
 from fedkit.report.markup import folded, label, plain, safe, table
 from fedkit.report.reading import ArtifactLayer, Named
-from fedkit.report.run_steps import is_number
+from fedkit.report.run_steps import is_count, is_number
 from fedkit.report.thin import spread
 
 _MOST_ROWS, _MOST_BARS = 400, 60
@@ -65,7 +65,7 @@ def _told(manifest: Mapping[str, Any]) -> tuple[str, str]:
 
 def _exactness(exact: object) -> str:
     """Say how many integers differed from their definition when the artifact was made."""
-    if not isinstance(exact, dict) or not all(_is_count(exact.get(key)) for key in _COUNTED):
+    if not isinstance(exact, dict) or not all(is_count(exact.get(key)) for key in _COUNTED):
         return "not compared when it was made; fedkit check compares"
     return (
         f"{exact['differ']:,} of {exact['integers']:,}, of {exact['examples']:,} examples in "
@@ -74,10 +74,6 @@ def _exactness(exact: object) -> str:
 
 
 _COUNTED = ("differ", "integers", "examples")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _numbers_of(told: Mapping[str, Any]) -> dict[str, float]:

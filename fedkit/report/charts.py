@@ -16,6 +16,8 @@ from fedkit.report.figures import (
     band,
     density_axis,
     line_chart,
+    metric_axis,
+    metric_title,
     two_by_two,
 )
 from fedkit.report.layer_charts import layer_charts
@@ -47,18 +49,17 @@ def _metric_charts(told: Named) -> list[Chart]:
     found = []
     for name in dict.fromkeys(run.metric.name for run, _ in told):
         those = [(run, each) for run, each in told if run.metric.name == name]
-        lower = "" if those[0][0].metric.higher_is_better else " (lower is better)"
-        lines = [_line(run, each, "accuracy") for run, each in those]
-        chart = line_chart(f"{name[:1].upper()}{name[1:]} over rounds{lower}", name, lines)
-        if those[0][0].metric.form.endswith("%"):
-            chart.figure["layout"]["yaxis"]["tickformat"] = ".3~%"
-        found.append(chart)
+        metric, lines = those[0][0].metric, [_line(run, each, "accuracy") for run, each in those]
+        found.append(line_chart(metric_title(metric, "over rounds"), name, lines))
+        metric_axis(found[-1].figure, metric)
     return found
 
 
 def _own_data_charts(told: Named) -> list[Chart]:
     """Return a chart of what devices measured themselves, if any did: how it is spread."""
     those = [(run, name) for run, name in told if any("devices_mean" in s for s in run.steps)]
+    if not those:
+        return []
     lines = [
         Curve.of(f"{name}, {what}", *_measured(run, key))
         for run, name in those
@@ -69,10 +70,9 @@ def _own_data_charts(told: Named) -> list[Chart]:
     two_by_two(chart)
     bands = [each for n, (run, name) in enumerate(those) for each in _spread(n, run, name)]
     chart.figure["data"] = bands + chart.figure["data"]
-    if all(run.metric.form.endswith("%") for run, _ in those):
-        chart.figure["layout"]["yaxis"]["tickformat"] = ".3~%"
+    metric_axis(chart.figure, those[0][0].metric)
     note = "The darker band holds the middle half of the devices, the lighter one all of them."
-    return [replace(chart, note=f"{note if bands else ''} {chart.note}".strip())] if those else []
+    return [replace(chart, note=f"{note if bands else ''} {chart.note}".strip())]
 
 
 _BANDS = (("devices_least", "devices_most"), ("devices_lower", "devices_upper"))

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedkit.report.comparison import Result, means, namer
-from fedkit.report.figures import COLOURS, Chart, band, new_figure, style, whole_ticks
+from fedkit.report.figures import (
+    COLOURS,
+    Chart,
+    band,
+    metric_axis,
+    metric_title,
+    new_figure,
+    style,
+    whole_ticks,
+)
 from fedkit.report.markup import label
 from fedkit.report.run_steps import is_number
 from fedkit.report.significance import Contrast, Setting, against_best
@@ -20,6 +30,7 @@ BAND = "from the least to the largest value over the seeds"
 _HEIGHT = 440
 """Of charts of lines, in pixels: their legends are long."""
 
+_MOST_TASKS = 8
 _MOST_LINES = 40
 _MOST_DENSITIES = 8
 _MOST_POINTS = 200
@@ -31,8 +42,9 @@ _Row = Mapping[str, Any]
 def charts(result: Result) -> list[Chart]:
     """Return the charts of a comparison: those of a task first, then those of the next one."""
     rows = means(result)
-    found = []
-    for task in dict.fromkeys(row["task"] for row in rows):
+    found: list[Chart] = []
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    for task in tasks[:_MOST_TASKS]:
         those = [row for row in rows if row["task"] == task]
         metric, where = Metric.of(those[0].get("metric")), _where(rows, task)
         found += [
@@ -41,6 +53,9 @@ def charts(result: Result) -> list[Chart]:
             *_round_charts(result, task, metric, where),
             _differences(result, task, metric, where),
         ]
+    if len(tasks) > _MOST_TASKS:
+        note = f"Of {len(tasks):,} tasks, the first {_MOST_TASKS} are drawn."
+        found[0] = replace(found[0], note=f"{found[0].note} {note}")
     return found
 
 
@@ -78,9 +93,10 @@ def _chart(result: Result, rows: Sequence[_Row], metric: Metric, versus: str, ax
         for number, name in enumerate(shown)
         for trace in _mean_line(number, name, lines[name], x_of, metric)
     ]
-    figure = _of_metric(new_figure(traces, f"{metric.name}, mean", _HEIGHT), metric)
+    figure = new_figure(traces, f"{metric.name}, mean", _HEIGHT)
+    metric_axis(figure, metric)
     figure["layout"]["xaxis"] |= {"type": "log", **look}
-    return Chart(f"{_title(metric)} {versus}", figure, _note(len(shown), len(names), "lines"))
+    return Chart(metric_title(metric, versus), figure, _note(len(shown), len(names)))
 
 
 def _mean_line(
@@ -110,19 +126,8 @@ def _seeds(row: _Row, metric: Metric) -> str:
     return f"{least} to {most}, {row['seeds']} seed{'s' * (row['seeds'] != 1)}"
 
 
-def _title(metric: Metric) -> str:
-    lower = "" if metric.higher_is_better else " (lower is better)"
-    return f"{metric.name[:1].upper()}{metric.name[1:]}{lower}"
-
-
-def _of_metric(figure: dict[str, Any], metric: Metric, axis: str = "yaxis") -> dict[str, Any]:
-    if metric.form.endswith("%"):
-        figure["layout"][axis]["tickformat"] = ".4~%"
-    return figure
-
-
-def _note(shown: int, count: int, what: str) -> str:
-    part = f" Of {count:,} {what}, {shown:,} are drawn." if shown < count else ""
+def _note(shown: int, count: int) -> str:
+    part = f" Of {count:,} lines, {shown:,} are drawn." if shown < count else ""
     return f"Lines are means over the seeds. Bands go {BAND}.{part}"
 
 
@@ -172,10 +177,11 @@ def _round_chart(
         for number, name in enumerate(shown)
         for trace in _round_line(number, name, cells[name], _measured(result, cells[name][0]))
     ]
-    figure = _of_metric(new_figure(traces, f"{metric.name}, mean", _HEIGHT), metric)
+    figure = new_figure(traces, f"{metric.name}, mean", _HEIGHT)
+    metric_axis(figure, metric)
     figure["layout"]["xaxis"] |= whole_ticks(max(row["rounds"] for row in rows))
-    title = f"{_title(metric)} over rounds at density {density:.4g}{where}"
-    return Chart(title, figure, _note(len(shown), len(names), "lines"))
+    title = metric_title(metric, f"over rounds at density {density:.4g}{where}")
+    return Chart(title, figure, _note(len(shown), len(names)))
 
 
 def _round_line(
@@ -213,7 +219,8 @@ def _differences(result: Result, task: str, metric: Metric, where: str) -> Chart
         for number, (setting, found) in enumerate(settings.items())
     ]
     height = 160 + len(shown) * max(24, 12 * min(8, len(settings)))
-    figure = _of_metric(new_figure(traces, "", height), metric, "xaxis")
+    figure = new_figure(traces, "", height)
+    metric_axis(figure, metric, "xaxis")
     figure["layout"]["xaxis"]["title"] = {"text": f"behind the best line, {metric.name}"}
     figure["layout"]["yaxis"] |= {
         "tickvals": list(places.values()),

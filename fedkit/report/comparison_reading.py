@@ -18,7 +18,7 @@ from fedkit.core.errors import CheckpointError
 from fedkit.core.files import read_whole
 from fedkit.core.text import short
 from fedkit.report.comparison import Result
-from fedkit.report.run_steps import is_number, metric_of
+from fedkit.report.run_steps import is_count, is_number, metric_of
 
 PLAN = "grid.json"
 """File of a grid's folder that says what the grid is."""
@@ -47,7 +47,9 @@ class Comparison:
 
 def is_comparison(path: Path) -> bool:
     """Whether a path is meant as a comparison: a .json file, or the folder of a grid."""
-    return path.suffix == ".json" or (path / PLAN).is_file()
+    if path.is_dir():
+        return (path / PLAN).is_file() and not (path / "config.toml").is_file()
+    return path.suffix == ".json"
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -56,7 +58,7 @@ def read_comparison(path: Path) -> Comparison:
     Raises:
         CheckpointError: It is neither, or no cell of it is there.
     """
-    return _read_folder(path) if (path / PLAN).is_file() else _read_result(path)
+    return _read_folder(path) if path.is_dir() else _read_result(path)
 
 
 def _read_result(path: Path) -> Comparison:
@@ -168,12 +170,8 @@ def _not_one(path: Path, why: str) -> CheckpointError:
     )
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
 def _is_positive(value: object) -> bool:
-    return _is_count(value) and value != 0
+    return is_count(value) and value != 0
 
 
 def _is_text(value: object) -> bool:
@@ -184,7 +182,7 @@ _FIELDS: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("task", "model", "method"), _is_text),
     **dict.fromkeys(("density", "alpha", "seconds"), is_number),
     **dict.fromkeys(("rounds", "devices"), _is_positive),
-    **dict.fromkeys(("seed", "bytes_up", "bytes_down"), _is_count),
+    **dict.fromkeys(("seed", "bytes_up", "bytes_down"), is_count),
 }
 """What a row must hold to be shown, beside a number of its metric."""
 

@@ -14,6 +14,7 @@ from fedkit.report.markup import label
 from fedkit.report.plots import COLOURS as PALETTE
 from fedkit.report.run_steps import Step
 from fedkit.report.thin import thinned
+from fedkit.tasks.task import Metric
 
 MOST_POINTS = 1000
 """Of a line, where there are few lines."""
@@ -111,6 +112,18 @@ def style(number: int) -> dict[str, Any]:
     """Return how the line of a number looks, told apart from those before it."""
     turn = number // len(COLOURS) % len(_DASHES)
     return {"color": COLOURS[number % len(COLOURS)], "dash": _DASHES[turn], "width": 2}
+
+
+def metric_title(metric: Metric, versus: str) -> str:
+    """Return the heading of a chart of a metric versus something."""
+    lower = "" if metric.higher_is_better else " (lower is better)"
+    return f"{metric.name[:1].upper()}{metric.name[1:]} {versus}{lower}"
+
+
+def metric_axis(figure: dict[str, Any], metric: Metric, axis: str = "yaxis") -> None:
+    """Write the numbers of an axis in per cent, where those of its metric are."""
+    if metric.form.endswith("%"):
+        figure["layout"][axis]["tickformat"] = ".4~%"
 
 
 def band(number: int, name: str, xs: Sequence[float], low: Values, high: Values) -> dict[str, Any]:

@@ -50,6 +50,11 @@ def last_value(steps: Sequence[Step]) -> float | None:
     return next((value for value in values if is_number(value)), None)
 
 
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number, 0 or more, that an int64 holds."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
 def is_number(value: object) -> bool:
     """Whether a value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -235,6 +236,18 @@ def test_a_damaged_cell_is_refused_by_name(tmp_path: Path, here: list[RunConfig]
         assert str(path) in str(raised.value)
     path.unlink()
     assert without_times(run(tmp_path, grid)["rows"]) == without_times(result["rows"])
+
+
+def test_a_grid_that_ends_with_no_number_has_a_result_and_no_page(
+    tmp_path: Path, here: list[RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plotly_library, "is_there", lambda: True)
+    monkeypatch.setattr(
+        harness, "run_cell", lambda config: {**run_cell(config), "accuracy": math.nan}
+    )
+    result = run(tmp_path, grid_file(tmp_path, TINY + "[axes]\nseed = [1]\n"))
+    assert math.isnan(result["rows"][0]["accuracy"])
+    assert not (tmp_path / "work" / "tiny" / "report.html").exists()
 
 
 def test_a_second_process_is_refused(tmp_path: Path, here: list[RunConfig]) -> None:

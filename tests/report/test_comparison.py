@@ -121,7 +121,7 @@ def test_tasks_of_two_metrics_share_no_chart(tmp_path: Path) -> None:
     page = page_of(tmp_path, result_of(rows, "task", "method", "density", "seed"))
     names = [layout["yaxis"]["title"]["text"] for _, layout in page.figures]
     assert names.count("accuracy, mean") == names.count("error, mean") == 2
-    assert "Error (lower is better) versus density, two" in page.text
+    assert "Error versus density, two (lower is better)" in page.text
 
 
 @pytest.mark.parametrize("path", sorted(PUBLISHED.glob("compare-*.json")), ids=lambda p: p.stem)
@@ -235,6 +235,19 @@ def test_a_page_is_written_beside_a_result_and_shows_one_comparison_alone(tmp_pa
     for both in ([path, run], [run, folder], [path, folder]):
         with pytest.raises(ConfigError, match="a page shows one of them alone"):
             write_report(both, tmp_path / "x.html")
+
+
+def test_a_run_folder_that_holds_a_file_of_that_name_is_a_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run.json", [step(1)]).path
+    (run / PLAN).write_text("{}")
+    assert not is_comparison(run) and not is_comparison(tmp_path)
+
+
+def test_many_tasks_are_drawn_in_part(tmp_path: Path) -> None:
+    rows = [row(m, 0.1, s, task=f"task{n}") for n in range(12) for m in "ab" for s in range(3)]
+    page = page_of(tmp_path, result_of(rows, "task", "method", "seed"))
+    assert "Of 12 tasks, the first 8 are drawn." in page.text
+    assert len(page.figures) == 3 * 8 and len(page.file("cells")) == 72
 
 
 def test_a_large_grid_is_drawn_in_part_and_is_whole_in_its_files(tmp_path: Path) -> None:
