@@ -1,4 +1,4 @@
-"""`fedkit eval ARTIFACT --input FILE`: what an artifact makes of raw files."""
+"""`fedkit eval ARTIFACT --input FILE`: what an artifact makes of sounds and pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def hear(
 
     Args:
         path: The artifact; its manifest says what its inputs are made of.
-        files: Sounds; each is cut off or filled up with silence to one input.
+        files: What the manifest tells; a sound is cut off or filled up with silence to one input.
         runtime: By default the usual one of its target.
         changed: Take an artifact that is not as its manifest says.
         log: Where it is said that the code in a folder runs here.
