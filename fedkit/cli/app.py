@@ -218,7 +218,7 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             "--input",
-            help="a .wav, .png, .pgm or .ppm file, to be told the class of; may be given again",
+            help="a .wav, .png or .csv to be told the class of; again for more",
         ),
     ] = None,
     changed: Changed = False,

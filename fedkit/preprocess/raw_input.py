@@ -46,6 +46,10 @@ class RawInput(ABC):
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold; `kind` is in it."""
 
+    def part(self, number: int) -> str:
+        """Name which part of a file an input is; "" of what has but one."""
+        return ""
+
     def name(self, number: int) -> str:
         """Return what a class is called."""
         return self.classes[number] if self.classes else str(number)
@@ -63,12 +67,12 @@ class RawInput(ABC):
             )
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raise a `ConfigError` where a class is not called by one line of 1 to 100 characters."""
+def check_names(names: Sequence[str], what: str = "a class") -> None:
+    """Raise a `ConfigError` where something is not called by one line of 1 to 100 characters."""
     for name in names:
         is_text = isinstance(name, str) and name.isprintable()
         if not is_text or not 0 < len(name) <= _MOST_TEXT:
             raise ConfigError(
-                f"a class is called {name!r:.60}; it must be text of 1 to {_MOST_TEXT} "
+                f"{what} is called {name!r:.60}; it must be text of 1 to {_MOST_TEXT} "
                 "characters, in one line"
             )

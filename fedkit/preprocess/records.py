@@ -9,10 +9,12 @@ from fedkit.core.errors import ConfigError
 from fedkit.preprocess.audio import Audio
 from fedkit.preprocess.pixels import Pixels
 from fedkit.preprocess.raw_input import RawInput
+from fedkit.preprocess.series import Series
 
 KINDS: Mapping[str, Callable[[Mapping[str, Any]], RawInput]] = {
     "audio": Audio.from_json,
     "pixels": Pixels.from_json,
+    "series": Series.from_json,
 }
 """Kind -> what makes one of a record."""
 

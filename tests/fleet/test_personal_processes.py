@@ -23,12 +23,12 @@ from fedkit.server.scenario import server_scenario
 from fedkit.sparse.state import ModelState
 from sim.scenario import make_scenario
 from tests.fleet.real import RealFleet
-from tests.fleet.test_real_fleet import CONFIG
 from tests.flower.same_bits import assert_same_bits
 
 PERSONAL: dict[str, Any] = {
-    **CONFIG,
-    **{"rounds": 3, "selection": "none", "examples_per_device": 40, "min_share": 1.0},
+    **{"devices": 2, "partition": "iid", "examples_per_device": 40, "test_examples": 60},
+    **{"rounds": 3, "epochs": 1, "batch_size": 12, "server_epochs": 1, "sparse_epochs": 2},
+    **{"selection": "none", "adjust_every": 1, "adjust_stop": 1, "min_share": 1.0},
     **{"validation_share": 0.25, "device_eval": 1},
 }
 
