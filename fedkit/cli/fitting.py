@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-_WIDE = 100_000
+_WIDE = 10**12
 """Characters of a terminal on which everything has room."""
 
 
@@ -126,6 +126,7 @@ def _shrinks(table: Table, console: Console) -> bool:
         return True
     if sum(least for least, _ in limits) > room:
         return False
+    widths = [min(width, room) for width in widths]
     while sum(widths) > room:
         free = [number for number, (least, _) in enumerate(limits) if widths[number] > least]
         widths[max(free, key=widths.__getitem__)] -= 1

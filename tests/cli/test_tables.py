@@ -142,3 +142,11 @@ def test_a_title_that_is_longer_than_its_table_stands_above_it_whole() -> None:
     table = Table("a", title=title)
     table.add_row("1")
     assert shown(table).splitlines()[0].strip() == title
+
+
+def test_a_long_text_of_others_is_wrapped_and_harmless() -> None:
+    table = Table("name", "reason")
+    table.add_row("x" * 200, "\x1b[2J" + "long " * 100_000)
+    text = shown(table)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("x") >= 200 and text.count("long") == 100_000 and "\x1b" not in text
