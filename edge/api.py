@@ -17,7 +17,7 @@ from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray
-from fedkit.preprocess.audio import Audio
+from fedkit.preprocess.raw_input import RawInput
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,7 +79,7 @@ def export_model(
     target: str = "",
     provenance: Mapping[str, Any] | None = None,
     accept_error: bool = False,
-    audio: Audio | None = None,
+    raw_input: RawInput | None = None,
 ) -> Artifact:
     """Export a model as an integer artifact; nothing is ever overwritten.
 
@@ -93,8 +93,8 @@ def export_model(
             tells: .tflite, .onnx, -c99, -fpga, .graph.
         provenance: How the model was made; goes into the manifest.
         accept_error: As for `int8_graph`.
-        audio: What its inputs are made of, where that is sound: the manifest says it, and C makes
-            them itself.
+        raw_input: What its inputs are made of, sound or pixels: the manifest says it, and C makes
+            those of sound itself.
 
     Raises:
         ExportError: As for `int8_graph`; or the path is taken, or tells no target.
@@ -109,13 +109,15 @@ def export_model(
         graph = source
     else:
         of = "" if target == "graph" else target
-        graph = export.int8_graph(source, calibration, accept_error=accept_error, target=of)
+        graph = export.int8_graph(
+            source, calibration, accept_error=accept_error, target=of, raw_input=raw_input
+        )
     if target == "graph":
-        return save_graph(graph, where, about, audio)
+        return save_graph(graph, where, about, raw_input)
     whole = save_graph(graph, beside, about)
     about = {**about, "graph": beside.name, "graph_sha256": whole.sha256}
     try:
-        return save(target, graph, calibration, where, about, audio)
+        return save(target, graph, calibration, where, about, raw_input)
     except BaseException:
         for each in (beside, artifact.manifest_path(beside)):
             each.unlink()

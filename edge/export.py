@@ -28,6 +28,7 @@ from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray, evaluate_all
 from fedkit.graph.onnx_compare import check_read
+from fedkit.preprocess.raw_input import RawInput
 
 if TYPE_CHECKING:
     from torch import nn
@@ -244,6 +245,7 @@ def int8_graph(
     trained: TrainedIntegers | None = None,
     accept_error: bool = False,
     target: str = "",
+    raw_input: RawInput | None = None,
 ) -> ir.Graph:
     """Lower, optimise, quantise and slim a model; arguments and errors as for `export_tflite`.
 
@@ -258,6 +260,7 @@ def int8_graph(
         trained: Integers that the model was trained with, to be kept.
         accept_error: As for `export_tflite`.
         target: What the graph is for: refused at once where it lacks a kind of op.
+        raw_input: What its inputs are made of; its span is the range of the input.
 
     Warns:
         ExportWarning: The graph is rather far from the float model, or the calibration set can show
@@ -269,7 +272,14 @@ def int8_graph(
         check_target(floats, target)
     if not isinstance(model, ir.Graph) and len(calibration):
         _check_lowered(model, floats, calibration[:_COMPARED])
-    graph = quantize(floats, examples, weight_bits=weight_bits, scales=scales, trained=trained)
+    graph = quantize(
+        floats,
+        examples,
+        weight_bits=weight_bits,
+        scales=scales,
+        trained=trained,
+        span=None if raw_input is None else raw_input.span,
+    )
     found = truth.compare(graph, floats, examples)
     truth.judge(found, graph, "the calibration set", accept_error)
     origin = ir.Origin(floats, found.examples, found.layers, found.same_class)

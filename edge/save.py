@@ -14,7 +14,7 @@ from edge.targets.export_target import ports
 from edge.targets.registry import find_row, runtimes
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray
-from fedkit.preprocess.audio import Audio
+from fedkit.preprocess.raw_input import RawInput
 
 
 def save(
@@ -23,7 +23,7 @@ def save(
     examples: FloatArray,
     path: Path,
     provenance: Mapping[str, Any],
-    audio: Audio | None = None,
+    raw_input: RawInput | None = None,
     **options: Any,
 ) -> artifact.Artifact:
     """Save an int8 graph.
@@ -35,7 +35,7 @@ def save(
             is tried on some, or brings them as tests of its own.
         path: Where to; nothing may be there.
         provenance: How it was made.
-        audio: What its inputs are made of, where that is sound; C then makes them itself.
+        raw_input: What its inputs are made of; of sound C then makes them itself.
         **options: Of this target alone.
 
     Raises:
@@ -44,9 +44,9 @@ def save(
     """
     artifact.check_free(path)
     row = find_row(target)
-    if audio is not None:
-        check_raw_input(audio, graph)
-        options |= {"audio": audio} if row.makes_inputs else {}
+    if raw_input is not None:
+        check_raw_input(raw_input, graph)
+        options |= {"raw_input": raw_input} if row.makes_inputs else {}
     made = row.make(graph, examples, path, **options)
     inputs, outputs = ports(graph, made.file_shape)
     about: dict[str, Any] = {
@@ -54,7 +54,7 @@ def save(
         "inputs": inputs,
         "outputs": outputs,
         "provenance": provenance,
-        "details": {**_details(graph, made.kind), **made.details, **_raw(audio)},
+        "details": {**_details(graph, made.kind), **made.details, **_raw(raw_input)},
     }
     if isinstance(made.content, bytes):
         return artifact.save(made.content, path, **about)
@@ -62,12 +62,12 @@ def save(
 
 
 def save_graph(
-    graph: ir.Graph, path: Path, provenance: Mapping[str, Any], audio: Audio | None = None
+    graph: ir.Graph, path: Path, provenance: Mapping[str, Any], raw_input: RawInput | None = None
 ) -> artifact.Artifact:
     """Save an int8 graph itself, from which every target can be made; errors as for `save`."""
     artifact.check_free(path)
-    if audio is not None:
-        check_raw_input(audio, graph)
+    if raw_input is not None:
+        check_raw_input(raw_input, graph)
     inputs, outputs = ports(graph)
     return artifact.save(
         graph_file.to_bytes(graph),
@@ -76,12 +76,12 @@ def save_graph(
         inputs=inputs,
         outputs=outputs,
         provenance=provenance,
-        details={**_details(graph, "graph"), **_raw(audio)},
+        details={**_details(graph, "graph"), **_raw(raw_input)},
     )
 
 
-def _raw(audio: Audio | None) -> dict[str, Any]:
-    return {} if audio is None else {DETAIL: audio.to_json()}
+def _raw(raw_input: RawInput | None) -> dict[str, Any]:
+    return {} if raw_input is None else {DETAIL: raw_input.to_json()}
 
 
 def _details(graph: ir.Graph, kind: str) -> dict[str, Any]:

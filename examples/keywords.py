@@ -23,7 +23,7 @@ def main(folder: str, **settings: Any) -> tuple[float, list[str]]:
     run = fedkit.run("keywords", **{**SETTINGS, **settings})
     train = keywords.train_data()
     saved = edge.export_model(
-        run.module(), train.inputs[::7], f"{folder}/keywords-c99", audio=keywords.AUDIO
+        run.module(), train.inputs[::7], f"{folder}/keywords-c99", raw_input=keywords.AUDIO
     )
     files = [f"{folder}/{word}.wav" for word in keywords.WORDS]
     for word, file in zip(keywords.WORDS, files, strict=True):

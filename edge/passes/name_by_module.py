@@ -6,6 +6,7 @@ Inputs and outputs keep theirs: manifests, and programs that read a file, know t
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -26,11 +27,10 @@ def name_by_module(graph: ir.Graph) -> ir.Graph:
     second of one name ends in `_2`.
     """
     names = {name: name for name in (*graph.inputs, *graph.outputs)}
-    taken = set(names)
+    free = _FreeNames(tuple(names))
     for old, wanted in _wanted(graph):
         if old not in names:
-            names[old] = _free(wanted, taken)
-            taken.add(names[old])
+            names[old] = free.like(wanted)
     for old in graph.tensors:
         names.setdefault(old, old)
     tensors = {names[old]: replace(each, name=names[old]) for old, each in graph.tensors.items()}
@@ -61,10 +61,20 @@ def _joined(source: str, what: str) -> str:
     return f"{place}/{what}" if place else what
 
 
-def _free(name: str, taken: set[str]) -> str:
-    """Return a name that no tensor has, and that none begins with: emitters add `.scale` and so."""
-    number, found = 1, name
-    while found in taken or any(each.startswith(f"{found}.") for each in taken):
-        number += 1
-        found = f"{name}_{number}"
-    return found
+class _FreeNames:
+    """Names that no tensor has, and that no port begins with: emitters add `.scale` and such."""
+
+    def __init__(self, ports: tuple[str, ...]) -> None:
+        self._ports, self._taken = ports, set(ports)
+        self._counts: Counter[str] = Counter()
+
+    def like(self, wanted: str) -> str:
+        """Return `wanted`, or that with a number behind it."""
+        while True:
+            self._counts[wanted] += 1
+            count = self._counts[wanted]
+            found = wanted if count == 1 else f"{wanted}_{count}"
+            begins = any(port.startswith(f"{found}.") for port in self._ports)
+            if found not in self._taken and not begins:
+                self._taken.add(found)
+                return found

@@ -95,6 +95,7 @@ def quantize(
     weight_bits: int = 8,
     scales: Scaling = "float",
     trained: TrainedIntegers | None = None,
+    span: tuple[float, float] | None = None,
 ) -> ir.Graph:
     """Quantise a float graph to int8.
 
@@ -109,6 +110,8 @@ def quantize(
         scales: "pow2" takes powers of two only, at the price of up to half of a range.
         trained: Integers to keep, up to the sign that a folded norm gives a channel; with scales
             "float" only. Activations that it does not know are calibrated.
+        span: The least and the largest value of the input, where more is known of it than the
+            calibration set shows; 0 lies between them.
 
     Returns:
         The int8 graph; input and output are int8 too. It passes `verify`.
@@ -129,6 +132,8 @@ def quantize(
             "'float', or give no trained integers"
         )
     seen = ranges(graph, calibration, percentile)
+    if span is not None:
+        seen |= _known(graph, seen, span)
     most = 2 ** (weight_bits - 1) - 1
     result = _converged(
         _Quantizer(
@@ -144,6 +149,17 @@ def quantize(
     )
     verify(result)
     return result
+
+
+def _known(
+    graph: ir.Graph, seen: Mapping[str, Range], span: tuple[float, float]
+) -> dict[str, Range]:
+    """Return the range of the input, and of what concats join with it."""
+    x, found = graph.inputs[0], Range(*span)
+    group = joined(graph).get(x, {x})
+    for name in group - {x}:
+        found.include(seen[name].low, seen[name].high)
+    return dict.fromkeys(group, found)
 
 
 def _converged(quantizer: _Quantizer) -> ir.Graph:

@@ -31,7 +31,7 @@ from edge.save import save
 from fedkit.bench import markdown
 from fedkit.bench.device import bench_device
 from fedkit.graph.from_torch import outputs
-from fedkit.preprocess.audio import SCALE
+from fedkit.preprocess.audio import SCALE, Audio
 from fedkit.tasks import anomaly, damaged_digits, load_task
 from fedkit.tasks.task import Task
 from sim.in_process import FinishedRun, run
@@ -109,7 +109,7 @@ def _measured(
     module = result.module()
     train = task.examples("train").inputs
     some = train[:: max(1, len(train) // _CALIBRATION)]
-    saved = export_model(module, some, path, audio=task.raw_input)
+    saved = export_model(module, some, path, raw_input=task.raw_input)
 
     def floats(inputs: NDArray[np.float32]) -> NDArray[Any]:
         return outputs(module, inputs)[0]
@@ -135,7 +135,7 @@ def _cost(row: Mapping[str, Any]) -> dict[str, int]:
 def _front_end(task: Task, saved: Artifact) -> dict[str, Any]:
     """Return the instructions of a frame of a model of sound, where it is one."""
     audio = task.raw_input
-    if audio is None:
+    if not isinstance(audio, Audio):
         return {}
     window = audio.front_end.window
     sound = np.random.default_rng(_SEED).integers(-(2**15), 2**15, window).astype(np.int16)

@@ -21,6 +21,7 @@ from fedkit.bench.registry import BENCHMARKS
 from fedkit.bench.summary import with_summary
 from fedkit.core.errors import ConfigError, FedkitError
 from fedkit.report import comparison
+from fedkit.report.job_plots import job_plots
 from fedkit.report.plots import plots
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,7 +140,7 @@ def pages(root: Path) -> list[Path]:
 
 
 def rendered(root: Path) -> dict[Path, str]:
-    """Return path -> content of the pages that hold tables and of every comparison's pictures."""
+    """Return path -> content of the pages that hold tables, and of the pictures of results."""
     places, results = pages(root), root / "results"
     text = _NEXT_PAGE.join(page.read_text(encoding="utf-8") for page in places)
     drawn = {
@@ -147,6 +148,7 @@ def rendered(root: Path) -> dict[Path, str]:
         for path in sorted(results.glob("compare-*.json"))
         for name, svg in plots(path).items()
     }
+    drawn |= {results / name: svg for name, svg in job_plots(results / "jobs.json").items()}
     texts = render(with_summary(text, results), results).split(_NEXT_PAGE)
     return {**dict(zip(places, texts, strict=True)), **drawn}
 

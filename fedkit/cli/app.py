@@ -26,7 +26,17 @@ app = typer.Typer(
 app.add_typer(fleet.app, name="fleet")
 log = Terminal(stderr=True)
 
+
+def _hush(quiet: bool) -> bool:
+    log.quiet = quiet
+    return quiet
+
+
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", callback=_hush, help="print errors alone, and what --json asks"),
+]
 Name = Annotated[str, typer.Option(help="name of the run folder (default: time and task)")]
 ArtifactPath = Annotated[Path, typer.Argument(help="an exported file or folder")]
 TaskName = Annotated[str, typer.Option("--task", help="whose test set (default: that of its run)")]
@@ -91,6 +101,7 @@ def run(
         ),
     ] = "",
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a fleet to a sparse model, export it as int8 .tflite and measure both.
 
@@ -137,6 +148,7 @@ def export_run(
     accept_error: AcceptError = False,
     trusted: Trust = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Export a run's model as integer artifacts and measure them on the whole test set.
 
@@ -172,6 +184,7 @@ def import_onnx(
     ] = None,
     accept_error: AcceptError = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show which ops of an ONNX file can be read, read it, and make an artifact of it.
 
@@ -203,11 +216,15 @@ def evaluate(
     runtime: RuntimeName = "",
     raw: Annotated[
         list[Path] | None,
-        typer.Option("--input", help="a .wav file, to be told the class of; may be given again"),
+        typer.Option(
+            "--input",
+            help="a .wav, .png or .csv to be told the class of; again for more",
+        ),
     ] = None,
     changed: Changed = False,
     trusted: Trust = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure an artifact in a runtime: accuracy on the whole test set, latency, size.
 
@@ -245,6 +262,7 @@ def check(
     accept_error: AcceptError = False,
     trusted: Trust = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare an artifact with the definition of its integers, and these with the float model.
 
@@ -283,6 +301,7 @@ def inspect(
     ] = None,
     trusted: Trust = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show each layer of an artifact: shape, density, MACs, bytes, error against floats.
 
@@ -310,7 +329,7 @@ def inspect(
 
 
 @app.command()
-def show(run: RunPath, as_json: Json = False) -> None:
+def show(run: RunPath, as_json: Json = False, quiet: Quiet = False) -> None:
     """Show what a run folder holds: a finished run's figures, or how far an ended one came.
 
     Metric and loss over the rounds are lines of bars, from the least value to the largest.
@@ -326,6 +345,7 @@ def show(run: RunPath, as_json: Json = False) -> None:
 def list_runs(
     folder: Annotated[Path, typer.Argument(help="a folder of run folders")] = Path("runs"),
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """List the runs of a folder: running, finished, stopped or failed, and how far each came.
 
@@ -350,6 +370,7 @@ def report(
         typer.Option(help="the page to write (default: report.html in the first folder)"),
     ] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a page about runs or a comparison, finished or not: one file without network.
 
@@ -366,6 +387,7 @@ def plan(
     task: Annotated[str, typer.Option(help="built-in task or package.module:name")] = "digits",
     model: Annotated[str, typer.Option(help="zoo model instead of the task's")] = "",
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the plan of a model: all that a device without torch needs to know of it.
 
@@ -377,7 +399,7 @@ def plan(
 
 
 @app.command()
-def support(as_json: Json = False) -> None:
+def support(as_json: Json = False, quiet: Quiet = False) -> None:
     """Show which kinds of ops each reader, engine and export target takes, and which zoo models.
 
     It takes some half a minute, as every model is tried.
@@ -398,6 +420,7 @@ def compare(
         int, typer.Option(min=0, help="cells running at once (0: one per core)")
     ] = 0,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run every cell of a grid and compare their means; started again, it continues.
 
@@ -418,6 +441,7 @@ def bench(
     ssh: Annotated[str, typer.Option(help="device: a board, as user@host")] = "",
     show: Annotated[bool, typer.Option("--list", help="device: show what is installed")] = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a benchmark and print its rows.
 
@@ -441,7 +465,7 @@ def _print(result: dict[str, Any], as_json: bool, table: Any) -> None:
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
-        Terminal().print(table(result))
+        Terminal(quiet=log.quiet).print(table(result))
 
 
 def main() -> None:
@@ -458,6 +482,7 @@ def main() -> None:
     except MemoryError:
         _refuse("there is not enough memory for this; give it less data, or a larger machine")
     except STOPS as stop:
+        log.quiet = False
         log.print(stop_words(stop), style="bold red")
         sys.exit(128 + stop_number(stop))
 
@@ -470,6 +495,7 @@ _ENVIRONMENT_ERRORS = (
 
 
 def _refuse(message: str, exit_code: int = 2) -> NoReturn:
+    log.quiet = False
     log.print("error:", style="bold red", end=" ")
     log.print(message, highlight=False, soft_wrap=True)
     sys.exit(exit_code)

@@ -233,7 +233,13 @@ def _graph(
         state = device_state(folder, checkpoint, scenario.engine, form.device)
     state, trained = _with_integers(scenario.engine, state, form)
     graph = int8_graph(
-        scenario.module(state), examples, form.bits, form.scales, trained, form.accept_error
+        scenario.module(state),
+        examples,
+        form.bits,
+        form.scales,
+        trained,
+        form.accept_error,
+        raw_input=scenario.task.raw_input,
     )
     _float_errors(graph, scenario.test.inputs, form)  # before anything is written
     return save_graph(graph, path, about)

@@ -1,4 +1,4 @@
-"""`fedkit eval ARTIFACT --input FILE`: what an artifact makes of raw files."""
+"""`fedkit eval ARTIFACT --input FILE`: what an artifact makes of sounds, pictures and series."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fedkit.core.errors import ExportError
 def hear(
     path: Path, files: Sequence[Path], runtime: str, changed: bool, log: Console
 ) -> dict[str, Any]:
-    """Tell the class of each file.
+    """Tell the class of each file, of series of each window.
 
     Args:
         path: The artifact; its manifest says what its inputs are made of.
-        files: Sounds; each is cut off or filled up with silence to one input.
+        files: What the manifest tells; a sound is cut off or filled up with silence to one input.
         runtime: By default the usual one of its target.
         changed: Take an artifact that is not as its manifest says.
         log: Where it is said that the code in a folder runs here.
@@ -40,23 +40,26 @@ def hear(
             f"the manifest of {path} does not say what its inputs are made of, so raw files cannot "
             "be made into any: export it from a task with a raw_input, or leave --input out"
         )
-    inputs = np.concatenate([raw_input.read(file) for file in files])
+    inputs = [raw_input.read(file) for file in files]
     say_what_runs(found, runtime, log)
-    outputs = np.asarray(open_runner(found.path, runtime, changed).predict(inputs))
+    outputs = np.asarray(open_runner(found.path, runtime, changed).predict(np.concatenate(inputs)))
+    places = [(file, n) for file, each in zip(files, inputs, strict=True) for n in range(len(each))]
     rows = [
         {
             "file": str(file),
+            "part": raw_input.part(number),
             "class": raw_input.name(int(output.argmax())),
             "outputs": [round(float(each), 6) for each in output],
         }
-        for file, output in zip(files, outputs, strict=True)
+        for (file, number), output in zip(places, outputs, strict=True)
     ]
     return {"artifact": str(path), "runtime": runtime_for(found, runtime), "rows": rows}
 
 
 def hearing_table(heard: Mapping[str, Any]) -> Table:
-    """Return a line for each file."""
-    table = Table("file", "class", title=heard["artifact"], title_justify="left")
+    """Return a line for each file, or for each window of a series."""
+    parts = ["lines"] * any(row["part"] for row in heard["rows"])
+    table = Table("file", *parts, "class", title=heard["artifact"], title_justify="left")
     for row in heard["rows"]:
-        table.add_row(row["file"], row["class"])
+        table.add_row(row["file"], *[row["part"]] * len(parts), row["class"])
     return table

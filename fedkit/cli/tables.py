@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Group
-from rich.table import Column, Table
+from rich.table import Table
 
 from fedkit.report import comparison
 from fedkit.tasks.task import Metric
-
-_MOST_COLUMNS = 8
 
 
 def size(count: float) -> str:
@@ -95,8 +92,7 @@ def artifacts_table(made: Mapping[str, Any]) -> Group:
 
 def _artifact_rows(table: Table, measured: Mapping[str, Any]) -> None:
     table.add_row("test examples", f"{measured['test_examples']}")
-    path = broken(measured["artifact"])
-    table.add_row("artifact", f"{path} ({size(measured['artifact_bytes'])})")
+    table.add_row("artifact", f"{measured['artifact']} ({size(measured['artifact_bytes'])})")
     if "cycles_per_inference" in measured:
         table.add_row("cycles per inference, simulated", f"{measured['cycles_per_inference']:,}")
         return
@@ -104,16 +100,6 @@ def _artifact_rows(table: Table, measured: Mapping[str, Any]) -> None:
         return
     latency = f"{measured['latency_median_us']:.0f} us (p95 {measured['latency_p95_us']:.0f})"
     table.add_row(f"latency in {measured['runtime']}, 1 thread, this machine", latency)
-
-
-def broken(path: str, width: int = 36) -> str:
-    """Break a path that is longer than a line behind its slashes, and nowhere in a name."""
-    lines = [""]
-    for part in re.split("(?<=/)", path):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
 
 
 def spark(values: Sequence[float | None], width: int = 30) -> str:
@@ -161,28 +147,25 @@ def compare_table(result: Mapping[str, Any]) -> Table:
 
 
 def rows_table(result: Mapping[str, Any]) -> Table:
-    """Return the rows of a benchmark, a column per key; where keys are many, a line per key."""
-    rows, title = result["rows"], result["benchmark"]
-    lines = [[_cell(value) for value in row.values()] for row in rows]
-    table = Table(*(Column(key, overflow="fold") for key in rows[0]), title=title)
-    if len(rows[0]) > _MOST_COLUMNS:
-        table = Table(
-            *(Column(overflow="fold") for _ in (0, *rows)), title=title, show_header=False
-        )
-        lines = [list(line) for line in zip(rows[0], *lines, strict=True)]
-    for line in lines:
-        table.add_row(*line)
+    """Return the rows of a benchmark, a column per key; not every row must have every key."""
+    rows = result["rows"]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*(key.replace("_", " ") for key in keys), title=result["benchmark"])
+    for row in rows:
+        table.add_row(*(_cell(row.get(key)) for key in keys))
     return table
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, str) or value is None:
-        return value or ""
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {_cell(each)}" for key, each in value.items())
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
 
 
 def _table(title: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    table.add_column("figure", overflow="fold")  # A path must stay whole, to be copied.
+    table.add_column("figure")
     return table

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import ConfigError, DataError
 from fedkit.preprocess.log_mel import LogMel
+from fedkit.preprocess.raw_input import RawInput, check_names
 from fedkit.preprocess.wav import read_wav
 
 SCALE = 32.0
 """Levels that are 1.0 of a model's input."""
 
 _MOST_FRAMES = 10_000
-_MOST_TEXT = 100
 
 
 @dataclass(frozen=True)
-class Audio:
+class Audio(RawInput):
     """The raw input of a model that listens: int16 samples, one channel.
 
     The model's input is the levels of some frames in a row divided by `SCALE`, the oldest first:
@@ -46,13 +46,7 @@ class Audio:
     def __post_init__(self) -> None:
         if type(self.frames) is not int or not 1 <= self.frames <= _MOST_FRAMES:
             raise ConfigError(f"frames is {self.frames!r}; it must be 1 to {_MOST_FRAMES:,}")
-        for name in self.classes:
-            is_text = isinstance(name, str) and name.isprintable()
-            if not is_text or not 0 < len(name) <= _MOST_TEXT:
-                raise ConfigError(
-                    f"a class is called {name!r:.60}; it must be text of 1 to {_MOST_TEXT} "
-                    "characters, in one line"
-                )
+        check_names(self.classes)
 
     @property
     def samples(self) -> int:
@@ -85,22 +79,6 @@ class Audio:
         """
         sound = read_wav(path, self.front_end.rate, self.samples)
         return self.inputs(self.levels(sound)[None])
-
-    def name(self, number: int) -> str:
-        """Return what a class is called."""
-        return self.classes[number] if self.classes else str(number)
-
-    def check_outputs(self, count: int) -> None:
-        """Check that there is a name for each of a model's outputs.
-
-        Raises:
-            ConfigError: There are more or fewer.
-        """
-        if self.classes and len(self.classes) != count:
-            raise ConfigError(
-                f"{len(self.classes)} classes have names, and the model has {count} outputs; name "
-                "each, or none"
-            )
 
     # Records
 

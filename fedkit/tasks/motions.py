@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import DataError
+from fedkit.preprocess.series import Series
+from fedkit.preprocess.series import windows as windows
 from fedkit.tasks.data_folder import data_folder
 from fedkit.tasks.task import Examples, Task
 
@@ -42,7 +44,10 @@ ACTIVITIES = ("Badminton", "Running", "Standing", "Walking")
 _NAME = "BasicMotions"
 _PACKAGES = ("aeon", "sktime")
 _INSTALL = "pip install --no-deps aeon"
-_SIGNALS = 6
+SIGNALS = tuple(f"{what}_{axis}" for what in ("acceleration", "rotation") for axis in "xyz")
+"""Columns of a .csv file that an artifact takes, in the order of the data set."""
+
+_SIGNALS = len(SIGNALS)
 
 
 def train_data() -> Examples:
@@ -78,30 +83,6 @@ def _load(split: Literal["TRAIN", "TEST"]) -> Examples:
     labels = np.array([ACTIVITIES.index(name) for name in names])
     recordings = np.repeat(np.arange(len(series)), len(cut) // len(series))
     return Examples(cut, labels[recordings], columns={"recording": recordings})
-
-
-def windows(series: NDArray[np.float32], steps: int, hop: int) -> NDArray[np.float32]:
-    """Cut series into windows.
-
-    Args:
-        series: float32 [n, signals, length].
-        steps: Of a window, 1 to the length.
-        hop: Steps from the beginning of a window to that of the next.
-
-    Returns:
-        float32 [n * windows, signals, steps], those of a series in a row; what is left behind the
-        last whole window is left out.
-
-    Raises:
-        DataError: There is no window.
-    """
-    if not 1 <= steps <= series.shape[2] or hop < 1:
-        raise DataError(
-            f"steps is {steps} and hop {hop}; windows of series of {series.shape[2]} steps have 1 "
-            "to as many, and begin at least 1 apart"
-        )
-    cut = np.lib.stride_tricks.sliding_window_view(series, steps, axis=2)[:, :, ::hop]
-    return np.ascontiguousarray(cut.transpose(0, 2, 1, 3).reshape(-1, series.shape[1], steps))
 
 
 def read_ts(path: Path) -> tuple[NDArray[np.float32], list[str]]:
@@ -155,5 +136,8 @@ def _folder() -> Path:
     )
 
 
-TASK = Task("motions", model, train_data, test_data)
+RAW = Series(SIGNALS, STEPS, HOP, classes=ACTIVITIES)
+"""What an artifact takes; numbers go in as they were measured."""
+
+TASK = Task("motions", model, train_data, test_data, raw_input=RAW)
 """The task `motions`."""

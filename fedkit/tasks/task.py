@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import TaskError
 from fedkit.core.lookup import reason, theirs
-from fedkit.preprocess.audio import Audio
+from fedkit.preprocess.raw_input import RawInput
 from fedkit.tasks import losses, metrics
 from fedkit.tasks.as_numbers import array_of, numbers
 from fedkit.tasks.lazy_array import taken
@@ -250,8 +250,8 @@ class Task:
         metric: One of `fedkit.tasks.metrics`, or a function (outputs, targets) -> number; numpy
             in, so that the exported artifact is measured by the same. A plain function is shown
             under its own name, a `Metric` says how. What the loss ignores, accuracy does too.
-        raw_input: What the inputs are made of, where that is sound: artifacts say so, and C makes
-            them itself.
+        raw_input: What the inputs are made of, sound or pixels: artifacts say so and take files,
+            and C makes those of sound itself.
 
     Raises:
         TaskError: An attribute is of another kind.
@@ -263,7 +263,7 @@ class Task:
     test_data: Callable[[], Examples]
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     metric: Callable[[NDArray[np.generic], NDArray[np.int64]], float] = accuracy
-    raw_input: Audio | None = None
+    raw_input: RawInput | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -275,10 +275,10 @@ class Task:
                 f"{type(self.model).__name__}; it must be a function that makes a fresh one "
                 "(model=lambda: ...), or a name of the zoo"
             )
-        if self.raw_input is not None and not isinstance(self.raw_input, Audio):
+        if self.raw_input is not None and not isinstance(self.raw_input, RawInput):
             raise TaskError(
                 f"raw_input of task {self.name!r} is a {type(self.raw_input).__name__}; it must be "
-                "a fedkit.preprocess.audio.Audio, or None"
+                "a raw input of fedkit.preprocess, as pixels.Pixels or audio.Audio, or None"
             )
         for part in ("train_data", "test_data", "loss", "metric"):
             value = getattr(self, part)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 import os
@@ -18,34 +16,16 @@ import pytest
 from edge import artifact
 from edge.quantize import truth
 from edge.targets.fpga import yosys
+from edge.targets.fpga.runner import SimulatedRunner
 from edge.targets.registry import runtimes
-from fedkit.cli import export
 from fedkit.engine.plan.plan import load_plan
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.rounds import Report
 from fedkit.tasks import losses
+from tests.cli.conftest import SMALL
 from tests.command_line import fedkit
 from tests.processes import HANG, left_running, wait_for
 from tests.sets import slow
-
-SMALL = (
-    "--devices 3 --rounds 2 --epochs 1 --examples-per-device 40 --pool-size 2 --server-epochs 1 "
-    "--sparse-epochs 1 --in-process"
-)
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one finished run, `done`, and its summary line."""
-    path = tmp_path_factory.mktemp("runs")
-    command = f"run --out {path} --name done {SMALL} --with-dense --json"
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(io.StringIO()) as printed,
-    ):
-        assert fedkit(command, patch) == 0
-    (path / "stdout").write_text(printed.getvalue())
-    return path
 
 
 def test_run_ends_with_one_json_line_of_documented_keys(out: Path) -> None:
@@ -145,7 +125,7 @@ def test_hardware_is_simulated(
 ) -> None:
     if yosys.obstacle("yosys") is not None:
         pytest.skip("needs yosys: pip install 'fedkit[bench]'")
-    monkeypatch.setattr(export, "SIMULATED", 2)
+    monkeypatch.setattr(SimulatedRunner, "most_examples", 2)
     run = out / "done"
     assert fedkit(f"export {run} --target fpga --lanes 2", monkeypatch) == 0
     assert "cycles per inference" in capsys.readouterr().out

@@ -53,7 +53,7 @@ def saved(path: Path, audio: Audio = AUDIO, target: str = "") -> Artifact:
     bias = made[-1].bias
     assert isinstance(bias, torch.Tensor)
     bias.data -= logits.detach().median(dim=0).values
-    return edge.export_model(made, inputs, path, target, audio=audio)
+    return edge.export_model(made, inputs, path, target, raw_input=audio)
 
 
 @pytest.mark.parametrize("audio", slow_but([SERIES], [AUDIO, SERIES]))
@@ -128,7 +128,7 @@ def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ExportError, match=text):
             inputs = np.random.default_rng(0).random((9, 1, 6, 8), np.float32)
-            edge.export_model(model(AUDIO), inputs, tmp_path / "a-c99", audio=audio)
+            edge.export_model(model(AUDIO), inputs, tmp_path / "a-c99", raw_input=audio)
         assert not list(tmp_path.iterdir())
 
 

@@ -89,7 +89,7 @@ def test_labels_are_those_that_are_written(tmp_path: Path) -> None:
 
 def test_every_expression_is_promql() -> None:
     for each in expressions():
-        assert promql_parser.parse(each).prettify()
+        assert promql_parser.parse(each) is not None
 
 
 def test_it_asks_for_its_data_source_and_brings_no_other() -> None:

@@ -22,6 +22,7 @@ from edge.targets.tflite.runner import Runner
 from fedkit.graph import ir
 from fedkit.graph.ops.registry import WEIGHTED
 from fedkit.preprocess.audio import Audio
+from fedkit.preprocess.raw_input import RawInput
 
 _ROUNDING = "half_up"
 
@@ -33,12 +34,13 @@ def _make(
     goal: Goal = "speed",
     keep: bool = False,
     name: str | None = None,
-    audio: Audio | None = None,
+    raw_input: RawInput | None = None,
 ) -> Made:
     name = name_for(path) if name is None else name
     check_new_name(name)
     integers = vectors_of(graph, examples)
     expected = outputs_int8(graph, integers, _ROUNDING)
+    audio = raw_input if isinstance(raw_input, Audio) else None  # pixels need no code
     sources = emitter.emit(graph, integers, expected, goal, keep, name, audio)
     details: dict[str, Any] = {
         "name": name,
@@ -60,7 +62,8 @@ def _open(found: artifact.Artifact, runtime: str, changed: bool) -> Runner:
 
 
 def _made_with(found: artifact.Artifact) -> dict[str, Any]:
-    return {"goal": found.detail("goal", str), "name": name_of(found), "audio": raw_input_of(found)}
+    form = {"goal": found.detail("goal", str), "name": name_of(found)}
+    return {**form, "raw_input": raw_input_of(found)}
 
 
 def _layer_bytes(graph: ir.Graph, found: artifact.Artifact) -> Counter[str]:
