@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-class Link:
+class Simulations:
     """A SuperLink for simulations, and what is asked of it by Flower's own commands."""
 
     def __init__(self, superlink: SuperLink, folder: Path) -> None:
@@ -87,14 +87,14 @@ def command(pid: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
+def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulations]:
     folder = tmp_path_factory.mktemp("link")
     with SuperLink(folder / "log", "--simulation") as superlink:
-        yield Link(superlink, folder)
+        yield Simulations(superlink, folder)
 
 
 @pytest.mark.parametrize("backend", ["processes", "threads", "ray"])
-def test_devices_are_as_many_as_supernodes(link: Link, backend: str) -> None:
+def test_devices_are_as_many_as_supernodes(link: Simulations, backend: str) -> None:
     link.begin(backend=backend).wait(HANG)
     assert RunFolder.open(link.run).is_finished, link.log()
     assert RunFolder.open(link.run).config.devices == 3
@@ -111,7 +111,7 @@ def test_devices_are_as_many_as_supernodes(link: Link, backend: str) -> None:
     ],
 )
 def test_what_is_wrong_is_told_first_and_ends_the_run(
-    link: Link, keys: dict[str, Any], message: str
+    link: Simulations, keys: dict[str, Any], message: str
 ) -> None:
     """The deadline is an hour; a run that waited for it would hang this test."""
     link.begin(**keys).wait(HANG)
@@ -124,14 +124,14 @@ def test_what_is_wrong_is_told_first_and_ends_the_run(
     wait_for(lambda: not link.simulating())
 
 
-def begun(link: Link) -> list[int]:
+def begun(link: Simulations) -> list[int]:
     """Start a long run; return its processes, once it trains."""
     link.begin(rounds=100000)
     wait_for(lambda: len(link.simulating()) >= 3 and (link.run / "metrics.jsonl").is_file())
     return link.simulating()
 
 
-def test_nothing_is_left_of_a_run_that_was_stopped(link: Link) -> None:
+def test_nothing_is_left_of_a_run_that_was_stopped(link: Simulations) -> None:
     assert len(begun(link)) == 3  # the simulation and two workers
     link.ask("stop", link.id, "fedkit")
     wait_for(lambda: not link.simulating())
@@ -139,13 +139,14 @@ def test_nothing_is_left_of_a_run_that_was_stopped(link: Link) -> None:
     assert RunFolder.open(link.run).has_checkpoint
 
 
-def test_workers_end_with_a_simulation_that_was_killed(link: Link) -> None:
+def test_workers_end_with_a_simulation_that_was_killed(link: Simulations) -> None:
     oldest = min(begun(link))
     os.kill(oldest, signal.SIGKILL)
     wait_for(lambda: not link.simulating())
+    assert RunFolder.open(link.run).has_checkpoint
 
 
-def test_a_run_whose_worker_dies_says_so(link: Link) -> None:
+def test_a_run_whose_worker_dies_says_so(link: Simulations) -> None:
     first, worker, *_ = sorted(begun(link))
     os.kill(worker, signal.SIGKILL)
     wait_for(lambda: not link.simulating())
