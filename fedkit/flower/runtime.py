@@ -13,6 +13,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import pickle
 import queue
 import secrets
 import sys
@@ -32,7 +33,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedkit.core.side_by_side import cores
-from fedkit.flower.workers import KINDS, Backend, Workers, resolved
+from fedkit.core.spill import Packing, Spill
+from fedkit.flower.workers import KINDS, Backend, Workers, pickled, resolved
 
 BACKEND_KEY, WORKERS_KEY = "backend", "workers"
 """Keys of a run-config: what devices run in, and how many at the same time (0: one per core)."""
@@ -340,12 +342,19 @@ class Simulated:
     log: Path | None = None
 
 
+_STATES = Packing[RecordDict](
+    lambda state: sum(len(a.data) for r in state.array_records.values() for a in r.values()),
+    pickled,
+    pickle.loads,
+)
+
+
 class _Made:
-    """Contexts made when they are first asked for."""
+    """Contexts made when they are asked for; states that memory cannot hold are in files."""
 
     def __init__(self, given: Simulated, run: int, partitions: Mapping[int, int]) -> None:
         self._given, self._run, self._partitions = given, run, partitions
-        self._states: dict[int, RecordDict] = {}
+        self._states = Spill(_STATES)
 
     def of(self, node: int) -> Context:
         given = self._given
@@ -357,7 +366,7 @@ class _Made:
         return Context(self._run, node, about, state, dict(given.run_config))
 
     def keep(self, node: int, context: Context) -> None:
-        self._states[node] = context.state
+        self._states.put(node, context.state)
 
 
 @contextmanager

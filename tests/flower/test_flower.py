@@ -190,7 +190,8 @@ class RecordsFleet(LocalFleet):
     """Every packet, and all that a device remembers, goes through Flower's records and back."""
 
     def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
-        self._memories = [from_records(to_records(memory)) for memory in self._memories]
+        for index in asked:
+            self._memories.put(index, from_records(to_records(self.memory(index))))
         replies = super().answers(phase, from_records(to_records(request)), asked)
         return [from_records(to_records(reply)) for reply in replies]
 

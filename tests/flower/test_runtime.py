@@ -18,6 +18,7 @@ from flwr.server.superlink.fleet.vce import vce_api
 from flwr.superlink.grid import InMemoryGrid
 
 from fedkit.config import make_config
+from fedkit.core import spill
 from fedkit.core.errors import FedkitError
 from fedkit.flower import runtime
 from fedkit.flower.run_config import RunPlace, read_run_config
@@ -251,3 +252,29 @@ def test_a_run_of_one_process_goes_on_through_flower(tmp_path: Path) -> None:
     place = RunPlace(folder, resume=True)
     simulate(scenario, place, "threads", 1, lambda step: None, tmp_path / "log")
     assert_same_bits(RunFolder.open(folder).load().state, whole.load().state)
+
+
+@pytest.mark.parametrize("changes", [{"uplink_bits": 4}, slow({"method": "prunefl"})], ids=str)
+def test_memories_in_files_change_nothing(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = make_scenario(config(**{**SAMPLED, "devices_per_round": 4, **changes}))
+    wanted = run(scenario, scenario.local_fleet())
+    monkeypatch.setattr(spill.Spill.__init__, "__defaults__", (1,))
+    sent_away: list[int] = []
+    send = spill.Spill._send_away
+
+    def noted(table: spill.Spill[Any], number: int, thing: Any) -> None:
+        sent_away.append(number)
+        send(table, number, thing)
+
+    monkeypatch.setattr(spill.Spill, "_send_away", noted)
+    here = run(scenario, scenario.local_fleet())
+    assert sent_away
+    sent_away.clear()
+    there: list[Any] = []
+    simulate(scenario, RunPlace(tmp_path / "run"), "processes", 2, there.append, tmp_path / "log")
+    assert sent_away
+    for one, two, three in zip(wanted, here, there, strict=True):
+        assert_same_bits(one.state, two.state)
+        assert_same_bits(one.state, three.state)
