@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from fedkit.config import RunConfig
 from fedkit.core.errors import FleetError, WireError
-from fedkit.core.text import terminal_text
+from fedkit.core.text import listed, terminal_text
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.run_config import check_nodes
 from fedkit.flower.runtime import here, simulated_nodes
@@ -204,7 +204,7 @@ class FlowerFleet:
         self, exchange: _Exchange[Any], check: Callable[[], None] = lambda: None
     ) -> None:
         """Ask, and take answers in, until nobody is expected any more or it is too late."""
-        began = time.monotonic()
+        began = told = time.monotonic()
         deadline = began + self._config.deadline
         while exchange.expected > 0:
             exchange.ask(max(1.0, deadline - time.monotonic()))
@@ -212,8 +212,26 @@ class FlowerFleet:
             check()
             if time.monotonic() > deadline:
                 break
+            if exchange.unconnected and time.monotonic() - told >= _TELL_SECONDS:
+                told = time.monotonic()
+                self._tell_missing(exchange, deadline - told)
             self._rest(time.monotonic() - began)
             self._look()
+
+    def _tell_missing(self, exchange: _Exchange[Any], left: float) -> None:
+        """Say which devices are waited for that are not connected, as far as they are known."""
+        asked = set(range(self._config.devices) if self._chosen is None else self._chosen)
+        there = {self._device_of[node] for node in self._connected & self._device_of.keys()}
+        missing, answered = sorted(asked - there - exchange.devices), len(exchange.answers)
+        # A node that is there and has not answered may be any device that is not known.
+        known = len(missing) == exchange.unconnected
+        who = listed("device", missing) if known else f"{exchange.unconnected} others"
+        self._log("waiting", connected=len(there), devices=self.asked, seconds_left=round(left))
+        print(
+            f"{answered} of {self.asked} devices have answered; waiting up to {left:.0f} s for "
+            f"{who}, not connected (min_share and deadline say how long)",
+            flush=True,
+        )
 
     def _rest(self, waited: float) -> None:
         """Leave Flower alone for a while, or until an answer is there where that is told."""
