@@ -23,7 +23,7 @@ endif
 COMPILER := $(shell command -v cc || command -v gcc || command -v clang)
 CODE := fedkit edge sim tests examples docs/site
 # Those that take long have targets of their own.
-LONG := exact intaccuracy jobs quantise
+LONG := exact intaccuracy jobs quantise simulate
 BENCHMARKS = $(filter-out $(LONG),$(shell $(BIN)/python -m fedkit.bench.registry | cut -f 1))
 RUN := fedkit run --task digits --devices 10 --alpha 0.5 --density 0.1 --with-dense
 
@@ -102,6 +102,13 @@ jobs: committed $(STAMP) ## Train the jobs of small devices, and measure what co
 	tail -n 1 build/jobs | $(BIN)/python -m json.tool - results/jobs.json
 	$(BIN)/python -m fedkit.bench.readme
 
+# Half an hour, most of it stock Flower's; nothing else should run meanwhile.
+simulations: committed $(STAMP) ## Measure simulated fleets beside stock Flower, into results/
+	mkdir -p build
+	$(BIN)/fedkit bench simulate --json > build/simulate
+	tail -n 1 build/simulate | $(BIN)/python -m json.tool - results/simulate.json
+	$(BIN)/python -m fedkit.bench.readme
+
 docs: $(STAMP) ## Build the documentation into build/site, strictly and without network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f docs/site/mkdocs.yml
 
@@ -144,4 +151,4 @@ tools:
 	@test -n '$(COMPILER)' || { echo 'A C compiler (cc, gcc or clang) was not found.' \
 	'$(DEBIAN) gcc; $(FEDORA) gcc; $(MACOS) xcode-select --install'; exit 1; }
 
-.PHONY: help run results committed accuracy exact jobs test test-all docs check format setup constraints wheels clean tools
+.PHONY: help run results committed accuracy exact jobs simulations test test-all docs check format setup constraints wheels clean tools

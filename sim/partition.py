@@ -56,13 +56,15 @@ def assign(examples: Examples, how: Partition) -> list[NDArray[np.int64]]:
 
 
 def _run_partitioner(examples: Examples, how: Partition) -> list[NDArray[np.int64]]:
-    # Imported here because it takes seconds, and a device that is given its share needs none of it.
-    from datasets import Dataset
-
     row = ROWS[how.kind]
     # What datasets.Dataset.shuffle(seed) does; as a plain gather it reads ten times faster later.
     order = np.random.default_rng(how.seed).permutation(len(examples))
     columns = {"index": order, "by": row.column(examples, how)[order]}
+    if row.cut is not None:
+        return row.cut(order, columns["by"], how)
+    # Imported here because it takes seconds, and a device that is given its share needs none of it.
+    from datasets import Dataset
+
     partitioner = row.make(imported(), how)
     try:
         with _quiet():

@@ -56,6 +56,10 @@ class Partition:
     single_class: Literal["error", "allow"] = "error"
 
 
+Indices = NDArray[np.int64]
+Cut = Callable[[Indices, NDArray[Any], Partition], list[Indices]]
+
+
 @dataclass(frozen=True)
 class PartitionRow:
     """What there is to know of one kind.
@@ -67,6 +71,8 @@ class PartitionRow:
         column: That column of the examples, [n].
         check: Refuses, by a `DataError`, what the partitioner would not.
         refusal: Says why the partitioner gave up.
+        cut: Makes of the shuffled indices [n] and their column [n] what the partitioner would, in
+            milliseconds where it takes 5 per device; None where it is needed itself.
     """
 
     make: Callable[[Any, Partition], Any]
@@ -79,6 +85,7 @@ class PartitionRow:
         f"the {how.kind} partition cannot share {len(examples)} examples out to {how.devices} "
         "devices; use fewer devices"
     )
+    cut: Cut | None = None
 
 
 def imported() -> Any:
@@ -236,12 +243,27 @@ def _too_small(examples: Examples, how: Partition) -> str:
     )
 
 
+# Cuts ----------------------------------------------------------------------------------------
+
+
+def _in_turn(order: Indices, column: NDArray[Any], how: Partition) -> list[Indices]:
+    return np.array_split(order, how.devices)
+
+
+def _by_group(order: Indices, column: NDArray[Any], how: Partition) -> list[Indices]:
+    together = np.argsort(column, kind="stable")
+    ends = np.cumsum(np.bincount(column, minlength=how.devices))[:-1]
+    return np.split(order[together], ends)
+
+
 # Rows ----------------------------------------------------------------------------------------
 
 _FEWER = "use fewer devices"
 
 ROWS: dict[PartitionKind, PartitionRow] = {
-    "iid": PartitionRow(lambda flower, how: flower.IidPartitioner(how.devices), _FEWER),
+    "iid": PartitionRow(
+        lambda flower, how: flower.IidPartitioner(how.devices), _FEWER, cut=_in_turn
+    ),
     "dirichlet": PartitionRow(
         lambda flower, how: flower.DirichletPartitioner(
             how.devices,
@@ -273,6 +295,7 @@ ROWS: dict[PartitionKind, PartitionRow] = {
         "leave those owners out",
         _groups,
         _check_owners,
+        cut=_by_group,
     ),
     "linear": PartitionRow(
         lambda flower, how: flower.LinearPartitioner(how.devices), _FEWER, refusal=_too_small

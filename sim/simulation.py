@@ -1,4 +1,4 @@
-"""A fleet as a Flower simulation, behind a real SuperLink."""
+"""A fleet as a Flower simulation: in this process, or behind a SuperLink of its own."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
+
+from flwr.app import Context
 
 from fedkit.config import RunConfig
 from fedkit.core.errors import FleetError
+from fedkit.device.round import Device
+from fedkit.flower.client_app import InThreads, in_context_and_folder, make_client_app
 from fedkit.flower.local_superlink import SuperLink
 from fedkit.flower.processes import toml_pairs
-from fedkit.flower.run_config import FOLDER_KEY, RESUME_KEY
+from fedkit.flower.run_config import FOLDER_KEY, RESUME_KEY, RunPlace
+from fedkit.flower.runtime import BACKEND_KEY, WORKERS_KEY, Simulated, simulation
+from fedkit.flower.serve import serve
+from fedkit.flower.workers import Backend, resolved
+from fedkit.server.rounds import Report
+from fedkit.server.scenario import Scenario
 
 APP = Path(__file__).parent / "app"
 """The Flower app that `flwr run` ships."""
@@ -35,9 +46,41 @@ def check_ray_folder() -> None:
         raise FleetError(
             f"{name} is {folder}, {length} bytes long, and Ray, which simulates the devices, has "
             f"its sockets below it, for which {LONGEST_RAY_FOLDER} is the most (AF_UNIX paths are "
-            "short): set RAY_TMPDIR to a shorter folder, such as RAY_TMPDIR=/tmp, or run with "
-            "--in-process"
+            "short): set RAY_TMPDIR to a shorter folder, such as RAY_TMPDIR=/tmp, or run without "
+            "--backend ray"
         )
+
+
+def simulate(
+    scenario: Scenario,
+    place: RunPlace,
+    backend: Backend,
+    workers: int,
+    after_step: Callable[[Report], None],
+    log: Path,
+) -> None:
+    """Run a fleet through Flower in this process, and record it; no SuperLink is started.
+
+    Args:
+        scenario: The run.
+        place: Where it is recorded.
+        backend: processes, threads, or auto.
+        workers: Devices that compute at the same time.
+        after_step: Called with each step once it is stored.
+        log: File for what server and devices print.
+
+    Raises:
+        FedkitError: What ended the run; see `fedkit.server.record.record`.
+    """
+
+    def device_of(context: Context) -> Device:
+        return scenario.device(int(context.node_config["partition-id"]))
+
+    app = make_client_app(device_of, InThreads(in_context_and_folder))
+    keys = {FOLDER_KEY: str(place.folder)}
+    given = Simulated(app, scenario.config.devices, keys, resolved(backend), workers, log)
+    with log.open("a") as file, redirect_stdout(file), simulation(given) as grid:
+        serve(scenario, grid, place, after_step=after_step)
 
 
 class FlowerSimulation(SuperLink):
@@ -60,7 +103,12 @@ class FlowerSimulation(SuperLink):
         return {"RAY_TMPDIR": self.home} if fits and "RAY_TMPDIR" not in os.environ else {}
 
     def submit(
-        self, config: RunConfig, folder: Path, workers: int, resume: bool = False
+        self,
+        config: RunConfig,
+        folder: Path,
+        workers: int,
+        resume: bool = False,
+        backend: Backend = "ray",
     ) -> subprocess.Popen[bytes]:
         """Start a run; the returned `flwr run` process ends with it.
 
@@ -69,8 +117,10 @@ class FlowerSimulation(SuperLink):
             folder: Its run folder; must not exist yet, unless the run is to go on.
             workers: Devices that compute at the same time, one core each.
             resume: Whether the folder is there, and the run goes on after its last step.
+            backend: What runs the devices.
         """
         own = {FOLDER_KEY: str(folder.absolute()), RESUME_KEY: resume}
+        own |= {BACKEND_KEY: backend, WORKERS_KEY: workers}
         values = {**config.model_dump(), **own}
         simulation = {
             "num-supernodes": config.devices,

@@ -89,7 +89,7 @@ def test_make_measures_committed_code_alone(tmp_path: Path) -> None:
     assert "commit them first" in make().stdout
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     writing = re.findall(r"^(\w+):(.*)\n(?:\t.*\n)*?\t.*results/", makefile, re.MULTILINE)
-    assert {name for name, _ in writing} == {"results", "accuracy", "exact", "jobs"}
+    assert {name for name, _ in writing} == {"results", "accuracy", "exact", "jobs", "simulations"}
     assert all("committed" in needs for _, needs in writing)
 
 

@@ -87,15 +87,30 @@ class Disturber:
                 file.write(json.dumps({"command": self.what, "seed": SEED, **values}) + "\n")
 
 
+PARTLY = {"devices": 6, "devices_per_round": 2, "availability": "random:0.7"}
+"""A part of the devices each round, of those that are there."""
+
+KINDS: dict[str, dict[str, object]] = {
+    "all": {},
+    "partly": {**PARTLY, "uplink_bits": 4},
+    "partly, prunefl": {**PARTLY, "method": "prunefl", "adjust_every": 4},
+    "partly, feddst": {**PARTLY, "method": "feddst"},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [["--in-process"], []], ids=str)
-def test_run(way: list[str], tmp_path: Path) -> None:
-    disturber = Disturber(" ".join(["run", *way]), tmp_path)
-    wanted, out = whole_run(tmp_path / "whole", KEYS), tmp_path / "runs"
-    disturber.undisturbed(["run", *flags(KEYS), "--out", str(out), "--name", "r", *way])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "way", [["--in-process"], [], ["--backend", "threads"], ["--backend", "ray"]], ids=str
+)
+def test_run(way: list[str], kind: str, tmp_path: Path) -> None:
+    keys = {**KEYS, **KINDS[kind]}
+    disturber = Disturber(" ".join(["run", kind, *way]), tmp_path)
+    wanted, out = whole_run(tmp_path / "whole", keys), tmp_path / "runs"
+    disturber.undisturbed(["run", *flags(keys), "--out", str(out), "--name", "r", *way])
     for index in itertools.takewhile(lambda _: disturber.tried < MOMENTS, itertools.count()):
         name, where = f"r{index}", ["--out", str(out), *way]
-        run = ["run", *flags(KEYS), *where, "--name", name]
+        run = ["run", *flags(keys), *where, "--name", name]
         resume = ["run", "--resume", name, *where]
         disturber.until_done(run, resume, out / name)
         assert state(out / name) == wanted

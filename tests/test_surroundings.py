@@ -24,6 +24,7 @@ from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.processes import answers, free_port, past_proxies
 from fedkit.flower.run_config import SERVER_KEYS, read_run_config
 from sim.simulation import APP, LONGEST_RAY_FOLDER, check_ray_folder
+from tests.fleet.grids import ScriptedGrid
 from tests.sets import slow
 from tests.whole_runs import KEYS, flags, state, whole_run
 
@@ -226,7 +227,9 @@ def test_a_temporary_folder_too_long_for_sockets_is_named_first(
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("x" * 100)))
-    monkeypatch.setattr(sys, "argv", ["fedkit", *SMALL.split(), "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(
+        sys, "argv", ["fedkit", *SMALL.split(), "--backend", "ray", "--out", str(tmp_path / "out")]
+    )
     with pytest.raises(SystemExit) as ended:
         main()
     told = " ".join(capsys.readouterr().err.split())
@@ -262,9 +265,10 @@ def test_a_wrong_value_of_a_run_config_is_printed_by_its_key(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = {**SERVER_KEYS, **make_config({}).model_dump()}
-    assert read_run_config(given)[0] == make_config({})
+    grid = ScriptedGrid({})
+    assert read_run_config(given, grid)[0] == make_config({})
     with pytest.raises(ConfigError):
-        read_run_config({**given, "density": 7})
+        read_run_config({**given, "density": 7}, grid)
     assert capsys.readouterr().out.startswith("error: density is 7: input should be less than")
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkit.bench import markdown
+from fedkit.bench.process import shared_memory
 from fedkit.core.errors import BenchError
 from fedkit.core.files import write_atomic
 from fedkit.core.supervise import forget_group, guard, tell_group, temporary_folder
@@ -191,14 +192,7 @@ def _peak(fleet: Fleet) -> Iterator[list[int]]:
 
 def _memory(fleet: Fleet) -> int:
     """Return the PSS of all processes of the first device, in bytes."""
-    total = 0
-    for pid in marked(f"FLWR_HOME={fleet.device(0) / 'flwr'}"):
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-        except OSError:  # It has just ended.
-            continue
-        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total
+    return shared_memory(marked(f"FLWR_HOME={fleet.device(0) / 'flwr'}"))
 
 
 def table(result: Mapping[str, Any]) -> list[str]:

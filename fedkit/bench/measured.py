@@ -60,7 +60,7 @@ class MeasuredFleet(LocalFleet):
     def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
         """See `LocalFleet.answers`."""
         if self._worth(phase, request):
-            self.recorded.append(Recorded(phase, request, self._memories[0]))
+            self.recorded.append(Recorded(phase, request, self.memory(0)))
         replies = super().answers(phase, request, asked)
         began, kind = time.perf_counter(), MESSAGE_TYPES[phase]
         self.bytes_down += len(replies) * packet_bytes(request, kind)

@@ -5,6 +5,7 @@ They import this module too, so at the top it imports next to nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -65,3 +66,20 @@ def idle_memory() -> int:
 def _figure(status: str, key: str) -> int:
     line = next(line for line in status.splitlines() if line.startswith(f"{key}:"))
     return 1024 * int(line.split()[1])
+
+
+def shared_memory(pids: Iterable[int]) -> int:
+    """Return the memory of processes in bytes; a page that n processes share is 1 / n of it (PSS).
+
+    Processes that have ended take none.
+    """
+    from pathlib import Path
+
+    total = 0
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+        except OSError:
+            continue
+        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total

@@ -68,6 +68,12 @@ def run(
     in_process: Annotated[
         bool, typer.Option("--in-process", help="without Flower: same numbers, faster start")
     ] = False,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="what runs devices through Flower: processes, threads, ray (Flower's own), auto"
+        ),
+    ] = "auto",
     workers: Annotated[
         int, typer.Option(min=0, help="devices computing at once (0: one per core)")
     ] = 0,
@@ -120,7 +126,8 @@ def run(
         path = job.folder_for(config, name, out)
     asked = export.Form(_targets(targets)) if targets else None
     logging = _targets(logs) if logs else ()
-    todo = job.Job(config, path, with_dense, in_process, workers, bool(resume), asked, logging)
+    how = (with_dense, in_process, job.checked_backend(backend), workers)
+    todo = job.Job(config, path, *how, bool(resume), asked, logging)
     with watch.runs([path for _, path in todo.runs], live, live_address, _say):
         done = job.run_job(todo, log)
     _print(done, as_json, tables.run_table)

@@ -28,6 +28,8 @@ from fedkit.core.provenance import made_by
 from fedkit.core.side_by_side import cores
 from fedkit.core.signals import STOPS, stop_number, stop_words
 from fedkit.flower.processes import tail
+from fedkit.flower.run_config import RunPlace
+from fedkit.flower.workers import Backend, resolved
 from fedkit.methods.registry import resolve
 from fedkit.report.loggers import LOGGERS, logged, require
 from fedkit.report.partition_picture import write_picture
@@ -36,8 +38,9 @@ from fedkit.server.record import record
 from fedkit.server.scenario import Scenario, with_model_named
 from fedkit.tasks.task import ACCURACY, Metric
 from sim.scenario import make_scenario
-from sim.simulation import FlowerSimulation, check_ray_folder
+from sim.simulation import FlowerSimulation, check_ray_folder, simulate
 
+FLOWER_LOG = "flower.log"
 _POLL_SECONDS = 0.2
 
 
@@ -50,6 +53,7 @@ class Job:
         path: Its run folder.
         with_dense: Run dense FedAvg of the same length too, into `<path>-dense`.
         in_process: Run without Flower.
+        backend: What runs devices through Flower.
         workers: Devices that compute at the same time; 0: one per core.
         resume: The folder is there, and the run goes on after its last step.
         asked: What to export, if somebody asked; otherwise what `export` makes by itself, if the
@@ -61,10 +65,16 @@ class Job:
     path: Path
     with_dense: bool = False
     in_process: bool = False
+    backend: Backend = "auto"
     workers: int = 0
     resume: bool = False
     asked: Form | None = None
     logs: tuple[str, ...] = ()
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether Flower's own backend runs the devices."""
+        return self.backend == "ray" and not self.in_process
 
     @property
     def runs(self) -> list[tuple[RunConfig, Path]]:
@@ -74,6 +84,15 @@ class Job:
             dense = self.config.model_copy(update={"method": "dense", "density": 1.0})
             runs.append((dense, dense_folder(self.path)))
         return runs
+
+
+def checked_backend(name: str) -> Backend:
+    """Return what is to run devices through Flower.
+
+    Raises:
+        ConfigError: There is no such backend.
+    """
+    return resolved(name)
 
 
 def folder_for(config: RunConfig, name: str, out: Path) -> Path:
@@ -128,7 +147,7 @@ def run_job(job: Job, log: Console) -> dict[str, Any]:
         log.print(f"the run in {job.path} is finished; nothing is left to do", soft_wrap=True)
         return summary
     job = replace(job, config=with_model_named(resolve(job.config)))
-    if not job.in_process:
+    if job.on_ray:
         check_ray_folder()
     scenario = make_scenario(job.config)
     scenario.check()
@@ -278,8 +297,10 @@ def _run_all(job: Job, log: Console) -> None:
     try:
         if job.in_process:
             _run_here(left, workers, job.logs, log)
+        elif job.on_ray:
+            _run_ray(left, workers, job.logs, log)
         else:
-            _run_flower(left, workers, job.logs, log)
+            _run_flower(left, job.backend, workers, job.logs, log)
     except STOPS as stop:
         raise StoppedError(f"{stop_words(stop)}; {_kept(job)}", stop_number(stop)) from None
 
@@ -307,14 +328,29 @@ def _run_here(
 
 
 def _run_flower(
+    runs: list[tuple[RunConfig, Path]],
+    backend: Backend,
+    workers: int,
+    logs: Sequence[str],
+    log: Console,
+) -> None:
+    for config, path in runs:
+        with _progress(config, path, logs, log) as update:
+            simulate(
+                *(make_scenario(config), RunPlace(path, resume=True), backend, workers),
+                *(lambda _, update=update: update(), path / FLOWER_LOG),
+            )
+
+
+def _run_ray(
     runs: list[tuple[RunConfig, Path]], workers: int, logs: Sequence[str], log: Console
 ) -> None:
     if not runs:
         return
     first = runs[0][1]
     flower_log = first.with_name(f"{first.name}.flower.log")
-    if (first / "flower.log").is_file():  # of the part before; what follows is added to it
-        (first / "flower.log").replace(flower_log)
+    if (first / FLOWER_LOG).is_file():  # of the part before; what follows is added to it
+        (first / FLOWER_LOG).replace(flower_log)
     try:
         with FlowerSimulation(flower_log) as simulation:
             for config, path in runs:
@@ -328,7 +364,7 @@ def _run_flower(
                 _check_finished(config, path, process.returncode, flower_log)
     finally:
         if first.is_dir() and flower_log.is_file():
-            flower_log.replace(first / "flower.log")
+            flower_log.replace(first / FLOWER_LOG)
 
 
 def _check_finished(config: RunConfig, path: Path, code: int, flower_log: Path) -> None:

@@ -11,11 +11,13 @@ import contextlib
 import multiprocessing
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +93,14 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=prefix) as name:
         _tell(f"folder {name}")
         yield Path(name)
+
+
+def folder_of(owner: object, prefix: str) -> Path:
+    """Make a folder that is gone with its owner, or when this process is."""
+    path = tempfile.mkdtemp(prefix=prefix)
+    weakref.finalize(owner, shutil.rmtree, path, ignore_errors=True)
+    _tell(f"folder {path}")
+    return Path(path)
 
 
 def stay_guarded_over_exec() -> None:

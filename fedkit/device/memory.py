@@ -21,10 +21,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from fedkit.core.errors import DataError
 from fedkit.core.files import write_atomic
+from fedkit.core.spill import Packing
 from fedkit.methods.interface import Phase
 from fedkit.wire.messages import Packet, packet_digest
 
@@ -35,6 +36,7 @@ LASTING = ("kept.", "remainder", "local.")
 """What the names of arrays begin with that only the device knows."""
 
 _KEPT_STEPS, _KEPT_RUNS = 2, 2
+_OBJECTS = 2000  # Bytes of what holds a memory's arrays.
 _MEMORY, _REPLY = "memory.", "reply."
 _BEFORE_TRAINING = {"survey": 0, "moments": 0, "losses": 1}
 _SPAN = 10_000  # Room for a round's questions after its training, one per level of norms.
@@ -131,6 +133,21 @@ class DurableMemory:
             return about["asked"], memory, reply
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None  # Never written, or damaged: the server sends what is missing.
+
+
+def _packed(memory: Packet) -> bytes:
+    arrays = {name: np.ascontiguousarray(array) for name, array in memory.arrays.items()}
+    return save(arrays, {"memory": json.dumps(dict(memory.numbers))})
+
+
+def _unpacked(data: bytes) -> Packet:
+    length = int.from_bytes(data[:8], "little")
+    about = json.loads(data[8 : 8 + length])["__metadata__"]
+    return Packet(load(data), json.loads(about["memory"]))
+
+
+MEMORIES = Packing[Packet](lambda memory: memory.nbytes + _OBJECTS, _packed, _unpacked)
+"""How what devices of a simulation remember is kept; for `fedkit.core.spill.Spill`."""
 
 
 class LastingMemory:

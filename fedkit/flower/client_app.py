@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
@@ -15,6 +18,7 @@ from fedkit.core.errors import FedkitError
 from fedkit.core.text import terminal_text
 from fedkit.device.memory import LastingMemory
 from fedkit.device.round import Device
+from fedkit.engine.base import Replicable
 from fedkit.flower.randomness import draw_apart
 from fedkit.flower.run_config import FOLDER_KEY
 from fedkit.flower.wire import from_records, to_records
@@ -57,6 +61,34 @@ def in_context_and_folder(
     _remember(context, memory)
     kept.keep(phase, request, memory, reply)
     return reply
+
+
+class InThreads:
+    """An `AnswerIn` for devices that share an engine and answer in several threads.
+
+    Each thread has a replica of the engine; devices on torch, which has none, take turns.
+
+    Args:
+        answer_in: Answers, in one thread.
+    """
+
+    def __init__(self, answer_in: AnswerIn) -> None:
+        self._answer_in, self._own, self._turn = answer_in, threading.local(), threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray sends it to its workers, where it begins anew."""
+        return InThreads, (self._answer_in,)
+
+    def __call__(self, device: Device, phase: Phase, request: Packet, context: Context) -> Packet:
+        """Answer a request."""
+        engine = device.engine
+        if not isinstance(engine, Replicable):
+            with self._turn:
+                return self._answer_in(device, phase, request, context)
+        if getattr(self._own, "engine", None) is not engine:
+            self._own.engine, self._own.replica = engine, engine.replica()
+        own = replace(device, engine=self._own.replica)
+        return self._answer_in(own, phase, request, context)
 
 
 def _remember(context: Context, memory: Packet) -> None:

@@ -15,8 +15,10 @@ from flwr.serverapp import Grid
 
 from fedkit.config import RunConfig
 from fedkit.core.errors import FleetError, WireError
-from fedkit.core.text import terminal_text
+from fedkit.core.text import listed, terminal_text
 from fedkit.flower.client_app import MESSAGE_TYPES
+from fedkit.flower.run_config import check_nodes
+from fedkit.flower.runtime import here, simulated_nodes
 from fedkit.flower.wire import from_records, message_bytes, record_bytes, to_records
 from fedkit.methods.interface import Answer, Phase, Request
 from fedkit.sparse.counts import ceil_share
@@ -136,6 +138,7 @@ class FlowerFleet:
         self._carry_out(_Exchange(self, "introduction", request, lambda reply: reply, nodes))
 
     def _wait_for_nodes(self) -> None:
+        check_nodes(self._config, simulated_nodes(self._grid))
         config, deadline = self._config, time.monotonic() + self._config.deadline
         told, again = -1, 0.0
         while len(nodes := self._look()) < config.devices and time.monotonic() < deadline:
@@ -201,7 +204,7 @@ class FlowerFleet:
         self, exchange: _Exchange[Any], check: Callable[[], None] = lambda: None
     ) -> None:
         """Ask, and take answers in, until nobody is expected any more or it is too late."""
-        began = time.monotonic()
+        began = told = time.monotonic()
         deadline = began + self._config.deadline
         while exchange.expected > 0:
             exchange.ask(max(1.0, deadline - time.monotonic()))
@@ -209,8 +212,33 @@ class FlowerFleet:
             check()
             if time.monotonic() > deadline:
                 break
-            time.sleep(_pause(time.monotonic() - began))
+            if exchange.unconnected and time.monotonic() - told >= _TELL_SECONDS:
+                told = time.monotonic()
+                self._tell_missing(exchange, deadline - told)
+            self._rest(time.monotonic() - began)
             self._look()
+
+    def _tell_missing(self, exchange: _Exchange[Any], left: float) -> None:
+        """Say which devices are waited for that are not connected, as far as they are known."""
+        asked = set(range(self._config.devices) if self._chosen is None else self._chosen)
+        there = {self._device_of[node] for node in self._connected & self._device_of.keys()}
+        missing, answered = sorted(asked - there - exchange.devices), len(exchange.answers)
+        # A node that is there and has not answered may be any device that is not known.
+        known = len(missing) == exchange.unconnected
+        who = listed("device", missing) if known else f"{exchange.unconnected} others"
+        self._log("waiting", connected=len(there), devices=self.asked, seconds_left=round(left))
+        print(
+            f"{answered} of {self.asked} devices have answered; waiting up to {left:.0f} s for "
+            f"{who}, not connected (min_share and deadline say how long)",
+            flush=True,
+        )
+
+    def _rest(self, waited: float) -> None:
+        """Leave Flower alone for a while, or until an answer is there where that is told."""
+        if (known := here(self._grid)) is not None:
+            known.wait(_LONGEST_POLL_SECONDS)
+        else:
+            time.sleep(_pause(waited))
 
     def _check(self, phase: Phase, exchange: _Exchange[Any]) -> None:
         """End an exchange at once that can no longer succeed."""
@@ -232,12 +260,22 @@ class FlowerFleet:
 
     # What an exchange asks of its fleet -----------------------------------------------------
 
-    def push(self, phase: Phase, packet: Packet, node: int, seconds: float) -> str | None:
-        """Send a message to a node; return its id, None where Flower did not take it."""
-        kind, content = self.message_types[phase], self.records(packet)
+    def push(
+        self, phase: Phase, content: RecordDict, size: int, node: int, seconds: float
+    ) -> str | None:
+        """Send a message to a node; return its id, None where Flower did not take it.
+
+        Args:
+            phase: What it asks.
+            content: The packet, as `records` returned it.
+            size: Of the packet, in bytes of payload.
+            node: Who is asked.
+            seconds: For which it lives.
+        """
+        kind = self.message_types[phase]
         message = Message(content, dst_node_id=node, message_type=kind, ttl=seconds)
         (sent,) = self._grid.push_messages([message])
-        self.traffic = (self.traffic[0] + packet.nbytes, self.traffic[1])
+        self.traffic = (self.traffic[0] + size, self.traffic[1])
         self.bytes_down += message_bytes(message)
         return sent
 
@@ -251,6 +289,8 @@ class FlowerFleet:
         Raises:
             WireError: The reply's bytes are not a message of Flower.
         """
+        if (known := here(self._grid)) is not None and not known.take(message):
+            return None
         try:
             return next(iter(self._grid.pull_messages([message])), None)
         except httpx.HTTPError:
@@ -353,6 +393,7 @@ class _Exchange(Generic[Answer]):
         self._fleet, self._phase, self._read, self._nodes = fleet, phase, read, nodes
         self._short, self._whole = request.short, functools.cache(request.whole)
         self._again = None if request.again is None else functools.cache(request.again)
+        self._contents: dict[int, tuple[RecordDict, int]] = {}
         self._asked: dict[str, int] = {}
         self._over: set[int] = set()
         self.answers: dict[int, tuple[int, Answer]] = {}
@@ -392,9 +433,15 @@ class _Exchange(Generic[Answer]):
         for node in self._available():
             if node in self._over or node in self._asked.values():
                 continue
-            packet = self._packet_for(node)
-            if (message := self._fleet.push(self._phase, packet, node, seconds)) is not None:
+            content, size = self._content(self._packet_for(node))
+            if (message := self._fleet.push(self._phase, content, size, node, seconds)) is not None:
                 self._asked[message] = node
+
+    def _content(self, packet: Packet) -> tuple[RecordDict, int]:
+        """Return what of a packet travels, and its bytes: one for all nodes that get the same."""
+        if (made := self._contents.get(id(packet))) is None:
+            made = self._contents[id(packet)] = self._fleet.records(packet), packet.nbytes
+        return made
 
     def _packet_for(self, node: int) -> Packet:
         """Return as much of the request as a node needs."""

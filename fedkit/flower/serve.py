@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from flwr.serverapp import Grid
 
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.nodes import read_nodes
 from fedkit.flower.randomness import draw_apart
 from fedkit.flower.run_config import RunPlace
+from fedkit.flower.runtime import here
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.events import EVENTS, EventLog
 from fedkit.server.record import record_in, run_folder
@@ -17,14 +20,27 @@ from fedkit.server.status import METRICS, FleetStatus
 from fedkit.tasks.task import ACCURACY
 from fedkit.wire.validation import largest_reply
 
+AfterStep = Callable[[Report], None]
+
 
 def serve(
-    scenario: Scenario, grid: Grid, place: RunPlace, kind: type[FlowerFleet] = FlowerFleet
+    scenario: Scenario,
+    grid: Grid,
+    place: RunPlace,
+    kind: type[FlowerFleet] = FlowerFleet,
+    after_step: AfterStep = lambda step: None,
 ) -> None:
     """Run all rounds over the nodes that are connected to Flower, and record them.
 
     Each step is printed, for people who follow `flwr run --stream`, and with what happened to
     devices logged in the folder's events. See `record` for what is raised.
+
+    Args:
+        scenario: The run.
+        grid: The nodes.
+        place: Where it is recorded.
+        kind: What asks the nodes.
+        after_step: Called with each step once it is stored.
     """
     draw_apart()
     scenario.check()
@@ -36,11 +52,16 @@ def serve(
         print(f"weights: {scenario.reach.line(scenario.config.density)}", flush=True)
         for warning in scenario.warnings:
             print(f"warning: {warning}", flush=True)
-        _serve(scenario, grid, place, kind, folder)
+        _serve(scenario, grid, place, kind, folder, after_step)
 
 
 def _serve(
-    scenario: Scenario, grid: Grid, place: RunPlace, kind: type[FlowerFleet], folder: RunFolder
+    scenario: Scenario,
+    grid: Grid,
+    place: RunPlace,
+    kind: type[FlowerFleet],
+    folder: RunFolder,
+    tell: AfterStep,
 ) -> None:
     config, status = scenario.config, FleetStatus.of(folder.path / EVENTS)
     log = EventLog(folder.path / EVENTS, status.add)
@@ -51,12 +72,20 @@ def _serve(
         _print(step, measure.name)
         log("step", **step.figures, **about)
         status.write(folder.path / METRICS)
+        tell(step)
 
     log("serve", resume=place.resume, devices=config.devices, rounds=config.rounds)
     largest = largest_reply(scenario.engine.layout, config)
-    indices = None if place.nodes is None else read_nodes(place.nodes, config.devices)
-    fleet = kind(grid, config, largest, indices, log)
+    fleet = kind(grid, config, largest, _indices(grid, place, config.devices), log)
     record_in(scenario, fleet, folder, after_step)
+
+
+def _indices(grid: Grid, place: RunPlace, devices: int) -> Mapping[int, int] | None:
+    """Return which device each node is, where that is known."""
+    if place.nodes is not None:
+        return read_nodes(place.nodes, devices)
+    known = here(grid)
+    return None if known is None else known.partitions
 
 
 def _print(step: Report, metric: str) -> None:

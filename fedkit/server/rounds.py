@@ -18,7 +18,8 @@ import numpy as np
 
 from fedkit.config import RunConfig
 from fedkit.core.side_by_side import side_by_side
-from fedkit.device.memory import LastingMemory
+from fedkit.core.spill import Spill
+from fedkit.device.memory import MEMORIES, LastingMemory
 from fedkit.device.round import Device
 from fedkit.engine.base import Engine, Replicable, measure
 from fedkit.methods.exact_norms import last_statistics
@@ -57,6 +58,8 @@ StepPhase = Literal["start", "selection", "round"]
 class LocalFleet:
     """A fleet in this process: packets go through the codec but over no network.
 
+    What devices remember is in memory as far as it fits (`fedkit.core.spill.MOST`), then in files.
+
     Args:
         devices: All of them, with one engine.
         folder: Where devices keep what another process must know to go on; None keeps nothing.
@@ -69,7 +72,7 @@ class LocalFleet:
     ) -> None:
         self._workers = workers
         self._devices, self._folder = devices, folder
-        self._memories: list[Packet] = [Packet({})] * len(devices)
+        self._memories = Spill(MEMORIES)
         self._chosen: Sequence[int] = range(len(devices))
         self._acquainted: set[int] = set()
         self._trained: set[int] = set()
@@ -107,14 +110,19 @@ class LocalFleet:
 
         def answering(engine: Engine | None) -> Callable[[int], Packet]:
             def answer(index: int) -> Packet:
-                device, memory = self._devices[index], self._memories[index]
+                device, memory = self._devices[index], self.memory(index)
                 own = device if engine is None else replace(device, engine=engine)
-                reply, self._memories[index] = self._answer(own, phase, request, memory)
+                reply, memory = self._answer(own, phase, request, memory)
+                self._memories.put(index, memory)
                 return reply
 
             return answer
 
         return side_by_side([answering(engine) for engine in self._engines], asked)
+
+    def memory(self, index: int) -> Packet:
+        """Return what a device remembers."""
+        return self._memories.get(index) or Packet({})
 
     @functools.cached_property
     def _engines(self) -> list[Engine | None]:

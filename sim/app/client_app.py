@@ -4,16 +4,18 @@ from flwr.app import Context
 
 from fedkit.config import make_config
 from fedkit.device.round import Device
-from fedkit.flower.client_app import in_context_and_folder, make_client_app
-from fedkit.flower.run_config import run_keys
+from fedkit.flower import runtime
+from fedkit.flower.client_app import InThreads, in_context_and_folder, make_client_app
+from fedkit.flower.run_config import run_keys, with_devices
 from sim.scenario import make_scenario
 
 
 def device_of(context: Context) -> Device:
     """Return the device this node simulates; data and engine are made once per process."""
-    values, _ = run_keys(context.run_config)
-    scenario = make_scenario(make_config(values))
-    return scenario.device(int(context.node_config["partition-id"]))
+    node = context.node_config
+    values = with_devices(run_keys(context.run_config)[0], int(node["num-partitions"]))
+    return make_scenario(make_config(values)).device(int(node["partition-id"]))
 
 
-app = make_client_app(device_of, in_context_and_folder)
+runtime.install()
+app = make_client_app(device_of, InThreads(in_context_and_folder))

@@ -11,7 +11,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run all rounds over the simulated nodes and record them in a run folder."""
-    config, place = read_run_config(context.run_config)
+    config, place = read_run_config(context.run_config, grid)
     # What takes seconds to import is not needed to say that a key is wrong.
     from fedkit.flower.serve import serve
     from sim.scenario import make_scenario

@@ -15,6 +15,7 @@ from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.wire import from_records
 from fedkit.methods.interface import whole_model
 from fedkit.server.events import EventLog, read_events
+from fedkit.wire.messages import Packet
 from sim.scenario import make_scenario
 from tests.fleet import tiny
 from tests.fleet.clock import Clock
@@ -176,3 +177,43 @@ def test_only_registered_nodes_are_asked() -> None:
     fleet = FlowerFleet(grid, scenario.config, indices={100: 0, 101: 1, 102: 2})
     run(scenario, fleet)
     assert {message.metadata.dst_node_id for message in grid.sent} == {100, 101, 102}
+
+
+def test_who_is_waited_for_in_a_round_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = make_scenario(config(selection="vanilla", deadline=100.0))
+    grid = ScriptedGrid(client_nodes(scenario))
+
+    def leave(message: Message) -> None:
+        grid.online = set(grid.nodes) - ({101} if round_of(message) == 2 else set())
+
+    grid.before = leave
+    log = EventLog(tmp_path / "events")
+    run(scenario, FlowerFleet(grid, scenario.config, log=log))
+    told = [line for line in capsys.readouterr().out.splitlines() if "waiting" in line]
+    assert told[0].startswith("2 of 3 devices have answered; waiting up to 8")
+    assert "s for device 1, not connected" in told[0]
+    events = [e for e in read_events(tmp_path / "events") if e["event"] == "waiting"]
+    assert len(events) == len(told) > 5
+    assert all((e["connected"], e["devices"]) == (2, 3) for e in events)
+    left = [e["seconds_left"] for e in events]
+    assert left == sorted(left, reverse=True) and left[0] - left[1] >= 10
+
+
+def test_who_is_waited_for_is_counted_where_nodes_are_not_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before a node has said which device it is, those that are missing have no names."""
+    scenario = make_scenario(config(selection="vanilla", deadline=100.0))
+    nodes = client_nodes(scenario)
+    nodes[100] = lambda message: None
+    grid = ScriptedGrid(nodes)
+    fleet = FlowerFleet(grid, scenario.config.model_copy(update={"min_share": 0.3}))
+    grid.online.discard(101)
+    model = whole_model(scenario.engine.initial_state())
+    first = model.changed(lambda packet: Packet(packet.arrays, {**packet.numbers, "round": 1}))
+    fleet.exchange("train", first, lambda packet: packet)
+    told = capsys.readouterr().out
+    assert "1 of 3 devices have answered; waiting up to" in told
+    assert "s for 1 others, not connected" in told

@@ -20,7 +20,7 @@ from fedkit.core.errors import FedkitError, WireError
 from fedkit.flower.client_app import MESSAGE_TYPES, make_client_app
 from fedkit.flower.fleet import OWN_NUMBERS
 from fedkit.flower.processes import tail
-from fedkit.flower.run_config import SERVER_KEYS
+from fedkit.flower.run_config import SERVER_KEYS, SIMULATION_KEYS
 from fedkit.flower.wire import from_records, lone_message, packet_bytes, to_records
 from fedkit.methods.interface import Phase
 from fedkit.methods.registry import METHODS
@@ -58,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder
     scenario = make_scenario(CONFIG)
     here = record(scenario, scenario.local_fleet(), path / "here", lambda step: None)
     with FlowerSimulation(path / "log") as simulation:
-        simulation.submit(CONFIG, path / "flower", workers=1).wait(HANG)
+        simulation.submit(CONFIG, path / "flower", workers=2, backend="processes").wait(HANG)
     assert (path / "flower" / "metrics.jsonl").is_file(), tail(path / "log", 60)
     return here, RunFolder.open(path / "flower")
 
@@ -70,7 +70,7 @@ def test_flower_run_equals_in_process_run_bit_for_bit(runs: tuple[RunFolder, Run
 
 
 @pytest.mark.slow
-def test_baselines_too_run_behind_flower_as_in_process(tmp_path: Path) -> None:
+def test_baselines_too_run_on_ray_as_in_process(tmp_path: Path) -> None:
     """A method that asks devices before training, and one whose masks come from devices."""
     configs = {name: CONFIG.model_copy(update={"method": name}) for name in ("ssfl", "feddst")}
     with FlowerSimulation(tmp_path / "log") as simulation:
@@ -182,14 +182,16 @@ def test_the_reason_of_a_failing_device_comes_through_flower(tmp_path: Path) -> 
 def test_the_apps_run_config_has_every_key_and_default(app: Path) -> None:
     settings = tomllib.loads((app / "pyproject.toml").read_text())
     keys = settings["tool"]["flwr"]["app"]["config"]
-    assert keys == {**SERVER_KEYS, **RunConfig().model_dump()}
+    own = {**SIMULATION_KEYS, "devices": 0} if app == APP else {}
+    assert keys == {**SERVER_KEYS, **RunConfig().model_dump(), **own}
 
 
 class RecordsFleet(LocalFleet):
     """Every packet, and all that a device remembers, goes through Flower's records and back."""
 
     def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
-        self._memories = [from_records(to_records(memory)) for memory in self._memories]
+        for index in asked:
+            self._memories.put(index, from_records(to_records(self.memory(index))))
         replies = super().answers(phase, from_records(to_records(request)), asked)
         return [from_records(to_records(reply)) for reply in replies]
 

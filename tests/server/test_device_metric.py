@@ -72,7 +72,8 @@ def test_devices_measure_the_model_with_their_own_tensors(kind: dict[str, Any]) 
     last, parts = reports[-1], Travel.of(scenario.config, scenario.engine)
     assert last.devices is not None
     values = []
-    for index, memory in enumerate(fleet._memories):
+    for index in range(len(scenario.devices)):
+        memory = fleet.memory(index)
         held = scenario.device(index).validation
         assert held is not None and len(held) == 10
         if index not in fleet._chosen:

@@ -64,7 +64,8 @@ def parts_of(scenario: Scenario) -> Travel:
 
 
 def own_of(scenario: Scenario, fleet: LocalFleet) -> list[ModelState]:
-    found = [own_tensors(parts_of(scenario).local, memory) for memory in fleet._memories]
+    local, devices = parts_of(scenario).local, range(len(scenario.devices))
+    found = [own_tensors(local, fleet.memory(index)) for index in devices]
     return [each for each in found if each is not None]
 
 
@@ -224,7 +225,7 @@ class Forgetful(LocalFleet):
 
     def answers(self, phase: Phase, request: Packet, asked: Sequence[int]) -> list[Packet]:
         if request.numbers.get("round") == 2:
-            self._memories[0] = Packet({})
+            self._memories.put(0, Packet({}))
         return super().answers(phase, request, asked)
 
 
@@ -239,7 +240,7 @@ def test_part_of_a_memory_is_no_memory() -> None:
     scenario, _, fleet = run(local="norm", engine="torch", method="dense")
     device: Device = scenario.device(0)
     request = next(r for phase, r, _ in fleet.log if PART in r.numbers and phase == "train")
-    memory = fleet._memories[0]
+    memory = fleet.memory(0)
     less = {name: array for name, array in memory.arrays.items() if name != "local.stats"}
     with pytest.raises(Exception, match="does not remember tensors of its own"):
         device.handle("train", request, Packet(less))
@@ -310,11 +311,11 @@ def test_a_devices_model_is_the_servers_with_its_own_tensors(
 ) -> None:
     scenario, folder, fleet = stored
     parts, last = parts_of(scenario), folder.load()
-    trained = [index for index in range(3) if fleet._memories[index].arrays]
+    trained = [index for index in range(3) if fleet.memory(index).arrays]
     assert len(trained) == 2
     for index in trained:
         found = device_state(folder, last, scenario.engine, index)
-        own = own_tensors(parts.local, fleet._memories[index])
+        own = own_tensors(parts.local, fleet.memory(index))
         assert own is not None
         assert_same_bits(parts.local.of(found), replace(own, masks={}))
         assert_same_bits(parts.shared.of(found), parts.shared.of(last.state))
@@ -324,7 +325,7 @@ def test_a_model_that_the_folder_does_not_know_is_refused(
     stored: tuple[Scenario, RunFolder, LocalFleet], tmp_path: Path
 ) -> None:
     scenario, folder, fleet = stored
-    (absent,) = [index for index in range(3) if not fleet._memories[index].arrays]
+    (absent,) = [index for index in range(3) if not fleet.memory(index).arrays]
     last = folder.load()
     with pytest.raises(CheckpointError, match=f"not hold what device {absent} keeps"):
         device_state(folder, last, scenario.engine, absent)
@@ -341,7 +342,7 @@ def test_a_devices_model_is_exported_under_a_name_of_its_own(
     stored: tuple[Scenario, RunFolder, LocalFleet],
 ) -> None:
     _, folder, fleet = stored
-    index = next(index for index in range(3) if fleet._memories[index].arrays)
+    index = next(index for index in range(3) if fleet.memory(index).arrays)
     log = Console(quiet=True)
     (made,) = export_run(folder.path, Form(("c99",), device=index), log)["artifacts"]
     (servers,) = export_run(folder.path, Form(("c99",)), log)["artifacts"]

@@ -18,6 +18,7 @@ from fedkit.core.errors import DataError, TaskError
 from fedkit.tasks import digits
 from fedkit.tasks.task import Examples
 from sim.partition import Partition, assign, split
+from sim.partitioners import ROWS
 from tests.fresh import imported_by
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -507,3 +508,19 @@ def test_an_extreme_alpha_shares_out_or_is_refused(alpha: float) -> None:
         assert POSSIBLE_REFUSAL["dirichlet"] in shares
     else:
         assert np.array_equal(np.sort(np.concatenate(shares)), np.arange(90))
+
+
+@pytest.mark.parametrize("kind", [kind for kind, row in ROWS.items() if row.cut is not None])
+@settings(max_examples=15, deadline=None)
+@given(owners=st.integers(1, 12), more=st.integers(0, 40), seed=st.integers(0, 100))
+def test_what_is_cut_here_is_what_the_library_cuts(
+    kind: Kind, owners: int, more: int, seed: int
+) -> None:
+    examples = make_examples(owners + more + 5, owners=owners)
+    how = Partition(kind, owners, seed=seed, single_class="allow")
+    with pytest.MonkeyPatch.context() as patch:
+        here = assign(examples, how)
+        patch.setitem(ROWS, kind, replace(ROWS[kind], cut=None))
+        theirs = assign(examples, how)
+    assert [share.tolist() for share in here] == [share.tolist() for share in theirs]
+    assert {share.dtype for share in here} == {np.dtype(np.int64)}
