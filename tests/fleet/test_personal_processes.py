@@ -18,6 +18,7 @@ from fedkit.flower.processes import tail
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.rounds import LocalFleet, Report, run_rounds
 from fedkit.server.scenario import server_scenario
+from fedkit.wire.messages import Packet
 from sim.scenario import make_scenario
 from tests.fleet.real import RealFleet
 from tests.flower.same_bits import assert_same_bits
@@ -40,7 +41,8 @@ def in_process(values: dict[str, Any], plan: Path) -> tuple[list[Report], list[A
     devices = [replace(scenario.device(i), engine=engine) for i in range(config.devices)]
     fleet, server = LocalFleet(devices), server_scenario(config)
     reports = list(run_rounds(server.server(), fleet, server.server_data))
-    return reports, [dict(memory.arrays) for memory in fleet._memories]
+    memories = [fleet._memories.get(number) or Packet({}, {}) for number in range(len(devices))]
+    return reports, [dict(memory.arrays) for memory in memories]
 
 
 def remembered(folder: Path) -> list[Arrays]:
