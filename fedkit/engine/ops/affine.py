@@ -40,12 +40,11 @@ class Affine(OneSourceOp):
 
     def problems(self, plan: Plan) -> Iterator[str]:
         """See `PlanOp.problems`."""
-        source, target = (plan.tensors[t].shape for t in (self.source, self.target))
-        if source != target:
-            yield f"turns {source} into {target}; it must keep the shape"
+        yield from self.shape_problems(plan)
+        channels = plan.tensors[self.source].shape[0]
         for name, values in (("scale", self.scale), ("shift", self.shift)):
-            if len(values) != source[0]:
-                yield f"has {len(values)} numbers of {name} for {source[0]} channels"
+            if len(values) != channels:
+                yield f"has {len(values)} numbers of {name} for {channels} channels"
             if not all(abs(each) <= MOST for each in values):
                 yield f"has a {name} beyond the numbers of float32"
 

@@ -56,9 +56,8 @@ class ChannelNorm(OneSourceOp):
 
     def problems(self, plan: Plan) -> Iterator[str]:
         """See `PlanOp.problems`."""
-        source, target = (plan.tensors[each].shape for each in (self.source, self.target))
-        if source != target:
-            yield f"turns {source} into {target}; a norm must keep the shape"
+        yield from self.shape_problems(plan)
+        target = plan.tensors[self.target].shape
         if not 0 < self.eps < math.inf:
             yield f"has eps {self.eps}; it must be finite and greater than 0"
         for name in self.parameters:

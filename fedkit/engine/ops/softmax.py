@@ -30,9 +30,7 @@ class SoftmaxOp(OneSourceOp):
 
     def problems(self, plan: Plan) -> Iterator[str]:
         """See `PlanOp.problems`."""
-        source, target = (plan.tensors[t].shape for t in (self.source, self.target))
-        if source != target:
-            yield f"turns {source} into {target}; it must keep the shape"
+        yield from self.shape_problems(plan)
 
 
 class FloatSoftmax(FloatOp[SoftmaxOp]):

@@ -65,9 +65,7 @@ class FunctionOp(OneSourceOp):
 
     def problems(self, plan: Plan) -> Iterator[str]:
         """See `PlanOp.problems`."""
-        source, target = (plan.tensors[t].shape for t in (self.source, self.target))
-        if source != target:
-            yield f"turns {source} into {target}; a function must keep the shape"
+        yield from self.shape_problems(plan)
         wanted = SETTINGS.get(self.kind, 0)
         if len(self.settings) != wanted:
             yield f"has settings {self.settings}; it must have {wanted}"

@@ -156,6 +156,12 @@ class OneSourceOp(PlanOp):
         """See `PlanOp.sources`."""
         return (self.source,)
 
+    def shape_problems(self, plan: Plan) -> Iterator[str]:
+        """Yield what is wrong where an op keeps the shape of what it reads."""
+        source, target = (plan.tensors[each].shape for each in (self.source, self.target))
+        if source != target:
+            yield f"turns {source} into {target}; it must keep the shape"
+
 
 sources = attrgetter("sources")
 """What an op reads: the function of 0.1, for its old path until 0.2."""
