@@ -17,7 +17,7 @@ from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.from_onnx import lower as lower_onnx
 from fedkit.graph.from_torch import lower
-from fedkit.graph.interpret import evaluate
+from fedkit.graph.interpret import evaluate, evaluate_all
 from fedkit.graph.late_moves import move_late
 from fedkit.graph.verify import verify
 from tests.calls import Calls
@@ -145,3 +145,43 @@ def test_a_matrix_of_another_size_is_refused() -> None:
     batched = nn.Sequential(nn.ReLU(), Calls(lambda x: x @ torch.ones(1, 3, 3)))
     with pytest.raises(ExportError, match=r"a constant \(1, 3, 3\); \[in, out\] can be"):
         lower(batched, (2, 3))
+
+
+class Steps(nn.Module):
+    """Two layers of tokens, whose result the model turns before it returns it, once or more."""
+
+    def __init__(self, ends: Callable[[Tensor], Tensor | tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.first, self.second, self.ends = nn.Linear(4, 6), nn.Linear(6, 3), ends
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.ends(self.second(self.first(x).tanh()))
+
+
+def test_an_output_that_is_turned_last_keeps_no_move_where_it_is() -> None:
+    model = Steps(lambda x: x.transpose(1, 2))
+    late = assert_same(lower(model, (5, 4)), model, (5, 4))
+    assert Counter(op.kind for op in late.ops)["transpose"] == 1  # of the input
+
+
+SEVERAL: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
+    "as it is and turned": lambda x: (x, x.transpose(1, 2)),
+    "turned, and with a function": lambda x: (x.transpose(1, 2), x.tanh()),
+    "turned, and turned with a function": lambda x: (x.mT, x.tanh().mT),
+    "turned twice": lambda x: (x.mT, x.mT * 2),
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_outputs_of_one_value_keep_their_names(kind: str) -> None:
+    model = Steps(SEVERAL[kind]).eval()
+    graph = lower(model, (5, 4))
+    late = move_late(graph)
+    verify(late)
+    assert late.outputs == graph.outputs
+    x = np.random.default_rng(0).standard_normal((3, 5, 4)).astype(np.float32)
+    found = evaluate_all(late, {late.inputs[0]: ir.to_graph_layout(x)})
+    for one, wanted in zip(found, model(torch.from_numpy(x)), strict=True):
+        near = wanted.detach().numpy()
+        given = ir.from_graph_layout(one).reshape(near.shape)
+        np.testing.assert_allclose(given, near, atol=1e-5)
