@@ -47,7 +47,7 @@ def report(paths: Sequence[Path], out: Path | None) -> dict[str, Any]:
 
 
 def _usual_place(path: Path) -> Path:
-    return path.with_suffix(".html") if path.suffix == ".json" else path / REPORT
+    return path / REPORT if path.is_dir() else path.with_suffix(".html")
 
 
 def _check_place(path: Path) -> None:

@@ -241,6 +241,7 @@ def test_a_run_folder_that_holds_a_file_of_that_name_is_a_run(tmp_path: Path) ->
     run = make_run(tmp_path / "run.json", [step(1)]).path
     (run / PLAN).write_text("{}")
     assert not is_comparison(run) and not is_comparison(tmp_path)
+    assert write_report([run], None)["path"] == str(run / "report.html")
 
 
 def test_many_tasks_are_drawn_in_part(tmp_path: Path) -> None:
