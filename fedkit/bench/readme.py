@@ -145,10 +145,10 @@ def rendered(root: Path) -> dict[Path, str]:
     text = _NEXT_PAGE.join(page.read_text(encoding="utf-8") for page in places)
     drawn = {
         results / name: svg
-        for path in sorted(results.glob("compare-*.json"))
-        for name, svg in plots(path).items()
+        for pattern, draw in (("compare-*.json", plots), ("jobs.json", job_plots))
+        for path in sorted(results.glob(pattern))
+        for name, svg in draw(path).items()
     }
-    drawn |= {results / name: svg for name, svg in job_plots(results / "jobs.json").items()}
     texts = render(with_summary(text, results), results).split(_NEXT_PAGE)
     return {**dict(zip(places, texts, strict=True)), **drawn}
 

@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 log = Terminal(stderr=True)
 
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 FleetPath = Annotated[Path, typer.Argument(help="folder of the fleet, from `fedkit fleet init`")]
 
 DEFAULTS = {"min_share": 0.5, "deadline": 600.0}
@@ -42,6 +43,7 @@ def init(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="no TLS, no keys; for 127.0.0.1 only")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Make a fleet: keys, certificates, a server's folder, and a folder to copy to each device.
 
@@ -70,6 +72,8 @@ def init(
     _say(f"fleet of {fleet.devices} devices in {fleet.path}")
     for line in _NEXT.format(path=shlex.quote(str(path))).splitlines():
         _say(line)
+    if as_json:
+        _write({"fleet": str(fleet.path), "devices": fleet.devices, "address": address})
 
 
 _NEXT = """next:
@@ -131,22 +135,22 @@ def run(
     resume: Annotated[
         str, typer.Option(help="name of a run that ended early, to go on with; last: the last one")
     ] = "",
+    as_json: Json = False,
 ) -> None:
     """Run the fleet, or go on with a run that ended early.
 
     Example: `fedkit fleet run myfleet --rounds 50`
     """
-    from fedkit.cli import fleet_run
+    from fedkit.cli import fleet_run, summary
     from fedkit.fleet.folder import open_fleet
 
-    fleet_run.run_fleet(open_fleet(path), values, name, resume, _say)
+    folder = fleet_run.run_fleet(open_fleet(path), values, name, resume, _say)
+    if as_json:
+        _write(summary.show(folder))
 
 
 @app.command()
-def status(
-    path: FleetPath,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
-) -> None:
+def status(path: FleetPath, as_json: Json = False) -> None:
     """Show devices and the last run: rounds, when last seen, what was refused, bytes, memory.
 
     Example: `fedkit fleet status myfleet`
@@ -156,7 +160,7 @@ def status(
 
     found = fleet_status.status_of(open_fleet(path))
     if as_json:
-        sys.stdout.write(json.dumps(found) + "\n")
+        _write(found)
     else:
         Terminal().print(fleet_status.status_table(found))
 
@@ -182,6 +186,10 @@ def watch(
     from fedkit.fleet.folder import open_fleet
 
     watch.fleet(open_fleet(path), run, address, _say)
+
+
+def _write(found: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 def _say(text: str) -> None:

@@ -27,7 +27,7 @@ from fedkit.server.scenario import Scenario, server_scenario
 Say = Callable[[str], None]
 
 
-def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, say: Say) -> None:
+def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, say: Say) -> Path:
     """Run a fleet, or go on with a run; all that can be checked is checked before it starts.
 
     Args:
@@ -36,6 +36,9 @@ def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, s
         name: Of the run; "" for its time.
         resume: Name of a run to go on with, `last` for the last one, or "".
         say: Where words for the person go.
+
+    Returns:
+        The run folder.
 
     Raises:
         FedkitError: The run cannot be, failed, or ended before its last round.
@@ -54,10 +57,11 @@ def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, s
             )
         with begun.held(wait=True):  # what is mended there is nobody's half-written file
             if begun.is_finished:
-                return say(
+                say(
                     f"the run {folder.name} is finished; nothing is left to do; look at it with: "
                     f"fedkit show {folder}"
                 )
+                return folder
             RunFolder.resume(folder, config)
     else:
         folder = fleet.runs / check_name(name or time.strftime("%Y%m%d-%H%M%S"))
@@ -80,6 +84,7 @@ def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, s
     ended = subprocess.run(command, env=commands.environment(fleet.server / "flwr"))
     _check_finished(fleet, config, folder, ended.returncode)
     say(f"done; look at it with: fedkit show {folder}")
+    return folder
 
 
 def _tell_other_app(fleet: Fleet, say: Say) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 from fedkit.core.errors import ConfigError
 from fedkit.preprocess.audio import Audio
+from fedkit.preprocess.columns import CsvColumns
 from fedkit.preprocess.pixels import Pixels
 from fedkit.preprocess.raw_input import RawInput
-from fedkit.preprocess.series import Series
 
 KINDS: Mapping[str, Callable[[Mapping[str, Any]], RawInput]] = {
     "audio": Audio.from_json,
     "pixels": Pixels.from_json,
-    "series": Series.from_json,
+    "columns": CsvColumns.from_json,
 }
 """Kind -> what makes one of a record."""
 

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import DataError
-from fedkit.preprocess.series import Series
-from fedkit.preprocess.series import windows as windows
+from fedkit.preprocess.columns import CsvColumns
+from fedkit.preprocess.columns import windows as windows
 from fedkit.tasks.data_folder import data_folder
 from fedkit.tasks.task import Examples, Task
 
@@ -45,7 +45,7 @@ _NAME = "BasicMotions"
 _PACKAGES = ("aeon", "sktime")
 _INSTALL = "pip install --no-deps aeon"
 SIGNALS = tuple(f"{what}_{axis}" for what in ("acceleration", "rotation") for axis in "xyz")
-"""Columns of a .csv file that an artifact takes, in the order of the data set."""
+"""CsvColumns of a .csv file that an artifact takes, in the order of the data set."""
 
 _SIGNALS = len(SIGNALS)
 
@@ -136,7 +136,7 @@ def _folder() -> Path:
     )
 
 
-RAW = Series(SIGNALS, STEPS, HOP, classes=ACTIVITIES)
+RAW = CsvColumns(SIGNALS, STEPS, HOP, classes=ACTIVITIES)
 """What an artifact takes; numbers go in as they were measured."""
 
 TASK = Task("motions", model, train_data, test_data, raw_input=RAW)

@@ -127,11 +127,6 @@ class RealFleet:
             raise AssertionError(f"the run takes longer than {HANG} s; {self.last()}") from None
         return subprocess.CompletedProcess(process.args, process.returncode, out)
 
-    def run_here(self, *arguments: str) -> tuple[int, str]:
-        """Run the fleet to the end by a command in this process; return its exit code and words."""
-        code, _, said = command("fleet", "run", self.fleet.path, *arguments)
-        return code, said
-
     def start_run(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [FEDKIT, "fleet", "run", str(self.fleet.path), *arguments],

@@ -27,8 +27,10 @@ def fedkit(*arguments: str | Path) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli") / "fleet"
-    code, _, said = fedkit("init", path, "--devices", "2", "--insecure")
+    code, out, said = fedkit("init", path, "--devices", "2", "--insecure", "--json")
     assert code == 0, said
+    about = {"fleet": str(path), "devices": 2, "address": "127.0.0.1:8000"}
+    assert json.loads(out.splitlines()[-1]) == about
     assert f"fedkit fleet run {path}" in said  # what comes next
     return path
 

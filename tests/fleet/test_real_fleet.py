@@ -35,6 +35,7 @@ from fedkit.server.rounds import LocalFleet, run_rounds
 from fedkit.server.scenario import server_scenario
 from fedkit.sparse.state import ModelState
 from sim.scenario import make_scenario
+from tests.fleet.command import command
 from tests.fleet.real import FEDKIT, RealFleet
 from tests.flower.same_bits import assert_same_bits
 from tests.processes import HANG
@@ -82,8 +83,10 @@ def fleet(
 
 
 def test_devices_without_torch_over_tls_end_with_the_bits_of_one_process(fleet: RealFleet) -> None:
-    code, said = fleet.run_here("--name", "first")
+    code, out, said = command("fleet", "run", fleet.fleet.path, "--name", "first", "--json")
     assert code == 0, said + tail(fleet.log, 60)
+    told = json.loads(out.splitlines()[-1])
+    assert (told["rounds"], told["devices"]) == (CONFIG["rounds"], CONFIG["devices"])
     assert "https" not in said and "--stream" in said  # the command is shown
     config = make_config({**DEFAULTS, **CONFIG})
     assert_same_bits(fleet.state("first"), in_process(config, fleet))

@@ -16,15 +16,15 @@ from torch import nn
 
 import edge
 from fedkit.core.errors import ConfigError, DataError
+from fedkit.preprocess.columns import CsvColumns
 from fedkit.preprocess.records import of_record
-from fedkit.preprocess.series import Series
 from tests.command_line import fedkit
 
-RAW = Series(("y", "x"), 5, 2, (1.0, -2.0), (0.5, 4.0), ("still", "moving", "falling"))
+RAW = CsvColumns(("y", "x"), 5, 2, (1.0, -2.0), (0.5, 4.0), ("still", "moving", "falling"))
 
 
 def write(path: Path, lines: np.ndarray[Any, Any]) -> Path:
-    """Columns in another order than the model's, and one that it does not take."""
+    """CsvColumns in another order than the model's, and one that it does not take."""
     rows = [f"{x!r},{number},{y!r}" for number, (y, x) in enumerate(lines.tolist())]
     path.write_text("x,time, y\n" + "\n".join(rows) + "\n")
     return path

@@ -1,4 +1,4 @@
-"""What a model of series takes: windows of columns of numbers, and how they become its inputs."""
+"""What a model of series takes: columns of numbers, which are cut into windows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_BYTES = 2**28
 
 
 @dataclass(frozen=True)
-class Series(RawInput):
+class CsvColumns(RawInput):
     """The raw input of a model of series: columns of a .csv file, cut into windows.
 
     The model's input is (value - mean) / deviation of each column, float32 [columns, steps].
@@ -74,16 +74,16 @@ class Series(RawInput):
         """Of one input."""
         return (len(self.columns), self.steps)
 
-    def inputs(self, series: NDArray[np.float32]) -> NDArray[np.float32]:
+    def inputs(self, lines: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the windows of a series as a model's inputs, float32 [n, columns, steps].
 
         Args:
-            series: float32 [lines, columns].
+            lines: float32 [lines, columns].
 
         Raises:
             DataError: It is shorter than a window.
         """
-        scaled = series
+        scaled = lines
         if self.mean:
             scaled = scaled - np.array(self.mean, np.float32)
         if self.deviation:
@@ -151,10 +151,10 @@ class Series(RawInput):
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold."""
         lists = {key: list(getattr(self, key)) for key in _LISTS}
-        return {"kind": "series", "steps": self.steps, "hop": self.hop, **lists}
+        return {"kind": "columns", "steps": self.steps, "hop": self.hop, **lists}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Series:
+    def from_json(cls, record: Mapping[str, Any]) -> CsvColumns:
         """Return the raw input of a record.
 
         Raises:
