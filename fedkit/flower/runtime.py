@@ -34,7 +34,7 @@ from flwr.serverapp import Grid
 
 from fedkit.core.side_by_side import cores
 from fedkit.core.spill import Packing, Spill
-from fedkit.flower.workers import KINDS, Backend, Workers, pickled, resolved
+from fedkit.flower.workers import KINDS, Backend, GivenUpError, Workers, pickled, resolved
 
 BACKEND_KEY, WORKERS_KEY = "backend", "workers"
 """Keys of a run-config: what devices run in, and how many at the same time (0: one per core)."""
@@ -234,7 +234,10 @@ class _Dispatch:
     def _work(self) -> None:
         while (message := self._next()) is not None:
             asked, began = message.metadata.message_id, time.perf_counter()
-            reply = self._answer(message)
+            try:
+                reply = self._answer(message)
+            except GivenUpError:
+                return
             self._spent(time.perf_counter() - began)
             reply.metadata.__dict__["_message_id"] = f"{asked}-reply"
             self._state.store_message_res(reply)
@@ -254,6 +257,8 @@ class _Dispatch:
             reply, context = self._workers.answer(message, self._contexts.of(node))
             self._contexts.keep(node, context)
             return reply
+        except GivenUpError:
+            raise
         except Exception as error:
             _log.error(traceback.format_exc())
             code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
