@@ -289,7 +289,7 @@ class FlowerFleet:
         Raises:
             WireError: The reply's bytes are not a message of Flower.
         """
-        if (known := here(self._grid)) is not None and not known.take(message):
+        if (known := here(self._grid)) is not None and not known.has_answer(message):
             return None
         try:
             return next(iter(self._grid.pull_messages([message])), None)

@@ -3,8 +3,8 @@
 Flower knows one backend, Ray: seconds until the first message, hundreds of MB per worker, and a
 question per node and tenth of a second. Here messages go from Flower's state to workers as they are
 stored. `install` does that for `flwr run`, in the process that simulates; `simulation` needs no
-SuperLink. Both stand on names of Flower that are not public. `PRIVATE` lists them, flwr is
-pinned, and tests try them with the pinned release and another.
+SuperLink. Both stand on names of Flower that are not public. `PRIVATE` lists them, flwr is pinned,
+and tests try them with the pinned release and another.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from flwr.serverapp import Grid
 
 from fedkit.core.side_by_side import cores
 from fedkit.core.spill import Packing, Spill
-from fedkit.flower.workers import KINDS, Backend, Workers, pickled, resolved
+from fedkit.flower.workers import KINDS, Backend, GivenUpError, Workers, pickled, resolved
 
 BACKEND_KEY, WORKERS_KEY = "backend", "workers"
 """Keys of a run-config: what devices run in, and how many at the same time (0: one per core)."""
@@ -85,11 +85,10 @@ class Here:
     def __init__(self, partitions: Mapping[int, int]) -> None:
         self.partitions = dict(partitions)
         self._open: set[str] = set()
-        self._there: set[str] = set()
         self._changed = threading.Condition()
 
     def expect(self, message: str) -> None:
-        """Note a message."""
+        """Note a message, before the one who sent it can ask for its answer."""
         with self._changed:
             self._open.add(message)
 
@@ -97,15 +96,12 @@ class Here:
         """Note the answer to a message."""
         with self._changed:
             self._open.discard(message)
-            self._there.add(message)
             self._changed.notify_all()
 
-    def take(self, message: str) -> bool:
-        """Return whether a message was answered, once."""
+    def has_answer(self, message: str) -> bool:
+        """Return whether a message was answered."""
         with self._changed:
-            there = message in self._there
-            self._there.discard(message)
-            return there
+            return message not in self._open
 
     def wait(self, seconds: float) -> None:
         """Wait until every message is answered, at most so long.
@@ -234,7 +230,10 @@ class _Dispatch:
     def _work(self) -> None:
         while (message := self._next()) is not None:
             asked, began = message.metadata.message_id, time.perf_counter()
-            reply = self._answer(message)
+            try:
+                reply = self._answer(message)
+            except GivenUpError:
+                return
             self._spent(time.perf_counter() - began)
             reply.metadata.__dict__["_message_id"] = f"{asked}-reply"
             self._state.store_message_res(reply)
@@ -254,6 +253,8 @@ class _Dispatch:
             reply, context = self._workers.answer(message, self._contexts.of(node))
             self._contexts.keep(node, context)
             return reply
+        except GivenUpError:
+            raise
         except Exception as error:
             _log.error(traceback.format_exc())
             code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION

@@ -51,6 +51,7 @@ class Workers(Protocol):
         Raises:
             Exception: What the app raised.
             FleetError: The process that it ran in has ended.
+            GivenUpError: `stop` was called.
         """
 
     def stop(self) -> None:
@@ -84,6 +85,10 @@ class ThreadWorkers:
         """See `Workers.stop`; the threads are the caller's."""
 
 
+class GivenUpError(Exception):
+    """Nobody needs an answer any more."""
+
+
 class AppError(Exception):
     """A client app raised something in another process; the text is its message."""
 
@@ -109,7 +114,10 @@ class ProcessWorkers:
         try:
             answer = worker.ask(message, context)
         except (EOFError, OSError):
-            self._all.discard(worker)
+            with self._starting:
+                self._all.discard(worker)
+            if self._stopped:
+                raise GivenUpError("the simulation ended") from None
             raise FleetError(
                 f"the worker process of device {context.node_config.get('partition-id', '?')} "
                 f"ended ({worker.how_it_ended()}) before it answered; see whether memory was short"
@@ -127,14 +135,17 @@ class ProcessWorkers:
             if len(self._all) < self._count and not self._stopped:
                 self._all.add(worker := _Worker(self._app, self._log, self._all))
                 return worker
+        if self._stopped:
+            raise GivenUpError("the simulation ended")
         return self._idle.get()
 
     def stop(self) -> None:
         """See `Workers.stop`."""
+        self._stopped = True
         with self._starting:
-            self._stopped = True
-            for worker in self._all:
-                worker.stop()
+            workers = set(self._all)
+        for worker in workers:
+            worker.stop()
 
 
 class _Worker:
@@ -172,7 +183,6 @@ class _Worker:
         """End it."""
         self._process.kill()
         self._process.join(_PATIENCE)
-        self._ours.close()
 
 
 def _serve(

@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -66,6 +67,11 @@ def _tell(context: Context) -> dict[str, Any]:
     return {"threads": threading.active_count()}
 
 
+def _sleep(context: Context) -> dict[str, Any]:
+    time.sleep(30)
+    return {}
+
+
 def _spoil(context: Context) -> dict[str, Any]:
     vars(context)["lock"] = threading.Lock()
     return {}
@@ -81,6 +87,7 @@ ORDERS = {
     "odd context": _spoil,
     "draw": _draw,
     "tell": _tell,
+    "sleep": _sleep,
 }
 
 
@@ -88,12 +95,21 @@ def simulated(backend: Backend, nodes: int = 4, workers: int = 2, **changes: Any
     return Simulated(app, nodes, {"key": "value"}, backend, workers, **changes)
 
 
+def orders(order: str, nodes: Iterable[int]) -> list[Message]:
+    return [
+        Message(RecordDict({"order": ConfigRecord({"order": order})}), node, "query")
+        for node in nodes
+    ]
+
+
+def send(grid: Grid, order: str) -> None:
+    """Have an order carried out, and wait for no reply."""
+    grid.push_messages(orders(order, grid.get_node_ids()))
+
+
 def ask(grid: Grid, order: str, nodes: Iterable[int] | None = None) -> list[Message]:
     """Have an order carried out; return the replies by node."""
-    asked = [
-        Message(RecordDict({"order": ConfigRecord({"order": order})}), node, "query")
-        for node in (grid.get_node_ids() if nodes is None else nodes)
-    ]
+    asked = orders(order, grid.get_node_ids() if nodes is None else nodes)
     replies = grid.send_and_receive(asked, timeout=60)
     return sorted(replies, key=lambda message: message.metadata.src_node_id)
 

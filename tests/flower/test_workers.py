@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from fedkit.core.errors import ConfigError
 from fedkit.flower.runtime import here, is_simulated, simulated_nodes, simulation
 from fedkit.flower.workers import Backend, resolved
-from tests.flower.nodes import answers, ask, simulated
+from tests.flower.nodes import answers, ask, send, simulated
 from tests.processes import left_running, started, wait_for
 
 OWN: list[Backend] = ["threads", "processes"]
@@ -84,6 +85,19 @@ def test_a_worker_that_ends_is_told_and_replaced(order: str, message: str) -> No
         assert answers(ask(grid, "count", others), "count") == [1] * 3
         assert all(reply.has_error() for reply in ask(grid, order))
         assert answers(ask(grid, "count", [first]), "count") == [1]
+
+
+@pytest.mark.parametrize("backend", OWN)
+def test_a_simulation_that_ends_early_gives_up_what_is_computed(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a signal ends the run: its workers are killed, and that is nothing to report."""
+    for _ in range(5):
+        with simulation(simulated(backend, nodes=8, workers=4)) as grid:
+            send(grid, "sleep")
+            time.sleep(0.2)
+        time.sleep(0.1)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_processes_draw_other_numbers() -> None:
