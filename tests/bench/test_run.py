@@ -70,7 +70,8 @@ def test_engines_take_turns_and_every_figure_has_its_median(
     assert TINY.items() <= result.items()
     assert (result["seconds_sparse"], result["seconds_total_torch"]) == (2.0, 20.0)
     assert (result["ratio"], result["accuracy_torch"]) == (1.0, 0.5)
-    assert rows_table(result).row_count == len(result["rows"][0])
+    table = rows_table(result)
+    assert (table.row_count, len(table.columns)) == (3, len(result["rows"][0]))
 
 
 def test_a_row_sets_both_engines_side_by_side() -> None:

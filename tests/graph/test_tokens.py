@@ -147,7 +147,7 @@ def test_a_matrix_of_another_size_is_refused() -> None:
         lower(batched, (2, 3))
 
 
-class Steps(nn.Module):
+class TurnedSteps(nn.Module):
     """Two layers of tokens, whose result the model turns before it returns it, once or more."""
 
     def __init__(self, ends: Callable[[Tensor], Tensor | tuple[Tensor, ...]]) -> None:
@@ -159,7 +159,7 @@ class Steps(nn.Module):
 
 
 def test_an_output_that_is_turned_last_keeps_no_move_where_it_is() -> None:
-    model = Steps(lambda x: x.transpose(1, 2))
+    model = TurnedSteps(lambda x: x.transpose(1, 2))
     late = assert_same(lower(model, (5, 4)), model, (5, 4))
     assert Counter(op.kind for op in late.ops)["transpose"] == 1  # of the input
 
@@ -174,7 +174,7 @@ SEVERAL: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
 
 @pytest.mark.parametrize("kind", SEVERAL)
 def test_several_outputs_of_one_value_keep_their_names(kind: str) -> None:
-    model = Steps(SEVERAL[kind]).eval()
+    model = TurnedSteps(SEVERAL[kind]).eval()
     graph = lower(model, (5, 4))
     late = move_late(graph)
     verify(late)
