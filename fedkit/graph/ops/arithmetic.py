@@ -125,18 +125,20 @@ def _read(reader: ModelReader, node: Any, operator: Operator, left: Any, right: 
     swapped = not isinstance(left, ir.Tensor)
     x, value = activation(right if swapped else left), left if swapped else right
     if reader.trains and reader.learns(value):
-        return _beside_learned(operator, reader, node, x, value, swapped)
-    given, y = operator, _on_maps(np.asarray(constant(value), np.float64), rank_of(reader, node))
+        require(operator != "div", "a division by a parameter")
+        return _beside_spread(operator, reader, node, x, value, swapped)
+    numbers = np.asarray(constant(value), np.float64)
     require(operator != "div" or not swapped, "a division by an activation")
     if operator == "div":
-        require(bool(y.all()), "a division by zero")
-        operator, y = "mul", 1 / y
+        require(bool(numbers.all()), "a division by zero")
+        operator, numbers = "mul", 1 / numbers
+    y = _on_maps(numbers, rank_of(reader, node))
     if not y.ndim and y == (operator == "mul") and not (swapped and operator == "sub"):
         return x
     channels = _per_channel(x, y)
     if channels is None:
         if reader.trains:
-            return _beside_learned(given, reader, node, x, value, swapped)
+            return _beside_spread(operator, reader, node, x, numbers, swapped)
         operand = reader.constant(node, "operand", _as_operand(x, y))
         return _read_pair(operator, reader, node, *((operand, x) if swapped else (x, operand)))
     one, none = np.ones_like(channels), np.zeros_like(channels)
@@ -147,13 +149,10 @@ def _read(reader: ModelReader, node: Any, operator: Operator, left: Any, right: 
     return affine(reader, node, x, *((-one, channels) if swapped else (one, -channels)))
 
 
-def _beside_learned(
+def _beside_spread(
     operator: Operator, reader: ModelReader, node: Any, x: ir.Tensor, value: Any, swapped: bool
 ) -> ir.Tensor:
     """Add a sum, difference or product of an activation and what all examples have."""
-    if operator == "div":
-        require(not swapped and not reader.learns(value), "a division by a parameter")
-        operator, value = "mul", 1 / np.asarray(constant(value), np.float64)
     x, y, is_of_last = beside(reader, node, x, value, rank_of(reader, node))
     sides = (y, x) if swapped else (x, y)
     if not is_of_last:

@@ -65,12 +65,13 @@ def beside(
         size in (1, whole) for size, whole in zip(y.shape, x.shape, strict=True)
     )
     require(fits, f"a parameter of shape {y.shape[1:]} beside a value of {x.shape[1:]}")
-    is_of_last = len(x.shape) == _OF_MAP and y.shape[1] == y.shape[3] == 1 != y.shape[2]
-    if is_of_last and x.shape != y.shape:
+    has_last = len(x.shape) == _OF_MAP and y.shape[1] == y.shape[3] == 1 != y.shape[2]
+    is_of_last = has_last and x.shape != y.shape
+    if is_of_last:
         x, y = (
             last_as_channels(reader, node, each, f".tokens{n}") for n, each in enumerate((x, y))
         )
-    return x, _widened(reader, node, x, y), is_of_last and x.shape != y.shape
+    return x, _widened(reader, node, x, y), is_of_last
 
 
 _OF_MAP = 4
