@@ -83,20 +83,26 @@ _BYTES: _Axis = (
 
 def _chart(result: Result, rows: Sequence[_Row], metric: Metric, versus: str, axis: _Axis) -> Chart:
     x_of, look = axis
-    name_of, lines = namer(result), dict[str, list[_Row]]()
-    for row in sorted(rows, key=x_of):
-        lines.setdefault(name_of(row), []).append(row)
-    names = sorted(lines)
-    shown = [names[each] for each in spread(len(names), _MOST_LINES)]
+    lines, count = _shown_lines(result, sorted(rows, key=x_of))
     traces = [
         trace
-        for number, name in enumerate(shown)
-        for trace in _mean_line(number, name, lines[name], x_of, metric)
+        for number, (name, own) in enumerate(lines.items())
+        for trace in _mean_line(number, name, own, x_of, metric)
     ]
     figure = new_figure(traces, f"{metric.name}, mean", _HEIGHT)
     metric_axis(figure, metric)
     figure["layout"]["xaxis"] |= {"type": "log", **look}
-    return Chart(metric_title(metric, versus), figure, _note(len(shown), len(names)))
+    return Chart(metric_title(metric, versus), figure, _note(len(lines), count))
+
+
+def _shown_lines(result: Result, rows: Sequence[_Row]) -> tuple[dict[str, list[_Row]], int]:
+    """Return the rows of each line by its name, of many lines some, and how many there are."""
+    name_of, lines = namer(result), dict[str, list[_Row]]()
+    for row in rows:
+        lines.setdefault(name_of(row), []).append(row)
+    names = sorted(lines)
+    shown = [names[each] for each in spread(len(names), _MOST_LINES)]
+    return {name: lines[name] for name in shown}, len(names)
 
 
 def _mean_line(
@@ -167,21 +173,17 @@ def _measured(result: Result, row: _Row) -> list[int]:
 def _round_chart(
     rows: Sequence[_Row], result: Result, density: float, metric: Metric, where: str
 ) -> Chart:
-    name_of, cells = namer(result), dict[str, list[_Row]]()
-    for row in rows:
-        cells.setdefault(name_of(row), []).append(row)
-    names = sorted(cells)
-    shown = [names[each] for each in spread(len(names), _MOST_LINES)]
+    lines, count = _shown_lines(result, rows)
     traces = [
         trace
-        for number, name in enumerate(shown)
-        for trace in _round_line(number, name, cells[name], _measured(result, cells[name][0]))
+        for number, (name, cells) in enumerate(lines.items())
+        for trace in _round_line(number, name, cells, _measured(result, cells[0]))
     ]
     figure = new_figure(traces, f"{metric.name}, mean", _HEIGHT)
     metric_axis(figure, metric)
     figure["layout"]["xaxis"] |= whole_ticks(max(row["rounds"] for row in rows))
     title = metric_title(metric, f"over rounds at density {density:.4g}{where}")
-    return Chart(title, figure, _note(len(shown), len(names)))
+    return Chart(title, figure, _note(len(lines), count))
 
 
 def _round_line(
