@@ -24,12 +24,12 @@ def check_inputs(plan: Plan, inputs: NDArray[Any], dtype: DTypeLike = np.float32
         )
 
 
-def check_tokens(plan: Plan, inputs: NDArray[Any]) -> None:
-    """Raise an `EngineError` where whole numbers choose a row that no table has."""
-    if inputs.size and not 0 <= inputs.min() <= inputs.max() < plan.tokens:
+def check_tokens(rows: int, inputs: NDArray[Any]) -> None:
+    """Raise an `EngineError` where whole numbers choose a row beyond those of a table."""
+    if inputs.size and not 0 <= inputs.min() <= inputs.max() < rows:
         raise EngineError(
             f"inputs hold tokens of {inputs.min()} to {inputs.max()}; the model's embedding has "
-            f"rows 0 to {plan.tokens - 1}"
+            f"rows 0 to {rows - 1}"
         )
 
 

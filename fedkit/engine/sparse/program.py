@@ -102,6 +102,7 @@ class SparseProgram:
         self.trained = self.moved = trained
         self.network, self.mode, self.batch, self.threads = network, mode, batch, threads
         self.plan, self.kernels = network.plan, network.kernels
+        self._tokens = network.plan.tokens
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._examples = 0
         self.frozen: ModelState | None = None
@@ -233,9 +234,9 @@ class SparseProgram:
         """
         inputs, order = loaded(inputs, np.ascontiguousarray(order, np.int64))
         self._check_batch(inputs, order)
-        if self.plan.tokens:
+        if self._tokens:
             inputs, order = inputs[order], np.arange(len(order))
-            check_tokens(self.plan, inputs)
+            check_tokens(self._tokens, inputs)
             inputs = inputs.astype(np.float32)
         if len(order) != self._examples:
             self._resize(len(order))
@@ -353,7 +354,7 @@ class SparseProgram:
         return self._ops[number].full_gradient(self, rows)
 
     def _check_batch(self, inputs: Floats, order: NDArray[np.int64]) -> None:
-        check_inputs(self.plan, inputs, np.int64 if self.plan.tokens else np.float32)
+        check_inputs(self.plan, inputs, np.int64 if self._tokens else np.float32)
         check_order(order, len(inputs), self.batch)
         if self.mode != "evaluate":
             check_statistics(self.plan, len(order))
