@@ -20,7 +20,7 @@ from fedkit.nn.norms.evonorm import EvoNormB0, EvoNormS0
 from fedkit.nn.norms.free import ScaledResidual, skip_init
 from fedkit.nn.norms.frozen import FrozenLayerNorm
 from fedkit.nn.norms.masked import MaskedBatchNorm, unmasked
-from fedkit.nn.norms.second_moment import PowerNorm, SecondMomentNorm, UnifiedNorm
+from fedkit.nn.norms.second_moment import PowerNorm, UnifiedNorm
 from fedkit.nn.norms.slab import ProgressiveNorm, RepBatchNorm
 
 Role = Literal["weight", "affine", "moment", "schedule", "local"]
@@ -189,7 +189,7 @@ for _row in (
         ProgressiveNorm,
         per_example=False,
         roles={"gamma": "schedule"},
-        follows=ProgressiveNorm.follow,
+        follows=lambda norm, progress: norm.follow(progress),
         folds=True,
         integers="folded",
         not_planned="its share of a layer norm follows the round, which a plan does not hold",
@@ -200,7 +200,7 @@ for _row in (
         UnifiedNorm,
         dict.fromkeys(("squares", "products", "step"), "local"),
         spread="second",
-        forgets=SecondMomentNorm.forget,
+        forgets=lambda norm: norm.forget(),
         not_planned=_STEPS,
     ),
     _batch_norm(
@@ -209,7 +209,7 @@ for _row in (
         PowerNorm,
         dict.fromkeys(("psi", "nu", "step"), "local"),
         spread="second",
-        forgets=SecondMomentNorm.forget,
+        forgets=lambda norm: norm.forget(),
         not_planned=_STEPS,
     ),
     _of_last(

@@ -9,6 +9,7 @@ smooth with belongs to a device and to one round: `forget` clears it before each
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ Smooth = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(gradient, normalised values, mean of their products) -> what stands for that mean."""
 
 
-class SecondMomentNorm(nn.modules.batchnorm._BatchNorm):
+class SecondMomentNorm(nn.modules.batchnorm._BatchNorm, ABC):
     """What both have in common.
 
     Takes and returns [n, channels, ...] of two to four dimensions. `running_var` [channels] is the
@@ -40,17 +41,17 @@ class SecondMomentNorm(nn.modules.batchnorm._BatchNorm):
         if not 2 <= input.dim() <= 4:
             raise ValueError(f"expected 2D, 3D or 4D input (got {input.dim()}D input)")
 
+    @abstractmethod
     def forget(self) -> None:
         """Clear what earlier steps left."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _for_step(self, second: Tensor) -> tuple[Tensor, Smooth]:
         """Return by what second moment to divide, and what smooths the gradient.
 
         Args:
             second: That of the batch, [channels].
         """
-        raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the same shape."""

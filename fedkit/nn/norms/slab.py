@@ -78,7 +78,8 @@ class ProgressiveNorm(nn.Module):
         out: Tensor = self.rep(x.transpose(1, channels)).transpose(1, channels)
         if not self.training or not self.gamma:
             return out
-        return self.gamma * self.layer_norm(x) + (1 - self.gamma) * out
+        share: Tensor = self.gamma * self.layer_norm(x)
+        return share + (1 - self.gamma) * out
 
 
 def _rep_batch_norm(
