@@ -23,6 +23,7 @@ from fedkit.graph import ir
 from fedkit.graph.from_torch import lower
 from fedkit.graph.interpret import evaluate
 from fedkit.nn.layers import norm_parameters, tracking_norms
+from fedkit.nn.norms.evonorm import EvoNormS0
 from fedkit.nn.norms.frozen import FrozenLayerNorm, with_frozen_layer_norms
 from fedkit.nn.norms.masked import MaskedBatchNorm
 from fedkit.nn.norms.registry import MERGES, NormRow, add_norm, norms, row_of
@@ -199,11 +200,25 @@ def test_norms_that_smooth_do_so_and_forget(norm: Any) -> None:
 
 def test_an_outlier_takes_its_own_moments_in_a_unified_norm() -> None:
     norm = UnifiedNorm(WIDTH).double().train()
-    for number in range(5):
+    for number in range(4):
         norm(values(ROWS["BatchNorm"], number))
     far = values(ROWS["BatchNorm"], 6)  # nine times as large
     own = (far.square().mean((0, 2, 3), keepdim=True) + norm.eps).sqrt()
     assert torch.allclose(norm(far), far / own)
+    assert norm.step == 4, "and it is not remembered"
+    still = UnifiedNorm(WIDTH, filters=False).double().train()
+    for number in range(4):
+        still(values(ROWS["BatchNorm"], number))
+    assert not torch.allclose(still(far), far / own)
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="window is 5 and warmup 4"):
+        UnifiedNorm(WIDTH, window=5)
+    with pytest.raises(ConfigError, match=r"alpha is 1\.0 and warmup 4"):
+        PowerNorm(WIDTH, alpha=1.0)
+    with pytest.raises(ConfigError, match="3 groups do not divide 4 channels"):
+        EvoNormS0(WIDTH, groups=3)
 
 
 def test_masked_places_give_no_moments() -> None:
