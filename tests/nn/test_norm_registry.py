@@ -231,12 +231,41 @@ def test_masked_places_give_no_moments() -> None:
     assert torch.allclose(found.movedim(1, -1)[mask[:, 0]], wanted, atol=1e-5)
     for kind in ("running_mean", "running_var"):
         assert torch.allclose(getattr(norm, kind), getattr(plain, kind), atol=1e-6)
-    moments = ROWS["masked BatchNorm"].samples(norm, (x, mask))
+    moments = ROWS["masked BatchNorm"].samples(norm, x, mask)
     assert torch.equal(moments, held)
     with pytest.raises(ValueError, match=r"expected a mask of shape \(3, 1, 6\)"):
         norm(x, mask[:, :, :2])
     with pytest.raises(ValueError, match="expected more than 1 value per channel, got 0"):
         norm(x, torch.zeros_like(mask))
+
+
+class Padded(nn.Module):
+    """A masked norm that is told its mask, places that hold 0 are padding, by its keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.norm = nn.Conv1d(2, WIDTH, 1, bias=False), MaskedBatchNorm(WIDTH)
+        self.after = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = (x != 0).any(1, keepdim=True)
+        made: Tensor = self.after(self.norm(self.before(x), mask=mask).mean(2))
+        return made
+
+
+def test_a_device_tells_the_moments_of_unmasked_places() -> None:
+    inputs = np.random.default_rng(0).standard_normal((20, 2, 6)).astype(np.float32) + 1
+    inputs[:, :, 4:] = 0
+    engine = TorchEngine(Padded(), cross_entropy)
+    state, own = engine.initial_state(), Examples(inputs, np.arange(20) % 3)
+    module: Any = engine.module(state)
+    with torch.no_grad():
+        held = module.before(torch.from_numpy(inputs[:, :, :4])).double()
+    (found,) = engine.norm_moments(state, own, frozen=True).values()
+    np.testing.assert_allclose(found.mean, held.mean((0, 2)), rtol=1e-5)
+    np.testing.assert_allclose(found.variance, held.var((0, 2), correction=0), rtol=1e-5)
+    trained, _ = engine.train(state, own, replace(HOW, lr=1e-12, batch_size=20), seed=0)
+    np.testing.assert_allclose(trained.stats["norm.running_mean"], held.mean((0, 2)), rtol=1e-4)
 
 
 def test_gamma_follows_the_run_and_training_ends_as_it_is_evaluated() -> None:

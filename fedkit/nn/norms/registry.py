@@ -39,25 +39,22 @@ Spread = Literal["variance", "absolute", "second"]
 """What `running_var` holds: a variance around the mean; a squared mean absolute deviation, in its
 units; or a second moment around 0."""
 
-Samples = Callable[[nn.Module, tuple[Any, ...]], Tensor]
-"""(norm, what it is called with) -> of what its moments are: [samples, channels]."""
+Samples = Callable[..., Tensor]
+"""(norm, *what it is called with) -> of what its moments are: [samples, channels]."""
 
 
-def of_channels(norm: nn.Module, args: tuple[Any, ...]) -> Tensor:
+def of_channels(norm: nn.Module, x: Tensor) -> Tensor:
     """Return every value of each channel of [n, channels, ...]."""
-    x: Tensor = args[0]
     return x.transpose(0, 1).flatten(1).T
 
 
-def _off_the_mean(norm: nn.Module, args: tuple[Any, ...]) -> Tensor:
+def _off_the_mean(norm: nn.Module, x: Tensor) -> Tensor:
     """Return what each value is off the mean of its last axis, [values, 1]."""
-    x: Tensor = args[0]
     return (x - x.mean(-1, keepdim=True)).reshape(-1, 1)
 
 
-def _of_unmasked(norm: nn.Module, args: tuple[Any, ...]) -> Tensor:
-    x, mask = (*args, None)[:2]
-    return of_channels(norm, args) if mask is None else unmasked(x, mask)
+def _of_unmasked(norm: nn.Module, input: Tensor, mask: Tensor | None = None) -> Tensor:
+    return of_channels(norm, input) if mask is None else unmasked(input, mask)
 
 
 @dataclass(frozen=True)
