@@ -98,9 +98,8 @@ class TorchEngine:
         Raises:
             TaskError: The buffers are named; or the output is not a tensor with a row per example.
         """
-        may: set[str] = set()
-        may = may.union(*(held_by_norms(self._model, role) for role in ("moment", "local")))
-        before = {n: b.clone() for n, b in self._model.named_buffers() if n not in may}
+        own = {**held_by_norms(self._model, "moment"), **held_by_norms(self._model, "local")}
+        before = {n: b.clone() for n, b in self._model.named_buffers() if n not in own}
         try:
             with one_thread(), drawn_from(0), torch.no_grad():
                 self._model.train()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedkit.core.errors import ConfigError
+
 _LEAST = 1e-6
 """What a divisor is at least, as in the papers' code."""
 
@@ -27,17 +29,21 @@ class SimplifiedLinearAttention(nn.Module):
         heads: How many.
         plane: (height, width) of the map whose pixels the tokens are, row by row.
         biases: Whether queries, keys and values have some.
-        kernel: Of the convolution, odd.
+        kernel: Of the convolution.
+
+    Raises:
+        ConfigError: The heads do not divide the width.
     """
 
     def __init__(
         self, width: int, heads: int, plane: tuple[int, int], biases: bool = True, kernel: int = 5
     ) -> None:
         super().__init__()
+        _check(width, heads)
         self.heads, self.plane = heads, plane
         self.query, self.key, self.value = (nn.Linear(width, width, biases) for _ in range(3))
         self.places = nn.Parameter(torch.zeros(plane[0] * plane[1], width))
-        self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.depthwise = nn.Conv2d(width, width, kernel, padding="same", groups=width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,10 +72,14 @@ class NormAwareAttention(nn.Module):
         width: Of a token, which `heads` divide.
         heads: How many.
         plane: (height, width) of the map whose pixels the tokens are, row by row.
+
+    Raises:
+        ConfigError: The heads do not divide the width.
     """
 
     def __init__(self, width: int, heads: int, plane: tuple[int, int]) -> None:
         super().__init__()
+        _check(width, heads)
         self.heads, self.plane = heads, plane
         self.query, self.key, self.value, self.gate = (nn.Linear(width, width) for _ in range(4))
         self.depthwise = nn.Conv2d(width, width, 5, padding=2, groups=width)
@@ -85,6 +95,11 @@ class NormAwareAttention(nn.Module):
         mixed = self.norm(mixed + near.flatten(2).transpose(1, 2))
         out: Tensor = self.out(mixed * nn.functional.silu(self.gate(x)))
         return out
+
+
+def _check(width: int, heads: int) -> None:
+    if heads < 1 or width % heads:
+        raise ConfigError(f"{heads} heads do not divide a width of {width}; take a divisor of it")
 
 
 def _by_heads(x: Tensor, heads: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import edge.passes
 from edge.api import check_artifact, export_model
 from fedkit.config import make_config
-from fedkit.core.errors import ExportError
+from fedkit.core.errors import ConfigError, ExportError
 from fedkit.graph.from_torch import lower
 from fedkit.nn.linear_attention import NormAwareAttention, SimplifiedLinearAttention
 from fedkit.nn.transformers import Sizes, TransformerBlock, blocks_of
@@ -133,6 +133,12 @@ def test_simplified_attention_is_exported_to_the_integer(target: str, tmp_path: 
     export_model(model, inputs, tmp_path / target)
     found = check_artifact(tmp_path / target, inputs, layers=True)
     assert found.mismatches == 0 and found.layers
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    for kind in (SimplifiedLinearAttention, NormAwareAttention):
+        with pytest.raises(ConfigError, match="3 heads do not divide a width of 8"):
+            kind(WIDTH, 3, PLANE)
 
 
 def test_mix_ln_places_the_norms_of_the_first_blocks_behind() -> None:
