@@ -121,10 +121,8 @@ def test_a_derived_class_has_the_row_of_its_base_and_others_have_none() -> None:
     assert row_of(nn.Conv2d(1, 1, 1)) is None
 
 
-def test_a_row_of_ones_own_is_followed_and_a_bad_one_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("fedkit.nn.norms.registry._TABLE", {})
+def counting() -> type[nn.Module]:
+    """A new class of that name, as each import of a module makes one."""
 
     class Counting(nn.Module):
         count: Tensor
@@ -137,16 +135,29 @@ def test_a_row_of_ones_own_is_followed_and_a_bad_one_refused(
             self.count += 1
             return x
 
+    return Counting
+
+
+def test_a_row_of_ones_own_is_followed_and_a_bad_one_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedkit.nn.norms.registry._TABLE", {})
+
+    own = counting()
+
     def engine() -> TorchEngine:
-        return TorchEngine(nn.Sequential(nn.Linear(4, 2), Counting()), cross_entropy)
+        return TorchEngine(nn.Sequential(nn.Linear(4, 2), own()), cross_entropy)
 
     inputs = np.zeros((2, 4), np.float32)
     with pytest.raises(TaskError, match=r"changes 1\.count, which a fleet neither .*add_norm"):
         engine().check_forward(inputs)
-    add_norm(NormRow("counting", Counting, lambda _: Counting(), roles={"count": "local"}))
+    add_norm(NormRow("counting", own, lambda _: own(), roles={"count": "local"}))
     engine().check_forward(inputs)
     with pytest.raises(ConfigError, match="has a row already"):
-        add_norm(NormRow("other", Counting, lambda _: Counting()))
+        add_norm(NormRow("other", own, lambda _: own()))
+    again = NormRow("counting", counting(), lambda _: own(), roles={"count": "local"})
+    add_norm(again)
+    assert norms() == (again,)
     bad = NormRow("bad", nn.Linear, lambda n: nn.Linear(n, n), roles={"mean": "moment"})
     with pytest.raises(ConfigError, match="has moments mean; moments travel as running_mean"):
         add_norm(bad)

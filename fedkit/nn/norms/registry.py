@@ -107,12 +107,13 @@ _TABLE: dict[type[nn.Module], NormRow] = {}
 
 
 def add_norm(row: NormRow) -> None:
-    """Add a norm of one's own.
+    """Add a norm of one's own; a module that is imported again gives its row again.
 
     Raises:
         ConfigError: Its module or name has a row, or its moments are not `running_mean` and
             `running_var`, as which they travel.
     """
+    _forget_earlier(row)
     if row.kind in _TABLE or row.name in (other.name for other in norms()):
         raise ConfigError(f"norm {row.name!r} ({row.kind.__name__}) has a row already")
     if row.named("moment") not in ((), tuple(_MOMENTS)):
@@ -121,6 +122,14 @@ def add_norm(row: NormRow) -> None:
             f"{' and '.join(_MOMENTS)}, in that order: call them so"
         )
     _TABLE[row.kind] = row
+
+
+def _forget_earlier(row: NormRow) -> None:
+    """Remove the row of the same class as it was before its module was imported again."""
+    for kind, other in list(_TABLE.items()):
+        is_same = other.name == row.name and kind.__qualname__ == row.kind.__qualname__
+        if is_same and kind is not row.kind and kind.__module__ == row.kind.__module__:
+            del _TABLE[kind]
 
 
 def norms() -> tuple[NormRow, ...]:
