@@ -75,6 +75,7 @@ class _Walk:
                 self.stream.values.add(name)
                 self._write(name)
                 self._read(name)
+        self._find_shared()
         self._name_order()
 
     def _write(self, name: str) -> None:
@@ -83,8 +84,7 @@ class _Walk:
         if op is None:
             stream.problems.append(f"the stream begins at the input {name!r} of the model")
         elif op.kind in MIXING and op.activation == "none":
-            if self._is_new(stream.writers, op):
-                self._check_writer(op)
+            self._is_new(stream.writers, op)
         elif (parts := self._parts(op)) is not None:
             if self._is_new(stream.inner, op):
                 self.todo += parts
@@ -92,16 +92,6 @@ class _Walk:
             self._is_new(stream.writers, op)
         else:
             stream.problems.append(f"{named_op(op)} writes the stream, and is no linear layer")
-
-    def _check_writer(self, op: ir.Op) -> None:
-        other = shared_with(self.graph, op)
-        if other is not None and not self._is_writer(other):
-            self.stream.problems.append(
-                f"{named_op(op)} writes the stream, and shares its weights with {named_op(other)}"
-            )
-
-    def _is_writer(self, op: ir.Op) -> bool:
-        return any(each.output == op.output for each in self.stream.writers)
 
     def _read(self, name: str) -> None:
         """Look at what reads a value."""
@@ -135,6 +125,17 @@ class _Walk:
             tensors[n].shape[-1] == self.stream.channels for n in (*parts, op.output)
         )
         return parts if has_channels and _keeps_channels(self.graph, op) else None
+
+    def _find_shared(self) -> None:
+        """Find a writer whose weights are those of a layer that is none."""
+        writers = {op.output for op in self.stream.writers}
+        for op in self.stream.writers:
+            other = shared_with(self.graph, op) if op.kind in MIXING else None
+            if other is not None and other.output not in writers:
+                self.stream.problems.append(
+                    f"{named_op(op)} writes the stream, and shares its weights with "
+                    f"{named_op(other)}"
+                )
 
     def _name_order(self) -> None:
         """Say by its name where norms stand that are not before what blocks read."""
