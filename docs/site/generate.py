@@ -196,6 +196,40 @@ def _methods() -> Iterator[str]:
     )
 
 
+def _norms() -> Iterator[str]:
+    from fedkit.nn.norms.registry import norms
+
+    yield from _table(
+        [
+            *("norm", "module", "of each example", "buffers and their role", "spread"),
+            *("folds", "integers", "trains without torch"),
+        ],
+        [
+            [
+                row.name,
+                f"`{row.kind.__module__}.{row.kind.__name__}`",
+                _yes(row.per_example),
+                ", ".join(f"`{name}` {role}" for name, role in row.roles.items()) or "none",
+                row.spread if row.named("moment") else "",
+                _yes(row.folds),
+                row.integers,
+                f"no: {row.not_planned}" if row.not_planned else "yes",
+            ]
+            for row in norms()
+        ],
+    )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _norm_roles() -> Iterator[str]:
+    from fedkit.nn.norms.registry import MERGES
+
+    yield from _table(["role", "in a fleet"], MERGES.items())
+
+
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "commands": _commands,
     "configuration": _configuration,
@@ -205,6 +239,8 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "losses": _losses,
     "methods": _methods,
     "metrics": _metrics,
+    "norm-roles": _norm_roles,
+    "norms": _norms,
     "onnx-operators": _onnx_operators,
     "ops": _ops,
 }

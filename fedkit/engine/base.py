@@ -168,6 +168,8 @@ class LocalTraining:
     weight_decay: float
     trained: frozenset[str] | None = None
     """Names of the weights that move; None: all."""
+    progress: float = 1.0
+    """Share of a run that is over when this is done, 0 to 1, which schedules of norms follow."""
 
 
 @runtime_checkable

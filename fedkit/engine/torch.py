@@ -34,6 +34,7 @@ from fedkit.engine.plan.checks import one_value_error
 from fedkit.engine.plan.structure import norm_levels
 from fedkit.nn.layers import (
     STATISTICS,
+    held_by_norms,
     modes_restored,
     norm_parameters,
     prunable_weights,
@@ -41,7 +42,7 @@ from fedkit.nn.layers import (
     trainable_parameters,
     untrainable_parts,
 )
-from fedkit.nn.norm import L1BatchNorm2d
+from fedkit.nn.norms.registry import NormRow, row_of, rows_in
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import ModelState, Weights
 from fedkit.sparse.topk import Entries, StreamingTopK
@@ -88,8 +89,8 @@ class TorchEngine:
     def check_forward(self, inputs: NDArray[np.float32]) -> None:
         """Refuse a model whose passes depend on each other, on a few examples and before training.
 
-        Buffers but for the statistics of batch norms are constants here: they are not in a
-        `ModelState`, so what a pass wrote to them would be lost or, worse, kept.
+        A buffer that no row of `fedkit.nn.norms.registry` gives a role is a constant here: it is
+        not in a `ModelState`, so what a pass wrote to it would be lost or, worse, kept.
 
         Args:
             inputs: float32 [n, ...], two examples or more.
@@ -97,8 +98,9 @@ class TorchEngine:
         Raises:
             TaskError: The buffers are named; or the output is not a tensor with a row per example.
         """
-        norms = {f"{name}.num_batches_tracked" for name in self._norms} | set(self._stats())
-        before = {n: b.clone() for n, b in self._model.named_buffers() if n not in norms}
+        may: set[str] = set()
+        may = may.union(*(held_by_norms(self._model, role) for role in ("moment", "local")))
+        before = {n: b.clone() for n, b in self._model.named_buffers() if n not in may}
         try:
             with one_thread(), drawn_from(0), torch.no_grad():
                 self._model.train()
@@ -113,7 +115,8 @@ class TorchEngine:
         if changed:
             raise TaskError(
                 f"a forward pass of {name} changes {', '.join(changed)}, which a fleet neither "
-                "sends nor stores; use batch norms, or keep such values out of training"
+                "sends nor stores; use batch norms, keep such values out of training, or say what "
+                "they are to a fleet with fedkit.nn.norms.registry.add_norm"
             )
         if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != len(inputs):
             found = type(outputs).__name__
@@ -142,6 +145,8 @@ class TorchEngine:
                 weight.copy_(torch.from_numpy(np.asarray(state.weights[name], order="C")))
             for name, value in self._stats().items():
                 value.copy_(torch.from_numpy(np.asarray(state.stats[name], order="C")))
+            for _, norm, row in rows_in(self._model):
+                row.forgets(norm)
 
     def _read(self, masks: Mapping[str, NDArray[np.bool_]]) -> ModelState:
         weights = {name: w.detach().numpy().copy() for name, w in self._weights.items()}
@@ -164,7 +169,7 @@ class TorchEngine:
         What the model itself draws at random, as dropout does, is drawn from `seed`.
         """
         computed = how.trained if gradient_sums is None else None
-        with one_thread(), drawn_from(seed), self.only(computed):
+        with one_thread(), drawn_from(seed), self.only(computed), self._at(how.progress):
             self._load(state)
             self._model.train()
             optimiser = torch.optim.SGD(
@@ -205,15 +210,23 @@ class TorchEngine:
             for weight in still:
                 weight.requires_grad_(True)
 
-    def _restart_statistics(self) -> None:
-        """Make the running statistics the plain mean over the batches from here on.
+    @contextmanager
+    def _at(self, progress: float) -> Iterator[None]:
+        """Let schedules of norms be where the run is in a block, and at its end after it."""
+        self._follow(progress)
+        try:
+            yield
+        finally:
+            self._follow(1.0)
 
-        torch's moving average would carry a tenth of it from each batch, so that with few local
-        steps most of a device's statistics would be those of earlier rounds' weights.
-        """
+    def _follow(self, progress: float) -> None:
+        for _, norm, row in rows_in(self._model):
+            row.follows(norm, progress)
+
+    def _restart_statistics(self) -> None:
+        """Make the running statistics the plain mean over the batches from here on."""
         for norm in self._norms.values():
-            norm.reset_running_stats()
-            norm.momentum = None
+            _row(norm).restarts(norm)
 
     def _step(
         self,
@@ -297,7 +310,7 @@ class TorchEngine:
     def absolute_norms(self) -> frozenset[str]:
         """See `Engine.absolute_norms`."""
         norms = self._norms.items()
-        return frozenset(name for name, norm in norms if isinstance(norm, L1BatchNorm2d))
+        return frozenset(name for name, norm in norms if _row(norm).spread == "absolute")
 
     @property
     def norm_parameters(self) -> frozenset[str]:
@@ -333,16 +346,18 @@ class TorchEngine:
         """See `Engine.norm_moments`."""
         collected: dict[str, list[Moments]] = {name: [] for name in self._norms}
 
-        def collect(name: str, inputs: Tensor) -> None:
-            samples = inputs.detach().transpose(0, 1).flatten(1).T.numpy()
-            part = Moments.of(samples)
-            if name in self.absolute_norms:
+        def collect(name: str, args: tuple[Any, ...]) -> None:
+            norm = self._norms[name]
+            row = _row(norm)
+            samples = row.samples(norm, args).detach().numpy()
+            part = Moments.around_zero(samples) if row.spread == "second" else Moments.of(samples)
+            if row.spread == "absolute":
                 center = state.stats[f"{name}.running_mean"] if frozen else part.mean
                 part = _l1_moments(part, samples, center)
             collected[name].append(part)
 
         hooks = [
-            norm.register_forward_pre_hook(lambda _, args, name=name: collect(name, args[0]))
+            norm.register_forward_pre_hook(lambda _, args, name=name: collect(name, args))
             for name, norm in self._norms.items()
         ]
         try:
@@ -409,6 +424,12 @@ class TorchEngine:
             with one_thread(), torch.no_grad():
                 outputs = model(torch.tensor(inputs[start : start + _EVAL_BATCH])).numpy()
             yield outputs
+
+
+def _row(norm: nn.Module) -> NormRow:
+    row = row_of(norm)
+    assert row is not None  # `tracking_norms` finds no others
+    return row
 
 
 def _l1_moments(

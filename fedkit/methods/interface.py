@@ -284,7 +284,8 @@ class LocalRound:
         """
         config = self.config
         epochs = config.epochs if epochs is None else epochs
-        how = local_training(config, epochs, learning_rate(config, self.number), self.trained)
+        rate = learning_rate(config, self.number)
+        how = local_training(config, epochs, rate, self.trained, self.number)
         seed = derived_seed(config.seed, 3, self.number, self.index, *([part] if part else []))
         return self.engine.train(state, self.examples, how, seed, gradient_sums)
 

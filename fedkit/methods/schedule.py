@@ -41,7 +41,11 @@ def derived_seed(*entropy: int) -> int:
 
 
 def local_training(
-    config: RunConfig, epochs: int, lr: float, trained: frozenset[str] | None = None
+    config: RunConfig,
+    epochs: int,
+    lr: float,
+    trained: frozenset[str] | None = None,
+    number: int = 0,
 ) -> LocalTraining:
     """Return how this run trains, wherever it does, for so many epochs at one learning rate.
 
@@ -50,9 +54,11 @@ def local_training(
         epochs: How many.
         lr: The learning rate.
         trained: Names of the weights that are trained; None: all, as on the server.
+        number: The round, from 1; 0 before all rounds.
     """
     rates = (lr, config.momentum, config.weight_decay)
-    return LocalTraining(epochs, config.batch_size, *rates, trained)
+    progress = number / config.rounds
+    return LocalTraining(epochs, config.batch_size, *rates, trained, progress)
 
 
 def kept_per_layer(config: RunConfig, shapes: Shapes) -> dict[str, int]:

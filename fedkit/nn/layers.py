@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+
+from fedkit.nn.norms.registry import Role, rows_in
 
 PRUNABLE = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -19,14 +22,8 @@ PRUNABLE = (
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """Weights that `torch.nn.MultiheadAttention` has itself: one for all three, or one for each."""
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
-"""What all batch normalisations derive from, ours too."""
-
-NORMS = (BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-"""What all norms derive from, ours too."""
-
 STATISTICS = ("running_mean", "running_var")
-"""Buffers of a norm that a fleet merges."""
+"""Buffers of a norm that a fleet merges: its moments."""
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -75,23 +72,36 @@ def untrainable_parts(model: nn.Module) -> Iterator[str]:
             )
 
 
-def tracking_norms(model: nn.Module) -> dict[str, BatchNorm]:
-    """Return the norms that have running statistics, by name, in the model's order."""
+def tracking_norms(model: nn.Module) -> dict[str, Any]:
+    """Return the norms that have moments, by name, in the model's order."""
     return {
         name: module
-        for name, module in model.named_modules()
-        if isinstance(module, BatchNorm) and module.running_mean is not None
+        for name, module, row in rows_in(model)
+        if row.named("moment") and getattr(module, STATISTICS[0]) is not None
     }
 
 
 def norm_parameters(model: nn.Module) -> frozenset[str]:
-    """Return the names of the parameters of all norms, with running statistics and without."""
+    """Return the names of the parameters of all norms, with moments and without.
+
+    A parameter that a class derived from a norm adds is one of them.
+    """
     return frozenset(
         f"{name}.{parameter}" if name else parameter
-        for name, module in model.named_modules()
-        if isinstance(module, NORMS)
+        for name, module, row in rows_in(model)
         for parameter, _ in module.named_parameters(recurse=False)
+        if row.roles.get(parameter, "affine") == "affine"
     )
+
+
+def held_by_norms(model: nn.Module, role: Role) -> dict[str, torch.Tensor]:
+    """Return the buffers of a model that have a role, by name."""
+    return {
+        f"{name}.{buffer}" if name else buffer: value
+        for name, module, row in rows_in(model)
+        for buffer, value in module.named_buffers(recurse=False)
+        if row.roles.get(buffer) == role
+    }
 
 
 @contextmanager

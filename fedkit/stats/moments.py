@@ -50,6 +50,12 @@ class Moments:
         return cls(len(x), mean, np.square(x - mean).sum(axis=0))
 
     @classmethod
+    def around_zero(cls, samples: NDArray[np.floating[Any]]) -> Moments:
+        """Return second moments of `samples` [n, channels] around 0, which pool as variances do."""
+        x = samples.astype(np.float64)
+        return cls(len(x), np.zeros(x.shape[1]), np.square(x).sum(axis=0))
+
+    @classmethod
     def from_variance(
         cls, n: float, mean: NDArray[np.floating[Any]], variance: NDArray[np.floating[Any]]
     ) -> Moments:

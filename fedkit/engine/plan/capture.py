@@ -27,6 +27,7 @@ from fedkit.graph.late_moves import move_late
 from fedkit.graph.layouts import RANKS
 from fedkit.graph.torch_attention import by_heads
 from fedkit.nn.layers import STATISTICS, modes_restored, prunable_weights, tracking_norms
+from fedkit.nn.norms.registry import rows_in
 from fedkit.tasks.losses import PLAIN, Loss
 
 _INSTEAD = (
@@ -101,6 +102,7 @@ class _Capture:
 
     def plan(self, loss: Loss) -> Plan:
         """Put the plan together, or refuse with everything that cannot be in it."""
+        self._refuse_norms()
         graph = self._graph()
         maker = PlanMaker(graph)
         self._diagnostics += [*maker.reasons, *self._use_diagnostics(graph)]
@@ -268,6 +270,17 @@ class _Capture:
         self._model.train()
         if not prunable_weights(self._model):
             yield "(model): no Conv2d, Conv1d or Linear, so there is nothing to prune"
+
+    def _refuse_norms(self) -> None:
+        """Refuse norms that are in no plan, before their parts are named one by one."""
+        refused = [
+            f"{name or '(model)'}: {type(norm).__name__} ({row.not_planned})"
+            for name, norm, row in rows_in(self._model)
+            if row.not_planned
+        ]
+        if refused:
+            self._diagnostics += refused
+            self._raise_diagnostics()
 
     def _use_diagnostics(self, graph: ir.Graph) -> Iterator[str]:
         """Yield the parameters and statistics that are not used by exactly one op."""

@@ -19,6 +19,7 @@ from fedkit.graph import ir
 from fedkit.graph.layouts import model_shape
 from fedkit.graph.operands import activation, constant, rank_of, require, vector
 from fedkit.graph.ops.arithmetic import affine
+from fedkit.graph.ops.spread import beside
 from fedkit.graph.spec import (
     Aten,
     ModelReader,
@@ -206,6 +207,18 @@ def _read_batch_norm(
     return (_trained if reader.trains else _evaluated)(reader, node, x, norm)
 
 
+def _read_rep_batch_norm(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    """Add a batch norm and eta times what it reads: in evaluation one scale and shift."""
+    x, eta = activation(a["input"]), a["eta"]
+    norm = _BatchNorm(a["running_mean"], a["running_var"], a["weight"], a["bias"], a["eps"])
+    if not reader.trains:
+        return _evaluated(reader, node, x, norm, constant(eta))
+    of_batch = _trained(reader, node, x, norm, ".norm")
+    given, share, _ = beside(reader, node, x, eta, rank_of(reader, node))
+    shared = reader.op("mul", node, [given, share], x.shape, suffix=".share")
+    return reader.op("add", node, [of_batch, shared], x.shape)
+
+
 def _read_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     x = activation(node.operand(0))
     trains = node.attribute("training_mode", 0) or not node.attribute("spatial", 1)
@@ -215,7 +228,9 @@ def _read_onnx(reader: ModelReader, node: OnnxNode) -> ir.Tensor:
     return _evaluated(reader, node, x, _BatchNorm(mean, variance, weight, bias, eps))
 
 
-def _trained(reader: ModelReader, node: Any, x: ir.Tensor, norm: _BatchNorm) -> ir.Tensor:
+def _trained(
+    reader: ModelReader, node: Any, x: ir.Tensor, norm: _BatchNorm, suffix: str = ""
+) -> ir.Tensor:
     mean, variance = constant(norm.mean, "statistics"), constant(norm.variance, "statistics")
     operands = [
         x,
@@ -225,7 +240,7 @@ def _trained(reader: ModelReader, node: Any, x: ir.Tensor, norm: _BatchNorm) -> 
         _or(reader, node, "bias", norm.bias, np.zeros(len(mean))),
     ]
     kind = "l1_batch_norm" if norm.absolute else "batch_norm"
-    return reader.op(kind, node, operands, attributes=ir.Epsilon(norm.eps))
+    return reader.op(kind, node, operands, suffix=suffix, attributes=ir.Epsilon(norm.eps))
 
 
 def _or(reader: ModelReader, node: Any, what: str, value: Any, instead: ir.Array) -> ir.Tensor:
@@ -237,7 +252,10 @@ def _or(reader: ModelReader, node: Any, what: str, value: Any, instead: ir.Array
 _PLURALS = {"weight": "weights", "bias": "biases"}
 
 
-def _evaluated(reader: ModelReader, node: Any, x: ir.Tensor, norm: _BatchNorm) -> ir.Tensor:
+def _evaluated(
+    reader: ModelReader, node: Any, x: ir.Tensor, norm: _BatchNorm, more: Any = 0.0
+) -> ir.Tensor:
+    """Add the scale and shift that a norm is in evaluation; `more` is added to the scale."""
     mean = constant(norm.mean, "statistics").astype(np.float64)
     variance = constant(norm.variance, "statistics").astype(np.float64)
     eps, absolute = norm.eps, norm.absolute
@@ -245,7 +263,7 @@ def _evaluated(reader: ModelReader, node: Any, x: ir.Tensor, norm: _BatchNorm) -
         scale = 1 / (np.sqrt(variance) + eps if absolute else np.sqrt(variance + eps))
         scale = scale if norm.weight is None else scale * constant(norm.weight)
         shift = -mean * scale if norm.bias is None else constant(norm.bias) - mean * scale
-    return affine(reader, node, x, scale, shift)
+    return affine(reader, node, x, scale + more, shift)
 
 
 def _read_layer_norm(
@@ -460,7 +478,11 @@ _LAYER_NORM = _LAYER_NORMS[False]
 def _spec(kind: ir.Kind, layer: str, absolute: bool, over_batch: bool) -> Spec:
     constants = 4 if over_batch else 2
     read = partial(_read_batch_norm, absolute) if over_batch else _LAYER_NORMS[absolute]
-    onnx: Mapping[str, Onnx] = {"BatchNormalization": _read_onnx} if kind == "batch_norm" else {}
+    aten: dict[str, Aten] = {f"{'fedkit' if absolute else 'aten'}.{kind}.default": read}
+    onnx: Mapping[str, Onnx] = {}
+    if kind == "batch_norm":
+        aten["fedkit.rep_batch_norm.default"] = _read_rep_batch_norm
+        onnx = {"BatchNormalization": _read_onnx}
     return Spec(
         kind,
         layer,
@@ -469,7 +491,7 @@ def _spec(kind: ir.Kind, layer: str, absolute: bool, over_batch: bool) -> Spec:
         constants=constants,
         operands=_batch_operands if over_batch else _layer_operands,
         attributes=ir.Epsilon,
-        aten={f"{'fedkit' if absolute else 'aten'}.{kind}.default": read},
+        aten=aten,
         onnx=onnx,
         only_trains=True,
     )

@@ -1,0 +1,1 @@
+"""Norms, layers that do without one, and the registry that says how a fleet treats each."""
