@@ -2,8 +2,8 @@
 
 The norm is linear then: its mean and weight are one matrix, or, of an RMS norm, a factor for each
 channel, and both fold into the layers behind it. A model is fine-tuned for this by
-`fedkit.nn.ln_removal` (Heimersheim, 2024, "You can remove GPT2's LayerNorm by fine-tuning"), whose
-frozen norms are such matrices already. What a norm no longer does is to tame an input that is far
+`fedkit.nn.norms.removal`, whose frozen norms are such matrices already (Heimersheim, 2024, "You can
+remove GPT2's LayerNorm by fine-tuning"). What a norm no longer does is to tame an input that is far
 from all that was seen, so each frozen norm leaves a guard: see `edge.quantize.guard`.
 """
 
@@ -105,7 +105,7 @@ def _place(norm: ir.Op, seen: Mapping[str, Floats]) -> Place:
     if not high <= MOST_SPREAD * low:
         why_not = (
             f"it divides by {low:.3g} to {high:.3g}, {high / low:.1f} times as much (at most "
-            f"{MOST_SPREAD} may be); fine-tune the model with fedkit.nn.ln_removal"
+            f"{MOST_SPREAD} may be); fine-tune the model with fedkit.nn.norms.removal"
         )
         return Place(norm.output, where, why_not)
     return Place(norm.output, where, found=_Match(norm, float(1 / np.mean(1 / spread))))

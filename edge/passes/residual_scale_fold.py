@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edge.passes.affines import Affine, scaling_of
-from edge.passes.backward import Chain, chain_to, folded, of_channels
+from edge.passes.backward import MOVES, Chain, chain_to, folded, of_channels
 from edge.passes.rewrite import Given, Place, Rewrite
 from fedkit.graph import ir
 
@@ -30,13 +30,13 @@ def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:
 
 
 def _is_added(graph: ir.Graph, op: ir.Op) -> bool:
-    """Whether only a sum with another activation reads a value."""
+    """Whether only a sum with another activation reads a value, moved or not."""
     reader = graph.sole_consumer(op.output)
-    return (
-        reader is not None
-        and reader.kind in ("add", "sub")
-        and all(graph.tensors[name].data is None for name in reader.inputs)
-    )
+    while reader is not None and reader.kind in MOVES:
+        reader = graph.sole_consumer(reader.output)
+    if reader is None or reader.kind not in ("add", "sub"):
+        return False
+    return all(graph.tensors[name].data is None for name in reader.inputs)
 
 
 def _place(graph: ir.Graph, op: ir.Op, scaling: Affine) -> Place:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edge import passes
 from edge.passes import Rewritten, ln_affine_fold, rewritten
+from edge.passes.affines import Floats
 from edge.passes.rewrite import TOLERANCE, Done, Given, Place, Rewrite, apply
 from edge.passes.rewrites import REWRITES, asked
 from fedkit.core.errors import ExportError
@@ -26,12 +27,12 @@ FUSED = 1e-4
 EXACT = [name for name, row in REWRITES.items() if row.exact]
 
 
-def inputs(shape: Sequence[int], scale: float = 1.0, count: int = 6) -> np.ndarray:
+def inputs(shape: Sequence[int], scale: float = 1.0, count: int = 6) -> ir.FloatArray:
     values = scale * np.random.default_rng(1).standard_normal((count, *shape))
     return values.astype(np.float32)
 
 
-def outputs(graph: ir.Graph, x: np.ndarray) -> list[np.ndarray]:
+def outputs(graph: ir.Graph, x: ir.FloatArray) -> list[ir.FloatArray]:
     return evaluate_all(graph, {graph.inputs[0]: ir.to_graph_layout(x)})
 
 
@@ -77,8 +78,9 @@ def jittered(model: nn.Module, spread: float = 0.3) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 1 - spread, 1 + spread)
-            if getattr(module, "bias", None) is not None:
-                nn.init.normal_(module.bias, std=spread)
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, Tensor):
+                nn.init.normal_(bias, std=spread)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean = torch.randn(module.num_features)
             module.running_var = torch.rand(module.num_features) + 0.2
@@ -106,6 +108,7 @@ class Uncentred(nn.Module):
         super().__init__()
         shape = (channels,) if last else (channels, *(1,) * (dimensions - 1))
         self.weight, self.bias = (nn.Parameter(torch.randn(shape)) for _ in range(2))
+        self.moment: Tensor
         self.register_buffer("moment", torch.rand(shape) + 0.3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -271,7 +274,8 @@ class Branch(nn.Module):
     def __init__(self, factor: Tensor, first: nn.Module | None = None) -> None:
         super().__init__()
         self.first, self.layer = first or nn.Identity(), nn.Linear(6, 6)
-        self.factor, self.last = nn.Parameter(factor), nn.Identity()
+        self.factor = nn.Parameter(factor)
+        self.last: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -301,9 +305,8 @@ def test_a_factor_goes_back_through_moves() -> None:
             return torch.cat([places] * 4, 2) + self.factor[:1] * tokens
 
     found = rewrite(Moved(), (3, 4, 5), "residual_scale_fold")
-    applied = became(found, "residual_scale_fold").applied + became(found, "fold_bn").applied
-    assert len(applied) == 1
-    assert "depthwise_conv2d" not in kinds(found.graph)
+    assert became(found, "residual_scale_fold").applied == ("(model)",)
+    assert kinds(found.graph).count("depthwise_conv2d") == 1  # the sum over channels
 
 
 def test_places_that_are_scaled_otherwise_are_told() -> None:
@@ -317,9 +320,8 @@ def test_a_branch_that_ends_in_no_layer_is_told() -> None:
     model = Branch(torch.tensor(0.3))
     model.last = nn.GELU()
     found = rewrite(model, (6,), "residual_scale_fold")
-    assert why_not(found, "residual_scale_fold") == (
-        ": gelu of module 'last' writes it, not a convolution or linear layer"
-    ).replace(":", "mul:", 1) or "gelu" in why_not(found, "residual_scale_fold")
+    told = why_not(found, "residual_scale_fold")
+    assert told == "(model): gelu of module 'last' writes it, not a convolution or linear layer"
 
 
 # Layer norms to RMS norms
@@ -383,7 +385,7 @@ def test_post_ln_is_refused_by_name() -> None:
     found = rewritten(lower(kwt1((10, 8), 4).eval(), (10, 8)), ["ln_to_rms"])
     done = became(found, "ln_to_rms")
     assert done.applied == ()
-    assert [where for where, _ in done.refused][0] == "blocks.0.norm"
+    assert done.refused[0][0] == "blocks.0.norm"
     assert all(why.startswith("Post-LN: ") for _, why in done.refused)
     assert len(done.refused) == 25
 
@@ -521,10 +523,10 @@ def test_a_norm_with_a_relu_or_another_reader_keeps_its_weight() -> None:
     assert "relu of module '2' reads it" in why_not(found, "ln_affine_fold")
 
 
-def rounded(weight: np.ndarray) -> np.ndarray:
+def rounded(weight: Floats) -> Floats:
     """Weights [out, in] as int8 has them, a step per row."""
     step = np.abs(weight).max(1, keepdims=True) / 127
-    return np.rint(weight / step) * step
+    return np.asarray(np.rint(weight / step) * step)
 
 
 def test_growth_is_what_int8_weights_err_more() -> None:
@@ -560,13 +562,14 @@ def test_a_weight_that_would_harm_int8_stays() -> None:
 
 
 class Convs(nn.Module):
-    def __init__(self, *layers: nn.Module) -> None:
+    def __init__(self, *layers: nn.Module, inside: bool = False) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*layers)
+        self.layers, self.inside = nn.Sequential(*layers), inside
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers(x)
-        return out
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        first: Tensor = self.layers[0](x)
+        last: Tensor = self.layers[1:](first)
+        return (last, first) if self.inside else last
 
 
 MERGED: dict[str, tuple[Callable[[], nn.Module], Sequence[int]]] = {
@@ -641,13 +644,8 @@ def test_what_does_not_become_one_is_told(name: str) -> None:
 
 
 def test_a_layer_that_is_an_output_too_stays() -> None:
-    class Both(Convs):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            first, second = self.layers
-            x = first(x)
-            return second(x), x
-
-    found = rewrite(Both(nn.Linear(6, 40), nn.Linear(40, 5)), (6,), "lowrank_merge")
+    model = Convs(nn.Linear(6, 40), nn.Linear(40, 5), inside=True)
+    found = rewrite(model, (6,), "lowrank_merge")
     assert "is an output of the model" in why_not(found, "lowrank_merge")
 
 
@@ -728,7 +726,9 @@ def test_names_of_rewrites_are_checked() -> None:
 
 
 def test_no_pair_of_rewrites_undoes_another() -> None:
-    model = jittered(PreNorm())
-    for pair in itertools.permutations(EXACT, 2):
-        found = rewrite(model, (7, 5), *pair)
+    model = jittered(PreNorm()).eval()
+    graph = lower(model, (7, 5))
+    for pair in itertools.combinations(EXACT, 2):
+        found = rewritten(graph, pair)
+        assert distance(model, found.graph, (7, 5)) <= FUSED
         assert rewritten(found.graph, pair).sizes[-1] == found.sizes[-1]

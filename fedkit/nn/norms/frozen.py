@@ -51,7 +51,7 @@ def with_frozen_layer_norms(model: nn.Module, inputs: Tensor) -> nn.Module:
     """
     model = copy.deepcopy(model)
     seen: dict[str, Tensor] = {}
-    norms = {n: m for n, m in model.named_modules() if type(m) is nn.LayerNorm and _is_of_last(m)}
+    norms = layer_norms(model)
     hooks = [
         norm.register_forward_pre_hook(
             lambda _, args, name=name: seen.update({name: args[0].var(-1, correction=0).mean()})
@@ -64,18 +64,38 @@ def with_frozen_layer_norms(model: nn.Module, inputs: Tensor) -> nn.Module:
     model.train(was_training)
     for hook in hooks:
         hook.remove()
-    for name, norm in norms.items():
-        if name in seen:
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, _frozen(norm, seen[name]))
+    for name, variance in seen.items():
+        freeze(model, name, float(variance))
     return model
+
+
+def layer_norms(model: nn.Module) -> dict[str, nn.LayerNorm]:
+    """Return the layer norms of a model that can be frozen, by name, in its order."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.LayerNorm and _is_of_last(module)
+    }
+
+
+def freeze(model: nn.Module, name: str, variance: float) -> None:
+    """Put a frozen norm, of the same parameters, in the place of one of `layer_norms`.
+
+    Args:
+        model: Is changed.
+        name: Of the norm.
+        variance: Of all tokens that it will see, in the mean.
+    """
+    parent, _, attribute = name.rpartition(".")
+    frozen = _frozen(layer_norms(model)[name], variance)
+    setattr(model.get_submodule(parent), attribute, frozen)
 
 
 def _is_of_last(norm: nn.LayerNorm) -> bool:
     return len(norm.normalized_shape) == 1 and norm.weight is not None
 
 
-def _frozen(norm: nn.LayerNorm, variance: Tensor) -> FrozenLayerNorm:
+def _frozen(norm: nn.LayerNorm, variance: float) -> FrozenLayerNorm:
     frozen = FrozenLayerNorm(norm.normalized_shape[0], norm.eps)
     frozen.weight = norm.weight
     if norm.bias is not None:
