@@ -18,7 +18,6 @@ from fedkit.nn.norms.frozen import FrozenLayerNorm
 from fedkit.nn.norms.removal import LayerNormRemoval
 from fedkit.nn.transformers import Sizes, TokenClassifier
 from fedkit.tasks import load_task
-from tests.sets import slow
 
 LARGEST_LOSS = 0.01
 
@@ -124,7 +123,7 @@ def accuracy(model: nn.Module) -> float:
     return float((found == np.asarray(test.targets)).mean())
 
 
-@slow
+@pytest.mark.slow
 def test_digits_lose_no_point_with_their_norms_and_guards_see_other_digits() -> None:
     losses = []
     for seed in range(3):
