@@ -14,7 +14,7 @@ from edge.export import int8_graph
 from edge.quantize import guard
 from fedkit.core.errors import ConfigError
 from fedkit.graph import ir
-from fedkit.nn.norms.frozen import FrozenLayerNorm
+from fedkit.nn.norms.frozen import FrozenLayerNorm, freeze
 from fedkit.nn.norms.removal import LayerNormRemoval
 from fedkit.nn.transformers import Sizes, TokenClassifier
 from fedkit.tasks import load_task
@@ -72,6 +72,18 @@ def test_an_optimiser_goes_on_with_a_frozen_norm() -> None:
         optimiser.step()
         removal.step()
         assert not torch.equal(before, model.get_parameter("1.weight"))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_the_fast_path_of_torchs_layer_does_not_skip_frozen_norms(norm_first: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, norm_first=norm_first, batch_first=True).eval()
+    freeze(layer, "norm1", 9.0)
+    x = torch.randn(3, 5, 8)
+    with_gradients = layer(x).detach()
+    with torch.no_grad():
+        assert torch.allclose(layer(x), with_gradients, atol=1e-5)
+        assert torch.allclose(copy.deepcopy(layer)(x), with_gradients, atol=1e-5)
 
 
 def test_examples_in_evaluation_do_not_count() -> None:

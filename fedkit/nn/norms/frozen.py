@@ -30,6 +30,9 @@ class FrozenLayerNorm(nn.Module):
         super().__init__()
         self.width, self.eps = width, eps
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        # In evaluation torch's TransformerEncoderLayer computes layer norms itself, with the weights
+        # of whatever stands in their places, unless a module in it has a hook.
+        self.register_forward_pre_hook(_nothing)
         self.register_buffer("running_mean", torch.zeros(1))
         self.register_buffer("running_var", torch.ones(1))
 
@@ -40,6 +43,10 @@ class FrozenLayerNorm(nn.Module):
             centre = torch.eye(self.width, dtype=x.dtype) - 1 / self.width
             return functional.linear(x, scale[:, None] * centre, self.bias)
         return (x - x.mean(-1, keepdim=True)) * scale + self.bias
+
+
+def _nothing(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Do nothing."""
 
 
 def with_frozen_layer_norms(model: nn.Module, inputs: Tensor) -> nn.Module:
