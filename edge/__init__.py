@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         float_graph,
         int8_graph,
         open_artifact,
+        rewrite,
     )
     from edge.artifact import Artifact
     from edge.targets.tflite.runner import Runner
@@ -33,6 +34,7 @@ else:
             "float_graph": "edge.api",
             "int8_graph": "edge.api",
             "open_artifact": "edge.api",
+            "rewrite": "edge.api",
         },
     )
 
@@ -45,6 +47,7 @@ __all__ = [
     "float_graph",
     "int8_graph",
     "open_artifact",
+    "rewrite",
 ]
 
 moved.install()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from edge import artifact, export
 from edge import check as checks
 from edge.artifact import Artifact
+from edge.passes import Rewritten
+from edge.passes.rewrites import EXACT
 from edge.quantize.to_int8 import Scaling
 from edge.runners import open_runner
 from edge.save import save, save_graph
@@ -46,12 +48,45 @@ def float_graph(model: Model, input_shape: Sequence[int] | None = None) -> ir.Gr
     return export.float_graph(source, input_shape or ())
 
 
+def rewrite(
+    model: Model,
+    names: Sequence[str] = (EXACT,),
+    examples: FloatArray | None = None,
+    input_shape: Sequence[int] | None = None,
+) -> Rewritten:
+    """Read a model as a float graph with rewrites, and tell what each did.
+
+    The graph can be exported in place of the model; `export_model` takes the names too, and
+    compares lossy ones with the model then.
+
+    Args:
+        model: As for `float_graph`.
+        names: Of `edge.passes.rewrites.REWRITES`; "exact" stands for all exact ones that need not
+            be named.
+        examples: float32 [n, c, h, w], [n, c, length] or [n, f] of what it will see; `ln_freeze`
+            needs them.
+        input_shape: Of one example, of a torch module without examples.
+
+    Raises:
+        ExportError: There is no rewrite of a name; or as for `float_graph`.
+    """
+    source = _read(model)
+    shape = input_shape if examples is None else examples.shape[1:]
+    if shape is None and not isinstance(source, ir.Graph):
+        raise ExportError(
+            f"examples and input_shape are None, and a {type(source).__name__} does not tell its "
+            "shape; give one of them"
+        )
+    return export.rewrite(source, shape or (), names, examples)
+
+
 def int8_graph(
     model: Model,
     calibration: FloatArray,
     weight_bits: int = 8,
     scales: Scaling = "float",
     accept_error: bool = False,
+    rewrites: Sequence[str] = (),
 ) -> ir.Graph:
     """Quantise a model: the integer graph from which every target is made.
 
@@ -62,13 +97,14 @@ def int8_graph(
         weight_bits: 8, 6 or 4.
         scales: "pow2" lets the graph rescale by shifts alone.
         accept_error: Take also what is far from the float model, see `edge.quantize.truth`.
+        rewrites: Of the float graph, as for `rewrite`.
 
     Raises:
         ExportError: The model or the calibration set cannot be used, or the integers would be too
             far from the floats.
     """
     return export.int8_graph(
-        _read(model), calibration, weight_bits, scales, accept_error=accept_error
+        _read(model), calibration, weight_bits, scales, accept_error=accept_error, rewrites=rewrites
     )
 
 
@@ -80,6 +116,7 @@ def export_model(
     provenance: Mapping[str, Any] | None = None,
     accept_error: bool = False,
     raw_input: RawInput | None = None,
+    rewrites: Sequence[str] = (),
 ) -> Artifact:
     """Export a model as an integer artifact; nothing is ever overwritten.
 
@@ -95,6 +132,7 @@ def export_model(
         accept_error: As for `int8_graph`.
         raw_input: What its inputs are made of, sound or pixels: the manifest says it, and C makes
             those of sound itself.
+        rewrites: Of the float graph, as for `rewrite`.
 
     Raises:
         ExportError: As for `int8_graph`; or the path is taken, or tells no target.
@@ -106,12 +144,23 @@ def export_model(
         artifact.check_free(each)
     source = _read(model)
     if isinstance(source, ir.Graph) and source.tensors[source.inputs[0]].dtype == "int8":
+        if rewrites:
+            raise ExportError(
+                f"rewrites are {', '.join(rewrites)}, which are of float graphs, and this one is "
+                "of integers: give the model that it was made from"
+            )
         graph = source
     else:
         of = "" if target == "graph" else target
         graph = export.int8_graph(
-            source, calibration, accept_error=accept_error, target=of, raw_input=raw_input
+            source,
+            calibration,
+            accept_error=accept_error,
+            target=of,
+            raw_input=raw_input,
+            rewrites=rewrites,
         )
+        about = {**about, **({"rewrites": list(rewrites)} if rewrites else {})}
     if target == "graph":
         return save_graph(graph, where, about, raw_input)
     whole = save_graph(graph, beside, about)

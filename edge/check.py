@@ -23,7 +23,7 @@ import numpy as np
 
 from edge import artifact
 from edge.define.interpret_int8 import Int8Array, Int8Visitor, outputs_int8
-from edge.quantize import truth
+from edge.quantize import guard, truth
 from edge.runners import open_runner, runtime_for
 from edge.save import save
 from edge.targets.interpreter import INTERPRETER
@@ -98,6 +98,7 @@ class CheckReport:
         layers: Activation -> what was compared of it; empty unless layers were asked for.
         first: The first value that differs, of the earliest layer that was looked at.
         truth: How far the integers are from the float model; None for a graph without one.
+        guards: What the range guards of frozen norms saw, see `edge.quantize.guard`.
     """
 
     runtime: str
@@ -108,6 +109,7 @@ class CheckReport:
     layers: dict[str, Tally] = field(default_factory=dict)
     first: Difference | None = None
     truth: truth.Truth | None = None
+    guards: tuple[guard.Tripped, ...] = ()
 
     @property
     def mismatches(self) -> int:
@@ -231,6 +233,8 @@ def _compared(
     if graph.origin is not None:
         measure = partial(truth.compare, graph, graph.origin.floats, ir.to_graph_layout(inputs))
         report.truth = known.once(found, "truth", inputs, measure)
+        looked = partial(guard.look, graph.origin.floats, ir.to_graph_layout(inputs))
+        report.guards = known.once(found, "guards", inputs, looked)
     if report.first and not layers:
         report.first = _begins(found, graph, runner, inputs, runtime, report.first, known)
     return report

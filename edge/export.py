@@ -12,8 +12,9 @@ import numpy as np
 
 from edge import artifact, passes
 from edge.ops.registry import check_forms
+from edge.passes.rewrite import Given
 from edge.passes.slim import slim
-from edge.quantize import truth
+from edge.quantize import guard, truth
 from edge.quantize.from_file import Misfit, check_kept, keep_integers
 from edge.quantize.to_int8 import Scaling, TrainedIntegers, quantize
 from edge.save import save
@@ -246,6 +247,7 @@ def int8_graph(
     accept_error: bool = False,
     target: str = "",
     raw_input: RawInput | None = None,
+    rewrites: Sequence[str] = (),
 ) -> ir.Graph:
     """Lower, optimise, quantise and slim a model; arguments and errors as for `export_tflite`.
 
@@ -261,17 +263,24 @@ def int8_graph(
         accept_error: As for `export_tflite`.
         target: What the graph is for: refused at once where it lacks a kind of op.
         raw_input: What its inputs are made of; its span is the range of the input.
+        rewrites: Of the float graph, see `edge.passes.rewrites`; of a lossy one an error beyond
+            that of `edge.quantize.truth` is refused too.
 
     Warns:
         ExportWarning: The graph is rather far from the float model, or the calibration set can show
             neither that nor its ranges.
     """
     truth.warn_of_few(calibration)
-    floats, examples = float_graph(model, calibration.shape[1:]), ir.to_graph_layout(calibration)
-    if target:
-        check_target(floats, target)
+    read, examples = _read(model, calibration.shape[1:]), ir.to_graph_layout(calibration)
+    floats = passes.optimise(read)
     if not isinstance(model, ir.Graph) and len(calibration):
         _check_lowered(model, floats, calibration[:_COMPARED])
+    if rewrites:
+        floats = _rewritten(read, floats, examples, rewrites, trained, accept_error)
+    if target:
+        check_target(floats, target)
+    if floats.guards and len(examples):
+        floats = guard.measured(floats, examples)
     graph = quantize(
         floats,
         examples,
@@ -283,7 +292,37 @@ def int8_graph(
     found = truth.compare(graph, floats, examples)
     truth.judge(found, graph, "the calibration set", accept_error)
     origin = ir.Origin(floats, found.examples, found.layers, found.same_class)
-    return slim(replace(graph, origin=origin))
+    return slim(replace(graph, origin=origin, guards={}))
+
+
+def _rewritten(
+    read: ir.Graph,
+    floats: ir.Graph,
+    examples: FloatArray,
+    names: Sequence[str],
+    trained: TrainedIntegers | None,
+    accept_error: bool,
+) -> ir.Graph:
+    """Return a graph with rewrites, compared with the one without.
+
+    Args:
+        read: As it was read.
+        floats: Optimised.
+        examples: In the layout of graphs.
+        names: Of the rewrites.
+        trained: Integers, which no rewrite keeps.
+        accept_error: Only warn of a lossy one that changes much.
+    """
+    if trained is not None:
+        raise ExportError(
+            f"rewrites are {', '.join(names)}, but the model was trained in integers, which are "
+            "kept: leave them out"
+        )
+    found = passes.rewritten(read, names, Given(examples))
+    lossy = [done.kind for done in found.done if done.applied and not done.exact]
+    if lossy:
+        truth.judge_rewrites(truth.gap(found.graph, floats, examples), lossy, accept_error)
+    return found.graph
 
 
 def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> None:
@@ -345,12 +384,35 @@ def float_graph(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.G
         model: Or a float graph, which is lowered already.
         input_shape: Of one example, for a torch model.
     """
+    return passes.optimise(_read(model, input_shape))
+
+
+def rewrite(
+    model: nn.Module | ir.Graph,
+    input_shape: Sequence[int],
+    names: Sequence[str],
+    examples: FloatArray | None = None,
+) -> passes.Rewritten:
+    """Lower and optimise a model with rewrites; arguments and errors as for `float_graph`.
+
+    Args:
+        model: As for `float_graph`.
+        input_shape: As for `float_graph`.
+        names: Of `edge.passes.rewrites.REWRITES`; "exact" stands for several.
+        examples: float32 [n, ...], as torch takes them; some rewrites need them, and the probe
+            takes its inputs of them.
+    """
+    given = Given(None if examples is None else ir.to_graph_layout(examples))
+    return passes.rewritten(_read(model, input_shape), names, given)
+
+
+def _read(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.Graph:
     if isinstance(model, ir.Graph):
         _check_ports(model)
-        return passes.optimise(model)
+        return model
     from fedkit.graph.from_torch import lower  # torch, which what reads artifacts does not need
 
-    return passes.optimise(lower(model, input_shape))
+    return lower(model, input_shape)
 
 
 def check_target(graph: ir.Graph, target: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,9 +26,10 @@ from fedkit.graph import ir
 from fedkit.graph.ops.registry import SPECS
 from fedkit.graph.verify import verify
 
-VERSION = 4
-"""Version of a file with several outputs, or one that is a series. Else one with attributes of ops
-is of version 3, one without of version 2. 1 had no origin. All are read; a reader refuses others.
+VERSION = 5
+"""Version of a file with guards. One with several outputs, or one that is a series, is of version
+4. Else one with attributes of ops is of version 3, one without of version 2. 1 had no origin. All
+are read; a reader refuses others.
 """
 
 _KEY = "graph"
@@ -89,6 +90,14 @@ class _Op:
 
 @_strict
 @dataclass(frozen=True)
+class _Guard:
+    low: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    high: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    centred: bool
+
+
+@_strict
+@dataclass(frozen=True)
 class _Graph:
     """The fields of `fedkit.graph.ir.Graph`."""
 
@@ -97,6 +106,7 @@ class _Graph:
     inputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
     outputs: Annotated[tuple[str, ...], Field(min_length=1, max_length=2**10)]
     series: Annotated[tuple[str, ...], Field(max_length=2**10)] = ()
+    guards: dict[str, _Guard] = field(default_factory=dict)
 
 
 @_strict
@@ -164,18 +174,22 @@ def to_bytes(graph: ir.Graph) -> bytes:
 
 def _version(graph: ir.Graph) -> int:
     """Return the lowest version that can say what a graph is."""
+    if graph.origin is not None and graph.origin.floats.guards:
+        return 5
     if graph.series or len(graph.outputs) > 1:
         return 4
     return 3 if any(op.attributes for op in graph.ops) else 2
 
 
 def _content(graph: ir.Graph) -> dict[str, Any]:
+    guards = {name: asdict(guard) for name, guard in graph.guards.items()}
     return {
         "tensors": [_described(tensor) for tensor in graph.tensors.values()],
         "ops": [_op_described(op) for op in graph.ops],
         "inputs": graph.inputs,
         "outputs": graph.outputs,
         **({"series": graph.series} if graph.series else {}),
+        **({"guards": guards} if guards else {}),
     }
 
 
@@ -256,7 +270,9 @@ def _graph(file: _Graph, constants: Mapping[str, ir.Array]) -> ir.Graph:
         raise ExportError(f"constant {odd!r} is without data or without description; {_AGAIN}")
     ops = tuple(_op(op) for op in file.ops)
     tensors = {tensor.name: _tensor(tensor, constants) for tensor in file.tensors}
-    graph = ir.Graph(tensors, ops, file.inputs, file.outputs, series=file.series)
+    guards = {name: ir.Guard(**asdict(each)) for name, each in file.guards.items()}
+    ports = file.inputs, file.outputs
+    graph = ir.Graph(tensors, ops, *ports, series=file.series, guards=guards)
     verify(graph)
     return graph
 

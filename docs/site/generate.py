@@ -230,6 +230,29 @@ def _norm_roles() -> Iterator[str]:
     yield from _table(["role", "in a fleet"], MERGES.items())
 
 
+def _rewrites() -> Iterator[str]:
+    from edge.passes.rewrite import Rewrite
+    from edge.passes.rewrites import EXACT, REWRITES
+
+    def by(row: Rewrite) -> str:
+        return "always" if row.always else f"`{EXACT}`" if row.exact and not row.opt_in else "name"
+
+    yield from _table(
+        ["rewrite", "does", "exact", "asked for by", "needs", "to weigh"],
+        [
+            [
+                f"`{row.kind}`",
+                row.about,
+                "yes" if row.exact else "no",
+                by(row),
+                row.needs,
+                row.caution,
+            ]
+            for row in REWRITES.values()
+        ],
+    )
+
+
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "commands": _commands,
     "configuration": _configuration,
@@ -243,5 +266,6 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "norms": _norms,
     "onnx-operators": _onnx_operators,
     "ops": _ops,
+    "rewrites": _rewrites,
 }
 """Name in a page's comment -> lines of markdown."""

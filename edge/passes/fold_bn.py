@@ -1,4 +1,7 @@
-"""Fold a BatchNorm into the convolution, linear layer or other BatchNorm before it."""
+"""Fold a BatchNorm into the convolution, linear layer or other norm before it.
+
+So it is with all that scales and shifts each channel, whatever the model calls it.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,27 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edge.passes.affines import Affine, affine_of
 from fedkit.graph import ir
 from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED
 
 
 @dataclass(frozen=True)
 class Match:
-    """A weighted op, or a BatchNorm, and the BatchNorm that alone reads its result."""
+    """A weighted op, or a norm, and the affine op that alone reads its result."""
 
     layer: ir.Op
     norm: ir.Op
+    affine: Affine
 
 
 def match(graph: ir.Graph) -> Match | None:
-    """Find a BatchNorm whose input comes from a linear op and goes nowhere else."""
+    """Find an affine op whose input comes from a linear op and goes nowhere else."""
     for norm in graph.ops:
-        layer = graph.producer(norm.inputs[0])
-        if norm.kind == "affine" and layer and _can_absorb(graph, layer):
-            return Match(layer, norm)
+        affine = affine_of(graph, norm)
+        layer = affine and graph.producer(affine.base)
+        if affine and layer and _can_absorb(graph, layer):
+            return Match(layer, norm, affine)
     return None
 
 
@@ -37,15 +43,12 @@ def _can_absorb(graph: ir.Graph, layer: ir.Op) -> bool:
 
 def transform(graph: ir.Graph, found: Match) -> ir.Graph:
     """Scale the weights per output channel in float64 and let the layer write the norm's output."""
-    layer, norm = found.layer, found.norm
+    layer, norm, affine = found.layer, found.norm, found.affine
     weight, bias = (graph.constant(name).astype(np.float64) for name in layer.inputs[1:])
-    scale, shift = (graph.constant(name).astype(np.float64) for name in norm.inputs[1:])
+    axis = CHANNEL_AXIS.get(layer.kind, 0)
     folded = (
-        _constant(
-            f"{norm.output}.weight",
-            weight * ir.along(CHANNEL_AXIS.get(layer.kind, 0), scale, weight.ndim),
-        ),
-        _constant(f"{norm.output}.bias", bias * scale + shift),
+        _constant(f"{norm.output}.weight", weight * ir.along(axis, affine.scale, weight.ndim)),
+        _constant(f"{norm.output}.bias", bias * affine.scale + affine.shift),
     )
     inputs = (layer.inputs[0], *(tensor.name for tensor in folded))
     return graph.rewrite(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from edge.define.interpret_int8 import Int8Array, evaluate_int8
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.interpret import FloatArray, evaluate
+from fedkit.graph.interpret import FloatArray, evaluate, evaluate_all
 
 WARNED = 0.25
 """Noise over signal of an output beyond which a warning is due."""
@@ -113,6 +113,49 @@ def compare(graph: ir.Graph, floats: ir.Graph, inputs: FloatArray) -> Truth:
     noise = {name: sum_.noise for name, sum_ in sums.items()}
     worst = max(noise[name] for name in graph.outputs)
     return Truth(len(inputs), worst, same / len(inputs), noise)
+
+
+def gap(floats: ir.Graph, before: ir.Graph, inputs: FloatArray) -> float:
+    """Return noise over signal of a float graph's output against another's; of several the most.
+
+    Args:
+        floats: The graph.
+        before: What it should give.
+        inputs: As for `compare`.
+    """
+    each = sum(math.prod(tensor.shape) for tensor in before.tensors.values() if tensor.data is None)
+    inputs = inputs[: min(_MOST_EXAMPLES, max(_FEWEST_EXAMPLES, _MOST_VALUES // each))]
+    given = {floats.inputs[0]: inputs}
+    worst = 0.0
+    pairs = zip(evaluate_all(floats, given), evaluate_all(before, given), strict=True)
+    for actual, real in pairs:
+        sums = _Sums()
+        sums.add(actual.astype(np.float64), real.astype(np.float64))
+        worst = max(worst, sums.noise)
+    return worst
+
+
+def judge_rewrites(noise: float, names: Sequence[str], accept_error: bool) -> None:
+    """Warn of rewrites that change an output much, and refuse those that change it too much.
+
+    Args:
+        noise: As `gap` gives it.
+        names: Of the rewrites.
+        accept_error: Only warn.
+
+    Raises:
+        ExportError: The noise is more than `REFUSED` of the signal.
+    """
+    if noise <= WARNED:
+        return
+    text = (
+        f"{', '.join(names)} changes the float model's output by {noise:.0%} of what it differs by "
+        f"(warned above {WARNED:.0%}, refused above {REFUSED:.0%}); fine-tune the model for it, or "
+        "leave it out"
+    )
+    if noise > REFUSED and not accept_error:
+        raise ExportError(f"{text}; accept_error (--accept-error) exports it all the same")
+    warnings.warn(text, ExportWarning, stacklevel=4)
 
 
 def of(origin: ir.Origin, outputs: Sequence[str]) -> Truth:

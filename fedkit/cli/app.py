@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from edge.passes.rewrites import EXACT, REWRITES
 from edge.targets.registry import NAMES
 from fedkit.bench.registry import BENCHMARKS
 from fedkit.cli import flags, fleet
@@ -48,6 +49,15 @@ Changed = Annotated[
 ]
 AcceptError = Annotated[
     bool, typer.Option("--accept-error", help="take also what is far from the float model")
+]
+Rewrites = Annotated[
+    str,
+    typer.Option(
+        "--rewrite",
+        metavar="NAMES",
+        help=f"rewrites of the float graph, with commas between: {EXACT} (all exact ones that need "
+        f"not be named), {', '.join(REWRITES)}",
+    ),
 ]
 Trust = Annotated[
     bool, typer.Option("--trust", help="import modules that another account's folder names")
@@ -152,6 +162,7 @@ def export_run(
         int | None,
         typer.Option(help="whose model: of a simulation whose devices keep tensors (--local)"),
     ] = None,
+    rewrites: Rewrites = "",
     accept_error: AcceptError = False,
     trusted: Trust = False,
     as_json: Json = False,
@@ -164,7 +175,8 @@ def export_run(
     from fedkit.cli import export, tables, trust
 
     trust.check_run(run, trusted, _say)
-    form = export.Form(_targets(target), bits, scales, goal, lanes, name, accept_error, device)  # type: ignore[arg-type]
+    options = bits, scales, goal, lanes, name, accept_error, device
+    form = export.Form(_targets(target), *options, _names(rewrites))  # type: ignore[arg-type]
     _print(export.export_run(run, form, log), as_json, tables.artifacts_table)
 
 
@@ -189,6 +201,7 @@ def import_onnx(
         Path | None,
         typer.Option(help="artifact to make, which its ending tells: .tflite, .onnx, -c99, -fpga"),
     ] = None,
+    rewrites: Rewrites = "",
     accept_error: AcceptError = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -212,8 +225,43 @@ def import_onnx(
     graph = importing.read(file, shapes, outputs, _say)
     read = importing.about(graph)
     if out is not None:
-        read |= importing.export(graph, calibration, out, accept_error)
+        read |= importing.export(graph, calibration, out, accept_error, _names(rewrites))
     _print({**found, **read} if as_json else read, as_json, importing.read_table)
+
+
+@app.command("rewrite")
+def rewrite(
+    path: Annotated[Path, typer.Argument(metavar="RUN|FILE.onnx", help="whose model")],
+    rewrites: Rewrites = EXACT,
+    calibration: Annotated[
+        Path | None, typer.Option(help="a .npy file of examples, for a .onnx file")
+    ] = None,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=1x3x224x224", help="of an input whose sizes a .onnx file leaves open"
+        ),
+    ] = None,
+    trusted: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show which rewrites of a model's float graph apply, which do not and why, what they save.
+
+    It writes nothing: `fedkit export RUN --rewrite NAMES` and `fedkit import FILE --rewrite NAMES`
+    export the model so.
+
+    Example: `fedkit rewrite runs/NAME --rewrite ln_to_rms,lowrank_merge`
+    """
+    from fedkit.cli import look, rewriting, trust
+
+    names = _names(rewrites)
+    if look.is_run(path):
+        trust.check_run(path, trusted, _say)
+        found = rewriting.of_run(path, names)
+    else:
+        found = rewriting.of_file(path, names, input_shape or (), calibration, _say)
+    _print(found, as_json, rewriting.rewrite_table)
 
 
 @app.command("eval")
@@ -273,7 +321,8 @@ def check(
 ) -> None:
     """Compare an artifact with the definition of its integers, and these with the float model.
 
-    Exits with 1 if an integer differs, or if they are far from the floats.
+    Exits with 1 if an integer differs, if they are far from the floats, or if inputs are out of the
+    range of frozen norms.
 
     Of a folder of C or Verilog this runs the code in it; with `--runtime interpreter` that must be
     what is made of its graph here, and nothing of the folder is run.
@@ -285,7 +334,8 @@ def check(
     trust.check_artifact(artifact, task, trusted, _say)
     result = look.check(artifact, task, runtime, examples, layers, changed, log)
     _print(result, as_json, look.check_table)
-    if result["mismatches"] or (result["is_far"] and not accept_error):
+    is_off = result["is_far"] or result["out_of_range"]
+    if result["mismatches"] or (is_off and not accept_error):
         raise typer.Exit(1)
 
 
@@ -462,6 +512,10 @@ def bench(
 
 def _targets(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return _targets(text) if text else ()
 
 
 def _say(text: str) -> None:

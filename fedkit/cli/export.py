@@ -20,7 +20,8 @@ from edge import graph_file
 from edge.artifact import Artifact
 from edge.check import Known
 from edge.export import LANES, check_target, float_graph, int8_graph
-from edge.quantize import truth
+from edge.passes.rewrites import asked
+from edge.quantize import guard, truth
 from edge.quantize.to_int8 import Scaling, TrainedIntegers
 from edge.quantize.truth import ExportWarning
 from edge.runners import open_runner, runtime_for
@@ -72,10 +73,11 @@ class Form:
         name: What the identifiers of C begin with.
         accept_error: Export also what is far from the float model, see `edge.quantize.truth`.
         device: Whose model it is, with what that device keeps to itself; None: the server's.
+        rewrites: Names of rewrites of the float graph, see `edge.passes.rewrites`.
 
     Raises:
         ConfigError: A value is not one of those.
-        ExportError: The name cannot be used in C.
+        ExportError: The name cannot be used in C, or a rewrite does not exist.
     """
 
     targets: tuple[str, ...] = ("tflite",)
@@ -86,9 +88,11 @@ class Form:
     name: str = NAME
     accept_error: bool = False
     device: int | None = None
+    rewrites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_new_name(self.name)
+        asked(self.rewrites)
         for target in self.targets:
             _check_one_of("target", target, TARGETS)
         for name, known in (("bits", BITS), ("scales", SCALES), ("goal", GOALS)):
@@ -98,7 +102,8 @@ class Form:
     def stem(self) -> str:
         """What the names of the artifacts begin with."""
         whose = "" if self.device is None else f"-device{self.device}"
-        return f"model{whose}-int{self.bits}{'' if self.scales == 'float' else f'-{self.scales}'}"
+        scales = () if self.scales == "float" else (self.scales,)
+        return "-".join((f"model{whose}-int{self.bits}", *scales, *dict.fromkeys(self.rewrites)))
 
 
 def _check_one_of(name: str, value: Any, known: Sequence[Any]) -> None:
@@ -134,7 +139,7 @@ def export(
     paths = {each: artifact_paths(folder, form)[each] for each in form.targets}
     for path in paths.values():
         artifacts.check_free(path)
-    examples = _calibration(scenario)
+    examples = calibration(scenario)
     made = []
     with log.status("exporting and measuring"), _told(log):
         whole = _graph(folder, scenario, examples, form)
@@ -207,8 +212,11 @@ def _float_errors(graph: ir.Graph, test: NDArray[np.float32], form: Form) -> dic
     """Compare a graph with its float model, where it is known, on the test set too."""
     if graph.origin is None:
         return {}
-    on_test = truth.compare(graph, graph.origin.floats, ir.to_graph_layout(test))
+    inputs = ir.to_graph_layout(test)
+    on_test = truth.compare(graph, graph.origin.floats, inputs)
     truth.judge(on_test, graph, "the test set", form.accept_error)
+    if out_of_range := guard.told(guard.look(graph.origin.floats, inputs)):
+        warnings.warn(out_of_range, ExportWarning, stacklevel=2)
     return {"calibration": truth.of(graph.origin, graph.outputs), "test": on_test}
 
 
@@ -240,9 +248,27 @@ def _graph(
         trained,
         form.accept_error,
         raw_input=scenario.task.raw_input,
+        rewrites=form.rewrites,
     )
     _float_errors(graph, scenario.test.inputs, form)  # before anything is written
     return save_graph(graph, path, about)
+
+
+def state_of(folder: RunFolder, scenario: Scenario, rewrites: Sequence[str]) -> ModelState:
+    """Return the last state of a run, of which a float graph can be rewritten.
+
+    Raises:
+        ExportError: It was trained in integers.
+    """
+    checkpoint = folder.load()
+    _check_same_model(checkpoint, scenario.engine.layout)
+    state, trained = _with_integers(scenario.engine, checkpoint.state, Form())
+    if trained is not None:
+        raise ExportError(
+            f"rewrites are {', '.join(rewrites)}, but the run was trained in integers of its own, "
+            "which are kept: leave them out"
+        )
+    return state
 
 
 def _with_integers(
@@ -271,7 +297,7 @@ def _check_same_model(checkpoint: Checkpoint, layout: Layout) -> None:
         )
 
 
-def _calibration(scenario: Scenario) -> NDArray[np.float32]:
+def calibration(scenario: Scenario) -> NDArray[np.float32]:
     """Inputs that set the activation ranges: the server's own, else some of every device."""
     if scenario.server_data is not None:
         return scenario.server_data.inputs[:CALIBRATION]
@@ -289,6 +315,7 @@ def _provenance(checkpoint: Checkpoint, folder: RunFolder, form: Form) -> dict[s
         "weight_bits": form.bits,
         "scales": form.scales,
         **({} if form.device is None else {"device": form.device}),
+        **({"rewrites": form.rewrites} if form.rewrites else {}),
         "fedkit": __version__,
         "config": checkpoint.config.model_dump(),
     }

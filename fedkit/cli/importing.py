@@ -103,7 +103,11 @@ def about(graph: ir.Graph) -> dict[str, Any]:
 
 
 def export(
-    graph: ir.Graph, calibration: Path | None, out: Path, accept_error: bool
+    graph: ir.Graph,
+    calibration: Path | None,
+    out: Path,
+    accept_error: bool,
+    rewrites: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Make an artifact of what was read.
 
@@ -111,12 +115,13 @@ def export(
         ConfigError: There are no examples, and a float graph needs some; or they are no array.
         ExportError: As for `edge.export_model`.
     """
-    examples = _random(graph) if calibration is None else _examples(calibration)
-    made = export_model(graph, examples, out, accept_error=accept_error)
+    examples = _random(graph) if calibration is None else examples_of(calibration)
+    made = export_model(graph, examples, out, accept_error=accept_error, rewrites=rewrites)
     return {"artifact": str(made.path), "target": made.target, "artifact_bytes": made.size}
 
 
-def _examples(path: Path) -> FloatArray:
+def examples_of(path: Path) -> FloatArray:
+    """Read examples, as models take them, of a .npy file."""
     try:
         return np.asarray(np.load(path, allow_pickle=False), np.float32)
     except (OSError, ValueError, EOFError, TypeError) as error:

@@ -19,11 +19,11 @@ from edge import inspect as layers
 from edge.artifact import Artifact
 from edge.export import float_graph
 from edge.graph_svg import picture
-from edge.quantize import truth
+from edge.quantize import guard, truth
 from fedkit.cli.export import say_what_runs, task_of
 from fedkit.core.errors import CheckpointError, ConfigError
 from fedkit.core.files import write_atomic
-from fedkit.core.text import short
+from fedkit.core.text import short, terminal_text
 from fedkit.graph import ir
 from fedkit.report import mask_picture
 from fedkit.server.checkpoint import Checkpoint, RunFolder
@@ -69,6 +69,8 @@ def check(
         "layers": {name: asdict(tally) for name, tally in report.layers.items()},
         "first": asdict(report.first) if report.first else None,
         "float_error": asdict(report.truth) if report.truth else None,
+        "guards": [asdict(each) for each in report.guards],
+        "out_of_range": guard.told(report.guards),
         "is_far": report.truth is not None and report.truth.output > truth.REFUSED,
     }
 
@@ -86,6 +88,8 @@ def check_table(result: Mapping[str, Any]) -> Table:
         where = f"{first['tensor']} (module {first['source']!r}) at {tuple(first['position'])}"
         table.add_row("first", f"{where}: {first['actual']}, expected {first['expected']}")
     _float_rows(table, result["float_error"], bool(result["layers"]))
+    if result["guards"]:
+        table.add_row("range guards", terminal_text(result["out_of_range"]) or "all in range")
     return table
 
 

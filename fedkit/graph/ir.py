@@ -14,8 +14,9 @@ Layouts are decided here and nowhere else:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -166,6 +167,21 @@ class Origin:
     same_class: float
 
 
+@dataclass(frozen=True)
+class Guard:
+    """What the deviation over the channels of a value was, where a norm of it was frozen.
+
+    Attributes:
+        low: The least one that was seen.
+        high: The largest.
+        centred: Whether it is from their mean, or from 0.
+    """
+
+    low: float = 0.0
+    high: float = math.inf
+    centred: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """Tensors by name, and ops in an order in which they can run.
@@ -174,6 +190,7 @@ class Graph:
         origin: Of an int8 graph, where it is known.
         series: Outputs that the model gives as [n, channels, length]; other maps of height 1 are
             maps in the model too.
+        guards: Of a float graph: value that a frozen norm reads -> its range.
     """
 
     tensors: Mapping[str, Tensor]
@@ -182,15 +199,17 @@ class Graph:
     outputs: tuple[str, ...]
     origin: Origin | None = None
     series: tuple[str, ...] = ()
+    guards: Mapping[str, Guard] = field(default_factory=dict)
 
     def producer(self, name: str) -> Op | None:
         """Return the op that writes `name`, or None for an input or a constant."""
         return next((op for op in self.ops if name in op.outputs), None)
 
     def sole_consumer(self, name: str) -> Op | None:
-        """Return the one op that reads `name`, or None if others (or the caller) read it too."""
+        """Return the one op that reads `name`, or None if others, a guard or the caller do too."""
         readers = [op for op in self.ops if name in op.inputs]
-        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+        is_seen = name in self.outputs or name in self.guards
+        return readers[0] if len(readers) == 1 and not is_seen else None
 
     def constant(self, name: str) -> Array:
         """Return the data of a constant."""

@@ -88,6 +88,12 @@ def _series_are_rows(graph: Graph) -> Iterator[str]:
             yield f"{name!r} is told to be a series, and is no output [1, 1, length, channels]"
 
 
+def _guards_watch_values(graph: Graph) -> Iterator[str]:
+    for name in graph.guards:
+        if name not in graph.tensors or graph.tensors[name].data is not None:
+            yield f"a range guard watches {name!r}, which is no activation of the graph"
+
+
 def _operands_fit_the_kind(graph: Graph) -> Iterator[str]:
     for op in graph.ops:
         spec = spec_of(op)
@@ -260,6 +266,7 @@ _RULES: tuple[Callable[[Graph], Iterator[str]], ...] = (
     _kinds_are_known,
     _written_once_before_read,
     _series_are_rows,
+    _guards_watch_values,
     _operands_fit_the_kind,
     _shapes_agree,
     _sizes_can_be_held,

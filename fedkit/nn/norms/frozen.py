@@ -30,6 +30,9 @@ class FrozenLayerNorm(nn.Module):
         super().__init__()
         self.width, self.eps = width, eps
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        # In evaluation torch's TransformerEncoderLayer computes layer norms itself, with the weights
+        # of whatever stands in their places, unless a module in it has a hook.
+        self.register_forward_pre_hook(_nothing)
         self.register_buffer("running_mean", torch.zeros(1))
         self.register_buffer("running_var", torch.ones(1))
 
@@ -42,6 +45,10 @@ class FrozenLayerNorm(nn.Module):
         return (x - x.mean(-1, keepdim=True)) * scale + self.bias
 
 
+def _nothing(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Do nothing."""
+
+
 def with_frozen_layer_norms(model: nn.Module, inputs: Tensor) -> nn.Module:
     """Return a copy of a model whose layer norms over the last axis are frozen.
 
@@ -51,7 +58,7 @@ def with_frozen_layer_norms(model: nn.Module, inputs: Tensor) -> nn.Module:
     """
     model = copy.deepcopy(model)
     seen: dict[str, Tensor] = {}
-    norms = {n: m for n, m in model.named_modules() if type(m) is nn.LayerNorm and _is_of_last(m)}
+    norms = layer_norms(model)
     hooks = [
         norm.register_forward_pre_hook(
             lambda _, args, name=name: seen.update({name: args[0].var(-1, correction=0).mean()})
@@ -64,18 +71,38 @@ def with_frozen_layer_norms(model: nn.Module, inputs: Tensor) -> nn.Module:
     model.train(was_training)
     for hook in hooks:
         hook.remove()
-    for name, norm in norms.items():
-        if name in seen:
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, _frozen(norm, seen[name]))
+    for name, variance in seen.items():
+        freeze(model, name, float(variance))
     return model
+
+
+def layer_norms(model: nn.Module) -> dict[str, nn.LayerNorm]:
+    """Return the layer norms of a model that can be frozen, by name, in its order."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.LayerNorm and _is_of_last(module)
+    }
+
+
+def freeze(model: nn.Module, name: str, variance: float) -> None:
+    """Put a frozen norm, of the same parameters, in the place of one of `layer_norms`.
+
+    Args:
+        model: Is changed.
+        name: Of the norm.
+        variance: Of all tokens that it will see, in the mean.
+    """
+    parent, _, attribute = name.rpartition(".")
+    frozen = _frozen(layer_norms(model)[name], variance)
+    setattr(model.get_submodule(parent), attribute, frozen)
 
 
 def _is_of_last(norm: nn.LayerNorm) -> bool:
     return len(norm.normalized_shape) == 1 and norm.weight is not None
 
 
-def _frozen(norm: nn.LayerNorm, variance: Tensor) -> FrozenLayerNorm:
+def _frozen(norm: nn.LayerNorm, variance: float) -> FrozenLayerNorm:
     frozen = FrozenLayerNorm(norm.normalized_shape[0], norm.eps)
     frozen.weight = norm.weight
     if norm.bias is not None:

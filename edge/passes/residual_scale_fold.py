@@ -1,0 +1,66 @@
+"""Fold the factor of a residual branch, x + a F(x), into the layer that F ends in.
+
+So SkipInit, ScaledResidual and LayerScale cost nothing. Where nothing lies between the layer and
+the factor, `fold_bn` does it in every export; this one goes back through moves too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edge.passes.affines import Affine, scaling_of
+from edge.passes.backward import MOVES, Chain, chain_to, folded, of_channels
+from edge.passes.rewrite import Given, Place, Rewrite
+from fedkit.graph import ir
+
+
+@dataclass(frozen=True, eq=False)
+class _Match:
+    chain: Chain
+    op: ir.Op
+    affine: Affine
+
+
+def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:
+    for op in graph.ops:
+        scaling = scaling_of(graph, op)
+        if scaling is not None and _is_added(graph, op):
+            yield _place(graph, op, scaling)
+
+
+def _is_added(graph: ir.Graph, op: ir.Op) -> bool:
+    """Whether only a sum with another activation reads a value, moved or not."""
+    reader = graph.sole_consumer(op.output)
+    while reader is not None and reader.kind in MOVES:
+        reader = graph.sole_consumer(reader.output)
+    if reader is None or reader.kind not in ("add", "sub"):
+        return False
+    return all(graph.tensors[name].data is None for name in reader.inputs)
+
+
+def _place(graph: ir.Graph, op: ir.Op, scaling: Affine) -> Place:
+    where = op.source or op.output
+    chain = chain_to(graph, scaling.base)
+    if isinstance(chain, str):
+        return Place(op.output, where, chain)
+    affine = of_channels(graph, chain, scaling)
+    if affine is None:
+        why_not = f"it scales places of one channel of layer {chain.layer.source!r} otherwise"
+        return Place(op.output, where, why_not)
+    return Place(op.output, where, found=_Match(chain, op, affine))
+
+
+def _transform(graph: ir.Graph, found: _Match) -> ir.Graph:
+    return folded(graph, found.chain, found.op, found.affine)
+
+
+REWRITE = Rewrite(
+    "residual_scale_fold",
+    "the factor of a residual branch goes into the layer that the branch ends in",
+    "a convolution or linear layer without ReLU ends the branch, nothing else reads it, and places "
+    "of one of its channels are scaled alike",
+    exact=True,
+    places=_places,
+    transform=_transform,
+)
