@@ -105,7 +105,7 @@ def export_model(
     for each in (where, beside):
         artifact.check_free(each)
     source = _read(model)
-    if isinstance(source, ir.Graph) and source.tensors[source.inputs[0]].dtype == "int8":
+    if isinstance(source, ir.Graph) and source.tensors[source.inputs[0]].dtype != "float32":
         graph = source
     else:
         of = "" if target == "graph" else target

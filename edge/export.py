@@ -51,8 +51,9 @@ def export_tflite(
     Args:
         model: See `fedkit.graph.from_torch.lower` for what it may hold and return. It is not
             changed. Or the float graph that `load_onnx` made of a file.
-        calibration: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them; 100 to 500
-            examples of what the model will see.
+        calibration: float32 [n, c, h, w], [n, c, length] or [n, f], or int64 [n, tokens] of a model
+            that looks tokens up, as torch takes them; 100 to 500 examples of what the model will
+            see.
         path: Where to put the file; nothing may be there.
         provenance: How the model was made; goes into the manifest.
         accept_error: Export also what is far from the float model, with a warning; see
@@ -267,7 +268,9 @@ def int8_graph(
             neither that nor its ranges.
     """
     truth.warn_of_few(calibration)
-    floats, examples = float_graph(model, calibration.shape[1:]), ir.to_graph_layout(calibration)
+    is_of_tokens = np.issubdtype(calibration.dtype, np.integer)
+    floats = float_graph(model, calibration.shape[1:], is_of_tokens)
+    examples = ir.to_graph_layout(calibration)
     if target:
         check_target(floats, target)
     if not isinstance(model, ir.Graph) and len(calibration):
@@ -291,7 +294,8 @@ def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> No
     from fedkit.graph.from_torch import outputs
 
     with np.errstate(over="ignore", invalid="ignore"):  # the quantiser names what is not finite
-        found = evaluate_all(floats, {floats.inputs[0]: ir.to_graph_layout(inputs)})
+        laid = np.asarray(ir.to_graph_layout(inputs), np.float32)
+        found = evaluate_all(floats, {floats.inputs[0]: laid})
         own = outputs(model, inputs)
         for number, (of_graph, of_model) in enumerate(zip(found, own, strict=True)):
             wanted = ir.to_graph_layout(of_model).reshape(of_graph.shape)
@@ -338,19 +342,22 @@ def _is_rounding(gap: float, model: nn.Module, inputs: FloatArray, number: int) 
     return any(gap <= _ROUNDINGS * np.abs(each - own).max(initial=0) for each in nudged)
 
 
-def float_graph(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.Graph:
+def float_graph(
+    model: nn.Module | ir.Graph, input_shape: Sequence[int], tokens: bool = False
+) -> ir.Graph:
     """Lower and optimise a model; arguments and errors as for `fedkit.graph.from_torch.lower`.
 
     Args:
         model: Or a float graph, which is lowered already.
         input_shape: Of one example, for a torch model.
+        tokens: Whether that takes tokens.
     """
     if isinstance(model, ir.Graph):
         _check_ports(model)
         return passes.optimise(model)
     from fedkit.graph.from_torch import lower  # torch, which what reads artifacts does not need
 
-    return passes.optimise(lower(model, input_shape))
+    return passes.optimise(lower(model, input_shape, tokens))
 
 
 def check_target(graph: ir.Graph, target: str) -> None:

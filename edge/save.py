@@ -14,6 +14,7 @@ from edge.targets.export_target import ports
 from edge.targets.registry import find_row, runtimes
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray
+from fedkit.graph.ops.registry import tokens_of
 from fedkit.preprocess.raw_input import RawInput
 
 
@@ -89,6 +90,8 @@ def _details(graph: ir.Graph, kind: str) -> dict[str, Any]:
         "rounding": runtimes().get(kind, {}),
         "activation_bytes": arena.activation_bytes(graph),
     }
+    if tokens := tokens_of(graph):
+        details["tokens"] = tokens
     if graph.series:
         details["series"] = graph.series
     if graph.origin is not None:

@@ -17,6 +17,7 @@ from edge.ops.registry import spec_of
 from fedkit.core.numerics import Int64s
 from fedkit.graph import integers, ir
 from fedkit.graph.interpret import check_inputs, run
+from fedkit.graph.ops.registry import tokens_of
 
 Int8Array = NDArray[np.int8]
 Int8Visitor = Callable[[str, Int8Array], None]
@@ -29,7 +30,8 @@ def evaluate_int8(
 
     Args:
         graph: Quantised, with one input.
-        inputs: int8 [n, h, w, c] or [n, f], any n, in the graph's layout.
+        inputs: int8 [n, h, w, c] or [n, f], any n, in the graph's layout; of a model of tokens
+            int32 [n, tokens].
         rounding: A policy of `edge.define.rounding`; the default is what our own targets compute.
         visit: Called with the name and value of each activation as soon as it is known.
 
@@ -47,7 +49,7 @@ def outputs_int8(
     graph: ir.Graph, inputs: Int8Array, rounding: str = "half_up", visit: Int8Visitor | None = None
 ) -> list[Int8Array]:
     """Return all outputs of an int8 graph in their order; see `evaluate_int8`."""
-    check_inputs(graph, inputs, "int8")
+    check_inputs(graph, inputs, "int32" if tokens_of(graph) else "int8")
     how = policy(rounding)
 
     def compute_int8(op: ir.Op, operands: list[Int8Array]) -> Int8Array:

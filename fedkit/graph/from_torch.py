@@ -156,15 +156,18 @@ def _places(moved: torch.Tensor, axis: int, rank: int) -> list[int]:
     return [int(place) for place in places]
 
 
-def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
+def lower(model: nn.Module, input_shape: Sequence[int], tokens: bool = False) -> ir.Graph:
     """Lower a torch module to a float graph.
 
     The model is neither changed nor moved; it is lowered as it behaves in evaluation mode.
 
     Args:
         model: Takes float32 [n, channels, height, width], [n, channels, length] or [n, features],
-            returns a tensor, or a tuple or list of them.
-        input_shape: (channels, height, width), (channels, length) or (features,) of one example.
+            or int64 [n, tokens] that embeddings look up; returns a tensor, or a tuple or list of
+            them.
+        input_shape: (channels, height, width), (channels, length), (features,) or (tokens,) of one
+            example.
+        tokens: Whether the model takes tokens.
 
     Returns:
         A graph in the layouts of `fedkit.graph.ir`, not yet optimised; it passes `verify`.
@@ -179,7 +182,9 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
             f"input_shape is {tuple(input_shape)}; it must be (channels, height, width), "
             f"(channels, length) or (features,), without the batch dimension"
         )
-    program = _export(model, tuple(input_shape))
+    if tokens and len(input_shape) != 1:
+        raise ExportError(f"input_shape is {tuple(input_shape)}; of tokens it is (how many,)")
+    program = _export(model, tuple(input_shape), tokens)
     lowering = _Lowering()
     _lower_program(program, lowering)
     lowering.raise_diagnostics()
@@ -224,8 +229,9 @@ def read(model: nn.Module, inputs: torch.Tensor, drops: bool) -> ModelReading:
         return ModelReading(None, [f"(model): {error}"])
 
 
-def _export(model: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
-    copied, inputs = _inference_copy(model), torch.zeros(1, *input_shape)
+def _export(model: nn.Module, input_shape: tuple[int, ...], tokens: bool) -> ExportedProgram:
+    kind = torch.int64 if tokens else torch.float32
+    copied, inputs = _inference_copy(model), torch.zeros(1, *input_shape, dtype=kind)
     before = _random_state()
     program = _traced(model, copied, inputs)
     if _random_state() != before and _draws(copied, inputs):
@@ -304,8 +310,9 @@ def _untraceable(model: nn.Module, shape: tuple[int, ...], error: Exception) -> 
     if embeddings and ("indices" in text or "scalar type" in text):
         path, kind = embeddings[0]
         return (
-            f"module {path or '(model)'!r} ({kind}) reads integers, but an artifact's inputs are "
-            f"real numbers; look up the embedding before the model, and export what follows it"
+            f"module {path or '(model)'!r} ({kind}) reads whole numbers, and these are none, or "
+            f"none of its rows ({text}); give inputs or calibration examples of an integer type, as "
+            f"int64 [n, tokens]"
         )
     if len(shape) == 3 and shape[2] <= _FEW_CHANNELS < shape[0] and "channels" in text:
         return (
@@ -328,13 +335,13 @@ _FEW_CHANNELS = 4  # of images as they are stored
 
 
 def outputs(
-    model: nn.Module, inputs: NDArray[np.float32], nudged_by: np.random.Generator | None = None
+    model: nn.Module, inputs: NDArray[Any], nudged_by: np.random.Generator | None = None
 ) -> list[NDArray[np.float64]]:
     """Return the outputs that a torch model gives in evaluation mode, to compare its graph with.
 
     Args:
         model: As for `lower`; it is not changed.
-        inputs: float32 [n, ...], as torch takes them.
+        inputs: float32 [n, ...], or int64 of tokens, as torch takes them.
         nudged_by: Says by which rounding of float32 each parameter and statistic is off: none, or
             one up or down. That is what sums in another order amount to.
     """
@@ -344,7 +351,8 @@ def outputs(
         if nudged_by is not None:
             _nudge(copied, nudged_by)
         # One by one, as on a device.
-        each = [tree_leaves(copied(x[None])) for x in torch.from_numpy(inputs)]
+        wide = inputs if inputs.dtype == np.float32 else inputs.astype(np.int64)
+        each = [tree_leaves(copied(x[None])) for x in torch.from_numpy(wide)]
     return [
         np.concatenate([np.asarray(output.numpy(), np.float64) for output in outputs])
         for outputs in zip(*each, strict=True)

@@ -53,6 +53,10 @@ class Quantization:
     axis: int | None = None
 
 
+TOKENS = Quantization((1.0,), (0,))
+"""Of an input of tokens once it is integer: int32, which stand for themselves."""
+
+
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """A named value: an activation, or a constant if it has data.

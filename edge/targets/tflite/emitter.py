@@ -196,7 +196,7 @@ def emit(graph: ir.Graph) -> bytes:
     Raises:
         ExportError: The graph holds an op that TFLite cannot express.
     """
-    file = _File(graph, is_int8=graph.tensors[graph.inputs[0]].dtype == "int8")
+    file = _File(graph, is_int8=graph.tensors[graph.inputs[0]].dtype != "float32")
     for tensor in graph.tensors.values():
         file.tensor(tensor)
     for op in graph.ops:
@@ -217,7 +217,7 @@ def _operator_code(code: str, version: int) -> Any:
 
 
 def _quantization(quantization: ir.Quantization | None) -> Any:
-    if quantization is None:
+    if quantization is None or quantization == ir.TOKENS:
         return None
     table = schema.QuantizationParametersT()
     table.scale = np.array(quantization.scale, np.float32)
