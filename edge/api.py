@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     """A torch module, a graph, or the path of a float .onnx file."""
 
 
-def float_graph(model: Model, input_shape: Sequence[int] | None = None) -> ir.Graph:
+def float_graph(
+    model: Model, input_shape: Sequence[int] | None = None, tokens: bool = False
+) -> ir.Graph:
     """Read a model as a float graph, with all that can be folded folded.
 
     Args:
         model: A torch module in evaluation mode; the path of a float .onnx file; or a float graph.
-        input_shape: Of one example, (channels, height, width) or (features,); a torch module alone
-            needs it.
+        input_shape: Of one example, (channels, height, width), (features,) or (tokens,); a torch
+            module alone needs it.
+        tokens: Whether a torch module takes tokens.
 
     Raises:
         ExportError: The model has what cannot be exported, which is named; or there is no shape.
@@ -43,7 +46,7 @@ def float_graph(model: Model, input_shape: Sequence[int] | None = None) -> ir.Gr
             f"input_shape is None, and a {type(source).__name__} does not tell it; give the shape "
             "of one example, like (1, 28, 28)"
         )
-    return export.float_graph(source, input_shape or ())
+    return export.float_graph(source, input_shape or (), tokens)
 
 
 def int8_graph(
@@ -57,8 +60,8 @@ def int8_graph(
 
     Args:
         model: As for `float_graph`.
-        calibration: float32 [n, c, h, w], [n, c, length] or [n, f]; 100 to 500 examples of what it
-            will see.
+        calibration: float32 [n, c, h, w], [n, c, length] or [n, f], or whole numbers [n, tokens]
+            of a model that looks them up; 100 to 500 examples of what it will see.
         weight_bits: 8, 6 or 4.
         scales: "pow2" lets the graph rescale by shifts alone.
         accept_error: Take also what is far from the float model, see `edge.quantize.truth`.
@@ -148,7 +151,7 @@ def check_artifact(
 
     Args:
         path: The artifact.
-        inputs: float32 [n, c, h, w], [n, c, length] or [n, f].
+        inputs: float32 [n, c, h, w], [n, c, length] or [n, f], or whole numbers [n, tokens].
         runtime: As for `open_artifact`.
         layers: Compare every layer, not the outputs alone.
 

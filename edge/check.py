@@ -156,7 +156,8 @@ def check(
 
     Args:
         path: The artifact; the graph that its manifest names lies beside it.
-        inputs: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them.
+        inputs: float32 [n, c, h, w], [n, c, length] or [n, f], or whole numbers [n, tokens], as
+            torch takes them.
         runtime: See `edge.runners.open_runner`. With "interpreter" nothing in the folder is run:
             its code must be what is made of the graph here, and that is run instead.
         layers: Compare every activation, not the outputs alone. Where a target fuses a convolution

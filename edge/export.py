@@ -15,6 +15,7 @@ from edge.ops.registry import check_forms
 from edge.passes.slim import slim
 from edge.quantize import truth
 from edge.quantize.from_file import Misfit, check_kept, keep_integers
+from edge.quantize.masked import masked
 from edge.quantize.to_int8 import Scaling, TrainedIntegers, quantize
 from edge.save import save
 from edge.save import save_graph as save_graph
@@ -273,6 +274,7 @@ def int8_graph(
     examples = ir.to_graph_layout(calibration)
     if target:
         check_target(floats, target)
+    masked(floats)  # refuses masks of what is no score, before that is compared
     if not isinstance(model, ir.Graph) and len(calibration):
         _check_lowered(model, floats, calibration[:_COMPARED])
     graph = quantize(

@@ -1,4 +1,4 @@
-"""Sums of scores and a mask, see `fedkit.graph.masks`, in integers.
+"""Sums of scores and a mask, see `fedkit.graph.attention_masks`, in integers.
 
 A place that is left out has the integer -128. So that a softmax gives it 0 whatever the scores are,
 all that its line keeps must be far above: the result has a range that goes on below the least score
@@ -15,7 +15,7 @@ import numpy as np
 
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.masks import is_far
+from fedkit.graph.attention_masks import is_far
 
 _SHARE = 512
 """Of what is kept, one part of which all that is left out weighs at most."""

@@ -44,6 +44,7 @@ from fedkit.nn.zoo import MODELS, ZooModel, build_model, smallest_shape
 from fedkit.tasks.losses import LOSSES
 from fedkit.tasks.metrics import METRICS
 from fedkit.tasks.task import Examples, cross_entropy
+from tests.edge.inputs import floats_for, integers_for
 from tests.calls import Calls
 from tests.graph.exported import exported
 from tests.sets import slow_but
@@ -210,7 +211,7 @@ def test_the_other_engines_train_as_is_said(kind: ir.Kind) -> None:
 
 EMIT: Mapping[str, Callable[[ir.Graph], object]] = {
     "interpreter": lambda graph: evaluate_int8(
-        graph, np.zeros((1, *graph.tensors["x"].shape[1:]), np.int8)
+        graph, integers_for(graph, np.random.default_rng(0), 1)
     ),
     "tflite": tflite.emit,
     "onnx": onnx_file.emit,
@@ -220,9 +221,7 @@ EMIT: Mapping[str, Callable[[ir.Graph], object]] = {
 
 
 def integers_of(graph: ir.Graph) -> ir.Graph:
-    shape = graph.tensors["x"].shape
-    inputs = np.random.default_rng(0).uniform(-2, 2, (16, *shape[1:])).astype(np.float32)
-    return quantize(graph, inputs)
+    return quantize(graph, floats_for(graph, np.random.default_rng(0), 16, 2))
 
 
 def test_every_target_is_tried() -> None:

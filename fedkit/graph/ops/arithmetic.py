@@ -11,7 +11,7 @@ import numpy as np
 
 from fedkit.graph import ir
 from fedkit.graph.layouts import SERIES
-from fedkit.graph.masks import is_far, with_far
+from fedkit.graph.attention_masks import is_far, with_far
 from fedkit.graph.operands import (
     activation,
     constant,

@@ -15,14 +15,15 @@ from fedkit.graph.spec import ModelReader, Random, Spec, graph_of
 from fedkit.graph.tokens import turned
 
 
+MOST_TOKENS = 2**24
+"""Whole numbers that float32 tells apart."""
+
+
 @dataclass(frozen=True)
 class Rows(ir.Attributes):
     """Which row of the table does not learn, -1: all do."""
 
     padding: int
-
-
-MOST_TOKENS = 2**24
 
 
 def padding_of(op: ir.Op) -> int:
@@ -47,12 +48,14 @@ def rows_of(tokens: ir.Array, table: ir.Array) -> ir.Array:
     return np.asarray(table[tokens.astype(np.int64)][:, None])
 
 
-def check_tokens(tokens: ir.Array, count: int) -> None:
+def check_tokens(tokens: ir.Array, count: int = MOST_TOKENS) -> None:
     """Raise an ExportError where tokens are not whole numbers from 0 to below a count."""
     fits = (tokens >= 0) & (tokens < count) & (tokens == np.rint(tokens))
     if not fits.all():
+        known = f"the model has tokens 0 to {count - 1}"
         raise ExportError(
-            f"inputs hold the token {tokens[~fits].flat[0]}; the model has tokens 0 to {count - 1}"
+            f"inputs hold the token {tokens[~fits].flat[0]:.15g}; "
+            f"{known if count < MOST_TOKENS else 'tokens are whole numbers from 0 on'}"
         )
 
 
