@@ -16,7 +16,6 @@ from edge.targets.registry import NAMES, find_row
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.interpret import FloatArray
 from fedkit.preprocess.raw_input import RawInput
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def float_graph(
 
 def int8_graph(
     model: Model,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     weight_bits: int = 8,
     scales: Scaling = "float",
     accept_error: bool = False,
@@ -77,7 +76,7 @@ def int8_graph(
 
 def export_model(
     model: Model,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     path: Path | str,
     target: str = "",
     provenance: Mapping[str, Any] | None = None,
@@ -145,7 +144,7 @@ def open_artifact(path: Path | str, runtime: str = "") -> Runner:
 
 
 def check_artifact(
-    path: Path | str, inputs: FloatArray, runtime: str = "", layers: bool = False
+    path: Path | str, inputs: ir.Inputs, runtime: str = "", layers: bool = False
 ) -> checks.CheckReport:
     """Compare an artifact, integer by integer, with the definition of what it computes.
 

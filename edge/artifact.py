@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import ExportError
 from fedkit.core.files import read_whole, write_atomic
+from fedkit.graph.ir import Inputs
 from fedkit.graph.ops.embedding import check_tokens
 
 _MANIFEST_VERSION = 2
@@ -54,7 +55,7 @@ class Port:
     scale: float
     zero_point: int
 
-    def quantize(self, values: NDArray[np.float32]) -> NDArray[np.int8]:
+    def quantize(self, values: Inputs) -> NDArray[Any]:
         """Return float32 values as int8, rounded to nearest, halves to even; tokens as int32.
 
         Raises:
@@ -62,7 +63,7 @@ class Port:
         """
         if self.dtype == "int32":
             check_tokens(values)
-            return np.asarray(values, np.int32)  # type: ignore[return-value]
+            return np.asarray(values, np.int32)
         integers = np.rint(values / np.float32(self.scale)) + self.zero_point
         return np.asarray(np.clip(integers, -128, 127), np.int8)
 

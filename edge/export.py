@@ -27,7 +27,7 @@ from edge.targets.onnx.row import Form as Form
 from edge.targets.registry import NAMES, find_row
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.interpret import FloatArray, evaluate_all
+from fedkit.graph.interpret import evaluate_all
 from fedkit.graph.onnx_compare import check_read
 from fedkit.preprocess.raw_input import RawInput
 
@@ -42,7 +42,7 @@ _NUDGES = 16  # where a ReLU magnifies roundings or not, few of them show by how
 
 def export_tflite(
     model: nn.Module | ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     path: Path | str,
     provenance: Mapping[str, Any],
     accept_error: bool = False,
@@ -73,7 +73,7 @@ def export_tflite(
 
 def export_onnx(
     model: nn.Module | ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     path: Path | str,
     provenance: Mapping[str, Any],
     form: Form = "qdq",
@@ -101,7 +101,7 @@ def export_onnx(
 
 def export_c99(
     model: nn.Module | ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     path: Path | str,
     provenance: Mapping[str, Any],
     goal: Goal = "speed",
@@ -137,7 +137,7 @@ def export_c99(
 
 def export_fpga(
     model: nn.Module | ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     path: Path | str,
     provenance: Mapping[str, Any],
     lanes: int = LANES,
@@ -165,7 +165,7 @@ def export_fpga(
 def _export(
     target: str,
     model: nn.Module | ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     path: Path | str,
     provenance: Mapping[str, Any],
     accept_error: bool,
@@ -177,7 +177,7 @@ def _export(
 
 
 def save_tflite(
-    graph: ir.Graph, examples: FloatArray, path: Path, provenance: Mapping[str, Any]
+    graph: ir.Graph, examples: ir.Inputs, path: Path, provenance: Mapping[str, Any]
 ) -> artifact.Artifact:
     """Save an int8 graph as .tflite; arguments and errors as for `export_tflite`."""
     return save("tflite", graph, examples, path, provenance)
@@ -185,7 +185,7 @@ def save_tflite(
 
 def save_onnx(
     graph: ir.Graph,
-    examples: FloatArray,
+    examples: ir.Inputs,
     path: Path,
     provenance: Mapping[str, Any],
     form: Form = "qdq",
@@ -196,7 +196,7 @@ def save_onnx(
 
 def save_c99(
     graph: ir.Graph,
-    examples: FloatArray,
+    examples: ir.Inputs,
     path: Path,
     provenance: Mapping[str, Any],
     goal: Goal = "speed",
@@ -220,7 +220,7 @@ def save_c99(
 
 def save_fpga(
     graph: ir.Graph,
-    examples: FloatArray,
+    examples: ir.Inputs,
     path: Path,
     provenance: Mapping[str, Any],
     lanes: int = LANES,
@@ -241,7 +241,7 @@ def save_fpga(
 
 def int8_graph(
     model: nn.Module | ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     weight_bits: int = 8,
     scales: Scaling = "float",
     trained: TrainedIntegers | None = None,
@@ -291,7 +291,7 @@ def int8_graph(
     return slim(replace(graph, origin=origin))
 
 
-def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> None:
+def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: ir.Inputs) -> None:
     """Compare the float graph with the model: hooks and randomness may be lost in a trace."""
     from fedkit.graph.from_torch import outputs
 
@@ -306,7 +306,7 @@ def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> No
                 _judge_gap(model, inputs, number, gap, size)
 
 
-def _judge_gap(model: nn.Module, inputs: FloatArray, number: int, gap: float, size: float) -> None:
+def _judge_gap(model: nn.Module, inputs: ir.Inputs, number: int, gap: float, size: float) -> None:
     """Refuse a graph one of whose outputs is far from its model's, or say that it is rounding.
 
     Args:
@@ -332,7 +332,7 @@ def _judge_gap(model: nn.Module, inputs: FloatArray, number: int, gap: float, si
     )
 
 
-def _is_rounding(gap: float, model: nn.Module, inputs: FloatArray, number: int) -> bool:
+def _is_rounding(gap: float, model: nn.Module, inputs: ir.Inputs, number: int) -> bool:
     """Tell whether a model with weights that are off by roundings is as far from itself."""
     from fedkit.graph.from_torch import outputs
 

@@ -13,7 +13,6 @@ from edge.raw import DETAIL, check_raw_input
 from edge.targets.export_target import ports
 from edge.targets.registry import find_row, runtimes
 from fedkit.graph import ir
-from fedkit.graph.interpret import FloatArray
 from fedkit.graph.ops.registry import tokens_of
 from fedkit.preprocess.raw_input import RawInput
 
@@ -21,7 +20,7 @@ from fedkit.preprocess.raw_input import RawInput
 def save(
     target: str,
     graph: ir.Graph,
-    examples: FloatArray,
+    examples: ir.Inputs,
     path: Path,
     provenance: Mapping[str, Any],
     raw_input: RawInput | None = None,

@@ -7,6 +7,7 @@ each op computes is in its file in `edge.ops`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ Int8Visitor = Callable[[str, Int8Array], None]
 
 
 def evaluate_int8(
-    graph: ir.Graph, inputs: Int8Array, rounding: str = "half_up", visit: Int8Visitor | None = None
+    graph: ir.Graph, inputs: ir.Codes, rounding: str = "half_up", visit: Int8Visitor | None = None
 ) -> Int8Array:
     """Run an int8 graph, integer by integer.
 
@@ -46,7 +47,7 @@ def evaluate_int8(
 
 
 def outputs_int8(
-    graph: ir.Graph, inputs: Int8Array, rounding: str = "half_up", visit: Int8Visitor | None = None
+    graph: ir.Graph, inputs: ir.Codes, rounding: str = "half_up", visit: Int8Visitor | None = None
 ) -> list[Int8Array]:
     """Return all outputs of an int8 graph in their order; see `evaluate_int8`."""
     check_inputs(graph, inputs, "int32" if tokens_of(graph) else "int8")
@@ -56,7 +57,8 @@ def outputs_int8(
         wide = tuple(operand.astype(np.int64) for operand in operands)
         return compute(how, graph, op, wide).astype(np.int8)
 
-    return run(graph, inputs, compute_int8, visit)
+    values: Any = inputs  # tokens are int32, all else int8
+    return run(graph, values, compute_int8, visit)
 
 
 def compute(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:

@@ -60,6 +60,4 @@ def _c99(c: CCompiler, op: ir.Op) -> None:
     )
 
 
-SPECS = (
-    IntegerSpec("embedding", _embedding, _links, tflite=_tflite, onnx=_onnx, c99=_c99),
-)
+SPECS = (IntegerSpec("embedding", _embedding, _links, tflite=_tflite, onnx=_onnx, c99=_c99),)

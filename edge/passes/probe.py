@@ -23,10 +23,9 @@ def observe(graph: ir.Graph) -> Values:
     """Return every activation under every rounding policy, for inputs that are always the same."""
     shape = (_EXAMPLES, *graph.tensors[graph.inputs[0]].shape[1:])
     random, tokens = np.random.default_rng(0), tokens_of(graph)
+    inputs: ir.Codes = random.integers(-128, 128, shape, np.int8)
     if tokens:
         inputs = random.integers(tokens, size=shape, dtype=np.int32)
-    else:
-        inputs = random.integers(-128, 128, shape, np.int8)
     seen: dict[str, dict[str, Int8Array]] = {policy: {} for policy in POLICIES}
     for policy, values in seen.items():
         evaluate_int8(graph, inputs, policy, values.__setitem__)

@@ -91,7 +91,7 @@ class TrainedIntegers:
 
 def quantize(
     graph: ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     percentile: float = 100.0,
     weight_bits: int = 8,
     scales: Scaling = "float",
@@ -103,7 +103,8 @@ def quantize(
     Args:
         graph: Float, optimised (no BatchNorm left).
         calibration: float32 [n, h, w, c] or [n, f] in the graph's layout, or whole numbers
-            [n, tokens], n >= 1; examples of what the model will see. They set the range of every activation.
+            [n, tokens], n >= 1; examples of what the model will see. They set the range of
+            every activation.
         percentile: Share of each batch's values, in percent, that the range of an activation
             must hold; 100 takes the smallest and the largest value.
         weight_bits: 8, 6 or 4. Fewer than 8 save space where weights are packed; they are int8 in

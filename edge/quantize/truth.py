@@ -91,15 +91,15 @@ class _Sums:
         return math.sqrt(self.gaps / signal)
 
 
-def compare(graph: ir.Graph, floats: ir.Graph, inputs: FloatArray) -> Truth:
+def compare(graph: ir.Graph, floats: ir.Graph, inputs: ir.Inputs) -> Truth:
     """Compare an int8 graph with its float graph.
 
     Args:
         graph: Int8; run under our own rounding.
         floats: What it was made from; activations of other shapes, which `edge.passes.slim` leaves,
             are left out.
-        inputs: float32 [n, ...], or tokens, in the graph's layout, n >= 1; the first 256 are taken, or fewer
-            of a model with many activations.
+        inputs: float32 [n, ...], or tokens, in the graph's layout, n >= 1; the first 256 are taken,
+            or fewer of a model with many activations.
     """
     sums: dict[str, _Sums] = {}
     same = 0.0
@@ -143,11 +143,11 @@ def _pairs(
             yield name, actual, wanted
 
 
-def quantized(graph: ir.Graph, inputs: FloatArray) -> Int8Array:
+def quantized(graph: ir.Graph, inputs: FloatArray) -> NDArray[Any]:
     """Return float inputs as the integers that an int8 graph reads; of tokens int32."""
     first = graph.tensors[graph.inputs[0]]
     if first.dtype == "int32":
-        return np.asarray(inputs, np.int32)  # type: ignore[return-value]
+        return np.asarray(inputs, np.int32)
     codes = np.rint(inputs / np.float32(first.scale)) + first.zero_point
     return np.asarray(np.clip(codes, -128, 127), np.int8)
 
@@ -189,7 +189,7 @@ def judge(found: Truth, graph: ir.Graph, on: str, accept_error: bool = False) ->
     warnings.warn(text, ExportWarning, stacklevel=3)
 
 
-def warn_of_few(calibration: FloatArray) -> None:
+def warn_of_few(calibration: ir.Inputs) -> None:
     """Warn of a calibration set that shows next to nothing, of ranges or of errors.
 
     Args:

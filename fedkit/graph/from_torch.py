@@ -311,8 +311,8 @@ def _untraceable(model: nn.Module, shape: tuple[int, ...], error: Exception) -> 
         path, kind = embeddings[0]
         return (
             f"module {path or '(model)'!r} ({kind}) reads whole numbers, and these are none, or "
-            f"none of its rows ({text}); give inputs or calibration examples of an integer type, as "
-            f"int64 [n, tokens]"
+            f"none of its rows ({text}); give inputs or calibration examples of an integer type, "
+            f"as int64 [n, tokens]"
         )
     if len(shape) == 3 and shape[2] <= _FEW_CHANNELS < shape[0] and "channels" in text:
         return (

@@ -25,6 +25,10 @@ from fedkit.core.errors import ExportError
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float32]
+Inputs = NDArray[np.float32] | NDArray[np.int64]
+"""Of a model of torch: numbers, or tokens."""
+Codes = NDArray[np.int8] | NDArray[np.int32]
+"""Of an int8 graph: numbers, or tokens."""
 Shape = tuple[int, ...]
 DType = Literal["float32", "int8", "int32"]
 Activation = Literal["none", "relu", "relu6"]

@@ -177,7 +177,7 @@ def _quantisation_is_sound(graph: Graph) -> Iterator[str]:
             continue
         if tensor.data is None and tensor.name in tokens:
             if (tensor.dtype, q) != ("int32", TOKENS):
-                yield f"input {tensor.name!r} is of tokens, and must be int32 that stand for themselves"
+                yield f"input {tensor.name!r} is of tokens, and must be int32 of the scale 1"
         elif tensor.data is None and (q.axis is not None or tensor.dtype != "int8"):
             yield f"activation {tensor.name!r} must be int8 with one scale, not {tensor.dtype}"
         if q.axis is not None and not 0 <= q.axis < len(tensor.shape):

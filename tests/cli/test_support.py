@@ -44,8 +44,8 @@ from fedkit.nn.zoo import MODELS, ZooModel, build_model, smallest_shape
 from fedkit.tasks.losses import LOSSES
 from fedkit.tasks.metrics import METRICS
 from fedkit.tasks.task import Examples, cross_entropy
-from tests.edge.inputs import floats_for, integers_for
 from tests.calls import Calls
+from tests.edge.inputs import floats_for, integers_for
 from tests.graph.exported import exported
 from tests.sets import slow_but
 

@@ -48,9 +48,7 @@ def test_graphs_give_the_models_numbers(kind: str) -> None:
     with torch.no_grad():
         wanted = model(torch.from_numpy(x)).numpy()
     found = evaluate(float_graph(model, (COUNT,), True), x.astype(np.float32))
-    np.testing.assert_allclose(
-        ir.from_graph_layout(found).reshape(wanted.shape), wanted, atol=1e-4
-    )
+    np.testing.assert_allclose(ir.from_graph_layout(found).reshape(wanted.shape), wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -220,7 +218,7 @@ def test_bad_tokens_are_refused(file: str, runtime: str, name: str, folder: Path
 
 def test_a_runtime_that_was_told_nothing_refuses_what_it_has_no_row_for(folder: Path) -> None:
     runner = TfliteRunner(folder / "a.tflite")
-    with pytest.raises(ExportError, match="does not run the model on these inputs: .*out of bounds"):
+    with pytest.raises(ExportError, match=r"does not run .* on these inputs: .*out of bounds"):
         runner.predict(np.full((1, COUNT), TOKENS))
 
 
@@ -240,7 +238,7 @@ def test_c_returns_2_and_writes_nothing(tmp_path: Path) -> None:
         x = examples(1).astype(np.int32)
         x[0, -1] = token
         if token >= 0:
-            with pytest.raises(ExportError, match="_invoke returns 2; model.h says why"):
+            with pytest.raises(ExportError, match=r"_invoke returns 2; model\.h says why"):
                 runner.predict_int8(x)
         held = runner._held  # type: ignore[attr-defined]
         held[0][...] = x

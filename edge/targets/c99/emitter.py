@@ -76,7 +76,7 @@ class Sources:
 
 def emit(
     graph: ir.Graph,
-    inputs: NDArray[np.int8] | NDArray[np.int32],
+    inputs: ir.Codes,
     outputs: Sequence[NDArray[np.int8]],
     goal: Goal = "speed",
     keep: bool = False,

@@ -73,7 +73,7 @@ class CompiledRunner(Runner):
     def _invoke(self) -> None:
         self._function(*self._addresses)
 
-    def kept(self, example: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    def kept(self, example: NDArray[Any]) -> dict[str, NDArray[np.int8]]:
         """Run one example; return every activation of a model that was saved with `keep`.
 
         Args:

@@ -153,9 +153,9 @@ def emit(graph: ir.Graph, form: Form = "qdq") -> bytes:
         form: How int8 is said; see the module.
 
     Returns:
-        A model with int8 inputs (int32 of tokens) and outputs, batch 1, images [1, c, h, w]. Its metadata give the
-        `scale` and `zero_point` of each input and output by name. The same graph always gives the
-        same bytes.
+        A model with int8 inputs (int32 of tokens) and outputs, batch 1, images [1, c, h, w]. Its
+        metadata give the `scale` and `zero_point` of each input and output by name. The same graph
+        always gives the same bytes.
 
     Raises:
         ExportError: There is no such form, the graph is not int8, or it holds ops that the file

@@ -79,7 +79,7 @@ class Runner(ABC):
     def _invoke(self) -> None:
         """Run the model once, on what it holds."""
 
-    def predict(self, inputs: NDArray[np.float32]) -> Any:
+    def predict(self, inputs: ir.Inputs) -> Any:
         """Classify float inputs.
 
         Args:
@@ -100,7 +100,7 @@ class Runner(ABC):
         real = (_dequantize(*each) for each in zip(found, self._outputs, strict=True))
         return _alone(tuple(real))
 
-    def predict_int8(self, inputs: NDArray[np.int8]) -> Any:
+    def predict_int8(self, inputs: ir.Codes) -> Any:
         """Classify inputs that are quantised already.
 
         Args:
@@ -116,11 +116,11 @@ class Runner(ABC):
         """
         return _alone(self._run(inputs))
 
-    def outputs_int8(self, inputs: NDArray[np.int8]) -> tuple[NDArray[np.int8], ...]:
+    def outputs_int8(self, inputs: ir.Codes) -> tuple[NDArray[np.int8], ...]:
         """Return what `predict_int8` does, as a tuple of one output too."""
         return self._run(inputs)
 
-    def quantize(self, inputs: NDArray[np.float32]) -> NDArray[np.int8]:
+    def quantize(self, inputs: ir.Inputs) -> ir.Codes:
         """Return float32 inputs as the int8 values that `predict` feeds to the model.
 
         Of tokens they are int32, the same numbers.
@@ -150,7 +150,7 @@ class Runner(ABC):
         latency = self.latency()
         return {"latency_median_us": latency["median_us"], "latency_p95_us": latency["p95_us"]}
 
-    def kept(self, example: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    def kept(self, example: NDArray[Any]) -> dict[str, NDArray[np.int8]]:
         """Run one example; return every activation of a model that was saved with `keep`.
 
         Args:
@@ -294,7 +294,7 @@ def _port(details: dict[str, Any]) -> artifact.Port:
     )
 
 
-def _quantize(inputs: NDArray[np.float32], port: artifact.Port) -> NDArray[Any]:
+def _quantize(inputs: ir.Inputs, port: artifact.Port) -> NDArray[Any]:
     return inputs if port.dtype == "float32" else port.quantize(inputs)
 
 

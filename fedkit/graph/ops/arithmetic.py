@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.layouts import SERIES
 from fedkit.graph.attention_masks import is_far, with_far
+from fedkit.graph.layouts import SERIES
 from fedkit.graph.operands import (
     activation,
     constant,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fedkit.graph import ir
-from fedkit.graph.layouts import SERIES
 from fedkit.graph.attention_masks import with_far
+from fedkit.graph.layouts import SERIES
 from fedkit.graph.operands import ConstantOperand, activation, constant, rank_of, require
 from fedkit.graph.ops.spread import spread
 from fedkit.graph.spec import ModelReader, Random, Spec, graph_of

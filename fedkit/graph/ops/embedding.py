@@ -14,7 +14,6 @@ from fedkit.graph.operands import activation, constant, rank_of, require
 from fedkit.graph.spec import ModelReader, Random, Spec, graph_of
 from fedkit.graph.tokens import turned
 
-
 MOST_TOKENS = 2**24
 """Whole numbers that float32 tells apart."""
 
