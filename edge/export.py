@@ -12,6 +12,7 @@ import numpy as np
 
 from edge import artifact, passes
 from edge.ops.registry import check_forms
+from edge.passes.share_constants import share_constants
 from edge.passes.slim import slim
 from edge.quantize import truth
 from edge.quantize.from_file import Misfit, check_kept, keep_integers
@@ -288,7 +289,7 @@ def int8_graph(
     found = truth.compare(graph, floats, examples)
     truth.judge(found, graph, "the calibration set", accept_error)
     origin = ir.Origin(floats, found.examples, found.layers, found.same_class)
-    return slim(replace(graph, origin=origin))
+    return share_constants(slim(replace(graph, origin=origin)))
 
 
 def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: ir.Inputs) -> None:

@@ -54,13 +54,17 @@ class Range:
 
 
 def joined(graph: ir.Graph) -> Joined:
-    """Return what concats join; activations that none does are left out."""
+    """Return what concats join, or is tied; activations of which neither is so are left out."""
     groups = {name: {name} for name in (*graph.inputs, *(op.output for op in graph.ops))}
+    ties = [[name for name in tie if name in groups] for tie in graph.tied]
+    for tie in ties:
+        one = set().union(*(groups[name] for name in tie))
+        groups |= dict.fromkeys(one, one)
     for op in graph.ops:
         if spec_of(op).scale == "kept":
             one = set().union(*(groups[name] for name in (*op.inputs, op.output)))
             groups |= dict.fromkeys(one, one)
-    concats = {op.output for op in graph.ops if spec_of(op).variadic}
+    concats = {op.output for op in graph.ops if spec_of(op).variadic}.union(*ties)
     return {name: group for name, group in groups.items() if group & concats}
 
 

@@ -149,6 +149,7 @@ def quantize(
             joined(graph),
             symmetric(graph),
             masked(graph).keys(),
+            frozenset().union(*graph.tied),
         )
     )
     verify(result)
@@ -193,6 +194,8 @@ class _Quantizer:
         joined: What concats join, which has one range and scale.
         symmetric: What has the zero point 0.
         masked: Sums of scores and a mask.
+        tied: What has one scale with others that are made of other values by the same layer; what
+            its integers are must not depend on these.
         least: Activation -> what its scale must be at least, as far as known.
         side_by_side: The model and what is made of it, up to the op at hand, on the examples.
     """
@@ -206,6 +209,7 @@ class _Quantizer:
     joined: Joined
     symmetric: Set[str]
     masked: Set[str]
+    tied: Set[str]
     least: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
@@ -354,7 +358,7 @@ class _Quantizer:
         made = weight * ir.along(axis, _ratio(scale, wanted), weight.ndim)  # mostly by 1
         scale = self.grid(np.maximum(scale, out.scale[0] * _SMALLEST_MULTIPLIER / x.scale))
         self._activation(op.output, out)
-        if _weight_name(op) in self.trained.weights:
+        if _weight_name(op) in self.trained.weights or op.output in self.tied:
             integers = _rounded(made, ir.along(axis, scale, weight.ndim), most)
         else:
             integers, bias = self._fitted(op, weight, made, bias, scale)

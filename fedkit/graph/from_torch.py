@@ -28,15 +28,24 @@ from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.arrange import arrange, can_be
 from fedkit.graph.elements import Moved, whole
-from fedkit.graph.layouts import RANKS, graph_shape, map_axis
+from fedkit.graph.layouts import RANKS, SERIES, graph_shape, map_axis
 from fedkit.graph.lowering import Lowering
-from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require, require_small
+from fedkit.graph.operands import (
+    ConstantOperand,
+    Unsupported,
+    activation,
+    constant,
+    require,
+    require_small,
+)
 from fedkit.graph.ops.norms import read_spelt
 from fedkit.graph.ops.registry import ATEN, SPECS, VIEWS, spec_of
 from fedkit.graph.ops.spread import spread
 from fedkit.graph.places import EXAMPLES_MOVE, MANY_EXAMPLES, one_of, require_examples
+from fedkit.graph.recurrent import layers, rows, weights_of
 from fedkit.graph.spec import Aten, ModelReader
 from fedkit.graph.spelt_norms import Said, SpeltNorm, spelt_norms
+from fedkit.graph.tokens import LAST_TO_CHANNELS, turned
 from fedkit.graph.torch_attention import by_heads
 
 Arguments = Mapping[str, Any]
@@ -502,6 +511,9 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
     is_unread = node.target is operator.getitem and not node.users
     if "_assert" in str(node.target) or is_unread:
         return
+    if str(node.target) in _RECURRENT:
+        _lower_recurrent(lowering, node)
+        return
     arranges = str(node.target) in _ARRANGES
     if _lists_moved(lowering, node) or _is_of_constants(lowering, node):
         return
@@ -557,6 +569,59 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
         else:
             read = _parameters_read(lowering, node) if isinstance(error, ConstantOperand) else ""
             _diagnose(lowering, node, f"{error}{read}")
+
+
+def _lower_recurrent(lowering: _Lowering, node: fx.Node) -> None:
+    """Lower a recurrent layer; what it gives is a list, of which `getitem` takes parts."""
+    try:
+        lowering.values[node] = _recurrent(lowering, node)  # type: ignore[assignment]
+    except Unsupported as error:
+        _diagnose(lowering, node, str(error))
+        lowering.unknown.add(node)
+
+
+def _recurrent(lowering: _Lowering, node: fx.Node) -> list[Moved]:
+    """Return the steps, the last states and, of an LSTM, the last cells of a recurrent layer."""
+    a, kind = _arguments(lowering, node), _RECURRENT[str(node.target)]
+    require(not lowering.trains, f"a layer of {kind.upper()}; a plan has none")
+    states = [np.asarray(constant(each, "first states")) for each in tree_leaves(a["hx"])]
+    require(not any(each.any() for each in states), "first states that are not 0")
+    weights = list(weights_of(a["params"], a["has_biases"]))
+    read = {user.args[1] for user in node.users if user.users}
+    x, directions = _steps_of(lowering, node, a), 1 + a["bidirectional"]
+    made, tied = layers(lowering, node, kind, x, weights, directions, shows_steps=0 in read)
+    lowering.tied += tied
+    _, _, count, size = made.tokens.shape
+    steps = Moved(made.tokens, np.arange(count * size).reshape(count, size), 1 - a["batch_first"])
+    lasts = [
+        _last_states(lowering, node, [each[number] for each in made.last], number, number + 1 in read)
+        for number in range(len(made.last[0]))
+    ]
+    return [steps, *lasts]
+
+
+def _steps_of(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    """Return the input of a recurrent layer, as tokens [1, 1, steps, channels]."""
+    source, x = node.args[0], a["input"]
+    assert isinstance(source, fx.Node)
+    shape = source.meta["val"].shape
+    require(len(shape) == SERIES, "a recurrent layer of one example without the batch")
+    moved = x if isinstance(x, Moved) else whole(activation(x), shape[1:])
+    require(
+        moved.examples == 1 - a["batch_first"],
+        "a recurrent layer whose steps are the examples; give batch_first=True, or transpose",
+    )
+    laid = arrange(lowering, node, replace(moved, examples=0), ".input")
+    return turned(lowering, node, laid, LAST_TO_CHANNELS[SERIES], ".input_tokens")
+
+
+def _last_states(
+    lowering: _Lowering, node: fx.Node, states: list[ir.Tensor], number: int, is_read: bool
+) -> Moved:
+    """Return states [layers and directions, n, channels] as torch has them."""
+    x = rows(lowering, node, states, f".last{number}") if is_read else states[-1]
+    size = x.shape[3]
+    return Moved(x, np.arange(len(states) * size).reshape(len(states), size), examples=1)
 
 
 def _is_for_all_examples(lowering: _Lowering, node: fx.Node, a: Arguments) -> bool:
@@ -861,6 +926,7 @@ _OF_SIZES = (
 )
 """Operators that say how many examples there are."""
 
+_RECURRENT = {"aten.lstm.input": "lstm", "aten.gru.input": "gru"}
 _REPEATS = ("aten.expand.default", "aten.repeat.default", "aten.tile.default")
 _CUTS = ("aten.select.int", "aten.slice.Tensor", "aten.narrow.default")
 _SHOWS = (

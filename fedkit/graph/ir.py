@@ -182,6 +182,7 @@ class Graph:
         origin: Of an int8 graph, where it is known.
         series: Outputs that the model gives as [n, channels, length]; other maps of height 1 are
             maps in the model too.
+        tied: Of a float graph, groups of activations that have one scale once they are integer.
     """
 
     tensors: Mapping[str, Tensor]
@@ -190,6 +191,7 @@ class Graph:
     outputs: tuple[str, ...]
     origin: Origin | None = None
     series: tuple[str, ...] = ()
+    tied: tuple[tuple[str, ...], ...] = ()
 
     def producer(self, name: str) -> Op | None:
         """Return the op that writes `name`, or None for an input or a constant."""

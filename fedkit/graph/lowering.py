@@ -45,6 +45,8 @@ class Lowering(ABC, Generic[Node]):
     ops: list[ir.Op] = field(default_factory=list)
     diagnostics: list[tuple[str, str]] = field(default_factory=list)
     """Where, and why it cannot be lowered."""
+    tied: list[tuple[str, ...]] = field(default_factory=list)
+    """See `fedkit.graph.ir.Graph`."""
 
     @abstractmethod
     def name_of(self, node: Node) -> str:
@@ -172,7 +174,8 @@ class Lowering(ABC, Generic[Node]):
             raise ExportError("the model computes nothing: its output is its input")
         _check_several(inputs, names)
         series = tuple(value.name for value, rank in outputs if rank == SERIES)
-        graph = ir.Graph(self.tensors, tuple(self.ops), inputs, names, series=series)
+        tied = tuple(self.tied)
+        graph = ir.Graph(self.tensors, tuple(self.ops), inputs, names, series=series, tied=tied)
         verify(graph)
         return graph
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +230,7 @@ def _model(
     name: str,
     own_headers: list[str],
 ) -> str:
-    constants = _Constants([])
+    constants = _Constants()
     calls = []
     for number, call in enumerate(program.calls):
         arguments = [
@@ -263,9 +263,15 @@ _CHECKS_TOKENS = """\
 
 @dataclass
 class _Constants:
-    """Definitions of constants, each before what points to it."""
+    """Definitions of constants, each before what points to it; equal ones are one.
 
-    lines: list[str]
+    Attributes:
+        lines: The definitions.
+        known: Type and content -> name.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    known: dict[tuple[str, str | bytes], str] = field(default_factory=dict)
 
     def argument(self, argument: Argument, name: str, offsets: Mapping[str, int]) -> str:
         if isinstance(argument, BufferOffset):
@@ -279,9 +285,11 @@ class _Constants:
     def _pointer(self, pointer: ConstantAddress, name: str) -> str:
         if pointer.to is None:
             return "0"
-        text = self._struct(pointer.to, name)
-        self.lines.append(f"static const {pointer.to.kind} {name} = {text};\n")
-        return f"&{name}"
+        kind, text = pointer.to.kind, self._struct(pointer.to, name)
+        if (kind, text) not in self.known:
+            self.known[kind, text] = name
+            self.lines.append(f"static const {kind} {name} = {text};\n")
+        return f"&{self.known[kind, text]}"
 
     def _struct(self, struct: Struct, name: str) -> str:
         texts = [self._field(value, f"{name}_{i}") for i, value in enumerate(struct.fields)]
@@ -289,8 +297,11 @@ class _Constants:
 
     def _field(self, value: int | NDArray[Any] | Struct | ConstantAddress, name: str) -> str:
         if isinstance(value, np.ndarray):
-            self.lines.append(_array(value, name))
-            return name
+            key = str(value.dtype), value.tobytes()
+            if key not in self.known:
+                self.known[key] = name
+                self.lines.append(_array(value, name))
+            return self.known[key]
         if isinstance(value, ConstantAddress):
             return self._pointer(value, name)
         return self._struct(value, name) if isinstance(value, Struct) else str(value)

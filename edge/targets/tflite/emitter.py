@@ -61,6 +61,7 @@ class _File:
     index: dict[str, int] = field(default_factory=dict)
     tensors: list[Any] = field(default_factory=list)
     buffers: list[Any] = field(default_factory=lambda: [schema.BufferT()])  # 0 means "no data"
+    held: dict[bytes, int] = field(default_factory=dict)  # of a buffer -> its number
     codes: dict[str, int] = field(default_factory=dict)  # -> version
     operators: list[Any] = field(default_factory=list)
     is_int8: bool = True
@@ -77,10 +78,13 @@ class _File:
     def _buffer(self, data: ir.Array | None) -> int:
         if data is None:
             return 0
-        buffer = _AlignedBuffer()
-        buffer.data = np.ascontiguousarray(data).tobytes()
-        self.buffers.append(buffer)
-        return len(self.buffers) - 1
+        content = np.ascontiguousarray(data).tobytes()
+        if content not in self.held:
+            buffer = _AlignedBuffer()
+            buffer.data = content
+            self.held[content] = len(self.buffers)
+            self.buffers.append(buffer)
+        return self.held[content]
 
     def constant(self, name: str, values: Sequence[int] | Sequence[Sequence[int]]) -> str:
         data = np.array(values, np.int32)
