@@ -593,11 +593,10 @@ def _recurrent(lowering: _Lowering, node: fx.Node) -> list[Moved]:
     lowering.tied += tied
     _, _, count, size = made.tokens.shape
     steps = Moved(made.tokens, np.arange(count * size).reshape(count, size), 1 - a["batch_first"])
-    lasts = [
-        _last_states(lowering, node, [each[number] for each in made.last], number, number + 1 in read)
-        for number in range(len(made.last[0]))
-    ]
-    return [steps, *lasts]
+    found = [steps]
+    for states in zip(*made.last, strict=True):
+        found.append(_last_states(lowering, node, states, len(found), len(found) in read))
+    return found
 
 
 def _steps_of(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
@@ -616,7 +615,7 @@ def _steps_of(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
 
 
 def _last_states(
-    lowering: _Lowering, node: fx.Node, states: list[ir.Tensor], number: int, is_read: bool
+    lowering: _Lowering, node: fx.Node, states: Sequence[ir.Tensor], number: int, is_read: bool
 ) -> Moved:
     """Return states [layers and directions, n, channels] as torch has them."""
     x = rows(lowering, node, states, f".last{number}") if is_read else states[-1]

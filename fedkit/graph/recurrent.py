@@ -23,7 +23,7 @@ MOST_STEPS = 64
 """Of an artifact, which holds the ops of each."""
 
 
-class Weights(NamedTuple):
+class GateWeights(NamedTuple):
     """Of one layer in one direction, as torch has them: rows of all gates, one behind the other."""
 
     of_input: ir.Array
@@ -48,7 +48,7 @@ Directions = list[States]
 """Of one layer: forwards, and maybe backwards."""
 
 
-def weights_of(params: Sequence[Any], has_biases: bool) -> Iterator[Weights]:
+def weights_of(params: Sequence[Any], has_biases: bool) -> Iterator[GateWeights]:
     """Yield the weights of each layer and direction, from what torch lists.
 
     Raises:
@@ -59,11 +59,11 @@ def weights_of(params: Sequence[Any], has_biases: bool) -> Iterator[Weights]:
     for first in range(0, len(params), count):
         found = [constant(each) for each in params[first : first + count]]
         none = np.zeros(len(found[0]), np.float32)
-        yield Weights(*found, *([] if has_biases else (none, none)))
+        yield GateWeights(*found, *([] if has_biases else (none, none)))
 
 
 @dataclass
-class Steps:
+class StepOps:
     """Adds the ops of one layer in one direction.
 
     Attributes:
@@ -124,7 +124,7 @@ class Steps:
                 yield tuple(each.name for each in made)
 
 
-def lstm(steps: Steps, x: ir.Tensor, w: Weights, order: Sequence[int]) -> States:
+def lstm(steps: StepOps, x: ir.Tensor, w: GateWeights, order: Sequence[int]) -> States:
     """Add an LSTM over tokens [1, 1, steps, channels]; torch's gates are i, f, g, o."""
     size = w.of_state.shape[1]
     bias = w.input_bias + w.state_bias
@@ -156,7 +156,7 @@ def lstm(steps: Steps, x: ir.Tensor, w: Weights, order: Sequence[int]) -> States
     return States([states[step] for step in range(len(order))], (state, cell))
 
 
-def gru(steps: Steps, x: ir.Tensor, w: Weights, order: Sequence[int]) -> States:
+def gru(steps: StepOps, x: ir.Tensor, w: GateWeights, order: Sequence[int]) -> States:
     """Add a GRU over tokens [1, 1, steps, channels]; torch's gates are r, z, n."""
     size = w.of_state.shape[1]
     gates, new = np.arange(2 * size), np.arange(2 * size, 3 * size)
@@ -190,7 +190,7 @@ def gru(steps: Steps, x: ir.Tensor, w: Weights, order: Sequence[int]) -> States:
     return States([states[step] for step in range(len(order))], (state,))
 
 
-def _scaled(steps: Steps, x: ir.Tensor, factors: ir.Array) -> ir.Tensor:
+def _scaled(steps: StepOps, x: ir.Tensor, factors: ir.Array) -> ir.Tensor:
     operands = [
         steps.reader.constant(steps.node, f"{steps.name}.{what}", values)
         for what, values in (("scale", factors), ("shift", factors * 0))
@@ -210,7 +210,7 @@ class Layers(NamedTuple):
     last: list[tuple[ir.Tensor, ...]]
 
 
-Step = Callable[[Steps, ir.Tensor, Weights, Sequence[int]], States]
+Step = Callable[[StepOps, ir.Tensor, GateWeights, Sequence[int]], States]
 KINDS: Mapping[str, Step] = {"lstm": lstm, "gru": gru}
 
 
@@ -219,7 +219,7 @@ def layers(
     node: Any,
     kind: str,
     x: ir.Tensor,
-    weights: Sequence[Weights],
+    weights: Sequence[GateWeights],
     directions: int,
     shows_steps: bool = True,
 ) -> tuple[Layers, list[tuple[str, ...]]]:
@@ -250,7 +250,7 @@ def layers(
     for number in range(len(weights) // directions):
         made: Directions = []
         for direction in range(directions):
-            steps = Steps(reader, node, f"layer{number}{'_back' * direction}")
+            steps = StepOps(reader, node, f"layer{number}{'_back' * direction}")
             order = range(count - 1, -1, -1) if direction else range(count)
             own = weights[number * directions + direction]
             made.append(KINDS[kind](steps, x, own, order))
@@ -261,9 +261,7 @@ def layers(
     return Layers(x, last), tied
 
 
-def _side_by_side(
-    reader: ModelReader, node: Any, made: Directions, suffix: str
-) -> ir.Tensor:
+def _side_by_side(reader: ModelReader, node: Any, made: Directions, suffix: str) -> ir.Tensor:
     """Add what joins all steps, and both directions."""
     whole = [
         rows(reader, node, each.steps, f"{suffix}.steps{number}")
@@ -280,6 +278,4 @@ def rows(reader: ModelReader, node: Any, parts: Sequence[ir.Tensor], suffix: str
     if len(parts) == 1:
         return parts[0]
     shape = (1, 1, len(parts), parts[0].shape[3])
-    return reader.op(
-        "concat_along", node, parts, shape, suffix=suffix, attributes=Along("columns")
-    )
+    return reader.op("concat_along", node, parts, shape, suffix=suffix, attributes=Along("columns"))

@@ -222,6 +222,11 @@ def test_a_runtime_that_was_told_nothing_refuses_what_it_has_no_row_for(folder: 
         runner.predict(np.full((1, COUNT), TOKENS))
 
 
+@pytest.mark.parametrize("file", ["a.tflite", "a.onnx"])
+def test_a_model_is_timed_before_it_sees_tokens(file: str, folder: Path) -> None:
+    assert edge.open_artifact(folder / file).latency(2)["median_us"] > 0
+
+
 def test_no_example_makes_no_outputs(folder: Path) -> None:
     assert edge.open_artifact(folder / "a.tflite").predict(examples(0)).shape == (0, TOKENS, COUNT)
 

@@ -182,7 +182,7 @@ def file_shape(shape: ir.Shape) -> ir.Shape:
 def _obstacles(graph: ir.Graph) -> Iterator[str]:
     for name in graph.inputs:
         if graph.tensors[name].dtype == "float32":
-            yield f"input {name!r} is float32, not integer: quantise the graph"
+            yield f"input {name!r} is float32, not int8: quantise the graph"
     for op in graph.ops:
         spec = SPECS.get(op.kind)
         if spec is None or spec.onnx is None:

@@ -70,7 +70,8 @@ class _File:
         table = schema.TensorT()
         table.name, table.shape = tensor.name, np.array(tensor.shape, np.int32)
         table.type, table.buffer = _TYPES[tensor.dtype], self._buffer(tensor.data)
-        table.quantization = _quantization(tensor.quantization)
+        is_of_tokens = tensor.dtype == "int32" and tensor.data is None
+        table.quantization = None if is_of_tokens else _quantization(tensor.quantization)
         self.index[tensor.name] = len(self.tensors)
         self.tensors.append(table)
         return tensor.name
@@ -221,7 +222,7 @@ def _operator_code(code: str, version: int) -> Any:
 
 
 def _quantization(quantization: ir.Quantization | None) -> Any:
-    if quantization is None or quantization == ir.TOKENS:
+    if quantization is None:
         return None
     table = schema.QuantizationParametersT()
     table.scale = np.array(quantization.scale, np.float32)

@@ -230,6 +230,8 @@ class TfliteRunner(Runner):
         )
         self._input, self._outputs = _port(x), tuple(map(_port, outputs))
         self._reads, self._gives = x["index"], [each["index"] for each in outputs]
+        # What lies in memory before would be no tokens.
+        self._interpreter.set_tensor(self._reads, np.zeros(self._input.shape, self._input.dtype))
 
     def _classify(self, example: NDArray[Any]) -> Sequence[NDArray[Any]]:
         self._interpreter.set_tensor(self._reads, example)
