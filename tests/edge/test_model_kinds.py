@@ -236,7 +236,7 @@ def test_a_transformer_whose_tokens_see_nothing_is_refused_in_few_lines() -> Non
         def forward(self, x: Tensor) -> Tensor:
             tokens = self.patches(x).flatten(2).transpose(1, 2)
             mask = torch.full((4, 4), float("-inf"))
-            y: Tensor = self.head(self.blocks(tokens, mask).mean(1))
+            y: Tensor = self.head(self.blocks(tokens, mask, is_causal=False).mean(1))
             return y
 
     with pytest.raises(ExportError, match=r"\d+ op\(s\).*cannot be exported") as refused:
