@@ -594,8 +594,8 @@ def _recurrent(lowering: _Lowering, node: fx.Node) -> list[Moved]:
     _, _, count, size = made.tokens.shape
     steps = Moved(made.tokens, np.arange(count * size).reshape(count, size), 1 - a["batch_first"])
     found = [steps]
-    for states in zip(*made.last, strict=True):
-        found.append(_last_states(lowering, node, states, len(found), len(found) in read))
+    for last in zip(*made.last, strict=True):
+        found.append(_last_states(lowering, node, last, len(found), len(found) in read))
     return found
 
 

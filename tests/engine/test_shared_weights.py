@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fedkit.core.errors import PlanError
-from fedkit.engine.base import LocalTraining
+from fedkit.core.errors import EngineError, PlanError
+from fedkit.engine.base import GradientSums, LocalTraining
 from fedkit.engine.flops import positions
+from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.plan import load_plan, save_plan
+from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.layers import prunable_weights
 from fedkit.nn.zoo import build_model
@@ -133,7 +139,7 @@ def test_flops_of_calls_are_those_of_each_call() -> None:
 
 def test_a_table_that_makes_logits_too_is_one_weight_and_not_pruned() -> None:
     torch.manual_seed(0)
-    tokens = np.random.default_rng(0).integers(9, size=(16, 5))
+    tokens: Any = np.random.default_rng(0).integers(9, size=(16, 5))
     engine = TorchEngine(Tied(), cross_entropy)
     assert engine.layout.prunable == ("mixed.weight",)
     assert "logits.weight" not in engine.layout.weights
@@ -142,8 +148,20 @@ def test_a_table_that_makes_logits_too_is_one_weight_and_not_pruned() -> None:
     assert module.get_parameter("logits.weight") is module.get_parameter("tokens.weight")
 
 
+class Otherwise(nn.Module):
+    """A layer that is called with and without its offsets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.linear(self.block(x), self.block.weight)
+        return y.flatten(1)
+
+
 REFUSED = {
-    "calls": (lambda: Again(3), SHAPE, False, "block.weight.*3 ops use it"),
+    "calls that are not alike": (Otherwise, SHAPE, False, "block.weight: Parameter .2 ops use it"),
     "two modules": (Tied, (5,), True, "tokens.weight: Parameter .shared by 2 modules"),
     "steps": (gru, SHAPE, False, "steps.*a layer of GRU; a plan has none"),
 }
@@ -154,3 +172,63 @@ def test_plans_refuse_it_by_name(name: str) -> None:
     make, shape, tokens, reason = REFUSED[name]
     with pytest.raises(PlanError, match=reason):
         capture(make(), shape, tokens=tokens)
+
+
+# Without torch
+
+
+def both() -> tuple[TorchEngine, SparseEngine]:
+    torch.manual_seed(0)
+    reference = TorchEngine(Again(3), cross_entropy)
+    initial = reference.initial_state()
+    return reference, SparseEngine(capture(reference.module(initial), SHAPE), initial)
+
+
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_the_sparse_engine_trains_as_torch_does(density: float) -> None:
+    reference, engine = both()
+    state = sparse(reference, density)
+    one, other = (each.train(state, examples(), HOW, seed=1)[0] for each in (reference, engine))
+    for name, weight in one.weights.items():
+        np.testing.assert_allclose(other.weights[name], weight, atol=2e-5)
+    moved = np.abs(one.weights["block.weight"] - state.weights["block.weight"]).max()
+    assert moved > 0.01
+
+
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_gradients_of_pruned_weights_are_torchs(density: float) -> None:
+    reference, engine = both()
+    state, data = sparse(reference, density), examples(8)
+    one, other = (each.gradients(state, data) for each in (reference, engine))
+    for name, gradient in one.items():
+        np.testing.assert_allclose(other[name], gradient, atol=1e-6)
+    amounts = {"block.weight": 7, "logits.weight": 5}
+    found = [each.top_gradients(state, data, amounts) for each in (reference, engine)]
+    for name in amounts:
+        one_place, other_place = (each[name].indices for each in found)
+        np.testing.assert_array_equal(one_place, other_place)
+    sums: tuple[GradientSums, GradientSums] = {}, {}
+    reference.train(state, data, HOW, seed=1, gradient_sums=sums[0])
+    engine.train(state, data, HOW, seed=1, gradient_sums=sums[1])
+    np.testing.assert_allclose(sums[0]["block.weight"], sums[1]["block.weight"], atol=1e-4)
+
+
+def test_threads_give_the_same_bits() -> None:
+    reference, engine = both()
+    state = sparse(reference)
+    others = SparseEngine(engine.plan, threads=3)
+    one, other = (each.train(state, examples(), HOW, seed=1)[0] for each in (engine, others))
+    for name, weight in one.weights.items():
+        np.testing.assert_array_equal(other.weights[name], weight)
+
+
+def test_a_plan_of_it_comes_back_from_its_file(tmp_path: Path) -> None:
+    _, engine = both()
+    save_plan(engine.plan, tmp_path / "plan")
+    assert load_plan(tmp_path / "plan") == engine.plan
+
+
+def test_integers_refuse_it_by_name() -> None:
+    _, engine = both()
+    with pytest.raises(EngineError, match=r"uses block\.weight \(3 times\), block\.bias"):
+        IntegerEngine(engine.plan)
