@@ -21,6 +21,7 @@ from fedkit.graph.elements import Moved
 from fedkit.graph.layouts import SERIES
 from fedkit.graph.operands import Unsupported, require_small
 from fedkit.graph.ops.registry import LAYERS
+from fedkit.graph.recurrent import KINDS
 from fedkit.graph.verify import verify
 
 _MOST_REASONS = 8  # in one message
@@ -140,10 +141,10 @@ class Lowering(ABC, Generic[Node]):
             ExportError: There are.
         """
         if reasons := self.reasons():
-            listed = "\n  ".join(reasons)
+            listed, supported = "\n  ".join(reasons), (*LAYERS, *map(str.upper, KINDS))
             raise ExportError(
                 f"{len(self.diagnostics)} op(s) of the model cannot be exported:\n  {listed}\n"
-                f"replace them by supported layers: {', '.join(LAYERS)}"
+                f"replace them by supported layers: {', '.join(supported)}"
             )
 
     def reasons(self) -> list[str]:
