@@ -105,6 +105,8 @@ def rewrite_table(found: Mapping[str, Any]) -> Group:
         saved = (f"{-row['saved'][key]:+,}" if row["saved"][key] else "" for key in _COLUMNS)
         table.add_row(name, str(len(row["applied"])), *saved)
     table.add_row("after", "", *(f"{found['after'][name]:,}" for name in _COLUMNS))
+    if found["guards"]:
+        table.caption = f"range guards: {len(found['guards'])}, told of by `fedkit check`"
     refused = Table("not done", "where", Column("why", overflow="fold"))
     for row in found["rewrites"]:
         for each in row["refused"]:
