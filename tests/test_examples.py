@@ -21,10 +21,12 @@ import edge
 import fedkit
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.cli import main
+from fedkit.cli.grid import read_grid
 from fedkit.config import make_config
 from fedkit.core.errors import ExportError
 from fedkit.nn.zoo import build_model
 from fedkit.tasks import digits, keywords
+from fedkit.tasks.task import Task
 from tests.edge.targets.c99.library import need_gcc
 from tests.graph.exported import exported
 from tests.tasks.recordings import written
@@ -110,6 +112,29 @@ def test_a_task_of_other_targets_trains_without_torch_and_leaves(name: str, tmp_
     edge.export_model(result.module(), test.inputs, tmp_path / "own.tflite")
     outputs = edge.open_artifact(tmp_path / "own.tflite").predict(test.inputs)
     assert task.measure(outputs, test.targets) == pytest.approx(result.value, abs=0.1)
+
+
+NORMS = runpy.run_path(str(ROOT / "examples" / "norms.py"))
+
+
+def test_grids_of_norms_name_every_task_of_their_example() -> None:
+    """sim/scenarios/digits-norms.toml and digits-slab.toml."""
+    tasks = {name for name, value in NORMS.items() if isinstance(value, Task)}
+    named: set[str] = set()
+    for grid in ("digits-norms", "digits-slab"):
+        cells = read_grid(ROOT / "sim" / "scenarios" / f"{grid}.toml").cells
+        named |= {config.task.removeprefix("examples.norms:") for config in cells}
+        assert {config.seed for config in cells} == {1, 2, 3}
+    assert named == tasks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, value in NORMS.items() if isinstance(value, Task)])
+def test_tasks_that_differ_in_their_norms_learn(name: str) -> None:
+    """examples/norms.py."""
+    settings: dict[str, Any] = {"devices": 3, "rounds": 8, "epochs": 2, "method": "dense"}
+    settings |= {"partition": "iid", "bn_merge": "exact-last", "server_share": 0.0}
+    assert fedkit.run(NORMS[name], **settings).accuracy > 0.6
 
 
 @pytest.mark.slow

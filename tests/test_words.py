@@ -56,6 +56,8 @@ SAME_CLASSES = {
 
 SAME_MODULES = {
     "attention": "attention by heads: in the model graph, and as it trains",
+    "channel_norm": "the op: in plans, and how engines compute it",
+    "product": "products of two activations: in plans, and how engines compute them",
     "softmax": "softmax over channels: in the model graph, in integers, and as it trains",
     "spread": "values of all examples: in the model graph, and as they train",
     "norms": "normalisation: its ops in the model graph, and what its statistics are",

@@ -13,6 +13,7 @@ from fedkit.core.errors import FedkitError
 from fedkit.engine.plan.capture import capture
 from fedkit.graph.from_torch import lower
 from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
+from fedkit.nn.norms.slab import RepBatchNorm
 from fedkit.shiftquant import convert
 
 IMAGE = (4, 8, 8)
@@ -52,6 +53,7 @@ LAYERS = (
     Layer("LayerNorm, whole example", lambda: nn.LayerNorm([4, 8, 8])),
     Layer("L1LayerNorm, whole example (fedkit.nn.norm)", lambda: L1LayerNorm([4, 8, 8])),
     Layer("LayerNorm, last axis", lambda: nn.LayerNorm(8)),
+    Layer("RepBatchNorm (fedkit.nn.norms.slab)", lambda: RepBatchNorm(4)),
     Layer("GroupNorm", lambda: nn.GroupNorm(2, 4)),
     Layer("SELU, CELU", lambda: nn.Sequential(nn.SELU(), nn.CELU())),
     Layer("PReLU", lambda: nn.PReLU(4)),
@@ -61,6 +63,7 @@ LAYERS = (
     Layer("MaxPool2d, dilation 2", lambda: nn.MaxPool2d(2, dilation=2)),
     Layer("AvgPool2d, ceil_mode", lambda: nn.AvgPool2d(3, ceil_mode=True)),
     Layer("gate per channel", lambda: _Calls(lambda x: x * x.mean((2, 3), keepdim=True))),
+    Layer("quotient by ReLU(x) + 1", lambda: _Calls(lambda x: x / (x.relu() + 1))),
     Layer("arithmetic with numbers", lambda: _Calls(lambda x: (2 * x - 1) / 3)),
     Layer("arithmetic with constants", lambda: _Calls(lambda x: x + torch.ones(8, 8))),
     Layer("attention, without a mask", lambda: _Calls(_of_itself)),

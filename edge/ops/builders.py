@@ -188,9 +188,10 @@ class CCompiler(Protocol):
         """Call what makes one of two inputs, each repeated where it has the size 1.
 
         Args:
-            function: `ek_mul` or `ek_sum_of`.
+            function: `ek_mul`, `ek_sum_of` or `ek_div`.
             op: The op.
-            factors: By what a product, or each of two terms, is multiplied.
+            factors: By what a product, or each of two terms, is multiplied; of a quotient, what
+                the divisor is at least comes second.
             shift: By what it is divided, as a power of two.
         """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edge.define.rounding import Policy, float_powers, log_factors, powers_of
@@ -74,10 +76,15 @@ def _log_softmax_tflite(file: TfliteFile, op: ir.Op) -> None:
     file.operator("LOG_SOFTMAX", op.inputs, op.output, "LogSoftmaxOptions")
 
 
-def _softmax_c99(c: CCompiler, op: ir.Op) -> None:
+def powers_struct(c: CCompiler, op: ir.Op) -> Any:
+    """Return the `ek_powers` of a softmax."""
     x = c.graph.tensors[op.inputs[0]]
     powers = powers_of(x.scale, x.shape[-1])[0].astype(np.uint32)
-    _call(c, op, "ek_softmax", c.struct("ek_powers", powers, 0, 0))
+    return c.struct("ek_powers", powers, 0, 0)
+
+
+def _softmax_c99(c: CCompiler, op: ir.Op) -> None:
+    _call(c, op, "ek_softmax", powers_struct(c, op))
 
 
 def _log_softmax_c99(c: CCompiler, op: ir.Op) -> None:

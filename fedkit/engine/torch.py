@@ -98,9 +98,8 @@ class TorchEngine:
         Raises:
             TaskError: The buffers are named; or the output is not a tensor with a row per example.
         """
-        may: set[str] = set()
-        may = may.union(*(held_by_norms(self._model, role) for role in ("moment", "local")))
-        before = {n: b.clone() for n, b in self._model.named_buffers() if n not in may}
+        own = {**held_by_norms(self._model, "moment"), **held_by_norms(self._model, "local")}
+        before = {n: b.clone() for n, b in self._model.named_buffers() if n not in own}
         try:
             with one_thread(), drawn_from(0), torch.no_grad():
                 self._model.train()
@@ -346,10 +345,10 @@ class TorchEngine:
         """See `Engine.norm_moments`."""
         collected: dict[str, list[Moments]] = {name: [] for name in self._norms}
 
-        def collect(name: str, args: tuple[Any, ...]) -> None:
+        def collect(name: str, *args: Any, **named: Any) -> None:
             norm = self._norms[name]
             row = _row(norm)
-            samples = row.samples(norm, args).detach().numpy()
+            samples = row.samples(norm, *args, **named).detach().numpy()
             part = Moments.around_zero(samples) if row.spread == "second" else Moments.of(samples)
             if row.spread == "absolute":
                 center = state.stats[f"{name}.running_mean"] if frozen else part.mean
@@ -357,7 +356,9 @@ class TorchEngine:
             collected[name].append(part)
 
         hooks = [
-            norm.register_forward_pre_hook(lambda _, args, name=name: collect(name, args))
+            norm.register_forward_pre_hook(
+                lambda _, args, named, name=name: collect(name, *args, **named), with_kwargs=True
+            )
             for name, norm in self._norms.items()
         ]
         try:

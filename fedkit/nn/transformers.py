@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedkit.nn.blocks import Norm
+from fedkit.nn.linear_attention import SimplifiedLinearAttention
+from fedkit.nn.norms.slab import ProgressiveNorm
+
 
 class Sizes(NamedTuple):
     """Of a Transformer.
@@ -21,6 +25,8 @@ class Sizes(NamedTuple):
         norm_first: Whether each half of a block normalises what it reads, not what it adds to.
         biases: Whether queries, keys and values have some.
         causal: Whether tokens see none behind them.
+        post_share: Share of the blocks, the first ones, that normalise what they add to though
+            `norm_first` says otherwise: 0.25 is Mix-LN (Li et al., 2024, arXiv 2412.13795).
     """
 
     width: int
@@ -30,6 +36,7 @@ class Sizes(NamedTuple):
     norm_first: bool
     biases: bool
     causal: bool = False
+    post_share: float = 0.0
 
 
 class Attention(nn.Module):
@@ -53,13 +60,21 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention, and two layers for each token, each with a norm and a shortcut."""
+    """Attention, and two layers for each token, each with a norm and a shortcut.
 
-    def __init__(self, sizes: Sizes) -> None:
+    Args:
+        sizes: Of all.
+        norm: Makes a norm over the last axis.
+        attention: Takes and returns [n, tokens, width]; None is that of all to all.
+    """
+
+    def __init__(
+        self, sizes: Sizes, norm: Norm = nn.LayerNorm, attention: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.norm_first = sizes.norm_first
-        self.norm, self.norm_of_tokens = nn.LayerNorm(sizes.width), nn.LayerNorm(sizes.width)
-        self.attention = Attention(sizes)
+        self.norm, self.norm_of_tokens = norm(sizes.width), norm(sizes.width)
+        self.attention = Attention(sizes) if attention is None else attention
         self.grow = nn.Linear(sizes.width, sizes.hidden)
         self.shrink = nn.Linear(sizes.hidden, sizes.width)
 
@@ -75,6 +90,13 @@ class TransformerBlock(nn.Module):
         x = self.norm(x + self.attention(x))
         out: Tensor = self.norm_of_tokens(x + self._of_tokens(x))
         return out
+
+
+def blocks_of(sizes: Sizes) -> nn.Sequential:
+    """Return the blocks of a Transformer, each with its norms where `sizes` places them."""
+    post = round(sizes.post_share * sizes.blocks)
+    first = [sizes.norm_first and number >= post for number in range(sizes.blocks)]
+    return nn.Sequential(*(TransformerBlock(sizes._replace(norm_first=each)) for each in first))
 
 
 _PATCH, _PATCH_OF_SMALL, _SMALL = 4, 2, 16
@@ -99,7 +121,7 @@ class TokenClassifier(nn.Module):
         self.places = nn.Parameter(torch.zeros(1, 1 + count, sizes.width))
         for each in (self.of_class, self.places):
             nn.init.trunc_normal_(each, std=_SPREAD)
-        self.blocks = nn.Sequential(*(TransformerBlock(sizes) for _ in range(sizes.blocks)))
+        self.blocks = blocks_of(sizes)
         self.norm = nn.LayerNorm(sizes.width)
         self.logits = nn.Linear(sizes.width, classes)
 
@@ -123,6 +145,59 @@ def vit_tiny(shape: Sequence[int], classes: int) -> nn.Module:
     sizes = Sizes(48, 4, 96, 4, norm_first=True, biases=True)
     patches = nn.Conv2d(channels, sizes.width, patch, patch)
     return TokenClassifier(patches, (height // patch) * (width // patch), sizes, classes)
+
+
+class PooledTokens(nn.Module):
+    """Tokens, what tells their places, blocks, and logits of the mean over all tokens.
+
+    Args:
+        tokens: Makes [n, width, ...] of inputs.
+        count: How many tokens that are.
+        blocks: Take and return [n, tokens, width].
+        norm: Of the last block's tokens.
+        logits: Of their mean.
+    """
+
+    def __init__(
+        self, tokens: nn.Module, count: int, blocks: nn.Module, norm: nn.Module, logits: nn.Linear
+    ) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.places = nn.Parameter(torch.zeros(1, count, logits.in_features))
+        nn.init.trunc_normal_(self.places, std=_SPREAD)
+        self.blocks, self.norm, self.logits = blocks, norm, logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [n, classes]."""
+        tokens = self.tokens(x).flatten(2).transpose(1, 2)
+        out: Tensor = self.logits(self.norm(self.blocks(tokens + self.places)).mean(1))
+        return out
+
+
+def slab_vit_tiny(shape: Sequence[int], classes: int) -> nn.Module:
+    """`vit_tiny` with the norms and the attention of SLAB (Guo et al., 2024, arXiv 2405.11582).
+
+    Its norms end as batch norms, which fold away, and its attention has no softmax. As in SLAB-PVT
+    there is no token of the class; logits are of the mean over the tokens. 100 k parameters for
+    32x32 pixels. It is of no paper: published ones are for larger images.
+    """
+    channels, height, width = shape
+    patch = _PATCH_OF_SMALL if min(height, width) < _SMALL else _PATCH
+    sizes = Sizes(48, 4, 96, 4, norm_first=True, biases=True)
+    plane = height // patch, width // patch
+    blocks = (
+        TransformerBlock(
+            sizes, ProgressiveNorm, SimplifiedLinearAttention(sizes.width, sizes.heads, plane)
+        )
+        for _ in range(sizes.blocks)
+    )
+    return PooledTokens(
+        nn.Conv2d(channels, sizes.width, patch, patch),
+        plane[0] * plane[1],
+        nn.Sequential(*blocks),
+        ProgressiveNorm(sizes.width),
+        nn.Linear(sizes.width, classes),
+    )
 
 
 def kwt1(shape: Sequence[int], classes: int) -> nn.Module:
@@ -150,7 +225,7 @@ class NextToken(nn.Module):
         self.places = nn.Parameter(torch.zeros(count, sizes.width))
         for each in (self.tokens.weight, self.places):
             nn.init.trunc_normal_(each, std=_SPREAD)
-        self.blocks = nn.Sequential(*(TransformerBlock(sizes) for _ in range(sizes.blocks)))
+        self.blocks = blocks_of(sizes)
         self.norm = nn.LayerNorm(sizes.width)
         self.logits = nn.Linear(sizes.width, tokens)
 

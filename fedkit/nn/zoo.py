@@ -26,7 +26,7 @@ from fedkit.nn.mobile import (
     mobilenetv3_small,
 )
 from fedkit.nn.series import har_cnn, tc_resnet8
-from fedkit.nn.transformers import char_gpt, kwt1, vit_tiny
+from fedkit.nn.transformers import char_gpt, kwt1, slab_vit_tiny, vit_tiny
 
 if not TYPE_CHECKING:
     __getattr__ = moved.names(__name__)  # what was here until 0.1
@@ -160,6 +160,7 @@ MODELS: dict[str, ZooModel] = {
     "mobilenetv3-small": ZooModel(partial(mobilenetv3_small, 1.0), 8),
     "efficientnet-lite0": ZooModel(efficientnet_lite0, 8),
     "vit-tiny": ZooModel(vit_tiny, 4, of_one_size=True),
+    "slab-vit-tiny": ZooModel(slab_vit_tiny, 4, of_one_size=True),
     "unet-w8": ZooModel(unet_w8, 4, returns="logits of pixels"),
     "tc-resnet8": ZooModel(tc_resnet8, 8, "series"),
     "har-cnn": ZooModel(har_cnn, 4, "series"),

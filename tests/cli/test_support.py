@@ -69,6 +69,7 @@ LAYERS: Mapping[ir.Kind, Callable[[], nn.Module]] = {
     "add": call(lambda x: x + F.relu(x)),
     "sub": call(lambda x: x - F.relu(x)),
     "mul": call(lambda x: x * F.relu(x)),
+    "div": call(lambda x: x / (F.relu(x) + 1)),
     "concat": call(lambda x: torch.cat([x, F.relu(x)], 1)),
     "concat_along": call(lambda x: torch.cat([x, F.relu(x)], 2)),
     "transpose": call(lambda x: x.transpose(2, 3)),
@@ -249,7 +250,7 @@ def test_exports_take_what_is_said(kind: ir.Kind, part: str) -> None:
 # Models
 
 
-ATTENTION = ("vit-tiny", "kwt-1")
+ATTENTION = ("vit-tiny", "slab-vit-tiny", "kwt-1")
 """Models that only torch trains."""
 
 NOT_FPGA = (

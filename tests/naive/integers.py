@@ -188,19 +188,20 @@ def mixed(old: Array, new: Array, how: Mix) -> Array:
 # Layer norms: hat, t and p are [n, channels, height, width]
 
 
-def layer_size(values: list[int], l1: bool) -> int:
+def layer_size(values: list[int], l1: bool, centred: bool = True) -> int:
     """Return n^2 times the mean absolute deviation of n values, or times their variance."""
-    count, total = len(values), sum(values)
+    count, total = len(values), sum(values) if centred else 0
     if l1:
         return sum(abs(count * value - total) for value in values)
     return sum((count * value - total) ** 2 for value in values) // count
 
 
-def normalised(v: Array, multiplier: Array, shift: Array) -> Array:
+def normalised(v: Array, multiplier: Array, shift: Array, centred: bool = True) -> Array:
     """Return the normalised values, given what a step of each example's is worth."""
     hat, count = np.zeros(v.shape, np.int64), v[0].size
     for n, example in enumerate(v):
-        total, a, by = sum(example.ravel().tolist()), int(multiplier[n]), int(shift[n])
+        total = sum(example.ravel().tolist()) if centred else 0
+        a, by = int(multiplier[n]), int(shift[n])
         while by > 29:
             a, by = a // 2, by - 1
         centre = total // count
@@ -241,12 +242,11 @@ def layer_sums(p: Array, t: Array, hat: Array) -> tuple[Array, Array]:
     return elements, examples
 
 
-def layer_out(t: Array, hat: Array, how: Chain, groups: int) -> Array:
-    """Pass gradients on, each block by its own numbers."""
+def layer_out(t: Array, hat: Array, how: Chain, block: Array) -> Array:
+    """Pass gradients on, each by the numbers of its block."""
     y = np.zeros(t.shape, np.int64)
     for position, at in enumerate(np.ndindex(*t.shape)):
-        block = at[1] * groups // t.shape[1] * len(t) + at[0]
-        y[at] = pass_one(int(t[at]), int(hat[at]), how, block, position)
+        y[at] = pass_one(int(t[at]), int(hat[at]), how, int(block[at]), position)
     return y
 
 
@@ -259,6 +259,22 @@ def blocks(x: Array, groups: int) -> Array:
 def of_blocks(x: Array, groups: int) -> Array:
     """Return what `blocks` was given."""
     return np.concatenate(np.split(x, groups), axis=1)
+
+
+def places_of(x: Array) -> Array:
+    """Return the channels of each place, [height * width * n, channels, 1, 1]."""
+    n, channels, height, width = x.shape
+    each = [x[:, :, row, column] for row in range(height) for column in range(width)]
+    return np.stack(each).reshape(height * width * n, channels, 1, 1)
+
+
+def of_places(x: Array, plane: tuple[int, ...]) -> Array:
+    """Return what `places_of` was given."""
+    height, width = plane
+    y = np.zeros((len(x) // (height * width), x.shape[1], height, width), x.dtype)
+    for number, (row, column) in enumerate(np.ndindex(height, width)):
+        y[:, :, row, column] = x[number * len(y) : (number + 1) * len(y), :, 0, 0]
+    return y
 
 
 # Ops: windows by `places`, examples and channels one by one

@@ -169,16 +169,22 @@ class _Unified:
         self.norm, self.squares, self.products = module, list[Floats](), list[Floats]()
 
     def __call__(self, x: Tensor, gradient: Tensor) -> Step:
-        norm, eps = self.norm, self.norm.eps
-        self.squares.append(_means(np.square(x.numpy())))
-        last = np.array(self.squares[-norm.window :])
-        geometric = np.prod(last + eps, 0) ** (1 / len(last))  # with its eps
-        is_plain = len(self.squares) <= norm.warmup
-        is_plain |= bool((last.mean(0) + eps > norm.outlier * geometric).any())
-        divisor = self.squares[-1] + eps if is_plain else geometric
+        norm, own = self.norm, _means(np.square(x.numpy()))
+        last = np.array([*self.squares, own][-norm.window :]) + norm.eps
+        geometric = np.prod(last, 0) ** (1 / len(last))
+        warms = len(self.squares) < norm.warmup
+        is_outlier = False
+        if not warms:
+            deviations = np.sqrt(np.array(self.squares[-norm.window :]))
+            spread = ((deviations - deviations.mean()) ** 2).mean()
+            is_outlier = bool((last.mean(0) - geometric > norm.window * spread).any())
+        divisor = own + norm.eps if warms or is_outlier else geometric
         y, xhat, g = _scaled(norm, x, gradient, divisor)
-        self.products.append(_means(g * xhat))
-        nu = self.products[-1] if is_plain else np.mean(self.products[-norm.window :], 0)
+        nu = product = _means(g * xhat)
+        if not is_outlier:
+            self.squares.append(own)
+            self.products.append(product)
+            nu = product if warms else np.mean(self.products[-norm.window :], 0)
         return y, (g - _spread(nu, g) * xhat) / _spread(np.sqrt(divisor), g)
 
 

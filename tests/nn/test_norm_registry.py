@@ -23,6 +23,7 @@ from fedkit.graph import ir
 from fedkit.graph.from_torch import lower
 from fedkit.graph.interpret import evaluate
 from fedkit.nn.layers import norm_parameters, tracking_norms
+from fedkit.nn.norms.evonorm import EvoNormS0
 from fedkit.nn.norms.frozen import FrozenLayerNorm, with_frozen_layer_norms
 from fedkit.nn.norms.masked import MaskedBatchNorm
 from fedkit.nn.norms.registry import MERGES, NormRow, add_norm, norms, row_of
@@ -120,10 +121,8 @@ def test_a_derived_class_has_the_row_of_its_base_and_others_have_none() -> None:
     assert row_of(nn.Conv2d(1, 1, 1)) is None
 
 
-def test_a_row_of_ones_own_is_followed_and_a_bad_one_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("fedkit.nn.norms.registry._TABLE", {})
+def counting() -> type[nn.Module]:
+    """A new class of that name, as each import of a module makes one."""
 
     class Counting(nn.Module):
         count: Tensor
@@ -136,16 +135,29 @@ def test_a_row_of_ones_own_is_followed_and_a_bad_one_refused(
             self.count += 1
             return x
 
+    return Counting
+
+
+def test_a_row_of_ones_own_is_followed_and_a_bad_one_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedkit.nn.norms.registry._TABLE", {})
+
+    own = counting()
+
     def engine() -> TorchEngine:
-        return TorchEngine(nn.Sequential(nn.Linear(4, 2), Counting()), cross_entropy)
+        return TorchEngine(nn.Sequential(nn.Linear(4, 2), own()), cross_entropy)
 
     inputs = np.zeros((2, 4), np.float32)
     with pytest.raises(TaskError, match=r"changes 1\.count, which a fleet neither .*add_norm"):
         engine().check_forward(inputs)
-    add_norm(NormRow("counting", Counting, lambda _: Counting(), roles={"count": "local"}))
+    add_norm(NormRow("counting", own, lambda _: own(), roles={"count": "local"}))
     engine().check_forward(inputs)
     with pytest.raises(ConfigError, match="has a row already"):
-        add_norm(NormRow("other", Counting, lambda _: Counting()))
+        add_norm(NormRow("other", own, lambda _: own()))
+    again = NormRow("counting", counting(), lambda _: own(), roles={"count": "local"})
+    add_norm(again)
+    assert norms() == (again,)
     bad = NormRow("bad", nn.Linear, lambda n: nn.Linear(n, n), roles={"mean": "moment"})
     with pytest.raises(ConfigError, match="has moments mean; moments travel as running_mean"):
         add_norm(bad)
@@ -199,11 +211,25 @@ def test_norms_that_smooth_do_so_and_forget(norm: Any) -> None:
 
 def test_an_outlier_takes_its_own_moments_in_a_unified_norm() -> None:
     norm = UnifiedNorm(WIDTH).double().train()
-    for number in range(5):
+    for number in range(4):
         norm(values(ROWS["BatchNorm"], number))
     far = values(ROWS["BatchNorm"], 6)  # nine times as large
     own = (far.square().mean((0, 2, 3), keepdim=True) + norm.eps).sqrt()
     assert torch.allclose(norm(far), far / own)
+    assert norm.step == 4, "and it is not remembered"
+    still = UnifiedNorm(WIDTH, filters=False).double().train()
+    for number in range(4):
+        still(values(ROWS["BatchNorm"], number))
+    assert not torch.allclose(still(far), far / own)
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="window is 5 and warmup 4"):
+        UnifiedNorm(WIDTH, window=5)
+    with pytest.raises(ConfigError, match=r"alpha is 1\.0 and warmup 4"):
+        PowerNorm(WIDTH, alpha=1.0)
+    with pytest.raises(ConfigError, match="3 groups do not divide 4 channels"):
+        EvoNormS0(WIDTH, groups=3)
 
 
 def test_masked_places_give_no_moments() -> None:
@@ -216,12 +242,41 @@ def test_masked_places_give_no_moments() -> None:
     assert torch.allclose(found.movedim(1, -1)[mask[:, 0]], wanted, atol=1e-5)
     for kind in ("running_mean", "running_var"):
         assert torch.allclose(getattr(norm, kind), getattr(plain, kind), atol=1e-6)
-    moments = ROWS["masked BatchNorm"].samples(norm, (x, mask))
+    moments = ROWS["masked BatchNorm"].samples(norm, x, mask)
     assert torch.equal(moments, held)
     with pytest.raises(ValueError, match=r"expected a mask of shape \(3, 1, 6\)"):
         norm(x, mask[:, :, :2])
     with pytest.raises(ValueError, match="expected more than 1 value per channel, got 0"):
         norm(x, torch.zeros_like(mask))
+
+
+class Padded(nn.Module):
+    """A masked norm that is told its mask, places that hold 0 are padding, by its keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.norm = nn.Conv1d(2, WIDTH, 1, bias=False), MaskedBatchNorm(WIDTH)
+        self.after = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = (x != 0).any(1, keepdim=True)
+        made: Tensor = self.after(self.norm(self.before(x), mask=mask).mean(2))
+        return made
+
+
+def test_a_device_tells_the_moments_of_unmasked_places() -> None:
+    inputs = np.random.default_rng(0).standard_normal((20, 2, 6)).astype(np.float32) + 1
+    inputs[:, :, 4:] = 0
+    engine = TorchEngine(Padded(), cross_entropy)
+    state, own = engine.initial_state(), Examples(inputs, np.arange(20) % 3)
+    module: Any = engine.module(state)
+    with torch.no_grad():
+        held = module.before(torch.from_numpy(inputs[:, :, :4])).double()
+    (found,) = engine.norm_moments(state, own, frozen=True).values()
+    np.testing.assert_allclose(found.mean, held.mean((0, 2)), rtol=1e-5)
+    np.testing.assert_allclose(found.variance, held.var((0, 2), correction=0), rtol=1e-5)
+    trained, _ = engine.train(state, own, replace(HOW, lr=1e-12, batch_size=20), seed=0)
+    np.testing.assert_allclose(trained.stats["norm.running_mean"], held.mean((0, 2)), rtol=1e-4)
 
 
 def test_gamma_follows_the_run_and_training_ends_as_it_is_evaluated() -> None:

@@ -26,6 +26,7 @@ PARAMETERS = {
     "mobilenetv3-small": 1_528_106,
     "efficientnet-lite0": 3_383_818,
     "vit-tiny": 81_946,
+    "slab-vit-tiny": 100_003,
 }
 
 PUBLISHED = {

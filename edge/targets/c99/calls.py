@@ -1,7 +1,7 @@
 """From an int8 graph to calls of the C kernels: layouts, packed constants, buffers.
 
 What the calls compute is what `edge.define.interpret_int8` computes under `half_up`,
-integer by integer. Five things are decided here:
+integer by integer. Six things are decided here:
 
 - activations of one height and width share one halo, the largest that a reader needs: sums then
   find equal layouts, and convolutions run over whole planes;
@@ -9,6 +9,7 @@ integer by integer. Five things are decided here:
 - a sum that is the only reader of a convolution becomes part of it; the kernel still rounds the
   convolution to int8 first, as the graph says;
 - a chain of ops that make each value of one other value is one table;
+- attention, with the moves to heads and back, is one call that never holds all of its weights;
 - what a concat joins is written where it belongs in the result, whose planes lie one after the
   other; only what has its place in another concat already is copied.
 """
@@ -25,10 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.arena import Buffer
-from edge.define.rounding import Scales, add_multipliers
+from edge.define.rounding import Scales, add_multipliers, multipliers
 from edge.ops.integer_spec import is_plain
+from edge.ops.matrices import scale_of_sums
 from edge.ops.registry import SPECS
+from edge.ops.softmax import powers_struct
 from edge.targets.c99 import pack
+from edge.targets.c99.attention import FusedAttention, attentions, scratch_bytes
 from edge.targets.c99.chains import chains
 from edge.targets.c99.pack import Int8s, Int32s, Phases, Planes
 from edge.targets.c99.requant import LEAST_SHIFT, Requant, near, simplified
@@ -146,7 +150,14 @@ class _Compiler:
     def run(self) -> CallList:
         self.chains = chains(self.graph)
         self.fused = _fusions(self.graph)
-        within = [op for chain in self.chains.values() for op in chain.ops[:-1]]
+        self.attentions = {
+            name: found
+            for name, found in attentions(self.graph).items()
+            if _attends(self.graph, found)
+        }
+        several = [chain.ops for chain in self.chains.values()]
+        several += [attention.ops for attention in self.attentions.values()]
+        within = [op for ops in several for op in ops[:-1]]
         gone = {op.output for op in (*self.fused.values(), *within)}
         self.ops = [op for op in self.graph.ops if op.output not in gone]
         self.last_read = self._last_reads()
@@ -167,7 +178,11 @@ class _Compiler:
         reads: dict[str, int] = {}
         for number, op in enumerate(self.ops):
             conv = self.fused.get(op.output)
-            inputs = [self.chains[op.output].source] if op.output in self.chains else op.inputs
+            inputs: Sequence[str] = op.inputs
+            if op.output in self.chains:
+                inputs = [self.chains[op.output].source]
+            elif op.output in self.attentions:
+                inputs = self.attentions[op.output].sources
             reads |= dict.fromkeys((*inputs, *(conv.inputs if conv else ())), number)
         return reads | dict.fromkeys(self.graph.outputs, len(self.ops))
 
@@ -250,6 +265,8 @@ class _Compiler:
                 raise ExportError("there is no kernel for it")
             if chain := self.chains.get(op.output):
                 self._look_up(chain.source, op, chain.table + _BYTE)
+            elif attention := self.attentions.get(op.output):
+                self._attend(attention)
             else:
                 add_calls(self, op)
         except ExportError as error:
@@ -257,6 +274,27 @@ class _Compiler:
             culprit = self.fused.get(op.output, op)
             return [f"op {culprit.kind} of module {culprit.source!r} has no C form: {error}"]
         return []
+
+    def _attend(self, found: FusedAttention) -> None:
+        out, (_, heads, _, keys) = found.ops[-1], self.graph.tensors[found.score.output].shape
+        size, values = (self.planes[name].channels // heads for name in (found.query, found.value))
+        products = ((found.score, size), (found.mix, keys))
+        requants = [_of_products(self.graph, op) for op, _ in products]
+        fields = (
+            *(self.layout(name) for name in (*found.sources, out.output)),
+            *(_requant(requant) for requant in requants),
+            powers_struct(self, found.softmax),
+            heads,
+            *(
+                int(near(requant, _widest(terms))[0])
+                for requant, (_, terms) in zip(requants, products, strict=True)
+            ),
+        )
+        small = self.goal == "size"
+        scratch = self._scratch(out, keys if small else scratch_bytes(size, values, keys))
+        places = (*map(self.place, found.sources), self.new(out.output), scratch)
+        function = "ek_attend_small" if small else "ek_attend"
+        self.call(function, Struct("ek_attention", fields), *places, source=found.mix.source)
 
     def weighted(self, op: ir.Op, add: ir.Op | None = None) -> None:
         weights, bias = _by_channel(self.graph, op), self.graph.constant(op.inputs[2])
@@ -541,6 +579,27 @@ def _planes(planes: Planes) -> Struct:
 
 def _requant(r: Requant) -> Struct:
     return Struct("ek_requant", (r.bias, r.multiplier, r.shift, r.zero, r.low, r.high))
+
+
+def _of_products(graph: ir.Graph, op: ir.Op) -> Requant:
+    """Return how the sums of a product of two activations become bytes."""
+    out = graph.tensors[op.output]
+    how = multipliers(np.asarray(scale_of_sums(graph, op) / out.scale))
+    multiplier, shift = (np.array([int(each)]) for each in (how.multiplier, how.shift))
+    zero = np.zeros(1, np.int32)
+    arrays = zero, multiplier.astype(np.int32), shift.astype(np.uint8)
+    return Requant(*arrays, out.zero_point + _BYTE, 0, 255)
+
+
+def _widest(terms: int) -> Int8s:
+    """Return weights of one channel whose sums reach as far as any sums of products."""
+    return np.array([[127] * terms + [-128] * terms], np.int8)
+
+
+def _attends(graph: ir.Graph, found: FusedAttention) -> bool:
+    """Whether the kernel scales as its products do."""
+    requants = [_of_products(graph, op) for op in (found.score, found.mix)]
+    return all(requant.shift[0] >= LEAST_SHIFT for requant in requants)
 
 
 def _is_vector(planes: Planes) -> bool:

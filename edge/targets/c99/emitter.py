@@ -11,6 +11,7 @@ several names, and of several versions of the kernels, are one program.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ _SIGNED = {"i1": "int8_t", "i2": "int16_t", "i4": "int32_t"}
 _TYPES = {**_SIGNED, "i8": "int64_t", "u1": "uint8_t", "u2": "uint16_t", "u4": "uint32_t"}
 _RECORDS = {pack.QUAD: "ek_quad", pack.PAIR: "ek_pair", pack.FILTER: "ek_filter"}
 _ALIGNMENTS: Mapping[Goal, int] = {"speed": 64, "size": 4}  # of a cache line; of an int32_t
+_INCLUDE = re.compile(r'^#include "(ek\w*\.h)"', re.MULTILINE)
 _FLAGS: Mapping[Goal, str] = {"speed": "-O3 -march=native", "size": "-Os"}
 
 
@@ -140,14 +142,26 @@ def _kernels(program: CallList) -> list[str]:
 def _headers(kernels: list[str]) -> list[str]:
     """Return the headers that all kernels share, and those of these kernels alone."""
     every = sorted(path.name for path in _KERNELS.glob("*.h"))
-    others = {path.with_suffix(".h").name for path in _KERNELS.glob("*.c")}
-    own = {name.replace(".c", ".h") for name in kernels}
-    return [name for name in every if name not in others - own]
+    shared = {name for name in every if not any(_has_source(each) for each in _included([name]))}
+    own = _included(kernels)
+    return [name for name in every if name in shared | own]
+
+
+def _included(files: Sequence[str]) -> set[str]:
+    """Return the headers among some files, and those that they include, and so on."""
+    found = {name for name in files if name.endswith(".h")}
+    texts = ((_KERNELS / name).read_text(encoding="utf-8") for name in files)
+    more = {name for text in texts for name in _INCLUDE.findall(text)} - found
+    return found | more if not more else found | _included(sorted(more | found))
+
+
+def _has_source(header: str) -> bool:
+    return _KERNELS.joinpath(header).with_suffix(".c").exists()
 
 
 def _own_headers(headers: list[str]) -> list[str]:
     """Return those that declare one kernel: `NAME.h` beside `NAME.c`."""
-    return [name for name in headers if _KERNELS.joinpath(name).with_suffix(".c").exists()]
+    return [name for name in headers if _has_source(name)]
 
 
 # The header

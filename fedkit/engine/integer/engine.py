@@ -31,7 +31,7 @@ from fedkit.engine.integer.optimiser import Sgd
 from fedkit.engine.integer.program import IntegerProgram, Mode
 from fedkit.engine.kernels import native
 from fedkit.engine.ops.registry import check_integer
-from fedkit.engine.plan.checks import check_inputs
+from fedkit.engine.plan.checks import check_inputs, check_tokens
 from fedkit.engine.plan.conv import arranged
 from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.structure import Plan
@@ -300,7 +300,10 @@ class IntegerEngine(PlannedEngine):
         return program, self._quantized(inputs)
 
     def _quantized(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.int8], float]:
-        check_inputs(self.plan, inputs)
+        tokens = self.plan.tokens
+        check_inputs(self.plan, inputs, np.int64 if tokens else np.float32)
+        if tokens:
+            check_tokens(tokens, inputs)
         return quantize_inputs(inputs)
 
     def _count(self, tensor: int, examples: int) -> int:

@@ -8,7 +8,7 @@ kernel. Both have the same methods with the same results, and the `IntegerOp` ca
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -156,11 +156,13 @@ class IntegerFamily:
         units: An `IntegerOp`, made with what one of the others gives.
         numpy: Computes, made with a `NumpyBackend`.
         native: Computes, made with a `NativeBackend`; None: numpy does, at the price of copies.
+        refused: (op, plan) -> what the integer engine cannot compute, None: it can.
     """
 
     units: type[IntegerOp[Any]]
     numpy: type[Any]
     native: type[Any] | None = None
+    refused: Callable[[Any, Plan], str | None] = lambda op, plan: None
 
     def make(self, op: PlanOp, number: int, backend: Backend) -> IntegerOp[Any]:
         """Return the op, computed by a backend."""

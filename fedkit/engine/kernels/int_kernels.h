@@ -98,12 +98,14 @@ struct int_layer {
     struct int_mix mix;            /* of the source's gradient */
     const int32_t *scale, *offset; /* elements: from normalised values to raw */
     const int32_t *factor;         /* elements: from gradients to those of normalised values */
-    int32_t *multiplier, *inverse_shift; /* [groups][lanes of all tiles]: 1 / deviation */
+    int32_t *multiplier, *inverse_shift; /* [blocks][lanes of all tiles]: 1 / deviation */
     int32_t *centre, *a, *b, *shift;     /* likewise: (a * (v - centre) + b + half) >> shift */
     int64_t eps;
     int32_t numerator, exponent;
-    int32_t groups;      /* of channels, each normalised by itself: blocks are [groups][examples] */
+    int32_t blocks;      /* of an example, each normalised by itself: groups of channels, */
+    int32_t places;      /* or all channels of each place */
     int32_t per_channel; /* whether `scale`, `offset` and `factor` are, not per element */
+    int32_t centred;     /* whether the mean is taken off */
     int32_t l1;
     int32_t accumulate;
 };
@@ -138,6 +140,56 @@ struct int_pair {
     int32_t kind;
     int32_t side;
     int32_t accumulate;
+};
+
+/* Softmax of scores, see integer/softmax_shares.py: codes of what is up to `cut` below the largest, and shares
+ * of `bits` bits. */
+struct int_shares {
+    int32_t cut, left, a, top, bits;
+};
+
+/* A source of an op that multiplies two activations. */
+struct int_side {
+    struct int_tensor *tensor;
+    struct int_read read;
+    struct int_mix mix;         /* of its gradient */
+    const int32_t *shift;       /* [channels]: from a sum to a gradient */
+    const int32_t *first_unclipped, *last_unclipped; /* as of `struct int_conv` */
+    int32_t gives;              /* whether it gets a gradient */
+    int32_t accumulate;
+};
+
+struct int_softmax {
+    struct int_tensor *source, *target;
+    struct int_read read;
+    struct int_chain chain;
+    struct int_mix mix;
+    struct int_shares shares;
+    const int32_t *shift_in;    /* [channels] */
+    int32_t accumulate;
+};
+
+/* target[n, row, m] = sum over k of left[k, row, m] * right[n, row, k] */
+struct int_product {
+    struct int_side left, right;
+    struct int_tensor *target;
+    struct int_chain chain;
+    int32_t rows;               /* of a map: each has matrices of its own */
+    int32_t shift_out;
+};
+
+/* As `struct attention`. */
+struct int_attention {
+    struct int_side query, key, value;
+    struct int_tensor *target;
+    struct int_chain chain;
+    struct int_shares shares;
+    struct int_chain rows;      /* of slopes of scores; arrays are [heads * queries] */
+    const int32_t *row_shift;   /* likewise: narrows slopes before */
+    int32_t heads;
+    int32_t causal;
+    int32_t sign;               /* of scores */
+    int32_t score_shift, out_shift, slope_shift;
 };
 
 /* As `struct take`. */

@@ -1,5 +1,5 @@
-/* Layer normalisation in integers: each example, a lane, over all its elements, or over each group
- * of its channels. What is normalised together is a block.
+/* Layer normalisation in integers: each example, a lane, over all its elements, over each group of
+ * its channels, or over the channels of each place. What is normalised together is a block.
  *
  * integer/layer_norm.py says what the numbers mean. Normalised values are computed anew from the
  * source wherever they are needed, so that none are stored.
@@ -14,27 +14,47 @@
 #define FACTOR_SHIFT 14
 #define MOST_SHIFT 29
 
-INLINE int int_layer_span(const struct int_layer *l) { return l->source->channels / l->groups; }
+/* The blocks of one number of the examples of a tile: channels and pixels from one to before another,
+ * and where it is kept how they are normalised. */
+struct layer_block {
+    int tile, number, channel, channels_end, pixel, pixels_end;
+    ptrdiff_t at;
+};
 
-/* Where it is kept how the blocks of a tile are normalised. */
-INLINE ptrdiff_t int_layer_block(const struct int_layer *l, int tile, int group) {
-    return ((ptrdiff_t)group * int_tiles(l->source) + tile) * ILANES;
+INLINE struct layer_block layer_block_of(const struct int_layer *l, int tile, int number) {
+    const struct int_tensor *s = l->source;
+    const int span = s->channels / l->blocks;
+    struct layer_block b = {tile, number, 0, s->channels, 0, s->plane,
+                            ((ptrdiff_t)number * int_tiles(s) + tile) * ILANES};
+    if (l->places) {
+        b.pixel = number;
+        b.pixels_end = number + 1;
+    } else {
+        b.channel = number * span;
+        b.channels_end = b.channel + span;
+    }
+    return b;
 }
 
-/* Where the parameters of a channel's first pixel are, and how far those of the next are. */
-INLINE ptrdiff_t int_layer_first(const struct int_layer *l, int channel) {
-    return l->per_channel ? channel : (ptrdiff_t)channel * l->source->plane;
+/* Where the codes of a block's first pixel are. */
+INLINE ptrdiff_t layer_pixels(const struct int_layer *l, const struct layer_block *b, int channel) {
+    return int_plane(l->source, b->tile, channel) + (ptrdiff_t)b->pixel * ILANES;
+}
+
+/* Where the parameters of a block's first pixel are, and how far those of the next are. */
+INLINE ptrdiff_t int_layer_first(const struct int_layer *l, const struct layer_block *b,
+                                 int channel) {
+    return l->per_channel ? channel : (ptrdiff_t)channel * l->source->plane + b->pixel;
 }
 
 INLINE int int_layer_step(const struct int_layer *l) { return !l->per_channel; }
 
-/* How the blocks of a tile and group are normalised; `b` holds the half that rounds. */
+/* How the blocks at a place are normalised; `b` holds the half that rounds. */
 struct layer_lanes {
     int32_t centre[ILANES], a[ILANES], b[ILANES], shift[ILANES];
 };
 
-INLINE struct layer_lanes layer_lanes_of(const struct int_layer *l, int tile, int group) {
-    const ptrdiff_t at = int_layer_block(l, tile, group);
+INLINE struct layer_lanes layer_lanes_of(const struct int_layer *l, ptrdiff_t at) {
     struct layer_lanes how;
     for (int i = 0; i < ILANES; i++) {
         how.centre[i] = l->centre[at + i];
@@ -98,23 +118,23 @@ static void layer_centre(const struct int_layer *l, int64_t total, int64_t size,
     l->b[at] = (int32_t)-((l->a[at] * rest + count / 2) / count);
 }
 
-/* Find how the blocks of a tile and group are normalised. */
-static void layer_statistics(const struct int_layer *l, int tile, int group) {
-    const struct int_tensor *s = l->source;
-    const int begin = group * int_layer_span(l), end = begin + int_layer_span(l);
-    const int32_t count = int_layer_span(l) * s->plane;
+/* Find how the blocks of a tile are normalised. */
+static void layer_statistics(const struct int_layer *l, const struct layer_block *b) {
+    const int pixels = b->pixels_end - b->pixel;
+    const int32_t count = (b->channels_end - b->channel) * pixels;
     int32_t total[ILANES] = {0};
     int64_t size[ILANES] = {0};
-    for (int c = begin; c < end; c++) {
+    for (int c = b->channel; c < b->channels_end; c++) {
         const struct int_reading how = int_reading_of(&l->read, c);
-        const int8_t *x = s->x + int_plane(s, tile, c);
-        for (int pixel = 0; pixel < s->plane; pixel++, x += ILANES)
+        const int8_t *x = l->source->x + layer_pixels(l, b, c);
+        for (int pixel = 0; pixel < pixels; pixel++, x += ILANES)
             for (int i = 0; i < ILANES; i++) total[i] += int_value(&how, x[i]);
     }
-    for (int c = begin; c < end; c++) {
+    if (!l->centred) memset(total, 0, sizeof total);
+    for (int c = b->channel; c < b->channels_end; c++) {
         const struct int_reading how = int_reading_of(&l->read, c);
-        const int8_t *x = s->x + int_plane(s, tile, c);
-        for (int pixel = 0; pixel < s->plane; pixel++, x += ILANES) {
+        const int8_t *x = l->source->x + layer_pixels(l, b, c);
+        for (int pixel = 0; pixel < pixels; pixel++, x += ILANES) {
             for (int i = 0; i < ILANES; i++) {
                 const int32_t v = int_value(&how, x[i]);
                 const int32_t d = count * v - total[i];
@@ -124,22 +144,22 @@ static void layer_statistics(const struct int_layer *l, int tile, int group) {
     }
     for (int i = 0; i < ILANES; i++) {
         if (!l->l1) size[i] = count * size[i] - (int64_t)total[i] * total[i];
-        layer_centre(l, total[i], size[i], count, int_layer_block(l, tile, group) + i);
+        layer_centre(l, total[i], size[i], count, b->at + i);
     }
 }
 
-INLINE void int_layer_forward_block(const struct int_layer *l, int tile, int group) {
-    const struct int_tensor *s = l->source;
-    const int begin = group * int_layer_span(l), step = int_layer_step(l);
-    layer_statistics(l, tile, group);
-    const struct layer_lanes lanes = layer_lanes_of(l, tile, group);
-    for (int c = begin; c < begin + int_layer_span(l); c++) {
+INLINE void int_layer_forward_block(const struct int_layer *l, const struct layer_block *block) {
+    const int step = int_layer_step(l);
+    layer_statistics(l, block);
+    const struct layer_lanes lanes = layer_lanes_of(l, block->at);
+    for (int c = block->channel; c < block->channels_end; c++) {
         const struct int_reading how = int_reading_of(&l->read, c);
-        const int8_t *x = s->x + int_plane(s, tile, c);
-        int16_t *to = l->target->raw + int_plane(s, tile, c);
-        const int32_t *scale = l->scale + int_layer_first(l, c);
-        const int32_t *offset = l->offset + int_layer_first(l, c);
-        for (int pixel = 0; pixel < s->plane; pixel++, x += ILANES, to += ILANES) {
+        const int8_t *x = l->source->x + layer_pixels(l, block, c);
+        int16_t *to = l->target->raw + layer_pixels(l, block, c);
+        const int32_t *scale = l->scale + int_layer_first(l, block, c);
+        const int32_t *offset = l->offset + int_layer_first(l, block, c);
+        for (int pixel = block->pixel; pixel < block->pixels_end;
+             pixel++, x += ILANES, to += ILANES) {
             const int32_t a = *scale, b = *offset + (1 << (SCALE_SHIFT - 1));
             int16_t hat[ILANES];
             hat_pixel(&how, &lanes, x, hat);
@@ -153,8 +173,12 @@ INLINE void int_layer_forward_block(const struct int_layer *l, int tile, int gro
 
 /* Write target->raw = (scale * hat + offset + half) >> SCALE_SHIFT. */
 void NAME(int_layer_forward)(const struct int_layer *l, int first, int last) {
-    for (int tile = first; tile < last; tile++)
-        for (int group = 0; group < l->groups; group++) int_layer_forward_block(l, tile, group);
+    for (int tile = first; tile < last; tile++) {
+        for (int number = 0; number < l->blocks; number++) {
+            const struct layer_block block = layer_block_of(l, tile, number);
+            int_layer_forward_block(l, &block);
+        }
+    }
 }
 
 /* The gradients of normalised values, of passed ones; 0 where a value was cut off. */
@@ -166,7 +190,7 @@ INLINE void factor_pixel(int32_t factor, const int16_t *p, const int16_t *hat, i
     }
 }
 
-/* Sums of the blocks of one tile and group. */
+/* Sums of the blocks of one number of a tile. */
 struct layer_sums {
     int64_t total[ILANES], along[ILANES];
     int32_t signs[ILANES], most[ILANES];
@@ -192,19 +216,18 @@ INLINE void sum_pixel(struct layer_sums *s, const int16_t *p, const int16_t *t,
     to[1] += total;
 }
 
-INLINE void int_layer_sums_block(const struct int_layer *l, int tile, int group,
+INLINE void int_layer_sums_block(const struct int_layer *l, const struct layer_block *block,
                                  struct layer_sums *sums, int64_t *elements) {
-    const struct int_tensor *s = l->source;
-    const struct layer_lanes lanes = layer_lanes_of(l, tile, group);
-    const int begin = group * int_layer_span(l), step = int_layer_step(l);
-    for (int c = begin; c < begin + int_layer_span(l); c++) {
+    const struct layer_lanes lanes = layer_lanes_of(l, block->at);
+    const int step = int_layer_step(l);
+    for (int c = block->channel; c < block->channels_end; c++) {
         const struct int_reading how = int_reading_of(&l->read, c);
         const struct int_passing passing = int_passing_of(&l->chain, c);
-        const struct int_run run = int_run_of(l->target, tile, c);
-        const int8_t *x = s->x + int_plane(s, tile, c);
-        ptrdiff_t e = int_layer_first(l, c);
-        for (int pixel = 0; pixel < s->plane; pixel += RUN_PIXELS) {
-            const int left = s->plane - pixel, count = left < RUN_PIXELS ? left : RUN_PIXELS;
+        const struct int_run run = int_run_of(l->target, block->tile, c);
+        const int8_t *x = l->source->x + layer_pixels(l, block, c);
+        ptrdiff_t e = int_layer_first(l, block, c);
+        for (int pixel = block->pixel; pixel < block->pixels_end; pixel += RUN_PIXELS) {
+            const int left = block->pixels_end - pixel, count = left < RUN_PIXELS ? left : RUN_PIXELS;
             int16_t p[RUN_PIXELS * ILANES], t[ILANES], hat[ILANES];
             pass_line(&l->chain, &passing, &run, pixel, count, p);
             for (int k = 0; k < count; k++, e += step, x += ILANES) {
@@ -222,11 +245,12 @@ void NAME(int_layer_sums)(const struct int_layer *l, int first, int last, int64_
                           int64_t *blocks, int32_t *peak) {
     const struct int_tensor *s = l->source;
     for (int tile = first; tile < last; tile++) {
-        for (int group = 0; group < l->groups; group++) {
-            const ptrdiff_t at = (ptrdiff_t)group * s->examples + (ptrdiff_t)tile * ILANES;
+        for (int number = 0; number < l->blocks; number++) {
+            const struct layer_block block = layer_block_of(l, tile, number);
+            const ptrdiff_t at = (ptrdiff_t)number * s->examples + (ptrdiff_t)tile * ILANES;
             struct layer_sums sums;
             memset(&sums, 0, sizeof sums);
-            int_layer_sums_block(l, tile, group, &sums, elements);
+            int_layer_sums_block(l, &block, &sums, elements);
             for (int i = 0; i < int_valid(s, tile); i++) {
                 blocks[3 * (at + i)] = sums.total[i];
                 blocks[3 * (at + i) + 1] = sums.along[i];
@@ -237,17 +261,19 @@ void NAME(int_layer_sums)(const struct int_layer *l, int first, int last, int64_
     }
 }
 
-/* How the gradients of the blocks of a tile and group pass through the norm. */
+/* How the gradients of the blocks of a tile pass through the norm. */
 struct layer_passing {
     int32_t a[ILANES], b[ILANES], c[ILANES], shift[ILANES];
     uint32_t mask[ILANES];
 };
 
-INLINE struct layer_passing layer_passing_of(const struct int_layer *l, int tile, int group) {
+INLINE struct layer_passing layer_passing_of(const struct int_layer *l,
+                                             const struct layer_block *block) {
+    const int64_t first = block->number * l->source->examples + (int64_t)block->tile * ILANES;
     struct layer_passing how;
     memset(&how, 0, sizeof how);
-    for (int i = 0; i < int_valid(l->source, tile); i++) {
-        const ptrdiff_t at = group * l->source->examples + (ptrdiff_t)tile * ILANES + i;
+    for (int i = 0; i < int_valid(l->source, block->tile); i++) {
+        const ptrdiff_t at = first + i;
         how.a[i] = l->out.a[at];
         how.b[i] = l->out.b[at];
         how.c[i] = l->out.c[at];
@@ -271,21 +297,21 @@ INLINE void out_pixel(const struct int_layer *l, const struct layer_passing *how
     }
 }
 
-INLINE void int_layer_backward_block(const struct int_layer *l, int tile, int group) {
+INLINE void int_layer_backward_block(const struct int_layer *l, const struct layer_block *block) {
     const struct int_tensor *s = l->source;
-    const struct layer_lanes lanes = layer_lanes_of(l, tile, group);
-    const struct layer_passing out = layer_passing_of(l, tile, group);
-    const int begin = group * int_layer_span(l), step = int_layer_step(l);
-    for (int c = begin; c < begin + int_layer_span(l); c++) {
+    const struct layer_lanes lanes = layer_lanes_of(l, block->at);
+    const struct layer_passing out = layer_passing_of(l, block);
+    const int step = int_layer_step(l);
+    for (int c = block->channel; c < block->channels_end; c++) {
         const struct int_reading how = int_reading_of(&l->read, c);
         const struct int_passing passing = int_passing_of(&l->chain, c);
-        const struct int_run run = int_run_of(l->target, tile, c);
+        const struct int_run run = int_run_of(l->target, block->tile, c);
         const struct int_mixing put = int_mixing_of(&l->mix, c);
-        const int8_t *x = s->x + int_plane(s, tile, c);
-        int16_t *to = s->gradient + int_plane(s, tile, c);
-        ptrdiff_t e = int_layer_first(l, c);
-        for (int pixel = 0; pixel < s->plane; pixel += RUN_PIXELS) {
-            const int left = s->plane - pixel, count = left < RUN_PIXELS ? left : RUN_PIXELS;
+        const int8_t *x = s->x + layer_pixels(l, block, c);
+        int16_t *to = s->gradient + layer_pixels(l, block, c);
+        ptrdiff_t e = int_layer_first(l, block, c);
+        for (int pixel = block->pixel; pixel < block->pixels_end; pixel += RUN_PIXELS) {
+            const int left = block->pixels_end - pixel, count = left < RUN_PIXELS ? left : RUN_PIXELS;
             int16_t p[RUN_PIXELS * ILANES], t[ILANES], hat[ILANES], value[ILANES];
             pass_line(&l->chain, &passing, &run, pixel, count, p);
             for (int k = 0; k < count; k++, e += step, x += ILANES, to += ILANES) {
@@ -300,8 +326,12 @@ INLINE void int_layer_backward_block(const struct int_layer *l, int tile, int gr
 
 /* Write or add what each block gives to source's gradient. */
 void NAME(int_layer_backward)(const struct int_layer *l, int first, int last) {
-    for (int tile = first; tile < last; tile++)
-        for (int group = 0; group < l->groups; group++) int_layer_backward_block(l, tile, group);
+    for (int tile = first; tile < last; tile++) {
+        for (int number = 0; number < l->blocks; number++) {
+            const struct layer_block block = layer_block_of(l, tile, number);
+            int_layer_backward_block(l, &block);
+        }
+    }
 }
 
 #endif

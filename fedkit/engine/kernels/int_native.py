@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import Structure, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, Structure, c_int32, c_int64, c_uint32, c_void_p
 
 
 class IntTensor(Structure):
@@ -51,3 +51,30 @@ class IntMix(Structure):
     """`struct int_mix`."""
 
     _fields_ = (("a", c_void_p), ("b", c_void_p), ("shift", c_void_p))
+
+
+class IntShares(Structure):
+    """`struct int_shares`."""
+
+    _fields_ = (
+        ("cut", c_int32),
+        ("left", c_int32),
+        ("a", c_int32),
+        ("top", c_int32),
+        ("bits", c_int32),
+    )
+
+
+class IntSide(Structure):
+    """`struct int_side`."""
+
+    _fields_ = (
+        ("tensor", POINTER(IntTensor)),
+        ("read", IntRead),
+        ("mix", IntMix),
+        ("shift", c_void_p),
+        ("first_unclipped", c_void_p),
+        ("last_unclipped", c_void_p),
+        ("gives", c_int32),
+        ("accumulate", c_int32),
+    )

@@ -65,6 +65,13 @@ INLINE void isum_dot(isum *s, ipair x, const int16_t *w) {
     s->hi = _mm512_dpwssd_epi32(s->hi, x.hi, two);
     IN_PLACE(s->hi);
 }
+/* Of pairs on both sides. */
+INLINE void isum_dot_pairs(isum *s, ipair x, ipair y) {
+    s->lo = _mm512_dpwssd_epi32(s->lo, x.lo, y.lo);
+    IN_PLACE(s->lo);
+    s->hi = _mm512_dpwssd_epi32(s->hi, x.hi, y.hi);
+    IN_PLACE(s->hi);
+}
 INLINE ivec isum_narrow(isum s, int shift) {
     const __m512i half = _mm512_set1_epi32(shift ? 1 << (shift - 1) : 0);
     const __m128i by = _mm_cvtsi32_si128(shift);
@@ -125,6 +132,13 @@ INLINE void isum_dot(isum *s, ipair x, const int16_t *w) {
     s->lo = _mm256_add_epi32(s->lo, _mm256_madd_epi16(x.lo, two));
     IN_PLACE(s->lo);
     s->hi = _mm256_add_epi32(s->hi, _mm256_madd_epi16(x.hi, two));
+    IN_PLACE(s->hi);
+}
+/* Of pairs on both sides. */
+INLINE void isum_dot_pairs(isum *s, ipair x, ipair y) {
+    s->lo = _mm256_add_epi32(s->lo, _mm256_madd_epi16(x.lo, y.lo));
+    IN_PLACE(s->lo);
+    s->hi = _mm256_add_epi32(s->hi, _mm256_madd_epi16(x.hi, y.hi));
     IN_PLACE(s->hi);
 }
 /* Unpacking and packing permute lanes alike, so that examples come out in their order. */
@@ -190,6 +204,13 @@ INLINE void isum_dot(isum *s, ipair x, const int16_t *w) {
     s->lo = vmlal_n_s16(s->lo, vget_low_s16(x.b), w[1]);
     s->hi = vmlal_n_s16(s->hi, vget_high_s16(x.b), w[1]);
 }
+/* Of pairs on both sides. */
+INLINE void isum_dot_pairs(isum *s, ipair x, ipair y) {
+    s->lo = vmlal_s16(s->lo, vget_low_s16(x.a), vget_low_s16(y.a));
+    s->hi = vmlal_s16(s->hi, vget_high_s16(x.a), vget_high_s16(y.a));
+    s->lo = vmlal_s16(s->lo, vget_low_s16(x.b), vget_low_s16(y.b));
+    s->hi = vmlal_s16(s->hi, vget_high_s16(x.b), vget_high_s16(y.b));
+}
 INLINE ivec isum_narrow(isum s, int shift) {
     const int32x4_t half = vdupq_n_s32(shift ? 1 << (shift - 1) : 0), by = vdupq_n_s32(-shift);
     return vcombine_s16(vqmovn_s32(vshlq_s32(vaddq_s32(s.lo, half), by)),
@@ -247,6 +268,11 @@ INLINE ipair ipair_load(const int16_t *p) {
 INLINE void isum_store(int32_t *p, const isum *s) { memcpy(p, s->v, sizeof s->v); }
 INLINE void isum_dot(isum *s, ipair x, const int16_t *w) {
     for (int i = 0; i < ILANES; i++) s->v[i] += x.a.v[i] * w[0] + x.b.v[i] * w[1];
+}
+/* Of pairs on both sides. */
+INLINE void isum_dot_pairs(isum *s, ipair x, ipair y) {
+    for (int i = 0; i < ILANES; i++)
+        s->v[i] += x.a.v[i] * y.a.v[i] + x.b.v[i] * y.b.v[i];
 }
 INLINE ivec isum_narrow(isum s, int shift) {
     const int32_t half = shift ? 1 << (shift - 1) : 0;

@@ -3,67 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Iterator, Sequence
 from ctypes import byref, c_void_p
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 
 from fedkit.engine.kernels import native
 from fedkit.engine.kernels.structs import part, pointer
 from fedkit.engine.ops.family import Example, Family
+from fedkit.engine.ops.layer_norm_integer import INTEGER
+from fedkit.engine.plan.channel_norm import ChannelNorm
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import OneSourceOp, Plan, strict
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 from fedkit.graph import ir
 from fedkit.graph.ops.norms import OfPlace
-
-
-@strict
-@dataclass(frozen=True)
-class ChannelNorm(OneSourceOp):
-    """target = weight * (read(source) - mean) / deviation + bias, over the channels of each place.
-
-    Attributes:
-        source: What is normalised.
-        target: Of the same shape.
-        eps: Greater than 0; it is added to the variance.
-        weight: Name of the scale, a parameter of shape (channels,), if there is one.
-        bias: Name of the offset, likewise.
-        centred: Whether the mean is taken off; else the deviation is that from 0.
-    """
-
-    source: int
-    target: int
-    eps: float
-    weight: str | None
-    bias: str | None
-    centred: bool
-    kind: Literal["channel-norm"] = "channel-norm"
-    normalises: ClassVar[bool] = True
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """See `PlanOp.parameters`."""
-        return tuple(name for name in (self.weight, self.bias) if name is not None)
-
-    @property
-    def rereads(self) -> bool:
-        """See `PlanOp.rereads`."""
-        return True
-
-    def problems(self, plan: Plan) -> Iterator[str]:
-        """See `PlanOp.problems`."""
-        yield from self.shape_problems(plan)
-        target = plan.tensors[self.target].shape
-        if not 0 < self.eps < math.inf:
-            yield f"has eps {self.eps}; it must be finite and greater than 0"
-        for name in self.parameters:
-            if plan.weights.get(name) != target[:1]:
-                found = plan.weights.get(name)
-                yield f"has parameter {name!r} of shape {found}; it must be {target[:1]}"
 
 
 class CChannelNorm(ctypes.Structure):
@@ -142,6 +96,6 @@ FAMILY = Family(
         Example(ChannelNorm(1, 2, 0.01, None, None, True), ((6, 1, 1),) * 3),
     ),
     FloatChannelNorm,
-    integer=None,
+    INTEGER,
     from_graph={"channel_norm": _planned},
 )

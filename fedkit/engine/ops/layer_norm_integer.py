@@ -1,7 +1,7 @@
-"""Layer normalisation in integers; `fedkit.engine.integer.layer_norm` has its arithmetic.
+"""Norms within examples in integers; `fedkit.engine.integer.layer_norm` has their arithmetic.
 
-What is normalised together is a block: a group of channels of an example, or all of it. Arrays of
-blocks are flat, [groups * examples].
+What is normalised together is a block: a group of channels of an example, all of it, or all
+channels of a place. Arrays of blocks are flat, [blocks of an example * examples].
 """
 
 from __future__ import annotations
@@ -52,20 +52,26 @@ from fedkit.engine.integer.native_backend import (
     chain_struct,
     read_struct,
 )
-from fedkit.engine.integer.numpy_backend import Array, NumpyOp, pass_through
+from fedkit.engine.integer.numpy_backend import Array, NumpyBackend, NumpyOp, pass_through
 from fedkit.engine.kernels import int_native
 from fedkit.engine.kernels.structs import pointer
+from fedkit.engine.plan.channel_norm import ChannelNorm
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.layer_norm import ExampleNorm
+from fedkit.engine.plan.layer_norm import BlocksOfExample, ExampleNorm
 from fedkit.engine.plan.structure import Plan
 
 Sums = NDArray[np.int64]
+BlockNorm = ExampleNorm | ChannelNorm
+
+
+def _blocks(op: BlockNorm, plan: Plan) -> BlocksOfExample:
+    return op.blocks(plan.tensors[op.source].shape)
 
 
 # Units
 
 
-class IntegerLayerNorm(IntegerOp[ExampleNorm]):
+class IntegerLayerNorm(IntegerOp[BlockNorm]):
     """Normalises each block by an integer division of its own."""
 
     finer_bits = 8
@@ -73,13 +79,12 @@ class IntegerLayerNorm(IntegerOp[ExampleNorm]):
 
     def forward(self, units: Units) -> None:
         """See `IntegerOp.forward`."""
-        op = self.op
-        count = _size(op, units.plan)
-        unit = units.worth[op.source].bound / most_of(count)
-        read = units.read(op.source, unit, most_of(count))
+        op, blocks = self.op, _blocks(self.op, units.plan)
+        most, l1 = most_of(blocks.size), blocks.l1
+        unit = units.worth[op.source].bound / most
+        read = units.read(op.source, unit, most)
         self.reading = read, unit
-        l1 = op.kind == "l1-layer"
-        how = deviation_constants(l1, count, op.eps / (unit if l1 else unit**2))
+        how = deviation_constants(l1, blocks.size, op.eps / (unit if l1 else unit**2))
         scale, codes = self._scale(units)
         found, shift = self.compute.forward(read, how, scale)
         inverse = np.ldexp(found.astype(np.float64), -shift - HAT_BITS) / unit
@@ -154,11 +159,13 @@ class IntegerLayerNorm(IntegerOp[ExampleNorm]):
             peak: Likewise.
             unit: What 1 is worth of them.
         """
-        mean, carried, sign = sums.T / _size(self.op, units.plan)
+        blocks = _blocks(self.op, units.plan)
+        mean, carried, sign = sums.T / blocks.size
+        mean = mean if blocks.centred else np.zeros_like(mean)
         a = self._inverse * unit
         b = -a * np.ldexp(carried, -HAT_BITS)
         carrier: Carrier = "hat"
-        if self.op.kind == "l1-layer":
+        if blocks.l1:
             b, carrier = b * K, "sign"
             c = -a * mean - b * sign
         else:
@@ -171,11 +178,6 @@ class IntegerLayerNorm(IntegerOp[ExampleNorm]):
         return out, Slope.whole(np.full(units.channels(self.op.source), result))
 
 
-def _size(op: ExampleNorm, plan: Plan) -> int:
-    """Return how many values a block has."""
-    return math.prod(plan.tensors[op.source].shape) // op.groups
-
-
 def _scaled(whole: NDArray[np.int64], factor: Reals) -> Ints:
     """Return int64 [channels, n] times a factor per channel, rounded, int32 [channels * n]."""
     m, shift = multiplier(factor, 62, 2**31 - 1)
@@ -186,10 +188,14 @@ def _scaled(whole: NDArray[np.int64], factor: Reals) -> Ints:
 # In numpy
 
 
-class NumpyLayerNorm(NumpyOp[ExampleNorm]):
+class NumpyLayerNorm(NumpyOp[BlockNorm]):
     """Keeps how each block was normalised."""
 
     centring: Centring
+
+    def __init__(self, op: BlockNorm, number: int, backend: NumpyBackend) -> None:
+        super().__init__(op, number, backend)
+        self.together = _blocks(op, backend.plan)
 
     def forward(self, read: Read, how: Deviation, scale: Scale) -> tuple[Ints, Ints]:
         """Normalise each block of read(x), and write raw = (a * hat + b + half) >> shift.
@@ -199,7 +205,7 @@ class NumpyLayerNorm(NumpyOp[ExampleNorm]):
         """
         backend = self.backend
         v = self._blocks(backend.read(self.op.source, read))
-        count, totals = v.shape[1], v.sum(1)
+        count, totals = v.shape[1], v.sum(1) * self.together.centred
         if how.l1:
             sizes = np.abs(count * v - totals[:, None]).sum(1)
         else:
@@ -264,15 +270,22 @@ class NumpyLayerNorm(NumpyOp[ExampleNorm]):
         return values.astype(np.int64).reshape(shape)
 
     def _blocks(self, values: Array) -> Array:
-        """Return [n, channels, height, width] as [groups * n, values of a block]."""
-        parted = values.reshape(len(values), self.op.groups, -1)
+        """Return [n, channels, height, width] as [blocks, values of each]."""
+        if self.together.places:
+            return values.transpose(2, 3, 0, 1).reshape(-1, values.shape[1])
+        parted = values.reshape(len(values), self.together.count, -1)
         return parted.swapaxes(0, 1).reshape(-1, parted.shape[2])
 
     def _spread(self, values: NDArray[Any]) -> Array:
-        """Return values per block along the examples and channels."""
-        groups, channels = self.op.groups, self.backend.plan.tensors[self.op.source].shape[0]
-        of_each = values.astype(np.int64).reshape(groups, -1).T
-        return np.repeat(of_each, channels // groups, axis=1)[:, :, None, None]
+        """Return values per block along the axes of examples."""
+        count, (channels, *plane) = (
+            self.together.count,
+            self.backend.plan.tensors[self.op.source].shape,
+        )
+        of_each = values.astype(np.int64).reshape(count, -1).T
+        if self.together.places:
+            return of_each.reshape(-1, 1, *plane)
+        return np.repeat(of_each, channels // count, axis=1)[:, :, None, None]
 
 
 # By the compiled kernels
@@ -300,8 +313,10 @@ class IntLayer(ctypes.Structure):
         ("eps", ctypes.c_int64),
         ("numerator", c_int32),
         ("exponent", c_int32),
-        ("groups", c_int32),
+        ("blocks", c_int32),
+        ("places", c_int32),
         ("per_channel", c_int32),
+        ("centred", c_int32),
         ("l1", c_int32),
         ("accumulate", c_int32),
     )
@@ -310,20 +325,24 @@ class IntLayer(ctypes.Structure):
 _PER_BLOCK = ("multiplier", "inverse_shift", "centre", "a", "b", "shift")
 
 
-class NativeLayerNorm(NativeOp[ExampleNorm]):
-    """Keeps how each block was normalised, int32 [6, groups * lanes of all tiles]."""
+class NativeLayerNorm(NativeOp[BlockNorm]):
+    """Keeps how each block was normalised, int32 [6, blocks * lanes of all tiles]."""
 
-    def __init__(self, op: ExampleNorm, number: int, backend: NativeBackend) -> None:
+    def __init__(self, op: BlockNorm, number: int, backend: NativeBackend) -> None:
         super().__init__(op, number, backend)
-        blocks = op.groups * backend.most_tiles * backend.lanes
-        self._lanes = np.zeros((len(_PER_BLOCK), blocks), np.int32)
+        together = _blocks(op, backend.plan)
+        self._count = together.count
+        lanes = together.count * backend.most_tiles * backend.lanes
+        self._lanes = np.zeros((len(_PER_BLOCK), lanes), np.int32)
         rows = zip(_PER_BLOCK, self._lanes, strict=True)
         self._struct = IntLayer(
             source=ctypes.pointer(backend.tensors[op.source]),
             target=ctypes.pointer(backend.tensors[op.target]),
-            groups=op.groups,
+            blocks=together.count,
+            places=together.places,
             per_channel=op.per_channel,
-            l1=op.kind == "l1-layer",
+            centred=together.centred,
+            l1=together.l1,
             **{name: pointer(row) for name, row in rows},
         )
 
@@ -334,8 +353,8 @@ class NativeLayerNorm(NativeOp[ExampleNorm]):
         layer.numerator, layer.exponent = how.numerator, how.exponent
         layer.scale, layer.offset = pointer(scale.a), pointer(scale.b)
         backend.kernels.int_layer_forward(byref(layer), 0, backend.tiles)
-        groups, lanes = self.op.groups, backend.tiles * backend.lanes
-        kept = self._lanes[:2, : groups * lanes].reshape(2, groups, lanes)
+        count, lanes = self._count, backend.tiles * backend.lanes
+        kept = self._lanes[:2, : count * lanes].reshape(2, count, lanes)
         found_multiplier, shift = kept[..., : backend.examples].reshape(2, -1)
         return found_multiplier, shift
 
@@ -344,7 +363,7 @@ class NativeLayerNorm(NativeOp[ExampleNorm]):
         backend = self.backend
         self._take(read, chain, factor)
         elements = np.zeros((len(factor), 2), np.int64)
-        count = self.op.groups * backend.examples
+        count = self._count * backend.examples
         blocks, peak = np.zeros((count, 3), np.int64), np.zeros(count, np.int32)
         arrays = (address(array) for array in (elements, blocks, peak))
         backend.kernels.int_layer_sums(byref(self._struct), 0, backend.tiles, *arrays)

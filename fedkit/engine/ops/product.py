@@ -5,53 +5,17 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from ctypes import byref
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fedkit.engine.kernels import native
 from fedkit.engine.kernels.network import Network
 from fedkit.engine.ops.family import Example, Family
+from fedkit.engine.ops.product_integer import INTEGER
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import Plan, PlanOp, strict
+from fedkit.engine.plan.product import Product
 from fedkit.engine.sparse.float_op import Call, FloatOp, Mode, Workspace
 from fedkit.engine.sparse.tiles import gives, gradient_room, read_room
 from fedkit.graph import ir
-
-
-@strict
-@dataclass(frozen=True)
-class Product(PlanOp):
-    """target[n, row, m] = sum over k of read(left)[k, row, m] * read(right)[n, row, k].
-
-    Of (channels, rows, columns) each row of a map holds a matrix, of its columns by its channels.
-
-    Attributes:
-        left: Of shape (terms, rows, m).
-        right: (n, rows, terms).
-        target: (n, rows, m).
-    """
-
-    left: int
-    right: int
-    target: int
-    kind: Literal["product"] = "product"
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """See `PlanOp.sources`."""
-        return self.left, self.right
-
-    @property
-    def rereads(self) -> bool:
-        """See `PlanOp.rereads`."""
-        return True
-
-    def problems(self, plan: Plan) -> Iterator[str]:
-        """See `PlanOp.problems`."""
-        left, right, target = (plan.tensors[t].shape for t in (*self.sources, self.target))
-        terms, rows, columns = left
-        if right[1:] != (rows, terms) or target != (right[0], rows, columns):
-            yield f"multiplies {left} by {right} into {target}; matrices of rows must go together"
 
 
 class CProduct(ctypes.Structure):
@@ -109,6 +73,6 @@ FAMILY = Family(
         Example(Product(1, 2, 3), ((3, 2, 3), (2, 2, 3), (4, 2, 2), (4, 2, 3))),
     ),
     FloatProduct,
-    integer=None,
+    INTEGER,
     from_graph={"matmul": _planned},
 )

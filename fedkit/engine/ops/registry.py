@@ -88,12 +88,19 @@ def check_sparse(plan: Plan) -> None:
 def check_integer(plan: Plan) -> None:
     """Raise an `EngineError` that names the ops of a plan which the integer engine lacks."""
     _check(plan, "integer", [k for k, family in FAMILIES.items() if family.integer is None])
+    for op in plan.ops:
+        if problem := integer_family(op).refused(op, plan):
+            raise _lacking(problem, "integer")
 
 
 def _check(plan: Plan, engine: str, lacking: Sequence[str]) -> None:
     found = dict.fromkeys(op.kind for op in plan.ops if op.kind in lacking)
     if found:
-        raise EngineError(
-            f"the model has {', '.join(found)}, which the {engine} engine does not compute; such "
-            "models need --engine torch"
-        )
+        raise _lacking(", ".join(found), engine)
+
+
+def _lacking(what: str, engine: str) -> EngineError:
+    return EngineError(
+        f"the model has {what}, which the {engine} engine does not compute; such models need "
+        "--engine torch"
+    )

@@ -257,6 +257,9 @@ def place(
             lives[owner] = (lives.get(owner, (moment, moment))[0], moment)
             if key not in names.setdefault(owner, []):
                 names[owner].append(key)
+    # The input is there before the first step, which need not read it.
+    if (given := ("x", 0)) in lives:
+        lives[given] = (0, lives[given][1])
     # The logits are read once all is done.
     for output in (("x", plan.output), ("raw", plan.output)):
         if output in lives:

@@ -11,6 +11,25 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from fedkit.engine.plan.structure import LayerKind, OneSourceOp, Plan, Shape, strict
 
 
+@dataclass(frozen=True)
+class BlocksOfExample:
+    """What a norm normalises together, of each example.
+
+    Attributes:
+        count: BlocksOfExample of an example.
+        size: Values of a block.
+        places: Whether a block is all channels of a place, not all places of some channels.
+        centred: Whether the mean is taken off.
+        l1: Whether the deviation is the mean absolute one.
+    """
+
+    count: int
+    size: int
+    places: bool = False
+    centred: bool = True
+    l1: bool = False
+
+
 class ExampleNorm(OneSourceOp):
     """target = weight * (read(source) - mean) / deviation + bias, within each example.
 
@@ -51,6 +70,11 @@ class ExampleNorm(OneSourceOp):
     @abstractmethod
     def parameter_shapes(self, shape: Shape) -> list[tuple[int, ...]]:
         """Return the shapes that a parameter may have for a tensor of that shape."""
+
+    def blocks(self, shape: Shape) -> BlocksOfExample:
+        """Return what is normalised together of a tensor of this shape: groups of channels."""
+        size = math.prod(shape) // self.groups
+        return BlocksOfExample(self.groups, size, l1=self.kind == "l1-layer")
 
     @property
     def parameters(self) -> tuple[str, ...]:

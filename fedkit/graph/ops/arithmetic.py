@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -38,6 +39,13 @@ from fedkit.graph.tokens import channels_as_last
 
 FloatArray = ir.FloatArray
 Operator = Literal["add", "sub", "mul", "div"]
+
+
+@dataclass(frozen=True)
+class Least(ir.Attributes):
+    """What a divisor is taken to be at least; 0 where a model says nothing."""
+
+    value: float = 0.0
 
 
 def _add(op: ir.Op, graph: ir.Graph, x: FloatArray, y: FloatArray) -> FloatArray:
@@ -120,7 +128,6 @@ def _read(reader: ModelReader, node: Any, operator: Operator, left: Any, right: 
     A number, or one per channel, becomes part of what is before it where that is linear.
     """
     if isinstance(left, ir.Tensor) and isinstance(right, ir.Tensor):
-        require(operator != "div", "a division of activations")
         return _read_pair(operator, reader, node, left, right)
     swapped = not isinstance(left, ir.Tensor)
     x, value = activation(right if swapped else left), left if swapped else right
@@ -166,9 +173,9 @@ def _read_pair(
 ) -> ir.Tensor:
     sizes = zip(x.shape, y.shape, strict=False)
     agree = len(reader.ranks_of(node)) == 1 and all(a == b or 1 in (a, b) for a, b in sizes)
-    what = {"add": "an addition", "sub": "a difference", "mul": "a product"}[kind]
-    require(agree, f"{what} of shapes {x.shape} and {y.shape}; they must agree")
-    return reader.op(kind, node, [x, y])
+    what = {"add": "an addition", "sub": "a difference", "mul": "a product", "div": "a quotient"}
+    require(agree, f"{what[kind]} of shapes {x.shape} and {y.shape}; they must agree")
+    return reader.op(kind, node, [x, y], attributes=Least() if kind == "div" else None)
 
 
 def _on_maps(value: ir.Array, rank: int) -> ir.Array:
@@ -274,9 +281,14 @@ _DIFFERENCES = {
     **_spellings(("sub", "subtract"), partial(_read_aten, "sub")),
     **_spellings(("rsub",), _read_rsub),
 }
+DIVISIONS: dict[str, Any] = {
+    "aten": _spellings(("div", "divide", "true_divide"), partial(_read_aten, "div")),
+    "onnx": {"Div": partial(_read_onnx, "div")},
+}
+"""What reads a division: by a constant it is a product."""
 _PRODUCTS = {
     **_spellings(("mul", "multiply"), partial(_read_aten, "mul")),
-    **_spellings(("div", "divide", "true_divide"), partial(_read_aten, "div")),
+    **DIVISIONS["aten"],
 }
 _NEGATIONS = dict.fromkeys(
     ("aten.neg.default", "aten.neg_.default", "aten.negative.default"), _read_neg
@@ -290,7 +302,7 @@ _POWERS: dict[str, Aten] = {
 
 _ADD: dict[str, Onnx] = {"Add": partial(_read_onnx, "add"), "Sum": _read_sum_onnx}
 _SUB: dict[str, Onnx] = {"Sub": partial(_read_onnx, "sub")}
-_MUL: dict[str, Onnx] = {"Mul": partial(_read_onnx, "mul"), "Div": partial(_read_onnx, "div")}
+_MUL: dict[str, Onnx] = {"Mul": partial(_read_onnx, "mul"), **DIVISIONS["onnx"]}
 
 AFFINE: dict[str, Any] = {
     "aten": {**_SUMS, **_DIFFERENCES, **_PRODUCTS, **_NEGATIONS},

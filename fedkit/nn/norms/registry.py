@@ -39,25 +39,22 @@ Spread = Literal["variance", "absolute", "second"]
 """What `running_var` holds: a variance around the mean; a squared mean absolute deviation, in its
 units; or a second moment around 0."""
 
-Samples = Callable[[nn.Module, tuple[Any, ...]], Tensor]
-"""(norm, what it is called with) -> of what its moments are: [samples, channels]."""
+Samples = Callable[..., Tensor]
+"""(norm, *what it is called with) -> of what its moments are: [samples, channels]."""
 
 
-def of_channels(norm: nn.Module, args: tuple[Any, ...]) -> Tensor:
+def of_channels(norm: nn.Module, x: Tensor) -> Tensor:
     """Return every value of each channel of [n, channels, ...]."""
-    x: Tensor = args[0]
     return x.transpose(0, 1).flatten(1).T
 
 
-def _off_the_mean(norm: nn.Module, args: tuple[Any, ...]) -> Tensor:
+def _off_the_mean(norm: nn.Module, x: Tensor) -> Tensor:
     """Return what each value is off the mean of its last axis, [values, 1]."""
-    x: Tensor = args[0]
     return (x - x.mean(-1, keepdim=True)).reshape(-1, 1)
 
 
-def _of_unmasked(norm: nn.Module, args: tuple[Any, ...]) -> Tensor:
-    x, mask = (*args, None)[:2]
-    return of_channels(norm, args) if mask is None else unmasked(x, mask)
+def _of_unmasked(norm: nn.Module, input: Tensor, mask: Tensor | None = None) -> Tensor:
+    return of_channels(norm, input) if mask is None else unmasked(input, mask)
 
 
 @dataclass(frozen=True)
@@ -110,12 +107,13 @@ _TABLE: dict[type[nn.Module], NormRow] = {}
 
 
 def add_norm(row: NormRow) -> None:
-    """Add a norm of one's own.
+    """Add a norm of one's own; a module that is imported again gives its row again.
 
     Raises:
         ConfigError: Its module or name has a row, or its moments are not `running_mean` and
             `running_var`, as which they travel.
     """
+    _forget_earlier(row)
     if row.kind in _TABLE or row.name in (other.name for other in norms()):
         raise ConfigError(f"norm {row.name!r} ({row.kind.__name__}) has a row already")
     if row.named("moment") not in ((), tuple(_MOMENTS)):
@@ -124,6 +122,14 @@ def add_norm(row: NormRow) -> None:
             f"{' and '.join(_MOMENTS)}, in that order: call them so"
         )
     _TABLE[row.kind] = row
+
+
+def _forget_earlier(row: NormRow) -> None:
+    """Remove the row of the same class as it was before its module was imported again."""
+    for kind, other in list(_TABLE.items()):
+        is_same = other.name == row.name and kind.__qualname__ == row.kind.__qualname__
+        if is_same and kind is not row.kind and kind.__module__ == row.kind.__module__:
+            del _TABLE[kind]
 
 
 def norms() -> tuple[NormRow, ...]:

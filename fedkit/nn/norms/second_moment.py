@@ -102,16 +102,19 @@ class UnifiedNorm(SecondMomentNorm):
     """Unified Normalization (Yang et al., 2022, arXiv 2208.01313).
 
     After `warmup` steps it divides by the GEOMETRIC mean of the last `window` second moments, and
-    its gradient takes the arithmetic mean of the last `window` means of g * xhat. A step whose
-    moments jump is an outlier: there it takes those of its batch, forward and backward. The paper
-    tells one from how far the arithmetic mean is above the geometric one, by a threshold that it
-    adapts; here it is one where that is above `outlier` times the geometric one in some channel.
+    its gradient takes the arithmetic mean of the last `window` means of g * xhat. A step is an
+    outlier where the arithmetic mean is above the geometric one by more than `window` times the
+    variance of the deviations seen before: it takes the moments of its batch, forward and backward,
+    and is not remembered.
+
+    The authors' code also averages gradients over all steps and corrects them for how far the
+    second moment is off its running mean; over the few steps of a round that is left out.
 
     Args:
         channels: Of the input.
         window: Steps that are smoothed over.
         warmup: Steps that take the moments of their batch, at least `window`.
-        outlier: Arithmetic mean / geometric mean from which on a step is one; above 1.
+        filters: Whether outliers are looked for; the authors do so for images, not for text.
         eps: Added to the second moment.
         momentum: Of `running_var`; None is the plain mean.
     """
@@ -125,17 +128,14 @@ class UnifiedNorm(SecondMomentNorm):
         channels: int,
         window: int = 4,
         warmup: int = 4,
-        outlier: float = 2.0,
+        filters: bool = True,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
     ) -> None:
         super().__init__(channels, eps, momentum)
-        if not 1 <= window <= warmup or outlier <= 1:
-            raise ConfigError(
-                f"window is {window}, warmup {warmup} and outlier {outlier}; take 1 <= window <= "
-                "warmup, and an outlier above 1"
-            )
-        self.window, self.warmup, self.outlier = window, warmup, outlier
+        if not 1 <= window <= warmup:
+            raise ConfigError(f"window is {window} and warmup {warmup}; take 1 <= window <= warmup")
+        self.window, self.warmup, self.filters = window, warmup, filters
         for name in ("squares", "products"):
             self.register_buffer(name, torch.ones(window, channels), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
@@ -150,19 +150,27 @@ class UnifiedNorm(SecondMomentNorm):
     def _for_step(self, second: Tensor) -> tuple[Tensor, Smooth]:
         step = int(self.step)
         place = step % self.window
+        warms = step < self.warmup
+        before = self.squares.clone()
         self.squares[place] = second
+        geometric = _geometric(self.squares, self.eps)
+        excess = self.squares.mean(0) - geometric
+        usual = self.window * before.sqrt().var(correction=0)
+        if not warms and self.filters and bool((excess > usual).any()):
+            self.squares.copy_(before)
+            return second, lambda gradient, xhat, product: product
         self.step.add_(1)
-        # A channel of zeros has no logarithm.
-        geometric = (self.squares + self.eps).log().mean(0).exp() - self.eps
-        arithmetic = self.squares.mean(0)
-        jumps = bool((arithmetic + self.eps > self.outlier * (geometric + self.eps)).any())
-        is_plain = step < self.warmup or jumps
 
         def smooth(gradient: Tensor, xhat: Tensor, product: Tensor) -> Tensor:
             self.products[place] = product
-            return product if is_plain else self.products.mean(0)
+            return product if warms else self.products.mean(0)
 
-        return (second if is_plain else geometric), smooth
+        return (second if warms else geometric), smooth
+
+
+def _geometric(moments: Tensor, eps: float) -> Tensor:
+    """Return the geometric mean over steps; of a channel of zeros too, which has no logarithm."""
+    return (moments + eps).log().mean(0).exp() - eps
 
 
 class PowerNorm(SecondMomentNorm):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedkit.core.numerics import Int64s, derive_key
-from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Requantisation, multiplier
+from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, multiplier
 from fedkit.engine.integer.engine import quantize_inputs
 from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.integer_network import EXTRA, Codes, IntegerNetwork, full_weight
@@ -41,12 +41,14 @@ from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.ops.reorder import NumpyReorder, Reorder
 from fedkit.engine.ops.resize_linear import NumpyResizeLinear, ResizeLinear
 from fedkit.engine.ops.take import NumpyTake, Take
+from fedkit.engine.plan.channel_norm import ChannelNorm
 from fedkit.engine.plan.conv import Conv, TransposedConv
 from fedkit.engine.plan.function import FunctionOp
 from fedkit.engine.plan.layer_norm import GroupNorm, LayerNorm
 from fedkit.engine.plan.pair import PairOp
 from fedkit.engine.plan.structure import PlanOp
-from tests.engine.integer import steps
+from tests.engine.integer import checked_tokens, steps
+from tests.engine.integer.checked import CheckedBackend
 from tests.engine.integer.extreme import extreme
 from tests.engine.ops.examples import AROUND, EXAMPLES, case_of
 from tests.engine.plan.plans import FUNCTIONS, KINDS, LAYERS, PlanCase, random_case
@@ -55,89 +57,6 @@ from tests.sets import drawn
 
 Array = NDArray[np.int64]
 Sums = Array
-
-
-class CheckedBackend(NumpyBackend):
-    """The numpy backend, and after every op its reference; `seen` counts what was compared."""
-
-    def __init__(self, network: IntegerNetwork) -> None:
-        super().__init__(network)
-        self.seen = dict[str, int]()
-
-    def check(self, op: str, found: Any, expected: Any) -> None:
-        self.seen[op] = self.seen.get(op, 0) + 1
-        np.testing.assert_array_equal(found, np.array(expected, object), err_msg=op)
-
-    def raw_sums(self, tensor: int) -> tuple[Sums, Ints]:
-        sums, peak = super().raw_sums(tensor)
-        raw = self.raw[tensor]
-        self.check("raw peak", peak, naive.peaks(raw))
-        self.check("raw sum", sums, [sum(raw[:, c].ravel().tolist()) for c in range(len(sums))])
-        return sums, peak
-
-    def raw_squares(self, tensor: int) -> tuple[Sums, Sums]:
-        sums, squares = super().raw_squares(tensor)
-        values = [self.raw[tensor][:, c].ravel().tolist() for c in range(len(sums))]
-        self.check("raw sum", sums, [sum(channel) for channel in values])
-        self.check("raw squares", squares, [sum(v * v for v in channel) for channel in values])
-        return sums, squares
-
-    def raw_spread(self, tensor: int, centre: Ints) -> Sums:
-        found = super().raw_spread(tensor, centre)
-        self.check("L1 spread", found, naive.spread(self.raw[tensor], centre))
-        return found
-
-    def requantise(self, tensor: int, how: Requantisation) -> None:
-        super().requantise(tensor, how)
-        self.check("requantise", self.x[tensor], naive.requantise(self.raw[tensor], how))
-
-    def read_squares(self, tensor: int, read: Read) -> Sums:
-        found = super().read_squares(tensor, read)
-        values = naive.read(self.x[tensor], read)
-        squares = [sum(v * v for v in values[:, c].ravel().tolist()) for c in range(len(found))]
-        self.check("squares", found, squares)
-        return found
-
-    def finish(self, tensor: int, read: Read | None) -> tuple[Sums, Ints]:
-        before, x = self.g[tensor], self.x.get(tensor)
-        sums, peak = super().finish(tensor, read)
-        expected = before
-        if read is not None:
-            assert x is not None
-            expected = naive.masked(before, x, read)
-        self.check("finish", self.g[tensor], expected)
-        self.check("finish sums", sums, naive.finish_sums(expected, x))
-        self.check("finish peak", peak, naive.peaks(expected))
-        return sums, peak
-
-    def passed_peak(self, tensor: int, chain: Chain) -> Ints:
-        found = super().passed_peak(tensor, chain)
-        self.check("passed peak", found, naive.peaks(self.slowly_passed(tensor, chain)))
-        return found
-
-    def slowly_passed(self, tensor: int, chain: Chain) -> Array:
-        return naive.passed(self.g[tensor], self.x.get(tensor), chain)
-
-    def before_copy(self, source: int, target: int, chain: Chain) -> tuple[Array, Array | None]:
-        """Return what passes, and what the source's gradient holds."""
-        return self.slowly_passed(target, chain), self.g.get(source)
-
-    def check_copied(
-        self, source: int, channel: int, before: tuple[Array, Array | None], mix: Mix | None
-    ) -> None:
-        p, old = before
-        shape = (len(p), *self.plan.tensors[source].shape)
-        begin = channel * p[0, 0].size
-        taken = p.reshape(len(p), -1)[:, begin : begin + int(np.prod(shape[1:]))]
-        self.check_given("copy", source, taken.reshape(shape), old, mix)
-
-    def check_given(
-        self, op: str, tensor: int, new: Array, old: Array | None, mix: Mix | None
-    ) -> None:
-        if mix is not None:
-            assert old is not None
-            new = naive.mixed(old, new, mix)
-        self.check(f"gradient by {op}{'' if mix is None else ', added'}", self.g[tensor], new)
 
 
 class CheckedConv(NumpyConv):
@@ -219,16 +138,31 @@ class CheckedPool(NumpyPool):
         backend.check_given(op.operation, op.source, given, old, mix)
 
 
-class CheckedExampleNorm(NumpyLayerNorm):
+class CheckedNorm(NumpyLayerNorm):
     backend: CheckedBackend
     found: tuple[Ints, Ints]
+
+    def _parted(self, x: Array) -> Array:
+        """Return what is normalised together, [blocks, channels, height, width]."""
+        if self.together.places:
+            return naive.places_of(x)
+        return naive.blocks(x, self.together.count)
+
+    def _joined(self, x: Array) -> Array:
+        plane = self.backend.plan.tensors[self.op.source].shape[1:]
+        return (
+            naive.of_places(x, plane)
+            if self.together.places
+            else naive.of_blocks(x, self.together.count)
+        )
 
     def forward(self, read: Read, how: Deviation, scale: Scale) -> tuple[Ints, Ints]:
         multiplier, shift = self.found = super().forward(read, how, scale)
         backend, exact = self.backend, self._slowly_read(read)
         # What a step is worth, but for the last of the multiplier's 15 bits and of the root's 31.
-        for n, values in enumerate(naive.blocks(exact, self.op.groups)):
-            size = naive.layer_size(values.ravel().tolist(), how.l1) + how.eps
+        for n, values in enumerate(self._parted(exact)):
+            centred = self.together.centred
+            size = naive.layer_size(values.ravel().tolist(), how.l1, centred) + how.eps
             size = max(size, 1)
             worth = math.ldexp(how.numerator, -how.exponent) / (size if how.l1 else size**0.5)
             found = math.ldexp(multiplier[n], -int(shift[n]))
@@ -243,8 +177,8 @@ class CheckedExampleNorm(NumpyLayerNorm):
         return naive.read(self.backend.x[self.op.source], read)
 
     def _slow_hat(self, exact: Array) -> Array:
-        groups = self.op.groups
-        return naive.of_blocks(naive.normalised(naive.blocks(exact, groups), *self.found), groups)
+        parted = self._parted(exact)
+        return self._joined(naive.normalised(parted, *self.found, self.together.centred))
 
     def _each(self, values: Ints) -> Ints:
         """Return values per element, of those per channel too."""
@@ -259,7 +193,7 @@ class CheckedExampleNorm(NumpyLayerNorm):
     def sums(self, read: Read, chain: Chain, factor: Ints) -> tuple[Sums, Sums, Ints]:
         elements, examples, peak = super().sums(read, chain, factor)
         whole = self._slowly(read, chain, factor)
-        p, t, hat = (naive.blocks(part, self.op.groups) for part in whole)
+        p, t, hat = (self._parted(part) for part in whole)
         (per_element, _), (_, per_block) = naive.layer_sums(*whole), naive.layer_sums(p, t, hat)
         if self.op.per_channel:
             per_element = per_element.reshape(whole[0].shape[1], -1, 2).sum(1)
@@ -269,10 +203,12 @@ class CheckedExampleNorm(NumpyLayerNorm):
         return elements, examples, peak
 
     def backward(self, read: Read, chain: Chain, factor: Ints, out: Chain, mix: Mix | None) -> None:
-        source, backend, groups = self.op.source, self.backend, self.op.groups
+        source, backend = self.op.source, self.backend
         old, (_, t, hat) = backend.g.get(source), self._slowly(read, chain, factor)
         super().backward(read, chain, factor, out, mix)
-        given = naive.layer_out(t, hat, out, groups)
+        count = len(self._parted(t))
+        numbers = np.broadcast_to(np.arange(count)[:, None, None, None], self._parted(t).shape)
+        given = naive.layer_out(t, hat, out, self._joined(numbers))
         backend.check_given(self.op.kind, source, given, old, mix)
 
 
@@ -454,8 +390,9 @@ CHECKED: dict[type[PlanOp], type[Any]] = {
     Add: CheckedAdd,
     Copy: CheckedCopy,
     Pool: CheckedPool,
-    LayerNorm: CheckedExampleNorm,
-    GroupNorm: CheckedExampleNorm,
+    LayerNorm: CheckedNorm,
+    GroupNorm: CheckedNorm,
+    ChannelNorm: CheckedNorm,
     FunctionOp: CheckedFunction,
     PairOp: CheckedPair,
     Join: CheckedJoin,
@@ -465,6 +402,7 @@ CHECKED: dict[type[PlanOp], type[Any]] = {
     DepthToSpace: CheckedDepthToSpace,
     ResizeLinear: CheckedResizeLinear,
     TransposedConv: CheckedConv,
+    **checked_tokens.CHECKED,
 }
 
 
@@ -561,6 +499,8 @@ OF_EXAMPLES: dict[type[PlanOp], set[str]] = {
     DepthToSpace: {"depth to space", "gradient by depth to space"},
     ResizeLinear: {"resize", "gradient by resize"},
     TransposedConv: {"conv", "weight gradient", "gradient by conv"},
+    ChannelNorm: {"channel-norm", *(f"channel-norm{what}" for what in _OF_NORM)},
+    **checked_tokens.SEEN,
 }
 
 

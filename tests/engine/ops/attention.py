@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkit.engine.ops.attention import AttentionOp
-from fedkit.engine.ops.product import Product
-from fedkit.engine.ops.softmax import SoftmaxOp
+from fedkit.engine.plan.attention import AttentionOp
+from fedkit.engine.plan.product import Product
+from fedkit.engine.plan.softmax import SoftmaxOp
 from tests.naive.plan import Pass
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkit.engine.ops.channel_norm import ChannelNorm
+from fedkit.engine.plan.channel_norm import ChannelNorm
 from tests.naive.plan import Pass
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkit.engine.ops.embedding import Embedding
+from fedkit.engine.plan.embedding import Embedding
 from tests.naive.plan import Pass
 
 

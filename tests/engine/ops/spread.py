@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedkit.engine.ops.spread import Spread
+from fedkit.engine.plan.spread import Spread
 from tests.naive.plan import Pass
 
 

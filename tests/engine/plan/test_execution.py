@@ -28,7 +28,8 @@ from fedkit.engine.plan.execution import (
     training_schedule,
 )
 from fedkit.engine.plan.plan import verify
-from fedkit.engine.plan.structure import Plan, StoredTensor
+from fedkit.engine.plan.spread import Spread
+from fedkit.engine.plan.structure import Plan, PlanOp, StoredTensor
 from tests.engine.plan.random_plans import FUNCTIONS, LAYERS, plans
 from tests.sets import drawn
 
@@ -114,7 +115,7 @@ def test_no_gradient_changes_between_its_last_write_and_its_last_read(plan: Plan
     TokenGradients(plan, training_schedule(plan)).check_backward()
 
 
-def same(count: int, ops: Sequence[Conv | Add], relu: tuple[int, ...] = ()) -> Plan:
+def same(count: int, ops: Sequence[PlanOp], relu: tuple[int, ...] = ()) -> Plan:
     """Return a plan of equal tensors, some with a ReLU; only its ops count."""
     tensors = [StoredTensor((1, 1, 1), None, "relu" if i in relu else "none") for i in range(count)]
     return Plan({}, {}, (), tuple(tensors), tuple(ops), count - 1)
@@ -126,7 +127,7 @@ def conv(source: int, target: int) -> Conv:
 
 def test_a_gradient_that_lies_in_two_sums_is_not_overwritten_by_a_third_tensor() -> None:
     """(1 + 3) + 2, where 2 has a ReLU: 1 and 3 share with 4, 4 and 2 must not share with 5 too."""
-    ops: list[Conv | Add] = [
+    ops: list[PlanOp] = [
         conv(0, 1),
         conv(1, 2),
         conv(2, 3),
@@ -141,7 +142,7 @@ def test_a_gradient_that_lies_in_two_sums_is_not_overwritten_by_a_third_tensor()
 def test_the_sides_of_a_sum_share_its_gradient() -> None:
     one_side = same(4, [conv(0, 1), Add(0, 1, 2), conv(2, 3)])
     assert training_schedule(one_side).owner == {1: 2}
-    ops: list[Conv | Add] = [conv(0, 1), conv(1, 2), conv(2, 3), Add(1, 3, 4), conv(4, 5)]
+    ops: list[PlanOp] = [conv(0, 1), conv(1, 2), conv(2, 3), Add(1, 3, 4), conv(4, 5)]
     residual = same(6, ops, relu=(1, 2, 4))
     assert training_schedule(residual).owner == {1: 4, 3: 4}
 
@@ -228,3 +229,11 @@ def test_a_forward_pass_needs_two_tensors_of_a_chain_at_a_time() -> None:
     assert peak == 20
     assert not any(isinstance(step, LossStep) for step in forward_schedule(plan).steps)
     assert all(isinstance(step, Forward) for step in forward_schedule(plan).steps)
+
+
+def test_the_input_has_memory_of_its_own_before_the_first_op_that_reads_it() -> None:
+    """Values of all examples come first here; what reads them is done before the input is read."""
+    ops = (Spread("all", 1, "learned"), conv(1, 2), conv(0, 3), Add(2, 3, 4))
+    plan = same(5, ops)
+    offsets, _ = place(plan, forward_schedule(plan), lambda key: 10)
+    assert offsets["x", 0] not in (offsets["x", 1], offsets["x", 2])

@@ -106,6 +106,39 @@ EK_INLINE void ek_pair_block64(ek_block64 *sums, const uint8_t *p, const ek_pair
     EK_STAY(sums->d);
 }
 
+/* As the ek_tile of ek_avx2.h, whose sums wait for one another: here are as many again, of every other
+ * patch. */
+EK_INLINE void ek_add_patch64(__m512i *sums, const uint8_t *weights, const uint8_t *patch) {
+    const __m512i x = ek_load64(patch);
+    for (int32_t i = 0; i < 4; i++) {
+        sums[i] = _mm512_dpbusd_epi32(sums[i], x, _mm512_set1_epi32(ek_word(weights + 4 * i)));
+        EK_STAY(sums[i]);
+    }
+}
+static inline void ek_tile64(const uint8_t *weights, const uint8_t *patches, int32_t count,
+                             const int32_t *bias, ek_sixteen *out) {
+    __m512i first[4], second[4], third[4], fourth[4];
+    int32_t k = 0;
+    for (int32_t i = 0; i < 4; i++) {
+        first[i] = _mm512_set1_epi32(bias[i]);
+        second[i] = third[i] = fourth[i] = _mm512_setzero_si512();
+    }
+    for (; k + 4 <= count; k += 4, weights += 64, patches += 256) {
+        ek_add_patch64(first, weights, patches);
+        ek_add_patch64(second, weights + 16, patches + 64);
+        ek_add_patch64(third, weights + 32, patches + 128);
+        ek_add_patch64(fourth, weights + 48, patches + 192);
+    }
+    for (; k < count; k++, weights += 16, patches += 64) ek_add_patch64(first, weights, patches);
+    for (int32_t i = 0; i < 4; i++) {
+        const __m512i even = _mm512_add_epi32(first[i], second[i]);
+        const __m512i sum = _mm512_add_epi32(even, _mm512_add_epi32(third[i], fourth[i]));
+        out[i].a = _mm512_castsi512_si256(sum);
+        out[i].b = _mm512_extracti64x4_epi64(sum, 1);
+    }
+}
+#define ek_tile ek_tile64
+
 /* Requantisation */
 
 /* An ek_scale for twice as many numbers. */

@@ -10,46 +10,70 @@ typedef struct {
     int64_t squares[EK_CHUNK], multiplier[EK_CHUNK];
 } ek_row_of_places;
 
-/* floor(sqrt(x)) for 2^60 <= x < 2^62. */
-static int64_t ek_place_root(int64_t x) {
-    int64_t root = 0;
-    for (int64_t bit = INT64_C(1) << 30; bit; bit >>= 1)
-        if ((root + bit) * (root + bit) <= x) root += bit;
-    return root;
-}
+/* The loops below write to arrays of their function, which are copied when they are done: whatever else
+ * is written could be one of the numbers that they read, and no loop would become vectors. */
+
+/* Of so many channels no sum of squares leaves 32 bits. */
+#define EK_PLACE_CHANNELS 65536
 
 static void ek_place_sums(ek_row_of_places *run, const ek_planes *in, const uint8_t *x, int32_t count) {
+    const int32_t zero = in->zero, plane = in->plane;
     memset(run->sum, 0, sizeof run->sum);
     memset(run->squares, 0, sizeof run->squares);
-    for (int32_t c = 0; c < in->channels; c++)
+    for (int32_t begin = 0; begin < in->channels; begin += EK_PLACE_CHANNELS) {
+        const int32_t rest = in->channels - begin;
+        int32_t sum[EK_CHUNK] = {0};
+        uint32_t squares[EK_CHUNK] = {0};
+        for (int32_t c = rest < EK_PLACE_CHANNELS ? rest : EK_PLACE_CHANNELS; c > 0; c--, x += plane)
+            for (int32_t j = 0; j < count; j++) {
+                const int32_t v = x[j] - zero;
+                sum[j] += v;
+                squares[j] += (uint32_t)(v * v);
+            }
+        for (int32_t j = 0; j < count; j++) run->sum[j] += sum[j], run->squares[j] += squares[j];
+    }
+}
+
+/* floor(sqrt(x)) for 2^60 <= x < 2^62, in place. */
+static void ek_place_roots(int64_t *sizes, int32_t count) {
+    int64_t size[EK_CHUNK], root[EK_CHUNK] = {0};
+    memcpy(size, sizes, (size_t)count * sizeof *sizes);
+    for (int64_t bit = INT64_C(1) << 30; bit; bit >>= 1)
         for (int32_t j = 0; j < count; j++) {
-            const int32_t v = x[c * in->plane + j] - in->zero;
-            run->sum[j] += v;
-            run->squares[j] += v * v;
+            const int64_t next = root[j] + bit;
+            root[j] = next * next <= size[j] ? next : root[j];
         }
+    memcpy(sizes, root, (size_t)count * sizeof *sizes);
 }
 
 static void ek_place_multipliers(ek_row_of_places *run, const ek_channel_scale *norm, int64_t channels,
                                 int32_t count) {
+    int64_t sizes[EK_CHUNK];
     for (int32_t j = 0; j < count; j++) {
         if (!norm->centred) run->sum[j] = 0;
-        int64_t size = channels * run->squares[j] - (int64_t)run->sum[j] * run->sum[j] + norm->eps;
+        sizes[j] = channels * run->squares[j] - (int64_t)run->sum[j] * run->sum[j] + norm->eps;
         run->shift[j] = 61 - EK_PLACE_BITS;
-        for (; size < INT64_C(1) << 60; run->shift[j]--) size *= 4;
-        run->multiplier[j] = (INT64_C(1) << 61) / ek_place_root(size);
+        for (; sizes[j] < INT64_C(1) << 60; run->shift[j]--) sizes[j] *= 4;
     }
+    ek_place_roots(sizes, count);
+    for (int32_t j = 0; j < count; j++) run->multiplier[j] = (INT64_C(1) << 61) / sizes[j];
 }
 
-static void ek_place_norm(const ek_row_of_places *run, const ek_channel_scale *norm, const ek_planes *in,
-                         const ek_planes *out, const uint8_t *x, uint8_t *y, int32_t count) {
-    for (int32_t c = 0; c < in->channels; c++)
-        for (int32_t j = 0; j < count; j++) {
-            const int64_t off = (int64_t)in->channels * (x[c * in->plane + j] - in->zero);
-            const int64_t half = INT64_C(1) << (run->shift[j] - 1);
-            const int64_t hat = ((off - run->sum[j]) * run->multiplier[j] + half) >> run->shift[j];
-            const int64_t scaled = (hat * norm->factor[c] + norm->offset[c]) >> norm->shift;
-            y[c * out->plane + j] = ek_clamp(scaled + norm->zero, norm->low, norm->high);
-        }
+/* Some places of a channel. */
+static void ek_place_norm(const ek_row_of_places *run, const ek_channel_scale *norm, int32_t channels,
+                         int32_t channel, uint8_t zero, const uint8_t *x, uint8_t *y, int32_t count) {
+    const int64_t factor = norm->factor[channel], offset = norm->offset[channel];
+    const int32_t shift = norm->shift, low = norm->low, high = norm->high, out = norm->zero;
+    uint8_t bytes[EK_CHUNK];
+    for (int32_t j = 0; j < count; j++) {
+        const int64_t off = channels * (x[j] - zero) - run->sum[j];
+        const int64_t half = INT64_C(1) << (run->shift[j] - 1);
+        const int64_t hat = (off * run->multiplier[j] + half) >> run->shift[j];
+        int64_t scaled = ((hat * factor + offset) >> shift) + out;
+        scaled = scaled < low ? low : scaled;
+        bytes[j] = (uint8_t)(scaled > high ? high : scaled);
+    }
+    ek_copy(y, bytes, count);
 }
 
 void ek_channel_norm(const ek_channel_scale *norm, const ek_planes *in, const ek_planes *out,
@@ -62,7 +86,9 @@ void ek_channel_norm(const ek_channel_scale *norm, const ek_planes *in, const ek
             const uint8_t *from = x + i * in->row + j;
             ek_place_sums(&run, in, from, count);
             ek_place_multipliers(&run, norm, in->channels, count);
-            ek_place_norm(&run, norm, in, out, from, y + i * out->row + j, count);
+            for (int32_t c = 0; c < in->channels; c++)
+                ek_place_norm(&run, norm, in->channels, c, in->zero, from + c * in->plane,
+                              y + i * out->row + j + c * out->plane, count);
         }
     ek_halos(out, y);
 }

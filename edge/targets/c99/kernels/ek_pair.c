@@ -1,4 +1,4 @@
-/* Products, sums and differences of two tensors. */
+/* Products, sums, differences and quotients of two tensors. */
 #include "ek_pair.h"
 #include "ek_simd.h"
 
@@ -8,11 +8,14 @@
 #define EK_RESTRICT
 #endif
 
-static inline uint8_t ek_paired(const ek_pair_op *op, int32_t sum) {
-    int32_t x = ((sum + (1 << (op->shift - 1))) >> op->shift) + op->zero;
+static inline uint8_t ek_within(const ek_pair_op *op, int32_t x) {
     x = x < op->low ? op->low : x; /* one after the other, compilers know it as max and min */
     x = x > op->high ? op->high : x;
     return (uint8_t)x;
+}
+
+static inline uint8_t ek_paired(const ek_pair_op *op, int32_t sum) {
+    return ek_within(op, ((sum + (1 << (op->shift - 1))) >> op->shift) + op->zero);
 }
 
 /* One run of pixels; steps are 0 or 1, and known where this is inlined. */
@@ -33,6 +36,20 @@ EK_INLINE void ek_sum_run(const ek_pair_op *whole, const uint8_t *a, int32_t ste
     for (int32_t i = 0; i < count; i++) {
         const int32_t left = (a[i * step_a] - op.zero_a) * op.factor_a;
         out[i] = ek_paired(&op, left + (b[i * step_b] - op.zero_b) * op.factor_b);
+    }
+}
+
+EK_INLINE void ek_div_run(const ek_pair_op *whole, const uint8_t *a, int32_t step_a,
+                          const uint8_t *b, int32_t step_b, uint8_t *EK_RESTRICT out,
+                          int32_t count) {
+    const ek_pair_op op = *whole;
+    for (int32_t i = 0; i < count; i++) {
+        const int32_t right = b[i * step_b] - op.zero_b;
+        const int32_t steps = right < op.factor_b ? op.factor_b : right;
+        const int32_t sum = (a[i * step_a] - op.zero_a) * op.factor_a + (steps << (op.shift - 1));
+        const int32_t divisor = steps << op.shift, quotient = sum / divisor;
+        const int32_t below = quotient * divisor > sum; /* C cuts off towards zero */
+        out[i] = ek_within(&op, quotient - below + op.zero);
     }
 }
 
@@ -57,6 +74,11 @@ static void ek_sum_over(const ek_pair_op *op, const uint8_t *a, int32_t step_a, 
         ek_sum_run(op, a, 1, b, 0, out, count);
     else
         ek_sum_run(op, a, 0, b, step_b, out, count);
+}
+
+static void ek_div_over(const ek_pair_op *op, const uint8_t *a, int32_t step_a, const uint8_t *b,
+                      int32_t step_b, uint8_t *out, int32_t count) {
+    ek_div_run(op, a, step_a, b, step_b, out, count);
 }
 
 /* Whether the pixel below a row's last is its next, or the same, as in the output. */
@@ -111,6 +133,10 @@ static void ek_pairs(ek_pair_run run, const ek_pair_op *op, const uint8_t *a, co
 
 void ek_mul(const ek_pair_op *op, const uint8_t *a, const uint8_t *b, uint8_t *out) {
     ek_pairs(ek_mul_over, op, a, b, out);
+}
+
+void ek_div(const ek_pair_op *op, const uint8_t *a, const uint8_t *b, uint8_t *out) {
+    ek_pairs(ek_div_over, op, a, b, out);
 }
 
 void ek_sum_of(const ek_pair_op *op, const uint8_t *a, const uint8_t *b, uint8_t *out) {

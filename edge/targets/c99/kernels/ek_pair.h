@@ -1,4 +1,4 @@
-/* Products, sums and differences of two tensors that need not have one shape. */
+/* Products, sums, differences and quotients of two tensors that need not have one shape. */
 #ifndef EK_PAIR_H
 #define EK_PAIR_H
 
@@ -16,7 +16,9 @@ typedef struct {
 /* With a' = a - zero_a and b' = b - zero_b:
  * ek_mul     clamp(zero + (a' * b' * factor_a + 2^(shift - 1) >> shift), low, high)
  * ek_sum_of  clamp(zero + (a' * factor_a + b' * factor_b + 2^(shift - 1) >> shift), low, high)
- * Of a product 0 <= factor_a <= 2^14; of a sum each is below 2^15, either sign; 1 <= shift <= 30. */
+ * ek_div     clamp(zero + floor(a' * factor_a / (max(b', factor_b) << shift) + 1/2), low, high)
+ * Of a product 0 <= factor_a <= 2^14; of a sum each is below 2^15, either sign; 1 <= shift <= 30.
+ * Of a quotient 0 <= factor_a <= 2^17, 1 <= factor_b <= 255, and 1 <= shift <= 22. */
 typedef struct {
     ek_planes out;
     ek_steps a, b;
@@ -28,6 +30,7 @@ typedef struct {
 
 /* `out` must not be an operand. */
 void ek_mul(const ek_pair_op *op, const uint8_t *a, const uint8_t *b, uint8_t *out);
+void ek_div(const ek_pair_op *op, const uint8_t *a, const uint8_t *b, uint8_t *out);
 void ek_sum_of(const ek_pair_op *op, const uint8_t *a, const uint8_t *b, uint8_t *out);
 
 #ifdef __cplusplus

@@ -1,6 +1,6 @@
 /* Softmax over channels, in integers. */
 #include "ek_softmax.h"
-#include "ek_simd.h"
+#include "ek_shares.h"
 
 /* 16 * ln(x) in 2^-24, a little below: bits of log2 by squaring. */
 static int64_t ek_log(uint32_t x) {
@@ -18,45 +18,16 @@ static int64_t ek_log(uint32_t x) {
 
 #ifdef EK_SIMD
 
-#define EK_TOGETHER 16 /* pixels, whose loops compilers make vectors of; more may be read */
-
-/* Of each pixel the largest of its channels, and the sum of the powers of what is below it. */
-typedef struct {
-    uint8_t most[EK_TOGETHER];
-    uint32_t sum[EK_TOGETHER];
-} ek_sums_of_powers;
-
-static inline ek_sums_of_powers ek_sum_powers(const ek_powers *powers, const ek_planes *in,
-                                              const uint8_t *x) {
-    ek_sums_of_powers s = {{0}, {0}};
-    const uint32_t *entries = powers->entries;
-    const int32_t channels = in->channels, plane = in->plane;
-    const uint8_t *p = x;
-    for (int32_t c = 0; c < channels; c++, p += plane)
-        for (int32_t k = 0; k < EK_TOGETHER; k++) s.most[k] = p[k] > s.most[k] ? p[k] : s.most[k];
-    for (int32_t c = 0; c < channels; c++, x += plane)
-        for (int32_t k = 0; k < EK_TOGETHER; k++) s.sum[k] += entries[(uint8_t)(s.most[k] - x[k])];
-    return s;
-}
-
-/* floor((256 * power + sum / 2) / sum) by a reciprocal: with another half in the dividend a quotient
- * is at least 2^-33 of itself away from an integer, and what is rounded is below 2^-50. */
 static void ek_softmax_pixels(const ek_powers *powers, const ek_planes *in, const ek_planes *out,
                               const uint8_t *x, uint8_t *y, int32_t count) {
-    const ek_sums_of_powers s = ek_sum_powers(powers, in, x);
-    const uint32_t *entries = powers->entries;
-    double half[EK_TOGETHER], reciprocal[EK_TOGETHER];
-    for (int32_t k = 0; k < EK_TOGETHER; k++) {
-        half[k] = (s.sum[k] >> 1) + 0.5;
-        reciprocal[k] = 1.0 / s.sum[k];
-    }
+    const ek_sums_of_powers s = ek_sum_powers(powers, x, in->plane, in->channels, 0);
+    const ek_share share = ek_share_of(&s);
     for (int32_t c = in->channels; c > 0; c--, x += in->plane, y += out->plane) {
+        uint32_t power[EK_TOGETHER];
         uint8_t bytes[EK_TOGETHER];
-        for (int32_t k = 0; k < EK_TOGETHER; k++) {
-            const uint32_t power = entries[(uint8_t)(s.most[k] - x[k])];
-            const double share = (256.0 * power + half[k]) * reciprocal[k];
-            bytes[k] = (uint8_t)(share < 255 ? (int32_t)share : 255);
-        }
+        for (int32_t k = 0; k < EK_TOGETHER; k++)
+            power[k] = powers->entries[(uint8_t)(s.most[k] - x[k])];
+        ek_put_shares(&share, power, bytes);
         ek_copy(y, bytes, count);
     }
 }
@@ -64,7 +35,7 @@ static void ek_softmax_pixels(const ek_powers *powers, const ek_planes *in, cons
 static void ek_log_softmax_pixels(const ek_powers *powers, const ek_planes *in,
                                   const ek_planes *out, const uint8_t *x, uint8_t *y,
                                   int32_t count) {
-    const ek_sums_of_powers s = ek_sum_powers(powers, in, x);
+    const ek_sums_of_powers s = ek_sum_powers(powers, x, in->plane, in->channels, 0);
     const int64_t step = powers->step;
     const uint8_t zero = out->zero;
     int64_t log[EK_TOGETHER];

@@ -1,0 +1,179 @@
+"""Attention in an int8 graph, whose parts one kernel does: two products, a softmax, and moves.
+
+What lies between tokens and the products are moves alone, of heads to rows and back. They are not
+matched one by one: what they do to the number of each value says whether heads are channels that
+lie one behind the other, as the kernel reads and writes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from edge.define.rounding import POLICIES
+from edge.ops.registry import SPECS
+from fedkit.core.numerics import Int64s
+from fedkit.graph import ir
+
+_MOVES = frozenset({"reshape", "transpose"})
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    """Ops of which nothing but the last one's result is read by others.
+
+    Attributes:
+        query: An activation [1, 1, queries, channels].
+        key: Likewise, of as many channels.
+        value: Of as many places as keys.
+        score: The product of queries and keys.
+        softmax: Of it.
+        mix: The product of that and the values.
+        ops: All of them, moves too, in order; the last one's output is [1, 1, queries, channels].
+    """
+
+    query: str
+    key: str
+    value: str
+    score: ir.Op
+    softmax: ir.Op
+    mix: ir.Op
+    ops: tuple[ir.Op, ...]
+
+    @property
+    def sources(self) -> tuple[str, str, str]:
+        """What it reads."""
+        return self.query, self.key, self.value
+
+
+def scratch_bytes(size: int, value_size: int, keys: int) -> int:
+    """Return what `ek_attend` needs, for heads of so many channels: EK_ATTENTION_SCRATCH."""
+
+    def pairs(count: int) -> int:
+        return -(-count // 2)
+
+    def weights(rows: int, terms: int) -> int:
+        return -(-rows // 4) * (16 * pairs(terms) + 16)
+
+    packed = weights(keys, size) + weights(value_size, keys)
+    return packed + 72 * (pairs(size) + pairs(keys)) + 80 * (keys + 3) + 64
+
+
+def attentions(graph: ir.Graph) -> Mapping[str, FusedAttention]:
+    """Return output -> the attention that makes it."""
+    found = {}
+    for softmax in graph.ops:
+        if softmax.kind == "softmax" and (one := _around(graph, softmax)) is not None:
+            found[one.ops[-1].output] = one
+    return found
+
+
+def _around(graph: ir.Graph, softmax: ir.Op) -> FusedAttention | None:
+    score = graph.producer(softmax.inputs[0])
+    mix = graph.sole_consumer(softmax.output)
+    if score is None or mix is None or not _is_between(graph, score, softmax, mix):
+        return None
+    _, heads, queries, keys = graph.tensors[score.output].shape
+    size, values = (graph.tensors[op.inputs[1]].shape for op in (score, mix))
+    sides = (
+        (score.inputs[0], (heads, queries, size[2]), (1, 0, 2)),
+        (score.inputs[1], (heads, size[2], keys), (2, 0, 1)),
+        (mix.inputs[1], (heads, keys, values[3]), (1, 0, 2)),
+    )
+    before = [_tokens_of(graph, *side) for side in sides]
+    after = _tokens_from(graph, mix.output, (heads, queries, values[3]))
+    query, key, value = before
+    if query is None or key is None or value is None or after is None:
+        return None
+    inside = {op.output for each in (query, key, value, after) for op in each.ops}
+    inside |= {op.output for op in (score, softmax, mix)}
+    ops = tuple(op for op in graph.ops if op.output in inside)
+    return FusedAttention(query.tokens, key.tokens, value.tokens, score, softmax, mix, ops)
+
+
+def _is_between(graph: ir.Graph, score: ir.Op, softmax: ir.Op, mix: ir.Op) -> bool:
+    are_products = score.kind == mix.kind == "matmul"
+    of_activations = all(
+        graph.tensors[name].data is None for op in (score, mix) for name in op.inputs
+    )
+    return (
+        are_products
+        and of_activations
+        and graph.sole_consumer(score.output) is softmax
+        and mix.inputs == (softmax.output, mix.inputs[1])
+        and mix.inputs[1] != softmax.output
+    )
+
+
+class _Moved(NamedTuple):
+    """Tokens, and the moves between them and a product."""
+
+    tokens: str
+    ops: tuple[ir.Op, ...]
+
+
+def _tokens_of(
+    graph: ir.Graph, name: str, shape: tuple[int, ...], order: tuple[int, ...]
+) -> _Moved | None:
+    """Return the tokens that moves make an operand of.
+
+    Args:
+        graph: All.
+        name: The operand, a matrix for each head.
+        shape: Its, without the first axis.
+        order: Its axes as tokens have them: places, heads, channels of a head.
+    """
+    wanted = np.arange(math.prod(shape)).reshape([shape[axis] for axis in order])
+    expected = wanted.transpose(np.argsort(order)).ravel()
+    for tokens, ops in _moves_before(graph, name):
+        if _are_tokens(graph, tokens, wanted.shape[0]) and _same(graph, tokens, ops, expected):
+            return _Moved(tokens, ops)
+    return None
+
+
+def _moves_before(graph: ir.Graph, name: str) -> Iterator[_Moved]:
+    """Yield an activation, then what leads to it by moves whose results nothing else reads."""
+    ops: tuple[ir.Op, ...] = ()
+    yield _Moved(name, ops)
+    op = graph.producer(name)
+    while op is not None and op.kind in _MOVES and graph.sole_consumer(op.output) is not None:
+        ops = (op, *ops)
+        yield _Moved(op.inputs[0], ops)
+        op = graph.producer(op.inputs[0])
+
+
+def _moves_behind(graph: ir.Graph, name: str) -> Iterator[_Moved]:
+    """Yield an activation, then what moves make of it, as far as nothing else reads it."""
+    ops: tuple[ir.Op, ...] = ()
+    yield _Moved(name, ops)
+    op = graph.sole_consumer(name)
+    while op is not None and op.kind in _MOVES:
+        ops = (*ops, op)
+        yield _Moved(op.output, ops)
+        op = graph.sole_consumer(op.output)
+
+
+def _tokens_from(graph: ir.Graph, name: str, shape: tuple[int, ...]) -> _Moved | None:
+    """Return the tokens that moves make of what a product gives, [heads, places, channels]."""
+    expected = np.arange(math.prod(shape)).reshape(shape).transpose(1, 0, 2).ravel()
+    for tokens, ops in _moves_behind(graph, name):
+        if _are_tokens(graph, tokens, shape[1]) and _same(graph, name, ops, expected):
+            return _Moved(tokens, ops)
+    return None
+
+
+def _are_tokens(graph: ir.Graph, name: str, places: int) -> bool:
+    shape = graph.tensors[name].shape
+    return len(shape) == 4 and shape[1:3] == (1, places)
+
+
+def _same(graph: ir.Graph, source: str, ops: Sequence[ir.Op], expected: Int64s) -> bool:
+    """Whether the moves put number `expected[i]` of the source, in its order, in place i."""
+    x = np.arange(math.prod(graph.tensors[source].shape)).reshape(graph.tensors[source].shape)
+    for op in ops:
+        x = SPECS[op.kind].exact(POLICIES["half_up"], graph, op, (x,))
+    return bool(np.array_equal(x.ravel(), expected))
