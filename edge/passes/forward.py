@@ -80,12 +80,12 @@ def _refused(graph: ir.Graph, name: str, reader: LayerReader, scale: Floats, shi
 
 
 def shared_with(graph: ir.Graph, layer: ir.Op) -> ir.Op | None:
-    """Return another layer with the same weights, which an artifact could hold once."""
+    """Return another layer, or table, with the same weights, which an artifact holds once."""
     own = graph.constant(layer.inputs[1])
     for op in graph.ops:
-        if op.kind in WEIGHTED and op.output != layer.output:
+        if op.kind in (*WEIGHTED, "embedding") and op.output != layer.output:
             other = graph.constant(op.inputs[1])
-            if own.shape == other.shape and own.size > 1 and np.array_equal(own, other):
+            if own.size == other.size > 1 and np.array_equal(own.ravel(), other.ravel()):
                 return op
     return None
 

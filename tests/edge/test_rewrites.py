@@ -20,7 +20,7 @@ from fedkit.graph import ir
 from fedkit.graph.from_torch import lower
 from fedkit.graph.interpret import evaluate_all
 from fedkit.graph.ops.norms import OfPlace
-from fedkit.nn.transformers import kwt1, vit_tiny
+from fedkit.nn.transformers import char_gpt, kwt1, vit_tiny
 from tests.edge.random_floats import a_float_graph
 
 FUSED = 1e-4
@@ -379,6 +379,31 @@ def test_layer_norms_of_a_pre_ln_model_become_rms_norms(
         assert len(done.applied) == 1
         assert done.refused == ()
         assert done.gap <= 1e-5
+
+
+def as_tokens(model: nn.Module, graph: ir.Graph) -> float:
+    """By how much of its largest logit a graph of a model of tokens differs from it."""
+    tokens = np.random.default_rng(0).integers(11, size=(5, 8))
+    with torch.no_grad():
+        own = ir.to_graph_layout(model(torch.from_numpy(tokens)).numpy())
+    (found,) = evaluate_all(graph, {graph.inputs[0]: tokens.astype(np.float32)})
+    return float(np.abs(found.reshape(own.shape) - own).max() / np.abs(own).max())
+
+
+@pytest.mark.parametrize("name", ["ln_to_rms", "rms_to_crms"])
+def test_a_table_of_tokens_writes_a_stream(name: str) -> None:
+    model = jittered(char_gpt((8,), 11)).eval()
+    found = rewritten(lower(model, (8,), tokens=True), [name])
+    assert became(found, name).applied == ("blocks.0.norm and 6 other norms",)
+    assert {*centred(found.graph)} == {False}
+    assert as_tokens(model, found.graph) <= 1e-5
+
+
+def test_a_table_that_makes_the_logits_too_is_refused() -> None:
+    model = char_gpt((8,), 11).eval()
+    model.get_submodule("logits").weight = model.get_submodule("tokens").weight
+    found = rewritten(lower(model, (8,), tokens=True), ["ln_to_rms"])
+    assert "shares its weights with conv2d of module 'logits'" in why_not(found, "ln_to_rms")
 
 
 def test_one_channel_goes_from_all_of_the_stream() -> None:
