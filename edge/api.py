@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edge import artifact, export
 from edge import check as checks
 from edge.artifact import Artifact
@@ -55,6 +57,7 @@ def rewrite(
     names: Sequence[str] = (EXACT,),
     examples: ir.Inputs | None = None,
     input_shape: Sequence[int] | None = None,
+    tokens: bool = False,
 ) -> Rewritten:
     """Read a model as a float graph with rewrites, and tell what each did.
 
@@ -65,9 +68,10 @@ def rewrite(
         model: As for `float_graph`.
         names: Of `edge.passes.rewrites.REWRITES`; "exact" stands for all exact ones that need not
             be named.
-        examples: float32 [n, c, h, w], [n, c, length] or [n, f] of what it will see; `ln_freeze`
-            needs them.
+        examples: float32 [n, c, h, w], [n, c, length] or [n, f], or int64 [n, tokens], of what it
+            will see; `ln_freeze` needs them.
         input_shape: Of one example, of a torch module without examples.
+        tokens: Whether that takes tokens; examples tell it too.
 
     Raises:
         ExportError: There is no rewrite of a name; or as for `float_graph`.
@@ -79,7 +83,8 @@ def rewrite(
             f"examples and input_shape are None, and a {type(source).__name__} does not tell its "
             "shape; give one of them"
         )
-    return export.rewrite(source, shape or (), names, examples)
+    is_of_tokens = tokens if examples is None else np.issubdtype(examples.dtype, np.integer)
+    return export.rewrite(source, shape or (), names, examples, is_of_tokens)
 
 
 def int8_graph(

@@ -17,7 +17,7 @@ from edge.passes.share_constants import share_constants
 from edge.passes.slim import slim
 from edge.quantize import guard, truth
 from edge.quantize.from_file import Misfit, check_kept, keep_integers
-from edge.quantize.masked import masked
+from edge.quantize.score_masks import masked
 from edge.quantize.to_int8 import Scaling, TrainedIntegers, quantize
 from edge.save import save
 from edge.save import save_graph as save_graph
@@ -281,9 +281,7 @@ def int8_graph(
     if not isinstance(model, ir.Graph) and len(calibration):
         _check_lowered(model, floats, calibration[:_COMPARED])
     if rewrites:
-        floats = _rewritten(
-            read, floats, examples.astype(np.float32), rewrites, trained, accept_error
-        )
+        floats = _rewritten(read, floats, examples, rewrites, trained, accept_error)
     if target:
         check_target(floats, target)
     if floats.guards and len(examples):
@@ -305,7 +303,7 @@ def int8_graph(
 def _rewritten(
     read: ir.Graph,
     floats: ir.Graph,
-    examples: ir.FloatArray,
+    examples: ir.Inputs,
     names: Sequence[str],
     trained: TrainedIntegers | None,
     accept_error: bool,
@@ -325,10 +323,11 @@ def _rewritten(
             f"rewrites are {', '.join(names)}, but the model was trained in integers, which are "
             "kept: leave them out"
         )
-    found = passes.rewritten(read, names, Given(examples))
+    inputs = np.asarray(examples, np.float32)
+    found = passes.rewritten(read, names, Given(inputs))
     lossy = [done.kind for done in found.done if done.applied and not done.exact]
     if lossy:
-        truth.judge_rewrites(truth.gap(found.graph, floats, examples), lossy, accept_error)
+        truth.judge_rewrites(truth.gap(found.graph, floats, inputs), lossy, accept_error)
     return found.graph
 
 
@@ -403,6 +402,7 @@ def rewrite(
     input_shape: Sequence[int],
     names: Sequence[str],
     examples: ir.Inputs | None = None,
+    tokens: bool = False,
 ) -> passes.Rewritten:
     """Lower and optimise a model with rewrites; arguments and errors as for `float_graph`.
 
@@ -410,15 +410,18 @@ def rewrite(
         model: As for `float_graph`.
         input_shape: As for `float_graph`.
         names: Of `edge.passes.rewrites.REWRITES`; "exact" stands for several.
-        examples: float32 or tokens [n, ...], as torch takes them; some rewrites need them, and the
-            probe takes its inputs of them.
+        examples: [n, ...], as torch takes them; some rewrites need them, and the probe takes its
+            inputs of them.
+        tokens: As for `float_graph`.
     """
-    given = Given(None if examples is None else ir.to_graph_layout(examples).astype(np.float32))
-    tokens = examples is not None and np.issubdtype(examples.dtype, np.integer)
+    inputs = None if examples is None else ir.to_graph_layout(examples)
+    given = Given(None if inputs is None else np.asarray(inputs, np.float32))
     return passes.rewritten(_read(model, input_shape, tokens), names, given)
 
 
-def _read(model: nn.Module | ir.Graph, input_shape: Sequence[int], tokens: bool) -> ir.Graph:
+def _read(
+    model: nn.Module | ir.Graph, input_shape: Sequence[int], tokens: bool = False
+) -> ir.Graph:
     if isinstance(model, ir.Graph):
         _check_ports(model)
         return model

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edge.passes.affines import Affine, affine_of
-from edge.passes.forward import Forward, folded, why_not
+from edge.passes.affines import ScaleShift, affine_of
+from edge.passes.forward import ForwardFold, folded, why_not
 from edge.passes.rewrite import Given, Place, Rewrite
 from edge.passes.unread import reading, with_ops
 from fedkit.graph import ir
@@ -15,8 +15,8 @@ from fedkit.graph import ir
 @dataclass(frozen=True, eq=False)
 class _Match:
     op: ir.Op
-    affine: Affine
-    forward: Forward
+    affine: ScaleShift
+    forward: ForwardFold
 
 
 def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:

@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Affine:
+class ScaleShift:
     """A value that is `base * scale + shift`.
 
     Attributes:
@@ -27,12 +27,14 @@ class Affine:
     scale: Floats
     shift: Floats
 
-    def after(self, first: Affine) -> Affine:
+    def after(self, first: ScaleShift) -> ScaleShift:
         """Return this one of what `first` makes of its own base."""
-        return Affine(first.base, first.scale * self.scale, first.shift * self.scale + self.shift)
+        return ScaleShift(
+            first.base, first.scale * self.scale, first.shift * self.scale + self.shift
+        )
 
 
-def affine_of(graph: ir.Graph, op: ir.Op) -> Affine | None:
+def affine_of(graph: ir.Graph, op: ir.Op) -> ScaleShift | None:
     """Return what an op is, if it scales and shifts each channel of one activation."""
     found = scaling_of(graph, op)
     if found is None:
@@ -40,10 +42,10 @@ def affine_of(graph: ir.Graph, op: ir.Op) -> Affine | None:
     scale, shift = (each.reshape(-1, each.shape[-1]) for each in (found.scale, found.shift))
     if (scale != scale[0]).any() or (shift != shift[0]).any():
         return None
-    return Affine(found.base, scale[0], shift[0])
+    return ScaleShift(found.base, scale[0], shift[0])
 
 
-def scaling_of(graph: ir.Graph, op: ir.Op) -> Affine | None:
+def scaling_of(graph: ir.Graph, op: ir.Op) -> ScaleShift | None:
     """Return what an op is for each element, if it is arithmetic of a value and a constant."""
     names = [name for name in op.inputs if graph.tensors[name].data is None]
     if len(names) != 1 or op.activation != "none":
@@ -56,18 +58,18 @@ def scaling_of(graph: ir.Graph, op: ir.Op) -> Affine | None:
     first, *others = (np.broadcast_to(each, shape).astype(np.float64) for each in of_op)
     one, none = np.ones(shape), np.zeros(shape)
     if op.kind == "affine":
-        return Affine(base, first, others[0])
+        return ScaleShift(base, first, others[0])
     if op.kind == "mul":
-        return Affine(base, first, none)
+        return ScaleShift(base, first, none)
     if op.kind == "add":
-        return Affine(base, one, first)
-    return Affine(base, one, -first) if op.inputs[0] == base else Affine(base, -one, first)
+        return ScaleShift(base, one, first)
+    return ScaleShift(base, one, -first) if op.inputs[0] == base else ScaleShift(base, -one, first)
 
 
-def root_of(graph: ir.Graph, name: str) -> Affine:
+def root_of(graph: ir.Graph, name: str) -> ScaleShift:
     """Return a value as a scale and a shift of the earliest value that it is one of."""
     channels = graph.tensors[name].shape[-1]
-    found = Affine(name, np.ones(channels), np.zeros(channels))
+    found = ScaleShift(name, np.ones(channels), np.zeros(channels))
     while (op := graph.producer(found.base)) is not None:
         before = affine_of(graph, op)
         if before is None:

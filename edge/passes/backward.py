@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edge.passes.affines import Affine, Floats
+from edge.passes.affines import Floats, ScaleShift
 from edge.passes.unread import constant, with_changed
 from fedkit.graph import ir
 from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED, spec_of
@@ -17,20 +17,20 @@ MOVES = ("transpose", "reshape", "flatten_nchw", "take", "depth_to_space")
 
 
 @dataclass(frozen=True)
-class Chain:
+class LayerChain:
     """A layer, and the moves that its result goes through, each the only one that reads it."""
 
     layer: ir.Op
     moves: tuple[ir.Op, ...]
 
 
-def chain_to(graph: ir.Graph, name: str) -> Chain | str:
+def chain_to(graph: ir.Graph, name: str) -> LayerChain | str:
     """Return the layer that a value comes from, or why there is none."""
     moves: list[ir.Op] = []
     while (op := graph.producer(name)) is not None and graph.sole_consumer(name) is not None:
         if op.kind in WEIGHTED:
             applies = f"layer {op.source!r} applies {op.activation} to its result"
-            return applies if op.activation != "none" else Chain(op, tuple(moves[::-1]))
+            return applies if op.activation != "none" else LayerChain(op, tuple(moves[::-1]))
         if op.kind not in MOVES:
             return f"{op.kind} of module {op.source!r} writes it, not a convolution or linear layer"
         moves.append(op)
@@ -47,7 +47,7 @@ def moved(graph: ir.Graph, moves: Sequence[ir.Op], values: ir.Array) -> ir.Array
     return values
 
 
-def of_channels(graph: ir.Graph, chain: Chain, affine: Affine) -> Affine | None:
+def of_channels(graph: ir.Graph, chain: LayerChain, affine: ScaleShift) -> ScaleShift | None:
     """Return what is done with each channel of a layer; None if places of one differ.
 
     Args:
@@ -62,7 +62,7 @@ def of_channels(graph: ir.Graph, chain: Chain, affine: Affine) -> Affine | None:
     scale, shift = found
     if scale is None or shift is None:
         return None
-    return Affine(chain.layer.output, scale, shift)
+    return ScaleShift(chain.layer.output, scale, shift)
 
 
 def _one_each(values: Floats, channels: ir.Array, count: int) -> Floats | None:
@@ -72,7 +72,7 @@ def _one_each(values: Floats, channels: ir.Array, count: int) -> Floats | None:
     return found if (found[channels] == values).all() else None
 
 
-def folded(graph: ir.Graph, chain: Chain, op: ir.Op, affine: Affine) -> ir.Graph:
+def folded(graph: ir.Graph, chain: LayerChain, op: ir.Op, affine: ScaleShift) -> ir.Graph:
     """Return a graph whose layer computes what an op behind it does; the last move writes it.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edge.passes.affines import Affine, affine_of
+from edge.passes.affines import ScaleShift, affine_of
 from fedkit.graph import ir
 from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED
 
@@ -20,7 +20,7 @@ class Match:
 
     layer: ir.Op
     norm: ir.Op
-    affine: Affine
+    affine: ScaleShift
 
 
 def match(graph: ir.Graph) -> Match | None:

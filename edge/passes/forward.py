@@ -15,7 +15,7 @@ from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED
 
 
 @dataclass(frozen=True)
-class Reader:
+class LayerReader:
     """A layer that reads a value, and the moves between."""
 
     layer: ir.Op
@@ -23,7 +23,7 @@ class Reader:
 
 
 @dataclass(frozen=True, eq=False)
-class Forward:
+class ForwardFold:
     """A scale and shift of each channel of a value, and all the layers that can take them.
 
     Attributes:
@@ -32,40 +32,40 @@ class Forward:
         shift: As `scale`.
     """
 
-    readers: tuple[Reader, ...]
+    readers: tuple[LayerReader, ...]
     scale: Floats
     shift: Floats
 
 
-def why_not(graph: ir.Graph, name: str, scale: Floats, shift: Floats) -> str | Forward:
+def why_not(graph: ir.Graph, name: str, scale: Floats, shift: Floats) -> str | ForwardFold:
     """Return what is to be done, or why a scale and shift of a value cannot go forward."""
     if name in graph.guards:
         return f"a range guard watches {name!r}"
-    found: list[Reader] = []
+    found: list[LayerReader] = []
     for reader in _readers(graph, name, ()):
         if isinstance(reader, str):
             return reader
         if reason := _refused(graph, name, reader, scale, shift):
             return reason
         found.append(reader)
-    return Forward(tuple(found), scale, shift) if found else "nothing reads it"
+    return ForwardFold(tuple(found), scale, shift) if found else "nothing reads it"
 
 
-def _readers(graph: ir.Graph, name: str, moves: tuple[ir.Op, ...]) -> Iterator[Reader | str]:
+def _readers(graph: ir.Graph, name: str, moves: tuple[ir.Op, ...]) -> Iterator[LayerReader | str]:
     if name in graph.outputs:
         yield f"{name!r} is an output of the model"
     for op in graph.ops:
         if name not in op.inputs:
             continue
         if op.kind in WEIGHTED and op.inputs[0] == name:
-            yield Reader(op, moves)
+            yield LayerReader(op, moves)
         elif op.kind in MOVES:
             yield from _readers(graph, op.output, (*moves, op))
         else:
             yield f"{op.kind} of module {op.source!r} reads it, which is no linear layer"
 
 
-def _refused(graph: ir.Graph, name: str, reader: Reader, scale: Floats, shift: Floats) -> str:
+def _refused(graph: ir.Graph, name: str, reader: LayerReader, scale: Floats, shift: Floats) -> str:
     layer, shape = reader.layer, graph.tensors[name].shape
     if layer.window is not None and any(layer.window.padding) and shift.any():
         return (
@@ -80,17 +80,19 @@ def _refused(graph: ir.Graph, name: str, reader: Reader, scale: Floats, shift: F
 
 
 def shared_with(graph: ir.Graph, layer: ir.Op) -> ir.Op | None:
-    """Return another layer with the same weights, which an artifact could hold once."""
+    """Return another layer, or table, with the same weights, which an artifact holds once."""
     own = graph.constant(layer.inputs[1])
     for op in graph.ops:
-        if op.kind in WEIGHTED and op.output != layer.output:
+        if op.kind in (*WEIGHTED, "embedding") and op.output != layer.output:
             other = graph.constant(op.inputs[1])
-            if own.shape == other.shape and own.size > 1 and np.array_equal(own, other):
+            if own.size == other.size > 1 and np.array_equal(own.ravel(), other.ravel()):
                 return op
     return None
 
 
-def _of_channels(graph: ir.Graph, reader: Reader, shape: ir.Shape, values: Floats) -> Floats | None:
+def _of_channels(
+    graph: ir.Graph, reader: LayerReader, shape: ir.Shape, values: Floats
+) -> Floats | None:
     """Return values of the channels of what the reader reads; None if places differ."""
     whole = moved(graph, reader.moves, np.broadcast_to(values, shape))
     rows = whole.reshape(-1, whole.shape[-1])
@@ -98,7 +100,7 @@ def _of_channels(graph: ir.Graph, reader: Reader, shape: ir.Shape, values: Float
 
 
 def folded(
-    graph: ir.Graph, name: str, forward: Forward
+    graph: ir.Graph, name: str, forward: ForwardFold
 ) -> tuple[dict[str, ir.Op], list[ir.Tensor]]:
     """Return the layers with a scale and shift of what they read within, and their constants.
 

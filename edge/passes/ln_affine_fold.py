@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edge.passes.affines import Floats, factors
-from edge.passes.forward import Forward, folded, why_not
+from edge.passes.forward import ForwardFold, folded, why_not
 from edge.passes.rewrite import Given, Place, Rewrite
 from edge.passes.unread import constant, with_changed
 from fedkit.graph import ir
@@ -28,7 +28,7 @@ _NORMS = ("channel_norm", "group_norm")
 @dataclass(frozen=True, eq=False)
 class _Match:
     norm: ir.Op
-    forward: Forward
+    forward: ForwardFold
 
 
 def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:
@@ -51,7 +51,7 @@ def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:
             yield Place(op.output, where, found=_Match(op, found))
 
 
-def _too_uneven(graph: ir.Graph, forward: Forward) -> str:
+def _too_uneven(graph: ir.Graph, forward: ForwardFold) -> str:
     for reader in forward.readers:
         if reader.moves:
             continue

@@ -53,8 +53,9 @@ def _transform(graph: ir.Graph, stream: Stream) -> ir.Graph:
 REWRITE = Rewrite(
     "ln_to_rms",
     "layer norms of a Pre-LN Transformer become RMS norms",
-    "all that writes the residual stream is a convolution, linear layer or constant, and only "
-    "layer norms read it; Post-LN and Mix-LN are refused, as is what would fill pruned weights",
+    "all that writes the residual stream is a convolution, linear layer, embedding or constant, "
+    "and only layer norms read it; Post-LN and Mix-LN are refused, as is what would fill pruned "
+    "weights",
     exact=True,
     places=_places,
     transform=_transform,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge.passes.affines import Affine, root_of
+from edge.passes.affines import ScaleShift, root_of
 from edge.passes.unread import constant, with_changed
 from fedkit.graph import ir
 
@@ -17,7 +17,7 @@ class Match:
     """A sum or difference, and what it is."""
 
     op: ir.Op
-    affine: Affine
+    affine: ScaleShift
 
 
 def match(graph: ir.Graph) -> Match | None:
@@ -28,7 +28,7 @@ def match(graph: ir.Graph) -> Match | None:
             if left.base == right.base:
                 sign = 1 if op.kind == "add" else -1
                 scale, shift = left.scale + sign * right.scale, left.shift + sign * right.shift
-                return Match(op, Affine(left.base, scale, shift))
+                return Match(op, ScaleShift(left.base, scale, shift))
     return None
 
 

@@ -1,7 +1,7 @@
 """Fold the factor of a residual branch, x + a F(x), into the layer that F ends in.
 
 So SkipInit, ScaledResidual and LayerScale cost nothing. Where nothing lies between the layer and
-the factor, `fold_bn` does it in every export; this one goes back through moves too.
+the factor, `fold_bn` has done it; this one goes back through what moves values.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edge.passes.affines import Affine, scaling_of
-from edge.passes.backward import MOVES, Chain, chain_to, folded, of_channels
+from edge.passes.affines import ScaleShift, scaling_of
+from edge.passes.backward import MOVES, LayerChain, chain_to, folded, of_channels
 from edge.passes.rewrite import Given, Place, Rewrite
 from fedkit.graph import ir
 
 
 @dataclass(frozen=True, eq=False)
 class _Match:
-    chain: Chain
+    chain: LayerChain
     op: ir.Op
-    affine: Affine
+    affine: ScaleShift
 
 
 def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:
@@ -39,7 +39,7 @@ def _is_added(graph: ir.Graph, op: ir.Op) -> bool:
     return all(graph.tensors[name].data is None for name in reader.inputs)
 
 
-def _place(graph: ir.Graph, op: ir.Op, scaling: Affine) -> Place:
+def _place(graph: ir.Graph, op: ir.Op, scaling: ScaleShift) -> Place:
     where = op.source or op.output
     chain = chain_to(graph, scaling.base)
     if isinstance(chain, str):
@@ -57,7 +57,7 @@ def _transform(graph: ir.Graph, found: _Match) -> ir.Graph:
 
 REWRITE = Rewrite(
     "residual_scale_fold",
-    "the factor of a residual branch goes into the layer that the branch ends in",
+    "the factor of a residual branch goes back through moves into the layer that ends the branch",
     "a convolution or linear layer without ReLU ends the branch, nothing else reads it, and places "
     "of one of its channels are scaled alike",
     exact=True,

@@ -38,7 +38,6 @@ def _first(
 
 
 _ROWS = (
-    residual_scale_fold.REWRITE,
     Rewrite(
         "merge_affines",
         "a sum of two scaled values of one activation becomes one scale and shift",
@@ -57,6 +56,7 @@ _ROWS = (
         transform=fold_bn.transform,
         always=True,
     ),
+    residual_scale_fold.REWRITE,
     ln_to_rms.REWRITE,
     rms_to_crms.REWRITE,
     ln_freeze.REWRITE,

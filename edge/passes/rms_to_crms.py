@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edge.passes.rewrite import Given, Place, Rewrite
-from edge.passes.stream import MIXING, Stream, named, norm_of, projected, streams
+from edge.passes.stream import MIXING, TABLE, Stream, named, norm_of, projected, streams
 from edge.passes.unread import constant, with_changed
 from fedkit.graph import ir
 
@@ -69,15 +69,16 @@ def _readers(graph: ir.Graph, norm: ir.Op) -> list[ir.Op]:
 def _with_mean(graph: ir.Graph, stream: Stream) -> str:
     """Return what writes a mean over the channels into a stream, if something does."""
     for op in stream.writers:
-        weight, bias = (graph.constant(name).astype(np.float64) for name in op.inputs[1:])
-        means = max(np.abs(each.mean(0)).max() for each in (weight, bias))
-        if means > _NO_MEAN * np.abs(weight).max():
+        values = [graph.constant(name).astype(np.float64) for name in op.inputs[1:]]
+        axis = -1 if op.kind == TABLE else 0
+        means = max(np.abs(each.mean(axis)).max() for each in values)
+        if means > _NO_MEAN * np.abs(values[0]).max():
             return f"layer {op.source!r}"
     for op in stream.inner:
         added = op.inputs[2:] if op.kind == "affine" else op.inputs
         for name in (name for name in added if graph.tensors[name].data is not None):
-            values = graph.constant(name).astype(np.float64)
-            if np.abs(values.mean(-1)).max() > _NO_MEAN * np.abs(values).max():
+            added_once = graph.constant(name).astype(np.float64)
+            if np.abs(added_once.mean(-1)).max() > _NO_MEAN * np.abs(added_once).max():
                 return f"the constant {name!r}"
     return ""
 

@@ -21,6 +21,7 @@ from fedkit.graph.ops.transpose import Order
 from fedkit.graph.places import places_of
 
 NORM = "channel_norm"
+TABLE = "embedding"
 MIXING = ("conv2d", "linear")
 _ZERO = 1e-5
 """Of the size of numbers: a sum of them below this is none."""
@@ -83,7 +84,7 @@ class _Walk:
         stream, op = self.stream, self.graph.producer(name)
         if op is None:
             stream.problems.append(f"the stream begins at the input {name!r} of the model")
-        elif op.kind in MIXING and op.activation == "none":
+        elif op.kind == TABLE or (op.kind in MIXING and op.activation == "none"):
             self._is_new(stream.writers, op)
         elif (parts := self._parts(op)) is not None:
             if self._is_new(stream.inner, op):
@@ -130,7 +131,7 @@ class _Walk:
         """Find a writer whose weights are those of a layer that is none."""
         writers = {op.output for op in self.stream.writers}
         for op in self.stream.writers:
-            other = shared_with(self.graph, op) if op.kind in MIXING else None
+            other = shared_with(self.graph, op) if op.kind in (TABLE, *MIXING) else None
             if other is not None and other.output not in writers:
                 self.stream.problems.append(
                     f"{named_op(op)} writes the stream, and shares its weights with "
@@ -216,16 +217,15 @@ def projected(
     changed: dict[str, ir.Op] = {}
     tensors: list[ir.Tensor] = []
     for op in stream.writers:
-        weight, bias = (graph.constant(name).astype(np.float64) for name in op.inputs[1:])
-        turned = np.tensordot(onto, weight, (0, 0))
-        turned[np.abs(turned) <= np.finfo(np.float32).eps * np.abs(weight).max(initial=0)] = 0
-        was, will = np.count_nonzero(weight), np.count_nonzero(turned)
+        weight = graph.constant(op.inputs[1])
+        turned = _turned(graph, op, onto)
+        was, will = np.count_nonzero(weight), np.count_nonzero(turned[0])
         if will > _MOST_GROWTH * was:
             return f"layer {op.source!r} is pruned to {was} weights, and would have {will}"
-        made = (
-            constant(graph, f"{op.output}.weight_of_stream", turned),
-            constant(graph, f"{op.output}.bias_of_stream", bias @ onto),
-        )
+        made = [
+            constant(graph, f"{op.output}.{what}_of_stream", values)
+            for what, values in zip(("weight", "bias"), turned, strict=False)
+        ]
         changed[op.output] = replace(op, inputs=(op.inputs[0], *(each.name for each in made)))
         tensors += made
     for op in stream.inner:
@@ -238,6 +238,14 @@ def projected(
                 tensors.append(made_of)
         changed[op.output] = replace(op, inputs=tuple(names))
     return changed, tensors
+
+
+def _turned(graph: ir.Graph, writer: ir.Op, onto: ir.Array) -> list[ir.Array]:
+    """Return the constants of what writes a stream, for other channels."""
+    weight, *bias = (graph.constant(name).astype(np.float64) for name in writer.inputs[1:])
+    turned = weight @ onto if writer.kind == TABLE else np.tensordot(onto, weight, (0, 0))
+    turned[np.abs(turned) <= np.finfo(np.float32).eps * np.abs(weight).max(initial=0)] = 0
+    return [turned, *(each @ onto for each in bias)]
 
 
 def _constant_on(

@@ -16,7 +16,6 @@ import numpy as np
 from edge.passes.affines import Floats
 from edge.passes.ln_freeze import deviations_of
 from fedkit.graph import ir
-from fedkit.graph.interpret import FloatArray
 
 MARGIN = 2.0
 """How many times the largest deviation of the calibration set is out of range."""
@@ -50,12 +49,12 @@ class Tripped:
     worst: float
 
 
-def measured(floats: ir.Graph, examples: FloatArray) -> ir.Graph:
+def measured(floats: ir.Graph, examples: ir.Inputs) -> ir.Graph:
     """Return a float graph whose guards know the ranges on a calibration set.
 
     Args:
         floats: With guards or without.
-        examples: float32 [n, ...] in the graph's layout.
+        examples: float32 [n, ...], or tokens, in the graph's layout.
     """
     seen = _seen(floats, examples)
     guards = {
@@ -65,12 +64,12 @@ def measured(floats: ir.Graph, examples: FloatArray) -> ir.Graph:
     return replace(floats, guards=guards)
 
 
-def look(floats: ir.Graph, inputs: FloatArray) -> tuple[Tripped, ...]:
+def look(floats: ir.Graph, inputs: ir.Inputs) -> tuple[Tripped, ...]:
     """Compare inputs with the ranges of a graph's guards.
 
     Args:
         floats: As `measured` made it.
-        inputs: float32 [n, ...] in the graph's layout.
+        inputs: float32 [n, ...], or tokens, in the graph's layout.
 
     Returns:
         What each guard saw, of which `outside` is 0 where all is in range.
@@ -112,12 +111,12 @@ def _of(floats: ir.Graph, name: str, guard: ir.Guard, seen: Floats) -> Tripped:
     )
 
 
-def _seen(floats: ir.Graph, inputs: FloatArray) -> Mapping[str, Floats]:
+def _seen(floats: ir.Graph, inputs: ir.Inputs) -> Mapping[str, Floats]:
     names = {name: guard.centred for name, guard in floats.guards.items()}
     if not names:
         return {}
     parts = [
-        deviations_of(floats, inputs[start : start + _AT_ONCE], names)
+        deviations_of(floats, np.asarray(inputs[start : start + _AT_ONCE], np.float32), names)
         for start in range(0, len(inputs), _AT_ONCE)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in names}

@@ -182,8 +182,8 @@ def _told(log: Console) -> Iterator[None]:
         try:
             yield
         finally:
-            for each in caught:
-                tell(log, str(each.message))
+            for message in dict.fromkeys(str(each.message) for each in caught):
+                tell(log, message)
 
 
 def tell(log: Console, text: str) -> None:

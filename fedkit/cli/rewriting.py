@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.table import Column, Table
 
@@ -31,8 +32,9 @@ def of_run(path: Path, names: Sequence[str]) -> dict[str, Any]:
     folder = RunFolder.open(path)
     scenario = make_scenario(folder.config)
     module = scenario.module(state_of(folder, scenario, names))
-    shape = scenario.test.inputs.shape[1:]
-    return _about(path, rewrite(module, shape, names, calibration(scenario)))
+    examples = calibration(scenario)
+    tokens = np.issubdtype(examples.dtype, np.integer)
+    return _about(path, rewrite(module, examples.shape[1:], names, examples, tokens))
 
 
 def of_file(
@@ -105,6 +107,8 @@ def rewrite_table(found: Mapping[str, Any]) -> Group:
         saved = (f"{-row['saved'][key]:+,}" if row["saved"][key] else "" for key in _COLUMNS)
         table.add_row(name, str(len(row["applied"])), *saved)
     table.add_row("after", "", *(f"{found['after'][name]:,}" for name in _COLUMNS))
+    if found["guards"]:
+        table.caption = f"range guards: {len(found['guards'])}, told of by `fedkit check`"
     refused = Table("not done", "where", Column("why", overflow="fold"))
     for row in found["rewrites"]:
         for each in row["refused"]:

@@ -37,7 +37,7 @@ def test_a_run_is_told_what_applies(
 ) -> None:
     told = json.loads(said(f"rewrite {out / 'done'} --json", monkeypatch, capsys))
     rows = {row["rewrite"]: row for row in told["rewrites"]}
-    assert list(rows)[:3] == ["residual_scale_fold", "merge_affines", "fold_bn"]
+    assert list(rows)[:3] == ["merge_affines", "fold_bn", "residual_scale_fold"]
     assert rows["fold_bn"]["applied"]
     assert rows["fold_bn"]["probe_differs"] < 1e-5
     assert rows["fold_bn"]["saved"]["ops"] == len(rows["fold_bn"]["applied"])

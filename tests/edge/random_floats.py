@@ -98,6 +98,9 @@ class _Builder:
             inner = self.go_on(inner)
         wide = self.layer(inner, int(self.random.integers(1, 9)))
         last = self.layer(wide, channels)
+        if self.random.random() < 0.3:
+            rows = tuple(int(each) for each in self.random.permutation(self.shape(last)[1]))
+            last = self.op("take", (last,), attributes=Places(rows=rows))
         if self.random.random() < 0.5:
             last = self.op("affine", (last, self.constant(channels), self.constant(channels)))
         if self.shape(last) != self.shape(x):

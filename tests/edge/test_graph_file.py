@@ -158,7 +158,7 @@ def test_files_with_other_bytes_are_refused_or_sound(graph: ir.Graph) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(version=5), "version 5, this program reads 1 to 4"),
+        (lambda c: c.update(version=6), "version 6, this program reads 1 to 5"),
         (lambda c: c["ops"][0].update(attributes={"axis": 1}), r"conv2d has attributes \['axis'\]"),
         (lambda c: c["ops"][0].update(kind="lstm"), "ops.0.kind"),
         (lambda c: c["tensors"][0].update(name=c["tensors"][1]["name"]), "the same name"),

@@ -20,7 +20,7 @@ from fedkit.graph import ir
 from fedkit.graph.from_torch import lower
 from fedkit.graph.interpret import evaluate_all
 from fedkit.graph.ops.norms import OfPlace
-from fedkit.nn.transformers import kwt1, vit_tiny
+from fedkit.nn.transformers import char_gpt, kwt1, vit_tiny
 from tests.edge.random_floats import a_float_graph
 
 FUSED = 1e-4
@@ -90,7 +90,7 @@ def jittered(model: nn.Module, spread: float = 0.3) -> nn.Module:
 # Affine norms, whatever they are called
 
 
-class RepNorm(nn.Module):
+class SumRepNorm(nn.Module):
     """BatchNorm(x) + eta x."""
 
     def __init__(self, norm: nn.Module) -> None:
@@ -120,12 +120,15 @@ def conv_net(norm: nn.Module) -> nn.Module:
 
 
 NORMS: dict[str, tuple[Callable[[], nn.Module], Sequence[int]]] = {
-    "RepBN": (lambda: conv_net(RepNorm(jittered(nn.BatchNorm2d(5)))), (2, 6, 5)),
+    "RepBN": (lambda: conv_net(SumRepNorm(jittered(nn.BatchNorm2d(5)))), (2, 6, 5)),
     "RepBN of features": (
-        lambda: nn.Sequential(nn.Linear(4, 6), RepNorm(jittered(nn.BatchNorm1d(6)))),
+        lambda: nn.Sequential(nn.Linear(4, 6), SumRepNorm(jittered(nn.BatchNorm1d(6)))),
         (4,),
     ),
-    "RepBN twice": (lambda: conv_net(RepNorm(RepNorm(jittered(nn.BatchNorm2d(5))))), (2, 6, 5)),
+    "RepBN twice": (
+        lambda: conv_net(SumRepNorm(SumRepNorm(jittered(nn.BatchNorm2d(5))))),
+        (2, 6, 5),
+    ),
     "UN": (lambda: conv_net(Uncentred(5, 3)), (2, 6, 5)),
     "PowerNorm of tokens": (
         lambda: nn.Sequential(nn.Linear(4, 6), Uncentred(6, 1, last=True), nn.Linear(6, 3)),
@@ -133,7 +136,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], Sequence[int]]] = {
     ),
     "UN of features": (lambda: nn.Sequential(nn.Linear(4, 6), Uncentred(6, 1)), (4,)),
     "RepBN of one channel": (
-        lambda: nn.Sequential(nn.Conv2d(2, 1, 3), RepNorm(jittered(nn.BatchNorm2d(1)))),
+        lambda: nn.Sequential(nn.Conv2d(2, 1, 3), SumRepNorm(jittered(nn.BatchNorm2d(1)))),
         (2, 5, 5),
     ),
 }
@@ -152,27 +155,27 @@ def test_a_norm_that_is_a_factor_and_an_offset_goes_into_its_layer(name: str) ->
 
 
 def test_a_rep_norm_whose_layer_others_read_is_one_op() -> None:
-    class Read(nn.Module):
+    class ReadElsewhere(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.norm = nn.Conv2d(2, 3, 3), RepNorm(jittered(nn.BatchNorm2d(3)))
+            self.conv, self.norm = nn.Conv2d(2, 3, 3), SumRepNorm(jittered(nn.BatchNorm2d(3)))
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.conv(x)
             return torch.relu(self.norm(x)) * torch.sigmoid(x)
 
-    model = Read().eval()
+    model = ReadElsewhere().eval()
     graph = passes.optimise(lower(model, (2, 5, 5)))
     assert kinds(graph) == ["conv2d", "depthwise_conv2d", "sigmoid", "mul"]
     assert distance(model, graph, (2, 5, 5)) <= FUSED
 
 
 def test_a_difference_of_a_value_and_its_norm_is_one_factor_too() -> None:
-    class Off(RepNorm):
+    class LessItsNorm(SumRepNorm):
         def forward(self, x: Tensor) -> Tensor:
             return x - self.norm(x)
 
-    model = conv_net(Off(jittered(nn.BatchNorm2d(5)))).eval()
+    model = conv_net(LessItsNorm(jittered(nn.BatchNorm2d(5)))).eval()
     graph = passes.optimise(lower(model, (2, 6, 5)))
     assert kinds(graph) == ["conv2d", "conv2d"]
     assert distance(model, graph, (2, 6, 5)) <= FUSED
@@ -208,7 +211,7 @@ def test_an_offset_does_not_go_into_what_pads_with_zeros() -> None:
 
 
 def test_a_factor_alone_goes_into_what_pads_with_zeros() -> None:
-    class Scaled(nn.Module):
+    class ScaledInput(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.scale = nn.Conv2d(4, 3, 3, padding=1), torch.rand(4, 1, 1)
@@ -216,7 +219,7 @@ def test_a_factor_alone_goes_into_what_pads_with_zeros() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x * self.scale)
 
-    found = rewrite(Scaled(), (4, 5, 5), "affine_forward")
+    found = rewrite(ScaledInput(), (4, 5, 5), "affine_forward")
     assert kinds(found.graph) == ["conv2d"]
 
 
@@ -252,7 +255,7 @@ def test_what_shares_its_weights_takes_nothing() -> None:
 def test_what_is_read_elsewhere_does_not_go_forward(
     reads: Callable[..., tuple[Tensor, Tensor]], reason: str
 ) -> None:
-    class Both(nn.Module):
+    class BothOutputs(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.norm, self.layer = jittered(nn.BatchNorm1d(4)), nn.Linear(4, 3)
@@ -261,14 +264,17 @@ def test_what_is_read_elsewhere_does_not_go_forward(
             return reads(self.norm, self.layer, x)
 
     assert reason in "".join(
-        why for _, why in became(rewrite(Both(), (4,), "affine_forward"), "affine_forward").refused
+        why
+        for _, why in became(
+            rewrite(BothOutputs(), (4,), "affine_forward"), "affine_forward"
+        ).refused
     )
 
 
 # Residual branches
 
 
-class Branch(nn.Module):
+class ScaledBranch(nn.Module):
     """x + a F(x) of tokens, whose F ends in a layer and a move."""
 
     def __init__(self, factor: Tensor, first: nn.Module | None = None) -> None:
@@ -287,14 +293,14 @@ class Branch(nn.Module):
 def test_the_factor_of_a_branch_goes_into_its_last_layer(
     factor: Tensor, shape: tuple[int, ...]
 ) -> None:
-    found = rewrite(Branch(factor), shape, "residual_scale_fold")
+    found = rewrite(ScaledBranch(factor), shape, "residual_scale_fold")
     done = became(found, "residual_scale_fold")
     assert len(done.applied) + len(became(found, "fold_bn").applied) == 1
     assert {*kinds(found.graph)} <= {"linear", "conv2d", "add", "transpose"}
 
 
 def test_a_factor_goes_back_through_moves() -> None:
-    class Moved(nn.Module):
+    class MovedBranch(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer, self.factor = nn.Conv2d(3, 4, 3, padding=1), nn.Parameter(torch.rand(20, 4))
@@ -304,20 +310,20 @@ def test_a_factor_goes_back_through_moves() -> None:
             places = x.sum(1, keepdim=True).flatten(2).transpose(1, 2)
             return torch.cat([places] * 4, 2) + self.factor[:1] * tokens
 
-    found = rewrite(Moved(), (3, 4, 5), "residual_scale_fold")
+    found = rewrite(MovedBranch(), (3, 4, 5), "residual_scale_fold")
     assert became(found, "residual_scale_fold").applied == ("(model)",)
     assert kinds(found.graph).count("depthwise_conv2d") == 1  # the sum over channels
 
 
 def test_places_that_are_scaled_otherwise_are_told() -> None:
-    found = rewrite(Branch(torch.rand(5, 6)), (5, 6), "residual_scale_fold")
+    found = rewrite(ScaledBranch(torch.rand(5, 6)), (5, 6), "residual_scale_fold")
     assert "scales places of one channel of layer 'layer' otherwise" in why_not(
         found, "residual_scale_fold"
     )
 
 
 def test_a_branch_that_ends_in_no_layer_is_told() -> None:
-    model = Branch(torch.tensor(0.3))
+    model = ScaledBranch(torch.tensor(0.3))
     model.last = nn.GELU()
     found = rewrite(model, (6,), "residual_scale_fold")
     told = why_not(found, "residual_scale_fold")
@@ -375,6 +381,31 @@ def test_layer_norms_of_a_pre_ln_model_become_rms_norms(
         assert done.gap <= 1e-5
 
 
+def as_tokens(model: nn.Module, graph: ir.Graph) -> float:
+    """By how much of its largest logit a graph of a model of tokens differs from it."""
+    tokens = np.random.default_rng(0).integers(11, size=(5, 8))
+    with torch.no_grad():
+        own = ir.to_graph_layout(model(torch.from_numpy(tokens)).numpy())
+    (found,) = evaluate_all(graph, {graph.inputs[0]: tokens.astype(np.float32)})
+    return float(np.abs(found.reshape(own.shape) - own).max() / np.abs(own).max())
+
+
+@pytest.mark.parametrize("name", ["ln_to_rms", "rms_to_crms"])
+def test_a_table_of_tokens_writes_a_stream(name: str) -> None:
+    model = jittered(char_gpt((8,), 11)).eval()
+    found = rewritten(lower(model, (8,), tokens=True), [name])
+    assert became(found, name).applied == ("blocks.0.norm and 6 other norms",)
+    assert {*centred(found.graph)} == {False}
+    assert as_tokens(model, found.graph) <= 1e-5
+
+
+def test_a_table_that_makes_the_logits_too_is_refused() -> None:
+    model = char_gpt((8,), 11).eval()
+    model.get_submodule("logits").weight = model.get_submodule("tokens").weight
+    found = rewritten(lower(model, (8,), tokens=True), ["ln_to_rms"])
+    assert "shares its weights with conv2d of module 'logits'" in why_not(found, "ln_to_rms")
+
+
 def test_one_channel_goes_from_all_of_the_stream() -> None:
     graph = rewrite(jittered(PreNorm()), (7, 5), "rms_to_crms").graph
     norms = [op for op in graph.ops if op.kind == "channel_norm"]
@@ -399,7 +430,7 @@ def test_post_ln_of_torch_is_refused_by_name() -> None:
 
 
 def test_mix_ln_is_refused_by_name() -> None:
-    class Mixed(nn.Module):
+    class MixLn(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.tokens = nn.Linear(5, 8)
@@ -413,13 +444,13 @@ def test_mix_ln_is_refused_by_name() -> None:
             out: Tensor = self.logits(self.norm(self.pre(self.post(self.tokens(x)))))
             return out
 
-    done = became(rewrite(jittered(Mixed()), (7, 5), "ln_to_rms"), "ln_to_rms")
+    done = became(rewrite(jittered(MixLn()), (7, 5), "ln_to_rms"), "ln_to_rms")
     assert done.applied == ()
     names = {where.split(" ")[0]: why.split(":")[0] for where, why in done.refused}
     assert names == {"post.norm1": "Post-LN", "post.norm2": "Post-LN", "pre.norm1": "Mix-LN"}
 
 
-class Stream(nn.Module):
+class OneStream(nn.Module):
     """A stream that is written and read in one way each."""
 
     def __init__(
@@ -446,14 +477,14 @@ class Stream(nn.Module):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (lambda: Stream(start=nn.Identity(), width=5), "begins at the input"),
-        (lambda: Stream(inner=nn.Tanh()), "tanh of module 'inner' writes the stream"),
-        (lambda: Stream(reads=lambda x: x), "of the stream is an output of the model"),
+        (lambda: OneStream(start=nn.Identity(), width=5), "begins at the input"),
+        (lambda: OneStream(inner=nn.Tanh()), "tanh of module 'inner' writes the stream"),
+        (lambda: OneStream(reads=lambda x: x), "of the stream is an output of the model"),
         (
-            lambda: Stream(reads=torch.relu),
+            lambda: OneStream(reads=torch.relu),
             "relu of module '(model)' reads the stream without a norm",
         ),
-        (lambda: Stream(width=1), "one channel"),
+        (lambda: OneStream(width=1), "one channel"),
     ],
 )
 def test_a_stream_that_cannot_lose_its_mean_is_refused(
@@ -467,13 +498,13 @@ def test_a_stream_that_cannot_lose_its_mean_is_refused(
 
 @pytest.mark.parametrize("width", [2, 3, 4, 7])
 def test_streams_of_few_channels(width: int) -> None:
-    found = rewrite(Stream(width), (5,), "ln_to_rms", "rms_to_crms")
+    found = rewrite(OneStream(width), (5,), "ln_to_rms", "rms_to_crms")
     assert became(found, "ln_to_rms").applied == ("norm and 1 other norm",)
     assert bool(became(found, "rms_to_crms").applied) == (width > 2)
 
 
 def test_pruned_weights_are_not_filled() -> None:
-    model = Stream()
+    model = OneStream()
     with torch.no_grad():
         model.shrink.weight *= torch.rand_like(model.shrink.weight) < 0.3
     found = rewrite(model, (5,), "ln_to_rms", "rms_to_crms")
@@ -483,17 +514,17 @@ def test_pruned_weights_are_not_filled() -> None:
 
 
 def test_a_layer_that_writes_a_stream_and_something_else_is_refused() -> None:
-    class Shared(Stream):
+    class SharedWriter(OneStream):
         def forward(self, x: Tensor) -> Tensor:
             x = x + torch.relu(self.start(x))
             return super().forward(x)  # type: ignore[return-value]
 
-    found = rewrite(Shared(width=5, start=nn.Linear(5, 5)), (5,), "ln_to_rms")
+    found = rewrite(SharedWriter(width=5, start=nn.Linear(5, 5)), (5,), "ln_to_rms")
     assert "shares its weights" in why_not(found, "ln_to_rms")
 
 
 def test_an_rms_norm_of_a_stream_with_a_mean_keeps_its_channels() -> None:
-    model = Stream()
+    model = OneStream()
     model.norm, model.last = (jittered(nn.RMSNorm(6, eps=1e-5)) for _ in range(2))
     found = rewrite(model, (5,), "ln_to_rms", "rms_to_crms")
     assert became(found, "ln_to_rms") == Done("ln_to_rms", True)
@@ -716,7 +747,7 @@ def test_a_rewrite_that_changes_the_probe_is_not_kept() -> None:
 
 
 def test_names_of_rewrites_are_checked() -> None:
-    with pytest.raises(ExportError, match="'ln_to_rns'; give some of exact, residual_scale_fold"):
+    with pytest.raises(ExportError, match="'ln_to_rns'; give some of exact, merge_affines"):
         asked(["ln_to_rns"])
     assert [row.kind for row in asked(["exact"])] == [
         row.kind for row in REWRITES.values() if row.exact and not row.opt_in

@@ -26,7 +26,7 @@ from tests.sets import slow_but
 SMALL_VIT = (1, 8, 8)
 
 
-class Case(NamedTuple):
+class RewrittenCase(NamedTuple):
     """A model, and the rewrites that must apply to it."""
 
     make: Callable[[], nn.Module]
@@ -45,7 +45,7 @@ def vit() -> nn.Module:
     return model
 
 
-class RepNorm(nn.Module):
+class SpeltRepNorm(nn.Module):
     """BatchNorm(x) + eta x, as a model spells it."""
 
     def __init__(self) -> None:
@@ -57,17 +57,18 @@ class RepNorm(nn.Module):
         return out
 
 
-class Branch(nn.Module):
-    """A residual branch of tokens, with a factor for each channel."""
+class BranchOfTokens(nn.Module):
+    """A residual branch that ends in a convolution, whose pixels become tokens that are scaled."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.inner = nn.Linear(6, 8), nn.Linear(8, 8)
-        self.factor, self.last = nn.Parameter(torch.rand(8)), nn.Linear(8, 3)
+        self.start, self.inner = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 3, padding=1)
+        self.factor, self.last = nn.Parameter(torch.rand(6)), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.first(x))
-        out: Tensor = self.last(x + self.factor * self.inner(x))
+        x = torch.relu(self.start(x))
+        shortcut, inner = (each.flatten(2).transpose(1, 2) for each in (x, self.inner(x)))
+        out: Tensor = self.last(shortcut + self.factor * inner)
         return out
 
 
@@ -84,24 +85,26 @@ def convs(norm: nn.Module) -> nn.Module:
 
 
 CASES = {
-    "RepBN": Case(lambda: convs(RepBatchNorm(6)), (2, 6, 6), ("fold_bn",)),
-    "RepBN, spelt": Case(lambda: convs(RepNorm()), (2, 6, 6), ("merge_affines", "fold_bn")),
-    "UN": Case(lambda: convs(UnifiedNorm(6)), (2, 6, 6), ("fold_bn",)),
-    "PowerNorm": Case(lambda: convs(PowerNorm(6)), (2, 6, 6), ("fold_bn",)),
-    "affine_forward": Case(
+    "RepBN": RewrittenCase(lambda: convs(RepBatchNorm(6)), (2, 6, 6), ("fold_bn",)),
+    "RepBN, spelt": RewrittenCase(
+        lambda: convs(SpeltRepNorm()), (2, 6, 6), ("merge_affines", "fold_bn")
+    ),
+    "UN": RewrittenCase(lambda: convs(UnifiedNorm(6)), (2, 6, 6), ("fold_bn",)),
+    "PowerNorm": RewrittenCase(lambda: convs(PowerNorm(6)), (2, 6, 6), ("fold_bn",)),
+    "affine_forward": RewrittenCase(
         lambda: nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten()),
         (2, 6, 6),
         ("affine_forward",),
     ),
-    "residual_scale_fold": Case(Branch, (7, 6), ("residual_scale_fold",)),
-    "lowrank_merge": Case(
+    "residual_scale_fold": RewrittenCase(BranchOfTokens, (2, 4, 5), ("residual_scale_fold",)),
+    "lowrank_merge": RewrittenCase(
         lambda: nn.Sequential(nn.Linear(6, 40), nn.Linear(40, 5)), (6,), ("lowrank_merge",)
     ),
-    "ln_to_rms": Case(vit, SMALL_VIT, ("ln_to_rms",)),
-    "rms_to_crms": Case(vit, SMALL_VIT, ("rms_to_crms",)),
-    "ln_affine_fold": Case(vit, SMALL_VIT, ("ln_to_rms", "ln_affine_fold")),
-    "ln_freeze": Case(vit, SMALL_VIT, ("ln_freeze", "ln_to_rms", "affine_forward")),
-    "frozen norms": Case(frozen_vit, SMALL_VIT, ("lowrank_merge",)),
+    "ln_to_rms": RewrittenCase(vit, SMALL_VIT, ("ln_to_rms",)),
+    "rms_to_crms": RewrittenCase(vit, SMALL_VIT, ("rms_to_crms",)),
+    "ln_affine_fold": RewrittenCase(vit, SMALL_VIT, ("ln_to_rms", "ln_affine_fold")),
+    "ln_freeze": RewrittenCase(vit, SMALL_VIT, ("ln_freeze", "ln_to_rms", "affine_forward")),
+    "frozen norms": RewrittenCase(frozen_vit, SMALL_VIT, ("lowrank_merge",)),
 }
 
 
