@@ -18,7 +18,6 @@ from edge.targets.registry import NAMES, find_row
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.interpret import FloatArray
 from fedkit.preprocess.raw_input import RawInput
 
 if TYPE_CHECKING:
@@ -28,13 +27,16 @@ if TYPE_CHECKING:
     """A torch module, a graph, or the path of a float .onnx file."""
 
 
-def float_graph(model: Model, input_shape: Sequence[int] | None = None) -> ir.Graph:
+def float_graph(
+    model: Model, input_shape: Sequence[int] | None = None, tokens: bool = False
+) -> ir.Graph:
     """Read a model as a float graph, with all that can be folded folded.
 
     Args:
         model: A torch module in evaluation mode; the path of a float .onnx file; or a float graph.
-        input_shape: Of one example, (channels, height, width) or (features,); a torch module alone
-            needs it.
+        input_shape: Of one example, (channels, height, width), (features,) or (tokens,); a torch
+            module alone needs it.
+        tokens: Whether a torch module takes tokens.
 
     Raises:
         ExportError: The model has what cannot be exported, which is named; or there is no shape.
@@ -45,13 +47,13 @@ def float_graph(model: Model, input_shape: Sequence[int] | None = None) -> ir.Gr
             f"input_shape is None, and a {type(source).__name__} does not tell it; give the shape "
             "of one example, like (1, 28, 28)"
         )
-    return export.float_graph(source, input_shape or ())
+    return export.float_graph(source, input_shape or (), tokens)
 
 
 def rewrite(
     model: Model,
     names: Sequence[str] = (EXACT,),
-    examples: FloatArray | None = None,
+    examples: ir.Inputs | None = None,
     input_shape: Sequence[int] | None = None,
 ) -> Rewritten:
     """Read a model as a float graph with rewrites, and tell what each did.
@@ -82,7 +84,7 @@ def rewrite(
 
 def int8_graph(
     model: Model,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     weight_bits: int = 8,
     scales: Scaling = "float",
     accept_error: bool = False,
@@ -92,8 +94,8 @@ def int8_graph(
 
     Args:
         model: As for `float_graph`.
-        calibration: float32 [n, c, h, w], [n, c, length] or [n, f]; 100 to 500 examples of what it
-            will see.
+        calibration: float32 [n, c, h, w], [n, c, length] or [n, f], or whole numbers [n, tokens]
+            of a model that looks them up; 100 to 500 examples of what it will see.
         weight_bits: 8, 6 or 4.
         scales: "pow2" lets the graph rescale by shifts alone.
         accept_error: Take also what is far from the float model, see `edge.quantize.truth`.
@@ -110,7 +112,7 @@ def int8_graph(
 
 def export_model(
     model: Model,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     path: Path | str,
     target: str = "",
     provenance: Mapping[str, Any] | None = None,
@@ -143,7 +145,7 @@ def export_model(
     for each in (where, beside):
         artifact.check_free(each)
     source = _read(model)
-    if isinstance(source, ir.Graph) and source.tensors[source.inputs[0]].dtype == "int8":
+    if isinstance(source, ir.Graph) and source.tensors[source.inputs[0]].dtype != "float32":
         if rewrites:
             raise ExportError(
                 f"rewrites are {', '.join(rewrites)}, which are of float graphs, and this one is "
@@ -191,13 +193,13 @@ def open_artifact(path: Path | str, runtime: str = "") -> Runner:
 
 
 def check_artifact(
-    path: Path | str, inputs: FloatArray, runtime: str = "", layers: bool = False
+    path: Path | str, inputs: ir.Inputs, runtime: str = "", layers: bool = False
 ) -> checks.CheckReport:
     """Compare an artifact, integer by integer, with the definition of what it computes.
 
     Args:
         path: The artifact.
-        inputs: float32 [n, c, h, w], [n, c, length] or [n, f].
+        inputs: float32 [n, c, h, w], [n, c, length] or [n, f], or whole numbers [n, tokens].
         runtime: As for `open_artifact`.
         layers: Compare every layer, not the outputs alone.
 

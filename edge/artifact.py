@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import ExportError
 from fedkit.core.files import read_whole, write_atomic
+from fedkit.graph.ir import Inputs
+from fedkit.graph.ops.embedding import check_tokens
 
 _MANIFEST_VERSION = 2
 _MANIFEST = "manifest.json"
@@ -41,6 +43,7 @@ class Port:
     """An input or output of the model.
 
     Attributes:
+        dtype: Of integers "int8", of an input of tokens "int32"; of files of others "float32".
         shape: As the file has it, with the batch dimension 1: maps, those that go in and those that
             come out, are NCHW in ONNX, else NHWC; a series is a map of height 1.
         scale: real = scale * (integer - zero_point).
@@ -52,8 +55,15 @@ class Port:
     scale: float
     zero_point: int
 
-    def quantize(self, values: NDArray[np.float32]) -> NDArray[np.int8]:
-        """Return float32 values as int8, rounded to nearest, halves to even."""
+    def quantize(self, values: Inputs) -> NDArray[Any]:
+        """Return float32 values as int8, rounded to nearest, halves to even; tokens as int32.
+
+        Raises:
+            ExportError: Tokens are no whole numbers.
+        """
+        if self.dtype == "int32":
+            check_tokens(values)
+            return np.asarray(values, np.int32)
         integers = np.rint(values / np.float32(self.scale)) + self.zero_point
         return np.asarray(np.clip(integers, -128, 127), np.int8)
 
@@ -284,10 +294,14 @@ def ports(artifact: Artifact) -> tuple[Port, tuple[Port, ...]]:
     """Return the one input and the outputs that C and Verilog have.
 
     Raises:
-        ExportError: The manifest has others, or they are not int8.
+        ExportError: The manifest has others, or they are not int8; an input of tokens is int32.
     """
     every = (*artifact.inputs, *artifact.outputs)
-    if len(artifact.inputs) != 1 or len(every) < 2 or {each.dtype for each in every} != {"int8"}:
+    of_inputs, of_outputs = (
+        {each.dtype for each in some} for some in (artifact.inputs, artifact.outputs)
+    )
+    is_integer = of_inputs in ({"int8"}, {"int32"}) and of_outputs == {"int8"}
+    if len(artifact.inputs) != 1 or not is_integer:
         raise ExportError(
             f"the manifest {manifest_path(artifact.path)} is damaged (it does not have one int8 "
             "input, and int8 outputs); export the model again"
@@ -375,7 +389,7 @@ def _file_name(name: Any) -> str:
 def _port(fields: Mapping[str, Any]) -> Port:
     port = Port(**{**fields, "shape": tuple(_of(int, size) for size in fields["shape"])})
     _of(str, port.name), _of(str, port.dtype), _of(int, port.zero_point), _of(float, port.scale)
-    if port.dtype not in ("int8", "float32") or not 1 <= len(port.shape) <= 4:
+    if port.dtype not in ("int8", "int32", "float32") or not 1 <= len(port.shape) <= 4:
         raise ValueError(f"no port has dtype {port.dtype!r:.60} and {len(port.shape)} dimensions")
     if min(port.shape) < 1 or math.prod(port.shape) > _MOST_BYTES:
         raise ValueError(f"no port has shape {port.shape}")

@@ -32,12 +32,11 @@ from edge.targets.registry import row_of, runtimes
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.interpret import FloatArray
 
 _BATCH = 50
 _Kept = Mapping[str, Int8Array]
 _Values = Iterator[tuple[str, Int8Array]]
-_Look = Callable[[Int8Array], _Values]
+_Look = Callable[[Any], _Values]
 """Inputs in torch's layout -> names and values of activations, in the graph's order."""
 
 _Found = TypeVar("_Found")
@@ -148,7 +147,7 @@ class Known:
 
 def check(
     path: Path | str,
-    inputs: FloatArray,
+    inputs: ir.Inputs,
     runtime: str = "",
     layers: bool = False,
     changed: bool = False,
@@ -158,7 +157,8 @@ def check(
 
     Args:
         path: The artifact; the graph that its manifest names lies beside it.
-        inputs: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them.
+        inputs: float32 [n, c, h, w], [n, c, length] or [n, f], or whole numbers [n, tokens], as
+            torch takes them.
         runtime: See `edge.runners.open_runner`. With "interpreter" nothing in the folder is run:
             its code must be what is made of the graph here, and that is run instead.
         layers: Compare every activation, not the outputs alone. Where a target fuses a convolution
@@ -185,7 +185,7 @@ def check(
 
 
 def _remade(
-    found: artifact.Artifact, graph: ir.Graph, example: FloatArray, path: Path
+    found: artifact.Artifact, graph: ir.Graph, example: ir.Inputs, path: Path
 ) -> artifact.Artifact:
     """Make a folder of the graph once more; an ExportError if its code is not that of the first."""
     row = row_of(found.target)
@@ -209,7 +209,7 @@ def _compared(
     found: artifact.Artifact,
     graph: ir.Graph,
     runner: Runner,
-    inputs: FloatArray,
+    inputs: ir.Inputs,
     runtime: str,
     layers: bool,
     known: Known,
@@ -244,7 +244,7 @@ def _begins(
     found: artifact.Artifact,
     graph: ir.Graph,
     runner: Runner,
-    inputs: FloatArray,
+    inputs: ir.Inputs,
     runtime: str,
     output: Difference,
     known: Known,
@@ -257,7 +257,7 @@ def _begins(
 
 
 def _interpreted(
-    graph: ir.Graph, integers: Int8Array, rounding: str, visit: Int8Visitor | None = None
+    graph: ir.Graph, integers: ir.Codes, rounding: str, visit: Int8Visitor | None = None
 ) -> list[Int8Array]:
     return outputs_int8(graph, ir.to_graph_layout(integers), rounding, visit)
 
@@ -294,7 +294,7 @@ def _note_first(
 
 
 def _layers(
-    found: artifact.Artifact, graph: ir.Graph, runtime: str, example: FloatArray, folder: Path
+    found: artifact.Artifact, graph: ir.Graph, runtime: str, example: ir.Inputs, folder: Path
 ) -> _Look:
     row = row_of(found.target)
     if row is not None and row.keeps:
@@ -303,7 +303,7 @@ def _layers(
 
 
 def _kept_layers(
-    found: artifact.Artifact, graph: ir.Graph, example: FloatArray, folder: Path
+    found: artifact.Artifact, graph: ir.Graph, example: ir.Inputs, folder: Path
 ) -> _Look:
     runner = open_runner(_save(found, graph, example, folder / "kept", keep=True).path)
 
@@ -317,7 +317,7 @@ def _kept_layers(
 
 
 def _save(
-    found: artifact.Artifact, graph: ir.Graph, example: FloatArray, path: Path, **options: Any
+    found: artifact.Artifact, graph: ir.Graph, example: ir.Inputs, path: Path, **options: Any
 ) -> artifact.Artifact:
     """Save a graph in the way in which an artifact was saved."""
     row = row_of(found.target)
@@ -326,7 +326,7 @@ def _save(
 
 
 def _models_that_end(
-    found: artifact.Artifact, graph: ir.Graph, runtime: str, example: FloatArray, folder: Path
+    found: artifact.Artifact, graph: ir.Graph, runtime: str, example: ir.Inputs, folder: Path
 ) -> _Look:
     runners = {}
     for number, name in enumerate(_in_order(graph)):

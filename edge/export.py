@@ -13,9 +13,11 @@ import numpy as np
 from edge import artifact, passes
 from edge.ops.registry import check_forms
 from edge.passes.rewrite import Given
+from edge.passes.share_constants import share_constants
 from edge.passes.slim import slim
 from edge.quantize import guard, truth
 from edge.quantize.from_file import Misfit, check_kept, keep_integers
+from edge.quantize.masked import masked
 from edge.quantize.to_int8 import Scaling, TrainedIntegers, quantize
 from edge.save import save
 from edge.save import save_graph as save_graph
@@ -27,7 +29,7 @@ from edge.targets.onnx.row import Form as Form
 from edge.targets.registry import NAMES, find_row
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
-from fedkit.graph.interpret import FloatArray, evaluate_all
+from fedkit.graph.interpret import evaluate_all
 from fedkit.graph.onnx_compare import check_read
 from fedkit.preprocess.raw_input import RawInput
 
@@ -42,7 +44,7 @@ _NUDGES = 16  # where a ReLU magnifies roundings or not, few of them show by how
 
 def export_tflite(
     model: nn.Module | ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     path: Path | str,
     provenance: Mapping[str, Any],
     accept_error: bool = False,
@@ -52,8 +54,9 @@ def export_tflite(
     Args:
         model: See `fedkit.graph.from_torch.lower` for what it may hold and return. It is not
             changed. Or the float graph that `load_onnx` made of a file.
-        calibration: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them; 100 to 500
-            examples of what the model will see.
+        calibration: float32 [n, c, h, w], [n, c, length] or [n, f], or int64 [n, tokens] of a model
+            that looks tokens up, as torch takes them; 100 to 500 examples of what the model will
+            see.
         path: Where to put the file; nothing may be there.
         provenance: How the model was made; goes into the manifest.
         accept_error: Export also what is far from the float model, with a warning; see
@@ -72,7 +75,7 @@ def export_tflite(
 
 def export_onnx(
     model: nn.Module | ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     path: Path | str,
     provenance: Mapping[str, Any],
     form: Form = "qdq",
@@ -100,7 +103,7 @@ def export_onnx(
 
 def export_c99(
     model: nn.Module | ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     path: Path | str,
     provenance: Mapping[str, Any],
     goal: Goal = "speed",
@@ -136,7 +139,7 @@ def export_c99(
 
 def export_fpga(
     model: nn.Module | ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     path: Path | str,
     provenance: Mapping[str, Any],
     lanes: int = LANES,
@@ -164,7 +167,7 @@ def export_fpga(
 def _export(
     target: str,
     model: nn.Module | ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     path: Path | str,
     provenance: Mapping[str, Any],
     accept_error: bool,
@@ -176,7 +179,7 @@ def _export(
 
 
 def save_tflite(
-    graph: ir.Graph, examples: FloatArray, path: Path, provenance: Mapping[str, Any]
+    graph: ir.Graph, examples: ir.Inputs, path: Path, provenance: Mapping[str, Any]
 ) -> artifact.Artifact:
     """Save an int8 graph as .tflite; arguments and errors as for `export_tflite`."""
     return save("tflite", graph, examples, path, provenance)
@@ -184,7 +187,7 @@ def save_tflite(
 
 def save_onnx(
     graph: ir.Graph,
-    examples: FloatArray,
+    examples: ir.Inputs,
     path: Path,
     provenance: Mapping[str, Any],
     form: Form = "qdq",
@@ -195,7 +198,7 @@ def save_onnx(
 
 def save_c99(
     graph: ir.Graph,
-    examples: FloatArray,
+    examples: ir.Inputs,
     path: Path,
     provenance: Mapping[str, Any],
     goal: Goal = "speed",
@@ -219,7 +222,7 @@ def save_c99(
 
 def save_fpga(
     graph: ir.Graph,
-    examples: FloatArray,
+    examples: ir.Inputs,
     path: Path,
     provenance: Mapping[str, Any],
     lanes: int = LANES,
@@ -240,7 +243,7 @@ def save_fpga(
 
 def int8_graph(
     model: nn.Module | ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     weight_bits: int = 8,
     scales: Scaling = "float",
     trained: TrainedIntegers | None = None,
@@ -271,12 +274,16 @@ def int8_graph(
             neither that nor its ranges.
     """
     truth.warn_of_few(calibration)
-    read, examples = _read(model, calibration.shape[1:]), ir.to_graph_layout(calibration)
-    floats = passes.optimise(read)
+    is_of_tokens = np.issubdtype(calibration.dtype, np.integer)
+    read = _read(model, calibration.shape[1:], is_of_tokens)
+    floats, examples = passes.optimise(read), ir.to_graph_layout(calibration)
+    masked(floats)  # refuses masks of what is no score, before that is compared
     if not isinstance(model, ir.Graph) and len(calibration):
         _check_lowered(model, floats, calibration[:_COMPARED])
     if rewrites:
-        floats = _rewritten(read, floats, examples, rewrites, trained, accept_error)
+        floats = _rewritten(
+            read, floats, examples.astype(np.float32), rewrites, trained, accept_error
+        )
     if target:
         check_target(floats, target)
     if floats.guards and len(examples):
@@ -292,13 +299,13 @@ def int8_graph(
     found = truth.compare(graph, floats, examples)
     truth.judge(found, graph, "the calibration set", accept_error)
     origin = ir.Origin(floats, found.examples, found.layers, found.same_class)
-    return slim(replace(graph, origin=origin, guards={}))
+    return share_constants(slim(replace(graph, origin=origin, guards={})))
 
 
 def _rewritten(
     read: ir.Graph,
     floats: ir.Graph,
-    examples: FloatArray,
+    examples: ir.FloatArray,
     names: Sequence[str],
     trained: TrainedIntegers | None,
     accept_error: bool,
@@ -325,12 +332,13 @@ def _rewritten(
     return found.graph
 
 
-def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> None:
+def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: ir.Inputs) -> None:
     """Compare the float graph with the model: hooks and randomness may be lost in a trace."""
     from fedkit.graph.from_torch import outputs
 
     with np.errstate(over="ignore", invalid="ignore"):  # the quantiser names what is not finite
-        found = evaluate_all(floats, {floats.inputs[0]: ir.to_graph_layout(inputs)})
+        laid = np.asarray(ir.to_graph_layout(inputs), np.float32)
+        found = evaluate_all(floats, {floats.inputs[0]: laid})
         own = outputs(model, inputs)
         for number, (of_graph, of_model) in enumerate(zip(found, own, strict=True)):
             wanted = ir.to_graph_layout(of_model).reshape(of_graph.shape)
@@ -339,7 +347,7 @@ def _check_lowered(model: nn.Module, floats: ir.Graph, inputs: FloatArray) -> No
                 _judge_gap(model, inputs, number, gap, size)
 
 
-def _judge_gap(model: nn.Module, inputs: FloatArray, number: int, gap: float, size: float) -> None:
+def _judge_gap(model: nn.Module, inputs: ir.Inputs, number: int, gap: float, size: float) -> None:
     """Refuse a graph one of whose outputs is far from its model's, or say that it is rounding.
 
     Args:
@@ -365,7 +373,7 @@ def _judge_gap(model: nn.Module, inputs: FloatArray, number: int, gap: float, si
     )
 
 
-def _is_rounding(gap: float, model: nn.Module, inputs: FloatArray, number: int) -> bool:
+def _is_rounding(gap: float, model: nn.Module, inputs: ir.Inputs, number: int) -> bool:
     """Tell whether a model with weights that are off by roundings is as far from itself."""
     from fedkit.graph.from_torch import outputs
 
@@ -377,21 +385,24 @@ def _is_rounding(gap: float, model: nn.Module, inputs: FloatArray, number: int) 
     return any(gap <= _ROUNDINGS * np.abs(each - own).max(initial=0) for each in nudged)
 
 
-def float_graph(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.Graph:
+def float_graph(
+    model: nn.Module | ir.Graph, input_shape: Sequence[int], tokens: bool = False
+) -> ir.Graph:
     """Lower and optimise a model; arguments and errors as for `fedkit.graph.from_torch.lower`.
 
     Args:
         model: Or a float graph, which is lowered already.
         input_shape: Of one example, for a torch model.
+        tokens: Whether that takes tokens.
     """
-    return passes.optimise(_read(model, input_shape))
+    return passes.optimise(_read(model, input_shape, tokens))
 
 
 def rewrite(
     model: nn.Module | ir.Graph,
     input_shape: Sequence[int],
     names: Sequence[str],
-    examples: FloatArray | None = None,
+    examples: ir.Inputs | None = None,
 ) -> passes.Rewritten:
     """Lower and optimise a model with rewrites; arguments and errors as for `float_graph`.
 
@@ -399,20 +410,21 @@ def rewrite(
         model: As for `float_graph`.
         input_shape: As for `float_graph`.
         names: Of `edge.passes.rewrites.REWRITES`; "exact" stands for several.
-        examples: float32 [n, ...], as torch takes them; some rewrites need them, and the probe
-            takes its inputs of them.
+        examples: float32 or tokens [n, ...], as torch takes them; some rewrites need them, and the
+            probe takes its inputs of them.
     """
-    given = Given(None if examples is None else ir.to_graph_layout(examples))
-    return passes.rewritten(_read(model, input_shape), names, given)
+    given = Given(None if examples is None else ir.to_graph_layout(examples).astype(np.float32))
+    tokens = examples is not None and np.issubdtype(examples.dtype, np.integer)
+    return passes.rewritten(_read(model, input_shape, tokens), names, given)
 
 
-def _read(model: nn.Module | ir.Graph, input_shape: Sequence[int]) -> ir.Graph:
+def _read(model: nn.Module | ir.Graph, input_shape: Sequence[int], tokens: bool) -> ir.Graph:
     if isinstance(model, ir.Graph):
         _check_ports(model)
         return model
     from fedkit.graph.from_torch import lower  # torch, which what reads artifacts does not need
 
-    return lower(model, input_shape)
+    return lower(model, input_shape, tokens)
 
 
 def check_target(graph: ir.Graph, target: str) -> None:

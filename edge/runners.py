@@ -9,6 +9,7 @@ from edge.targets.interpreter import INTERPRETER, InterpretedRunner
 from edge.targets.registry import row_of, runtimes
 from edge.targets.tflite.runner import Runner
 from fedkit.core.errors import ExportError
+from fedkit.graph.ops.embedding import MOST_TOKENS
 
 
 def open_runner(path: Path | str, runtime: str = "", changed: bool = False) -> Runner:
@@ -33,6 +34,7 @@ def open_runner(path: Path | str, runtime: str = "", changed: bool = False) -> R
     runtime = runtime_for(found, runtime)
     runner = _opened(found, runtime, changed)
     runner.series = _series(found)
+    runner.tokens = found.count("tokens", MOST_TOKENS) if "tokens" in found.details else 0
     return runner
 
 

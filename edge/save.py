@@ -13,14 +13,14 @@ from edge.raw import DETAIL, check_raw_input
 from edge.targets.export_target import ports
 from edge.targets.registry import find_row, runtimes
 from fedkit.graph import ir
-from fedkit.graph.interpret import FloatArray
+from fedkit.graph.ops.registry import tokens_of
 from fedkit.preprocess.raw_input import RawInput
 
 
 def save(
     target: str,
     graph: ir.Graph,
-    examples: FloatArray,
+    examples: ir.Inputs,
     path: Path,
     provenance: Mapping[str, Any],
     raw_input: RawInput | None = None,
@@ -89,6 +89,8 @@ def _details(graph: ir.Graph, kind: str) -> dict[str, Any]:
         "rounding": runtimes().get(kind, {}),
         "activation_bytes": arena.activation_bytes(graph),
     }
+    if tokens := tokens_of(graph):
+        details["tokens"] = tokens
     if graph.series:
         details["series"] = graph.series
     if graph.origin is not None:

@@ -42,6 +42,34 @@ def _of_itself(x: Tensor) -> Tensor:
     return scaled_dot_product_attention(x, x, x)
 
 
+def _of_those_before(x: Tensor) -> Tensor:
+    return scaled_dot_product_attention(x, x, x, is_causal=True)
+
+
+class _Recurrent(nn.Module):
+    """Channels of an image as the steps of both layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru = (kind(64, 64, batch_first=True) for kind in (nn.LSTM, nn.GRU))
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps: Tensor = self.gru(self.lstm(x.flatten(2))[0])[0]
+        return steps
+
+
+class _Twice(nn.Module):
+    """One convolution, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        twice: Tensor = self.layer(torch.relu(self.layer(x)))
+        return twice
+
+
 LAYERS = (
     Layer("Conv2d, stride 2", lambda: nn.Conv2d(4, 4, 3, stride=2, padding=1)),
     Layer("Conv2d, dilation 2", lambda: nn.Conv2d(4, 4, 3, dilation=2, padding=2)),
@@ -67,6 +95,9 @@ LAYERS = (
     Layer("arithmetic with numbers", lambda: _Calls(lambda x: (2 * x - 1) / 3)),
     Layer("arithmetic with constants", lambda: _Calls(lambda x: x + torch.ones(8, 8))),
     Layer("attention, without a mask", lambda: _Calls(_of_itself)),
+    Layer("attention, causal", lambda: _Calls(_of_those_before)),
+    Layer("LSTM, GRU of up to 64 steps", lambda: _Recurrent()),
+    Layer("a layer that is called twice", lambda: _Twice()),
     Layer("softmax of the last axis", lambda: _Calls(lambda x: x.softmax(-1))),
     Layer("padding before an average", lambda: nn.AvgPool2d(3, padding=1)),
     Layer("concat along height", lambda: _Calls(lambda x: torch.cat([x, x], 2))),
@@ -77,7 +108,6 @@ LAYERS = (
     Layer("Flatten, view, reshape", nn.Flatten),
     Layer("Dropout", lambda: nn.Dropout(0.1)),
     Layer("Identity", nn.Identity),
-    Layer("Embedding", lambda: nn.Embedding(4, 4), (4,)),
     Layer("Softmax as the output", lambda: nn.Softmax(1), (4,)),
 )
 """Those of which the table of ops does not tell: several ops, none, or an op in a certain form."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge.artifact import Artifact
 from edge.bench.build import Image, build, compiler_version
-from edge.bench.result import LayerCost, Quantity, ReferenceVectors, Result
+from edge.bench.result import LayerCost, Quantity, ReferenceVectors, Result, bytes_of
 from edge.bench.targets import Target
 from fedkit.core.errors import BenchError
 
@@ -172,7 +172,7 @@ class Machine:
         Raises:
             BenchError: The program crashes or refuses to run.
         """
-        self._write("bench_in", example.astype(np.int8).tobytes())
+        self._write("bench_in", bytes_of(example))
         self._core.mem_write(_STACK, bytes([_PAINT]) * _STACK_BYTES)
         own, calls = self._counted()
         output = np.frombuffer(self._read("bench_out"), np.int8)

@@ -7,4 +7,4 @@ KEPT int8_t bench_in[MODEL_INPUT_BYTES];
 KEPT int8_t bench_out[MODEL_OUTPUT_BYTES];
 KEPT uint8_t bench_arena[MODEL_ARENA_BYTES];
 
-int bench_run(void) { return model_invoke(bench_in, bench_out, bench_arena); }
+int bench_run(void) { return model_invoke((const void *)bench_in, bench_out, bench_arena); }

@@ -83,16 +83,21 @@ class Result:
         ]
 
 
+def bytes_of(inputs: NDArray[Any]) -> bytes:
+    """Return inputs, int32 tokens or other numbers within int8, as C reads them."""
+    return (inputs if inputs.dtype == np.int32 else inputs.astype(np.int8)).tobytes()
+
+
 @dataclass(frozen=True)
 class ReferenceVectors:
     """What a model is given, and what it must give.
 
     Attributes:
-        inputs: int8 [n, ...] in the artifact's layout.
+        inputs: int8 [n, ...] in the artifact's layout; int32 [n, tokens] of a model of tokens.
         expected: int8 [n, ...], by the interpreter.
     """
 
-    inputs: NDArray[np.int8]
+    inputs: NDArray[np.int8] | NDArray[np.int32]
     expected: NDArray[np.int8]
 
     def check(self, number: int, actual: NDArray[np.int8], target: str) -> None:

@@ -36,7 +36,7 @@ static long long number_in(const char *path, const char *key) {
     return found;
 }
 
-static int print_outputs(FILE *inputs, int8_t *in) {
+static int print_outputs(FILE *inputs, void *in) {
     int8_t out[MODEL_OUTPUT_BYTES];
     printf("{\"outputs\": [");
     for (int n = 0; fread(in, 1, MODEL_INPUT_BYTES, inputs) == MODEL_INPUT_BYTES; n++) {
@@ -49,7 +49,7 @@ static int print_outputs(FILE *inputs, int8_t *in) {
     return 0;
 }
 
-static void print_times(const int8_t *in, int repeats) {
+static void print_times(const void *in, int repeats) {
     int8_t out[MODEL_OUTPUT_BYTES];
     printf(", \"nanoseconds\": [");
     for (int n = 0; n < repeats; n++) {
@@ -61,7 +61,7 @@ static void print_times(const int8_t *in, int repeats) {
 }
 
 int main(int count, char **arguments) {
-    static int8_t in[MODEL_INPUT_BYTES];
+    static int32_t in[(MODEL_INPUT_BYTES + 3) / 4]; /* int8, or tokens */
     FILE *inputs = fopen("inputs.bin", "rb");
     if (count < 3 || !inputs) return 2;
     alarm((unsigned)atoi(arguments[2]));

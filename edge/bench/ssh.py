@@ -25,7 +25,7 @@ import numpy as np
 
 from edge.artifact import Artifact
 from edge.bench.build import check_one_output, compile_c
-from edge.bench.result import Quantity, ReferenceVectors, Result
+from edge.bench.result import Quantity, ReferenceVectors, Result, bytes_of
 from edge.targets.c99.runner import name_of
 from edge.targets.c_names import PROGRAMS, generic_names
 from fedkit.core.errors import BenchError
@@ -184,7 +184,7 @@ def _install(
     headers = [model.path / name for name in model.files if name.endswith(".h")]
     sources = [model.path / name for name in model.files if name.endswith(".c")]
     sources = [path for path in sources if path.name not in PROGRAMS] + [_RUNNER]
-    inputs = {"inputs.bin": examples.inputs.astype(np.int8).tobytes()}
+    inputs = {"inputs.bin": bytes_of(examples.inputs)}
     if not there:
         program, flags = _cross_compiled(model, sources, about)
         _send(board, folder, {"runner": program, **inputs})

@@ -7,6 +7,7 @@ each op computes is in its file in `edge.ops`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +18,21 @@ from edge.ops.registry import spec_of
 from fedkit.core.numerics import Int64s
 from fedkit.graph import integers, ir
 from fedkit.graph.interpret import check_inputs, run
+from fedkit.graph.ops.registry import tokens_of
 
 Int8Array = NDArray[np.int8]
 Int8Visitor = Callable[[str, Int8Array], None]
 
 
 def evaluate_int8(
-    graph: ir.Graph, inputs: Int8Array, rounding: str = "half_up", visit: Int8Visitor | None = None
+    graph: ir.Graph, inputs: ir.Codes, rounding: str = "half_up", visit: Int8Visitor | None = None
 ) -> Int8Array:
     """Run an int8 graph, integer by integer.
 
     Args:
         graph: Quantised, with one input.
-        inputs: int8 [n, h, w, c] or [n, f], any n, in the graph's layout.
+        inputs: int8 [n, h, w, c] or [n, f], any n, in the graph's layout; of a model of tokens
+            int32 [n, tokens].
         rounding: A policy of `edge.define.rounding`; the default is what our own targets compute.
         visit: Called with the name and value of each activation as soon as it is known.
 
@@ -44,17 +47,18 @@ def evaluate_int8(
 
 
 def outputs_int8(
-    graph: ir.Graph, inputs: Int8Array, rounding: str = "half_up", visit: Int8Visitor | None = None
+    graph: ir.Graph, inputs: ir.Codes, rounding: str = "half_up", visit: Int8Visitor | None = None
 ) -> list[Int8Array]:
     """Return all outputs of an int8 graph in their order; see `evaluate_int8`."""
-    check_inputs(graph, inputs, "int8")
+    check_inputs(graph, inputs, "int32" if tokens_of(graph) else "int8")
     how = policy(rounding)
 
     def compute_int8(op: ir.Op, operands: list[Int8Array]) -> Int8Array:
         wide = tuple(operand.astype(np.int64) for operand in operands)
         return compute(how, graph, op, wide).astype(np.int8)
 
-    return run(graph, inputs, compute_int8, visit)
+    values: Any = inputs  # tokens are int32, all else int8
+    return run(graph, values, compute_int8, visit)
 
 
 def compute(policy: Policy, graph: ir.Graph, op: ir.Op, operands: Operands) -> Int64s:

@@ -11,6 +11,7 @@ from edge.define.rounding import POLICIES
 from edge.passes.channels import Flags
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
+from fedkit.graph.ops.registry import tokens_of
 
 Values = Mapping[str, Mapping[str, Int8Array]]
 """Rounding policy -> activation -> its integers [n, ...]."""
@@ -20,8 +21,11 @@ _EXAMPLES = 2
 
 def observe(graph: ir.Graph) -> Values:
     """Return every activation under every rounding policy, for inputs that are always the same."""
-    shape = graph.tensors[graph.inputs[0]].shape[1:]
-    inputs = np.random.default_rng(0).integers(-128, 128, (_EXAMPLES, *shape), np.int8)
+    shape = (_EXAMPLES, *graph.tensors[graph.inputs[0]].shape[1:])
+    random, tokens = np.random.default_rng(0), tokens_of(graph)
+    inputs: ir.Codes = random.integers(-128, 128, shape, np.int8)
+    if tokens:
+        inputs = random.integers(tokens, size=shape, dtype=np.int32)
     seen: dict[str, dict[str, Int8Array]] = {policy: {} for policy in POLICIES}
     for policy, values in seen.items():
         evaluate_int8(graph, inputs, policy, values.__setitem__)

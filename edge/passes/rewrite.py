@@ -11,6 +11,7 @@ import numpy as np
 
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray, evaluate_all
+from fedkit.graph.ops.registry import tokens_of
 from fedkit.graph.verify import verify
 
 TOLERANCE = 1e-4
@@ -41,8 +42,8 @@ class Given:
     """What rewrites know beside the graph.
 
     Attributes:
-        examples: float32 [n, ...] in the graph's layout, like those that the model will see; None
-            without.
+        examples: float32 [n, ...] in the graph's layout, tokens too, like those that the model will
+            see; None without.
     """
 
     examples: FloatArray | None = None
@@ -156,9 +157,14 @@ def _probe(graph: ir.Graph, given: Given) -> Mapping[str, FloatArray]:
     """Return inputs: the first examples, or random ones that are always the same."""
     if given.examples is not None and len(given.examples):
         return {graph.inputs[0]: given.examples[:_PROBED]}
-    rng = np.random.default_rng(0)
+    rng, tokens = np.random.default_rng(0), tokens_of(graph)
     shapes = {name: (_PROBED, *graph.tensors[name].shape[1:]) for name in graph.inputs}
-    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    return {
+        name: rng.integers(tokens, size=shape).astype(np.float32)
+        if tokens
+        else rng.standard_normal(shape, np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def _gap(before: FloatArray, after: FloatArray) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.quantize.masked import masked
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.integers import activation
@@ -53,13 +54,17 @@ class Range:
 
 
 def joined(graph: ir.Graph) -> Joined:
-    """Return what concats join; activations that none does are left out."""
+    """Return what concats join, or is tied; activations of which neither is so are left out."""
     groups = {name: {name} for name in (*graph.inputs, *(op.output for op in graph.ops))}
+    ties = [[name for name in tie if name in groups] for tie in graph.tied]
+    for tie in ties:
+        one = set().union(*(groups[name] for name in tie))
+        groups |= dict.fromkeys(one, one)
     for op in graph.ops:
         if spec_of(op).scale == "kept":
             one = set().union(*(groups[name] for name in (*op.inputs, op.output)))
             groups |= dict.fromkeys(one, one)
-    concats = {op.output for op in graph.ops if spec_of(op).variadic}
+    concats = {op.output for op in graph.ops if spec_of(op).variadic}.union(*ties)
     return {name: group for name, group in groups.items() if group & concats}
 
 
@@ -90,6 +95,10 @@ def ranges(graph: ir.Graph, examples: FloatArray, percentile: float) -> dict[str
     with np.errstate(over="ignore", invalid="ignore"):  # `_Seen` names what is not finite
         for start in range(0, len(examples), _BATCH):
             evaluate(graph, examples[start : start + _BATCH], seen.add)
+    for op in graph.ops:
+        if spec_of(op).looks_up:  # rows that no example chose, too
+            table = graph.constant(op.inputs[1])
+            seen.ranges[op.output].include(float(table.min()), float(table.max()))
     seen.ranges |= {op.output: Range(*bounds) for op in graph.ops if (bounds := spec_of(op).bounds)}
     groups = joined(graph)
     found = _of_groups(seen.ranges, groups)
@@ -112,10 +121,13 @@ class _Seen:
     def __init__(self, graph: ir.Graph, percentile: float) -> None:
         self.ranges: dict[str, Range] = {}
         self._graph, self._percentile = graph, percentile
+        self._masked = masked(graph)
         self._channels: dict[str, tuple[FloatArray, FloatArray]] = {}
 
     def add(self, name: str, value: FloatArray) -> None:
         """Look at one batch of an activation."""
+        if name in self._masked:
+            value = np.where(self._masked[name], value, np.float32(0))
         low, high = _extremes(value, self._percentile)
         if not np.isfinite([low, high]).all():
             op = self._graph.producer(name)
@@ -151,6 +163,7 @@ def _awake(
     rng = np.random.default_rng(0)
     values = {graph.inputs[0]: examples}
     found = {name: replace(each) for name, each in seen.items()}
+    kept = masked(graph)
     for op in graph.ops:
         operands = [values[n] if n in values else graph.constant(n) for n in op.inputs]
         value = compute(op, graph, operands)
@@ -160,6 +173,8 @@ def _awake(
             value = np.maximum(value, fires * reach, dtype=np.float32)
             found[op.output].include(0.0, float(reach.max()))
         values[op.output] = value
+        if op.output in kept:
+            value = np.where(kept[op.output], value, np.float32(0))
         found[op.output].include(float(value.min()), float(value.max()))
     return found
 
@@ -268,6 +283,8 @@ class SideBySide:
 
 
 def _rounded(value: FloatArray, tensor: ir.Tensor) -> FloatArray:
+    if tensor.dtype == "int32":
+        return value  # tokens
     scale, zero_point = np.float32(tensor.scale), tensor.zero_point
     codes = np.clip(np.rint(value / scale), -128 - zero_point, 127 - zero_point)
     return np.asarray(codes * scale, np.float32)

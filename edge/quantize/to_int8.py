@@ -44,10 +44,11 @@ from edge.quantize.calibrate import (
     ranges,
     symmetric,
 )
+from edge.quantize.masked import finite_mask, lowest, masked
 from fedkit.core.errors import ExportError
 from fedkit.graph import integers, ir
 from fedkit.graph.interpret import FloatArray
-from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED, groups_of, spec_of
+from fedkit.graph.ops.registry import CHANNEL_AXIS, WEIGHTED, groups_of, spec_of, tokens_of
 from fedkit.graph.verify import verify
 
 Scaling = Literal["float", "pow2"]
@@ -90,7 +91,7 @@ class TrainedIntegers:
 
 def quantize(
     graph: ir.Graph,
-    calibration: FloatArray,
+    calibration: ir.Inputs,
     percentile: float = 100.0,
     weight_bits: int = 8,
     scales: Scaling = "float",
@@ -101,8 +102,9 @@ def quantize(
 
     Args:
         graph: Float, optimised (no BatchNorm left).
-        calibration: float32 [n, h, w, c] or [n, f] in the graph's layout, n >= 1; examples of
-            what the model will see. They set the range of every activation.
+        calibration: float32 [n, h, w, c] or [n, f] in the graph's layout, or whole numbers
+            [n, tokens], n >= 1; examples of what the model will see. They set the range of
+            every activation.
         percentile: Share of each batch's values, in percent, that the range of an activation
             must hold; 100 takes the smallest and the largest value.
         weight_bits: 8, 6 or 4. Fewer than 8 save space where weights are packed; they are int8 in
@@ -122,6 +124,7 @@ def quantize(
             layer so wide that its 32-bit accumulators could overflow.
     """
     verify(graph)
+    calibration = np.asarray(calibration, np.float32)  # of tokens, too
     if weight_bits not in (4, 6, 8):
         raise ExportError(f"weight_bits is {weight_bits}; weights have 8, 6 or 4 bits")
     if scales not in _GRIDS:
@@ -145,6 +148,8 @@ def quantize(
             trained or TrainedIntegers(),
             joined(graph),
             symmetric(graph),
+            masked(graph).keys(),
+            frozenset().union(*graph.tied),
         )
     )
     verify(result)
@@ -188,6 +193,9 @@ class _Quantizer:
         most: The largest code of a weight.
         joined: What concats join, which has one range and scale.
         symmetric: What has the zero point 0.
+        masked: Sums of scores and a mask.
+        tied: What has one scale with others that are made of other values by the same layer; what
+            its integers are must not depend on these.
         least: Activation -> what its scale must be at least, as far as known.
         side_by_side: The model and what is made of it, up to the op at hand, on the examples.
     """
@@ -200,6 +208,8 @@ class _Quantizer:
     trained: TrainedIntegers
     joined: Joined
     symmetric: Set[str]
+    masked: Set[str]
+    tied: Set[str]
     least: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
@@ -209,7 +219,7 @@ class _Quantizer:
         self.tensors, self.ops = {}, []
         self.side_by_side = SideBySide(self.graph, self.examples)
         for name in self.graph.inputs:
-            self._activation(name, self._affine(name, 0.0, _FALLBACK_SCALE))
+            self._input(name)
             self.side_by_side.enter(self.tensors[name])
         for op in self.graph.ops:
             self.side_by_side.run_real(op)
@@ -217,9 +227,22 @@ class _Quantizer:
             self.side_by_side.run_rounded(self.ops[-1], self.tensors)
         return replace(self.graph, tensors=self.tensors, ops=tuple(self.ops))
 
+    def _input(self, name: str) -> None:
+        if tokens_of(self.graph):
+            shape = self.graph.tensors[name].shape
+            self.tensors[name] = ir.Tensor(name, shape, "int32", None, ir.TOKENS)
+        else:
+            self._activation(name, self._affine(name, 0.0, _FALLBACK_SCALE))
+
     def _op(self, op: ir.Op) -> None:
         if op.kind in WEIGHTED:
             self._weighted(op)
+            return
+        if spec_of(op).looks_up:
+            self._table(op)
+            return
+        if op.output in self.masked:
+            self._mask(op)
             return
         inputs = [self.tensors[self._operand(op, name)] for name in op.inputs]
         self._activation(op.output, self._output(op, inputs))
@@ -237,13 +260,33 @@ class _Quantizer:
         made = ir.unused_name(f"{name}_int8", self.graph.tensors)
         seen = Range()
         seen.include(float(data.min()), float(data.max()))
-        quantization = _affine(seen, 0.0, _FALLBACK_SCALE, self.grid)
-        (scale,), (zero,) = quantization.scale, quantization.zero_point
-        integers = np.clip(np.rint(data.astype(np.float64) / scale) + zero, -128, 127)
-        self.tensors[made] = ir.Tensor(
-            made, data.shape, "int8", integers.astype(np.int8), quantization
-        )
+        self.tensors[made] = _narrow(made, data, _affine(seen, 0.0, _FALLBACK_SCALE, self.grid))
         return made
+
+    def _mask(self, op: ir.Op) -> None:
+        """Add a mask to scores, see `edge.quantize.masked`."""
+        (number,) = (n for n, name in enumerate(op.inputs) if name in self.tensors)
+        scores, mask = self.tensors[op.inputs[number]], self.graph.constant(op.inputs[1 - number])
+        seen = Range(min(lowest(scores, mask), 0.0), self.ranges[op.output].high)
+        how = _affine(seen, scores.scale / _LARGEST_MULTIPLIER, _FALLBACK_SCALE, self.grid)
+        name = ir.unused_name(f"{op.output}.mask_int8", self.graph.tensors)
+        data = finite_mask(scores, mask, how)
+        own = Range()
+        own.include(float(data.min()), float(data.max()))
+        self.tensors[name] = _narrow(name, data, _affine(own, 0.0, _FALLBACK_SCALE, self.grid))
+        self._activation(op.output, how)
+        inputs = (scores.name, name) if number == 0 else (name, scores.name)
+        self.ops.append(replace(op, inputs=inputs))
+
+    def _table(self, op: ir.Op) -> None:
+        """Let an op look up rows of integers, which have its own scale."""
+        tokens, table = op.inputs
+        name = ir.unused_name(f"{op.output}.table_int8", self.graph.tensors)
+        self._activation(op.output, self._affine(op.output, 0.0, _FALLBACK_SCALE))
+        how = self.tensors[op.output].quantization
+        assert how is not None  # as it was just made
+        self.tensors[name] = _narrow(name, self.graph.constant(table), how)
+        self.ops.append(replace(op, inputs=(tokens, name)))
 
     def _output(self, op: ir.Op, inputs: list[ir.Tensor]) -> ir.Quantization | None:
         scale = spec_of(op).scale
@@ -315,7 +358,7 @@ class _Quantizer:
         made = weight * ir.along(axis, _ratio(scale, wanted), weight.ndim)  # mostly by 1
         scale = self.grid(np.maximum(scale, out.scale[0] * _SMALLEST_MULTIPLIER / x.scale))
         self._activation(op.output, out)
-        if _weight_name(op) in self.trained.weights:
+        if _weight_name(op) in self.trained.weights or op.output in self.tied:
             integers = _rounded(made, ir.along(axis, scale, weight.ndim), most)
         else:
             integers, bias = self._fitted(op, weight, made, bias, scale)
@@ -411,6 +454,13 @@ class _Quantizer:
         quantization = ir.Quantization(tuple(scale.tolist()), (0,) * len(scale), axis)
         dtype: ir.DType = "int8" if data.dtype == np.int8 else "int32"
         self.tensors[name] = ir.Tensor(name, data.shape, dtype, data, quantization)
+
+
+def _narrow(name: str, data: ir.Array, how: ir.Quantization) -> ir.Tensor:
+    """Return a constant as int8 of a scale."""
+    (scale,), (zero,) = how.scale, how.zero_point
+    integers = np.clip(np.rint(data.astype(np.float64) / scale) + zero, -128, 127)
+    return ir.Tensor(name, data.shape, "int8", integers.astype(np.int8), how)
 
 
 def _wide(name: str, data: ir.Array) -> ir.Tensor:

@@ -19,11 +19,13 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.define.interpret_int8 import Int8Array, evaluate_int8
+from edge.quantize.masked import masked
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray, evaluate, evaluate_all
@@ -90,19 +92,20 @@ class _Sums:
         return math.sqrt(self.gaps / signal)
 
 
-def compare(graph: ir.Graph, floats: ir.Graph, inputs: FloatArray) -> Truth:
+def compare(graph: ir.Graph, floats: ir.Graph, inputs: ir.Inputs) -> Truth:
     """Compare an int8 graph with its float graph.
 
     Args:
         graph: Int8; run under our own rounding.
         floats: What it was made from; activations of other shapes, which `edge.passes.slim` leaves,
             are left out.
-        inputs: float32 [n, ...] in the graph's layout, n >= 1; the first 256 are taken, or fewer
-            of a model with many activations.
+        inputs: float32 [n, ...], or tokens, in the graph's layout, n >= 1; the first 256 are taken,
+            or fewer of a model with many activations.
     """
     sums: dict[str, _Sums] = {}
     same = 0.0
     each = sum(math.prod(tensor.shape) for tensor in floats.tensors.values() if tensor.data is None)
+    inputs = np.asarray(inputs, np.float32)
     inputs = inputs[: min(_MOST_EXAMPLES, max(_FEWEST_EXAMPLES, _MOST_VALUES // each))]
     at_once = max(1, _AT_ONCE // each)
     for start in range(0, len(inputs), at_once):
@@ -171,18 +174,24 @@ def _pairs(
     """Yield each activation as the int8 graph has it, dequantised, and as the float graph has."""
     real: dict[str, FloatArray] = {}
     evaluate(floats, batch, real.__setitem__)
+    kept = masked(floats)
     found: dict[str, Int8Array] = {}
     evaluate_int8(graph, quantized(graph, batch), visit=found.__setitem__)
     for name, integers in found.items():
         if name in real and real[name].shape == integers.shape:
             tensor = graph.tensors[name]
             actual = tensor.scale * (integers.astype(np.float64) - tensor.zero_point)
-            yield name, actual, real[name].astype(np.float64)
+            wanted = real[name].astype(np.float64)
+            if name in kept:  # what a mask leaves out is far below, and no error
+                actual, wanted = (np.where(kept[name], each, 0.0) for each in (actual, wanted))
+            yield name, actual, wanted
 
 
-def quantized(graph: ir.Graph, inputs: FloatArray) -> Int8Array:
-    """Return float inputs as the integers that an int8 graph reads."""
+def quantized(graph: ir.Graph, inputs: FloatArray) -> NDArray[Any]:
+    """Return float inputs as the integers that an int8 graph reads; of tokens int32."""
     first = graph.tensors[graph.inputs[0]]
+    if first.dtype == "int32":
+        return np.asarray(inputs, np.int32)
     codes = np.rint(inputs / np.float32(first.scale)) + first.zero_point
     return np.asarray(np.clip(codes, -128, 127), np.int8)
 
@@ -224,7 +233,7 @@ def judge(found: Truth, graph: ir.Graph, on: str, accept_error: bool = False) ->
     warnings.warn(text, ExportWarning, stacklevel=3)
 
 
-def warn_of_few(calibration: FloatArray) -> None:
+def warn_of_few(calibration: ir.Inputs) -> None:
     """Warn of a calibration set that shows next to nothing, of ranges or of errors.
 
     Args:

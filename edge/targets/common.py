@@ -31,7 +31,7 @@ def check_compilable(graph: ir.Graph, target: str, several_outputs: bool = True)
             f"the graph has {len(graph.outputs)} outputs ({', '.join(map(repr, graph.outputs))}); "
             f"the {target} target gives one: export the model with that one"
         )
-    if graph.tensors[graph.inputs[0]].dtype != "int8":
+    if graph.tensors[graph.inputs[0]].dtype == "float32":
         raise ExportError(
             f"the graph is not int8; the {target} target takes no other: quantise it first"
         )

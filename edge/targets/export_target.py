@@ -118,13 +118,13 @@ def _port(tensor: ir.Tensor, file_shape: Callable[[ir.Shape], ir.Shape]) -> arti
     return artifact.Port(tensor.name, tensor.dtype, shape, tensor.scale, tensor.zero_point)
 
 
-def vectors_of(graph: ir.Graph, examples: NDArray[np.float32]) -> NDArray[np.int8]:
+def vectors_of(graph: ir.Graph, examples: ir.Inputs) -> NDArray[Any]:
     """Return the first examples as the graph's integers, for tests that an artifact brings."""
     inputs, _ = ports(graph)
     return inputs[0].quantize(ir.to_graph_layout(examples[:_TEST_VECTORS]))
 
 
-def check_runs(runner: Runner, examples: NDArray[np.float32]) -> None:
+def check_runs(runner: Runner, examples: ir.Inputs) -> None:
     """Run a file once, on the first example.
 
     Raises:

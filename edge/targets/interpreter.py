@@ -46,7 +46,7 @@ class InterpretedRunner(Runner):
             )
         )
         self._outputs = tuple(outputs)
-        self._held = np.zeros(self._input.shape, np.int8)
+        self._held = np.zeros(self._input.shape, self._input.dtype)
 
     def _run(self, inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         examples = self._checked(inputs)

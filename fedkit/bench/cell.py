@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fedkit.bench.measured import MeasuredFleet
@@ -90,7 +91,8 @@ def run_cell(config: RunConfig) -> dict[str, Any]:
 
 def _measured_fleet(scenario: Scenario) -> MeasuredFleet:
     initial = scenario.engine.initial_state()
-    geometry = positions(scenario.module(initial), scenario.test.inputs.shape[1:])
+    inputs = scenario.test.inputs
+    geometry = positions(scenario.module(initial), inputs.shape[1:], inputs.dtype == np.int64)
     engine = CountingEngine(scenario.engine, geometry)
     own = (scenario.device(index) for index in range(len(scenario.devices)))
     return MeasuredFleet([replace(device, engine=engine) for device in own], engine)

@@ -203,7 +203,8 @@ def check_exportable(scenario: Scenario, form: Form) -> None:
     for target in form.targets:
         find_row(target).require()
     module = scenario.module(scenario.engine.initial_state())
-    floats = float_graph(module, scenario.test.inputs.shape[1:])
+    inputs = scenario.test.inputs
+    floats = float_graph(module, inputs.shape[1:], inputs.dtype == np.int64)
     for target in form.targets:
         check_target(floats, target)
 

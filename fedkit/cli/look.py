@@ -133,7 +133,8 @@ def _errors(found: Artifact, graph: ir.Graph) -> Mapping[str, float]:
         return {}
     scenario = make_scenario(folder.config)
     inputs = scenario.test.inputs[:_EXAMPLES]
-    floats = float_graph(scenario.module(folder.load().state), inputs.shape[1:])
+    model = scenario.module(folder.load().state)
+    floats = float_graph(model, inputs.shape[1:], inputs.dtype == np.int64)
     return truth.compare(graph, floats, ir.to_graph_layout(inputs)).layers
 
 

@@ -28,7 +28,7 @@ from fedkit.engine.ops.registry import FAMILIES, check_integer, check_sparse
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.plan.from_graph import RULES, PlanMaker
 from fedkit.graph import ir
-from fedkit.graph.ops.registry import SPECS
+from fedkit.graph.ops.registry import SPECS, tokens_of
 from fedkit.graph.spec import Spec
 from fedkit.nn.zoo import MODELS, build_model, smallest_shape
 from fedkit.tasks.losses import LOSSES
@@ -159,8 +159,9 @@ def model_row(name: str) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the trace, which nobody sees
         model = build_model(name, shape, _CLASSES)
-        plan = _tried(lambda: capture(model, shape, tokens=MODELS[name].takes == "tokens"))
-        floats = _tried(lambda: _quantisable(model, shape))
+        tokens = MODELS[name].takes == "tokens"
+        plan = _tried(lambda: capture(model, shape, tokens=tokens))
+        floats = _tried(lambda: _quantisable(model, shape, tokens))
     return {
         "name": name,
         "trains_sparse": plan is not None and _passes(check_sparse, plan),
@@ -173,10 +174,13 @@ def model_row(name: str) -> dict[str, Any]:
     }
 
 
-def _quantisable(model: nn.Module, shape: tuple[int, ...]) -> ir.Graph:
+def _quantisable(model: nn.Module, shape: tuple[int, ...], tokens: bool) -> ir.Graph:
     """Return the float graph of a model, of which integers have been made."""
-    floats = float_graph(model, shape)
-    inputs = np.random.default_rng(0).standard_normal((_EXAMPLES, *shape)).astype(np.float32)
+    floats, random = float_graph(model, shape, tokens), np.random.default_rng(0)
+    if tokens:
+        inputs = random.integers(tokens_of(floats), size=(_EXAMPLES, *shape)).astype(np.float32)
+    else:
+        inputs = random.standard_normal((_EXAMPLES, *shape)).astype(np.float32)
     quantize(floats, ir.to_graph_layout(inputs))
     return floats
 

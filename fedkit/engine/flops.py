@@ -76,12 +76,13 @@ def _flops(uses: Mapping[str, int], entries: Mapping[str, int]) -> int:
     return sum(2 * uses[name] * count for name, count in entries.items())
 
 
-def positions(model: nn.Module, example_shape: tuple[int, ...]) -> WeightUses:
+def positions(model: nn.Module, example_shape: tuple[int, ...], tokens: bool = False) -> WeightUses:
     """Run one example of zeros through a model in evaluation mode, and see where weights are used.
 
     Args:
         model: Any torch model; it is left as it was.
         example_shape: Shape of one example, without the batch.
+        tokens: Whether it is int64, of tokens.
 
     Raises:
         TaskError: A prunable weight is not used by a call of its layer.
@@ -89,7 +90,14 @@ def positions(model: nn.Module, example_shape: tuple[int, ...]) -> WeightUses:
     import torch
     from torch import nn
 
-    from fedkit.nn.layers import PROJECTIONS, PRUNABLE, modes_restored, prunable_weights
+    from fedkit.nn.layers import (
+        GATES,
+        PROJECTIONS,
+        PRUNABLE,
+        RECURRENT,
+        modes_restored,
+        prunable_weights,
+    )
 
     weights = dict(model.named_parameters())
     prunable = {id(weights[name]): name for name in prunable_weights(model)}
@@ -119,14 +127,31 @@ def positions(model: nn.Module, example_shape: tuple[int, ...]) -> WeightUses:
                 uses[name] += calls
                 inner[name] += calls if of_three[0].requires_grad else 0
 
+    def count_steps(
+        layer: nn.LSTM | nn.GRU, args: tuple[Any, ...], given: dict[str, Any], out: Any
+    ) -> None:
+        """Count the weights of a recurrent layer, each of which meets every step."""
+        x = (*args, *given.values())[0]
+        calls = x.numel() // x.shape[-1]
+        for weight, value in layer.named_parameters():
+            name = prunable.get(id(value)) if weight.startswith(GATES) else None
+            if name is not None:
+                uses[name] += calls
+                # What reads the input alone passes nothing on where that needs no gradient.
+                is_first = weight.startswith("weight_ih_l0") and not x.requires_grad
+                inner[name] += 0 if is_first else calls
+
     with modes_restored(model), torch.enable_grad(), ExitStack() as hooks:
         for module in model.modules():
-            if isinstance(module, nn.MultiheadAttention):
+            if isinstance(module, RECURRENT):
+                hooks.enter_context(module.register_forward_hook(count_steps, with_kwargs=True))
+            elif isinstance(module, nn.MultiheadAttention):
                 hooks.enter_context(module.register_forward_hook(count_attention, with_kwargs=True))
             elif isinstance(module, PRUNABLE):
                 hooks.enter_context(module.register_forward_hook(count, with_kwargs=True))
         like = next(iter(weights.values()), torch.zeros(()))
-        model.eval()(torch.zeros(1, *example_shape).to(like))
+        nothing = torch.zeros(1, *example_shape)
+        model.eval()(nothing.long() if tokens else nothing.to(like))
     if unused := [name for name in prunable.values() if not uses[name]]:
         raise TaskError(
             f"{', '.join(unused)} of {type(model).__name__}: no call of its layer uses it, so its "

@@ -28,15 +28,24 @@ from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.arrange import arrange, can_be
 from fedkit.graph.elements import Moved, whole
-from fedkit.graph.layouts import RANKS, graph_shape, map_axis
+from fedkit.graph.layouts import RANKS, SERIES, graph_shape, map_axis
 from fedkit.graph.lowering import Lowering
-from fedkit.graph.operands import ConstantOperand, Unsupported, activation, require, require_small
+from fedkit.graph.operands import (
+    ConstantOperand,
+    Unsupported,
+    activation,
+    constant,
+    require,
+    require_small,
+)
 from fedkit.graph.ops.norms import read_spelt
 from fedkit.graph.ops.registry import ATEN, SPECS, VIEWS, spec_of
 from fedkit.graph.ops.spread import spread
 from fedkit.graph.places import EXAMPLES_MOVE, MANY_EXAMPLES, one_of, require_examples
+from fedkit.graph.recurrent import layers, rows, weights_of
 from fedkit.graph.spec import Aten, ModelReader
 from fedkit.graph.spelt_norms import Said, SpeltNorm, spelt_norms
+from fedkit.graph.tokens import LAST_TO_CHANNELS, turned
 from fedkit.graph.torch_attention import by_heads
 
 Arguments = Mapping[str, Any]
@@ -156,15 +165,18 @@ def _places(moved: torch.Tensor, axis: int, rank: int) -> list[int]:
     return [int(place) for place in places]
 
 
-def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
+def lower(model: nn.Module, input_shape: Sequence[int], tokens: bool = False) -> ir.Graph:
     """Lower a torch module to a float graph.
 
     The model is neither changed nor moved; it is lowered as it behaves in evaluation mode.
 
     Args:
         model: Takes float32 [n, channels, height, width], [n, channels, length] or [n, features],
-            returns a tensor, or a tuple or list of them.
-        input_shape: (channels, height, width), (channels, length) or (features,) of one example.
+            or int64 [n, tokens] that embeddings look up; returns a tensor, or a tuple or list of
+            them.
+        input_shape: (channels, height, width), (channels, length), (features,) or (tokens,) of one
+            example.
+        tokens: Whether the model takes tokens.
 
     Returns:
         A graph in the layouts of `fedkit.graph.ir`, not yet optimised; it passes `verify`.
@@ -179,7 +191,9 @@ def lower(model: nn.Module, input_shape: Sequence[int]) -> ir.Graph:
             f"input_shape is {tuple(input_shape)}; it must be (channels, height, width), "
             f"(channels, length) or (features,), without the batch dimension"
         )
-    program = _export(model, tuple(input_shape))
+    if tokens and len(input_shape) != 1:
+        raise ExportError(f"input_shape is {tuple(input_shape)}; of tokens it is (how many,)")
+    program = _export(model, tuple(input_shape), tokens)
     lowering = _Lowering()
     _lower_program(program, lowering)
     lowering.raise_diagnostics()
@@ -224,8 +238,9 @@ def read(model: nn.Module, inputs: torch.Tensor, drops: bool) -> ModelReading:
         return ModelReading(None, [f"(model): {error}"])
 
 
-def _export(model: nn.Module, input_shape: tuple[int, ...]) -> ExportedProgram:
-    copied, inputs = _inference_copy(model), torch.zeros(1, *input_shape)
+def _export(model: nn.Module, input_shape: tuple[int, ...], tokens: bool) -> ExportedProgram:
+    kind = torch.int64 if tokens else torch.float32
+    copied, inputs = _inference_copy(model), torch.zeros(1, *input_shape, dtype=kind)
     before = _random_state()
     program = _traced(model, copied, inputs)
     if _random_state() != before and _draws(copied, inputs):
@@ -304,8 +319,9 @@ def _untraceable(model: nn.Module, shape: tuple[int, ...], error: Exception) -> 
     if embeddings and ("indices" in text or "scalar type" in text):
         path, kind = embeddings[0]
         return (
-            f"module {path or '(model)'!r} ({kind}) reads integers, but an artifact's inputs are "
-            f"real numbers; look up the embedding before the model, and export what follows it"
+            f"module {path or '(model)'!r} ({kind}) reads whole numbers, and these are none, or "
+            f"none of its rows ({text}); give inputs or calibration examples of an integer type, "
+            f"as int64 [n, tokens]"
         )
     if len(shape) == 3 and shape[2] <= _FEW_CHANNELS < shape[0] and "channels" in text:
         return (
@@ -328,13 +344,13 @@ _FEW_CHANNELS = 4  # of images as they are stored
 
 
 def outputs(
-    model: nn.Module, inputs: NDArray[np.float32], nudged_by: np.random.Generator | None = None
+    model: nn.Module, inputs: NDArray[Any], nudged_by: np.random.Generator | None = None
 ) -> list[NDArray[np.float64]]:
     """Return the outputs that a torch model gives in evaluation mode, to compare its graph with.
 
     Args:
         model: As for `lower`; it is not changed.
-        inputs: float32 [n, ...], as torch takes them.
+        inputs: float32 [n, ...], or int64 of tokens, as torch takes them.
         nudged_by: Says by which rounding of float32 each parameter and statistic is off: none, or
             one up or down. That is what sums in another order amount to.
     """
@@ -344,7 +360,8 @@ def outputs(
         if nudged_by is not None:
             _nudge(copied, nudged_by)
         # One by one, as on a device.
-        each = [tree_leaves(copied(x[None])) for x in torch.from_numpy(inputs)]
+        wide = inputs if inputs.dtype == np.float32 else inputs.astype(np.int64)
+        each = [tree_leaves(copied(x[None])) for x in torch.from_numpy(wide)]
     return [
         np.concatenate([np.asarray(output.numpy(), np.float64) for output in outputs])
         for outputs in zip(*each, strict=True)
@@ -494,6 +511,9 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
     is_unread = node.target is operator.getitem and not node.users
     if "_assert" in str(node.target) or is_unread:
         return
+    if str(node.target) in _RECURRENT:
+        _lower_recurrent(lowering, node)
+        return
     arranges = str(node.target) in _ARRANGES
     if _lists_moved(lowering, node) or _is_of_constants(lowering, node):
         return
@@ -549,6 +569,58 @@ def _lower_node(lowering: _Lowering, node: fx.Node) -> None:
         else:
             read = _parameters_read(lowering, node) if isinstance(error, ConstantOperand) else ""
             _diagnose(lowering, node, f"{error}{read}")
+
+
+def _lower_recurrent(lowering: _Lowering, node: fx.Node) -> None:
+    """Lower a recurrent layer; what it gives is a list, of which `getitem` takes parts."""
+    try:
+        lowering.values[node] = _recurrent(lowering, node)  # type: ignore[assignment]
+    except Unsupported as error:
+        _diagnose(lowering, node, str(error))
+        lowering.unknown.add(node)
+
+
+def _recurrent(lowering: _Lowering, node: fx.Node) -> list[Moved]:
+    """Return the steps, the last states and, of an LSTM, the last cells of a recurrent layer."""
+    a, kind = _arguments(lowering, node), _RECURRENT[str(node.target)]
+    require(not lowering.trains, f"a layer of {kind.upper()}; a plan has none")
+    states = [np.asarray(constant(each, "first states")) for each in tree_leaves(a["hx"])]
+    require(not any(each.any() for each in states), "first states that are not 0")
+    weights = list(weights_of(a["params"], a["has_biases"]))
+    read = {user.args[1] for user in node.users if user.users}
+    x, directions = _steps_of(lowering, node, a), 1 + a["bidirectional"]
+    made, tied = layers(lowering, node, kind, x, weights, directions, shows_steps=0 in read)
+    lowering.tied += tied
+    _, _, count, size = made.tokens.shape
+    steps = Moved(made.tokens, np.arange(count * size).reshape(count, size), 1 - a["batch_first"])
+    found = [steps]
+    for last in zip(*made.last, strict=True):
+        found.append(_last_states(lowering, node, last, len(found), len(found) in read))
+    return found
+
+
+def _steps_of(lowering: _Lowering, node: fx.Node, a: Arguments) -> ir.Tensor:
+    """Return the input of a recurrent layer, as tokens [1, 1, steps, channels]."""
+    source, x = node.args[0], a["input"]
+    assert isinstance(source, fx.Node)
+    shape = source.meta["val"].shape
+    require(len(shape) == SERIES, "a recurrent layer of one example without the batch")
+    moved = x if isinstance(x, Moved) else whole(activation(x), shape[1:])
+    require(
+        moved.examples == 1 - a["batch_first"],
+        "a recurrent layer whose steps are the examples; give batch_first=True, or transpose",
+    )
+    laid = arrange(lowering, node, replace(moved, examples=0), ".input")
+    return turned(lowering, node, laid, LAST_TO_CHANNELS[SERIES], ".input_tokens")
+
+
+def _last_states(
+    lowering: _Lowering, node: fx.Node, states: Sequence[ir.Tensor], number: int, is_read: bool
+) -> Moved:
+    """Return states [layers and directions, n, channels] as torch has them."""
+    x = rows(lowering, node, states, f".last{number}") if is_read else states[-1]
+    size = x.shape[3]
+    return Moved(x, np.arange(len(states) * size).reshape(len(states), size), examples=1)
 
 
 def _is_for_all_examples(lowering: _Lowering, node: fx.Node, a: Arguments) -> bool:
@@ -853,6 +925,7 @@ _OF_SIZES = (
 )
 """Operators that say how many examples there are."""
 
+_RECURRENT = {"aten.lstm.input": "lstm", "aten.gru.input": "gru"}
 _REPEATS = ("aten.expand.default", "aten.repeat.default", "aten.tile.default")
 _CUTS = ("aten.select.int", "aten.slice.Tensor", "aten.narrow.default")
 _SHOWS = (

@@ -26,6 +26,10 @@ from fedkit.core.errors import ExportError
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float32]
+Inputs = NDArray[np.float32] | NDArray[np.int64]
+"""Of a model of torch: numbers, or tokens."""
+Codes = NDArray[np.int8] | NDArray[np.int32]
+"""Of an int8 graph: numbers, or tokens."""
 Shape = tuple[int, ...]
 DType = Literal["float32", "int8", "int32"]
 Activation = Literal["none", "relu", "relu6"]
@@ -52,6 +56,10 @@ class Quantization:
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
     axis: int | None = None
+
+
+TOKENS = Quantization((1.0,), (0,))
+"""Of an input of tokens once it is integer: int32, which stand for themselves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +199,7 @@ class Graph:
         series: Outputs that the model gives as [n, channels, length]; other maps of height 1 are
             maps in the model too.
         guards: Of a float graph: value that a frozen norm reads -> its range.
+        tied: Of a float graph, groups of activations that have one scale once they are integer.
     """
 
     tensors: Mapping[str, Tensor]
@@ -200,6 +209,7 @@ class Graph:
     origin: Origin | None = None
     series: tuple[str, ...] = ()
     guards: Mapping[str, Guard] = field(default_factory=dict)
+    tied: tuple[tuple[str, ...], ...] = ()
 
     def producer(self, name: str) -> Op | None:
         """Return the op that writes `name`, or None for an input or a constant."""

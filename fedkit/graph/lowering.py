@@ -21,6 +21,7 @@ from fedkit.graph.elements import Moved
 from fedkit.graph.layouts import SERIES
 from fedkit.graph.operands import Unsupported, require_small
 from fedkit.graph.ops.registry import LAYERS
+from fedkit.graph.recurrent import KINDS
 from fedkit.graph.verify import verify
 
 _MOST_REASONS = 8  # in one message
@@ -45,6 +46,8 @@ class Lowering(ABC, Generic[Node]):
     ops: list[ir.Op] = field(default_factory=list)
     diagnostics: list[tuple[str, str]] = field(default_factory=list)
     """Where, and why it cannot be lowered."""
+    tied: list[tuple[str, ...]] = field(default_factory=list)
+    """See `fedkit.graph.ir.Graph`."""
 
     @abstractmethod
     def name_of(self, node: Node) -> str:
@@ -138,10 +141,10 @@ class Lowering(ABC, Generic[Node]):
             ExportError: There are.
         """
         if reasons := self.reasons():
-            listed = "\n  ".join(reasons)
+            listed, supported = "\n  ".join(reasons), (*LAYERS, *map(str.upper, KINDS))
             raise ExportError(
                 f"{len(self.diagnostics)} op(s) of the model cannot be exported:\n  {listed}\n"
-                f"replace them by supported layers: {', '.join(LAYERS)}"
+                f"replace them by supported layers: {', '.join(supported)}"
             )
 
     def reasons(self) -> list[str]:
@@ -172,7 +175,8 @@ class Lowering(ABC, Generic[Node]):
             raise ExportError("the model computes nothing: its output is its input")
         _check_several(inputs, names)
         series = tuple(value.name for value, rank in outputs if rank == SERIES)
-        graph = ir.Graph(self.tensors, tuple(self.ops), inputs, names, series=series)
+        tied = tuple(self.tied)
+        graph = ir.Graph(self.tensors, tuple(self.ops), inputs, names, series=series, tied=tied)
         verify(graph)
         return graph
 

@@ -242,6 +242,8 @@ class Spec:
         bounds: The least and the largest result, if both are known whatever it reads: the range of
             its integers then, in place of what calibration sees.
         symmetric: Which inputs must have the zero point 0, once integer.
+        looks_up: Whether it reads an input of tokens, which choose rows of its constant; the result
+            and the constant have one scale, once integer.
         wide_constants: Whether its constants, once integer, are int32 of 30 bits, not int8.
         weights: How they lie, if it reads (activation, weight, bias).
         attributes: The class of what an op of this kind has to say of itself, of plain values.
@@ -272,6 +274,7 @@ class Spec:
     scale: Scale = "rescaled"
     bounds: tuple[float, float] | None = None
     symmetric: tuple[int, ...] = ()
+    looks_up: bool = False
     wide_constants: bool = False
     weights: Weights | None = None
     attributes: type[ir.Attributes] | None = None

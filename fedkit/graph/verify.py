@@ -17,13 +17,14 @@ from fedkit.graph.integers import (
 from fedkit.graph.ir import (
     LARGEST_KERNEL,
     LARGEST_SIZE,
+    TOKENS,
     DType,
     Graph,
     Op,
     Quantization,
     Tensor,
 )
-from fedkit.graph.ops.registry import CHANNEL_AXIS, SPECS, infer_shape, spec_of
+from fedkit.graph.ops.registry import CHANNEL_AXIS, SPECS, infer_shape, spec_of, tokens_of
 
 _INTEGER_RANGE: Mapping[DType, tuple[int, int]] = {
     "int8": (-128, 127),
@@ -175,11 +176,15 @@ def _quantised_wholly_or_not_at_all(graph: Graph) -> Iterator[str]:
 
 
 def _quantisation_is_sound(graph: Graph) -> Iterator[str]:
+    tokens = set(graph.inputs) if tokens_of(graph) else set()
     for tensor in graph.tensors.values():
         q = tensor.quantization
         if q is None:
             continue
-        if tensor.data is None and (q.axis is not None or tensor.dtype != "int8"):
+        if tensor.data is None and tensor.name in tokens:
+            if (tensor.dtype, q) != ("int32", TOKENS):
+                yield f"input {tensor.name!r} is of tokens, and must be int32 of the scale 1"
+        elif tensor.data is None and (q.axis is not None or tensor.dtype != "int8"):
             yield f"activation {tensor.name!r} must be int8 with one scale, not {tensor.dtype}"
         if q.axis is not None and not 0 <= q.axis < len(tensor.shape):
             yield f"tensor {tensor.name!r} has scales along axis {q.axis}, which it does not have"
@@ -202,6 +207,8 @@ def _scales_agree(graph: Graph) -> Iterator[str]:
         of_inputs = {graph.tensors[name].quantization for name in op.inputs}
         if spec.scale == "kept" and of_inputs != {out.quantization}:
             yield f"{_name(op)} must keep the scale and zero point of its inputs"
+        if spec.looks_up and graph.tensors[op.inputs[1]].quantization != out.quantization:
+            yield f"{_name(op)} must have the scale and zero point of its table"
         for name in op.inputs if spec.wide_constants else ():
             tensor = graph.tensors[name]
             if tensor.data is not None and (tensor.dtype != "int32" or tensor.zero_point):

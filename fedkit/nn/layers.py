@@ -17,10 +17,16 @@ PRUNABLE = (
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     nn.Linear,
 )
-"""Layers whose weights are pruned; beside them `PROJECTIONS`."""
+"""Layers whose weights are pruned; beside them `PROJECTIONS`, and those of `RECURRENT`."""
 
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 """Weights that `torch.nn.MultiheadAttention` has itself: one for all three, or one for each."""
+
+RECURRENT = (nn.LSTM, nn.GRU)
+"""Layers that go over steps; each of their weights is of all gates."""
+
+GATES = ("weight_ih", "weight_hh", "weight_hr")
+"""What the names of their weights begin with: of the input, of the states, of a projection."""
 
 STATISTICS = ("running_mean", "running_var")
 """Buffers of a norm that a fleet merges: its moments."""
@@ -48,6 +54,8 @@ def prunable_weights(model: nn.Module) -> tuple[str, ...]:
 def _prunable_of(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, nn.MultiheadAttention):
         return PROJECTIONS
+    if isinstance(module, RECURRENT):
+        return tuple(name for name in module._parameters if name.startswith(GATES))
     return ("weight",) if isinstance(module, PRUNABLE) else ()
 
 

@@ -19,6 +19,7 @@ from fedkit.core import moved
 from fedkit.core.errors import ConfigError
 from fedkit.nn.blocks import Norm, conv_bn, conv_norm, head
 from fedkit.nn.dense_outputs import ad_autoencoder, unet_w8
+from fedkit.nn.gated import char_lstm, har_gru
 from fedkit.nn.mobile import (
     efficientnet_lite0,
     mobilenetv1,
@@ -166,6 +167,8 @@ MODELS: dict[str, ZooModel] = {
     "har-cnn": ZooModel(har_cnn, 4, "series"),
     "kwt-1": ZooModel(kwt1, 2, "series", of_one_size=True),
     "char-gpt": ZooModel(char_gpt, 2, "tokens", "logits of steps", of_one_size=True),
+    "char-lstm": ZooModel(char_lstm, 2, "tokens", "logits of steps"),
+    "har-gru": ZooModel(har_gru, 2, "series"),
     "ad-autoencoder": ZooModel(ad_autoencoder, 8, "features", "its inputs"),
 }
 """Every model by its name."""

@@ -402,6 +402,9 @@ class Task:
                 f"model {model!r} {what}, and the targets of task {self.name!r} are "
                 f"{describe(test.targets)}; give the task a model of its own"
             )
+        if MODELS[model].takes == "tokens":  # some may never be a target
+            every = (self.examples(part).inputs[:] for part in ("train", "test"))
+            return max(shape[0], 1 + max(int(inputs.max(initial=0)) for inputs in every))
         return shape[0]
 
     def _output_shape(self, targets: NDArray[Any]) -> tuple[int, ...]:

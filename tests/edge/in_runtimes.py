@@ -16,6 +16,7 @@ from edge.quantize.to_int8 import quantize
 from edge.targets.c99.runner import CompiledRunner
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
+from tests.edge.inputs import integers_for
 from tests.edge.litert_alone import evaluate_alone
 from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
 from tests.edge.targets.c99.library import need_gcc
@@ -31,8 +32,7 @@ def integers_of(model: nn.Module, shape: tuple[int, ...]) -> ir.Graph:
 
 
 def codes_of(graph: ir.Graph) -> Codes:
-    shape = graph.tensors[graph.inputs[0]].shape[1:]
-    return np.random.default_rng(1).integers(-128, 128, (4, *shape)).astype(np.int8)
+    return integers_for(graph, np.random.default_rng(1), 4)
 
 
 def assert_same_in(place: PolicyRun, graph: ir.Graph) -> None:

@@ -87,6 +87,30 @@ PRODUCTS: dict[str, tuple[Function, tuple[int, ...]]] = {
         lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(3, 3, dtype=torch.bool)),
         (3, 4),
     ),
+    "causal": (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), (3, 4)),
+    "causal heads": (
+        lambda x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x), is_causal=True),
+        (5, 4),
+    ),
+    "a mask": (
+        lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(3, 3).tril().bool()),
+        (3, 4),
+    ),
+    "a mask of infinities": (
+        lambda x: F.scaled_dot_product_attention(
+            x, x, x, torch.full((3, 3), float("-inf")).triu(1)
+        ),
+        (3, 4),
+    ),
+    "scores that are filled": (
+        lambda x: (x @ x.mT).masked_fill(torch.ones(3, 3).triu(1) == 1, -1e9).softmax(-1) @ x,
+        (3, 4),
+    ),
+    "scores and infinities": (
+        lambda x: ((x @ x.mT) + torch.full((3, 3), float("-inf")).triu(1)).softmax(-1) @ x,
+        (3, 4),
+    ),
+    "filled with zeros": (lambda x: x.masked_fill(torch.eye(3, 4).bool(), 0.0), (3, 4)),
     "one token, causal": (
         lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
         (1, 4),
@@ -125,22 +149,22 @@ def test_each_spelling(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[Function, tuple[int, ...], str]] = {
-    "causal": (
-        lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+    "a mask that leaves a line nothing": (
+        lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(3, 3).tril(-1).bool()),
         (3, 4),
-        "attention that leaves places out",
+        "a mask that leaves out all places of a line",
     ),
-    "a mask": (
-        lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(3, 3).tril().bool()),
-        (3, 4),
-        "attention that leaves places out",
-    ),
-    "a mask of infinities": (
+    "a mask of a wrong shape": (
         lambda x: F.scaled_dot_product_attention(
-            x, x, x, torch.full((3, 3), float("-inf")).triu(1)
+            heads(x), heads(x), heads(x), torch.zeros(1, 1, 2, 3, 3)[0, :, [0, 1, 0]]
         ),
         (3, 4),
-        "attention that leaves places out",
+        "cannot trace|a mask of shape",
+    ),
+    "values filled with others": (
+        lambda x: x.masked_fill(torch.ones(3, 4).tril().bool(), 3.0),
+        (3, 4),
+        "values filled with 3 where a mask says; 0 or -inf can be",
     ),
     "features": (lambda x: x @ x.T, (4,), "mixes"),
     "examples in a product": (lambda x: x.transpose(0, 1) @ x.transpose(0, 1).mT, (3, 4), "holds"),

@@ -345,7 +345,7 @@ REFUSED: list[tuple[nn.Module, tuple[int, ...], str]] = [
     (nn.AvgPool2d(2, divisor_override=3), (1, 4, 4), "divisor_override = 3"),
     (nn.BatchNorm2d(1, track_running_stats=False), (1, 4, 4), "without running statistics"),
     (nn.ConstantPad2d(1, 2.0), (1, 4, 4), "zeros can be"),
-    (nn.LSTM(3, 2), (3,), "not supported"),
+    (nn.RNN(3, 2), (3,), "not supported"),
 ]
 
 

@@ -16,7 +16,12 @@ from fedkit.nn.zoo import MODELS, build_model, smallest_shape
 from fedkit.tasks import digits, digits_rows
 
 SERIES_MODELS = [name for name, row in MODELS.items() if row.takes == "series"]
-PARAMETERS = {"tc-resnet8": (40, 12, 65_180), "har-cnn": (9, 6, 53_862), "kwt-1": (40, 12, 609_356)}
+PARAMETERS = {
+    "tc-resnet8": (40, 12, 65_180),
+    "har-cnn": (9, 6, 53_862),
+    "kwt-1": (40, 12, 609_356),
+    "har-gru": (6, 4, 8_260),
+}
 
 
 @pytest.mark.parametrize("name", SERIES_MODELS)

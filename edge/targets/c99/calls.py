@@ -41,7 +41,7 @@ from edge.targets.common import check_compilable, multiplier_and_shift
 from fedkit.core.errors import ExportError
 from fedkit.core.numerics import Int64s
 from fedkit.graph import integers, ir
-from fedkit.graph.ops.registry import WEIGHTED, spec_of, weights_of
+from fedkit.graph.ops.registry import WEIGHTED, spec_of, tokens_of, weights_of
 
 Goal = Literal["speed", "size"]
 
@@ -241,6 +241,8 @@ class _Compiler:
 
     def _load(self) -> None:
         (name,) = self.graph.inputs
+        if tokens_of(self.graph):
+            return  # what looks them up reads them where they are
         self.call("ek_load", _planes(self.planes[name]), "in", self.new(name), source="input")
 
     def _store(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from edge.targets.export_target import ports
 from fedkit.core.text import source_text
 from fedkit.graph import ir
 from fedkit.graph.layouts import order_is_free
+from fedkit.graph.ops.registry import tokens_of
 from fedkit.preprocess.audio import Audio
 
 _KERNELS = Path(pack.__file__).with_name("kernels")
@@ -77,7 +78,7 @@ class Sources:
 
 def emit(
     graph: ir.Graph,
-    inputs: NDArray[np.int8],
+    inputs: ir.Codes,
     outputs: Sequence[NDArray[np.int8]],
     goal: Goal = "speed",
     keep: bool = False,
@@ -88,7 +89,8 @@ def emit(
 
     Args:
         graph: Int8, optimised.
-        inputs: int8 [n, ...] in the graph's layout, examples for the test that is written too.
+        inputs: int8 [n, ...] in the graph's layout, or int32 of tokens; examples for the test that
+            is written too.
         outputs: int8 [n, ...] of each output, what the graph gives for them.
         goal: "speed", or "size" for microcontrollers.
         keep: Write no activation over another, so that all can be looked at after a call.
@@ -108,7 +110,7 @@ def emit(
     headers = _headers(kernels)
     texts = {
         "model.h": _header(graph, size + pack.SLACK, _ALIGNMENTS[goal], name),
-        "model.c": _model(program, offsets, name, _own_headers(headers), len(graph.outputs)),
+        "model.c": _model(program, offsets, graph, name, _own_headers(headers)),
         "test_vector.h": _vectors(inputs, outputs),
         "main.c": renamed(_main(graph), name),
         "Makefile": _makefile(kernels, headers, goal, audio is not None),
@@ -185,15 +187,15 @@ def _header(graph: ir.Graph, arena: int, alignment: int, name: str) -> str:
 extern "C" {{
 #endif
 
-{_port(x, "INPUT")}
+{_input_port(graph, x)}
 {y_lines}
 #define MODEL_ARENA_BYTES {arena}
 #define MODEL_ARENA_ALIGNMENT {alignment}
 
 /* Runs one example. `in` is {layout_of(x)}, {given}.
  * `arena` holds MODEL_ARENA_BYTES on MODEL_ARENA_ALIGNMENT; nothing in it is kept from call to
- * call. Returns 0, or 1 if the arena is not aligned. */
-int model_invoke({_parameters(len(outputs))});
+ * call. Returns 0, or 1 if the arena is not aligned{_OF_TOKENS if tokens_of(graph) else ""}. */
+int model_invoke({_parameters(graph)});
 
 #ifdef __cplusplus
 }}
@@ -203,10 +205,26 @@ int model_invoke({_parameters(len(outputs))});
     return renamed(text, name)
 
 
-def _parameters(count: int) -> str:
-    """Return the parameters of a model with so many outputs."""
-    outputs = (f"int8_t *{name}" for name in output_parameters(count))
-    return ", ".join(["const int8_t *in", *outputs, "uint8_t *arena"])
+_OF_TOKENS = """, or 2, with nothing
+ * written, if a token is not 0 to MODEL_TOKENS - 1"""
+
+
+def _parameters(graph: ir.Graph) -> str:
+    """Return the parameters of a model."""
+    kind = graph.tensors[graph.inputs[0]].dtype
+    outputs = (f"int8_t *{name}" for name in output_parameters(len(graph.outputs)))
+    return ", ".join([f"const {kind}_t *in", *outputs, "uint8_t *arena"])
+
+
+def _input_port(graph: ir.Graph, x: ir.Tensor) -> str:
+    """Return what there is to say of the input: of tokens, how many and of how many."""
+    if not (tokens := tokens_of(graph)):
+        return _port(x, "INPUT")
+    count = math.prod(x.shape)
+    return f"""\
+#define MODEL_INPUT_BYTES {count * np.dtype(x.dtype).itemsize}
+#define MODEL_INPUT_TOKENS {count}
+#define MODEL_TOKENS {tokens}"""
 
 
 def _port(tensor: ir.Tensor, name: str) -> str:
@@ -220,9 +238,13 @@ def _port(tensor: ir.Tensor, name: str) -> str:
 
 
 def _model(
-    program: CallList, offsets: Mapping[str, int], name: str, own_headers: list[str], outputs: int
+    program: CallList,
+    offsets: Mapping[str, int],
+    graph: ir.Graph,
+    name: str,
+    own_headers: list[str],
 ) -> str:
-    constants = _Constants([])
+    constants = _Constants()
     calls = []
     for number, call in enumerate(program.calls):
         arguments = [
@@ -239,19 +261,31 @@ def _model(
 {includes}
 
 {"".join(constants.lines)}
-int {name}_invoke({_parameters(outputs)}) {{
+int {name}_invoke({_parameters(graph)}) {{
     if ((uintptr_t)arena % {name.upper()}_ARENA_ALIGNMENT != 0) return 1;
-{body}
+{renamed(_CHECKS_TOKENS, name) if tokens_of(graph) else ""}{body}
     return 0;
 }}
 """
 
 
+_CHECKS_TOKENS = """\
+    for (int i = 0; i < MODEL_INPUT_TOKENS; i++)
+        if (in[i] < 0 || in[i] >= MODEL_TOKENS) return 2;
+"""
+
+
 @dataclass
 class _Constants:
-    """Definitions of constants, each before what points to it."""
+    """Definitions of constants, each before what points to it; equal ones are one.
 
-    lines: list[str]
+    Attributes:
+        lines: The definitions.
+        known: Type and content -> name.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    known: dict[tuple[str, str | bytes], str] = field(default_factory=dict)
 
     def argument(self, argument: Argument, name: str, offsets: Mapping[str, int]) -> str:
         if isinstance(argument, BufferOffset):
@@ -265,9 +299,11 @@ class _Constants:
     def _pointer(self, pointer: ConstantAddress, name: str) -> str:
         if pointer.to is None:
             return "0"
-        text = self._struct(pointer.to, name)
-        self.lines.append(f"static const {pointer.to.kind} {name} = {text};\n")
-        return f"&{name}"
+        kind, text = pointer.to.kind, self._struct(pointer.to, name)
+        if (kind, text) not in self.known:
+            self.known[kind, text] = name
+            self.lines.append(f"static const {kind} {name} = {text};\n")
+        return f"&{self.known[kind, text]}"
 
     def _struct(self, struct: Struct, name: str) -> str:
         texts = [self._field(value, f"{name}_{i}") for i, value in enumerate(struct.fields)]
@@ -275,8 +311,11 @@ class _Constants:
 
     def _field(self, value: int | NDArray[Any] | Struct | ConstantAddress, name: str) -> str:
         if isinstance(value, np.ndarray):
-            self.lines.append(_array(value, name))
-            return name
+            key = str(value.dtype), value.tobytes()
+            if key not in self.known:
+                self.known[key] = name
+                self.lines.append(_array(value, name))
+            return self.known[key]
         if isinstance(value, ConstantAddress):
             return self._pointer(value, name)
         return self._struct(value, name) if isinstance(value, Struct) else str(value)
@@ -303,7 +342,7 @@ def _items(values: NDArray[Any]) -> Iterator[str]:
 # The test and how to build it
 
 
-def _vectors(inputs: NDArray[np.int8], outputs: Sequence[NDArray[np.int8]]) -> str:
+def _vectors(inputs: NDArray[Any], outputs: Sequence[NDArray[np.int8]]) -> str:
     names = (name.lower().replace("output", "test_outputs") for name in output_names(len(outputs)))
     arrays = "\n".join(map(_array, outputs, names))
     return f"""\
@@ -328,10 +367,12 @@ def _main(graph: ir.Graph) -> str:
         lines["expected"].append(f"        const int8_t *{expected} = {vectors} + n * {size};")
         wrong = f"wrong += {out}[i] != {expected}[i];"
         lines["compared"].append(f"        for (int i = 0; i < {size}; i++) {wrong}")
+    step = "TOKENS" if tokens_of(graph) else "BYTES"
     sizes = [f"MODEL_{name}_BYTES" for name in names]
     return _MAIN.format(
         **{name: "\n".join(each) for name, each in lines.items()},
         outputs=", ".join(parameters),
+        step=f"MODEL_INPUT_{step}",
         size=sizes[0] if len(sizes) == 1 else f"({' + '.join(sizes)})",
     )
 
@@ -351,7 +392,7 @@ int main(void) {{
     int wrong = 0;
     for (int n = 0; n < TEST_VECTORS; n++) {{
 {expected}
-        if (model_invoke(test_inputs + n * MODEL_INPUT_BYTES, {outputs}, arena)) return 2;
+        if (model_invoke(test_inputs + n * {step}, {outputs}, arena)) return 2;
 {compared}
     }}
     printf("%d of %d outputs differ\\n", wrong, TEST_VECTORS * {size});

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge import artifact
 from edge.define.interpret_int8 import outputs_int8
@@ -29,7 +28,7 @@ _ROUNDING = "half_up"
 
 def _make(
     graph: ir.Graph,
-    examples: NDArray[np.float32],
+    examples: ir.Inputs,
     path: Path,
     goal: Goal = "speed",
     keep: bool = False,

@@ -61,18 +61,19 @@ class CompiledRunner(Runner):
         start = -memory.ctypes.data % _ALIGNMENT
         self._arena = memory[start : start + size]
         ports = (self._input, *self._outputs)
-        self._held = [np.zeros(port.shape, np.int8) for port in ports]
+        self._held = [np.zeros(port.shape, port.dtype) for port in ports]
         self._addresses = tuple(each.ctypes.data for each in (*self._held, self._arena))
 
     def _classify(self, example: NDArray[Any]) -> list[NDArray[Any]]:
         self._held[0][...] = example
-        self._invoke()
+        if code := self._function(*self._addresses):
+            raise ExportError(f"{name_of(self.artifact)}_invoke returns {code}; model.h says why")
         return self._held[1:]
 
     def _invoke(self) -> None:
         self._function(*self._addresses)
 
-    def kept(self, example: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    def kept(self, example: NDArray[Any]) -> dict[str, NDArray[np.int8]]:
         """Run one example; return every activation of a model that was saved with `keep`.
 
         Args:
@@ -150,9 +151,9 @@ def _compile(
 
 def _sizes(model: artifact.Artifact, prefix: str) -> str:
     """Return C that does not compile unless the manifest's sizes, which memory has, are true."""
-    sizes = [math.prod(port.shape) for port in model.outputs]
+    x, sizes = model.inputs[0], [math.prod(port.shape) for port in model.outputs]
     told = {
-        "INPUT_BYTES": math.prod(model.inputs[0].shape),
+        "INPUT_BYTES": math.prod(x.shape) * np.dtype(x.dtype).itemsize,
         **{
             f"{name}_BYTES": size
             for name, size in zip(output_names(len(sizes)), sizes, strict=True)

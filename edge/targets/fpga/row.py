@@ -28,7 +28,7 @@ _MOST_BITS = 32  # of a gap or a weight
 
 def _make(
     graph: ir.Graph,
-    examples: NDArray[np.float32],
+    examples: ir.Inputs,
     path: Path,
     lanes: int = LANES,
     keep: bool = False,

@@ -6,9 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edge import artifact
 from edge.passes.name_by_module import name_by_module
 from edge.targets.export_target import ExportTarget, Made, check_runs, content_of, needing_package
@@ -20,7 +17,7 @@ Form = Literal["qdq", "qoperator"]
 _EXTRA = "onnx"
 
 
-def _make(graph: ir.Graph, examples: NDArray[np.float32], path: Path, form: Form = "qdq") -> Made:
+def _make(graph: ir.Graph, examples: ir.Inputs, path: Path, form: Form = "qdq") -> Made:
     del path
     with needing_package(_EXTRA):
         from edge.targets.onnx import emitter

@@ -61,6 +61,7 @@ class _File:
     index: dict[str, int] = field(default_factory=dict)
     tensors: list[Any] = field(default_factory=list)
     buffers: list[Any] = field(default_factory=lambda: [schema.BufferT()])  # 0 means "no data"
+    held: dict[bytes, int] = field(default_factory=dict)  # of a buffer -> its number
     codes: dict[str, int] = field(default_factory=dict)  # -> version
     operators: list[Any] = field(default_factory=list)
     is_int8: bool = True
@@ -69,7 +70,8 @@ class _File:
         table = schema.TensorT()
         table.name, table.shape = tensor.name, np.array(tensor.shape, np.int32)
         table.type, table.buffer = _TYPES[tensor.dtype], self._buffer(tensor.data)
-        table.quantization = _quantization(tensor.quantization)
+        is_of_tokens = tensor.dtype == "int32" and tensor.data is None
+        table.quantization = None if is_of_tokens else _quantization(tensor.quantization)
         self.index[tensor.name] = len(self.tensors)
         self.tensors.append(table)
         return tensor.name
@@ -77,10 +79,13 @@ class _File:
     def _buffer(self, data: ir.Array | None) -> int:
         if data is None:
             return 0
-        buffer = _AlignedBuffer()
-        buffer.data = np.ascontiguousarray(data).tobytes()
-        self.buffers.append(buffer)
-        return len(self.buffers) - 1
+        content = np.ascontiguousarray(data).tobytes()
+        if content not in self.held:
+            buffer = _AlignedBuffer()
+            buffer.data = content
+            self.held[content] = len(self.buffers)
+            self.buffers.append(buffer)
+        return self.held[content]
 
     def constant(self, name: str, values: Sequence[int] | Sequence[Sequence[int]]) -> str:
         data = np.array(values, np.int32)
@@ -196,7 +201,7 @@ def emit(graph: ir.Graph) -> bytes:
     Raises:
         ExportError: The graph holds an op that TFLite cannot express.
     """
-    file = _File(graph, is_int8=graph.tensors[graph.inputs[0]].dtype == "int8")
+    file = _File(graph, is_int8=graph.tensors[graph.inputs[0]].dtype != "float32")
     for tensor in graph.tensors.values():
         file.tensor(tensor)
     for op in graph.ops:

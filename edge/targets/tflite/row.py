@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edge import artifact
 from edge.passes.name_by_module import name_by_module
 from edge.targets.export_target import ExportTarget, Made, check_runs, content_of
@@ -16,7 +13,7 @@ from edge.targets.tflite.runner import Runner, Runtime, TfliteRunner
 from fedkit.graph import ir
 
 
-def _make(graph: ir.Graph, examples: NDArray[np.float32], path: Path) -> Made:
+def _make(graph: ir.Graph, examples: ir.Inputs, path: Path) -> Made:
     del path
     content = emitter.emit(name_by_module(graph))
     check_runs(TfliteRunner(content), examples)

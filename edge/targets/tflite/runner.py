@@ -10,7 +10,8 @@ import importlib
 import importlib.util
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -21,6 +22,7 @@ from edge import artifact
 from fedkit.core.errors import ExportError
 from fedkit.core.files import read_whole
 from fedkit.graph import ir
+from fedkit.graph.ops.embedding import MOST_TOKENS, check_tokens
 
 Runtime = Literal["ai-edge-litert", "tflite-runtime"]
 
@@ -63,6 +65,9 @@ class Runner(ABC):
     series: Collection[str] = ()
     """Outputs that `predict` gives as [n, c, length]; see `fedkit.graph.ir.Graph`."""
 
+    tokens: int = 0
+    """How many tokens there are, where inputs are of such and the manifest tells it."""
+
     most_examples: ClassVar[int | None] = None
     """Of a test set, where an example takes so long that not all of it can be run."""
 
@@ -74,11 +79,12 @@ class Runner(ABC):
     def _invoke(self) -> None:
         """Run the model once, on what it holds."""
 
-    def predict(self, inputs: NDArray[np.float32]) -> Any:
+    def predict(self, inputs: ir.Inputs) -> Any:
         """Classify float inputs.
 
         Args:
-            inputs: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them.
+            inputs: float32 [n, c, h, w], [n, c, length] or [n, f], as torch takes them; of a model
+                of tokens whole numbers [n, tokens].
 
         Returns:
             float32 [n, classes], dequantised logits; of a model that returns a map [n, c, h, w], of
@@ -94,11 +100,12 @@ class Runner(ABC):
         real = (_dequantize(*each) for each in zip(found, self._outputs, strict=True))
         return _alone(tuple(real))
 
-    def predict_int8(self, inputs: NDArray[np.int8]) -> Any:
+    def predict_int8(self, inputs: ir.Codes) -> Any:
         """Classify inputs that are quantised already.
 
         Args:
-            inputs: int8 [n, c, h, w], [n, c, length] or [n, f], at the scale of the model's input.
+            inputs: int8 [n, c, h, w], [n, c, length] or [n, f], at the scale of the model's input;
+                int32 [n, tokens] of a model of tokens.
 
         Returns:
             int8 [n, classes], [n, c, h, w] or [n, c, length] as `predict` does, at the scale of the
@@ -109,13 +116,17 @@ class Runner(ABC):
         """
         return _alone(self._run(inputs))
 
-    def outputs_int8(self, inputs: NDArray[np.int8]) -> tuple[NDArray[np.int8], ...]:
+    def outputs_int8(self, inputs: ir.Codes) -> tuple[NDArray[np.int8], ...]:
         """Return what `predict_int8` does, as a tuple of one output too."""
         return self._run(inputs)
 
-    def quantize(self, inputs: NDArray[np.float32]) -> NDArray[np.int8]:
-        """Return float32 inputs as the int8 values that `predict` feeds to the model."""
-        return _quantize(inputs, self._input).astype(np.int8)
+    def quantize(self, inputs: ir.Inputs) -> ir.Codes:
+        """Return float32 inputs as the int8 values that `predict` feeds to the model.
+
+        Of tokens they are int32, the same numbers.
+        """
+        found = _quantize(inputs, self._input)
+        return found if self._input.dtype == "int32" else found.astype(np.int8)
 
     def latency(self, repeats: int = 200) -> dict[str, float]:
         """Time single invocations of batch 1, after some to warm up.
@@ -139,7 +150,7 @@ class Runner(ABC):
         latency = self.latency()
         return {"latency_median_us": latency["median_us"], "latency_p95_us": latency["p95_us"]}
 
-    def kept(self, example: NDArray[np.int8]) -> dict[str, NDArray[np.int8]]:
+    def kept(self, example: NDArray[Any]) -> dict[str, NDArray[np.int8]]:
         """Run one example; return every activation of a model that was saved with `keep`.
 
         Args:
@@ -183,6 +194,8 @@ class Runner(ABC):
                 f"inputs are {inputs.dtype} {inputs.shape}; the model takes "
                 f"{self._input.dtype} [n, ...] with {expected} in {self._order} order"
             )
+        if examples.dtype == np.int32:
+            check_tokens(examples, self.tokens or MOST_TOKENS)
         return examples
 
 
@@ -217,14 +230,27 @@ class TfliteRunner(Runner):
         )
         self._input, self._outputs = _port(x), tuple(map(_port, outputs))
         self._reads, self._gives = x["index"], [each["index"] for each in outputs]
+        # What lies in memory before would be no tokens.
+        self._interpreter.set_tensor(self._reads, np.zeros(self._input.shape, self._input.dtype))
 
     def _classify(self, example: NDArray[Any]) -> Sequence[NDArray[Any]]:
         self._interpreter.set_tensor(self._reads, example)
-        self._invoke()
+        with refused("the runtime"):
+            self._invoke()
         return [np.asarray(self._interpreter.get_tensor(index)) for index in self._gives]
 
     def _invoke(self) -> None:
         self._interpreter.invoke()
+
+
+@contextmanager
+def refused(runtime: str) -> Iterator[None]:
+    """Turn what a runtime raises while it runs into an ExportError."""
+    try:
+        yield
+    except Exception as error:  # its errors have no class in common
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise ExportError(f"{runtime} does not run the model on these inputs: {reason}") from error
 
 
 def _alone(outputs: tuple[NDArray[Any], ...]) -> Any:
@@ -270,7 +296,7 @@ def _port(details: dict[str, Any]) -> artifact.Port:
     )
 
 
-def _quantize(inputs: NDArray[np.float32], port: artifact.Port) -> NDArray[Any]:
+def _quantize(inputs: ir.Inputs, port: artifact.Port) -> NDArray[Any]:
     return inputs if port.dtype == "float32" else port.quantize(inputs)
 
 

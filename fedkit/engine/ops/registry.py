@@ -14,6 +14,7 @@ from fedkit.core.errors import EngineError
 from fedkit.engine import ops
 from fedkit.engine.integer.integer_op import IntegerFamily
 from fedkit.engine.ops.family import Family
+from fedkit.engine.plan.conv import shared_parameters
 from fedkit.engine.plan.structure import Plan, PlanOp
 from fedkit.engine.sparse.float_op import FloatOp
 
@@ -86,7 +87,17 @@ def check_sparse(plan: Plan) -> None:
 
 
 def check_integer(plan: Plan) -> None:
-    """Raise an `EngineError` that names the ops of a plan which the integer engine lacks."""
+    """Raise an `EngineError` that names the ops of a plan which the integer engine lacks.
+
+    Nor has it layers that are called several times: the codes of their weights would follow several
+    gradients, each of a scale of its own.
+    """
+    if shared := shared_parameters(plan):
+        named = ", ".join(f"{name} ({count} times)" for name, count in shared.items())
+        raise EngineError(
+            f"the model uses {named}, and the integer engine trains what is used once; such "
+            "models need --engine sparse or torch"
+        )
     _check(plan, "integer", [k for k, family in FAMILIES.items() if family.integer is None])
     for op in plan.ops:
         if problem := integer_family(op).refused(op, plan):

@@ -16,10 +16,11 @@ from torch.nn.parameter import is_lazy
 
 from fedkit.core.errors import ExportError, PlanError
 from fedkit.engine.plan.call_log import CallLog
+from fedkit.engine.plan.conv import are_alike
 from fedkit.engine.plan.from_graph import PlanMaker
 from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.side_effects import Watch, has_hooks
-from fedkit.engine.plan.structure import Dims, Plan
+from fedkit.engine.plan.structure import Dims, Plan, PlanOp
 from fedkit.graph import ir
 from fedkit.graph.from_torch import WOULD_BE_RANDOM, read
 from fedkit.graph.interpret import evaluate
@@ -105,7 +106,7 @@ class _Capture:
         self._refuse_norms()
         graph = self._graph()
         maker = PlanMaker(graph)
-        self._diagnostics += [*maker.reasons, *self._use_diagnostics(graph)]
+        self._diagnostics += [*maker.reasons, *self._use_diagnostics(graph, maker.ops)]
         self._raise_diagnostics()
         output = maker.output()
         plan = Plan(
@@ -282,8 +283,8 @@ class _Capture:
             self._diagnostics += refused
             self._raise_diagnostics()
 
-    def _use_diagnostics(self, graph: ir.Graph) -> Iterator[str]:
-        """Yield the parameters and statistics that are not used by exactly one op."""
+    def _use_diagnostics(self, graph: ir.Graph, ops: Sequence[PlanOp]) -> Iterator[str]:
+        """Yield the parameters that no op uses, or several that are not alike, and statistics."""
         first = {id(weight): name for name, weight in self._weights.items()}
         every = self._model.named_parameters(remove_duplicate=False)
         own = {name: first[id(weight)] for name, weight in every}
@@ -291,7 +292,8 @@ class _Capture:
         used = Counter(own.get(name, name) for name in read)
         shared = {name for name, count in Counter(own.values()).items() if count > 1}
         for name in self._weights:
-            if used[name] != 1 and name not in shared:
+            again = [op for op in ops if name in op.parameters]
+            if used[name] != 1 and name not in shared and not are_alike(again):
                 times = f"{used[name]} ops use it" if used[name] else "no op uses it"
                 yield f"{name}: Parameter ({times})"
         for name, norm in tracking_norms(self._model).items():

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.plan.structure import OneSourceOp, Pair, Plan, strict
+from fedkit.engine.plan.structure import OneSourceOp, Pair, Plan, PlanOp, strict
 from fedkit.engine.plan.windows import window_problems
 from fedkit.graph.phases import phases, reach
 
@@ -86,6 +87,21 @@ class Convolution(OneSourceOp):
                 f"has {self.groups} groups, which must divide its {source[0]} input and "
                 f"{target[0]} output channels"
             )
+
+
+def shared_parameters(plan: Plan) -> dict[str, int]:
+    """Return the names of parameters that several layers use, and how many do.
+
+    Layers that use one together are alike in all but what they read and write; see `verify`.
+    """
+    used = Counter(name for op in plan.ops if isinstance(op, Convolution) for name in op.parameters)
+    return {name: count for name, count in used.items() if count > 1}
+
+
+def are_alike(ops: Iterable[PlanOp]) -> bool:
+    """Whether ops are convolutions that differ in what they read and write alone; not of none."""
+    found = {replace(op, source=0, target=0) if isinstance(op, Conv) else None for op in ops}
+    return len(found) == 1 and None not in found
 
 
 @strict

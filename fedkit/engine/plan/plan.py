@@ -24,6 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from fedkit.core.errors import PlanError, TaskError
 from fedkit.core.files import read_whole, write_atomic
 from fedkit.engine.ops.registry import FAMILIES
+from fedkit.engine.plan.conv import are_alike
 from fedkit.engine.plan.structure import VERSION, Plan, StoredTensor, stored_shape, strict
 from fedkit.graph.ir import LARGEST_SIZE
 from fedkit.tasks.losses import LOSSES, PLAIN
@@ -319,8 +320,12 @@ def _use_problems(plan: Plan) -> Iterator[str]:
     layers = (name for norm in norms for name in (norm.weight, norm.bias, *norm.stats))
     used += Counter(name for name in layers if name is not None)
     for name in (*plan.weights, *plan.stats):
-        if used[name] != 1:
-            yield f"{name!r} is used {used[name]} times; each name must be used once"
+        users = [op for op in plan.ops if name in op.parameters]
+        if used[name] != 1 and not (len(users) == used[name] and are_alike(users)):
+            yield (
+                f"{name!r} is used {used[name]} times; each name must be used once, or by layers "
+                "that are alike but for what they read and write"
+            )
     read = {plan.output}.union(*(op.sources for op in plan.ops))
     for tensor in range(len(plan.tensors)):
         if tensor not in read:

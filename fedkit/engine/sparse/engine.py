@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from fedkit.engine.base import (
 from fedkit.engine.kernels import native
 from fedkit.engine.kernels.network import Network, NormState
 from fedkit.engine.ops.registry import check_sparse
+from fedkit.engine.plan.conv import shared_parameters
 from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.structure import Plan
 from fedkit.engine.planned import PlannedEngine
@@ -62,6 +64,7 @@ class SparseEngine(PlannedEngine):
         self.plan, self.layout = plan, plan.layout
         self.kernels = native.load_kernels(simd)
         self._initial, self._threads = initial, threads
+        self._shared = shared_parameters(plan)
         self._network: Network | None = None
         self._programs: dict[tuple[Mode, frozenset[str] | None], SparseProgram] = {}
 
@@ -167,22 +170,24 @@ class SparseEngine(PlannedEngine):
                 f"{', '.join(self.layout.prunable)}"
             )
         found: dict[str, Entries] = {}
+        sums: GradientSums = {}  # of layers that are called several times
 
         def collect(program: SparseProgram, number: int, name: str) -> None:
-            if name in amounts:
-                found[name] = self._top(program, number, name, amounts[name])
+            if name in self._shared and name in amounts:
+                self._add(program, number, name, sums)
+            elif name in amounts:
+                tiles = self._tiles(program, number, name)
+                found[name] = _top(tiles, state.masks[name], amounts[name])
 
         self._visit_layers(state, examples, collect)
+        for name, gradient in sums.items():
+            found[name] = _top([gradient], state.masks[name], amounts[name])
         return {name: found[name] for name in amounts}
 
     def gradients(self, state: ModelState, examples: Examples) -> Weights:
         """See `Engine.gradients`."""
         found: GradientSums = {}
-
-        def collect(program: SparseProgram, number: int, name: str) -> None:
-            found[name] = self._full_gradient(program, number, name)
-
-        self._visit_layers(state, examples, collect)
+        self._visit_layers(state, examples, partial(self._add, sums=found))
         return {name: found[name] for name in self.layout.prunable}
 
     def _visit_layers(
@@ -205,24 +210,15 @@ class SparseEngine(PlannedEngine):
 
     def _adder(self, program: SparseProgram, sums: GradientSums) -> Callable[[int], None]:
         """Return what adds the gradients of all weights to `sums`, layer by layer."""
+        return _at_layers(program, partial(self._add, sums=sums))
 
-        def add(program: SparseProgram, number: int, name: str) -> None:
-            gradient = self._full_gradient(program, number, name)
-            if name in sums:
-                sums[name] += gradient
-            else:
-                sums[name] = gradient
-
-        return _at_layers(program, add)
-
-    def _top(self, program: SparseProgram, number: int, name: str, amount: int) -> Entries:
-        top, start = StreamingTopK(amount), 0
-        kept = program.network.masks[name].reshape(-1)
-        for tile in self._tiles(program, number, name):
-            positions = start + np.flatnonzero(~kept[start : start + tile.size])
-            top.push(positions, tile.reshape(-1)[positions - start])
-            start += tile.size
-        return top.entries()
+    def _add(self, program: SparseProgram, number: int, name: str, sums: GradientSums) -> None:
+        """Add the gradients of all weights of a layer, which may be called several times."""
+        gradient = self._full_gradient(program, number, name)
+        if name in sums:
+            sums[name] += gradient
+        else:
+            sums[name] = gradient
 
     def _tiles(
         self, program: SparseProgram, number: int, name: str
@@ -285,6 +281,16 @@ def _counts(network: Network, examples: int) -> Iterator[tuple[NormState, int]]:
     for index, norm in network.norms.items():
         _, height, width = network.plan.tensors[index].shape
         yield norm, examples * height * width
+
+
+def _top(tiles: Iterable[NDArray[np.float32]], mask: NDArray[np.bool_], amount: int) -> Entries:
+    """Return the largest gradients of pruned weights, of all in order."""
+    top, start, kept = StreamingTopK(amount), 0, mask.reshape(-1)
+    for tile in tiles:
+        positions = start + np.flatnonzero(~kept[start : start + tile.size])
+        top.push(positions, tile.reshape(-1)[positions - start])
+        start += tile.size
+    return top.entries()
 
 
 def _at_layers(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedkit.graph import ir
+from fedkit.graph.attention_masks import is_far, with_far
 from fedkit.graph.layouts import SERIES
 from fedkit.graph.operands import (
     activation,
@@ -135,6 +136,8 @@ def _read(reader: ModelReader, node: Any, operator: Operator, left: Any, right: 
         require(operator != "div", "a division by a parameter")
         return _beside_spread(operator, reader, node, x, value, swapped)
     numbers = np.asarray(constant(value), np.float64)
+    if operator == "add" and np.isneginf(numbers).any():
+        numbers = with_far(numbers)
     require(operator != "div" or not swapped, "a division by an activation")
     if operator == "div":
         require(bool(numbers.all()), "a division by zero")
@@ -217,6 +220,17 @@ def _read_aten(
     return _read(reader, node, operator, a["self"], right)
 
 
+def _read_masked_fill(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
+    """Add to scores what leaves places out, or a product with 0."""
+    filled, value = constant(a["mask"], "masks"), float(constant(a["value"]))
+    if value == 0:
+        return _read(reader, node, "mul", a["self"], (~filled).astype(np.float64))
+    mask = with_far(np.where(filled, value, 0.0))
+    is_of_scores = not filled.any() or bool(is_far(mask).any())
+    require(is_of_scores, f"values filled with {value:g} where a mask says; 0 or -inf can be")
+    return _read(reader, node, "add", a["self"], mask)
+
+
 def _read_rsub(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
     require(a["alpha"] == 1, f"a difference with alpha = {a['alpha']}; only 1 can be")
     return _read(reader, node, "sub", a["other"], a["self"])
@@ -293,6 +307,11 @@ _PRODUCTS = {
 _NEGATIONS = dict.fromkeys(
     ("aten.neg.default", "aten.neg_.default", "aten.negative.default"), _read_neg
 )
+_FILLS = {
+    f"aten.masked_fill{place}.{each}": _read_masked_fill
+    for place in ("", "_")
+    for each in ("Scalar", "Tensor")
+}
 _POWERS: dict[str, Aten] = {
     "aten.pow.Tensor_Scalar": _read_pow,
     "aten.pow_.Scalar": _read_pow,
@@ -305,7 +324,7 @@ _SUB: dict[str, Onnx] = {"Sub": partial(_read_onnx, "sub")}
 _MUL: dict[str, Onnx] = {"Mul": partial(_read_onnx, "mul"), **DIVISIONS["onnx"]}
 
 AFFINE: dict[str, Any] = {
-    "aten": {**_SUMS, **_DIFFERENCES, **_PRODUCTS, **_NEGATIONS},
+    "aten": {**_SUMS, **_DIFFERENCES, **_PRODUCTS, **_NEGATIONS, **_FILLS},
     "onnx": {**_ADD, **_SUB, **_MUL, "Neg": _read_neg_onnx},
 }
 """What reads arithmetic with a constant per channel."""
@@ -322,7 +341,7 @@ SPECS = (
         operands=broadcast_operands,
         fuses_activation=True,
         of_one_place=True,
-        aten=_SUMS,
+        aten={**_SUMS, **_FILLS},
         onnx=_ADD,
     ),
     _pair("sub", "difference", _sub, "rescaled", _DIFFERENCES, _SUB),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedkit.graph import ir
+from fedkit.graph.attention_masks import with_far
 from fedkit.graph.layouts import SERIES
 from fedkit.graph.operands import ConstantOperand, activation, constant, rank_of, require
 from fedkit.graph.ops.spread import spread
@@ -175,16 +176,9 @@ def _scaled(reader: ModelReader, node: Any, x: ir.Tensor, scale: float) -> ir.Te
 
 
 def _masked(reader: ModelReader, node: Any, scores: ir.Tensor, a: Mapping[str, Any]) -> ir.Tensor:
-    """Add what is added to scores; an export refuses what leaves places out."""
-    left_out = "attention that leaves places out; all tokens must see all, as scores are int8"
-    require(not a["is_causal"] or reader.trains or scores.shape[2] == 1, left_out)
-    if a["attn_mask"] is None:
-        return scores
-    mask = constant(a["attn_mask"], "masks")
-    if mask.dtype == np.bool_:
-        mask = np.where(mask, 0.0, -np.inf)
-    require(reader.trains or bool(np.isfinite(mask).all()), left_out)
-    if not reader.trains and not mask.any():
+    """Add what is added to scores: a mask that is given, or one that hides what comes later."""
+    mask = _mask(scores, a)
+    if not mask.any():
         return scores
     rank = rank_of(reader, node)
     laid = mask.reshape((1,) * (4 - mask.ndim) + mask.shape) if mask.ndim < rank else mask
@@ -198,16 +192,20 @@ def _masked(reader: ModelReader, node: Any, scores: ir.Tensor, a: Mapping[str, A
     return reader.op("add", node, [scores, operand], scores.shape, suffix=".masked")
 
 
-_FAR = -1e30
-"""What a plan, whose numbers are finite, adds to scores of places that are left out."""
+def _mask(scores: ir.Tensor, a: Mapping[str, Any]) -> ir.Array:
+    """Return what is added to scores; nothing where all places see all."""
+    given = np.zeros(1) if a["attn_mask"] is None else constant(a["attn_mask"], "masks")
+    if not a["is_causal"]:
+        return with_far(given)
+    require(a["attn_mask"] is None, "attention that is causal and has a mask, too")
+    return with_far(_before(np.empty(scores.shape)))
 
 
 def _spread_mask(reader: ModelReader, node: Any, laid: ir.Array, mask: Any) -> ir.Tensor:
     """Add a mask, laid as scores are in the graph, as what all examples have."""
     if reader.learns(mask):
         raise ConstantOperand("a mask is learned or computed from parameters")
-    finite = np.where(np.isfinite(laid), laid, _FAR)
-    return spread(reader, node, ir.from_graph_layout(finite), 4, ".mask")
+    return spread(reader, node, ir.from_graph_layout(laid), 4, ".mask")
 
 
 SPECS = (

@@ -1,4 +1,4 @@
-"""Embeddings: whole numbers of the input choose rows of a table. Of training plans alone so far."""
+"""Embeddings: tokens, whole numbers that are the input, choose rows of a table."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.operands import activation, constant, rank_of, require
 from fedkit.graph.spec import ModelReader, Random, Spec, graph_of
 from fedkit.graph.tokens import turned
+
+MOST_TOKENS = 2**24
+"""Whole numbers that float32 tells apart."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,28 @@ def padding_of(op: ir.Op) -> int:
 def _embedding(
     op: ir.Op, graph: ir.Graph, numbers: ir.FloatArray, table: ir.FloatArray
 ) -> ir.FloatArray:
-    return table[numbers.astype(np.int64)][:, None]
+    return rows_of(numbers, table)
+
+
+def rows_of(tokens: ir.Array, table: ir.Array) -> ir.Array:
+    """Return the rows [n, 1, tokens, channels] that tokens [n, tokens] choose.
+
+    Raises:
+        ExportError: A token has no row.
+    """
+    check_tokens(tokens, len(table))
+    return np.asarray(table[tokens.astype(np.int64)][:, None])
+
+
+def check_tokens(tokens: ir.Array, count: int = MOST_TOKENS) -> None:
+    """Raise an ExportError where tokens are not whole numbers from 0 to below a count."""
+    fits = (tokens >= 0) & (tokens < count) & (tokens == np.rint(tokens))
+    if not fits.all():
+        known = f"the model has tokens 0 to {count - 1}"
+        raise ExportError(
+            f"inputs hold the token {tokens[~fits].flat[0]:.15g}; "
+            f"{known if count < MOST_TOKENS else 'tokens are whole numbers from 0 on'}"
+        )
 
 
 def _shape(graph: ir.Graph, op: ir.Op) -> ir.Shape:
@@ -44,8 +69,13 @@ def _operands(op: ir.Op, shapes: Sequence[ir.Shape]) -> list[ir.Shape]:
 
 
 def _rules(graph: ir.Graph, op: ir.Op) -> Iterator[str]:
-    if len(graph.tensors[op.inputs[0]].shape) != 2 or op.inputs[0] not in graph.inputs:
+    x = op.inputs[0]
+    if len(graph.tensors[x].shape) != 2 or x not in graph.inputs or x in graph.outputs:
         yield "must read the input, [1, tokens]"
+    if {each.kind for each in graph.ops if x in each.inputs} != {op.kind}:
+        yield "must read an input that nothing but embeddings reads: tokens are no amounts"
+    if len(graph.constant(op.inputs[1])) > MOST_TOKENS:
+        yield f"must have at most {MOST_TOKENS} rows, as float32 tells no more whole numbers apart"
 
 
 def _example(random: Random) -> ir.Graph:
@@ -57,10 +87,9 @@ def _example(random: Random) -> ir.Graph:
 
 def _read(reader: ModelReader, node: Any, a: Mapping[str, Any]) -> ir.Tensor:
     numbers, padding = activation(a["indices"]), int(a["padding_idx"])
-    require(reader.trains, "an embedding: an artifact's inputs are no whole numbers; look rows up "
-            "before the model")  # fmt: skip
     require(rank_of(reader, node) == 2, "an embedding of what is not [n, tokens]")
-    require(not a["scale_grad_by_freq"], "an embedding whose gradients are scaled by frequency")
+    by_frequency = a["scale_grad_by_freq"] and reader.trains
+    require(not by_frequency, "an embedding whose gradients are scaled by frequency")
     table = constant(a["weight"])
     operand = reader.constant(node, "table", table, a["weight"])
     shape = (1, 1, numbers.shape[1], table.shape[1])
@@ -81,6 +110,7 @@ SPECS = (
         rules=_rules,
         attributes=Rows,
         aten={"aten.embedding.default": _read},
-        only_trains=True,
+        scale="free",
+        looks_up=True,
     ),
 )

@@ -78,6 +78,12 @@ def weights_of(op: ir.Op) -> Weights:
     return found
 
 
+def tokens_of(graph: ir.Graph) -> int:
+    """Return how many tokens there are to the input of a graph; 0 if that is of real numbers."""
+    tables = [op.inputs[1] for op in graph.ops if spec_of(op).looks_up]
+    return min((len(graph.constant(name)) for name in tables), default=0)
+
+
 def groups_of(graph: ir.Graph, op: ir.Op) -> int:
     """Return in how many groups an op of `WEIGHTED` reads channels."""
     x, weight = (graph.tensors[name].shape for name in op.inputs[:2])

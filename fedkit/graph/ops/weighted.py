@@ -32,8 +32,15 @@ FloatArray = ir.FloatArray
 
 
 def _conv2d(op: ir.Op, graph: ir.Graph, x: FloatArray, w: FloatArray, b: FloatArray) -> FloatArray:
-    parts = (tap @ w[:, i, j].T for i, j, tap in taps(x, op.window))
+    parts = (_by_rows(tap, w[:, i, j]) for i, j, tap in taps(x, op.window))
     return total(parts) + b
+
+
+def _by_rows(tap: FloatArray, rows: FloatArray) -> FloatArray:
+    """Return [n, h, w, out]; of single pixels by one product of matrices, not one for each."""
+    if tap.shape[1:3] == (1, 1):
+        return np.asarray((tap[:, 0, 0] @ rows.T)[:, None, None], np.float32)
+    return np.asarray(tap @ rows.T, np.float32)
 
 
 def _depthwise(

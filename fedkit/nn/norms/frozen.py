@@ -30,8 +30,8 @@ class FrozenLayerNorm(nn.Module):
         super().__init__()
         self.width, self.eps = width, eps
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-        # In evaluation torch's TransformerEncoderLayer computes layer norms itself, with the
-        # weights of whatever stands in their places, unless a module in it has a hook.
+        # In evaluation torch's TransformerEncoderLayer computes layer norms itself, with weights of
+        # whatever stands in their places, unless a module in it has a hook.
         self.register_forward_pre_hook(_nothing)
         self.register_buffer("running_mean", torch.zeros(1))
         self.register_buffer("running_var", torch.ones(1))

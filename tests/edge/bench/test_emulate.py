@@ -24,6 +24,7 @@ from fedkit.graph import ir
 from fedkit.nn.zoo import build_model
 from fedkit.preprocess.audio import Audio
 from fedkit.preprocess.log_mel import LogMel
+from tests.edge import text_models
 from tests.edge.models import pruned
 from tests.edge.targets.c99.library import need_emulator
 from tests.sets import slow, slow_but
@@ -260,3 +261,12 @@ def test_a_frame_of_sound_is_counted_and_compared(name: str, tmp_path: Path) -> 
     assert 8 * butterflies < found < 100 * butterflies
     with pytest.raises(BenchError, match="differ"):
         emulate.emulate_frame(model, TARGETS[name], sound, expected + np.int8(1))
+
+
+@pytest.mark.slow
+def test_a_model_of_tokens(tmp_path: Path) -> None:
+    graph = int8_graph(text_models.made("a bag"), text_models.examples(16))
+    tokens = text_models.examples(2).astype(np.int32)
+    expected = ReferenceVectors(tokens, evaluate_int8(graph, tokens, "half_up"))
+    model = save_c99(graph, text_models.examples(1), tmp_path / "c", {}, "size")
+    assert emulate.emulate(model, TARGETS["cortex-m4"], expected)["instructions"] > 0

@@ -508,7 +508,7 @@ def test_shared_frozen_unused_and_double_parameters() -> None:
         lambda net, x: net.end(net.b(net.a(x)) + net.twice(net.twice(x))),
         a=conv(4, 4),
         b=conv(4, 4),
-        twice=conv(4, 4),
+        twice=nn.GroupNorm(2, 4),
         spare=nn.Linear(2, 2, bias=False),
         spare_norm=nn.BatchNorm2d(4, affine=False),
         end=head(4),

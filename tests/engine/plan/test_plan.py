@@ -176,7 +176,7 @@ BROKEN = {
     "'fc.weight' is used 2 times": replace(
         PLAN,
         tensors=(*PLAN.tensors[:6], StoredTensor((3, 1, 1)), StoredTensor((3, 1, 1))),
-        ops=(*PLAN.ops, replace(LINEAR, target=7)),
+        ops=(*PLAN.ops, replace(LINEAR, target=7, bias=None)),
     ),
 }
 
