@@ -31,7 +31,7 @@ from edge.targets.c99.calls import (
     compile_graph,
 )
 from edge.targets.c99.literals import wrapped
-from edge.targets.c99.loops import ARENA, Line, body_of
+from edge.targets.c99.loops import ARENA, CallText, body_of
 from edge.targets.c99.pack import Planes
 from edge.targets.c_names import (
     NAME,
@@ -239,7 +239,7 @@ def _model(
             for position, argument in enumerate(call.arguments)
         )
         kinds, comment = tuple(map(_kind, call.arguments)), source_text(call.source)
-        lines.append(Line(call.function, tuple(arguments), kinds, comment))
+        lines.append(CallText(call.function, tuple(arguments), kinds, comment))
     body = body_of(lines)
     statements = "\n".join(body.statements)
     includes = "\n".join(f'#include "{header}"' for header in ("ek.h", *own_headers))
@@ -264,7 +264,7 @@ _CHECKS_TOKENS = """\
 
 
 def _kind(argument: Argument) -> str:
-    """Return what an argument is, see `edge.targets.c99.loops.Line`."""
+    """Return what an argument is, see `edge.targets.c99.loops.CallText`."""
     if isinstance(argument, BufferOffset):
         return ARENA
     if isinstance(argument, ConstantAddress) and argument.to is not None:

@@ -25,7 +25,7 @@ _LEAST = 32
 
 
 @dataclass(frozen=True)
-class Line:
+class CallText:
     """A call as C has it.
 
     Attributes:
@@ -65,7 +65,7 @@ class Body:
     statements: list[str] = field(default_factory=list)
 
 
-def body_of(lines: Sequence[Line]) -> Body:
+def body_of(lines: Sequence[CallText]) -> Body:
     """Return calls as C, with loops where they repeat."""
     known: dict[tuple[str, ...], int] = {}
     forms = [known.setdefault(line.form, len(known)) for line in lines]
@@ -94,7 +94,7 @@ def _repeated(forms: Sequence[int], first: int) -> tuple[int, int]:
     return best
 
 
-def _add_loop(body: Body, lines: Sequence[Line], calls: int, name: str) -> None:
+def _add_loop(body: Body, lines: Sequence[CallText], calls: int, name: str) -> None:
     rounds = [lines[first : first + calls] for first in range(0, len(lines), calls)]
     tables = _Tables(name)
     made = [tables.line([each[number] for each in rounds]) for number in range(calls)]
@@ -120,14 +120,14 @@ class _Tables:
     places: dict[tuple[str, ...], int] = field(default_factory=dict)
     structs: dict[tuple[tuple[str, ...], str], int] = field(default_factory=dict)
 
-    def line(self, rounds: Sequence[Line]) -> Line:
+    def line(self, rounds: Sequence[CallText]) -> CallText:
         """Return the call of all rounds."""
         first = rounds[0]
         columns = zip(*(each.arguments for each in rounds), strict=True)
         arguments = (
             self._one(texts, kind) for texts, kind in zip(columns, first.kinds, strict=True)
         )
-        return Line(first.function, tuple(arguments), first.kinds, first.comment)
+        return CallText(first.function, tuple(arguments), first.kinds, first.comment)
 
     def _one(self, texts: tuple[str, ...], kind: str) -> str:
         if len(set(texts)) == 1:

@@ -11,21 +11,21 @@ import torch
 from torch import nn
 
 from edge.export import int8_graph, save_c99
-from edge.targets.c99.loops import ARENA, Body, Line, body_of
+from edge.targets.c99.loops import ARENA, Body, CallText, body_of
 from tests.edge.recurrent_models import CHANNELS, Recurrent
 
 
-def call(function: str, *arguments: str | int) -> Line:
+def call(function: str, *arguments: str | int) -> CallText:
     """Return a call; numbers are places in the arena, and `&p...` which step is taken."""
     texts = tuple(f"arena + {each}" if isinstance(each, int) else each for each in arguments)
     kinds = tuple(
         ARENA if isinstance(each, int) else "ek_places" if each.startswith("&p") else ""
         for each in arguments
     )
-    return Line(function, texts, kinds, "m")
+    return CallText(function, texts, kinds, "m")
 
 
-def written(lines: list[Line]) -> list[str]:
+def written(lines: list[CallText]) -> list[str]:
     return [line.text("").partition(";")[0] for line in lines]
 
 
@@ -58,7 +58,7 @@ def filled(line: str, number: int, tables: str) -> str:
     return re.sub(r"(loop\d+_\d+)\[i\]", chosen, line)
 
 
-def steps(count: int) -> list[Line]:
+def steps(count: int) -> list[CallText]:
     made = [call("load", "in", 0)]
     for step in range(count):
         made.append(call("take", f"&p{step}", 0, 8 + step))
