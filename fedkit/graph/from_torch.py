@@ -197,7 +197,10 @@ def lower(model: nn.Module, input_shape: Sequence[int], tokens: bool = False) ->
     lowering = _Lowering()
     _lower_program(program, lowering)
     lowering.raise_diagnostics()
-    return lowering.graph(_inputs(program), _outputs(program, lowering))
+    graph = ir.needed(lowering.graph(_inputs(program), _outputs(program, lowering)))
+    if not graph.ops:
+        raise ExportError("the model computes nothing: its output is its input")
+    return graph
 
 
 @dataclass(frozen=True)
