@@ -281,7 +281,9 @@ def int8_graph(
     if not isinstance(model, ir.Graph) and len(calibration):
         _check_lowered(model, floats, calibration[:_COMPARED])
     if rewrites:
-        floats = _rewritten(read, floats, examples, rewrites, trained, accept_error)
+        floats = _rewritten(
+            read, floats, examples.astype(np.float32), rewrites, trained, accept_error
+        )
     if target:
         check_target(floats, target)
     if floats.guards and len(examples):
@@ -303,7 +305,7 @@ def int8_graph(
 def _rewritten(
     read: ir.Graph,
     floats: ir.Graph,
-    examples: ir.Inputs,
+    examples: ir.FloatArray,
     names: Sequence[str],
     trained: TrainedIntegers | None,
     accept_error: bool,
@@ -323,11 +325,10 @@ def _rewritten(
             f"rewrites are {', '.join(names)}, but the model was trained in integers, which are "
             "kept: leave them out"
         )
-    inputs = np.asarray(examples, np.float32)
-    found = passes.rewritten(read, names, Given(inputs))
+    found = passes.rewritten(read, names, Given(examples))
     lossy = [done.kind for done in found.done if done.applied and not done.exact]
     if lossy:
-        truth.judge_rewrites(truth.gap(found.graph, floats, inputs), lossy, accept_error)
+        truth.judge_rewrites(truth.gap(found.graph, floats, examples), lossy, accept_error)
     return found.graph
 
 

@@ -37,7 +37,6 @@ from fedkit.tasks import load_task
 from fedkit.tasks.task import cross_entropy
 
 KEPT = Path("runs/intaccuracy")
-_MODEL = "resnet8"
 _STATISTICS = 5000
 _RATE, _MOMENTUM, _DECAY, _BATCH = 0.1, 0.9, 5e-4, 64
 
@@ -49,18 +48,20 @@ class TrainingCell:
     Attributes:
         bits: 32 is float32.
         gradient: Gradient rule.
-        norm: l1 or l2.
+        norm: l1 or l2, for the BatchNorms of a model; "own" leaves its norms as they are.
         seed: Of the weights, the order of examples and random rounding.
         examples: Training examples.
         epochs: Over all of them.
+        model: Of the zoo.
     """
 
     bits: int
     gradient: str
-    norm: Literal["l1", "l2"]
+    norm: Literal["l1", "l2", "own"]
     seed: int
     examples: int
     epochs: int
+    model: str = "resnet8"
 
 
 def bench_intaccuracy(quick: bool) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def bench_intaccuracy(quick: bool) -> dict[str, Any]:
         rows = run_kept(list(cells((1, 2, 3), examples=60_000, epochs=3)), run, KEPT)
     seeds = sorted({row["seed"] for row in rows})
     about = {"benchmark": "intaccuracy", "task": "fashion-mnist", "seeds": seeds}
-    return {**about, "rows": _with_shiftquant(rows)}
+    return {**about, "rows": with_shiftquant(rows)}
 
 
 def cells(seeds: Iterable[int], examples: int, epochs: int) -> Iterable[TrainingCell]:
@@ -98,7 +99,7 @@ def run(cell: TrainingCell) -> dict[str, Any]:
     task = load_task("fashion-mnist")
     everything, rng = task.train_data(), np.random.default_rng(cell.seed)
     data = everything.take(rng.permutation(len(everything))[: cell.examples])
-    model = task.build_model(cell.seed, _MODEL)
+    model = task.build_model(cell.seed, cell.model)
     if cell.norm == "l1":
         model = with_l1_norms(model)
     reference = TorchEngine(model, cross_entropy)
@@ -113,14 +114,16 @@ def run(cell: TrainingCell) -> dict[str, Any]:
         rate = _RATE * (1 + math.cos(math.pi * epoch / cell.epochs)) / 2
         how = LocalTraining(1, _BATCH, rate, _MOMENTUM, _DECAY)
         state, loss = engine.train(state, data, how, seed=1000 * cell.seed + epoch)
-    moments = engine.norm_moments(state, data.take(np.arange(min(len(data), _STATISTICS))))
-    state = replace(state, stats={**state.stats, **as_stats(moments)})
+    if plan.stats:
+        moments = engine.norm_moments(state, data.take(np.arange(min(len(data), _STATISTICS))))
+        state = replace(state, stats={**state.stats, **as_stats(moments)})
     test = task.test_data()
     found = task.metric(engine.outputs(state, test.inputs), test.targets)
-    return {"model": _MODEL, **asdict(cell), "accuracy": round(found, 6), "loss": round(loss, 6)}
+    about = {"model": cell.model, **asdict(cell)}
+    return {**about, "accuracy": round(found, 6), "loss": round(loss, 6)}
 
 
-def _with_shiftquant(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_shiftquant(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows, and for each per-tensor one at 8 bits that of ShiftQuant, its equal."""
     copies = [{**row, "gradient": "shiftquant"} for row in rows if _has_shiftquant(row)]
     return rows + copies

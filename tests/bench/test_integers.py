@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkit.bench import intaccuracy, inttrain
+from fedkit.bench import intaccuracy, inttrain, inttransformer
 from fedkit.bench.intaccuracy import TrainingCell, cells
 from fedkit.bench.intgemm import shape_rows
 from fedkit.bench.kept import path_of, run_kept
@@ -51,8 +51,37 @@ def test_the_grid_has_every_kind_and_shiftquant_at_8_bits_as_copies() -> None:
     grid = list(cells((1, 2, 3), examples=10, epochs=1))
     assert len(grid) == len(set(grid)) == 3 * 2 * 9
     rows = [{"bits": cell.bits, "gradient": cell.gradient} for cell in grid]
-    listed = [(row["bits"], row["gradient"]) for row in intaccuracy._with_shiftquant(rows)]
+    listed = [(row["bits"], row["gradient"]) for row in intaccuracy.with_shiftquant(rows)]
     assert listed.count((8, "shiftquant")) == listed.count((8, "per-tensor")) == 6
+
+
+def test_the_grid_of_the_transformer_has_its_keys_and_its_gaps() -> None:
+    grid = inttransformer.transformer_cells((1, 2, 3), examples=10, epochs=1)
+    assert len(grid) == len(set(grid)) == 3 * 5
+    kinds = {(cell.bits, cell.gradient) for cell in grid}
+    assert kinds == {
+        (32, "per-tensor"),
+        (8, "per-tensor"),
+        (6, "shiftquant"),
+        (4, "per-tensor"),
+        (4, "shiftquant"),
+    }
+    rows = [
+        {"bits": cell.bits, "gradient": cell.gradient, "accuracy": 0.9 - 0.001 * (cell.bits < 32)}
+        for cell in grid
+    ]
+    lines = inttransformer.table({"rows": intaccuracy.with_shiftquant(rows)})
+    assert len(lines) == 2 + 6
+    assert "| 6 | shiftquant | 89.90 ± 0.00 % | -0.10 |" in lines
+
+
+@pytest.mark.slow
+def test_a_transformer_trains_in_integers_by_the_benchmark() -> None:
+    result = inttransformer.bench_inttransformer(quick=True)
+    assert [row["bits"] for row in result["rows"]] == [32, 8]
+    for row in result["rows"]:
+        assert row["model"] == "vit-tiny"
+        assert row["accuracy"] > 0.3
 
 
 @pytest.mark.slow
