@@ -12,7 +12,7 @@ import numpy as np
 
 from edge import artifact, passes
 from edge.ops.registry import check_forms
-from edge.passes.rewrite import Given
+from edge.passes.rewrite import Hints
 from edge.passes.share_constants import share_constants
 from edge.passes.slim import slim
 from edge.quantize import guard, truth
@@ -325,7 +325,7 @@ def _rewritten(
             f"rewrites are {', '.join(names)}, but the model was trained in integers, which are "
             "kept: leave them out"
         )
-    found = passes.rewritten(read, names, Given(examples))
+    found = passes.rewritten(read, names, Hints(examples))
     lossy = [done.kind for done in found.done if done.applied and not done.exact]
     if lossy:
         truth.judge_rewrites(truth.gap(found.graph, floats, examples), lossy, accept_error)
@@ -416,7 +416,7 @@ def rewrite(
         tokens: As for `float_graph`.
     """
     inputs = None if examples is None else ir.to_graph_layout(examples)
-    given = Given(None if inputs is None else np.asarray(inputs, np.float32))
+    given = Hints(None if inputs is None else np.asarray(inputs, np.float32))
     return passes.rewritten(_read(model, input_shape, tokens), names, given)
 
 
