@@ -12,7 +12,7 @@ import numpy as np
 
 from edge import artifact, passes
 from edge.ops.registry import check_forms
-from edge.passes.rewrite import Given
+from edge.passes.rewrite import Hints
 from edge.passes.share_constants import share_constants
 from edge.passes.slim import slim
 from edge.quantize import guard, truth
@@ -281,7 +281,9 @@ def int8_graph(
     if not isinstance(model, ir.Graph) and len(calibration):
         _check_lowered(model, floats, calibration[:_COMPARED])
     if rewrites:
-        floats = _rewritten(read, floats, examples, rewrites, trained, accept_error)
+        floats = _rewritten(
+            read, floats, examples.astype(np.float32), rewrites, trained, accept_error
+        )
     if target:
         check_target(floats, target)
     if floats.guards and len(examples):
@@ -303,7 +305,7 @@ def int8_graph(
 def _rewritten(
     read: ir.Graph,
     floats: ir.Graph,
-    examples: ir.Inputs,
+    examples: ir.FloatArray,
     names: Sequence[str],
     trained: TrainedIntegers | None,
     accept_error: bool,
@@ -323,11 +325,10 @@ def _rewritten(
             f"rewrites are {', '.join(names)}, but the model was trained in integers, which are "
             "kept: leave them out"
         )
-    inputs = np.asarray(examples, np.float32)
-    found = passes.rewritten(read, names, Given(inputs))
+    found = passes.rewritten(read, names, Hints(examples))
     lossy = [done.kind for done in found.done if done.applied and not done.exact]
     if lossy:
-        truth.judge_rewrites(truth.gap(found.graph, floats, inputs), lossy, accept_error)
+        truth.judge_rewrites(truth.gap(found.graph, floats, examples), lossy, accept_error)
     return found.graph
 
 
@@ -415,7 +416,7 @@ def rewrite(
         tokens: As for `float_graph`.
     """
     inputs = None if examples is None else ir.to_graph_layout(examples)
-    given = Given(None if inputs is None else np.asarray(inputs, np.float32))
+    given = Hints(None if inputs is None else np.asarray(inputs, np.float32))
     return passes.rewritten(_read(model, input_shape, tokens), names, given)
 
 

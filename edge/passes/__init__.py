@@ -26,7 +26,7 @@ from edge.passes import (
     sum_to_depthwise,
 )
 from edge.passes.ln_freeze import watched
-from edge.passes.rewrite import Done, Given, apply
+from edge.passes.rewrite import Done, Hints, apply
 from edge.passes.rewrites import asked
 from edge.passes.size import Size, size_of
 from fedkit.graph import ir
@@ -60,7 +60,7 @@ class Rewritten:
     sizes: tuple[Size, ...]
 
 
-def rewritten(graph: ir.Graph, names: Sequence[str], given: Given | None = None) -> Rewritten:
+def rewritten(graph: ir.Graph, names: Sequence[str], given: Hints | None = None) -> Rewritten:
     """Apply rewrites by name, beside all that `optimise` does.
 
     Args:
@@ -71,7 +71,7 @@ def rewritten(graph: ir.Graph, names: Sequence[str], given: Given | None = None)
     Raises:
         ExportError: There is no rewrite of a name; or as for `optimise`.
     """
-    rows, given = asked(names), given or Given()
+    rows, given = asked(names), given or Hints()
     graph, done = _prepared(graph), []
     sizes = [size_of(_finished(graph))]
     for row in rows:

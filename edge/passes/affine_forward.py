@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edge.passes.affines import ScaleShift, affine_of
 from edge.passes.forward import ForwardFold, folded, why_not
-from edge.passes.rewrite import Given, Place, Rewrite
+from edge.passes.rewrite import Hints, Place, Rewrite
 from edge.passes.unread import reading, with_ops
 from fedkit.graph import ir
 
@@ -19,7 +19,7 @@ class _Match:
     forward: ForwardFold
 
 
-def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:
+def _places(graph: ir.Graph, given: Hints) -> Iterator[Place]:
     for op in graph.ops:
         affine = affine_of(graph, op)
         if affine is None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from edge.passes.affines import Floats, factors
 from edge.passes.forward import ForwardFold, folded, why_not
-from edge.passes.rewrite import Given, Place, Rewrite
+from edge.passes.rewrite import Hints, Place, Rewrite
 from edge.passes.unread import constant, with_changed
 from fedkit.graph import ir
 from fedkit.graph.ops.registry import CHANNEL_AXIS
@@ -31,7 +31,7 @@ class _Match:
     forward: ForwardFold
 
 
-def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:
+def _places(graph: ir.Graph, given: Hints) -> Iterator[Place]:
     for op in graph.ops:
         if op.kind not in _NORMS:
             continue

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edge.passes.affines import Floats
-from edge.passes.rewrite import Given, Place, Rewrite
+from edge.passes.rewrite import Hints, Place, Rewrite
 from edge.passes.unread import constant, with_changed
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray, evaluate
@@ -80,7 +80,7 @@ def _centring(channels: int) -> Floats:
     return np.asarray(np.eye(channels) - 1 / channels)
 
 
-def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:
+def _places(graph: ir.Graph, given: Hints) -> Iterator[Place]:
     norms = {op.inputs[0]: _how(op).centred for op in graph.ops if op.kind == _NORM}
     seen: Mapping[str, Floats] = {}
     if given.examples is not None and norms:

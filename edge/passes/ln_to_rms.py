@@ -12,13 +12,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from edge.passes.rewrite import Given, Place, Rewrite
+from edge.passes.rewrite import Hints, Place, Rewrite
 from edge.passes.stream import Stream, named, norm_of, projected, streams
 from edge.passes.unread import with_changed
 from fedkit.graph import ir
 
 
-def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:
+def _places(graph: ir.Graph, given: Hints) -> Iterator[Place]:
     for stream in streams(graph):
         centred = [norm_of(op).centred for op in stream.norms]
         if any(centred):

@@ -10,7 +10,7 @@ import numpy as np
 
 from edge.passes.affines import Floats
 from edge.passes.forward import shared_with
-from edge.passes.rewrite import Given, Place, Rewrite
+from edge.passes.rewrite import Hints, Place, Rewrite
 from edge.passes.unread import constant, with_changed
 from fedkit.graph import ir
 
@@ -32,7 +32,7 @@ class _Merged:
     bias: Floats
 
 
-def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:
+def _places(graph: ir.Graph, given: Hints) -> Iterator[Place]:
     for first in graph.ops:
         readers = [op for op in graph.ops if first.output in op.inputs]
         if first.kind not in _LAYERS or not any(op.kind in _LAYERS for op in readers):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from edge.passes.affines import ScaleShift, scaling_of
 from edge.passes.backward import MOVES, LayerChain, chain_to, folded, of_channels
-from edge.passes.rewrite import Given, Place, Rewrite
+from edge.passes.rewrite import Hints, Place, Rewrite
 from fedkit.graph import ir
 
 
@@ -22,7 +22,7 @@ class _Match:
     affine: ScaleShift
 
 
-def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:
+def _places(graph: ir.Graph, given: Hints) -> Iterator[Place]:
     for op in graph.ops:
         scaling = scaling_of(graph, op)
         if scaling is not None and _is_added(graph, op):

@@ -38,12 +38,12 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Given:
+class Hints:
     """What rewrites know beside the graph.
 
     Attributes:
-        examples: float32 [n, ...] in the graph's layout, tokens among them, like those that the
-            model will see; None without.
+        examples: float32 [n, ...] in the graph's layout, tokens too, like those that the model will
+            see; None without.
     """
 
     examples: FloatArray | None = None
@@ -69,7 +69,7 @@ class Rewrite:
     about: str
     needs: str
     exact: bool
-    places: Callable[[ir.Graph, Given], Iterator[Place]]
+    places: Callable[[ir.Graph, Hints], Iterator[Place]]
     transform: Callable[[ir.Graph, Any], ir.Graph]
     always: bool = False
     opt_in: bool = False
@@ -109,7 +109,7 @@ class _Log:
     gap: float = 0.0
 
 
-def apply(graph: ir.Graph, rewrite: Rewrite, given: Given) -> tuple[ir.Graph, Done]:
+def apply(graph: ir.Graph, rewrite: Rewrite, given: Hints) -> tuple[ir.Graph, Done]:
     """Apply a rewrite wherever it can be, and verify and probe the graph after each place.
 
     What every export does without a probe is probed once, behind the last place.
@@ -152,13 +152,13 @@ def apply(graph: ir.Graph, rewrite: Rewrite, given: Given) -> tuple[ir.Graph, Do
     return graph, Done(rewrite.kind, rewrite.exact, tuple(log.applied.values()), told, log.gap)
 
 
-def _next(graph: ir.Graph, rewrite: Rewrite, given: Given, log: _Log) -> Place | None:
+def _next(graph: ir.Graph, rewrite: Rewrite, given: Hints, log: _Log) -> Place | None:
     """Return a place where a rewrite applies."""
     places = rewrite.places(graph, given)
     return next((p for p in places if not p.why_not and p.name not in log.failed), None)
 
 
-def _probe(graph: ir.Graph, given: Given) -> Mapping[str, FloatArray]:
+def _probe(graph: ir.Graph, given: Hints) -> Mapping[str, FloatArray]:
     """Return inputs: the first examples, or random ones that are always the same."""
     if given.examples is not None and len(given.examples):
         return {graph.inputs[0]: given.examples[:_PROBED]}

@@ -16,7 +16,7 @@ from edge.passes import (
     residual_scale_fold,
     rms_to_crms,
 )
-from edge.passes.rewrite import Given, Place, Rewrite
+from edge.passes.rewrite import Hints, Place, Rewrite
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 
@@ -26,10 +26,10 @@ EXACT = "exact"
 
 def _first(
     match: Callable[[ir.Graph], Any], where: Callable[[Any], ir.Op]
-) -> Callable[[ir.Graph, Given], Iterator[Place]]:
+) -> Callable[[ir.Graph, Hints], Iterator[Place]]:
     """Return the places of a pass that finds one at a time."""
 
-    def places(graph: ir.Graph, given: Given) -> Iterator[Place]:
+    def places(graph: ir.Graph, given: Hints) -> Iterator[Place]:
         if (found := match(graph)) is not None:
             op = where(found)
             yield Place(op.output, op.source or op.output, found=found)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edge.passes.rewrite import Given, Place, Rewrite
+from edge.passes.rewrite import Hints, Place, Rewrite
 from edge.passes.stream import MIXING, TABLE, Stream, named, norm_of, projected, streams
 from edge.passes.unread import constant, with_changed
 from fedkit.graph import ir
@@ -31,7 +31,7 @@ class _Match:
     basis: ir.Array
 
 
-def _places(graph: ir.Graph, given: Given) -> Iterator[Place]:
+def _places(graph: ir.Graph, given: Hints) -> Iterator[Place]:
     for stream in streams(graph):
         basis = _basis(stream.channels) if stream.channels > 1 else np.ones((1, 1))
         why_not = _why_not(graph, stream, basis)

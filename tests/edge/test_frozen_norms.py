@@ -15,7 +15,7 @@ from edge import graph_file
 from edge.check import check
 from edge.export import int8_graph
 from edge.passes import rewritten
-from edge.passes.rewrite import Given
+from edge.passes.rewrite import Hints
 from edge.quantize import guard, truth
 from edge.quantize.truth import ExportWarning
 from fedkit.core.errors import ExportError
@@ -45,7 +45,7 @@ def tokens(count: int = 64, scale: float = 1.0, seed: int = 0) -> FloatArray:
 
 def rewrite(model: nn.Module, *names: str, examples: FloatArray | None = None) -> ir.Graph:
     given = None if examples is None else ir.to_graph_layout(examples)
-    return rewritten(lower(model, SHAPE), names, Given(given)).graph
+    return rewritten(lower(model, SHAPE), names, Hints(given)).graph
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
@@ -83,7 +83,7 @@ def test_without_examples_nothing_is_frozen() -> None:
 def test_what_divides_by_very_different_numbers_is_refused() -> None:
     x = tokens()
     x[0] *= 100
-    found = rewritten(lower(block(), SHAPE), ["ln_freeze"], Given(ir.to_graph_layout(x)))
+    found = rewritten(lower(block(), SHAPE), ["ln_freeze"], Hints(ir.to_graph_layout(x)))
     ((where, why),) = found.done[-1].refused
     assert where == "1"
     assert "at most 4.0 may be" in why

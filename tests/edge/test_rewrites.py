@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edge import passes
 from edge.passes import Rewritten, ln_affine_fold, rewritten
 from edge.passes.affines import Floats
-from edge.passes.rewrite import TOLERANCE, Done, Given, Place, Rewrite, apply
+from edge.passes.rewrite import TOLERANCE, Done, Hints, Place, Rewrite, apply
 from edge.passes.rewrites import REWRITES, asked
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
@@ -717,7 +717,7 @@ def test_random_graphs_have_something_to_rewrite() -> None:
 # The engine of rewrites
 
 
-def doubles(places: Callable[[ir.Graph, Given], object]) -> Rewrite:
+def doubles(places: Callable[[ir.Graph, Hints], object]) -> Rewrite:
     """A rewrite that claims to be exact, and doubles the first layer."""
 
     def transform(graph: ir.Graph, op: ir.Op) -> ir.Graph:
@@ -734,12 +734,12 @@ def doubles(places: Callable[[ir.Graph, Given], object]) -> Rewrite:
 def test_a_rewrite_that_changes_the_probe_is_not_kept() -> None:
     graph = lower(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).eval(), (3,))
 
-    def places(graph: ir.Graph, given: Given):  # type: ignore[no-untyped-def]
+    def places(graph: ir.Graph, given: Hints):  # type: ignore[no-untyped-def]
         yield from (
             Place(op.output, op.source, found=op) for op in graph.ops if op.kind == "linear"
         )
 
-    same, done = apply(graph, doubles(places), Given())
+    same, done = apply(graph, doubles(places), Hints())
     assert same is graph
     assert done.applied == ()
     assert [where for where, _ in done.refused] == ["0", "2"]
