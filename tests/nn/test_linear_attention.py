@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import edge.passes
 from edge.api import check_artifact, export_model
 from edge.passes import rewrite, rewrites
-from edge.passes.rewrite import Given
+from edge.passes.rewrite import Hints
 from fedkit.config import make_config
 from fedkit.core.errors import ConfigError, ExportError
 from fedkit.graph import ir
@@ -182,7 +182,7 @@ def test_a_rewrite_puts_its_norms_into_the_linear_layers_behind_them() -> None:
     model.train()(torch.from_numpy(3 * images(20)))
     graph = lower(model, (1, 8, 8))
     (asked,) = (row for row in rewrites.asked(["affine_forward"]) if not row.always)
-    made, done = rewrite.apply(graph, asked, Given(ir.to_graph_layout(images(4))))
+    made, done = rewrite.apply(graph, asked, Hints(ir.to_graph_layout(images(4))))
     assert len(done.applied) == 8 and "mean of module" in dict(done.refused)["norm.rep"]
     x = images(6)
     with torch.no_grad():
