@@ -78,7 +78,7 @@ committed:
 	echo 'There are changes that no commit has; commit them first, results name their commit.'; \
 	exit 1;; esac
 
-# Hours: 69 trainings over all of Fashion-MNIST. Stopped, it continues from those that are done.
+# Hours: 66 trainings over all of Fashion-MNIST. Stopped, it continues from those that are done.
 accuracy: committed $(STAMP) ## Measure what integers cost in accuracy, into results/
 	mkdir -p build
 	$(BIN)/fedkit bench intaccuracy --json > build/intaccuracy

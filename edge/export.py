@@ -17,7 +17,7 @@ from edge.passes.share_constants import share_constants
 from edge.passes.slim import slim
 from edge.quantize import guard, truth
 from edge.quantize.from_file import Misfit, check_kept, keep_integers
-from edge.quantize.masked import masked
+from edge.quantize.score_masks import masked
 from edge.quantize.to_int8 import Scaling, TrainedIntegers, quantize
 from edge.save import save
 from edge.save import save_graph as save_graph
@@ -281,9 +281,7 @@ def int8_graph(
     if not isinstance(model, ir.Graph) and len(calibration):
         _check_lowered(model, floats, calibration[:_COMPARED])
     if rewrites:
-        floats = _rewritten(
-            read, floats, examples.astype(np.float32), rewrites, trained, accept_error
-        )
+        floats = _rewritten(read, floats, examples, rewrites, trained, accept_error)
     if target:
         check_target(floats, target)
     if floats.guards and len(examples):
@@ -305,7 +303,11 @@ def int8_graph(
 def _rewritten(
     read: ir.Graph,
     floats: ir.Graph,
+<<<<<<< HEAD
     examples: ir.FloatArray,
+=======
+    examples: ir.Inputs,
+>>>>>>> main
     names: Sequence[str],
     trained: TrainedIntegers | None,
     accept_error: bool,

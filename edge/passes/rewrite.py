@@ -42,8 +42,8 @@ class Hints:
     """What rewrites know beside the graph.
 
     Attributes:
-        examples: float32 [n, ...] in the graph's layout, tokens too, like those that the model will
-            see; None without.
+        examples: float32 [n, ...] in the graph's layout, tokens among them, like those that the
+            model will see; None without.
     """
 
     examples: FloatArray | None = None

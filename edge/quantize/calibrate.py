@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.quantize.masked import masked
+from edge.quantize.score_masks import masked
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.integers import activation

@@ -44,7 +44,7 @@ from edge.quantize.calibrate import (
     ranges,
     symmetric,
 )
-from edge.quantize.masked import finite_mask, lowest, masked
+from edge.quantize.score_masks import finite_mask, lowest, masked
 from fedkit.core.errors import ExportError
 from fedkit.graph import integers, ir
 from fedkit.graph.interpret import FloatArray
@@ -264,7 +264,7 @@ class _Quantizer:
         return made
 
     def _mask(self, op: ir.Op) -> None:
-        """Add a mask to scores, see `edge.quantize.masked`."""
+        """Add a mask to scores, see `edge.quantize.score_masks`."""
         (number,) = (n for n, name in enumerate(op.inputs) if name in self.tensors)
         scores, mask = self.tensors[op.inputs[number]], self.graph.constant(op.inputs[1 - number])
         seen = Range(min(lowest(scores, mask), 0.0), self.ranges[op.output].high)

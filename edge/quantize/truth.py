@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.define.interpret_int8 import Int8Array, evaluate_int8
-from edge.quantize.masked import masked
+from edge.quantize.score_masks import masked
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.interpret import FloatArray, evaluate, evaluate_all

@@ -67,6 +67,9 @@ MODELS: Mapping[str, tuple[str, tuple[float, ...]]] = {
     "tc-resnet8": ("digits-rows", DENSITIES[:2]),
     "unet-w8": ("digits-pixels", DENSITIES[:2]),
     "ad-autoencoder": ("digits-reconstruction", DENSITIES[:2]),
+    "vit-tiny": (_USUAL, DENSITIES[:2]),
+    "slab-vit-tiny": (_USUAL, DENSITIES[:1]),
+    "kwt-1": ("digits-rows", DENSITIES[:1]),
 }
 """Model of the zoo -> the task it is trained on, and densities it is checked at."""
 

@@ -17,13 +17,7 @@ from fedkit.bench.kept import run_kept
 
 KEPT = Path("runs/inttransformer")
 _MODEL = "vit-tiny"
-_KINDS = (
-    (32, "per-tensor"),
-    (8, "per-tensor"),
-    (6, "shiftquant"),
-    (4, "per-tensor"),
-    (4, "shiftquant"),
-)
+_KINDS = ((32, "per-tensor"), (8, "per-tensor"), (6, "shiftquant"), (4, "shiftquant"))
 
 
 def bench_inttransformer(quick: bool) -> dict[str, Any]:

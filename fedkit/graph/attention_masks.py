@@ -1,7 +1,7 @@
 """Masks: numbers far below all others, added to scores so that a softmax leaves places out.
 
 In a model they are minus infinity, or as good as. Here they are one number, which float32 can add
-to any score; what integers are made of it, `edge.quantize.masked` says.
+to any score; what integers are made of it, `edge.quantize.score_masks` says.
 """
 
 from __future__ import annotations

@@ -244,15 +244,20 @@ class Graph:
 
 def until(graph: Graph, name: str) -> Graph:
     """Return the part of a graph that computes one activation, which becomes its output."""
-    needed, ops = {name}, []
-    for op in reversed(graph.ops):
-        if op.output in needed:
-            needed.update(op.inputs)
-            ops.append(op)
-    kept = needed | set(graph.inputs)
-    tensors = {each: tensor for each, tensor in graph.tensors.items() if each in kept}
     series = tuple(each for each in graph.series if each == name)
-    return Graph(tensors, tuple(reversed(ops)), graph.inputs, (name,), series=series)
+    return needed(Graph(graph.tensors, graph.ops, graph.inputs, (name,), series=series))
+
+
+def needed(graph: Graph) -> Graph:
+    """Return a graph without what no output depends on."""
+    wanted, ops = set(graph.outputs), []
+    for op in reversed(graph.ops):
+        if op.output in wanted:
+            wanted.update(op.inputs)
+            ops.append(op)
+    kept = wanted | set(graph.inputs)
+    tensors = {each: tensor for each, tensor in graph.tensors.items() if each in kept}
+    return replace(graph, tensors=tensors, ops=tuple(reversed(ops)))
 
 
 def along(axis: int, values: Array, dimensions: int) -> Array:

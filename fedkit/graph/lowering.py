@@ -171,12 +171,13 @@ class Lowering(ABC, Generic[Node]):
             ExportError: No artifact can have such an output, or a rule is broken.
         """
         names = tuple(_output(value).name for value, _ in outputs)
-        if not self.ops:
-            raise ExportError("the model computes nothing: its output is its input")
         _check_several(inputs, names)
         series = tuple(value.name for value, rank in outputs if rank == SERIES)
         tied = tuple(self.tied)
         graph = ir.Graph(self.tensors, tuple(self.ops), inputs, names, series=series, tied=tied)
+        graph = ir.needed(graph)
+        if not graph.ops:
+            raise ExportError("the model computes nothing: its output is its input")
         verify(graph)
         return graph
 

@@ -160,7 +160,7 @@ def test_integers_of_a_step_do_not_depend_on_later_ones() -> None:
     assert not np.array_equal(was[:, :, 4:], now[:, :, 4:])
 
 
-class Given(nn.Module):
+class StartingStates(nn.Module):
     """A layer that begins with states of its own."""
 
     def __init__(self, of_input: bool) -> None:
@@ -191,8 +191,12 @@ REFUSED = {
         (65, CHANNELS),
         "a recurrent layer of 65 steps; 64 can be",
     ),
-    "states of the input": (lambda: Given(True), SHAPE, "first states that depend on the input"),
-    "other first states": (lambda: Given(False), SHAPE, "first states that are not 0"),
+    "states of the input": (
+        lambda: StartingStates(True),
+        SHAPE,
+        "first states that depend on the input",
+    ),
+    "other first states": (lambda: StartingStates(False), SHAPE, "first states that are not 0"),
     "a projection": (
         lambda: nn.Sequential(Recurrent(nn.LSTM, batch_first=True, proj_size=2)),
         SHAPE,

@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 import edge.passes
 from edge.api import check_artifact, export_model
+from edge.passes import rewrite, rewrites
+from edge.passes.rewrite import Given
 from fedkit.config import make_config
 from fedkit.core.errors import ConfigError, ExportError
+from fedkit.graph import ir
 from fedkit.graph.from_torch import lower
+from fedkit.graph.interpret import evaluate
 from fedkit.nn.linear_attention import NormAwareAttention, SimplifiedLinearAttention
 from fedkit.nn.transformers import Sizes, TransformerBlock, blocks_of
 from fedkit.nn.zoo import build_model
@@ -170,6 +174,21 @@ def test_the_exported_model_has_no_norm_and_divides_in_attention_alone() -> None
             f"blocks.{block}.attention" for block in range(4)
         }
     assert kinds["affine"] == 0
+
+
+def test_a_rewrite_puts_its_norms_into_the_linear_layers_behind_them() -> None:
+    torch.manual_seed(0)
+    model = build_model("slab-vit-tiny", (1, 8, 8), 10)
+    model.train()(torch.from_numpy(3 * images(20)))
+    graph = lower(model, (1, 8, 8))
+    (asked,) = (row for row in rewrites.asked(["affine_forward"]) if not row.always)
+    made, done = rewrite.apply(graph, asked, Given(ir.to_graph_layout(images(4))))
+    assert len(done.applied) == 8 and "mean of module" in dict(done.refused)["norm.rep"]
+    x = images(6)
+    with torch.no_grad():
+        wanted = model.eval()(torch.from_numpy(x)).numpy()
+    found = evaluate(edge.passes.optimise(made), ir.to_graph_layout(x))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def images(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -25,7 +25,7 @@ from fedkit.graph.interpret import evaluate
 from fedkit.nn.layers import norm_parameters, tracking_norms
 from fedkit.nn.norms.evonorm import EvoNormS0
 from fedkit.nn.norms.frozen import FrozenLayerNorm, with_frozen_layer_norms
-from fedkit.nn.norms.masked import MaskedBatchNorm
+from fedkit.nn.norms.masked_norm import MaskedBatchNorm
 from fedkit.nn.norms.registry import MERGES, NormRow, add_norm, norms, row_of
 from fedkit.nn.norms.second_moment import PowerNorm, UnifiedNorm
 from fedkit.nn.norms.slab import ProgressiveNorm, RepBatchNorm

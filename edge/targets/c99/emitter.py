@@ -32,6 +32,7 @@ from edge.targets.c99.calls import (
     compile_graph,
 )
 from edge.targets.c99.literals import wrapped
+from edge.targets.c99.loops import ARENA, CallText, body_of
 from edge.targets.c99.pack import Planes
 from edge.targets.c_names import (
     NAME,
@@ -245,25 +246,26 @@ def _model(
     own_headers: list[str],
 ) -> str:
     constants = _Constants()
-    calls = []
+    lines = []
     for number, call in enumerate(program.calls):
-        arguments = [
+        arguments = (
             constants.argument(argument, f"m{number}_{position}", offsets)
             for position, argument in enumerate(call.arguments)
-        ]
-        comment = source_text(call.source)
-        calls.append(f"    {call.function}({', '.join(arguments)}); /* {comment} */")
-    body = "\n".join(calls)
+        )
+        kinds, comment = tuple(map(_kind, call.arguments)), source_text(call.source)
+        lines.append(CallText(call.function, tuple(arguments), kinds, comment))
+    body = body_of(lines)
+    statements = "\n".join(body.statements)
     includes = "\n".join(f'#include "{header}"' for header in ("ek.h", *own_headers))
     return f"""\
 #include "model.h"
 
 {includes}
 
-{"".join(constants.lines)}
+{"".join((*constants.lines, *body.tables))}
 int {name}_invoke({_parameters(graph)}) {{
     if ((uintptr_t)arena % {name.upper()}_ARENA_ALIGNMENT != 0) return 1;
-{renamed(_CHECKS_TOKENS, name) if tokens_of(graph) else ""}{body}
+{renamed(_CHECKS_TOKENS, name) if tokens_of(graph) else ""}{statements}
     return 0;
 }}
 """
@@ -273,6 +275,15 @@ _CHECKS_TOKENS = """\
     for (int i = 0; i < MODEL_INPUT_TOKENS; i++)
         if (in[i] < 0 || in[i] >= MODEL_TOKENS) return 2;
 """
+
+
+def _kind(argument: Argument) -> str:
+    """Return what an argument is, see `edge.targets.c99.loops.CallText`."""
+    if isinstance(argument, BufferOffset):
+        return ARENA
+    if isinstance(argument, ConstantAddress) and argument.to is not None:
+        return argument.to.kind
+    return ""
 
 
 @dataclass

@@ -19,7 +19,7 @@ from fedkit.nn.norm import L1BatchNorm2d, L1LayerNorm
 from fedkit.nn.norms.evonorm import EvoNormB0, EvoNormS0
 from fedkit.nn.norms.free import ScaledResidual, skip_init
 from fedkit.nn.norms.frozen import FrozenLayerNorm
-from fedkit.nn.norms.masked import MaskedBatchNorm, unmasked
+from fedkit.nn.norms.masked_norm import MaskedBatchNorm, unmasked
 from fedkit.nn.norms.second_moment import PowerNorm, UnifiedNorm
 from fedkit.nn.norms.slab import ProgressiveNorm, RepBatchNorm
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from edge.artifact import Artifact
@@ -24,7 +25,7 @@ from fedkit.graph import ir
 from fedkit.nn.zoo import build_model
 from fedkit.preprocess.audio import Audio
 from fedkit.preprocess.log_mel import LogMel
-from tests.edge import text_models
+from tests.edge import recurrent_models, text_models
 from tests.edge.models import pruned
 from tests.edge.targets.c99.library import need_emulator
 from tests.sets import slow, slow_but
@@ -270,3 +271,18 @@ def test_a_model_of_tokens(tmp_path: Path) -> None:
     expected = ReferenceVectors(tokens, evaluate_int8(graph, tokens, "half_up"))
     model = save_c99(graph, text_models.examples(1), tmp_path / "c", {}, "size")
     assert emulate.emulate(model, TARGETS["cortex-m4"], expected)["instructions"] > 0
+
+
+@pytest.mark.slow
+def test_calls_in_a_loop_are_counted_each_by_itself(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = np.random.default_rng(0).standard_normal(
+        (16, 9, recurrent_models.CHANNELS), np.float32
+    )
+    graph = int8_graph(recurrent_models.Recurrent(nn.LSTM, batch_first=True).eval(), inputs)
+    model = save_c99(graph, inputs, tmp_path / "c", {}, "size")
+    assert "for (int i = 0; i < " in (model.path / "model.c").read_text().partition("_invoke(")[2]
+    codes = np.zeros((1, *graph.tensors[graph.inputs[0]].shape[1:]), np.int8)
+    expected = ReferenceVectors(codes, evaluate_int8(graph, codes, "half_up"))
+    found = emulate.emulate(model, TARGETS["cortex-m4"], expected)
+    assert len(found.layers) == len(model.details["calls"]) > 9 * 10

@@ -26,7 +26,7 @@ from tests.naive import attention as slow
 from tests.naive import integers as naive
 
 
-class Given:
+class Before:
     """What sources' gradients hold before an op adds to them, and what they get."""
 
     def __init__(self, backend: CheckedBackend, sources: Sequence[int]) -> None:
@@ -95,7 +95,7 @@ class CheckedAttention(NumpyAttention):
         shifts: Sequence[Ints],
         mixes: Mixes,
     ) -> None:
-        op, before = self.op, Given(self.backend, self.op.sources)
+        op, before = self.op, Before(self.backend, self.op.sources)
         query, key, _ = self._slow_heads(how)
         codes = np.zeros_like(slopes := self._slow_slopes(how, chain, slope_shift))
         for position, at in enumerate(np.ndindex(*slopes.shape)):
@@ -132,7 +132,7 @@ class CheckedProduct(NumpyProduct):
     def backward(
         self, reads: Sequence[Read], chain: Chain, shifts: Sequence[Ints], mixes: Mixes
     ) -> None:
-        before, both = Given(self.backend, self.op.sources), self._slow_sides(reads)
+        before, both = Before(self.backend, self.op.sources), self._slow_sides(reads)
         p = self.backend.slowly_passed(self.op.target, chain)
         sums = slow.product_backward(both[0], both[1], p)
         expected = {
