@@ -303,11 +303,7 @@ def int8_graph(
 def _rewritten(
     read: ir.Graph,
     floats: ir.Graph,
-<<<<<<< HEAD
     examples: ir.FloatArray,
-=======
-    examples: ir.Inputs,
->>>>>>> main
     names: Sequence[str],
     trained: TrainedIntegers | None,
     accept_error: bool,
