@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -477,3 +478,24 @@ def test_the_graph_is_the_model_in_evaluation_and_what_folds_folds(row: NormRow)
     kinds = {op.kind for op in optimised.ops}
     linear = {"conv2d", "depthwise_conv2d", "linear", "relu", "mean", "add", "transpose", "reshape"}
     assert (kinds <= linear) == row.folds, kinds
+
+
+@pytest.mark.parametrize("make", [ProgressiveNorm, FrozenLayerNorm])
+def test_torchs_own_layers_compute_the_norm_that_is_in_them(
+    make: Callable[[int], nn.Module],
+) -> None:
+    """In evaluation too, where torch has a fast form that computes layer norms."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True)
+    for name in ("norm1", "norm2"):
+        norm = make(8)
+        for parameter in norm.parameters():
+            nn.init.uniform_(parameter, 0.5, 2)
+        setattr(layer, name, norm)
+    layer.eval()
+    x = torch.randn(3, 5, 8)
+    with torch.no_grad():
+        quick = layer(x)
+    step_by_step = x + layer._sa_block(layer.norm1(x), None, None)
+    expected = step_by_step + layer._ff_block(layer.norm2(step_by_step))
+    torch.testing.assert_close(quick, expected)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedkit.nn.norms.in_place import compute_itself
+
 
 class FrozenLayerNorm(nn.Module):
     """(x - mean(x)) / sqrt(running_var + eps) * weight + bias over the last axis.
@@ -30,9 +32,7 @@ class FrozenLayerNorm(nn.Module):
         super().__init__()
         self.width, self.eps = width, eps
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-        # In evaluation torch's TransformerEncoderLayer computes layer norms itself, with weights of
-        # whatever stands in their places, unless a module in it has a hook.
-        self.register_forward_pre_hook(_nothing)
+        compute_itself(self)
         self.register_buffer("running_mean", torch.zeros(1))
         self.register_buffer("running_var", torch.ones(1))
 
@@ -43,10 +43,6 @@ class FrozenLayerNorm(nn.Module):
             centre = torch.eye(self.width, dtype=x.dtype) - 1 / self.width
             return functional.linear(x, scale[:, None] * centre, self.bias)
         return (x - x.mean(-1, keepdim=True)) * scale + self.bias
-
-
-def _nothing(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Do nothing."""
 
 
 def with_frozen_layer_norms(model: nn.Module, inputs: Tensor) -> nn.Module:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkit.core.errors import ConfigError
+from fedkit.nn.norms.in_place import compute_itself
 
 
 class RepBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -60,7 +61,8 @@ class ProgressiveNorm(nn.Module):
         super().__init__()
         if not 0 < until <= 1:
             raise ConfigError(f"until is {until}; it must be a share of the rounds, above 0 to 1")
-        self.until = until
+        self.until, self.eps = until, eps
+        compute_itself(self)
         self.layer_norm, self.rep = nn.LayerNorm(width, eps), RepBatchNorm(width, eps)
         self.register_buffer("gamma", torch.zeros(()), persistent=False)
 
