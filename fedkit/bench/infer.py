@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,7 +129,12 @@ def model_rows(
 
 def random_model(name: str, density: float, shape: Sequence[int] = SHAPE) -> nn.Module:
     """Return a model of the zoo with random weights, each layer pruned at random."""
-    engine = TorchEngine(seeded(lambda: build_model(name, shape, _CLASSES), _SEED), cross_entropy)
+    return pruned_model(lambda: build_model(name, shape, _CLASSES), density)
+
+
+def pruned_model(make: Callable[[], nn.Module], density: float) -> nn.Module:
+    """Return what `make` does, with random weights, each layer pruned at random."""
+    engine = TorchEngine(seeded(make, _SEED), cross_entropy)
     return engine.module(randomly_pruned(engine.initial_state(), density)).eval()
 
 

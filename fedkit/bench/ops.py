@@ -12,7 +12,7 @@ what it costs to bring an input into our layout, which is ours; in a model both 
 A concat of channels has no row: in C what it joins is written where it belongs, by no call.
 
 Of a model it is a whole inference, input and output included. Weights are random under random
-masks, as in `fedkit bench infer`.
+masks, as in `fedkit bench infer`. A block of a Transformer is one too, of DeiT-tiny's size.
 """
 
 from __future__ import annotations
@@ -26,13 +26,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from edge.export import float_graph, save_c99, save_onnx, save_tflite
 from edge.passes.slim import slim
 from edge.quantize.to_int8 import quantize
 from edge.runners import open_runner
 from fedkit.bench import markdown
-from fedkit.bench.infer import Timed, median_ratio, random_model, times_in_turns
+from fedkit.bench.infer import (
+    Timed,
+    median_ratio,
+    pruned_model,
+    random_model,
+    times_in_turns,
+)
 from fedkit.bench.sparsetrain import one_core
 from fedkit.core.errors import BenchError
 from fedkit.graph import ir
@@ -40,6 +47,7 @@ from fedkit.graph.ops.norms import Groups
 from fedkit.graph.ops.registry import SPECS
 from fedkit.graph.places import Places
 from fedkit.graph.spec import graph_of
+from fedkit.nn.transformers import Sizes, TransformerBlock
 
 _SEED = 0
 _MORE = 32
@@ -145,12 +153,31 @@ def _weighted() -> Iterator[TimedOp]:
             yield TimedOp(f"{name}, {density:.0%}", graph_of((shape, shape), constants, made))
 
 
-MODELS = (("mobilenetv3-small", (3, 96, 96)), ("mobilenetv3-small", (3, 32, 32)))
-"""Measured at 100 % and 10 %; `har-cnn` too."""
+MODELS = (
+    *(("mobilenetv3-small", (3, 96, 96)), ("mobilenetv3-small", (3, 32, 32))),
+    *(("har-cnn", (9, 128)), ("vit-tiny", (1, 28, 28))),
+)
+"""Measured at 100 % and 10 %, as is a block of a Transformer."""
+
+TOKENS = (MAP[3], MAP[1] * MAP[2])
+_BLOCK = Sizes(MAP[3], 3, 4 * MAP[3], 1, norm_first=True, biases=True)
+
+
+class SeriesBlock(nn.Module):
+    """A block of a Transformer, of tokens that lie as steps of a series."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = TransformerBlock(_BLOCK)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [n, width, tokens] of as many."""
+        out: Tensor = self.block(x.transpose(1, 2)).transpose(1, 2)
+        return out
 
 
 def bench_ops(quick: bool) -> dict[str, Any]:
-    """Measure ops of every family, then MobileNetV3-small and a convnet over sensors' series.
+    """Measure ops of every family, then MobileNetV3-small, a convnet of series, and Transformers.
 
     Args:
         quick: Three ops, and few turns.
@@ -160,9 +187,11 @@ def bench_ops(quick: bool) -> dict[str, Any]:
     """
     found, turns = list(cases()), 3 if quick else 15
     rows = [row for case in (found[:3] if quick else found) for row in op_rows(case, turns)]
-    for name, shape in () if quick else (*MODELS, ("har-cnn", (9, 128))):
-        for density in (1.0, 0.1):
-            rows += model_rows(name, shape, density, turns)
+    for density in () if quick else (1.0, 0.1):
+        for name, shape in MODELS:
+            rows += model_rows(name, random_model(name, density, shape), shape, density, turns)
+        block = pruned_model(SeriesBlock, density)
+        rows += model_rows("transformer block", block, TOKENS, density, turns)
     return {"benchmark": "ops", "seed": _SEED, "threads": 1, "rows": rows}
 
 
@@ -224,16 +253,19 @@ def _repeat(path: Path) -> None:
     source.write_text(_CALL.sub(lambda found: found[0] * (1 + _MORE), text), encoding="utf-8")
 
 
-def model_rows(name: str, shape: Sequence[int], density: float, turns: int) -> list[dict[str, Any]]:
+def model_rows(
+    name: str, model: nn.Module, shape: Sequence[int], density: float, turns: int
+) -> list[dict[str, Any]]:
     """Measure a whole model; a row per target.
 
     Args:
-        name: Of the zoo.
+        name: In the rows.
+        model: The model.
         shape: Of an example, as torch takes it.
         density: Kept share of all prunable weights.
         turns: How often each program is timed.
     """
-    inputs, model = _inputs(shape), random_model(name, density, shape)
+    inputs = _inputs(shape)
     graph = slim(quantize(float_graph(model, shape), ir.to_graph_layout(inputs)))
     with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
         paths = _artifacts(graph, inputs, Path(folder))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedkit.bench import ops
+from fedkit.bench.infer import pruned_model, random_model
 from fedkit.core.errors import BenchError
 from fedkit.graph.ops.registry import SPECS
 from fedkit.graph.verify import verify
@@ -44,9 +45,12 @@ def test_an_op_has_a_row_per_target_with_its_ratios(name: str) -> None:
 @pytest.mark.slow
 def test_a_model_is_measured_whole() -> None:
     need_gcc()
-    rows = ops.model_rows("har-cnn", (9, 32), 0.1, turns=1)
+    shape = (9, 32)
+    rows = ops.model_rows("har-cnn", random_model("har-cnn", 0.1, shape), shape, 0.1, turns=1)
     assert {row["op"] for row in rows} == {"har-cnn, 10%"}
     assert min(row["microseconds"] for row in rows) > 0
+    block = pruned_model(ops.SeriesBlock, 0.1)
+    assert len(ops.model_rows("block", block, ops.TOKENS, 0.1, turns=1)) == 3
 
 
 def test_the_calls_of_the_measured_op_alone_are_repeated(tmp_path: Path) -> None:
