@@ -68,7 +68,7 @@ TABLES = {
     "check": lambda: look.check_table(
         {"artifact": HOSTILE, "runtime": HOSTILE, "rounding": HOSTILE, "examples": 1,
          "integers": 1, "mismatches": 1, "largest_steps": 1, "same_class": 1.0, "first": TALLY,
-         "layers": [HOSTILE],
+         "layers": [HOSTILE], "guards": [{"source": HOSTILE}], "out_of_range": HOSTILE,
          "float_error": {"output": 0.1, "same_class": 1.0, "layers": {HOSTILE: 0.1}}}
     ),
     "status": lambda: status_table(

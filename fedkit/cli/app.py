@@ -10,7 +10,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edge.passes.rewrites import EXACT, REWRITES
 from edge.targets.registry import NAMES
 from fedkit.bench.registry import BENCHMARKS
 from fedkit.cli import flags, fleet
@@ -55,8 +54,8 @@ Rewrites = Annotated[
     typer.Option(
         "--rewrite",
         metavar="NAMES",
-        help=f"rewrites of the float graph, with commas between: {EXACT} (all exact ones that need "
-        f"not be named), {', '.join(REWRITES)}",
+        help="rewrites of the float graph, with commas between; exact stands for all exact ones "
+        "that need not be named, and an unknown name is answered with all",
     ),
 ]
 Trust = Annotated[
@@ -232,7 +231,7 @@ def import_onnx(
 @app.command("rewrite")
 def rewrite(
     path: Annotated[Path, typer.Argument(metavar="RUN|FILE.onnx", help="whose model")],
-    rewrites: Rewrites = EXACT,
+    rewrites: Rewrites = "exact",
     calibration: Annotated[
         Path | None, typer.Option(help="a .npy file of examples, for a .onnx file")
     ] = None,

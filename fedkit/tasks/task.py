@@ -402,7 +402,7 @@ class Task:
                 f"model {model!r} {what}, and the targets of task {self.name!r} are "
                 f"{describe(test.targets)}; give the task a model of its own"
             )
-        if MODELS[model].takes == "tokens":  # some may never be a target
+        if model in MODELS and MODELS[model].takes == "tokens":  # some may never be a target
             every = (self.examples(part).inputs[:] for part in ("train", "test"))
             return max(shape[0], 1 + max(int(inputs.max(initial=0)) for inputs in every))
         return shape[0]

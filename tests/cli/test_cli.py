@@ -511,7 +511,7 @@ def test_a_plan_holds_the_tasks_loss_and_one_of_its_own_is_refused(
 
 
 def test_a_shell_completes_commands_and_options() -> None:
-    for line, wanted in (("fedkit re", "report"), ("fedkit run --availab", "--availability")):
+    for line, wanted in (("fedkit rep", "report"), ("fedkit run --availab", "--availability")):
         about = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
         told = subprocess.run(
             [Path(sys.executable).with_name("fedkit")],
