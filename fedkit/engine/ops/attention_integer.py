@@ -62,6 +62,19 @@ class Weighing:
 
 
 @dataclass(frozen=True)
+class WeightSlopes:
+    """How the target's gradient becomes the slopes of weights.
+
+    Attributes:
+        chain: How it passes.
+        shift: From a sum of gradient times value to a slope.
+    """
+
+    chain: Chain
+    shift: int
+
+
+@dataclass(frozen=True)
 class SlopeRows:
     """How the slopes of scores become codes; arrays are [heads * queries].
 
@@ -131,9 +144,10 @@ class IntegerAttention(IntegerOp[AttentionOp]):
         factor, unit = units.scaled_gradient(units.passed_range(op.target), bits)
         chain = units.chain_in(op.target, unit * factor, high, to_int32(factor), key)
         largest = high * float(factor.max())
-        slope_shift = self._checked(sizes.value_size * largest * most(how.reads[_VALUE]))
-        row_peaks, column_peaks = self.compute.peaks(how, chain, slope_shift)
-        worth = unit * self._units[_VALUE] * 2.0 ** (slope_shift - how.shares.bits)
+        shift = self._checked(sizes.value_size * largest * most(how.reads[_VALUE]))
+        slopes = WeightSlopes(chain, shift)
+        row_peaks, column_peaks = self.compute.peaks(how, slopes)
+        worth = unit * self._units[_VALUE] * 2.0 ** (shift - how.shares.bits)
         rows, row_units, row_most = self._rows(units, row_peaks, worth, bits, derive_key(key, 1))
         # Per head: what a sum may reach, and what 1 of it is worth.
         scale = row_units * abs(op.scale)
@@ -142,18 +156,29 @@ class IntegerAttention(IntegerOp[AttentionOp]):
             (row_most * sizes.queries * most(how.reads[_QUERY]), scale * self._units[_QUERY]),
             (column_peaks * largest, np.full(sizes.heads, unit * 2.0**-how.shares.bits)),
         )
-        shifts, worths = [], []
-        for source, (bound, unit_of_sum) in zip(op.sources, sums, strict=True):
-            check_sums(bound, f"attention {self.number}")
-            shift = shift_to_fit(bound)
-            size = units.channels(source) // sizes.heads
-            shifts.append(np.repeat(shift, size))
-            worths.append(np.repeat(np.ldexp(unit_of_sum, shift), size))
+        shifts, worths = self._narrowed(units, sums)
         mixes = {
             side: units.give(contribution, Slope.whole(worths[side]))
             for side, contribution in sides(op, given)
         }
-        self.compute.backward(how, chain, slope_shift, rows, shifts, mixes)
+        self.compute.backward(how, slopes, rows, shifts, mixes)
+
+    def _narrowed(
+        self, units: Units, sums: Sequence[tuple[Reals, Reals]]
+    ) -> tuple[list[Ints], list[Reals]]:
+        """Return per source and channel by what its sums are shifted, and what 1 is worth then.
+
+        Args:
+            units: The program.
+            sums: Per source and head what a sum may reach, and what 1 is worth of it.
+        """
+        shifts, worths = [], []
+        for source, (bound, unit) in zip(self.op.sources, sums, strict=True):
+            check_sums(bound, f"attention {self.number}")
+            shift, size = shift_to_fit(bound), units.channels(source) // self.op.heads
+            shifts.append(np.repeat(shift, size))
+            worths.append(np.repeat(np.ldexp(unit, shift), size))
+        return shifts, worths
 
     def _rows(
         self, units: Units, peaks: Reals, worth: float, bits: int, key: int
@@ -201,28 +226,26 @@ class NumpyAttention(NumpyOp[AttentionOp]):
         raw = shift_right_half_up(sums, how.out_shift)
         self.backend.raw[self.op.target] = raw.reshape(shape)
 
-    def peaks(self, how: Weighing, chain: Chain, slope_shift: int) -> tuple[Reals, Reals]:
+    def peaks(self, how: Weighing, slopes: WeightSlopes) -> tuple[Reals, Reals]:
         """Return what decides units of gradients.
 
         Args:
             how: As of the forward pass.
-            chain: How the target's gradient passes.
-            slope_shift: From a sum of gradient times value to the slope of a weight.
+            slopes: Of weights.
 
         Returns:
             The largest magnitude of a score's slope, [heads, queries]; and the largest sum of the
             weights that a key gets of all queries, [heads].
         """
         shares = self._shares(how)
-        slopes = self._slopes(how, shares, chain, slope_shift)
-        rows = np.abs(slopes).max((0, 3)).astype(np.float64)
+        found = self._slopes(how, shares, slopes)
+        rows = np.abs(found).max((0, 3)).astype(np.float64)
         return rows, shares.sum(2).max((0, 2)).astype(np.float64)
 
     def backward(
         self,
         how: Weighing,
-        chain: Chain,
-        slope_shift: int,
+        slopes: WeightSlopes,
         rows: SlopeRows,
         shifts: Sequence[Ints],
         mixes: Mixes,
@@ -231,27 +254,26 @@ class NumpyAttention(NumpyOp[AttentionOp]):
 
         Args:
             how: As of the forward pass.
-            chain: As of `peaks`.
-            slope_shift: Likewise.
+            slopes: As of `peaks`.
             rows: How the slopes of scores become codes.
             shifts: Per source and channel.
             mixes: See `Mixes`.
         """
         op, backend, (query, key, _) = self.op, self.backend, self._heads(how)
         shares = self._shares(how)
-        slopes = self._slopes(how, shares, chain, slope_shift)
-        heads, queries = slopes.shape[1:3]
-        by = np.broadcast_to(_of_rows(rows.shift, heads, queries), slopes.shape)
-        narrow = shift_right_half_even(slopes, by)
+        found = self._slopes(how, shares, slopes)
+        heads, queries = found.shape[1:3]
+        by = np.broadcast_to(_of_rows(rows.shift, heads, queries), found.shape)
+        narrow = shift_right_half_even(found, by)
         codes = pass_through(narrow, None, rows.chain, lambda a: _of_rows(a, heads, queries))
         sums = (
             np.einsum("zhqk,zhck->zhcq", codes, key),
             np.einsum("zhqk,zhcq->zhck", codes, query),
-            np.einsum("zhqk,zhcq->zhck", shares, self._gradient(chain)),
+            np.einsum("zhqk,zhcq->zhck", shares, self._gradient(slopes.chain)),
         )
         for side, mix in mixes.items():
             source = op.sources[side]
-            shape = (len(slopes), *backend.plan.tensors[source].shape)
+            shape = (len(found), *backend.plan.tensors[source].shape)
             put_side(backend, source, how.reads[side], sums[side].reshape(shape), shifts[side], mix)
 
     def _heads(self, how: Weighing) -> list[Array]:
@@ -276,11 +298,11 @@ class NumpyAttention(NumpyOp[AttentionOp]):
             seen = np.tri(queries, keys, dtype=np.bool_)
         return how.shares.of(scores, seen)
 
-    def _slopes(self, how: Weighing, shares: Array, chain: Chain, slope_shift: int) -> Array:
+    def _slopes(self, how: Weighing, shares: Array, slopes: WeightSlopes) -> Array:
         """Return share * (g - mean of g by the shares) of each score."""
         *_, value = self._heads(how)
-        sums = np.einsum("zhcq,zhck->zhqk", self._gradient(chain), value)
-        g = shift_right_half_even(sums, slope_shift)
+        sums = np.einsum("zhcq,zhck->zhqk", self._gradient(slopes.chain), value)
+        g = shift_right_half_even(sums, slopes.shift)
         mean = shift_right_half_even((shares * g).sum(-1, keepdims=True), how.shares.bits)
         return np.asarray(how.sign * shares * np.clip(g - mean, -WIDE, WIDE))
 
@@ -342,11 +364,10 @@ class NativeAttention(NativeOp[AttentionOp]):
             byref(self._struct), 0, backend.tiles, backend.scratch
         )
 
-    def peaks(self, how: Weighing, chain: Chain, slope_shift: int) -> tuple[Reals, Reals]:
+    def peaks(self, how: Weighing, slopes: WeightSlopes) -> tuple[Reals, Reals]:
         """See `NumpyAttention.peaks`."""
         backend, sizes = self.backend, self._sizes
-        self._take(how)
-        self._struct.chain, self._struct.slope_shift = chain_struct(chain), slope_shift
+        self._take(how, slopes)
         rows = np.zeros((sizes.heads, sizes.queries), np.int32)
         columns = np.zeros(sizes.heads, np.int32)
         backend.kernels.int_attention_peaks(
@@ -358,23 +379,23 @@ class NativeAttention(NativeOp[AttentionOp]):
     def backward(
         self,
         how: Weighing,
-        chain: Chain,
-        slope_shift: int,
+        slopes: WeightSlopes,
         rows: SlopeRows,
         shifts: Sequence[Ints],
         mixes: Mixes,
     ) -> None:
         """See `NumpyAttention.backward`."""
         backend, struct = self.backend, self._struct
-        self._take(how)
-        struct.chain, struct.slope_shift = chain_struct(chain), slope_shift
+        self._take(how, slopes)
         struct.rows, struct.row_shift = chain_struct(rows.chain), pointer(rows.shift)
         for number, mix in mixes.items():
             self._sides[number].gets(shifts[number], mix)
         backend.kernels.int_attention_backward(byref(struct), 0, backend.tiles, backend.scratch)
 
-    def _take(self, how: Weighing) -> None:
+    def _take(self, how: Weighing, slopes: WeightSlopes | None = None) -> None:
         struct = self._struct
+        if slopes is not None:
+            struct.chain, struct.slope_shift = chain_struct(slopes.chain), slopes.shift
         for side, read in zip(self._sides, how.reads, strict=True):
             side.reads(read)
         struct.shares = int_native.IntShares(*vars(how.shares).values())

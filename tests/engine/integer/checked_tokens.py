@@ -9,7 +9,7 @@ import numpy as np
 
 from fedkit.engine.integer.constants import Chain, Ints, Mix, Read
 from fedkit.engine.integer.softmax_shares import SoftmaxShares
-from fedkit.engine.ops.attention_integer import NumpyAttention, SlopeRows, Weighing
+from fedkit.engine.ops.attention_integer import NumpyAttention, SlopeRows, Weighing, WeightSlopes
 from fedkit.engine.ops.embedding_integer import NumpyEmbedding
 from fedkit.engine.ops.product_integer import NumpyProduct
 from fedkit.engine.ops.sides_integer import Mixes
@@ -65,10 +65,12 @@ class CheckedAttention(NumpyAttention):
         sums = how.sign * slow.pairs(query, key)
         return slow.attention_shares(sums, how.score_shift, how.shares, self.op.causal)
 
-    def _slow_slopes(self, how: Weighing, chain: Chain, shift: int) -> Array:
-        g, (*_, value) = self._slow_gradient(chain), self._slow_heads(how)
+    def _slow_slopes(self, how: Weighing, slopes: WeightSlopes) -> Array:
+        g, (*_, value) = self._slow_gradient(slopes.chain), self._slow_heads(how)
         share = self._slow_shares(how)
-        return slow.attention_slopes(share, slow.pairs(g, value), shift, how.shares.bits, how.sign)
+        return slow.attention_slopes(
+            share, slow.pairs(g, value), slopes.shift, how.shares.bits, how.sign
+        )
 
     def _slow_gradient(self, chain: Chain) -> Array:
         return slow.by_head(self.backend.slowly_passed(self.op.target, chain), self.op.heads)
@@ -79,41 +81,40 @@ class CheckedAttention(NumpyAttention):
         sums = slow.weighted(value, self._slow_shares(how))
         self.backend.check("attention", raw, naive.narrowed(sums, how.out_shift).reshape(raw.shape))
 
-    def peaks(self, how: Weighing, chain: Chain, slope_shift: int) -> Any:
-        rows, columns = super().peaks(how, chain, slope_shift)
-        slopes, share = self._slow_slopes(how, chain, slope_shift), self._slow_shares(how)
-        self.backend.check("row peaks", rows, np.abs(slopes).max((0, 3)))
+    def peaks(self, how: Weighing, slopes: WeightSlopes) -> Any:
+        rows, columns = super().peaks(how, slopes)
+        found, share = self._slow_slopes(how, slopes), self._slow_shares(how)
+        self.backend.check("row peaks", rows, np.abs(found).max((0, 3)))
         self.backend.check("column peaks", columns, share.sum(2).max((0, 2)))
         return rows, columns
 
     def backward(
         self,
         how: Weighing,
-        chain: Chain,
-        slope_shift: int,
+        slopes: WeightSlopes,
         rows: SlopeRows,
         shifts: Sequence[Ints],
         mixes: Mixes,
     ) -> None:
         op, before = self.op, Before(self.backend, self.op.sources)
         query, key, _ = self._slow_heads(how)
-        codes = np.zeros_like(slopes := self._slow_slopes(how, chain, slope_shift))
-        for position, at in enumerate(np.ndindex(*slopes.shape)):
-            row = at[1] * slopes.shape[2] + at[2]
-            narrow = naive.half_even(int(slopes[at]), int(rows.shift[row]))
+        codes = np.zeros_like(found := self._slow_slopes(how, slopes))
+        for position, at in enumerate(np.ndindex(*found.shape)):
+            row = at[1] * found.shape[2] + at[2]
+            narrow = naive.half_even(int(found[at]), int(rows.shift[row]))
             codes[at] = naive.pass_one(narrow, 0, rows.chain, row, position)
         columns = codes.swapaxes(2, 3)
         sums = (
             slow.weighted(key, codes),
             slow.weighted(query, columns),
-            slow.weighted(self._slow_gradient(chain), self._slow_shares(how).swapaxes(2, 3)),
+            slow.weighted(self._slow_gradient(slopes.chain), self._slow_shares(how).swapaxes(2, 3)),
         )
         expected = {}
         for side, source in enumerate(op.sources):
             x = self._slow_reads(how)[side]
             given = given_of(sums[side].reshape(x.shape), shifts[side], x, how.reads[side])
             expected[side] = source, given
-        super().backward(how, chain, slope_shift, rows, shifts, mixes)
+        super().backward(how, slopes, rows, shifts, mixes)
         before.check("attention", expected, mixes)
 
 
