@@ -78,7 +78,8 @@ def _sub_onnx(file: OnnxFile, op: ir.Op) -> None:
     file.quantised(op, file.node("Sub", operands, f"{op.output}.real"), op.output)
 
 
-def _terms(graph: ir.Graph, op: ir.Op) -> tuple[int, int, int]:
+def terms_of(graph: ir.Graph, op: ir.Op) -> tuple[int, int, int]:
+    """Return by what both operands of a sum are multiplied in C, and by what it is shifted."""
     left, right, out = (graph.tensors[name] for name in (*op.inputs, op.output))
     return add_multipliers(left.scale / out.scale, right.scale / out.scale)
 
@@ -87,12 +88,12 @@ def _add_c99(c: CCompiler, op: ir.Op) -> None:
     if is_plain(c.graph, op):
         c.sum(op)
         return
-    a, b, shift = _terms(c.graph, op)
+    a, b, shift = terms_of(c.graph, op)
     c.pair("ek_sum_of", op, (a, b), shift)
 
 
 def _sub_c99(c: CCompiler, op: ir.Op) -> None:
-    a, b, shift = _terms(c.graph, op)
+    a, b, shift = terms_of(c.graph, op)
     c.pair("ek_sum_of", op, (a, -b), shift)
 
 

@@ -1,4 +1,4 @@
-"""Attention in an int8 graph, whose parts one kernel does: two products, a softmax, and moves.
+"""Attention in an int8 graph, whose parts one kernel does: products, a mask, a softmax, and moves.
 
 What lies between tokens and the products are moves alone, of heads to rows and back. They are not
 matched one by one: what they do to the number of each value says whether heads are channels that
@@ -31,7 +31,8 @@ class FusedAttention:
         key: Likewise, of as many channels.
         value: Of as many places as keys.
         score: The product of queries and keys.
-        softmax: Of it.
+        mask: The sum of it and a constant, if there is one.
+        softmax: Of that.
         mix: The product of that and the values.
         ops: All of them, moves too, in order; the last one's output is [1, 1, queries, channels].
     """
@@ -40,6 +41,7 @@ class FusedAttention:
     key: str
     value: str
     score: ir.Op
+    mask: ir.Op | None
     softmax: ir.Op
     mix: ir.Op
     ops: tuple[ir.Op, ...]
@@ -73,9 +75,12 @@ def attentions(graph: ir.Graph) -> Mapping[str, FusedAttention]:
 
 
 def _around(graph: ir.Graph, softmax: ir.Op) -> FusedAttention | None:
-    score = graph.producer(softmax.inputs[0])
+    mask = _mask_of(graph, softmax)
+    score = graph.producer(mask.inputs[0] if mask else softmax.inputs[0])
     mix = graph.sole_consumer(softmax.output)
-    if score is None or mix is None or not _is_between(graph, score, softmax, mix):
+    if score is None or mix is None or mix.inputs[0] != softmax.output:
+        return None
+    if not _is_between(graph, score, mask or softmax, mix):
         return None
     _, heads, queries, keys = graph.tensors[score.output].shape
     size, values = (graph.tensors[op.inputs[1]].shape for op in (score, mix))
@@ -90,12 +95,21 @@ def _around(graph: ir.Graph, softmax: ir.Op) -> FusedAttention | None:
     if query is None or key is None or value is None or after is None:
         return None
     inside = {op.output for each in (query, key, value, after) for op in each.ops}
-    inside |= {op.output for op in (score, softmax, mix)}
+    inside |= {op.output for op in (score, mask, softmax, mix) if op is not None}
     ops = tuple(op for op in graph.ops if op.output in inside)
-    return FusedAttention(query.tokens, key.tokens, value.tokens, score, softmax, mix, ops)
+    return FusedAttention(query.tokens, key.tokens, value.tokens, score, mask, softmax, mix, ops)
 
 
-def _is_between(graph: ir.Graph, score: ir.Op, softmax: ir.Op, mix: ir.Op) -> bool:
+def _mask_of(graph: ir.Graph, softmax: ir.Op) -> ir.Op | None:
+    """Return the op that adds a constant to what a softmax alone reads."""
+    op = graph.producer(softmax.inputs[0])
+    if op is None or op.kind != "add" or graph.sole_consumer(op.output) is not softmax:
+        return None
+    held = [graph.tensors[name].data is not None for name in op.inputs]
+    return op if held == [False, True] else None
+
+
+def _is_between(graph: ir.Graph, score: ir.Op, reader: ir.Op, mix: ir.Op) -> bool:
     are_products = score.kind == mix.kind == "matmul"
     of_activations = all(
         graph.tensors[name].data is None for op in (score, mix) for name in op.inputs
@@ -103,9 +117,8 @@ def _is_between(graph: ir.Graph, score: ir.Op, softmax: ir.Op, mix: ir.Op) -> bo
     return (
         are_products
         and of_activations
-        and graph.sole_consumer(score.output) is softmax
-        and mix.inputs == (softmax.output, mix.inputs[1])
-        and mix.inputs[1] != softmax.output
+        and graph.sole_consumer(score.output) is reader
+        and mix.inputs[0] != mix.inputs[1]
     )
 
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from edge.arena import Buffer
 from edge.define.rounding import Scales, add_multipliers, multipliers
+from edge.ops.elementwise import terms_of
 from edge.ops.integer_spec import is_plain
 from edge.ops.matrices import scale_of_sums
 from edge.ops.registry import SPECS
@@ -286,6 +287,7 @@ class _Compiler:
             *(self.layout(name) for name in (*found.sources, out.output)),
             *(_requant(requant) for requant in requants),
             powers_struct(self, found.softmax),
+            ConstantAddress(self._mask(found.mask)),
             heads,
             *(
                 int(near(requant, _widest(terms))[0])
@@ -297,6 +299,12 @@ class _Compiler:
         places = (*map(self.place, found.sources), self.new(out.output), scratch)
         function = "ek_attend_small" if small else "ek_attend"
         self.call(function, Struct("ek_attention", fields), *places, source=found.mix.source)
+
+    def _mask(self, add: ir.Op | None) -> Struct | None:
+        if add is None:
+            return None
+        a, b, shift = terms_of(self.graph, add)
+        return self._pair(add, (a, b), shift)
 
     def weighted(self, op: ir.Op, add: ir.Op | None = None) -> None:
         weights, bias = _by_channel(self.graph, op), self.graph.constant(op.inputs[2])
@@ -457,6 +465,14 @@ class _Compiler:
         return self.reuse(over, op.output) if over else self.new(op.output)
 
     def pair(self, function: str, op: ir.Op, factors: tuple[int, ...], shift: int) -> None:
+        is_held = [self.graph.tensors[name].data is not None for name in op.inputs]
+        places = [
+            0 if held else self.place(name) for held, name in zip(is_held, op.inputs, strict=True)
+        ]
+        struct, out = self._pair(op, factors, shift), self.new(op.output)
+        self.call(function, struct, *places, out, source=op.source)
+
+    def _pair(self, op: ir.Op, factors: tuple[int, ...], shift: int) -> Struct:
         constants = [name for name in op.inputs if self.graph.tensors[name].data is not None]
         zeros = [self._zero(name) for name in op.inputs]
         fields = (
@@ -468,9 +484,7 @@ class _Compiler:
             *self._limits(op),
             *(self._constant(name) for name in constants or [""]),
         )
-        places = [0 if name in constants else self.place(name) for name in op.inputs]
-        struct, out = Struct("ek_pair_op", fields), self.new(op.output)
-        self.call(function, struct, *places, out, source=op.source)
+        return Struct("ek_pair_op", fields)
 
     def _steps(self, name: str, output: str) -> Struct:
         """Return how far it is to the next plane, row and pixel of an operand: 0 if it is again."""

@@ -1,9 +1,26 @@
 /* Attention by heads in integers. No weights of all queries with all keys are ever held: those of 16
  * queries of a head, or, in plain C, of one. */
 #include "ek_attention.h"
+#include "ek_paired.h"
 #include "ek_shares.h"
 
 #define EK_NO_ZERO 128 /* the byte of 0 in keys and values */
+
+/* What is added to the score of a key and of a query, and how far it is to that of the next key. */
+typedef struct {
+    const uint8_t *at;
+    int32_t step;
+} ek_added_scores;
+
+static inline ek_added_scores ek_mask_of(const ek_attention *a, int32_t head, int32_t query) {
+    ek_added_scores added = {0, 0};
+    if (a->mask) {
+        const ek_steps *steps = &a->mask->b;
+        added.at = a->mask->constant + head * steps->row + query * steps->pixel;
+        added.step = steps->plane;
+    }
+    return added;
+}
 
 /* Plain C: a query at a time. */
 
@@ -18,7 +35,7 @@ static void ek_score_sums(const ek_attention *a, int32_t size, const uint8_t *qu
 }
 
 static void ek_weights_of_query(const ek_attention *a, int32_t size, const uint8_t *query,
-                                const uint8_t *key, uint8_t *weights) {
+                                const uint8_t *key, ek_added_scores added, uint8_t *weights) {
     const ek_scaler scaler = ek_scaler_of(&a->score, 0);
     const int32_t keys = a->key.width;
     uint8_t most = 0;
@@ -28,6 +45,8 @@ static void ek_weights_of_query(const ek_attention *a, int32_t size, const uint8
         ek_score_sums(a, size, query, key + j, sums, count);
         for (int32_t i = 0; i < count; i++) {
             weights[j + i] = ek_scaled(scaler, sums[i]);
+            if (a->mask)
+                weights[j + i] = ek_sum_of_two(a->mask, weights[j + i], added.at[(j + i) * added.step]);
             most = weights[j + i] > most ? weights[j + i] : most;
         }
     }
@@ -51,7 +70,7 @@ void ek_attend_small(const ek_attention *a, const uint8_t *query, const uint8_t 
         const uint8_t *v = value + head * value_size * a->value.plane;
         uint8_t *to = out + head * value_size * a->out.plane;
         for (int32_t i = 0; i < a->query.width; i++) {
-            ek_weights_of_query(a, size, q + i, k, weights);
+            ek_weights_of_query(a, size, q + i, k, ek_mask_of(a, head, i), weights);
             for (int32_t c = 0; c < value_size; c++) {
                 const uint8_t *of = v + c * a->value.plane;
                 int32_t sum = 0;
@@ -181,8 +200,19 @@ static ek_head ek_head_of(const ek_attention *a, int32_t size, int32_t value_siz
     return h;
 }
 
+/* Add a mask to the scores of 16 queries, [keys][16]. */
+static void ek_add_mask(const ek_pair_op *whole, ek_added_scores added, uint8_t *scores, int32_t keys) {
+    const ek_pair_op mask = *whole;
+    for (int32_t j = 0; j < keys; j++, scores += EK_TOGETHER, added.at += added.step) {
+        uint8_t sums[EK_TOGETHER];
+        for (int32_t k = 0; k < EK_TOGETHER; k++)
+            sums[k] = ek_sum_of_two(&mask, scores[k], added.at[k * mask.b.pixel]);
+        memcpy(scores, sums, EK_TOGETHER);
+    }
+}
+
 /* Weights of 16 queries, whose patches there are, as bytes [keys][16]. */
-static void ek_weigh(const ek_attention *a, const ek_head *h) {
+static void ek_weigh(const ek_attention *a, const ek_head *h, ek_added_scores added) {
     const int32_t keys = a->key.width;
     for (int32_t j = 0; j < keys; j += 4) {
         ek_sixteen sums[4];
@@ -190,6 +220,7 @@ static void ek_weigh(const ek_attention *a, const ek_head *h) {
         for (int32_t i = 0; i < 4; i++)
             ek_store16(h->weights + (j + i) * EK_TOGETHER, ek_scaled_sixteen(&h->score, sums[i]));
     }
+    if (a->mask) ek_add_mask(a->mask, added, h->weights, keys);
     const ek_sums_of_powers s = ek_sum_powers(&a->powers, h->weights, EK_TOGETHER, keys, h->powers);
     const ek_share share = ek_share_of(&s);
     for (int32_t j = 0; j < keys; j++)
@@ -224,7 +255,7 @@ void ek_attend(const ek_attention *a, const uint8_t *query, const uint8_t *key,
         for (int32_t i = 0; i < a->query.width; i += EK_TOGETHER) {
             const int32_t rest = a->query.width - i;
             ek_patches_of(q + i, a->query.plane, size, h.of_query);
-            ek_weigh(a, &h);
+            ek_weigh(a, &h, ek_mask_of(a, head, i));
             ek_patches_of(h.weights, EK_TOGETHER, a->key.width, h.of_weights);
             ek_mix(a, &h, value_size, to + i, rest < EK_TOGETHER ? rest : EK_TOGETHER);
         }

@@ -2,6 +2,7 @@
 #ifndef EK_ATTENTION_H
 #define EK_ATTENTION_H
 
+#include "ek_pair.h"
 #include "ek_softmax.h"
 
 #ifdef __cplusplus
@@ -10,7 +11,8 @@ extern "C" {
 
 /* With q, k and v bytes less their zero points, of which those of k and v are 128, for each head
  *
- *   score[key] = requantised sum of q * k over the head's channels
+ *   score[key] = requantised sum of q * k over the head's channels, and a constant beside it added
+ *                as of ek_sum_of where there is a `mask`: its rows are heads, its planes are keys
  *   weight = softmax of scores, see ek_softmax, with the zero point 0
  *   out[channel] = requantised sum of weight * v over the keys
  *
@@ -20,6 +22,7 @@ typedef struct {
     ek_planes query, key, value, out;
     ek_requant score, mix;
     ek_powers powers;
+    const ek_pair_op *mask;
     int32_t heads;
     uint8_t near_score, near_mix; /* as of ek_filter */
 } ek_attention;

@@ -1,5 +1,6 @@
 /* Products, sums, differences and quotients of two tensors. */
 #include "ek_pair.h"
+#include "ek_paired.h"
 #include "ek_simd.h"
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -7,16 +8,6 @@
 #else
 #define EK_RESTRICT
 #endif
-
-static inline uint8_t ek_within(const ek_pair_op *op, int32_t x) {
-    x = x < op->low ? op->low : x; /* one after the other, compilers know it as max and min */
-    x = x > op->high ? op->high : x;
-    return (uint8_t)x;
-}
-
-static inline uint8_t ek_paired(const ek_pair_op *op, int32_t sum) {
-    return ek_within(op, ((sum + (1 << (op->shift - 1))) >> op->shift) + op->zero);
-}
 
 /* One run of pixels; steps are 0 or 1, and known where this is inlined. */
 EK_INLINE void ek_mul_run(const ek_pair_op *whole, const uint8_t *a, int32_t step_a,
@@ -33,10 +24,7 @@ EK_INLINE void ek_sum_run(const ek_pair_op *whole, const uint8_t *a, int32_t ste
                           const uint8_t *b, int32_t step_b, uint8_t *EK_RESTRICT out,
                           int32_t count) {
     const ek_pair_op op = *whole;
-    for (int32_t i = 0; i < count; i++) {
-        const int32_t left = (a[i * step_a] - op.zero_a) * op.factor_a;
-        out[i] = ek_paired(&op, left + (b[i * step_b] - op.zero_b) * op.factor_b);
-    }
+    for (int32_t i = 0; i < count; i++) out[i] = ek_sum_of_two(&op, a[i * step_a], b[i * step_b]);
 }
 
 EK_INLINE void ek_div_run(const ek_pair_op *whole, const uint8_t *a, int32_t step_a,
