@@ -391,7 +391,7 @@ def _float_powers(x: Int64s, tensor: ir.Tensor) -> tuple[NDArray[np.float32], ..
 
 def _softmax_tflite(x: Int64s, tensor: ir.Tensor) -> Int64s:
     each, total = _float_powers(x, tensor)
-    return _nearest(each * (np.float32(1) / (total * np.float32(1 / 256))))
+    return _half_away(each * (np.float32(1) / (total * np.float32(1 / 256))))
 
 
 def _log_softmax_tflite(x: Int64s, tensor: ir.Tensor, out: ir.Tensor) -> Int64s:

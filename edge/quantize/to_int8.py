@@ -44,6 +44,7 @@ from edge.quantize.calibrate import (
     ranges,
     symmetric,
 )
+from edge.quantize.powers import read_by_softmax, surely_rounded
 from edge.quantize.score_masks import finite_mask, lowest, masked
 from fedkit.core.errors import ExportError
 from fedkit.graph import integers, ir
@@ -150,6 +151,7 @@ def quantize(
             symmetric(graph),
             masked(graph).keys(),
             frozenset().union(*graph.tied),
+            read_by_softmax(graph, joined(graph)) if scales == "float" else frozenset(),
         )
     )
     verify(result)
@@ -196,6 +198,7 @@ class _Quantizer:
         masked: Sums of scores and a mask.
         tied: What has one scale with others that are made of other values by the same layer; what
             its integers are must not depend on these.
+        powers: What a softmax reads the powers of, see `edge.quantize.powers`.
         least: Activation -> what its scale must be at least, as far as known.
         side_by_side: The model and what is made of it, up to the op at hand, on the examples.
     """
@@ -210,6 +213,7 @@ class _Quantizer:
     symmetric: Set[str]
     masked: Set[str]
     tied: Set[str]
+    powers: Set[str]
     least: dict[str, float] = field(default_factory=dict)
     tensors: dict[str, ir.Tensor] = field(default_factory=dict)
     ops: list[ir.Op] = field(default_factory=list)
@@ -269,6 +273,7 @@ class _Quantizer:
         scores, mask = self.tensors[op.inputs[number]], self.graph.constant(op.inputs[1 - number])
         seen = Range(min(lowest(scores, mask), 0.0), self.ranges[op.output].high)
         how = _affine(seen, scores.scale / _LARGEST_MULTIPLIER, _FALLBACK_SCALE, self.grid)
+        how = self._surely_rounded(op.output, how)
         name = ir.unused_name(f"{op.output}.mask_int8", self.graph.tensors)
         data = finite_mask(scores, mask, how)
         own = Range()
@@ -330,10 +335,15 @@ class _Quantizer:
         least = max(self.least.get(each, 0.0) for each in group)
         seen = self.ranges[name]
         if name not in self.symmetric:
-            return _affine(seen, least, unused, self.grid)
+            return self._surely_rounded(name, _affine(seen, least, unused, self.grid))
         most = max(-seen.low, seen.high)
         even = _affine(Range(-most * 128 / 127, most), least, unused, self.grid)
-        return replace(even, zero_point=(0,))
+        return self._surely_rounded(name, replace(even, zero_point=(0,)))
+
+    def _surely_rounded(self, name: str, how: ir.Quantization) -> ir.Quantization:
+        if name not in self.powers:
+            return how
+        return replace(how, scale=(surely_rounded(how.scale[0]),))
 
     def _activation(self, name: str, quantization: ir.Quantization | None) -> None:
         self.tensors[name] = ir.Tensor(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,20 @@ from torch import nn
 from edge.define.interpret_int8 import evaluate_int8
 from edge.define.rounding import fixed_log
 from edge.export import float_graph, int8_graph, save_c99
+from edge.quantize.powers import surely_rounded
 from edge.quantize.to_int8 import quantize
 from edge.targets.c99.runner import CompiledRunner
 from edge.targets.fpga.microcode import compile_graph as fpga_steps
 from fedkit.core.errors import ExportError
 from fedkit.graph import ir
 from fedkit.graph.interpret import evaluate
+from tests.edge.in_runtimes import integers_of
 from tests.edge.policy_places import PLACES, in_litert_alone, in_torchs_layout
 from tests.edge.single_ops import Case, activation, graph_of
 from tests.edge.targets.c99.library import need_gcc
 from tests.edge.targets.compiled import PLAIN, QUICK
 from tests.sets import slow_but
+from tests.tokens import made
 
 KINDS = {"softmax": (1 / 256, -128), "log_softmax": (1 / 16, 127)}
 REAL = {"softmax": softmax, "log_softmax": log_softmax}
@@ -67,6 +71,50 @@ def test_runtimes_and_we_give_the_nearest_of_the_real(kind: str, seed: int) -> N
         assert np.count_nonzero((found != expected) & ~np.asarray(may_differ)) == 0, (name, x)
     alone = evaluate_int8(graph, codes, "gemmlowp")
     assert np.count_nonzero(in_litert_alone(graph, codes) != alone) == 0
+
+
+SEEN_IN_A_MODEL = (
+    0.01203063502907753,
+    (
+        *(-24, -13, -10, -17, -14, -12, -13, -12, -15, -12, -12, -7, -19, -8, -16, -14, -16, -12),
+        *(-27, -26, -21, -30, -16, -13, -30, -23, -30, -30, -31, -14, -26, -27, -29, -28, -25, -20),
+        *(-15, -10, -14, -11, -14, -15, -22, -15, -15, -8, -13, -12, -9, -13),
+    ),
+)
+"""Scale and a row of scores."""
+
+
+@pytest.mark.parametrize("count", [512, 170, 24])
+def test_what_lies_in_the_middle_is_rounded_as_the_runtime_does(count: int) -> None:
+    """TFLite rounds halves up here, not to even: of 512 equal values each is half a step."""
+    graph = graph_of(
+        [activation("x", (1, count), 1 / 16, 0), activation("y", (1, count), *KINDS["softmax"])],
+        ir.Op("softmax", ("x",), ("y",)),
+    )
+    codes = np.full((2, count), 7, np.int8)
+    codes[1, : count // 3] = -128
+    for name, place in PLACES.items():
+        expected = evaluate_int8(graph, codes, place.policy)
+        found = place.run(graph, codes).reshape(expected.shape)
+        assert np.count_nonzero(found != expected) == 0, name
+    if count == 512:
+        assert (evaluate_int8(graph, codes, "half_even")[0] == -127).all()
+
+
+def test_a_row_of_a_model_that_has_a_half_in_float32() -> None:
+    """4.49999991 in real numbers, 4.5 in float32; onnxruntime's own softmax of features takes 5."""
+    scale, row = SEEN_IN_A_MODEL
+    graph = graph_of(
+        [activation("x", (1, 50), scale, 0), activation("y", (1, 50), *KINDS["softmax"])],
+        ir.Op("softmax", ("x",), ("y",)),
+    )
+    codes = np.array([row], np.int8)
+    for name, place in PLACES.items():
+        if "onnx" not in name:
+            expected = evaluate_int8(graph, codes, place.policy)
+            found = place.run(graph, codes).reshape(expected.shape)
+            assert np.count_nonzero(found != expected) == 0, name
+    assert evaluate_int8(graph, codes, "gemmlowp")[0, 33] == -123
 
 
 @pytest.mark.slow
@@ -142,3 +190,27 @@ def test_what_a_concat_joins_cannot_keep_its_scale() -> None:
 def test_the_fpga_refuses_it_by_name() -> None:
     with pytest.raises(ExportError, match=r"softmax .*no step for this kind of op"):
         fpga_steps(case("softmax", 0)[0], 4)
+
+
+# Scales
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1 / 256, 0.01203063502907753, 0.1, 1.0, 3.0])
+def test_a_scale_that_is_taken_has_powers_that_no_library_rounds_otherwise(scale: float) -> None:
+    """They are 0.003 steps or more from the middle of two neighbours, and it grows by little."""
+    taken = surely_rounded(scale)
+    assert scale <= taken <= scale * (1 + 1e-3)
+    exponents = np.float32(taken) * np.arange(256, dtype=np.float32)
+    powers = [(-Decimal(float(each))).exp() for each in exponents]
+    for power in powers:
+        if power > 1e-30:
+            near = np.float32(float(power))
+            off = abs(power - Decimal(float(near))) / Decimal(float(np.spacing(near)))
+            assert abs(off - Decimal("0.5")) > Decimal("0.003")
+
+
+def test_scores_of_a_model_have_such_scales() -> None:
+    graph = integers_of(*made("own heads"))
+    scores = [graph.tensors[op.inputs[0]] for op in graph.ops if op.kind == "softmax"]
+    assert len(scores) > 0
+    assert [surely_rounded(x.scale) for x in scores] == [x.scale for x in scores]
