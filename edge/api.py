@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edge import artifact, export
 from edge import check as checks
 from edge.artifact import Artifact
@@ -83,8 +81,7 @@ def rewrite(
             f"examples and input_shape are None, and a {type(source).__name__} does not tell its "
             "shape; give one of them"
         )
-    is_of_tokens = tokens if examples is None else np.issubdtype(examples.dtype, np.integer)
-    return export.rewrite(source, shape or (), names, examples, is_of_tokens)
+    return export.rewrite(source, shape or (), names, examples, tokens)
 
 
 def int8_graph(

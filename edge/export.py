@@ -274,8 +274,7 @@ def int8_graph(
             neither that nor its ranges.
     """
     truth.warn_of_few(calibration)
-    is_of_tokens = np.issubdtype(calibration.dtype, np.integer)
-    read = _read(model, calibration.shape[1:], is_of_tokens)
+    read = _read(model, calibration.shape[1:], _are_tokens(calibration))
     floats, examples = passes.optimise(read), ir.to_graph_layout(calibration)
     masked(floats)  # refuses masks of what is no score, before that is compared
     if not isinstance(model, ir.Graph) and len(calibration):
@@ -413,11 +412,16 @@ def rewrite(
         names: Of `edge.passes.rewrites.REWRITES`; "exact" stands for several.
         examples: [n, ...], as torch takes them; some rewrites need them, and the probe takes its
             inputs of them.
-        tokens: As for `float_graph`.
+        tokens: As for `float_graph`; examples tell it too.
     """
+    tokens = tokens if examples is None else _are_tokens(examples)
     inputs = None if examples is None else ir.to_graph_layout(examples)
     given = Hints(None if inputs is None else np.asarray(inputs, np.float32))
     return passes.rewritten(_read(model, input_shape, tokens), names, given)
+
+
+def _are_tokens(examples: ir.Inputs) -> bool:
+    return np.issubdtype(examples.dtype, np.integer)
 
 
 def _read(

@@ -19,14 +19,7 @@ def with_ops(graph: ir.Graph, ops: Sequence[ir.Op], tensors: Iterable[ir.Tensor]
         tensors: That are new, or in place of one of the same name; what nobody uses goes.
     """
     known = {**graph.tensors, **{tensor.name: tensor for tensor in tensors}}
-    needed, kept = {*graph.outputs, *graph.guards}, []
-    for op in reversed(ops):
-        if op.output in needed:
-            needed.update(op.inputs)
-            kept.append(op)
-    used = needed | {*graph.inputs}
-    left = {name: tensor for name, tensor in known.items() if name in used}
-    return replace(graph, tensors=left, ops=tuple(reversed(kept)))
+    return ir.needed(replace(graph, tensors=known, ops=tuple(ops)))
 
 
 def with_changed(

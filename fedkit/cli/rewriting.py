@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Group
 from rich.table import Column, Table
 
@@ -33,8 +32,7 @@ def of_run(path: Path, names: Sequence[str]) -> dict[str, Any]:
     scenario = make_scenario(folder.config)
     module = scenario.module(state_of(folder, scenario, names))
     examples = calibration(scenario)
-    tokens = np.issubdtype(examples.dtype, np.integer)
-    return _about(path, rewrite(module, examples.shape[1:], names, examples, tokens))
+    return _about(path, rewrite(module, examples.shape[1:], names, examples))
 
 
 def of_file(

@@ -249,8 +249,8 @@ def until(graph: Graph, name: str) -> Graph:
 
 
 def needed(graph: Graph) -> Graph:
-    """Return a graph without what no output depends on."""
-    wanted, ops = set(graph.outputs), []
+    """Return a graph without what no output depends on, and nothing that guards watch."""
+    wanted, ops = {*graph.outputs, *graph.guards}, []
     for op in reversed(graph.ops):
         if op.output in wanted:
             wanted.update(op.inputs)

@@ -200,6 +200,11 @@ def shift_to_fit(bound: Reals) -> Ints:
     return to_int32(np.where(fits, shift, shift + 1))
 
 
+def shift_to_fit_all(bound: float) -> int:
+    """Return that of a bound of all channels."""
+    return int(shift_to_fit(np.array([bound]))[0])
+
+
 def first_bits(values: Reals) -> Reals:
     """Round to 40 significant bits, in which functions that machines round apart agree."""
     fraction, exponent = np.frexp(values)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from fedkit.core.errors import EngineError
 from fedkit.engine.integer.backend import Backend
 from fedkit.engine.integer.constants import WIDE, Chain, Ints, Mix, Read, Reals
 from fedkit.engine.integer.integer_network import IntegerNetwork
@@ -25,7 +26,24 @@ from fedkit.engine.plan.structure import Plan, PlanOp
 LEAST = 1e-100
 """Gradients below count as 0."""
 
+_SUMS = 2.0**30
+
 AnyOp = TypeVar("AnyOp", bound=PlanOp)
+
+
+def check_sums(bound: Reals | float, what: str, way_out: str) -> None:
+    """Raise an `EngineError` where sums may leave int32.
+
+    Args:
+        bound: Of their magnitudes.
+        what: Names them.
+        way_out: What to do then.
+    """
+    if np.max(bound) >= _SUMS:
+        raise EngineError(
+            f"the sums of {what} may reach {np.max(bound):.3g}, int32 holds 2^31 with room for "
+            f"rounding up to 2^30; {way_out}"
+        )
 
 
 @dataclass(frozen=True)

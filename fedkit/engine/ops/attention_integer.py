@@ -27,6 +27,7 @@ from fedkit.engine.integer.constants import (
     Reals,
     chain_constants,
     shift_to_fit,
+    shift_to_fit_all,
     to_int32,
 )
 from fedkit.engine.integer.integer_op import IntegerFamily, IntegerOp, Slope, Units
@@ -35,7 +36,7 @@ from fedkit.engine.integer.numpy_backend import Array, NumpyOp, pass_through
 from fedkit.engine.integer.softmax_shares import MOST_BITS, MOST_SCORE, SoftmaxShares, shares_of
 from fedkit.engine.kernels import int_native
 from fedkit.engine.kernels.structs import pointer
-from fedkit.engine.ops.sides_integer import Mixes, Side, check_sums, most, put_side
+from fedkit.engine.ops.sides_integer import Mixes, Side, check_products, most, put_side
 from fedkit.engine.plan.attention import AttentionOp
 from fedkit.engine.plan.execution import Contribution, sides
 
@@ -120,14 +121,14 @@ class IntegerAttention(IntegerOp[AttentionOp]):
         self._units = [unit for _, unit in found]
         # As differences of two scores fit int16, a bound of twice the sums is taken.
         bound = sizes.size * most(query) * most(key)
-        check_sums(2 * bound, f"attention {self.number}")
-        score_shift = _fit(bound * (WIDE / MOST_SCORE))
+        check_products(2 * bound, f"attention {self.number}")
+        score_shift = shift_to_fit_all(bound * (WIDE / MOST_SCORE))
         worth = self._units[_QUERY] * self._units[_KEY] * abs(op.scale) * 2.0**score_shift
         # So that sums over all queries, times a gradient of 7 bits, fit int32.
         bits = min(MOST_BITS, 23 - sizes.queries.bit_length())
         top_bits = units.network.layer_bits(self.number)
         shares = shares_of(worth, top_bits, bits)
-        out_shift = _fit(most(value) * (2.0**bits + sizes.keys))
+        out_shift = shift_to_fit_all(most(value) * (2.0**bits + sizes.keys))
         sign = -1 if op.scale < 0 else 1
         self._how = Weighing((query, key, value), score_shift, sign, shares, out_shift)
         self.compute.forward(self._how)
@@ -174,7 +175,7 @@ class IntegerAttention(IntegerOp[AttentionOp]):
         """
         shifts, worths = [], []
         for source, (bound, unit) in zip(self.op.sources, sums, strict=True):
-            check_sums(bound, f"attention {self.number}")
+            check_products(bound, f"attention {self.number}")
             shift, size = shift_to_fit(bound), units.channels(source) // self.op.heads
             shifts.append(np.repeat(shift, size))
             worths.append(np.repeat(np.ldexp(unit, shift), size))
@@ -204,12 +205,8 @@ class IntegerAttention(IntegerOp[AttentionOp]):
         return SlopeRows(shift, chain), unit, high * factor.max(1)
 
     def _checked(self, bound: float) -> int:
-        check_sums(bound, f"attention {self.number}")
-        return _fit(bound)
-
-
-def _fit(bound: float) -> int:
-    return int(shift_to_fit(np.array([bound]))[0])
+        check_products(bound, f"attention {self.number}")
+        return shift_to_fit_all(bound)
 
 
 # In numpy

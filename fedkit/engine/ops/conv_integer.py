@@ -9,11 +9,10 @@ from ctypes import POINTER, byref, c_int32, c_void_p
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.core.errors import EngineError
 from fedkit.core.numerics import shift_right_half_even, shift_right_half_up
 from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Reals, shift_to_fit, to_int32
 from fedkit.engine.integer.integer_network import Codes, full_weight
-from fedkit.engine.integer.integer_op import IntegerFamily, IntegerOp, Slope, Units
+from fedkit.engine.integer.integer_op import IntegerFamily, IntegerOp, Slope, Units, check_sums
 from fedkit.engine.integer.native_backend import (
     NativeBackend,
     NativeOp,
@@ -65,12 +64,8 @@ class IntegerConv(IntegerOp[Convolution]):
         units.raw_unit[op.target] = np.ldexp(worth, shift)
 
     def _check_sums(self, units: Units, bound: Reals) -> None:
-        if bound.max() >= 2**30:
-            bits = units.network.layer_bits(self.number)
-            raise EngineError(
-                f"the sums of {self.op.weight} may reach {bound.max():.3g}, int32 holds 2^31 with "
-                f"room for rounding up to 2^30; use fewer bits than {bits}"
-            )
+        bits = units.network.layer_bits(self.number)
+        check_sums(bound, self.op.weight, f"use fewer bits than {bits}")
 
     def backward(self, units: Units, given: Sequence[Contribution]) -> None:
         """See `IntegerOp.backward`."""

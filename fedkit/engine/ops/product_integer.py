@@ -9,12 +9,12 @@ from ctypes import byref
 import numpy as np
 
 from fedkit.core.numerics import shift_right_half_up
-from fedkit.engine.integer.constants import Chain, Ints, Read, shift_to_fit, to_int32
+from fedkit.engine.integer.constants import Chain, Ints, Read, shift_to_fit_all, to_int32
 from fedkit.engine.integer.integer_op import IntegerFamily, IntegerOp, Slope, Units
 from fedkit.engine.integer.native_backend import NativeBackend, NativeOp, chain_struct
 from fedkit.engine.integer.numpy_backend import Array, NumpyOp
 from fedkit.engine.kernels import int_native
-from fedkit.engine.ops.sides_integer import Mixes, Side, check_sums, most, put_side
+from fedkit.engine.ops.sides_integer import Mixes, Side, check_products, most, put_side
 from fedkit.engine.plan.execution import Contribution, sides
 from fedkit.engine.plan.product import Product
 
@@ -57,8 +57,8 @@ class IntegerProduct(IntegerOp[Product]):
         self.compute.backward(self._reads, chain, shifts, mixes)
 
     def _fit(self, bound: float) -> int:
-        check_sums(bound, f"product {self.number}")
-        return int(shift_to_fit(np.array([bound]))[0])
+        check_products(bound, f"product {self.number}")
+        return shift_to_fit_all(bound)
 
 
 class NumpyProduct(NumpyOp[Product]):

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fedkit.core.errors import EngineError
 from fedkit.core.numerics import shift_right_half_even
 from fedkit.engine.integer.constants import Ints, Mix, Read, Reals, to_int32
+from fedkit.engine.integer.integer_op import check_sums
 from fedkit.engine.integer.native_backend import (
     NativeBackend,
     mix_struct,
@@ -19,8 +19,6 @@ from fedkit.engine.integer.native_backend import (
 )
 from fedkit.engine.integer.numpy_backend import Array, NumpyBackend, across
 from fedkit.engine.kernels.structs import pointer
-
-_SUMS = 2.0**30
 
 Mixes = Mapping[int, Mix | None]
 """Side -> how its gradient is added to what is there; None: nothing is. Others need none."""
@@ -31,18 +29,9 @@ def most(read: Read) -> int:
     return max(read.high, -read.low)
 
 
-def check_sums(bound: Reals | float, what: str) -> None:
-    """Raise an `EngineError` where sums may leave int32.
-
-    Args:
-        bound: Of their magnitudes.
-        what: Names them.
-    """
-    if np.max(bound) >= _SUMS:
-        raise EngineError(
-            f"the sums of {what} may reach {np.max(bound):.3g}, int32 holds 2^31 with room for "
-            "rounding up to 2^30; use fewer bits, or shorter sequences"
-        )
+def check_products(bound: Reals | float, what: str) -> None:
+    """Raise an `EngineError` where sums of products of two activations may leave int32."""
+    check_sums(bound, what, "use fewer bits, or shorter sequences")
 
 
 # In numpy

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.numerics import shift_right_half_up
-from fedkit.engine.integer.constants import WIDE, Chain, shift_to_fit
+from fedkit.engine.integer.constants import WIDE, Chain, shift_to_fit_all
 from fedkit.engine.integer.integer_op import LEAST, IntegerFamily, IntegerOp, Units
 from fedkit.engine.integer.native_backend import NativeOp, address, chain_struct
 from fedkit.engine.integer.numpy_backend import NumpyOp
@@ -23,7 +23,7 @@ Values = NDArray[np.int16]
 def narrowed(units: Units, name: str) -> tuple[Values, float]:
     """Return a parameter's fixed-point values in 15 bits, flat, and what 1 is worth of them."""
     whole = units.network.part(name, units.network.weights).astype(np.int64)
-    shift = int(shift_to_fit(np.array([np.abs(whole).max(initial=0)], np.float64))[0])
+    shift = shift_to_fit_all(float(np.abs(whole).max(initial=0)))
     unit = 2.0 ** (shift - units.network.points[name])
     return shift_right_half_up(whole, shift).astype(np.int16), unit
 
