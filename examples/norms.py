@@ -1,20 +1,24 @@
 """One network and one small Transformer with several norms, on digits; each is a task.
 
-A grid of them on devices that hold few classes each: fedkit compare sim/scenarios/digits-norms.toml
+Grids of them are sim/scenarios/digits-norms.toml, digits-slab.toml and padded-slab.toml: devices
+that hold few classes each, and some whose images are each of one height and padded to the same.
 """
 
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 from torch import Tensor, nn
 
 from fedkit import Task
 from fedkit.nn.blocks import head
 from fedkit.nn.norms.evonorm import EvoNormS0
 from fedkit.nn.norms.free import lecun_normal_
+from fedkit.nn.norms.second_moment import PowerNorm, UnifiedNorm
 from fedkit.nn.norms.slab import ProgressiveNorm
 from fedkit.nn.transformers import PooledTokens, Sizes, TransformerBlock, slab_vit_tiny
 from fedkit.tasks import digits
+from fedkit.tasks.task import Examples
 
 Layer = Callable[[int], nn.Module]
 
@@ -62,7 +66,34 @@ EVONORM = task("evonorm-s0", partial(network, EvoNormS0, lambda width: nn.Identi
 SELU = task("selu", lambda: lecun_normal_(network(None, lambda width: nn.SELU())))
 NONE = task("no-norm", partial(network, None, relu))
 
-VIT_LAYER = task("vit-layer-norm", partial(transformer, nn.LayerNorm))
-VIT_BATCH = task("vit-batch-norm", partial(transformer, lambda w: OverLast(nn.BatchNorm1d(w))))
-VIT_PROGRESSIVE = task("vit-prepbn", partial(transformer, ProgressiveNorm))
-VIT_SLAB = task("vit-slab", partial(slab_vit_tiny, (1, 8, 8), 10))
+
+def padded(examples: Examples, seed: int) -> Examples:
+    """Cut each image to 2, 4, 6 or all 8 rows, which own it, and fill it up with zeros."""
+    rows = 2 * np.random.default_rng(seed).integers(1, 5, len(examples))
+    there = np.arange(8) < rows[:, None]
+    inputs = examples.inputs * there[:, None, :, None].astype(np.float32)
+    return Examples(inputs, examples.targets, owners=rows)
+
+
+def padded_task(name: str, model: Callable[[], nn.Module]) -> Task:
+    train, test = digits.train_data, digits.test_data
+    return Task(f"padded-{name}", model, lambda: padded(train(), 0), lambda: padded(test(), 1))
+
+
+VIT_NORMS: dict[str, Layer] = {
+    "layer-norm": nn.LayerNorm,
+    "batch-norm": lambda width: OverLast(nn.BatchNorm1d(width)),
+    "prepbn": ProgressiveNorm,
+    "unified-norm": lambda width: OverLast(UnifiedNorm(width, filters=False)),
+    "power-norm": lambda width: OverLast(PowerNorm(width)),
+}
+VITS: dict[str, Callable[[], nn.Module]] = {
+    "slab": partial(slab_vit_tiny, (1, 8, 8), 10),
+    **{name: partial(transformer, norm) for name, norm in VIT_NORMS.items()},
+}
+VIT_SLAB, VIT_LAYER, VIT_BATCH, VIT_PROGRESSIVE, VIT_UNIFIED, VIT_POWER = (
+    task(f"vit-{name}", model) for name, model in VITS.items()
+)
+PADDED_LAYER, PADDED_BATCH, PADDED_PROGRESSIVE, PADDED_SLAB = (
+    padded_task(name, VITS[name]) for name in ("layer-norm", "batch-norm", "prepbn", "slab")
+)

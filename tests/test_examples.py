@@ -118,10 +118,10 @@ NORMS = runpy.run_path(str(ROOT / "examples" / "norms.py"))
 
 
 def test_grids_of_norms_name_every_task_of_their_example() -> None:
-    """sim/scenarios/digits-norms.toml and digits-slab.toml."""
+    """sim/scenarios/digits-norms.toml, digits-slab.toml and padded-slab.toml."""
     tasks = {name for name, value in NORMS.items() if isinstance(value, Task)}
     named: set[str] = set()
-    for grid in ("digits-norms", "digits-slab"):
+    for grid in ("digits-norms", "digits-slab", "padded-slab"):
         cells = read_grid(ROOT / "sim" / "scenarios" / f"{grid}.toml").cells
         named |= {config.task.removeprefix("examples.norms:") for config in cells}
         assert {config.seed for config in cells} == {1, 2, 3}

@@ -19,7 +19,7 @@ from edge.targets.c99.calls import Goal
 from fedkit.graph import ir
 from tests.edge.in_runtimes import integers_of
 from tests.edge.models import Images
-from tests.edge.targets.c99.library import need_avx2
+from tests.edge.targets.c99.library import X86, need_avx2
 from tests.edge.targets.compiled import PLAIN, assert_same_integers
 from tests.sets import slow, slow_but
 from tests.tokens import ATTENTION, made
@@ -90,6 +90,8 @@ def calls_of(folder: Path) -> list[str]:
         slow("-O3 -march=native -fsanitize=address,undefined"),
         slow("-O2 -mavx2"),
         slow("-O3 -mavx2 -mfma"),
+        # AVX-512 spelled out.
+        " ".join(["-O1", *X86["avx512"]]),
     ],
 )
 def test_integers_are_the_graphs(flags: str, number: int, stride: int, tmp_path: Path) -> None:

@@ -221,10 +221,7 @@ static void ek_weigh(const ek_attention *a, const ek_head *h, ek_added_scores ad
             ek_store16(h->weights + (j + i) * EK_TOGETHER, ek_scaled_sixteen(&h->score, sums[i]));
     }
     if (a->mask) ek_add_mask(a->mask, added, h->weights, keys);
-    const ek_sums_of_powers s = ek_sum_powers(&a->powers, h->weights, EK_TOGETHER, keys, h->powers);
-    const ek_share share = ek_share_of(&s);
-    for (int32_t j = 0; j < keys; j++)
-        ek_put_shares(&share, h->powers + j * EK_TOGETHER, h->weights + j * EK_TOGETHER);
+    ek_softmax_sixteen(&a->powers, h->weights, keys, h->powers);
 }
 
 /* Channels of a head of up to 16 queries, of what their weights mix. */

@@ -4,10 +4,10 @@
 
 #define EK_PLACE_BITS 24
 
-/* Of places in a row: S, sum v^2, and by what n v - S is multiplied and shifted. */
+/* Of places in a row: S, sum v^2, and by what n v - S is multiplied, less 2^30, and shifted. */
 typedef struct {
-    int32_t sum[EK_CHUNK], shift[EK_CHUNK];
-    int64_t squares[EK_CHUNK], multiplier[EK_CHUNK];
+    int32_t sum[EK_CHUNK], multiplier[EK_CHUNK];
+    int64_t squares[EK_CHUNK], shift[EK_CHUNK], half[EK_CHUNK];
 } ek_row_of_places;
 
 /* The loops below write to arrays of their function, which are copied when they are done: whatever else
@@ -56,23 +56,43 @@ static void ek_place_multipliers(ek_row_of_places *run, const ek_channel_scale *
         for (; sizes[j] < INT64_C(1) << 60; run->shift[j]--) sizes[j] *= 4;
     }
     ek_place_roots(sizes, count);
-    for (int32_t j = 0; j < count; j++) run->multiplier[j] = (INT64_C(1) << 61) / sizes[j];
+    for (int32_t j = 0; j < count; j++) {
+        run->multiplier[j] = (int32_t)((INT64_C(1) << 61) / sizes[j] - (INT64_C(1) << 30));
+        run->half[j] = INT64_C(1) << (run->shift[j] - 1);
+    }
 }
 
-/* Some places of a channel. */
-static void ek_place_norm(const ek_row_of_places *run, const ek_channel_scale *norm, int32_t channels,
-                         int32_t channel, uint8_t zero, const uint8_t *x, uint8_t *y, int32_t count) {
-    const int64_t factor = norm->factor[channel], offset = norm->offset[channel];
-    const int32_t shift = norm->shift, low = norm->low, high = norm->high, out = norm->zero;
+/* Of so many channels a normalised value, which is below the root of their number, has 32 bits with
+ * those behind its point. */
+#define EK_PLACE_NARROW 8192
+
+/* Some places of a channel. Loops of one size of numbers each, with products of 32 bits, become
+ * vectors. */
+static void ek_place_norm(const ek_row_of_places *run, const ek_channel_scale *norm,
+                          int32_t channels, int32_t channel, int32_t zero, const uint8_t *x,
+                          uint8_t *y, int32_t count) {
+    const int32_t factor = norm->factor[channel], shift = norm->shift;
+    const int64_t offset = norm->offset[channel], low = norm->low, high = norm->high;
+    int32_t off[EK_CHUNK], narrow[EK_CHUNK];
+    int64_t hat[EK_CHUNK];
     uint8_t bytes[EK_CHUNK];
+    for (int32_t j = 0; j < count; j++) off[j] = channels * (x[j] - zero) - run->sum[j];
     for (int32_t j = 0; j < count; j++) {
-        const int64_t off = channels * (x[j] - zero) - run->sum[j];
-        const int64_t half = INT64_C(1) << (run->shift[j] - 1);
-        const int64_t hat = (off * run->multiplier[j] + half) >> run->shift[j];
-        int64_t scaled = ((hat * factor + offset) >> shift) + out;
-        scaled = scaled < low ? low : scaled;
-        bytes[j] = (uint8_t)(scaled > high ? high : scaled);
+        const int64_t product = (int64_t)off[j] * run->multiplier[j] + (int64_t)off[j] * (1 << 30);
+        hat[j] = (product + run->half[j]) >> run->shift[j];
     }
+    if (channels > EK_PLACE_NARROW)
+        for (int32_t j = 0; j < count; j++) hat[j] *= factor;
+    else {
+        for (int32_t j = 0; j < count; j++) narrow[j] = (int32_t)hat[j];
+        for (int32_t j = 0; j < count; j++) hat[j] = (int64_t)narrow[j] * factor;
+    }
+    for (int32_t j = 0; j < count; j++) {
+        const int64_t byte = ((hat[j] + offset) >> shift) + norm->zero;
+        const int64_t least = byte < low ? low : byte;
+        hat[j] = least > high ? high : least;
+    }
+    for (int32_t j = 0; j < count; j++) bytes[j] = (uint8_t)hat[j];
     ek_copy(y, bytes, count);
 }
 

@@ -96,6 +96,68 @@ static inline __m512 in_c_fmadd(__m512 a, __m512 b, __m512 c) {
 static inline __m512 in_c_to_floats(__m512i x) {
     return in_c_whole_floats(_mm256_cvtepi32_ps(in_c_half(x, 0)), _mm256_cvtepi32_ps(in_c_half(x, 1)));
 }
+static inline __m512i in_c_load_first(unsigned long long mask, const void *p) {
+    unsigned char r[64] = {0};
+    in_c_store_bytes(r, mask, p, 64);
+    return in_c_load(r);
+}
+static inline __m512i in_c_permuted_valid(unsigned long long mask, __m512i x, __m512i index, __m512i y) {
+    const __m512i found = in_c_permuted_two(x, index, y);
+    return in_c_load_first(mask, &found);
+}
+static inline __m512i in_c_quarters(__m512i x, __m512i y, int how) {
+    char from[2][64], to[64];
+    memcpy(from[0], &x, 64), memcpy(from[1], &y, 64);
+    for (int i = 0; i < 4; i++) memcpy(to + 16 * i, from[i / 2] + 16 * (how >> 2 * i & 3), 16);
+    return in_c_load(to);
+}
+static inline __m512i in_c_with_half(__m512i x, __m256i y, int half) {
+    memcpy((char *)&x + half * (int)sizeof y, &y, sizeof y);
+    return x;
+}
+
+typedef union {
+    __m512d whole;
+    __m256d half[2];
+    double each[8];
+} in_c_doubles;
+static inline __m512d in_c_same_doubles(double x) {
+    const in_c_doubles r = {.half = {_mm256_set1_pd(x), _mm256_set1_pd(x)}};
+    return r.whole;
+}
+static inline __m512d in_c_of_unsigned(__m256i x) {
+    unsigned from[8];
+    in_c_doubles r;
+    memcpy(from, &x, sizeof from);
+    for (int i = 0; i < 8; i++) r.each[i] = from[i];
+    return r.whole;
+}
+static inline __m512d in_c_of_signed(__m256i x) {
+    const in_c_doubles r = {.half = {_mm256_cvtepi32_pd(_mm256_castsi256_si128(x)),
+                                     _mm256_cvtepi32_pd(_mm256_extracti128_si256(x, 1))}};
+    return r.whole;
+}
+static inline __m256i in_c_cut(__m512d x) {
+    const in_c_doubles from = {x};
+    return _mm256_set_m128i(_mm256_cvttpd_epi32(from.half[1]), _mm256_cvttpd_epi32(from.half[0]));
+}
+static inline __m512d in_c_fmadd_doubles(__m512d x, __m512d y, __m512d z) {
+    const in_c_doubles a = {x}, b = {y}, c = {z};
+    const in_c_doubles r = {.half = {_mm256_fmadd_pd(a.half[0], b.half[0], c.half[0]),
+                                     _mm256_fmadd_pd(a.half[1], b.half[1], c.half[1])}};
+    return r.whole;
+}
+#define IN_DOUBLES(name) \
+    static inline __m512d in_c_##name(__m512d x, __m512d y) { \
+        const in_c_doubles a = {x}, b = {y}; \
+        const in_c_doubles r = {.half = {_mm256_##name(a.half[0], b.half[0]), \
+                                         _mm256_##name(a.half[1], b.half[1])}}; \
+        return r.whole; \
+    }
+IN_DOUBLES(add_pd)
+IN_DOUBLES(mul_pd)
+IN_DOUBLES(div_pd)
+
 /* Of bits where the mask has ones those of x, else those of y. */
 static inline __m256i in_c_chosen(__m256i mask, __m256i x, __m256i y, int how) {
     if (how != 0xCA) __builtin_trap();
@@ -121,6 +183,8 @@ IN_HALVES(unpacklo_epi16)
 IN_HALVES(unpackhi_epi16)
 IN_HALVES(packs_epi32)
 IN_HALVES(packus_epi16)
+IN_HALVES(packus_epi32)
+IN_HALVES(sub_epi8)
 IN_HALVES(adds_epi16)
 IN_HALVES(min_epu8)
 IN_HALVES(max_epu8)
@@ -153,6 +217,19 @@ static inline __m512i in_c_blend_odd(unsigned mask, __m512i a, __m512i b) {
 }
 
 #define _mm512_permutex2var_epi8 in_c_permuted_two
+#define _mm512_maskz_permutex2var_epi8 in_c_permuted_valid
+#define _mm512_maskz_loadu_epi8 in_c_load_first
+#define _mm512_shuffle_i32x4 in_c_quarters
+#define _mm512_inserti64x4 in_c_with_half
+#define _mm512_castsi256_si512(x) in_c_whole(x, x)
+#define _mm512_set1_pd in_c_same_doubles
+#define _mm512_cvtepu32_pd in_c_of_unsigned
+#define _mm512_cvtepi32_pd in_c_of_signed
+#define _mm512_cvttpd_epi32 in_c_cut
+#define _mm512_fmadd_pd in_c_fmadd_doubles
+#define _mm512_add_pd in_c_add_pd
+#define _mm512_mul_pd in_c_mul_pd
+#define _mm512_div_pd in_c_div_pd
 #define _mm512_movepi8_mask in_c_signs
 #define _mm512_mask_blend_epi8 in_c_blend_bytes
 #define _mm512_loadu_si512 in_c_load
@@ -187,6 +264,8 @@ static inline __m512i in_c_blend_odd(unsigned mask, __m512i a, __m512i b) {
 #define _mm512_unpackhi_epi16 in_c_unpackhi_epi16
 #define _mm512_packs_epi32 in_c_packs_epi32
 #define _mm512_packus_epi16 in_c_packus_epi16
+#define _mm512_packus_epi32 in_c_packus_epi32
+#define _mm512_sub_epi8 in_c_sub_epi8
 #define _mm512_adds_epi16 in_c_adds_epi16
 #define _mm512_min_epu8 in_c_min_epu8
 #define _mm512_max_epu8 in_c_max_epu8
