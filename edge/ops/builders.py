@@ -163,6 +163,12 @@ class CCompiler(Protocol):
     def look_up(self, op: ir.Op, table: Int64s) -> None:
         """Call what puts an entry of a table, bytes [256], in the place of each byte."""
 
+    def moved(self, op: ir.Op) -> bool:
+        """Add what a chain of moves that ends here comes to; return whether nested loops can."""
+
+    def multiplied(self, op: ir.Op) -> bool:
+        """Add a product of two activations by packed weights; return whether that can be."""
+
     def to_vector(self, function: str, op: ir.Op) -> None:
         """Call what writes all values one after the other, unless they lie so already."""
 

@@ -66,6 +66,8 @@ def _onnx(file: OnnxFile, op: ir.Op) -> None:
 
 
 def _c99(c: CCompiler, op: ir.Op) -> None:
+    if c.multiplied(op):
+        return
     out = c.graph.tensors[op.output]
     how = multipliers(np.asarray(scale_of_sums(c.graph, op) / out.scale))
     numbers = int(how.multiplier), int(how.shift), out.zero_point + 128

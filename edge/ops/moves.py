@@ -77,6 +77,8 @@ def _order_matters(shape: ir.Shape) -> bool:
 
 
 def _reshape_c99(c: CCompiler, op: ir.Op) -> None:
+    if c.moved(op):
+        return
     x, out = (c.graph.tensors[name].shape for name in (op.inputs[0], op.output))
     is_pixel = len(out) == 4 and math.prod(out) == out[3] == x[-1]
     layouts = [c.layout(name) for name in (op.inputs[0], op.output)]

@@ -155,7 +155,7 @@ def _weighted() -> Iterator[TimedOp]:
 
 MODELS = (
     *(("mobilenetv3-small", (3, 96, 96)), ("mobilenetv3-small", (3, 32, 32))),
-    *(("har-cnn", (9, 128)), ("vit-tiny", (1, 28, 28))),
+    *(("har-cnn", (9, 128)), ("vit-tiny", (1, 28, 28)), ("slab-vit-tiny", (1, 28, 28))),
 )
 """Measured at 100 % and 10 %, as is a block of a Transformer."""
 

@@ -8,18 +8,16 @@ lie one behind the other, as the kernel reads and writes them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from edge.define.rounding import POLICIES
-from edge.ops.registry import SPECS
+from edge.targets.c99.move_chains import moved, moves_before, moves_behind
+from edge.targets.c99.pack import packed_bytes, pairs_of
 from fedkit.core.numerics import Int64s
 from fedkit.graph import ir
-
-_MOVES = frozenset({"reshape", "transpose"})
 
 
 @dataclass(frozen=True)
@@ -52,17 +50,10 @@ class FusedAttention:
         return self.query, self.key, self.value
 
 
-def scratch_bytes(size: int, value_size: int, keys: int) -> int:
+def attention_scratch(size: int, value_size: int, keys: int) -> int:
     """Return what `ek_attend` needs, for heads of so many channels: EK_ATTENTION_SCRATCH."""
-
-    def pairs(count: int) -> int:
-        return -(-count // 2)
-
-    def weights(rows: int, terms: int) -> int:
-        return -(-rows // 4) * (16 * pairs(terms) + 16)
-
-    packed = weights(keys, size) + weights(value_size, keys)
-    return packed + 72 * (pairs(size) + pairs(keys)) + 80 * (keys + 3) + 64
+    packed = packed_bytes(keys, size) + packed_bytes(value_size, keys)
+    return packed + 72 * (pairs_of(size) + pairs_of(keys)) + 80 * (keys + 3) + 64
 
 
 def attentions(graph: ir.Graph) -> Mapping[str, FusedAttention]:
@@ -142,38 +133,18 @@ def _tokens_of(
     """
     wanted = np.arange(math.prod(shape)).reshape([shape[axis] for axis in order])
     expected = wanted.transpose(np.argsort(order)).ravel()
-    for tokens, ops in _moves_before(graph, name):
+    for tokens, ops in moves_before(graph, name):
+        if ops and graph.sole_consumer(name) is None:
+            break
         if _are_tokens(graph, tokens, wanted.shape[0]) and _same(graph, tokens, ops, expected):
             return _Moved(tokens, ops)
     return None
 
 
-def _moves_before(graph: ir.Graph, name: str) -> Iterator[_Moved]:
-    """Yield an activation, then what leads to it by moves whose results nothing else reads."""
-    ops: tuple[ir.Op, ...] = ()
-    yield _Moved(name, ops)
-    op = graph.producer(name)
-    while op is not None and op.kind in _MOVES and graph.sole_consumer(op.output) is not None:
-        ops = (op, *ops)
-        yield _Moved(op.inputs[0], ops)
-        op = graph.producer(op.inputs[0])
-
-
-def _moves_behind(graph: ir.Graph, name: str) -> Iterator[_Moved]:
-    """Yield an activation, then what moves make of it, as far as nothing else reads it."""
-    ops: tuple[ir.Op, ...] = ()
-    yield _Moved(name, ops)
-    op = graph.sole_consumer(name)
-    while op is not None and op.kind in _MOVES:
-        ops = (*ops, op)
-        yield _Moved(op.output, ops)
-        op = graph.sole_consumer(op.output)
-
-
 def _tokens_from(graph: ir.Graph, name: str, shape: tuple[int, ...]) -> _Moved | None:
     """Return the tokens that moves make of what a product gives, [heads, places, channels]."""
     expected = np.arange(math.prod(shape)).reshape(shape).transpose(1, 0, 2).ravel()
-    for tokens, ops in _moves_behind(graph, name):
+    for tokens, ops in moves_behind(graph, name):
         if _are_tokens(graph, tokens, shape[1]) and _same(graph, name, ops, expected):
             return _Moved(tokens, ops)
     return None
@@ -186,7 +157,4 @@ def _are_tokens(graph: ir.Graph, name: str, places: int) -> bool:
 
 def _same(graph: ir.Graph, source: str, ops: Sequence[ir.Op], expected: Int64s) -> bool:
     """Whether the moves put number `expected[i]` of the source, in its order, in place i."""
-    x = np.arange(math.prod(graph.tensors[source].shape)).reshape(graph.tensors[source].shape)
-    for op in ops:
-        x = SPECS[op.kind].exact(POLICIES["half_up"], graph, op, (x,))
-    return bool(np.array_equal(x.ravel(), expected))
+    return bool(np.array_equal(moved(graph, source, ops).ravel(), expected))

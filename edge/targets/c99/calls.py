@@ -1,7 +1,7 @@
 """From an int8 graph to calls of the C kernels: layouts, packed constants, buffers.
 
 What the calls compute is what `edge.define.interpret_int8` computes under `half_up`,
-integer by integer. Six things are decided here:
+integer by integer. Seven things are decided here:
 
 - activations of one height and width share one halo, the largest that a reader needs: sums then
   find equal layouts, and convolutions run over whole planes;
@@ -9,6 +9,7 @@ integer by integer. Six things are decided here:
 - a sum that is the only reader of a convolution becomes part of it; the kernel still rounds the
   convolution to int8 first, as the graph says;
 - a chain of ops that make each value of one other value is one table;
+- a chain of reshapes and other orders of axes is one call, or none where nothing moves;
 - attention, with the moves to heads and back, is one call that never holds all of its weights;
 - what a concat joins is written where it belongs in the result, whose planes lie one after the
   other; only what has its place in another concat already is copied.
@@ -33,9 +34,10 @@ from edge.ops.matrices import scale_of_sums
 from edge.ops.registry import SPECS
 from edge.ops.softmax import powers_struct
 from edge.targets.c99 import pack
-from edge.targets.c99.attention import FusedAttention, attentions, scratch_bytes
+from edge.targets.c99.attention import FusedAttention, attention_scratch, attentions
 from edge.targets.c99.chains import chains
-from edge.targets.c99.pack import Int8s, Int32s, Phases, Planes
+from edge.targets.c99.move_chains import move_chains
+from edge.targets.c99.pack import Int8s, Int32s, Phases, Planes, multiply_scratch
 from edge.targets.c99.requant import LEAST_SHIFT, Requant, near, simplified
 from edge.targets.c_names import output_parameters
 from edge.targets.common import check_compilable, multiplier_and_shift
@@ -156,13 +158,16 @@ class _Compiler:
             for name, found in attentions(self.graph).items()
             if _attends(self.graph, found)
         }
+        self.planes = _layouts(self.graph)
         several = [chain.ops for chain in self.chains.values()]
         several += [attention.ops for attention in self.attentions.values()]
+        taken = {op.output for ops in several for op in ops}
+        self.moves = move_chains(self.graph, self.planes, taken)
+        several += [chain.ops for chain in self.moves.values()]
         within = [op for ops in several for op in ops[:-1]]
         gone = {op.output for op in (*self.fused.values(), *within)}
         self.ops = [op for op in self.graph.ops if op.output not in gone]
         self.last_read = self._last_reads()
-        self.planes = _layouts(self.graph)
         self.phases = _shared_phases(self.graph, self.planes)
         self.slots = _slots(self.graph, self.planes)
         self._load()
@@ -182,6 +187,8 @@ class _Compiler:
             inputs: Sequence[str] = op.inputs
             if op.output in self.chains:
                 inputs = [self.chains[op.output].source]
+            elif op.output in self.moves:
+                inputs = [self.moves[op.output].source]
             elif op.output in self.attentions:
                 inputs = self.attentions[op.output].sources
             reads |= dict.fromkeys((*inputs, *(conv.inputs if conv else ())), number)
@@ -295,7 +302,7 @@ class _Compiler:
             ),
         )
         small = self.goal == "size"
-        scratch = self._scratch(out, keys if small else scratch_bytes(size, values, keys))
+        scratch = self._scratch(out, keys if small else attention_scratch(size, values, keys))
         places = (*map(self.place, found.sources), self.new(out.output), scratch)
         function = "ek_attend_small" if small else "ek_attend"
         self.call(function, Struct("ek_attention", fields), *places, source=found.mix.source)
@@ -333,6 +340,9 @@ class _Compiler:
             real: [out] float64: steps of the output per step of the sums.
             add: The sum that takes its output, if it is part of it.
         """
+        if add is None and self._sums_rows(op, window, weights):
+            self._sum_rows(op, weights, bias, real)
+            return
         source, at, in_row = self._taps(op, window)
         weights, requant = self._requant(op, weights, bias, real)
         other: BufferOffset | int = 0
@@ -347,6 +357,21 @@ class _Compiler:
         if scratch:
             places.append(self._scratch(op, scratch))
         self.call(f"ek_conv_{kind}", struct, *places, source=op.source)
+
+    def _sums_rows(self, op: ir.Op, window: ir.Window, weights: Int8s) -> bool:
+        """Whether a convolution is a sum of each row of each channel, by one weight a channel."""
+        planes = self.planes[op.inputs[0]]
+        of_one = weights.shape[1] == 1 and len(weights) == planes.channels
+        is_row = window.kernel == (1, planes.width) and max(window.padding) == 0
+        downwards = window.stride[0] == 1
+        return of_one and is_row and downwards and bool((weights == weights[..., :1]).all())
+
+    def _sum_rows(self, op: ir.Op, weights: Int8s, bias: Int32s, real: Scales) -> None:
+        weights, requant = self._requant(op, weights, bias, real)
+        layouts = self.layout(op.inputs[0]), self.layout(op.output)
+        struct = Struct("ek_row_sums", (*layouts, _requant(requant), weights[:, 0, 0, 0]))
+        places = self.place(op.inputs[0]), self.new(op.output)
+        self.call("ek_sum_rows", struct, *places, source=op.source)
 
     def _taps(self, op: ir.Op, window: ir.Window) -> tuple[BufferOffset, Int32s, int]:
         """Return where a convolution reads, how far its taps are, and bytes from row to row."""
@@ -578,6 +603,34 @@ class _Compiler:
         self._convolve(
             op, ir.Window(kernel), ones, np.zeros(channels, np.int32), np.full(channels, real)
         )
+
+    def moved(self, op: ir.Op) -> bool:
+        chain = self.moves.get(op.output)
+        if chain is None:
+            return False
+        before, after = (self.planes[name] for name in (chain.source, op.output))
+        stays = (chain.loops[:, 1] == chain.loops[:, 2]).all()
+        alike = before == after or (before.has_no_halo and after.has_no_halo)
+        if stays and alike and op.output not in self.slots:
+            self.reuse(chain.source, op.output)
+            return True
+        loops = Struct("ek_loops", (len(chain.loops), *chain.loops.T.astype(np.int32)))
+        places = self.place(chain.source), self.new(op.output)
+        self.call("ek_move", loops, _planes(after), *places, source=op.source)
+        return True
+
+    def multiplied(self, op: ir.Op) -> bool:
+        requant = _of_products(self.graph, op)
+        if self.goal == "size" or requant.shift[0] < LEAST_SHIFT:
+            return False
+        layouts = [self.layout(name) for name in (*op.inputs, op.output)]
+        terms, channels = (self.planes[name].channels for name in (op.inputs[0], op.output))
+        how = _requant(requant), int(near(requant, _widest(terms))[0])
+        places = *map(self.place, op.inputs), self.new(op.output)
+        scratch = self._scratch(op, multiply_scratch(channels, terms))
+        struct = Struct("ek_multiplication", (*layouts, *how))
+        self.call("ek_multiply", struct, *places, scratch, source=op.source)
+        return True
 
     def to_vector(self, function: str, op: ir.Op) -> None:
         planes = self.planes[op.inputs[0]]

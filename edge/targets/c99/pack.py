@@ -67,6 +67,11 @@ class Planes:
         return (self.height + self.halo_y) * self.row
 
     @property
+    def has_no_halo(self) -> bool:
+        """Whether values are all that it holds."""
+        return self.halo_y == self.halo_x == 0
+
+    @property
     def lead(self) -> int:
         """Bytes of halo before the first pixel."""
         return self.halo_y * self.row + self.halo_x
@@ -466,3 +471,18 @@ def full(weights: Int8s, at: Int32s) -> Full:
     flat = np.pad(weights.reshape(len(weights), taps), ((0, 0), (0, missing)))
     mixed = flat.reshape(len(flat), -1, 4)[:, :, [0, 2, 1, 3]].reshape(flat.shape)
     return Full(np.ascontiguousarray(mixed), np.pad(at.ravel(), (0, missing), mode="edge"), taps)
+
+
+def pairs_of(terms: int) -> int:
+    """Return EK_PAIRS_OF."""
+    return -(-terms // 2)
+
+
+def packed_bytes(rows: int, terms: int) -> int:
+    """Return what packed weights of a product of activations take: EK_PACKED."""
+    return -(-rows // 4) * (16 * pairs_of(terms) + 16)
+
+
+def multiply_scratch(channels: int, terms: int) -> int:
+    """Return what `ek_multiply` needs: EK_MULTIPLY_SCRATCH."""
+    return packed_bytes(channels, terms) + 72 * pairs_of(terms)

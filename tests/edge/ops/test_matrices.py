@@ -24,8 +24,8 @@ from fedkit.graph.verify import verify
 from tests.edge.in_runtimes import halves_away
 from tests.edge.policy_places import PolicyRun, in_litert_alone, in_torchs_layout
 from tests.edge.single_ops import Codes
-from tests.edge.targets.c99.library import need_gcc
-from tests.edge.targets.compiled import QUICK
+from tests.edge.targets.c99.library import X86, need_avx2
+from tests.edge.targets.compiled import PLAIN, QUICK
 
 
 def product_of(heads: int, rows: int, terms: int, columns: int, power: int | None) -> ir.Graph:
@@ -109,15 +109,20 @@ def test_litert_without_xnnpack_rounds_halves_away(
     assert np.count_nonzero(found != expected) == 0
 
 
-def test_compiled_products_are_exact(tmp_path: Path) -> None:
-    """Of more places in a row than the kernel takes at once."""
-    need_gcc()
-    graph = product_of(2, 70, 5, 3, 2)
+@pytest.mark.parametrize("flags", [QUICK, PLAIN, ("-O1", *X86["avx512"]), ("-O2", "-mavx2")])
+@pytest.mark.parametrize("case", [*CASES, (2, 70, 5, 3, 2), (3, 17, 33, 6, None)])
+def test_compiled_products_are_exact(
+    case: tuple[Any, ...], flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Of more places in a row than the kernel takes at once; some are scaled by more than 1."""
+    need_avx2()
+    graph = product_of(*case)
     inputs = in_torchs_layout(codes_of(graph))
-    saved = save_c99(graph, np.zeros(inputs.shape, np.float32), tmp_path / "model", {})
-    found = ir.to_graph_layout(CompiledRunner(saved.path, QUICK).predict_int8(inputs))
     expected = evaluate_int8(graph, codes_of(graph))
-    assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
+    for goal in ("speed", "size"):
+        saved = save_c99(graph, np.zeros(inputs.shape, np.float32), tmp_path / goal, {}, goal)
+        found = ir.to_graph_layout(CompiledRunner(saved.path, flags).predict_int8(inputs))
+        assert np.count_nonzero(found.reshape(expected.shape) != expected) == 0
 
 
 def test_a_second_factor_whose_zero_is_fixed_is_refused_by_name() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from edge.export import save_c99
 from edge.targets.c99 import attention, calls
-from edge.targets.c99.attention import attentions, scratch_bytes
+from edge.targets.c99.attention import attention_scratch, attentions
 from edge.targets.c99.calls import Goal
 from fedkit.graph import ir
 from tests.edge.in_runtimes import integers_of
@@ -173,7 +173,7 @@ def test_the_scratch_is_what_the_header_says(tmp_path: Path) -> None:
     program = tmp_path / "sizes"
     subprocess.run(["gcc", f"-I{kernels}", str(source), "-o", str(program)], check=True)
     printed = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout
-    assert list(map(int, printed.split())) == [scratch_bytes(*case) for case in cases]
+    assert list(map(int, printed.split())) == [attention_scratch(*case) for case in cases]
 
 
 def test_it_takes_less_memory_than_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,15 @@ void ek_add(const ek_sum *sum, const ek_planes *planes, const uint8_t *a, const 
 /* Mean of each plane to a vector; the one bias is -count * zero point of the input. */
 void ek_mean(const ek_requant *requant, const ek_planes *in, const uint8_t *x, uint8_t *out);
 
+/* Weighted sums of each row, to a pixel; biases hold -weight * width * zero point of the input. */
+typedef struct {
+    ek_planes in, out;
+    ek_requant requant;
+    const int8_t *weights; /* [channels] */
+} ek_row_sums;
+
+void ek_sum_rows(const ek_row_sums *sums, const uint8_t *x, uint8_t *out);
+
 typedef struct {
     int32_t kernel_y, kernel_x, stride_y, stride_x, dilation_y, dilation_x, top, left;
 } ek_window;

@@ -1,6 +1,7 @@
 /* Attention by heads in integers. No weights of all queries with all keys are ever held: those of 16
  * queries of a head, or, in plain C, of one. */
 #include "ek_attention.h"
+#include "ek_packed.h"
 #include "ek_paired.h"
 #include "ek_shares.h"
 
@@ -84,26 +85,6 @@ void ek_attend_small(const ek_attention *a, const uint8_t *query, const uint8_t 
 
 #ifdef EK_SIMD
 
-/* Weights of a matrix product in the order of ek_tile, 4 rows after 4, each with its biases. */
-typedef struct {
-    uint8_t *at;
-    int32_t terms, patches;
-} ek_packed;
-
-static inline uint8_t *ek_packed_rows(const ek_packed *p, int32_t row) {
-    return p->at + row / 4 * (16 * EK_ATTENTION_PAIRS(p->terms) + 16);
-}
-
-/* The 4 biases of some rows lie behind their weights. */
-static inline void ek_pack_rows(const ek_packed *p, int32_t row, const int8_t *pairs,
-                                const int32_t *sums, int32_t zero) {
-    uint8_t *to = ek_packed_rows(p, row);
-    int32_t bias[4];
-    for (int32_t i = 0; i < 4; i++) bias[i] = -zero * sums[i];
-    ek_unpack(pairs, EK_ATTENTION_PAIRS(p->terms), to, bias);
-    memcpy(to + 16 * EK_ATTENTION_PAIRS(p->terms), bias, sizeof bias);
-}
-
 /* 4 bytes as every other of 8. */
 static inline uint64_t ek_spread_four(uint32_t x) {
     uint64_t y = x;
@@ -133,43 +114,6 @@ static void ek_pack_keys(const ek_packed *p, const ek_planes *planes, const uint
     }
 }
 
-/* Rows are channels, terms are pixels: of values. */
-static void ek_pack_values(const ek_packed *p, const ek_planes *planes, const uint8_t *x,
-                           int32_t channels, int8_t *pairs) {
-    static const int32_t none[4] = {0};
-    for (int32_t c = 0; c < channels; c += 4) {
-        for (int32_t j = 0; j < p->terms; j += 2) {
-            const uint16_t mask = j + 1 < p->terms ? 0xFFFF : 0xFF;
-            for (int32_t i = 0; i < 4; i++) {
-                uint16_t two = 0x8080;
-                if (c + i < channels) memcpy(&two, x + (c + i) * planes->plane + j, 2);
-                two = (uint16_t)((two ^ 0x8080) & mask);
-                memcpy(pairs + 4 * j + 2 * i, &two, 2);
-            }
-        }
-        ek_pack_rows(p, c, pairs, none, 0);
-    }
-}
-
-/* Patches of 16 pixels: channels are `step` bytes apart. */
-static void ek_patches_of(const uint8_t *x, int32_t step, int32_t terms, uint8_t *to) {
-    for (int32_t c = 0; c < terms; c += EK_DEEP, to += 64) {
-        ek_bytes16 taps[EK_DEEP];
-        for (int32_t i = 0; i < EK_DEEP; i++)
-            taps[i] = ek_load16(x + (c + i < terms ? c + i : c) * step);
-        ek_store_patch(to, taps);
-    }
-}
-
-/* 4 rows of a product with 16 pixels. */
-EK_INLINE void ek_four_rows(const ek_packed *p, int32_t row, const uint8_t *patches,
-                            ek_sixteen *sums) {
-    const uint8_t *weights = ek_packed_rows(p, row);
-    int32_t bias[4];
-    memcpy(bias, weights + 16 * EK_ATTENTION_PAIRS(p->terms), sizeof bias);
-    ek_tile(weights, patches, p->patches, bias, sums);
-}
-
 /* A head: its packed keys and values, and room for what 16 queries need. */
 typedef struct {
     ek_packed keys, values;
@@ -186,11 +130,11 @@ static ek_head ek_head_of(const ek_attention *a, int32_t size, int32_t value_siz
     h.powers = (uint32_t *)scratch; /* first, as it alone needs its alignment */
     at += (keys + 3) * EK_TOGETHER * 4;
     h.weights = at, at += (keys + 3) * EK_TOGETHER;
-    h.keys.at = at, at += EK_ATTENTION_WEIGHTS(keys, size);
-    h.values.at = at, at += EK_ATTENTION_WEIGHTS(value_size, keys);
-    h.of_query = at, at += 64 * EK_ATTENTION_PAIRS(size);
-    h.of_weights = at, at += 64 * EK_ATTENTION_PAIRS(keys);
-    h.pairs = (int8_t *)at, at += 8 * EK_ATTENTION_PAIRS(most);
+    h.keys.at = at, at += EK_PACKED(keys, size);
+    h.values.at = at, at += EK_PACKED(value_size, keys);
+    h.of_query = at, at += 64 * EK_PAIRS_OF(size);
+    h.of_weights = at, at += 64 * EK_PAIRS_OF(keys);
+    h.pairs = (int8_t *)at, at += 8 * EK_PAIRS_OF(most);
     h.keys.terms = size, h.keys.patches = (size + EK_DEEP - 1) / EK_DEEP;
     h.values.terms = keys, h.values.patches = (keys + EK_DEEP - 1) / EK_DEEP;
     h.score = ek_scale_of(&a->score);
@@ -247,8 +191,8 @@ void ek_attend(const ek_attention *a, const uint8_t *query, const uint8_t *key,
         const uint8_t *q = query + head * size * a->query.plane;
         uint8_t *to = out + head * value_size * a->out.plane;
         ek_pack_keys(&h.keys, &a->key, key + head * size * a->key.plane, a->query.zero, h.pairs);
-        ek_pack_values(&h.values, &a->value, value + head * value_size * a->value.plane, value_size,
-                       h.pairs);
+        ek_pack_channels(&h.values, value + head * value_size * a->value.plane, a->value.plane,
+                         value_size, 0, h.pairs);
         for (int32_t i = 0; i < a->query.width; i += EK_TOGETHER) {
             const int32_t rest = a->query.width - i;
             ek_patches_of(q + i, a->query.plane, size, h.of_query);

@@ -2,6 +2,7 @@
 #ifndef EK_ATTENTION_H
 #define EK_ATTENTION_H
 
+#include "ek_multiply.h"
 #include "ek_pair.h"
 #include "ek_softmax.h"
 
@@ -28,11 +29,9 @@ typedef struct {
 } ek_attention;
 
 /* Bytes of scratch, for heads of so many channels of queries and of values. */
-#define EK_ATTENTION_PAIRS(count) (((count) + 1) / 2)
-#define EK_ATTENTION_WEIGHTS(rows, terms) (((rows) + 3) / 4 * (16 * EK_ATTENTION_PAIRS(terms) + 16))
 #define EK_ATTENTION_SCRATCH(size, value_size, keys) \
-    (EK_ATTENTION_WEIGHTS(keys, size) + EK_ATTENTION_WEIGHTS(value_size, keys) + \
-     72 * (EK_ATTENTION_PAIRS(size) + EK_ATTENTION_PAIRS(keys)) + 80 * ((keys) + 3) + 64)
+    (EK_PACKED(keys, size) + EK_PACKED(value_size, keys) + \
+     72 * (EK_PAIRS_OF(size) + EK_PAIRS_OF(keys)) + 80 * ((keys) + 3) + 64)
 
 void ek_attend(const ek_attention *attention, const uint8_t *query, const uint8_t *key,
                const uint8_t *value, uint8_t *out, void *scratch);

@@ -27,19 +27,45 @@ EK_INLINE void ek_sum_run(const ek_pair_op *whole, const uint8_t *a, int32_t ste
     for (int32_t i = 0; i < count; i++) out[i] = ek_sum_of_two(&op, a[i * step_a], b[i * step_b]);
 }
 
+static inline int32_t ek_divided_by(const ek_pair_op *op, uint8_t b) {
+    const int32_t right = b - op->zero_b;
+    return (right < op->factor_b ? op->factor_b : right) << op->shift;
+}
+
+#ifdef EK_SIMD
+
+/* floor((sum + 1/2) / divisor) is floor(sum / divisor), and at least 2^-32 away from an integer: a
+ * double is a thousand times as fine. */
+EK_INLINE void ek_div_run(const ek_pair_op *whole, const uint8_t *a, int32_t step_a,
+                          const uint8_t *b, int32_t step_b, uint8_t *EK_RESTRICT out,
+                          int32_t count) {
+    const ek_pair_op op = *whole;
+    const double only = 1.0 / ek_divided_by(&op, *b);
+    for (int32_t i = 0; i < count; i++) {
+        const int32_t divisor = ek_divided_by(&op, b[i * step_b]);
+        const int32_t sum = (a[i * step_a] - op.zero_a) * op.factor_a + (divisor >> 1);
+        const double exact = step_b ? (sum + 0.5) / divisor : (sum + 0.5) * only;
+        const int32_t quotient = (int32_t)exact, below = quotient > exact;
+        out[i] = ek_within(&op, quotient - below + op.zero);
+    }
+}
+
+#else
+
 EK_INLINE void ek_div_run(const ek_pair_op *whole, const uint8_t *a, int32_t step_a,
                           const uint8_t *b, int32_t step_b, uint8_t *EK_RESTRICT out,
                           int32_t count) {
     const ek_pair_op op = *whole;
     for (int32_t i = 0; i < count; i++) {
-        const int32_t right = b[i * step_b] - op.zero_b;
-        const int32_t steps = right < op.factor_b ? op.factor_b : right;
-        const int32_t sum = (a[i * step_a] - op.zero_a) * op.factor_a + (steps << (op.shift - 1));
-        const int32_t divisor = steps << op.shift, quotient = sum / divisor;
+        const int32_t divisor = ek_divided_by(&op, b[i * step_b]);
+        const int32_t sum = (a[i * step_a] - op.zero_a) * op.factor_a + (divisor >> 1);
+        const int32_t quotient = sum / divisor;
         const int32_t below = quotient * divisor > sum; /* C cuts off towards zero */
         out[i] = ek_within(&op, quotient - below + op.zero);
     }
 }
+
+#endif
 
 typedef void (*ek_pair_run)(const ek_pair_op *op, const uint8_t *a, int32_t step_a, const uint8_t *b,
                        int32_t step_b, uint8_t *out, int32_t count);
@@ -66,7 +92,12 @@ static void ek_sum_over(const ek_pair_op *op, const uint8_t *a, int32_t step_a, 
 
 static void ek_div_over(const ek_pair_op *op, const uint8_t *a, int32_t step_a, const uint8_t *b,
                       int32_t step_b, uint8_t *out, int32_t count) {
-    ek_div_run(op, a, step_a, b, step_b, out, count);
+    if (step_a && step_b)
+        ek_div_run(op, a, 1, b, 1, out, count);
+    else if (step_a)
+        ek_div_run(op, a, 1, b, 0, out, count);
+    else
+        ek_div_run(op, a, 0, b, step_b, out, count);
 }
 
 /* Whether the pixel below a row's last is its next, or the same, as in the output. */

@@ -214,3 +214,15 @@ void ek_mean(const ek_requant *requant, const ek_planes *in, const uint8_t *x, u
         out[c] = ek_scaled(scaler, sum + requant->bias[0]);
     }
 }
+
+void ek_sum_rows(const ek_row_sums *sums, const uint8_t *x, uint8_t *out) {
+    const ek_planes *in = &sums->in, *to = &sums->out;
+    ek_halo_before(to, out);
+    for (int32_t c = 0; c < in->channels; c++, x += in->plane, out += to->plane) {
+        const ek_scaler scaler = ek_scaler_of(&sums->requant, c);
+        const int32_t weight = sums->weights[c], bias = sums->requant.bias[c];
+        for (int32_t i = 0; i < in->height; i++)
+            out[i * to->row] = ek_scaled(scaler, weight * ek_total(x + i * in->row, in->width) + bias);
+        ek_halo_of(to, out);
+    }
+}

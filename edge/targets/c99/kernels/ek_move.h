@@ -1,6 +1,6 @@
 /* Axes in another order, and other axes of the same values. */
-#ifndef EK_TRANSPOSE_H
-#define EK_TRANSPOSE_H
+#ifndef EK_MOVE_H
+#define EK_MOVE_H
 
 #include "ek.h"
 
@@ -8,13 +8,15 @@
 extern "C" {
 #endif
 
-/* Which axis of the input those of the output are: 0 rows, 1 columns, 2 channels. */
-typedef struct {
-    int32_t rows, columns, channels;
-} ek_order;
+#define EK_LOOPS 8 /* at most */
 
-void ek_transpose(const ek_order *order, const ek_planes *in, const ek_planes *out,
-                  const uint8_t *x, uint8_t *y);
+/* Nested loops, outermost first: how often, and the distances of what is read and written. */
+typedef struct {
+    int32_t count;
+    const int32_t *often, *from, *to;
+} ek_loops;
+
+void ek_move(const ek_loops *loops, const ek_planes *out, const uint8_t *x, uint8_t *y);
 
 /* Both have as many values, which keep their order through rows, columns and then channels. */
 void ek_reshape(const ek_planes *in, const ek_planes *out, const uint8_t *x, uint8_t *y);
