@@ -3,7 +3,7 @@
 They stand in README and in the pages of docs/results. A table stands between two comment lines with
 the name of its file, and carries the command and the commit that made its figures; code that no
 commit has makes none. Nothing in it is written by hand. What a table looks like, the file's
-benchmark says. Each `results/compare-*.json` has two pictures
+benchmark says. Each `results/compare-*.json` of several densities has two pictures
 too, which are drawn beside it.
 """
 

@@ -32,8 +32,10 @@ _Row = Mapping[str, Any]
 
 
 def plots(result: Path) -> dict[str, str]:
-    """Return file name -> SVG of a comparison's two pictures."""
+    """Return file name -> SVG of a comparison's two pictures; none of a single density."""
     content = json.loads(result.read_text(encoding="utf-8"))
+    if len({row["density"] for row in content["rows"]}) == 1:
+        return {}
     return {
         f"{result.stem}-bytes.svg": bytes_plot(content),
         f"{result.stem}-density.svg": density_plot(content),
