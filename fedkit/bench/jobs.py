@@ -269,16 +269,21 @@ def _frame(row: Mapping[str, Any]) -> str:
     return " / ".join(f"{counts[name]:,}" for name in counts)
 
 
+def _minutes(row: Mapping[str, Any]) -> str:
+    return f"{row['cpu_seconds'] / 60:.1f} min" if "cpu_seconds" in row else ""
+
+
 def table(result: Mapping[str, Any]) -> list[str]:
     """Return the lines of the table of results."""
     head = (
-        "| job | trained | density | measured | float | int8 C | sent "
+        "| job | trained | density | measured | float | int8 C | sent | training "
         "| Cortex-M4: instructions | flash | RAM | Cortex-A53: instructions "
         "| a frame of sound, M4 / A53 |"
     )
     rows = (
         f"| {row['job']} | {row['trained']} | {row['density']:.0%} | {row['unit']} "
-        f"| {row['float']:.4f} | {row['int8']:.4f} | {markdown.mb(row['bytes_sent'])} "
+        f"| {row['float']:.4f} | {row['int8']:.4f} "
+        f"| {markdown.mb(row['bytes_sent'])} | {_minutes(row)} "
         f"| {row['cortex-m4']['instructions']:,} | {markdown.kb(row['cortex-m4']['flash_bytes'])} "
         f"| {markdown.kb(row['cortex-m4']['ram_bytes'])} "
         f"| {row['cortex-a53']['instructions']:,} | {_frame(row)} |"
