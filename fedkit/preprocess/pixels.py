@@ -160,11 +160,15 @@ class Pixels(RawInput):
         Raises:
             ConfigError: It describes none that is known here.
         """
-        fields = {key: value for key, value in record.items() if key != "kind"}
+        fields: dict[str, Any] = {
+            key: tuple(value) if type(value) is list else value
+            for key, value in record.items()
+            if key != "kind"
+        }
         try:
-            if type(fields["classes"]) is not list:
+            if type(fields["classes"]) is not tuple:
                 raise ConfigError("classes is no list")
-            return cls(**{key: tuple(v) if type(v) is list else v for key, v in fields.items()})
+            return cls(**fields)
         except (KeyError, TypeError, ConfigError) as error:
             raise ConfigError(f"{record!r:.100} is not a raw input known here ({error})") from error
 

@@ -38,9 +38,9 @@ EXAMPLES = {"damaged-digits": "anomaly", "keywords-kwt": "keywords", "motions-gr
 def test_a_fleet_is_that_of_its_example(job: jobs.DeviceJob) -> None:
     name = EXAMPLES.get(job.task, job.task)
     example = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
-    own = {"ds-cnn": {}} if name != "keywords" else example["NETWORKS"]
-    chosen = next((each for each in own.values() if each.get("task") == job.task), {})
-    settings = {**example.get("SETTINGS", example.get("FLEET", {})), **chosen}
+    settings = dict(example.get("SETTINGS", example.get("FLEET", {})))
+    for network in example.get("NETWORKS", {}).values():
+        settings |= network if network["task"] == job.task else {}
     assert {**jobs.VARIANTS["fedtiny"](job), "task": job.task} == {"task": job.task, **settings}
 
 

@@ -62,6 +62,7 @@ def write(path: Path, picture: Pictures, **how: str) -> Path:
 def test_an_int8_input_is_the_pixel_less_128(pixels: Pixels, tmp_path: Path) -> None:
     found = saved(tmp_path / "m.tflite", pixels)
     (port,) = found.inputs
+    assert isinstance(pixels.mean, int) and isinstance(pixels.deviation, float)
     assert port.zero_point == pixels.mean - 128
     assert port.scale == pytest.approx(1 / pixels.deviation, rel=1e-6)
     every = np.resize(np.arange(256, dtype=np.uint8), (6, 6, 8, pixels.channels))

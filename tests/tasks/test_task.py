@@ -352,7 +352,7 @@ def put(array: Any, place: int, value: float) -> Any:
 
 @pytest.mark.parametrize("server_share", [0.0, 0.9])
 @pytest.mark.parametrize("kind", LOST)
-def test_bad_data_is_told_by_its_number_whoever_gets_it(
+def test_bad_data_is_told_by_its_number_in_the_data_set(
     kind: str, server_share: float, made: Callable[..., Scenario]
 ) -> None:
     change, message = LOST[kind]

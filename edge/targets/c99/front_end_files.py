@@ -57,7 +57,8 @@ class FrontEnd:
         wanted = (*self.own_sources, *self.own_headers, self.program, _PROGRAM)
         texts = {each: (_FOLDER / each) for each in wanted if (_FOLDER / each).exists()}
         found = {each: path.read_text(encoding="utf-8") for each, path in texts.items()}
-        found |= self.files(raw, port) | dict(zip(_CLASSES, _classes(raw, outputs), strict=True))
+        found |= self.files(raw, port)
+        found |= zip(_CLASSES, _classes(raw, outputs), strict=True)
         kernels = [each for each in found if each.startswith("ek_") and each.endswith(".h")]
         found |= {each: prefixed(found[each], name) for each in kernels}
         return {file: _renamed(text, name) for file, text in found.items()}
