@@ -15,15 +15,16 @@ import edge
 import fedkit
 from fedkit.tasks import motions
 
-SETTINGS: dict[str, Any] = {
+FLEET: dict[str, Any] = {
     "devices": 5, "alpha": 1.0, "density": 0.2, "rounds": 20, "epochs": 3, "batch_size": 16,
-    "lr": 0.05,
 }  # fmt: skip
-TASKS = {"har-cnn": "motions", "har-gru": "motions-gru"}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "har-cnn": {"task": "motions", "lr": 0.05}, "har-gru": {"task": "motions-gru", "lr": 0.2},
+}  # fmt: skip
 
 
 def main(folder: str, network: str = "har-cnn", **settings: Any) -> tuple[float, float]:
-    run = fedkit.run(TASKS[network], **{**SETTINGS, **settings})
+    run = fedkit.run(**{**FLEET, **NETWORKS[network], **settings})
     train, test = motions.train_data(), motions.test_data()
     path = f"{folder}/motions-c99"
     saved = edge.export_model(run.module(), train.inputs, path, raw_input=motions.RAW)

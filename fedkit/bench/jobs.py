@@ -254,7 +254,7 @@ JOBS = (
     DeviceJob(
         "motions-gru",
         {"devices": 5, "alpha": 1.0, "density": 0.2},
-        {"rounds": 20, "epochs": 3, "batch_size": 16, "lr": 0.05},
+        {"rounds": 20, "epochs": 3, "batch_size": 16, "lr": 0.2},
         {"rounds": 1, "epochs": 1, "server_epochs": 1, "sparse_epochs": 1},
         "accuracy",
         _metric,
