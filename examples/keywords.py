@@ -14,13 +14,17 @@ from fedkit.preprocess.wav import write_wav
 from fedkit.tasks import keywords, load_task
 
 FLEET: dict[str, Any] = {
-    "devices": 24, "partition": "natural-id", "density": 0.2, "batch_size": 32,
-    "server_epochs": 10, "sparse_epochs": 10,
+    "devices": 24, "partition": "natural-id", "density": 0.2, "sparse_epochs": 10,
 }  # fmt: skip
 NETWORKS: dict[str, dict[str, Any]] = {
-    "ds-cnn": {"task": "keywords", "rounds": 40, "epochs": 3},
-    "kwt-1": {"task": "keywords-kwt", "rounds": 10, "epochs": 2, "lr": 0.005, "lr_final": 0.0005},
-}
+    "ds-cnn": {
+        "task": "keywords", "rounds": 40, "epochs": 3, "batch_size": 32, "server_epochs": 10,
+    },
+    "kwt-1": {
+        "task": "keywords-kwt", "rounds": 10, "epochs": 2, "batch_size": 8, "server_epochs": 30,
+        "lr": 0.01, "lr_final": 0.002,
+    },
+}  # fmt: skip
 
 
 def main(folder: str, network: str = "ds-cnn", **settings: Any) -> tuple[float, list[str]]:

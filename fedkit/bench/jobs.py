@@ -234,8 +234,8 @@ JOBS = (
         "keywords-kwt",
         {"devices": 24, "partition": "natural-id", "density": 0.2},
         {
-            **{"rounds": 10, "epochs": 2, "batch_size": 32, "lr": 0.005, "lr_final": 0.0005},
-            **{"server_epochs": 10, "sparse_epochs": 10},
+            **{"rounds": 10, "epochs": 2, "batch_size": 8, "lr": 0.01, "lr_final": 0.002},
+            **{"server_epochs": 30, "sparse_epochs": 10},
         },
         {"rounds": 1, "epochs": 1, "server_epochs": 1, "sparse_epochs": 1},
         "accuracy",
