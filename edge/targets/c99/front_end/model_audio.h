@@ -4,7 +4,9 @@
  *     while (count > 0) {
  *         const int32_t taken = model_audio_feed(&audio, samples, count, &is_frame);
  *         samples += taken, count -= taken;
- *         if (is_frame) model_invoke(audio.input, out, arena), say(model_class_names[model_class(out)]);
+ *         if (!is_frame) continue;
+ *         model_invoke(audio.input, out, arena);
+ *         say(model_class_names[model_class(out)]);
  *     }
  */
 #ifndef MODEL_AUDIO_H
