@@ -134,8 +134,8 @@ def export_model(
             tells: .tflite, .onnx, -c99, -fpga, .graph.
         provenance: How the model was made; goes into the manifest.
         accept_error: As for `int8_graph`.
-        raw_input: What its inputs are made of, sound or pixels: the manifest says it, and C makes
-            those of sound itself.
+        raw_input: What its inputs are made of, sound, pixels or series: the manifest says it, and
+            C makes them itself.
         rewrites: Of the float graph, as for `rewrite`.
 
     Raises:

@@ -64,7 +64,8 @@ class Port:
         if self.dtype == "int32":
             check_tokens(values)
             return np.asarray(values, np.int32)
-        integers = np.rint(values / np.float32(self.scale)) + self.zero_point
+        with np.errstate(over="ignore"):  # it is beyond the largest integer then
+            integers = np.rint(values / np.float32(self.scale)) + self.zero_point
         return np.asarray(np.clip(integers, -128, 127), np.int8)
 
     def dequantize(self, integers: NDArray[np.int8]) -> NDArray[np.float32]:

@@ -35,7 +35,7 @@ def save(
             is tried on some, or brings them as tests of its own.
         path: Where to; nothing may be there.
         provenance: How it was made.
-        raw_input: What its inputs are made of; of sound C then makes them itself.
+        raw_input: What its inputs are made of; C then makes them itself.
         **options: Of this target alone.
 
     Raises:

@@ -1,7 +1,7 @@
 """Words told by a sparse int8 model of a fleet of voices: python examples/keywords.py FOLDER
 
 Needs espeak-ng, whose voices are synthetic. The C in FOLDER takes samples; its program `wav` tells
-the words of files.
+the words of files. The network is a CNN, or a Transformer: python examples/keywords.py FOLDER kwt-1
 """
 
 import subprocess
@@ -11,19 +11,28 @@ from typing import Any
 import edge
 import fedkit
 from fedkit.preprocess.wav import write_wav
-from fedkit.tasks import keywords
+from fedkit.tasks import keywords, load_task
 
-SETTINGS: dict[str, Any] = {
-    "devices": 24, "partition": "natural-id", "density": 0.2, "rounds": 40, "epochs": 3,
-    "batch_size": 32, "server_epochs": 10, "sparse_epochs": 10,
+FLEET: dict[str, Any] = {
+    "devices": 24, "partition": "natural-id", "density": 0.2, "sparse_epochs": 10,
+}  # fmt: skip
+NETWORKS: dict[str, dict[str, Any]] = {
+    "ds-cnn": {
+        "task": "keywords", "rounds": 40, "epochs": 3, "batch_size": 32, "server_epochs": 10,
+    },
+    "kwt-1": {
+        "task": "keywords-kwt", "rounds": 10, "epochs": 2, "batch_size": 8, "server_epochs": 30,
+        "lr": 0.01, "lr_final": 0.002,
+    },
 }  # fmt: skip
 
 
-def main(folder: str, **settings: Any) -> tuple[float, list[str]]:
-    run = fedkit.run("keywords", **{**SETTINGS, **settings})
-    train = keywords.train_data()
+def main(folder: str, network: str = "ds-cnn", **settings: Any) -> tuple[float, list[str]]:
+    run = fedkit.run(**{**FLEET, **NETWORKS[network], **settings})
+    task = load_task(run.config.task)
+    some = task.examples("train").inputs[::7]
     saved = edge.export_model(
-        run.module(), train.inputs[::7], f"{folder}/keywords-c99", raw_input=keywords.AUDIO
+        run.module(), some, f"{folder}/keywords-c99", raw_input=task.raw_input
     )
     files = [f"{folder}/{word}.wav" for word in keywords.WORDS]
     for word, file in zip(keywords.WORDS, files, strict=True):
@@ -37,4 +46,4 @@ def main(folder: str, **settings: Any) -> tuple[float, list[str]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

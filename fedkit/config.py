@@ -93,7 +93,8 @@ class RunConfig(BaseModel):
     )
     classes_per_device: int = Field(2, ge=1, description="classes of a pathological share")
     single_class: Literal["error", "allow"] = Field(
-        "error", description="what to do when a device holds one class only"
+        "error",
+        description="what to do when a device holds one class only, or training data lack one",
     )
     examples_per_device: int = Field(
         0, ge=0, description="use at most this many examples of each device (0: all)"

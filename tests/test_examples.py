@@ -25,7 +25,7 @@ from fedkit.cli import main
 from fedkit.cli.grid import read_grid
 from fedkit.config import make_config
 from fedkit.nn.zoo import build_model
-from fedkit.tasks import digits, keywords
+from fedkit.tasks import digits, keywords, motions
 from fedkit.tasks.task import Task
 from tests.edge.targets.c99.library import need_gcc
 from tests.graph.exported import exported
@@ -215,19 +215,44 @@ def test_words_are_told_by_c_that_takes_files(
 
 
 @pytest.mark.slow
+def test_words_are_told_by_a_transformer_in_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """examples/keywords.py with kwt-1: too short to learn, and yet to the bit."""
+    need_gcc()
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("there is no espeak-ng; apt-get install espeak-ng")
+    short: dict[str, Any] = {"rounds": 1, "epochs": 1, "server_epochs": 1, "sparse_epochs": 1}
+    example = runpy.run_path(str(ROOT / "examples" / "keywords.py"))
+    _, words = example["main"](str(tmp_path), "kwt-1", **short, selection="none")
+    model = edge.open_artifact(tmp_path / "keywords-c99", "interpreter")
+    audio = keywords.SERIES
+    inputs = np.concatenate([audio.read(tmp_path / f"{word}.wav") for word in audio.classes])
+    found = np.asarray(model.predict(inputs)).argmax(axis=1)
+    assert [audio.classes[number] for number in found] == words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["har-cnn", "har-gru"])
 def test_activities_are_told_from_series(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """examples/motions.py, on made-up series."""
+    need_gcc()
     written(tmp_path / "BasicMotions")
     monkeypatch.setenv("FEDKIT_DATA", str(tmp_path))
     path = ROOT / "examples" / "motions.py"
-    assert len(path.read_text().splitlines()) <= 40
+    assert len(path.read_text().splitlines()) <= 50
     floats, integers = runpy.run_path(str(path))["main"](
-        str(tmp_path), rounds=4, devices=2, partition="iid", min_size=2
+        str(tmp_path), network, rounds=4, devices=2, partition="iid", min_size=2
     )
     assert floats > 0.5 and abs(floats - integers) < 0.1
-    assert "kB of C" in capsys.readouterr().out
+    said, told = capfd.readouterr().out.strip().splitlines()
+    assert "kB of C" in said
+    model = edge.open_artifact(tmp_path / "motions-c99", "interpreter")
+    outputs = np.asarray(model.predict(motions.RAW.read(tmp_path / "window.csv")))
+    activity = motions.ACTIVITIES[int(outputs.argmax())]
+    assert told.split("\t")[1:] == ["1 to 50", activity]
 
 
 def test_own_cnn_trains_sparse_and_tells_its_memory(capsys: pytest.CaptureFixture[str]) -> None:

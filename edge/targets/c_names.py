@@ -10,7 +10,7 @@ from fedkit.core.errors import ExportError
 NAME = "model"
 """Of a model, if nothing else is asked for."""
 
-PROGRAMS = frozenset({"main.c", "wav.c"})
+PROGRAMS = frozenset({"main.c", "picture.c", "series.c", "wav.c"})
 """Sources of a folder that are programs of their own, not of the model."""
 
 _LONGEST_NAME = 48

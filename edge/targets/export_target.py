@@ -78,7 +78,7 @@ class ExportTarget:
         language: Of the code that runs when an artifact is opened; "" where none does.
         not_code: Files of such a folder that follow from examples, or are not run.
         several_outputs: Whether its artifacts may have more than one.
-        makes_inputs: Whether `make` takes `raw_input`, and what it makes then takes sound.
+        makes_inputs: Whether `make` takes `raw_input`, and what it makes then takes files.
         layer_bytes: (graph, artifact) -> op's output -> bytes of its constants.
         timeline: (graph, artifact) -> SVG of when its engine does what; None where a processor
             decides.

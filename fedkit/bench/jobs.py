@@ -5,6 +5,7 @@ by a fleet, as its example does; `dense`, which is FedAvg of the same length; `c
 model on all data in one place, for as many passes over it. Each model becomes int8 C, is measured
 on the whole test set in floats and in integers, and counted on emulated processors. `unit` says
 what was measured. `bytes_sent` is the payload of all devices, both ways, and 0 for a central model.
+`seconds` is how long training took, and `cpu_seconds` what it took of all processors together.
 
 Where a job tells more of its sparse artifact, that is in its row: of `damaged-digits` the ROC AUC
 of each type, and what is found with the threshold that the sites choose; of `keywords` the
@@ -14,6 +15,7 @@ instructions with which the front end makes a frame of 20 ms.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from edge.check import graph_of
 from edge.save import save
 from fedkit.bench import markdown
 from fedkit.bench.device import bench_device
+from fedkit.core.provenance import made_by
 from fedkit.graph.from_torch import outputs
 from fedkit.preprocess.audio import SCALE, Audio
 from fedkit.tasks import anomaly, damaged_digits, load_task
@@ -91,7 +94,11 @@ def bench_jobs(quick: bool) -> dict[str, Any]:
 def row(job: DeviceJob, variant: str, quick: bool) -> dict[str, Any]:
     """Train one model of a job and measure it."""
     settings = {**VARIANTS[variant](job), "seed": _SEED, **(job.quick if quick else {})}
-    result, task = run(job.task, **settings), load_task(job.task)
+    task = load_task(job.task)
+    task.examples("train")  # words are spoken before time is taken
+    began, busy = time.perf_counter(), time.process_time()
+    result = run(job.task, **settings)
+    taken = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - busy}
     with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
         return {
             "job": job.task,
@@ -100,6 +107,8 @@ def row(job: DeviceJob, variant: str, quick: bool) -> dict[str, Any]:
             "unit": job.unit,
             **_measured(job, task, result, Path(folder) / "job-c99", variant),
             "bytes_sent": 0 if variant == "central" else result.bytes_sent,
+            **{name: round(each, 1) for name, each in taken.items()},
+            "commit": made_by()["commit"],
         }
 
 
@@ -222,9 +231,30 @@ JOBS = (
         _nothing,
     ),
     DeviceJob(
+        "keywords-kwt",
+        {"devices": 24, "partition": "natural-id", "density": 0.2},
+        {
+            **{"rounds": 10, "epochs": 2, "batch_size": 8, "lr": 0.01, "lr_final": 0.002},
+            **{"server_epochs": 30, "sparse_epochs": 10},
+        },
+        {"rounds": 1, "epochs": 1, "server_epochs": 1, "sparse_epochs": 1},
+        "accuracy",
+        _metric,
+        _nothing,
+    ),
+    DeviceJob(
         "motions",
         {"devices": 5, "alpha": 1.0, "density": 0.2},
         {"rounds": 20, "epochs": 3, "batch_size": 16, "lr": 0.05},
+        {"rounds": 1, "epochs": 1, "server_epochs": 1, "sparse_epochs": 1},
+        "accuracy",
+        _metric,
+        _nothing,
+    ),
+    DeviceJob(
+        "motions-gru",
+        {"devices": 5, "alpha": 1.0, "density": 0.2},
+        {"rounds": 20, "epochs": 3, "batch_size": 16, "lr": 0.2},
         {"rounds": 1, "epochs": 1, "server_epochs": 1, "sparse_epochs": 1},
         "accuracy",
         _metric,
@@ -239,16 +269,21 @@ def _frame(row: Mapping[str, Any]) -> str:
     return " / ".join(f"{counts[name]:,}" for name in counts)
 
 
+def _minutes(row: Mapping[str, Any]) -> str:
+    return f"{row['cpu_seconds'] / 60:.1f} min" if "cpu_seconds" in row else ""
+
+
 def table(result: Mapping[str, Any]) -> list[str]:
     """Return the lines of the table of results."""
     head = (
-        "| job | trained | density | measured | float | int8 C | sent "
+        "| job | trained | density | measured | float | int8 C | sent | training "
         "| Cortex-M4: instructions | flash | RAM | Cortex-A53: instructions "
         "| a frame of sound, M4 / A53 |"
     )
     rows = (
         f"| {row['job']} | {row['trained']} | {row['density']:.0%} | {row['unit']} "
-        f"| {row['float']:.4f} | {row['int8']:.4f} | {markdown.mb(row['bytes_sent'])} "
+        f"| {row['float']:.4f} | {row['int8']:.4f} "
+        f"| {markdown.mb(row['bytes_sent'])} | {_minutes(row)} "
         f"| {row['cortex-m4']['instructions']:,} | {markdown.kb(row['cortex-m4']['flash_bytes'])} "
         f"| {markdown.kb(row['cortex-m4']['ram_bytes'])} "
         f"| {row['cortex-a53']['instructions']:,} | {_frame(row)} |"

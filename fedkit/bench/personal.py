@@ -2,16 +2,18 @@
 
 Two questions, on the digits task, three seeds each. `tune`: a ResNet-18 with widths of 16 to 128 is
 trained on the server's own images, and then in a fleet whose devices differ in their classes: all
-of it, its norms, or norms and head. `skew`: devices see the world through cameras of their own; a
+of it, its norms, or norms and head, each at several learning rates, as few weights stand, and need,
+larger steps than all. `skew`: devices see the world through cameras of their own; a
 ResNet-8 is trained by FedAvg, with local norms, or with a local head, and measured on what devices
 hold out. Seconds are those of the processor, of one thread.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -27,6 +29,8 @@ from fedkit.sparse.state import ModelState
 from fedkit.tasks import load_task
 from fedkit.tasks.task import Examples, Task
 from sim.scenario import share_out
+
+Rows = Sequence[Mapping[str, Any]]
 
 _SEEDS = (1, 2, 3)
 _TUNE: dict[str, Any] = {
@@ -45,6 +49,9 @@ _TUNE: dict[str, Any] = {
     "lr": 0.05,
     "measure_every": 6,
 }
+_RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Learning rates of the devices of `tune`; the backbone is always trained at that of `_TUNE`."""
+
 _SKEW: dict[str, Any] = {
     "task": "cameras",
     "model": "resnet8",
@@ -107,14 +114,15 @@ def _tune(config: RunConfig) -> list[dict[str, Any]]:
     start = dense_start(scenario.server(), scenario.server_data)
     begun = scenario.server().report("start", 0, start, None)
     rows = []
-    for train in ("all", "norm", "norm+head"):
-        how = config.model_copy(update={"train": train})
+    for train, rate in itertools.product(("all", "norm", "norm+head"), _RATES):
+        how = config.model_copy(update={"train": train, "lr": rate})
         seconds, reports = _timed(share_out(how, task), start)
         last = reports[-1]
         rows.append(
             {
                 "part": "tune",
                 "kind": train,
+                "lr": rate,
                 "seed": config.seed,
                 "accuracy_start": begun.accuracy,
                 "accuracy": last.accuracy,
@@ -188,43 +196,81 @@ def _seen(image: NDArray[np.float32], camera: int) -> NDArray[np.float32]:
     return np.asarray(changes[camera % len(changes)](image), np.float32)
 
 
-# The table -----------------------------------------------------------------------------------
+# The tables ----------------------------------------------------------------------------------
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the table of results."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in result["rows"]:
-        groups.setdefault((row["part"], row["kind"]), []).append(row)
-    base = {"tune": "all", "skew": "fedavg"}
+    """Return the lines of the tables of results."""
+    tune, skew = ([row for row in result["rows"] if row["part"] == part] for part in _NAMES)
+    starts = np.mean([row["accuracy_start"] for row in tune])
+    return [f"Accuracy of the backbone: {starts:.1%}.", "", *_tuned(tune), "", *_skewed(skew)]
+
+
+def _tuned(rows: Rows) -> list[str]:
+    """Return a line for each way to train, at each learning rate and at its best."""
+    rates = sorted({row["lr"] for row in rows})
+    kinds = {kind: _by(rows, "kind", kind) for kind in _NAMES["tune"]}
+    best = {kind: max(rates, key=_accuracy_at(each)) for kind, each in kinds.items()}
+    whole = _by(kinds["all"], "lr", best["all"])
     lines = []
-    for (part, kind), rows in groups.items():
-        whole = groups[part, base[part]]
-        up, seconds = (
-            sum(row[key] for row in rows) / sum(row[key] for row in whole)
-            for key in ("bytes_up", "cpu_seconds")
-        )
-        accuracy = [row["accuracy"] for row in rows]
-        worst = [row["accuracy_worst"] for row in rows if "accuracy_worst" in row]
+    for kind, each in kinds.items():
+        found = _by(each, "lr", best[kind])
+        least, mean = _kept(found, whole)
+        means = " | ".join(f"{_accuracy_at(each)(rate):.1%}" for rate in rates)
+        shares = f"{mean:.1%} | {least:.1%} | {_costs(found, whole)}"
+        lines.append(f"| {_NAMES['tune'][kind]} | {means} | {shares} |")
+    columns = " | ".join(f"lr {rate}" for rate in rates)
+    head = f"| backbone | {columns} | of the best of all | least seed | uplink | processor time |"
+    return markdown.table(head, lines)
+
+
+def _skewed(rows: Rows) -> list[str]:
+    lines = []
+    for kind, name in _NAMES["skew"].items():
+        found = _by(rows, "kind", kind)
+        accuracy, worst = ([row[key] for row in found] for key in ("accuracy", "accuracy_worst"))
         lines.append(
-            f"| {_NAMES[part, kind]} | {np.mean(accuracy):.1%} | "
-            f"{min(accuracy):.1%} to {max(accuracy):.1%} | "
-            f"{f'{np.mean(worst):.1%}' if worst else ''} | {up:.2%} | {seconds:.0%} |"
+            f"| {name} | {np.mean(accuracy):.1%} | {min(accuracy):.1%} to {max(accuracy):.1%} "
+            f"| {np.mean(worst):.1%} | {_costs(found, _by(rows, 'kind', 'fedavg'))} |"
         )
-    starts = [row["accuracy_start"] for row in result["rows"] if "accuracy_start" in row]
-    head = "| | accuracy | of each seed | worst tenth | uplink | processor time |"
-    return [
-        f"Accuracy of the backbone: {np.mean(starts):.1%}.",
-        "",
-        *markdown.table(head, lines),
-    ]
+    head = "| cameras | accuracy | of each seed | worst tenth | uplink | processor time |"
+    return markdown.table(head, lines)
+
+
+def _by(rows: Rows, key: str, value: object) -> Rows:
+    return [row for row in rows if row[key] == value]
+
+
+def _accuracy_at(rows: Rows) -> Callable[[float], float]:
+    return lambda rate: float(np.mean([row["accuracy"] for row in _by(rows, "lr", rate)]))
+
+
+def _kept(rows: Rows, whole: Rows) -> tuple[float, float]:
+    """Return which share of others' accuracy is reached, by the worst seed and in the mean."""
+    pairs = [(row["accuracy"], other["accuracy"]) for row, other in zip(rows, whole, strict=True)]
+    found, wanted = zip(*pairs, strict=True)
+    return min(a / b for a, b in pairs), sum(found) / sum(wanted)
+
+
+def _costs(rows: Rows, whole: Rows) -> str:
+    """Return uplink and seconds as shares of others'."""
+    up, seconds = (
+        sum(row[key] for row in rows) / sum(row[key] for row in whole)
+        for key in ("bytes_up", "cpu_seconds")
+    )
+    return f"{up:.2%} | {seconds:.0%}"
 
 
 _NAMES = {
-    ("tune", "all"): "backbone, all trained",
-    ("tune", "norm"): "backbone, `--train norm`",
-    ("tune", "norm+head"): "backbone, `--train norm+head`",
-    ("skew", "fedavg"): "cameras, FedAvg",
-    ("skew", "norm"): "cameras, `--local norm`",
-    ("skew", "head"): "cameras, `--local head`",
+    "tune": {
+        "all": "all trained",
+        "norm": "`--train norm`",
+        "norm+head": "`--train norm+head`",
+    },
+    "skew": {
+        "fedavg": "FedAvg",
+        "norm": "`--local norm`",
+        "head": "`--local head`",
+    },
 }
+"""Part -> kind -> what it is called."""

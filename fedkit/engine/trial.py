@@ -20,8 +20,9 @@ from fedkit.core.errors import FedkitError, TaskError
 from fedkit.core.lookup import reason, theirs
 from fedkit.engine.base import Engine, LocalTraining, even_batches
 from fedkit.engine.torch import TorchEngine
+from fedkit.sparse.state import ModelState
 from fedkit.tasks.lazy_array import pieces
-from fedkit.tasks.targets import describe
+from fedkit.tasks.targets import describe, first_example
 from fedkit.tasks.task import Examples, Task
 
 _TRIED = 4
@@ -37,7 +38,13 @@ _REPEATS = 8
 """Passes in which a model that tosses a coin shows it."""
 
 
-def try_task(task: Task, engine: Engine, parts: Sequence[Examples], how: LocalTraining) -> None:
+def try_task(
+    task: Task,
+    engine: Engine,
+    parts: Sequence[Examples],
+    how: LocalTraining,
+    whole: Examples | None = None,
+) -> None:
     """Try model, loss, metric and one step of training.
 
     Args:
@@ -45,6 +52,8 @@ def try_task(task: Task, engine: Engine, parts: Sequence[Examples], how: LocalTr
         engine: What will compute with its model.
         parts: The examples that the run sees: those of the test first, then each device's.
         how: How a device trains.
+        whole: The training data that server and devices have shares of, where it is here: so that
+            a wrong target is told by its number in there.
 
     Raises:
         TaskError: Something does not fit; says what, and what to do.
@@ -52,14 +61,32 @@ def try_task(task: Task, engine: Engine, parts: Sequence[Examples], how: LocalTr
     few = [_few(part) for part in parts]
     state = engine.initial_state()
     with theirs(f"the model of task {task.name!r}", TaskError):
-        outputs = [engine.outputs(state, part.inputs) for part in few]
-    for part, some in zip(parts, outputs, strict=True):
+        outputs = [_outputs(task, engine, state, part, few[0]) for part in few]
+    named = {"test": parts[0], **({} if whole is None else {"train": whole})}
+    for which, examples in named.items():
+        check_targets(task, outputs[0].shape[1:], examples.targets, f" of {which}_data")
+    for part, some in zip(parts[1:], outputs[1:], strict=True):
         check_targets(task, some.shape[1:], part.targets)
     for part, some in zip(few, outputs, strict=True):
         if task.known_loss is None:
             _try_loss(task, some, part.targets)
     _try_metric(task, outputs[0], parts[0].targets)
     _try_step(task, engine, min(parts[1:] or parts, key=lambda part: _smallest(part, how)), how)
+
+
+def _outputs(
+    task: Task, engine: Engine, state: ModelState, part: Examples, test: Examples
+) -> NDArray[np.float32]:
+    try:
+        return engine.outputs(state, part.inputs)
+    except FedkitError as error:
+        shape, wanted = part.inputs.shape[1:], test.inputs.shape[1:]
+        if shape == wanted:
+            raise
+        raise TaskError(
+            f"inputs of train_data of task {task.name!r} have shape {shape}, and those of "
+            f"test_data {wanted}; make them alike ({error})"
+        ) from error
 
 
 def _smallest(share: Examples, how: LocalTraining) -> int:
@@ -182,23 +209,24 @@ def _rows_of_extremes(array: NDArray[Any]) -> set[int]:
 # Targets -------------------------------------------------------------------------------------
 
 
-def check_targets(task: Task, shape: tuple[int, ...], targets: NDArray[Any]) -> None:
+def check_targets(task: Task, shape: tuple[int, ...], targets: NDArray[Any], of: str = "") -> None:
     """Refuse targets that the task's loss, one of ours, or its metric cannot read.
 
     Args:
         task: The task.
         shape: Of the model's outputs for one example.
         targets: [n, ...].
+        of: Which they are, to end a sentence.
 
     Raises:
         TaskError: Says what they are and what the loss or metric takes.
     """
     if task.classifies:
-        _check_classes(task, shape, targets)
+        _check_classes(task, shape, targets, of)
     if (loss := task.known_loss) is None:
         return
     if problem := loss.outputs_problem(shape) or loss.targets_problem(shape, targets):
-        raise TaskError(f"task {task.name!r}: {problem}")
+        raise TaskError(f"task {task.name!r}{of and ','}{of}: {problem}")
     if len(targets) and loss.share(targets) == 0:
         raise TaskError(
             f"task {task.name!r}: none of {len(targets)} examples has a target that counts in "
@@ -206,7 +234,7 @@ def check_targets(task: Task, shape: tuple[int, ...], targets: NDArray[Any]) -> 
         )
 
 
-def _check_classes(task: Task, shape: tuple[int, ...], targets: NDArray[Any]) -> None:
+def _check_classes(task: Task, shape: tuple[int, ...], targets: NDArray[Any], of: str) -> None:
     """Refuse targets that are not class indices of the model, int64 [n, ...]."""
     loss = task.known_loss
     is_loss = loss is not None and loss.classifies
@@ -220,19 +248,21 @@ def _check_classes(task: Task, shape: tuple[int, ...], targets: NDArray[Any]) ->
             f"indices, int64 [n], or maps [n, classes, ...] with int64 [n, ...]: "
             f"{_as_classes(targets, shape)} {own}"
         )
-    counted = targets[targets != task.ignored] if is_loss else targets
-    if counted.size == 0:
+    counts = targets != task.ignored if is_loss else np.ones(targets.shape, np.bool_)
+    if not counts.any():
         return
-    lowest, highest = int(counted.min()), int(counted.max())
+    lowest, highest = int(targets[counts].min()), int(targets[counts].max())
     if highest >= shape[0]:
         raise TaskError(
             f"the model of task {task.name!r} has {shape[0]} outputs, but there are targets up to "
-            f"{highest}; give it at least {highest + 1} outputs, {own}"
+            f"{highest}, {first_example(counts & (targets >= shape[0]))}{of}; give it at least "
+            f"{highest + 1} outputs, {own}"
         )
     if lowest < 0:
         raise TaskError(
-            f"the targets of task {task.name!r} are {describe(counted)}; the {reader} takes class "
-            f"indices from 0: leave out examples without a class, ignore them with "
+            f"the targets of task {task.name!r} are {describe(targets[counts])}; the {reader} "
+            f"takes class indices from 0, and not {lowest}, {first_example(counts & (targets < 0))}"
+            f"{of}: leave out examples without a class, ignore them with "
             f"losses.CrossEntropy(ignore_index={lowest}), {own}"
         )
 

@@ -19,6 +19,7 @@ from fedkit.core.text import short
 from fedkit.preprocess.raw_input import RawInput, check_names
 
 _MOST_STEPS = 100_000
+_LARGEST = float(np.finfo(np.float32).max)
 _MOST_BYTES = 2**28
 """Of a file."""
 
@@ -57,12 +58,12 @@ class CsvColumns(RawInput):
                 raise ConfigError(f"{name} is {short(value)}; it must be 1 to {_MOST_STEPS:,}")
         for name, values in (("mean", self.mean), ("deviation", self.deviation)):
             self._check_numbers(name, values)
-        if any(each <= 0 for each in self.deviation):
+        if any(np.float32(each) <= 0 for each in self.deviation):
             raise ConfigError(f"deviation is {short(self.deviation)}; each must be above 0")
         check_names(self.classes)
 
     def _check_numbers(self, name: str, values: tuple[float, ...]) -> None:
-        sound = all(isinstance(each, float) and math.isfinite(each) for each in values)
+        sound = all(isinstance(each, float) and abs(each) <= _LARGEST for each in values)
         if not sound or len(values) not in (0, len(self.columns)):
             raise ConfigError(
                 f"{name} is {short(values)}; give a float for each of {len(self.columns)} columns, "
@@ -84,10 +85,11 @@ class CsvColumns(RawInput):
             DataError: It is shorter than a window.
         """
         scaled = lines
-        if self.mean:
-            scaled = scaled - np.array(self.mean, np.float32)
-        if self.deviation:
-            scaled = scaled / np.array(self.deviation, np.float32)
+        with np.errstate(over="ignore"):  # infinities are the largest integers of an artifact
+            if self.mean:
+                scaled = scaled - np.array(self.mean, np.float32)
+            if self.deviation:
+                scaled = scaled / np.array(self.deviation, np.float32)
         return windows(scaled.T[None], self.steps, self.hop)
 
     def read(self, path: Path | str) -> NDArray[np.float32]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,17 @@ _MOST = 4096
 class Pixels(RawInput):
     """The raw input of a model that sees: uint8 [height, width, channels].
 
-    The model's input is (pixel - mean) / deviation as float32 [channels, height, width]. As `mean`
-    is a whole number, and the same for all channels, an artifact's int8 input is the pixel less
-    128: the normalisation is in the scale and zero point of the first layer, padding included, and
-    costs nothing.
+    The model's input is (pixel - mean) / deviation as float32 [channels, height, width]. Where
+    `mean` is a whole number, and all channels share mean and deviation, an artifact's int8 input is
+    the pixel less 128: the normalisation is in the scale and zero point of the first layer, padding
+    included, and costs nothing. Else it is the nearest integer, half a step from the pixel at most,
+    and C has a table of 256 for each channel.
 
     Attributes:
         channels: 1, or 3 for red, green, blue.
-        mean: The pixel that becomes 0, from 0 to 255.
-        deviation: Pixels that become 1, above 0; 255 makes inputs of 0 to 1.
+        mean: The pixel that becomes 0, from 0 to 255; a number, or one for each channel.
+        deviation: Pixels that become 1, above 0; 255 makes inputs of 0 to 1. A float, or one for
+            each channel.
 
     Raises:
         ConfigError: A size, the mean, the deviation or a class's name is none.
@@ -46,8 +47,8 @@ class Pixels(RawInput):
     height: int
     width: int
     channels: int = 1
-    mean: int = 0
-    deviation: float = 255.0
+    mean: float | tuple[float, ...] = 0
+    deviation: float | tuple[float, ...] = 255.0
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -56,17 +57,20 @@ class Pixels(RawInput):
             raise ConfigError(f"pictures are of {sizes!r:.60}; sizes are 1 to {_MOST}")
         if type(self.channels) is not int or self.channels not in _MODES:
             raise ConfigError(f"channels is {self.channels!r:.60}; pictures have 1 or 3")
-        if type(self.mean) is not int or not 0 <= self.mean <= 255:
-            raise ConfigError(
-                f"mean is {self.mean!r:.60}; it must be a whole number of 0 to 255, as pixels are: "
-                "then it is the zero point of the first layer"
-            )
-        is_number = isinstance(self.deviation, float) and math.isfinite(self.deviation)
-        if not is_number or not 1e-3 <= self.deviation <= 1e6:
-            raise ConfigError(
-                f"deviation is {self.deviation!r:.60}; it must be a float of 0.001 to 1,000,000"
-            )
+        self._check("mean", _is_mean, "a number of 0 to 255, as pixels are")
+        self._check("deviation", _is_deviation, "a float of 0.001 to 1,000,000")
         check_names(self.classes)
+
+    def _check(self, name: str, is_one: Callable[[object], bool], what: str) -> None:
+        given = getattr(self, name)
+        each = given if isinstance(given, tuple) else (given,)
+        if len(each) != (self.channels if isinstance(given, tuple) else 1) or not all(
+            map(is_one, each)
+        ):
+            raise ConfigError(
+                f"{name} is {given!r:.60}; it must be {what}, or a tuple of {self.channels} such, "
+                "one for each channel"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,12 +80,23 @@ class Pixels(RawInput):
     @property
     def span(self) -> tuple[float, float]:
         """What pixels of 0 and of 255 become."""
-        return -self.mean / self.deviation, (255 - self.mean) / self.deviation
+        means, deviations = (
+            given if isinstance(given, tuple) else (given,) * self.channels
+            for given in (self.mean, self.deviation)
+        )
+        lows, highs = (
+            [(pixel - mean) / over for mean, over in zip(means, deviations, strict=True)]
+            for pixel in (0, 255)
+        )
+        return min(lows), max(highs)
 
     def inputs(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return a model's inputs, float32 [n, c, h, w], of pixels uint8 [n, h, w, c]."""
-        centred = pixels.transpose(0, 3, 1, 2).astype(np.float32) - np.float32(self.mean)
-        return np.ascontiguousarray(centred / np.float32(self.deviation))
+        mean, deviation = (
+            np.array(given, np.float32).reshape(-1, 1, 1) for given in (self.mean, self.deviation)
+        )
+        centred = pixels.transpose(0, 3, 1, 2).astype(np.float32) - mean
+        return np.ascontiguousarray(centred / deviation)
 
     def read(self, path: Path | str) -> NDArray[np.float32]:
         """Return the input that a .png, .pgm or .ppm file is, float32 [1, c, h, w].
@@ -99,7 +114,7 @@ class Pixels(RawInput):
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # of a picture so large that it may be an attack
                 with path.open("rb") as file, Image.open(file, formats=_FORMATS) as picture:
-                    self._check(path, picture.size, picture.mode)
+                    self._check_kind(path, picture.size, picture.mode)
                     found = np.array(picture, np.uint8)
         except DataError:
             raise
@@ -115,7 +130,7 @@ class Pixels(RawInput):
             ) from error
         return found.reshape(self.height, self.width, self.channels)
 
-    def _check(self, path: Path, size: tuple[int, int], mode: str) -> None:
+    def _check_kind(self, path: Path, size: tuple[int, int], mode: str) -> None:
         if size != (self.width, self.height):
             raise DataError(
                 f"{path} has {size[0]} x {size[1]} pixels, and the model takes {self.width} x "
@@ -132,7 +147,10 @@ class Pixels(RawInput):
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold."""
         sizes = {"height": self.height, "width": self.width, "channels": self.channels}
-        how = {"mean": self.mean, "deviation": self.deviation}
+        how = {
+            name: list(given) if isinstance(given, tuple) else given
+            for name, given in (("mean", self.mean), ("deviation", self.deviation))
+        }
         return {"kind": "pixels", **sizes, **how, "classes": list(self.classes)}
 
     @classmethod
@@ -142,10 +160,22 @@ class Pixels(RawInput):
         Raises:
             ConfigError: It describes none that is known here.
         """
-        fields = {key: value for key, value in record.items() if key != "kind"}
+        fields: dict[str, Any] = {
+            key: tuple(value) if type(value) is list else value
+            for key, value in record.items()
+            if key != "kind"
+        }
         try:
-            if type(fields["classes"]) is not list:
+            if type(fields["classes"]) is not tuple:
                 raise ConfigError("classes is no list")
-            return cls(**{**fields, "classes": tuple(fields["classes"])})
+            return cls(**fields)
         except (KeyError, TypeError, ConfigError) as error:
             raise ConfigError(f"{record!r:.100} is not a raw input known here ({error})") from error
+
+
+def _is_mean(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 255  # type: ignore[operator]  # NaN is not
+
+
+def _is_deviation(value: object) -> bool:
+    return type(value) is float and 1e-3 <= value <= 1e6

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_JOBS = {"damaged-digits": "anomaly", "keywords": "keywords", "motions": "motions"}
-"""Job -> its tutorial, after which its picture is called."""
+_JOBS = {
+    "damaged-digits": "anomaly",
+    **{job: job for job in ("keywords", "keywords-kwt", "motions", "motions-gru")},
+}
+"""Job -> what its picture is called, its tutorial first."""
 
 _TRAINED = {"fedtiny": "fleet, sparse", "dense": "fleet, dense", "central": "central, dense"}
 _PROCESSORS = {"cortex-m4": "Cortex-M4", "cortex-a53": "Cortex-A53"}

@@ -164,7 +164,8 @@ class Scenario:
         how = local_training(self.config, epochs=1, lr=self.config.lr)
         device_measure(self.config, self.task)
         trained = [self.device(index).examples for index in range(len(self.devices))]
-        try_task(self.task, engine, [self.test, *trained], how)
+        whole = self.task.examples("train") if "train" in self.marks else self.server_data
+        try_task(self.task, engine, [self.test, *trained], how, whole)
         self._check_steady()
 
     def _check_steady(self) -> None:

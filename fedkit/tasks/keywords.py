@@ -20,7 +20,7 @@ import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,9 @@ VOICES = tuple(
     for number, variant in enumerate((*_TRAINED, *_TESTED))
 )
 """All voices; the last six are those of the test."""
+
+SERIES = replace(AUDIO, is_series=True)
+"""The same, as a series whose steps are the windows."""
 
 _SEED, _FORM = 0, 1
 _SPEEDS, _PITCHES = (120, 190), (30, 70)  # words a minute; of 0 to 99
@@ -83,6 +86,20 @@ def train_data() -> Examples:
 def test_data() -> Examples:
     """Return what six voices say that no device has."""
     return _examples(VOICES[len(_TRAINED) :])
+
+
+def train_series() -> Examples:
+    """Return what the voices of devices say, float32 [n, 20, 49]."""
+    return _as_series(train_data())
+
+
+def test_series() -> Examples:
+    """Return what the six other voices say."""
+    return _as_series(test_data())
+
+
+def _as_series(examples: Examples) -> Examples:
+    return replace(examples, inputs=np.ascontiguousarray(examples.inputs[:, 0].transpose(0, 2, 1)))
 
 
 def spoken(take: Utterance) -> NDArray[np.int16]:
@@ -187,3 +204,6 @@ def _made() -> NDArray[np.int8]:
 
 TASK = Task("keywords", "ds-cnn", train_data, test_data, raw_input=AUDIO)
 """The task `keywords`."""
+
+KWT = Task("keywords-kwt", "kwt-1", train_series, test_series, raw_input=SERIES)
+"""The task `keywords-kwt`: the same words for a Transformer, which takes a series."""

@@ -62,11 +62,21 @@ def test_data() -> Examples:
 
 def model() -> nn.Module:
     """Return `har-cnn` behind a norm of the signals."""
+    return _normed("har-cnn")
+
+
+def recurrent_model() -> nn.Module:
+    """Return `har-gru` behind such a norm."""
+    return _normed("har-gru")
+
+
+def _normed(name: str) -> nn.Module:
     from torch import nn
 
-    from fedkit.nn.series import har_cnn
+    from fedkit.nn.zoo import build_model
 
-    return nn.Sequential(nn.BatchNorm1d(_SIGNALS), har_cnn(_SIGNALS, len(ACTIVITIES)))
+    shape = (_SIGNALS, STEPS)
+    return nn.Sequential(nn.BatchNorm1d(_SIGNALS), build_model(name, shape, len(ACTIVITIES)))
 
 
 @functools.cache
@@ -141,3 +151,6 @@ RAW = CsvColumns(SIGNALS, STEPS, HOP, classes=ACTIVITIES)
 
 TASK = Task("motions", model, train_data, test_data, raw_input=RAW)
 """The task `motions`."""
+
+GRU = Task("motions-gru", recurrent_model, train_data, test_data, raw_input=RAW)
+"""The task `motions-gru`: the same windows for a recurrent network."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 
@@ -14,3 +15,8 @@ def describe(targets: NDArray[Any]) -> str:
     if targets.size:
         reach = f" from {float(targets.min()):.6g} to {float(targets.max()):.6g}"
     return f"{targets.dtype} [{shape}]{reach}"
+
+
+def first_example(wrong: NDArray[np.bool_]) -> str:
+    """Name the first example with something wrong in it, given bool [n, ...] of its targets."""
+    return f"the first in example {int(wrong.reshape(len(wrong), -1).any(axis=1).argmax())}"

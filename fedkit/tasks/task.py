@@ -250,8 +250,8 @@ class Task:
         metric: One of `fedkit.tasks.metrics`, or a function (outputs, targets) -> number; numpy
             in, so that the exported artifact is measured by the same. A plain function is shown
             under its own name, a `Metric` says how. What the loss ignores, accuracy does too.
-        raw_input: What the inputs are made of, sound or pixels: artifacts say so and take files,
-            and C makes those of sound itself.
+        raw_input: What the inputs are made of, sound, pixels or series: artifacts say so and take
+            files, and C makes them itself.
 
     Raises:
         TaskError: An attribute is of another kind.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from fedkit.bench import jobs
 from fedkit.config import make_config
 from fedkit.tasks import load_task
+from tests.imports import ROOT
 
 
 @pytest.mark.parametrize("job", jobs.JOBS, ids=lambda job: job.task)
@@ -29,10 +31,23 @@ def test_models_are_trained_for_as_long(job: jobs.DeviceJob) -> None:
     assert sparse.devices == dense.devices > 1
 
 
+EXAMPLES = {"damaged-digits": "anomaly", "keywords-kwt": "keywords", "motions-gru": "motions"}
+
+
+@pytest.mark.parametrize("job", jobs.JOBS, ids=lambda job: job.task)
+def test_a_fleet_is_that_of_its_example(job: jobs.DeviceJob) -> None:
+    name = EXAMPLES.get(job.task, job.task)
+    example = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
+    settings = dict(example.get("SETTINGS", example.get("FLEET", {})))
+    for network in example.get("NETWORKS", {}).values():
+        settings |= network if network["task"] == job.task else {}
+    assert {**jobs.VARIANTS["fedtiny"](job), "task": job.task} == {"task": job.task, **settings}
+
+
 COST = {"instructions": 1234, "flash_bytes": 5000, "ram_bytes": 7000, "stack_bytes": 1}
 ROW: dict[str, Any] = {
     **{"job": "j", "trained": "fedtiny", "density": 0.1, "unit": "accuracy", "float": 0.5},
-    **{"int8": 0.25, "bytes_sent": 2_500_000},
+    **{"int8": 0.25, "bytes_sent": 2_500_000, "seconds": 200.0, "cpu_seconds": 150.0},
     **{"cortex-m4": COST, "cortex-a53": COST},
 }
 
@@ -40,7 +55,7 @@ ROW: dict[str, Any] = {
 def test_a_row_of_the_table() -> None:
     line = jobs.table({"rows": [ROW]})[-1]
     assert line == (
-        "| j | fedtiny | 10% | accuracy | 0.5000 | 0.2500 | 2.5 MB "
+        "| j | fedtiny | 10% | accuracy | 0.5000 | 0.2500 | 2.5 MB | 2.5 min "
         "| 1,234 | 5 kB | 7 kB | 1,234 |  |"
     )
 

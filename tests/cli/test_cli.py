@@ -189,7 +189,7 @@ def test_a_bad_choice_of_artifacts_leaves_nothing(
 BAD = {
     "--task nowhere": "no task 'nowhere'; give one of cifar10, cifar100, cinic10, "
     "damaged-digits, digits, digits-pixels, digits-reconstruction, digits-rows, fashion-mnist, "
-    "fortunes, keywords, motions, svhn",
+    "fortunes, keywords, keywords-kwt, motions, motions-gru, svhn",
     "--task no.such.module:TASK": "cannot be imported",
     "--task fedkit.tasks.targets:describe": "leads to a function",
     "--density 0": "density is '0': input should be greater than 0",

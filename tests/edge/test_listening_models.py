@@ -23,6 +23,7 @@ from fedkit.preprocess.log_mel import LogMel
 from fedkit.preprocess.wav import read_wav, write_wav
 from tests.command_line import fedkit
 from tests.edge.targets.c99.library import need_gcc
+from tests.edge.told_by_c import built, defined, told
 from tests.sets import slow_but
 
 FRONT_END = LogMel(8000, 128, 64, 128, 8, 100.0, 4000.0)
@@ -69,9 +70,10 @@ def test_the_c_program_says_of_files_what_eval_says(
     files = [tmp_path / f"{n}.wav" for n in range(12)]
     for n, file in enumerate(files):
         write_wav(file, sound(n % 3, n, lengths[n % 4]), 8000)
-    subprocess.run(["make", "-s", "test", "wav", "CFLAGS=-O0"], cwd=made.path, check=True)
-    told = subprocess.run([made.path / "wav", *files], capture_output=True, text=True, check=True)
-    words = dict(line.split("\t") for line in told.stdout.splitlines())
+    lines, outputs = told(built(made, "wav"), files)
+    inputs = np.concatenate([audio.read(file) for file in files])
+    np.testing.assert_array_equal(outputs, defined(made, inputs))
+    words = dict(lines)
     given = " ".join(f"--input {file}" for file in files)
     assert fedkit(f"eval {made.path} {given} --runtime interpreter --json", monkeypatch) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]

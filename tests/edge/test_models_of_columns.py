@@ -15,10 +15,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import edge
+from edge.artifact import Artifact
+from edge.check import graph_of
+from edge.define.interpret_int8 import evaluate_int8
 from fedkit.core.errors import ConfigError, DataError
 from fedkit.preprocess.columns import CsvColumns
 from fedkit.preprocess.records import of_record
 from tests.command_line import fedkit
+from tests.edge.targets.c99.library import need_gcc
+from tests.edge.told_by_c import FLAGS, built, defined, refused, told
+from tests.sets import slow_but
 
 RAW = CsvColumns(("y", "x"), 5, 2, (1.0, -2.0), (0.5, 4.0), ("still", "moving", "falling"))
 
@@ -77,7 +83,105 @@ def test_eval_tells_the_class_of_each_window(
     assert "55 to 59" in capsys.readouterr().out
 
 
+def made(path: Path, raw: CsvColumns) -> Artifact:
+    torch.manual_seed(0)
+    lines = np.random.default_rng(0).normal(0, 5, (60, 2)).astype(np.float32)
+    layers = nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * (raw.steps - 2), 3)
+    return edge.export_model(nn.Sequential(*layers).eval(), raw.inputs(lines), path, raw_input=raw)
+
+
+RAWS = {
+    "scaled": RAW,
+    "as it is": CsvColumns(("y", "x"), 5, 3),
+    "apart": replace(RAW, hop=7, deviation=(1e-30, 3e38)),
+}
+
+
+def of_all_floats() -> np.ndarray[Any, Any]:
+    """Numbers of any size, those between two integers of an input, and their neighbours."""
+    draws = np.random.default_rng(1)
+    any_size = draws.integers(0, 2**32, 400, np.uint32).view(np.float32)
+    any_size = any_size[np.isfinite(any_size) & (np.abs(any_size) < 2.9e38)]
+    halves = np.arange(-300, 300, 2, np.float32) / 2 + 1
+    near = [np.nextafter(halves, np.float32(sign * np.inf)) for sign in (-1, 1)]
+    ends = np.array([0.0, -0.0, 1e-45, -1e-45, 2.9e38, -2.9e38], np.float32)
+    found = np.concatenate([any_size, halves, *near, ends, draws.normal(0, 9, 300)])
+    found = found.astype(np.float32)
+    return np.stack([found, draws.permutation(found)], axis=1)
+
+
+@pytest.mark.parametrize("flags", slow_but(["plain"], FLAGS))
+@pytest.mark.parametrize("kind", slow_but(["scaled", "apart"], RAWS))
+def test_the_c_program_says_of_files_what_eval_says(kind: str, flags: str, tmp_path: Path) -> None:
+    need_gcc()
+    raw = RAWS[kind]
+    saved = made(tmp_path / "series-c99", raw)
+    program = built(saved, "series", FLAGS[flags])
+    lines = of_all_floats()
+    few, many = write(tmp_path / "few.csv", lines[:5]), write(tmp_path / "many.csv", lines)
+    inputs = [raw.read(file) for file in (few, many)]
+    wanted = defined(saved, np.concatenate(inputs))
+    heard, outputs = told(program, [few, many])
+    np.testing.assert_array_equal(outputs, wanted)
+    places = [(few, 0), *((many, number) for number in range(len(inputs[1])))]
+    assert heard == [
+        [str(file), raw.part(number), raw.name(int(each.argmax()))]
+        for (file, number), each in zip(places, outputs, strict=True)
+    ]
+
+
+def test_integers_between_two_are_rounded_as_the_definition_does(tmp_path: Path) -> None:
+    """With a scale of a power of two, halves are hit exactly."""
+    need_gcc()
+    raw = CsvColumns(("y", "x"), 5, 1)
+    saved = made(tmp_path / "series-c99", raw)
+    tables = saved.path / "model_series_tables.h"
+    scale = next(line for line in tables.read_text().splitlines() if "_SCALE " in line)
+    tables.write_text(tables.read_text().replace(scale, f"{scale.rsplit(' ', 1)[0]} 0.5f"))
+    program = built(saved, "series")
+    port = replace(saved.inputs[0], scale=0.5)
+    lines = of_all_floats()
+    codes = port.quantize(raw.inputs(lines).transpose(0, 2, 1)[:, None])
+    wanted = np.concatenate(
+        [evaluate_int8(graph_of(saved), each[None], "half_up") for each in codes]
+    )
+    np.testing.assert_array_equal(told(program, [write(tmp_path / "a.csv", lines)])[1], wanted)
+
+
+def test_the_c_program_takes_files_of_other_programs_and_names_bad_ones(tmp_path: Path) -> None:
+    need_gcc()
+    program = built(made(tmp_path / "series-c99", RAW), "series")
+    path = tmp_path / "x.csv"
+    for content in (*OTHERS, QUOTED):
+        path.write_bytes(content.encode())
+        assert RAW.read(path).shape[0] == len(told(program, [path])[0]) == 3
+    for spoilt, text in BAD_FOR_C:
+        path.write_bytes(spoilt)
+        assert text in refused(program, path)
+    assert "cannot be opened" in refused(program, tmp_path / "none.csv")
+
+
 GOOD = "x,y\n" + "1,2\n" * 9
+BAD_FOR_C: list[tuple[bytes, str]] = [
+    (b"", "has 0 columns 'y' in its first line"),
+    (b"\xef\xbb", "has 0 columns 'y' in its first line"),
+    (b"y,x,y\n1,2,3\n", "has 2 columns 'y'"),
+    (b"y" * 600 + b",x\n", "has 0 columns 'y'"),
+    (GOOD[:12].encode(), "has 2 lines of numbers; a window takes 5"),
+    ((GOOD + "1,red\n").encode(), ", line 11: y is no finite number"),
+    ((GOOD + "nan,1\n").encode(), ", line 11: x is no finite number"),
+    ((GOOD + "1e99,1\n").encode(), ", line 11: x is no finite number"),
+    ((GOOD + "0x1,1\n").encode(), ", line 11: x is no finite number"),
+    ((GOOD + "1_0,1\n").encode(), ", line 11: x is no finite number"),
+    ((GOOD + ",1\n").encode(), ", line 11: x is no finite number"),
+    ((GOOD + "-,1\n").encode(), ", line 11: x is no finite number"),
+    ((GOOD + "1" * 600 + ",1\n").encode(), ", line 11: x is no finite number"),
+    ((GOOD + "1\n").encode(), ", line 11 has 1 values, and the first line names 2"),
+    ((GOOD + "1,2,3\n").encode(), ", line 11 has 3 values"),
+    ((GOOD + '"1,2\n').encode(), ", line 11 is none of a .csv file"),
+    ((GOOD + '"1"2,2\n').encode(), ", line 11 is none of a .csv file"),
+    (b'x,y,"z\n1,2,3\n', "is no .csv file"),
+]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +212,11 @@ def test_a_bad_file_is_named(content: bytes, text: str, tmp_path: Path) -> None:
     assert str(told.value).startswith(str(path)) and len(str(told.value)) < 500
 
 
-@pytest.mark.parametrize("content", ["\ufeff" + GOOD, GOOD.replace("\n", "\r\n"), GOOD + "\n\n"])
+OTHERS = ("\ufeff" + GOOD, GOOD.replace("\n", "\r\n"), GOOD + "\n\n", GOOD.replace("\n", "\r"))
+QUOTED = '"x", y ,"a ""b"", c"\n' + '"1", 2e0 ,"\n"\n' * 9
+
+
+@pytest.mark.parametrize("content", [*OTHERS, QUOTED])
 def test_files_of_other_programs_are_read(content: str, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(content.encode())
     assert RAW.read(tmp_path / "x.csv").shape == (3, 2, 5)
@@ -130,6 +238,8 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
         ({"hop": 1.5}, "hop is 1.5"),
         ({"mean": (1.0,)}, "give a float for each of 2 columns"),
         ({"mean": (1.0, float("inf"))}, "give a float for each"),
+        ({"mean": (1.0, 1e39)}, "give a float for each"),
+        ({"deviation": (1.0, 1e-60)}, "each must be above 0"),
         ({"deviation": (1.0, 0.0)}, "each must be above 0"),
         ({"classes": ("a\x1b",)}, "a class is called"),
     ],

@@ -23,11 +23,17 @@ from fedkit.core.errors import ConfigError, DataError, ExportError
 from fedkit.preprocess.pixels import Pixels
 from fedkit.preprocess.records import of_record
 from tests.command_line import fedkit
+from tests.edge.targets.c99.library import need_gcc
+from tests.edge.told_by_c import FLAGS, built, defined, refused, told
+from tests.sets import slow_but
 
 Pictures = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 GREY = Pixels(6, 8, classes=("cat", "dog", "cow"))
 COLOURED = Pixels(6, 8, 3, mean=117, deviation=61.5)
+OF_CHANNELS = Pixels(6, 8, 3, mean=(123.675, 116.28, 103.53), deviation=(58.395, 57.12, 57.375))
+FRACTION = Pixels(6, 8, mean=72.94, deviation=90.02, classes=("cat", "dog", "cow"))
+KINDS = {"grey": GREY, "coloured": COLOURED, "of channels": OF_CHANNELS, "fraction": FRACTION}
 
 
 def pictures(pixels: Pixels, count: int = 20, most: int = 200) -> Pictures:
@@ -56,6 +62,7 @@ def write(path: Path, picture: Pictures, **how: str) -> Path:
 def test_an_int8_input_is_the_pixel_less_128(pixels: Pixels, tmp_path: Path) -> None:
     found = saved(tmp_path / "m.tflite", pixels)
     (port,) = found.inputs
+    assert isinstance(pixels.mean, int) and isinstance(pixels.deviation, float)
     assert port.zero_point == pixels.mean - 128
     assert port.scale == pytest.approx(1 / pixels.deviation, rel=1e-6)
     every = np.resize(np.arange(256, dtype=np.uint8), (6, 6, 8, pixels.channels))
@@ -63,8 +70,76 @@ def test_an_int8_input_is_the_pixel_less_128(pixels: Pixels, tmp_path: Path) -> 
     assert np.array_equal(codes.transpose(0, 2, 3, 1), every.astype(np.int16) - 128)
 
 
+def test_each_channel_has_its_mean_and_deviation() -> None:
+    shown = pictures(OF_CHANNELS, 3, 256)
+    mean, deviation = OF_CHANNELS.mean, OF_CHANNELS.deviation
+    assert isinstance(mean, tuple) and isinstance(deviation, tuple)
+    for channel in range(3):
+        wanted = (shown[..., channel] - mean[channel]) / deviation[channel]
+        np.testing.assert_allclose(OF_CHANNELS.inputs(shown)[:, channel], wanted, atol=1e-6)
+    low, high = OF_CHANNELS.span
+    assert (low, high) == pytest.approx((-123.675 / 58.395, (255 - 103.53) / 57.375))
+
+
+@pytest.mark.parametrize("pixels", [OF_CHANNELS, FRACTION], ids=["of channels", "fraction"])
+def test_other_codes_are_half_a_step_from_the_pixel_at_most(pixels: Pixels, tmp_path: Path) -> None:
+    (port,) = saved(tmp_path / "m.tflite", pixels).inputs
+    every = np.resize(np.arange(256, dtype=np.uint8)[:, None], (6, 8, 48, pixels.channels))
+    inputs = pixels.inputs(every)
+    found = port.dequantize(port.quantize(inputs))
+    assert np.abs(found - inputs).max() <= port.scale * 1.001  # a half, and a half at the ends
+    assert np.unique(port.quantize(inputs)).size > 220
+
+
+@pytest.mark.parametrize("flags", slow_but(["plain"], FLAGS))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_c_program_says_of_files_what_eval_says(kind: str, flags: str, tmp_path: Path) -> None:
+    need_gcc()
+    pixels = KINDS[kind]
+    made = saved(tmp_path / "see-c99", pixels)
+    program = built(made, "picture", FLAGS[flags])
+    every = np.resize(np.arange(256, dtype=np.uint8), (6, 6, 8, pixels.channels))
+    shown = np.concatenate([every, pictures(pixels, 6, 256)])
+    ending = "pgm" if pixels.channels == 1 else "ppm"
+    files = [write(tmp_path / f"{n}.{ending}", each) for n, each in enumerate(shown)]
+    commented = files[1].read_bytes().replace(b"\n", b"\n# 9 9\n#\n\t", 1)
+    files[1].write_bytes(commented + b"behind")
+    lines, outputs = told(program, files)
+    np.testing.assert_array_equal(outputs, defined(made, pixels.inputs(shown)))
+    wanted = [[str(f), pixels.name(int(o.argmax()))] for f, o in zip(files, outputs, strict=True)]
+    assert lines == wanted
+    read = np.concatenate([pixels.read(file) for file in files])
+    np.testing.assert_array_equal(read, pixels.inputs(shown))
+
+
+BAD_FOR_C: list[tuple[bytes, str]] = [
+    (b"", "is no .pgm or .ppm file of bytes"),
+    (b"P2\n8 6\n255\n" + b"1 " * 48, "is no .pgm or .ppm file of bytes"),
+    (b"P6\n8 6\n255\n" + bytes(144), "has colours, and the model takes grey"),
+    (b"P5", "has a damaged header"),
+    (b"P5\n8 -6\n255\n" + bytes(48), "has a damaged header"),
+    (b"P5\n8 6 # no end", "has a damaged header"),
+    (b"P5\n8 6\n255x" + bytes(48), "has a damaged header"),
+    (b"P5\n6 8\n255\n" + bytes(48), "has 6 x 8 pixels, and the model takes 8 x 6"),
+    (b"P5\n99999999999999999999 6\n255\n", "has a damaged header"),
+    (b"P5\n8 6\n65535\n" + bytes(96), "does not have levels of 0 to 255"),
+    (b"P5\n8 6\n100\n" + bytes(48), "does not have levels of 0 to 255"),
+    (b"P5\n8 6\n255\n" + bytes(47), "is shorter than it says"),
+]
+
+
+def test_the_c_program_names_a_bad_file(tmp_path: Path) -> None:
+    need_gcc()
+    program = built(saved(tmp_path / "see-c99", GREY), "picture")
+    for number, (content, text) in enumerate(BAD_FOR_C):
+        path = tmp_path / f"{number}.pgm"
+        path.write_bytes(content)
+        assert text in refused(program, path)
+    assert "cannot be opened" in refused(program, tmp_path / "none.pgm")
+
+
 @pytest.mark.parametrize("ending", [".tflite", ".onnx", "-c99"])
-@pytest.mark.parametrize("pixels", [GREY, COLOURED], ids=["grey", "coloured"])
+@pytest.mark.parametrize("pixels", KINDS.values(), ids=KINDS)
 def test_a_picture_is_told_alike_from_its_file_and_its_pixels(
     pixels: Pixels, ending: str, tmp_path: Path
 ) -> None:
@@ -79,6 +154,8 @@ def test_a_picture_is_told_alike_from_its_file_and_its_pixels(
         given = np.asarray(runner.predict(read))
         policy = next(iter(found.details["rounding"].values()))
         codes = (picture[None].astype(np.int16) - 128).astype(np.int8)
+        if pixels in (OF_CHANNELS, FRACTION):
+            codes = found.inputs[0].quantize(pixels.inputs(picture[None]).transpose(0, 2, 3, 1))
         expected = evaluate_int8(graph_of(found), codes, policy)
         assert np.array_equal(given, found.outputs[0].dequantize(expected))
 
@@ -145,8 +222,13 @@ def test_a_folder_is_no_picture(tmp_path: Path) -> None:
         ({"height": 0}, "sizes are 1 to 4096"),
         ({"width": 2.0}, "sizes are 1 to 4096"),
         ({"channels": 4}, "pictures have 1 or 3"),
-        ({"mean": 0.5}, "whole number of 0 to 255"),
-        ({"mean": 256}, "whole number of 0 to 255"),
+        ({"mean": 256}, "a number of 0 to 255"),
+        ({"mean": float("nan")}, "a number of 0 to 255"),
+        ({"mean": "1"}, "a number of 0 to 255"),
+        ({"mean": (1.0, 2.0)}, "a tuple of 1 such"),
+        ({"mean": ()}, "a tuple of 1 such"),
+        ({"deviation": (1.0, 0.0)}, "a tuple of 1 such"),
+        ({"deviation": (0.0,)}, "deviation is"),
         ({"deviation": 0.0}, "deviation is 0"),
         ({"deviation": float("nan")}, "deviation is nan"),
         ({"deviation": 255}, "must be a float"),
@@ -159,7 +241,7 @@ def test_what_is_no_raw_input_is_refused(changes: dict[str, Any], text: str) -> 
         replace(GREY, **changes)
 
 
-@pytest.mark.parametrize("pixels", [GREY, COLOURED], ids=["grey", "coloured"])
+@pytest.mark.parametrize("pixels", KINDS.values(), ids=KINDS)
 def test_records_give_back_what_they_are_of(pixels: Pixels) -> None:
     assert of_record(json.loads(json.dumps(pixels.to_json()))) == pixels
 
@@ -179,6 +261,9 @@ def without(key: str) -> Callable[[dict[str, object]], dict[str, object]]:
         lambda record: {**record, "classes": "abc"},
         lambda record: {**record, "more": 1},
         lambda record: {**record, "width": "8"},
+        lambda record: {**record, "mean": [1.0, 2.0]},
+        lambda record: {**record, "mean": [[1.0]]},
+        lambda record: {**record, "height": [6]},
     ],
 )
 def test_a_record_of_something_else_is_refused(

@@ -57,6 +57,11 @@ def test_examples_are_the_levels_of_takes_and_are_kept(few: Path) -> None:
     sound = keywords.spoken(Utterance(keywords.WORDS[train.targets[23]], str(train.owners[23]), 1))
     wanted = keywords.AUDIO.inputs(keywords.AUDIO.levels(sound)[None])
     np.testing.assert_array_equal(train.inputs[23:24], wanted)
+    series = keywords.train_series()
+    np.testing.assert_array_equal(series.inputs, train.inputs[:, 0].swapaxes(1, 2))
+    assert series.owners is not None and series.owners.tolist() == train.owners.tolist()
+    np.testing.assert_array_equal(keywords.SERIES.inputs(keywords.AUDIO.levels(sound)[None]),
+                                  series.inputs[23:24])  # fmt: skip
     (kept,) = (few / "keywords").iterdir()
     keywords._levels.cache_clear()
     np.testing.assert_array_equal(keywords.train_data().inputs, train.inputs)

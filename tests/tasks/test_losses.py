@@ -185,6 +185,16 @@ def test_where_no_target_counts_the_loss_is_0_and_moves_nothing() -> None:
         assert leaf.grad is not None and leaf.grad.abs().max() == 0
 
 
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_an_empty_batch_is_refused(name: str) -> None:
+    loss = losses.LOSSES[name]()
+    targets = np.zeros(0 if loss.targets_problem((3,), np.zeros((1, 3))) else (0, 3), np.int64)
+    with pytest.raises(TaskError, match=f"loss {name} of an empty batch"):
+        loss.gradient(np.zeros((0, 3)), targets)
+    with pytest.raises(TaskError, match=f"loss {name} of an empty batch"):
+        loss(torch.zeros(0, 3), torch.from_numpy(targets))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_outputs_that_are_not_finite_give_no_finite_loss(bad: float) -> None:
     outputs = np.ones((4, 3))

@@ -60,7 +60,8 @@ def test_the_data_set_is_windows_of_five_seconds(
     assert train.inputs.shape == (24, 6, 50)
     assert train.targets.tolist() == np.repeat([0, 1, 2, 3] * 2, 3).tolist()
     assert train.columns["recording"].tolist() == np.repeat(np.arange(8), 3).tolist()
-    assert motions.TASK.build_model(seed=1)(_tensor(train.inputs)).shape == (24, 4)
+    for task in (motions.TASK, motions.GRU):
+        assert task.build_model(seed=1)(_tensor(train.inputs)).shape == (24, 4)
     motions._load.cache_clear()
 
 

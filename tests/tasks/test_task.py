@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkit.config import make_config
-from fedkit.core.errors import ConfigError, EngineError, FedkitError, TaskError
+from fedkit.core.errors import ConfigError, DataError, EngineError, FedkitError, TaskError
 from fedkit.server.scenario import Scenario
-from fedkit.tasks import load_task
+from fedkit.tasks import load_task, losses, metrics
 from fedkit.tasks.task import ACCURACY, Examples, Metric, Task, accuracy
 from sim import scenario
 from sim.scenario import make_scenario
@@ -328,6 +328,58 @@ def test_data_that_changes_from_call_to_call_is_refused(made: Callable[..., Scen
     for own in (replace(task(), train_data=fresh), replace(task(), test_data=fresh)):
         with pytest.raises(TaskError, match="_data of task 'own' returned other examples"):
             made(own).check()
+
+
+LOST: dict[str, tuple[Callable[[Any, Any], tuple[Any, Any]], str]] = {
+    "beyond the outputs": (
+        lambda x, y: (x, put(y, 23, 3)),
+        "up to 3, the first in example 23 of train_data",
+    ),
+    "below 0": (lambda x, y: (x, put(y, 41, -1)), "the first in example 41 of train_data"),
+    "not finite": (lambda x, y: (put(x, 17, np.nan), y), "the first in example 17"),
+    "another shape": (
+        lambda x, y: (x[:, :5], y),
+        r"have shape \(5,\), and those of test_",
+    ),
+}
+
+
+def put(array: Any, place: int, value: float) -> Any:
+    changed = array.copy()
+    changed[place] = value
+    return changed
+
+
+@pytest.mark.parametrize("server_share", [0.0, 0.9])
+@pytest.mark.parametrize("kind", LOST)
+def test_bad_data_is_told_by_its_number_in_the_data_set(
+    kind: str, server_share: float, made: Callable[..., Scenario]
+) -> None:
+    change, message = LOST[kind]
+    own = replace(task(), train_data=lambda: Examples(*change(INPUTS, TARGETS)))
+    with pytest.raises(TaskError, match=message):
+        made(own, server_share=server_share, single_class="allow").check()
+
+
+def test_labels_that_are_no_shares_are_told_by_their_number(made: Callable[..., Scenario]) -> None:
+    targets = put(np.eye(3, dtype=np.float32)[TARGETS], 37, 2)
+    own = task(targets=targets, loss=losses.BCEWithLogits(), metric=metrics.RocAuc())
+    with pytest.raises(TaskError, match=r"of test_data: .* the first in example 37"):
+        made(own).check()
+
+
+def test_a_class_of_the_test_that_training_data_lack_is_refused(
+    made: Callable[..., Scenario],
+) -> None:
+    known = TARGETS != 2
+    own = replace(task(), train_data=lambda: Examples(INPUTS[known], TARGETS[known]))
+    first = int(np.flatnonzero(~known)[0])
+    with pytest.raises(DataError, match=f"no example of class 2, .*the first in example {first}:"):
+        made(own)
+    allowed = made(own, single_class="allow")
+    allowed.check()
+    assert any(text.startswith("no device holds") for text in allowed.warnings)
+    made(replace(own, loss=losses.CrossEntropy(ignore_index=2))).check()
 
 
 def test_a_data_function_must_return_examples(made: Callable[..., Scenario]) -> None:

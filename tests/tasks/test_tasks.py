@@ -37,7 +37,8 @@ def check_examples(examples: Examples, shape: tuple[int, ...]) -> None:
 def test_built_in_tasks_are_found_by_name() -> None:
     hub = ["cifar10", "cifar100", "cinic10", "svhn"]
     digits = ["digits", "digits-pixels", "digits-reconstruction", "digits-rows"]
-    ours = [*digits, "damaged-digits", "fashion-mnist", "fortunes", "keywords", "motions"]
+    ours = [*digits, "damaged-digits", "fashion-mnist", "fortunes"]
+    ours += ["keywords", "keywords-kwt", "motions", "motions-gru"]
     assert sorted(BUILT_IN) == sorted([*ours, *hub])
     assert all(load_task(name) is task for name, task in BUILT_IN.items())
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import arena
-from edge.targets.c99 import listening, pack
+from edge.targets.c99 import pack
 from edge.targets.c99.calls import (
     Argument,
     BufferOffset,
@@ -31,6 +31,8 @@ from edge.targets.c99.calls import (
     Struct,
     compile_graph,
 )
+from edge.targets.c99.front_end_files import FrontEnd
+from edge.targets.c99.front_ends import FRONT_ENDS
 from edge.targets.c99.literals import wrapped
 from edge.targets.c99.loops import ARENA, CallText, body_of
 from edge.targets.c99.pack import Planes
@@ -48,7 +50,7 @@ from fedkit.core.text import source_text
 from fedkit.graph import ir
 from fedkit.graph.layouts import order_is_free
 from fedkit.graph.ops.registry import tokens_of
-from fedkit.preprocess.audio import Audio
+from fedkit.preprocess.raw_input import RawInput
 
 _KERNELS = Path(pack.__file__).with_name("kernels")
 _SIGNED = {"i1": "int8_t", "i2": "int16_t", "i4": "int32_t"}
@@ -84,7 +86,7 @@ def emit(
     goal: Goal = "speed",
     keep: bool = False,
     name: str = NAME,
-    audio: Audio | None = None,
+    raw_input: RawInput | None = None,
 ) -> Sources:
     """Write a graph as C.
 
@@ -96,7 +98,7 @@ def emit(
         goal: "speed", or "size" for microcontrollers.
         keep: Write no activation over another, so that all can be looked at after a call.
         name: What identifiers begin with; see `check_name`.
-        audio: What its inputs are made of, if the sources are to make them.
+        raw_input: What its inputs are made of, if the sources are to make them.
 
     Returns:
         The sources; the same arguments always give the same.
@@ -109,17 +111,18 @@ def emit(
     offsets, size = arena.plan(program.buffers, _ALIGNMENTS[goal])
     kernels = _kernels(program)
     headers = _headers(kernels)
+    front_end = None if raw_input is None else FRONT_ENDS.get(type(raw_input))
     texts = {
         "model.h": _header(graph, size + pack.SLACK, _ALIGNMENTS[goal], name),
         "model.c": _model(program, offsets, graph, name, _own_headers(headers)),
         "test_vector.h": _vectors(inputs, outputs),
         "main.c": renamed(_main(graph), name),
-        "Makefile": _makefile(kernels, headers, goal, audio is not None),
-        "CMakeLists.txt": _cmake(kernels, name, audio is not None),
+        "Makefile": _makefile(kernels, headers, goal, front_end),
+        "CMakeLists.txt": _cmake(kernels, name, front_end),
     }
-    if audio is not None:
+    if raw_input is not None and front_end is not None:
         classes = math.prod(graph.tensors[graph.outputs[0]].shape)
-        texts |= listening.files(audio, ports(graph)[0][0], classes, name)
+        texts |= front_end.texts(raw_input, ports(graph)[0][0], classes, name)
     files = {file: text.encode() for file, text in texts.items()}
     files |= {file: (_KERNELS / file).read_bytes() for file in (*headers, *kernels)}
     for header in ("ek.h", *_own_headers(headers)):
@@ -412,11 +415,12 @@ int main(void) {{
 """
 
 
-def _makefile(kernels: list[str], headers: list[str], goal: Goal, listens: bool) -> str:
-    sources, own_headers = _of_audio(listens)
+def _makefile(
+    kernels: list[str], headers: list[str], goal: Goal, front_end: FrontEnd | None
+) -> str:
+    sources, own_headers, program = _of(front_end)
     objects = " ".join(name.replace(".c", ".o") for name in ("model.c", *kernels, *sources))
     headers = [*headers, *own_headers]
-    program = _MAKE_WAV if listens else ""
     return f"""\
 CFLAGS ?= {_FLAGS[goal]}
 ALL_CFLAGS = -std=c99 -Wall -Wextra -Wconversion $(CFLAGS)
@@ -433,28 +437,29 @@ model_test: main.c test_vector.h libmodel.a
 
 test: model_test
 \t./model_test
-{program}
+{_MAKE_PROGRAM.format(program=program) if program else ""}
 clean:
-\trm -f $(OBJECTS) libmodel.a model_test{" wav" if listens else ""}
+\trm -f $(OBJECTS) libmodel.a model_test{program and f" {program}"}
 
 .PHONY: test clean
 """
 
 
-def _of_audio(listens: bool) -> tuple[Sequence[str], Sequence[str]]:
-    """Return sources and headers of the front end, where the model has one."""
-    return (listening.SOURCES, listening.HEADERS) if listens else ((), ())
+def _of(front_end: FrontEnd | None) -> tuple[Sequence[str], Sequence[str], str]:
+    """Return sources, headers and the program's name of a front end, where the model has one."""
+    if front_end is None:
+        return (), (), ""
+    return front_end.sources, front_end.headers, front_end.program.removesuffix(".c")
 
 
-_MAKE_WAV = """
-wav: wav.c libmodel.a
-\t$(CC) $(ALL_CFLAGS) wav.c libmodel.a -o $@
+_MAKE_PROGRAM = """
+{program}: {program}.c program.h libmodel.a
+\t$(CC) $(ALL_CFLAGS) {program}.c libmodel.a -o $@
 """
 
 
-def _cmake(kernels: list[str], name: str, listens: bool) -> str:
-    sources, _ = _of_audio(listens)
-    program = _CMAKE_WAV.format(name=name) if listens else ""
+def _cmake(kernels: list[str], name: str, front_end: FrontEnd | None) -> str:
+    sources, _, program = _of(front_end)
     return f"""\
 cmake_minimum_required(VERSION 3.10)
 project({name} C)
@@ -470,10 +475,10 @@ enable_testing()
 add_executable({name}_test main.c)
 target_link_libraries({name}_test {name})
 add_test(NAME {name}_test COMMAND {name}_test)
-{program}"""
+{_CMAKE_PROGRAM.format(name=name, program=program) if program else ""}"""
 
 
-_CMAKE_WAV = """
-add_executable({name}_wav wav.c)
-target_link_libraries({name}_wav {name})
+_CMAKE_PROGRAM = """
+add_executable({name}_{program} {program}.c)
+target_link_libraries({name}_{program} {name})
 """

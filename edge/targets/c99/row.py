@@ -20,7 +20,6 @@ from edge.targets.export_target import ExportTarget, Made, vectors_of
 from edge.targets.tflite.runner import Runner
 from fedkit.graph import ir
 from fedkit.graph.ops.registry import WEIGHTED
-from fedkit.preprocess.audio import Audio
 from fedkit.preprocess.raw_input import RawInput
 
 _ROUNDING = "half_up"
@@ -39,8 +38,7 @@ def _make(
     check_new_name(name)
     integers = vectors_of(graph, examples)
     expected = outputs_int8(graph, integers, _ROUNDING)
-    audio = raw_input if isinstance(raw_input, Audio) else None  # pixels need no code
-    sources = emitter.emit(graph, integers, expected, goal, keep, name, audio)
+    sources = emitter.emit(graph, integers, expected, goal, keep, name, raw_input)
     details: dict[str, Any] = {
         "name": name,
         "arena_bytes": sources.arena_bytes,

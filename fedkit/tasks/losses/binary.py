@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedkit.core.reals import Reals, exp, log
 from fedkit.tasks.losses.definition import PerElement, like, number, numbers, strict
-from fedkit.tasks.targets import describe
+from fedkit.tasks.targets import describe, first_example
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +58,7 @@ class BCEWithLogits(PerElement):
             else None
         )
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See `Loss`."""
+    def _by_torch(self, outputs: Tensor, targets: Tensor) -> Tensor:
         import torch
         from torch.nn import functional
 
@@ -97,6 +96,9 @@ class BCEWithLogits(PerElement):
         """See `Loss.targets_problem`."""
         if problem := super().targets_problem(shape, targets):
             return problem
-        if targets.size and (targets.min() < 0 or targets.max() > 1):
-            return f"targets are {describe(targets)}; loss {self.kind} takes 0 for no .. 1 for yes"
+        if (wrong := (targets < 0) | (targets > 1)).any():
+            return (
+                f"targets are {describe(targets)}; loss {self.kind} takes 0 for no .. 1 for yes: "
+                f"others, {first_example(wrong)}, mean nothing"
+            )
         return ""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedkit.core.reals import Reals, exp, log
 from fedkit.tasks.losses.definition import Loss, numbers, parts, strict
-from fedkit.tasks.targets import describe
+from fedkit.tasks.targets import describe, first_example
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +65,7 @@ class CrossEntropy(Loss):
         """See `Loss.with_values`; torch ignores -100 where nothing is said."""
         return super().with_values({"ignore_index": _NOBODY, **values})
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See `Loss`."""
+    def _by_torch(self, outputs: Tensor, targets: Tensor) -> Tensor:
         import torch
         from torch.nn import functional
 
@@ -80,15 +79,14 @@ class CrossEntropy(Loss):
             label_smoothing=self.label_smoothing,
         )
 
-    def gradient(self, outputs: Reals, targets: NDArray[Any]) -> tuple[float, Reals]:
-        """See `Loss.gradient`."""
+    def _by_numpy(self, outputs: Reals, targets: NDArray[Any]) -> tuple[float, Reals]:
         by_place = np.ascontiguousarray(np.moveaxis(outputs, 1, -1))
         rows = by_place.reshape(-1, outputs.shape[1])
-        value, slopes = self._gradient(rows, targets.reshape(-1))
+        value, slopes = self._of_rows(rows, targets.reshape(-1))
         slopes = np.moveaxis(slopes.reshape(by_place.shape), -1, 1)
         return value, np.ascontiguousarray(slopes)
 
-    def _gradient(self, rows: Reals, targets: NDArray[np.int64]) -> tuple[float, Reals]:
+    def _of_rows(self, rows: Reals, targets: NDArray[np.int64]) -> tuple[float, Reals]:
         """Return loss and slopes; outputs are [places, classes], targets [places]."""
         loss, total, slopes = 0.0, self._total(targets), np.empty_like(rows)
         if total == 0:
@@ -155,11 +153,12 @@ class CrossEntropy(Loss):
                 f"targets are {describe(targets)}, and loss {self.kind} takes class indices, int64 "
                 f"[{wanted}]"
             )
-        counted = targets[self._counted(targets)]
-        if counted.size and (counted.min() < 0 or counted.max() >= shape[0]):
+        counted = self._counted(targets)
+        if (wrong := counted & ((targets < 0) | (targets >= shape[0]))).any():
+            found = targets[counted]
             return (
-                f"targets are from {counted.min()} to {counted.max()}; the model has {shape[0]} "
-                "classes, counted from 0"
+                f"targets are from {found.min()} to {found.max()}; the model has {shape[0]} "
+                f"classes, counted from 0: others, {first_example(wrong)}, are none"
             )
         return ""
 

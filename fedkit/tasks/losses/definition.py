@@ -56,23 +56,43 @@ class Loss(ABC):
         for problem in self._problems():
             raise TaskError(f"loss {self.kind}: {problem}")
 
-    @abstractmethod
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a batch, a scalar, by torch.
 
         Args:
-            outputs: float [n, ...].
+            outputs: float [n, ...], n >= 1.
             targets: As `targets_problem` asks for them.
-        """
 
-    @abstractmethod
+        Raises:
+            TaskError: The batch is empty.
+        """
+        self._check_some(len(outputs))
+        return self._by_torch(outputs, targets)
+
     def gradient(self, outputs: Reals, targets: NDArray[Any]) -> tuple[float, Reals]:
         """Return the loss of a batch, and its gradient by the outputs.
 
         Args:
-            outputs: float64 [n, ...]. Where they are not finite, the loss is not either.
+            outputs: float64 [n, ...], n >= 1. Where they are not finite, the loss is not either.
             targets: For which `targets_problem` says "".
+
+        Raises:
+            TaskError: The batch is empty.
         """
+        self._check_some(len(outputs))
+        return self._by_numpy(outputs, targets)
+
+    @abstractmethod
+    def _by_torch(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch that is not empty."""
+
+    @abstractmethod
+    def _by_numpy(self, outputs: Reals, targets: NDArray[Any]) -> tuple[float, Reals]:
+        """Return loss and gradient of a batch that is not empty."""
+
+    def _check_some(self, examples: int) -> None:
+        if examples == 0:
+            raise TaskError(f"loss {self.kind} of an empty batch has no value; give it examples")
 
     def outputs_problem(self, shape: tuple[int, ...]) -> str:
         """Say why outputs of a shape, without the batch, do not fit this loss; "" if they do."""
@@ -142,8 +162,7 @@ class PerElement(Loss):
     def terms(self, outputs: Reals, targets: Reals) -> tuple[Reals, Reals]:
         """Return the loss of each element, and its slope by the output."""
 
-    def gradient(self, outputs: Reals, targets: NDArray[Any]) -> tuple[float, Reals]:
-        """See `Loss.gradient`."""
+    def _by_numpy(self, outputs: Reals, targets: NDArray[Any]) -> tuple[float, Reals]:
         total, slopes = 0.0, np.empty_like(outputs)
         with np.errstate(over="ignore", invalid="ignore"):
             for part in parts(len(outputs), math.prod(outputs.shape[1:])):

@@ -6,7 +6,6 @@ examples of a batch are compared with each other, so that the loss depends on ho
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,10 +29,6 @@ _SHORTEST = 1e-12
 
 class InBatch(Loss):
     """A base of losses that compare the examples of a batch."""
-
-    @abstractmethod
-    def gradient(self, outputs: Reals, targets: NDArray[Any]) -> tuple[float, Reals]:
-        """See `Loss.gradient`."""
 
     def outputs_problem(self, shape: tuple[int, ...]) -> str:
         """See `Loss.outputs_problem`."""
@@ -70,8 +65,7 @@ class TripletMargin(InBatch):
     def _problems(self) -> Iterator[str]:
         return not_positive("margin", self.margin)
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See `Loss`."""
+    def _by_torch(self, outputs: Tensor, targets: Tensor) -> Tensor:
         import torch
         from torch.nn import functional
 
@@ -86,8 +80,8 @@ class TripletMargin(InBatch):
         distance = functional.pairwise_distance(outputs[:, None], outputs[None], eps=_APART)
         return torch.clamp_min(self.margin + distance[a, p] - distance[a, n], 0.0).mean()
 
-    def gradient(self, outputs: Reals, targets: NDArray[Any]) -> tuple[float, Reals]:
-        """See `Loss.gradient`. Triplets are taken an anchor at a time."""
+    def _by_numpy(self, outputs: Reals, targets: NDArray[Any]) -> tuple[float, Reals]:
+        """Triplets are taken an anchor at a time."""
         total, count, slopes = 0.0, 0, np.zeros_like(outputs)
         for anchor in range(len(outputs)):
             same = targets == targets[anchor]
@@ -128,8 +122,7 @@ class InfoNCE(InBatch):
     def _problems(self) -> Iterator[str]:
         return not_positive("temperature", self.temperature)
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See `Loss`."""
+    def _by_torch(self, outputs: Tensor, targets: Tensor) -> Tensor:
         import torch
         from torch.nn import functional
 
@@ -144,8 +137,8 @@ class InfoNCE(InBatch):
         each = losses.masked_fill(~same, 0.0).sum(dim=1)[anchors] / same.sum(dim=1)[anchors]
         return each.mean()
 
-    def gradient(self, outputs: Reals, targets: NDArray[Any]) -> tuple[float, Reals]:
-        """See `Loss.gradient`. Products are taken an example at a time, in one order anywhere."""
+    def _by_numpy(self, outputs: Reals, targets: NDArray[Any]) -> tuple[float, Reals]:
+        """Products are taken an example at a time, in one order anywhere."""
         length = np.sqrt(np.square(outputs).sum(axis=1, keepdims=True))
         unit = outputs / np.maximum(length, _SHORTEST)
         total, slopes = 0.0, np.zeros_like(outputs)

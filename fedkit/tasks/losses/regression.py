@@ -24,8 +24,7 @@ class MSE(PerElement):
 
     in_torch: ClassVar[str] = "MSELoss"
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See `Loss`."""
+    def _by_torch(self, outputs: Tensor, targets: Tensor) -> Tensor:
         from torch.nn import functional
 
         return functional.mse_loss(outputs, like(targets, outputs))
@@ -45,8 +44,7 @@ class L1(PerElement):
 
     in_torch: ClassVar[str] = "L1Loss"
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See `Loss`."""
+    def _by_torch(self, outputs: Tensor, targets: Tensor) -> Tensor:
         from torch.nn import functional
 
         return functional.l1_loss(outputs, like(targets, outputs))
@@ -74,8 +72,7 @@ class Huber(PerElement):
     def _problems(self) -> Iterator[str]:
         return not_positive("delta", self.delta)
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See `Loss`."""
+    def _by_torch(self, outputs: Tensor, targets: Tensor) -> Tensor:
         from torch.nn import functional
 
         return functional.huber_loss(outputs, like(targets, outputs), delta=self.delta)
@@ -106,8 +103,7 @@ class SmoothL1(PerElement):
         if not 0 <= self.beta < np.inf:
             yield f"beta is {self.beta!r}; it must be finite and at least 0"
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """See `Loss`."""
+    def _by_torch(self, outputs: Tensor, targets: Tensor) -> Tensor:
         from torch.nn import functional
 
         return functional.smooth_l1_loss(outputs, like(targets, outputs), beta=self.beta)

@@ -33,9 +33,3 @@ int32_t model_audio_feed(model_audio *audio, const int16_t *samples, int32_t cou
     }
     return taken;
 }
-
-int32_t model_class(const int8_t *out) {
-    int32_t best = 0;
-    for (int32_t i = 1; i < MODEL_CLASSES; i++) best = out[i] > out[best] ? i : best;
-    return best;
-}

@@ -1,10 +1,12 @@
-/* From samples to the model's input, and from its outputs to the name of a class.
+/* From samples to the model's input.
  *
  *     model_audio_start(&audio);
  *     while (count > 0) {
  *         const int32_t taken = model_audio_feed(&audio, samples, count, &is_frame);
  *         samples += taken, count -= taken;
- *         if (is_frame) model_invoke(audio.input, out, arena), say(MODEL_CLASS(out));
+ *         if (!is_frame) continue;
+ *         model_invoke(audio.input, out, arena);
+ *         say(model_class_names[model_class(out)]);
  *     }
  */
 #ifndef MODEL_AUDIO_H
@@ -13,6 +15,7 @@
 #include <stdint.h>
 
 #include "model_audio_sizes.h"
+#include "model_classes.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -25,8 +28,6 @@ typedef struct {
     int32_t real[MODEL_AUDIO_FFT], imaginary[MODEL_AUDIO_FFT];
 } model_audio;
 
-extern const char *const model_class_names[MODEL_CLASSES];
-
 /* Begins with silence. */
 void model_audio_start(model_audio *audio);
 
@@ -34,9 +35,6 @@ void model_audio_start(model_audio *audio);
  * a new frame in `input`, else 0. */
 int32_t model_audio_feed(model_audio *audio, const int16_t *samples, int32_t count,
                          int32_t *is_frame);
-
-/* The first of the largest outputs. */
-int32_t model_class(const int8_t *out);
 
 #ifdef __cplusplus
 }

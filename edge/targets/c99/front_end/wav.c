@@ -1,16 +1,14 @@
-/* Tells the class of .wav files: wav [-s] FILE...
+/* Tells the class of .wav files: wav [-s] [-o] FILE...
  *
  * A sound is cut off or filled up with silence to one input of the model. With -s all of it is
- * listened to, and each frame of which there is a whole input has a line of its own. */
-#include <stdio.h>
-#include <string.h>
+ * listened to, and each frame of which there is a whole input has a line of its own. With -o the
+ * outputs of the model are told too, as integers. */
+#include "program.h"
 
-#include "model.h"
 #include "model_audio.h"
 
 #define BLOCK 512
 
-static uint8_t memory[MODEL_ARENA_BYTES + MODEL_ARENA_ALIGNMENT];
 static model_audio audio;
 
 static uint32_t number(const uint8_t *bytes, int count) {
@@ -50,17 +48,12 @@ static const char *find_samples(FILE *file, uint32_t *bytes) {
     return "holds no samples";
 }
 
-static int tell(const char *name, long frame) {
-    static int8_t out[MODEL_OUTPUT_BYTES];
-    uint8_t *arena = memory + (MODEL_ARENA_ALIGNMENT - (uintptr_t)memory % MODEL_ARENA_ALIGNMENT);
-    if (model_invoke(audio.input, out, arena)) return 1;
-    printf("%s", name);
-    if (frame) {
-        const double hop = MODEL_AUDIO_HOP, behind = MODEL_AUDIO_WINDOW - MODEL_AUDIO_HOP;
-        printf("\t%.2f s", ((double)frame * hop + behind) / MODEL_AUDIO_RATE);
-    }
-    printf("\t%s\n", model_class_names[model_class(out)]);
-    return 0;
+/* Says when a frame ends, from the beginning of the file. */
+static const char *moment(long frame) {
+    static char text[40];
+    const double hop = MODEL_AUDIO_HOP, behind = MODEL_AUDIO_WINDOW - MODEL_AUDIO_HOP;
+    snprintf(text, sizeof text, "%.2f s", ((double)frame * hop + behind) / MODEL_AUDIO_RATE);
+    return text;
 }
 
 /* Reads samples; returns how many. */
@@ -82,7 +75,7 @@ static int listen(const char *name, int16_t *samples, int32_t count, long *frame
         samples += taken, count -= taken, *frames += is_frame;
         const int is_whole = *frames >= MODEL_AUDIO_FRAMES;
         if (is_frame && is_whole && (is_stream || *frames == MODEL_AUDIO_FRAMES))
-            if (tell(name, is_stream ? *frames : 0)) return 1;
+            if (tell(name, is_stream ? moment(*frames) : "", audio.input)) return 1;
     }
     return 0;
 }
@@ -94,9 +87,8 @@ static int hear(const char *name, int is_stream) {
     FILE *file = fopen(name, "rb");
     const char *fault = file ? find_samples(file, &bytes) : "cannot be opened";
     if (fault) {
-        fprintf(stderr, "%s %s\n", name, fault);
         if (file) fclose(file);
-        return 1;
+        return refuse(name, fault);
     }
     int failed = 0;
     model_audio_start(&audio);
@@ -105,10 +97,7 @@ static int hear(const char *name, int is_stream) {
         failed = listen(name, samples, count, &frames, is_stream);
     }
     fclose(file);
-    if (bytes >= 2) {
-        fprintf(stderr, "%s is shorter than it says\n", name);
-        return 1;
-    }
+    if (bytes >= 2) return refuse(name, "is shorter than it says");
     memset(samples, 0, sizeof samples);
     while (frames < MODEL_AUDIO_FRAMES && !failed)
         failed = listen(name, samples, MODEL_AUDIO_HOP < BLOCK ? MODEL_AUDIO_HOP : BLOCK, &frames, 0);
@@ -116,8 +105,11 @@ static int hear(const char *name, int is_stream) {
 }
 
 int main(int count, char **arguments) {
-    const int is_stream = count > 1 && !strcmp(arguments[1], "-s");
-    int failed = 0;
-    for (int i = 1 + is_stream; i < count; i++) failed |= hear(arguments[i], is_stream);
+    int first = 1, is_stream = 0, failed = 0;
+    for (; first < count && arguments[first][0] == '-'; first++) {
+        is_stream |= !strcmp(arguments[first], "-s");
+        shows_outputs |= !strcmp(arguments[first], "-o");
+    }
+    for (int i = first; i < count; i++) failed |= hear(arguments[i], is_stream);
     return failed;
 }

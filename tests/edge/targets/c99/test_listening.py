@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from edge.artifact import Port
 from edge.bench.build import compile_c
-from edge.targets.c99 import listening, literals
+from edge.targets.c99 import literals
+from edge.targets.c99.listening import FRONT_END
 from fedkit.preprocess.audio import Audio
 from fedkit.preprocess.log_mel import LogMel
 from tests.edge.targets.c99.library import WARNINGS, need_emulator, need_gcc
@@ -38,10 +39,10 @@ EMULATED = {
 
 def sources(front_end: LogMel, folder: Path) -> list[str]:
     """Write the sources of a front end; return those that are compiled."""
-    made = listening.files(Audio(front_end, 2, ("a", "b")), PORT, 2, "model")
+    made = FRONT_END.texts(Audio(front_end, 2, ("a", "b")), PORT, 2, "model")
     for name, text in made.items():
         (folder / name).write_text(text)
-    return [str(folder / name) for name in listening.SOURCES] + [str(PROGRAM), f"-I{folder}"]
+    return [str(folder / name) for name in FRONT_END.sources] + [str(PROGRAM), f"-I{folder}"]
 
 
 def heard(command: Sequence[str], sound: Sound, block: int) -> NDArray[np.int8]:
