@@ -74,6 +74,11 @@ class RunConfig(BaseModel):
     precision: Literal["fp32", "int8", "int6", "int4"] = Field(
         "fp32", description="what training computes with: float32, or integers of so many bits"
     )
+    stored_bits: int = Field(
+        32,
+        description="bits in which sparse training stores what its backward pass reads again: 32, "
+        "16, 8 or 4",
+    )
 
     devices: int = Field(10, ge=1, description="devices in the fleet")
     partition: PartitionKind = Field(
@@ -264,6 +269,13 @@ class RunConfig(BaseModel):
             )
         return value
 
+    @field_validator("stored_bits")
+    @classmethod
+    def _values_are_stored_in_whole_bytes_or_halves(cls, bits: int) -> int:
+        if bits not in (32, 16, 8, 4):
+            raise PydanticCustomError("bits", "give 32, 16, 8 or 4")
+        return bits
+
     @field_validator("uplink_bits")
     @classmethod
     def _one_bit_holds_no_sign_and_zero(cls, bits: int) -> int:
@@ -288,6 +300,17 @@ class RunConfig(BaseModel):
                 "private",
                 "{keys} without dp_clip makes nothing private; give dp_clip, such as 1.0",
                 {"keys": " and ".join(asked)},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _integers_are_stored_as_they_are(self) -> Self:
+        if self.stored_bits < 32 and self.precision != "fp32":
+            raise PydanticCustomError(
+                "stored",
+                "stored_bits is {bits}, and precision {precision}; integers are stored in few bits "
+                "already: leave one of the two away",
+                {"bits": self.stored_bits, "precision": self.precision},
             )
         return self
 

@@ -57,7 +57,7 @@ def _engine(folder: Path, config: RunConfig) -> Engine:
         from fedkit.engine.plan.plan import load_plan
         from fedkit.engine.precision import plan_engine
 
-        return plan_engine(load_plan(plan), config.precision)
+        return plan_engine(load_plan(plan), config.precision, stored_bits=config.stored_bits)
     from fedkit.engine.torch import TorchEngine
     from fedkit.tasks import load_task
 

@@ -25,7 +25,12 @@ Wish = Literal["auto", "torch", "sparse"]
 
 
 def make_engine(
-    task: Task, model: str, seed: int, wish: Wish, precision: Precision = "fp32"
+    task: Task,
+    model: str,
+    seed: int,
+    wish: Wish,
+    precision: Precision = "fp32",
+    stored_bits: int = 32,
 ) -> tuple[Engine, str]:
     """Return the engine for a task, and a line that says which one it is and why.
 
@@ -35,10 +40,12 @@ def make_engine(
         seed: Seed of the initial weights; they do not depend on the engine.
         wish: What the user asked for.
         precision: What it computes with; integers have an engine of their own.
+        stored_bits: In which the sparse engine stores what its backward pass reads again.
 
     Raises:
         EngineError: `sparse` was asked for, but the kernels are missing or the loss is another;
-            or integers were asked for, and torch or another loss.
+            or integers were asked for, and torch or another loss; or torch would have to store few
+            bits.
         PlanError: `sparse` or integers were asked for, but the model has layers that cannot run
             so; all are named.
         TaskError: The model does not take the task's inputs.
@@ -50,17 +57,27 @@ def make_engine(
     if precision != "fp32":
         return _integer_equivalent(reference, task, wish, precision)
     if wish == "torch":
+        _check_stored(stored_bits, "engine is 'torch'")
         return reference, "torch"
     try:
-        engine = sparse_equivalent(reference, task)
+        engine = sparse_equivalent(reference, task, stored_bits)
     except (EngineError, PlanError) as error:
         if wish == "sparse":
             raise
+        _check_stored(stored_bits, f"the sparse engine cannot run this: {error}")
         return reference, f"torch; the sparse engine cannot run this: {error}"
     return engine, describe(engine)
 
 
-def sparse_equivalent(reference: TorchEngine, task: Task) -> SparseEngine:
+def _check_stored(bits: int, why: str) -> None:
+    if bits < 32:
+        raise EngineError(
+            f"stored_bits is {bits}, and torch stores 32; {why}. Leave engine at auto, or set "
+            "stored_bits to 32 (--stored-bits 32)"
+        )
+
+
+def sparse_equivalent(reference: TorchEngine, task: Task, stored_bits: int = 32) -> SparseEngine:
     """Return the sparse engine of the same model with the same initial weights.
 
     Raises:
@@ -68,7 +85,8 @@ def sparse_equivalent(reference: TorchEngine, task: Task) -> SparseEngine:
         PlanError: The model has layers that the sparse engine does not know; all are named.
     """
     initial = reference.initial_state()
-    return SparseEngine(task_plan(task, reference.module(initial)), initial)
+    plan = task_plan(task, reference.module(initial))
+    return SparseEngine(plan, initial, stored_bits=stored_bits)
 
 
 def task_plan(task: Task, model: nn.Module) -> Plan:

@@ -21,7 +21,11 @@ PlanEngine = SparseEngine | IntegerEngine
 
 
 def plan_engine(
-    plan: Plan, precision: Precision, initial: ModelState | None = None, backend: str = ""
+    plan: Plan,
+    precision: Precision,
+    initial: ModelState | None = None,
+    backend: str = "",
+    stored_bits: int = 32,
 ) -> PlanEngine:
     """Return the engine that runs a plan at a precision.
 
@@ -30,6 +34,7 @@ def plan_engine(
         precision: Of training and of everything else the engine computes.
         initial: What its `initial_state` returns; None on a device.
         backend: Of the integer engine: "native", "numpy", or "" for the kernels where they are.
+        stored_bits: Of float32 alone: of what the backward pass reads again.
 
     Raises:
         EngineError: The kernels are needed and missing, or the plan has an op that the engine
@@ -37,14 +42,15 @@ def plan_engine(
         PlanError: The plan is broken.
     """
     if precision == "fp32":
-        return SparseEngine(plan, initial)
+        return SparseEngine(plan, initial, stored_bits=stored_bits)
     return IntegerEngine(plan, initial, BITS[precision], backend=backend)
 
 
 def describe(engine: PlanEngine) -> str:
     """Return a line that says what an engine computes with, and on what."""
     if isinstance(engine, SparseEngine):
-        return f"sparse ({engine.kernels.simd})"
+        stored = "" if engine.stored_bits == 32 else f", stores {engine.stored_bits} bits"
+        return f"sparse ({engine.kernels.simd}{stored})"
     if engine.kernels is not None:
         return f"integer, {engine.bits} bits ({engine.kernels.simd})"
     return (

@@ -91,7 +91,7 @@ def _make_device(plan_path: str, data: str, index: int, config: RunConfig, expec
         Expected.parse(expected).check_plan(plan_digest(plan))
     shape, outputs = plan.tensors[0].shape, plan.output_shape
     check_trainable(examples, shape, plan.loss, outputs, config.single_class)
-    engine = plan_engine(plan, config.precision)
+    engine = plan_engine(plan, config.precision, stored_bits=config.stored_bits)
     print(f"engine: {describe(engine)}", file=sys.stderr, flush=True)
     return device_of(index, examples, engine, config)
 
@@ -107,7 +107,8 @@ def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:
             f"here; install it, or {_EXAMPLE}"
         ) from error
     task = load_task(config.task)
-    engine, notice = make_engine(task, config.model, config.seed, config.engine, config.precision)
+    how = config.engine, config.precision, config.stored_bits
+    engine, notice = make_engine(task, config.model, config.seed, *how)
     outputs = engine.outputs(engine.initial_state(), examples.inputs[:1]).shape[1:]
     loss = task.known_loss or (cross_entropy if task.classifies else None)
     check_trainable(examples, examples.inputs.shape[1:], loss, outputs, config.single_class)

@@ -13,6 +13,7 @@
 #include "depth_to_space.h"
 #include "norm.h"
 #include "channel_norm.h"
+#include "stored.h"
 #include "layer.h"
 #include "int_conv.h"
 #include "int_elementwise.h"

@@ -204,4 +204,21 @@ struct channel_norm {
     int32_t accumulate;
 };
 
+#define STORED_PARTS 3
+
+/* Code first[p] + n of part p of the values of a channel stands for least[p] + n * step[p]. */
+struct grid {
+    float least[3], most[3], step[3];
+    int32_t first[4];
+};
+
+/* A tensor's values in few bits. */
+struct stored {
+    struct tensor *tensor;
+    void *codes;                           /* `bits` each, as the values lie */
+    struct grid *grids;                    /* [tiles][channels] */
+    int32_t bits;                          /* 16, 8 or 4 */
+    uint32_t key_low, key_high;
+};
+
 #endif

@@ -6,13 +6,13 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_double, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
 from pathlib import Path
 from typing import Any
 
 from fedkit.core.errors import EngineError
 
-VERSION = 15
+VERSION = 16
 """Version of the structs below and of what calls mean; the library states its own."""
 
 SIMD = ("avx512", "avx2", "neon", "plain")
@@ -72,6 +72,30 @@ class CNorm(Structure):
         ("signs", c_void_p),
         ("eps", c_double),
         ("l1", c_int32),
+    )
+
+
+class CGrid(Structure):
+    """`struct grid` of stored.h."""
+
+    _fields_ = (
+        ("least", c_float * 3),
+        ("most", c_float * 3),
+        ("step", c_float * 3),
+        ("first", c_int32 * 4),
+    )
+
+
+class CStored(Structure):
+    """`struct stored` of stored.h."""
+
+    _fields_ = (
+        ("tensor", POINTER(CTensor)),
+        ("codes", c_void_p),
+        ("grids", POINTER(CGrid)),
+        ("bits", c_int32),
+        ("key_low", c_uint32),
+        ("key_high", c_uint32),
     )
 
 

@@ -51,6 +51,11 @@ class Pool(OneSourceOp):
         """See `PlanOp.rereads`."""
         return self.operation == "max"
 
+    @property
+    def needs_exact(self) -> bool:
+        """See `PlanOp.needs_exact`."""
+        return self.operation == "max"
+
     def problems(self, plan: Plan) -> Iterator[str]:
         """See `PlanOp.problems`."""
         source, target = plan.tensors[self.source].shape, plan.tensors[self.target].shape

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from fedkit.engine.plan.structure import Plan, PlanOp
 
 Key = tuple[str, int]
-"""("x", tensor) for values, ("g", tensor) for the gradient; integers have ("raw", tensor) too."""
+"""("x", tensor) for values, ("g", tensor) for the gradient; integers have ("raw", tensor) too.
+
+What is stored in few bits between the passes has ("code", tensor) and, once it is wide again,
+("wide", tensor).
+"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,20 @@ class Forward:
 @dataclass(frozen=True)
 class LossStep:
     """Compute the loss and the gradient of the output."""
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """Store the values of `tensor` in few bits, as the forward pass needs them no longer."""
+
+    tensor: int
+
+
+@dataclass(frozen=True)
+class Widen:
+    """Make values of what `Narrow` stored, as the backward pass reads them next."""
+
+    tensor: int
 
 
 @dataclass(frozen=True)
@@ -73,20 +91,33 @@ class Backward:
     contributions: tuple[Contribution, ...]
 
 
-Step = Forward | LossStep | Finish | Backward
+Step = Forward | Narrow | LossStep | Widen | Finish | Backward
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps in order, and the gradients that share memory: tensor -> tensor that owns it."""
+    """Steps in order.
+
+    Attributes:
+        steps: All of them.
+        owner: The gradients that share memory: tensor -> tensor that owns it.
+        narrow: Tensors that are stored in few bits between the passes.
+    """
 
     steps: tuple[Step, ...]
     owner: Mapping[int, int]
+    narrow: frozenset[int] = frozenset()
 
     def storage(self, key: Key) -> Key:
         """Return the key under whose name the memory is held."""
         kind, tensor = key
         return kind, _last_owner(self.owner, tensor) if kind == "g" else tensor
+
+    def touched(self, plan: Plan, step: Step, touched: Touched) -> Iterator[Key]:
+        """Yield what a step reads or writes, where it lies at that step."""
+        for kind, tensor in touched(plan, step):
+            is_wide = kind == "x" and tensor in self.narrow and isinstance(step, Finish | Backward)
+            yield ("wide", tensor) if is_wide else (kind, tensor)
 
 
 def _last_owner(owner: Mapping[int, int], tensor: int) -> int:
@@ -110,6 +141,30 @@ def training_schedule(plan: Plan, trained: Container[str] | None = None) -> Sche
     """
     backward = _Backward(plan, trained)
     return Schedule((*_forward(plan), LossStep(), *backward.steps), backward.owner)
+
+
+def narrowed(plan: Plan, schedule: Schedule, tensors: Container[int]) -> Schedule:
+    """Return a training schedule that stores some tensors in few bits between the passes.
+
+    Args:
+        plan: The model.
+        schedule: Its forward and backward pass.
+        tensors: Those that are, if the backward pass reads them at all.
+    """
+    last, first = dict[int, int](), dict[int, int]()
+    for moment, step in enumerate(schedule.steps):
+        for kind, tensor in touched(plan, step):
+            if kind == "x" and tensor in tensors and isinstance(step, Forward):
+                last[tensor] = moment
+            elif kind == "x" and tensor in tensors:
+                first.setdefault(tensor, moment)
+    narrow = frozenset(first) & frozenset(last)
+    steps = list[Step]()
+    for moment, step in enumerate(schedule.steps):
+        steps += [Widen(tensor) for tensor in sorted(narrow) if first[tensor] == moment]
+        steps.append(step)
+        steps += [Narrow(tensor) for tensor in sorted(narrow) if last[tensor] == moment]
+    return Schedule(tuple(steps), schedule.owner, narrow)
 
 
 def _forward(plan: Plan) -> Iterable[Forward]:
@@ -215,9 +270,16 @@ class _Backward:
 
 # Memory
 
+Touched = Callable[[Plan, Step], Sequence[Key]]
+"""What a step reads or writes."""
+
 
 def touched(plan: Plan, step: Step) -> list[Key]:
     """Return what a step reads or writes."""
+    if isinstance(step, Narrow):
+        return [("x", step.tensor), ("code", step.tensor)]
+    if isinstance(step, Widen):
+        return [("code", step.tensor), ("wide", step.tensor)]
     if isinstance(step, LossStep):
         return [("x", plan.output), ("g", plan.output)]
     if isinstance(step, Finish):
@@ -236,7 +298,7 @@ def place(
     plan: Plan,
     schedule: Schedule,
     size: Callable[[Key], int],
-    touched: Callable[[Plan, Step], Sequence[Key]] = touched,
+    touched: Touched = touched,
 ) -> tuple[dict[Key, int], int]:
     """Place all tensors in one arena.
 
@@ -252,7 +314,7 @@ def place(
     lives: dict[Key, tuple[int, int]] = {}
     names: dict[Key, list[Key]] = {}
     for moment, step in enumerate(schedule.steps):
-        for key in touched(plan, step):
+        for key in schedule.touched(plan, step, touched):
             owner = schedule.storage(key)
             lives[owner] = (lives.get(owner, (moment, moment))[0], moment)
             if key not in names.setdefault(owner, []):

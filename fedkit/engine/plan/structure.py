@@ -125,6 +125,11 @@ class PlanOp(ABC):
         return False
 
     @property
+    def needs_exact(self) -> bool:
+        """Whether it finds places by what it reads again, which then must be what it was."""
+        return self.takes_tokens
+
+    @property
     def takes_tokens(self) -> bool:
         """Whether it reads the input, of which values are whole numbers then, as places."""
         return False

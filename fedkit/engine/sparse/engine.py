@@ -30,6 +30,7 @@ from fedkit.engine.planned import PlannedEngine
 from fedkit.engine.running import BatchStatistics, RunningStatistics
 from fedkit.engine.sparse.float_op import Mode
 from fedkit.engine.sparse.program import SparseProgram
+from fedkit.engine.sparse.stored import STORED_BITS
 from fedkit.sparse.state import ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
@@ -49,6 +50,7 @@ class SparseEngine(PlannedEngine):
         initial: What `initial_state` returns; None on a device.
         simd: Instruction set, one of `native.SIMD`; "" is the fastest here.
         threads: Threads that share every step; results are the same for any number.
+        stored_bits: Bits of what the backward pass reads of the forward pass, see `stored.py`.
 
     Raises:
         EngineError: The kernels are missing or do not run here, or the plan has an op that this
@@ -57,13 +59,20 @@ class SparseEngine(PlannedEngine):
     """
 
     def __init__(
-        self, plan: Plan, initial: ModelState | None = None, simd: str = "", threads: int = 1
+        self,
+        plan: Plan,
+        initial: ModelState | None = None,
+        simd: str = "",
+        threads: int = 1,
+        stored_bits: int = 32,
     ) -> None:
+        if stored_bits not in STORED_BITS:
+            raise EngineError(f"values are stored in 32, 16, 8 or 4 bits, not in {stored_bits}")
         verify(plan)
         check_sparse(plan)
         self.plan, self.layout = plan, plan.layout
         self.kernels = native.load_kernels(simd)
-        self._initial, self._threads = initial, threads
+        self._initial, self._threads, self.stored_bits = initial, threads, stored_bits
         self._shared = shared_parameters(plan)
         self._network: Network | None = None
         self._programs: dict[tuple[Mode, frozenset[str] | None], SparseProgram] = {}
@@ -101,6 +110,7 @@ class SparseEngine(PlannedEngine):
         program = self.program(state, "train", largest, computed)
         network, program.moved = program.network, how.trained
         program.velocity[:] = 0
+        program.restart(seed)
         batches = TrainingBatches(examples, how, seed)
         statistics, loss = RunningStatistics(self.plan.stats), 0.0
         add = None if gradient_sums is None else self._adder(program, gradient_sums)
@@ -259,7 +269,9 @@ class SparseEngine(PlannedEngine):
         key = mode, trained
         if key not in self._programs or self._programs[key].batch < batch:
             self._programs.clear()
-            made = SparseProgram(self._network, mode, batch, self._threads, trained)
+            made = SparseProgram(
+                self._network, mode, batch, self._threads, trained, self.stored_bits
+            )
             self._programs[key] = made
         self._network.load(state)
         return self._programs[key]

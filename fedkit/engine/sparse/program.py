@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.core.numerics import derive_key
 from fedkit.engine.kernels import native, structs
 from fedkit.engine.kernels.network import Network
 from fedkit.engine.kernels.structs import pointer
@@ -33,12 +34,17 @@ from fedkit.engine.plan.execution import (
     Backward,
     Finish,
     Forward,
+    Key,
+    Narrow,
+    Widen,
     forward_schedule,
+    narrowed,
     place,
     training_schedule,
 )
 from fedkit.engine.plan.structure import StoredTensor
-from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode
+from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode, NumpyFloatOp
+from fedkit.engine.sparse.stored import StoredValues, stored_floats
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.lazy_array import loaded
 from fedkit.tasks.losses import PLAIN
@@ -84,6 +90,7 @@ class SparseProgram:
         batch: Most examples of one batch.
         threads: Threads that share each step; the results are the same for any number.
         trained: Names of the weights whose gradients are wanted; None: of all.
+        stored_bits: Bits of what the backward pass reads of the forward pass: 32, 16, 8 or 4.
 
     Attributes:
         moved: Names of the weights that a step moves; None: all. At first `trained`.
@@ -98,8 +105,10 @@ class SparseProgram:
         batch: int,
         threads: int = 1,
         trained: frozenset[str] | None = None,
+        stored_bits: int = 32,
     ) -> None:
         self.trained = self.moved = trained
+        self.stored_bits = stored_bits
         self.network, self.mode, self.batch, self.threads = network, mode, batch, threads
         self.plan, self.kernels = network.plan, network.kernels
         self._tokens = network.plan.tokens
@@ -111,21 +120,40 @@ class SparseProgram:
             if mode == "train"
             else forward_schedule(self.plan)
         )
+        if mode == "train" and stored_bits < 32:
+            self.schedule = narrowed(self.plan, self.schedule, self._narrow())
         self._allocate()
         self._bind()
+        self.restart(0)
         self.memory = self._account()
 
     # Memory
 
+    def _narrow(self) -> frozenset[int]:
+        """Return the tensors that are worth to be stored in few bits.
+
+        Not the output, which the loss reads, not what must be what it was, and not what an op in
+        numpy finds where it was.
+        """
+        keep = {self.plan.output}
+        for op in self.plan.ops:
+            if op.needs_exact or issubclass(float_op(op), NumpyFloatOp):
+                keep |= {op.target, *op.sources}
+        worth = (n for n in range(len(self.plan.tensors)) if n not in keep)
+        return frozenset(n for n in worth if 4 * self._size(("code", n)) < 3 * self._size(("x", n)))
+
+    def _size(self, key: Key) -> int:
+        """Return what has to be placed, in float32."""
+        kind, tensor = key
+        channels, height, width = self.plan.tensors[tensor].shape
+        values = self.most_tiles * self.kernels.lanes * channels * height * width
+        if kind != "code":
+            return _line(values)
+        return _line(stored_floats(values, self.most_tiles * channels, self.stored_bits))
+
     def _allocate(self) -> None:
-        lanes, tiles = self.kernels.lanes, self.most_tiles
-        sizes = {
-            index: _line(tiles * int(np.prod(tensor.shape)) * lanes)
-            for index, tensor in enumerate(self.plan.tensors)
-        }
-        self._places, self._tensor_floats = place(
-            self.plan, self.schedule, lambda key: sizes[key[1]]
-        )
+        tiles = self.most_tiles
+        self._places, self._tensor_floats = place(self.plan, self.schedule, self._size)
         scratch = _line(self._scratch_floats())
         # One block: large enough, it lies in huge pages, which the scratch needs most.
         self._arena = _aligned(self._tensor_floats + self.threads * scratch)
@@ -168,8 +196,10 @@ class SparseProgram:
         return -(-examples // self.kernels.lanes)
 
     def _place(self, kind: str, tensor: int) -> int | None:
-        offset = self._places.get((kind, tensor))
-        return None if offset is None else self._arena.ctypes.data + 4 * offset
+        return self._address(kind, tensor) if (kind, tensor) in self._places else None
+
+    def _address(self, kind: str, tensor: int) -> int:
+        return int(self._arena.ctypes.data) + 4 * self._places[kind, tensor]
 
     def _bind(self) -> None:
         """Tell the kernels where everything is."""
@@ -181,6 +211,7 @@ class SparseProgram:
             )
             for index, tensor in enumerate(plan.tensors)
         ]
+        self._stored = {index: self._made_stored(index) for index in self.schedule.narrow}
         gradient = self.gradient if trains else None
         self._norms = {
             index: structs.norm(self.tensors[index], state, network.parameters, gradient)
@@ -189,6 +220,11 @@ class SparseProgram:
         self._ops: list[FloatOp[Any]] = [
             float_op(op)(op, number, self) for number, op in enumerate(plan.ops)
         ]
+
+    def _made_stored(self, tensor: int) -> StoredValues:
+        before, codes, after = (self._address(kind, tensor) for kind in ("x", "code", "wide"))
+        values = self._size(("x", tensor))
+        return StoredValues(self.tensors[tensor], before, codes, after, values, self.stored_bits)
 
     @property
     def tiles(self) -> int:
@@ -223,6 +259,10 @@ class SparseProgram:
 
     # Running
 
+    def restart(self, seed: int) -> None:
+        """Start the draws anew by which stored values are rounded."""
+        self._seed, self._step = seed, 0
+
     def forward(self, inputs: Floats, order: NDArray[np.int64]) -> None:
         """Run the examples inputs[order], float32 [.., channels, height, width], forward.
 
@@ -240,6 +280,9 @@ class SparseProgram:
             inputs = inputs.astype(np.float32)
         if len(order) != self._examples:
             self._resize(len(order))
+        for index, stored in self._stored.items():
+            stored.begin(derive_key(self._seed, self._step, index, 2))
+        self._step += 1
         elements = int(np.prod(self.plan.tensors[0].shape))
         self.kernels.load_examples(
             c_void_p(pointer(inputs)),
@@ -367,17 +410,21 @@ class SparseProgram:
         for op in self._ops:
             op.resize(self)
         self._forward_calls = [
-            call for step in self.schedule.steps if isinstance(step, Forward)
+            call for step in self.schedule.steps if isinstance(step, (Forward, Narrow))
             for call in self._forward_step(step)
         ]  # fmt: skip
         self._backward_calls = [
-            pair for step in self.schedule.steps if isinstance(step, (Finish, Backward))
+            pair for step in self.schedule.steps if isinstance(step, (Widen, Finish, Backward))
             for pair in self._backward_step(step)
         ]  # fmt: skip
 
     # Steps as calls
 
-    def _forward_step(self, step: Forward) -> Iterator[Call]:
+    def _forward_step(self, step: Forward | Narrow) -> Iterator[Call]:
+        if isinstance(step, Narrow):
+            stored = byref(self._stored[step.tensor].struct)
+            yield self.shared(self.kernels.narrow, self.tiles, stored)
+            return
         op, target = self._ops[step.op], self.plan.ops[step.op].target
         yield op.forward(self)
         if step.completes and self._has_batch_norm(target):
@@ -390,7 +437,12 @@ class SparseProgram:
             if self.mode == "statistics":
                 yield functools.partial(_freeze, weakref.proxy(self), target)
 
-    def _backward_step(self, step: Finish | Backward) -> Iterator[tuple[int | None, Call]]:
+    def _backward_step(self, step: Widen | Finish | Backward) -> Iterator[tuple[int | None, Call]]:
+        if isinstance(step, Widen):
+            stored = self._stored[step.tensor]
+            yield None, stored.move
+            yield None, self.shared(self.kernels.widen, self.tiles, byref(stored.struct))
+            return
         if isinstance(step, Finish):
             tensor = byref(self.tensors[step.tensor])
             yield None, self.shared(self.kernels.finish_gradient, self.tiles, tensor)

@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from fedkit.engine.kernels import native
 from fedkit.engine.plan.geometry import TAP
 from tests.engine.kernels.kernel_sets import KERNELS
 
-NUMBERS = {
+NUMBERS: dict[str, Any] = {
     "int32_t": ctypes.c_int32,
     "uint32_t": ctypes.c_uint32,
     "int64_t": ctypes.c_int64,
@@ -69,6 +70,8 @@ def fields(declaration: str) -> list[tuple[str, object]]:
 
 def field(kind: list[str], name: str) -> tuple[str, object]:
     pointer, name = name.startswith("*"), name.lstrip("*")
+    if found := re.fullmatch(r"(\w+)\[(\d+)\]", name):
+        return found[1], NUMBERS[kind[0]] * int(found[2])
     assert name.isidentifier(), name
     name = f"{name}_" if name in ("in", "from") else name  # keywords of Python
     if kind[0] == "struct" and kind[1] not in ARRAYS:
@@ -112,4 +115,4 @@ def test_a_changed_header_is_seen() -> None:
     header = "struct int_mix {\n    const int32_t *a, *b;\n    double shift;\n};\n"
     assert declared(header)["int_mix"] != list(integer_native.IntMix._fields_)
     with pytest.raises(AssertionError):
-        declared("struct odd {\n    int32_t list[4];\n};\n")
+        declared("struct odd {\n    int32_t list[FOUR];\n};\n")

@@ -1,0 +1,70 @@
+"""What the backward pass reads of the forward pass, in few bits between the two.
+
+The forward pass computes with float32 throughout. A tensor that it has read for the last time is
+stored in 16, 8 or 4 bits, and made float32 again, elsewhere, right before the backward pass reads
+it. Values are rounded at random, so they are right on average, and none crosses the end of the
+range in which a read's activation passes a gradient: stored.h says how.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+from fedkit.engine.kernels import native
+
+STORED_BITS = (32, 16, 8, 4)
+"""32: as it is."""
+
+_LINE = 16
+
+
+def stored_floats(values: int, planes: int, bits: int) -> int:
+    """Return the memory of so many codes and of a grid per plane, in float32."""
+    return _codes(values, bits) + math.ceil(planes * ctypes.sizeof(native.CGrid) / 4)
+
+
+def _codes(values: int, bits: int) -> int:
+    return math.ceil(values * bits / 32 / _LINE) * _LINE
+
+
+class StoredValues:
+    """One tensor's values, first as the forward pass makes them, then as codes, then wide again.
+
+    Args:
+        tensor: Its struct, which says where the values are.
+        before: Address of the values in the forward pass.
+        codes: Address of the codes, and of the grids behind them.
+        after: Address of the values in the backward pass.
+        values: How many there are at most.
+        bits: Of a code.
+
+    Attributes:
+        struct: What the kernels take.
+    """
+
+    def __init__(
+        self,
+        tensor: native.CTensor,
+        before: int,
+        codes: int,
+        after: int,
+        values: int,
+        bits: int,
+    ) -> None:
+        self._tensor, self._before, self._after = tensor, before, after
+        self.struct = native.CStored(
+            tensor=ctypes.pointer(tensor),
+            codes=codes,
+            grids=ctypes.cast(codes + 4 * _codes(values, bits), ctypes.POINTER(native.CGrid)),
+            bits=bits,
+        )
+
+    def begin(self, key: int) -> None:
+        """Get ready for a forward pass, whose values are rounded by a key of 64 bits."""
+        self._tensor.x = self._before
+        self.struct.key_low, self.struct.key_high = key & 0xFFFFFFFF, key >> 32
+
+    def move(self) -> None:
+        """Let the tensor be where the backward pass reads it."""
+        self._tensor.x = self._after
