@@ -467,6 +467,32 @@ def support(as_json: Json = False, quiet: Quiet = False) -> None:
     _print(supported.support(), as_json, supported.support_table)
 
 
+@app.command("flwr-run")
+def flwr_run(
+    path: Annotated[str, typer.Argument(metavar="APP", help="folder of a Flower app")],
+    connection: Annotated[
+        str, typer.Argument(metavar="[SUPERLINK]", help="a SuperLink of Flower's settings")
+    ] = "",
+    run_config: Annotated[
+        list[str] | None, typer.Option("--run-config", "-c", help="keys of the app, in TOML")
+    ] = None,
+    federation_config: Annotated[
+        str, typer.Option(help="of a simulation, such as num-supernodes=10")
+    ] = "",
+) -> None:
+    """Do what `flwr run --stream` does, and return 2 where the run fails; Flower returns 0.
+
+    A SuperLink that Flower starts for it ends with it.
+
+    Example: `fedkit flwr-run sim/app --federation-config num-supernodes=4`
+    """
+    from fedkit.flower import flwr_run as flower
+
+    options = [part for each in run_config or () for part in ("--run-config", each)]
+    options += ["--federation-config", federation_config] if federation_config else []
+    flower.flwr_run(path, connection, options)
+
+
 @app.command()
 def compare(
     grid: Annotated[Path, typer.Argument(help="a grid file, like examples/grid.toml")],
