@@ -18,7 +18,7 @@ from fedkit.core.errors import FleetError, WireError
 from fedkit.core.text import listed, terminal_text
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.run_config import check_nodes
-from fedkit.flower.runtime import here, simulated_nodes
+from fedkit.flower.runtime import here, is_simulated, simulated_nodes
 from fedkit.flower.wire import from_records, message_bytes, record_bytes, to_records
 from fedkit.methods.interface import Answer, Phase, Request
 from fedkit.sparse.counts import ceil_share
@@ -58,7 +58,9 @@ class FlowerFleet:
     """Implements `fedkit.methods.interface.Fleet` with a message to every node that is connected.
 
     Where devices are chosen, those that are connected when they are chosen are asked. Which node is
-    which device must be known then: nodes without keys are asked for it once.
+    which device must be known then: nodes without keys are asked for it once. Where more are asked
+    than answers are taken, an exchange ends with the first ones; simulated devices count as quick
+    as they were drawn early, so that a simulation takes the same answers each time.
 
     A device that does not answer is waited for until the config's `deadline`, and asked again when
     it comes back. Then the exchange ends with those that answered, if they are `min_share` of all;
@@ -100,8 +102,9 @@ class FlowerFleet:
         self.trained: set[int] = set()
         self.missed = 0
         self._connected: set[int] = set()
-        self._choice: tuple[Sequence[int], int] | None = None
-        self._chosen: frozenset[int] | None = None
+        self._choice: tuple[Sequence[int], int, int] | None = None
+        self._chosen: Mapping[int, int] | None = None
+        self._in_turn = is_simulated(grid)
         self._introduced: set[int] = set()
         self.traffic, self.bytes_down, self.bytes_up = (0, 0), 0, 0
         self._wait_for_nodes()
@@ -112,13 +115,18 @@ class FlowerFleet:
         return self._config.asked if self._chosen is None else len(self._chosen)
 
     @property
+    def wanted(self) -> int:
+        """Answers that an exchange takes."""
+        return self.asked if self._choice is None else min(self._choice[1], self.asked)
+
+    @property
     def needed(self) -> int:
         """Answers without which an exchange fails."""
-        return ceil_share(self._config.min_share, self.asked)
+        return ceil_share(self._config.min_share, self.wanted)
 
-    def choose(self, order: Sequence[int], count: int) -> None:
+    def choose(self, order: Sequence[int], count: int, spare: int = 0) -> None:
         """See `fedkit.methods.interface.Dispatcher.choose`."""
-        self._choice, self._chosen, self.missed = (order, count), None, 0
+        self._choice, self._chosen, self.missed = (order, count, spare), None, 0
 
     def _resolve_choice(self) -> None:
         """Choose among those that are connected; what follows goes by that until told otherwise."""
@@ -126,10 +134,11 @@ class FlowerFleet:
             return
         if unknown := self._connected - self._device_of.keys() - self._introduced:
             self._introduce(unknown)
-        order, count = self._choice
+        order, count, spare = self._choice
         there = {self._device_of[node] for node in self._connected & self._device_of.keys()}
         there -= {self._device_of.get(node) for node in self.quarantine}
-        self._chosen = frozenset([device for device in order if device in there][:count])
+        asked = [device for device in order if device in there][: count + spare]
+        self._chosen = {device: turn for turn, device in enumerate(asked)}
 
     def _introduce(self, nodes: set[int]) -> None:
         """Ask nodes which devices they are, once: one that does not say so is not chosen."""
@@ -193,12 +202,26 @@ class FlowerFleet:
         self._carry_out(exchange, lambda: self._check(phase, exchange))
         if len(exchange.answers) < self.needed:
             raise self._too_few(phase, exchange)
-        self.acquainted, self.missed = set(exchange.answers), exchange.unconnected
+        answers = self._taken(exchange)
+        self.acquainted, self.missed = set(answers), exchange.unconnected
         self.trained |= self.acquainted if phase in ("train", "evaluate") else set()
-        asked = self._chosen or range(self._config.devices)
-        for device in sorted(set(asked) - exchange.devices):
-            self._log("absent", phase=phase, device=device)
-        return exchange.in_order()
+        asked = range(self._config.devices) if self._chosen is None else self._chosen
+        left = sorted(set(asked) - {device for device, _ in answers.values()})
+        what = "absent" if len(answers) < self.wanted else "spare"
+        for device in left:
+            self._log(what, phase=phase, device=device)
+        return [answer for _, answer in sorted(answers.values(), key=lambda pair: pair[0])]
+
+    def _taken(self, exchange: _Exchange[Answer]) -> dict[int, tuple[int, Answer]]:
+        """Return the answers that count: of simulated devices those of the first that were drawn.
+
+        Others come in the order of their arrival, in which the exchange ended with enough.
+        """
+        if self._chosen is None or not self._in_turn:
+            return exchange.answers
+        turns = self._chosen
+        in_turn = sorted(exchange.answers.items(), key=lambda pair: turns[pair[1][0]])
+        return dict(in_turn[: self.wanted])
 
     def _carry_out(
         self, exchange: _Exchange[Any], check: Callable[[], None] = lambda: None
@@ -206,7 +229,7 @@ class FlowerFleet:
         """Ask, and take answers in, until nobody is expected any more or it is too late."""
         began = told = time.monotonic()
         deadline = began + self._config.deadline
-        while exchange.expected > 0:
+        while exchange.expected > 0 and not exchange.is_complete:
             exchange.ask(max(1.0, deadline - time.monotonic()))
             exchange.collect()
             check()
@@ -357,6 +380,10 @@ class FlowerFleet:
         """Return which of some nodes are there and were not refused too often."""
         return sorted(nodes & self._connected - self.quarantine)
 
+    def is_enough(self, answers: int) -> bool:
+        """Whether an exchange needs no more answers than so many, though more were asked."""
+        return not self._in_turn and self.wanted <= answers < self.asked
+
     def is_asked(self, node: int) -> bool:
         """Whether a node is among the chosen."""
         return self._chosen is None or self._device_of.get(node, -1) in self._chosen
@@ -424,9 +451,10 @@ class _Exchange(Generic[Answer]):
         """Devices that answered."""
         return {device for device, _ in self.answers.values()}
 
-    def in_order(self) -> list[Answer]:
-        """Return the answers by device."""
-        return [answer for _, answer in sorted(self.answers.values(), key=lambda pair: pair[0])]
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has as many answers as it takes, though more devices were asked."""
+        return self._nodes is None and self._fleet.is_enough(len(self.answers))
 
     def ask(self, seconds: float) -> None:
         """Send the request to every node that is there and was not asked; it lives so long."""
@@ -454,6 +482,8 @@ class _Exchange(Generic[Answer]):
     def collect(self) -> None:
         """Take in what has arrived."""
         for message, node in list(self._asked.items()):
+            if self.is_complete:
+                return
             try:
                 if (reply := self._fleet.pull(message)) is None:
                     continue

@@ -177,6 +177,8 @@ OFTEN_AWAY: dict[str, Any] = {"devices": 10, "devices_per_round": 3, "availabili
     [
         ("processes", 2, {}),
         ("threads", 2, {"method": "prunefl", "uplink_bits": 4}),
+        ("processes", 2, {"over_selection": 0.5, "uplink_bits": 4}),
+        slow(("threads", 2, {**OFTEN_AWAY, "over_selection": 1.0, "bn_merge": "exact"})),
         *(
             slow((backend, workers, {**OFTEN_AWAY, "method": method}))
             for backend, workers in (("processes", 1), ("processes", 4), ("threads", 4))
