@@ -72,8 +72,9 @@ class FlowerFleet:
         grid: Flower's access to the nodes.
         config: The run: its devices, and the rules above.
         largest: Bytes of a reply's arrays above which it is refused unread.
-        indices: Which device each node is, by its key; without it nodes are believed, but no two
-            of them can be the same device.
+        indices: Which device each node is, by its key, of all that may come; without it nodes are
+            believed, but no two of them can be the same device.
+        names: What people call the devices.
         log: Told of answers, refusals and absences, as they happen.
 
     Attributes:
@@ -94,9 +95,12 @@ class FlowerFleet:
         largest: int = 2**62,
         indices: Mapping[int, int] | None = None,
         log: Log = _silent,
+        names: Mapping[int, str] | None = None,
     ) -> None:
         self._grid, self._config, self._largest, self._log = grid, config, largest, log
         self._given, self._device_of = indices is not None, dict(indices or {})
+        self._names = names or {}
+        self._members = range(config.devices) if indices is None else sorted(indices.values())
         self._refusals: Counter[int] = Counter()
         self.acquainted: set[int] = set()
         self.trained: set[int] = set()
@@ -112,7 +116,7 @@ class FlowerFleet:
     @property
     def asked(self) -> int:
         """Devices that an exchange asks."""
-        return self._config.asked if self._chosen is None else len(self._chosen)
+        return len(self._members if self._chosen is None else self._chosen)
 
     @property
     def wanted(self) -> int:
@@ -150,14 +154,15 @@ class FlowerFleet:
         check_nodes(self._config, simulated_nodes(self._grid))
         config, deadline = self._config, time.monotonic() + self._config.deadline
         told, again = -1, 0.0
-        while len(nodes := self._look()) < config.devices and time.monotonic() < deadline:
+        devices = len(self._members)
+        while len(nodes := self._look()) < devices and time.monotonic() < deadline:
             if len(nodes) != told or time.monotonic() >= again:
                 told, again = len(nodes), time.monotonic() + _TELL_SECONDS
                 self._tell_waiting(told, deadline - time.monotonic())
             time.sleep(_POLL_SECONDS)
         if len(nodes) < self.needed:
             raise FleetError(
-                f"{len(nodes)} of {config.devices} devices connected within {config.deadline:.0f} "
+                f"{len(nodes)} of {devices} devices connected within {config.deadline:.0f} "
                 f"s, and {self.needed} are needed; start more nodes (num-supernodes), lower "
                 "--devices or --min-share"
             )
@@ -168,13 +173,20 @@ class FlowerFleet:
             )
 
     def _tell_waiting(self, there: int, left: float) -> None:
-        devices = self._config.devices
+        devices, others = len(self._members), "the others"
+        if self._given:
+            known = {self._device_of[node] for node in self._connected}
+            others = self._named(sorted(set(self._members) - known))
         self._log("waiting", connected=there, devices=devices, seconds_left=round(left))
         print(
-            f"{there} of {devices} devices are there; waiting up to {left:.0f} s for the others "
+            f"{there} of {devices} devices are there; waiting up to {left:.0f} s for {others} "
             "(start more nodes, num-supernodes in a simulation, or set devices)",
             flush=True,
         )
+
+    def _named(self, devices: Sequence[int]) -> str:
+        """Return devices as people call them."""
+        return listed("device", [self._names.get(device, str(device)) for device in devices])
 
     def _look(self) -> set[int]:
         """Ask Flower which nodes are connected; what follows goes by that until the next look."""
@@ -205,7 +217,7 @@ class FlowerFleet:
         answers = self._taken(exchange)
         self.acquainted, self.missed = set(answers), exchange.unconnected
         self.trained |= self.acquainted if phase in ("train", "evaluate") else set()
-        asked = range(self._config.devices) if self._chosen is None else self._chosen
+        asked = self._members if self._chosen is None else self._chosen
         left = sorted(set(asked) - {device for device, _ in answers.values()})
         what = "absent" if len(answers) < self.wanted else "spare"
         for device in left:
@@ -243,12 +255,12 @@ class FlowerFleet:
 
     def _tell_missing(self, exchange: _Exchange[Any], left: float) -> None:
         """Say which devices are waited for that are not connected, as far as they are known."""
-        asked = set(range(self._config.devices) if self._chosen is None else self._chosen)
+        asked = set(self._members if self._chosen is None else self._chosen)
         there = {self._device_of[node] for node in self._connected & self._device_of.keys()}
         missing, answered = sorted(asked - there - exchange.devices), len(exchange.answers)
         # A node that is there and has not answered may be any device that is not known.
         known = len(missing) == exchange.unconnected
-        who = listed("device", missing) if known else f"{exchange.unconnected} others"
+        who = self._named(missing) if known else f"{exchange.unconnected} others"
         self._log("waiting", connected=len(there), devices=self.asked, seconds_left=round(left))
         print(
             f"{answered} of {self.asked} devices have answered; waiting up to {left:.0f} s for "
@@ -391,7 +403,7 @@ class FlowerFleet:
     def name_of(self, node: int) -> str:
         """Return what a person calls a node: its device, where that is known."""
         device = self._device_of.get(node)
-        return f"node {node}" if device is None else f"device {device}"
+        return f"node {node}" if device is None else self._named([device])
 
     def note_failure(self, node: int, phase: Phase, code: int, reason: str) -> None:
         """Log that a device could not answer, and print it for those who follow the run."""
