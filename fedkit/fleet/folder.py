@@ -228,7 +228,7 @@ def check_names(fleet: Fleet) -> None:
     if len({*names, *map(str, range(len(names)))}) < 2 * len(names):
         raise FleetError(
             f"the names {', '.join(map(short, fleet.names))} do not tell devices apart; give each "
-            "one of its own, that is no number"
+            "one of its own, and no number"
         )
 
 
