@@ -72,6 +72,11 @@ class RunConfig(BaseModel):
     engine: Literal["auto", "torch", "sparse"] = Field(
         "auto", description="what computes: sparse C kernels, dense torch, or sparse if it can"
     )
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "cpu",
+        description="where torch computes: the processor, an accelerator, or one if it is there; "
+        "the C engines know the processor alone",
+    )
     precision: Literal["fp32", "int8", "int6", "int4"] = Field(
         "fp32", description="what training computes with: float32, or integers of so many bits"
     )

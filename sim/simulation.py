@@ -78,7 +78,8 @@ def simulate(
 
     app = make_client_app(device_of, InThreads(in_context_and_folder))
     keys = {FOLDER_KEY: str(place.folder)}
-    given = Simulated(app, scenario.config.devices, keys, resolved(backend), workers, log)
+    chosen = resolved(backend, scenario.config.accelerator)
+    given = Simulated(app, scenario.config.devices, keys, chosen, workers, log)
     with log.open("a") as file, redirect_stdout(file), simulation(given) as grid:
         serve(scenario, grid, place, after_step=after_step)
 

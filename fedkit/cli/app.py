@@ -135,7 +135,7 @@ def run(
         path = job.folder_for(config, name, out)
     asked = export.Form(_targets(targets)) if targets else None
     logging = _targets(logs) if logs else ()
-    how = (with_dense, in_process, job.checked_backend(backend), workers)
+    how = (with_dense, in_process, job.checked_backend(backend, config.accelerator), workers)
     todo = job.Job(config, path, *how, bool(resume), asked, logging)
     with watch.runs([path for _, path in todo.runs], live, live_address, _say):
         done = job.run_job(todo, log)

@@ -8,6 +8,8 @@ import numpy as np
 from torch import nn
 
 from fedkit.core.errors import EngineError, PlanError
+from fedkit.engine import accelerator as accelerators
+from fedkit.engine.accelerator import CPU, Accelerator, found_device
 from fedkit.engine.base import Engine
 from fedkit.engine.ops.registry import check_integer
 from fedkit.engine.plan.capture import capture
@@ -25,7 +27,12 @@ Wish = Literal["auto", "torch", "sparse"]
 
 
 def make_engine(
-    task: Task, model: str, seed: int, wish: Wish, precision: Precision = "fp32"
+    task: Task,
+    model: str,
+    seed: int,
+    wish: Wish,
+    precision: Precision = "fp32",
+    accelerator: Accelerator = "cpu",
 ) -> tuple[Engine, str]:
     """Return the engine for a task, and a line that says which one it is and why.
 
@@ -35,22 +42,33 @@ def make_engine(
         seed: Seed of the initial weights; they do not depend on the engine.
         wish: What the user asked for.
         precision: What it computes with; integers have an engine of their own.
+        accelerator: Where torch computes. The C engines know the processor alone, so `auto` is
+            torch where another one is there.
 
     Raises:
+        EngineError: The accelerator is not there, or the engine asked for does not know it.
         EngineError: `sparse` was asked for, but the kernels are missing or the loss is another;
             or integers were asked for, and torch or another loss.
         PlanError: `sparse` or integers were asked for, but the model has layers that cannot run
             so; all are named.
         TaskError: The model does not take the task's inputs.
     """
-    reference = TorchEngine.for_task(task, model, seed)
+    device = found_device(accelerator)
+    if device != CPU and (wish == "sparse" or precision != "fp32"):
+        if accelerator != "auto":
+            raise EngineError(
+                f"accelerator is {accelerator!r}, and the C engines ({_asked(wish, precision)}) "
+                "know the processor alone; leave accelerator at cpu, or take engine torch"
+            )
+        device = CPU
+    reference = TorchEngine.for_task(task, model, seed, device)
     examples = task.examples("test")
     reference.check_forward(examples.inputs[:2])
     try_inputs(task, reference, examples)
     if precision != "fp32":
         return _integer_equivalent(reference, task, wish, precision)
-    if wish == "torch":
-        return reference, "torch"
+    if wish == "torch" or device != CPU:
+        return reference, accelerators.describe(device)
     try:
         engine = sparse_equivalent(reference, task)
     except (EngineError, PlanError) as error:
@@ -58,6 +76,10 @@ def make_engine(
             raise
         return reference, f"torch; the sparse engine cannot run this: {error}"
     return engine, describe(engine)
+
+
+def _asked(wish: Wish, precision: Precision) -> str:
+    return f"engine {wish}" if precision == "fp32" else f"precision {precision}"
 
 
 def sparse_equivalent(reference: TorchEngine, task: Task) -> SparseEngine:

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import FedkitError, FleetError
 from fedkit.core.text import terminal_text
-from fedkit.flower.runtime import BACKEND_KEY, WORKERS_KEY, simulated_nodes
+from fedkit.flower.runtime import ACCELERATOR_KEY, BACKEND_KEY, WORKERS_KEY, simulated_nodes
 from fedkit.flower.workers import resolved
 
 FOLDER_KEY, RESUME_KEY, NODES_KEY, EXPECTED_KEY = "folder", "resume", "nodes", "expected"
@@ -71,7 +71,8 @@ def read_run_config(run_config: Mapping[str, Any], grid: Grid) -> tuple[RunConfi
         FleetError: There are more nodes or fewer than devices.
     """
     values, place = run_keys(run_config)
-    resolved(str(run_config.get(BACKEND_KEY, "auto")))
+    accelerator = str(run_config.get(ACCELERATOR_KEY, "cpu"))
+    resolved(str(run_config.get(BACKEND_KEY, "auto")), accelerator)
     make_config({**values, "devices": values.get("devices") or 1})
     nodes = simulated_nodes(grid)
     config = make_config(with_devices(values, nodes or 0))

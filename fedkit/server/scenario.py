@@ -108,7 +108,8 @@ class Scenario:
         from fedkit.engine.choose import make_engine  # torch, which a look at a run does not need
 
         config = self.config
-        return make_engine(self.task, config.model, config.seed, config.engine, config.precision)
+        how = config.engine, config.precision, config.accelerator
+        return make_engine(self.task, config.model, config.seed, *how)
 
     @functools.cached_property
     def backbone(self) -> ModelState | None:
