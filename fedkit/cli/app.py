@@ -501,6 +501,13 @@ def compare(
     workers: Annotated[
         int, typer.Option(min=0, help="cells running at once (0: one per core)")
     ] = 0,
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="run the cells on a Ray cluster, whose machines have the same fedkit",
+        ),
+    ] = "",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -511,7 +518,7 @@ def compare(
     from fedkit.cli import compare as grids
     from fedkit.cli import tables
 
-    _print(grids.compare(grid, out, work, workers, log), as_json, tables.compare_table)
+    _print(grids.compare(grid, out, work, workers, log, ray), as_json, tables.compare_table)
 
 
 @app.command(epilog=f"NAME is one of: {', '.join(BENCHMARKS)}")
