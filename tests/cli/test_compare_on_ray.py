@@ -13,57 +13,17 @@ from typing import Any
 import pytest
 
 from fedkit.core.errors import FleetError
-from fedkit.flower.processes import ENVIRONMENT
 from fedkit.server.checkpoint import RunFolder
 from tests.cli.tiny_grid import AXES, TINY, grid_file
+from tests.cli.two_nodes import TwoNodes
 from tests.fleet.command import command
 from tests.fleet.real import FEDKIT
 from tests.flower.same_bits import assert_same_bits
 from tests.processes import HANG, wait_for
 
 
-class TwoNodes:
-    """A cluster with one core on each of two nodes of this machine."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-        )
-        self._second = self._cluster.add_node(num_cpus=1)
-        self.address: str = self._cluster.address
-
-    def works_on_the_second(self) -> bool:
-        """Whether a task runs on the second node: its worker is called after the task."""
-        raylet = self._second.all_processes["raylet"][0].process.pid
-        return any(title.startswith("ray::_told") for title in titles_below(raylet))
-
-    def kill_the_second(self) -> None:
-        """As a power cut does."""
-        self._cluster.remove_node(self._second, allow_graceful=False)
-
-    def stop(self) -> None:
-        self._cluster.shutdown()
-
-
-def titles_below(parent: int) -> list[str]:
-    """What the children of a process are called."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (path / "stat").read_text()
-            if int(stat.rpartition(")")[2].split()[1]) == parent:
-                found.append((path / "cmdline").read_text())
-        except (OSError, ValueError):
-            continue
-    return found
-
-
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoNodes]:
-    for key, value in ENVIRONMENT.items():
-        monkeypatch.setenv(key, value)
+def nodes() -> Iterator[TwoNodes]:
     made = TwoNodes()
     yield made
     made.stop()
@@ -78,7 +38,6 @@ def numbers(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 def test_no_cell_is_lost_where_a_node_dies(nodes: TwoNodes, tmp_path: Path) -> None:
     grid = grid_file(tmp_path, TINY.replace("rounds = 1", "rounds = 40") + AXES)
     flags = ("--out", str(tmp_path / "results"), "--work", str(tmp_path / "work"))
@@ -106,7 +65,6 @@ def test_no_cell_is_lost_where_a_node_dies(nodes: TwoNodes, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 def test_a_cell_that_fails_is_told_and_a_stopped_grid_goes_on(
     nodes: TwoNodes, tmp_path: Path
 ) -> None:
@@ -136,7 +94,6 @@ def test_a_cell_that_fails_is_told_and_a_stopped_grid_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 def test_one_run_joins_the_cluster_and_has_the_same_numbers(
     nodes: TwoNodes, tmp_path: Path
 ) -> None:
