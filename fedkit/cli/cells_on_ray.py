@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -36,13 +37,14 @@ def ray_pool(address: str) -> Iterator[Executor]:
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
+        _knock(address)
         ray.init(
             address,
             runtime_env={"env_vars": ENVIRONMENT},
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, OverflowError) as error:
         raise FleetError(
             f"no Ray cluster answers at {address} ({error}); start one with ray start --head "
             "--port 6379, and give the address that it says"
@@ -53,6 +55,16 @@ def ray_pool(address: str) -> Iterator[Executor]:
         yield RayExecutor()
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See whether anything listens; Ray itself asks for ten minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+
+
+_PATIENCE = 20.0
 
 
 class RayExecutor(Executor):
