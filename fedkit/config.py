@@ -23,6 +23,7 @@ from fedkit.core.errors import ConfigError
 from fedkit.core.files import read_whole
 from fedkit.core.text import short
 from fedkit.sparse.candidates import pool_size
+from fedkit.sparse.counts import ceil_share
 from fedkit.stats.norms import NormMerge
 from fedkit.stats.robust import Aggregation
 
@@ -70,6 +71,11 @@ class RunConfig(BaseModel):
     seed: int = Field(1, ge=0, description="seed of every random choice")
     engine: Literal["auto", "torch", "sparse"] = Field(
         "auto", description="what computes: sparse C kernels, dense torch, or sparse if it can"
+    )
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "cpu",
+        description="where torch computes: the processor, an accelerator, or one if it is there; "
+        "the C engines know the processor alone",
     )
     precision: Literal["fp32", "int8", "int6", "int4"] = Field(
         "fp32", description="what training computes with: float32, or integers of so many bits"
@@ -207,11 +213,21 @@ class RunConfig(BaseModel):
         1.0,
         ge=0,
         description="its noise on the sum of all devices' changes, in clipping norms; the sum is "
-        "divided by all devices, not only those that answer",
+        "divided by the devices that a round asks, not only those that answer",
     )
     dp_delta: float = Field(1e-5, gt=0, lt=1, description="delta of the epsilon that is reported")
     devices_per_round: int = Field(
-        0, ge=0, description="devices that each round asks, drawn at random (0: all)"
+        0,
+        ge=0,
+        description="devices that each round asks, drawn at random (0: all); in a private run "
+        "each is asked by chance, and so many are asked on average",
+    )
+    over_selection: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="further devices that each round asks, as a share of devices_per_round; it "
+        "closes with the first devices_per_round answers",
     )
     availability: str = Field(
         "always",
@@ -334,6 +350,12 @@ class RunConfig(BaseModel):
                 "fewer",
                 {"asked": self.devices_per_round, "devices": self.devices},
             )
+        if self.over_selection and not self.devices_per_round:
+            raise PydanticCustomError(
+                "participation",
+                "over_selection is {share}, and a round asks all devices; give devices_per_round",
+                {"share": self.over_selection},
+            )
         if self.dp_clip and self.availability != "always":
             raise PydanticCustomError(
                 "private",
@@ -344,8 +366,18 @@ class RunConfig(BaseModel):
 
     @property
     def asked(self) -> int:
-        """Devices that a round asks, if they are there."""
+        """Devices whose answers a round takes, if they are there."""
         return self.devices_per_round or self.devices
+
+    @property
+    def spare(self) -> int:
+        """Further devices that a round asks, so that it has those answers sooner."""
+        return min(ceil_share(self.over_selection, self.asked), self.devices - self.asked)
+
+    @property
+    def sampling_rate(self) -> float:
+        """Chance of a device to be asked in a round of a private run; 1 where all are asked."""
+        return self.asked / self.devices if self.dp_clip else 1.0
 
     @property
     def candidates(self) -> int:

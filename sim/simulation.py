@@ -28,6 +28,9 @@ from fedkit.server.scenario import Scenario
 APP = Path(__file__).parent / "app"
 """The Flower app that `flwr run` ships."""
 
+RAY_ADDRESS = "RAY_ADDRESS"
+"""Variable by which Ray, and so Flower's backend, joins a cluster instead of starting one."""
+
 LONGEST_RAY_FOLDER = (103 if sys.platform == "darwin" else 107) - len(
     "/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store"
 )
@@ -78,7 +81,8 @@ def simulate(
 
     app = make_client_app(device_of, InThreads(in_context_and_folder))
     keys = {FOLDER_KEY: str(place.folder)}
-    given = Simulated(app, scenario.config.devices, keys, resolved(backend), workers, log)
+    chosen = resolved(backend, scenario.config.accelerator)
+    given = Simulated(app, scenario.config.devices, keys, chosen, workers, log)
     with log.open("a") as file, redirect_stdout(file), simulation(given) as grid:
         serve(scenario, grid, place, after_step=after_step)
 
@@ -115,7 +119,8 @@ class FlowerSimulation(SuperLink):
         Args:
             config: The run.
             folder: Its run folder; must not exist yet, unless the run is to go on.
-            workers: Devices that compute at the same time, one core each.
+            workers: Devices that compute at the same time, one core each; where the environment
+                names a cluster that is there (`RAY_ADDRESS`), as many as that has cores.
             resume: Whether the folder is there, and the run goes on after its last step.
             backend: What runs the devices.
         """
@@ -126,6 +131,7 @@ class FlowerSimulation(SuperLink):
             "num-supernodes": config.devices,
             "client-resources-num-cpus": 1,
             "client-resources-num-gpus": 0.0,
-            "init-args-num-cpus": workers,
         }
+        if RAY_ADDRESS not in os.environ:  # a cluster that is there has the cores that it has
+            simulation["init-args-num-cpus"] = workers
         return self.run_app(APP, values, "--federation-config", toml_pairs(simulation))

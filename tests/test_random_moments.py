@@ -1,5 +1,7 @@
 """Each long command is killed at random moments: nothing is left, and it goes on to the same bits.
 
+With FEDKIT_MOMENTS=40 each kind of simulation gets 20 kills by SIGKILL.
+
 A command is started, killed, gone on with and killed again until it is done; then the next one is
 begun, until so many moments have been tried. SIGKILL and SIGTERM take turns. `FEDKIT_MOMENTS` says
 how many moments each command gets, `FEDKIT_SEED` which, and `FEDKIT_MOMENTS_LOG` names a file that
@@ -93,6 +95,7 @@ PARTLY = {"devices": 6, "devices_per_round": 2, "availability": "random:0.7"}
 KINDS: dict[str, dict[str, object]] = {
     "all": {},
     "partly": {**PARTLY, "uplink_bits": 4},
+    "partly, spare": {**PARTLY, "over_selection": 0.5, "uplink_bits": 4},
     "partly, prunefl": {**PARTLY, "method": "prunefl", "adjust_every": 4},
     "partly, feddst": {**PARTLY, "method": "feddst"},
 }

@@ -22,7 +22,7 @@ from fedkit.core.lookup import find
 from fedkit.flower import fleet as flower_fleet
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.processes import answers, free_port, past_proxies
-from fedkit.flower.run_config import SERVER_KEYS, read_run_config
+from fedkit.flower.run_config import SERVER_KEYS, errors_first, read_run_config
 from sim.simulation import APP, LONGEST_RAY_FOLDER, check_ray_folder
 from tests.fleet.grids import ScriptedGrid
 from tests.sets import slow
@@ -267,7 +267,7 @@ def test_a_wrong_value_of_a_run_config_is_printed_by_its_key(
     given = {**SERVER_KEYS, **make_config({}).model_dump()}
     grid = ScriptedGrid({})
     assert read_run_config(given, grid)[0] == make_config({})
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError), errors_first():
         read_run_config({**given, "density": 7}, grid)
     assert capsys.readouterr().out.startswith("error: density is 7: input should be less than")
 

@@ -17,6 +17,7 @@ NEEDS_TORCH = (
     "fedkit.__main__",
     "fedkit.bench",
     "fedkit.cli",
+    "fedkit.engine.accelerator",
     "fedkit.engine.choose",
     "fedkit.engine.integer.model",
     "fedkit.engine.own_loop",

@@ -49,6 +49,7 @@ NOT_ENGLISH = (
 
 SAME_CLASSES = {
     "GuardedKernels": "kernels with guarded memory, of each engine's sanitiser run",
+    "Net": "the model of a small example",
     "Match": "what a pass found; each pass is one file with its own match",
     "Sources": "the text of a model in the language of a target, one per target",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -253,6 +254,16 @@ def _rewrites() -> Iterator[str]:
     )
 
 
+def _quickstart() -> Iterator[str]:
+    """How FedAvg's app becomes FedTiny's, as git tells it."""
+    for flags in (["--stat"], []):
+        command = ["git", "diff", "--no-index", "--no-color", *flags, "fedavg", "fedtiny"]
+        told = subprocess.run(
+            command, cwd=ROOT / "examples" / "quickstart", capture_output=True, text=True
+        )
+        yield f"```text\n{told.stdout.rstrip()}\n```\n"
+
+
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "commands": _commands,
     "configuration": _configuration,
@@ -266,6 +277,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "norms": _norms,
     "onnx-operators": _onnx_operators,
     "ops": _ops,
+    "quickstart": _quickstart,
     "rewrites": _rewrites,
 }
 """Name in a page's comment -> lines of markdown."""

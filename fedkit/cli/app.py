@@ -135,7 +135,7 @@ def run(
         path = job.folder_for(config, name, out)
     asked = export.Form(_targets(targets)) if targets else None
     logging = _targets(logs) if logs else ()
-    how = (with_dense, in_process, job.checked_backend(backend), workers)
+    how = (with_dense, in_process, job.checked_backend(backend, config.accelerator), workers)
     todo = job.Job(config, path, *how, bool(resume), asked, logging)
     with watch.runs([path for _, path in todo.runs], live, live_address, _say):
         done = job.run_job(todo, log)
@@ -467,6 +467,32 @@ def support(as_json: Json = False, quiet: Quiet = False) -> None:
     _print(supported.support(), as_json, supported.support_table)
 
 
+@app.command("flwr-run")
+def flwr_run(
+    path: Annotated[str, typer.Argument(metavar="APP", help="folder of a Flower app")],
+    connection: Annotated[
+        str, typer.Argument(metavar="[SUPERLINK]", help="a SuperLink of Flower's settings")
+    ] = "",
+    run_config: Annotated[
+        list[str] | None, typer.Option("--run-config", "-c", help="keys of the app, in TOML")
+    ] = None,
+    federation_config: Annotated[
+        str, typer.Option(help="of a simulation, such as num-supernodes=10")
+    ] = "",
+) -> None:
+    """Do what `flwr run --stream` does, and return 2 where the run fails; Flower returns 0.
+
+    A SuperLink that Flower starts for it ends with it.
+
+    Example: `fedkit flwr-run sim/app --federation-config num-supernodes=4`
+    """
+    from fedkit.flower import flwr_run as flower
+
+    options = [part for each in run_config or () for part in ("--run-config", each)]
+    options += ["--federation-config", federation_config] if federation_config else []
+    flower.flwr_run(path, connection, options)
+
+
 @app.command()
 def compare(
     grid: Annotated[Path, typer.Argument(help="a grid file, like examples/grid.toml")],
@@ -475,6 +501,13 @@ def compare(
     workers: Annotated[
         int, typer.Option(min=0, help="cells running at once (0: one per core)")
     ] = 0,
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="run the cells on a Ray cluster, whose machines have the same fedkit",
+        ),
+    ] = "",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -485,7 +518,7 @@ def compare(
     from fedkit.cli import compare as grids
     from fedkit.cli import tables
 
-    _print(grids.compare(grid, out, work, workers, log), as_json, tables.compare_table)
+    _print(grids.compare(grid, out, work, workers, log, ray), as_json, tables.compare_table)
 
 
 @app.command(epilog=f"NAME is one of: {', '.join(BENCHMARKS)}")

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from rich.progress import (
 )
 
 from fedkit.bench.cell import run_cell
+from fedkit.cli.cells_on_ray import ray_pool
 from fedkit.cli.grid import Grid, read_grid
 from fedkit.cli.report import REPORT
 from fedkit.config import RunConfig
@@ -53,7 +54,9 @@ FORMAT = 2
 Row = dict[str, Any]
 
 
-def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> dict[str, Any]:
+def compare(
+    path: Path, out: Path, work: Path, workers: int, log: Console, ray: str = ""
+) -> dict[str, Any]:
     """Run what is left of a grid; return its result, which is also `out`/compare-NAME.json.
 
     A page about it lies in the grid's work folder then.
@@ -64,13 +67,20 @@ def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> di
         work: Folder of the finished cells, in one folder per grid.
         workers: Cells that run at the same time, at most one per core; 0: one per core.
         log: Where progress goes.
+        ray: Address of a Ray cluster that runs the cells, as many at a time as it has cores; "" is
+            this machine.
 
     Raises:
-        ConfigError: The grid file is wrong.
+        ConfigError: The grid file is wrong, or `workers` are given for a cluster.
         CheckpointError: A finished cell's file is damaged, or a folder cannot be made.
         FleetError: Cells failed, or another process runs this grid.
         StoppedError: Ctrl-C, or another signal.
     """
+    if ray and workers:
+        raise ConfigError(
+            f"workers is {workers}, and a Ray cluster runs as many cells as it has cores; leave "
+            "--workers out, or --ray"
+        )
     grid = read_grid(path)
     folder = work / grid.name
     for needed in (folder, out):
@@ -80,7 +90,8 @@ def compare(path: Path, out: Path, work: Path, workers: int, log: Console) -> di
         remove_partial(folder)
         _plan(grid, folder)
         try:
-            rows = _rows(grid, folder, min(workers or most, most), log)
+            pool = ray_pool(ray) if ray else _pool(min(workers or most, most))
+            rows = _rows(grid, folder, pool, log)
         except STOPS as stop:
             done = sum(_file(folder, config).exists() for config in grid.cells)
             raise StoppedError(
@@ -150,14 +161,16 @@ def _alone(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _rows(grid: Grid, folder: Path, workers: int, log: Console) -> list[Row]:
+def _rows(
+    grid: Grid, folder: Path, pool: AbstractContextManager[Executor], log: Console
+) -> list[Row]:
     """Return a row per cell, run now or read from its file."""
     files = {config: _file(folder, config) for config in grid.cells}
     rows = {config: _read(path, config) for config, path in files.items() if path.exists()}
     todo = [config for config in grid.cells if config not in rows]
     if todo:
         _check(grid, todo, log)
-        rows |= _run(grid, todo, files, workers, log)
+        rows |= _run(grid, todo, files, pool, log)
     placed = [grid.place(config) | row for config, row in rows.items()]
     order = [*GROUP, *grid.axes, "seed"]
     return sorted(placed, key=lambda row: [row[key] for key in order])
@@ -193,13 +206,17 @@ def _name(grid: Grid, config: RunConfig) -> str:
 
 
 def _run(
-    grid: Grid, todo: list[RunConfig], files: Mapping[RunConfig, Path], workers: int, log: Console
+    grid: Grid,
+    todo: list[RunConfig],
+    files: Mapping[RunConfig, Path],
+    workers: AbstractContextManager[Executor],
+    log: Console,
 ) -> dict[RunConfig, Row]:
     """Run cells and write each when it is done; a failed one is told after all have run."""
     rows: dict[RunConfig, Row] = {}
     failed: dict[RunConfig, FedkitError] = {}
     commit = made_by()["commit"]
-    with _progress(len(files), len(files) - len(todo), log) as advance, _pool(workers) as pool:
+    with _progress(len(files), len(files) - len(todo), log) as advance, workers as pool:
         futures = {pool.submit(_work, config): config for config in todo}
         for future in as_completed(futures):
             config = futures[future]

@@ -25,6 +25,10 @@ log = Terminal(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 FleetPath = Annotated[Path, typer.Argument(help="folder of the fleet, from `fedkit fleet init`")]
 
+DeviceName = Annotated[
+    str, typer.Argument(metavar="DEVICE", help="name or number, as `fedkit fleet status` shows it")
+]
+
 DEFAULTS = {"min_share": 0.5, "deadline": 600.0}
 """What a real fleet's runs begin with, where a simulation waits for everybody."""
 
@@ -43,6 +47,9 @@ def init(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="no TLS, no keys; for 127.0.0.1 only")
     ] = False,
+    names: Annotated[
+        str, typer.Option(help="of the devices, with commas between (default: device-000 ...)")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Make a fleet: keys, certificates, a server's folder, and a folder to copy to each device.
@@ -63,7 +70,8 @@ def init(
         fleet_devices.write(fleet, devices)
 
     try:
-        fleet = make_fleet(path, address, config, fleet_devices.APP, insecure, fill)
+        called = [name.strip() for name in names.split(",")] if names else []
+        fleet = make_fleet(path, address, config, fleet_devices.APP, insecure, fill, called)
     except OSError as error:
         raise FleetError(
             f"{path} cannot be made: {error.strerror}; give a folder that this account can write"
@@ -163,6 +171,62 @@ def status(path: FleetPath, as_json: Json = False) -> None:
         _write(found)
     else:
         Terminal().print(fleet_status.status_table(found))
+
+
+@app.command()
+def add(
+    path: FleetPath,
+    name: Annotated[str, typer.Option(help="what to call it (default: its number)")] = "",
+    as_json: Json = False,
+) -> None:
+    """Make the folder and key of a further device; a server that runs lets it in at once.
+
+    Example: `fedkit fleet add myfleet --name kitchen`
+    """
+    from fedkit.cli import fleet_members
+    from fedkit.fleet.folder import open_fleet
+
+    found = fleet_members.add(open_fleet(path), name, _say)
+    if as_json:
+        _write(found)
+
+
+@app.command()
+def revoke(path: FleetPath, device: DeviceName, as_json: Json = False) -> None:
+    """Let a device in no more, at once where the server runs; runs go on without it.
+
+    Example: `fedkit fleet revoke myfleet device-001`
+    """
+    from fedkit.cli import fleet_members
+    from fedkit.fleet.folder import open_fleet
+
+    found = fleet_members.revoke(open_fleet(path), device, _say)
+    if as_json:
+        _write(found)
+
+
+@app.command()
+def renew(
+    path: FleetPath,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="give it another key (default: the server's)")
+    ] = "",
+    authority: Annotated[
+        Path | None,
+        typer.Option(help="folder of the authority's key, from its safe place"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the server's certificate anew, signed by the fleet's authority; or a device's key.
+
+    Example: `fedkit fleet renew myfleet --authority /somewhere/safe`
+    """
+    from fedkit.cli import fleet_members
+    from fedkit.fleet.folder import open_fleet
+
+    found = fleet_members.renew(open_fleet(path), device, authority, _say)
+    if as_json:
+        _write(found)
 
 
 @app.command()

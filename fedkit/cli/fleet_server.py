@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import os
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 from fedkit.core import supervise
 from fedkit.core.errors import FleetError
 from fedkit.core.signals import STOPS
-from fedkit.fleet import commands
+from fedkit.fleet import commands, keys
 from fedkit.fleet.address import join_address, listens_on, only_by_ipv6, reached_here
 from fedkit.fleet.folder import Fleet
 from fedkit.fleet.private import make_private, private_files
@@ -64,6 +65,8 @@ def serve(fleet: Fleet, say: Say) -> None:
         _end_leftovers(fleet, say)
         _check_port(fleet)
         _tell_of_ipv6(fleet, say)
+        if fleet.secure:
+            _tell_of_end(fleet, say)
         _serve(fleet, say)
 
 
@@ -99,6 +102,29 @@ def _alone(fleet: Fleet) -> Iterator[None]:
                 f"the server of {fleet.path} runs already; stop it first, or leave it as it is"
             ) from error
         yield
+
+
+def is_up(fleet: Fleet) -> bool:
+    """Whether a server of this fleet runs: it holds the lock."""
+    try:
+        with _alone(fleet):
+            return False
+    except FleetError:
+        return True
+
+
+_SOON = datetime.timedelta(days=60)
+
+
+def _tell_of_end(fleet: Fleet, say: Say) -> None:
+    """Warn where devices will soon refuse the server."""
+    for name, mended in (
+        ("server.crt", f"fedkit fleet renew {fleet.path}"),
+        ("ca.crt", "make the fleet anew, since devices trust no other authority"),
+    ):
+        ends = keys.expires(fleet.server / name)
+        if ends - datetime.datetime.now(datetime.UTC) < _SOON:
+            say(f"warning: {fleet.server / name} is good until {ends:%Y-%m-%d}; {mended}")
 
 
 def _end_leftovers(fleet: Fleet, say: Say) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from fedkit.cli.tables import size
 from fedkit.core.errors import FleetError
+from fedkit.core.text import cut
 from fedkit.fleet import commands
 from fedkit.fleet.folder import Fleet, read_nodes
 from fedkit.server.events import EVENTS
@@ -29,7 +30,9 @@ def status_of(fleet: Fleet) -> dict[str, Any]:
     devices = []
     for index in range(fleet.devices):
         about = vars(known.devices[index]) if index in known.devices else {}
-        devices.append({"device": index, "connection": connected.get(index, "unknown"), **about})
+        seen = "revoked" if index in fleet.revoked else connected.get(index, "unknown")
+        names = {"device": index, "name": fleet.name(index)}
+        devices.append({**names, "connection": seen, **about})
     return {
         "fleet": str(fleet.path),
         "server": "up" if connected else "down, or no device is registered",
@@ -77,9 +80,12 @@ def status_table(found: Mapping[str, Any]) -> Group:
     return Group(head, body, Text(NOTE, style="dim"))
 
 
+_NAME = 12
+"""Characters of a device's name that a terminal of 80 columns has room for."""
+
 _WORDS = ("connection", "last seen")
 _COLUMNS = (
-    "id",
+    "device",
     *_WORDS,
     "answers",
     "refused",
@@ -94,7 +100,7 @@ def _row(each: Mapping[str, Any]) -> list[str]:
     connection = "quarantined" if each.get("quarantined") else each["connection"]
     counts = [_count(each.get(key, 0)) for key in ("answers", "refused", "failed", "absent")]
     sizes = [_bytes(each.get(key, 0)) for key in ("bytes_up", "peak_bytes")]
-    return [str(each["device"]), connection, ago(each.get("seen", 0.0)), *counts, *sizes]
+    return [cut(each["name"], _NAME), connection, ago(each.get("seen", 0.0)), *counts, *sizes]
 
 
 def _count(number: int) -> str:

@@ -86,13 +86,13 @@ class Job:
         return runs
 
 
-def checked_backend(name: str) -> Backend:
+def checked_backend(name: str, accelerator: str) -> Backend:
     """Return what is to run devices through Flower.
 
     Raises:
-        ConfigError: There is no such backend.
+        ConfigError: There is no such backend, or it does not know accelerators.
     """
-    return resolved(name)
+    return resolved(name, accelerator)
 
 
 def folder_for(config: RunConfig, name: str, out: Path) -> Path:

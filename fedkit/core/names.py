@@ -1,4 +1,4 @@
-"""Names of runs: never paths, and safe wherever a name is written."""
+"""Names of runs and devices: never paths, and safe wherever a name is written."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _LONGEST = 100
 _NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{_LONGEST - 1}}}")
 
 
-def check_name(name: str) -> str:
-    """Return a name that a person gave to a run.
+def check_name(name: str, what: str = "run") -> str:
+    """Return a name that a person gave to a run, or to something else.
 
     Raises:
         ConfigError: It is not made of 1 to 100 letters, digits and `. _ -`, or begins with a dot
@@ -24,7 +24,7 @@ def check_name(name: str) -> str:
     shown = ascii(name if len(name) <= _LONGEST else f"{name[:20]}...")
     long = f" of {len(name)} characters" if len(name) > _LONGEST else ""
     raise ConfigError(
-        f"name {shown}{long} cannot name a run; give 1 to {_LONGEST} letters, digits and . _ - "
+        f"name {shown}{long} cannot name a {what}; give 1 to {_LONGEST} letters, digits and . _ - "
         "(ASCII), not beginning with a dot or a dash"
     )
 

@@ -59,7 +59,7 @@ def short(value: object, most: int = 80) -> str:
     return told if len(told) <= most else f"{told[: most - 3]}..."
 
 
-def listed(noun: str, numbers: Sequence[int], most: int = 10) -> str:
+def listed(noun: str, numbers: Sequence[object], most: int = 10) -> str:
     """Return "device 3" or "devices 3, 5, 8", and no more than `most` numbers."""
     plural = "es" if noun.endswith("s") else "s"
     text = ", ".join(map(str, numbers[:most]))

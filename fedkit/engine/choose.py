@@ -8,6 +8,8 @@ import numpy as np
 from torch import nn
 
 from fedkit.core.errors import EngineError, PlanError
+from fedkit.engine import accelerator as accelerators
+from fedkit.engine.accelerator import CPU, Accelerator, found_device
 from fedkit.engine.base import Engine
 from fedkit.engine.ops.registry import check_integer
 from fedkit.engine.plan.capture import capture
@@ -31,6 +33,7 @@ def make_engine(
     wish: Wish,
     precision: Precision = "fp32",
     stored_bits: int = 32,
+    accelerator: Accelerator = "cpu",
 ) -> tuple[Engine, str]:
     """Return the engine for a task, and a line that says which one it is and why.
 
@@ -41,8 +44,11 @@ def make_engine(
         wish: What the user asked for.
         precision: What it computes with; integers have an engine of their own.
         stored_bits: In which the sparse engine stores what its backward pass reads again.
+        accelerator: Where torch computes. The C engines know the processor alone, so `auto` is
+            torch where another one is there.
 
     Raises:
+        EngineError: The accelerator is not there, or the engine asked for does not know it.
         EngineError: `sparse` was asked for, but the kernels are missing or the loss is another;
             or integers were asked for, and torch or another loss; or torch would have to store few
             bits.
@@ -50,15 +56,23 @@ def make_engine(
             so; all are named.
         TaskError: The model does not take the task's inputs.
     """
-    reference = TorchEngine.for_task(task, model, seed)
+    device = found_device(accelerator)
+    if device != CPU and (wish == "sparse" or precision != "fp32"):
+        if accelerator != "auto":
+            raise EngineError(
+                f"accelerator is {accelerator!r}, and the C engines ({_asked(wish, precision)}) "
+                "know the processor alone; leave accelerator at cpu, or take engine torch"
+            )
+        device = CPU
+    reference = TorchEngine.for_task(task, model, seed, device)
     examples = task.examples("test")
     reference.check_forward(examples.inputs[:2])
     try_inputs(task, reference, examples)
     if precision != "fp32":
         return _integer_equivalent(reference, task, wish, precision)
-    if wish == "torch":
-        _check_stored(stored_bits, "engine is 'torch'")
-        return reference, "torch"
+    if wish == "torch" or device != CPU:
+        _check_stored(stored_bits, f"torch computes on {device}, as engine or accelerator say")
+        return reference, accelerators.describe(device)
     try:
         engine = sparse_equivalent(reference, task, stored_bits)
     except (EngineError, PlanError) as error:
@@ -75,6 +89,10 @@ def _check_stored(bits: int, why: str) -> None:
             f"stored_bits is {bits}, and torch stores 32; {why}. Leave engine at auto, or set "
             "stored_bits to 32 (--stored-bits 32)"
         )
+
+
+def _asked(wish: Wish, precision: Precision) -> str:
+    return f"engine {wish}" if precision == "fp32" else f"precision {precision}"
 
 
 def sparse_equivalent(reference: TorchEngine, task: Task, stored_bits: int = 32) -> SparseEngine:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedkit.core.errors import EngineError, PlanError, TaskError
 from fedkit.core.numerics import K
+from fedkit.engine.accelerator import CPU, repeatable
 from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
@@ -60,13 +61,19 @@ class TorchEngine:
     Args:
         model: The model; the engine owns it from now on.
         loss: (outputs, targets) -> scalar tensor, the mean over the batch.
+        device: Where batches are computed; what the engine takes and returns is on the processor.
 
     Raises:
         TaskError: The model has no convolution or linear layer, or parts that cannot be trained
             and pruned; all are named.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        device: torch.device = CPU,
+    ) -> None:
         if parts := list(untrainable_parts(model)):
             listed = "\n  ".join(parts)
             raise TaskError(f"model {type(model).__name__} cannot be trained:\n  {listed}")
@@ -80,11 +87,13 @@ class TorchEngine:
         )
         shapes = self.layout.prunable_shapes
         self._initial = self._read({n: np.ones(shape, np.bool_) for n, shape in shapes.items()})
+        self.device = device
+        model.to(device)
 
     @classmethod
-    def for_task(cls, task: Task, model: str, seed: int) -> TorchEngine:
+    def for_task(cls, task: Task, model: str, seed: int, device: torch.device = CPU) -> TorchEngine:
         """Build the task's model (or the zoo model `model`) with weights drawn from `seed`."""
-        return cls(task.build_model(seed, model), task.guarded_loss)
+        return cls(task.build_model(seed, model), task.guarded_loss, device)
 
     def check_forward(self, inputs: NDArray[np.float32]) -> None:
         """Refuse a model whose passes depend on each other, on a few examples and before training.
@@ -101,9 +110,9 @@ class TorchEngine:
         own = {**held_by_norms(self._model, "moment"), **held_by_norms(self._model, "local")}
         before = {n: b.clone() for n, b in self._model.named_buffers() if n not in own}
         try:
-            with one_thread(), drawn_from(0), torch.no_grad():
+            with self._computing(0), torch.no_grad():
                 self._model.train()
-                outputs = self._model(torch.from_numpy(inputs))
+                outputs = self._model(torch.from_numpy(inputs).to(self.device))
         except Exception:  # whatever the model's own code raises, the next run of it will tell
             return
         finally:
@@ -133,8 +142,23 @@ class TorchEngine:
             for kind in STATISTICS
         }
 
+    @contextmanager
+    def _computing(self, seed: int) -> Iterator[None]:
+        """Let torch compute in a block so that nothing but its inputs and `seed` counts."""
+        with one_thread(), drawn_from(seed), repeatable(self.device):
+            yield
+
+    @contextmanager
+    def _on_processor(self) -> Iterator[nn.Module]:
+        """Have the model on the processor in a block, for what looks at its code."""
+        self._model.to(CPU)
+        try:
+            yield self._model
+        finally:
+            self._model.to(self.device)
+
     def module(self, state: ModelState) -> nn.Module:
-        """Return the torch module loaded with `state`, in evaluation mode."""
+        """Return the torch module loaded with `state`, in evaluation mode, where it computes."""
         self._load(state)
         return self._model.eval()
 
@@ -148,8 +172,8 @@ class TorchEngine:
                 row.forgets(norm)
 
     def _read(self, masks: Mapping[str, NDArray[np.bool_]]) -> ModelState:
-        weights = {name: w.detach().numpy().copy() for name, w in self._weights.items()}
-        return ModelState(weights, {n: s.numpy().copy() for n, s in self._stats().items()}, masks)
+        weights = {name: _array(weight) for name, weight in self._weights.items()}
+        return ModelState(weights, {n: _array(s) for n, s in self._stats().items()}, masks)
 
     def initial_state(self) -> ModelState:
         """Return the model as it was given to the engine, with every weight kept."""
@@ -168,7 +192,7 @@ class TorchEngine:
         What the model itself draws at random, as dropout does, is drawn from `seed`.
         """
         computed = how.trained if gradient_sums is None else None
-        with one_thread(), drawn_from(seed), self.only(computed), self._at(how.progress):
+        with self._computing(seed), self.only(computed), self._at(how.progress):
             self._load(state)
             self._model.train()
             optimiser = torch.optim.SGD(
@@ -178,7 +202,11 @@ class TorchEngine:
                 weight_decay=how.weight_decay,
             )
             moving = self._moving(computed)
-            masks = {n: torch.from_numpy(mask) for n, mask in state.masks.items() if n in moving}
+            masks = {
+                name: torch.from_numpy(mask).to(self.device)
+                for name, mask in state.masks.items()
+                if name in moving
+            }
             batches, loss = TrainingBatches(examples, how, seed), 0.0
             for _ in range(how.epochs):
                 self._restart_statistics()
@@ -245,7 +273,7 @@ class TorchEngine:
             if gradient is None:  # no op used it in this step, and SGD leaves it as it is
                 gradient = torch.zeros_like(self._weights[name])
             if sums is not None:
-                sums[name] = sums.get(name, np.float32(0)) + gradient.numpy()
+                sums[name] = sums.get(name, np.float32(0)) + gradient.cpu().numpy()
             gradient.mul_(mask)
         sgd.step()
         return value
@@ -270,13 +298,13 @@ class TorchEngine:
         Raises:
             EngineError: A norm sees one value per channel, or targets do not fit the loss.
         """
-        outputs = self._forward(inputs)
+        outputs = self._forward(inputs.to(self.device))
         if self._row is not None:
             # torch leaves out the target -100, wherever it came from, and spreads others.
             problem = self._row.targets_problem(tuple(outputs.shape[1:]), targets.numpy())
             if problem:
                 raise EngineError(problem)
-        return self._loss(outputs, targets)
+        return self._loss(outputs, targets.to(self.device))
 
     def _norm_that_fails(self, inputs: Tensor) -> str:
         """Return the name of the norm that a forward pass of these inputs ends in, or ""."""
@@ -319,8 +347,8 @@ class TorchEngine:
     def norm_levels(self, input_shape: tuple[int, ...]) -> NormLevels:
         """See `Engine.norm_levels`. A model that cannot be captured has a level per norm."""
         try:
-            with modes_restored(self._model):
-                return norm_levels(capture(self._model.eval(), input_shape))
+            with self._on_processor() as model, modes_restored(model):
+                return norm_levels(capture(model.eval(), input_shape))
         except PlanError:
             return self._in_order(input_shape)
 
@@ -333,7 +361,7 @@ class TorchEngine:
         ]
         try:
             with one_thread(), torch.no_grad(), modes_restored(self._model):
-                self._model.eval()(torch.zeros(1, *input_shape))
+                self._model.eval()(torch.zeros(1, *input_shape, device=self.device))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -348,7 +376,7 @@ class TorchEngine:
         def collect(name: str, *args: Any, **named: Any) -> None:
             norm = self._norms[name]
             row = _row(norm)
-            samples = row.samples(norm, *args, **named).detach().numpy()
+            samples = row.samples(norm, *args, **named).detach().cpu().numpy()
             part = Moments.around_zero(samples) if row.spread == "second" else Moments.of(samples)
             if row.spread == "absolute":
                 center = state.stats[f"{name}.running_mean"] if frozen else part.mean
@@ -362,12 +390,12 @@ class TorchEngine:
             for name, norm in self._norms.items()
         ]
         try:
-            with one_thread(), drawn_from(0), torch.no_grad():
+            with self._computing(0), torch.no_grad():
                 self._load(state)
                 self._model.train(not frozen)
                 order = np.arange(len(examples))
                 for inputs, _ in _batches(examples, order, STATISTICS_BATCH):
-                    self._forward(inputs)
+                    self._forward(inputs.to(self.device))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -375,7 +403,7 @@ class TorchEngine:
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""
-        with one_thread(), torch.no_grad():
+        with one_thread(), repeatable(self.device), torch.no_grad():
             self.module(state)
             mean = MeanLoss(self._row)
             for inputs, targets in _batches(examples, np.arange(len(examples)), _EVAL_BATCH):
@@ -398,7 +426,7 @@ class TorchEngine:
 
     def _gradients(self, state: ModelState, examples: Examples, names: Iterable[str]) -> Weights:
         weights = {name: self._weights[name] for name in names}
-        with one_thread(), drawn_from(0):
+        with self._computing(0):
             self._load(state)
             self._model.train()
             inputs, targets = _tensors(examples, np.arange(len(examples)))
@@ -408,7 +436,7 @@ class TorchEngine:
                 loss, list(weights.values()), allow_unused=True, materialize_grads=True
             )
         return {
-            name: np.ascontiguousarray(gradient.numpy())
+            name: np.ascontiguousarray(gradient.cpu().numpy())
             for name, gradient in zip(weights, gradients, strict=True)
         }
 
@@ -422,9 +450,16 @@ class TorchEngine:
         """See `Engine.output_batches`."""
         model = self.module(state)
         for start in range(0, len(inputs), _EVAL_BATCH):
-            with one_thread(), torch.no_grad():
-                outputs = model(torch.tensor(inputs[start : start + _EVAL_BATCH])).numpy()
+            batch = torch.tensor(inputs[start : start + _EVAL_BATCH], device=self.device)
+            with one_thread(), repeatable(self.device), torch.no_grad():
+                outputs = model(batch).cpu().numpy()
             yield outputs
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    """Return a copy on the processor."""
+    found: NDArray[np.float32] = tensor.detach().cpu().numpy().copy()
+    return found
 
 
 def _row(norm: nn.Module) -> NormRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fedkit.core.errors import FleetError
-from fedkit.core.files import write_atomic
 from fedkit.fleet.address import listens_on
 from fedkit.fleet.folder import DeviceFile, Fleet, read_nodes
-from fedkit.flower.nodes import NODES
+from fedkit.fleet.members import read_leaving, write_leaving
+from fedkit.flower.nodes import NAMES, NODES, write_names, write_nodes
 from fedkit.flower.processes import ENVIRONMENT, Value, free_port, past_proxies, toml_pairs
 
 CONNECTION = "fleet"
@@ -116,21 +117,33 @@ def flwr_json(fleet: Fleet, *arguments: str) -> dict[str, Any]:
 
 
 def register_devices(fleet: Fleet) -> dict[int, int]:
-    """Register every device's key that is not registered yet; return device by node id.
+    """Have the running server know the devices' keys and no others; return device by node id.
 
     What was registered is kept in server/nodes.json, whole after each key.
 
     Raises:
-        FleetError: The server does not take a key.
+        FleetError: The server does not take a key, or does not let one go.
     """
+    for node in (leaving := read_leaving(fleet)):
+        with contextlib.suppress(FleetError):  # it is gone already, or is still there below
+            flwr_json(fleet, "supernode", "unregister", str(node))
+    if leaving and (still := leaving & _registered(fleet)):
+        raise FleetError(f"the server does not let {len(still)} revoked keys go; start it again")
+    write_leaving(fleet, set())
     known = read_nodes(fleet)
-    for index in sorted(set(range(fleet.devices)) - set(known.values())):
+    for index in sorted(set(fleet.members) - set(known.values())):
         key = fleet.device(index) / "device.key.pub"
         said = flwr_json(fleet, "supernode", "register", str(key))
         known[int(said["node-id"])] = index
-        text = json.dumps({str(node): device for node, device in known.items()}, indent=2)
-        write_atomic(fleet.server / NODES, f"{text}\n".encode(), 0o600)
+        write_nodes(fleet.server / NODES, known)
+    write_names(fleet.server / NAMES, {index: fleet.name(index) for index in fleet.members})
     return known
+
+
+def _registered(fleet: Fleet) -> set[int]:
+    """Return the nodes whose keys the server knows; it lists those too that it let go."""
+    nodes = flwr_json(fleet, "supernode", "list")["nodes"]
+    return {int(each["node-id"]) for each in nodes if each["status"] != "unregistered"}
 
 
 def _module(name: str) -> list[str]:

@@ -1,6 +1,6 @@
 """The folder of a fleet: what `fedkit fleet init` makes, and where everything lies in it.
 
-fleet.toml       where the server listens, how many devices there are
+fleet.toml       where the server listens, how many devices there are, their names, who is revoked
 run.toml         configuration of its runs; flags of `fedkit fleet run` override it
 authority/       the key that signed the server's certificate: keep it elsewhere
 server/          certificate, Flower's state and settings, the Flower app
@@ -16,8 +16,8 @@ import os
 import re
 import shutil
 import tomllib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ import tomli_w
 from fedkit.config import RunConfig, make_config, read_config
 from fedkit.core.errors import ConfigError, FleetError
 from fedkit.core.files import write_atomic
+from fedkit.core.names import check_name
+from fedkit.core.text import short
 from fedkit.fleet import keys, units
 from fedkit.fleet.address import is_loopback, join_address, reached_here
 from fedkit.fleet.address import parse_address as parse_address
@@ -52,6 +54,8 @@ class Fleet:
         port: Its TCP port.
         devices: How many there are.
         secure: Whether it has TLS and keys of devices; without, the host is this machine.
+        names: Of devices, by index, as far as people gave them; "" is none.
+        revoked: Indices of devices that are no longer let in.
     """
 
     path: Path
@@ -59,6 +63,8 @@ class Fleet:
     port: int
     devices: int
     secure: bool = True
+    names: list[str] = field(default_factory=list)
+    revoked: list[int] = field(default_factory=list)
 
     @property
     def server(self) -> Path:
@@ -75,9 +81,31 @@ class Fleet:
         """Configuration of runs, as it was when the fleet was made."""
         return make_config(read_config(self.path / "run.toml"))
 
+    def name(self, index: int) -> str:
+        """Return what people call a device, and its folder."""
+        given = self.names[index] if index < len(self.names) else ""
+        return given or f"device-{index:03d}"
+
     def device(self, index: int) -> Path:
         """Folder of a device."""
-        return self.path / "devices" / f"device-{index:03d}"
+        return self.path / "devices" / self.name(index)
+
+    @property
+    def members(self) -> list[int]:
+        """Devices that are let in."""
+        return [index for index in range(self.devices) if index not in self.revoked]
+
+    def find(self, word: str) -> int:
+        """Return the device that a person means, by its name or its number.
+
+        Raises:
+            FleetError: There is none, or it is revoked.
+        """
+        by_word = {**{str(n): n for n in self.members}, **{self.name(n): n for n in self.members}}
+        if word not in by_word:
+            names = ", ".join(map(self.name, self.members[:10]))
+            raise FleetError(f"there is no device {short(word)} in {self.path}; there are: {names}")
+        return by_word[word]
 
 
 @dataclass(frozen=True)
@@ -112,6 +140,7 @@ def make_fleet(
     app: Path,
     insecure: bool,
     fill: Callable[[Fleet], None] = lambda fleet: None,
+    names: Sequence[str] = (),
 ) -> Fleet:
     """Make the folder of a new fleet, with all keys, for its owner alone.
 
@@ -124,6 +153,7 @@ def make_fleet(
         app: The Flower app that its server runs.
         insecure: Without TLS and keys, for a server on this machine's loopback.
         fill: Writes what else belongs into it.
+        names: Of its devices, the first ones or all.
 
     Raises:
         ConfigError: The address is not valid, or insecure is asked for on a network.
@@ -140,7 +170,8 @@ def make_fleet(
         raise FleetError(f"{path} exists and is never overwritten; give another folder")
     final, unnamed = path.absolute(), path.with_name(f".{path.name}.{os.getpid()}.tmp").absolute()
     units.server_unit(final)  # before anything is made
-    fleet = Fleet(unnamed, host, port, config.devices, not insecure)
+    fleet = Fleet(unnamed, host, port, config.devices, not insecure, list(names))
+    check_names(fleet)
     try:
         with private_files():
             _write_fleet(fleet, final, config, app)
@@ -156,7 +187,7 @@ def make_fleet(
 def _write_fleet(fleet: Fleet, final: Path, config: RunConfig, app: Path) -> None:
     for folder in (fleet.server, fleet.runs, *map(fleet.device, range(fleet.devices))):
         folder.mkdir(parents=True)
-    _write_toml(fleet.path / _FILE, {k: v for k, v in asdict(fleet).items() if k != "path"})
+    write_fleet_file(fleet)
     _write_toml(fleet.path / "run.toml", config.model_dump())
     (fleet.server / "app").mkdir()
     for file in sorted(each for each in app.iterdir() if each.is_file()):
@@ -164,13 +195,41 @@ def _write_fleet(fleet: Fleet, final: Path, config: RunConfig, app: Path) -> Non
     if fleet.secure:
         _write_keys(fleet)
     _write_settings(fleet, final)
-    plan = "" if config.engine == "torch" else PLAN
     for index in range(fleet.devices):
-        folder, address = fleet.device(index), join_address(fleet.host, fleet.port)
-        about = DeviceFile(address, index, plan=plan, secure=fleet.secure, task=config.task)
-        _write_toml(folder / DEVICE_FILE, asdict(about))
-        units.write_device_unit(folder, folder.name)
-        write_atomic(folder / "requirements.txt", _requirements().encode())
+        write_device(fleet, index, fleet.device(index), config)
+
+
+def write_fleet_file(fleet: Fleet) -> None:
+    """Write what a fleet is into its folder."""
+    _write_toml(fleet.path / _FILE, {k: v for k, v in asdict(fleet).items() if k != "path"})
+
+
+def write_device(fleet: Fleet, index: int, folder: Path, config: RunConfig) -> None:
+    """Write into a device's folder what is neither key nor plan nor data."""
+    plan, address = "" if config.engine == "torch" else PLAN, join_address(fleet.host, fleet.port)
+    about = DeviceFile(address, index, plan=plan, secure=fleet.secure, task=config.task)
+    _write_toml(folder / DEVICE_FILE, asdict(about))
+    units.write_device_unit(folder, fleet.name(index))
+    write_atomic(folder / "requirements.txt", _requirements().encode())
+
+
+def check_names(fleet: Fleet) -> None:
+    """Refuse names that cannot be, or do not tell devices apart.
+
+    Raises:
+        ConfigError: A name is none.
+        FleetError: Two devices have one, or there are more than devices.
+    """
+    for name in filter(None, fleet.names):
+        check_name(name, "device")
+    names = [fleet.name(index) for index in range(max(fleet.devices, len(fleet.names)))]
+    if len(names) > fleet.devices:
+        raise FleetError(f"{len(fleet.names)} names are given for {fleet.devices} devices")
+    if len({*names, *map(str, range(len(names)))}) < 2 * len(names):
+        raise FleetError(
+            f"the names {', '.join(map(short, fleet.names))} do not tell devices apart; give each "
+            "one of its own, and no number"
+        )
 
 
 def open_fleet(path: Path) -> Fleet:
@@ -195,6 +254,11 @@ def open_fleet(path: Path) -> Fleet:
             f"{path / _FILE}: secure is false, and {found.host} is not a loopback address; make "
             "the fleet anew, with keys"
         )
+    if not all(type(n) is int and 0 <= n < found.devices for n in found.revoked):
+        raise FleetError(f"{path / _FILE}: revoked is {found.revoked}; it must be device numbers")
+    if not all(type(name) is str for name in found.names):
+        raise FleetError(f"{path / _FILE}: names is {found.names}; it must be texts")
+    check_names(found)
     return found
 
 
@@ -257,7 +321,7 @@ def _write_keys(fleet: Fleet) -> None:
     authority = fleet.path / "authority"
     authority.mkdir(mode=0o700)
     signed = keys.write_authority(authority, fleet.host)
-    keys.write_server(fleet.server, [fleet.host, "localhost", "127.0.0.1", "::1"], signed)
+    keys.write_server(fleet.server, [fleet.host, *keys.LOOPBACK], signed)
     for folder in (fleet.server, *map(fleet.device, range(fleet.devices))):
         shutil.copy(authority / "ca.crt", folder / "ca.crt")
     for index in range(fleet.devices):

@@ -17,10 +17,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedkit.core.errors import FleetError
 from fedkit.core.files import write_atomic
 
 YEARS = 10
 """How long certificates are valid: boards are seldom visited."""
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Names of its own machine, by which the server reaches itself."""
 
 _PEM = serialization.Encoding.PEM
 
@@ -120,6 +124,42 @@ def _host(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         return x509.DNSName(name)
+
+
+def read_authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """Return what `write_authority` wrote.
+
+    Raises:
+        FleetError: It is not there, or is damaged.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise FleetError(
+            f"{folder} does not hold the authority of the fleet, ca.key and ca.crt ({error}); give "
+            "the folder that was put into a safe place: --authority FOLDER"
+        ) from error
+    if (
+        not isinstance(key, ec.EllipticCurvePrivateKey)
+        or key.public_key() != certificate.public_key()
+    ):
+        raise FleetError(
+            f"{folder}: ca.key is not the key of ca.crt; give the fleet's own authority"
+        )
+    return certificate, key
+
+
+def expires(certificate: Path) -> datetime.datetime:
+    """Return when a certificate ends.
+
+    Raises:
+        FleetError: It cannot be read.
+    """
+    try:
+        return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError) as error:
+        raise FleetError(f"{certificate} cannot be read ({error}); renew it") from error
 
 
 def _write_key(

@@ -107,7 +107,7 @@ def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:
             f"here; install it, or {_EXAMPLE}"
         ) from error
     task = load_task(config.task)
-    how = config.engine, config.precision, config.stored_bits
+    how = config.engine, config.precision, config.stored_bits, config.accelerator
     engine, notice = make_engine(task, config.model, config.seed, *how)
     outputs = engine.outputs(engine.initial_state(), examples.inputs[:1]).shape[1:]
     loss = task.known_loss or (cross_entropy if task.classifies else None)

@@ -18,7 +18,7 @@ from fedkit.core.errors import FleetError, WireError
 from fedkit.core.text import listed, terminal_text
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.run_config import check_nodes
-from fedkit.flower.runtime import here, simulated_nodes
+from fedkit.flower.runtime import here, is_simulated, simulated_nodes
 from fedkit.flower.wire import from_records, message_bytes, record_bytes, to_records
 from fedkit.methods.interface import Answer, Phase, Request
 from fedkit.sparse.counts import ceil_share
@@ -58,7 +58,9 @@ class FlowerFleet:
     """Implements `fedkit.methods.interface.Fleet` with a message to every node that is connected.
 
     Where devices are chosen, those that are connected when they are chosen are asked. Which node is
-    which device must be known then: nodes without keys are asked for it once.
+    which device must be known then: nodes without keys are asked for it once. Where more are asked
+    than answers are taken, an exchange ends with the first ones; simulated devices count as quick
+    as they were drawn early, so that a simulation takes the same answers each time.
 
     A device that does not answer is waited for until the config's `deadline`, and asked again when
     it comes back. Then the exchange ends with those that answered, if they are `min_share` of all;
@@ -70,8 +72,9 @@ class FlowerFleet:
         grid: Flower's access to the nodes.
         config: The run: its devices, and the rules above.
         largest: Bytes of a reply's arrays above which it is refused unread.
-        indices: Which device each node is, by its key; without it nodes are believed, but no two
-            of them can be the same device.
+        indices: Which device each node is, by its key, of all that may come; without it nodes are
+            believed, but no two of them can be the same device.
+        names: What people call the devices.
         log: Told of answers, refusals and absences, as they happen.
 
     Attributes:
@@ -92,16 +95,20 @@ class FlowerFleet:
         largest: int = 2**62,
         indices: Mapping[int, int] | None = None,
         log: Log = _silent,
+        names: Mapping[int, str] | None = None,
     ) -> None:
         self._grid, self._config, self._largest, self._log = grid, config, largest, log
         self._given, self._device_of = indices is not None, dict(indices or {})
+        self._names = names or {}
+        self._members = range(config.devices) if indices is None else sorted(indices.values())
         self._refusals: Counter[int] = Counter()
         self.acquainted: set[int] = set()
         self.trained: set[int] = set()
         self.missed = 0
         self._connected: set[int] = set()
-        self._choice: tuple[Sequence[int], int] | None = None
-        self._chosen: frozenset[int] | None = None
+        self._choice: tuple[Sequence[int], int, int] | None = None
+        self._chosen: Mapping[int, int] | None = None
+        self._in_turn = is_simulated(grid)
         self._introduced: set[int] = set()
         self.traffic, self.bytes_down, self.bytes_up = (0, 0), 0, 0
         self._wait_for_nodes()
@@ -109,16 +116,21 @@ class FlowerFleet:
     @property
     def asked(self) -> int:
         """Devices that an exchange asks."""
-        return self._config.asked if self._chosen is None else len(self._chosen)
+        return len(self._members if self._chosen is None else self._chosen)
+
+    @property
+    def wanted(self) -> int:
+        """Answers that an exchange takes."""
+        return self.asked if self._choice is None else min(self._choice[1], self.asked)
 
     @property
     def needed(self) -> int:
         """Answers without which an exchange fails."""
-        return ceil_share(self._config.min_share, self.asked)
+        return ceil_share(self._config.min_share, self.wanted)
 
-    def choose(self, order: Sequence[int], count: int) -> None:
+    def choose(self, order: Sequence[int], count: int, spare: int = 0) -> None:
         """See `fedkit.methods.interface.Dispatcher.choose`."""
-        self._choice, self._chosen, self.missed = (order, count), None, 0
+        self._choice, self._chosen, self.missed = (order, count, spare), None, 0
 
     def _resolve_choice(self) -> None:
         """Choose among those that are connected; what follows goes by that until told otherwise."""
@@ -126,10 +138,11 @@ class FlowerFleet:
             return
         if unknown := self._connected - self._device_of.keys() - self._introduced:
             self._introduce(unknown)
-        order, count = self._choice
+        order, count, spare = self._choice
         there = {self._device_of[node] for node in self._connected & self._device_of.keys()}
         there -= {self._device_of.get(node) for node in self.quarantine}
-        self._chosen = frozenset([device for device in order if device in there][:count])
+        asked = [device for device in order if device in there][: count + spare]
+        self._chosen = {device: turn for turn, device in enumerate(asked)}
 
     def _introduce(self, nodes: set[int]) -> None:
         """Ask nodes which devices they are, once: one that does not say so is not chosen."""
@@ -141,14 +154,15 @@ class FlowerFleet:
         check_nodes(self._config, simulated_nodes(self._grid))
         config, deadline = self._config, time.monotonic() + self._config.deadline
         told, again = -1, 0.0
-        while len(nodes := self._look()) < config.devices and time.monotonic() < deadline:
+        devices = len(self._members)
+        while len(nodes := self._look()) < devices and time.monotonic() < deadline:
             if len(nodes) != told or time.monotonic() >= again:
                 told, again = len(nodes), time.monotonic() + _TELL_SECONDS
                 self._tell_waiting(told, deadline - time.monotonic())
             time.sleep(_POLL_SECONDS)
         if len(nodes) < self.needed:
             raise FleetError(
-                f"{len(nodes)} of {config.devices} devices connected within {config.deadline:.0f} "
+                f"{len(nodes)} of {devices} devices connected within {config.deadline:.0f} "
                 f"s, and {self.needed} are needed; start more nodes (num-supernodes), lower "
                 "--devices or --min-share"
             )
@@ -159,13 +173,20 @@ class FlowerFleet:
             )
 
     def _tell_waiting(self, there: int, left: float) -> None:
-        devices = self._config.devices
+        devices, others = len(self._members), "the others"
+        if self._given:
+            known = {self._device_of[node] for node in self._connected}
+            others = self._named(sorted(set(self._members) - known))
         self._log("waiting", connected=there, devices=devices, seconds_left=round(left))
         print(
-            f"{there} of {devices} devices are there; waiting up to {left:.0f} s for the others "
+            f"{there} of {devices} devices are there; waiting up to {left:.0f} s for {others} "
             "(start more nodes, num-supernodes in a simulation, or set devices)",
             flush=True,
         )
+
+    def _named(self, devices: Sequence[int]) -> str:
+        """Return devices as people call them."""
+        return listed("device", [self._names.get(device, str(device)) for device in devices])
 
     def _look(self) -> set[int]:
         """Ask Flower which nodes are connected; what follows goes by that until the next look."""
@@ -193,12 +214,26 @@ class FlowerFleet:
         self._carry_out(exchange, lambda: self._check(phase, exchange))
         if len(exchange.answers) < self.needed:
             raise self._too_few(phase, exchange)
-        self.acquainted, self.missed = set(exchange.answers), exchange.unconnected
+        answers = self._taken(exchange)
+        self.acquainted, self.missed = set(answers), exchange.unconnected
         self.trained |= self.acquainted if phase in ("train", "evaluate") else set()
-        asked = self._chosen or range(self._config.devices)
-        for device in sorted(set(asked) - exchange.devices):
-            self._log("absent", phase=phase, device=device)
-        return exchange.in_order()
+        asked = self._members if self._chosen is None else self._chosen
+        left = sorted(set(asked) - {device for device, _ in answers.values()})
+        what = "absent" if len(answers) < self.wanted else "spare"
+        for device in left:
+            self._log(what, phase=phase, device=device)
+        return [answer for _, answer in sorted(answers.values(), key=lambda pair: pair[0])]
+
+    def _taken(self, exchange: _Exchange[Answer]) -> dict[int, tuple[int, Answer]]:
+        """Return the answers that count: of simulated devices those of the first that were drawn.
+
+        Others come in the order of their arrival, in which the exchange ended with enough.
+        """
+        if self._chosen is None or not self._in_turn:
+            return exchange.answers
+        turns = self._chosen
+        in_turn = sorted(exchange.answers.items(), key=lambda pair: turns[pair[1][0]])
+        return dict(in_turn[: self.wanted])
 
     def _carry_out(
         self, exchange: _Exchange[Any], check: Callable[[], None] = lambda: None
@@ -206,7 +241,7 @@ class FlowerFleet:
         """Ask, and take answers in, until nobody is expected any more or it is too late."""
         began = told = time.monotonic()
         deadline = began + self._config.deadline
-        while exchange.expected > 0:
+        while exchange.expected > 0 and not exchange.is_complete:
             exchange.ask(max(1.0, deadline - time.monotonic()))
             exchange.collect()
             check()
@@ -220,12 +255,12 @@ class FlowerFleet:
 
     def _tell_missing(self, exchange: _Exchange[Any], left: float) -> None:
         """Say which devices are waited for that are not connected, as far as they are known."""
-        asked = set(range(self._config.devices) if self._chosen is None else self._chosen)
+        asked = set(self._members if self._chosen is None else self._chosen)
         there = {self._device_of[node] for node in self._connected & self._device_of.keys()}
         missing, answered = sorted(asked - there - exchange.devices), len(exchange.answers)
         # A node that is there and has not answered may be any device that is not known.
         known = len(missing) == exchange.unconnected
-        who = listed("device", missing) if known else f"{exchange.unconnected} others"
+        who = self._named(missing) if known else f"{exchange.unconnected} others"
         self._log("waiting", connected=len(there), devices=self.asked, seconds_left=round(left))
         print(
             f"{answered} of {self.asked} devices have answered; waiting up to {left:.0f} s for "
@@ -357,6 +392,10 @@ class FlowerFleet:
         """Return which of some nodes are there and were not refused too often."""
         return sorted(nodes & self._connected - self.quarantine)
 
+    def is_enough(self, answers: int) -> bool:
+        """Whether an exchange needs no more answers than so many, though more were asked."""
+        return not self._in_turn and self.wanted <= answers < self.asked
+
     def is_asked(self, node: int) -> bool:
         """Whether a node is among the chosen."""
         return self._chosen is None or self._device_of.get(node, -1) in self._chosen
@@ -364,7 +403,7 @@ class FlowerFleet:
     def name_of(self, node: int) -> str:
         """Return what a person calls a node: its device, where that is known."""
         device = self._device_of.get(node)
-        return f"node {node}" if device is None else f"device {device}"
+        return f"node {node}" if device is None else self._named([device])
 
     def note_failure(self, node: int, phase: Phase, code: int, reason: str) -> None:
         """Log that a device could not answer, and print it for those who follow the run."""
@@ -424,9 +463,10 @@ class _Exchange(Generic[Answer]):
         """Devices that answered."""
         return {device for device, _ in self.answers.values()}
 
-    def in_order(self) -> list[Answer]:
-        """Return the answers by device."""
-        return [answer for _, answer in sorted(self.answers.values(), key=lambda pair: pair[0])]
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has as many answers as it takes, though more devices were asked."""
+        return self._nodes is None and self._fleet.is_enough(len(self.answers))
 
     def ask(self, seconds: float) -> None:
         """Send the request to every node that is there and was not asked; it lives so long."""
@@ -454,6 +494,8 @@ class _Exchange(Generic[Answer]):
     def collect(self) -> None:
         """Take in what has arrived."""
         for message, node in list(self._asked.items()):
+            if self.is_complete:
+                return
             try:
                 if (reply := self._fleet.pull(message)) is None:
                     continue

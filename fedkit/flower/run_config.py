@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from flwr.serverapp import Grid
 
 from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import FedkitError, FleetError
-from fedkit.flower.runtime import BACKEND_KEY, WORKERS_KEY, simulated_nodes
+from fedkit.core.text import terminal_text
+from fedkit.flower.runtime import ACCELERATOR_KEY, BACKEND_KEY, WORKERS_KEY, simulated_nodes
 from fedkit.flower.workers import resolved
 
 FOLDER_KEY, RESUME_KEY, NODES_KEY, EXPECTED_KEY = "folder", "resume", "nodes", "expected"
@@ -62,24 +64,29 @@ def run_name(run_config: Mapping[str, Any]) -> str:
 
 
 def read_run_config(run_config: Mapping[str, Any], grid: Grid) -> tuple[RunConfig, RunPlace]:
-    """Return a simulation's run and its place; what is wrong is printed at once.
-
-    Flower shows an error too, after its own lines. Devices are as many as nodes where the key is 0.
+    """Return a simulation's run and its place; devices are as many as nodes where the key is 0.
 
     Raises:
         ConfigError: A value breaks the rule of its key.
         FleetError: There are more nodes or fewer than devices.
     """
     values, place = run_keys(run_config)
+    accelerator = str(run_config.get(ACCELERATOR_KEY, "cpu"))
+    resolved(str(run_config.get(BACKEND_KEY, "auto")), accelerator)
+    make_config({**values, "devices": values.get("devices") or 1})
+    nodes = simulated_nodes(grid)
+    config = make_config(with_devices(values, nodes or 0))
+    check_nodes(config, nodes)
+    return config, place
+
+
+@contextmanager
+def errors_first() -> Iterator[None]:
+    """Print what is wrong at once, in one line; Flower shows it too, after lines of its own."""
     try:
-        resolved(str(run_config.get(BACKEND_KEY, "auto")))
-        make_config({**values, "devices": values.get("devices") or 1})
-        nodes = simulated_nodes(grid)
-        config = make_config(with_devices(values, nodes or 0))
-        check_nodes(config, nodes)
-        return config, place
+        yield
     except FedkitError as error:
-        print(f"error: {error}", flush=True)
+        print(f"error: {terminal_text(str(error))}", flush=True)
         raise
 
 

@@ -36,8 +36,9 @@ from fedkit.core.side_by_side import cores
 from fedkit.core.spill import Packing, Spill
 from fedkit.flower.workers import KINDS, Backend, GivenUpError, Workers, pickled, resolved
 
-BACKEND_KEY, WORKERS_KEY = "backend", "workers"
-"""Keys of a run-config: what devices run in, and how many at the same time (0: one per core)."""
+BACKEND_KEY, WORKERS_KEY, ACCELERATOR_KEY = "backend", "workers", "accelerator"
+"""Keys of a run-config: what devices run in, how many at the same time (0: one per core), and where
+torch computes."""
 
 _VCE = "flwr.server.superlink.fleet.vce.vce_api"
 _HERE = "fedkit_here"
@@ -305,7 +306,8 @@ def _run_api(
     (run,) = store.run_infos
     keys = store.retrieve_context(run).run_config
     try:
-        if (backend := resolved(str(keys.get(BACKEND_KEY, "ray")))) == "ray":
+        accelerator = str(keys.get(ACCELERATOR_KEY, "cpu"))
+        if (backend := resolved(str(keys.get(BACKEND_KEY, "ray")), accelerator)) == "ray":
             given = (nodes_mapping, state_factory, node_info_stores, f_stop, metrics)
             flowers(app_fn, backend_fn, *given)
             return

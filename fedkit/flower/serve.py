@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from flwr.serverapp import Grid
 
 from fedkit.flower.fleet import FlowerFleet
-from fedkit.flower.nodes import read_nodes
+from fedkit.flower.nodes import NAMES, read_names, read_nodes
 from fedkit.flower.randomness import draw_apart
 from fedkit.flower.run_config import RunPlace
 from fedkit.flower.runtime import here
@@ -76,14 +76,16 @@ def _serve(
 
     log("serve", resume=place.resume, devices=config.devices, rounds=config.rounds)
     largest = largest_reply(scenario.engine.layout, config)
-    fleet = kind(grid, config, largest, _indices(grid, place, config.devices), log)
+    names = {} if place.nodes is None else read_names(place.nodes.with_name(NAMES))
+    fleet = kind(grid, config, largest, _indices(grid, place, config.devices), log, names)
     record_in(scenario, fleet, folder, after_step)
 
 
 def _indices(grid: Grid, place: RunPlace, devices: int) -> Mapping[int, int] | None:
     """Return which device each node is, where that is known."""
     if place.nodes is not None:
-        return read_nodes(place.nodes, devices)
+        nodes = read_nodes(place.nodes)
+        return {node: device for node, device in nodes.items() if device < devices}
     known = here(grid)
     return None if known is None else known.partitions
 

@@ -4,7 +4,7 @@
         loader = DataLoader(my_data(context), batch_size=32, shuffle=True)
         return my_training_loop(model, loader, lr=config["lr"])
 
-    app = sparse_client(Net, train, data=lambda context: sources.torch_dataset(my_data(context)))
+    app = sparse_client(Net, train, data=my_data)
 
 Their loop and their optimiser stay; masks are kept around them. `@app.evaluate()` and what else a
 ClientApp takes may be added to it.
@@ -13,11 +13,12 @@ ClientApp takes may be added to it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 
 from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import ConfigError, DataError
@@ -25,10 +26,12 @@ from fedkit.core.lookup import theirs
 from fedkit.device.round import Device
 from fedkit.flower.client_app import add_answers
 from fedkit.flower.strategy import CONFIG, RUN
+from fedkit.tasks import sources
 from fedkit.tasks.task import Examples, cross_entropy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.utils.data import Dataset
 
 Train = Callable[["nn.Module", Mapping[str, Any], Context], float]
 """(model, the strategy's train_config, context) -> mean training loss; trains in place."""
@@ -54,9 +57,10 @@ def partition_id(context: Context) -> int:
 def sparse_client(
     model: Callable[[], nn.Module],
     train: Train,
-    data: Callable[[Context], Examples],
+    data: Callable[[Context], Examples | Dataset[Any]],
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     index: Callable[[Context], int] = partition_id,
+    mods: Sequence[Mod] = (),
 ) -> ClientApp:
     """Return a ClientApp that trains sparse.
 
@@ -66,11 +70,13 @@ def sparse_client(
             mean loss.
         data: Returns the device's training examples, for what is asked besides training: which
             candidate suits them, and which pruned weights have the largest gradients. The same
-            at each call.
+            at each call; a torch data set of (input, target) is taken as it is.
         loss: (outputs, targets) -> scalar tensor, the strategy's.
         index: Which device a node is, from 0, each once.
+        mods: Flower's, around every answer. They see sparse messages; those that expect whole
+            models, as its own for differential privacy, do not fit.
     """
-    app = ClientApp()
+    app = ClientApp(mods=list(mods))
 
     def device_of(message: Message, context: Context) -> Device:
         from fedkit.engine.own_loop import OwnLoopEngine
@@ -84,16 +90,22 @@ def sparse_client(
     return app
 
 
-def _examples(data: Callable[[Context], Examples], device: int, context: Context) -> Examples:
+def _examples(
+    data: Callable[[Context], Examples | Dataset[Any]], device: int, context: Context
+) -> Examples:
     """Return a device's data, made once in a process that stands for few devices."""
     key = context.run_id, device
     if key not in _held:
         with theirs("data of the ClientApp", DataError):
             found: object = data(context)
+        from torch.utils.data import Dataset
+
+        if isinstance(found, Dataset):
+            found = sources.torch_dataset(found)  # type: ignore[arg-type]  # it has a length
         if not isinstance(found, Examples):
             raise DataError(
-                f"data of the ClientApp returned a {type(found).__name__}; it must return "
-                "fedkit.Examples: see fedkit.tasks.sources"
+                f"data of the ClientApp returned a {type(found).__name__}; it must return a torch "
+                "Dataset or fedkit.Examples: see fedkit.tasks.sources"
             )
         while len(_held) >= _DEVICES:
             del _held[next(iter(_held))]

@@ -99,7 +99,7 @@ class SparseStrategy(FedAvg):
         self._model, self._loss, self._shape = model, loss, input_shape
         self._server_data = server_data
         self._settings = {**settings, "method": method}
-        resolve(make_config(self._settings))
+        self._config(max(1, min_available_nodes), rounds=1, timeout=1.0)  # what is wrong is told
 
     def summary(self) -> None:
         """Log nothing more than Flower does."""

@@ -161,8 +161,8 @@ def outlast_own_ghost(home: Path) -> None:
 _GHOST_SECONDS, _GHOST_PAUSE = 90.0, 5.0
 
 GHOST = (
-    "the server takes this device for connected still: it was ended less than a minute ago, or "
-    "another one has its key; trying again"
+    "the server does not let this device in: it was ended less than a minute ago and counts as "
+    "connected still, another one has its key, or its key was revoked; trying again"
 )
 
 

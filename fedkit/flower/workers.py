@@ -58,14 +58,28 @@ class Workers(Protocol):
         """End what was started; what is being computed is given up."""
 
 
-def resolved(name: str) -> Backend:
+def resolved(name: str, accelerator: str = "cpu") -> Backend:
     """Return a backend by its name, and what `auto` is here.
 
+    Devices share an accelerator in threads of one process, where they take turns: a process that
+    is forked beside one cannot use it.
+
+    Args:
+        name: Of the backend.
+        accelerator: Of the run; another than the processor needs threads, or Ray.
+
     Raises:
-        ConfigError: There is no such backend.
+        ConfigError: There is no such backend, or it does not know accelerators.
     """
     if name not in get_args(Backend):
         raise ConfigError(f"backend is {name!r}; choose one of {', '.join(get_args(Backend))}")
+    if accelerator != "cpu" and name in ("auto", "processes"):
+        if name == "processes":
+            raise ConfigError(
+                f"backend is 'processes', which are forks, and accelerator {accelerator!r} cannot "
+                "be used in a fork; take backend threads, where devices share it"
+            )
+        return "threads"
     if name == "auto":
         return "processes" if sys.platform == "linux" else "threads"
     return cast(Backend, name)

@@ -78,7 +78,7 @@ class Dispatcher(Protocol):
     def traffic(self) -> tuple[int, int]:
         """Payload bytes that left the server so far, and that came back."""
 
-    def choose(self, order: Sequence[int], count: int) -> None:
+    def choose(self, order: Sequence[int], count: int, spare: int = 0) -> None:
         """Ask some devices alone from here on: the first `count` of `order` that are there.
 
         A fleet that was never told so asks every device.
@@ -86,6 +86,8 @@ class Dispatcher(Protocol):
         Args:
             order: Devices by index, each at most once.
             count: How many, if so many are there.
+            spare: How many more are asked; the first `count` answers are taken, which in a
+                simulation are those of the first in `order`.
         """
 
     def exchange(

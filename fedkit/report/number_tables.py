@@ -23,7 +23,7 @@ _LEAST_ROWS = 10
 
 _STEP_KEYS = ("phase", "round", "accuracy", "loss", "density", "bytes_down", "bytes_up")
 _MORE_KEYS = (
-    *("message_bytes_down", "message_bytes_up", "seconds", "epsilon"),
+    *("message_bytes_down", "message_bytes_up", "seconds", "epsilon", "epsilon_known"),
     *("devices_mean", "devices_spread", "devices_worst", "devices_least", "devices_lower"),
     *("devices_median", "devices_upper", "devices_most", "devices_measured"),
 )

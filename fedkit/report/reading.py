@@ -256,7 +256,8 @@ def _took_part(folder: RunFolder, steps: Sequence[Step]) -> dict[int, int]:
         config = folder.config
         rounds = [step["round"] for step in steps if step["round"]]
         traced = config.availability.startswith("trace")  # a file, which somebody else may name
-        if traced or config.devices * len(rounds) > _MOST_DRAWS:
+        secret = config.sampling_rate < 1
+        if traced or secret or config.devices * len(rounds) > _MOST_DRAWS:
             return {}
         drawn = [order(config, number) for number in rounds]
     except FedkitError:

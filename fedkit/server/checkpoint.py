@@ -467,7 +467,7 @@ _LINE_OF_SOME: Mapping[str, Callable[[Any], bool]] = {
     "seconds": _is_number,
     "message_bytes_down": _is_count,
     "message_bytes_up": _is_count,
-    "epsilon": _is_figure,
+    **dict.fromkeys(("epsilon", "epsilon_known"), _is_figure),
     "devices_mean": _is_number,
     "devices_spread": _is_number,
     "devices_worst": _is_number,

@@ -1,7 +1,8 @@
 """Who takes part in a round: those that are there, and of them as many as are asked.
 
 What is drawn depends on the run's seed and the number of the round alone, so a simulation, a run
-through Flower and one that goes on later ask the same devices.
+through Flower and one that goes on later ask the same devices. A private run is the exception: its
+epsilon counts on a draw that nobody knows, so that comes from the operating system's entropy.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,39 @@ Present = Callable[[RunConfig, int, str], NDArray[np.bool_]]
 
 OPENING = 0
 """The round that the exchanges before training count as."""
+
+
+class Choice(NamedTuple):
+    """Whom a round asks.
+
+    Attributes:
+        order: Devices that are there, in the order in which they are asked.
+        taken: How many answers it takes.
+        spare: Further devices that it asks.
+    """
+
+    order: list[int]
+    taken: int
+    spare: int = 0
+
+
+def choice(config: RunConfig, number: int) -> Choice | None:
+    """Return whom a round asks; None where every round asks every device.
+
+    In a private run each device is asked by a chance of its own, `config.sampling_rate`, which is
+    what its epsilon is counted for (`fedkit.server.privacy`); that may be nobody.
+
+    Raises:
+        ConfigError: See `order`.
+        FleetError: See `order`.
+    """
+    if config.sampling_rate < 1:
+        chances = np.random.default_rng().random(config.devices)
+        drawn = np.flatnonzero(chances < config.sampling_rate)
+        return Choice(drawn.tolist(), len(drawn))
+    if (there := order(config, number)) is None:
+        return None
+    return Choice(there.tolist(), config.asked, config.spare)
 
 
 def order(config: RunConfig, number: int) -> NDArray[np.int64] | None:

@@ -13,8 +13,11 @@ does that is absent or refused. Sequences of models of neighbouring runs are ind
 (epsilon, delta). One device moves the sum by C at most, and the divisor is the same in both, so the
 mean moves by C / asked. (Were it divided by the number of answers, it could move by twice that.)
 
-Where a round asks a part of the devices, drawn at random, epsilon is that of a device which is
-asked in every round. Not knowing who was drawn would make it smaller; that is not claimed.
+Where a round asks a part of the devices, each is asked by a chance of its own (Poisson sampling),
+drawn from the operating system's entropy, and epsilon counts on that: a Gaussian mechanism over
+such a sample, by Google's library dp-accounting. It holds for readers of the models who do not know
+who was asked; for those who do, `epsilon_known` stands beside it, that of a device which is asked
+in every round.
 
 What is not in the promise: who took part. A run's events, its bytes and its seconds tell that, and
 devices' messages are seen by the server. The noise comes from the operating system's entropy;
@@ -24,6 +27,8 @@ run has other bits each time.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -69,12 +74,19 @@ def check_private(config: RunConfig, method: Method) -> None:
         ),
         "only a mean has a known sensitivity: set aggregation to mean": config.aggregation
         != "mean",
+        "a device would take the place of another: set over_selection to 0": bool(config.spare),
     }
     found = [reason for reason, applies in reasons.items() if applies]
     if found:
         raise ConfigError(
             f"dp_clip is {config.dp_clip:g}, and this run is not private all the same; "
             + "; ".join(found)
+        )
+    if config.sampling_rate < 1 and importlib.util.find_spec("dp_accounting") is None:
+        raise ConfigError(
+            "the epsilon of a private run that asks a part of the devices is counted by "
+            "dp-accounting, which is not installed: pip install 'fedkit[privacy]', or leave "
+            "devices_per_round at 0"
         )
 
 
@@ -87,7 +99,7 @@ class SilentFleet:
 
     traffic = (0, 0)
 
-    def choose(self, order: Sequence[int], count: int) -> None:
+    def choose(self, order: Sequence[int], count: int, spare: int = 0) -> None:
         """Do nothing, as nobody is asked."""
 
     def exchange(self, phase: Phase, request: Request, read: Any) -> list[Answer]:
@@ -119,7 +131,15 @@ def private_model(config: RunConfig, sent: ModelState, updates: Sequence[Update]
         updates: What devices returned.
     """
     clipped = clip_updates(config, sent, updates)
+    if not clipped:  # the draw asked nobody
+        return add_noise(config, sent, _unmoved(sent))
     return add_noise(config, sent, aggregate(config, clipped, shares(clipped)))
+
+
+def _unmoved(sent: ModelState) -> ModelState:
+    """Return a mean of no changes."""
+    weights = {name: np.zeros_like(value) for name, value in sent.weights.items()}
+    return ModelState(weights, {}, sent.masks)
 
 
 def clip_updates(config: RunConfig, sent: ModelState, updates: Sequence[Update]) -> list[Update]:
@@ -128,8 +148,8 @@ def clip_updates(config: RunConfig, sent: ModelState, updates: Sequence[Update])
     Numbers of examples, losses, entries and statistics are left out of them.
     """
     # `aggregate` rounds each product and the mean to float32. So much less than the clip's norm
-    # bounds what a device moves even then.
-    limit = config.dp_clip / (1 + (config.asked + 1) * 2.0**-22)
+    # bounds what a device moves even then, with any number of others.
+    limit = config.dp_clip / (1 + (config.devices + 1) * 2.0**-22)
     return [_clipped(limit, sent, update) for update in updates]
 
 
@@ -170,15 +190,60 @@ def spent(config: RunConfig, rounds: int) -> dict[str, Any]:
     """Return what so many rounds cost, for a run's record.
 
     Returns:
-        `epsilon` (None: infinite), its `delta`, and `adjacency`, what neighbours differ by.
+        `epsilon` (None: infinite), its `delta`, and `adjacency`, what neighbours differ by; where
+        a part of the devices is asked, `epsilon_known` for those who know which.
     """
-    cost = epsilon(config, rounds)
-    known = cost if math.isfinite(cost) else None
-    return {"epsilon": known, "delta": config.dp_delta, "adjacency": ADJACENCY}
+    cost, known = epsilon(config, rounds), epsilon_known(config, rounds)
+    sampled = {"epsilon_known": _finite(known)} if config.sampling_rate < 1 else {}
+    told = {"epsilon": _finite(cost), "delta": config.dp_delta, "adjacency": ADJACENCY}
+    return {**told, **sampled}
+
+
+def _finite(cost: float) -> float | None:
+    return cost if math.isfinite(cost) else None
 
 
 def epsilon(config: RunConfig, rounds: int) -> float:
-    """Return the least epsilon of so many rounds at the config's delta; infinite without noise.
+    """Return an epsilon of so many rounds at the config's delta; infinite without noise.
+
+    Where a round asks every device it is the least, `epsilon_known`. Else it is what dp-accounting
+    finds for a Gaussian mechanism over a Poisson sample, by the distribution of the privacy loss,
+    whose grid makes it a little too large, never too small.
+    """
+    known, rate = epsilon_known(config, rounds), config.sampling_rate
+    if rate == 1 or known == 0 or math.isinf(known):
+        return known
+    size = max(known / 1000, epsilon_known(config, 1) / 20)
+    loss = _loss(config.dp_noise, rate, _GRID * 2.0 ** max(0, math.ceil(math.log2(size))))
+    return min(known, loss.at(rounds, config.dp_delta))
+
+
+_GRID = 1e-4
+"""Step of the losses, as dp-accounting's own accountant has it; some doublings of it where losses
+are so large that the grid would take seconds and gigabytes."""
+
+
+class _Loss:
+    """The distribution of a round's privacy loss, of some noise and rate on some grid."""
+
+    def __init__(self, noise: float, rate: float, grid: float) -> None:
+        from dp_accounting.pld import privacy_loss_distribution as losses  # takes a second
+
+        self._of_a_round = losses.from_gaussian_mechanism(
+            standard_deviation=noise, value_discretization_interval=grid, sampling_prob=rate
+        )
+
+    def at(self, rounds: int, delta: float) -> float:
+        """Return the epsilon of so many rounds."""
+        with np.errstate(over="ignore"):  # of losses that nobody could bear
+            return float(self._of_a_round.self_compose(rounds).get_epsilon_for_delta(delta))
+
+
+_loss = functools.lru_cache(maxsize=4)(_Loss)
+
+
+def epsilon_known(config: RunConfig, rounds: int) -> float:
+    """Return the least epsilon against those who know who is asked; infinite without noise.
 
     Counted for a device that is asked in every round, so every round is a Gaussian mechanism of
     noise `dp_noise` and sensitivity 1, and T of them, each chosen with the results of those before

@@ -40,7 +40,7 @@ from fedkit.methods.server_training import train_dense
 from fedkit.methods.travel import Travel, check_dense, check_travel, opening_config
 from fedkit.server.aggregation import aggregate, shares
 from fedkit.server.device_metric import DeviceMetric, ask_devices, device_measure, is_due
-from fedkit.server.participation import OPENING, order
+from fedkit.server.participation import OPENING, choice
 from fedkit.server.privacy import check_private, opening_fleet, own_statistics, private_model
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples, Task
@@ -74,13 +74,15 @@ class LocalFleet:
         self._devices, self._folder = devices, folder
         self._memories = Spill(MEMORIES)
         self._chosen: Sequence[int] = range(len(devices))
+        self._spare: frozenset[int] = frozenset()
         self._acquainted: set[int] = set()
         self._trained: set[int] = set()
         self.traffic = (0, 0)
 
-    def choose(self, order: Sequence[int], count: int) -> None:
-        """See `Dispatcher.choose`; every device of this process is there."""
-        self._chosen = sorted(order[:count])
+    def choose(self, order: Sequence[int], count: int, spare: int = 0) -> None:
+        """See `Dispatcher.choose`; every device is there, and they answer in that order."""
+        self._chosen = sorted(order[: count + spare])
+        self._spare = frozenset(order[count : count + spare])
 
     def exchange(
         self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
@@ -95,10 +97,11 @@ class LocalFleet:
             replies |= self._counted(phase, request.again(), known) if known else {}
         if strange := [index for index in self._chosen if index not in replies]:
             replies |= self._counted(phase, request.whole(), strange)
-        self._acquainted = set(self._chosen)
+        taken = [index for index in self._chosen if index not in self._spare]
+        self._acquainted = set(taken)
         if phase in ("train", "evaluate"):
             self._trained |= self._acquainted
-        return [read(replies[index]) for index in self._chosen]
+        return [read(replies[index]) for index in taken]
 
     def _counted(self, phase: Phase, request: Packet, asked: Sequence[int]) -> dict[int, Packet]:
         replies = self.answers(phase, request, asked)
@@ -163,9 +166,9 @@ class Channel:
         """See `fedkit.methods.interface.Dispatcher.traffic`."""
         return self._fleet.traffic
 
-    def choose(self, order: Sequence[int], count: int) -> None:
+    def choose(self, order: Sequence[int], count: int, spare: int = 0) -> None:
         """See `fedkit.methods.interface.Dispatcher.choose`."""
-        self._fleet.choose(order, count)
+        self._fleet.choose(order, count, spare)
 
     def exchange(
         self, phase: Phase, request: Request, read: Callable[[Packet], Answer]
@@ -332,8 +335,8 @@ def run_rounds(
 
 def _choose(fleet: Dispatcher, config: RunConfig, number: int) -> None:
     """Draw who takes part in a round, where not every device does."""
-    if (drawn := order(config, number)) is not None:
-        fleet.choose(drawn.tolist(), config.asked)
+    if (chosen := choice(config, number)) is not None:
+        fleet.choose(*chosen)
 
 
 def dense_start(server: Server, server_data: Examples | None) -> ModelState:

@@ -108,7 +108,7 @@ class Scenario:
         from fedkit.engine.choose import make_engine  # torch, which a look at a run does not need
 
         config = self.config
-        how = config.engine, config.precision, config.stored_bits
+        how = config.engine, config.precision, config.stored_bits, config.accelerator
         return make_engine(self.task, config.model, config.seed, *how)
 
     @functools.cached_property

@@ -26,27 +26,10 @@ from fedkit.cli.grid import read_grid
 from fedkit.config import RunConfig
 from fedkit.core.errors import CheckpointError, ConfigError, FleetError
 from fedkit.report import plotly_library
+from tests.cli.tiny_grid import TINY, grid_file
 from tests.processes import left_running, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = """
-name = "tiny"
-[run]
-devices = 2
-rounds = 1
-epochs = 1
-examples_per_device = 40
-test_examples = 100
-server_epochs = 0
-sparse_epochs = 0
-"""
-AXES = '[axes]\nmethod = ["fedtiny", "dense"]\ndensity = [0.1, 0.2]\nseed = [1, 2]\n'
-
-
-def grid_file(folder: Path, text: str = TINY + AXES) -> Path:
-    path = folder / "grid.toml"
-    path.write_text(text)
-    return path
 
 
 @contextlib.contextmanager

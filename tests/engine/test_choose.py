@@ -125,6 +125,16 @@ def test_a_wish_for_sparse_that_cannot_be_met_is_an_error() -> None:
         make_engine(OWN_LOSS, "", 1, "sparse")
 
 
+def test_few_stored_bits_are_the_sparse_engines() -> None:
+    engine, notice = make_engine(load_task("digits"), "", 1, "auto", stored_bits=8)
+    assert isinstance(engine, SparseEngine) and engine.stored_bits == 8
+    assert "stores 8 bits" in notice
+    with pytest.raises(EngineError, match="stored_bits is 8, and torch stores 32; torch computes"):
+        make_engine(load_task("digits"), "", 1, "torch", stored_bits=8)
+    with pytest.raises(EngineError, match="torch stores 32; the sparse engine cannot run this"):
+        make_engine(SOFTMAX, "", 1, "auto", stored_bits=4)
+
+
 @pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_wish_for_sparse_without_kernels_is_an_error(precision: Precision) -> None:

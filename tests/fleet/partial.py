@@ -34,7 +34,7 @@ class Partial:
         self._memories, self._absent = [Packet({})] * len(self._devices), absent
         self._last, self.traffic = set[int](), (0, 0)
 
-    def choose(self, order: Sequence[int], count: int) -> None:
+    def choose(self, order: Sequence[int], count: int, spare: int = 0) -> None:
         """Ask every device all the same."""
 
     def exchange(

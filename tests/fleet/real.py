@@ -72,9 +72,9 @@ class RealFleet:
 
     def start_server(self) -> None:
         """Start the server and wait until devices are registered."""
-        before = self._said("listening on")
+        before = self.times_said("listening on")
         self._start("server", "server", str(self.fleet.path))
-        self.wait_for(lambda: self._said("listening on") > before, "the server to listen")
+        self.wait_for(lambda: self.times_said("listening on") > before, "the server to listen")
 
     def start_device(self, index: int, *prefix: str, **variables: str) -> None:
         """Start a device, by a command that goes before its own if one is given."""
@@ -92,9 +92,9 @@ class RealFleet:
         the node's signs of life for a minute.
         """
         for _ in range(20):
-            before = self._said("SuperNode ID")
+            before = self.times_said("SuperNode ID")
             self.start_device(index)
-            while self.alive(f"device-{index}") and self._said("SuperNode ID") == before:
+            while self.alive(f"device-{index}") and self.times_said("SuperNode ID") == before:
                 time.sleep(0.2)
             if self.alive(f"device-{index}"):
                 return
@@ -107,11 +107,8 @@ class RealFleet:
         process = self._running.pop(name)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        home = (
-            self.fleet.server
-            if name == "server"
-            else self.fleet.path / "devices" / (f"device-{int(name.removeprefix('device-')):03d}")
-        )
+        index = name.removeprefix("device-")
+        home = self.fleet.server if name == "server" else self.fleet.device(int(index))
         kill_marked(f"FLWR_HOME={home / 'flwr'}")
 
     def alive(self, name: str) -> bool:
@@ -156,7 +153,7 @@ class RealFleet:
 
     # What happened -----------------------------------------------------------------------------
 
-    def _said(self, words: str) -> int:
+    def times_said(self, words: str) -> int:
         text = self.log.read_text(errors="replace") if self.log.is_file() else ""
         return text.count(words)
 
@@ -166,7 +163,14 @@ class RealFleet:
 
     def said(self, words: str) -> bool:
         """Whether any process of the fleet has said this."""
-        return self._said(words) > 0
+        return self.times_said(words) > 0
+
+    def changed(self, *arguments: str | Path) -> str:
+        """Give a command of `fedkit fleet` that changes the fleet; return what it said."""
+        code, _, said = command("fleet", arguments[0], self.fleet.path, *arguments[1:])
+        assert code == 0, said + self.last()
+        self.fleet = open_fleet(self.fleet.path)
+        return said
 
     def events(self, run: str) -> list[dict[str, Any]]:
         return list(read_events(self.fleet.runs / run / EVENTS))

@@ -166,7 +166,7 @@ def test_a_board_that_remembers_on_disk_answers_a_server_that_starts_again(
         def __init__(self, messages: float = math.inf) -> None:
             self._left, self._known = messages, False
 
-        def choose(self, order: Sequence[int], count: int) -> None:
+        def choose(self, order: Sequence[int], count: int, spare: int = 0) -> None:
             """Ask every device all the same."""
 
         def exchange(self, phase: Phase, request: Request, read: Any) -> list[Any]:

@@ -60,7 +60,7 @@ class Watched(tiny.FaultyFleet):
         super().__init__(tiny.devices(config))
         self.readers: list[ReplyReader] = []
 
-    def choose(self, order: Sequence[int], count: int) -> None:
+    def choose(self, order: Sequence[int], count: int, spare: int = 0) -> None:
         """Ask every device all the same."""
 
     def exchange(self, phase: Phase, request: Request, read: Read) -> list[Any]:

@@ -14,9 +14,11 @@ from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import ConfigError, FleetError
 from fedkit.flower.fleet import FlowerFleet
 from fedkit.flower.wire import from_records
+from fedkit.methods.interface import whole_model
 from fedkit.server.events import EventLog, read_events
 from fedkit.server.participation import OPENING, order
 from fedkit.server.rounds import StoredStep, run_rounds
+from fedkit.wire.messages import Packet
 from sim.scenario import make_scenario
 from tests.fleet.clock import Clock
 from tests.fleet.grids import ScriptedGrid, client_nodes
@@ -158,6 +160,100 @@ def test_fewer_answers_than_needed_end_the_run() -> None:
         run(scenario, FlowerFleet(grid, scenario.config))
 
 
+# More than are needed
+
+
+def test_the_first_answers_are_taken_and_the_others_cost_their_bytes() -> None:
+    """Of a simulation: what is taken is what a round without spare devices takes."""
+    scenario = make_scenario(sampled(devices_per_round=2, over_selection=1.0))
+    assert scenario.config.spare == 2
+    few = make_scenario(sampled(devices_per_round=2))
+    more, less = run(scenario, scenario.local_fleet()), run(few, few.local_fleet())
+    for one, other in zip(more, less, strict=True):
+        assert_same_bits(one.state, other.state)
+        assert one.loss == other.loss
+    assert more[-1].bytes_up == 2 * less[-1].bytes_up
+    assert sum(each.bytes_down for each in more) > 1.5 * sum(each.bytes_down for each in less)
+
+
+def test_a_slow_device_is_not_waited_for(tmp_path: Path, clock: Clock) -> None:
+    """Of real devices: who comes first counts, and the round ends with enough."""
+    scenario = make_scenario(sampled(devices_per_round=2, over_selection=0.5, deadline=1000.0))
+    nodes = client_nodes(scenario)
+    first = order(scenario.config, 2)
+    assert first is not None
+    slow_one, quick, spare = first[:3].tolist()
+    answer = nodes[100 + slow_one]
+
+    def slowly(message: Message) -> Message | None:
+        number = from_records(message.content).numbers.get("round", 0)
+        return None if number == 2 else answer(message)
+
+    nodes[100 + slow_one] = slowly
+    log = EventLog(tmp_path / "events")
+    flower = run(scenario, FlowerFleet(ScriptedGrid(nodes), scenario.config, log=log))
+    assert flower[-1].round == scenario.config.rounds
+    assert clock.now < 10
+    events = list(read_events(tmp_path / "events"))
+    second = [e["event"] for e in events if e["event"] == "step"]
+    assert not second  # steps are the server's to log
+    assert not [e for e in events if e["event"] == "absent"]
+    left = [e["device"] for e in events if e["event"] == "spare" and e["phase"] == "train"]
+    assert len(left) == scenario.config.rounds and left[1] == slow_one
+    answered = [e["device"] for e in events if e["event"] == "answer"]
+    assert {quick, spare} <= set(answered)
+
+
+def test_fewer_than_wanted_are_enough_where_min_share_says_so(clock: Clock) -> None:
+    scenario = make_scenario(
+        sampled(devices_per_round=4, over_selection=0.5, min_share=0.5, deadline=100.0)
+    )
+    nodes = client_nodes(scenario)
+    for silent in (101, 102, 103):
+        whole = nodes[silent]
+        nodes[silent] = lambda message, whole=whole: (  # type: ignore[misc]
+            whole(message) if message.metadata.message_type == "query.introduction" else None
+        )
+    fleet = FlowerFleet(ScriptedGrid(nodes), scenario.config)
+    fleet.choose(range(6), 4, 2)
+    model = whole_model(scenario.engine.initial_state())
+    first = model.changed(lambda packet: Packet(packet.arrays, {**packet.numbers, "round": 1}))
+    assert len(fleet.exchange("train", first, lambda packet: packet)) == 3
+    assert (fleet.asked, fleet.wanted, fleet.needed) == (6, 4, 2)
+    assert 100 <= clock.now < 110
+
+
+def test_a_private_run_asks_whom_chance_says_and_may_ask_nobody(tmp_path: Path) -> None:
+    private = {"dp_clip": 1.0, "method": "erk", "devices_per_round": 1, "rounds": 20}
+    scenario = make_scenario(sampled(**private))
+    grid, log = ScriptedGrid(client_nodes(scenario)), EventLog(tmp_path / "events")
+    steps = run(scenario, FlowerFleet(grid, scenario.config, log=log))
+    assert steps[-1].round == 20
+    rounds = Counter(
+        from_records(m.content).numbers["round"]
+        for m in grid.sent
+        if m.metadata.message_type == "train"
+    )
+    assert len(set(rounds.values()) | ({0} if len(rounds) < 20 else set())) > 1
+    assert not [e for e in read_events(tmp_path / "events") if e["event"] in ("absent", "spare")]
+
+
+@pytest.mark.parametrize(
+    ("keys", "spare"),
+    [
+        ({"devices": 10, "devices_per_round": 3}, 0),
+        ({"devices": 10, "devices_per_round": 3, "over_selection": 0.3}, 1),
+        ({"devices": 10, "devices_per_round": 3, "over_selection": 1.0}, 3),
+        ({"devices": 10, "devices_per_round": 3, "over_selection": 9.0}, 7),
+        ({"devices": 3, "devices_per_round": 3, "over_selection": 0.5}, 0),
+    ],
+)
+def test_spare_devices_are_a_share_and_never_more_than_there_are(
+    keys: dict[str, Any], spare: int
+) -> None:
+    assert make_config(keys).spare == spare
+
+
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_any_number_of_workers_gives_the_same_bits(workers: int, precision: str) -> None:
@@ -252,5 +348,7 @@ def test_availability_that_is_none_is_refused_before_work(text: str) -> None:
 def test_keys_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ConfigError, match="devices_per_round is 4, and there are 3 devices"):
         make_config({"devices": 3, "devices_per_round": 4})
+    with pytest.raises(ConfigError, match=r"over_selection is .*and a round asks all devices"):
+        make_config({"devices": 3, "over_selection": 0.5})
     with pytest.raises(ConfigError, match="dp_clip needs availability always"):
         make_config({"dp_clip": 1.0, "availability": "random:0.5"})

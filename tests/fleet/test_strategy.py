@@ -10,7 +10,9 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import message_size_mod
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from fedkit.config import make_config
 from fedkit.core.errors import ConfigError, FleetError, TaskError
@@ -397,3 +399,30 @@ def test_loops_raise_what_they_are() -> None:
     engine = OwnLoopEngine(first_model(), cross_entropy, raising)
     with pytest.raises(TaskError, match="the training loop failed"):
         engine.train(engine.initial_state(), share(0), HOW, 0)
+
+
+def test_data_may_be_a_torch_dataset_and_flowers_mods_look_at_sparse_messages() -> None:
+    seen: list[int] = []
+
+    def look(message: Message, context: Context, answer: Any) -> Message:
+        reply: Message = answer(message, context)
+        seen.append(
+            sum(len(a.data) for r in reply.content.array_records.values() for a in r.values())
+        )
+        return reply
+
+    def dataset(context: Context) -> TensorDataset:
+        data = share(int(context.node_config["partition-id"]))
+        return TensorDataset(torch.from_numpy(data.inputs), torch.from_numpy(data.targets))
+
+    def after(app: ClientApp) -> Any:
+        strategy = FedTiny(Net, fraction_evaluate=0, **SETTINGS)
+        return started(strategy, app).arrays.to_torch_state_dict()
+
+    plain = after(app_of())
+    client_module._held.clear()
+    found = after(app_of(data=dataset, mods=[look, message_size_mod]))
+    for name, value in plain.items():
+        np.testing.assert_array_equal(found[name].numpy(), value.numpy())
+    dense = sum(value.numel() * 4 for value in plain.values())
+    assert len(seen) == NODES * (ROUNDS + 2) and max(seen[-NODES:]) < 0.5 * dense

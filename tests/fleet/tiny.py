@@ -104,7 +104,7 @@ class FaultyFleet:
         self.failed: list[tuple[int, int, str]] = []
         self.exchanges: list[Phase] = []
 
-    def choose(self, order: Sequence[int], count: int) -> None:
+    def choose(self, order: Sequence[int], count: int, spare: int = 0) -> None:
         """Ask every device all the same."""
 
     def exchange(

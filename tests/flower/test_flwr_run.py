@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,6 +17,7 @@ from fedkit.flower.local_superlink import SuperLink
 from fedkit.flower.processes import marked, toml_pairs
 from fedkit.server.checkpoint import RunFolder
 from sim.simulation import APP
+from tests.fleet.real import FEDKIT
 from tests.processes import HANG, wait_for
 
 pytestmark = pytest.mark.slow
@@ -70,13 +71,39 @@ class Simulations:
         assert found
         return found[1]
 
+    @property
+    def home(self) -> str:
+        return self._superlink.home
+
+    def started(self) -> set[int]:
+        """Return all processes that the SuperLink or a run of it started, and itself."""
+        return set(marked(f"FLWR_HOME={self.home}"))
+
     def simulating(self) -> list[int]:
         """Return the processes that simulate."""
-        return [
-            pid
-            for pid in marked(f"FLWR_HOME={self._superlink.home}")
-            if b"flwr-simulation" in command(pid)
-        ]
+        return [pid for pid in self.started() if b"flwr-simulation" in command(pid)]
+
+
+class Given(NamedTuple):
+    """What `fedkit flwr-run` did with keys of a run."""
+
+    code: int
+    lines: list[str]
+
+
+def given(link: Simulations, tmp_path: Path, nodes: int, **keys: Any) -> Given:
+    """Run the app by `fedkit flwr-run`, at the SuperLink that is there."""
+    keys = {**SMALL, "folder": str(tmp_path / "run"), **keys}
+    flags = ("--run-config", toml_pairs(keys), "--federation-config", f"num-supernodes={nodes}")
+    ended = subprocess.run(
+        [FEDKIT, "flwr-run", str(APP), "fedkit", *flags],
+        env={**os.environ, "FLWR_HOME": link.home},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=HANG,
+    )
+    return Given(ended.returncode, ended.stdout.splitlines())
 
 
 def command(pid: int) -> bytes:
@@ -124,17 +151,51 @@ def test_what_is_wrong_is_told_first_and_ends_the_run(
     wait_for(lambda: not link.simulating())
 
 
-def begun(link: Simulations) -> list[int]:
+@pytest.mark.parametrize(
+    ("nodes", "keys", "message"),
+    [
+        (3, {"devices": 2}, "the simulation has 3 SuperNodes and the run 2 devices"),
+        (1, {"devices": 2}, "the simulation has 1 SuperNodes and the run 2 devices"),
+        (3, {"density": 7.0}, "density is 7.0: input should be less than"),
+        (3, {"task": "nothing"}, "no task 'nothing'; give one of"),
+        (3, {"density": "a lot"}, ""),  # in Flower's own words
+        (3, {"densty": 0.1}, ""),
+    ],
+)
+def test_a_command_for_people_returns_what_is_wrong(
+    link: Simulations, tmp_path: Path, nodes: int, keys: dict[str, Any], message: str
+) -> None:
+    found = given(link, tmp_path, nodes, **keys)
+    assert found.code == 2
+    assert not (tmp_path / "run").exists()
+    assert found.lines[-1].startswith(f"error: {message}")
+    if message:
+        errors = [line for line in found.lines if "error" in line.lower()]
+        assert errors[0].startswith(f"error: {message}")
+
+
+def test_a_command_for_people_returns_0_where_all_is_well(
+    link: Simulations, tmp_path: Path
+) -> None:
+    assert given(link, tmp_path, 2).code == 0
+    assert RunFolder.open(tmp_path / "run").is_finished
+
+
+def begun(link: Simulations, backend: str = "processes") -> list[int]:
     """Start a long run; return its processes, once it trains."""
-    link.begin(rounds=100000)
-    wait_for(lambda: len(link.simulating()) >= 3 and (link.run / "metrics.jsonl").is_file())
+    link.begin(rounds=100000, backend=backend)
+    expected = 3 if backend == "processes" else 1  # the simulation and two workers
+    wait_for(lambda: len(link.simulating()) >= expected and (link.run / "metrics.jsonl").is_file())
     return link.simulating()
 
 
-def test_nothing_is_left_of_a_run_that_was_stopped(link: Simulations) -> None:
-    assert len(begun(link)) == 3  # the simulation and two workers
+@pytest.mark.parametrize("backend", ["processes", "threads", "ray"])
+def test_nothing_is_left_of_a_run_that_was_stopped(link: Simulations, backend: str) -> None:
+    before = link.started()
+    assert begun(link, backend)
+    assert link.started() > before
     link.ask("stop", link.id, "fedkit")
-    wait_for(lambda: not link.simulating())
+    wait_for(lambda: link.started() <= before)
     assert link.status() == "finished:stopped"
     assert RunFolder.open(link.run).has_checkpoint
 

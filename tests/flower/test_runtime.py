@@ -21,7 +21,7 @@ from fedkit.config import make_config
 from fedkit.core import spill
 from fedkit.core.errors import FedkitError
 from fedkit.flower import runtime
-from fedkit.flower.run_config import RunPlace, read_run_config
+from fedkit.flower.run_config import RunPlace, errors_first, read_run_config
 from fedkit.flower.workers import Backend
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.events import EVENTS, read_events
@@ -131,7 +131,11 @@ def test_an_unknown_backend_ends_the_simulation() -> None:
 def test_what_does_not_fit_is_told_at_once_and_first(
     keys: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with runtime.simulation(simulated("threads")) as grid, pytest.raises(FedkitError) as raised:
+    with (
+        runtime.simulation(simulated("threads")) as grid,
+        pytest.raises(FedkitError) as raised,
+        errors_first(),
+    ):
         read_run_config(keys, grid)
     assert message in str(raised.value)
     assert capsys.readouterr().out == f"error: {raised.value}\n"
@@ -173,6 +177,8 @@ OFTEN_AWAY: dict[str, Any] = {"devices": 10, "devices_per_round": 3, "availabili
     [
         ("processes", 2, {}),
         ("threads", 2, {"method": "prunefl", "uplink_bits": 4}),
+        ("processes", 2, {"over_selection": 0.5, "uplink_bits": 4}),
+        slow(("threads", 2, {**OFTEN_AWAY, "over_selection": 1.0, "bn_merge": "exact"})),
         *(
             slow((backend, workers, {**OFTEN_AWAY, "method": method}))
             for backend, workers in (("processes", 1), ("processes", 4), ("threads", 4))

@@ -185,7 +185,7 @@ def test_devices_that_are_away_for_a_message_are_left_out_of_it_alone() -> None:
     class Coming(FaultyFleet):
         """The last device misses the second message; the first one all but that."""
 
-        def choose(self, order: Sequence[int], count: int) -> None:
+        def choose(self, order: Sequence[int], count: int, spare: int = 0) -> None:
             """Ask every device all the same."""
 
         def exchange(self, phase: Any, request: Any, read: Any) -> Any:

@@ -9,11 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dp_accounting
 import numpy as np
 import pytest
+from dp_accounting import pld, rdp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import stats
 from scipy.integrate import quad
 
 from fedkit.config import RunConfig, make_config
@@ -31,7 +34,15 @@ from fedkit.methods.interface import (
 from fedkit.methods.registry import METHODS, load_method, resolve
 from fedkit.server.aggregation import aggregate, shares
 from fedkit.server.checkpoint import RunFolder
-from fedkit.server.privacy import add_noise, check_private, clip_updates, epsilon, private_model
+from fedkit.server.participation import choice
+from fedkit.server.privacy import (
+    add_noise,
+    check_private,
+    clip_updates,
+    epsilon,
+    epsilon_known,
+    private_model,
+)
 from fedkit.server.record import record
 from fedkit.server.rounds import run_rounds, train_round
 from fedkit.sparse.state import ModelState
@@ -63,8 +74,9 @@ NUMBERS = st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([0.0, 1.0
 def neighbours(draw: st.DrawFn) -> tuple[RunConfig, ModelState, list[Update], int]:
     """A run, the model it sent, what devices returned, and which of them is left out."""
     devices = draw(st.integers(1, 40))
+    sampled = {"devices_per_round": draw(st.integers(0, devices)), "devices": devices}
     config = make_config(
-        {**PRIVATE, "devices": devices, "dp_clip": draw(st.sampled_from([1e-6, 0.5, 1.0, 1e6]))}
+        {**PRIVATE, **sampled, "dp_clip": draw(st.sampled_from([1e-6, 0.5, 1.0, 1e6]))}
     )
     vectors = st.lists(NUMBERS, min_size=3, max_size=3)
     sent = draw(vectors)
@@ -80,13 +92,16 @@ def neighbours(draw: st.DrawFn) -> tuple[RunConfig, ModelState, list[Update], in
 def test_a_device_more_or_less_moves_the_mean_by_no_more_than_the_noise_is_scaled_by(
     case: tuple[RunConfig, ModelState, list[Update], int],
 ) -> None:
-    """Whichever devices leave, whatever the others sent, and however few are left."""
+    """Whichever devices leave, whatever the others sent, and however few are left.
+
+    More may be drawn than are asked on average.
+    """
     config, sent, updates, out = case
     clipped = clip_updates(config, sent, updates)
     rest = clipped[:out] + clipped[out + 1 :]
     mean = aggregate(config, clipped, shares(clipped))
     less = aggregate(config, rest, shares(rest)) if rest else model([0, 0, 0])
-    assert distance(mean, less) <= config.dp_clip / config.devices
+    assert distance(mean, less) <= config.dp_clip / config.asked
 
 
 @pytest.mark.parametrize("devices", [2, 10, 1000])
@@ -111,7 +126,7 @@ class Without:
     def __init__(self, devices: Sequence[Any], away: set[int]) -> None:
         self._devices, self._away = devices, away
 
-    def choose(self, order: Sequence[int], count: int) -> None:
+    def choose(self, order: Sequence[int], count: int, spare: int = 0) -> None:
         """Ask every device all the same."""
 
     def exchange(
@@ -158,6 +173,80 @@ def test_noise_has_the_deviation_that_epsilon_is_counted_with_and_spares_pruned_
     assert (add_noise(config, zero, zero).weights["w"] != noise).any()  # fresh each time
 
 
+# A sample
+
+
+def sampled(devices: int, asked: int, **keys: Any) -> RunConfig:
+    return make_config({**PRIVATE, "devices": devices, "devices_per_round": asked, **keys})
+
+
+def test_each_device_is_drawn_by_a_chance_of_its_own_that_nobody_can_repeat() -> None:
+    """Binomial counts, as Poisson sampling has: a fixed number is another mechanism."""
+    config = sampled(20, 5)
+    drawn = [choice(config, number) for number in [1] * 4000]
+    counts = [each.taken for each in drawn if each is not None]
+    assert all(each is not None and len(each.order) == each.taken for each in drawn)
+    found = np.bincount(counts, minlength=21)
+    wanted = 4000 * stats.binom.pmf(np.arange(21), 20, 0.25)
+    assert np.abs(found - wanted).max() < 6 * np.sqrt(wanted.max())
+    times = np.bincount([d for each in drawn if each for d in each.order], minlength=20)
+    assert np.abs(times - 1000).max() < 6 * np.sqrt(750)
+    assert choice(config.model_copy(update={"dp_clip": 0.0}), 1) == choice(
+        config.model_copy(update={"dp_clip": 0.0}), 1
+    )
+    assert choice(sampled(5, 5), 1) is not None  # all of them, each time
+    assert len(choice(sampled(5, 5), 1).order) == 5  # type: ignore[union-attr]
+
+
+def test_the_sampled_mean_is_the_mechanism_that_epsilon_is_counted_for() -> None:
+    """Clipping, draw, divisor and noise together: a Gaussian around a binomial number of clips."""
+    config, sent = sampled(6, 2, dp_noise=0.5), model([0.0])
+    far = Update(model([100.0]), 7, 1.0, {})
+    found = []
+    for _ in range(3000):
+        drawn = choice(config, 1)
+        assert drawn is not None
+        after = private_model(config, sent, [far] * drawn.taken)
+        found.append(float(after.weights["w"][0]) / (config.dp_clip / config.asked))
+
+    def below(x: Any) -> Any:
+        chances = stats.binom.pmf(np.arange(7), 6, 1 / 3)
+        return sum(p * stats.norm.cdf(x, k, 0.5) for k, p in enumerate(chances))
+
+    assert stats.kstest(found, below).pvalue > 1e-6
+    assert np.mean(found) == pytest.approx(2, abs=0.15)  # what asking two of them gives
+
+
+def test_a_round_that_asks_nobody_is_noise() -> None:
+    config, sent = sampled(6, 2, dp_noise=0.0), model([1.0, 2.0])
+    assert private_model(config, sent, []).weights["w"] == pytest.approx([1.0, 2.0])
+    noisy = private_model(config.model_copy(update={"dp_noise": 1.0}), sent, [])
+    assert distance(noisy, sent) > 0
+
+
+def test_a_private_run_asks_a_sample(tmp_path: Path) -> None:
+    """Over rounds of which some ask nobody: 4 of 5 devices stay out on average."""
+    keys = {**SMALL, "rounds": 6, "devices": 5, "devices_per_round": 1}
+    scenario = make_scenario(make_config({**keys, **PRIVATE}))
+    scenario.check()
+    record(scenario, scenario.local_fleet(), tmp_path / "run", lambda step: None)
+    *_, first, last = RunFolder.open(tmp_path / "run").metrics()
+    assert last["epsilon"] == epsilon(scenario.config, 6) > first["epsilon"]
+    assert last["epsilon_known"] == epsilon_known(scenario.config, 6) > last["epsilon"]
+
+
+def test_a_sample_needs_the_accountant_and_no_spare_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_private(sampled(6, 2), load_method("erk"))
+    with pytest.raises(ConfigError, match="a device would take the place of another"):
+        check_private(sampled(6, 2, over_selection=0.5), load_method("erk"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_private(make_config(PRIVATE), load_method("erk"))
+    with pytest.raises(ConfigError, match=r"pip install 'fedkit\[privacy\]'"):
+        check_private(sampled(6, 2), load_method("erk"))
+
+
 # Cost
 
 
@@ -183,6 +272,53 @@ def test_epsilon_is_what_the_accounting_library_of_google_says(
     noise: float, rounds: int, delta: float, expected: float
 ) -> None:
     assert epsilon(costs(noise, delta), rounds) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("noise", "devices", "asked", "rounds", "delta"),
+    [
+        (1.0, 10, 1, 1, 1e-5),
+        (1.0, 10, 1, 30, 1e-5),
+        (1.1, 60000, 256, 3516, 1e-5),  # the tutorial of TensorFlow Privacy: 15 epochs of MNIST
+        (0.8, 1000, 100, 100, 1e-6),
+        (5.0, 100, 50, 200, 1e-6),
+    ],
+)
+def test_epsilon_of_a_sample_is_what_the_accounting_library_says(
+    noise: float, devices: int, asked: int, rounds: int, delta: float
+) -> None:
+    config = sampled(devices, asked, dp_noise=noise, dp_delta=delta)
+    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    gaussian = dp_accounting.GaussianDpEvent(noise)
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(asked / devices, gaussian), rounds)
+    # Never less, and no more than a coarser grid of losses makes it.
+    assert 1 <= epsilon(config, rounds) / accountant.get_epsilon(delta) + 1e-9 < 1.001
+    renyi = rdp.RdpAccountant()
+    renyi.compose(dp_accounting.PoissonSampledDpEvent(asked / devices, gaussian), rounds)
+    assert epsilon(config, rounds) < renyi.get_epsilon(delta)  # another bound, not as tight
+    assert epsilon(config, rounds) < epsilon_known(config, rounds)
+
+
+@pytest.mark.parametrize("noise", [0.6, 1.0, 3.0])
+@pytest.mark.parametrize("asked", [1, 5, 9])
+def test_epsilon_of_one_sampled_round_is_its_closed_form(noise: float, asked: int) -> None:
+    """delta of a sample at log(1 + q (e^x - 1)) is q times delta of the whole at x."""
+    q = asked / 10
+    whole = epsilon(costs(noise, 1e-5 / q), 1)
+    found = epsilon(sampled(10, asked, dp_noise=noise), 1)
+    wanted = math.log1p(q * math.expm1(whole))
+    assert wanted <= found <= wanted + 1e-4
+
+
+def test_epsilon_of_samples_is_defined_everywhere_and_grows() -> None:
+    rates = [epsilon(sampled(10, asked, dp_noise=1.0), 20) for asked in range(1, 11)]
+    assert rates == sorted(rates)
+    assert rates[-1] == epsilon(costs(1.0, 1e-5), 20)
+    rounds = [epsilon(sampled(10, 2), n) for n in (0, 1, 2, 10, 1000, 100_000)]
+    assert rounds == sorted(rounds) and rounds[0] == 0
+    assert math.isinf(epsilon(sampled(10, 2, dp_noise=0.0), 1))
+    for noise in (1e-3, 0.05, 1e3):
+        assert 0 <= epsilon(sampled(10, 2, dp_noise=noise), 100) < math.inf
 
 
 @pytest.mark.parametrize("noise", [0.7, 1.0, 4.0])
