@@ -75,7 +75,7 @@ TABLES = {
         {"fleet": HOSTILE, "server": "up", "run": HOSTILE, "rounds": 1, "round": 1,
          "accuracy": 0.5, "density": 0.1, "bytes_down": 1, "bytes_up": 1,
          "metric": {"name": HOSTILE, "higher_is_better": True, "form": ".3g"},
-         "devices": [{"device": 0, "connection": HOSTILE}]}
+         "devices": [{"device": 0, "name": HOSTILE, "connection": HOSTILE}]}
     ),
 }  # fmt: skip
 
@@ -146,11 +146,15 @@ def test_the_status_names_the_metric() -> None:
 
 @pytest.mark.parametrize("connection", ["online", "offline", "registered", "unregistered"])
 def test_the_status_is_whole_at_80_columns(connection: str) -> None:
-    devices = [{"device": index, "connection": connection} for index in range(3)]
+    devices: list[dict[str, Any]] = [
+        {"device": index, "name": str(index), "connection": connection} for index in range(3)
+    ]
     most = {"answers": 9_999_999, "refused": 999_999, "failed": 99_999, "absent": 99_999,
             "bytes_up": 999e9, "peak_bytes": 999e6, "seen": 1e9, "quarantined": False}  # fmt: skip
-    devices.append({"device": 999_999, "connection": connection, **most})
-    devices.append({"device": 7, "connection": connection, **most, "quarantined": True})
+    devices.append({"device": 8, "name": "n" * 300, "connection": connection, **most})
+    for number, quarantined in ((999_999, False), (7, True)):
+        device = {"device": number, "name": str(number), "connection": connection}
+        devices.append({**device, **most, "quarantined": quarantined})
     text = shown(
         status_table(
             {"fleet": "/srv/" + "fleet" * 30, "server": "down, or no device is registered",
@@ -159,7 +163,8 @@ def test_the_status_is_whole_at_80_columns(connection: str) -> None:
         )
     )  # fmt: skip
     lines = text.splitlines()
-    assert max(map(len, lines)) <= 80 and "\u2026" not in text
+    assert max(map(len, lines)) <= 80
+    assert text.count("\u2026") == 1  # a name of 300 characters is cut, and nothing else
     (row,) = (line.split() for line in lines if line.split()[:1] == ["999999"])
     assert row[1] == connection and row[-4:] == ["999", "GB", "999", "MB"]
     assert sum(line.split()[:2] == ["7", "quarantined"] for line in lines) == 1
