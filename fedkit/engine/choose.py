@@ -48,10 +48,9 @@ def make_engine(
             torch where another one is there.
 
     Raises:
-        EngineError: The accelerator is not there, or the engine asked for does not know it.
-        EngineError: `sparse` was asked for, but the kernels are missing or the loss is another;
-            or integers were asked for, and torch or another loss; or torch would have to store few
-            bits.
+        EngineError: The accelerator is not there, or the engine asked for does not know it;
+            `sparse` was asked for, but the kernels are missing or the loss is another; integers
+            were asked for, and torch or another loss; or torch would have to store few bits.
         PlanError: `sparse` or integers were asked for, but the model has layers that cannot run
             so; all are named.
         TaskError: The model does not take the task's inputs.

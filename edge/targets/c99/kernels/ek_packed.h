@@ -14,8 +14,9 @@ typedef struct {
     int32_t terms, patches;
 } ek_packed;
 
+/* Where 4 rows begin, of which the first is a multiple of 4. */
 static inline uint8_t *ek_packed_rows(const ek_packed *p, int32_t row) {
-    return p->at + row / 4 * (16 * EK_PAIRS_OF(p->terms) + 16);
+    return p->at + EK_PACKED(row, p->terms);
 }
 
 /* The 4 biases of some rows lie behind their weights. */

@@ -70,35 +70,20 @@ EK_INLINE void ek_div_run(const ek_pair_op *whole, const uint8_t *a, int32_t ste
 typedef void (*ek_pair_run)(const ek_pair_op *op, const uint8_t *a, int32_t step_a, const uint8_t *b,
                        int32_t step_b, uint8_t *out, int32_t count);
 
-static void ek_mul_over(const ek_pair_op *op, const uint8_t *a, int32_t step_a, const uint8_t *b,
-                      int32_t step_b, uint8_t *out, int32_t count) {
-    if (step_a && step_b)
-        ek_mul_run(op, a, 1, b, 1, out, count);
-    else if (step_a)
-        ek_mul_run(op, a, 1, b, 0, out, count);
-    else
-        ek_mul_run(op, a, 0, b, step_b, out, count);
-}
-
-static void ek_sum_over(const ek_pair_op *op, const uint8_t *a, int32_t step_a, const uint8_t *b,
-                      int32_t step_b, uint8_t *out, int32_t count) {
-    if (step_a && step_b)
-        ek_sum_run(op, a, 1, b, 1, out, count);
-    else if (step_a)
-        ek_sum_run(op, a, 1, b, 0, out, count);
-    else
-        ek_sum_run(op, a, 0, b, step_b, out, count);
-}
-
-static void ek_div_over(const ek_pair_op *op, const uint8_t *a, int32_t step_a, const uint8_t *b,
-                      int32_t step_b, uint8_t *out, int32_t count) {
-    if (step_a && step_b)
-        ek_div_run(op, a, 1, b, 1, out, count);
-    else if (step_a)
-        ek_div_run(op, a, 1, b, 0, out, count);
-    else
-        ek_div_run(op, a, 0, b, step_b, out, count);
-}
+/* A run whose steps are known where they are inlined, as far as vectors need it. */
+#define EK_OVER(name, run) \
+    static void name(const ek_pair_op *op, const uint8_t *a, int32_t step_a, const uint8_t *b, \
+                     int32_t step_b, uint8_t *out, int32_t count) { \
+        if (step_a && step_b) \
+            run(op, a, 1, b, 1, out, count); \
+        else if (step_a) \
+            run(op, a, 1, b, 0, out, count); \
+        else \
+            run(op, a, 0, b, step_b, out, count); \
+    }
+EK_OVER(ek_mul_over, ek_mul_run)
+EK_OVER(ek_sum_over, ek_sum_run)
+EK_OVER(ek_div_over, ek_div_run)
 
 /* Whether the pixel below a row's last is its next, or the same, as in the output. */
 static int ek_pair_goes_on(const ek_steps *steps, int32_t row) {
