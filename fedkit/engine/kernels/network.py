@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import EngineError
 from fedkit.engine.kernels import native
-from fedkit.engine.plan.conv import Convolution, Order, arranged, restored
+from fedkit.engine.plan.conv import Convolution, Order, arranged, reads_plain, restored
 from fedkit.engine.plan.geometry import Geometry, Taps, backward_taps, forward_taps
 from fedkit.engine.plan.structure import Norm, Plan
 from fedkit.sparse.state import Masks, ModelState, Weights
@@ -129,6 +129,11 @@ class Layer:
     used_out: NDArray[np.uint8]
 
     @property
+    def kept(self) -> int:
+        """Kept weights of a layer that is not dense."""
+        return len(self.forward.tap)
+
+    @property
     def index_bytes(self) -> int:
         """Bytes that tell where the kept weights are."""
         taps = (self.forward, *self.backward)
@@ -216,7 +221,7 @@ class Network:
     def __init__(self, plan: Plan, masks: Masks, kernels: native.Kernels) -> None:
         check_masks(plan, masks)
         self.plan, self.kernels, self.masks = plan, kernels, masks
-        self.layers, self.parameters = layers_of(plan, masks, kernels.lanes)
+        self.layers, self.parameters = layers_of(plan, masks, kernels.lanes, strips=True)
         self.norms = {
             index: NormState(tensor.norm, tensor.shape[0])
             for index, tensor in enumerate(plan.tensors)
@@ -242,9 +247,11 @@ class Network:
         return sum(array.nbytes for array in known) + indices + sum(tables.values())
 
 
-def layers_of(plan: Plan, masks: Masks, lanes: int) -> tuple[dict[int, Layer], Parameters]:
+def layers_of(
+    plan: Plan, masks: Masks, lanes: int, strips: bool = False
+) -> tuple[dict[int, Layer], Parameters]:
     """Return the convolutions of a plan under masks, by their numbers, and room for all weights."""
-    found = dict(geometries(plan, lanes))
+    found = dict(geometries(plan, lanes, strips))
     orders = {
         geometry.op.weight: order
         for geometry in found.values()
@@ -256,12 +263,16 @@ def layers_of(plan: Plan, masks: Masks, lanes: int) -> tuple[dict[int, Layer], P
     return layers, Parameters(plan.weights, own, dense, orders)
 
 
-def geometries(plan: Plan, lanes: int) -> Iterator[tuple[int, Geometry]]:
-    """Yield the number of each convolution and its geometry in tiles of `lanes` examples."""
+def geometries(plan: Plan, lanes: int, strips: bool = False) -> Iterator[tuple[int, Geometry]]:
+    """Yield the number of each convolution and its geometry in tiles of `lanes` examples.
+
+    `strips` are for what packs its inputs.
+    """
     for number, op in enumerate(plan.ops):
         if isinstance(op, Convolution):
             source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
-            yield number, _geometry(op, source, target, lanes)
+            packs = strips and not reads_plain(plan, op)
+            yield number, _geometry(op, source, target, lanes, packs)
 
 
 # Tables of pixels depend on no mask, so that new masks need not make them anew.

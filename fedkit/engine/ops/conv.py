@@ -14,10 +14,9 @@ from fedkit.engine.kernels.network import Layer, Network, Parameters
 from fedkit.engine.kernels.structs import Array, Tensors, part, pointer
 from fedkit.engine.ops.conv_integer import INTEGER
 from fedkit.engine.ops.family import Example, Family
-from fedkit.engine.plan.conv import Conv, Convolution
+from fedkit.engine.plan.conv import Conv, Convolution, reads_plain
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.geometry import Padding
-from fedkit.engine.plan.structure import StoredTensor
 from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode, Workspace
 
 _SUMS_FLOATS = 3
@@ -37,7 +36,8 @@ class CMap(ctypes.Structure):
         ("rows", c_int32),
         ("taps", c_int32),
         ("from_step", c_int32),
-        ("slots", c_int32),
+        ("columns", c_int32),
+        ("row", c_int32),
     )
 
 
@@ -62,11 +62,13 @@ class CConv(ctypes.Structure):
         ("in_width", c_int32),
         ("out_height", c_int32),
         ("out_width", c_int32),
-        ("lines", c_int32),
-        ("line_length", c_int32),
+        ("lines_join", c_int32),
         ("phases", c_int32),
         ("tiles", c_int32),
         ("tiles_per_part", c_int32),
+        ("strip", c_int32),
+        ("strip_backward", c_int32),
+        ("stride_y", c_int32),
         ("groups", c_int32),
         ("full_taps", c_int32),
         ("stride", c_int32),
@@ -87,7 +89,7 @@ class FloatConv(FloatOp[Convolution]):
         self._layer = work.network.layers[number]
         self.tiles_per_part = self._layer.geometry.tiles_per_part
         self.struct = conv_struct(self._layer, work.tensors, work.network.parameters)
-        self.struct.direct = _reads_plain(work.plan.tensors[op.source], op)
+        self.struct.direct = reads_plain(work.plan, op)
         self.struct.statistics = work.normalises(number)
         if work.mode == "train":
             maps, self._keep = backward_maps(self._layer, work.transposed)
@@ -96,11 +98,15 @@ class FloatConv(FloatOp[Convolution]):
 
     @staticmethod
     def scratch_floats(network: Network, number: int, mode: Mode) -> int:
-        """See `FloatOp.scratch_floats`: the padded planes of a part, and sums of its channels."""
-        geometry = network.layers[number].geometry
-        planes = geometry.tile_in + (geometry.tile_out if mode == "train" else 0)
+        """See `FloatOp.scratch_floats`: padded planes of a part, sums of its channels, gradients."""
+        layer = network.layers[number]
+        geometry, trains = layer.geometry, mode == "train"
+        planes = geometry.tile_in + (geometry.tile_out if trains else 0)
         channels = max(geometry.source[0], geometry.target[0])
-        return geometry.tiles_per_part * planes + channels * _SUMS_FLOATS * geometry.lanes
+        floats = geometry.tiles_per_part * planes + channels * _SUMS_FLOATS * geometry.lanes
+        if trains and geometry.strip_backward < geometry.target[1]:
+            floats += geometry.target[0] + (geometry.weights if layer.dense else layer.kept)
+        return floats
 
     def resize(self, work: Workspace) -> None:
         """See `FloatOp.resize`."""
@@ -181,11 +187,6 @@ class FloatConv(FloatOp[Convolution]):
             yield room[: last - first]
 
 
-def _reads_plain(source: StoredTensor, op: Convolution) -> bool:
-    """Say whether a convolution's inputs lie in memory just as it reads them."""
-    return source.norm is None and source.activation == "none" and op.padding == (0, 0)
-
-
 def conv_struct(layer: Layer, tensors: Tensors, parameters: Parameters) -> CConv:
     """Return the struct of a convolution, without its backward maps and what a mode decides."""
     geometry = layer.geometry
@@ -208,9 +209,11 @@ def conv_struct(layer: Layer, tensors: Tensors, parameters: Parameters) -> CConv
         in_width=geometry.source[2],
         out_height=geometry.target[1],
         out_width=geometry.target[2],
-        lines=geometry.lines_per_tile,
-        line_length=geometry.line_length,
+        lines_join=geometry.lines_join,
         tiles_per_part=geometry.tiles_per_part,
+        strip=geometry.strip,
+        strip_backward=geometry.strip_backward,
+        stride_y=op.stride[0],
         groups=op.groups,
         full_taps=geometry.full_taps,
         stride=op.stride[1] * geometry.lanes,
@@ -232,7 +235,7 @@ def _forward_map(layer: Layer, values: Array) -> CMap:
         slot_out=pointer(geometry.slot_out),
         rows=geometry.target[0],
         taps=geometry.full_taps,
-        slots=geometry.target[1] * geometry.target[2],
+        columns=geometry.target[2],
     )
 
 
@@ -253,7 +256,8 @@ def backward_maps(layer: Layer, transposed: Floats) -> tuple[ctypes.Array[CMap],
             "slot_in": pointer(phase.slot_in),
             "slot_out": pointer(phase.slot_out),
             "rows": geometry.source[0],
-            "slots": phase.slots,
+            "columns": phase.columns,
+            "row": phase.row,
         }
         if not layer.dense:
             taps = layer.backward[number]

@@ -89,6 +89,12 @@ class Convolution(OneSourceOp):
             )
 
 
+def reads_plain(plan: Plan, op: Convolution) -> bool:
+    """Say whether a convolution's inputs lie in memory just as it reads them."""
+    source = plan.tensors[op.source]
+    return source.norm is None and source.activation == "none" and op.padding == (0, 0)
+
+
 def shared_parameters(plan: Plan) -> dict[str, int]:
     """Return the names of parameters that several layers use, and how many do.
 
