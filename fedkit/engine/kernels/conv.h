@@ -10,7 +10,7 @@
 
 #include <string.h>
 
-#include "tensor.h"
+#include "stored.h"
 
 #if ROWS != 4
 #error "weights_block sums four rows at once"
@@ -45,13 +45,15 @@ INLINE float *window_row(float *plane, const struct padding *p, const struct fra
     return row + (ptrdiff_t)p->left * LANES;
 }
 
-static void pack_values(const struct conv *conv, int tile, const struct frame *w, float *to) {
+/* `values` are those of a tile. */
+static void pack_values(const struct conv *conv, const float *values, const struct frame *w,
+                        float *to) {
     const struct tensor *t = conv->source;
     const int width = conv->in_width;
     for (int c = 0; c < t->channels; c++, to += padded_plane(&conv->in)) {
         if (!conv->used_in[c]) continue;
         const struct reading how = reading_of(t, c);
-        const float *plane = t->x + plane_offset(t, tile, c);
+        const float *plane = values + plane_offset(t, 0, c);
         for (int y = 0; y < w->rows; y++) {
             float *row = window_row(to, &conv->in, w, y, width);
             if (row == NULL) continue;
@@ -62,19 +64,24 @@ static void pack_values(const struct conv *conv, int tile, const struct frame *w
     }
 }
 
-static void pack_gradients(const struct conv *conv, int tile, const struct frame *w, float *to) {
+/* `room` is one for a plane. */
+static void pack_gradients(const struct conv *conv, int tile, const struct frame *w, float *room,
+                           float *to) {
     const struct tensor *t = conv->target;
     const vec valid = vec_lanes(valid_lanes(t, tile));
-    const int width = conv->out_width;
+    const int width = conv->out_width, above = w->row - conv->out.top, below = above + w->rows;
+    const int begin = (above < 0 ? 0 : above) * width;
+    const int end = (below < w->height ? below : w->height) * width;
     for (int c = 0; c < t->channels; c++, to += padded_plane(&conv->out)) {
         if (!conv->used_out[c]) continue;
         const struct chain how = chain_of(t, c, valid);
-        const ptrdiff_t plane = plane_offset(t, tile, c);
+        const float *gradients = t->gradient + plane_offset(t, tile, c);
+        const float *values = how.norm ? plane_pixels(t, tile, c, begin, end, room) : gradients;
         for (int y = 0; y < w->rows; y++) {
             float *row = window_row(to, &conv->out, w, y, width);
             if (row == NULL) continue;
             const ptrdiff_t from = (ptrdiff_t)(w->row + y - conv->out.top) * width * LANES;
-            const float *x = t->x + plane + from, *g = t->gradient + plane + from;
+            const float *x = values + from, *g = gradients + from;
             for (int i = 0; i < width * LANES; i += LANES)
                 vec_store(row + i, raw_gradient(&how, vec_load(g + i), vec_load(x + i)));
         }
@@ -87,7 +94,7 @@ static void pack_gradients(const struct conv *conv, int tile, const struct frame
 struct sink {
     const struct tensor *tensor;
     float *out;              /* the part's first tile, from the strip's first row */
-    const float *x;          /* backward: the tensor's values there */
+    const float *x;          /* backward: the source's values there */
     struct sums *sums;       /* [rows], or NULL */
     vec valid;               /* lanes of the last tile that hold examples */
     int first_partial;       /* the first slot of a tile that is not full */
@@ -377,6 +384,8 @@ struct part {
     int64_t examples;
     float *in, *out;      /* padded planes in scratch */
     struct sums *sums;
+    const float *x;       /* the source's values */
+    float *weights, *bias, *values, *plane; /* room in scratch, see part_of */
 };
 
 INLINE struct part part_of(const struct conv *conv, int number, float *scratch) {
@@ -388,13 +397,32 @@ INLINE struct part part_of(const struct conv *conv, int number, float *scratch) 
     p.sums = (struct sums *)scratch;
     int most = conv->source->channels > conv->target->channels ? conv->source->channels
                                                                : conv->target->channels;
+    p.x = conv->source->x + plane_offset(conv->source, p.tile, 0);
     p.in = (float *)(p.sums + most);
     p.out = p.in;
     if (conv->direct)
-        p.in = conv->source->x + plane_offset(conv->source, p.tile, 0);
+        p.in = (float *)p.x;
     else
         p.out += conv->tiles_per_part * conv->source->channels * padded_plane(&conv->in);
+    /* Backward: gradients of one part, the source's values, a plane of the target's. */
+    p.weights = p.out + conv->tiles_per_part * conv->target->channels * padded_plane(&conv->out);
+    p.bias = p.weights + conv->part_weights;
+    p.values = p.bias + conv->target->channels;
+    p.plane = p.values;
+    if (conv->source->stored) p.plane += conv->tiles_per_part * plane_offset(conv->source, 1, 0);
     return p;
+}
+
+/* Make the source's values where they are stored in few bits. */
+static void widen_part(const struct conv *conv, struct part *p) {
+    const struct tensor *t = conv->source;
+    if (t->stored == NULL) return;
+    for (int tile = 0; tile < p->tiles; tile++)
+        for (int c = 0; c < t->channels; c++)
+            stored_pixels(t->stored, p->tile + tile, c, p->values + plane_offset(t, tile, c), 0,
+                          t->plane);
+    p->x = p->values;
+    if (conv->direct) p->in = p->values;
 }
 
 /* Rows of the output, and the rows of the input whose gradients they give. */
@@ -432,7 +460,7 @@ static void pack_inputs(const struct conv *conv, const struct part *p, const str
     const struct frame w = {s->in_row, conv->in.height - (conv->strip - s->rows) * conv->stride_y,
                              conv->in_height};
     for (int t = 0; t < p->tiles; t++)
-        pack_values(conv, p->tile + t, &w,
+        pack_values(conv, p->x + plane_offset(conv->source, t, 0), &w,
                     p->in + t * conv->source->channels * padded_plane(&conv->in));
 }
 
@@ -441,7 +469,7 @@ static void pack_outputs(const struct conv *conv, const struct part *p, const st
                          int rows) {
     const struct frame w = {s->row, conv->out.height - (conv->strip - rows), conv->out_height};
     for (int t = 0; t < p->tiles; t++)
-        pack_gradients(conv, p->tile + t, &w,
+        pack_gradients(conv, p->tile + t, &w, p->plane,
                        p->out + t * conv->target->channels * padded_plane(&conv->out));
 }
 
@@ -451,7 +479,7 @@ static struct sink sink_of(const struct tensor *t, const struct part *p, float *
     memset(&s, 0, sizeof s);
     s.tensor = t;
     s.out = base + plane_offset(t, p->tile, 0);
-    s.x = t->x + plane_offset(t, p->tile, 0);
+    s.x = p->x;
     s.sums = wanted ? p->sums : NULL;
     int lanes = valid_lanes(t, p->tile + p->tiles - 1);
     s.valid = vec_lanes(lanes);
@@ -494,31 +522,20 @@ void NAME(conv_forward)(const struct conv *conv, int first, int last, float *scr
 /* Gradients of one part, which several strips add to: what is added to those of the batch is the
  * same whoever computes the part. */
 struct parameters {
-    float *weights, *bias;          /* NULL where not wanted */
-    ptrdiff_t weight_count, bias_count;
+    float *weights, *bias; /* NULL where not wanted */
 };
 
-INLINE struct parameters parameters_of(const struct conv *conv, float *weights, float *bias) {
-    const struct map *map = &conv->forward;
-    struct parameters p = {weights, bias, (ptrdiff_t)map->rows * map->taps, map->rows};
-    if (map->first) p.weight_count = map->first[map->rows];
-    return p;
-}
-
 INLINE struct parameters part_parameters(const struct conv *conv, const struct part *p,
-                                         const struct parameters *all) {
-    struct parameters own = *all;
-    float *room = p->out + conv->tiles_per_part * conv->target->channels * padded_plane(&conv->out);
-    if (conv->strip_backward == conv->out_height) return own; /* there is one strip */
-    if (own.weights) own.weights = memset(room, 0, (size_t)own.weight_count * sizeof(float));
-    room += own.weight_count;
-    if (own.bias) own.bias = memset(room, 0, (size_t)own.bias_count * sizeof(float));
-    return own;
+                                         struct parameters all) {
+    if (conv->part_weights == 0) return all; /* there is one strip */
+    if (all.weights) all.weights = memset(p->weights, 0, (size_t)conv->part_weights * sizeof(float));
+    const size_t channels = (size_t)conv->target->channels;
+    if (all.bias) all.bias = memset(p->bias, 0, channels * sizeof(float));
+    return all;
 }
 
-INLINE void add_part(float *to, const float *from, ptrdiff_t count) {
-    if (to == from) return;
-    for (ptrdiff_t i = 0; i < count; i++) to[i] += from[i];
+INLINE void add_part(float *to, const float *from, int count) {
+    for (int i = 0; to != from && i < count; i++) to[i] += from[i];
 }
 
 static void backward_strip(const struct conv *conv, const struct part *p, const struct rows *strip,
@@ -542,10 +559,11 @@ static void backward_strip(const struct conv *conv, const struct part *p, const 
 void NAME(conv_backward)(const struct conv *conv, int first, int last, float *scratch,
                          float *gradient, float *bias_gradient) {
     struct tensor *s = conv->source;
-    const struct parameters all = parameters_of(conv, gradient, bias_gradient);
+    const struct parameters all = {gradient, bias_gradient};
     for (int number = first; number < last; number++) {
-        const struct part p = part_of(conv, number, scratch);
-        const struct parameters own = part_parameters(conv, &p, &all);
+        struct part p = part_of(conv, number, scratch);
+        const struct parameters own = part_parameters(conv, &p, all);
+        if (gradient || conv->finish) widen_part(conv, &p);
         const int wanted = s->gradient && conv->finish && s->mean != NULL;
         struct sink sink = sink_of(s, &p, s->gradient ? s->gradient : s->x, wanted, 0);
         sink.accumulate = conv->accumulate;
@@ -553,8 +571,8 @@ void NAME(conv_backward)(const struct conv *conv, int first, int last, float *sc
         struct rows strip = strip_of(conv, 0, conv->strip_backward);
         for (int k = 1; more_rows(&strip); strip = strip_of(conv, k++, conv->strip_backward))
             backward_strip(conv, &p, &strip, &own, s->gradient ? &sink : NULL);
-        if (own.weights) add_part(gradient, own.weights, own.weight_count);
-        if (own.bias) add_part(bias_gradient, own.bias, own.bias_count);
+        if (own.weights) add_part(gradient, own.weights, conv->part_weights);
+        if (own.bias) add_part(bias_gradient, own.bias, conv->target->channels);
         for (int c = 0; wanted && c < s->channels; c++)
             store_sums(s->sums + 2 * ((ptrdiff_t)number * s->channels + c), &p.sums[c]);
     }
@@ -567,7 +585,8 @@ void NAME(conv_full_gradient)(const struct conv *conv, int first, int last, floa
     const int rows = conv->strip_backward;
     memset(gradient, 0, (size_t)(last - first) * (size_t)conv->full_taps * sizeof(float));
     for (int number = 0; number * conv->tiles_per_part < conv->tiles; number++) {
-        const struct part p = part_of(conv, number, scratch);
+        struct part p = part_of(conv, number, scratch);
+        widen_part(conv, &p);
         for (int k = 0; k * rows < conv->out_height; k++) {
             const struct rows strip = strip_of(conv, k, rows);
             pack_inputs(conv, &p, &strip);

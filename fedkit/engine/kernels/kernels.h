@@ -18,9 +18,12 @@
 
 enum activation { ACT_NONE, ACT_RELU, ACT_RELU6 };
 
+struct stored;
+
 /* A stored tensor and how it is read: activation(scale * x + shift), per channel. `gradient` is
  * that of the value read. Once finished (activation passed), the gradient of x itself is
  * a * gradient + b * x + c; for an L1 norm, b * sign(x - mean) instead of b * x. */
+
 struct tensor {
     float *x;
     float *gradient;     /* NULL where none is needed */
@@ -31,6 +34,7 @@ struct tensor {
     const float *c;
     const float *mean;   /* [channels] if the tensor has a norm */
     double *sums;        /* [parts][channels][2] of the op that ran last */
+    const struct stored *stored; /* where its values are, in few bits; NULL: at x */
     int64_t examples;
     int32_t channels;
     int32_t plane;       /* height * width */
@@ -88,6 +92,7 @@ struct conv {
     int32_t tiles, tiles_per_part;
     int32_t strip;              /* rows of the output that the padded planes and tables hold */
     int32_t strip_backward;     /* and that are worked off at once backward; 1 to `strip` */
+    int32_t part_weights;       /* weights whose gradients a part sums by itself; 0: has one strip */
     int32_t stride_y;           /* rows of the input between neighbouring outputs */
     int32_t groups;
     int32_t full_taps;          /* source channels / groups * kernel height * kernel width */

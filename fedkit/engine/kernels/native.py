@@ -25,6 +25,21 @@ INSTALL = (
 """How to get the kernels where they are missing."""
 
 
+class CGrid(Structure):
+    """`struct grid` of kernels.h."""
+
+    _fields_ = (
+        ("least", c_float * 3),
+        ("most", c_float * 3),
+        ("step", c_float * 3),
+        ("first", c_int32 * 4),
+    )
+
+
+class CStored(Structure):
+    """`struct stored` of kernels.h; it and a tensor know each other."""
+
+
 class CTensor(Structure):
     """`struct tensor` of kernels.h."""
 
@@ -38,12 +53,23 @@ class CTensor(Structure):
         ("c", c_void_p),
         ("mean", c_void_p),
         ("sums", c_void_p),
+        ("stored", POINTER(CStored)),
         ("examples", c_int64),
         ("channels", c_int32),
         ("plane", c_int32),
         ("activation", c_int32),
         ("l1", c_int32),
     )
+
+
+CStored._fields_ = (
+    ("tensor", POINTER(CTensor)),
+    ("codes", c_void_p),
+    ("grids", POINTER(CGrid)),
+    ("bits", c_int32),
+    ("key_low", c_uint32),
+    ("key_high", c_uint32),
+)
 
 
 class CPadding(Structure):
@@ -72,30 +98,6 @@ class CNorm(Structure):
         ("signs", c_void_p),
         ("eps", c_double),
         ("l1", c_int32),
-    )
-
-
-class CGrid(Structure):
-    """`struct grid` of stored.h."""
-
-    _fields_ = (
-        ("least", c_float * 3),
-        ("most", c_float * 3),
-        ("step", c_float * 3),
-        ("first", c_int32 * 4),
-    )
-
-
-class CStored(Structure):
-    """`struct stored` of stored.h."""
-
-    _fields_ = (
-        ("tensor", POINTER(CTensor)),
-        ("codes", c_void_p),
-        ("grids", POINTER(CGrid)),
-        ("bits", c_int32),
-        ("key_low", c_uint32),
-        ("key_high", c_uint32),
     )
 
 

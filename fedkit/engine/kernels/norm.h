@@ -6,7 +6,7 @@
 #ifndef FEDKIT_NORM_H
 #define FEDKIT_NORM_H
 
-#include "tensor.h"
+#include "stored.h"
 
 #define L1_FACTOR 1.2533141373155002512 /* sqrt(pi / 2): mean |d| of a normal d to its deviation */
 
@@ -122,13 +122,14 @@ void NAME(tensor_moments)(const struct tensor *t, int first, int last) {
     }
 }
 
-/* Pass a gradient through the activation and sum it for the norm: one part per tile. */
-void NAME(finish_gradient)(const struct tensor *t, int first, int last) {
+/* Pass a gradient through the activation and sum it for the norm: one part per tile. `scratch` has
+ * room for a plane. */
+void NAME(finish_gradient)(const struct tensor *t, int first, int last, float *scratch) {
     for (int tile = first; tile < last; tile++) {
         for (int c = 0; c < t->channels; c++) {
             const struct reading how = reading_of(t, c);
             const vec mean = vec_set1(t->mean ? t->mean[c] : 0.0f);
-            const float *x = t->x + plane_offset(t, tile, c);
+            const float *x = plane_pixels(t, tile, c, 0, t->plane, scratch);
             float *g = t->gradient + plane_offset(t, tile, c);
             struct sums s = {vec_zero(), vec_zero(), vec_zero()};
             for (int i = 0; i < t->plane; i++, x += LANES, g += LANES) {

@@ -18,10 +18,11 @@ INLINE int stored_parts_of(const struct tensor *t) {
     return t->activation == ACT_NONE ? 1 : t->activation == ACT_RELU ? 2 : STORED_PARTS;
 }
 
-/* yes where `through_activation` passes a gradient, else as the value is below or above. */
+/* yes where `through_activation` passes a gradient, else as the value is below or above.
+ * Without a norm, scale is 1 and shift 0. */
 INLINE vec stored_chosen(const struct reading *how, int parts, vec x, vec below, vec yes, vec above) {
     if (parts == 1) return below;
-    const vec y = before_activation(how, x);
+    const vec y = vec_fma(how->scale, x, how->shift);
     const vec high = parts == 2 ? yes : vec_below(y, how->high, yes, above);
     return vec_below(how->low, y, high, below);
 }
@@ -72,7 +73,21 @@ INLINE void stored_grid(struct grid *grid, int32_t bits) {
     }
 }
 
-INLINE void stored_put(void *codes, int32_t bits, ptrdiff_t at, const int32_t *code, int count) {
+/* Draw uniform numbers between 0 and 1, right on average: two of 16 bits from one of 32. */
+INLINE void stored_draw(const struct stored *s, uint32_t counter, float *drawn, int count) {
+    const uint32_t key_low = s->key_low, key_high = s->key_high;
+    const int half = count / 2;
+    for (int i = 0; i < half; i++) {
+        const uint32_t bits = random_bits(key_low, key_high, counter + (uint32_t)i);
+        drawn[i] = ((float)(int32_t)(bits & 0xffff) + 0.5f) * 0x1p-16f;
+        drawn[half + i] = ((float)(int32_t)(bits >> 16) + 0.5f) * 0x1p-16f;
+    }
+}
+
+INLINE void stored_put(void *codes, int bits, ptrdiff_t at, const float *whole, const float *first,
+                       int count) {
+    int32_t code[STORED_RUN];
+    for (int i = 0; i < count; i++) code[i] = (int32_t)whole[i] + (int32_t)first[i];
     if (bits == 16) {
         uint16_t *to = (uint16_t *)codes + at;
         for (int i = 0; i < count; i++) to[i] = (uint16_t)code[i];
@@ -80,88 +95,112 @@ INLINE void stored_put(void *codes, int32_t bits, ptrdiff_t at, const int32_t *c
         uint8_t *to = (uint8_t *)codes + at;
         for (int i = 0; i < count; i++) to[i] = (uint8_t)code[i];
     } else {
+        /* Halves of a run share bytes, so that neither side has to deal values out. */
         uint8_t *to = (uint8_t *)codes + at / 2;
-        for (int i = 0; i < count / 2; i++) to[i] = (uint8_t)(code[2 * i] | code[2 * i + 1] << 4);
+        const int half = count / 2;
+        for (int i = 0; i < half; i++) to[i] = (uint8_t)(code[i] | code[half + i] << 4);
     }
 }
 
-INLINE void stored_take(const void *codes, int32_t bits, ptrdiff_t at, int32_t *code, int count) {
+INLINE void stored_take(const void *codes, int bits, ptrdiff_t at, float *code, int count) {
     if (bits == 16) {
         const uint16_t *from = (const uint16_t *)codes + at;
-        for (int i = 0; i < count; i++) code[i] = from[i];
+        for (int i = 0; i < count; i++) code[i] = (float)from[i];
     } else if (bits == 8) {
         const uint8_t *from = (const uint8_t *)codes + at;
-        for (int i = 0; i < count; i++) code[i] = from[i];
+        for (int i = 0; i < count; i++) code[i] = (float)from[i];
     } else {
         const uint8_t *from = (const uint8_t *)codes + at / 2;
-        for (int i = 0; i < count / 2; i++) {
-            code[2 * i] = from[i] & 15;
-            code[2 * i + 1] = from[i] >> 4;
+        const int half = count / 2;
+        for (int i = 0; i < half; i++) {
+            code[i] = (float)(from[i] & 15);
+            code[half + i] = (float)(from[i] >> 4);
         }
     }
 }
 
-INLINE int stored_count(int plane, int k) {
-    const int left = plane * LANES - k;
-    return left < STORED_RUN ? left : STORED_RUN;
+/* What the grids of one plane tell, as vectors per part. */
+struct stored_vecs {
+    vec least[STORED_PARTS], most[STORED_PARTS], step[STORED_PARTS], by[STORED_PARTS];
+    vec first[STORED_PARTS], behind[STORED_PARTS]; /* the part's first code, and those behind it */
+};
+
+INLINE struct stored_vecs stored_vecs_of(const struct grid *grid) {
+    struct stored_vecs v;
+    for (int p = 0; p < STORED_PARTS; p++) {
+        v.least[p] = vec_set1(grid->least[p]);
+        v.most[p] = vec_set1(grid->most[p]);
+        v.step[p] = vec_set1(grid->step[p]);
+        v.by[p] = vec_set1(grid->step[p] > 0.0f ? 1.0f / grid->step[p] : 0.0f);
+        v.first[p] = vec_set1((float)grid->first[p]);
+        v.behind[p] = vec_set1((float)(grid->first[p + 1] - 1 - grid->first[p]));
+    }
+    return v;
+}
+
+/* `count` and `bits` are constants where this is inlined. */
+INLINE void stored_narrow_run(const struct stored *s, const struct reading *how, int parts,
+                              const struct stored_vecs *grid, const float *x, ptrdiff_t at,
+                              int bits, int count) {
+    float drawn[STORED_RUN], whole[STORED_RUN], first[STORED_RUN];
+    stored_draw(s, (uint32_t)(at / 2), drawn, count);
+    for (int i = 0; i < count; i += LANES) {
+        const vec v = vec_load(x + i), u = vec_load(drawn + i);
+        const vec low = stored_chosen(how, parts, v, grid->least[0], grid->least[1], grid->least[2]);
+        const vec by = stored_chosen(how, parts, v, grid->by[0], grid->by[1], grid->by[2]);
+        const vec begin = stored_chosen(how, parts, v, grid->first[0], grid->first[1], grid->first[2]);
+        const vec behind =
+            stored_chosen(how, parts, v, grid->behind[0], grid->behind[1], grid->behind[2]);
+        /* What is added last is whole: the sum is cut off where n + u is. */
+        const vec n = vec_fma(vec_sub(v, low), by, u);
+        vec_store(whole + i, vec_min(behind, n));
+        vec_store(first + i, begin);
+    }
+    stored_put(s->codes, bits, at, whole, first, count);
 }
 
 INLINE void stored_narrow_plane(const struct stored *s, const struct reading *how, int parts,
                                 const struct grid *grid, const float *x, ptrdiff_t at, int bits) {
-    const uint32_t key_low = s->key_low, key_high = s->key_high;
-    vec least[STORED_PARTS], by[STORED_PARTS], first[STORED_PARTS], last[STORED_PARTS];
-    for (int p = 0; p < STORED_PARTS; p++) {
-        least[p] = vec_set1(grid->least[p]);
-        by[p] = vec_set1(grid->step[p] > 0.0f ? 1.0f / grid->step[p] : 0.0f);
-        first[p] = vec_set1((float)grid->first[p]);
-        last[p] = vec_set1((float)(grid->first[p + 1] - 1));
-    }
-    for (int k = 0; k < s->tensor->plane * LANES; k += STORED_RUN) {
-        const int count = stored_count(s->tensor->plane, k);
-        float random[STORED_RUN], exact[STORED_RUN];
-        int32_t code[STORED_RUN];
-        const uint32_t counter = (uint32_t)(at + k);
-        for (int i = 0; i < count; i++) {
-            const uint32_t drawn = random_bits(key_low, key_high, counter + (uint32_t)i) >> 8;
-            random[i] = (float)(int32_t)drawn * 0x1p-24f;
-        }
-        for (int i = 0; i < count; i += LANES) {
-            const vec v = vec_load(x + k + i), u = vec_load(random + i);
-            const vec low = stored_chosen(how, parts, v, least[0], least[1], least[2]);
-            const vec scale = stored_chosen(how, parts, v, by[0], by[1], by[2]);
-            const vec begin = stored_chosen(how, parts, v, first[0], first[1], first[2]);
-            const vec end = stored_chosen(how, parts, v, last[0], last[1], last[2]);
-            /* What is added last is whole: the sum is cut off where n + u is. */
-            const vec n = vec_fma(vec_sub(v, low), scale, u);
-            vec_store(exact + i, vec_min(vec_sub(end, begin), n));
-            vec_store(random + i, begin);
-        }
-        for (int i = 0; i < count; i++) code[i] = (int32_t)exact[i] + (int32_t)random[i];
-        stored_put(s->codes, bits, at + k, code, count);
+    const struct stored_vecs vecs = stored_vecs_of(grid);
+    const int values = s->tensor->plane * LANES;
+    int k = 0;
+    for (; k + STORED_RUN <= values; k += STORED_RUN)
+        stored_narrow_run(s, how, parts, &vecs, x + k, at + k, bits, STORED_RUN);
+    for (; k < values; k += LANES)
+        stored_narrow_run(s, how, parts, &vecs, x + k, at + k, bits, LANES);
+}
+
+INLINE vec stored_of_part(int parts, vec code, const vec *first, const vec *choice) {
+    vec found = choice[0];
+    if (parts > 1) found = vec_below(code, first[1], found, choice[1]);
+    if (parts > 2) found = vec_below(code, first[2], found, choice[2]);
+    return found;
+}
+
+INLINE void stored_widen_run(const struct stored *s, int parts, const struct stored_vecs *grid,
+                             float *x, ptrdiff_t at, int bits, int count) {
+    float code[STORED_RUN];
+    stored_take(s->codes, bits, at, code, count);
+    for (int i = 0; i < count; i += LANES) {
+        const vec n = vec_load(code + i);
+        const vec least = stored_of_part(parts, n, grid->first, grid->least);
+        const vec most = stored_of_part(parts, n, grid->first, grid->most);
+        const vec step = stored_of_part(parts, n, grid->first, grid->step);
+        const vec first = stored_of_part(parts, n, grid->first, grid->first);
+        /* Rounded twice, whether or not a processor could do so once. */
+        vec_store(x + i, vec_min(vec_add(least, vec_mul(vec_sub(n, first), step)), most));
     }
 }
 
+/* Values begin .. end - 1 of a plane, and some around them, into x [plane][LANES]. */
 INLINE void stored_widen_plane(const struct stored *s, int parts, const struct grid *grid, float *x,
-                               ptrdiff_t at, int bits) {
-    const int32_t first1 = grid->first[1], first2 = grid->first[2];
-    const float least0 = grid->least[0], least1 = grid->least[1], least2 = grid->least[2];
-    const float most0 = grid->most[0], most1 = grid->most[1], most2 = grid->most[2];
-    const float step0 = grid->step[0], step1 = grid->step[1], step2 = grid->step[2];
-    for (int k = 0; k < s->tensor->plane * LANES; k += STORED_RUN) {
-        const int count = stored_count(s->tensor->plane, k);
-        int32_t code[STORED_RUN];
-        stored_take(s->codes, bits, at + k, code, count);
-        for (int i = 0; i < count; i++) {
-            const int32_t n = code[i], within = parts > 1 && n >= first1;
-            const int32_t above = parts > 2 && n >= first2;
-            const float least = above ? least2 : within ? least1 : least0;
-            const float most = above ? most2 : within ? most1 : most0;
-            const float step = above ? step2 : within ? step1 : step0;
-            const int32_t first = above ? first2 : within ? first1 : 0;
-            const float value = least + (float)(n - first) * step;
-            x[k + i] = value < most ? value : most;
-        }
-    }
+                               ptrdiff_t at, int bits, int begin, int end) {
+    const struct stored_vecs vecs = stored_vecs_of(grid);
+    const int values = s->tensor->plane * LANES, runs = values / STORED_RUN * STORED_RUN;
+    int k = begin < runs ? begin / STORED_RUN * STORED_RUN : begin;
+    for (; k < end && k < runs; k += STORED_RUN)
+        stored_widen_run(s, parts, &vecs, x + k, at + k, bits, STORED_RUN);
+    for (; k < end; k += LANES) stored_widen_run(s, parts, &vecs, x + k, at + k, bits, LANES);
 }
 
 INLINE void stored_narrow_of(const struct stored *s, int parts, int bits, int first, int last) {
@@ -170,46 +209,76 @@ INLINE void stored_narrow_of(const struct stored *s, int parts, int bits, int fi
         for (int c = 0; c < t->channels; c++) {
             const struct reading how = reading_of(t, c);
             const ptrdiff_t at = plane_offset(t, tile, c);
-            struct grid grid;
-            stored_range(&how, parts, t->x + at, t->plane, &grid);
-            stored_grid(&grid, bits);
-            stored_narrow_plane(s, &how, parts, &grid, t->x + at, at, bits);
-            s->grids[(ptrdiff_t)tile * t->channels + c] = grid;
+            struct grid *grid = &s->grids[(ptrdiff_t)tile * t->channels + c];
+            stored_range(&how, parts, t->x + at, t->plane, grid);
+            stored_grid(grid, bits);
+            stored_narrow_plane(s, &how, parts, grid, t->x + at, at, bits);
         }
     }
 }
 
-INLINE void stored_widen_of(const struct stored *s, int parts, int bits, int first, int last) {
+INLINE void stored_widen_bits(const struct stored *s, int bits, int tile, int channel, float *x,
+                              int begin, int end) {
     const struct tensor *t = s->tensor;
-    for (int tile = first; tile < last; tile++) {
-        for (int c = 0; c < t->channels; c++) {
-            const struct grid grid = s->grids[(ptrdiff_t)tile * t->channels + c];
-            const ptrdiff_t at = plane_offset(t, tile, c);
-            stored_widen_plane(s, parts, &grid, t->x + at, at, bits);
-        }
-    }
+    const struct grid *grid = &s->grids[(ptrdiff_t)tile * t->channels + channel];
+    const ptrdiff_t at = plane_offset(t, tile, channel);
+    const int parts = stored_parts_of(t);
+    if (parts == 1)
+        stored_widen_plane(s, 1, grid, x, at, bits, begin, end);
+    else if (parts == 2)
+        stored_widen_plane(s, 2, grid, x, at, bits, begin, end);
+    else
+        stored_widen_plane(s, 3, grid, x, at, bits, begin, end);
+}
+
+/* Write what the codes of pixels begin .. end - 1 of a plane stand for into x [plane][LANES], of
+ * which pixels around them may be overwritten. */
+static void stored_pixels(const struct stored *s, int tile, int channel, float *x, int begin,
+                          int end) {
+    begin *= LANES, end *= LANES;
+    if (s->bits == 16)
+        stored_widen_bits(s, 16, tile, channel, x, begin, end);
+    else if (s->bits == 8)
+        stored_widen_bits(s, 8, tile, channel, x, begin, end);
+    else
+        stored_widen_bits(s, 4, tile, channel, x, begin, end);
+}
+
+/* A plane of a tensor, whose pixels begin .. end - 1 are read: made in `room` [plane][LANES] if it
+ * is stored in few bits. */
+INLINE const float *plane_pixels(const struct tensor *t, int tile, int channel, int begin, int end,
+                                 float *room) {
+    if (t->stored == NULL) return t->x + plane_offset(t, tile, channel);
+    stored_pixels(t->stored, tile, channel, room, begin, end);
+    return room;
+}
+
+INLINE void stored_narrow_bits(const struct stored *s, int bits, int first, int last) {
+    const int parts = stored_parts_of(s->tensor);
+    if (parts == 1)
+        stored_narrow_of(s, 1, bits, first, last);
+    else if (parts == 2)
+        stored_narrow_of(s, 2, bits, first, last);
+    else
+        stored_narrow_of(s, 3, bits, first, last);
 }
 
 /* Write the codes of a tensor. */
 void NAME(narrow)(const struct stored *s, int first, int last) {
-    const int parts = stored_parts_of(s->tensor);
-    if (parts == 1)
-        stored_narrow_of(s, 1, s->bits, first, last);
-    else if (parts == 2)
-        stored_narrow_of(s, 2, s->bits, first, last);
+    if (s->bits == 16)
+        stored_narrow_bits(s, 16, first, last);
+    else if (s->bits == 8)
+        stored_narrow_bits(s, 8, first, last);
     else
-        stored_narrow_of(s, 3, s->bits, first, last);
+        stored_narrow_bits(s, 4, first, last);
 }
 
 /* Write the values that the codes stand for into the tensor. */
 void NAME(widen)(const struct stored *s, int first, int last) {
-    const int parts = stored_parts_of(s->tensor);
-    if (parts == 1)
-        stored_widen_of(s, 1, s->bits, first, last);
-    else if (parts == 2)
-        stored_widen_of(s, 2, s->bits, first, last);
-    else
-        stored_widen_of(s, 3, s->bits, first, last);
+    const struct tensor *t = s->tensor;
+    for (int tile = first; tile < last; tile++)
+        for (int c = 0; c < t->channels; c++)
+            stored_pixels(s, tile, c, t->x + plane_offset(t, tile, c), 0, t->plane);
 }
 
 #endif

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from ctypes import byref
 from typing import Any
 
@@ -52,7 +52,7 @@ class FloatAttention(FloatOp[AttentionOp]):
         self._struct = CAttention(*ends, scale=op.scale, heads=op.heads, causal=op.causal)
 
     @staticmethod
-    def scratch_floats(network: Network, number: int, mode: Mode) -> int:
+    def scratch_floats(network: Network, number: int, mode: Mode, stored: Container[int]) -> int:
         """See `FloatOp.scratch_floats`: weights of some queries and their gradients."""
         plan, op = network.plan, network.plan.ops[number]
         assert isinstance(op, AttentionOp)

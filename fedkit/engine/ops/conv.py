@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from ctypes import POINTER, byref, c_int32, c_void_p
 
 import numpy as np
@@ -68,6 +69,7 @@ class CConv(ctypes.Structure):
         ("tiles_per_part", c_int32),
         ("strip", c_int32),
         ("strip_backward", c_int32),
+        ("part_weights", c_int32),
         ("stride_y", c_int32),
         ("groups", c_int32),
         ("full_taps", c_int32),
@@ -97,15 +99,19 @@ class FloatConv(FloatOp[Convolution]):
             self._maps = maps
 
     @staticmethod
-    def scratch_floats(network: Network, number: int, mode: Mode) -> int:
-        """See `FloatOp.scratch_floats`: padded planes of a part, sums of its channels, gradients."""
+    def scratch_floats(network: Network, number: int, mode: Mode, stored: Container[int]) -> int:
+        """See `FloatOp.scratch_floats`: what `part_of` of conv.h places."""
         layer = network.layers[number]
-        geometry, trains = layer.geometry, mode == "train"
-        planes = geometry.tile_in + (geometry.tile_out if trains else 0)
+        geometry, tiles = layer.geometry, layer.geometry.tiles_per_part
         channels = max(geometry.source[0], geometry.target[0])
-        floats = geometry.tiles_per_part * planes + channels * _SUMS_FLOATS * geometry.lanes
-        if trains and geometry.strip_backward < geometry.target[1]:
-            floats += geometry.target[0] + (geometry.weights if layer.dense else layer.kept)
+        floats = tiles * geometry.tile_in + channels * _SUMS_FLOATS * geometry.lanes
+        if mode != "train":
+            return floats
+        floats += tiles * geometry.tile_out + _part_weights(layer) + geometry.target[0]
+        if geometry.op.source in stored:
+            floats += tiles * math.prod(geometry.source) * geometry.lanes
+        if geometry.op.target in stored:
+            floats += math.prod(geometry.target[1:]) * geometry.lanes
         return floats
 
     def resize(self, work: Workspace) -> None:
@@ -187,6 +193,13 @@ class FloatConv(FloatOp[Convolution]):
             yield room[: last - first]
 
 
+def _part_weights(layer: Layer) -> int:
+    geometry = layer.geometry
+    if geometry.strip_backward == geometry.target[1]:
+        return 0
+    return geometry.weights if layer.dense else layer.kept
+
+
 def conv_struct(layer: Layer, tensors: Tensors, parameters: Parameters) -> CConv:
     """Return the struct of a convolution, without its backward maps and what a mode decides."""
     geometry = layer.geometry
@@ -213,6 +226,7 @@ def conv_struct(layer: Layer, tensors: Tensors, parameters: Parameters) -> CConv
         tiles_per_part=geometry.tiles_per_part,
         strip=geometry.strip,
         strip_backward=geometry.strip_backward,
+        part_weights=_part_weights(layer),
         stride_y=op.stride[0],
         groups=op.groups,
         full_taps=geometry.full_taps,

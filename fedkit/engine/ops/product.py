@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from ctypes import byref
 from typing import Any
 
@@ -40,7 +40,7 @@ class FloatProduct(FloatOp[Product]):
         self._struct = CProduct(*ends, rows=work.plan.tensors[op.target].shape[1])
 
     @staticmethod
-    def scratch_floats(network: Network, number: int, mode: Mode) -> int:
+    def scratch_floats(network: Network, number: int, mode: Mode, stored: Container[int]) -> int:
         """See `FloatOp.scratch_floats`."""
         plan, op = network.plan, network.plan.ops[number]
         values = read_room(plan, op.sources) + gradient_room(plan, op.target)

@@ -57,6 +57,7 @@ class Convolution(OneSourceOp):
             """Of channels."""
 
     finishes_gradients: ClassVar[bool] = True
+    reads_codes: ClassVar[bool] = True
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from fedkit.engine.plan.structure import Plan, PlanOp
 Key = tuple[str, int]
 """("x", tensor) for values, ("g", tensor) for the gradient; integers have ("raw", tensor) too.
 
-What is stored in few bits between the passes has ("code", tensor) and, once it is wide again,
-("wide", tensor).
+What is stored in few bits between the passes has ("code", tensor) and, if some op cannot read
+these, ("wide", tensor) once it is wide again.
 """
 
 
@@ -102,11 +102,13 @@ class Schedule:
         steps: All of them.
         owner: The gradients that share memory: tensor -> tensor that owns it.
         narrow: Tensors that are stored in few bits between the passes.
+        widened: Those of them that are made wide again, as some op reads no codes.
     """
 
     steps: tuple[Step, ...]
     owner: Mapping[int, int]
     narrow: frozenset[int] = frozenset()
+    widened: frozenset[int] = frozenset()
 
     def storage(self, key: Key) -> Key:
         """Return the key under whose name the memory is held."""
@@ -116,8 +118,9 @@ class Schedule:
     def touched(self, plan: Plan, step: Step, touched: Touched) -> Iterator[Key]:
         """Yield what a step reads or writes, where it lies at that step."""
         for kind, tensor in touched(plan, step):
-            is_wide = kind == "x" and tensor in self.narrow and isinstance(step, Finish | Backward)
-            yield ("wide", tensor) if is_wide else (kind, tensor)
+            if kind == "x" and tensor in self.narrow and isinstance(step, Finish | Backward):
+                kind = "wide" if tensor in self.widened else "code"
+            yield kind, tensor
 
 
 def _last_owner(owner: Mapping[int, int], tensor: int) -> int:
@@ -151,20 +154,23 @@ def narrowed(plan: Plan, schedule: Schedule, tensors: Container[int]) -> Schedul
         schedule: Its forward and backward pass.
         tensors: Those that are, if the backward pass reads them at all.
     """
-    last, first = dict[int, int](), dict[int, int]()
+    last, first, wide = dict[int, int](), dict[int, int](), set[int]()
     for moment, step in enumerate(schedule.steps):
-        for kind, tensor in touched(plan, step):
-            if kind == "x" and tensor in tensors and isinstance(step, Forward):
+        for tensor in (t for kind, t in touched(plan, step) if kind == "x" and t in tensors):
+            if isinstance(step, Forward):
                 last[tensor] = moment
-            elif kind == "x" and tensor in tensors:
-                first.setdefault(tensor, moment)
+                continue
+            first.setdefault(tensor, moment)
+            if isinstance(step, Backward) and not plan.ops[step.op].reads_codes:
+                wide.add(tensor)
     narrow = frozenset(first) & frozenset(last)
+    widened = narrow & wide
     steps = list[Step]()
     for moment, step in enumerate(schedule.steps):
-        steps += [Widen(tensor) for tensor in sorted(narrow) if first[tensor] == moment]
+        steps += [Widen(tensor) for tensor in sorted(widened) if first[tensor] == moment]
         steps.append(step)
         steps += [Narrow(tensor) for tensor in sorted(narrow) if last[tensor] == moment]
-    return Schedule(tuple(steps), schedule.owner, narrow)
+    return Schedule(tuple(steps), schedule.owner, narrow, widened)
 
 
 def _forward(plan: Plan) -> Iterable[Forward]:

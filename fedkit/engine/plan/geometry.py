@@ -25,6 +25,7 @@ TAP = np.dtype([("offset", np.int32), ("index", np.int32)])
 _PART_BYTES = 256 * 1024
 _PART_TILES = 16
 _STRIP_BYTES = 640 * 1024
+_STRIP_ROWS = 6  # fewer cost more for the rows around them than a cache gains
 _STRIP_SLOTS = 8  # that kernels work off at once
 
 
@@ -143,7 +144,7 @@ class Geometry:
 
     @cached_property
     def strip(self) -> int:
-        """Rows of the output whose padded inputs lie in a core's cache; all rows if they do."""
+        """Rows of the output whose padded inputs lie in a core's cache; all, if few rows do."""
         return self._most_rows(lambda rows: self._strip_bytes(rows)[0])
 
     @cached_property
@@ -163,9 +164,9 @@ class Geometry:
         height, width = self.target[1:]
         if not self.strips or size(height) <= _STRIP_BYTES:
             return height
-        rows = max(1, sum(size(rows) <= _STRIP_BYTES for rows in range(1, height)))
-        whole = _STRIP_SLOTS // math.gcd(_STRIP_SLOTS, width)
-        return rows - rows % whole if rows > whole else rows
+        rows = sum(size(rows) <= _STRIP_BYTES for rows in range(1, height))
+        rows -= rows % (_STRIP_SLOTS // math.gcd(_STRIP_SLOTS, width))
+        return rows if rows >= _STRIP_ROWS else height
 
     def _reaching(self, axis: int, pixel: int) -> Iterator[tuple[int, int]]:
         """Yield (kernel position, output it contributed to) for input `pixel` < stride."""

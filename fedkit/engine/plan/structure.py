@@ -93,6 +93,7 @@ class PlanOp(ABC):
         shares_gradient: Its sources' gradients are the target's, and may lie in the same memory.
         normalises: It is a norm; what it trains are a norm's parameters.
         finishes_gradients: Its backward pass can pass a source's gradient through the activation.
+        reads_codes: Its backward pass can read what is stored in few bits.
     """
 
     if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class PlanOp(ABC):
     shares_gradient: ClassVar[bool] = False
     normalises: ClassVar[bool] = False
     finishes_gradients: ClassVar[bool] = False
+    reads_codes: ClassVar[bool] = False
 
     @property
     @abstractmethod

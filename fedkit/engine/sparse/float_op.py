@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from ctypes import c_void_p
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -107,8 +107,15 @@ class FloatOp(ABC, Generic[AnyOp]):
         self.op, self.number = op, number
 
     @staticmethod
-    def scratch_floats(network: Network, number: int, mode: Mode) -> int:
-        """Return the scratch that an op needs of a thread, in float32."""
+    def scratch_floats(network: Network, number: int, mode: Mode, stored: Container[int]) -> int:
+        """Return the scratch that an op needs of a thread, in float32.
+
+        Args:
+            network: The model.
+            number: Of the op.
+            mode: What the program does.
+            stored: Tensors of which the backward pass reads codes, if `PlanOp.reads_codes`.
+        """
         return 0
 
     def resize(self, work: Workspace) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -173,10 +174,14 @@ class SparseProgram:
         self._sums = np.zeros((tiles, channels, 2), np.float64)
 
     def _scratch_floats(self) -> int:
-        """Return room for the neediest op."""
-        ops = enumerate(self.plan.ops)
-        needs = (float_op(op).scratch_floats(self.network, n, self.mode) for n, op in ops)
-        return max(needs, default=0)
+        """Return room for the neediest op, and for a plane of what is stored in few bits."""
+        stored = self.schedule.narrow - self.schedule.widened
+        needs = [
+            float_op(op).scratch_floats(self.network, number, self.mode, stored)
+            for number, op in enumerate(self.plan.ops)
+        ]
+        planes = (math.prod(self.plan.tensors[tensor].shape[1:]) for tensor in stored)
+        return max([*needs, *(plane * self.kernels.lanes for plane in planes)], default=0)
 
     def _account(self) -> Memory:
         values, tensors = self.network.parameters.values, 4 * self._tensor_floats
@@ -222,8 +227,8 @@ class SparseProgram:
         ]
 
     def _made_stored(self, tensor: int) -> StoredValues:
-        before, codes, after = (self._address(kind, tensor) for kind in ("x", "code", "wide"))
-        values = self._size(("x", tensor))
+        before, codes = (self._address(kind, tensor) for kind in ("x", "code"))
+        after, values = self._place("wide", tensor), self._size(("x", tensor))
         return StoredValues(self.tensors[tensor], before, codes, after, values, self.stored_bits)
 
     @property
@@ -343,6 +348,8 @@ class SparseProgram:
             before: Called with the number of each op before its backward pass.
         """
         self.gradient[:] = 0
+        for stored in self._stored.values():
+            stored.turn()
         for number, call in self._backward_calls:
             if before is not None and number is not None:
                 before(number)
@@ -439,13 +446,12 @@ class SparseProgram:
 
     def _backward_step(self, step: Widen | Finish | Backward) -> Iterator[tuple[int | None, Call]]:
         if isinstance(step, Widen):
-            stored = self._stored[step.tensor]
-            yield None, stored.move
-            yield None, self.shared(self.kernels.widen, self.tiles, byref(stored.struct))
+            stored = byref(self._stored[step.tensor].struct)
+            yield None, self.shared(self.kernels.widen, self.tiles, stored)
             return
         if isinstance(step, Finish):
             tensor = byref(self.tensors[step.tensor])
-            yield None, self.shared(self.kernels.finish_gradient, self.tiles, tensor)
+            yield None, self.shared(self.kernels.finish_gradient, self.tiles, tensor, scratch=True)
             yield from self._norm_backward(step.tensor, 1)
             return
         op = self._ops[step.op]

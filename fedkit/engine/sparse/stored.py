@@ -1,9 +1,10 @@
 """What the backward pass reads of the forward pass, in few bits between the two.
 
 The forward pass computes with float32 throughout. A tensor that it has read for the last time is
-stored in 16, 8 or 4 bits, and made float32 again, elsewhere, right before the backward pass reads
-it. Values are rounded at random, so they are right on average, and none crosses the end of the
-range in which a read's activation passes a gradient: stored.h says how.
+stored in 16, 8 or 4 bits. In the backward pass convolutions make float32 of a part at a time; for
+other ops the tensor is made float32 again, elsewhere, right before it is read. Values are rounded
+at random, so they are right on average, and none crosses the end of the range in which a read's
+activation passes a gradient: stored.h says how.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ def _codes(values: int, bits: int) -> int:
 
 
 class StoredValues:
-    """One tensor's values, first as the forward pass makes them, then as codes, then wide again.
+    """One tensor's values, first as the forward pass makes them, then as codes.
+
+    Ops that read no codes find them wide again.
 
     Args:
         tensor: Its struct, which says where the values are.
         before: Address of the values in the forward pass.
         codes: Address of the codes, and of the grids behind them.
-        after: Address of the values in the backward pass.
+        after: Address of the values in the backward pass; None: codes are read.
         values: How many there are at most.
         bits: Of a code.
 
@@ -48,7 +51,7 @@ class StoredValues:
         tensor: native.CTensor,
         before: int,
         codes: int,
-        after: int,
+        after: int | None,
         values: int,
         bits: int,
     ) -> None:
@@ -62,9 +65,11 @@ class StoredValues:
 
     def begin(self, key: int) -> None:
         """Get ready for a forward pass, whose values are rounded by a key of 64 bits."""
-        self._tensor.x = self._before
+        self._tensor.x, self._tensor.stored = self._before, None
         self.struct.key_low, self.struct.key_high = key & 0xFFFFFFFF, key >> 32
 
-    def move(self) -> None:
-        """Let the tensor be where the backward pass reads it."""
+    def turn(self) -> None:
+        """Let the tensor be what the backward pass reads."""
         self._tensor.x = self._after
+        if self._after is None:
+            self._tensor.stored = ctypes.pointer(self.struct)

@@ -60,7 +60,7 @@ class Stored:
         struct = ctypes.byref(self.stored.struct)
         self.stored.begin(key)
         self.kernels.narrow(struct, 0, len(self.x))
-        self.stored.move()
+        self.stored.turn()
         self.kernels.widen(struct, 0, len(self.x))
         return self.wide
 
@@ -158,7 +158,8 @@ def test_the_forward_pass_is_untouched(bits: int) -> None:
     assert each.loss(state, data) == plain.loss(state, data)
     steps = program.schedule.steps
     assert sum(isinstance(step, Narrow) for step in steps) == len(program.schedule.narrow) > 10
-    assert sum(isinstance(step, Widen) for step in steps) == len(program.schedule.narrow)
+    # Convolutions read codes; what the pooling op reads is made wide again.
+    assert sum(isinstance(step, Widen) for step in steps) == len(program.schedule.widened) < 3
 
 
 @pytest.mark.parametrize(
