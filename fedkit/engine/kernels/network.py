@@ -213,15 +213,19 @@ class Network:
         plan: The model.
         masks: Which weights are kept.
         kernels: The kernels that will run it.
+        strips: Whether convolutions work large tiles off in strips, which takes less scratch, but
+            then they cannot write over what they read.
 
     Raises:
         EngineError: The masks do not fit the plan.
     """
 
-    def __init__(self, plan: Plan, masks: Masks, kernels: native.Kernels) -> None:
+    def __init__(
+        self, plan: Plan, masks: Masks, kernels: native.Kernels, strips: bool = True
+    ) -> None:
         check_masks(plan, masks)
         self.plan, self.kernels, self.masks = plan, kernels, masks
-        self.layers, self.parameters = layers_of(plan, masks, kernels.lanes, strips=True)
+        self.layers, self.parameters = layers_of(plan, masks, kernels.lanes, strips)
         self.norms = {
             index: NormState(tensor.norm, tensor.shape[0])
             for index, tensor in enumerate(plan.tensors)

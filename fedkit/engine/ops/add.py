@@ -13,6 +13,7 @@ from fedkit.engine.integer.constants import WIDE, Chain, Mix, Read
 from fedkit.engine.integer.integer_op import IntegerFamily, IntegerOp, Units
 from fedkit.engine.integer.native_backend import NativeOp, read_struct
 from fedkit.engine.integer.numpy_backend import NumpyOp
+from fedkit.engine.kernels.network import Network
 from fedkit.engine.ops.copy import (
     native_channels,
     numpy_channels,
@@ -53,6 +54,11 @@ class Add(PlanOp):
 
 class FloatAdd(FloatOp[Add]):
     """Two additions per element, and none where gradients share memory."""
+
+    @staticmethod
+    def overwrites(network: Network, number: int) -> bool:
+        """See `FloatOp.overwrites`."""
+        return True
 
     def forward(self, work: Workspace) -> Call:
         """See `FloatOp.forward`."""

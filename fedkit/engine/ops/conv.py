@@ -114,6 +114,13 @@ class FloatConv(FloatOp[Convolution]):
             floats += math.prod(geometry.target[1:]) * geometry.lanes
         return floats
 
+    @staticmethod
+    def overwrites(network: Network, number: int) -> bool:
+        """See `FloatOp.overwrites`: if all of a part is packed before results are written."""
+        geometry = network.layers[number].geometry
+        whole = geometry.strip == geometry.strip_backward == geometry.target[1]
+        return whole and not reads_plain(network.plan, geometry.op)
+
     def resize(self, work: Workspace) -> None:
         """See `FloatOp.resize`."""
         self.struct.tiles = work.tiles

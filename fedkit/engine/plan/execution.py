@@ -8,7 +8,7 @@ lives do not meet share the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from fedkit.engine.plan.structure import Plan, PlanOp
 
@@ -103,17 +103,21 @@ class Schedule:
         owner: The gradients that share memory: tensor -> tensor that owns it.
         narrow: Tensors that are stored in few bits between the passes.
         widened: Those of them that are made wide again, as some op reads no codes.
+        over: What an op writes over what it reads for the last time: the former's key -> the
+            latter's.
     """
 
     steps: tuple[Step, ...]
     owner: Mapping[int, int]
     narrow: frozenset[int] = frozenset()
     widened: frozenset[int] = frozenset()
+    over: Mapping[Key, Key] = field(default_factory=dict)
 
     def storage(self, key: Key) -> Key:
         """Return the key under whose name the memory is held."""
         kind, tensor = key
-        return kind, _last_owner(self.owner, tensor) if kind == "g" else tensor
+        key = kind, _last_owner(self.owner, tensor) if kind == "g" else tensor
+        return self.storage(self.over[key]) if key in self.over else key
 
     def touched(self, plan: Plan, step: Step, touched: Touched) -> Iterator[Key]:
         """Yield what a step reads or writes, where it lies at that step."""
@@ -168,9 +172,43 @@ def narrowed(plan: Plan, schedule: Schedule, tensors: Container[int]) -> Schedul
     steps = list[Step]()
     for moment, step in enumerate(schedule.steps):
         steps += [Widen(tensor) for tensor in sorted(widened) if first[tensor] == moment]
+        # Before its last reader, which may write over it.
+        ending = [tensor for tensor in sorted(narrow) if last[tensor] == moment]
+        target = plan.ops[step.op].target if isinstance(step, Forward) else None
+        steps += [Narrow(tensor) for tensor in ending if tensor != target]
         steps.append(step)
-        steps += [Narrow(tensor) for tensor in sorted(narrow) if last[tensor] == moment]
-    return Schedule(tuple(steps), schedule.owner, narrow, widened)
+        steps += [Narrow(tensor) for tensor in ending if tensor == target]
+    return replace(schedule, steps=tuple(steps), narrow=narrow, widened=widened)
+
+
+def overwriting(plan: Plan, schedule: Schedule, able: Container[int]) -> Schedule:
+    """Return a schedule whose ops write over what they read for the last time, where sizes match.
+
+    Args:
+        plan: The model.
+        schedule: Its steps.
+        able: Numbers of the ops that may, forward and backward.
+    """
+    over = dict[Key, Key]()
+    lives, _ = _lives(plan, schedule, touched)
+
+    def pair(moment: int, written: int, read: int, kind: str) -> None:
+        one, other = schedule.storage((kind, written)), schedule.storage((kind, read))
+        fits = plan.tensors[written].shape == plan.tensors[read].shape
+        ends = lives[other][1] == moment and other not in over.values()
+        if fits and ends and one != other and one not in over and lives[one][0] == moment:
+            over[one] = other
+
+    for moment, step in enumerate(schedule.steps):
+        if not isinstance(step, Forward | Backward) or step.op not in able:
+            continue
+        op = plan.ops[step.op]
+        if isinstance(step, Forward):
+            for source in op.sources:
+                pair(moment, op.target, source, "x")
+        elif len(step.contributions) == 1:  # another would read what this one changes
+            pair(moment, step.contributions[0].tensor, op.target, "g")
+    return replace(schedule, over=over)
 
 
 def _forward(plan: Plan) -> Iterable[Forward]:
@@ -317,6 +355,16 @@ def place(
     Returns:
         The offset per key, and the size of the arena: its peak, known before the first step.
     """
+    lives, names = _lives(plan, schedule, touched)
+    placed = _first_fit({key: (size(key), *life) for key, life in lives.items()})
+    peak = max(placed[key] + size(key) for key in placed)
+    return {name: placed[key] for key in placed for name in names[key]}, peak
+
+
+def _lives(
+    plan: Plan, schedule: Schedule, touched: Touched
+) -> tuple[dict[Key, tuple[int, int]], dict[Key, list[Key]]]:
+    """Return when each memory is touched first and last, and what lies there."""
     lives: dict[Key, tuple[int, int]] = {}
     names: dict[Key, list[Key]] = {}
     for moment, step in enumerate(schedule.steps):
@@ -326,15 +374,13 @@ def place(
             if key not in names.setdefault(owner, []):
                 names[owner].append(key)
     # The input is there before the first step, which need not read it.
-    if (given := ("x", 0)) in lives:
+    if (given := schedule.storage(("x", 0))) in lives:
         lives[given] = (0, lives[given][1])
     # The logits are read once all is done.
-    for output in (("x", plan.output), ("raw", plan.output)):
+    for output in map(schedule.storage, (("x", plan.output), ("raw", plan.output))):
         if output in lives:
             lives[output] = (lives[output][0], len(schedule.steps))
-    placed = _first_fit({key: (size(key), *life) for key, life in lives.items()})
-    peak = max(placed[key] + size(key) for key in placed)
-    return {name: placed[key] for key in placed for name in names[key]}, peak
+    return lives, names
 
 
 def _first_fit(wanted: Mapping[Key, tuple[int, int, int]]) -> dict[Key, int]:

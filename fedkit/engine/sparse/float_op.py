@@ -118,6 +118,11 @@ class FloatOp(ABC, Generic[AnyOp]):
         """
         return 0
 
+    @staticmethod
+    def overwrites(network: Network, number: int) -> bool:
+        """Say whether results, of either pass, may lie where what it reads lay, tile for tile."""
+        return False
+
     def resize(self, work: Workspace) -> None:
         """Make ready for another number of examples."""
 

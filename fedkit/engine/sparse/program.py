@@ -40,6 +40,7 @@ from fedkit.engine.plan.execution import (
     Widen,
     forward_schedule,
     narrowed,
+    overwriting,
     place,
     training_schedule,
 )
@@ -123,12 +124,17 @@ class SparseProgram:
         )
         if mode == "train" and stored_bits < 32:
             self.schedule = narrowed(self.plan, self.schedule, self._narrow())
+        self.schedule = overwriting(self.plan, self.schedule, self._overwriting())
         self._allocate()
         self._bind()
         self.restart(0)
         self.memory = self._account()
 
     # Memory
+
+    def _overwriting(self) -> frozenset[int]:
+        ops = enumerate(self.plan.ops)
+        return frozenset(n for n, op in ops if float_op(op).overwrites(self.network, n))
 
     def _narrow(self) -> frozenset[int]:
         """Return the tensors that are worth to be stored in few bits.
