@@ -17,7 +17,11 @@
 #include "simd.h"
 
 #define IROWS 6
+#if defined(ISA_AVX512)
+#define ISLOTS 8
+#else
 #define ISLOTS 4
+#endif
 
 #if !defined(IN_PLACE) && defined(__GNUC__) && defined(ISA_AVX512)
 /* Any of 32 registers, where "x" is the first 16. */
