@@ -2,6 +2,7 @@
 #ifndef FEDKIT_INT_ELEMENTWISE_H
 #define FEDKIT_INT_ELEMENTWISE_H
 
+#include "elementwise.h"
 #include "int_norm.h"
 #include "int_pass.h"
 #include "int_read.h"
