@@ -12,11 +12,6 @@ import numpy as np
 
 from fedkit.engine.integer.constants import WIDE, Chain, Mix, Read
 from fedkit.engine.integer.integer_op import LEAST, IntegerFamily, IntegerOp, Slope, Units
-from fedkit.engine.integer.native_backend import (
-    NativeBackend,
-    chain_struct,
-    mix_struct,
-)
 from fedkit.engine.integer.numpy_backend import NumpyBackend, NumpyOp
 from fedkit.engine.integer.shared_units import SharedUnits
 from fedkit.engine.integer.stepped_op import Step, SteppedOp
@@ -169,19 +164,6 @@ def copy_steps(
         (StepKind.COPY_BACKWARD, shared.copy_step(each.tensor, target, channel, each.accumulate))
         for each in given
     ]
-
-
-def native_channels(
-    backend: NativeBackend, source: int, target: int, channel: int, chain: Chain, mix: Mix | None
-) -> None:
-    """See `numpy_channels`."""
-    zeros = backend.zeros(source, np.int32)
-    added = mix_struct(mix or Mix(zeros, zeros, zeros))
-    backend.kernels.int_copy_backward(
-        *(backend.tensor(source), backend.tensor(target)),
-        *(byref(chain_struct(chain)), byref(added)),
-        *(channel, int(mix is not None), 0, backend.tiles),
-    )
 
 
 FAMILY = Family(

@@ -49,7 +49,7 @@ def positive(rng: np.random.Generator, count: int) -> Reals:
     return np.maximum(np.abs(reals(rng, count)), 1e-30)
 
 
-def same(found: NDArray[np.generic], expected: NDArray[np.generic]) -> None:
+def assert_same(found: NDArray[np.generic], expected: NDArray[np.generic]) -> None:
     """Compare bits, and types where they are numbers of one kind."""
     np.testing.assert_array_equal(found, expected)
 
@@ -61,18 +61,18 @@ def test_multipliers_and_shifts(compiled: Constants, seed: int) -> None:
     for most in (WIDE, 2**31 - 1):
         expected = defined.multiplier(factor, most_shift, most)
         for one, other in zip(compiled.multiplier(factor, most_shift, most), expected, strict=True):
-            same(one, other)
+            assert_same(one, other)
     bound = np.concatenate([np.abs(factor), np.ldexp(32767.0, range(20)) + 0.5])
-    same(compiled.shift_to_fit(bound), defined.shift_to_fit(bound))
+    assert_same(compiled.shift_to_fit(bound), defined.shift_to_fit(bound))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_machines_round_apart(compiled: Constants, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = reals(rng, 300, 1000)
-    same(compiled.first_bits(values), defined.first_bits(values))
+    assert_same(compiled.first_bits(values), defined.first_bits(values))
     mean, deviation = reals(rng, 200), np.abs(reals(rng, 200))
-    same(compiled.rectified(mean, deviation), program._rectified(mean, deviation))
+    assert_same(compiled.rectified(mean, deviation), program._rectified(mean, deviation))
 
 
 @pytest.mark.parametrize("count", [*range(40), 127, 128, 129, 136, 137, 1000, 8192, 8193, 20000])
@@ -96,12 +96,12 @@ def test_reads(compiled: Constants, seed: int, activation: Activation) -> None:
     read = defined.read_constants(factor / unit, offset / unit, activation, high, 6.0 / unit)
     a, b, shift, low, most = compiled.read(factor, offset, activation, unit, high)
     for one, other in ((a, read.a), (b, read.b), (shift, read.shift)):
-        same(one, other)
+        assert_same(one, other)
     assert (low, most) == (read.low, read.high)
     for one, other in zip(
         compiled.unclipped(read), native_backend.unclipped_codes(read), strict=True
     ):
-        same(one, other)
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:])
@@ -116,7 +116,7 @@ def test_codes_that_pass_gradients(compiled: Constants, seed: int, activation: A
     for one, other in zip(
         compiled.active(factor, offset, activation, bound), expected, strict=True
     ):
-        same(one, other)
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)
@@ -129,12 +129,12 @@ def test_chains(compiled: Constants, seed: int, carrier: Carrier) -> None:
     most = rng.choice([0, 1, 127, 2047, WIDE], 100).astype(np.float64)
     slope, unit = Slope(positive(rng, 100), most), positive(rng, 100)
     reach = np.abs(a) * most + np.abs(b) * defined.CARRIED[carrier] + np.abs(c)
-    same(compiled.bound((a, b, c, carrier), slope), slope.unit * reach)
+    assert_same(compiled.bound((a, b, c, carrier), slope), slope.unit * reach)
     one_a, one_b, one_c = (part * slope.unit / unit for part in (a, b, c))
     chain = defined.chain_constants(one_a, one_b, one_c, carrier, most, WIDE)
     found = compiled.chain((a, b, c, carrier), slope, unit)
     for one, other in zip(found, (chain.a, chain.b, chain.c, chain.shift), strict=True):
-        same(one, other)
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -145,10 +145,10 @@ def test_mixes(compiled: Constants, seed: int) -> None:
     unit = np.maximum((old.unit * old.most + new * WIDE) / WIDE, LEAST)
     slope, mix = compiled.give(old, new)
     expected = defined.mix_constants(old.unit / unit, new / unit)
-    same(slope.unit, unit)
+    assert_same(slope.unit, unit)
     assert (slope.most == WIDE).all()
     for one, other in zip(vars(mix).values(), vars(expected).values(), strict=True):
-        same(one, other)
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -159,7 +159,7 @@ def test_scales_of_gradients(compiled: Constants, rule: str, bits: int) -> None:
         ranges = np.where((ranges > 1e-90) & (seed > 0), ranges, 0.0)
         factor, unit = compiled.scaled(rule, bits, ranges)
         expected, expected_unit = RULES[rule](ranges, bits)
-        same(factor, expected)
+        assert_same(factor, expected)
         assert unit == expected_unit
 
 
@@ -182,13 +182,13 @@ def test_codes_of_weights(compiled: Constants, bits: int, kind: str) -> None:
         whole = network.part("middle", network.weights)
         arguments = (network.points["middle"], defined.CLIP[bits], 2 ** (bits - 1) - 1, least)
         found = compiled.codes(whole, network.row_ends(1), *arguments)
-        same(found.values, expected.values)
-        same(found.scale, expected.scale)
+        assert_same(found.values, expected.values)
+        assert_same(found.scale, expected.scale)
         columns, factor = network.columns(1), rng.integers(1, 2048, 7).astype(np.float64)
         if columns is not None:
             sums = network.column_sums(1, np.abs(expected.values), factor)
             ends = network.row_ends(1)
-            same(compiled.column_sums(found.values, ends, columns, factor, 40), sums)
+            assert_same(compiled.column_sums(found.values, ends, columns, factor, 40), sums)
 
 
 def test_a_wrong_constant_is_seen(compiled: Constants) -> None:
@@ -196,6 +196,6 @@ def test_a_wrong_constant_is_seen(compiled: Constants) -> None:
     read = defined.read_constants(factor, factor, "relu", 255, 6.0)
     a, *_ = compiled.read(factor * (1 + 2.0**-14), factor, "relu", 1.0, 255)
     with pytest.raises(AssertionError):
-        same(a, read.a)
+        assert_same(a, read.a)
     other = replace(read, low=-CODE)
     assert other != read and math.isfinite(compiled.sum(factor))
