@@ -36,9 +36,9 @@ _CHUNK = 1 << 20
 _FLOATING_POINT_ON = 3 << 20
 _INSTRUCTION = 4  # bytes
 
-_RETURN_INT = ("int_lanes", "int_rows")
+_RETURN_INT = ("int_lanes", "int_rows", "int_walk", "int_sgd_steps")
 
-_FUNCTIONS: tuple[Callable[[float], float], ...] = (math.exp, math.log)
+_FUNCTIONS: tuple[Callable[[float], float], ...] = (math.exp, math.log, math.erfc)
 """What emulator_runtime.c asks for with `svc 0`, `svc 1`, ..."""
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from ctypes import byref
 from functools import partial
 from typing import Any, Literal
 
@@ -34,9 +35,9 @@ from fedkit.engine.integer.constants import (
     to_int32,
 )
 from fedkit.engine.integer.integer_network import IntegerNetwork
-from fedkit.engine.integer.native_backend import NativeBackend
-from fedkit.engine.kernels import native
-from fedkit.engine.ops.copy import Copy, NativeCopy
+from fedkit.engine.integer.native_backend import NativeBackend, chain_struct
+from fedkit.engine.kernels import int_native, native
+from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.execution import training_schedule
@@ -118,11 +119,9 @@ def _integer_norm(shape: tuple[int, int, int, int], kind: Kind) -> Callable[[], 
     masks = {name: np.ones(plan.weights[name], bool) for name in plan.prunable}
     network = IntegerNetwork(plan, masks, 8, int(kernels.int_lanes()))
     backend = NativeBackend(network, kernels, training_schedule(plan), examples)
-    copy = Copy(_BEFORE, _NORMED)
-    passing = NativeCopy(copy, plan.ops.index(copy), backend)
     backend.ready()
     backend.begin(examples)
-    return partial(_forward_backward, backend, passing, kind, examples * height * width)
+    return partial(_forward_backward, backend, kind, examples * height * width)
 
 
 def _plan(shape: tuple[int, int, int], kind: Kind) -> Plan:
@@ -147,7 +146,7 @@ def _plan(shape: tuple[int, int, int], kind: Kind) -> Plan:
     return plan
 
 
-def _forward_backward(backend: NativeBackend, passing: NativeCopy, kind: Kind, count: int) -> None:
+def _forward_backward(backend: NativeBackend, kind: Kind, count: int) -> None:
     if kind == "l1-batch":
         mean = backend.raw_sums(_NORMED)[0] / count
         centre = to_int32(np.rint(mean))
@@ -170,7 +169,10 @@ def _forward_backward(backend: NativeBackend, passing: NativeCopy, kind: Kind, c
     rounded = chain_constants(
         one / unit, b / unit, c / unit, carrier, peak * one, CODE, key=derive_key(_SEED)
     )
-    passing.backward(_BEFORE, rounded, None)
+    backend.kernels.int_copy_backward(
+        *(backend.tensor(_BEFORE), backend.tensor(_NORMED), byref(chain_struct(rounded))),
+        *(byref(int_native.IntMix()), 0, 0, 0, backend.tiles),
+    )
 
 
 def table(result: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,34 @@ class Codes:
     scale: Reals
 
 
+class Points(Mapping[str, int]):
+    """Bits behind the point by parameter, in memory that kernels read and write."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._index = {name: index for index, name in enumerate(names)}
+        self._values = np.zeros(len(self._index), np.int32)
+
+    def __getitem__(self, name: str) -> int:
+        """Return those of a parameter."""
+        return int(self._values[self._index[name]])
+
+    def __setitem__(self, name: str, point: int) -> None:
+        """Move a point."""
+        self._values[self._index[name]] = point
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the parameters."""
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return len(self._index)
+
+    def address(self, name: str) -> int:
+        """Return where a parameter's number lies."""
+        return int(self._values[self._index[name] :].ctypes.data)
+
+
 class IntegerNetwork:
     """A plan under masks, with integer weights.
 
@@ -69,11 +98,13 @@ class IntegerNetwork:
         self.layers, self.parameters = layers_of(plan, masks, lanes)
         self.weights = np.zeros(len(self.parameters.values), np.int32)
         self.velocity = np.zeros_like(self.weights)
-        self.points = dict.fromkeys(plan.weights, 0)
+        self.points = Points(plan.weights)
         self.norms: dict[int, Norm] = {
             index: tensor.norm for index, tensor in enumerate(plan.tensors) if tensor.norm
         }
-        self._columns = {n: self._column_of(layer) for n, layer in self.layers.items()}
+        self._columns = {
+            n: self._column_of(layer) for n, layer in self.layers.items() if not layer.dense
+        }
         self._rows = {n: self._row_ends(layer) for n, layer in self.layers.items()}
         self._row_counts = {n: np.diff(ends, prepend=0) for n, ends in self._rows.items()}
 
@@ -135,6 +166,10 @@ class IntegerNetwork:
         """Return where each output channel's kept weights end, int32 [channels]."""
         return self._rows[number]
 
+    def columns(self, number: int) -> Ints | None:
+        """Return the input channel of each kept weight, int32; None: the layer runs dense."""
+        return self._columns.get(number)
+
     def row_sums(self, number: int, sizes: NDArray[np.int16]) -> Reals:
         """Return per output channel the sum of what its kept weights have in `sizes`."""
         if self.layers[number].dense:
@@ -189,13 +224,12 @@ class IntegerNetwork:
         nonzero = reduce_rows(np.add, (magnitudes > 0).astype(np.float64), counts)
         return largest, np.sqrt(squares / np.maximum(nonzero, 1))
 
-    def _column_of(self, layer: Layer) -> NDArray[np.int64]:
+    def _column_of(self, layer: Layer) -> Ints:
         geometry = layer.geometry
-        kept = self.parameters.kept.get(geometry.op.weight)
-        position = np.arange(geometry.weights) if kept is None else kept
-        output, place = np.divmod(position, geometry.full_taps)
+        kept = self.parameters.kept[geometry.op.weight]
+        output, place = np.divmod(kept, geometry.full_taps)
         group = output // (geometry.target[0] // geometry.op.groups)
-        return group * geometry.inputs + place // math.prod(geometry.op.kernel)
+        return to_int32(group * geometry.inputs + place // math.prod(geometry.op.kernel))
 
     def _op(self, number: int) -> Convolution:
         return self.layers[number].geometry.op

@@ -8,7 +8,7 @@ kernel. Both have the same methods with the same results, and the `IntegerOp` ca
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -56,6 +56,21 @@ class Worth:
     """Largest magnitude a read can give."""
 
 
+@dataclass
+class Statistics:
+    """What a norm saw: per channel the mean and the spread, as `NormState.variance` counts it.
+
+    Attributes:
+        mean: Real numbers.
+        deviation: What the values were divided by, with eps.
+        variance: Biased; for an L1 norm the square of its deviation without eps.
+    """
+
+    mean: Reals
+    deviation: Reals
+    variance: Reals
+
+
 @dataclass(frozen=True)
 class Slope:
     """What a gradient's integers are worth, per channel, and how large they are at most."""
@@ -82,9 +97,9 @@ class Units(Protocol):
     """
 
     network: IntegerNetwork
-    worth: dict[int, Worth]
-    raw_unit: dict[int, Reals]
-    slopes: dict[int, Slope]
+    worth: MutableMapping[int, Worth]
+    raw_unit: MutableMapping[int, Reals]
+    slopes: MutableMapping[int, Slope]
     gradient: np.ndarray[Any, np.dtype[np.int64]]
     gradient_units: dict[str, Reals]
 
@@ -155,6 +170,9 @@ class IntegerOp(ABC, Generic[AnyOp]):
     @abstractmethod
     def forward(self, units: Units) -> None:
         """Choose a unit for raw, which goes to `units.raw_unit`, and write raw."""
+
+    def check_sums(self, units: Units, bound: Reals | float) -> None:
+        """Raise an `EngineError` where sums may leave int32; for ops whose weights decide that."""
 
     @abstractmethod
     def backward(self, units: Units, given: Sequence[Contribution]) -> None:

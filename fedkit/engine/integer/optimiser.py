@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from ctypes import c_int32, c_uint32, c_void_p
+from ctypes import byref
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from fedkit.core.numerics import (
 )
 from fedkit.engine.integer.constants import Ints, Reals, multiplier, to_int32
 from fedkit.engine.integer.integer_network import EXTRA, IntegerNetwork
+from fedkit.engine.kernels import int_native
 from fedkit.engine.kernels.native import Kernels
 from fedkit.engine.kernels.structs import pointer
 from fedkit.sparse.rows import reduce_rows
@@ -60,6 +61,7 @@ class Sgd:
         self._trained = trained
         self._network, self._kernels, self._seed, self._step = network, kernels, seed, 0
         self._momentum, self._weight_decay = momentum, weight_decay
+        self._bound: tuple[list[str], int] | None = None
         self._ends = {name: self._rows(name) for name in network.plan.weights}
         self._counts = {name: np.diff(ends, prepend=0) for name, ends in self._ends.items()}
 
@@ -91,11 +93,72 @@ class Sgd:
         Raises:
             FleetError: A weight would leave float32.
         """
+        self._network.parameters.mask_gradient(gradient)
+        moved = [name for name in self._ends if name in units and self._moves(name)]
+        if self._kernels is None:
+            self._step_numpy(gradient, units, lr, moved)
+        else:
+            self._step_native(self._kernels, gradient, units, lr, moved)
+        self._step += 1
+
+    def _moves(self, name: str) -> bool:
+        return self._trained is None or name in self._trained
+
+    # By the compiled kernels
+
+    def _step_native(
+        self,
+        kernels: Kernels,
+        gradient: NDArray[np.int64],
+        units: Mapping[str, Reals],
+        lr: float,
+        moved: list[str],
+    ) -> None:
+        if self._bound != (moved, gradient.ctypes.data):
+            self._bind(gradient, moved)
+        for name in moved:
+            self._units[name][:] = units[name]
+        self._struct.rate, self._struct.step = lr, self._step
+        reached = kernels.int_sgd_steps(byref(self._struct), byref(self._updates), 0, len(moved))
+        if reached < len(moved):
+            raise _too_far(moved[reached], *self._failed.tolist())
+
+    def _bind(self, gradient: NDArray[np.int64], moved: list[str]) -> None:
+        """Tell the kernels where everything is."""
+        network, number = self._network, {name: n for n, name in enumerate(self._ends)}
+        self._units = {name: np.zeros(len(self._ends[name])) for name in moved}
+        self._updates = (int_native.IntUpdate * len(moved))()
+        for struct, name in zip(self._updates, moved, strict=True):
+            vectors = (network.weights, network.velocity, gradient)
+            weight, velocity, change = (network.part(name, vector) for vector in vectors)
+            struct.weight, struct.velocity = pointer(weight), pointer(velocity)
+            struct.gradient, struct.unit = pointer(change), pointer(self._units[name])
+            struct.ends, struct.point = pointer(self._ends[name]), network.points.address(name)
+            struct.count, struct.rows = len(weight), len(self._ends[name])
+            struct.number = number[name]
+        rows = max((len(unit) for unit in self._units.values()), default=0)
+        self._room, self._failed = np.zeros((2, rows), np.int32), np.zeros(2)
+        self._struct = int_native.IntSgd(
+            seed=self._seed,
+            momentum=self._momentum,
+            decay=self._weight_decay,
+            multiplier=pointer(self._room[0]),
+            shift=pointer(self._room[1]),
+            failed=pointer(self._failed),
+            momentum_bits=self.momentum,
+            extra=EXTRA,
+        )
+        self._bound = moved, gradient.ctypes.data
+
+    # In numpy
+
+    def _step_numpy(
+        self, gradient: NDArray[np.int64], units: Mapping[str, Reals], lr: float, moved: list[str]
+    ) -> None:
         decay, shift = multiplier(np.array([self._weight_decay * lr * 2.0**EXTRA]), 40, _MOST)
         self._decay, self._decay_shift = int(decay[0]), int(shift[0])
-        self._network.parameters.mask_gradient(gradient)
         for index, (name, ends) in enumerate(self._ends.items()):
-            if name not in units or (self._trained is not None and name not in self._trained):
+            if name not in moved:
                 continue
             self._make_room(name, gradient, units[name] * lr, lr)
             point = self._network.points[name] + EXTRA
@@ -103,9 +166,7 @@ class Sgd:
             vectors = (self._network.weights, self._network.velocity, gradient)
             weight, velocity, change = (self._network.part(name, vector) for vector in vectors)
             key = derive_key(self._seed, self._step, index, 1)
-            run = self._run_numpy if self._kernels is None else self._run_native
-            run(_Part(weight, velocity, change, ends, rate, shift, key))
-        self._step += 1
+            self._run_numpy(_Part(weight, velocity, change, ends, rate, shift, key))
 
     def _make_room(self, name: str, gradient: NDArray[np.int64], rates: Reals, lr: float) -> None:
         """Move a parameter's point to where what is about to be computed fits.
@@ -127,21 +188,8 @@ class Sgd:
         moved = pushed + weight * self._weight_decay * lr + velocity * self._momentum
         moved *= _ROUNDED
         if not weight + moved < _FLOAT32:
-            raise FleetError(
-                f"a step moves {name} by up to {moved:.3g}, from up to {weight:.3g}, which float32 "
-                "cannot hold; lower lr (--lr)"
-            )
+            raise _too_far(name, moved, weight)
         network.make_room(name, weight + moved, moved)
-
-    def _run_native(self, part: _Part) -> None:
-        assert self._kernels is not None
-        arrays = (part.weight, part.velocity, part.gradient, part.ends)
-        self._kernels.int_sgd(
-            *(c_void_p(pointer(array)) for array in arrays),
-            *(len(part.ends), c_void_p(pointer(part.rate)), c_void_p(pointer(part.shift))),
-            *(c_int32(self._decay), self._decay_shift, self.momentum, EXTRA),
-            *(c_uint32(part.key & 0xFFFFFFFF), c_uint32(part.key >> 32)),
-        )
 
     def _run_numpy(self, part: _Part) -> None:
         counts = np.diff(part.ends, prepend=0)
@@ -157,6 +205,13 @@ class Sgd:
         moved = weight - shift_right_stochastic(velocity, EXTRA, random)
         part.velocity[:] = velocity
         part.weight[:] = np.clip(moved, -_MOST, _MOST)
+
+
+def _too_far(name: str, moved: float, weight: float) -> FleetError:
+    return FleetError(
+        f"a step moves {name} by up to {moved:.3g}, from up to {weight:.3g}, which float32 "
+        "cannot hold; lower lr (--lr)"
+    )
 
 
 def _largest(values: Ints, point: int) -> float:

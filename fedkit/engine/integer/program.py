@@ -12,9 +12,10 @@ its bits, with scales of its channels chosen by the `gradient` rule, before it m
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -44,8 +45,11 @@ from fedkit.engine.integer.constants import (
 )
 from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.integer_network import IntegerNetwork
-from fedkit.engine.integer.integer_op import LEAST, Slope, Worth
+from fedkit.engine.integer.integer_op import LEAST, Slope, Statistics, Worth
 from fedkit.engine.integer.loss import loss_gradient
+from fedkit.engine.integer.native_backend import NativeBackend
+from fedkit.engine.integer.shared_units import SharedUnits, running_moments
+from fedkit.engine.integer.walk import Walker
 from fedkit.engine.ops.registry import integer_family
 from fedkit.engine.plan.checks import check_inputs, check_order, check_statistics, check_targets
 from fedkit.engine.plan.execution import (
@@ -61,21 +65,6 @@ from fedkit.sparse.state import ModelState
 from fedkit.tasks.lazy_array import loaded
 
 Mode = Literal["train", "statistics", "evaluate"]
-
-
-@dataclass
-class Statistics:
-    """What a norm saw: per channel the mean and the spread, as `NormState.variance` counts it.
-
-    Attributes:
-        mean: Real numbers.
-        deviation: What the values were divided by, with eps.
-        variance: Biased; for an L1 norm the square of its deviation without eps.
-    """
-
-    mean: Reals
-    deviation: Reals
-    variance: Reals
 
 
 class IntegerProgram:
@@ -101,13 +90,23 @@ class IntegerProgram:
     ) -> None:
         self.trained = trained
         self.network, self.mode, self.batch = network, mode, batch
-        self.plan, self._rule = network.plan, RULES[gradient]
+        self.plan, self._scaling, self._rule = network.plan, gradient, RULES[gradient]
         self.schedule = (
             training_schedule(self.plan, trained)
             if mode == "train"
             else forward_schedule(self.plan)
         )
+        self._running: ModelState | None = None
+        self._examples = 0
+        self.gradient = np.zeros(len(network.weights), np.int64)
+        self.restart(0)
         self.bind(backend(self))
+
+    def bind(self, backend: Backend) -> None:
+        """Let a backend compute."""
+        self._backend = backend
+        self._ops = [integer_family(op).make(op, n, backend) for n, op in enumerate(self.plan.ops)]
+        backend.ready()
         read = {tensor for op in self.plan.ops for tensor in op.sources}
         writer = {op.op.target: op for op in self._ops}[self.plan.output]
         plain = self.plan.tensors[self.plan.output].activation == "none"
@@ -117,23 +116,54 @@ class IntegerProgram:
             for op in self._ops
             if op.finer_bits is not None and self.plan.tensors[op.op.target].norm is None
         }
-        self.restart(0)
-        self._running: ModelState | None = None
-        self.worth: dict[int, Worth] = {}
-        self._examples = 0
-        self.gradient = np.zeros(len(network.weights), np.int64)
-        self.gradient_units: dict[str, Reals] = {}
-        self.statistics: dict[int, Statistics] = {}
+        self._walker: Walker | None = None
+        if isinstance(backend, NativeBackend):
+            self._share(backend)
+        else:
+            self._keep()
 
-    def bind(self, backend: Backend) -> None:
-        """Let a backend compute."""
-        self._backend = backend
-        self._ops = [integer_family(op).make(op, n, backend) for n, op in enumerate(self.plan.ops)]
-        backend.ready()
+    def _keep(self) -> None:
+        """Hold what integers are worth here."""
+        self.worth: MutableMapping[int, Worth] = {}
+        self.raw_unit: MutableMapping[int, Reals] = {}
+        self.slopes: MutableMapping[int, Slope] = {}
+        self.statistics: MutableMapping[int, Statistics] = {}
+        self.gradient_units: dict[str, Reals] = {}
+        self._chains: MutableMapping[int, tuple[Reals, Reals, Reals, Carrier]] = {}
+        self._deviation: dict[int, Reals] = {}
+        self._finished = set[int]()
+
+    def _share(self, backend: NativeBackend) -> None:
+        """Hold it where the kernels find it, and let them run what they have steps for."""
+        shared = self._shared = SharedUnits(
+            *(self.network, backend, self.gradient, frozenset(self._finishing())),
+            *(
+                functools.partial(_is_in, self.trained),
+                self.mode != "evaluate",
+                self._scaling,
+                self._finer,
+            ),
+        )
+        self.worth, self.raw_unit, self.slopes = shared.worth(), shared.raw_unit(), shared.slopes()
+        self.statistics, self._chains = shared.statistics(), shared.chains()
+        self.gradient_units = shared.gradient_units
+        tensors = {op.target for op in self.plan.ops}
+        requantised = tensors - {self.plan.output} if self._output_is_raw else tensors
+        self._walker = Walker(backend.kernels, shared, self.schedule, self._ops, requantised)
+
+    def _finishing(self) -> Iterator[int]:
+        """Yield the tensors whose gradients are finished."""
+        for step in self.schedule.steps:
+            if isinstance(step, Finish):
+                yield step.tensor
+            elif isinstance(step, Backward):
+                yield from (given.tensor for given in step.contributions if given.finish)
 
     def use_running(self, state: ModelState | None) -> None:
         """Normalise by a state's running statistics, or by the batch's where that is possible."""
         self._running = state
+        if self._walker is not None:
+            self._shared.use_running(state)
 
     def restart(self, seed: int) -> None:
         """Start the draws of random rounding anew."""
@@ -144,12 +174,11 @@ class IntegerProgram:
 
         By number of the op; no batch changes it.
         """
-        self.worth = {
-            tensor: self._norm_worth(tensor, n) for tensor, n in self.network.norms.items()
-        }
+        for tensor, norm in self.network.norms.items():
+            self.worth[tensor] = self._norm_worth(tensor, norm)
         found = {}
         for number, layer in self.network.layers.items():
-            if (source := layer.geometry.op.source) in self.worth:
+            if (source := layer.geometry.op.source) in self.network.norms:
                 read, unit = self.layer_read(number, source)
                 found[number] = unit, read.high
         return found
@@ -176,11 +205,13 @@ class IntegerProgram:
         self._examples = len(order)
         self._backend.begin(len(order))
         channels = self.plan.tensors[0].shape[0]
-        plain = Worth(np.full(channels, scale), np.zeros(channels), CODE * scale)
-        self.worth = {0: plain}
-        self.raw_unit: dict[int, Reals] = {}
-        self._deviation: dict[int, Reals] = {}
+        self.worth[0] = Worth(np.full(channels, scale), np.zeros(channels), CODE * scale)
         self._backend.load(inputs, order)
+        if self._walker is not None:
+            self._shared.begin(len(order), self.seed, self._step)
+            self._walker.forward(self)
+            return
+        self.raw_unit.clear()
         for step in self.schedule.steps:
             if isinstance(step, Forward):
                 self._ops[step.op].forward(self)
@@ -308,9 +339,7 @@ class IntegerProgram:
 
     def _running_moments(self, norm: Norm, unit: Reals) -> tuple[Reals, Reals]:
         assert self._running is not None
-        mean, variance = (self._running.stats[n].astype(np.float64) for n in norm.stats)
-        l1 = norm.kind == "l1-batch"
-        deviation = np.sqrt(variance) + norm.eps if l1 else np.sqrt(variance + norm.eps)
+        mean, deviation = running_moments(norm, self._running)
         return mean / unit, deviation / unit
 
     def _affine(self, norm: Norm, channels: int) -> tuple[Reals, Reals]:
@@ -350,7 +379,7 @@ class IntegerProgram:
             output = self.plan.output
             shape = self.plan.tensors[output].shape
             self._backend.set_gradient(output, gradient.reshape(-1, *shape))
-            self.slopes = {output: Slope.whole(np.full(shape[0], unit))}
+            self.slopes[output] = Slope.whole(np.full(shape[0], unit))
         return loss
 
     # Backward
@@ -358,8 +387,15 @@ class IntegerProgram:
     def backward(self, before: Callable[[int], None] | None = None) -> None:
         """Compute `gradient` for the batch whose loss was taken."""
         self.gradient[:] = 0
-        self._finished = set[int]()
-        self._chains: dict[int, tuple[Reals, Reals, Reals, Carrier]] = {}
+        if self._walker is not None:
+            self._walker.backward(self, before)
+        else:
+            self._backward(before)
+        self._step += 1
+
+    def _backward(self, before: Callable[[int], None] | None) -> None:
+        self._finished.clear()
+        self._chains.clear()
         for step in self.schedule.steps:
             if isinstance(step, Finish):
                 self._finish(step.tensor)
@@ -367,7 +403,6 @@ class IntegerProgram:
                 if before is not None:
                     before(step.op)
                 self._backward_op(step)
-        self._step += 1
 
     def _finish(self, tensor: int) -> None:
         """Pass a gradient through its activation, and find how it passes through the norm."""
@@ -418,10 +453,15 @@ class IntegerProgram:
         gradients would tell little more.
         """
         bound = self.passed_bound(tensor)
-        if tensor in self._finished:
+        if self._is_finished(tensor):
             return bound
         unit = np.maximum(bound, LEAST) / WIDE
         return self._backend.passed_peak(tensor, self.chain_in(tensor, unit, WIDE)) * unit
+
+    def _is_finished(self, tensor: int) -> bool:
+        if self._walker is not None:
+            return self._shared.is_finished(tensor)
+        return tensor in self._finished
 
     def chain_in(
         self,
@@ -476,11 +516,16 @@ class IntegerProgram:
 
     def trains(self, name: str) -> bool:
         """See `Units.trains`."""
-        return self.trained is None or name in self.trained
+        return _is_in(self.trained, name)
 
     def _count(self, tensor: int) -> int:
         """Return the number of values of one channel in the batch."""
         return self._examples * math.prod(self.plan.tensors[tensor].shape[1:])
+
+
+def _is_in(names: frozenset[str] | None, name: str) -> bool:
+    """Say whether a name is one of those; None: of all."""
+    return names is None or name in names
 
 
 def _centre(mean: Reals) -> Reals:
@@ -492,5 +537,6 @@ def _rectified(mean: Reals, deviation: Reals) -> Reals:
     deviation = np.maximum(deviation, 1e-12)
     z = mean / deviation
     below = first_bits(np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z]))
-    density = first_bits(np.exp(-np.square(z) / 2)) / math.sqrt(2 * math.pi)
+    density = first_bits(np.array([math.exp(-value * value / 2) for value in z]))
+    density = density / math.sqrt(2 * math.pi)
     return np.asarray((mean**2 + deviation**2) * below + mean * deviation * density)

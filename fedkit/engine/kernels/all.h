@@ -29,3 +29,4 @@
 #include "int_depth_to_space.h"
 #include "int_layer.h"
 #include "int_gemm.h"
+#include "int_steps.h"

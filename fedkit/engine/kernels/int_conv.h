@@ -6,10 +6,11 @@
 #define FEDKIT_INT_CONV_H
 
 #include "int_pass.h"
+#include "int_read.h"
 #include "int_tensor.h"
 
-#if IROWS != 6 || ISLOTS != 4
-#error "the blocks name six rows and four slots"
+#if IROWS != 6
+#error "the blocks name six rows"
 #endif
 
 /* -- packing ---------------------------------------------------------------------------------- */
@@ -40,13 +41,13 @@ static void int_pack_values(const struct int_conv *conv, int tile, int16_t *to) 
     const struct int_tensor *t = conv->source;
     for (int c = 0; c < t->channels; c++, to += int_padded(&conv->in)) {
         if (!conv->used_in[c]) continue;
-        const struct int_reading how = int_reading_of(&conv->read, c);
+        const struct int_reader how = int_reader_of(&conv->read, c);
         const int8_t *x = t->x + int_plane(t, tile, c);
         int_frame(to, &conv->in, conv->in_height, conv->in_width);
-        for (int y = 0; y < conv->in_height; y++, x += conv->in_width * ILANES) {
+        for (int y = 0; y < conv->in_height; y++) {
             int16_t *row = int_row(to, &conv->in, y);
-            for (int i = 0; i < conv->in_width * ILANES; i++)
-                row[i] = (int16_t)int_value(&how, x[i]);
+            for (int i = 0; i < conv->in_width; i++, x += ILANES, row += ILANES)
+                ivec_store(row, int_read_pixel(&how, x));
         }
     }
 }
@@ -66,7 +67,7 @@ static void int_pack_gradients(const struct int_conv *conv, int tile, int16_t *t
 
 /* -- gathering -------------------------------------------------------------------------------- */
 
-/* Where a row's sums go, and what is done to them on the way. */
+/* Where sums go, and what is done to them on the way. */
 struct int_sink {
     int16_t *out;              /* the part's first tile */
     ptrdiff_t plane;           /* from one channel to the next */
@@ -79,35 +80,64 @@ struct int_sink {
     const int32_t *first_unclipped, *last_unclipped; /* [rows] */
 };
 
-/* A read that clipped a value passes no gradient on to it. */
-INLINE ivec int_unclipped(const struct int_sink *s, int row, int32_t place, ivec gradient) {
-    const int8_t *x = s->x + row * s->plane + place;
-    const int16_t low = (int16_t)s->first_unclipped[row], high = (int16_t)s->last_unclipped[row];
-    int16_t g[ILANES];
-    ivec_store(g, gradient);
-    for (int i = 0; i < ILANES; i++) {
-        const int16_t code = x[i];
-        g[i] = (int16_t)(g[i] & -((code >= low) & (code <= high)));
+/* The same of one row. */
+struct int_row_sink {
+    int16_t *out;
+    const int8_t *x;
+    isum start;
+    struct int_mixing how;
+    int16_t first, last;
+    int shift, accumulate;
+};
+
+INLINE struct int_row_sink int_row_sink_of(const struct int_sink *s, int row) {
+    struct int_row_sink r = {s->out + row * s->plane, NULL, isum_set1(s->bias ? s->bias[row] : 0),
+                             {0, 0, 0}, 0, 0, s->shift[row], s->accumulate};
+    if (s->accumulate) r.how = int_mixing_of(s->mix, row);
+    if (s->x) {
+        r.x = s->x + row * s->plane;
+        r.first = (int16_t)s->first_unclipped[row];
+        r.last = (int16_t)s->last_unclipped[row];
     }
-    return ivec_load(g);
+    return r;
+}
+
+/* Add to a gradient as `how` says. */
+INLINE ivec int_mixed(const struct int_mixing *how, ivec old, ivec new) {
+    if (fits_int16(how->a) && fits_int16(how->b)) {
+        const int16_t factors[2] = {(int16_t)how->a, (int16_t)how->b};
+        isum sum = isum_set1(0);
+        isum_dot(&sum, ivec_pair(old, new), factors);
+        return ivec_max(isum_narrow_even(sum, how->shift), ivec_set1(-32767));
+    }
+    int16_t there[ILANES], given[ILANES];
+    ivec_store(there, old);
+    ivec_store(given, new);
+    put_pixel(how, 1, given, there);
+    return ivec_load(there);
+}
+
+/* `gradient` is a constant where inlined. */
+INLINE void int_put(const struct int_row_sink *r, int gradient, int32_t place, const isum *acc) {
+    int16_t *out = r->out + place;
+    if (!gradient) {
+        ivec_store(out, isum_narrow(*acc, r->shift));
+        return;
+    }
+    ivec narrow = isum_narrow_even(*acc, r->shift);
+    if (r->x) /* A read that clipped a value passes no gradient on to it. */
+        narrow = ivec_where_within(ivec_load_codes(r->x + place), ivec_set1(r->first),
+                                   ivec_set1(r->last), narrow);
+    if (r->accumulate) narrow = int_mixed(&r->how, ivec_load(out), narrow);
+    ivec_store(out, narrow);
 }
 
 INLINE void int_sink(const struct int_sink *s, int row, int32_t place, const isum *acc) {
-    int16_t *out = s->out + row * s->plane + place;
-    if (!s->gradient) {
-        ivec_store(out, isum_narrow(*acc, s->shift[row]));
-        return;
-    }
-    ivec narrow = isum_narrow_even(*acc, s->shift[row]);
-    if (s->x) narrow = int_unclipped(s, row, place, narrow);
-    if (!s->accumulate) {
-        ivec_store(out, narrow);
-        return;
-    }
-    const struct int_mixing how = int_mixing_of(s->mix, row);
-    int16_t new[ILANES];
-    ivec_store(new, narrow);
-    put_pixel(&how, 1, new, out);
+    const struct int_row_sink r = int_row_sink_of(s, row);
+    if (s->gradient)
+        int_put(&r, 1, place, acc);
+    else
+        int_put(&r, 0, place, acc);
 }
 
 /* The inputs of a pair of taps. */
@@ -122,33 +152,52 @@ INLINE isum int_start(const struct int_sink *s, int row) {
 /* In the blocks below, sums have names of their own: what is an array, even of a constant size,
  * GCC keeps in memory. Conditions on `pixels`, `rows` and `taps` are constants where inlined. */
 
-/* All rows at `pixels` slots, 1 or ISLOTS, kept weights only. */
-INLINE void int_gather_slots(const struct int_map *map, const int16_t *in, int slot,
-                             const struct int_sink *sink, int pixels) {
-    const int32_t *place = map->slot_out + slot;
-    const int16_t *o0 = in + map->slot_in[slot], *o1 = o0, *o2 = o0, *o3 = o0;
-    if (pixels == ISLOTS) {
-        o1 = in + map->slot_in[slot + 1];
-        o2 = in + map->slot_in[slot + 2];
-        o3 = in + map->slot_in[slot + 3];
+#if ISLOTS == 8
+#define FOR_ISLOTS(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
+#else
+#define FOR_ISLOTS(DO) DO(0) DO(1) DO(2) DO(3)
+#endif
+
+#define SLOT_BEGIN(i) \
+    const int16_t *o##i = in + map->slot_in[i < pixels ? slot + i : slot]; \
+    isum s##i = sink->start;
+#define SLOT_DOT(i) if (i < pixels) isum_dot(&s##i, int_two(o##i, offset), w);
+#define SLOT_PUT(i) if (i < pixels) int_put(sink, gradient, map->slot_out[slot + i], &s##i);
+
+/* One row at `pixels` slots, 1 or ISLOTS, kept weights only. */
+INLINE void int_gather_slots(const struct int_map *map, const int16_t *in, int slot, int row,
+                             const struct int_row_sink *sink, int gradient, int pixels) {
+    const int32_t *offset = map->offset + 2 * map->first[row];
+    const int32_t *end = map->offset + 2 * map->first[row + 1];
+    const int16_t *w = map->weight + 2 * map->first[row];
+    FOR_ISLOTS(SLOT_BEGIN)
+    for (; offset < end; offset += 2, w += 2) {
+        FOR_ISLOTS(SLOT_DOT)
     }
+    FOR_ISLOTS(SLOT_PUT)
+}
+
+#define STRIP 64 /* slots of which all rows are made while their inputs stay in the cache */
+
+INLINE void int_gather_strip(const struct int_map *map, const int16_t *in, int first, int last,
+                             const struct int_sink *sinks, int gradient) {
     for (int row = 0; row < map->rows; row++) {
-        isum s0 = int_start(sink, row), s1 = s0, s2 = s0, s3 = s0;
-        const int32_t *offset = map->offset + 2 * map->first[row];
-        const int32_t *end = map->offset + 2 * map->first[row + 1];
-        const int16_t *w = map->weight + 2 * map->first[row];
-        for (; offset < end; offset += 2, w += 2) {
-            isum_dot(&s0, int_two(o0, offset), w);
-            if (pixels == 1) continue;
-            isum_dot(&s1, int_two(o1, offset), w);
-            isum_dot(&s2, int_two(o2, offset), w);
-            isum_dot(&s3, int_two(o3, offset), w);
-        }
-        int_sink(sink, row, place[0], &s0);
-        if (pixels == 1) continue;
-        int_sink(sink, row, place[1], &s1);
-        int_sink(sink, row, place[2], &s2);
-        int_sink(sink, row, place[3], &s3);
+        const struct int_row_sink sink = int_row_sink_of(sinks, row);
+        int slot = first;
+        for (; slot + ISLOTS <= last; slot += ISLOTS)
+            int_gather_slots(map, in, slot, row, &sink, gradient, ISLOTS);
+        for (; slot < last; slot++) int_gather_slots(map, in, slot, row, &sink, gradient, 1);
+    }
+}
+
+static void int_gather_kept(const struct int_map *map, const int16_t *in, int slots,
+                            const struct int_sink *sink) {
+    for (int slot = 0; slot < slots; slot += STRIP) {
+        const int last = slot + STRIP < slots ? slot + STRIP : slots;
+        if (sink->gradient)
+            int_gather_strip(map, in, slot, last, sink, 1);
+        else
+            int_gather_strip(map, in, slot, last, sink, 0);
     }
 }
 
@@ -190,14 +239,11 @@ INLINE void int_gather_block(const struct int_map *map, const int16_t *in, int s
 
 static void int_gather(const struct int_map *map, const int16_t *in, int slots,
                        const struct int_sink *sink) {
-    int slot = 0;
     if (map->first) {
-        for (; slot + ISLOTS <= slots; slot += ISLOTS)
-            int_gather_slots(map, in, slot, sink, ISLOTS);
-        for (; slot < slots; slot++) int_gather_slots(map, in, slot, sink, 1);
+        int_gather_kept(map, in, slots, sink);
         return;
     }
-    for (; slot < slots; slot++) {
+    for (int slot = 0; slot < slots; slot++) {
         int row = 0;
         for (; row + IROWS <= map->rows; row += IROWS)
             int_gather_block(map, in, slot, row, sink, IROWS);

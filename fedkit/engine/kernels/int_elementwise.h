@@ -2,8 +2,10 @@
 #ifndef FEDKIT_INT_ELEMENTWISE_H
 #define FEDKIT_INT_ELEMENTWISE_H
 
+#include "elementwise.h"
 #include "int_norm.h"
 #include "int_pass.h"
+#include "int_read.h"
 #include "int_tensor.h"
 
 int NAME(int_lanes)(void) { return ILANES; }
@@ -59,13 +61,13 @@ void NAME(int_add_forward)(const struct int_tensor *left, const struct int_read 
                            const struct int_tensor *target, int first, int last) {
     for (int tile = first; tile < last; tile++) {
         for (int c = 0; c < target->channels; c++) {
-            const struct int_reading one = int_reading_of(read_left, c);
-            const struct int_reading two = int_reading_of(read_right, c);
+            const struct int_reader one = int_reader_of(read_left, c);
+            const struct int_reader two = int_reader_of(read_right, c);
             const ptrdiff_t at = int_plane(target, tile, c);
             const int8_t *x = left->x + at, *y = right->x + at;
-            int16_t *to = target->raw + at;
-            for (int i = 0; i < target->plane * ILANES; i++)
-                to[i] = (int16_t)(int_value(&one, x[i]) + int_value(&two, y[i]));
+            int16_t *to = target->raw + at, *end = to + (ptrdiff_t)target->plane * ILANES;
+            for (; to < end; to += ILANES, x += ILANES, y += ILANES)
+                ivec_store(to, ivec_add(int_read_pixel(&one, x), int_read_pixel(&two, y)));
         }
     }
 }
@@ -76,9 +78,10 @@ void NAME(int_copy_forward)(const struct int_tensor *source, const struct int_re
     for (int tile = first; tile < last; tile++) {
         int16_t *to = target->raw + int_plane(target, tile, channel);
         for (int c = 0; c < source->channels; c++) {
-            const struct int_reading how = int_reading_of(read, c);
+            const struct int_reader how = int_reader_of(read, c);
             const int8_t *x = source->x + int_plane(source, tile, c);
-            for (int i = 0; i < source->plane * ILANES; i++) *to++ = (int16_t)int_value(&how, x[i]);
+            for (int i = 0; i < source->plane; i++, x += ILANES, to += ILANES)
+                ivec_store(to, int_read_pixel(&how, x));
         }
     }
 }

@@ -26,15 +26,15 @@ struct int_tensor {
 
 /* Reading: clamp((a * x + b + half) >> shift, low, high). */
 struct int_read {
-    const int32_t *a, *b, *shift;
+    int32_t *a, *b, *shift;
     int32_t low, high;
 };
 
 /* What a gradient of the value read becomes as one of `raw`: (a * g + b * k + c + r) >> shift,
  * where k is 0, x or the sign of x, and r rounds: half to even, or at random. */
 struct int_chain {
-    const int32_t *a, *b, *c, *shift;
-    const int32_t *factor;  /* what the result is multiplied by at last; NULL: 1 */
+    int32_t *a, *b, *c, *shift;
+    int32_t *factor;    /* what the result is multiplied by at last; NULL: 1 */
     int32_t carrier;    /* 0, 1: x, 2: sign of x */
     int32_t limit;      /* results lie within +-limit */
     int32_t random;     /* round at random, by bits of (key, position of the element) */
@@ -44,7 +44,7 @@ struct int_chain {
 /* (old * a + new * b) >> shift, rounded half to even, for what is added to a gradient that holds
  * something. */
 struct int_mix {
-    const int32_t *a, *b, *shift;
+    int32_t *a, *b, *shift;
 };
 
 /* As `struct map`, with taps in pairs: row r has the pairs first[r] .. first[r + 1], or, dense, all
@@ -68,9 +68,9 @@ struct int_conv {
     struct int_mix mix;         /* of the source's gradient */
     struct int_map forward;
     const struct int_map *backward;
-    const int32_t *bias;        /* [target channels], in units of the sums */
-    const int32_t *shift_out;   /* [target channels]: from a sum to raw */
-    const int32_t *shift_in;    /* [source channels]: from a sum to a gradient */
+    int32_t *bias;              /* [target channels], in units of the sums */
+    int32_t *shift_out;         /* [target channels]: from a sum to raw */
+    int32_t *shift_in;          /* [source channels]: from a sum to a gradient */
     const int32_t *first;       /* sparse: taps of each row, [rows + 1]; dense: NULL */
     const struct tap *tap;      /* sparse */
     const int32_t *full_offset; /* dense: [full_taps] */
@@ -212,6 +212,140 @@ struct int_blocks {
     struct blocks where;
     const int32_t *bias;           /* [target channels]; NULL: 0 */
     int32_t accumulate;
+};
+
+/* -- what integers are worth ------------------------------------------------------------------- */
+
+/* A parameter in fixed point; without one, `weight` is NULL. */
+struct int_parameter {
+    int32_t *weight;
+    const int32_t *point;   /* bits behind the point of all its weights */
+    int64_t *gradient;      /* NULL: not wanted */
+    double *unit;           /* [rows]: what 1 of the gradient is worth */
+};
+
+/* What all steps of a program share. Room is for the tensor of most channels. */
+struct int_units {
+    uint64_t seed, step;    /* of random rounding */
+    struct int_read read, other;
+    struct int_chain chain;
+    struct int_mix mix;
+    int64_t *sums;          /* [channels][5] */
+    double *reals;          /* [2][channels] */
+    int16_t *scratch;
+    double failed;          /* a bound of sums that int32 may not hold */
+    int32_t rule;           /* how gradients are scaled */
+    int32_t tiles;
+    int32_t running;        /* whether norms go by running statistics */
+    int32_t takes;          /* whether they take those of the batch */
+};
+
+/* A batch norm. Statistics are real numbers per channel, those of the batch seen last. */
+struct int_norm {
+    struct int_parameter scale, offset;
+    double *mean, *spread, *variance;
+    const double *running_mean, *running_deviation;
+    double eps;
+    double k;       /* a normal distribution's deviation by its mean absolute deviation */
+    int32_t l1;
+};
+
+enum { NO_ACTIVATION, RELU, RELU6 };
+
+/* What the integers of a tensor stand for. Arrays are [channels]. */
+struct int_worth {
+    struct int_units *units;
+    struct int_tensor *tensor;
+    const struct int_norm *norm;    /* NULL: none */
+    double *factor, *offset;        /* a code x is worth factor * x + offset */
+    double *raw_unit;               /* 1 of raw */
+    double *unit, *most;            /* 1 of the gradient, and its largest magnitude */
+    double *a, *b, *c;              /* as a * g + b * k + c it passes the norm; k by `carrier` */
+    double *deviation;              /* what the norm divided by */
+    double bound;                   /* largest magnitude of what is read */
+    int32_t carrier;                /* as of `struct int_chain`; 0: it passes as it is */
+    int32_t finished;               /* whether `most` is known of the whole gradient */
+    int32_t activation;
+    int32_t finer;                  /* bits of raw behind those of codes; -1: chosen by the largest */
+};
+
+/* Where the codes of a layer lie in one of its maps; an index below 0 is a code of 0. */
+struct int_order {
+    int16_t *weight;
+    const int32_t *index;
+    int64_t count;
+};
+
+/* The codes of a layer's weights. */
+struct int_codes {
+    int16_t *code;
+    double *scale;              /* [rows] */
+    const int32_t *ends;        /* [rows]: where they end */
+    const int32_t *column;      /* input channel of each code; NULL: rows of columns * area */
+    const struct int_order *orders;
+    double clip;                /* in deviations of a row's weights */
+    int32_t rows, columns, area;
+    int32_t order_count;
+    int32_t most;
+};
+
+struct int_conv_step {
+    struct int_conv *conv;
+    struct int_worth *source, *target;
+    struct int_parameter weight, bias;
+    struct int_codes codes;
+    int32_t *first, *last;      /* room for codes that are not clipped */
+    double unit;                /* what 1 of what was read is worth */
+    double widest;              /* of what is read, in its deviations */
+    int32_t high;               /* largest magnitude that is read */
+    int32_t most;               /* of a gradient's codes */
+    int32_t stored;             /* whether codes are read as they are */
+    int32_t clips;
+    int32_t number;             /* of the op */
+    int32_t trains, gives, accumulate;
+};
+
+/* Copies, sums and gradients that are shared. */
+struct int_copy_step {
+    struct int_worth *source, *other, *target;
+    int32_t channel;
+    int32_t accumulate;
+};
+
+struct int_pool_step {
+    struct int_pool *pool;
+    struct int_worth *source, *target;
+    double divisor;
+    int32_t area;       /* values of a window */
+    int32_t overlap;    /* windows of a value */
+    int32_t accumulate;
+};
+
+/* An entry of a program's table: which step, and its struct. */
+struct int_step {
+    void *what;
+    int32_t kind;
+};
+
+/* One step of SGD over some parameters. */
+struct int_update {
+    int32_t *weight, *velocity;
+    const int64_t *gradient;
+    const double *unit;         /* [rows] */
+    const int32_t *ends;        /* [rows] */
+    int32_t *point;
+    int64_t count;
+    int32_t rows;
+    int32_t number;             /* of the parameter */
+};
+
+struct int_sgd {
+    uint64_t seed, step;
+    double rate, momentum, decay;
+    int32_t *multiplier, *shift; /* room: [rows] */
+    double *failed;             /* [2]: how far a weight moves, from how large a one */
+    int32_t momentum_bits;      /* momentum with 30 bits behind the point */
+    int32_t extra;              /* bits that velocities have behind those of weights */
 };
 
 #endif

@@ -17,7 +17,11 @@
 #include "simd.h"
 
 #define IROWS 6
+#if defined(ISA_AVX512)
+#define ISLOTS 8
+#else
 #define ISLOTS 4
+#endif
 
 #if !defined(IN_PLACE) && defined(__GNUC__) && defined(ISA_AVX512)
 /* Any of 32 registers, where "x" is the first 16. */
@@ -72,22 +76,22 @@ INLINE void isum_dot_pairs(isum *s, ipair x, ipair y) {
     s->hi = _mm512_dpwssd_epi32(s->hi, x.hi, y.hi);
     IN_PLACE(s->hi);
 }
+/* Shifts are by a vector of counts: those in a register of their own take two instructions. */
 INLINE ivec isum_narrow(isum s, int shift) {
     const __m512i half = _mm512_set1_epi32(shift ? 1 << (shift - 1) : 0);
-    const __m128i by = _mm_cvtsi32_si128(shift);
-    return _mm512_packs_epi32(_mm512_sra_epi32(_mm512_add_epi32(s.lo, half), by),
-                              _mm512_sra_epi32(_mm512_add_epi32(s.hi, half), by));
+    const __m512i by = _mm512_set1_epi32(shift);
+    return _mm512_packs_epi32(_mm512_srav_epi32(_mm512_add_epi32(s.lo, half), by),
+                              _mm512_srav_epi32(_mm512_add_epi32(s.hi, half), by));
 }
 /* Halves to the even neighbour: what is summed again must not lean to one side. */
 INLINE ivec isum_narrow_even(isum s, int shift) {
     const __m512i below = _mm512_set1_epi32(shift ? (1 << (shift - 1)) - 1 : 0);
-    const __m512i last = _mm512_set1_epi32(shift != 0);
-    const __m128i by = _mm_cvtsi32_si128(shift);
-    const __m512i lo = _mm512_and_si512(_mm512_sra_epi32(s.lo, by), last);
-    const __m512i hi = _mm512_and_si512(_mm512_sra_epi32(s.hi, by), last);
+    const __m512i last = _mm512_set1_epi32(shift != 0), by = _mm512_set1_epi32(shift);
+    const __m512i lo = _mm512_and_si512(_mm512_srav_epi32(s.lo, by), last);
+    const __m512i hi = _mm512_and_si512(_mm512_srav_epi32(s.hi, by), last);
     s.lo = _mm512_add_epi32(s.lo, _mm512_add_epi32(lo, below));
     s.hi = _mm512_add_epi32(s.hi, _mm512_add_epi32(hi, below));
-    return _mm512_packs_epi32(_mm512_sra_epi32(s.lo, by), _mm512_sra_epi32(s.hi, by));
+    return _mm512_packs_epi32(_mm512_srav_epi32(s.lo, by), _mm512_srav_epi32(s.hi, by));
 }
 typedef __m512i itotal; /* sums over pairs of examples */
 INLINE itotal itotal_zero(void) { return _mm512_setzero_si512(); }

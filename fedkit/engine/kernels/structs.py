@@ -18,7 +18,9 @@ from fedkit.engine.plan.structure import StoredTensor
 Array = NDArray[Any]
 Tensors = Sequence[native.CTensor]
 
-_ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2}
+ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2}
+"""What structs call them."""
+
 _READING = ("scale", "shift", "a", "b", "c", "mean")
 _STATISTICS = ("center", "spread", "signs")
 
@@ -39,7 +41,7 @@ def tensor(
         sums=pointer(sums),
         channels=channels,
         plane=height * width,
-        activation=_ACTIVATIONS[tensor.activation],
+        activation=ACTIVATIONS[tensor.activation],
     )
     if norm is not None:
         for name in _READING:

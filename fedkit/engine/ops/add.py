@@ -11,11 +11,13 @@ import numpy as np
 
 from fedkit.engine.integer.constants import WIDE, Chain, Mix, Read
 from fedkit.engine.integer.integer_op import IntegerFamily, IntegerOp, Units
-from fedkit.engine.integer.native_backend import NativeOp, read_struct
 from fedkit.engine.integer.numpy_backend import NumpyOp
+from fedkit.engine.integer.shared_units import SharedUnits
+from fedkit.engine.integer.stepped_op import Step, SteppedOp
+from fedkit.engine.kernels.int_native import StepKind
 from fedkit.engine.kernels.network import Network
 from fedkit.engine.ops.copy import (
-    native_channels,
+    copy_steps,
     numpy_channels,
     pass_gradient,
     units_of_channels,
@@ -75,7 +77,7 @@ class FloatAdd(FloatOp[Add]):
 class IntegerAdd(IntegerOp[Add]):
     """Reads both sides in one unit, with as much room for each as it is large."""
 
-    compute: NumpyAdd | NativeAdd
+    compute: NumpyAdd
 
     def forward(self, units: Units) -> None:
         """See `IntegerOp.forward`."""
@@ -107,21 +109,18 @@ class NumpyAdd(NumpyOp[Add]):
         numpy_channels(self.backend, source, self.op.target, 0, chain, mix)
 
 
-class NativeAdd(NativeOp[Add]):
-    """The same by a kernel."""
+class NativeAdd(SteppedOp[Add]):
+    """The same by steps of the kernels."""
 
-    def forward(self, left: Read, right: Read) -> None:
-        """See `NumpyAdd.forward`."""
-        op, backend = self.op, self.backend
-        backend.kernels.int_add_forward(
-            *(backend.tensor(op.left), byref(read_struct(left))),
-            *(backend.tensor(op.right), byref(read_struct(right))),
-            *(backend.tensor(op.target), 0, backend.tiles),
-        )
+    def forward_step(self, shared: SharedUnits) -> Step:
+        """See `SteppedOp.forward_step`."""
+        struct = shared.copy_step(self.op.left, self.op.target)
+        struct.other = shared.at(self.op.right)
+        return StepKind.ADD_FORWARD, struct
 
-    def backward(self, source: int, chain: Chain, mix: Mix | None) -> None:
-        """See `NumpyAdd.backward`."""
-        native_channels(self.backend, source, self.op.target, 0, chain, mix)
+    def backward_steps(self, shared: SharedUnits, given: Sequence[Contribution]) -> Sequence[Step]:
+        """See `SteppedOp.backward_steps`."""
+        return copy_steps(shared, given, self.op.target, 0)
 
 
 FAMILY = Family(

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator, Sequence
-from ctypes import POINTER, byref, c_int32, c_void_p
+from ctypes import POINTER, c_int32, c_void_p
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.numerics import shift_right_half_even, shift_right_half_up
-from fedkit.engine.integer.constants import Chain, Ints, Mix, Read, Reals, shift_to_fit, to_int32
+from fedkit.engine.integer.constants import (
+    CLIP,
+    Chain,
+    Ints,
+    Mix,
+    Read,
+    Reals,
+    shift_to_fit,
+    to_int32,
+)
 from fedkit.engine.integer.integer_network import Codes, full_weight
 from fedkit.engine.integer.integer_op import IntegerFamily, IntegerOp, Slope, Units, check_sums
-from fedkit.engine.integer.native_backend import (
-    NativeBackend,
-    NativeOp,
-    address,
-    chain_struct,
-    mix_struct,
-    read_struct,
-    unclipped_codes,
-)
+from fedkit.engine.integer.native_backend import NativeBackend
 from fedkit.engine.integer.numpy_backend import Array, NumpyOp, across, padded, window
+from fedkit.engine.integer.shared_units import SharedUnits
+from fedkit.engine.integer.stepped_op import Step, SteppedOp
 from fedkit.engine.kernels import int_native, native
+from fedkit.engine.kernels.int_native import StepKind
 from fedkit.engine.kernels.network import Layer
 from fedkit.engine.kernels.structs import pointer
 from fedkit.engine.plan.conv import Convolution
@@ -32,8 +37,6 @@ from fedkit.engine.plan.geometry import Geometry, Taps
 
 _BIAS = 2.0**26
 """Largest bias in units of a layer's sums."""
-
-_SUM = 2**31 - 1
 
 Sums = NDArray[np.int64]
 
@@ -45,7 +48,7 @@ class IntegerConv(IntegerOp[Convolution]):
     """Codes of few bits times codes of few bits; gradients are rounded at random to as few."""
 
     raw_is_output = True
-    compute: NumpyConv | NativeConv
+    compute: NumpyConv
     codes: Codes
 
     def forward(self, units: Units) -> None:
@@ -58,12 +61,13 @@ class IntegerConv(IntegerOp[Convolution]):
         worth = unit * codes.scale
         bias = np.rint(real_bias / worth)
         bound = sums * max(read.high, -read.low) + np.abs(bias)
-        self._check_sums(units, bound)
+        self.check_sums(units, bound)
         shift = shift_to_fit(bound)
         self.compute.forward(read, codes, to_int32(bias), shift)
         units.raw_unit[op.target] = np.ldexp(worth, shift)
 
-    def _check_sums(self, units: Units, bound: Reals) -> None:
+    def check_sums(self, units: Units, bound: Reals | float) -> None:
+        """See `IntegerOp.check_sums`."""
         bits = units.network.layer_bits(self.number)
         check_sums(bound, self.op.weight, f"use fewer bits than {bits}")
 
@@ -83,7 +87,7 @@ class IntegerConv(IntegerOp[Convolution]):
         shift, mix = np.zeros(units.channels(op.source), np.int32), None
         if given:
             bound = most * network.column_sums(number, np.abs(codes.values), factor)
-            self._check_sums(units, bound)
+            self.check_sums(units, bound)
             shift = shift_to_fit(bound)
             new = Slope.whole(np.ldexp(unit, shift))
             mix = units.give(given[0], new)
@@ -245,7 +249,32 @@ class IntConv(ctypes.Structure):
     )
 
 
-class NativeConv(NativeOp[Convolution]):
+class IntConvStep(ctypes.Structure):
+    """`struct int_conv_step`."""
+
+    _fields_ = (
+        ("conv", POINTER(IntConv)),
+        ("source", POINTER(int_native.IntWorth)),
+        ("target", POINTER(int_native.IntWorth)),
+        ("weight", int_native.IntParameter),
+        ("bias", int_native.IntParameter),
+        ("codes", int_native.IntCodes),
+        ("first", c_void_p),
+        ("last", c_void_p),
+        ("unit", ctypes.c_double),
+        ("widest", ctypes.c_double),
+        ("high", c_int32),
+        ("most", c_int32),
+        ("stored", c_int32),
+        ("clips", c_int32),
+        ("number", c_int32),
+        ("trains", c_int32),
+        ("gives", c_int32),
+        ("accumulate", c_int32),
+    )
+
+
+class NativeConv(SteppedOp[Convolution]):
     """Each weight lies in memory once per order in which a map reads it."""
 
     def __init__(self, op: Convolution, number: int, backend: NativeBackend) -> None:
@@ -267,41 +296,65 @@ class NativeConv(NativeOp[Convolution]):
         self._struct.backward, self._maps = maps, maps
         self._struct.forward.slots = geometry.target[1] * geometry.target[2]
 
-    def _parts(self) -> int:
-        self._struct.tiles = self.backend.tiles
-        return -(-self.backend.tiles // self._layer.geometry.tiles_per_part)
-
-    def forward(self, read: Read, codes: Codes, bias: Ints, shift: Ints) -> None:
-        """See `NumpyConv.forward`."""
-        for order in self._orders:
-            order.fill(codes.values)
-        conv, backend = self._struct, self.backend
-        conv.read = read_struct(read)
-        conv.bias, conv.shift_out = pointer(bias), pointer(shift)
-        backend.kernels.int_conv_forward(byref(conv), 0, self._parts(), backend.scratch)
-
-    def backward(
-        self, read: Read, chain: Chain, shift: Ints, mix: Mix | None, source: bool, weights: bool
-    ) -> tuple[Sums, Sums]:
-        """See `NumpyConv.backward`."""
-        conv, op, backend = self._struct, self.op, self.backend
-        conv.read, conv.chain = read_struct(read), chain_struct(chain)
-        conv.shift_in, conv.accumulate = pointer(shift), mix is not None
-        if mix is not None:
-            conv.mix = mix_struct(mix)
-        unclipped = unclipped_codes(read) if read.clips else (None, None)
-        conv.first_unclipped, conv.last_unclipped = (pointer(codes) for codes in unclipped)
-        # Each register sums pairs of examples.
-        largest = chain.limit * int(chain.factor.max()) * max(read.high, -read.low)
-        conv.most_slots = max(1, _SUM // (2 * largest))
-        network = backend.network
-        count = len(network.part(op.weight, network.weights))
-        gradient, sums = np.zeros(count, np.int64), backend.zeros(op.target, np.int64)
-        backend.kernels.int_conv_backward(
-            *(byref(conv), 0, self._parts(), backend.scratch),
-            *(address(gradient) if weights else None, address(sums) if op.bias else None),
+    def forward_step(self, shared: SharedUnits) -> Step:
+        """See `SteppedOp.forward_step`."""
+        op, network, units = self.op, self.backend.network, shared.units
+        bits, what = network.layer_bits(self.number), self.backend.plan.tensors[op.source]
+        signed = what.activation == "none"
+        self._read = np.zeros((3, what.shape[0]), np.int32)
+        conv = self._struct
+        conv.read = int_native.IntRead(*map(pointer, self._read))
+        conv.chain, conv.mix = units.chain, units.mix
+        conv.bias, conv.shift_out = units.chain.a, units.chain.b
+        conv.shift_in, first, last = shared.spare
+        rows = self._layer.geometry.target[0]
+        self._step = IntConvStep(
+            conv=ctypes.pointer(conv),
+            source=shared.at(op.source),
+            target=shared.at(op.target),
+            weight=shared.parameter(op.weight, rows, wanted=False),
+            bias=shared.parameter(op.bias, rows, wanted=False),
+            codes=self._codes(CLIP[bits], 2 ** (bits - 1) - 1),
+            first=first,
+            last=last,
+            widest=CLIP[bits] if signed else math.sqrt(2) * CLIP[bits + 1],
+            high=2 ** (bits - 1) - 1 if signed else 2**bits - 1,
+            most=2 ** (bits - 1) - 1,
+            stored=bits == 8 and what.norm is None and op.source not in shared.finer,
+            number=self.number,
         )
-        return gradient, sums
+        return StepKind.CONV_FORWARD, self._step
+
+    def _codes(self, clip: float, most: int) -> int_native.IntCodes:
+        network, geometry = self.backend.network, self._layer.geometry
+        kept = len(network.part(self.op.weight, network.weights))
+        self._code, self._scale = np.zeros(kept, np.int16), np.zeros(geometry.target[0])
+        self._order_structs = (int_native.IntOrder * len(self._orders))(
+            *(order.struct() for order in self._orders)
+        )
+        return int_native.IntCodes(
+            code=pointer(self._code),
+            scale=pointer(self._scale),
+            ends=pointer(network.row_ends(self.number)),
+            column=pointer(network.columns(self.number)),
+            orders=self._order_structs,
+            clip=clip,
+            rows=geometry.target[0],
+            columns=geometry.source[0],
+            area=math.prod(self.op.kernel),
+            order_count=len(self._orders),
+            most=most,
+        )
+
+    def backward_steps(self, shared: SharedUnits, given: Sequence[Contribution]) -> Sequence[Step]:
+        """See `SteppedOp.backward_steps`."""
+        step, op, rows = self._step, self.op, self._layer.geometry.target[0]
+        step.trains = shared.trains(op.weight)
+        step.weight = shared.parameter(op.weight, rows, bool(step.trains))
+        step.bias = shared.parameter(op.bias, rows, wanted=True)
+        step.gives = bool(given)
+        step.accumulate = bool(given) and given[0].accumulate
+        return [(StepKind.CONV_BACKWARD, step)]
 
 
 def scratch_bytes(geometry: Geometry) -> int:
@@ -348,15 +401,12 @@ class _Order:
     """
 
     def __init__(self, first: Ints | None, offset: Ints, index: NDArray[np.int64]) -> None:
-        self._first, self._offset, self._index = first, offset, index
-        self._padding = index < 0
+        self._first, self._offset, self._index = first, offset, to_int32(index)
         self._weight = np.zeros(index.shape, np.int16)
 
-    def fill(self, values: NDArray[np.int16]) -> None:
-        """Take the layer's values."""
-        if len(values):
-            np.take(values, self._index, out=self._weight, mode="wrap")
-            self._weight[self._padding] = 0
+    def struct(self) -> int_native.IntOrder:
+        """Return where the kernels lay the codes."""
+        return int_native.IntOrder(pointer(self._weight), pointer(self._index), self._index.size)
 
     def map(self, rows: int, slot_in: Ints, slot_out: Ints) -> IntMap:
         return IntMap(

@@ -12,14 +12,10 @@ import numpy as np
 
 from fedkit.engine.integer.constants import WIDE, Chain, Mix, Read
 from fedkit.engine.integer.integer_op import LEAST, IntegerFamily, IntegerOp, Slope, Units
-from fedkit.engine.integer.native_backend import (
-    NativeBackend,
-    NativeOp,
-    chain_struct,
-    mix_struct,
-    read_struct,
-)
 from fedkit.engine.integer.numpy_backend import NumpyBackend, NumpyOp
+from fedkit.engine.integer.shared_units import SharedUnits
+from fedkit.engine.integer.stepped_op import Step, SteppedOp
+from fedkit.engine.kernels.int_native import StepKind
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.structure import OneSourceOp, Plan, strict
@@ -86,7 +82,7 @@ def pass_gradient(work: Workspace, given: Contribution, target: int, channel: in
 class IntegerCopy(IntegerOp[Copy]):
     """One unit for all that one copy writes."""
 
-    compute: NumpyCopy | NativeCopy
+    compute: NumpyCopy
 
     def forward(self, units: Units) -> None:
         """See `IntegerOp.forward`."""
@@ -147,32 +143,27 @@ def numpy_channels(
     backend.put(source, taken.reshape(backend.examples, *shape), mix)
 
 
-class NativeCopy(NativeOp[Copy]):
-    """The same by a kernel."""
+class NativeCopy(SteppedOp[Copy]):
+    """The same by steps of the kernels."""
 
-    def forward(self, read: Read) -> None:
-        """See `NumpyCopy.forward`."""
-        op, backend = self.op, self.backend
-        source, target = backend.tensor(op.source), backend.tensor(op.target)
-        how = byref(read_struct(read))
-        backend.kernels.int_copy_forward(source, how, target, op.channel, 0, backend.tiles)
+    def forward_step(self, shared: SharedUnits) -> Step:
+        """See `SteppedOp.forward_step`."""
+        op = self.op
+        return StepKind.COPY_FORWARD, shared.copy_step(op.source, op.target, op.channel)
 
-    def backward(self, source: int, chain: Chain, mix: Mix | None) -> None:
-        """See `NumpyCopy.backward`."""
-        native_channels(self.backend, source, self.op.target, self.op.channel, chain, mix)
+    def backward_steps(self, shared: SharedUnits, given: Sequence[Contribution]) -> Sequence[Step]:
+        """See `SteppedOp.backward_steps`."""
+        return copy_steps(shared, given, self.op.target, self.op.channel)
 
 
-def native_channels(
-    backend: NativeBackend, source: int, target: int, channel: int, chain: Chain, mix: Mix | None
-) -> None:
-    """See `numpy_channels`."""
-    zeros = backend.zeros(source, np.int32)
-    added = mix_struct(mix or Mix(zeros, zeros, zeros))
-    backend.kernels.int_copy_backward(
-        *(backend.tensor(source), backend.tensor(target)),
-        *(byref(chain_struct(chain)), byref(added)),
-        *(channel, int(mix is not None), 0, backend.tiles),
-    )
+def copy_steps(
+    shared: SharedUnits, given: Sequence[Contribution], target: int, channel: int
+) -> Sequence[Step]:
+    """Return steps that give the gradient of target's channels from `channel` on to sources."""
+    return [
+        (StepKind.COPY_BACKWARD, shared.copy_step(each.tensor, target, channel, each.accumulate))
+        for each in given
+    ]
 
 
 FAMILY = Family(

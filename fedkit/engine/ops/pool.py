@@ -14,15 +14,13 @@ import numpy as np
 from fedkit.core.numerics import shift_right_half_even, shift_right_half_up
 from fedkit.engine.integer.constants import WIDE, Chain, Mix, Read, shift_to_fit
 from fedkit.engine.integer.integer_op import LEAST, IntegerFamily, IntegerOp, Slope, Units
-from fedkit.engine.integer.native_backend import (
-    NativeBackend,
-    NativeOp,
-    chain_struct,
-    read_struct,
-)
+from fedkit.engine.integer.native_backend import NativeBackend
 from fedkit.engine.integer.numpy_backend import Array, NumpyOp, padded, window
+from fedkit.engine.integer.shared_units import SharedUnits
+from fedkit.engine.integer.stepped_op import Step, SteppedOp
 from fedkit.engine.kernels import int_native, native
-from fedkit.engine.kernels.structs import Tensors
+from fedkit.engine.kernels.int_native import StepKind
+from fedkit.engine.kernels.structs import Tensors, pointer
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.structure import OneSourceOp, Pair, Plan, strict
@@ -123,12 +121,12 @@ class FloatPool(FloatOp[Pool]):
 class IntegerPool(IntegerOp[Pool]):
     """Reads in as many bits as the sum of a window leaves room for."""
 
-    compute: NumpyPool | NativePool
+    compute: NumpyPool
 
     def forward(self, units: Units) -> None:
         """See `IntegerOp.forward`."""
         op = self.op
-        area = math.prod(op.kernel) if op.operation != "max" else 1
+        area = _area(op)
         high = _most_of(area)
         unit = units.worth[op.source].bound / high
         read = units.read(op.source, unit, high)
@@ -143,7 +141,7 @@ class IntegerPool(IntegerOp[Pool]):
         """See `IntegerOp.backward`."""
         op = self.op
         for contribution in given:
-            overlap = math.prod(-(-k // s) for k, s in zip(op.kernel, op.stride, strict=True))
+            overlap = _overlap(op)
             high = _most_of(overlap)
             unit = np.maximum(units.passed_bound(op.target), LEAST) / high
             chain = units.chain_in(op.target, unit, high)
@@ -151,6 +149,16 @@ class IntegerPool(IntegerOp[Pool]):
             unit = unit * 2.0**shift / _divisor(op)
             mix = units.give(contribution, Slope.whole(unit))
             self.compute.backward(self.reading[0], chain, shift, mix)
+
+
+def _area(op: Pool) -> int:
+    """Return how many values of a window are added."""
+    return math.prod(op.kernel) if op.operation != "max" else 1
+
+
+def _overlap(op: Pool) -> int:
+    """Return how many windows a value may be in."""
+    return math.prod(-(-k // s) for k, s in zip(op.kernel, op.stride, strict=True))
 
 
 def _most_of(count: int) -> int:
@@ -211,8 +219,22 @@ class IntPool(ctypes.Structure):
     )
 
 
-class NativePool(NativeOp[Pool]):
-    """The same by a kernel, with a plane of sums as scratch."""
+class IntPoolStep(ctypes.Structure):
+    """`struct int_pool_step`."""
+
+    _fields_ = (
+        ("pool", ctypes.POINTER(IntPool)),
+        ("source", ctypes.POINTER(int_native.IntWorth)),
+        ("target", ctypes.POINTER(int_native.IntWorth)),
+        ("divisor", ctypes.c_double),
+        ("area", ctypes.c_int32),
+        ("overlap", ctypes.c_int32),
+        ("accumulate", ctypes.c_int32),
+    )
+
+
+class NativePool(SteppedOp[Pool]):
+    """The same by steps of the kernels, with a plane of sums as scratch."""
 
     def __init__(self, op: Pool, number: int, backend: NativeBackend) -> None:
         super().__init__(op, number, backend)
@@ -224,18 +246,25 @@ class NativePool(NativeOp[Pool]):
             maximum=op.operation == "max",
         )
 
-    def forward(self, read: Read, shift: int) -> None:
-        """See `NumpyPool.forward`."""
-        pool, backend = self._struct, self.backend
-        pool.read, pool.shift_out = read_struct(read), shift
-        backend.kernels.int_pool_forward(byref(pool), 0, backend.tiles)
+    def forward_step(self, shared: SharedUnits) -> Step:
+        """See `SteppedOp.forward_step`."""
+        self._read = np.zeros((3, self.backend.plan.tensors[self.op.source].shape[0]), np.int32)
+        self._struct.read = int_native.IntRead(*map(pointer, self._read))
+        self._step = IntPoolStep(
+            pool=ctypes.pointer(self._struct),
+            source=shared.at(self.op.source),
+            target=shared.at(self.op.target),
+            divisor=_divisor(self.op),
+            area=_area(self.op),
+            overlap=_overlap(self.op),
+        )
+        return StepKind.POOL_FORWARD, self._step
 
-    def backward(self, read: Read, chain: Chain, shift: int, mix: Mix | None) -> None:
-        """See `NumpyPool.backward`."""
-        pool, backend = self._struct, self.backend
-        pool.read, pool.chain, pool.shift_in = read_struct(read), chain_struct(chain), shift
-        self.set_mix(pool, self.op.source, mix)
-        backend.kernels.int_pool_backward(byref(pool), 0, backend.tiles, backend.scratch)
+    def backward_steps(self, shared: SharedUnits, given: Sequence[Contribution]) -> Sequence[Step]:
+        """See `SteppedOp.backward_steps`."""
+        for contribution in given:
+            self._step.accumulate = contribution.accumulate
+        return [(StepKind.POOL_BACKWARD, self._step) for _ in given]
 
 
 _SHAPES = ((2, 7, 5), (3, 7, 5), (3, 4, 2))

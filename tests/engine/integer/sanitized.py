@@ -27,7 +27,8 @@ from fedkit.engine.integer.native_backend import NativeBackend
 from fedkit.engine.integer.program import IntegerProgram
 from fedkit.engine.kernels import native
 from fedkit.engine.ops import conv_integer
-from fedkit.engine.ops.pool import Pool
+from fedkit.engine.ops.conv_integer import NativeConv
+from fedkit.engine.ops.pool import NativePool
 from fedkit.engine.plan.plan import load_plan
 from tests.engine.integer import steps
 from tests.engine.integer.extreme import extreme
@@ -40,35 +41,39 @@ GAP = 64
 
 
 class GuardedKernels(native.Kernels):
-    """Compiled kernels; each convolution and pool may touch only as much scratch as it needs."""
+    """Compiled kernels; each step of a walk may touch only as much scratch as its op needs."""
 
     needs: dict[int, int]
-    """Bytes by the address of the target's struct."""
+    """Bytes by the address of the step's struct, where they are any."""
 
     scratch: tuple[int, int]
 
     def __init__(self, library: ctypes.CDLL, simd: str, lanes: int) -> None:
         super().__init__(library, simd, lanes)
         self._poison = Poison()
-        for name in ("int_conv_forward", "int_conv_backward", "int_pool_backward"):
-            setattr(self, name, partial(self._guarded, getattr(self, name)))
+        self.int_walk: native.Kernel = partial(self._walk, self._find("int_walk"))
 
-    def _guarded(self, kernel: Callable[..., Any], op: Any, *arguments: Any) -> None:
+    def _walk(self, walk: Callable[..., int], table: Any, first: int, last: int) -> int:
         begin, end = self.scratch
-        need = self.needs[ctypes.addressof(op._obj.target.contents)]
-        with self._poison.over([(begin + need, end)]):
-            kernel(op, *arguments)
+        for entry in range(first, last):
+            need = self.needs.get(table._obj[entry].what, 0)
+            with self._poison.over([(begin + need, end)]):
+                if walk(table, entry, entry + 1) == entry:
+                    return entry
+        return last
 
 
-def scratch_needs(backend: NativeBackend) -> dict[int, int]:
-    """Return the bytes of scratch that each op needs, as `GuardedKernels.needs`."""
-    network, needs = backend.network, {}
-    for number, op in enumerate(network.plan.ops):
-        target = ctypes.addressof(backend.tensors[op.target])
-        if number in network.layers:
-            needs[target] = conv_integer.scratch_bytes(network.layers[number].geometry)
-        elif isinstance(op, Pool):
-            needs[target] = 4 * backend.lanes * backend.tensors[op.source].plane
+def scratch_needs(made: IntegerProgram) -> dict[int, int]:
+    """Return the bytes of scratch that steps need, as `GuardedKernels.needs`."""
+    needs = {}
+    for number, made_op in enumerate(made._ops):
+        if isinstance(native := made_op.compute, NativeConv):
+            geometry = made.network.layers[number].geometry
+            needs[ctypes.addressof(native._step)] = conv_integer.scratch_bytes(geometry)
+        elif isinstance(native, NativePool):
+            backend = native.backend
+            plane = backend.tensors[native.op.source].plane
+            needs[ctypes.addressof(native._step)] = 4 * backend.lanes * plane
     return needs
 
 
@@ -99,10 +104,10 @@ def drive(case: PlanCase, kernels: GuardedKernels, mode: Any, seed: int, overrun
         made = steps.make(case, kernels, bits, rule, mode)
     backend = made._backend
     assert isinstance(backend, NativeBackend) and backend.scratch.value is not None
-    needs = scratch_needs(backend)
+    needs = scratch_needs(made)
     begin = backend.scratch.value
     kernels.scratch = begin, begin + max(needs.values())
-    kernels.needs = {target: need - overrun for target, need in needs.items()}
+    kernels.needs = {struct: need - overrun for struct, need in needs.items()}
     with Poison().over(gaps(backend, len(case.inputs), kernels.scratch)):
         run(made, case, kernels)
 

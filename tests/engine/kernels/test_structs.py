@@ -26,6 +26,7 @@ NUMBERS: dict[str, Any] = {
     "int32_t": ctypes.c_int32,
     "uint32_t": ctypes.c_uint32,
     "int64_t": ctypes.c_int64,
+    "uint64_t": ctypes.c_uint64,
     "double": ctypes.c_double,
     "float": ctypes.c_float,
 }
@@ -116,3 +117,12 @@ def test_a_changed_header_is_seen() -> None:
     assert declared(header)["int_mix"] != list(integer_native.IntMix._fields_)
     with pytest.raises(AssertionError):
         declared("struct odd {\n    int32_t list[FOUR];\n};\n")
+
+
+def test_the_kinds_of_steps_are_those_of_the_header() -> None:
+    text = Path(KERNELS, "int_steps.h").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"enum \{([A-Z_,\s]*REQUANTISE[A-Z_,\s]*)\}", text)
+    assert [kind.name for kind in integer_native.StepKind] == re.findall(r"\w+", listed)
+    assert [kind.value for kind in integer_native.StepKind] == list(
+        range(len(integer_native.StepKind))
+    )
