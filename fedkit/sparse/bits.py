@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 
 Bits = NDArray[np.uint8]
 
-_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
-"""How many bits of each byte are set."""
-
 
 def pack(flags: NDArray[np.bool_]) -> Bits:
     """Pack flags of any shape, in row-major order."""
@@ -29,7 +26,9 @@ def unpack(bits: Bits, count: int) -> NDArray[np.bool_]:
 
 def ones(bits: Bits) -> int:
     """Return how many flags are set."""
-    return int(_ONES[bits].sum(dtype=np.int64))
+    pairs = bits - (bits >> 1 & 0x55)  # each two bits now hold how many of them were set
+    fours = (pairs & 0x33) + (pairs >> 2 & 0x33)
+    return int((fours + (fours >> 4) & 0x0F).sum(dtype=np.int64))
 
 
 def inverted(bits: Bits, count: int) -> Bits:

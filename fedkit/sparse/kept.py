@@ -117,11 +117,11 @@ def nothing(shapes: Mapping[str, tuple[int, ...]]) -> KeptWeights:
     return KeptWeights(shapes, PackedMasks(shapes, none), dict.fromkeys(shapes, empty))
 
 
-def shapes_of(weights: Mapping[str, NDArray[Any]]) -> Mapping[str, tuple[int, ...]]:
-    """Return the shapes of dense arrays or of `KeptWeights`."""
-    if isinstance(weights, KeptWeights):
-        return weights.shapes
-    return {name: value.shape for name, value in weights.items()}
+def shapes_of(arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of arrays, which those of `KeptWeights` and `PackedMasks` have at hand."""
+    if isinstance(arrays, KeptWeights | PackedMasks):
+        return arrays.shapes
+    return {name: value.shape for name, value in arrays.items()}
 
 
 def held(weights: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:

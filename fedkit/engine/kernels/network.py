@@ -308,10 +308,12 @@ def check_masks(plan: Plan, masks: Masks) -> None:
             f"masks and plan name different layers: {', '.join(odd)}; masks must cover exactly "
             "the plan's prunable weights"
         )
-    for name, mask in masks.items():
-        if mask.shape != plan.weights[name] or mask.dtype != np.bool_:
+    shapes = shapes_of(masks)
+    for name, shape in shapes.items():
+        dtype = np.dtype(np.bool_) if isinstance(masks, PackedMasks) else masks[name].dtype
+        if shape != plan.weights[name] or dtype != np.bool_:
             raise EngineError(
-                f"mask of {name} is {mask.dtype} {mask.shape}, the plan has bool "
+                f"mask of {name} is {dtype} {shape}, the plan has bool "
                 f"{plan.weights[name]}; take masks of the same model"
             )
 
