@@ -310,7 +310,9 @@ def _top(tiles: Iterable[NDArray[np.float32]], kept: NDArray[np.int64], amount: 
         pruned = np.ones(tile.size, np.bool_)
         pruned[inside - start] = False
         positions = np.flatnonzero(pruned)
-        top.push(start + positions, tile.reshape(-1)[positions])
+        values = tile.reshape(-1)[positions]
+        positions += start
+        top.push(positions, values)
         start += tile.size
     return top.entries()
 
