@@ -54,7 +54,8 @@ class KeptWeights(Mapping[str, Floats]):
     def only(self, names: Container[str]) -> KeptWeights:
         """Return some of the parameters."""
         values = {name: value for name, value in self.kept.items() if name in names}
-        return KeptWeights(self.shapes, self.masks.only(values), values)
+        shapes = {name: self.shapes[name] for name in values}
+        return KeptWeights(shapes, self.masks.only(values), values)
 
     def changed(self, change: Callable[[str, Floats], Floats]) -> KeptWeights:
         """Return weights with the kept values of each parameter changed, given its name."""
@@ -85,7 +86,9 @@ class KeptWeights(Mapping[str, Floats]):
 def kept_weights(
     weights: Mapping[str, Floats], masks: Mapping[str, NDArray[np.bool_]]
 ) -> KeptWeights:
-    """Return weights as what some masks keep of them; dense arrays are read, and not held.
+    """Return weights as what some masks keep of them.
+
+    What is kept whole shares memory with what was given; of dense arrays nothing else is held.
 
     Args:
         weights: Dense arrays, or `KeptWeights` under any masks: what those pruned is 0.
