@@ -13,7 +13,7 @@ def return_large_blocks() -> None:
 
     glibc begins so, but raises that limit up to 32 MB with the blocks it sees freed; from then on
     such blocks lie in its heap, and a small one behind them keeps them all. Elsewhere nothing
-    happens. Whoever makes and frees many large arrays, as torch does, pays with time.
+    happens. A process that makes and frees many large arrays, as torch does, pays with time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,6 +1,6 @@
 """The sparse state of a model: weights, statistics and masks by name.
 
-Whoever computes with dense arrays holds dicts of them. What travels, what the sparse engine returns
+What computes with dense arrays holds dicts of them. What travels, what the sparse engine returns
 and what a server merges are `KeptWeights` and `PackedMasks`, which hold kept values and a bit per
 weight; looked up by name they give the same dense arrays, each made for the occasion. Functions
 here take both.
