@@ -40,7 +40,7 @@ def trimmed(bits: Bits, count: int) -> Bits:
     """Return a copy with bits behind the last of `count` flags set to 0."""
     found = bits.copy()
     if count % 8:
-        found[-1] &= 0xFF << (8 - count % 8) & 0xFF
+        found[-1:] &= np.uint8(0xFF << (8 - count % 8) & 0xFF)
     return found
 
 
