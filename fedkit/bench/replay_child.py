@@ -54,9 +54,11 @@ def _engine(folder: Path, config: RunConfig) -> Engine:
     """Return the engine of the plan beside the messages, or the task's on torch."""
     plan = folder / "model.plan"
     if plan.exists():
+        from fedkit.core.heap import return_large_blocks
         from fedkit.engine.plan.plan import load_plan
         from fedkit.engine.precision import plan_engine
 
+        return_large_blocks()  # as a real device does
         return plan_engine(load_plan(plan), config.precision, stored_bits=config.stored_bits)
     from fedkit.engine.torch import TorchEngine
     from fedkit.tasks import load_task

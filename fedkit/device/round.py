@@ -23,6 +23,7 @@ from fedkit.methods.registry import load_method
 from fedkit.methods.travel import Travel
 from fedkit.sparse.candidates import CandidatePool
 from fedkit.sparse.counts import round_share
+from fedkit.sparse.kept import nothing
 from fedkit.sparse.state import Masks, ModelState, Weights
 from fedkit.tasks.metrics import Measure
 from fedkit.tasks.metrics.as_text import metric_of
@@ -225,7 +226,7 @@ class Device:
         """Return what earlier rounds could not send, 0 where there is nothing."""
         layout, values = self._parts.shared.layout, memory.arrays.get("remainder")
         if values is None:
-            return {name: np.zeros(shape, np.float32) for name, shape in layout.weights.items()}
+            return nothing(layout.weights)
         return codec.decode_values(values, layout.weights, self._remainder_masks(memory))
 
     def _remainder_masks(self, memory: Memory) -> Masks:

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import WireError
 from fedkit.methods.travel import Travel
+from fedkit.sparse.kept import joined, kept_weights
+from fedkit.sparse.packed import packed
 from fedkit.sparse.part import Part
 from fedkit.sparse.state import Masks, ModelState
 from fedkit.wire import codec
@@ -44,17 +46,18 @@ def completed(parts: Travel, shared: ModelState, memory: Packet, known: Masks) -
     Raises:
         WireError: The device does not have the rest.
     """
-    masks = {**known, **shared.masks}
-    frozen, weights = parts.frozen, dict(shared.weights)
+    masks = packed(known).changed(packed(shared.masks).bits)
+    frozen, weights = parts.frozen, [kept_weights(shared.weights, shared.masks)]
     if frozen.layout.weights:
         if _FROZEN not in memory.arrays:
             raise _lacking("what is not trained")
         held = memory.arrays[_FROZEN]
-        weights |= codec.decode_values(held, frozen.layout.weights, frozen.masks(masks))
+        weights.append(codec.decode_values(held, frozen.layout.weights, frozen.masks(masks)))
     own = own_tensors(parts.local, memory)
     if own is None:
         raise _lacking("tensors of its own")
-    return ModelState({**weights, **own.weights}, {**shared.stats, **own.stats}, masks)
+    weights.append(kept_weights(own.weights, {}))
+    return ModelState(joined(*weights), {**shared.stats, **own.stats}, masks)
 
 
 def with_own(parts: Travel, state: ModelState, memory: Packet) -> ModelState:

@@ -22,6 +22,7 @@ from fedkit.core.errors import TaskError
 from fedkit.engine.base import Engine, GradientSums, LocalTraining
 from fedkit.engine.wrapped import WrappedEngine
 from fedkit.sparse.layout import Layout
+from fedkit.sparse.packed import packed
 from fedkit.sparse.state import Masks, ModelState, Weights, count_kept
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import NormMoments
@@ -56,7 +57,8 @@ class WeightUses:
 
     def backward_weights(self, masks: Masks, full: Iterable[str] = ()) -> int:
         """Return the FLOPs of the gradients of kept weights, and of ALL weights of `full`."""
-        return _flops(self.positions, count_kept(masks) | {n: masks[n].size for n in full})
+        bits = packed(masks)
+        return _flops(self.positions, bits.counts | {name: bits.size(name) for name in full})
 
     def train_step(self, masks: Masks) -> int:
         """Return the FLOPs of a step of training."""
@@ -244,6 +246,7 @@ def memory_model(masks: Masks, dense_values: int, score_bytes: int) -> int:
         dense_values: Values outside the masks, 4 bytes each; see `unpruned_values`.
         score_bytes: What the method holds beside, such as a top-k buffer or dense scores.
     """
-    kept = count_kept(masks)
-    indices = sum(count for name, count in kept.items() if count < masks[name].size)
+    bits = packed(masks)
+    kept = bits.counts
+    indices = sum(count for name, count in kept.items() if not bits.all_kept(name))
     return _BYTES * (sum(kept.values()) + dense_values + indices) + score_bytes

@@ -31,6 +31,7 @@ from flwr.app import Context
 
 from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import ConfigError, DataError
+from fedkit.core.heap import return_large_blocks
 from fedkit.device.data import Expected, check_trainable, load_examples
 from fedkit.device.held_out import device_of
 from fedkit.device.memory import DurableMemory
@@ -86,6 +87,7 @@ def _make_device(plan_path: str, data: str, index: int, config: RunConfig, expec
         examples = examples.take(first)
     if not plan_path:
         return device_of(index, examples, _engine_of_task(config, examples), config)
+    return_large_blocks()
     plan = load_plan(Path(plan_path))
     if expected:
         Expected.parse(expected).check_plan(plan_digest(plan))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
-from fedkit.sparse.state import Masks, ModelState, Weights, apply_masks, weighted_mean
+from fedkit.sparse.kept import KeptWeights, kept_weights
+from fedkit.sparse.packed import PackedMasks, packed
+from fedkit.sparse.state import ModelState, Weights, same_masks, weighted_mean
 from fedkit.stats.norms import NormMerge, as_moments, as_stats, merge_norms
 from fedkit.stats.robust import Aggregation, middle
 from fedkit.wire.messages import Update
@@ -35,52 +38,55 @@ def aggregate(
     """
     if config.dp_clip:
         parts = [1 / config.asked] * len(updates)
-    states = [update.state for update in updates]
-    masks = {name: _union([state.masks[name] for state in states]) for name in states[0].masks}
+    own = [packed(update.state.masks) for update in updates]
+    masks = functools.reduce(_union, own)
+    models = [kept_weights(update.state.weights, masks) for update in updates]
     if config.aggregation == "mean":
-        weights = _means(states, masks, parts)
+        values = _means(models, own, parts)
     else:
-        weights = _middles(states, masks, config.aggregation)
+        values = _middles(models, own, config.aggregation)
     norms = [as_moments(update.state.stats, update.examples) for update in updates]
     rule: NormMerge = "paper" if config.bn_merge == "paper" else "pooled"
     stats = as_stats(merge_norms(norms, rule, config.aggregation, absolute))
-    return ModelState(apply_masks(weights, masks), stats, masks)
+    return ModelState(KeptWeights(models[0].shapes, masks, values), stats, masks)
 
 
-def _union(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    """Return what any device keeps: the first mask itself where all are alike."""
-    first = masks[0]
-    if all(mask is first or np.array_equal(mask, first) for mask in masks):
-        return first
-    return np.asarray(np.logical_or.reduce(masks))
+def _union(one: PackedMasks, other: PackedMasks) -> PackedMasks:
+    """Return what any of two keeps; the first one itself where they are alike."""
+    return one if same_masks(one, other) else one.merged(other, np.bitwise_or)
 
 
-def _means(states: Sequence[ModelState], masks: Masks, parts: Sequence[float]) -> Weights:
-    weights = dict(weighted_mean([state.weights for state in states], parts))
-    for name, union in masks.items():
-        if union is not states[0].masks[name]:
-            own = [state.masks[name] for state in states]
-            weights[name] = _over_keepers(weights[name], own, parts)
-    return weights
+def _means(
+    models: Sequence[KeptWeights], own: Sequence[PackedMasks], parts: Sequence[float]
+) -> Weights:
+    """Return means over the keepers of each weight that any device keeps, flat."""
+    values = dict(weighted_mean([model.kept for model in models], parts))
+    union = models[0].masks
+    for name in union:
+        if not all(masks.same(union, name) for masks in own):
+            where = union.positions(name)
+            keepers = [masks.at(name, where) for masks in own]
+            values[name] = _over_keepers(values[name], keepers, parts)
+    return values
 
 
 def _over_keepers(
-    mean: NDArray[np.float32], masks: Sequence[NDArray[np.bool_]], parts: Sequence[float]
+    mean: NDArray[np.float32], keepers: Sequence[NDArray[np.bool_]], parts: Sequence[float]
 ) -> NDArray[np.float32]:
     """Scale means over all devices, where the others' weights are 0, to means over the keepers."""
-    kept = sum((mask * part for mask, part in zip(masks, parts, strict=True)), np.zeros(mean.shape))
+    kept = sum((own * part for own, part in zip(keepers, parts, strict=True)), np.zeros(mean.shape))
     return np.divide(mean, kept, out=np.zeros(mean.shape), where=kept > 0).astype(np.float32)
 
 
-def _middles(states: Sequence[ModelState], masks: Masks, rule: Aggregation) -> Weights:
-    """Return robust means of each weight over the devices that keep it."""
-    weights = {}
-    for name, first in states[0].weights.items():
-        where = masks.get(name, np.ones(first.shape, np.bool_))
-        values = np.stack([state.weights[name][where] for state in states]).astype(np.float64)
-        if name in masks:
-            kept = np.stack([state.masks[name][where] for state in states])
-            values[~kept] = np.nan
-        weights[name] = np.zeros(first.shape, np.float32)
-        weights[name][where] = middle(values, rule)
-    return weights
+def _middles(
+    models: Sequence[KeptWeights], own: Sequence[PackedMasks], rule: Aggregation
+) -> Weights:
+    """Return robust means of each weight over the devices that keep it, flat."""
+    union, merged = models[0].masks, {}
+    for name in models[0]:
+        values = np.stack([model.kept[name] for model in models]).astype(np.float64)
+        if name in union:
+            where = union.positions(name)
+            values[~np.stack([masks.at(name, where) for masks in own])] = np.nan
+        merged[name] = middle(values, rule).astype(np.float32)
+    return merged

@@ -47,8 +47,10 @@ from fedkit.core.errors import CheckpointError, FedkitError
 from fedkit.core.files import read_whole, remove_partial, write_atomic
 from fedkit.server.rounds import Report, StepPhase
 from fedkit.server.shares import Shares
+from fedkit.sparse.bits import Bits, trimmed
 from fedkit.sparse.changes import are_changes
 from fedkit.sparse.layout import Layout
+from fedkit.sparse.packed import PackedMasks, packed
 from fedkit.sparse.state import Masks, ModelState
 from fedkit.wire import messages
 from fedkit.wire.messages import Packet
@@ -330,7 +332,7 @@ class RunFolder:
         path = self.path / "checkpoint" / FIRST_MASKS
         with _told_as_ours(f"{path} cannot be written"):
             path.parent.mkdir(exist_ok=True)
-            write_atomic(path, to_safetensors({n: np.packbits(mask) for n, mask in masks.items()}))
+            write_atomic(path, to_safetensors(dict(packed(masks).bits)))
 
     def first_masks(self, like: Masks) -> Masks | None:
         """Return the masks that training began with; None where they are missing or damaged.
@@ -339,8 +341,10 @@ class RunFolder:
             like: Masks of the same model.
         """
         try:
-            packed = from_safetensors(read_whole(self.path / "checkpoint" / FIRST_MASKS))
-            return {name: _unpacked(packed[name], mask) for name, mask in like.items()}
+            bits = from_safetensors(read_whole(self.path / "checkpoint" / FIRST_MASKS))
+            known = packed(like)
+            own = {name: _checked_bits(bits[name], known.size(name)) for name in known}
+            return PackedMasks(known.shapes, own)
         except _UNREADABLE:
             return None
 
@@ -413,11 +417,10 @@ def _digest(layout: Layout, arrays: Mapping[str, NDArray[Any]], number: int) -> 
     return found.hexdigest()
 
 
-def _unpacked(packed: NDArray[Any], like: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    if packed.dtype != np.uint8 or packed.shape != (-(-like.size // 8),):
-        raise ValueError(f"{packed.shape} {packed.dtype} is not a mask of {like.size} weights")
-    bits = np.unpackbits(packed, count=like.size)
-    return np.asarray(bits.reshape(like.shape), np.bool_)
+def _checked_bits(bits: NDArray[Any], count: int) -> Bits:
+    if bits.dtype != np.uint8 or bits.shape != (-(-count // 8),):
+        raise ValueError(f"{bits.shape} {bits.dtype} is not a mask of {count} weights")
+    return trimmed(bits, count)
 
 
 def _damaged(folder: Path, error: Exception) -> CheckpointError:

@@ -35,13 +35,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
 from fedkit.core.errors import ConfigError
 from fedkit.engine.base import Engine
 from fedkit.methods.interface import Answer, Dispatcher, Method, Phase, Request
 from fedkit.server.aggregation import aggregate, shares
-from fedkit.sparse.state import ModelState, apply_masks
+from fedkit.sparse.kept import kept_weights, nothing, shapes_of
+from fedkit.sparse.state import ModelState
 from fedkit.stats.norms import with_norms
 from fedkit.tasks.task import Examples
 from fedkit.wire.messages import Update
@@ -132,14 +134,9 @@ def private_model(config: RunConfig, sent: ModelState, updates: Sequence[Update]
     """
     clipped = clip_updates(config, sent, updates)
     if not clipped:  # the draw asked nobody
-        return add_noise(config, sent, _unmoved(sent))
+        unmoved = nothing(shapes_of(sent.weights))
+        return add_noise(config, sent, ModelState(unmoved, {}, sent.masks))
     return add_noise(config, sent, aggregate(config, clipped, shares(clipped)))
-
-
-def _unmoved(sent: ModelState) -> ModelState:
-    """Return a mean of no changes."""
-    weights = {name: np.zeros_like(value) for name, value in sent.weights.items()}
-    return ModelState(weights, {}, sent.masks)
 
 
 def clip_updates(config: RunConfig, sent: ModelState, updates: Sequence[Update]) -> list[Update]:
@@ -154,13 +151,11 @@ def clip_updates(config: RunConfig, sent: ModelState, updates: Sequence[Update])
 
 
 def _clipped(limit: float, sent: ModelState, update: Update) -> Update:
-    changes = {
-        name: value.astype(np.float64) - sent.weights[name]
-        for name, value in update.state.weights.items()
-    }
+    own, before = (kept_weights(s.weights, sent.masks) for s in (update.state, sent))
+    changes = {name: v.astype(np.float64) - before.kept[name] for name, v in own.kept.items()}
     norm = math.sqrt(sum(float(np.square(change).sum()) for change in changes.values()))
     scale = min(1.0, limit / norm) if norm else 1.0
-    weights = {name: (scale * change).astype(np.float32) for name, change in changes.items()}
+    weights = own.changed(lambda name, _: (scale * changes[name]).astype(np.float32))
     return Update(ModelState(weights, {}, sent.masks), examples=1, loss=0.0, gradients={})
 
 
@@ -170,13 +165,13 @@ def add_noise(config: RunConfig, sent: ModelState, change: ModelState) -> ModelS
     The noise has a deviation of `dp_noise` sensitivities, which are `dp_clip` / `asked` each.
     """
     rng, deviation = np.random.default_rng(), config.dp_noise * config.dp_clip / config.asked
-    moved = {
-        name: (
-            value.astype(np.float64) + change.weights[name] + rng.normal(0, deviation, value.shape)
-        ).astype(np.float32)
-        for name, value in sent.weights.items()
-    }
-    return replace(sent, weights=apply_masks(moved, sent.masks))
+    moves = kept_weights(change.weights, sent.masks)
+
+    def moved(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        noise = rng.normal(0, deviation, values.shape)
+        return (values.astype(np.float64) + moves.kept[name] + noise).astype(np.float32)
+
+    return replace(sent, weights=kept_weights(sent.weights, sent.masks).changed(moved))
 
 
 def own_statistics(engine: Engine, state: ModelState, server_data: Examples | None) -> ModelState:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from fedkit.sparse.bits import Bits, ones
+from fedkit.sparse.packed import packed
 from fedkit.sparse.state import Masks
 
 Changes = Mapping[str, Mapping[str, int]]
@@ -26,24 +25,19 @@ def changes(before: Masks | None, after: Masks, first: Masks | None) -> Changes:
     Returns:
         The layers that changed, in the model's order.
     """
-    known = after if before is None else before
+    now, known = packed(after), packed(after if before is None else before)
+    began = None if first is None else packed(first)
     return {
-        name: _layer(mask, known[name], None if first is None else first[name])
-        for name, mask in after.items()
-        if before is None or not _same(known[name], mask)
+        name: _layer(bits, known.bits[name], None if began is None else began.bits[name])
+        for name, bits in now.bits.items()
+        if before is None or not now.same(known, name)
     }
 
 
-def _same(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
-    return one is other or np.array_equal(one, other)
-
-
-def _layer(
-    after: NDArray[np.bool_], before: NDArray[np.bool_], first: NDArray[np.bool_] | None
-) -> dict[str, int]:
-    kept, both = int(np.count_nonzero(after)), int(np.count_nonzero(after & before))
-    found = {"kept": kept, "pruned": int(np.count_nonzero(before)) - both, "grown": kept - both}
-    return found if first is None else found | {"of_first": int(np.count_nonzero(after & first))}
+def _layer(after: Bits, before: Bits, first: Bits | None) -> dict[str, int]:
+    kept, both = ones(after), ones(after & before)
+    found = {"kept": kept, "pruned": ones(before) - both, "grown": kept - both}
+    return found if first is None else found | {"of_first": ones(after & first)}
 
 
 def are_changes(value: Any) -> bool:

@@ -5,6 +5,7 @@ Order everywhere: larger |score| first, equal ones by lower position, layers in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import ConfigError
+from fedkit.sparse.bits import from_positions
 from fedkit.sparse.distribution import exempt_layers
+from fedkit.sparse.kept import KeptWeights, shapes_of
+from fedkit.sparse.packed import PackedMasks
 from fedkit.sparse.state import Masks
 from fedkit.sparse.topk import largest
 
@@ -32,14 +36,37 @@ def kept_first(scores: Scores, masks: Masks) -> dict[str, NDArray[np.float64]]:
     return {n: np.abs(scores[n]).astype(np.float64) + _LEAST * mask for n, mask in masks.items()}
 
 
-def layer_masks(scores: Scores, counts: Mapping[str, int]) -> Masks:
-    """Keep the `counts[layer]` largest |scores| of each layer named in `counts`."""
-    masks = {}
-    for name, count in counts.items():
-        mask = np.zeros(scores[name].size, np.bool_)
-        mask[largest(scores[name].reshape(-1), count)] = True
-        masks[name] = mask.reshape(scores[name].shape)
-    return masks
+def layer_masks(scores: Scores, counts: Mapping[str, int]) -> PackedMasks:
+    """Keep the `counts[layer]` largest |scores| of each layer named in `counts`.
+
+    Args:
+        scores: A score per weight; of `KeptWeights`, pruned weights have 0.
+        counts: Weights to keep, of some layers.
+    """
+    known = shapes_of(scores)
+    shapes = {name: known[name] for name in counts}
+    chosen = {name: _largest_of(scores, name, count) for name, count in counts.items()}
+    bits = {name: from_positions(chosen[name], math.prod(shapes[name])) for name in counts}
+    return PackedMasks(shapes, bits)
+
+
+def _largest_of(scores: Scores, name: str, count: int) -> NDArray[np.int64]:
+    if isinstance(scores, KeptWeights):
+        found = _largest_kept(scores, name, count)
+        if found is not None:
+            return found
+    return largest(scores[name].reshape(-1), count)
+
+
+def _largest_kept(scores: KeptWeights, name: str, count: int) -> NDArray[np.int64] | None:
+    """Return the largest among what is kept; None where a pruned weight could come before it."""
+    values = scores.kept[name]
+    if name not in scores.masks or count > len(values):
+        return None
+    chosen = largest(values, count)
+    if (values[chosen] == 0).any():
+        return None
+    return scores.masks.positions(name)[chosen]
 
 
 def global_masks(

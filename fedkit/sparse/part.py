@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from fedkit.core.errors import ConfigError
 from fedkit.core.text import short
+from fedkit.sparse.kept import joined, kept_weights
 from fedkit.sparse.layout import Layout
-from fedkit.sparse.state import Masks, ModelState, Weights
+from fedkit.sparse.packed import packed
+from fedkit.sparse.state import Masks, ModelState
 
 _WORDS = ("norm", "head")
 
@@ -43,33 +45,21 @@ class Part:
         """Return the part of a model; the same object where it is all of it."""
         if self.whole:
             return state
-        return ModelState(
-            _of(state.weights, self.layout.weights),
-            _of(state.stats, self.layout.stats),
-            self.masks(state.masks),
-        )
+        weights = kept_weights(state.weights, state.masks).only(self.layout.weights)
+        stats = {name: value for name, value in state.stats.items() if name in self.layout.stats}
+        return ModelState(weights, stats, self.masks(state.masks))
 
     def masks(self, masks: Masks) -> Masks:
         """Return the masks of the part."""
-        return masks if self.whole else {name: masks[name] for name in self.layout.prunable}
+        return masks if self.whole else packed(masks).only(self.layout.prunable)
 
     def into(self, state: ModelState, part: ModelState) -> ModelState:
         """Return a model with this part of it replaced."""
         if self.whole:
             return part
-        return ModelState(
-            _with(state.weights, part.weights),
-            _with(state.stats, part.stats),
-            {name: part.masks.get(name, mask) for name, mask in state.masks.items()},
-        )
-
-
-def _of(values: Weights, names: Container[str]) -> Weights:
-    return {name: value for name, value in values.items() if name in names}
-
-
-def _with(values: Weights, others: Weights) -> Weights:
-    return {name: others.get(name, value) for name, value in values.items()}
+        whole, own = (kept_weights(each.weights, each.masks) for each in (state, part))
+        masks = packed(state.masks).changed(packed(part.masks).bits)
+        return ModelState(joined(whole, own), {**state.stats, **part.stats}, masks)
 
 
 def head(layout: Layout) -> frozenset[str]:

@@ -1,4 +1,10 @@
-"""The sparse state of a model: weights, statistics and masks as plain numpy arrays."""
+"""The sparse state of a model: weights, statistics and masks by name.
+
+What computes with dense arrays holds dicts of them. What travels, what the sparse engine returns
+and what a server merges are `KeptWeights` and `PackedMasks`, which hold kept values and a bit per
+weight; looked up by name they give the same dense arrays, each made for the occasion. Functions
+here take both.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedkit.sparse.kept import KeptWeights
+from fedkit.sparse.packed import packed
+
 Weights = Mapping[str, NDArray[np.float32]]
-"""Trainable parameters by name, in the model's order."""
+"""Trainable parameters by name, in the model's order: dense arrays, or `KeptWeights`."""
 
 Masks = Mapping[str, NDArray[np.bool_]]
-"""Per prunable parameter, True where the weight is kept; shape of the parameter."""
+"""Per prunable parameter, True where the weight is kept; bool of its shape, or `PackedMasks`."""
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -44,8 +53,10 @@ class ModelState:
         return density(self.masks)
 
 
-def apply_masks(weights: Weights, masks: Masks) -> dict[str, NDArray[np.float32]]:
-    """Return weights that are exactly +0 wherever a mask is False."""
+def apply_masks(weights: Weights, masks: Masks) -> Weights:
+    """Return weights that are exactly +0 wherever a mask is False; dense ones are so again."""
+    if isinstance(weights, KeptWeights):
+        return weights.under(packed(masks))
     return {
         name: np.where(masks[name], value, np.float32(0)) if name in masks else value
         for name, value in weights.items()
@@ -54,28 +65,30 @@ def apply_masks(weights: Weights, masks: Masks) -> dict[str, NDArray[np.float32]
 
 def same_masks(one: Masks, other: Masks) -> bool:
     """Return whether two sets of masks keep the same weights."""
-    return one is other or (
-        one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
-    )
+    if one is other:
+        return True
+    a, b = packed(one), packed(other)
+    return a.bits.keys() == b.bits.keys() and all(a.same(b, name) for name in a.bits)
 
 
 def density(masks: Masks) -> float:
     """Return kept / all prunable weights; 1 when nothing is prunable."""
-    total = sum(mask.size for mask in masks.values())
-    return sum(count_kept(masks).values()) / total if total else 1.0
+    bits = packed(masks)
+    total = sum(map(bits.size, bits))
+    return sum(bits.counts.values()) / total if total else 1.0
 
 
 def count_kept(masks: Masks) -> dict[str, int]:
     """Return the number of kept weights per layer."""
-    return {name: int(mask.sum()) for name, mask in masks.items()}
+    return dict(packed(masks).counts)
 
 
 def masks_digest(masks: Masks) -> str:
     """Return 16 hex digits that name these masks, so that two sides can compare them."""
-    digest = hashlib.sha256()
-    for name, mask in masks.items():
-        digest.update(f"{name}{mask.shape}".encode())
-        digest.update(np.packbits(mask).tobytes())
+    digest, bits = hashlib.sha256(), packed(masks)
+    for name, of_layer in bits.bits.items():
+        digest.update(f"{name}{bits.shapes[name]}".encode())
+        digest.update(of_layer.tobytes())
     return digest.hexdigest()[:16]
 
 

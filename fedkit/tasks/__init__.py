@@ -1,55 +1,17 @@
-"""Built-in tasks, and how any task is found.
+"""Tasks: what a task is, its losses and metrics, where data comes from, and those built in.
 
-Importing this loads no data and no data library; each task does on first use.
+The built-in tasks are imported when they are first asked for, as a device needs none of them.
 """
 
-from __future__ import annotations
+from fedkit.core import lazy
 
-from fedkit.core.errors import TaskError
-from fedkit.core.lookup import load
-from fedkit.tasks import (
-    damaged_digits,
-    digits,
-    digits_pixels,
-    digits_reconstruction,
-    digits_rows,
-    fashion_mnist,
-    fortunes,
-    hub,
-    keywords,
-    motions,
-)
-from fedkit.tasks.task import Task
-
-BUILT_IN: dict[str, Task] = {
-    task.name: task
-    for task in sorted(
-        (
-            damaged_digits.TASK,
-            digits.TASK,
-            digits_pixels.TASK,
-            digits_reconstruction.TASK,
-            digits_rows.TASK,
-            fashion_mnist.TASK,
-            fortunes.TASK,
-            keywords.TASK,
-            keywords.KWT,
-            motions.TASK,
-            motions.GRU,
-            *hub.TASKS,
-        ),
-        key=lambda task: task.name,
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fedkit.tasks.built_in import BUILT_IN, load_task
+else:
+    __getattr__, __dir__ = lazy.offer(
+        __name__,
+        {"BUILT_IN": "fedkit.tasks.built_in", "load_task": "fedkit.tasks.built_in"},
     )
-}
-"""Name -> task, for `--task NAME`."""
 
-
-def load_task(path: str) -> Task:
-    """Find a task by built-in name or as `package.module:name`.
-
-    Modules are looked up from the current folder too, as `python -m` does.
-
-    Raises:
-        TaskError: No such name, module or attribute, or it is not a `Task`.
-    """
-    return load(path, BUILT_IN, Task, TaskError)
+__all__ = ["BUILT_IN", "load_task"]

@@ -42,7 +42,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import WireError
-from fedkit.sparse.state import Masks, Shapes, Weights, count_kept
+from fedkit.sparse import bits as flags
+from fedkit.sparse.kept import KeptWeights, kept_weights
+from fedkit.sparse.packed import PackedMasks, packed
+from fedkit.sparse.state import Masks, Shapes, Weights
 from fedkit.sparse.topk import Entries
 
 Bytes = NDArray[np.uint8]
@@ -55,14 +58,14 @@ _LENGTH = struct.Struct("<I")
 
 def encode_masks(masks: Masks, base: Masks | None = None) -> Bytes:
     """Code masks, uint8 [bytes]; against `base`, only the positions that differ are coded."""
-    parts = [
-        _encode_positions((mask ^ base[name] if base else mask).reshape(-1))
-        for name, mask in masks.items()
-    ]
+    kept = packed(masks)
+    if base is not None:
+        kept = kept.merged(packed(base), np.bitwise_xor)
+    parts = [_encode_flags(kept.bits[name], kept.size(name)) for name in kept]
     return np.frombuffer(b"".join(parts), np.uint8)
 
 
-def decode_masks(blob: Bytes, shapes: Shapes, base: Masks | None = None) -> Masks:
+def decode_masks(blob: Bytes, shapes: Shapes, base: Masks | None = None) -> PackedMasks:
     """Invert `encode_masks`.
 
     Args:
@@ -73,32 +76,29 @@ def decode_masks(blob: Bytes, shapes: Shapes, base: Masks | None = None) -> Mask
     Raises:
         WireError: Truncated, too long, or a position lies outside its layer; the layer is named.
     """
-    masks, reader = {}, Reader(blob)
+    bits, reader = {}, Reader(blob)
     for name, shape in shapes.items():
-        coded = _decode_positions(reader, math.prod(shape), name).reshape(shape)
-        masks[name] = coded ^ base[name] if base else coded
+        bits[name] = _decode_flags(reader, math.prod(shape), name)
     reader.finish("masks")
-    return masks
+    masks = PackedMasks(shapes, bits)
+    return masks if base is None else masks.merged(packed(base), np.bitwise_xor)
 
 
 def encode_values(weights: Weights, masks: Masks) -> NDArray[np.float32]:
     """Concatenate all weights in order, masked ones reduced to what is kept; float32 [kept]."""
-    parts = [
-        value[masks[name]] if name in masks else value.reshape(-1)
-        for name, value in weights.items()
-    ]
+    parts = list(kept_weights(weights, masks).kept.values())
     values: NDArray[np.float32] = np.concatenate(parts).astype(np.float32, copy=False)
     return values
 
 
-def decode_values(values: NDArray[np.float32], shapes: Shapes, masks: Masks) -> Weights:
-    """Invert `encode_values`; pruned weights come back as exactly 0.
+def decode_values(values: NDArray[np.float32], shapes: Shapes, masks: Masks) -> KeptWeights:
+    """Invert `encode_values`; the weights are views of `values`, pruned ones are 0.
 
     Raises:
         WireError: The number of values is not that of the kept weights, or one is not finite.
     """
-    counts = count_kept(masks)
-    kept = {name: counts.get(name, math.prod(shape)) for name, shape in shapes.items()}
+    bits = packed(masks)
+    kept = {name: bits.counts.get(name, math.prod(shape)) for name, shape in shapes.items()}
     if values.dtype != np.float32 or values.shape != (sum(kept.values()),):
         raise WireError(
             f"weights arrived as {values.dtype} {values.shape}; this model and mask need float32 "
@@ -110,16 +110,7 @@ def decode_values(values: NDArray[np.float32], shapes: Shapes, masks: Masks) -> 
             "lower the learning rate of the sender"
         )
     parts = np.split(values, np.cumsum(list(kept.values()))[:-1])
-    return {
-        name: _scatter(part, masks[name]) if name in masks else part.reshape(shapes[name])
-        for (name, part) in zip(shapes, parts, strict=True)
-    }
-
-
-def _scatter(kept: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    dense = np.zeros(mask.shape, np.float32)
-    dense[mask] = kept
-    return dense
+    return KeptWeights(shapes, bits, dict(zip(shapes, parts, strict=True)))
 
 
 def encode_entries(
@@ -128,9 +119,8 @@ def encode_entries(
     """Code some entries of each layer: positions uint8 [bytes], values float32 [total]."""
     parts = []
     for name, chosen in entries.items():
-        flags = np.zeros(math.prod(shapes[name]), np.bool_)
-        flags[chosen.indices] = True
-        parts.append(_encode_positions(flags))
+        count = math.prod(shapes[name])
+        parts.append(_encode_flags(flags.from_positions(chosen.indices, count), count))
     values = [chosen.values for chosen in entries.values()]
     joined = np.concatenate(values) if values else np.empty(0, np.float32)
     return np.frombuffer(b"".join(parts), np.uint8), joined
@@ -144,7 +134,7 @@ def decode_entries(blob: Bytes, values: NDArray[np.float32], shapes: Shapes) -> 
     """
     reader, entries, start = Reader(blob), {}, 0
     for name, shape in shapes.items():
-        indices = np.flatnonzero(_decode_positions(reader, math.prod(shape), name))
+        indices = flags.positions(_decode_flags(reader, math.prod(shape), name))
         entries[name] = Entries(indices, values[start : start + len(indices)])
         start += len(indices)
     reader.finish("entries")
@@ -196,14 +186,15 @@ def unpack_bits(reader: Reader, count: int, bits: int, what: str) -> NDArray[np.
     return numbers
 
 
-def _encode_positions(flags: NDArray[np.bool_]) -> bytes:
-    complement = 2 * int(flags.sum()) > len(flags)
-    positions = np.flatnonzero(flags != complement)
+def _encode_flags(bits: Bytes, size: int) -> bytes:
+    complement = 2 * flags.ones(bits) > size
+    coded = flags.inverted(bits, size) if complement else bits
+    positions = flags.positions(coded)
     gaps = np.diff(positions, prepend=-1) - 1
     k = _rice_parameter(gaps)
     rice_bytes = (int((gaps >> k).sum()) + len(gaps) + 7) // 8 + (len(gaps) * k + 7) // 8
-    if rice_bytes + _LENGTH.size >= (len(flags) + 7) // 8:
-        form, body = _PACKED, np.packbits(flags != complement).tobytes()
+    if rice_bytes + _LENGTH.size >= (size + 7) // 8:
+        form, body = _PACKED, coded.tobytes()
     else:
         form, body = k, _encode_gaps(gaps, k)
     return _HEADER.pack(form + _COMPLEMENT * complement, len(positions)) + body
@@ -226,19 +217,18 @@ def _encode_gaps(gaps: NDArray[np.int64], k: int) -> bytes:
     return _LENGTH.pack(len(unary_bytes)) + unary_bytes + pack_bits(gaps, k)
 
 
-def _decode_positions(reader: Reader, size: int, name: str) -> NDArray[np.bool_]:
+def _decode_flags(reader: Reader, size: int, name: str) -> Bytes:
     form, count = _HEADER.unpack(reader.take(_HEADER.size, name).tobytes())
     if count > size:
         raise WireError(f"{name} claims {count} positions; the layer has {size} weights")
     kind = form % _COMPLEMENT
     if kind == _PACKED:
-        flags = np.unpackbits(reader.take((size + 7) // 8, name), count=size).astype(np.bool_)
+        coded = flags.trimmed(reader.take((size + 7) // 8, name), size)
     else:
-        flags = np.zeros(size, np.bool_)
-        flags[_decode_gaps(reader, count, kind, size, name)] = True
-    if int(flags.sum()) != count:
-        raise WireError(f"{name} claims {count} positions, but holds {int(flags.sum())}")
-    return np.asarray(flags != (form >= _COMPLEMENT))
+        coded = flags.from_positions(_decode_gaps(reader, count, kind, size, name), size)
+    if flags.ones(coded) != count:
+        raise WireError(f"{name} claims {count} positions, but holds {flags.ones(coded)}")
+    return flags.inverted(coded, size) if form >= _COMPLEMENT else coded
 
 
 def _decode_gaps(reader: Reader, count: int, k: int, size: int, name: str) -> NDArray[np.int64]:

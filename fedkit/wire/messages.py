@@ -23,6 +23,7 @@ from numpy.typing import DTypeLike, NDArray
 from fedkit.core.errors import WireError
 from fedkit.core.text import short
 from fedkit.sparse.candidates import CandidatePool
+from fedkit.sparse.kept import kept_weights
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.state import Masks, ModelState, Shapes, Weights, count_kept, masks_digest
 from fedkit.sparse.topk import Entries
@@ -116,10 +117,12 @@ def as_received(state: ModelState, wire: Wire) -> ModelState:
     """Return a state as it arrives: its values rounded once to the width that travels."""
     if wire == "fp32":
         return state
-    weights, stats = (
-        {name: _as_float16(name, value).astype(np.float32) for name, value in values.items()}
-        for values in (state.weights, state.stats)
-    )
+
+    def rounded(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return _as_float16(name, values).astype(np.float32)
+
+    weights = kept_weights(state.weights, state.masks).changed(rounded)
+    stats = {name: rounded(name, values) for name, values in state.stats.items()}
     return ModelState(weights, stats, state.masks)
 
 
@@ -227,6 +230,7 @@ def read_state(packet: Packet, layout: Layout, known: Masks | None) -> ModelStat
 
 def _read_masks(packet: Packet, layout: Layout, known: Masks | None) -> Masks:
     shapes = layout.prunable_shapes
+    masks: Masks
     if "masks" in packet.arrays:
         masks = codec.decode_masks(_bytes(packet, "masks"), shapes)
     elif known is None:

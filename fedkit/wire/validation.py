@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
 from fedkit.core.errors import WireError
+from fedkit.sparse.kept import kept_weights
 from fedkit.sparse.layout import Layout
-from fedkit.sparse.state import Masks, ModelState, Shapes, Weights, count_kept
+from fedkit.sparse.packed import PackedMasks, packed
+from fedkit.sparse.state import ModelState, Shapes, Weights, count_kept
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import NormMoments
 from fedkit.stats.norms import as_moments, as_stats
@@ -143,14 +145,17 @@ def admit_update(
     _examples(packet, config)
     update = messages.read_update(packet, layout, sent, layers, own_masks, config.uplink_bits)
     _check_size("its loss", np.array(update.loss), LARGEST)
-    for name, values in update.state.weights.items():
+    own, before = packed(update.state.masks), packed(sent.masks)
+    union = own.merged(before, np.bitwise_or)
+    found, known = (kept_weights(s.weights, union).kept for s in (update.state, sent))
+    for name, values in found.items():
         _check_size(name, values, _widest(config))
     _check_statistics(update.state.stats, sent.stats, config)
     if config.max_change:
-        _check_change("weights", update.state.weights, sent.weights, config.max_change)
+        _check_change("weights", found, known, config.max_change)
     if own_masks:
         _check_density(update.state, sent)
-    _check_entries(update, sent.masks, entries)
+    _check_entries(update, before, entries)
     return update
 
 
@@ -227,24 +232,22 @@ def _check_density(state: ModelState, sent: ModelState) -> None:
         )
 
 
-def _check_entries(update: Update, sent: Masks, coverage: Coverage) -> None:
+def _check_entries(update: Update, sent: PackedMasks, coverage: Coverage) -> None:
     """Refuse entries of other weights than the method asks for, or too large ones."""
     for name, entries in update.gradients.items():
         _check_size(f"an entry of {name}", entries.values, LARGEST)
-        _check_coverage(name, entries, sent[name].reshape(-1), coverage)
+        _check_coverage(name, entries, sent, coverage)
 
 
-def _check_coverage(
-    name: str, entries: Entries, kept: NDArray[np.bool_], coverage: Coverage
-) -> None:
-    if coverage == "pruned" and (wrong := int(kept[entries.indices].sum())):
+def _check_coverage(name: str, entries: Entries, sent: PackedMasks, coverage: Coverage) -> None:
+    if coverage == "pruned" and (wrong := int(sent.at(name, entries.indices).sum())):
         # To grow what is kept would drop a weight for nothing, and so change the density.
         raise WireError(
             f"{name} has {wrong} entries of kept weights; only pruned ones can grow: the device "
             "runs another method, or its reply was altered"
         )
-    if coverage == "all" and len(entries.indices) != len(kept):
+    if coverage == "all" and len(entries.indices) != sent.size(name):
         raise WireError(
-            f"{name} has entries of {len(entries.indices)} of {len(kept)} weights; this method "
-            "needs one of each: the device runs another method, or its reply was altered"
+            f"{name} has entries of {len(entries.indices)} of {sent.size(name)} weights; this "
+            "method needs one of each: the device runs another method, or its reply was altered"
         )

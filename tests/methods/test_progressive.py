@@ -68,7 +68,8 @@ def test_other_layers_are_untouched() -> None:
     entries = {"w": Entries(np.array([1]), np.array([1.0], np.float32))}
     after = swap(ModelState(weights, {}, masks), entries, {"w": 1})
     assert after.masks["w"].tolist() == [False, True]
-    assert after.masks["v"] is masks["v"]
+    assert after.masks["v"].tolist() == [True, False]
+    assert after.weights["v"].tolist() == [1.0, 0.0]
 
 
 def test_quotas_follow_each_layers_own_size() -> None:

@@ -37,6 +37,8 @@ from fedkit.engine.plan.plan import verify
 from fedkit.engine.plan.structure import Plan
 from fedkit.engine.planned import PlannedEngine
 from fedkit.engine.running import BatchStatistics, RunningStatistics
+from fedkit.sparse.kept import joined, kept_weights
+from fedkit.sparse.packed import packed
 from fedkit.sparse.state import Masks, ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, largest
 from fedkit.stats.moments import Moments, NormMoments
@@ -148,10 +150,9 @@ class IntegerEngine(PlannedEngine):
             loss = sum(losses) / len(losses)
         self._look_again(program, statistics, inputs, scale, how.batch_size)
         # What is not trained comes back as it came, not as the integers have it.
-        weights = {
-            name: value if how.trained is None or name in how.trained else state.weights[name]
-            for name, value in network.state().items()
-        }
+        weights = network.state().under(packed(state.masks))
+        if how.trained is not None:
+            weights = joined(kept_weights(state.weights, state.masks), weights.only(how.trained))
         return ModelState(weights, statistics.mean() or state.stats, state.masks), loss
 
     def _look_again(

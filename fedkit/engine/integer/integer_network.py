@@ -15,6 +15,7 @@ from fedkit.engine.integer.constants import CLIP, Ints, Reals, to_int32
 from fedkit.engine.kernels.network import Layer, check_masks, check_state, layers_of
 from fedkit.engine.plan.conv import Convolution
 from fedkit.engine.plan.structure import Norm, Plan
+from fedkit.sparse.kept import KeptWeights
 from fedkit.sparse.rows import reduce_rows
 from fedkit.sparse.state import Masks, ModelState
 
@@ -146,8 +147,8 @@ class IntegerNetwork:
         whole = self.part(name, self.weights).astype(np.float64)
         return np.ldexp(whole, -self.points[name])
 
-    def state(self) -> dict[str, NDArray[np.float32]]:
-        """Return the weights as dense float32 arrays, 0 where pruned."""
+    def state(self) -> KeptWeights:
+        """Return the weights, as `Parameters.weights` does."""
         for name in self.plan.weights:
             self.part(name, self.parameters.values)[:] = self.real(name)
         return self.parameters.weights()

@@ -16,6 +16,9 @@ from fedkit.engine.kernels import native
 from fedkit.engine.plan.conv import Convolution, Order, arranged, reads_plain, restored
 from fedkit.engine.plan.geometry import Geometry, Taps, backward_taps, forward_taps
 from fedkit.engine.plan.structure import Norm, Plan
+from fedkit.sparse.bits import pack
+from fedkit.sparse.kept import KeptWeights, held, kept_weights, shapes_of
+from fedkit.sparse.packed import PackedMasks, packed
 from fedkit.sparse.state import Masks, ModelState, Weights
 
 DENSE_ABOVE = 0.5
@@ -29,7 +32,8 @@ class Parameters:
 
     Args:
         shapes: Of the parameters.
-        masks: Which weights of each layer are kept, in the order of its convolution.
+        masks: Which weights are kept.
+        own: The same in the orders of the convolutions.
         dense: Layers that have all their weights in the vector.
         orders: For each layer whose convolution has another order than the parameter, that.
 
@@ -44,13 +48,14 @@ class Parameters:
     def __init__(
         self,
         shapes: Mapping[str, tuple[int, ...]],
-        masks: Masks,
+        masks: PackedMasks,
+        own: PackedMasks,
         dense: frozenset[str],
         orders: Mapping[str, Order],
     ) -> None:
-        self._shapes, self._orders = shapes, orders
-        self.kept = {n: np.flatnonzero(m) for n, m in masks.items() if n not in dense}
-        self.pruned = {n: ~m.reshape(-1) for n, m in masks.items() if n in dense and not m.all()}
+        self._shapes, self._masks, self._orders = shapes, masks, orders
+        self.kept = {n: own.positions(n) for n in own if n not in dense}
+        self.pruned = {n: ~own[n].reshape(-1) for n in own if n in dense and not own.all_kept(n)}
         self._parts: dict[str, slice] = {}
         total = 0
         for name, shape in shapes.items():
@@ -77,18 +82,31 @@ class Parameters:
         return [part for part in found if part.stop > part.start]
 
     def load(self, weights: Weights) -> None:
-        """Copy the kept weights of dense arrays."""
+        """Copy the kept weights."""
+        found = kept_weights(weights, self._masks)
         for name in self._shapes:
-            flat = arranged(weights[name], self._orders.get(name))
-            kept = self.kept.get(name)
-            self.part(name, self.values)[:] = flat if kept is None else flat[kept]
-        self.mask_gradient(self.values)
+            self.part(name, self.values)[:] = self._own(name, found)
 
-    def weights(self) -> dict[str, NDArray[np.float32]]:
-        """Return dense arrays, 0 where pruned."""
-        return {
-            name: self.dense(name, self.part(name, self.values)).copy() for name in self._shapes
-        }
+    def _own(self, name: str, weights: KeptWeights) -> NDArray[np.float32]:
+        """Return what the vector has of a parameter."""
+        order, kept = self._orders.get(name), self.kept.get(name)
+        if order is None and (kept is not None or name not in self._masks):
+            return weights.kept[name]
+        flat = arranged(weights[name], order)
+        return flat if kept is None else flat[kept]
+
+    def weights(self) -> KeptWeights:
+        """Return the weights, of which nobody holds the memory but the result."""
+        found = {name: self._of_masks(name).copy() for name in self._shapes}
+        return KeptWeights(self._shapes, self._masks, found)
+
+    def _of_masks(self, name: str) -> NDArray[np.float32]:
+        """Return the kept values of a parameter, in its own order."""
+        part = self.part(name, self.values)
+        if name not in self._masks or (name in self.kept and name not in self._orders):
+            return part
+        flat = self.dense(name, part).reshape(-1)
+        return flat if self._masks.all_kept(name) else flat[self._masks.positions(name)]
 
     def dense(self, name: str, part: Array) -> Array:
         """Return what a parameter has of a vector in its own shape, 0 where pruned.
@@ -140,14 +158,20 @@ class Layer:
         return sum(t.first.nbytes + t.tap.nbytes for t in taps)
 
 
-def make_layer(geometry: Geometry, mask: NDArray[np.bool_]) -> Layer:
-    """Choose how a layer is computed and, if sparse, list its taps in both directions."""
-    dense = geometry.op.groups == 1 and mask.mean() > DENSE_ABOVE
+def make_layer(geometry: Geometry, masks: PackedMasks) -> Layer:
+    """Choose how a layer is computed and, if sparse, list its taps in both directions.
+
+    Args:
+        geometry: Of the layer.
+        masks: Which weights are kept, in the orders of the convolutions.
+    """
+    name = geometry.op.weight
+    dense = geometry.op.groups == 1 and masks.counts[name] > DENSE_ABOVE * masks.size(name)
     everything = np.ones(max(geometry.source[0], geometry.target[0]), np.uint8)
     if dense:
         none = Taps(np.zeros(0, np.int32), np.empty(0, np.int64))
         return Layer(geometry, True, none, (), everything, everything)
-    kept = np.flatnonzero(mask)
+    kept = masks.positions(name)
     backward = tuple(backward_taps(geometry, kept))
     forward = forward_taps(geometry, kept)
     # Not from the backward taps: a weight that only ever meets padding has none, but is read.
@@ -261,10 +285,18 @@ def layers_of(
         for geometry in found.values()
         if (order := geometry.op.order(plan.weights[geometry.op.weight])) is not None
     }
-    own = {name: arranged(mask, orders.get(name)) for name, mask in masks.items()}
-    layers = {n: make_layer(geometry, own[geometry.op.weight]) for n, geometry in found.items()}
+    kept = packed(masks)
+    own = _arranged(kept, orders)
+    layers = {n: make_layer(geometry, own) for n, geometry in found.items()}
     dense = frozenset(layer.geometry.op.weight for layer in layers.values() if layer.dense)
-    return layers, Parameters(plan.weights, own, dense, orders)
+    return layers, Parameters(plan.weights, kept, own, dense, orders)
+
+
+def _arranged(masks: PackedMasks, orders: Mapping[str, Order]) -> PackedMasks:
+    """Return masks in the orders of the convolutions."""
+    shapes = {name: (len(order),) for name, order in orders.items()}
+    bits = {name: pack(arranged(masks[name], order)) for name, order in orders.items()}
+    return PackedMasks({**masks.shapes, **shapes}, {**masks.bits, **bits})
 
 
 def geometries(plan: Plan, lanes: int, strips: bool = False) -> Iterator[tuple[int, Geometry]]:
@@ -291,10 +323,12 @@ def check_masks(plan: Plan, masks: Masks) -> None:
             f"masks and plan name different layers: {', '.join(odd)}; masks must cover exactly "
             "the plan's prunable weights"
         )
-    for name, mask in masks.items():
-        if mask.shape != plan.weights[name] or mask.dtype != np.bool_:
+    shapes = shapes_of(masks)
+    for name, shape in shapes.items():
+        dtype = np.dtype(np.bool_) if isinstance(masks, PackedMasks) else masks[name].dtype
+        if shape != plan.weights[name] or dtype != np.bool_:
             raise EngineError(
-                f"mask of {name} is {mask.dtype} {mask.shape}, the plan has bool "
+                f"mask of {name} is {dtype} {shape}, the plan has bool "
                 f"{plan.weights[name]}; take masks of the same model"
             )
 
@@ -302,14 +336,14 @@ def check_masks(plan: Plan, masks: Masks) -> None:
 def check_state(plan: Plan, state: ModelState) -> None:
     """Raise an `EngineError` unless a state fits the plan and all its numbers are finite."""
     for arrays, shapes in ((state.weights, plan.weights), (state.stats, plan.stats)):
+        values, has = held(arrays), shapes_of(arrays)
         for name, shape in shapes.items():
-            found = arrays.get(name)
-            if found is None or found.shape != tuple(shape):
+            if has.get(name) != tuple(shape):
                 raise EngineError(
-                    f"{name} is {'missing' if found is None else found.shape}, the plan has "
+                    f"{name} is {has.get(name, 'missing')}, the plan has "
                     f"{tuple(shape)}; take a state of the same model"
                 )
-            if not np.isfinite(found).all():
+            if not np.isfinite(values[name]).all():
                 raise EngineError(
                     f"{name} holds NaN or infinite values; lower the learning rate, or restore an "
                     "earlier checkpoint"

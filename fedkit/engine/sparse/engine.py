@@ -31,6 +31,7 @@ from fedkit.engine.running import BatchStatistics, RunningStatistics
 from fedkit.engine.sparse.float_op import Mode
 from fedkit.engine.sparse.program import SparseProgram
 from fedkit.engine.sparse.stored import STORED_BITS
+from fedkit.sparse.packed import packed
 from fedkit.sparse.state import ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
@@ -179,7 +180,7 @@ class SparseEngine(PlannedEngine):
                 f"{', '.join(unknown)} cannot be pruned; gradients are ranked within "
                 f"{', '.join(self.layout.prunable)}"
             )
-        found: dict[str, Entries] = {}
+        masks, found = packed(state.masks), dict[str, Entries]()
         sums: GradientSums = {}  # of layers that are called several times
 
         def collect(program: SparseProgram, number: int, name: str) -> None:
@@ -187,11 +188,11 @@ class SparseEngine(PlannedEngine):
                 self._add(program, number, name, sums)
             elif name in amounts:
                 tiles = self._tiles(program, number, name)
-                found[name] = _top(tiles, state.masks[name], amounts[name])
+                found[name] = _top(tiles, masks.positions(name), amounts[name])
 
         self._visit_layers(state, examples, collect)
         for name, gradient in sums.items():
-            found[name] = _top([gradient], state.masks[name], amounts[name])
+            found[name] = _top([gradient], masks.positions(name), amounts[name])
         return {name: found[name] for name in amounts}
 
     def gradients(self, state: ModelState, examples: Examples) -> Weights:
@@ -296,12 +297,23 @@ def _counts(network: Network, examples: int) -> Iterator[tuple[NormState, int]]:
         yield norm, examples * height * width
 
 
-def _top(tiles: Iterable[NDArray[np.float32]], mask: NDArray[np.bool_], amount: int) -> Entries:
-    """Return the largest gradients of pruned weights, of all in order."""
-    top, start, kept = StreamingTopK(amount), 0, mask.reshape(-1)
+def _top(tiles: Iterable[NDArray[np.float32]], kept: NDArray[np.int64], amount: int) -> Entries:
+    """Return the largest gradients of pruned weights.
+
+    Args:
+        tiles: Gradients of all weights, in order.
+        kept: Where the kept ones are.
+        amount: How many to return.
+    """
+    top, start = StreamingTopK(amount), 0
     for tile in tiles:
-        positions = start + np.flatnonzero(~kept[start : start + tile.size])
-        top.push(positions, tile.reshape(-1)[positions - start])
+        inside = kept[slice(*np.searchsorted(kept, (start, start + tile.size)))]
+        pruned = np.ones(tile.size, np.bool_)
+        pruned[inside - start] = False
+        positions = np.flatnonzero(pruned)
+        values = tile.reshape(-1)[positions]
+        positions += start
+        top.push(positions, values)
         start += tile.size
     return top.entries()
 

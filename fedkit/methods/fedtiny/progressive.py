@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import WireError
 from fedkit.sparse.adjustment import quota
-from fedkit.sparse.state import Masks, ModelState, count_kept
+from fedkit.sparse.bits import from_positions
+from fedkit.sparse.kept import kept_weights
+from fedkit.sparse.packed import packed
+from fedkit.sparse.state import Masks, ModelState
 from fedkit.sparse.topk import Entries, largest
 from fedkit.stats.robust import Aggregation, middle
 
@@ -18,9 +21,10 @@ def quotas(
     masks: Masks, layers: Sequence[str], step: int, last_step: int, alpha: float
 ) -> dict[str, int]:
     """Return how many weights each layer of the block swaps; devices and server agree on it."""
-    kept = count_kept({name: masks[name] for name in layers})
+    bits = packed(masks).only(layers)
+    kept = bits.counts
     return {
-        name: quota(kept[name], masks[name].size - kept[name], step, last_step, alpha)
+        name: quota(kept[name], bits.size(name) - kept[name], step, last_step, alpha)
         for name in layers
     }
 
@@ -85,23 +89,23 @@ def swap(
     Raises:
         WireError: A gradient belongs to a kept weight.
     """
-    masks = dict(state.masks)
+    masks, weights = packed(state.masks), kept_weights(state.weights, state.masks)
+    bits = {}
     for name, entries in gradients.items():
-        if masks[name].reshape(-1)[entries.indices].any():
+        if masks.at(name, entries.indices).any():
             # To grow what is kept would drop a weight for nothing, and so change the density.
             raise WireError(f"{name} has gradients of kept weights; only pruned ones can grow")
-        masks[name] = _swap_layer(
-            state.weights[name], masks[name], entries, min(amounts[name], len(entries.indices))
-        )
-    return state.with_masks(masks)
+        amount = min(amounts[name], len(entries.indices))
+        kept = _swap_layer(weights.kept[name], masks.positions(name), entries, amount)
+        bits[name] = from_positions(kept, masks.size(name))
+    return ModelState(weights, state.stats, masks).with_masks(masks.changed(bits))
 
 
 def _swap_layer(
-    weights: NDArray[np.float32], mask: NDArray[np.bool_], entries: Entries, amount: int
-) -> NDArray[np.bool_]:
-    swapped = mask.copy().reshape(-1)
-    kept = np.flatnonzero(swapped)
-    smallest_first = np.argsort(np.abs(weights.reshape(-1)[kept]), kind="stable")
-    swapped[entries.indices[largest(entries.values, amount)]] = True
-    swapped[kept[smallest_first[:amount]]] = False
-    return swapped.reshape(mask.shape)
+    values: NDArray[np.float32], kept: NDArray[np.int64], entries: Entries, amount: int
+) -> NDArray[np.int64]:
+    """Return the positions kept after a swap, given those before it and their values."""
+    smallest_first = np.argsort(np.abs(values), kind="stable")
+    stay = np.delete(kept, smallest_first[:amount])
+    grown = entries.indices[largest(entries.values, amount)]
+    return np.sort(np.concatenate([stay, grown]))
