@@ -8,6 +8,10 @@ losses of the first step show that both compute the same.
 
 Memory is the peak of a process that does nothing but load what it needs and take a few steps, less
 that of an idle interpreter: with torch for torch, without for ours, as a device would pay.
+`stored_bits` are those of what our backward pass reads of the forward pass. `roofline_share` is the
+share of its time that a step must take, see `fedkit.bench.roofline`: `moved_bytes` are those of
+tensors, once for every op that reads or writes one, and `flops` those of kept weights.
+
 `tensor_bytes` is the part of it that came once the libraries were in use and the batch was there,
 without mapped files: weights, activations, gradients, momentum and indices. Our process reads
 positions and values of kept weights; a device of a fleet goes through dense arrays of weights
@@ -16,6 +20,7 @@ besides, and `fedkit bench client` counts those.
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import tempfile
@@ -32,8 +37,10 @@ from torch import nn
 
 from fedkit.bench import markdown
 from fedkit.bench.process import idle_memory, run_json
+from fedkit.bench.roofline import measure_rates
 from fedkit.bench.sparsetrain_child import __file__ as _CHILD
 from fedkit.bench.sparsetrain_child import sparse_step, torch_step
+from fedkit.engine.flops import positions
 from fedkit.engine.plan.capture import capture
 from fedkit.engine.plan.plan import save_plan
 from fedkit.engine.sparse.engine import SparseEngine
@@ -63,12 +70,12 @@ def bench_sparsetrain(quick: bool) -> dict[str, Any]:
     """
     batch, grey = random_batch(_BATCH, (3, 32, 32)), random_batch(_BATCH, (1, 28, 28))
     if quick:
-        rows = model_rows("resnet18-w16", (0.01, 0.1, 1.0), batch, repeats=5, starts=1)
-        return _result(rows + model_rows("vit-tiny", (0.05,), grey, repeats=5, starts=1))
-    densities = (0.01, 0.05, 0.1, 1.0)
-    rows = model_rows("resnet18-w16", densities, batch, repeats=15, starts=3)
-    rows += model_rows("resnet18", densities, batch, repeats=3, starts=3)
-    return _result(rows + model_rows("vit-tiny", densities, grey, repeats=15, starts=3))
+        rows = model_rows("resnet18-w16", (0.01, 0.1, 1.0), (32, 8), batch, repeats=5, starts=1)
+        return _result(rows + model_rows("vit-tiny", (0.05,), (32,), grey, repeats=5, starts=1))
+    densities, bits = (0.01, 0.05, 0.1, 1.0), (32, 8, 4)
+    rows = model_rows("resnet18-w16", densities, bits, batch, repeats=15, starts=3)
+    rows += model_rows("resnet18", densities, bits, batch, repeats=3, starts=3)
+    return _result(rows + model_rows("vit-tiny", densities, (32,), grey, repeats=15, starts=3))
 
 
 def _result(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -83,13 +90,19 @@ def random_batch(count: int, shape: tuple[int, ...]) -> Examples:
 
 
 def model_rows(
-    name: str, densities: Sequence[float], batch: Examples, repeats: int, starts: int
+    name: str,
+    densities: Sequence[float],
+    stored_bits: Sequence[int],
+    batch: Examples,
+    repeats: int,
+    starts: int,
 ) -> list[dict[str, Any]]:
     """Measure one model.
 
     Args:
         name: A model of the zoo.
         densities: Kept share of all prunable weights; a row each.
+        stored_bits: Bits of what the backward pass reads again; a row each.
         batch: What every step trains on, at least one example of each class.
         repeats: Timed steps of each side.
         starts: Processes of each side whose memory is measured.
@@ -99,21 +112,38 @@ def model_rows(
         seeded(lambda: build_model(name, shape, _CLASSES), _SEED), cross_entropy
     )
     dense = reference.initial_state()
-    engine = SparseEngine(capture(reference.module(dense), shape))
+    plan = capture(reference.module(dense), shape)
+    uses = positions(reference.module(dense), shape)
     with tempfile.TemporaryDirectory(prefix="fedkit-bench-") as folder:
-        save_plan(engine.plan, Path(folder, "model.plan"))
+        save_plan(plan, Path(folder, "model.plan"))
         np.savez(Path(folder, "batch.npz"), inputs=batch.inputs, targets=batch.targets)
         torch_bytes = alone(starts, "torch", folder, name)
         rows = []
-        for density in densities:
+        for density, bits in itertools.product(densities, stored_bits):
             state = randomly_pruned(dense, density)
             write_kept(state, Path(folder, "kept.npz"))
-            our_bytes = alone(starts, "sparse", folder)
+            our_bytes = alone(starts, "sparse", folder, str(bits))
+            engine = SparseEngine(plan, stored_bits=bits)
             program = engine.program(state, "train", len(batch))
-            row = {"model": name, "density": density, "threads": 1, "simd": engine.kernels.simd}
+            row: dict[str, Any] = {"model": name, "density": density, "stored_bits": bits}
+            row |= {"threads": 1, "simd": engine.kernels.simd}
             row |= _times(program, reference.module(state), batch, repeats)
+            row |= _limit(program, len(batch) * uses.train_step(state.masks), row["seconds_ours"])
             rows.append(row | _bytes(program, our_bytes, torch_bytes))
     return rows
+
+
+def _limit(program: SparseProgram, flops: int, seconds: float) -> dict[str, Any]:
+    moved = program.moved_bytes()
+    with one_core():
+        rates = measure_rates(program.memory.activations)
+    return {
+        "moved_bytes": moved,
+        "flops": flops,
+        "copied_bytes_per_second": round(rates.bytes_per_second),
+        "multiplied_flops_per_second": round(rates.flops_per_second),
+        "roofline_share": round(rates.least_seconds(moved, flops) / seconds, 3),
+    }
 
 
 def _times(
@@ -226,13 +256,13 @@ def write_kept(state: ModelState, path: Path) -> None:
 def table(result: Mapping[str, Any]) -> list[str]:
     """Return the lines of README's table."""
     head = (
-        "| model | density | ms per step, ours | torch | faster | memory, ours | torch | share "
-        "| tensors, ours | torch |"
+        "| model | density | stored bits | ms per step, ours | torch | faster | share of the limit "
+        "| memory, ours | torch | share | tensors, ours | torch |"
     )
     rows = (
-        f"| {row['model']} | {row['density']:.0%} "
+        f"| {row['model']} | {row['density']:.0%} | {row['stored_bits']} "
         f"| {1e3 * row['seconds_ours']:.1f} | {1e3 * row['seconds_torch']:.1f} "
-        f"| {row['ratio']:.1f}x "
+        f"| {row['ratio']:.1f}x | {row['roofline_share']:.0%} "
         f"| {markdown.mb(row['peak_bytes_ours'])} | {markdown.mb(row['peak_bytes_torch'])} "
         f"| {row['memory_ratio']:.1%} "
         f"| {markdown.mb(row['tensor_bytes_ours'])} | {markdown.mb(row['tensor_bytes_torch'])} |"

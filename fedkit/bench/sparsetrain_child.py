@@ -112,7 +112,7 @@ def main(job: str, *arguments: str) -> None:
     print(json.dumps({"peak_bytes": peak, "tensor_bytes": peak - files - began}))
 
 
-def _sparse(folder: str) -> int:
+def _sparse(folder: str, stored_bits: str = "32") -> int:
     """Train the kept weights; return the anonymous memory before there were any."""
     from fedkit.engine.kernels import native
     from fedkit.engine.kernels.network import Network
@@ -121,9 +121,11 @@ def _sparse(folder: str) -> int:
     inputs, targets = _batch(folder)
     began = memory("RssAnon")
     plan, masks = _pruned(folder)
-    network = Network(plan, masks, native.load_kernels())
+    bits = int(stored_bits)
+    network = Network(plan, masks, native.load_kernels(), strips=bits == 32)
     _fill(folder, plan, network.parameters, network.parameters.values)
-    _take(sparse_step(SparseProgram(network, "train", len(targets)), inputs, targets))
+    program = SparseProgram(network, "train", len(targets), stored_bits=bits)
+    _take(sparse_step(program, inputs, targets))
     return began
 
 

@@ -45,13 +45,17 @@ def folder(tmp_path: Path, dense: ModelState) -> Path:
 @pytest.mark.slow
 @linux
 def test_rows_hold_every_figure_and_their_ratios() -> None:
-    rows = model_rows("resnet8", (0.05, 1.0), BATCH, repeats=2, starts=1)
-    assert [row["density"] for row in rows] == [0.05, 1.0]
+    rows = model_rows("resnet8", (0.05, 1.0), (32, 8), BATCH, repeats=2, starts=1)
+    found = [(row["density"], row["stored_bits"]) for row in rows]
+    assert found == [(0.05, 32), (0.05, 8), (1.0, 32), (1.0, 8)]
     for row in rows:
         assert (row["model"], row["threads"], row["batch"]) == ("resnet8", 1, 16)
         check_figures(row)
-    assert rows[0]["planned_bytes_ours"] < rows[1]["planned_bytes_ours"]
-    assert rows_table({"benchmark": "sparsetrain", "rows": rows}).row_count == len(rows[0])
+    assert rows[0]["planned_bytes_ours"] < rows[2]["planned_bytes_ours"]
+    for wide, narrow in zip(rows[::2], rows[1::2], strict=True):
+        assert narrow["planned_bytes_ours"] < wide["planned_bytes_ours"]
+        assert narrow["moved_bytes"] < wide["moved_bytes"]
+    assert rows_table({"benchmark": "sparsetrain", "rows": rows}).row_count == len(rows)
 
 
 def check_figures(row: dict[str, Any]) -> None:
@@ -63,6 +67,11 @@ def check_figures(row: dict[str, Any]) -> None:
         assert row[f"{kind}_ours"] > 0 and row[f"{kind}_torch"] > 0
         assert row[ratio] == pytest.approx(share, rel=0.02)
     assert row["ratio_lowest"] <= row["ratio_highest"]
+    least = max(
+        row["moved_bytes"] / row["copied_bytes_per_second"],
+        row["flops"] / row["multiplied_flops_per_second"],
+    )
+    assert row["roofline_share"] == pytest.approx(least / row["seconds_ours"], rel=0.02, abs=2e-3)
     assert row["loss_ours"] == pytest.approx(row["loss_torch"], rel=1e-4)
     for side in ("ours", "torch"):
         assert row[f"tensor_bytes_{side}"] < row[f"peak_bytes_{side}"]

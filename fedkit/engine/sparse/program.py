@@ -37,11 +37,13 @@ from fedkit.engine.plan.execution import (
     Forward,
     Key,
     Narrow,
+    Step,
     Widen,
     forward_schedule,
     narrowed,
     overwriting,
     place,
+    touched,
     training_schedule,
 )
 from fedkit.engine.plan.structure import StoredTensor
@@ -202,6 +204,18 @@ class SparseProgram:
             indices=self.network.index_bytes,
             scratch=self._arena.nbytes - tensors + scratch,
         )
+
+    def moved_bytes(self) -> int:
+        """Return the bytes of tensors that a step reads and writes: each once for every op.
+
+        What an op adds to or changes is read and written. Weights are not counted, nor what a
+        kernel packs for itself.
+        """
+        total = 0
+        for step in self.schedule.steps:
+            for key in self.schedule.touched(self.plan, step, touched):
+                total += self._size(key) * (1 + _changes(step, key))
+        return 4 * total
 
     def _tiles(self, examples: int) -> int:
         return -(-examples // self.kernels.lanes)
@@ -509,6 +523,15 @@ def _freeze(program: SparseProgram, index: int) -> None:
         mean = state.stats[norm.norm.stats[0]].astype(np.float64)
         norm.spread[:] = np.abs(program.raw(index) - mean[:, None, None]).sum((0, 2, 3))
     norm.use_running(state)
+
+
+def _changes(step: Step, key: Key) -> bool:
+    """Say whether a step writes anew what it also reads."""
+    kind, tensor = key
+    if isinstance(step, Finish):
+        return kind == "g"
+    given = step.contributions if isinstance(step, Backward) else ()
+    return kind == "g" and any(c.tensor == tensor and c.accumulate for c in given)
 
 
 def _line(count: int) -> int:
