@@ -122,7 +122,7 @@ def _sparse(folder: str, stored_bits: str = "32") -> int:
     began = memory("RssAnon")
     plan, masks = _pruned(folder)
     bits = int(stored_bits)
-    network = Network(plan, masks, native.load_kernels(), strips=bits == 32)
+    network = Network(plan, masks, native.load_kernels())
     _fill(folder, plan, network.parameters, network.parameters.values)
     program = SparseProgram(network, "train", len(targets), stored_bits=bits)
     _take(sparse_step(program, inputs, targets))

@@ -26,64 +26,50 @@ INLINE void fill_zero(float *to, ptrdiff_t pixels) {
     memset(to, 0, (size_t)(pixels * LANES) * sizeof(float));
 }
 
-/* Rows row .. row + rows - 1 of a plane in a frame of zeros, of which it has `height`. */
-struct frame {
-    int row, rows, height;
-};
-
-/* Where the pixels of row y of a window go; its frame is cleared. NULL: they are all frame. */
-INLINE float *window_row(float *plane, const struct padding *p, const struct frame *w, int y,
-                         int width) {
-    float *row = plane + (ptrdiff_t)y * p->width * LANES;
-    const int from = w->row + y - p->top;
-    if (from < 0 || from >= w->height) {
-        fill_zero(row, p->width);
-        return NULL;
+INLINE void pack_frame(float *plane, const struct padding *p, int height, int width) {
+    ptrdiff_t bottom = p->top + height, right = p->left + width;
+    fill_zero(plane, (ptrdiff_t)p->top * p->width);
+    for (ptrdiff_t y = p->top; y < bottom; y++) {
+        fill_zero(plane + y * p->width * LANES, p->left);
+        fill_zero(plane + (y * p->width + right) * LANES, p->width - right);
     }
-    fill_zero(row, p->left);
-    fill_zero(row + (ptrdiff_t)(p->left + width) * LANES, p->width - p->left - width);
-    return row + (ptrdiff_t)p->left * LANES;
+    fill_zero(plane + bottom * p->width * LANES, (p->height - bottom) * p->width);
+}
+
+INLINE float *padded_row(float *plane, const struct padding *p, int y) {
+    return plane + ((ptrdiff_t)(p->top + y) * p->width + p->left) * LANES;
 }
 
 /* `values` are those of a tile. */
-static void pack_values(const struct conv *conv, const float *values, const struct frame *w,
-                        float *to) {
+static void pack_values(const struct conv *conv, const float *values, float *to) {
     const struct tensor *t = conv->source;
-    const int width = conv->in_width;
     for (int c = 0; c < t->channels; c++, to += padded_plane(&conv->in)) {
         if (!conv->used_in[c]) continue;
         const struct reading how = reading_of(t, c);
-        const float *plane = values + plane_offset(t, 0, c);
-        for (int y = 0; y < w->rows; y++) {
-            float *row = window_row(to, &conv->in, w, y, width);
-            if (row == NULL) continue;
-            const float *x = plane + (ptrdiff_t)(w->row + y - conv->in.top) * width * LANES;
-            for (int i = 0; i < width * LANES; i += LANES)
-                vec_store(row + i, read_value(&how, vec_load(x + i)));
+        const float *x = values + plane_offset(t, 0, c);
+        pack_frame(to, &conv->in, conv->in_height, conv->in_width);
+        for (int y = 0; y < conv->in_height; y++) {
+            float *row = padded_row(to, &conv->in, y);
+            for (int i = 0; i < conv->in_width; i++, x += LANES)
+                vec_store(row + i * LANES, read_value(&how, vec_load(x)));
         }
     }
 }
 
 /* `room` is one for a plane. */
-static void pack_gradients(const struct conv *conv, int tile, const struct frame *w, float *room,
-                           float *to) {
+static void pack_gradients(const struct conv *conv, int tile, float *room, float *to) {
     const struct tensor *t = conv->target;
     const vec valid = vec_lanes(valid_lanes(t, tile));
-    const int width = conv->out_width, above = w->row - conv->out.top, below = above + w->rows;
-    const int begin = (above < 0 ? 0 : above) * width;
-    const int end = (below < w->height ? below : w->height) * width;
     for (int c = 0; c < t->channels; c++, to += padded_plane(&conv->out)) {
         if (!conv->used_out[c]) continue;
         const struct chain how = chain_of(t, c, valid);
-        const float *gradients = t->gradient + plane_offset(t, tile, c);
-        const float *values = how.norm ? plane_pixels(t, tile, c, begin, end, room) : gradients;
-        for (int y = 0; y < w->rows; y++) {
-            float *row = window_row(to, &conv->out, w, y, width);
-            if (row == NULL) continue;
-            const ptrdiff_t from = (ptrdiff_t)(w->row + y - conv->out.top) * width * LANES;
-            const float *x = values + from, *g = gradients + from;
-            for (int i = 0; i < width * LANES; i += LANES)
-                vec_store(row + i, raw_gradient(&how, vec_load(g + i), vec_load(x + i)));
+        const float *g = t->gradient + plane_offset(t, tile, c);
+        const float *x = how.norm ? plane_pixels(t, tile, c, room) : g;
+        pack_frame(to, &conv->out, conv->out_height, conv->out_width);
+        for (int y = 0; y < conv->out_height; y++) {
+            float *row = padded_row(to, &conv->out, y);
+            for (int i = 0; i < conv->out_width; i++, x += LANES, g += LANES)
+                vec_store(row + i * LANES, raw_gradient(&how, vec_load(g), vec_load(x)));
         }
     }
 }
@@ -93,12 +79,11 @@ static void pack_gradients(const struct conv *conv, int tile, const struct frame
 /* Where a row's results go, and what is done to them on the way. */
 struct sink {
     const struct tensor *tensor;
-    float *out;              /* the part's first tile, from the strip's first row */
+    float *out;              /* the part's first tile */
     const float *x;          /* backward: the source's values there */
     struct sums *sums;       /* [rows], or NULL */
     vec valid;               /* lanes of the last tile that hold examples */
     int first_partial;       /* the first slot of a tile that is not full */
-    int begins;              /* forward: whether slot 0 is the first of the part */
     int forward, accumulate, finish;
 };
 
@@ -113,7 +98,7 @@ INLINE void sink_forward(const struct sink *s, int row, const int32_t *place, co
     store_row(s, row, place, acc, pixels);
     if (s->sums == NULL) return;
     struct sums *sums = &s->sums[row];
-    if (s->begins && slot == 0) sums->pivot = pivot_of(acc, pixels);
+    if (slot == 0) sums->pivot = pivot_of(acc, pixels);
     vec first = sums->first, second = sums->second;
     for (int j = 0; j < pixels; j++) {
         vec d = vec_sub(acc[j], sums->pivot);
@@ -246,47 +231,36 @@ static void gather_forward(const struct conv *conv, const float *in, int slots,
         gather_dense(&conv->forward, conv->bias, in, slots, sink);
 }
 
-/* Rows of a strip of `rows` rows of the input that a phase has. */
-INLINE int phase_rows(const struct conv *conv, const struct map *map, int rows) {
-    return rows <= map->row ? 0 : (rows - map->row + conv->stride_y - 1) / conv->stride_y;
-}
-
-static void gather_backward(const struct conv *conv, const float *in, int rows, int tiles,
+static void gather_backward(const struct conv *conv, const float *in, int tiles,
                             const struct sink *sink) {
     for (int phase = 0; phase < conv->phases; phase++) {
         const struct map *map = &conv->backward[phase];
-        const int slots = tiles * phase_rows(conv, map, rows) * map->columns;
         if (map->first)
-            gather_sparse(map, conv->values, NULL, in, slots, sink);
+            gather_sparse(map, conv->values, NULL, in, tiles * map->slots, sink);
         else
-            gather_dense(map, NULL, in, slots, sink);
+            gather_dense(map, NULL, in, tiles * map->slots, sink);
     }
 }
 
 /* -- weights ---------------------------------------------------------------------------------- */
 
-/* Rows of the output that lie alike in padded inputs and gradients. */
-struct lines {
-    int count, length;
-};
-
-/* Add to `count` gradients of one output channel: sums over lines of the output's gradient times
- * the input at each tap. Two sums per tap hide the latency of an FMA. */
-INLINE void weights_taps(const struct conv *conv, const float *in, const float *out,
-                         struct lines lines, const struct tap *tap, float *gradient, int count) {
+/* Add to `count` gradients of one output channel: sums over the lines of a part of the output's
+ * gradient times the input at each tap. Two sums per tap hide the latency of an FMA. */
+INLINE void weights_taps(const struct conv *conv, const float *in, const float *out, int lines,
+                         const struct tap *tap, float *gradient, int count) {
     vec even[4], odd[4];
     for (int k = 0; k < count; k++) even[k] = odd[k] = vec_zero();
-    for (int line = 0; line < lines.count; line++) {
+    for (int line = 0; line < lines; line++) {
         const float *x = in + conv->line_in[line], *d = out + conv->line_out[line];
         int i = 0;
-        for (; i + 2 <= lines.length; i += 2, d += 2 * LANES, x += 2 * conv->stride) {
+        for (; i + 2 <= conv->line_length; i += 2, d += 2 * LANES, x += 2 * conv->stride) {
             const vec d0 = vec_load(d), d1 = vec_load(d + LANES);
             for (int k = 0; k < count; k++) {
                 even[k] = vec_fma(d0, vec_load(x + tap[k].offset), even[k]);
                 odd[k] = vec_fma(d1, vec_load(x + tap[k].offset + conv->stride), odd[k]);
             }
         }
-        if (i == lines.length) continue;
+        if (i == conv->line_length) continue;
         const vec d0 = vec_load(d);
         for (int k = 0; k < count; k++)
             even[k] = vec_fma(d0, vec_load(x + tap[k].offset), even[k]);
@@ -298,7 +272,7 @@ INLINE void weights_taps(const struct conv *conv, const float *in, const float *
     for (int k = 0; k < count; k++) gradient[tap[k].index] += sum[k];
 }
 
-static void weights_sparse(const struct conv *conv, const float *in, const float *out, struct lines lines,
+static void weights_sparse(const struct conv *conv, const float *in, const float *out, int lines,
                            float *gradient) {
     const struct map *map = &conv->forward;
     for (int row = 0; row < map->rows; row++, out += padded_plane(&conv->out)) {
@@ -311,15 +285,15 @@ static void weights_sparse(const struct conv *conv, const float *in, const float
 
 /* Add to a block of `rows` x `taps` gradients. One sum each: that is enough sums, and makes every
  * gradient the same number whatever block it falls into. */
-INLINE void weights_block(const struct conv *conv, const float *in, const float *out, struct lines lines,
+INLINE void weights_block(const struct conv *conv, const float *in, const float *out, int lines,
                           const int32_t *offset, float *gradient, int rows, int taps) {
     const ptrdiff_t plane = padded_plane(&conv->out);
     vec acc[ROWS][PX];
     for (int r = 0; r < rows; r++)
         for (int k = 0; k < taps; k++) acc[r][k] = vec_zero();
-    for (int line = 0; line < lines.count; line++) {
+    for (int line = 0; line < lines; line++) {
         const float *x = in + conv->line_in[line], *d = out + conv->line_out[line];
-        for (int i = 0; i < lines.length; i++, d += LANES, x += conv->stride) {
+        for (int i = 0; i < conv->line_length; i++, d += LANES, x += conv->stride) {
             vec value[PX];
             for (int k = 0; k < taps; k++) value[k] = vec_load(x + offset[k]);
             for (int r = 0; r < rows; r++) {
@@ -336,7 +310,7 @@ INLINE void weights_block(const struct conv *conv, const float *in, const float 
     }
 }
 
-INLINE void weights_rows(const struct conv *conv, const float *in, const float *out, struct lines lines,
+INLINE void weights_rows(const struct conv *conv, const float *in, const float *out, int lines,
                          float *gradient, int rows) {
     int k = 0;
     for (; k + PX <= conv->full_taps; k += PX)
@@ -346,7 +320,7 @@ INLINE void weights_rows(const struct conv *conv, const float *in, const float *
 }
 
 /* Add to all gradients of the rows first .. last - 1, into [last - first][full_taps]. */
-static void weights_dense(const struct conv *conv, const float *in, const float *out, struct lines lines,
+static void weights_dense(const struct conv *conv, const float *in, const float *out, int lines,
                           int first, int last, float *gradient) {
     const ptrdiff_t plane = padded_plane(&conv->out);
     const int outputs = conv->target->channels / conv->groups;
@@ -365,13 +339,13 @@ static void weights_dense(const struct conv *conv, const float *in, const float 
     }
 }
 
-static void bias_gradients(const struct conv *conv, const float *out, struct lines lines,
+static void bias_gradients(const struct conv *conv, const float *out, int lines,
                            float *gradient) {
     for (int row = 0; row < conv->target->channels; row++, out += padded_plane(&conv->out)) {
         vec sum = vec_zero();
-        for (int line = 0; line < lines.count; line++) {
+        for (int line = 0; line < lines; line++) {
             const float *d = out + conv->line_out[line];
-            for (int i = 0; i < lines.length; i++) sum = vec_add(sum, vec_load(d + i * LANES));
+            for (int i = 0; i < conv->line_length; i++) sum = vec_add(sum, vec_load(d + i * LANES));
         }
         gradient[row] += vec_sum(sum);
     }
@@ -380,12 +354,12 @@ static void bias_gradients(const struct conv *conv, const float *out, struct lin
 /* -- one part of the batch -------------------------------------------------------------------- */
 
 struct part {
-    int tile, tiles;
+    int tile, tiles, lines;
     int64_t examples;
     float *in, *out;      /* padded planes in scratch */
     struct sums *sums;
     const float *x;       /* the source's values */
-    float *weights, *bias, *values, *plane; /* room in scratch, see part_of */
+    float *values, *plane; /* backward: room for these, and for a plane of the target */
 };
 
 INLINE struct part part_of(const struct conv *conv, int number, float *scratch) {
@@ -393,6 +367,7 @@ INLINE struct part part_of(const struct conv *conv, int number, float *scratch) 
     p.tile = number * conv->tiles_per_part;
     p.tiles = conv->tiles - p.tile;
     if (p.tiles > conv->tiles_per_part) p.tiles = conv->tiles_per_part;
+    p.lines = p.tiles * conv->lines;
     p.examples = count_examples(conv->source, p.tile, p.tiles);
     p.sums = (struct sums *)scratch;
     int most = conv->source->channels > conv->target->channels ? conv->source->channels
@@ -404,10 +379,7 @@ INLINE struct part part_of(const struct conv *conv, int number, float *scratch) 
         p.in = (float *)p.x;
     else
         p.out += conv->tiles_per_part * conv->source->channels * padded_plane(&conv->in);
-    /* Backward: gradients of one part, the source's values, a plane of the target's. */
-    p.weights = p.out + conv->tiles_per_part * conv->target->channels * padded_plane(&conv->out);
-    p.bias = p.weights + conv->part_weights;
-    p.values = p.bias + conv->target->channels;
+    p.values = p.out + conv->tiles_per_part * conv->target->channels * padded_plane(&conv->out);
     p.plane = p.values;
     if (conv->source->stored) p.plane += conv->tiles_per_part * plane_offset(conv->source, 1, 0);
     return p;
@@ -419,57 +391,21 @@ static void widen_part(const struct conv *conv, struct part *p) {
     if (t->stored == NULL) return;
     for (int tile = 0; tile < p->tiles; tile++)
         for (int c = 0; c < t->channels; c++)
-            stored_pixels(t->stored, p->tile + tile, c, p->values + plane_offset(t, tile, c), 0,
-                          t->plane);
+            stored_plane(t->stored, p->tile + tile, c, p->values + plane_offset(t, tile, c));
     p->x = p->values;
     if (conv->direct) p->in = p->values;
 }
 
-/* Rows of the output, and the rows of the input whose gradients they give. */
-struct rows {
-    int row, rows, in_row, in_rows;
-};
-
-INLINE int rows_left(int height, int row, int most) {
-    const int left = height - row;
-    return left < 0 ? 0 : left < most ? left : most;
-}
-
-/* Strip `number` of those of `rows` rows; without any row behind the last. */
-INLINE struct rows strip_of(const struct conv *conv, int number, int rows) {
-    struct rows s;
-    /* The last rows of an input may reach no output: a single strip has them too. */
-    const int in_rows = rows == conv->out_height ? conv->in_height : rows * conv->stride_y;
-    s.row = number * rows;
-    s.in_row = number * in_rows;
-    s.rows = rows_left(conv->out_height, s.row, rows);
-    s.in_rows = rows_left(conv->in_height, s.in_row, in_rows);
-    return s;
-}
-
-INLINE int more_rows(const struct rows *s) { return s->rows > 0 || s->in_rows > 0; }
-
-INLINE struct lines lines_of(const struct conv *conv, const struct part *p, int rows) {
-    struct lines lines = {p->tiles * rows, conv->out_width};
-    if (conv->lines_join) lines.count = p->tiles, lines.length = rows * conv->out_width;
-    return lines;
-}
-
-static void pack_inputs(const struct conv *conv, const struct part *p, const struct rows *s) {
-    if (conv->direct || s->rows == 0) return;
-    const struct frame w = {s->in_row, conv->in.height - (conv->strip - s->rows) * conv->stride_y,
-                             conv->in_height};
+static void pack_inputs(const struct conv *conv, const struct part *p) {
+    if (conv->direct) return;
     for (int t = 0; t < p->tiles; t++)
-        pack_values(conv, p->x + plane_offset(conv->source, t, 0), &w,
+        pack_values(conv, p->x + plane_offset(conv->source, t, 0),
                     p->in + t * conv->source->channels * padded_plane(&conv->in));
 }
 
-/* The gradients of a strip of at most `rows` rows, and those around it. */
-static void pack_outputs(const struct conv *conv, const struct part *p, const struct rows *s,
-                         int rows) {
-    const struct frame w = {s->row, conv->out.height - (conv->strip - rows), conv->out_height};
+static void pack_outputs(const struct conv *conv, const struct part *p) {
     for (int t = 0; t < p->tiles; t++)
-        pack_gradients(conv, p->tile + t, &w, p->plane,
+        pack_gradients(conv, p->tile + t, p->plane,
                        p->out + t * conv->target->channels * padded_plane(&conv->out));
 }
 
@@ -488,29 +424,16 @@ static struct sink sink_of(const struct tensor *t, const struct part *p, float *
     return s;
 }
 
-/* The sink from a row on. */
-INLINE struct sink sink_at(const struct sink *all, int row, int width) {
-    struct sink s = *all;
-    s.out += (ptrdiff_t)row * width * LANES;
-    s.x += (ptrdiff_t)row * width * LANES;
-    s.begins = row == 0;
-    return s;
-}
-
 /* Run the parts first .. last - 1 forward.
  * Writes target->x, and moments per part into target->sums where `statistics` says so. */
 void NAME(conv_forward)(const struct conv *conv, int first, int last, float *scratch) {
     for (int number = first; number < last; number++) {
         const struct part p = part_of(conv, number, scratch);
         const struct tensor *t = conv->target;
-        struct sink all = sink_of(t, &p, t->x, conv->statistics, t->plane);
-        all.forward = 1;
-        for (int k = 0; k * conv->strip < conv->out_height; k++) {
-            const struct rows strip = strip_of(conv, k, conv->strip);
-            const struct sink sink = sink_at(&all, strip.row, conv->out_width);
-            pack_inputs(conv, &p, &strip);
-            gather_forward(conv, p.in, p.tiles * strip.rows * conv->out_width, &sink);
-        }
+        struct sink sink = sink_of(t, &p, t->x, conv->statistics, conv->forward.slots);
+        sink.forward = 1;
+        pack_inputs(conv, &p);
+        gather_forward(conv, p.in, p.tiles * conv->forward.slots, &sink);
         if (!conv->statistics) continue;
         for (int c = 0; c < t->channels; c++) {
             store_moments(t->sums + 2 * ((ptrdiff_t)number * t->channels + c), &p.sums[c],
@@ -519,38 +442,27 @@ void NAME(conv_forward)(const struct conv *conv, int first, int last, float *scr
     }
 }
 
-/* Gradients of one part, which several strips add to: what is added to those of the batch is the
- * same for any number of threads. */
-struct parameters {
-    float *weights, *bias; /* NULL where not wanted */
-};
-
-INLINE struct parameters part_parameters(const struct conv *conv, const struct part *p,
-                                         struct parameters all) {
-    if (conv->part_weights == 0) return all; /* there is one strip */
-    if (all.weights) all.weights = memset(p->weights, 0, (size_t)conv->part_weights * sizeof(float));
-    const size_t channels = (size_t)conv->target->channels;
-    if (all.bias) all.bias = memset(p->bias, 0, channels * sizeof(float));
-    return all;
+/* Add to the gradients of kept weights and of the bias, where they are wanted; p->out is packed. */
+static void add_gradients(const struct conv *conv, const struct part *p, float *gradient,
+                          float *bias_gradient) {
+    if (gradient) pack_inputs(conv, p);
+    if (gradient && conv->forward.first)
+        weights_sparse(conv, p->in, p->out, p->lines, gradient);
+    else if (gradient)
+        weights_dense(conv, p->in, p->out, p->lines, 0, conv->target->channels, gradient);
+    if (bias_gradient) bias_gradients(conv, p->out, p->lines, bias_gradient);
 }
 
-INLINE void add_part(float *to, const float *from, int count) {
-    for (int i = 0; to != from && i < count; i++) to[i] += from[i];
-}
-
-static void backward_strip(const struct conv *conv, const struct part *p, const struct rows *strip,
-                           const struct parameters *to, const struct sink *all) {
-    const struct lines lines = lines_of(conv, p, strip->rows);
-    pack_outputs(conv, p, strip, conv->strip_backward);
-    if (to->weights) pack_inputs(conv, p, strip);
-    if (to->weights && conv->forward.first)
-        weights_sparse(conv, p->in, p->out, lines, to->weights);
-    else if (to->weights)
-        weights_dense(conv, p->in, p->out, lines, 0, conv->target->channels, to->weights);
-    if (to->bias) bias_gradients(conv, p->out, lines, to->bias);
-    if (all == NULL) return;
-    const struct sink sink = sink_at(all, strip->in_row, conv->in_width);
-    gather_backward(conv, p->out, strip->in_rows, p->tiles, &sink);
+/* Write or add to the source's gradient, and its sums where this finishes it; p->out is packed. */
+static void give_gradient(const struct conv *conv, const struct part *p, int number) {
+    const struct tensor *s = conv->source;
+    const int wanted = conv->finish && s->mean != NULL;
+    struct sink sink = sink_of(s, p, s->gradient, wanted, 0);
+    sink.accumulate = conv->accumulate;
+    sink.finish = conv->finish;
+    gather_backward(conv, p->out, p->tiles, &sink);
+    for (int c = 0; wanted && c < s->channels; c++)
+        store_sums(s->sums + 2 * ((ptrdiff_t)number * s->channels + c), &p->sums[c]);
 }
 
 /* Run the parts first .. last - 1 backward; the target's gradient is finished.
@@ -558,23 +470,12 @@ static void backward_strip(const struct conv *conv, const struct part *p, const 
  * source's gradient if it has one, and its sums if this finishes it. */
 void NAME(conv_backward)(const struct conv *conv, int first, int last, float *scratch,
                          float *gradient, float *bias_gradient) {
-    struct tensor *s = conv->source;
-    const struct parameters all = {gradient, bias_gradient};
     for (int number = first; number < last; number++) {
         struct part p = part_of(conv, number, scratch);
-        const struct parameters own = part_parameters(conv, &p, all);
         if (gradient || conv->finish) widen_part(conv, &p);
-        const int wanted = s->gradient && conv->finish && s->mean != NULL;
-        struct sink sink = sink_of(s, &p, s->gradient ? s->gradient : s->x, wanted, 0);
-        sink.accumulate = conv->accumulate;
-        sink.finish = conv->finish;
-        struct rows strip = strip_of(conv, 0, conv->strip_backward);
-        for (int k = 1; more_rows(&strip); strip = strip_of(conv, k++, conv->strip_backward))
-            backward_strip(conv, &p, &strip, &own, s->gradient ? &sink : NULL);
-        if (own.weights) add_part(gradient, own.weights, conv->part_weights);
-        if (own.bias) add_part(bias_gradient, own.bias, conv->target->channels);
-        for (int c = 0; wanted && c < s->channels; c++)
-            store_sums(s->sums + 2 * ((ptrdiff_t)number * s->channels + c), &p.sums[c]);
+        pack_outputs(conv, &p);
+        add_gradients(conv, &p, gradient, bias_gradient);
+        if (conv->source->gradient) give_gradient(conv, &p, number);
     }
 }
 
@@ -582,17 +483,13 @@ void NAME(conv_backward)(const struct conv *conv, int first, int last, float *sc
  * gradient [last - first][full_taps]. The target's gradient is finished. */
 void NAME(conv_full_gradient)(const struct conv *conv, int first, int last, float *scratch,
                               float *gradient) {
-    const int rows = conv->strip_backward;
     memset(gradient, 0, (size_t)(last - first) * (size_t)conv->full_taps * sizeof(float));
     for (int number = 0; number * conv->tiles_per_part < conv->tiles; number++) {
         struct part p = part_of(conv, number, scratch);
         widen_part(conv, &p);
-        for (int k = 0; k * rows < conv->out_height; k++) {
-            const struct rows strip = strip_of(conv, k, rows);
-            pack_inputs(conv, &p, &strip);
-            pack_outputs(conv, &p, &strip, rows);
-            weights_dense(conv, p.in, p.out, lines_of(conv, &p, strip.rows), first, last, gradient);
-        }
+        pack_inputs(conv, &p);
+        pack_outputs(conv, &p);
+        weights_dense(conv, p.in, p.out, p.lines, first, last, gradient);
     }
 }
 

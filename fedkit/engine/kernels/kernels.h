@@ -5,8 +5,7 @@
  * leaves them out, and every gradient is 0 there.
  *
  * The batch is worked off in parts of a few tiles. Sums over a batch are made per part and merged
- * in the order of the parts, so that no result depends on who computed which part. A convolution
- * works a tile that is too large for a core's cache off in strips of rows.
+ * in the order of the parts, so that no result depends on who computed which part.
  *
  * Offsets are in floats. Pointers need no more alignment than a float.
  */
@@ -50,8 +49,8 @@ struct tap {
 };
 
 /* A linear map from padded planes to planes, the same for every pixel: one row of taps per output
- * channel. The slots are the pixels of a part, or of a strip of its only tile; two tables give
- * their origins in the input and their places in the output.
+ * channel. The slots are the pixels of a part; two tables give their origins in the input and
+ * their places in the output.
  * Sparse: row r has the taps first[r] .. first[r + 1]. Dense (first is NULL): every row has all
  * `taps`, with shared offsets, and `matrix` [rows][taps] holds the weights. */
 struct map {
@@ -65,8 +64,7 @@ struct map {
     int32_t rows;
     int32_t taps;
     int32_t from_step;        /* dense backward: from one row's weights to the next row's */
-    int32_t columns;          /* slots of one row */
-    int32_t row;              /* backward: the first row of the phase */
+    int32_t slots;            /* pixels of one tile */
 };
 
 /* Planes with a frame of zeros: [height][width][LANES], the pixels starting at (top, left). */
@@ -81,19 +79,15 @@ struct conv {
     const uint8_t *used_in;     /* [source channels]: some kept weight reads it */
     const uint8_t *used_out;    /* [target channels]: it has a kept weight, or a bias */
     const int32_t *full_offset; /* [full_taps]: a row's taps if none were pruned */
-    const int32_t *line_in;     /* [lines of a part or strip]: an output line's origin in padded inputs */
+    const int32_t *line_in;     /* [lines of a part]: origin of an output line in padded inputs */
     const int32_t *line_out;    /* the same run in padded gradients of the output */
     struct map forward;         /* from padded inputs */
     const struct map *backward; /* from padded gradients of the output; one per phase of stride */
     struct padding in, out;
     int32_t in_height, in_width, out_height, out_width;
-    int32_t lines_join;         /* whether all rows are one line, else each is one */
+    int32_t lines, line_length; /* lines of one tile, and pixels of a line */
     int32_t phases;
     int32_t tiles, tiles_per_part;
-    int32_t strip;              /* rows of the output that the padded planes and tables hold */
-    int32_t strip_backward;     /* and that are worked off at once backward; 1 to `strip` */
-    int32_t part_weights;       /* weights whose gradients a part sums by itself; 0: has one strip */
-    int32_t stride_y;           /* rows of the input between neighbouring outputs */
     int32_t groups;
     int32_t full_taps;          /* source channels / groups * kernel height * kernel width */
     int32_t stride;             /* floats between the inputs of neighbouring outputs */

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import EngineError
 from fedkit.engine.kernels import native
-from fedkit.engine.plan.conv import Convolution, Order, arranged, reads_plain, restored
+from fedkit.engine.plan.conv import Convolution, Order, arranged, restored
 from fedkit.engine.plan.geometry import Geometry, Taps, backward_taps, forward_taps
 from fedkit.engine.plan.structure import Norm, Plan
 from fedkit.sparse.bits import pack
@@ -147,11 +147,6 @@ class Layer:
     used_out: NDArray[np.uint8]
 
     @property
-    def kept(self) -> int:
-        """Kept weights of a layer that is not dense."""
-        return len(self.forward.tap)
-
-    @property
     def index_bytes(self) -> int:
         """Bytes that tell where the kept weights are."""
         taps = (self.forward, *self.backward)
@@ -237,19 +232,15 @@ class Network:
         plan: The model.
         masks: Which weights are kept.
         kernels: The kernels that will run it.
-        strips: Whether convolutions work large tiles off in strips, which takes less scratch, but
-            then they cannot write over what they read.
 
     Raises:
         EngineError: The masks do not fit the plan.
     """
 
-    def __init__(
-        self, plan: Plan, masks: Masks, kernels: native.Kernels, strips: bool = True
-    ) -> None:
+    def __init__(self, plan: Plan, masks: Masks, kernels: native.Kernels) -> None:
         check_masks(plan, masks)
         self.plan, self.kernels, self.masks = plan, kernels, masks
-        self.layers, self.parameters = layers_of(plan, masks, kernels.lanes, strips)
+        self.layers, self.parameters = layers_of(plan, masks, kernels.lanes)
         self.norms = {
             index: NormState(tensor.norm, tensor.shape[0])
             for index, tensor in enumerate(plan.tensors)
@@ -275,11 +266,9 @@ class Network:
         return sum(array.nbytes for array in known) + indices + sum(tables.values())
 
 
-def layers_of(
-    plan: Plan, masks: Masks, lanes: int, strips: bool = False
-) -> tuple[dict[int, Layer], Parameters]:
+def layers_of(plan: Plan, masks: Masks, lanes: int) -> tuple[dict[int, Layer], Parameters]:
     """Return the convolutions of a plan under masks, by their numbers, and room for all weights."""
-    found = dict(geometries(plan, lanes, strips))
+    found = dict(geometries(plan, lanes))
     orders = {
         geometry.op.weight: order
         for geometry in found.values()
@@ -299,16 +288,12 @@ def _arranged(masks: PackedMasks, orders: Mapping[str, Order]) -> PackedMasks:
     return PackedMasks({**masks.shapes, **shapes}, {**masks.bits, **bits})
 
 
-def geometries(plan: Plan, lanes: int, strips: bool = False) -> Iterator[tuple[int, Geometry]]:
-    """Yield the number of each convolution and its geometry in tiles of `lanes` examples.
-
-    `strips` are for what packs its inputs.
-    """
+def geometries(plan: Plan, lanes: int) -> Iterator[tuple[int, Geometry]]:
+    """Yield the number of each convolution and its geometry in tiles of `lanes` examples."""
     for number, op in enumerate(plan.ops):
         if isinstance(op, Convolution):
             source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
-            packs = strips and not reads_plain(plan, op)
-            yield number, _geometry(op, source, target, lanes, packs)
+            yield number, _geometry(op, source, target, lanes)
 
 
 # Tables of pixels depend on no mask, so that new masks need not make them anew.

@@ -129,7 +129,7 @@ void NAME(finish_gradient)(const struct tensor *t, int first, int last, float *s
         for (int c = 0; c < t->channels; c++) {
             const struct reading how = reading_of(t, c);
             const vec mean = vec_set1(t->mean ? t->mean[c] : 0.0f);
-            const float *x = plane_pixels(t, tile, c, 0, t->plane, scratch);
+            const float *x = plane_pixels(t, tile, c, scratch);
             float *g = t->gradient + plane_offset(t, tile, c);
             struct sums s = {vec_zero(), vec_zero(), vec_zero()};
             for (int i = 0; i < t->plane; i++, x += LANES, g += LANES) {

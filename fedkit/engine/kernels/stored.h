@@ -192,15 +192,14 @@ INLINE void stored_widen_run(const struct stored *s, int parts, const struct sto
     }
 }
 
-/* Values begin .. end - 1 of a plane, and some around them, into x [plane][LANES]. */
 INLINE void stored_widen_plane(const struct stored *s, int parts, const struct grid *grid, float *x,
-                               ptrdiff_t at, int bits, int begin, int end) {
+                               ptrdiff_t at, int bits) {
     const struct stored_vecs vecs = stored_vecs_of(grid);
-    const int values = s->tensor->plane * LANES, runs = values / STORED_RUN * STORED_RUN;
-    int k = begin < runs ? begin / STORED_RUN * STORED_RUN : begin;
-    for (; k < end && k < runs; k += STORED_RUN)
+    const int values = s->tensor->plane * LANES;
+    int k = 0;
+    for (; k + STORED_RUN <= values; k += STORED_RUN)
         stored_widen_run(s, parts, &vecs, x + k, at + k, bits, STORED_RUN);
-    for (; k < end; k += LANES) stored_widen_run(s, parts, &vecs, x + k, at + k, bits, LANES);
+    for (; k < values; k += LANES) stored_widen_run(s, parts, &vecs, x + k, at + k, bits, LANES);
 }
 
 INLINE void stored_narrow_of(const struct stored *s, int parts, int bits, int first, int last) {
@@ -217,39 +216,33 @@ INLINE void stored_narrow_of(const struct stored *s, int parts, int bits, int fi
     }
 }
 
-INLINE void stored_widen_bits(const struct stored *s, int bits, int tile, int channel, float *x,
-                              int begin, int end) {
+INLINE void stored_widen_bits(const struct stored *s, int bits, int tile, int channel, float *x) {
     const struct tensor *t = s->tensor;
     const struct grid *grid = &s->grids[(ptrdiff_t)tile * t->channels + channel];
     const ptrdiff_t at = plane_offset(t, tile, channel);
     const int parts = stored_parts_of(t);
     if (parts == 1)
-        stored_widen_plane(s, 1, grid, x, at, bits, begin, end);
+        stored_widen_plane(s, 1, grid, x, at, bits);
     else if (parts == 2)
-        stored_widen_plane(s, 2, grid, x, at, bits, begin, end);
+        stored_widen_plane(s, 2, grid, x, at, bits);
     else
-        stored_widen_plane(s, 3, grid, x, at, bits, begin, end);
+        stored_widen_plane(s, 3, grid, x, at, bits);
 }
 
-/* Write what the codes of pixels begin .. end - 1 of a plane stand for into x [plane][LANES], of
- * which pixels around them may be overwritten. */
-static void stored_pixels(const struct stored *s, int tile, int channel, float *x, int begin,
-                          int end) {
-    begin *= LANES, end *= LANES;
+/* Write what the codes of a plane stand for into x [plane][LANES]. */
+static void stored_plane(const struct stored *s, int tile, int channel, float *x) {
     if (s->bits == 16)
-        stored_widen_bits(s, 16, tile, channel, x, begin, end);
+        stored_widen_bits(s, 16, tile, channel, x);
     else if (s->bits == 8)
-        stored_widen_bits(s, 8, tile, channel, x, begin, end);
+        stored_widen_bits(s, 8, tile, channel, x);
     else
-        stored_widen_bits(s, 4, tile, channel, x, begin, end);
+        stored_widen_bits(s, 4, tile, channel, x);
 }
 
-/* A plane of a tensor, whose pixels begin .. end - 1 are read: made in `room` [plane][LANES] if it
- * is stored in few bits. */
-INLINE const float *plane_pixels(const struct tensor *t, int tile, int channel, int begin, int end,
-                                 float *room) {
+/* A plane of a tensor: made in `room` [plane][LANES] if it is stored in few bits. */
+INLINE const float *plane_pixels(const struct tensor *t, int tile, int channel, float *room) {
     if (t->stored == NULL) return t->x + plane_offset(t, tile, channel);
-    stored_pixels(t->stored, tile, channel, room, begin, end);
+    stored_plane(t->stored, tile, channel, room);
     return room;
 }
 
@@ -278,7 +271,7 @@ void NAME(widen)(const struct stored *s, int first, int last) {
     const struct tensor *t = s->tensor;
     for (int tile = first; tile < last; tile++)
         for (int c = 0; c < t->channels; c++)
-            stored_pixels(s, tile, c, t->x + plane_offset(t, tile, c), 0, t->plane);
+            stored_plane(s, tile, c, t->x + plane_offset(t, tile, c));
 }
 
 #endif

@@ -37,8 +37,7 @@ class CMap(ctypes.Structure):
         ("rows", c_int32),
         ("taps", c_int32),
         ("from_step", c_int32),
-        ("columns", c_int32),
-        ("row", c_int32),
+        ("slots", c_int32),
     )
 
 
@@ -63,14 +62,11 @@ class CConv(ctypes.Structure):
         ("in_width", c_int32),
         ("out_height", c_int32),
         ("out_width", c_int32),
-        ("lines_join", c_int32),
+        ("lines", c_int32),
+        ("line_length", c_int32),
         ("phases", c_int32),
         ("tiles", c_int32),
         ("tiles_per_part", c_int32),
-        ("strip", c_int32),
-        ("strip_backward", c_int32),
-        ("part_weights", c_int32),
-        ("stride_y", c_int32),
         ("groups", c_int32),
         ("full_taps", c_int32),
         ("stride", c_int32),
@@ -101,13 +97,13 @@ class FloatConv(FloatOp[Convolution]):
     @staticmethod
     def scratch_floats(network: Network, number: int, mode: Mode, stored: Container[int]) -> int:
         """See `FloatOp.scratch_floats`: what `part_of` of conv.h places."""
-        layer = network.layers[number]
-        geometry, tiles = layer.geometry, layer.geometry.tiles_per_part
+        geometry = network.layers[number].geometry
+        tiles = geometry.tiles_per_part
         channels = max(geometry.source[0], geometry.target[0])
         floats = tiles * geometry.tile_in + channels * _SUMS_FLOATS * geometry.lanes
         if mode != "train":
             return floats
-        floats += tiles * geometry.tile_out + _part_weights(layer) + geometry.target[0]
+        floats += tiles * geometry.tile_out
         if geometry.op.source in stored:
             floats += tiles * math.prod(geometry.source) * geometry.lanes
         if geometry.op.target in stored:
@@ -117,9 +113,7 @@ class FloatConv(FloatOp[Convolution]):
     @staticmethod
     def overwrites(network: Network, number: int) -> bool:
         """See `FloatOp.overwrites`: if all of a part is packed before results are written."""
-        geometry = network.layers[number].geometry
-        whole = geometry.strip == geometry.strip_backward == geometry.target[1]
-        return whole and not reads_plain(network.plan, geometry.op)
+        return not reads_plain(network.plan, network.layers[number].geometry.op)
 
     def resize(self, work: Workspace) -> None:
         """See `FloatOp.resize`."""
@@ -200,13 +194,6 @@ class FloatConv(FloatOp[Convolution]):
             yield room[: last - first]
 
 
-def _part_weights(layer: Layer) -> int:
-    geometry = layer.geometry
-    if geometry.strip_backward == geometry.target[1]:
-        return 0
-    return geometry.weights if layer.dense else layer.kept
-
-
 def conv_struct(layer: Layer, tensors: Tensors, parameters: Parameters) -> CConv:
     """Return the struct of a convolution, without its backward maps and what a mode decides."""
     geometry = layer.geometry
@@ -229,12 +216,9 @@ def conv_struct(layer: Layer, tensors: Tensors, parameters: Parameters) -> CConv
         in_width=geometry.source[2],
         out_height=geometry.target[1],
         out_width=geometry.target[2],
-        lines_join=geometry.lines_join,
+        lines=geometry.lines_per_tile,
+        line_length=geometry.line_length,
         tiles_per_part=geometry.tiles_per_part,
-        strip=geometry.strip,
-        strip_backward=geometry.strip_backward,
-        part_weights=_part_weights(layer),
-        stride_y=op.stride[0],
         groups=op.groups,
         full_taps=geometry.full_taps,
         stride=op.stride[1] * geometry.lanes,
@@ -256,7 +240,7 @@ def _forward_map(layer: Layer, values: Array) -> CMap:
         slot_out=pointer(geometry.slot_out),
         rows=geometry.target[0],
         taps=geometry.full_taps,
-        columns=geometry.target[2],
+        slots=geometry.target[1] * geometry.target[2],
     )
 
 
@@ -277,8 +261,7 @@ def backward_maps(layer: Layer, transposed: Floats) -> tuple[ctypes.Array[CMap],
             "slot_in": pointer(phase.slot_in),
             "slot_out": pointer(phase.slot_out),
             "rows": geometry.source[0],
-            "columns": phase.columns,
-            "row": phase.row,
+            "slots": phase.slots,
         }
         if not layer.dense:
             taps = layer.backward[number]

@@ -6,8 +6,7 @@ Nothing here depends on the batch, and only `taps` depends on the masks.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,9 +23,6 @@ TAP = np.dtype([("offset", np.int32), ("index", np.int32)])
 
 _PART_BYTES = 256 * 1024
 _PART_TILES = 16
-_STRIP_BYTES = 640 * 1024
-_STRIP_ROWS = 6  # fewer cost more for the rows around them than a cache gains
-_STRIP_SLOTS = 8  # that kernels work off at once
 
 
 @dataclass(frozen=True)
@@ -49,9 +45,7 @@ class Phase:
             output it contributed to in channel 0, int64 [t].
         slot_in: Origins of the pixels of a part, int32.
         slot_out: Their places in the input's gradient, int32.
-        slots: Pixels of one tile, or of one strip.
-        row: The first of the input's rows.
-        columns: Pixels of a row.
+        slots: Pixels of one tile.
     """
 
     taps: NDArray[np.int64]
@@ -59,30 +53,16 @@ class Phase:
     slot_in: Offsets
     slot_out: Offsets
     slots: int
-    row: int
-    columns: int
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """One convolution between tensors of fixed shapes.
-
-    Padded planes and tables are those of a part, or of one strip of rows of a tile that is too
-    large for a core's cache.
-
-    Attributes:
-        op: The convolution.
-        source: Shape of what it reads.
-        target: Shape of what it writes.
-        lanes: Examples of a tile.
-        strips: Whether a tile may be worked off in strips.
-    """
+    """One convolution between tensors of fixed shapes."""
 
     op: Convolution
     source: Shape
     target: Shape
     lanes: int
-    strips: bool = False
 
     # Sizes
 
@@ -104,36 +84,19 @@ class Geometry:
     @cached_property
     def padded_in(self) -> Padding:
         """Planes that the forward pass reads."""
-        y, x = self.op.padding
-        return Padding(y, x, self._rows_in(self.strip), self.source[2] + 2 * x)
-
-    def _rows_in(self, rows: int) -> int:
-        """Return the padded rows that a strip of `rows` rows of the output reads."""
-        if rows == self.target[1]:
-            return self.source[1] + 2 * self.op.padding[0]
-        return (rows - 1) * self.op.stride[0] + (self.op.kernel[0] - 1) * self.op.dilation[0] + 1
+        (_, height, width), (y, x) = self.source, self.op.padding
+        return Padding(y, x, height + 2 * y, width + 2 * x)
 
     @cached_property
     def padded_out(self) -> Padding:
         """Planes of the output's gradient that the backward pass reads."""
-        top, height = self._reach_rows(self.strip)
-        left, width = self._reach(1, self.source[2], self.target[2])
+        top, height = self._reach(0)
+        left, width = self._reach(1)
         return Padding(top, left, height, width)
 
-    def _reach_rows(self, rows: int) -> tuple[int, int]:
-        """Return the frame above a strip of `rows` rows of the output, and its padded rows."""
-        whole = rows == self.target[1]
-        return self._reach(0, self.source[1] if whole else rows * self.op.stride[0], rows)
-
-    def _reach(self, axis: int, size: int, outputs: int) -> tuple[int, int]:
-        """Return the frame before the first output, and the padded extent, along one axis.
-
-        Args:
-            axis: 0 for rows, 1 for columns.
-            size: Inputs whose gradients are wanted.
-            outputs: Outputs that give some.
-        """
-        stride = self.op.stride[axis]
+    def _reach(self, axis: int) -> tuple[int, int]:
+        """Return the frame before the first output, and the padded extent, along one axis."""
+        size, stride, outputs = self.source[1 + axis], self.op.stride[axis], self.target[1 + axis]
         first, last = 0, outputs - 1
         for pixel in range(min(stride, size)):
             reached = [shift for _, shift in self._reaching(axis, pixel)]
@@ -141,32 +104,6 @@ class Geometry:
             first = min([first, *reached])
             last = max([last, furthest, *(shift + furthest for shift in reached)])
         return -first, last - first + 1
-
-    @cached_property
-    def strip(self) -> int:
-        """Rows of the output whose padded inputs lie in a core's cache; all, if few rows do."""
-        return self._most_rows(lambda rows: self._strip_bytes(rows)[0])
-
-    @cached_property
-    def strip_backward(self) -> int:
-        """Those whose padded inputs and gradients do, at most `strip`."""
-        return min(self.strip, self._most_rows(lambda rows: sum(self._strip_bytes(rows))))
-
-    def _strip_bytes(self, rows: int) -> tuple[int, int]:
-        """Return the bytes of a strip's padded inputs and gradients."""
-        _, width = self._reach(1, self.source[2], self.target[2])
-        row_in = self.source[0] * (self.source[2] + 2 * self.op.padding[1])
-        rows_in, (_, rows_out) = self._rows_in(rows), self._reach_rows(rows)
-        pixel = 4 * self.lanes
-        return pixel * rows_in * row_in, pixel * rows_out * self.target[0] * width
-
-    def _most_rows(self, size: Callable[[int], int]) -> int:
-        height, width = self.target[1:]
-        if not self.strips or size(height) <= _STRIP_BYTES:
-            return height
-        rows = sum(size(rows) <= _STRIP_BYTES for rows in range(1, height))
-        rows -= rows % (_STRIP_SLOTS // math.gcd(_STRIP_SLOTS, width))
-        return rows if rows >= _STRIP_ROWS else height
 
     def _reaching(self, axis: int, pixel: int) -> Iterator[tuple[int, int]]:
         """Yield (kernel position, output it contributed to) for input `pixel` < stride."""
@@ -199,8 +136,6 @@ class Geometry:
     @cached_property
     def tiles_per_part(self) -> int:
         """Tiles that are worked off together: as many as stay in a core's cache."""
-        if self.strip < self.target[1]:
-            return 1
         most = _PART_BYTES // (4 * (self.tile_in + self.tile_out))
         return min(max(1, most), _PART_TILES)
 
@@ -218,29 +153,28 @@ class Geometry:
         """Origins of the outputs of a part in the padded inputs."""
         stride_y, stride_x = self.op.stride
         row = stride_y * self.padded_in.width
-        return self._pixels(self.tile_in, row, self.strip, self.target[2], stride_x)
+        return self._pixels(self.tile_in, row, *self.target[1:], stride_x)
 
     @cached_property
     def slot_out(self) -> Offsets:
         """Places of the outputs of a part in channel 0 of the target."""
         channels, height, width = self.target
         tile = channels * height * width * self.lanes
-        return self._pixels(tile, width, self.strip, width)
+        return self._pixels(tile, width, height, width)
 
     @property
     def line_length(self) -> int:
         """Outputs whose inputs and gradients both lie at constant steps: a row, or a plane."""
         _, height, width = self.target
-        return height * width if self.lines_join else width
+        return height * width if self._lines_join else width
 
     @property
     def lines_per_tile(self) -> int:
         """Lines of one tile."""
-        return 1 if self.lines_join else self.strip
+        return 1 if self._lines_join else self.target[1]
 
     @property
-    def lines_join(self) -> bool:
-        """Whether all rows are one line."""
+    def _lines_join(self) -> bool:
         steps = self.op.stride[0] * self.padded_in.width == self.op.stride[1] * self.target[2]
         return steps and self.padded_out.width == self.target[2]
 
@@ -267,8 +201,7 @@ class Geometry:
 
     def _phase(self, y: int, x: int) -> Phase:
         (channels, height, width), (stride_y, stride_x) = self.source, self.op.stride
-        most = height if self.strip == self.target[1] else self.strip * stride_y
-        rows, columns = -(-(most - y) // stride_y), -(-(width - x) // stride_x)
+        rows, columns = -(-(height - y) // stride_y), -(-(width - x) // stride_x)
         pad = self.padded_out
         reached = [
             (ky, kx, (dy + pad.top) * pad.width + dx + pad.left)
@@ -284,8 +217,6 @@ class Geometry:
             slot_in=self._pixels(self.tile_out, pad.width, rows, columns),
             slot_out=places + np.int32((y * width + x) * self.lanes),
             slots=rows * columns,
-            row=y,
-            columns=columns,
         )
 
     # Tables of weights

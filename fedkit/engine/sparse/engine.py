@@ -266,8 +266,7 @@ class SparseEngine(PlannedEngine):
         if self._network is None or not same_masks(self._network.masks, state.masks):
             self._programs.clear()
             self._network = None
-            strips = self.stored_bits == 32
-            self._network = Network(self.plan, state.masks, self.kernels, strips)
+            self._network = Network(self.plan, state.masks, self.kernels)
         key = mode, trained
         if key not in self._programs or self._programs[key].batch < batch:
             self._programs.clear()
