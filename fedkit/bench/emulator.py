@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 import struct
 import tempfile
 import threading
@@ -37,9 +36,6 @@ _FLOATING_POINT_ON = 3 << 20
 _INSTRUCTION = 4  # bytes
 
 _RETURN_INT = ("int_lanes", "int_rows")
-
-_FUNCTIONS: tuple[Callable[[float], float], ...] = (math.exp, math.log)
-"""What emulator_runtime.c asks for with `svc 0`, `svc 1`, ..."""
 
 
 def build(folder: Path, *options: str, sets: Sequence[str] = ("neon", "plain")) -> Path:
@@ -85,7 +81,6 @@ class Processor:
         self._core.mem_map(_STACK, _STACK_BYTES)
         self._core.reg_write(arm64.UC_ARM64_REG_CPACR_EL1, _FLOATING_POINT_ON)
         self._core.hook_add(unicorn.UC_HOOK_MEM_UNMAPPED, self._map)
-        self._core.hook_add(unicorn.UC_HOOK_INTR, self._serve)
 
     def _load(self, image: Path) -> dict[str, int]:
         """Copy the segments into memory and return the address of each symbol."""
@@ -108,13 +103,6 @@ class Processor:
                 readable = unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE
                 core.mem_map_ptr(chunk, _CHUNK, readable, ctypes.c_void_p(chunk))
         return True
-
-    def _serve(self, core: Any, number: int, data: object) -> None:
-        """Compute d0 = function(d0) for an `svc`, whose instruction holds the function's number."""
-        after = core.reg_read(arm64.UC_ARM64_REG_PC)
-        (instruction,) = struct.unpack("<I", core.mem_read(after - 4, 4))
-        function = _FUNCTIONS[instruction >> 5 & 0xFFFF]
-        core.reg_write(arm64.UC_ARM64_REG_D0, _bits("d", function(self._d0())))
 
     def _d0(self) -> float:
         bits = self._core.reg_read(arm64.UC_ARM64_REG_D0)

@@ -1,16 +1,5 @@
-/* What the kernels need of a C library, for an image that has none: emulator.py computes the
- * functions of <math.h> when it meets their `svc`. */
+/* What the kernels need of a C library, for an image that has none. */
 #include <stddef.h>
-
-#define BY_EMULATOR(name, number) \
-    double name(double x) { \
-        register double d0 __asm__("d0") = x; \
-        __asm__ volatile("svc " #number : "+w"(d0)); \
-        return d0; \
-    }
-
-BY_EMULATOR(exp, 0)
-BY_EMULATOR(log, 1)
 
 void *memset(void *to, int value, size_t count) {
     for (size_t i = 0; i < count; i++) ((unsigned char *)to)[i] = (unsigned char)value;

@@ -423,29 +423,39 @@ void NAME(conv_forward)(const struct conv *conv, int first, int last, float *scr
     }
 }
 
+/* Add to the gradients of kept weights and of the bias, where they are wanted; p->out is packed. */
+static void add_gradients(const struct conv *conv, const struct part *p, float *gradient,
+                          float *bias_gradient) {
+    if (gradient) pack_inputs(conv, p);
+    if (gradient && conv->forward.first)
+        weights_sparse(conv, p->in, p->out, p->lines, gradient);
+    else if (gradient)
+        weights_dense(conv, p->in, p->out, p->lines, 0, conv->target->channels, gradient);
+    if (bias_gradient) bias_gradients(conv, p->out, p->lines, bias_gradient);
+}
+
+/* Write or add to the source's gradient, and its sums where this finishes it; p->out is packed. */
+static void give_gradient(const struct conv *conv, const struct part *p, int number) {
+    const struct tensor *s = conv->source;
+    const int wanted = conv->finish && s->mean != NULL;
+    struct sink sink = sink_of(s, p, s->gradient, wanted, 0);
+    sink.accumulate = conv->accumulate;
+    sink.finish = conv->finish;
+    gather_backward(conv, p->out, p->tiles, &sink);
+    for (int c = 0; wanted && c < s->channels; c++)
+        store_sums(s->sums + 2 * ((ptrdiff_t)number * s->channels + c), &p->sums[c]);
+}
+
 /* Run the parts first .. last - 1 backward; the target's gradient is finished.
  * Adds to `gradient` (as conv->values, or NULL) and `bias_gradient` (or NULL), writes or adds to the
  * source's gradient if it has one, and its sums if this finishes it. */
 void NAME(conv_backward)(const struct conv *conv, int first, int last, float *scratch,
                          float *gradient, float *bias_gradient) {
-    struct tensor *s = conv->source;
     for (int number = first; number < last; number++) {
         const struct part p = part_of(conv, number, scratch);
         pack_outputs(conv, &p);
-        if (gradient) pack_inputs(conv, &p);
-        if (gradient && conv->forward.first)
-            weights_sparse(conv, p.in, p.out, p.lines, gradient);
-        else if (gradient)
-            weights_dense(conv, p.in, p.out, p.lines, 0, conv->target->channels, gradient);
-        if (bias_gradient) bias_gradients(conv, p.out, p.lines, bias_gradient);
-        if (s->gradient == NULL) continue;
-        int wanted = conv->finish && s->mean != NULL;
-        struct sink sink = sink_of(s, &p, s->gradient, wanted, 0);
-        sink.accumulate = conv->accumulate;
-        sink.finish = conv->finish;
-        gather_backward(conv, p.out, p.tiles, &sink);
-        for (int c = 0; wanted && c < s->channels; c++)
-            store_sums(s->sums + 2 * ((ptrdiff_t)number * s->channels + c), &p.sums[c]);
+        add_gradients(conv, &p, gradient, bias_gradient);
+        if (conv->source->gradient) give_gradient(conv, &p, number);
     }
 }
 
