@@ -47,12 +47,14 @@ class Trainer:
         arena_bytes: All memory that it needs beside the stack.
         values: Weights, of pruned layers only those kept.
         statistics: Names of the running statistics, in the order of `trainer_statistics`.
+        statistics_count: How many numbers these are.
     """
 
     files: Mapping[str, bytes]
     arena_bytes: int
     values: int
     statistics: tuple[str, ...]
+    statistics_count: int
 
 
 def emit(
@@ -90,7 +92,7 @@ def emit(
     }
     norms = (norm.norm for norm in program.network.norms.values())
     names = tuple(name for norm in norms for name in norm.stats)
-    return Trainer(files, size, len(program.gradient), names)
+    return Trainer(files, size, len(program.gradient), names, _statistics(program))
 
 
 def _check(plan: Plan, batch: int, stored_bits: int) -> None:
