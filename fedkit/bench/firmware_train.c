@@ -34,6 +34,6 @@ int bench_run(void) {
     }
     const int result = bench_step();
     memcpy(bench_out.values, trainer_values(), sizeof bench_out.values);
-    trainer_statistics(bench_out.statistics);
+    for (int i = 0; i < TRAINER_STATISTICS; i++) bench_out.statistics[i] = trainer_statistic(i);
     return result;
 }

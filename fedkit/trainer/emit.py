@@ -33,7 +33,7 @@ KERNELS = (
 )
 """Headers of the engine that every trainer has."""
 
-SOURCES = ("trainer.h", "parts.h", "run.h")
+SOURCES = ("trainer.h", "parts.h", "run.h", "link.h", "link.c", "host.c")
 
 _STATE_BYTES = 24 + max(BATCHES) * 9
 
@@ -46,7 +46,7 @@ class Trainer:
         files: Name -> content.
         arena_bytes: All memory that it needs beside the stack.
         values: Weights, of pruned layers only those kept.
-        statistics: Names of the running statistics, in the order of `trainer_statistics`.
+        statistics: Names of the running statistics, in the order of `trainer_statistic`.
         statistics_count: How many numbers these are.
     """
 

@@ -39,7 +39,7 @@ class TrainerFolder:
         stored_bits: Of what the backward pass reads again.
         arena_bytes: All memory that it needs beside the stack.
         values: Weights, of pruned layers only those kept.
-        statistics: Names of the running statistics, in the order of `trainer_statistics`.
+        statistics: Names of the running statistics, in the order of `trainer_statistic`.
         source_bytes: Of the sources.
     """
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -76,9 +77,9 @@ class Compiled:
         return self._library.trainer_step(*rates, ctypes.byref(loss)), loss.value
 
     def statistics(self) -> NDArray[np.float32]:
-        found = np.zeros(self._statistics, np.float32)
-        self._library.trainer_statistics(ctypes.c_void_p(found.ctypes.data))
-        return found
+        one = self._library.trainer_statistic
+        one.restype = ctypes.c_float
+        return np.array([one(i) for i in range(self._statistics)], np.float32)
 
 
 def check_equal(
@@ -141,3 +142,36 @@ def same_bits(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None
     differ = int((found.view(np.uint32) != expected.view(np.uint32)).sum())
     assert differ == 0, f"{differ} of {len(expected)} differ"
     assert found.shape == expected.shape
+
+
+def compile_host(trainer: Trainer, folder: Path, *flags: str) -> Path:
+    """Compile the program that stands in for a microcontroller; return it."""
+    write(trainer.files, folder)
+    sources = [str(folder / name) for name in ("host.c", "link.c", "trainer.c")]
+    program = folder / "host"
+    command = ["gcc", *STRICT, "-O1", *flags, *sources, "-lm", "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@contextmanager
+def running(program: Path, examples: Examples | None = None) -> Iterator[str]:
+    """Run it; yield the address of its link.
+
+    Args:
+        program: Of `compile_host`.
+        examples: Of its own.
+    """
+    command = [str(program), "0"]
+    if examples is not None:
+        file = program.with_name("examples.bin")
+        pairs = zip(examples.targets, examples.inputs, strict=True)
+        file.write_bytes(b"".join(np.int32(y).tobytes() + x.tobytes() for y, x in pairs))
+        command.append(str(file))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"socket://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()

@@ -223,9 +223,7 @@ class Network:
     ) -> None:
         check_masks(plan, masks)
         self.plan, self.kernels, self.masks = plan, kernels, masks
-        self.layers, self.parameters = layers_of(
-            plan, masks, kernels.lanes, part_tiles
-        )
+        self.layers, self.parameters = layers_of(plan, masks, kernels.lanes, part_tiles)
         self.norms = {
             index: NormState(tensor.norm, tensor.shape[0])
             for index, tensor in enumerate(plan.tensors)

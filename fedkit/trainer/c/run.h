@@ -22,6 +22,8 @@ void trainer_epoch(void) {
 
 float *trainer_values(void) { return VALUES; }
 
+float *trainer_input(void) { return INPUT; }
+
 enum trainer_result trainer_put(int place, const float *image, int label) {
     float *x = INPUT;
     if (place < 0 || place >= TRAINER_BATCH || label < 0 || label >= TRAINER_CLASSES)
@@ -45,9 +47,8 @@ static double *add_statistics(const struct norm *n, double *to) {
     return to + channels;
 }
 
-void trainer_statistics(float *to) {
-    for (int i = 0; i < TRAINER_STATISTICS; i++)
-        to[i] = (float)(STATISTICS[i] / (double)STATE->batches);
+float trainer_statistic(int number) {
+    return (float)(STATISTICS[number] / (double)STATE->batches);
 }
 
 enum trainer_result trainer_step(float rate, float momentum, float decay, double *loss) {

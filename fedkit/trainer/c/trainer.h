@@ -28,6 +28,10 @@ void trainer_begin(uint64_t seed);
 /* Begin the running statistics of norms anew: they are the mean over the batches of an epoch. */
 void trainer_epoch(void);
 
+/* Where the image of a batch of one lies. Who fills this needs no memory of his own for it, and
+ * gives it to trainer_put; a step overwrites it. */
+float *trainer_input(void);
+
 /* Give one example of the next batch: image [TRAINER_INPUTS], by channel, row and column. */
 enum trainer_result trainer_put(int place, const float *image, int label);
 
@@ -37,7 +41,8 @@ enum trainer_result trainer_step(float rate, float momentum, float decay, double
 /* Weights [TRAINER_VALUES], to be read and written between steps. */
 float *trainer_values(void);
 
-/* Write the running statistics [TRAINER_STATISTICS]: of each norm the means, then the variances. */
-void trainer_statistics(float *to);
+/* One of the running statistics, 0 .. TRAINER_STATISTICS - 1: of each norm the means of its channels,
+ * then the variances. NaN before the first step of an epoch. */
+float trainer_statistic(int number);
 
 #endif
