@@ -156,7 +156,7 @@ class RunConfig(BaseModel):
         description="devices send what they changed in 2 .. 8 bits per value (0: whole)",
     )
     epochs: int = Field(5, ge=1, description="local epochs per round")
-    batch_size: int = Field(64, ge=2, description="local batch size")
+    batch_size: int = Field(64, ge=1, description="local batch size")
     lr: float = Field(0.1, gt=0, description="learning rate of the first round")
     lr_final: float = Field(0.01, gt=0, description="learning rate of the last (cosine between)")
     momentum: float = Field(0.9, ge=0, lt=1, description="local momentum, fresh each round")

@@ -67,6 +67,7 @@ ROOMS = (
     "fedkit.engine",
     "fedkit.shiftquant",
     "fedkit.methods",
+    "fedkit.trainer",
     "fedkit.device",
     "fedkit.server",
     "fedkit.flower",

@@ -76,11 +76,36 @@ def build(
         BenchError: zig is not installed, or it fails; or the model has several outputs.
     """
     check_one_output(model)
-    mine = (f"-mcpu={target.compiler}", target.level, *flags)
     sources = [model.path / name for name in model.files if name.endswith(".c")]
     sources = [path for path in sources if path.name not in PROGRAMS] + [_HERE / firmware]
-    names = generic_names(name_of(model))
-    common = ("-target", _HEADERS[target.family], *_FLAGS, *mine, f"-I{model.path}", *names)
+    finding = (f"-I{model.path}", *generic_names(name_of(model)))
+    return build_sources(sources, target, folder, finding, flags)
+
+
+def build_sources(
+    sources: Sequence[Path],
+    target: Target,
+    folder: Path,
+    finding: Sequence[str],
+    flags: Sequence[str] = (),
+    hard_float: bool = False,
+) -> Image:
+    """Compile sources of C99 for a target, and link them without a C library.
+
+    Args:
+        sources: One of them has `int bench_run(void)`.
+        target: The processor.
+        folder: Where to put what is made.
+        finding: Flags that say where headers lie, or what names mean.
+        flags: For the compiler, besides the target's own.
+        hard_float: Compute with floats by the instructions of a Cortex-M that has them.
+
+    Raises:
+        BenchError: zig is not installed, or it fails.
+    """
+    hard = "hf" if hard_float else ""
+    mine = (f"-mcpu={target.compiler}", target.level, *flags)
+    common = ("-target", _HEADERS[target.family] + hard, *_FLAGS, *mine, *finding)
 
     def compiled(source: Path) -> str:
         made = str(folder / f"{source.stem}.o")
@@ -90,7 +115,7 @@ def build(
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, sources))
     script = ("-T", str(_HERE / "firmware.ld"), "-Wl,--entry=bench_run", "-Wl,--gc-sections")
-    bare = ("-target", _BARE[target.family], f"-mcpu={target.compiler}", *script)
+    bare = ("-target", _BARE[target.family] + hard, f"-mcpu={target.compiler}", *script)
     compile_c(*bare, *objects, "-o", str(folder / "model.elf"))
     return read_image(folder / "model.elf", " ".join(mine))
 

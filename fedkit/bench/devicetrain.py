@@ -1,4 +1,4 @@
-"""`fedkit bench devicetrain`: what a step of training costs a Cortex-A53, in emulated instructions.
+"""`fedkit bench devicetrain`: what a step of training costs a Cortex-A53, -M7 and -M4, emulated.
 
 ResNet-8 takes one step of SGD on a few random images, in float32 and in integers, by the kernels
 that a Raspberry Pi 3 would run (NEON), compiled by zig and executed by unicorn. What they give is
@@ -6,11 +6,17 @@ compared with this processor's own kernels before anything is counted: integers 
 floats nearly. Counted are the kernels' instructions, per image; the Python around them, pipelines
 and caches are not. `peak_bytes` is the memory of a step as `Program.memory` plans it, of the
 float32 engine.
+
+A Cortex-M runs the trainer that `fedkit export --target c99-train` writes, on batches of one image,
+with values stored in 8 bits. It takes two steps, of which all weights, statistics and losses must
+equal the engine's to the bit; the first is counted, all of it. `ram_bytes` are those of the linked
+program, `stack_bytes` come on top.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,6 +39,9 @@ _SEED = 0
 _BATCH = 8  # images side by side in the lanes of vectors
 _DENSITIES = (1.0, 0.1, 0.05, 0.01)
 _BITS = (32, 8, 4)
+_MICROCONTROLLERS = ("cortex-m7", "cortex-m4")
+_TRAINED = (("resnet8", _SHAPE), ("ds-cnn", (1, 49, 10)))
+_STORED_BITS = 8
 _OPTIONS = ("-O3", "-mcpu=cortex_a53")
 _NEARLY = 1e-3  # of a weight: sums of float32 in another order
 
@@ -63,6 +72,7 @@ def bench_devicetrain(quick: bool) -> dict[str, Any]:
         for row in (dense, *others):
             ratio = round(dense["instructions"] / row["instructions"], 2)
             rows.append({**row, "ratio_dense": ratio})
+    rows += _microcontrollers(quick)
     return {"benchmark": "devicetrain", "seed": _SEED, "rows": rows}
 
 
@@ -88,6 +98,66 @@ def _row(plan: Plan, state: ModelState, batch: Examples, bits: int) -> dict[str,
     }
 
 
+def _microcontrollers(quick: bool) -> list[dict[str, Any]]:
+    models = _TRAINED[:1] if quick else _TRAINED
+    densities = _DENSITIES[2:3] if quick else _DENSITIES[1:]
+    return [
+        _microcontroller_row(name, shape, density, target)
+        for name, shape in models
+        for density in densities
+        for target in _MICROCONTROLLERS
+    ]
+
+
+def _microcontroller_row(
+    name: str, shape: tuple[int, ...], density: float, target: str
+) -> dict[str, Any]:
+    """Check two steps of a trainer in C, and count the first."""
+    reference = TorchEngine(
+        seeded(lambda: build_model(name, shape, _CLASSES), _SEED), cross_entropy
+    )
+    state = randomly_pruned(reference.initial_state(), density)
+    plan = capture(reference.module(reference.initial_state()), shape)
+    how = LocalTraining(1, 1, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    run = _emulated_trainer()(plan, state, random_batch(2, shape), how, _STORED_BITS, target)
+    if run.differing:
+        raise BenchError(
+            f"the trainer in C gives {run.differing} of {run.compared} numbers of {name} "
+            f"differently on {target}; no figure is given. `pytest tests/trainer` finds where"
+        )
+    return {
+        "target": target,
+        "model": name,
+        "density": round(state.density, 4),
+        "bits": 32,
+        "stored_bits": _STORED_BITS,
+        "batch": 1,
+        "instructions": run.instructions,
+        "ram_bytes": run.ram_bytes,
+        "stack_bytes": run.stack_bytes,
+        "flash_bytes": run.flash_bytes,
+        "compared": run.compared,
+        "differing": run.differing,
+    }
+
+
+def _emulated_trainer() -> Callable[..., Any]:
+    with _needing_bench():
+        from fedkit.bench.microcontroller import compare
+
+        return compare
+
+
+@contextmanager
+def _needing_bench() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise BenchError(
+            f"{error.name} is not installed; run `pip install 'fedkit[bench]'`"
+        ) from error
+
+
 def _peak_bytes(engine: _Engine, state: ModelState, batch: Examples) -> int | None:
     if isinstance(engine, IntegerEngine):
         return None  # not planned in advance
@@ -96,12 +166,8 @@ def _peak_bytes(engine: _Engine, state: ModelState, batch: Examples) -> int | No
 
 def _emulated() -> tuple[Any, Any]:
     """Return a core and its kernels."""
-    try:
+    with _needing_bench():
         from fedkit.bench.emulator import EmulatedKernels, processor
-    except ModuleNotFoundError as error:
-        raise BenchError(
-            f"{error.name} is not installed; run `pip install 'fedkit[bench]'`"
-        ) from error
     core = processor(*_OPTIONS)
     return core, EmulatedKernels(core, "neon")
 
@@ -136,5 +202,24 @@ def table(result: Mapping[str, Any]) -> list[str]:
         f"| {row['instructions']:,} | {markdown.times(row['ratio_dense'])} "
         f"| {markdown.kb(row['peak_bytes']) if row['peak_bytes'] else ''} |"
         for row in result["rows"]
+        if "ram_bytes" not in row
     )
-    return markdown.table(head, rows)
+    return [*markdown.table(head, rows), *_microcontroller_table(result)]
+
+
+def _microcontroller_table(result: Mapping[str, Any]) -> list[str]:
+    found = [row for row in result["rows"] if "ram_bytes" in row]
+    if not found:
+        return []
+    head = (
+        "| target | model | density | stored bits | instructions per image | RAM | stack | flash "
+        "| numbers that differ |"
+    )
+    rows = (
+        f"| {row['target']} | {row['model']} | {row['density']:.0%} | {row['stored_bits']} "
+        f"| {row['instructions']:,} | {markdown.kb(row['ram_bytes'])} "
+        f"| {markdown.kb(row['stack_bytes'])} | {markdown.kb(row['flash_bytes'])} "
+        f"| {row['differing']} of {row['compared']:,} |"
+        for row in found
+    )
+    return ["", *markdown.table(head, rows)]

@@ -146,7 +146,10 @@ def run(
 def export_run(
     run: RunPath,
     target: Annotated[
-        str, typer.Option(help=f"some of {', '.join(NAMES)}, with commas between")
+        str,
+        typer.Option(
+            help=f"some of {', '.join(NAMES)}, with commas between; or c99-train, which trains"
+        ),
     ] = "tflite",
     bits: Annotated[int, typer.Option(help="of the weights: 8, 6 or 4")] = 8,
     scales: Annotated[str, typer.Option(help="float, or pow2: rescale by shifts alone")] = "float",
@@ -161,6 +164,14 @@ def export_run(
         int | None,
         typer.Option(help="whose model: of a simulation whose devices keep tensors (--local)"),
     ] = None,
+    batch: Annotated[int, typer.Option(help="c99-train: examples of a step, 1, 2, 4 or 8")] = 1,
+    stored_bits: Annotated[
+        int | None,
+        typer.Option(help="c99-train: 32, 16, 8 or 4, of stored values (default: the run's)"),
+    ] = None,
+    ram: Annotated[
+        int | None, typer.Option(metavar="BYTES", help="c99-train: most memory beside the stack")
+    ] = None,
     rewrites: Rewrites = "",
     accept_error: AcceptError = False,
     trusted: Trust = False,
@@ -171,9 +182,13 @@ def export_run(
 
     Example: `fedkit export runs/NAME --target onnx,c99 --bits 8`
     """
-    from fedkit.cli import export, tables, trust
+    from fedkit.cli import export, tables, training, trust
 
     trust.check_run(run, trusted, _say)
+    if training.is_asked(_targets(target)):
+        made = training.export_run(run, batch, stored_bits, ram, log)
+        _print(made, as_json, tables.trainer_table)
+        return
     options = bits, scales, goal, lanes, name, accept_error, device
     form = export.Form(_targets(target), *options, _names(rewrites))  # type: ignore[arg-type]
     _print(export.export_run(run, form, log), as_json, tables.artifacts_table)

@@ -90,6 +90,17 @@ def artifacts_table(made: Mapping[str, Any]) -> Group:
     return Group(*map(artifact_table, made["artifacts"]))
 
 
+def trainer_table(made: Mapping[str, Any]) -> Table:
+    """Return what a trainer for a microcontroller needs."""
+    table = _table(f"{made['artifact']}: trains {made['density']:.2%} of the weights")
+    table.add_row("memory beside the stack", f"{made['ram_bytes']:,} bytes")
+    table.add_row("weights that move", f"{made['values']:,}")
+    table.add_row("examples of a step", f"{made['batch']}")
+    table.add_row("bits of a stored value", f"{made['stored_bits']}")
+    table.add_row("sources", size(made["source_bytes"]))
+    return table
+
+
 def _artifact_rows(table: Table, measured: Mapping[str, Any]) -> None:
     table.add_row("test examples", f"{measured['test_examples']}")
     table.add_row("artifact", f"{measured['artifact']} ({size(measured['artifact_bytes'])})")

@@ -57,6 +57,12 @@ def device_command(folder: Path, device: DeviceFile) -> list[str]:
         node["plan"] = device.plan
     if device.task:
         node["task"] = device.task
+    if device.trainer:
+        node |= {
+            "trainer": device.trainer,
+            "microcontroller": device.microcontroller,
+            "baud": device.baud,
+        }
     command = [
         *_module("fedkit.flower.supernode"),
         *(["--fedkit-app", device.app] if device.app else []), "--superlink", device.superlink,

@@ -121,6 +121,10 @@ class DeviceFile:
         port: TCP port on this device's loopback for Flower's own use; 0 takes a free one.
         app: SHA-256 of a Flower app that this device runs beside the one of its own fedkit.
         task: Task whose data it holds; it takes part in no run of another one. "" is not asked.
+        trainer: Folder of `fedkit export --target c99-train`, if this is the gateway of a
+            microcontroller that runs it.
+        microcontroller: Where that is: /dev/ttyACM0, or socket://HOST:PORT.
+        baud: Of a serial port.
     """
 
     superlink: str
@@ -131,6 +135,9 @@ class DeviceFile:
     port: int = 0
     app: str = ""
     task: str = ""
+    trainer: str = ""
+    microcontroller: str = ""
+    baud: int = 115200
 
 
 def make_fleet(
@@ -281,11 +288,16 @@ def open_device(path: Path) -> DeviceFile:
             f"{file}: app is {found.app!r}; it must be the SHA-256 of a .fab in hexadecimal, or "
             "empty: the app of this fedkit runs in any case"
         )
-    for key in ("data", "plan", "task"):
+    for key in ("data", "plan", "task", "trainer", "microcontroller"):
         if not getattr(found, key).isprintable():
             raise FleetError(
                 f"{file}: {key} is {getattr(found, key)!r}; it must be of printable characters"
             )
+    if bool(found.trainer) != bool(found.microcontroller):
+        raise FleetError(
+            f"{file}: trainer is {found.trainer!r} and microcontroller {found.microcontroller!r}; "
+            "a gateway needs both, and any other device neither"
+        )
     return found
 
 

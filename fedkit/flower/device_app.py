@@ -12,6 +12,10 @@ trusted (Flower's manual has the flags for TLS):
   (`fedkit.device.data.load_examples`).
 - `device`: index of this device in the fleet, from 0; no two may be equal.
 - `task`: name of the task whose data these are; the device takes part in no run of another one.
+- `trainer`: folder of `fedkit export RUN --target c99-train`, where a microcontroller trains and
+  this device is its gateway. It brings the plan.
+- `microcontroller`: where that is, as /dev/ttyACM0 or socket://HOST:PORT; `baud` of a serial port,
+  else 115200. With data="microcontroller" it trains on examples of its own.
 - `state`: folder for what this device remembers of runs, so that a restart loses nothing; without
   it, a SuperNode remembers for as long as it lives.
 
@@ -73,18 +77,65 @@ def device_from_context(context: Context) -> Device:
             "engine is 'torch', but this device computes from a plan, with the sparse engine; set "
             "engine to sparse or auto, or give the node no plan"
         )
-    index = _index(node, config.devices)
-    return _make_device(plan, _text(node, "data"), index, config, expected)
+    index, data = _index(node, config.devices), _text(node, "data")
+    if "trainer" in node:
+        line = _text(node, "microcontroller"), _baud(node)
+        return _make_gateway(_text(node, "trainer"), line, data, index, config, expected)
+    return _make_device(plan, data, index, config, expected)
+
+
+@functools.lru_cache(maxsize=1)
+def _make_gateway(
+    folder: str, line: tuple[str, int], data: str, index: int, config: RunConfig, expected: str
+) -> Device:
+    """Return a device whose training steps a microcontroller makes."""
+    from fedkit.trainer.engine import LinkedEngine, OwnExamplesEngine
+    from fedkit.trainer.folder import load_trainer
+    from fedkit.trainer.link import Link
+
+    trainer = load_trainer(Path(folder))
+    if expected:
+        Expected.parse(expected).check_plan(plan_digest(trainer.plan))
+    if config.precision != "fp32":
+        raise ConfigError(
+            f"precision is {config.precision!r}, and a microcontroller trains in float32; leave "
+            "precision at fp32"
+        )
+    if data == _OWN_DATA:
+        if config.validation_share:
+            raise ConfigError(
+                "validation_share is set, and the examples lie on the microcontroller, which "
+                "measures nothing; leave it at 0, or give the gateway data"
+            )
+        own = OwnExamplesEngine(trainer, Link(*line))
+        return device_of(index, _first(own.examples, config), own, config)
+    examples, plan = _examples(data, config, expected), trainer.plan
+    shape, outputs = plan.tensors[0].shape, plan.output_shape
+    check_trainable(examples, shape, plan.loss, outputs, config.single_class)
+    return device_of(index, examples, LinkedEngine(trainer, Link(*line)), config)
+
+
+_OWN_DATA = "microcontroller"
+"""Data of a device whose microcontroller has the examples."""
+
+
+def _examples(data: str, config: RunConfig, expected: str) -> Examples:
+    examples = load_examples(data)
+    if expected:
+        Expected.parse(expected).check(examples)
+    return _first(examples, config)
+
+
+def _first(examples: Examples, config: RunConfig) -> Examples:
+    """Return as many examples as a device of the run is to have."""
+    if not config.examples_per_device:
+        return examples
+    return examples.take(np.arange(min(config.examples_per_device, len(examples))))
 
 
 @functools.lru_cache(maxsize=1)
 def _make_device(plan_path: str, data: str, index: int, config: RunConfig, expected: str) -> Device:
-    examples = load_examples(data)
-    if expected:
-        Expected.parse(expected).check(examples)
-    if config.examples_per_device:
-        first = np.arange(min(config.examples_per_device, len(examples)))
-        examples = examples.take(first)
+    examples = _examples(data, config, expected)
     if not plan_path:
         return device_of(index, examples, _engine_of_task(config, examples), config)
     return_large_blocks()
@@ -132,6 +183,13 @@ def _index(node: Mapping[str, Any], devices: int) -> int:
             f"device of the node config is {found!r}; it must be a whole number in 0 .. "
             f"{devices - 1}, since the run has devices={devices}"
         )
+    return found
+
+
+def _baud(node: Mapping[str, Any]) -> int:
+    found = node.get("baud", 115200)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise ConfigError(f"baud of the node config is {found!r}; it must be a whole number")
     return found
 
 

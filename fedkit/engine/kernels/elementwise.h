@@ -4,10 +4,11 @@
 
 #include <string.h>
 
+#include "exponent.h"
 #include "tensor.h"
 
 /* Copy examples inputs [..][elements], picked by order [count], into x as tiles. Lanes beyond them
- * repeat a tile's first example: whatever the statistics of a batch, norms scale these no further
+ * repeat a tile's examples in turn: whatever the statistics of a batch, norms scale these no further
  * than the others, so that no infinity arises that times a gradient of 0 would be NaN. */
 void NAME(load_examples)(const float *inputs, const int64_t *order, int64_t count,
                          int64_t elements, float *x) {
@@ -15,7 +16,7 @@ void NAME(load_examples)(const float *inputs, const int64_t *order, int64_t coun
         const float *from[LANES];
         int lanes = count - begin < LANES ? (int)(count - begin) : LANES;
         for (int i = 0; i < LANES; i++)
-            from[i] = inputs + order[begin + (i < lanes ? i : 0)] * elements;
+            from[i] = inputs + order[begin + i % lanes] * elements;
         for (int64_t e = 0; e < elements; e++, x += LANES)
             for (int i = 0; i < LANES; i++) x[i] = from[i][e];
     }
@@ -200,12 +201,12 @@ static double example_loss(const struct tensor *t, int tile, int lane, int64_t t
         double value = logit(t, tile, lane, c);
         if (!(value <= most)) most = value; /* a NaN stays */
     }
-    for (int c = 0; c < t->channels; c++) sum += exp(logit(t, tile, lane, c) - most);
+    for (int c = 0; c < t->channels; c++) sum += exponential(logit(t, tile, lane, c) - most);
     for (int c = 0; t->gradient && c < t->channels; c++) {
-        double p = exp(logit(t, tile, lane, c) - most) / sum;
+        double p = exponential(logit(t, tile, lane, c) - most) / sum;
         t->gradient[plane_offset(t, tile, c) + lane] = (float)((p - (c == target)) * share);
     }
-    return log(sum) + most - logit(t, tile, lane, (int)target);
+    return logarithm(sum) + most - logit(t, tile, lane, (int)target);
 }
 
 /* Mean softmax cross-entropy of logits [examples][channels]; targets [examples], in range. */

@@ -73,7 +73,7 @@ struct padding {
 };
 
 struct conv {
-    struct tensor *source, *target;
+    const struct tensor *source, *target;
     const float *values;        /* the layer's weights, kept ones only unless it runs dense */
     const float *bias;          /* [target channels] or NULL */
     const uint8_t *used_in;     /* [source channels]: some kept weight reads it */
@@ -99,7 +99,7 @@ struct conv {
 
 /* A norm and its tensor. Arrays are [channels]. */
 struct norm {
-    struct tensor *tensor;
+    const struct tensor *tensor;
     const float *weight, *bias;            /* NULL: 1, 0 */
     float *weight_gradient, *bias_gradient;
     float *scale, *shift, *mean, *a, *b, *c;
@@ -112,7 +112,7 @@ struct norm {
 
 /* A layer norm. Parameters and their gradients are [elements of an example]. */
 struct layer {
-    struct tensor *source, *target;
+    const struct tensor *source, *target;
     const float *weight, *bias;            /* NULL: 1, 0 */
     float *weight_gradient, *bias_gradient;
     float *mean, *inverse;                 /* [tiles][groups][LANES]: 1 / deviation */
@@ -130,7 +130,7 @@ struct windows {
 };
 
 struct pool {
-    struct tensor *source, *target;
+    const struct tensor *source, *target;
     struct windows windows;
     float share;                           /* by which a sum over the whole kernel is multiplied */
     int32_t maximum;                       /* else that */
@@ -218,7 +218,7 @@ struct grid {
 
 /* A tensor's values in few bits. */
 struct stored {
-    struct tensor *tensor;
+    const struct tensor *tensor;
     void *codes;                           /* `bits` each, as the values lie */
     struct grid *grids;                    /* [tiles][channels] */
     int32_t bits;                          /* 16, 8 or 4 */

@@ -232,15 +232,22 @@ class Network:
         plan: The model.
         masks: Which weights are kept.
         kernels: The kernels that will run it.
+        part_tiles: Most tiles that convolutions work off together; None: what suits a cache.
 
     Raises:
         EngineError: The masks do not fit the plan.
     """
 
-    def __init__(self, plan: Plan, masks: Masks, kernels: native.Kernels) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        masks: Masks,
+        kernels: native.Kernels,
+        part_tiles: int | None = None,
+    ) -> None:
         check_masks(plan, masks)
         self.plan, self.kernels, self.masks = plan, kernels, masks
-        self.layers, self.parameters = layers_of(plan, masks, kernels.lanes)
+        self.layers, self.parameters = layers_of(plan, masks, kernels.lanes, part_tiles)
         self.norms = {
             index: NormState(tensor.norm, tensor.shape[0])
             for index, tensor in enumerate(plan.tensors)
@@ -266,9 +273,11 @@ class Network:
         return sum(array.nbytes for array in known) + indices + sum(tables.values())
 
 
-def layers_of(plan: Plan, masks: Masks, lanes: int) -> tuple[dict[int, Layer], Parameters]:
+def layers_of(
+    plan: Plan, masks: Masks, lanes: int, part_tiles: int | None = None
+) -> tuple[dict[int, Layer], Parameters]:
     """Return the convolutions of a plan under masks, by their numbers, and room for all weights."""
-    found = dict(geometries(plan, lanes))
+    found = dict(geometries(plan, lanes, part_tiles))
     orders = {
         geometry.op.weight: order
         for geometry in found.values()
@@ -288,12 +297,14 @@ def _arranged(masks: PackedMasks, orders: Mapping[str, Order]) -> PackedMasks:
     return PackedMasks({**masks.shapes, **shapes}, {**masks.bits, **bits})
 
 
-def geometries(plan: Plan, lanes: int) -> Iterator[tuple[int, Geometry]]:
+def geometries(
+    plan: Plan, lanes: int, part_tiles: int | None = None
+) -> Iterator[tuple[int, Geometry]]:
     """Yield the number of each convolution and its geometry in tiles of `lanes` examples."""
     for number, op in enumerate(plan.ops):
         if isinstance(op, Convolution):
             source, target = plan.tensors[op.source].shape, plan.tensors[op.target].shape
-            yield number, _geometry(op, source, target, lanes)
+            yield number, _geometry(op, source, target, lanes, part_tiles)
 
 
 # Tables of pixels depend on no mask, so that new masks need not make them anew.

@@ -133,7 +133,12 @@ INLINE vec vec_power_of_two(vec rounded) {
 #else /* plain C99 */
 
 #define NAME(function) function##_plain
+/* A trainer for a microcontroller holds 1, 2, 4 or 8 examples at a time: c99-train/step.h. */
+#if defined(FEDKIT_LANES)
+#define LANES FEDKIT_LANES
+#else
 #define LANES 8
+#endif
 #define SLOTS 8
 #define PX 3
 #define ROWS 4

@@ -92,7 +92,7 @@ INLINE void place_loss(const struct tensor *t, const int64_t *targets, int tile,
         const struct reading how = reading_of(t, c);
         float read[LANES];
         vec_store(read, read_value(&how, vec_load(t->x + at)));
-        losses[lane] += (double)most[lane] - log((double)part[lane]) - (double)read[lane];
+        losses[lane] += (double)most[lane] - logarithm((double)part[lane]) - (double)read[lane];
         if (t->gradient) t->gradient[at + lane] -= (float)share;
     }
 }

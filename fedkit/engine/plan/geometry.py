@@ -57,12 +57,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Geometry:
-    """One convolution between tensors of fixed shapes."""
+    """One convolution between tensors of fixed shapes; parts have at most `part_tiles` tiles."""
 
     op: Convolution
     source: Shape
     target: Shape
     lanes: int
+    part_tiles: int | None = None
 
     # Sizes
 
@@ -137,7 +138,7 @@ class Geometry:
     def tiles_per_part(self) -> int:
         """Tiles that are worked off together: as many as stay in a core's cache."""
         most = _PART_BYTES // (4 * (self.tile_in + self.tile_out))
-        return min(max(1, most), _PART_TILES)
+        return min(max(1, most), self.part_tiles or _PART_TILES)
 
     # Tables of pixels
 

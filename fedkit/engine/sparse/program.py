@@ -162,7 +162,7 @@ class SparseProgram:
 
     def _allocate(self) -> None:
         tiles = self.most_tiles
-        self._places, self._tensor_floats = place(self.plan, self.schedule, self._size)
+        self._places, self._tensor_floats = self._placed()
         scratch = _line(self._scratch_floats())
         # One block: large enough, it lies in huge pages, which the scratch needs most.
         self._arena = _aligned(self._tensor_floats + self.threads * scratch)
@@ -180,6 +180,10 @@ class SparseProgram:
         self.transposed = np.empty(dense, np.float32)
         channels = max(tensor.shape[0] for tensor in self.plan.tensors)
         self._sums = np.zeros((tiles, channels, 2), np.float64)
+
+    def _placed(self) -> tuple[dict[Key, int], int]:
+        """Return where each tensor lies in the arena, and what all need, in float32."""
+        return place(self.plan, self.schedule, self._size)
 
     def _scratch_floats(self) -> int:
         """Return room for the neediest op, and for a plane of what is stored in few bits."""

@@ -1,0 +1,282 @@
+"""When a trainer in C needs which memory, and where it lies in one arena.
+
+The schedule is the engine's, with the backward pass of a convolution in three parts: what one
+part needed, the next may overwrite. So the peak is lower than the engine's, which gives every
+convolution room for all its parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fedkit.engine.kernels.network import Layer
+from fedkit.engine.plan.conv import Convolution, reads_plain
+from fedkit.engine.plan.execution import (
+    Backward,
+    Finish,
+    Forward,
+    Key,
+    Narrow,
+    Schedule,
+    Step,
+    Widen,
+)
+from fedkit.engine.plan.execution import touched as touched_by_engine
+from fedkit.engine.plan.structure import Plan
+
+ALIGNMENT = 8
+"""Of everything in the arena, in bytes: that of a double."""
+
+_FLOAT = 4
+_ATTEMPTS = 20_000  # divided by the number of storages, which each takes time
+_VECTORS_OF_SUMS = 3  # struct sums of tensor.h
+_PARTS_OF_RANGE = {"none": 1, "relu": 2, "relu6": 3}  # stored_parts_of of stored.h
+
+
+@dataclass(frozen=True)
+class Part(Backward):
+    """One part of a convolution's backward pass.
+
+    Attributes:
+        part: "take" packs the gradient of the target, "add" adds to the gradients of the weights,
+            "give" computes the gradient of the source.
+    """
+
+    part: Literal["take", "add", "give"]
+
+
+def in_parts(plan: Plan, schedule: Schedule, narrow: frozenset[int]) -> Schedule:
+    """Return a training schedule with convolutions in parts, and some tensors in few bits.
+
+    Args:
+        plan: The model.
+        schedule: The engine's, of float32.
+        narrow: What is stored in few bits between the passes.
+    """
+    steps = [part for step in schedule.steps for part in _parts(plan, step)]
+    last, first = dict[int, int](), dict[int, int]()
+    for moment, step in enumerate(steps):
+        for kind, tensor in touched(plan, step):
+            if kind == "x" and isinstance(step, Forward):
+                last[tensor] = moment
+            elif kind == "x":
+                first.setdefault(tensor, moment)
+    stored = narrow & frozenset(first) & frozenset(last)
+    made = list[Step]()
+    for moment, step in enumerate(steps):
+        made += [Widen(tensor) for tensor in sorted(stored) if first[tensor] == moment]
+        made.append(step)
+        made += [Narrow(tensor) for tensor in sorted(stored) if last[tensor] == moment]
+    return Schedule(tuple(made), schedule.owner, stored, widened=stored)
+
+
+def _parts(plan: Plan, step: Step) -> Iterator[Step]:
+    if not isinstance(step, Backward) or not isinstance(plan.ops[step.op], Convolution):
+        yield step
+        return
+    yield Part(step.op, (), "take")
+    yield Part(step.op, (), "add")
+    if step.contributions:
+        yield Part(step.op, step.contributions, "give")
+
+
+def touched(plan: Plan, step: Step) -> list[Key]:
+    """Return what a step reads or writes; see `Key`.
+
+    Besides, by the number of an op,
+
+    - ("scratch", op): the padded inputs of a convolution, and its sums, in the forward pass
+    - ("in", op), ("out", op): its padded inputs and gradients in the backward pass
+    - ("sums", op): sums of the gradient that it finishes
+    - ("turned", op): its weights in the order of the backward pass, if it runs dense
+
+    and ("chain", tensor): how a gradient passes the norm of a tensor.
+    """
+    if isinstance(step, Part):
+        return _touched_by_part(plan, step)
+    keys = touched_by_engine(plan, step)
+    if isinstance(step, Forward) and isinstance(plan.ops[step.op], Convolution):
+        keys.append(("scratch", step.op))
+    if isinstance(step, Finish):
+        keys += _chains(plan, step.tensor)
+    if isinstance(step, Backward):
+        finished = (given.tensor for given in step.contributions if given.finish)
+        keys += _chains(plan, plan.ops[step.op].target, *finished)
+    return keys
+
+
+def _touched_by_part(plan: Plan, step: Part) -> list[Key]:
+    op, out = plan.ops[step.op], ("out", step.op)
+    (source,) = op.sources
+    if step.part == "take":
+        normed = _chains(plan, op.target)
+        return [("g", op.target), out, *normed, *([("x", op.target)] if normed else [])]
+    if step.part == "add":
+        return [("x", source), ("in", step.op), out]
+    (given,) = step.contributions
+    read: list[Key] = [("x", source), *_chains(plan, source)] if given.finish else []
+    return [out, ("g", source), ("sums", step.op), ("turned", step.op), *read]
+
+
+def _chains(plan: Plan, *tensors: int) -> list[Key]:
+    return [("chain", each) for each in tensors if plan.tensors[each].norm is not None]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of everything that has to be placed.
+
+    Attributes:
+        plan: The model.
+        layers: Its convolutions, by the numbers of their ops.
+        lanes: Examples of a step.
+        bits: Of a stored value.
+    """
+
+    plan: Plan
+    layers: dict[int, Layer]
+    lanes: int
+    bits: int
+
+    def __call__(self, key: Key) -> int:
+        """Return the bytes of one key of `touched`."""
+        kind, number = key
+        if kind in ("x", "g", "wide", "code", "chain"):
+            size = self._of_tensor(kind, number)
+        else:
+            size = _FLOAT * self._of_layer(kind, self.layers[number])
+        return _aligned(size)
+
+    def _of_tensor(self, kind: str, number: int) -> int:
+        tensor = self.plan.tensors[number]
+        channels, height, width = tensor.shape
+        plane = height * width * self.lanes
+        if kind == "chain":
+            return 3 * _FLOAT * channels
+        if kind == "code":
+            ranges = 2 * _FLOAT * _PARTS_OF_RANGE[tensor.activation]
+            return channels * (ranges + math.ceil(plane * self.bits / 8))
+        return _FLOAT * channels * plane
+
+    def _of_layer(self, kind: str, layer: Layer) -> int:
+        geometry = layer.geometry
+        most = max(geometry.source[0], geometry.target[0])
+        inputs = 0 if reads_plain(self.plan, geometry.op) else geometry.tile_in
+        return {
+            "scratch": inputs + most * _VECTORS_OF_SUMS * self.lanes,
+            "in": inputs,
+            "out": geometry.tile_out,
+            "sums": geometry.source[0] * _VECTORS_OF_SUMS * self.lanes,
+            "turned": _turned(layer),
+        }[kind]
+
+
+def _turned(layer: Layer) -> int:
+    """Return the weights of a dense layer in the order of its backward maps."""
+    if not layer.dense:
+        return 0
+    geometry = layer.geometry
+    taps = sum(len(geometry.dense_phase(phase)[0]) for phase in geometry.phases)
+    return taps * geometry.source[0]
+
+
+def placed(
+    plan: Plan, schedule: Schedule, sizes: Sizes, begin: int, lasting: Sequence[int]
+) -> tuple[dict[Key, int], list[int], int]:
+    """Place all that a trainer needs.
+
+    Args:
+        plan: The model.
+        schedule: That of `in_parts`.
+        sizes: Bytes of a key.
+        begin: Bytes that are taken.
+        lasting: Bytes of each thing that lasts from step to step.
+
+    Returns:
+        The offset of each key and of each lasting thing, and the bytes of the arena.
+    """
+    offsets = list[int]()
+    begin = _aligned(begin)
+    for size in lasting:
+        offsets.append(begin)
+        begin += _aligned(size)
+    lives = lives_of(plan, schedule)
+    wanted = {key: (sizes(key), *life) for key, life in lives.items()}
+    places, peak = tightly(wanted)
+    names = {
+        key: begin + places[schedule.storage(key)]
+        for step in schedule.steps
+        for key in schedule.touched(plan, step, touched)
+    }
+    return names, offsets, begin + peak
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def lives_of(plan: Plan, schedule: Schedule) -> dict[Key, tuple[int, int]]:
+    """Return the first and the last step that needs each storage."""
+    lives: dict[Key, tuple[int, int]] = {}
+    for moment, step in enumerate(schedule.steps):
+        for key in schedule.touched(plan, step, touched):
+            owner = schedule.storage(key)
+            lives[owner] = (lives.get(owner, (moment, moment))[0], moment)
+    lives["x", 0] = (0, lives["x", 0][1])  # there before the first step, which need not read it
+    return lives
+
+
+Wanted = Mapping[Key, tuple[int, int, int]]
+"""Bytes, first and last step of each storage."""
+
+
+def least_peak(wanted: Wanted) -> int:
+    """Return the most bytes that are needed at a time, below which no placement gets."""
+    moments = {first for _, first, _ in wanted.values()}
+    return max(
+        sum(size for size, first, last in wanted.values() if first <= moment <= last)
+        for moment in moments
+    )
+
+
+def tightly(wanted: Wanted) -> tuple[dict[Key, int], int]:
+    """Give each storage an offset; return these and the bytes of all.
+
+    Each gets the lowest offset that is free, one after the other. Which order is best, nobody
+    knows: it begins with the largest, and what then ends last comes first in the next attempt.
+    """
+    order = sorted(wanted, key=lambda key: (-wanted[key][0], wanted[key][1], key))
+    best, least = dict[Key, int](), math.inf
+    limit = least_peak(wanted)
+    for _ in range(_ATTEMPTS // len(wanted)):
+        places = _in_order(wanted, order)
+        last = max(order, key=lambda key: places[key] + wanted[key][0])
+        peak = places[last] + wanted[last][0]
+        if peak < least:
+            best, least = places, peak
+        if peak == limit or order[0] == last:
+            break
+        order.remove(last)
+        order.insert(0, last)
+    return best, int(least)
+
+
+def _in_order(wanted: Wanted, order: Sequence[Key]) -> dict[Key, int]:
+    placed: dict[Key, int] = {}
+    for key in order:
+        size, first, last = wanted[key]
+        busy = sorted(
+            (at, at + wanted[other][0])
+            for other, at in placed.items()
+            if wanted[other][1] <= last and first <= wanted[other][2]
+        )
+        offset = 0
+        for begin, end in busy:
+            if begin - offset >= size:
+                break
+            offset = max(offset, end)
+        placed[key] = offset
+    return placed

@@ -1,0 +1,84 @@
+"""What a trainer in C computes equals the sparse engine's plain kernels, to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedkit.bench.sparsetrain import random_batch
+from fedkit.engine.base import LocalTraining
+from fedkit.tasks.task import Examples
+from tests.trainer.compiled import check_equal, model
+
+DENSITIES = (1.0, 0.1, 0.05, 0.01)
+SMALL = (3, 8, 8)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_resnet8(tmp_path: Path, density: float) -> None:
+    check_equal(tmp_path, *model("resnet8", SMALL, density), random_batch(3, SMALL))
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_stored_bits(tmp_path: Path, bits: int) -> None:
+    shape = (3, 13, 9)  # odd planes: a code of 4 bits is left over in each channel
+    check_equal(tmp_path, *model("resnet8", shape, 0.05), random_batch(3, shape), bits=bits)
+
+
+@pytest.mark.parametrize(("batch", "bits"), [(2, 32), (4, 8), (8, 32)])
+def test_batches(tmp_path: Path, batch: int, bits: int) -> None:
+    state = model("resnet8", SMALL, 0.1)
+    check_equal(tmp_path, *state, random_batch(2 * batch, SMALL), batch, bits)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_ds_cnn(tmp_path: Path, density: float) -> None:
+    shape = (1, 25, 10)
+    check_equal(tmp_path, *model("ds-cnn", shape, density), random_batch(2, shape), bits=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize(("name", "bits"), [("mobilenetv2-w0.25", 8), ("resnet18-gn-w16", 32)])
+def test_larger_models(tmp_path: Path, name: str, density: float, bits: int) -> None:
+    shape = (3, 16, 16)
+    many = LocalTraining(1, 1, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    examples = random_batch(3, shape)
+    plan, state = model(name, shape, density)
+    if name.startswith("mobilenet"):  # its last planes are single pixels, which batch norms refuse
+        shape = (3, 64, 64)
+        plan, state = model(name, shape, density)
+        examples = random_batch(2, shape)
+    check_equal(tmp_path, plan, state, examples, bits=bits, how=many)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("density", [0.05, 0.01])
+def test_vgg11(tmp_path: Path, density: float) -> None:
+    shape = (3, 32, 32)
+    plan, state = model("vgg11", shape, density)
+    two = LocalTraining(1, 2, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    check_equal(tmp_path, plan, state, random_batch(4, shape), batch=2, how=two)
+
+
+def test_layers_without_a_weight(tmp_path: Path) -> None:
+    plan, state = model("resnet8", SMALL, 0.05)
+    empty = plan.prunable[3]
+    masks = {**state.masks, empty: np.zeros_like(state.masks[empty])}
+    weights = {**state.weights, empty: np.zeros_like(state.weights[empty])}
+    state = replace(state, masks=masks, weights=weights)
+    check_equal(tmp_path, plan, state, random_batch(3, SMALL), bits=8)
+
+
+def test_images_that_are_the_same_everywhere(tmp_path: Path) -> None:
+    zeros = Examples(np.zeros((3, *SMALL), np.float32), np.arange(3))
+    check_equal(tmp_path, *model("resnet8", SMALL, 0.1), zeros)
+    check_equal(tmp_path / "few", *model("resnet8", SMALL, 0.1), zeros, bits=8)
+
+
+def test_rates(tmp_path: Path) -> None:
+    plain = LocalTraining(1, 1, lr=0.1, momentum=0.0, weight_decay=0.0)
+    check_equal(tmp_path, *model("resnet8", SMALL, 0.1), random_batch(4, SMALL), how=plain)
