@@ -62,7 +62,7 @@ def bench_cost(quick: bool) -> dict[str, Any]:
 
     Args:
         quick: Fewer methods, 15 rounds in the paper's proportions, and memory measured over one
-            batch, which leaves out that statistics take batches of 256.
+            batch.
 
     Raises:
         subprocess.CalledProcessError: A device's process failed.

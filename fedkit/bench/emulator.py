@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import struct
 import tempfile
 import threading
@@ -37,7 +38,7 @@ _INSTRUCTION = 4  # bytes
 
 _RETURN_INT = ("int_lanes", "int_rows", "int_walk", "int_sgd_steps")
 
-_FUNCTIONS: tuple[Callable[[float], float], ...] = (math.erfc,)
+_FUNCTIONS: tuple[Callable[[float], float], ...] = (math.exp, math.erfc)
 """What emulator_runtime.c asks for with `svc 0`, `svc 1`, ..."""
 
 

@@ -9,7 +9,8 @@
         return d0; \
     }
 
-BY_EMULATOR(erfc, 0)
+BY_EMULATOR(exp, 0)
+BY_EMULATOR(erfc, 1)
 
 void *memset(void *to, int value, size_t count) {
     for (size_t i = 0; i < count; i++) ((unsigned char *)to)[i] = (unsigned char)value;

@@ -18,8 +18,11 @@ from fedkit.tasks.losses import Loss
 from fedkit.tasks.metrics import Measure
 from fedkit.tasks.task import Examples, Metric
 
-STATISTICS_BATCH = 256
-"""Examples that are normalised together when only statistics are wanted; equal in all engines."""
+STATISTICS_BATCH = 64
+"""Examples that are normalised together when only statistics are wanted; equal in all engines.
+
+As many as a usual batch of training, so that statistics take no more memory than that.
+"""
 
 
 def even_batches(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:

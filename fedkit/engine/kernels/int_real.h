@@ -6,6 +6,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "exponent.h"
 #include "int_tensor.h"
 
 #define CODE_REAL 127.0
@@ -38,14 +39,6 @@ INLINE int exponent_of(double x) {
     int n;
     parts_of(x, &n);
     return n;
-}
-
-/* 2^n, n of -1022 to 1023. */
-INLINE double power_of_two(int n) {
-    const uint64_t bits = (uint64_t)(n + 1023) << 52;
-    double x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
 }
 
 INLINE double between(double x, double low, double high) {

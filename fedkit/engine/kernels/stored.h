@@ -73,6 +73,14 @@ INLINE void stored_grid(struct grid *grid, int32_t bits) {
     }
 }
 
+#if LANES % 2
+/* The halves of a run share draws and bytes, so a single lane can be stored by no kernel: a trainer
+ * in C that has it stores values in a way of its own. */
+INLINE void stored_plane(const struct stored *s, int tile, int channel, float *x) {
+    (void)s, (void)tile, (void)channel, (void)x;
+}
+#else
+
 /* Draw uniform numbers between 0 and 1, right on average: two of 16 bits from one of 32. */
 INLINE void stored_draw(const struct stored *s, uint32_t counter, float *drawn, int count) {
     const uint32_t key_low = s->key_low, key_high = s->key_high;
@@ -239,13 +247,6 @@ static void stored_plane(const struct stored *s, int tile, int channel, float *x
         stored_widen_bits(s, 4, tile, channel, x);
 }
 
-/* A plane of a tensor: made in `room` [plane][LANES] if it is stored in few bits. */
-INLINE const float *plane_pixels(const struct tensor *t, int tile, int channel, float *room) {
-    if (t->stored == NULL) return t->x + plane_offset(t, tile, channel);
-    stored_plane(t->stored, tile, channel, room);
-    return room;
-}
-
 INLINE void stored_narrow_bits(const struct stored *s, int bits, int first, int last) {
     const int parts = stored_parts_of(s->tensor);
     if (parts == 1)
@@ -272,6 +273,15 @@ void NAME(widen)(const struct stored *s, int first, int last) {
     for (int tile = first; tile < last; tile++)
         for (int c = 0; c < t->channels; c++)
             stored_plane(s, tile, c, t->x + plane_offset(t, tile, c));
+}
+
+#endif
+
+/* A plane of a tensor: made in `room` [plane][LANES] if it is stored in few bits. */
+INLINE const float *plane_pixels(const struct tensor *t, int tile, int channel, float *room) {
+    if (t->stored == NULL) return t->x + plane_offset(t, tile, channel);
+    stored_plane(t->stored, tile, channel, room);
+    return room;
 }
 
 #endif

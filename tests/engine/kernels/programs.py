@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,14 +69,29 @@ def make(
     batch: int = 0,
     threads: int = 1,
     placing: Any = apart,
+    stored_bits: int = 32,
 ) -> SparseProgram:
-    """Return a program for a case, with its weights, its memory full of NaN."""
-    with choices_of(case), mock.patch.object(program, "place", placing):
+    """Return a program for a case, with its weights, its memory full of NaN.
+
+    Where tensors lie apart, none is written over another.
+    """
+    overwriting = _nowhere if placing is apart else program.overwriting
+    with (
+        choices_of(case),
+        mock.patch.object(program, "place", placing),
+        mock.patch.object(program, "overwriting", overwriting),
+    ):
         net = Network(case.plan, case.state.masks, kernels)
-        made = SparseProgram(net, mode, batch or len(case.inputs), threads)
+        most = batch or len(case.inputs)
+        made = SparseProgram(net, mode, most, threads, stored_bits=stored_bits)
     net.load(case.state)
     fill(made)
     return made
+
+
+def _nowhere(plan: Plan, schedule: Schedule, able: Container[int]) -> Schedule:
+    """Stand in for `overwriting`."""
+    return schedule
 
 
 def fill(made: SparseProgram) -> None:
