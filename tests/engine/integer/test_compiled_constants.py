@@ -184,11 +184,10 @@ def test_codes_of_weights(compiled: Constants, bits: int, kind: str) -> None:
         found = compiled.codes(whole, network.row_ends(1), *arguments)
         assert_same(found.values, expected.values)
         assert_same(found.scale, expected.scale)
-        columns, factor = network.columns(1), rng.integers(1, 2048, 7).astype(np.float64)
-        if columns is not None:
-            sums = network.column_sums(1, np.abs(expected.values), factor)
-            ends = network.row_ends(1)
-            assert_same(compiled.column_sums(found.values, ends, columns, factor, 40), sums)
+        factor, ends = rng.integers(1, 2048, 7).astype(np.float64), network.row_ends(1)
+        sums = network.column_sums(1, np.abs(expected.values), factor)
+        place = (network.columns(1), 40, 9)
+        assert_same(compiled.column_sums(found.values, ends, factor, *place), sums)
 
 
 def test_a_wrong_constant_is_seen(compiled: Constants) -> None:
