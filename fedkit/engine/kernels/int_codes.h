@@ -72,15 +72,18 @@ static void order_codes(const struct int_codes *codes, int first, int last) {
 static void column_sums(const struct int_codes *codes, const double *factor, double *sums) {
     const int16_t *code = codes->code;
     memset(sums, 0, (size_t)codes->columns * sizeof *sums);
-    for (int row = 0, i = 0; row < codes->rows && codes->column; row++)
-        for (const int end = codes->ends[row]; i < end; i++)
-            sums[codes->column[i]] += factor[row] * size_of(code[i]);
-    for (int row = 0; row < codes->rows && !codes->column; row++)
+    for (int row = 0, i = 0; row < codes->rows; row++) {
+        if (codes->area == 0) {
+            for (const int end = codes->ends[row]; i < end; i++)
+                sums[codes->column[i]] += factor[row] * size_of(code[i]);
+            continue;
+        }
         for (int column = 0; column < codes->columns; column++) {
             int32_t sum = 0;
-            for (int i = 0; i < codes->area; i++) sum += size_of(*code++);
+            for (int k = 0; k < codes->area; k++) sum += size_of(*code++);
             sums[column] += factor[row] * sum;
         }
+    }
 }
 
 /* -- steps of SGD ----------------------------------------------------------------------------- */
