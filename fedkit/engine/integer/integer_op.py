@@ -191,7 +191,8 @@ class IntegerFamily:
     Attributes:
         units: An `IntegerOp`, made with what one of the others gives.
         numpy: Computes, made with a `NumpyBackend`.
-        native: Computes, made with a `NativeBackend`; None: numpy does, at the price of copies.
+        native: Computes, made with a `NativeBackend`; a `SteppedOp` does what `units` does, too.
+            None: numpy computes, at the price of copies.
         refused: (op, plan) -> what the integer engine cannot compute, None: it can.
     """
 

@@ -2,7 +2,8 @@
 
 The backend computes integers. This file keeps, per tensor and channel, what they are worth, and
 chooses from that the multipliers and shifts of the next step: some float64 arithmetic per channel,
-none per element. It is the same for every backend, so that all give the same integers.
+none per element. It is the same for every backend, so that all give the same integers: numpy runs
+this file, and the kernels do the same by steps of their own where they have them, see `walk`.
 
 Forward, an op writes int16 sums, which are requantised into int8: normalised values with 4 bits
 behind the point where the tensor has a norm, else in steps of 1/127 of the largest. What a layer

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping
+from ctypes import c_void_p
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 _ARRAYS = ("factor", "offset", "raw_unit", "unit", "most", "a", "b", "c", "deviation")
 _OF_NORMS = ("mean", "spread", "variance", "running_mean", "running_deviation")
+_ROOM = 17
+"""Arrays of int32 that constants of one step are written to."""
+
 _CARRIERS: tuple[Carrier, ...] = ("none", "x", "sign")
 
 
@@ -92,7 +96,7 @@ class SharedUnits:
         units: What all steps share.
         worths: What the integers of each tensor are worth.
         gradient_units: Per parameter that some step gives a gradient what 1 of it is worth.
-        spare: Room for two arrays of int32 and one, of the widest tensor.
+        spare: Room for three arrays of int32, beside that which `units` has.
     """
 
     def __init__(
@@ -125,18 +129,16 @@ class SharedUnits:
 
     def _made_units(self, takes: bool, rule: str) -> int_native.IntUnits:
         widest = max(self._channels)
-        self._whole = np.zeros((17, widest), np.int32)
+        self._whole = np.zeros((_ROOM, widest), np.int32)
         self._sums = np.zeros(5 * widest, np.int64)
         self._room = np.zeros(2 * widest)
-        row = iter([pointer(each) for each in self._whole])
         units = int_native.IntUnits(sums=pointer(self._sums), reals=pointer(self._room))
-        for struct, names in (
-            *((units.read, ("a", "b", "shift")), (units.other, ("a", "b", "shift"))),
-            *((units.chain, ("a", "b", "c", "shift", "factor")), (units.mix, ("a", "b", "shift"))),
-        ):
-            for name in names:
-                setattr(struct, name, next(row))
-        self.spare = tuple(row)
+        rows = iter([pointer(row) for row in self._whole])
+        for struct in (units.read, units.other, units.chain, units.mix):
+            for name, kind in type(struct)._fields_:
+                if kind is c_void_p:
+                    setattr(struct, name, next(rows))
+        self.spare = tuple(rows)
         units.takes, units.rule = takes, list(RULES).index(rule)
         return units
 

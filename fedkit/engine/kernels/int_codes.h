@@ -70,12 +70,18 @@ static void order_codes(const struct int_codes *codes, int first, int last) {
 
 /* Per input channel the sum of the magnitudes of its codes, each times its row's factor. */
 static void column_sums(const struct int_codes *codes, const double *factor, double *sums) {
+    const int16_t *code = codes->code;
     memset(sums, 0, (size_t)codes->columns * sizeof *sums);
     for (int row = 0, i = 0; row < codes->rows; row++) {
-        const int begin = i;
-        for (const int end = codes->ends[row]; i < end; i++) {
-            const int column = codes->column ? codes->column[i] : (i - begin) / codes->area;
-            sums[column] += factor[row] * size_of(codes->code[i]);
+        if (codes->area == 0) {
+            for (const int end = codes->ends[row]; i < end; i++)
+                sums[codes->column[i]] += factor[row] * size_of(code[i]);
+            continue;
+        }
+        for (int column = 0; column < codes->columns; column++) {
+            int32_t sum = 0;
+            for (int k = 0; k < codes->area; k++) sum += size_of(*code++);
+            sums[column] += factor[row] * sum;
         }
     }
 }

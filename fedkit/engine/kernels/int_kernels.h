@@ -281,10 +281,11 @@ struct int_codes {
     int16_t *code;
     double *scale;              /* [rows] */
     const int32_t *ends;        /* [rows]: where they end */
-    const int32_t *column;      /* input channel of each code; NULL: rows of columns * area */
+    const int32_t *column;      /* input channel of each code, where `area` is 0 */
     const struct int_order *orders;
     double clip;                /* in deviations of a row's weights */
-    int32_t rows, columns, area;
+    int32_t rows, columns;      /* output and input channels */
+    int32_t area;               /* of a dense layer: codes of a row for one column */
     int32_t order_count;
     int32_t most;
 };

@@ -341,7 +341,7 @@ class NativeConv(SteppedOp[Convolution]):
             clip=clip,
             rows=geometry.target[0],
             columns=geometry.source[0],
-            area=math.prod(self.op.kernel),
+            area=math.prod(self.op.kernel) if self._layer.dense else 0,
             order_count=len(self._orders),
             most=most,
         )

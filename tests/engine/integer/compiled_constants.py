@@ -21,7 +21,7 @@ from fedkit.engine.integer.gradients import RULES
 from fedkit.engine.integer.integer_network import Codes
 from fedkit.engine.integer.integer_op import Slope
 from fedkit.engine.kernels import int_native
-from fedkit.engine.kernels.structs import ACTIVATIONS
+from fedkit.engine.kernels.structs import ACTIVATIONS, pointer
 from fedkit.engine.plan.structure import Activation
 from tests.engine.kernels.kernel_sets import KERNELS
 
@@ -206,15 +206,22 @@ class Constants:
         return Codes(code, scale)
 
     def column_sums(
-        self, codes: NDArray[np.int16], ends: Ints, columns: Ints, factor: Reals, count: int
+        self,
+        codes: NDArray[np.int16],
+        ends: Ints,
+        factor: Reals,
+        columns: Ints | None,
+        count: int,
+        area: int,
     ) -> Reals:
         sums = np.ones(count)
         struct = int_native.IntCodes(
             code=codes.ctypes.data,
             ends=ends.ctypes.data,
-            column=columns.ctypes.data,
+            column=pointer(columns),
             rows=len(ends),
             columns=count,
+            area=area,
         )
         self._c.columns_of(byref(struct), at(factor), at(sums))
         return sums
