@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedkit.config import RunConfig
 from fedkit.sparse.kept import KeptWeights, kept_weights
 from fedkit.sparse.packed import PackedMasks, packed
-from fedkit.sparse.state import ModelState, Weights, same_masks, weighted_mean
+from fedkit.sparse.state import ModelState, Weights, weighted_mean
 from fedkit.stats.norms import NormMerge, as_moments, as_stats, merge_norms
 from fedkit.stats.robust import Aggregation, middle
 from fedkit.wire.messages import Update
@@ -39,7 +39,7 @@ def aggregate(
     if config.dp_clip:
         parts = [1 / config.asked] * len(updates)
     own = [packed(update.state.masks) for update in updates]
-    masks = functools.reduce(_union, own)
+    masks = functools.reduce(PackedMasks.union, own)
     models = [kept_weights(update.state.weights, masks) for update in updates]
     if config.aggregation == "mean":
         values = _means(models, own, parts)
@@ -49,11 +49,6 @@ def aggregate(
     rule: NormMerge = "paper" if config.bn_merge == "paper" else "pooled"
     stats = as_stats(merge_norms(norms, rule, config.aggregation, absolute))
     return ModelState(KeptWeights(models[0].shapes, masks, values), stats, masks)
-
-
-def _union(one: PackedMasks, other: PackedMasks) -> PackedMasks:
-    """Return what any of two keeps; the first one itself where they are alike."""
-    return one if same_masks(one, other) else one.merged(other, np.bitwise_or)
 
 
 def _means(

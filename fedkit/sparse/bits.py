@@ -26,9 +26,7 @@ def unpack(bits: Bits, count: int) -> NDArray[np.bool_]:
 
 def ones(bits: Bits) -> int:
     """Return how many flags are set."""
-    pairs = bits - (bits >> 1 & 0x55)  # each two bits now hold how many of them were set
-    fours = (pairs & 0x33) + (pairs >> 2 & 0x33)
-    return int((fours + (fours >> 4) & 0x0F).sum(dtype=np.int64))
+    return int.from_bytes(bits.tobytes(), "little").bit_count()
 
 
 def inverted(bits: Bits, count: int) -> Bits:

@@ -45,8 +45,10 @@ def layer_masks(scores: Scores, counts: Mapping[str, int]) -> PackedMasks:
     """
     known = shapes_of(scores)
     shapes = {name: known[name] for name in counts}
-    chosen = {name: _largest_of(scores, name, count) for name, count in counts.items()}
-    bits = {name: from_positions(chosen[name], math.prod(shapes[name])) for name in counts}
+    bits = {
+        name: from_positions(_largest_of(scores, name, count), math.prod(shapes[name]))
+        for name, count in counts.items()
+    }
     return PackedMasks(shapes, bits)
 
 

@@ -63,6 +63,16 @@ class PackedMasks(Mapping[str, NDArray[np.bool_]]):
         alike = self.shapes[name] == other.shapes[name]
         return one is two or (alike and np.array_equal(one, two))
 
+    def alike(self, other: PackedMasks) -> bool:
+        """Whether others are of the same layers and keep the same weights."""
+        return self is other or (
+            self.bits.keys() == other.bits.keys() and all(self.same(other, name) for name in self)
+        )
+
+    def union(self, other: PackedMasks) -> PackedMasks:
+        """Return what either keeps; these masks themselves where others keep the same."""
+        return self if self.alike(other) else self.merged(other, np.bitwise_or)
+
     def only(self, names: Container[str]) -> PackedMasks:
         """Return the masks of some layers; the same object where it has no others."""
         if all(name in names for name in self.bits):
@@ -70,7 +80,7 @@ class PackedMasks(Mapping[str, NDArray[np.bool_]]):
         return self._with({name: bits for name, bits in self.bits.items() if name in names})
 
     def merged(self, other: PackedMasks, how: Callable[[Bits, Bits], Bits]) -> PackedMasks:
-        """Return masks of the same layers, bits merged by a function such as `np.bitwise_or`."""
+        """Return masks of the same layers, bits merged by a function such as `np.bitwise_xor`."""
         return self._with({n: how(bits, other.bits[n]) for n, bits in self.bits.items()})
 
     def changed(self, bits: Mapping[str, Bits]) -> PackedMasks:

@@ -65,10 +65,7 @@ def apply_masks(weights: Weights, masks: Masks) -> Weights:
 
 def same_masks(one: Masks, other: Masks) -> bool:
     """Return whether two sets of masks keep the same weights."""
-    if one is other:
-        return True
-    a, b = packed(one), packed(other)
-    return a.bits.keys() == b.bits.keys() and all(a.same(b, name) for name in a.bits)
+    return one is other or packed(one).alike(packed(other))
 
 
 def density(masks: Masks) -> float:

@@ -146,7 +146,7 @@ def admit_update(
     update = messages.read_update(packet, layout, sent, layers, own_masks, config.uplink_bits)
     _check_size("its loss", np.array(update.loss), LARGEST)
     own, before = packed(update.state.masks), packed(sent.masks)
-    union = own.merged(before, np.bitwise_or)
+    union = own.union(before)
     found, known = (kept_weights(s.weights, union).kept for s in (update.state, sent))
     for name, values in found.items():
         _check_size(name, values, _widest(config))
