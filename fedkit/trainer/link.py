@@ -37,7 +37,7 @@ _ERRORS = {
 Floats = NDArray[np.float32]
 
 
-class Kind(IntEnum):
+class Asked(IntEnum):
     """What is asked for: `enum link_kind` of link.h."""
 
     ABOUT = 1
@@ -78,7 +78,7 @@ class About:
     masks: str
 
 
-class Link:
+class TrainerLink:
     """One line to one microcontroller.
 
     Args:
@@ -118,7 +118,7 @@ class Link:
         Raises:
             FleetError: As all that asks: nobody answers, or what comes is damaged, or a refusal.
         """
-        found = self._ask(Kind.ABOUT, most=_MOST_ABOUT)
+        found = self._ask(Asked.ABOUT, most=_MOST_ABOUT)
         texts = found[_ABOUT.size :].split(b"\0")
         if len(found) < _ABOUT.size or len(texts) != 3:
             raise self._wrong("it says of itself what this fedkit does not understand")
@@ -131,21 +131,21 @@ class Link:
 
     def begin(self, seed: int, values: Floats) -> None:
         """Begin a round with weights float32 [values]."""
-        self._ask(Kind.LOAD, np.asarray(values, "<f4").tobytes())
-        self._ask(Kind.BEGIN, struct.pack("<Q", seed))
+        self._ask(Asked.LOAD, np.asarray(values, "<f4").tobytes())
+        self._ask(Asked.BEGIN, struct.pack("<Q", seed))
 
     def epoch(self) -> None:
         """Begin an epoch."""
-        self._ask(Kind.EPOCH)
+        self._ask(Asked.EPOCH)
 
     def put(self, place: int, image: Floats, label: int) -> None:
         """Give an example of the next batch."""
         head = struct.pack("<Ii", place, label)
-        self._ask(Kind.PUT, head + np.asarray(image, "<f4").tobytes())
+        self._ask(Asked.PUT, head + np.asarray(image, "<f4").tobytes())
 
     def put_own(self, place: int, number: int) -> None:
         """Let it take an example of its own."""
-        self._ask(Kind.OWN, struct.pack("<II", place, number))
+        self._ask(Asked.OWN, struct.pack("<II", place, number))
 
     def step(self, rates: Sequence[float]) -> float:
         """Train on the batch that was put; return its loss.
@@ -153,7 +153,7 @@ class Link:
         Args:
             rates: Learning rate, momentum and weight decay.
         """
-        found = self._ask(Kind.STEP, struct.pack("<3f", *rates), most=_LOSS.size)
+        found = self._ask(Asked.STEP, struct.pack("<3f", *rates), most=_LOSS.size)
         if len(found) != _LOSS.size:
             raise self._wrong(f"its reply to a step has {len(found)} bytes, not {_LOSS.size}")
         loss, result = _LOSS.unpack(found)
@@ -163,19 +163,19 @@ class Link:
 
     def values(self, count: int) -> Floats:
         """Return the weights, float32 [count]."""
-        return self._floats(Kind.VALUES, count)
+        return self._floats(Asked.VALUES, count)
 
     def statistics(self, count: int) -> Floats:
         """Return the running statistics, float32 [count]."""
-        return self._floats(Kind.STATISTICS, count)
+        return self._floats(Asked.STATISTICS, count)
 
-    def _floats(self, kind: Kind, count: int) -> Floats:
+    def _floats(self, kind: Asked, count: int) -> Floats:
         found = self._ask(kind, most=4 * count)
         if len(found) != 4 * count:
             raise self._wrong(f"it sent {len(found)} bytes, not those of {count} numbers")
         return np.frombuffer(found, "<f4").astype(np.float32)
 
-    def _ask(self, kind: Kind, payload: bytes = b"", most: int = 0) -> bytes:
+    def _ask(self, kind: Asked, payload: bytes = b"", most: int = 0) -> bytes:
         """Send a request; return the payload of its reply, of at most so many bytes."""
         body = _HEAD.pack(kind, len(payload)) + payload
         try:
@@ -184,7 +184,7 @@ class Link:
         except OSError as error:  # pyserial's are, too
             raise self._wrong(f"the line broke ({error})") from error
 
-    def _reply(self, kind: Kind, most: int) -> bytes:
+    def _reply(self, kind: Asked, most: int) -> bytes:
         if (start := self._read(2)) != _BEGINS:
             raise self._wrong(f"a reply begins with {start!r}, not with {_BEGINS!r}")
         head = self._read(_HEAD.size)

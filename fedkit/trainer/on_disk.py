@@ -106,7 +106,7 @@ def load_trainer(path: Path) -> TrainerFolder:
     """Read what is known of a trainer.
 
     Raises:
-        ExportError: The path is no such folder, or it is damaged.
+        ExportError: No trainer is there, or it is damaged.
         PlanError: Its plan cannot be read.
     """
     if not (path / _ABOUT).is_file():
