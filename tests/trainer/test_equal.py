@@ -29,7 +29,7 @@ def test_stored_bits(tmp_path: Path, bits: int) -> None:
     check_equal(tmp_path, *model("resnet8", shape, 0.05), random_batch(3, shape), bits=bits)
 
 
-@pytest.mark.parametrize(("batch", "bits"), [(2, 32), slow(4, 8), slow(8, 32)])
+@pytest.mark.parametrize(("batch", "bits"), [(2, 32), slow((4, 8)), slow((8, 32))])
 def test_batches(tmp_path: Path, batch: int, bits: int) -> None:
     state = model("resnet8", SMALL, 0.1)
     check_equal(tmp_path, *state, random_batch(2 * batch, SMALL), batch, bits)
