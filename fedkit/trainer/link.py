@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from fedkit.core.text import short
 VERSION = 1
 
 _BEGINS = b"FK"
-_HEAD = struct.Struct("<BI")
+_HEAD = struct.Struct("<BBI")  # kind, number, bytes of payload
 _REPLY, _ERROR = 128, 127
 _MOST_ABOUT = 4096
 _ABOUT = struct.Struct("<8I")
@@ -99,18 +100,29 @@ class TrainerLink:
                 "pyserial is not installed, by which a gateway talks to its microcontroller; run "
                 "`pip install 'fedkit[gateway]'`"
             ) from error
-        self._address = short(address)
-        try:
-            self._line: Any = serial.serial_for_url(address, baudrate=baud, timeout=timeout)
-        except (OSError, ValueError) as error:
-            raise FleetError(
-                f"the microcontroller at {self._address} cannot be reached ({error}); give a "
-                "serial port, as /dev/ttyACM0, or socket://HOST:PORT"
-            ) from error
+        self._address, self._number, self._line = short(address), 0, None
+        self._connect = partial(serial.serial_for_url, address, baudrate=baud, timeout=timeout)
+        self._open()
+
+    _line: Any
+
+    def _open(self) -> Any:
+        """Return the line; it is opened anew where it broke."""
+        if self._line is None:
+            try:
+                self._line = self._connect()
+            except (OSError, ValueError) as error:
+                raise FleetError(
+                    f"the microcontroller at {self._address} cannot be reached ({error}); give a "
+                    "serial port, as /dev/ttyACM0, or socket://HOST:PORT"
+                ) from error
+        return self._line
 
     def close(self) -> None:
-        """End it."""
-        self._line.close()
+        """End it, until something is asked again."""
+        if self._line is not None:
+            self._line.close()
+            self._line = None
 
     def about(self) -> About:
         """Ask who is there.
@@ -132,7 +144,7 @@ class TrainerLink:
     def begin(self, seed: int, values: Floats) -> None:
         """Begin a round with weights float32 [values]."""
         self._ask(Asked.LOAD, np.asarray(values, "<f4").tobytes())
-        self._ask(Asked.BEGIN, struct.pack("<Q", seed))
+        self._ask(Asked.BEGIN, struct.pack("<Q", seed % 2**64))
 
     def epoch(self) -> None:
         """Begin an epoch."""
@@ -177,29 +189,43 @@ class TrainerLink:
 
     def _ask(self, kind: Asked, payload: bytes = b"", most: int = 0) -> bytes:
         """Send a request; return the payload of its reply, of at most so many bytes."""
-        body = _HEAD.pack(kind, len(payload)) + payload
+        self._number = (self._number + 1) % 256
+        body = _HEAD.pack(kind, self._number, len(payload)) + payload
         try:
-            self._line.write(_BEGINS + body + struct.pack("<I", zlib.crc32(body)))
-            return self._reply(kind, most)
+            self._open().write(_BEGINS + body + struct.pack("<I", zlib.crc32(body)))
+            found, reply = self._reply(kind, most)
         except OSError as error:  # pyserial's are, too
+            self.close()
             raise self._wrong(f"the line broke ({error})") from error
+        except FleetError:
+            self.close()  # whatever is still on its way
+            raise
+        if found == _ERROR:
+            raise self._wrong(_ERRORS.get(reply[0] if reply else 0, "it failed"))
+        return reply
 
-    def _reply(self, kind: Asked, most: int) -> bytes:
+    def _reply(self, kind: Asked, most: int) -> tuple[int, bytes]:
+        """Return kind and payload of the reply to the last request; late ones are passed over."""
+        while (reply := self._frame(kind, most))[1] != self._number:
+            pass
+        found, _, payload = reply
+        if found not in (kind | _REPLY, _ERROR):
+            raise self._wrong(f"it answers request {kind.name} with {found}")
+        return found, payload
+
+    def _frame(self, kind: Asked, most: int) -> tuple[int, int, bytes]:
+        """Return kind, number and payload of a frame."""
         if (start := self._read(2)) != _BEGINS:
             raise self._wrong(f"a reply begins with {start!r}, not with {_BEGINS!r}")
         head = self._read(_HEAD.size)
-        found, length = _HEAD.unpack(head)
+        found, number, length = _HEAD.unpack(head)
         if length > max(1, most):
             raise self._wrong(f"a reply to {kind.name} would have {length} bytes")
         payload = self._read(length)
         (crc,) = struct.unpack("<I", self._read(4))
         if crc != zlib.crc32(head + payload):
             raise self._wrong("a reply arrived damaged; check the line")
-        if found == _ERROR:
-            raise self._wrong(_ERRORS.get(payload[0] if payload else 0, "it failed"))
-        if found != kind | _REPLY:
-            raise self._wrong(f"it answers request {kind.name} with {found}")
-        return payload
+        return found, number, payload
 
     def _read(self, count: int) -> bytes:
         found = bytes(self._line.read(count))

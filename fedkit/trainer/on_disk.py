@@ -123,6 +123,8 @@ def load_trainer(path: Path) -> TrainerFolder:
         blob = np.frombuffer(read_whole(path / _MASKS), np.uint8)
         numbers = [int(about[name]) for name in _NUMBERS]
         statistics = tuple(map(str, about["statistics"]))
+    except OSError as error:
+        raise ExportError(f"{path} lacks a file ({error}); export the trainer again") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExportError(f"{path / _ABOUT} is damaged ({error!r}); export it again") from error
     masks = codec.decode_masks(blob, plan.layout.prunable_shapes)

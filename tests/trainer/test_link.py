@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -178,7 +180,7 @@ def test_another_trainer_is_noticed(
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"nothing of that kind", b"FK\x81\xff\xff\xff\xff", b"FK\x7f"]
+    "damage", [b"", b"nothing of that kind", b"FK\x81\x01\xff\xff\xff\xff", b"FK\x7f"]
 )
 def test_nonsense_at_the_other_end_is_an_error(damage: bytes) -> None:
     with socket.socket() as server:
@@ -210,6 +212,22 @@ def test_damaged_requests_are_refused_and_it_goes_on(program: Path) -> None:
         link = TrainerLink(address)
         assert link.about().classes == tiny.CLASSES
         link.close()
+
+
+def test_late_replies_are_passed_over_and_a_broken_line_is_opened_anew(program: Path) -> None:
+    with running(program) as address:
+        link = TrainerLink(address)
+        about = link.about()
+        link._open().write(request(7))  # whose reply nobody waits for
+        assert link.about() == about
+        link.close()
+        assert link.about() == about
+        link.close()
+
+
+def request(number: int) -> bytes:
+    body = struct.pack("<BBI", 1, number, 0)
+    return b"FK" + body + struct.pack("<I", zlib.crc32(body))
 
 
 def test_nobody_there() -> None:

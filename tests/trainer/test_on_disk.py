@@ -66,6 +66,14 @@ def test_changes_are_noticed(tmp_path: Path, name: str) -> None:
         load_trainer(tmp_path / "trainer")
 
 
+def test_what_is_missing_is_noticed(tmp_path: Path) -> None:
+    plan, state = model("resnet8", SMALL, 0.05)
+    save_trainer(tmp_path / "trainer", plan, state.masks)
+    (tmp_path / "trainer" / "trainer.c").unlink()
+    with pytest.raises(ExportError, match="lacks a file"):
+        load_trainer(tmp_path / "trainer")
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"sha256": 3}', "not json"])
 def test_what_is_no_trainer(tmp_path: Path, text: str) -> None:
     with pytest.raises(ExportError, match=r"holds no trainer\.json"):
