@@ -11,7 +11,7 @@ from rich.console import Console
 from fedkit.core.errors import ConfigError
 from fedkit.engine.choose import task_plan
 from fedkit.server.checkpoint import RunFolder
-from fedkit.trainer.folder import ENDING, save_trainer
+from fedkit.trainer.on_disk import ENDING, save_trainer
 from sim.scenario import make_scenario
 
 TARGET = "c99-train"

@@ -90,8 +90,8 @@ def _make_gateway(
 ) -> Device:
     """Return a device whose training steps a microcontroller makes."""
     from fedkit.trainer.engine import LinkedEngine, OwnExamplesEngine
-    from fedkit.trainer.folder import load_trainer
-    from fedkit.trainer.link import Link
+    from fedkit.trainer.link import TrainerLink
+    from fedkit.trainer.on_disk import load_trainer
 
     trainer = load_trainer(Path(folder))
     if expected:
@@ -107,12 +107,12 @@ def _make_gateway(
                 "validation_share is set, and the examples lie on the microcontroller, which "
                 "measures nothing; leave it at 0, or give the gateway data"
             )
-        own = OwnExamplesEngine(trainer, Link(*line))
+        own = OwnExamplesEngine(trainer, TrainerLink(*line))
         return device_of(index, _first(own.examples, config), own, config)
     examples, plan = _examples(data, config, expected), trainer.plan
     shape, outputs = plan.tensors[0].shape, plan.output_shape
     check_trainable(examples, shape, plan.loss, outputs, config.single_class)
-    return device_of(index, examples, LinkedEngine(trainer, Link(*line)), config)
+    return device_of(index, examples, LinkedEngine(trainer, TrainerLink(*line)), config)
 
 
 _OWN_DATA = "microcontroller"

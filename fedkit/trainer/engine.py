@@ -29,8 +29,8 @@ from fedkit.sparse.state import ModelState, Weights, masks_digest, same_masks
 from fedkit.sparse.topk import Entries
 from fedkit.stats.moments import NormMoments
 from fedkit.tasks.task import Examples
-from fedkit.trainer.folder import TrainerFolder
-from fedkit.trainer.link import About, Link
+from fedkit.trainer.link import About, TrainerLink
+from fedkit.trainer.on_disk import TrainerFolder
 
 
 class LinkedEngine(SparseEngine):
@@ -45,7 +45,7 @@ class LinkedEngine(SparseEngine):
         FleetError: The line is broken.
     """
 
-    def __init__(self, trainer: TrainerFolder, link: Link) -> None:
+    def __init__(self, trainer: TrainerFolder, link: TrainerLink) -> None:
         super().__init__(trainer.plan, stored_bits=trainer.stored_bits)
         self._trainer, self._link = trainer, link
         self._layers = layers_of(trainer.plan, trainer.masks, 1)[1]
@@ -147,7 +147,7 @@ class OwnExamplesEngine(LinkedEngine):
         examples: Stand in for those that a gateway never sees: they tell how many there are.
     """
 
-    def __init__(self, trainer: TrainerFolder, link: Link) -> None:
+    def __init__(self, trainer: TrainerFolder, link: TrainerLink) -> None:
         super().__init__(trainer, link)
         count = self.about.examples
         if not count:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from fedkit.core.text import short
 VERSION = 1
 
 _BEGINS = b"FK"
-_HEAD = struct.Struct("<BI")
+_HEAD = struct.Struct("<BBI")  # kind, number, bytes of payload
 _REPLY, _ERROR = 128, 127
 _MOST_ABOUT = 4096
 _ABOUT = struct.Struct("<8I")
@@ -37,7 +38,7 @@ _ERRORS = {
 Floats = NDArray[np.float32]
 
 
-class Kind(IntEnum):
+class Asked(IntEnum):
     """What is asked for: `enum link_kind` of link.h."""
 
     ABOUT = 1
@@ -78,7 +79,7 @@ class About:
     masks: str
 
 
-class Link:
+class TrainerLink:
     """One line to one microcontroller.
 
     Args:
@@ -99,18 +100,29 @@ class Link:
                 "pyserial is not installed, by which a gateway talks to its microcontroller; run "
                 "`pip install 'fedkit[gateway]'`"
             ) from error
-        self._address = short(address)
-        try:
-            self._line: Any = serial.serial_for_url(address, baudrate=baud, timeout=timeout)
-        except (OSError, ValueError) as error:
-            raise FleetError(
-                f"the microcontroller at {self._address} cannot be reached ({error}); give a "
-                "serial port, as /dev/ttyACM0, or socket://HOST:PORT"
-            ) from error
+        self._address, self._number, self._line = short(address), 0, None
+        self._connect = partial(serial.serial_for_url, address, baudrate=baud, timeout=timeout)
+        self._open()
+
+    _line: Any
+
+    def _open(self) -> Any:
+        """Return the line; it is opened anew where it broke."""
+        if self._line is None:
+            try:
+                self._line = self._connect()
+            except (OSError, ValueError) as error:
+                raise FleetError(
+                    f"the microcontroller at {self._address} cannot be reached ({error}); give a "
+                    "serial port, as /dev/ttyACM0, or socket://HOST:PORT"
+                ) from error
+        return self._line
 
     def close(self) -> None:
-        """End it."""
-        self._line.close()
+        """End it, until something is asked again."""
+        if self._line is not None:
+            self._line.close()
+            self._line = None
 
     def about(self) -> About:
         """Ask who is there.
@@ -118,7 +130,7 @@ class Link:
         Raises:
             FleetError: As all that asks: nobody answers, or what comes is damaged, or a refusal.
         """
-        found = self._ask(Kind.ABOUT, most=_MOST_ABOUT)
+        found = self._ask(Asked.ABOUT, most=_MOST_ABOUT)
         texts = found[_ABOUT.size :].split(b"\0")
         if len(found) < _ABOUT.size or len(texts) != 3:
             raise self._wrong("it says of itself what this fedkit does not understand")
@@ -131,21 +143,21 @@ class Link:
 
     def begin(self, seed: int, values: Floats) -> None:
         """Begin a round with weights float32 [values]."""
-        self._ask(Kind.LOAD, np.asarray(values, "<f4").tobytes())
-        self._ask(Kind.BEGIN, struct.pack("<Q", seed))
+        self._ask(Asked.LOAD, np.asarray(values, "<f4").tobytes())
+        self._ask(Asked.BEGIN, struct.pack("<Q", seed % 2**64))
 
     def epoch(self) -> None:
         """Begin an epoch."""
-        self._ask(Kind.EPOCH)
+        self._ask(Asked.EPOCH)
 
     def put(self, place: int, image: Floats, label: int) -> None:
         """Give an example of the next batch."""
         head = struct.pack("<Ii", place, label)
-        self._ask(Kind.PUT, head + np.asarray(image, "<f4").tobytes())
+        self._ask(Asked.PUT, head + np.asarray(image, "<f4").tobytes())
 
     def put_own(self, place: int, number: int) -> None:
         """Let it take an example of its own."""
-        self._ask(Kind.OWN, struct.pack("<II", place, number))
+        self._ask(Asked.OWN, struct.pack("<II", place, number))
 
     def step(self, rates: Sequence[float]) -> float:
         """Train on the batch that was put; return its loss.
@@ -153,7 +165,7 @@ class Link:
         Args:
             rates: Learning rate, momentum and weight decay.
         """
-        found = self._ask(Kind.STEP, struct.pack("<3f", *rates), most=_LOSS.size)
+        found = self._ask(Asked.STEP, struct.pack("<3f", *rates), most=_LOSS.size)
         if len(found) != _LOSS.size:
             raise self._wrong(f"its reply to a step has {len(found)} bytes, not {_LOSS.size}")
         loss, result = _LOSS.unpack(found)
@@ -163,43 +175,57 @@ class Link:
 
     def values(self, count: int) -> Floats:
         """Return the weights, float32 [count]."""
-        return self._floats(Kind.VALUES, count)
+        return self._floats(Asked.VALUES, count)
 
     def statistics(self, count: int) -> Floats:
         """Return the running statistics, float32 [count]."""
-        return self._floats(Kind.STATISTICS, count)
+        return self._floats(Asked.STATISTICS, count)
 
-    def _floats(self, kind: Kind, count: int) -> Floats:
+    def _floats(self, kind: Asked, count: int) -> Floats:
         found = self._ask(kind, most=4 * count)
         if len(found) != 4 * count:
             raise self._wrong(f"it sent {len(found)} bytes, not those of {count} numbers")
         return np.frombuffer(found, "<f4").astype(np.float32)
 
-    def _ask(self, kind: Kind, payload: bytes = b"", most: int = 0) -> bytes:
+    def _ask(self, kind: Asked, payload: bytes = b"", most: int = 0) -> bytes:
         """Send a request; return the payload of its reply, of at most so many bytes."""
-        body = _HEAD.pack(kind, len(payload)) + payload
+        self._number = (self._number + 1) % 256
+        body = _HEAD.pack(kind, self._number, len(payload)) + payload
         try:
-            self._line.write(_BEGINS + body + struct.pack("<I", zlib.crc32(body)))
-            return self._reply(kind, most)
+            self._open().write(_BEGINS + body + struct.pack("<I", zlib.crc32(body)))
+            found, reply = self._reply(kind, most)
         except OSError as error:  # pyserial's are, too
+            self.close()
             raise self._wrong(f"the line broke ({error})") from error
+        except FleetError:
+            self.close()  # whatever is still on its way
+            raise
+        if found == _ERROR:
+            raise self._wrong(_ERRORS.get(reply[0] if reply else 0, "it failed"))
+        return reply
 
-    def _reply(self, kind: Kind, most: int) -> bytes:
+    def _reply(self, kind: Asked, most: int) -> tuple[int, bytes]:
+        """Return kind and payload of the reply to the last request; late ones are passed over."""
+        while (reply := self._frame(kind, most))[1] != self._number:
+            pass
+        found, _, payload = reply
+        if found not in (kind | _REPLY, _ERROR):
+            raise self._wrong(f"it answers request {kind.name} with {found}")
+        return found, payload
+
+    def _frame(self, kind: Asked, most: int) -> tuple[int, int, bytes]:
+        """Return kind, number and payload of a frame."""
         if (start := self._read(2)) != _BEGINS:
             raise self._wrong(f"a reply begins with {start!r}, not with {_BEGINS!r}")
         head = self._read(_HEAD.size)
-        found, length = _HEAD.unpack(head)
+        found, number, length = _HEAD.unpack(head)
         if length > max(1, most):
             raise self._wrong(f"a reply to {kind.name} would have {length} bytes")
         payload = self._read(length)
         (crc,) = struct.unpack("<I", self._read(4))
         if crc != zlib.crc32(head + payload):
             raise self._wrong("a reply arrived damaged; check the line")
-        if found == _ERROR:
-            raise self._wrong(_ERRORS.get(payload[0] if payload else 0, "it failed"))
-        if found != kind | _REPLY:
-            raise self._wrong(f"it answers request {kind.name} with {found}")
-        return payload
+        return found, number, payload
 
     def _read(self, count: int) -> bytes:
         found = bytes(self._line.read(count))

@@ -28,7 +28,7 @@ from fedkit.engine.plan.execution import Backward, Finish, Forward, Key, Schedul
 from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.program import SparseProgram
 from fedkit.sparse.state import Masks
-from fedkit.trainer.memory import Part, Sizes, in_parts, touched
+from fedkit.trainer.storage import ConvPart, StorageSizes, in_parts, touched
 
 Array = NDArray[Any]
 
@@ -71,14 +71,14 @@ class Notes:
 
 
 @dataclass(frozen=True)
-class Place:
+class MemoryPlace:
     """Where something is: so many bytes behind the beginning of something else."""
 
     of: Key
     at: int
 
 
-class Recorded(SparseProgram):
+class RecordedProgram(SparseProgram):
     """A program whose kernels take notes; its tensors share no memory.
 
     Args:
@@ -102,7 +102,7 @@ class Recorded(SparseProgram):
         self._wish, self._current = narrow, 0
         kernels: Any = Notes(batch)
         network = Network(plan, masks, kernels, part_tiles=1)
-        self.sizes = Sizes(plan, network.layers, batch, bits)
+        self.sizes = StorageSizes(plan, network.layers, batch, bits)
         super().__init__(network, "train", batch)
         self._resize(batch)
         self._memory = [*self._named_memory()]
@@ -130,11 +130,11 @@ class Recorded(SparseProgram):
     def calls_of(self, step: Step) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield the kernels of a step, each with its arguments.
 
-        A `Part` has kernels of its own, `conv_take`, `conv_add` and `conv_give`, of step.h.
+        A `ConvPart` has kernels of its own, `conv_take`, `conv_add` and `conv_give`, of step.h.
         """
         notes: Any = self.kernels
         notes.calls = []
-        if isinstance(step, Part):
+        if isinstance(step, ConvPart):
             yield from self._part(step)
         elif isinstance(step, Forward):
             self._current = step.op
@@ -147,7 +147,7 @@ class Recorded(SparseProgram):
             self.tensors[step.tensor].x = self._address("wide", step.tensor)
         yield from notes.calls
 
-    def _part(self, step: Part) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    def _part(self, step: ConvPart) -> Iterator[tuple[str, tuple[Any, ...]]]:
         op: Any = self._ops[step.op]
         self._current = step.op
         out, struct = c_void_p(self._address("out", step.op)), ctypes.byref(op.struct)
@@ -167,27 +167,27 @@ class Recorded(SparseProgram):
 
     # Where things are
 
-    def place_of(self, address: int) -> Place | None:
+    def place_of(self, address: int) -> MemoryPlace | None:
         """Return what an address of memory that changes belongs to, or None."""
         begin = int(self._arena.ctypes.data)
         if begin <= address < begin + self._arena.nbytes:
             word = (address - begin) // 4
             at = max(at for at in self._owners if at <= word)
-            return Place(self._owners[at], address - begin - 4 * at)
+            return MemoryPlace(self._owners[at], address - begin - 4 * at)
         for key, array in self._memory:
             begin = array.ctypes.data
             if begin <= address < begin + array.nbytes:
                 return self._inside(key, address - begin)
         return None
 
-    def _inside(self, key: Key, at: int) -> Place:
+    def _inside(self, key: Key, at: int) -> MemoryPlace:
         kind, tensor = key
         if kind == "turned":
-            return Place(("turned", self._current), at)
+            return MemoryPlace(("turned", self._current), at)
         if kind in _CHAIN:
             channels = self.plan.tensors[tensor].shape[0]
-            return Place(("chain", tensor), 4 * channels * _CHAIN.index(kind) + at)
-        return Place(key, at)
+            return MemoryPlace(("chain", tensor), 4 * channels * _CHAIN.index(kind) + at)
+        return MemoryPlace(key, at)
 
     def lasting(self) -> dict[Key, int]:
         """Return the bytes of what lasts from step to step."""

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 _NULL = "NULL"
+_TABLE = "place_t"  # of kernels.h
+_SHORT = 1 << 15
 _LINE = 96
 
 
@@ -26,6 +28,7 @@ class Tables:
 
     Attributes:
         lines: What was defined.
+        is_short: Whether all numbers of arrays fit 16 bits.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Tables:
         memory: Callable[[int], str | None],
     ) -> None:
         self.lines: list[str] = []
+        self.is_short = True
         self._names: dict[str, str] = {}
         self._memory = memory
         found = {array.ctypes.data: array for array in constants}
@@ -96,12 +100,13 @@ class Tables:
 
     def _array(self, array: Array) -> str:
         flat = np.ascontiguousarray(array).reshape(-1)
+        self.is_short &= int(flat.view(np.int32).max() if flat.dtype.names else flat.max()) < _SHORT
         if flat.dtype.names:
             kind, name = "struct tap", "taps"
             numbers = [f"{{{', '.join(map(str, each))}}}" for each in flat.tolist()]
         else:
-            kind, name = f"{flat.dtype}_t", flat.dtype.name
-            numbers = [str(each) for each in flat.tolist()]
+            kind = _TABLE if flat.dtype == np.int32 else f"{flat.dtype}_t"
+            name, numbers = flat.dtype.name, [str(each) for each in flat.tolist()]
         return self._define(kind, name, f"[{len(flat)}]", f"{{\n{wrapped(numbers)}}}")
 
     def _define(self, kind: str, name: str, size: str, content: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedkit.server.checkpoint import RunFolder
-from fedkit.trainer.folder import load_trainer
+from fedkit.trainer.on_disk import load_trainer
 from tests.command_line import fedkit
 
 

@@ -42,11 +42,11 @@ def write(files: Mapping[str, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def compile_shared(trainer: Trainer, folder: Path, *flags: str, compiler: str = "gcc") -> Path:
+def compile_shared(trainer: Trainer, folder: Path, *flags: str) -> Path:
     """Compile strictly; return the library."""
     write(trainer.files, folder)
     library = folder / "trainer.so"
-    command = [compiler, *STRICT, "-O1", *flags, "-fPIC", "-shared", str(folder / "trainer.c")]
+    command = ["gcc", *STRICT, "-O1", *flags, "-fPIC", "-shared", str(folder / "trainer.c")]
     done = subprocess.run([*command, "-lm", "-o", str(library)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return library
@@ -144,12 +144,12 @@ def same_bits(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None
     assert found.shape == expected.shape
 
 
-def compile_host(trainer: Trainer, folder: Path, *flags: str) -> Path:
+def compile_host(trainer: Trainer, folder: Path, *flags: str, compiler: str = "gcc") -> Path:
     """Compile the program that stands in for a microcontroller; return it."""
     write(trainer.files, folder)
     sources = [str(folder / name) for name in ("host.c", "link.c", "trainer.c")]
     program = folder / "host"
-    command = ["gcc", *STRICT, "-O1", *flags, *sources, "-lm", "-o", str(program)]
+    command = [compiler, *STRICT, "-O1", *flags, *sources, "-lm", "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return program

@@ -11,6 +11,7 @@ import pytest
 from fedkit.bench.sparsetrain import random_batch
 from fedkit.engine.base import LocalTraining
 from fedkit.tasks.task import Examples
+from tests.sets import slow
 from tests.trainer.compiled import check_equal, model
 
 DENSITIES = (1.0, 0.1, 0.05, 0.01)
@@ -28,13 +29,13 @@ def test_stored_bits(tmp_path: Path, bits: int) -> None:
     check_equal(tmp_path, *model("resnet8", shape, 0.05), random_batch(3, shape), bits=bits)
 
 
-@pytest.mark.parametrize(("batch", "bits"), [(2, 32), (4, 8), (8, 32)])
+@pytest.mark.parametrize(("batch", "bits"), [(2, 32), slow((4, 8)), slow((8, 32))])
 def test_batches(tmp_path: Path, batch: int, bits: int) -> None:
     state = model("resnet8", SMALL, 0.1)
     check_equal(tmp_path, *state, random_batch(2 * batch, SMALL), batch, bits)
 
 
-@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("density", [slow(1.0), slow(0.1), 0.05, slow(0.01)])
 def test_ds_cnn(tmp_path: Path, density: float) -> None:
     shape = (1, 25, 10)
     check_equal(tmp_path, *model("ds-cnn", shape, density), random_batch(2, shape), bits=8)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +28,8 @@ from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples
 from fedkit.trainer.emit import emit
 from fedkit.trainer.engine import LinkedEngine, OwnExamplesEngine
-from fedkit.trainer.folder import TrainerFolder, save_trainer
-from fedkit.trainer.link import Link
+from fedkit.trainer.link import TrainerLink
+from fedkit.trainer.on_disk import TrainerFolder, save_trainer
 from fedkit.wire.messages import Packet
 from tests.fleet import tiny
 from tests.flower.same_bits import assert_same_bits
@@ -39,7 +41,7 @@ CONFIG = tiny.config(
 ONE = LocalTraining(1, 1, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
-class Fleet:
+class DevicesHere:
     """Devices in this process."""
 
     def __init__(self, devices: Sequence[Device]) -> None:
@@ -62,7 +64,7 @@ class Fleet:
 
 def run(*engines: SparseEngine) -> list[Report]:
     devices = [Device(i, tiny.examples(12 + i, 10 + i), e, CONFIG) for i, e in enumerate(engines)]
-    return list(run_rounds(tiny.server(CONFIG), Fleet(devices), None))
+    return list(run_rounds(tiny.server(CONFIG), DevicesHere(devices), None))
 
 
 def ordinary() -> SparseEngine:
@@ -89,15 +91,15 @@ def program(folder: TrainerFolder, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def link(program: Path) -> Iterator[Link]:
+def link(program: Path) -> Iterator[TrainerLink]:
     with running(program) as address:
-        found = Link(address)
+        found = TrainerLink(address)
         yield found
         found.close()
 
 
 @pytest.fixture
-def engine(folder: TrainerFolder, link: Link) -> LinkedEngine:
+def engine(folder: TrainerFolder, link: TrainerLink) -> LinkedEngine:
     return LinkedEngine(folder, link)
 
 
@@ -115,7 +117,7 @@ def test_its_own_examples_never_leave_it(
 ) -> None:
     own = tiny.examples(13, 11)  # those of device 1
     with running(program, own) as address:
-        engine = OwnExamplesEngine(folder, Link(address))
+        engine = OwnExamplesEngine(folder, TrainerLink(address))
         assert len(engine.examples) == 13 and not engine.examples.inputs.any()
         state = state_of(reports)
         found = engine.train(state, engine.examples, ONE, 3)
@@ -127,7 +129,7 @@ def test_its_own_examples_never_leave_it(
                 ask(state, engine.examples)
 
 
-def test_who_has_no_examples_says_so(folder: TrainerFolder, link: Link) -> None:
+def test_who_has_no_examples_says_so(folder: TrainerFolder, link: TrainerLink) -> None:
     with pytest.raises(DataError, match="no examples of its own"):
         OwnExamplesEngine(folder, link)
 
@@ -169,14 +171,16 @@ def test_a_loss_that_is_not_finite_ends_a_round(
         engine.train(replace(state, weights=far), tiny.examples(4, 0), ONE, 0)
 
 
-def test_another_trainer_is_noticed(folder: TrainerFolder, link: Link, tmp_path: Path) -> None:
+def test_another_trainer_is_noticed(
+    folder: TrainerFolder, link: TrainerLink, tmp_path: Path
+) -> None:
     other = save_trainer(tmp_path / "other", folder.plan, folder.masks, stored_bits=8)
     with pytest.raises(EngineError, match=r"another trainer .* stored_bits"):
         LinkedEngine(other, link)
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"nothing of that kind", b"FK\x81\xff\xff\xff\xff", b"FK\x7f"]
+    "damage", [b"", b"nothing of that kind", b"FK\x81\x01\xff\xff\xff\xff", b"FK\x7f"]
 )
 def test_nonsense_at_the_other_end_is_an_error(damage: bytes) -> None:
     with socket.socket() as server:
@@ -191,7 +195,7 @@ def test_nonsense_at_the_other_end_is_an_error(damage: bytes) -> None:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        link = Link(f"socket://127.0.0.1:{server.getsockname()[1]}", timeout=5)
+        link = TrainerLink(f"socket://127.0.0.1:{server.getsockname()[1]}", timeout=5)
         with pytest.raises(FleetError, match=r"the microcontroller at .socket://"):
             link.about()
         thread.join()
@@ -202,21 +206,37 @@ def test_damaged_requests_are_refused_and_it_goes_on(program: Path) -> None:
     rng = np.random.default_rng(0)
     with running(program) as address:
         host, port = address.removeprefix("socket://").split(":")
-        for _ in range(50):
+        for _ in range(10):
             with socket.create_connection((host, int(port)), timeout=10) as line:
                 line.sendall(b"FK" + rng.integers(0, 256, 40, np.uint8).tobytes())
-        link = Link(address)
+        link = TrainerLink(address)
         assert link.about().classes == tiny.CLASSES
         link.close()
+
+
+def test_late_replies_are_passed_over_and_a_broken_line_is_opened_anew(program: Path) -> None:
+    with running(program) as address:
+        link = TrainerLink(address)
+        about = link.about()
+        link._open().write(request(7))  # whose reply nobody waits for
+        assert link.about() == about
+        link.close()
+        assert link.about() == about
+        link.close()
+
+
+def request(number: int) -> bytes:
+    body = struct.pack("<BBI", 1, number, 0)
+    return b"FK" + body + struct.pack("<I", zlib.crc32(body))
 
 
 def test_nobody_there() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(FleetError, match="cannot be reached"):
-            Link(f"socket://127.0.0.1:{taken.getsockname()[1]}", timeout=1)
+            TrainerLink(f"socket://127.0.0.1:{taken.getsockname()[1]}", timeout=1)
     with pytest.raises(FleetError, match="cannot be reached"):
-        Link("/dev/no-such-port")
+        TrainerLink("/dev/no-such-port")
 
 
 def context_of(folder: TrainerFolder, address: str, config: RunConfig, **node: Any) -> Context:

@@ -87,13 +87,13 @@ struct sink {
     int forward, accumulate, finish;
 };
 
-INLINE void store_row(const struct sink *s, int row, const int32_t *place, const vec *acc,
+INLINE void store_row(const struct sink *s, int row, const place_t *place, const vec *acc,
                       int pixels) {
     float *out = s->out + (ptrdiff_t)row * s->tensor->plane * LANES;
     for (int j = 0; j < pixels; j++) vec_store(out + place[j], acc[j]);
 }
 
-INLINE void sink_forward(const struct sink *s, int row, const int32_t *place, const vec *acc,
+INLINE void sink_forward(const struct sink *s, int row, const place_t *place, const vec *acc,
                          int pixels, int slot) {
     store_row(s, row, place, acc, pixels);
     if (s->sums == NULL) return;
@@ -110,7 +110,7 @@ INLINE void sink_forward(const struct sink *s, int row, const int32_t *place, co
     sums->second = second;
 }
 
-INLINE void sink_backward(const struct sink *s, int row, const int32_t *place, const vec *acc,
+INLINE void sink_backward(const struct sink *s, int row, const place_t *place, const vec *acc,
                           int pixels) {
     const struct tensor *t = s->tensor;
     ptrdiff_t plane = (ptrdiff_t)row * t->plane * LANES;
@@ -134,7 +134,7 @@ INLINE void sink_backward(const struct sink *s, int row, const int32_t *place, c
     s->sums[row].second = vec_add(s->sums[row].second, second);
 }
 
-INLINE void sink_row(const struct sink *s, int row, const int32_t *place, const vec *acc,
+INLINE void sink_row(const struct sink *s, int row, const place_t *place, const vec *acc,
                      int pixels, int slot) {
     if (s->forward)
         sink_forward(s, row, place, acc, pixels, slot);
@@ -143,7 +143,7 @@ INLINE void sink_row(const struct sink *s, int row, const int32_t *place, const 
 }
 
 /* What a row's sums start from: what is there already, or the bias. */
-INLINE void start_row(const struct sink *s, int row, const int32_t *place, const float *bias,
+INLINE void start_row(const struct sink *s, int row, const place_t *place, const float *bias,
                       vec *acc, int pixels) {
     const vec start = bias ? vec_set1(bias[row]) : vec_zero();
     const float *out = s->out + (ptrdiff_t)row * s->tensor->plane * LANES;
@@ -156,7 +156,7 @@ INLINE void gather_slots(const struct map *map, const float *values, const float
                          const float *in, int slot, const struct sink *sink, int pixels,
                          int near) {
     const float *origin[SLOTS];
-    const int32_t *place = map->slot_out + slot;
+    const place_t *place = map->slot_out + slot;
     for (int j = 0; j < pixels; j++) origin[j] = in + map->slot_in[slot + j];
     for (int row = 0; row < map->rows; row++) {
         vec acc[SLOTS];
@@ -177,7 +177,7 @@ static void gather_sparse(const struct map *map, const float *values, const floa
                           const float *in, int slots, const struct sink *sink) {
     int slot = 0;
     for (; slot + SLOTS <= slots; slot += SLOTS) {
-        const int32_t *origin = map->slot_in + slot;
+        const place_t *origin = map->slot_in + slot;
         if (origin[SLOTS - 1] - origin[0] == (SLOTS - 1) * LANES)
             gather_slots(map, values, bias, in, slot, sink, SLOTS, 1);
         else
@@ -286,7 +286,7 @@ static void weights_sparse(const struct conv *conv, const float *in, const float
 /* Add to a block of `rows` x `taps` gradients. One sum each: that is enough sums, and makes every
  * gradient the same number whatever block it falls into. */
 INLINE void weights_block(const struct conv *conv, const float *in, const float *out, int lines,
-                          const int32_t *offset, float *gradient, int rows, int taps) {
+                          const place_t *offset, float *gradient, int rows, int taps) {
     const ptrdiff_t plane = padded_plane(&conv->out);
     vec acc[ROWS][PX];
     for (int r = 0; r < rows; r++)

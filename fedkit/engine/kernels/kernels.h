@@ -15,6 +15,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Offsets and indices in tables; a trainer for a microcontroller has 16 bits where they fit. */
+#if defined(FEDKIT_SHORT_TABLES)
+typedef int16_t place_t;
+#else
+typedef int32_t place_t;
+#endif
+
 enum activation { ACT_NONE, ACT_RELU, ACT_RELU6 };
 
 struct stored;
@@ -44,8 +51,8 @@ struct tensor {
 /* One kept weight as seen from a row: where its input lies from a pixel's origin, and which of
  * the layer's values it is. */
 struct tap {
-    int32_t offset;
-    int32_t index;
+    place_t offset;
+    place_t index;
 };
 
 /* A linear map from padded planes to planes, the same for every pixel: one row of taps per output
@@ -54,13 +61,13 @@ struct tap {
  * Sparse: row r has the taps first[r] .. first[r + 1]. Dense (first is NULL): every row has all
  * `taps`, with shared offsets, and `matrix` [rows][taps] holds the weights. */
 struct map {
-    const int32_t *first;
+    const place_t *first;
     const struct tap *tap;
-    const int32_t *offset;    /* dense: [taps] */
-    const int32_t *from;      /* dense backward: [taps], where row 0's weights come from */
+    const place_t *offset;    /* dense: [taps] */
+    const place_t *from;      /* dense backward: [taps], where row 0's weights come from */
     const float *matrix;
-    const int32_t *slot_in;
-    const int32_t *slot_out;
+    const place_t *slot_in;
+    const place_t *slot_out;
     int32_t rows;
     int32_t taps;
     int32_t from_step;        /* dense backward: from one row's weights to the next row's */
@@ -78,9 +85,9 @@ struct conv {
     const float *bias;          /* [target channels] or NULL */
     const uint8_t *used_in;     /* [source channels]: some kept weight reads it */
     const uint8_t *used_out;    /* [target channels]: it has a kept weight, or a bias */
-    const int32_t *full_offset; /* [full_taps]: a row's taps if none were pruned */
-    const int32_t *line_in;     /* [lines of a part]: origin of an output line in padded inputs */
-    const int32_t *line_out;    /* the same run in padded gradients of the output */
+    const place_t *full_offset; /* [full_taps]: a row's taps if none were pruned */
+    const place_t *line_in;     /* [lines of a part]: origin of an output line in padded inputs */
+    const place_t *line_out;    /* the same run in padded gradients of the output */
     struct map forward;         /* from padded inputs */
     const struct map *backward; /* from padded gradients of the output; one per phase of stride */
     struct padding in, out;

@@ -28,6 +28,7 @@ struct frame {
     const struct link_port *port;
     uint32_t left, crc;
     int failed;
+    uint8_t number;
 };
 
 static void take(struct frame *f, void *to, uint32_t count) {
@@ -58,6 +59,7 @@ static void begin_reply(struct frame *f, uint8_t kind, uint32_t count) {
     if (!f->failed) f->failed = f->port->write(f->port->context, (const uint8_t *)"FK", 2);
     f->crc = 0xFFFFFFFFu;
     give(f, &kind, 1);
+    give(f, &f->number, 1);
     give(f, &count, sizeof count);
 }
 
@@ -162,15 +164,16 @@ static void answer(struct frame *f, uint8_t kind, const union arguments *given) 
 }
 
 int link_serve(const struct link_port *port) {
-    struct frame f = {port, 0, 0xFFFFFFFFu, 0};
+    struct frame f = {port, 0, 0xFFFFFFFFu, 0, 0};
     union arguments given;
     uint8_t letter = 0, kind = 0;
     uint32_t length = 0;
     while (letter != 'F') /* whatever is left of a frame that was cut off is passed over */
         if ((f.failed = port->read(port->context, &letter, 1))) return f.failed;
     if ((f.failed = port->read(port->context, &letter, 1)) || letter != 'K') return f.failed;
-    f.left = sizeof kind + sizeof length;
+    f.left = sizeof kind + sizeof f.number + sizeof length;
     take(&f, &kind, sizeof kind);
+    take(&f, &f.number, sizeof f.number);
     take(&f, &length, sizeof length);
     f.left = length;
     memset(&given, 0, sizeof given);

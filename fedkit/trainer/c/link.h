@@ -6,9 +6,9 @@
  *   static const struct link_port port = {read_uart, write_uart, NULL, my_example, my_count};
  *   for (;;) link_serve(&port);
  *
- * A frame is "FK", a kind, 4 bytes of length, a payload and the CRC-32 of kind, length and payload;
- * numbers are little-endian, and so must be the processor. Each request has one reply, of its own kind
- * with bit 7 set, or of LINK_ERROR with one byte that says why. */
+ * A frame is "FK", a kind, a number, 4 bytes of length, a payload and the CRC-32 of all but "FK"; all is
+ * little-endian, and so must be the processor. Each request has one reply with its number, of its own
+ * kind with bit 7 set, or of LINK_ERROR with one byte that says why. */
 #ifndef TRAINER_LINK_H
 #define TRAINER_LINK_H
 

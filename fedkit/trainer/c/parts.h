@@ -92,36 +92,60 @@ static struct grid grid_of(const float *ranges, int parts) {
     return grid;
 }
 
-static void channel_narrow(const struct tensor *t, int channel, const struct grid *grid, int parts,
-                           uint64_t key, uint8_t *codes) {
-    const struct reading how = reading_of(t, channel);
+/* Which part of its channel's values each lane is. */
+static void parts_of(const struct reading *how, int parts, const float *x, int *part) {
+    float chosen[LANES];
+    vec_store(chosen, stored_chosen(how, parts, vec_load(x), vec_zero(), vec_set1(1.0f),
+                                    vec_set1(2.0f)));
+    for (int l = 0; l < LANES; l++) part[l] = (int)chosen[l];
+}
+
+static struct grid grid_over(const struct reading *how, int parts, const float *x, int plane) {
+    struct grid grid;
+    float least[STORED_PARTS][LANES], most[STORED_PARTS][LANES];
+    int part[LANES];
+    for (int p = 0; p < STORED_PARTS; p++)
+        for (int l = 0; l < LANES; l++) least[p][l] = INFINITY, most[p][l] = -INFINITY;
+    for (int k = 0; k < plane; k++, x += LANES) {
+        parts_of(how, parts, x, part);
+        for (int l = 0; l < LANES; l++) {
+            float *low = &least[part[l]][l], *high = &most[part[l]][l];
+            *low = *low < x[l] ? *low : x[l];
+            *high = *high > x[l] ? *high : x[l];
+        }
+    }
+    for (int p = 0; p < STORED_PARTS; p++) {
+        for (int l = 1; l < LANES; l++) {
+            least[p][0] = least[p][l] < least[p][0] ? least[p][l] : least[p][0];
+            most[p][0] = most[p][l] > most[p][0] ? most[p][l] : most[p][0];
+        }
+        grid.least[p] = least[p][0], grid.most[p] = most[p][0];
+    }
+    stored_grid(&grid, TRAINER_STORED_BITS);
+    return grid;
+}
+
+static void channel_narrow(const struct tensor *t, int channel, const struct reading *how,
+                           const struct grid *grid, int parts, uint64_t key, uint8_t *codes) {
     const ptrdiff_t at = (ptrdiff_t)channel * t->plane;
     const float *x = t->x + plane_offset(t, 0, channel);
-    const int32_t *begin = grid->first;
-    vec least[STORED_PARTS], by[STORED_PARTS], first[STORED_PARTS], last[STORED_PARTS];
+    float by[STORED_PARTS], last[STORED_PARTS];
+    int part[LANES];
     for (int p = 0; p < STORED_PARTS; p++) {
-        least[p] = vec_set1(grid->least[p]);
-        by[p] = vec_set1(grid->step[p] > 0.0f ? 1.0f / grid->step[p] : 0.0f);
-        first[p] = vec_set1((float)begin[p]);
-        last[p] = vec_set1((float)(begin[p + 1] - 1));
+        by[p] = grid->step[p] > 0.0f ? 1.0f / grid->step[p] : 0.0f;
+        last[p] = (float)(grid->first[p + 1] - 1 - grid->first[p]);
     }
     for (int k = 0; k < t->plane * LANES; k += LANES) {
-        float random[LANES], whole[LANES], start[LANES];
-        for (int l = 0; l < LANES; l++) random[l] = drawn(key, at, k + l, t->plane);
-        const vec v = vec_load(x + k), u = vec_load(random);
-        const vec low = stored_chosen(&how, parts, v, least[0], least[1], least[2]);
-        const vec scale = stored_chosen(&how, parts, v, by[0], by[1], by[2]);
-        const vec base = stored_chosen(&how, parts, v, first[0], first[1], first[2]);
-        const vec end = stored_chosen(&how, parts, v, last[0], last[1], last[2]);
-        const vec n = vec_fma(vec_sub(v, low), scale, u);
-        vec_store(whole, vec_min(vec_sub(end, base), n));
-        vec_store(start, base);
-        for (int l = 0; l < LANES; l++)
-            code_put(codes, k + l, (int32_t)whole[l] + (int32_t)start[l]);
+        parts_of(how, parts, x + k, part);
+        for (int l = 0; l < LANES; l++) {
+            const int p = part[l];
+            const float n = (x[k + l] - grid->least[p]) * by[p] + drawn(key, at, k + l, t->plane);
+            code_put(codes, k + l, grid->first[p] + (int32_t)(last[p] < n ? last[p] : n));
+        }
     }
 }
 
-/* Write what `stored_narrow` of the engine does; a tensor's number and the key of the step tell what
+/* Write the codes that the engine's `narrow` writes; a tensor's number and the key of the step tell what
  * it draws. Of each channel the ranges come first, then the codes of all. */
 static void tensor_narrow(const struct tensor *t, uint64_t step_key, int number, void *to) {
     const uint64_t key = with_word(with_word(step_key, (uint64_t)number), 2);
@@ -130,14 +154,12 @@ static void tensor_narrow(const struct tensor *t, uint64_t step_key, int number,
     uint8_t *codes = (uint8_t *)(ranges + 2 * parts * t->channels);
     for (int c = 0; c < t->channels; c++, ranges += 2 * parts, codes += code_bytes(t)) {
         const struct reading how = reading_of(t, c);
-        struct grid grid;
-        stored_range(&how, parts, t->x + plane_offset(t, 0, c), t->plane, &grid);
-        stored_grid(&grid, TRAINER_STORED_BITS);
+        const struct grid grid = grid_over(&how, parts, t->x + plane_offset(t, 0, c), t->plane);
         for (int p = 0; p < parts; p++) {
             ranges[2 * p] = grid.least[p];
             ranges[2 * p + 1] = grid.most[p];
         }
-        channel_narrow(t, c, &grid, parts, key, codes);
+        channel_narrow(t, c, &how, &grid, parts, key, codes);
     }
 }
 

@@ -37,7 +37,7 @@ _PARTS_OF_RANGE = {"none": 1, "relu": 2, "relu6": 3}  # stored_parts_of of store
 
 
 @dataclass(frozen=True)
-class Part(Backward):
+class ConvPart(Backward):
     """One part of a convolution's backward pass.
 
     Attributes:
@@ -77,10 +77,10 @@ def _parts(plan: Plan, step: Step) -> Iterator[Step]:
     if not isinstance(step, Backward) or not isinstance(plan.ops[step.op], Convolution):
         yield step
         return
-    yield Part(step.op, (), "take")
-    yield Part(step.op, (), "add")
+    yield ConvPart(step.op, (), "take")
+    yield ConvPart(step.op, (), "add")
     if step.contributions:
-        yield Part(step.op, step.contributions, "give")
+        yield ConvPart(step.op, step.contributions, "give")
 
 
 def touched(plan: Plan, step: Step) -> list[Key]:
@@ -95,7 +95,7 @@ def touched(plan: Plan, step: Step) -> list[Key]:
 
     and ("chain", tensor): how a gradient passes the norm of a tensor.
     """
-    if isinstance(step, Part):
+    if isinstance(step, ConvPart):
         return _touched_by_part(plan, step)
     keys = touched_by_engine(plan, step)
     if isinstance(step, Forward) and isinstance(plan.ops[step.op], Convolution):
@@ -108,7 +108,7 @@ def touched(plan: Plan, step: Step) -> list[Key]:
     return keys
 
 
-def _touched_by_part(plan: Plan, step: Part) -> list[Key]:
+def _touched_by_part(plan: Plan, step: ConvPart) -> list[Key]:
     op, out = plan.ops[step.op], ("out", step.op)
     (source,) = op.sources
     if step.part == "take":
@@ -126,7 +126,7 @@ def _chains(plan: Plan, *tensors: int) -> list[Key]:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class StorageSizes:
     """Bytes of everything that has to be placed.
 
     Attributes:
@@ -184,7 +184,7 @@ def _turned(layer: Layer) -> int:
 
 
 def placed(
-    plan: Plan, schedule: Schedule, sizes: Sizes, begin: int, lasting: Sequence[int]
+    plan: Plan, schedule: Schedule, sizes: StorageSizes, begin: int, lasting: Sequence[int]
 ) -> tuple[dict[Key, int], list[int], int]:
     """Place all that a trainer needs.
 

@@ -106,7 +106,7 @@ def load_trainer(path: Path) -> TrainerFolder:
     """Read what is known of a trainer.
 
     Raises:
-        ExportError: The path is no such folder, or it is damaged.
+        ExportError: No trainer is there, or it is damaged.
         PlanError: Its plan cannot be read.
     """
     if not (path / _ABOUT).is_file():
@@ -123,6 +123,8 @@ def load_trainer(path: Path) -> TrainerFolder:
         blob = np.frombuffer(read_whole(path / _MASKS), np.uint8)
         numbers = [int(about[name]) for name in _NUMBERS]
         statistics = tuple(map(str, about["statistics"]))
+    except OSError as error:
+        raise ExportError(f"{path} lacks a file ({error}); export the trainer again") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExportError(f"{path / _ABOUT} is damaged ({error!r}); export it again") from error
     masks = codec.decode_masks(blob, plan.layout.prunable_shapes)
