@@ -134,6 +134,8 @@ def _one_of(values: Sequence[int]) -> str:
 
 def _narrow(plan: Plan, masks: Masks, batch: int, bits: int) -> frozenset[int]:
     """Return what the engine stores in few bits."""
+    if bits == 32:
+        return frozenset()
     network = Network(plan, masks, native.load_kernels("plain"))
     return SparseProgram(network, "train", batch, stored_bits=bits).schedule.narrow
 
