@@ -12,7 +12,6 @@ import numpy as np
 from fedkit.core.errors import ExportError
 from fedkit.engine.kernels import native
 from fedkit.engine.kernels.network import Network
-from fedkit.engine.plan.checks import check_statistics
 from fedkit.engine.plan.execution import Key, Narrow, Schedule, Widen
 from fedkit.engine.plan.plan import plan_digest, verify
 from fedkit.engine.plan.structure import Plan
@@ -29,7 +28,7 @@ BATCHES = (1, 2, 4, 8)
 
 KERNELS = (
     *("kernels.h", "simd.h", "tensor.h", "exponent.h", "elementwise.h", "conv.h", "norm.h"),
-    *("layer.h", "stored.h", "int_tensor.h", "int_kernels.h", "int_simd.h", "int_lanes.h"),
+    *("layer.h", "stored.h", "random.h"),
 )
 """Headers of the engine that every trainer has."""
 
@@ -70,10 +69,9 @@ def emit(
         ram: Most bytes of the arena; None: whatever it needs.
 
     Raises:
-        ExportError: The model has an op or a loss that the trainer lacks, or needs more memory; or
-            there is no such batch.
-        EngineError: A norm sees one value per channel, the masks do not fit, or the kernels are
-            missing.
+        ExportError: The model has an op or a loss that the trainer lacks, a norm that sees one
+            value per channel, or needs more memory; or there is no such batch.
+        EngineError: The masks do not fit, or the kernels are missing.
     """
     _check(plan, batch, stored_bits)
     narrow = _narrow(plan, masks, batch, stored_bits)
@@ -111,7 +109,13 @@ def _check(plan: Plan, batch: int, stored_bits: int) -> None:
             "cross-entropy of one class per example: train others by fedkit's device on a board "
             "with Linux"
         )
-    check_statistics(plan, batch)
+    for tensor in plan.tensors:
+        if tensor.norm is not None and batch * prod(tensor.shape[1:]) == 1:
+            raise ExportError(
+                f"norm {tensor.norm.name!r} sees one value per channel in a step of one example, "
+                "which has no variance; take several examples (--batch 2), larger inputs or group "
+                "norms"
+            )
 
 
 def _check_size(size: int, ram: int | None, stored_bits: int) -> None:
@@ -130,6 +134,8 @@ def _one_of(values: Sequence[int]) -> str:
 
 def _narrow(plan: Plan, masks: Masks, batch: int, bits: int) -> frozenset[int]:
     """Return what the engine stores in few bits."""
+    if bits == 32:
+        return frozenset()
     network = Network(plan, masks, native.load_kernels("plain"))
     return SparseProgram(network, "train", batch, stored_bits=bits).schedule.narrow
 
@@ -288,6 +294,7 @@ _PROLOGUE = (
     "    uint8_t put[TRAINER_BATCH];",
     "};",
     "#define STATE ((struct state *)AT(0))",
+    f"typedef char state_fits[sizeof(struct state) <= {_STATE_BYTES} ? 1 : -1];",
     "#define HALF_PI 1.5707963267948966",
     "",
 )

@@ -130,7 +130,7 @@ class RecordedProgram(SparseProgram):
     def calls_of(self, step: Step) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield the kernels of a step, each with its arguments.
 
-        A `ConvPart` has kernels of its own, `conv_take`, `conv_add` and `conv_give`, of step.h.
+        A `ConvPart` has kernels of its own, `conv_take`, `conv_add` and `conv_give`, of parts.h.
         """
         notes: Any = self.kernels
         notes.calls = []

@@ -74,19 +74,16 @@ class Tables:
 
     def _fields(self, struct: ctypes.Structure) -> str:
         fields: Any = struct._fields_
-        return f"{{{', '.join(self._field(getattr(struct, each[0])) for each in fields)}}}"
+        return f"{{{', '.join(self._field(getattr(struct, name), kind) for name, kind in fields)}}}"
 
-    def _field(self, value: Any) -> str:
+    def _field(self, value: Any, kind: type[Any]) -> str:
         if isinstance(value, ctypes.Structure):
             return self._fields(value)
         if isinstance(value, ctypes._Pointer):
             return self._pointed(value)
         if isinstance(value, float):
             return value.hex()
-        # A field of type c_void_p reads as int or None; only addresses are that large.
-        if value is None or value >= 1 << 32:
-            return self.pointer(value)
-        return str(value)
+        return self.pointer(value) if kind is ctypes.c_void_p else str(value)
 
     def _pointed(self, pointer: Any) -> str:
         if not pointer:

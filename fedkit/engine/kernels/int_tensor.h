@@ -4,6 +4,7 @@
 
 #include "int_kernels.h"
 #include "int_simd.h"
+#include "random.h"
 
 INLINE ptrdiff_t int_plane(const struct int_tensor *t, int tile, int channel) {
     return ((ptrdiff_t)tile * t->channels + channel) * t->plane * ILANES;
@@ -63,18 +64,6 @@ INLINE struct int_passing int_passing_of(const struct int_chain *chain, int chan
         how.key_high = chain->key_high;
     }
     return how;
-}
-
-/* fedkit.core.numerics.random_bits */
-INLINE uint32_t random_bits(uint32_t low, uint32_t high, uint32_t counter) {
-    uint32_t x = counter ^ low;
-    x ^= x >> 16;
-    x *= 0x7feb352du;
-    x ^= x >> 15;
-    x += high;
-    x *= 0x846ca68bu;
-    x ^= x >> 16;
-    return x;
 }
 
 #define CODE_MOST 127

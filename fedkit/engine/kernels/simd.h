@@ -133,7 +133,7 @@ INLINE vec vec_power_of_two(vec rounded) {
 #else /* plain C99 */
 
 #define NAME(function) function##_plain
-/* A trainer for a microcontroller holds 1, 2, 4 or 8 examples at a time: c99-train/step.h. */
+/* A trainer for a microcontroller (fedkit/trainer) holds 1, 2, 4 or 8 examples at a time. */
 #if defined(FEDKIT_LANES)
 #define LANES FEDKIT_LANES
 #else

@@ -7,7 +7,7 @@
 #ifndef FEDKIT_STORED_H
 #define FEDKIT_STORED_H
 
-#include "int_tensor.h"
+#include "random.h"
 #include "tensor.h"
 
 /* Values at a time, so that compilers make vectors of loops over them. */

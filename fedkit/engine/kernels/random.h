@@ -1,0 +1,19 @@
+/* Random numbers that depend on a key and a counter alone. */
+#ifndef FEDKIT_RANDOM_H
+#define FEDKIT_RANDOM_H
+
+#include "simd.h"
+
+/* fedkit.core.numerics.random_bits */
+INLINE uint32_t random_bits(uint32_t low, uint32_t high, uint32_t counter) {
+    uint32_t x = counter ^ low;
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x += high;
+    x *= 0x846ca68bu;
+    x ^= x >> 16;
+    return x;
+}
+
+#endif
