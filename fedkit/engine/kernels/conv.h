@@ -520,7 +520,7 @@ void NAME(conv_forward)(const struct conv *conv, int first, int last, float *scr
 }
 
 /* Gradients of one part, which several strips add to: what is added to those of the batch is the
- * same whoever computes the part. */
+ * same for any number of threads. */
 struct parameters {
     float *weights, *bias; /* NULL where not wanted */
 };
