@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedkit.core.errors import WireError
-from fedkit.sparse.state import Masks, apply_masks
+from fedkit.sparse.state import Masks, Weights, apply_masks
 from fedkit.sparse.topk import Entries
 from fedkit.wire import codec
 from tests.naive.sparse import coded_bytes, decode_blob, entropy_bytes
@@ -102,7 +102,7 @@ def test_random_masks_are_coded_within_three_percent_of_their_entropy(density: f
     assert len(codec.encode_masks({"m": mask})) <= 1.03 * bound + 9
 
 
-def random_state(density: float = 0.3) -> tuple[dict[str, NDArray[np.float32]], Masks]:
+def random_state(density: float = 0.3) -> tuple[Weights, Masks]:
     rng = np.random.default_rng(3)
     weights = {n: rng.standard_normal(s).astype(np.float32) for n, s in SHAPES.items()}
     kept = {n: rng.random(SHAPES[n]) < density for n in ("a", "b")}

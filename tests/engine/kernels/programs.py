@@ -16,7 +16,7 @@ from fedkit.engine.kernels import native, network
 from fedkit.engine.kernels.network import Network
 from fedkit.engine.plan import geometry
 from fedkit.engine.plan.conv import Conv
-from fedkit.engine.plan.execution import Key, Schedule, place, touched
+from fedkit.engine.plan.execution import Key, Schedule, overwriting, place, touched
 from fedkit.engine.plan.execution import Step as ScheduleStep
 from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse import program
@@ -75,11 +75,11 @@ def make(
 
     Where tensors lie apart, none is written over another.
     """
-    overwriting = _nowhere if placing is apart else program.overwriting
+    writing_over = _nowhere if placing is apart else overwriting
     with (
         choices_of(case),
         mock.patch.object(program, "place", placing),
-        mock.patch.object(program, "overwriting", overwriting),
+        mock.patch.object(program, "overwriting", writing_over),
     ):
         net = Network(case.plan, case.state.masks, kernels)
         most = batch or len(case.inputs)

@@ -112,11 +112,11 @@ class GuardedKernels(native.Kernels):
 
 def scratch_needs(made: SparseProgram) -> dict[int, int]:
     """Return the bytes of scratch that each layer needs, as `GuardedKernels.needs`."""
-    needs = {}
+    needs, stored = {}, made.schedule.narrow - made.schedule.widened
     for number, layer in made.network.layers.items():
         op = made._ops[number]
         assert isinstance(op, FloatConv)
-        conv, floats = op.struct, op.scratch_floats(made.network, number, made.mode)
+        conv, floats = op.struct, op.scratch_floats(made.network, number, made.mode, stored)
         if conv.direct:  # it packs no inputs
             floats -= layer.geometry.tiles_per_part * layer.geometry.tile_in
         needs[ctypes.addressof(conv.target.contents)] = 4 * floats
