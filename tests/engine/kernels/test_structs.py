@@ -24,6 +24,7 @@ from tests.engine.kernels.kernel_sets import KERNELS
 
 NUMBERS: dict[str, Any] = {
     "int32_t": ctypes.c_int32,
+    "place_t": ctypes.c_int32,
     "uint32_t": ctypes.c_uint32,
     "int64_t": ctypes.c_int64,
     "double": ctypes.c_double,
