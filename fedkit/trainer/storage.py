@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedkit.engine.kernels.network import Layer
+from fedkit.engine.ops.conv import reads_plain
 from fedkit.engine.plan.conv import Convolution
 from fedkit.engine.plan.execution import (
     Backward,
@@ -164,7 +165,11 @@ class StorageSizes:
     def _of_layer(self, kind: str, layer: Layer) -> int:
         geometry = layer.geometry
         most = max(geometry.source[0], geometry.target[0])
-        inputs = 0 if reads_plain(self.plan, geometry.op) else geometry.tile_in
+        inputs = (
+            0
+            if reads_plain(self.plan.tensors[geometry.op.source], geometry.op)
+            else geometry.tile_in
+        )
         return {
             "scratch": inputs + most * _VECTORS_OF_SUMS * self.lanes,
             "in": inputs,
@@ -181,12 +186,6 @@ def _turned(layer: Layer) -> int:
     geometry = layer.geometry
     taps = sum(len(geometry.dense_phase(phase)[0]) for phase in geometry.phases)
     return taps * geometry.source[0]
-
-
-def reads_plain(plan: Plan, op: Convolution) -> bool:
-    """Say whether a convolution's inputs lie in memory just as it reads them."""
-    source = plan.tensors[op.source]
-    return source.norm is None and source.activation == "none" and op.padding == (0, 0)
 
 
 def placed(

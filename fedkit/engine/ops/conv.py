@@ -87,7 +87,7 @@ class FloatConv(FloatOp[Convolution]):
         self._layer = work.network.layers[number]
         self.tiles_per_part = self._layer.geometry.tiles_per_part
         self.struct = conv_struct(self._layer, work.tensors, work.network.parameters)
-        self.struct.direct = _reads_plain(work.plan.tensors[op.source], op)
+        self.struct.direct = reads_plain(work.plan.tensors[op.source], op)
         self.struct.statistics = work.normalises(number)
         if work.mode == "train":
             maps, self._keep = backward_maps(self._layer, work.transposed)
@@ -181,7 +181,7 @@ class FloatConv(FloatOp[Convolution]):
             yield room[: last - first]
 
 
-def _reads_plain(source: StoredTensor, op: Convolution) -> bool:
+def reads_plain(source: StoredTensor, op: Convolution) -> bool:
     """Say whether a convolution's inputs lie in memory just as it reads them."""
     return source.norm is None and source.activation == "none" and op.padding == (0, 0)
 
