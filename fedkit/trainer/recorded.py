@@ -122,8 +122,8 @@ class RecordedProgram(SparseProgram):
         return places, end
 
     def scratch_of(self, thread: int) -> c_void_p:
-        """See `Workspace.scratch_of`."""
-        return c_void_p(self._address("scratch", self._current))
+        """See `Workspace.scratch_of`: that of the op whose calls are recorded."""
+        return c_void_p(self._place("scratch", self._current))
 
     # Recording
 

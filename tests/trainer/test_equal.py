@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
-from fedkit.bench.sparsetrain import random_batch
+from fedkit.bench.sparsetrain import random_batch, randomly_pruned
 from fedkit.engine.base import LocalTraining
-from fedkit.tasks.task import Examples
+from fedkit.engine.plan.capture import capture
+from fedkit.engine.torch import TorchEngine
+from fedkit.nn.norm import L1BatchNorm2d
+from fedkit.tasks.task import Examples, cross_entropy
 from tests.sets import slow
 from tests.trainer.compiled import check_equal, model
 
@@ -83,3 +89,53 @@ def test_images_that_are_the_same_everywhere(tmp_path: Path) -> None:
 def test_rates(tmp_path: Path) -> None:
     plain = LocalTraining(1, 1, lr=0.1, momentum=0.0, weight_decay=0.0)
     check_equal(tmp_path, *model("resnet8", SMALL, 0.1), random_batch(4, SMALL), how=plain)
+
+
+class Twice(nn.Module):
+    """A layer that is called twice, and a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.head = nn.GroupNorm(2, 8), nn.Linear(8 * 7 * 5, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = torch.relu(self.first(x))
+        two = self.second(torch.relu(self.second(one)))
+        found: Tensor = self.head(torch.relu(self.norm(torch.cat([one, two], 1))).flatten(1))
+        return found
+
+
+ODD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "features alone": (lambda: nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 10)), (7,)),
+    "one layer": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 10)), (3, 2, 2)),
+    "gaps and strides": (
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 6, (3, 2), (2, 3), (2, 0), (2, 1), 3), nn.BatchNorm2d(6), nn.ReLU6()),
+            *(nn.Conv2d(6, 4, 1, 2), nn.ReLU(), nn.MaxPool2d(2, 1, 1), nn.Flatten()),
+            nn.LazyLinear(10),
+        ),
+        (3, 11, 13),
+    ),
+    "norms without parameters": (
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, affine=False), nn.AvgPool2d(3, 2, 1)),
+            *(nn.Conv2d(5, 5, 3, groups=5), L1BatchNorm2d(5), nn.Flatten(), nn.LazyLinear(10)),
+        ),
+        (3, 9, 9),
+    ),
+    "layers called twice": (Twice, (3, 7, 5)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("bits", [32, 8])
+def test_odd_models(tmp_path: Path, name: str, bits: int) -> None:
+    make, shape = ODD[name]
+    torch.manual_seed(0)
+    module = make()
+    module(torch.zeros(2, *shape))  # lazy layers take their shapes
+    engine = TorchEngine(module, cross_entropy)
+    plan = capture(engine.module(engine.initial_state()), shape)
+    state = randomly_pruned(engine.initial_state(), 0.4)
+    check_equal(tmp_path, plan, state, random_batch(3, shape), bits=bits)

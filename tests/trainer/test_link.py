@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import struct
 import threading
+import tty
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,6 +216,43 @@ def test_damaged_requests_are_refused_and_it_goes_on(program: Path) -> None:
         link = TrainerLink(address)
         assert link.about().classes == tiny.CLASSES
         link.close()
+
+
+@contextmanager
+def wired(program: Path) -> Iterator[str]:
+    """Put a serial line, of which a terminal has the other end, before a program."""
+    near, far = os.openpty()
+    tty.setraw(near)
+    with running(program) as address:
+        host, port = address.removeprefix("socket://").split(":")
+        with socket.create_connection((host, int(port))) as line:
+
+            def carry() -> None:
+                ends = {near: line.fileno(), line.fileno(): near}
+                while True:
+                    for ready in select.select([*ends], [], [])[0]:
+                        if not (found := os.read(ready, 4096)):
+                            return
+                        os.write(ends[ready], found)
+
+            thread = threading.Thread(target=carry, daemon=True)
+            thread.start()
+            yield os.ttyname(far)
+            line.shutdown(socket.SHUT_RDWR)
+            thread.join()
+    os.close(near)
+    os.close(far)
+
+
+def test_a_serial_line_carries_the_same(
+    reports: list[Report], folder: TrainerFolder, program: Path
+) -> None:
+    state, data = state_of(reports), tiny.examples(4, 0)
+    with wired(program) as port:
+        link = TrainerLink(port, timeout=60)
+        found, _ = LinkedEngine(folder, link).train(state, data, ONE, 0)
+        link.close()
+    assert_same_bits(found, ordinary().train(state, data, ONE, 0)[0])
 
 
 def test_late_replies_are_passed_over_and_a_broken_line_is_opened_anew(program: Path) -> None:

@@ -18,18 +18,18 @@ static struct part whole_batch(const struct conv *conv, float *in, float *out) {
     return p;
 }
 
-static void conv_take(const struct conv *conv, float *out) {
+static inline void conv_take(const struct conv *conv, float *out) {
     const struct part p = whole_batch(conv, NULL, out);
     pack_outputs(conv, &p);
 }
 
-static void conv_add(const struct conv *conv, float *in, float *out, float *gradient,
+static inline void conv_add(const struct conv *conv, float *in, float *out, float *gradient,
                      float *bias_gradient) {
     const struct part p = whole_batch(conv, in, out);
     add_gradients(conv, &p, gradient, bias_gradient);
 }
 
-static void conv_give(const struct conv *conv, float *out, void *sums) {
+static inline void conv_give(const struct conv *conv, float *out, void *sums) {
     struct part p = whole_batch(conv, NULL, out);
     p.sums = (struct sums *)sums;
     give_gradient(conv, &p, 0);
@@ -147,7 +147,7 @@ static void channel_narrow(const struct tensor *t, int channel, const struct rea
 
 /* Write the codes that the engine's `narrow` writes; a tensor's number and the key of the step tell what
  * it draws. Of each channel the ranges come first, then the codes of all. */
-static void tensor_narrow(const struct tensor *t, uint64_t step_key, int number, void *to) {
+static inline void tensor_narrow(const struct tensor *t, uint64_t step_key, int number, void *to) {
     const uint64_t key = with_word(with_word(step_key, (uint64_t)number), 2);
     const int parts = stored_parts_of(t);
     float *ranges = (float *)to;
@@ -164,7 +164,7 @@ static void tensor_narrow(const struct tensor *t, uint64_t step_key, int number,
 }
 
 /* Write the values that the codes stand for. */
-static void tensor_widen(const struct tensor *t, const void *from) {
+static inline void tensor_widen(const struct tensor *t, const void *from) {
     const int parts = stored_parts_of(t);
     const float *ranges = (const float *)from;
     const uint8_t *codes = (const uint8_t *)(ranges + 2 * parts * t->channels);
