@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from fedkit.core.errors import ConfigError
 from fedkit.core.files import read_whole
+from fedkit.core.sizes import parse_bytes
 from fedkit.core.text import short
 from fedkit.sparse.candidates import pool_size
 from fedkit.sparse.counts import ceil_share
@@ -84,6 +85,11 @@ class RunConfig(BaseModel):
         32,
         description="bits in which sparse training stores what its backward pass reads again: 32, "
         "16, 8 or 4",
+    )
+    memory: str = Field(
+        "",
+        description="most memory that a step of sparse training may take, such as 64MB; it stores "
+        "as few bits as that needs, at most stored_bits; left empty, it takes what it needs",
     )
 
     devices: int = Field(10, ge=1, description="devices in the fleet")
@@ -292,6 +298,16 @@ class RunConfig(BaseModel):
             raise PydanticCustomError("bits", "give 32, 16, 8 or 4")
         return bits
 
+    @field_validator("memory")
+    @classmethod
+    def _memory_is_a_size(cls, memory: str) -> str:
+        try:
+            if memory:
+                parse_bytes(memory)
+        except ValueError as error:
+            raise PydanticCustomError("memory", "{why}", {"why": str(error)}) from None
+        return memory
+
     @field_validator("uplink_bits")
     @classmethod
     def _one_bit_holds_no_sign_and_zero(cls, bits: int) -> int:
@@ -319,8 +335,26 @@ class RunConfig(BaseModel):
             )
         return self
 
+    @property
+    def engine_wishes(self) -> tuple[Any, ...]:
+        """What an engine is chosen by, in the order of `fedkit.engine.choose.make_engine`."""
+        stored = self.stored_bits, self.accelerator, self.memory_bytes
+        return self.engine, self.precision, *stored
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Most bytes of a step; None: what it needs."""
+        return parse_bytes(self.memory) if self.memory else None
+
     @model_validator(mode="after")
     def _integers_are_stored_as_they_are(self) -> Self:
+        if self.memory and self.precision != "fp32":
+            raise PydanticCustomError(
+                "stored",
+                "memory is {memory}, and precision {precision}; only float32 training is planned "
+                "within a memory: leave one of the two away",
+                {"memory": self.memory, "precision": self.precision},
+            )
         if self.stored_bits < 32 and self.precision != "fp32":
             raise PydanticCustomError(
                 "stored",

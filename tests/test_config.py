@@ -32,7 +32,7 @@ KEYS = st.sampled_from([*RunConfig.model_fields, "densitty", ""]) | SCALARS
 
 
 def check_message(error: ConfigError) -> None:
-    assert str(error).isprintable() and 10 < len(str(error)) < 6000
+    assert str(error).isprintable() and 10 < len(str(error)) < 7000
 
 
 @settings(max_examples=300, deadline=None)

@@ -59,7 +59,12 @@ def _engine(folder: Path, config: RunConfig) -> Engine:
         from fedkit.engine.precision import plan_engine
 
         return_large_blocks()  # as a real device does
-        return plan_engine(load_plan(plan), config.precision, stored_bits=config.stored_bits)
+        return plan_engine(
+            load_plan(plan),
+            config.precision,
+            stored_bits=config.stored_bits,
+            memory=config.memory_bytes,
+        )
     from fedkit.engine.torch import TorchEngine
     from fedkit.tasks import load_task
 

@@ -34,6 +34,7 @@ def make_engine(
     precision: Precision = "fp32",
     stored_bits: int = 32,
     accelerator: Accelerator = "cpu",
+    memory: int | None = None,
 ) -> tuple[Engine, str]:
     """Return the engine for a task, and a line that says which one it is and why.
 
@@ -46,6 +47,7 @@ def make_engine(
         stored_bits: In which the sparse engine stores what its backward pass reads again.
         accelerator: Where torch computes. The C engines know the processor alone, so `auto` is
             torch where another one is there.
+        memory: Most bytes of a step of the sparse engine; None: what it needs.
 
     Raises:
         EngineError: The accelerator is not there, or the engine asked for does not know it;
@@ -70,19 +72,26 @@ def make_engine(
     if precision != "fp32":
         return _integer_equivalent(reference, task, wish, precision)
     if wish == "torch" or device != CPU:
-        _check_stored(stored_bits, f"torch computes on {device}, as engine or accelerator say")
+        _check_torch(
+            stored_bits, memory, f"torch computes on {device}, as engine or accelerator say"
+        )
         return reference, accelerators.describe(device)
     try:
-        engine = sparse_equivalent(reference, task, stored_bits)
+        engine = sparse_equivalent(reference, task, stored_bits, memory)
     except (EngineError, PlanError) as error:
         if wish == "sparse":
             raise
-        _check_stored(stored_bits, f"the sparse engine cannot run this: {error}")
+        _check_torch(stored_bits, memory, f"the sparse engine cannot run this: {error}")
         return reference, f"torch; the sparse engine cannot run this: {error}"
     return engine, describe(engine)
 
 
-def _check_stored(bits: int, why: str) -> None:
+def _check_torch(bits: int, memory: int | None, why: str) -> None:
+    if memory is not None:
+        raise EngineError(
+            f"memory is {memory} bytes, and torch takes what it needs; {why}. Leave engine at "
+            "auto, or memory empty"
+        )
     if bits < 32:
         raise EngineError(
             f"stored_bits is {bits}, and torch stores 32; {why}. Leave engine at auto, or set "
@@ -94,7 +103,9 @@ def _asked(wish: Wish, precision: Precision) -> str:
     return f"engine {wish}" if precision == "fp32" else f"precision {precision}"
 
 
-def sparse_equivalent(reference: TorchEngine, task: Task, stored_bits: int = 32) -> SparseEngine:
+def sparse_equivalent(
+    reference: TorchEngine, task: Task, stored_bits: int = 32, memory: int | None = None
+) -> SparseEngine:
     """Return the sparse engine of the same model with the same initial weights.
 
     Raises:
@@ -103,7 +114,7 @@ def sparse_equivalent(reference: TorchEngine, task: Task, stored_bits: int = 32)
     """
     initial = reference.initial_state()
     plan = task_plan(task, reference.module(initial))
-    return SparseEngine(plan, initial, stored_bits=stored_bits)
+    return SparseEngine(plan, initial, stored_bits=stored_bits, memory=memory)
 
 
 def task_plan(task: Task, model: nn.Module) -> Plan:

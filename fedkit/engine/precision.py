@@ -26,6 +26,7 @@ def plan_engine(
     initial: ModelState | None = None,
     backend: str = "",
     stored_bits: int = 32,
+    memory: int | None = None,
 ) -> PlanEngine:
     """Return the engine that runs a plan at a precision.
 
@@ -35,6 +36,7 @@ def plan_engine(
         initial: What its `initial_state` returns; None on a device.
         backend: Of the integer engine: "native", "numpy", or "" for the kernels where they are.
         stored_bits: Of float32 alone: of what the backward pass reads again.
+        memory: Of float32 alone: most bytes of a step; None: what it needs.
 
     Raises:
         EngineError: The kernels are needed and missing, or the plan has an op that the engine
@@ -42,7 +44,7 @@ def plan_engine(
         PlanError: The plan is broken.
     """
     if precision == "fp32":
-        return SparseEngine(plan, initial, stored_bits=stored_bits)
+        return SparseEngine(plan, initial, stored_bits=stored_bits, memory=memory)
     return IntegerEngine(plan, initial, BITS[precision], backend=backend)
 
 
@@ -50,7 +52,8 @@ def describe(engine: PlanEngine) -> str:
     """Return a line that says what an engine computes with, and on what."""
     if isinstance(engine, SparseEngine):
         stored = "" if engine.stored_bits == 32 else f", stores {engine.stored_bits} bits"
-        return f"sparse ({engine.kernels.simd}{stored})"
+        within = "" if engine.memory is None else f", within {engine.memory / 1e6:g} MB a step"
+        return f"sparse ({engine.kernels.simd}{stored}{within})"
     if engine.kernels is not None:
         return f"integer, {engine.bits} bits ({engine.kernels.simd})"
     return (

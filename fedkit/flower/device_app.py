@@ -144,7 +144,9 @@ def _make_device(plan_path: str, data: str, index: int, config: RunConfig, expec
         Expected.parse(expected).check_plan(plan_digest(plan))
     shape, outputs = plan.tensors[0].shape, plan.output_shape
     check_trainable(examples, shape, plan.loss, outputs, config.single_class)
-    engine = plan_engine(plan, config.precision, stored_bits=config.stored_bits)
+    engine = plan_engine(
+        plan, config.precision, stored_bits=config.stored_bits, memory=config.memory_bytes
+    )
     print(f"engine: {describe(engine)}", file=sys.stderr, flush=True)
     return device_of(index, examples, engine, config)
 
@@ -160,8 +162,7 @@ def _engine_of_task(config: RunConfig, examples: Examples) -> Engine:
             f"here; install it, or {_EXAMPLE}"
         ) from error
     task = load_task(config.task)
-    how = config.engine, config.precision, config.stored_bits, config.accelerator
-    engine, notice = make_engine(task, config.model, config.seed, *how)
+    engine, notice = make_engine(task, config.model, config.seed, *config.engine_wishes)
     outputs = engine.outputs(engine.initial_state(), examples.inputs[:1]).shape[1:]
     loss = task.known_loss or (cross_entropy if task.classifies else None)
     check_trainable(examples, examples.inputs.shape[1:], loss, outputs, config.single_class)

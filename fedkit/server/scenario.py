@@ -108,8 +108,7 @@ class Scenario:
         from fedkit.engine.choose import make_engine  # torch, which a look at a run does not need
 
         config = self.config
-        how = config.engine, config.precision, config.stored_bits, config.accelerator
-        return make_engine(self.task, config.model, config.seed, *how)
+        return make_engine(self.task, config.model, config.seed, *config.engine_wishes)
 
     @functools.cached_property
     def backbone(self) -> ModelState | None:

@@ -164,11 +164,7 @@ class StorageSizes:
     def _of_layer(self, kind: str, layer: Layer) -> int:
         geometry = layer.geometry
         most = max(geometry.source[0], geometry.target[0])
-        inputs = (
-            0
-            if reads_plain(self.plan, geometry.op)
-            else geometry.tile_in
-        )
+        inputs = 0 if reads_plain(self.plan, geometry.op) else geometry.tile_in
         return {
             "scratch": inputs + most * _VECTORS_OF_SUMS * self.lanes,
             "in": inputs,

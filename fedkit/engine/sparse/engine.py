@@ -52,6 +52,9 @@ class SparseEngine(PlannedEngine):
         simd: Instruction set, one of `native.SIMD`; "" is the fastest here.
         threads: Threads that share every step; results are the same for any number.
         stored_bits: Bits of what the backward pass reads of the forward pass, see `stored.py`.
+        memory: Most bytes that a step may take, as `SparseProgram.memory` counts them: fewer bits
+            than `stored_bits` are stored where that needs it, and fewer examples are evaluated at
+            a time. None: what it needs.
 
     Raises:
         EngineError: The kernels are missing or do not run here, or the plan has an op that this
@@ -66,6 +69,7 @@ class SparseEngine(PlannedEngine):
         simd: str = "",
         threads: int = 1,
         stored_bits: int = 32,
+        memory: int | None = None,
     ) -> None:
         if stored_bits not in STORED_BITS:
             raise EngineError(f"values are stored in 32, 16, 8 or 4 bits, not in {stored_bits}")
@@ -73,10 +77,12 @@ class SparseEngine(PlannedEngine):
         check_sparse(plan)
         self.plan, self.layout = plan, plan.layout
         self.kernels = native.load_kernels(simd)
-        self._initial, self._threads, self.stored_bits = initial, threads, stored_bits
+        self._initial, self._threads = initial, threads
+        self.stored_bits, self.memory = stored_bits, memory
         self._shared = shared_parameters(plan)
         self._network: Network | None = None
         self._programs: dict[tuple[Mode, frozenset[str] | None], SparseProgram] = {}
+        self._planned: dict[tuple[Mode, frozenset[str] | None], int] = {}
 
     def replica(self) -> SparseEngine:
         """See `Replicable.replica`."""
@@ -148,7 +154,7 @@ class SparseEngine(PlannedEngine):
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""
         program, mean = self._evaluation(state, examples.inputs), MeanLoss(self.plan.loss)
-        for order in even_batches(np.arange(len(examples)), _EVALUATION_BATCH):
+        for order in even_batches(np.arange(len(examples)), program.batch):
             program.forward(examples.inputs, order)
             targets = examples.targets[order]
             mean.add(program.loss(targets), targets)
@@ -163,7 +169,7 @@ class SparseEngine(PlannedEngine):
     ) -> Iterator[NDArray[np.float32]]:
         """See `Engine.output_batches`."""
         program = self._evaluation(state, inputs)
-        for order in even_batches(np.arange(len(inputs)), _EVALUATION_BATCH):
+        for order in even_batches(np.arange(len(inputs)), program.batch):
             program.forward(inputs, order)
             yield program.outputs()
 
@@ -258,7 +264,8 @@ class SparseEngine(PlannedEngine):
             trained: Names of the weights whose gradients are wanted; None: of all.
 
         Raises:
-            EngineError: The state does not fit the plan or holds a NaN, or the batch is empty.
+            EngineError: The state does not fit the plan or holds a NaN, or the batch is empty or
+                needs more memory than there may be.
         """
         if batch < 1:
             raise EngineError(f"a batch of {batch} examples holds nothing to compute with")
@@ -268,14 +275,42 @@ class SparseEngine(PlannedEngine):
             self._network = None
             self._network = Network(self.plan, state.masks, self.kernels)
         key = mode, trained
-        if key not in self._programs or self._programs[key].batch < batch:
+        if key not in self._programs or self._planned[key] < batch:
             self._programs.clear()
-            made = SparseProgram(
-                self._network, mode, batch, self._threads, trained, self.stored_bits
-            )
-            self._programs[key] = made
+            self._programs[key] = self._within_memory(self._network, mode, batch, trained)
+            self._planned = {key: batch}
         self._network.load(state)
         return self._programs[key]
+
+    def _within_memory(
+        self, network: Network, mode: Mode, batch: int, trained: frozenset[str] | None
+    ) -> SparseProgram:
+        """Return a program that takes no more memory than it may."""
+        made = self._smallest(network, mode, batch, trained)
+        if self.memory is None or made.memory.peak <= self.memory:
+            return made
+        fewer = batch // 2
+        while fewer > 1 and self._smallest(network, mode, fewer, trained).memory.peak > self.memory:
+            fewer //= 2
+        if mode == "evaluate" and fewer:
+            return self._within_memory(network, mode, fewer, trained)
+        hint = f"; {fewer} at a time fit" if fewer > 1 else ""
+        raise EngineError(
+            f"{batch} examples need {made.memory.peak / 1e6:.1f} MB with all that is stored in "
+            f"{made.stored_bits} bits, and memory is {self.memory / 1e6:.1f} MB{hint}. Give more "
+            "(--memory), or fewer examples (--batch-size, --adjust-examples)"
+        )
+
+    def _smallest(
+        self, network: Network, mode: Mode, batch: int, trained: frozenset[str] | None
+    ) -> SparseProgram:
+        """Return a program of as many stored bits as memory allows, or of the fewest."""
+        choices = [bits for bits in STORED_BITS if bits <= self.stored_bits]
+        for bits in choices if self.memory is not None and mode == "train" else choices[:1]:
+            made = SparseProgram(network, mode, batch, self._threads, trained, bits)
+            if self.memory is None or made.memory.peak <= self.memory:
+                break
+        return made
 
     def _evaluation(self, state: ModelState, inputs: NDArray[np.float32]) -> SparseProgram:
         program = self.program(state, "evaluate", min(_EVALUATION_BATCH, len(inputs)))

@@ -1,0 +1,105 @@
+"""A step within a given memory: which bits it stores, and what is refused."""
+
+from __future__ import annotations
+
+import re
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from fedkit.config import make_config
+from fedkit.core.errors import ConfigError, EngineError
+from fedkit.engine.base import LocalTraining
+from fedkit.engine.choose import make_engine
+from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.engine.sparse.stored import STORED_BITS
+from fedkit.tasks import load_task
+from tests.engine.sparse.cases import engines, examples, pruned, zoo
+
+SHAPE = (3, 16, 16)
+COUNT = 40
+HOW = LocalTraining(epochs=1, batch_size=COUNT, lr=0.05, momentum=0.9, weight_decay=1e-3)
+REFERENCE, PLAIN = engines(zoo("resnet8", SHAPE), SHAPE)
+STATE, DATA = pruned(REFERENCE.initial_state(), 0.1), examples(COUNT, SHAPE)
+PEAKS = {
+    bits: SparseEngine(PLAIN.plan, stored_bits=bits).program(STATE, "train", COUNT).memory.peak
+    for bits in STORED_BITS
+}
+
+
+@pytest.mark.parametrize("bits", STORED_BITS)
+def test_as_many_bits_are_stored_as_fit(bits: int) -> None:
+    for memory in (PEAKS[bits], PEAKS[bits] + 1):
+        program = SparseEngine(PLAIN.plan, memory=memory).program(STATE, "train", COUNT)
+        assert (program.stored_bits, program.memory.peak) == (bits, PEAKS[bits])
+    if bits > 4:
+        program = SparseEngine(PLAIN.plan, memory=PEAKS[bits] - 1).program(STATE, "train", COUNT)
+        assert program.stored_bits < bits and program.memory.peak < PEAKS[bits]
+
+
+def test_never_more_bits_are_stored_than_were_asked_for() -> None:
+    engine = SparseEngine(PLAIN.plan, stored_bits=8, memory=10 * PEAKS[32])
+    assert engine.program(STATE, "train", COUNT).stored_bits == 8
+
+
+def test_a_step_that_fits_in_no_bits_names_a_batch_that_does() -> None:
+    engine = SparseEngine(PLAIN.plan, memory=PEAKS[4] - 1)
+    with pytest.raises(EngineError, match="in 4 bits, and memory is") as error:
+        engine.train(STATE, DATA, HOW, 0)
+    found = re.search(r"; (\d+) at a time fit", str(error.value))
+    assert found is not None
+    assert engine.program(STATE, "train", int(found[1])).memory.peak < PEAKS[4]
+    with pytest.raises(EngineError, match=r"memory is 0.0 MB\. Give more"):
+        SparseEngine(PLAIN.plan, memory=1000).train(STATE, DATA, HOW, 0)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_evaluation_takes_fewer_examples_at_a_time(share: float) -> None:
+    data = examples(70, SHAPE)
+    most = PLAIN.program(STATE, "evaluate", 64).memory.peak
+    engine = SparseEngine(PLAIN.plan, memory=int(share * most))
+    for _ in range(2):
+        np.testing.assert_array_equal(
+            engine.outputs(STATE, data.inputs), PLAIN.outputs(STATE, data.inputs)
+        )
+        assert engine.loss(STATE, data) == pytest.approx(PLAIN.loss(STATE, data), rel=1e-12)
+    program = engine.program(STATE, "evaluate", 64)
+    assert program is engine.program(STATE, "evaluate", 64)  # made once
+    assert program.batch < 64 and program.memory.peak <= int(share * most)
+
+
+def test_training_allocates_no_more_than_it_may() -> None:
+    engine = SparseEngine(PLAIN.plan, memory=PEAKS[8])
+    engine.program(STATE, "train", COUNT)
+    dense = sum(weight.nbytes for weight in STATE.weights.values())
+    tracemalloc.start()
+    trained, _ = engine.train(STATE, DATA, HOW, 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # All of the step was planned; beside it there are its inputs and the models.
+    assert peak < 2 * DATA.inputs.nbytes + 3 * dense
+    expected, _ = SparseEngine(PLAIN.plan, stored_bits=8).train(STATE, DATA, HOW, 3)
+    for name, value in expected.weights.items():
+        np.testing.assert_array_equal(trained.weights[name], value)
+
+
+def test_a_batch_of_an_adjustment_keeps_to_it() -> None:
+    name = next(iter(STATE.masks))
+    engine = SparseEngine(PLAIN.plan, memory=PEAKS[4])
+    assert len(engine.top_gradients(STATE, DATA, {name: 3})[name].values) == 3
+    with pytest.raises(EngineError, match="--adjust-examples"):
+        engine.top_gradients(STATE, examples(4 * COUNT, SHAPE), {name: 3})
+
+
+def test_what_cannot_be_planned_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no size"):
+        make_config({"task": "digits", "memory": "64 apples"})
+    with pytest.raises(ConfigError, match="leave one of the two away"):
+        make_config({"task": "digits", "memory": "64MB", "precision": "int8"})
+    wishes = make_config({"task": "digits", "memory": "64MB", "engine": "torch"}).engine_wishes
+    with pytest.raises(EngineError, match="torch takes what it needs"):
+        make_engine(load_task("digits"), "", 1, *wishes)
+    wishes = make_config({"task": "digits", "memory": "64MB"}).engine_wishes
+    _, notice = make_engine(load_task("digits"), "", 1, *wishes)
+    assert "within 64 MB a step" in notice
