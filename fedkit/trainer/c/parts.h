@@ -24,7 +24,7 @@ static inline void conv_take(const struct conv *conv, float *out) {
 }
 
 static inline void conv_add(const struct conv *conv, float *in, float *out, float *gradient,
-                     float *bias_gradient) {
+                            float *bias_gradient) {
     const struct part p = whole_batch(conv, in, out);
     add_gradients(conv, &p, gradient, bias_gradient);
 }
