@@ -70,6 +70,8 @@ class StoredValues:
 
     def turn(self) -> None:
         """Let the tensor be what the backward pass reads."""
-        self._tensor.x = self._after
-        if self._after is None:
-            self._tensor.stored = ctypes.pointer(self.struct)
+        if self._after is not None:
+            self._tensor.x = self._after
+            return
+        # x stays an address that may be read: kernels load values that they turn out not to need.
+        self._tensor.stored = ctypes.pointer(self.struct)

@@ -260,3 +260,21 @@ def test_training_reaches_what_it_does_with_32_bits() -> None:
         found[bits] = (engine.outputs(trained, test.inputs).argmax(1) == test.targets).mean()
     assert found[32] > 0.9
     assert min(found[8], found[4]) > found[32] - 0.03
+
+
+@pytest.mark.parametrize("bits", NARROW)
+def test_ops_that_read_no_values_again_need_none(bits: int) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(
+            *(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, affine=False), nn.AvgPool2d(3, 2, 1)),
+            *(nn.Conv2d(5, 5, 3, groups=5), nn.Flatten(), nn.Linear(20, 10)),
+        )
+
+    shape = (3, 9, 9)
+    reference, plain = engines(model, shape)
+    state, data = reference.initial_state(), examples(24, shape)
+    exact = gradient(plain, state, data, 0)
+    engine = SparseEngine(plain.plan, stored_bits=bits)
+    assert not engine.program(state, "train", 24).schedule.widened
+    found = gradient(engine, state, data, 0)
+    assert np.linalg.norm(found - exact) < 0.5 * np.linalg.norm(exact)
