@@ -48,7 +48,7 @@ from fedkit.engine.plan.execution import (
 )
 from fedkit.engine.plan.structure import StoredTensor
 from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode, NumpyFloatOp
-from fedkit.engine.sparse.stored import StoredValues, stored_floats
+from fedkit.engine.sparse.stored import StoredValues, saves, stored_floats
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.lazy_array import loaded
 from fedkit.tasks.losses import PLAIN
@@ -148,8 +148,14 @@ class SparseProgram:
         for op in self.plan.ops:
             if op.needs_exact or issubclass(float_op(op), NumpyFloatOp):
                 keep |= {op.target, *op.sources}
-        worth = (n for n in range(len(self.plan.tensors)) if n not in keep)
-        return frozenset(n for n in worth if 4 * self._size(("code", n)) < 3 * self._size(("x", n)))
+        planes = (math.prod(tensor.shape[1:]) for tensor in self.plan.tensors)
+        # A plane at a time: what is stored must not depend on how large batches may be.
+        worth = (
+            index
+            for index, plane in enumerate(planes)
+            if saves(plane * self.kernels.lanes, self.stored_bits)
+        )
+        return frozenset(worth) - keep
 
     def _size(self, key: Key) -> int:
         """Return what has to be placed, in float32."""

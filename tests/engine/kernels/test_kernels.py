@@ -484,7 +484,7 @@ def test_threads_and_runs_change_no_bit(kernels: native.Kernels, seed: int) -> N
         assert_equal_bits(first, programs.step(other, inputs, targets))
 
 
-@pytest.mark.parametrize("stored_bits", [32, 8])
+@pytest.mark.parametrize("stored_bits", [32, 8, 4])
 @pytest.mark.parametrize("seed", slow_but(range(2), range(4)))
 def test_where_tensors_lie_and_what_lay_there_changes_no_bit(
     kernels: native.Kernels, seed: int, stored_bits: int

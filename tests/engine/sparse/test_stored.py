@@ -278,3 +278,12 @@ def test_ops_that_read_no_values_again_need_none(bits: int) -> None:
     assert not engine.program(state, "train", 24).schedule.widened
     found = gradient(engine, state, data, 0)
     assert np.linalg.norm(found - exact) < 0.5 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("bits", NARROW)
+def test_what_is_stored_does_not_depend_on_how_large_batches_may_be(bits: int) -> None:
+    shape = (3, 4, 4)  # planes of few pixels, of which some are not worth it
+    reference, plain = engines(zoo("resnet8", shape), shape)
+    state, engine = reference.initial_state(), SparseEngine(plain.plan, stored_bits=bits)
+    found = {engine.program(state, "train", batch).schedule.narrow for batch in (2, 16, 17, 100)}
+    assert len(found) == 1 and 0 < len(*found) < len(plain.plan.tensors)
