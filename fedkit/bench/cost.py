@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,9 @@ QUICK_METHODS = ("fedtiny", "prunefl", "dense")
 BASELINES = ("dense", "prunefl")
 """Rows that the others are compared with."""
 
+STORED = {"fedtiny": (8, 4)}
+"""Methods that have a row for fewer stored bits, too; they change nothing but memory."""
+
 COMPARED = ("train_flops", "memory_model_bytes", "memory_measured_bytes", "bytes_total")
 
 _SHAPE = (3, 32, 32)
@@ -77,8 +80,10 @@ def bench_cost(quick: bool) -> dict[str, Any]:
     runs, peaks = [], []
     with ThreadPoolExecutor(1) as beside:  # A device's process runs while the next method plays.
         for config in configs:
-            runs.append(play(config, task, engine, geometry))
-            peaks.append(beside.submit(_peak, engine, runs[-1], data))
+            played = play(config, task, engine, geometry)
+            for run in (played, *_stored_in_few_bits(played)):
+                runs.append(run)
+                peaks.append(beside.submit(_peak, engine, run, data))
     idle = idle_memory()
     rows = [_row(run, engine, peak.result() - idle) for run, peak in zip(runs, peaks, strict=True)]
     return {
@@ -90,6 +95,11 @@ def bench_cost(quick: bool) -> dict[str, Any]:
         **_SCHEDULE,
         "rows": [row | _compared(row, rows) for row in rows],
     }
+
+
+def _stored_in_few_bits(run: RunCost) -> Iterator[RunCost]:
+    for bits in STORED.get(run.config.method, ()):
+        yield replace(run, config=run.config.model_copy(update={"stored_bits": bits}))
 
 
 def _random_task() -> Task:
@@ -235,6 +245,7 @@ def _row(run: RunCost, engine: Engine, measured: int) -> dict[str, Any]:
     scores = load_method(run.config.method).score_bytes(run.config, run.masks)
     return {
         "method": run.config.method,
+        "stored_bits": run.config.stored_bits,
         "train_flops": total.flops,
         "train_flops_before_rounds": run.before.flops,
         "train_flops_largest_round": max(cost.flops for cost in run.rounds),
@@ -257,11 +268,11 @@ def _compared(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict
 def table(result: Mapping[str, Any]) -> list[str]:
     """Return the lines of README's table."""
     head = (
-        "| method | TFLOPs | of PruneFL | largest round | of PruneFL | memory, model | of PruneFL "
-        "| memory, measured | of PruneFL | bytes | of PruneFL |"
+        "| method | stored bits | TFLOPs | of PruneFL | largest round | of PruneFL "
+        "| memory, model | of PruneFL | memory, measured | of PruneFL | bytes | of PruneFL |"
     )
     rows = (
-        f"| {row['method']} "
+        f"| {row['method']} | {row['stored_bits']} "
         f"| {row['train_flops'] / 1e12:,.0f} | {_change(row, 'train_flops')} "
         f"| {row['train_flops_largest_round'] / 1e12:,.1f} "
         f"| {_change(row, 'train_flops_largest_round')} "
