@@ -85,6 +85,7 @@ class Processor:
         self._core.mem_map(_STACK, _STACK_BYTES)
         self._core.reg_write(arm64.UC_ARM64_REG_CPACR_EL1, _FLOATING_POINT_ON)
         self._core.hook_add(unicorn.UC_HOOK_MEM_UNMAPPED, self._map)
+        self._core.hook_add(unicorn.UC_HOOK_INTR, self._serve)
 
     def _load(self, image: Path) -> dict[str, int]:
         """Copy the segments into memory and return the address of each symbol."""
@@ -107,6 +108,13 @@ class Processor:
                 readable = unicorn.UC_PROT_READ | unicorn.UC_PROT_WRITE
                 core.mem_map_ptr(chunk, _CHUNK, readable, ctypes.c_void_p(chunk))
         return True
+
+    def _serve(self, core: Any, number: int, data: object) -> None:
+        """Compute d0 = function(d0) for an `svc`, whose instruction holds the function's number."""
+        after = core.reg_read(arm64.UC_ARM64_REG_PC)
+        (instruction,) = struct.unpack("<I", core.mem_read(after - 4, 4))
+        function = _FUNCTIONS[instruction >> 5 & 0xFFFF]
+        core.reg_write(arm64.UC_ARM64_REG_D0, _bits("d", function(self._d0())))
 
     def _d0(self) -> float:
         bits = self._core.reg_read(arm64.UC_ARM64_REG_D0)
