@@ -86,7 +86,7 @@ def _bytes(results: Path) -> tuple[str, str, str, str]:
 
 
 def _training(results: Path) -> tuple[str, str, str, str]:
-    row = _row(results, "sparsetrain", model="resnet18", density=0.01)
+    row = _row(results, "sparsetrain", model="resnet18", density=0.01, stored_bits=32)
     return (
         "a training step, ResNet-18 at 1 %, batch 64, one thread",
         f"{1e3 * row['seconds_ours']:,.0f} ms",
