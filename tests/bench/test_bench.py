@@ -85,6 +85,8 @@ RESULTS: dict[str, dict[str, Any]] = {
             {
                 "model": "resnet18",
                 "density": 0.01,
+                "stored_bits": 8,
+                "roofline_share": 0.6,
                 "seconds_ours": 0.25,
                 "seconds_torch": 2.0,
                 "ratio": 8.0,
