@@ -8,7 +8,7 @@ convolution room for all its parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +22,11 @@ from fedkit.engine.plan.execution import (
     Narrow,
     Schedule,
     Step,
+    Wanted,
     Widen,
+    first_fit,
+    largest_first,
+    lives_of,
 )
 from fedkit.engine.plan.execution import touched as touched_by_engine
 from fedkit.engine.plan.structure import Plan
@@ -203,7 +207,7 @@ def placed(
     for size in lasting:
         offsets.append(begin)
         begin += _aligned(size)
-    lives = lives_of(plan, schedule)
+    lives = lives_of(plan, schedule, touched)
     wanted = {key: (sizes(key), *life) for key, life in lives.items()}
     places, peak = tightly(wanted)
     names = {
@@ -216,21 +220,6 @@ def placed(
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def lives_of(plan: Plan, schedule: Schedule) -> dict[Key, tuple[int, int]]:
-    """Return the first and the last step that needs each storage."""
-    lives: dict[Key, tuple[int, int]] = {}
-    for moment, step in enumerate(schedule.steps):
-        for key in schedule.touched(plan, step, touched):
-            owner = schedule.storage(key)
-            lives[owner] = (lives.get(owner, (moment, moment))[0], moment)
-    lives["x", 0] = (0, lives["x", 0][1])  # there before the first step, which need not read it
-    return lives
-
-
-Wanted = Mapping[Key, tuple[int, int, int]]
-"""Bytes, first and last step of each storage."""
 
 
 def least_peak(wanted: Wanted) -> int:
@@ -248,11 +237,11 @@ def tightly(wanted: Wanted) -> tuple[dict[Key, int], int]:
     Each gets the lowest offset that is free, one after the other. Which order is best, nobody
     knows: it begins with the largest, and what then ends last comes first in the next attempt.
     """
-    order = sorted(wanted, key=lambda key: (-wanted[key][0], wanted[key][1], key))
+    order = largest_first(wanted)
     best, least = dict[Key, int](), math.inf
     limit = least_peak(wanted)
     for _ in range(_ATTEMPTS // len(wanted)):
-        places = _in_order(wanted, order)
+        places = first_fit(wanted, order)
         last = max(order, key=lambda key: places[key] + wanted[key][0])
         peak = places[last] + wanted[last][0]
         if peak < least:
@@ -262,21 +251,3 @@ def tightly(wanted: Wanted) -> tuple[dict[Key, int], int]:
         order.remove(last)
         order.insert(0, last)
     return best, int(least)
-
-
-def _in_order(wanted: Wanted, order: Sequence[Key]) -> dict[Key, int]:
-    placed: dict[Key, int] = {}
-    for key in order:
-        size, first, last = wanted[key]
-        busy = sorted(
-            (at, at + wanted[other][0])
-            for other, at in placed.items()
-            if wanted[other][1] <= last and first <= wanted[other][2]
-        )
-        offset = 0
-        for begin, end in busy:
-            if begin - offset >= size:
-                break
-            offset = max(offset, end)
-        placed[key] = offset
-    return placed

@@ -190,7 +190,7 @@ def overwriting(plan: Plan, schedule: Schedule, able: Container[int]) -> Schedul
         able: Numbers of the ops that may, forward and backward.
     """
     over = dict[Key, Key]()
-    lives, _ = _lives(plan, schedule, touched)
+    lives = _lives_with_output(plan, schedule, touched)
 
     def pair(moment: int, written: int, read: int, kind: str) -> None:
         one, other = schedule.storage((kind, written)), schedule.storage((kind, read))
@@ -355,38 +355,54 @@ def place(
     Returns:
         The offset per key, and the size of the arena: its peak, known before the first step.
     """
-    lives, names = _lives(plan, schedule, touched)
-    placed = _first_fit({key: (size(key), *life) for key, life in lives.items()})
+    lives = _lives_with_output(plan, schedule, touched)
+    wanted = {key: (size(key), *life) for key, life in lives.items()}
+    placed = first_fit(wanted, largest_first(wanted))
     peak = max(placed[key] + size(key) for key in placed)
-    return {name: placed[key] for key in placed for name in names[key]}, peak
+    return {
+        key: placed[schedule.storage(key)]
+        for step in schedule.steps
+        for key in schedule.touched(plan, step, touched)
+    }, peak
 
 
-def _lives(
-    plan: Plan, schedule: Schedule, touched: Touched
-) -> tuple[dict[Key, tuple[int, int]], dict[Key, list[Key]]]:
-    """Return when each memory is touched first and last, and what lies there."""
+def lives_of(plan: Plan, schedule: Schedule, touched: Touched) -> dict[Key, tuple[int, int]]:
+    """Return the first and the last step that needs each memory."""
     lives: dict[Key, tuple[int, int]] = {}
-    names: dict[Key, list[Key]] = {}
     for moment, step in enumerate(schedule.steps):
         for key in schedule.touched(plan, step, touched):
             owner = schedule.storage(key)
             lives[owner] = (lives.get(owner, (moment, moment))[0], moment)
-            if key not in names.setdefault(owner, []):
-                names[owner].append(key)
     # The input is there before the first step, which need not read it.
     if (given := schedule.storage(("x", 0))) in lives:
         lives[given] = (0, lives[given][1])
+    return lives
+
+
+def _lives_with_output(
+    plan: Plan, schedule: Schedule, touched: Touched
+) -> dict[Key, tuple[int, int]]:
+    lives = lives_of(plan, schedule, touched)
     # The logits are read once all is done.
     for output in map(schedule.storage, (("x", plan.output), ("raw", plan.output))):
         if output in lives:
             lives[output] = (lives[output][0], len(schedule.steps))
-    return lives, names
+    return lives
 
 
-def _first_fit(wanted: Mapping[Key, tuple[int, int, int]]) -> dict[Key, int]:
-    """Give each (size, first, last) the lowest free offset, the largest first."""
+Wanted = Mapping[Key, tuple[int, int, int]]
+"""Size, first and last step of each memory."""
+
+
+def largest_first(wanted: Wanted) -> list[Key]:
+    """Return an order to place by, in which the small fill what the large leave free."""
+    return sorted(wanted, key=lambda key: (-wanted[key][0], wanted[key][1], key))
+
+
+def first_fit(wanted: Wanted, order: Iterable[Key]) -> dict[Key, int]:
+    """Give each memory the lowest free offset, in an order."""
     placed: dict[Key, int] = {}
-    for key in sorted(wanted, key=lambda key: (-wanted[key][0], wanted[key][1], key)):
+    for key in order:
         size, first, last = wanted[key]
         busy = sorted(
             (placed[other], placed[other] + wanted[other][0])

@@ -20,8 +20,9 @@ from fedkit.engine.plan.execution import (
     Key,
     LossStep,
     Schedule,
-    _first_fit,
+    first_fit,
     forward_schedule,
+    largest_first,
     needs_gradient,
     place,
     touched,
@@ -215,7 +216,7 @@ def test_first_fit_over_any_lives(wanted: list[tuple[int, int, int]]) -> None:
         ("x", number): (size, min(first, last), max(first, last))
         for number, (size, first, last) in enumerate(wanted)
     }
-    placed = _first_fit(named)
+    placed = first_fit(named, largest_first(named))
     bytes_at = {moment: Counter[int]() for moment in range(13)}
     for key, (size, first, last) in named.items():
         for moment in range(first, last + 1):
