@@ -286,19 +286,18 @@ class SparseEngine(PlannedEngine):
         self, network: Network, mode: Mode, batch: int, trained: frozenset[str] | None
     ) -> SparseProgram:
         """Return a program that takes no more memory than it may."""
-        made = self._smallest(network, mode, batch, trained)
-        if self.memory is None or made.memory.peak <= self.memory:
+        made = fewer = self._smallest(network, mode, batch, trained)
+        while not self._fits(fewer) and fewer.batch > 1:
+            fewer = self._smallest(network, mode, fewer.batch // 2, trained)
+        if mode == "evaluate":  # whose outputs do not depend on how many are computed together
+            made = fewer
+        if self.memory is None or self._fits(made):
             return made
-        fewer = batch // 2
-        while fewer > 1 and self._smallest(network, mode, fewer, trained).memory.peak > self.memory:
-            fewer //= 2
-        if mode == "evaluate" and fewer:
-            return self._within_memory(network, mode, fewer, trained)
-        hint = f"; {fewer} at a time fit" if fewer > 1 else ""
+        hint = f"; {fewer.batch} at a time fit" if fewer.batch > 1 else ""
         raise EngineError(
-            f"{batch} examples need {made.memory.peak / 1e6:.1f} MB with all that is stored in "
-            f"{made.stored_bits} bits, and memory is {self.memory / 1e6:.1f} MB{hint}. Give more "
-            "(--memory), or fewer examples (--batch-size, --adjust-examples)"
+            f"{made.batch} examples need {made.memory.peak / 1e6:.1f} MB with all that is stored "
+            f"in {made.stored_bits} bits, and memory is {self.memory / 1e6:.1f} MB{hint}. Give "
+            "more (--memory), or fewer examples (--batch-size, --adjust-examples)"
         )
 
     def _smallest(
@@ -308,9 +307,12 @@ class SparseEngine(PlannedEngine):
         choices = [bits for bits in STORED_BITS if bits <= self.stored_bits]
         for bits in choices if self.memory is not None and mode == "train" else choices[:1]:
             made = SparseProgram(network, mode, batch, self._threads, trained, bits)
-            if self.memory is None or made.memory.peak <= self.memory:
+            if self._fits(made):
                 break
         return made
+
+    def _fits(self, program: SparseProgram) -> bool:
+        return self.memory is None or program.memory.peak <= self.memory
 
     def _evaluation(self, state: ModelState, inputs: NDArray[np.float32]) -> SparseProgram:
         program = self.program(state, "evaluate", min(_EVALUATION_BATCH, len(inputs)))
