@@ -30,6 +30,7 @@ from fedkit.engine.plan.execution import (
 )
 from fedkit.engine.plan.execution import touched as touched_by_engine
 from fedkit.engine.plan.structure import Plan
+from fedkit.engine.sparse.stored import stored_bytes
 
 ALIGNMENT = 8
 """Of everything in the arena, in bytes: that of a double."""
@@ -172,7 +173,7 @@ class StorageSizes:
             return 3 * _FLOAT * channels
         if kind == "code":
             ranges = 2 * _FLOAT * _PARTS_OF_RANGE[tensor.activation]
-            return channels * (ranges + math.ceil(plane * self.bits / 8))
+            return channels * (ranges + stored_bytes(height * width, self.lanes, self.bits))
         return _FLOAT * channels * plane
 
     def _of_layer(self, kind: str, layer: Layer) -> int:

@@ -161,10 +161,10 @@ class SparseProgram:
         """Return what has to be placed, in float32."""
         kind, tensor = key
         channels, height, width = self.plan.tensors[tensor].shape
-        values = self.most_tiles * self.kernels.lanes * channels * height * width
+        planes, pixels, lanes = self.most_tiles * channels, height * width, self.kernels.lanes
         if kind != "code":
-            return _line(values)
-        return _line(stored_floats(values, self.most_tiles * channels, self.stored_bits))
+            return _line(planes * pixels * lanes)
+        return _line(stored_floats(planes, pixels, lanes, self.stored_bits))
 
     def _allocate(self) -> None:
         tiles = self.most_tiles
@@ -258,8 +258,9 @@ class SparseProgram:
 
     def _made_stored(self, tensor: int) -> StoredValues:
         before, codes = (self._address(kind, tensor) for kind in ("x", "code"))
-        after, values = self._place("wide", tensor), self._size(("x", tensor))
-        return StoredValues(self.tensors[tensor], before, codes, after, values, self.stored_bits)
+        after, planes = self._place("wide", tensor), self.most_tiles * self.tensors[tensor].channels
+        sizes = planes, self.kernels.lanes, self.stored_bits
+        return StoredValues(self.tensors[tensor], before, codes, after, *sizes)
 
     @property
     def tiles(self) -> int:
