@@ -106,10 +106,14 @@ static void pack_outputs(const struct conv *conv, const struct part *p) {
 
 /* -- gathering -------------------------------------------------------------------------------- */
 
-/* How SLOTS slots lie in the planes they read and in those they write: neighbours in both; in two
- * halves where they read (rows of four pixels, and a frame between them), neighbours where they write;
- * any. Constants where they are used, so that addresses are too. */
-enum lie { SPREAD, HALVES, NEAR };
+/* How SLOTS slots lie in the planes they read and in those they write. Constants where they are used, so
+ * that addresses are too. */
+enum lie {
+    SPREAD,  /* anyhow */
+    APART,   /* neighbours where they read, anyhow where they write: the phases of a stride */
+    HALVES,  /* in two halves where they read, neighbours where they write: rows of four pixels */
+    NEAR     /* neighbours in both */
+};
 
 INLINE int neighbours(const place_t *place, int count) {
     return place[count - 1] - place[0] == (count - 1) * LANES;
@@ -118,17 +122,17 @@ INLINE int neighbours(const place_t *place, int count) {
 INLINE enum lie lie_of(const struct map *map, int slot) {
     const place_t *in = map->slot_in + slot, *out = map->slot_out + slot;
     const int half = SLOTS / 2;
-    if (!neighbours(out, SLOTS)) return SPREAD;
-    if (neighbours(in, SLOTS)) return NEAR;
-    return neighbours(in, half) && neighbours(in + half, half) ? HALVES : SPREAD;
+    if (neighbours(in, SLOTS)) return neighbours(out, SLOTS) ? NEAR : APART;
+    if (!neighbours(in, half) || !neighbours(in + half, half)) return SPREAD;
+    return neighbours(out, SLOTS) ? HALVES : SPREAD;
 }
 
-INLINE ptrdiff_t place_of(const place_t *place, int j, int near) {
-    return near ? place[0] + j * LANES : place[j];
+INLINE ptrdiff_t place_of(const place_t *place, int j, enum lie lie) {
+    return lie == NEAR || lie == HALVES ? place[0] + j * LANES : place[j];
 }
 
 INLINE const float *origin_of(const float *const *origin, int j, enum lie lie) {
-    if (lie == NEAR) return origin[0] + j * LANES;
+    if (lie == NEAR || lie == APART) return origin[0] + j * LANES;
     if (lie == SPREAD) return origin[j];
     const int half = j < SLOTS / 2 ? 0 : SLOTS / 2;
     return origin[half] + (j - half) * LANES;
@@ -146,14 +150,14 @@ struct sink {
 };
 
 INLINE void store_row(const struct sink *s, int row, const place_t *place, const vec *acc,
-                      int pixels, int near) {
+                      int pixels, enum lie lie) {
     float *out = s->out + (ptrdiff_t)row * s->tensor->plane * LANES;
-    for (int j = 0; j < pixels; j++) vec_store(out + place_of(place, j, near), acc[j]);
+    for (int j = 0; j < pixels; j++) vec_store(out + place_of(place, j, lie), acc[j]);
 }
 
 INLINE void sink_forward(const struct sink *s, int row, const place_t *place, const vec *acc,
-                         int pixels, int slot, int near) {
-    store_row(s, row, place, acc, pixels, near);
+                         int pixels, int slot, enum lie lie) {
+    store_row(s, row, place, acc, pixels, lie);
     if (s->sums == NULL) return;
     struct sums *sums = &s->sums[row];
     if (slot == 0) sums->pivot = pivot_of(acc, pixels);
@@ -171,13 +175,14 @@ INLINE void sink_forward(const struct sink *s, int row, const place_t *place, co
 /* Pass gradients through the activation of what is read, and sum them for its norm. `x` and `out` are
  * those of the row. */
 INLINE void finish_slots(const struct sink *s, const struct reading *how, int row, const float *x,
-                          float *out, const place_t *place, const vec *acc, int pixels, int near) {
+                          float *out, const place_t *place, const vec *acc, int pixels,
+                         enum lie lie) {
     const vec mean = vec_set1(s->sums ? s->tensor->mean[row] : 0.0f);
     vec first = vec_zero(), second = vec_zero();
     for (int j = 0; j < pixels; j++) {
-        const vec value = vec_load(x + place_of(place, j, near));
+        const vec value = vec_load(x + place_of(place, j, lie));
         const vec g = through_activation(how, value, acc[j]);
-        vec_store(out + place_of(place, j, near), g);
+        vec_store(out + place_of(place, j, lie), g);
         first = vec_add(first, g);
         second = vec_fma(g, vec_sub(value, mean), second);
     }
@@ -231,7 +236,7 @@ INLINE void gather_slots(const struct map *map, const float *values, const float
             for (int j = 0; j < pixels; j++)
                 acc[j] = vec_fma(w, vec_load(origin_of(origin, j, lie) + tap->offset), acc[j]);
         }
-        sink_forward(sink, row, place, acc, pixels, slot, lie != SPREAD);
+        sink_forward(sink, row, place, acc, pixels, slot, lie);
     }
 }
 
@@ -328,7 +333,7 @@ INLINE void return_slots(const struct returning *r, const struct tap *tap, int c
     const place_t *place = r->map->slot_out + slot;
     vec acc[SLOTS], value[SLOTS];
     for (int j = 0; j < pixels; j++) {
-        const ptrdiff_t at = place_of(place, j, lie != SPREAD);
+        const ptrdiff_t at = place_of(place, j, lie);
         origin[j] = r->in + r->map->slot_in[slot + j];
         if (gives) acc[j] = more ? vec_load(r->out + at) : vec_zero();
         if (wants) value[j] = read_value(&r->how, vec_load(r->x + at));
@@ -343,10 +348,10 @@ INLINE void return_slots(const struct returning *r, const struct tap *tap, int c
     }
     if (!gives) return;
     if (finish)
-        finish_slots(r->sink, &r->how, r->row, r->x, r->out, place, acc, pixels, lie != SPREAD);
+        finish_slots(r->sink, &r->how, r->row, r->x, r->out, place, acc, pixels, lie);
     else
         for (int j = 0; j < pixels; j++)
-            vec_store(r->out + place_of(place, j, lie != SPREAD), acc[j]);
+            vec_store(r->out + place_of(place, j, lie), acc[j]);
 }
 
 INLINE void return_taps(const struct returning *r, const struct tap *tap, int count, vec (*sums)[2],
@@ -358,6 +363,8 @@ INLINE void return_taps(const struct returning *r, const struct tap *tap, int co
             return_slots(r, tap, count, sums, slot, more, finish, SLOTS, NEAR, gives, wants);
         else if (lie == HALVES)
             return_slots(r, tap, count, sums, slot, more, finish, SLOTS, HALVES, gives, wants);
+        else if (lie == APART)
+            return_slots(r, tap, count, sums, slot, more, finish, SLOTS, APART, gives, wants);
         else
             return_slots(r, tap, count, sums, slot, more, finish, SLOTS, SPREAD, gives, wants);
     }
@@ -563,6 +570,11 @@ static void return_gradients(const struct conv *conv, const struct part *p, cons
     r.in = p->out;
     r.sink = sink;
     for (r.row = 0; r.row < s->channels; r.row++) {
+        if (!conv->used_in[r.row] && !conv->accumulate) {
+            for (int t = 0; s->gradient && t < p->tiles; t++)
+                fill_zero(sink->out + plane_offset(s, t, r.row), s->plane);
+            continue;
+        }
         r.how = reading_of(s, r.row);
         if (gradient || conv->finish) r.x = source_plane(conv, p, 0, r.row);
         if (s->gradient) r.out = sink->out + (ptrdiff_t)r.row * s->plane * LANES;
