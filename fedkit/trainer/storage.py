@@ -25,6 +25,7 @@ from fedkit.engine.plan.execution import (
     Wanted,
     Widen,
     first_fit,
+    keeping_argmax,
     largest_first,
     lives_of,
 )
@@ -60,10 +61,11 @@ def in_parts(plan: Plan, schedule: Schedule, narrow: frozenset[int]) -> Schedule
         schedule: The engine's, of float32.
         narrow: What is stored in few bits between the passes.
     """
+    schedule = keeping_argmax(plan, schedule, narrow)
     steps = [part for step in schedule.steps for part in _parts(plan, step)]
     last, first = dict[int, int](), dict[int, int]()
     for moment, step in enumerate(steps):
-        for kind, tensor in touched(plan, step):
+        for kind, tensor in schedule.touched(plan, step, touched):
             if kind == "x" and isinstance(step, Forward):
                 last[tensor] = moment
             elif kind == "x":
@@ -74,7 +76,7 @@ def in_parts(plan: Plan, schedule: Schedule, narrow: frozenset[int]) -> Schedule
         made += [Widen(tensor) for tensor in sorted(stored) if first[tensor] == moment]
         made.append(step)
         made += [Narrow(tensor) for tensor in sorted(stored) if last[tensor] == moment]
-    return Schedule(tuple(made), schedule.owner, stored, widened=stored)
+    return Schedule(tuple(made), schedule.owner, stored, stored, schedule.argmax)
 
 
 def _parts(plan: Plan, step: Step) -> Iterator[Step]:
@@ -148,7 +150,7 @@ class StorageSizes:
     def __call__(self, key: Key) -> int:
         """Return the bytes of one key of `touched`."""
         kind, number = key
-        if kind in ("x", "g", "wide", "code", "chain"):
+        if kind in ("x", "g", "wide", "code", "argmax", "chain"):
             size = self._of_tensor(kind, number)
         else:
             size = _FLOAT * self._of_layer(kind, self.layers[number])
@@ -160,6 +162,8 @@ class StorageSizes:
         plane = height * width * self.lanes
         if kind == "chain":
             return 3 * _FLOAT * channels
+        if kind == "argmax":
+            return channels * plane
         if kind == "code":
             ranges = 2 * _FLOAT * _PARTS_OF_RANGE[tensor.activation]
             return channels * (ranges + math.ceil(plane * self.bits / 8))
