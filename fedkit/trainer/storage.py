@@ -76,7 +76,9 @@ def in_parts(plan: Plan, schedule: Schedule, narrow: frozenset[int]) -> Schedule
         made += [Widen(tensor) for tensor in sorted(stored) if first[tensor] == moment]
         made.append(step)
         made += [Narrow(tensor) for tensor in sorted(stored) if last[tensor] == moment]
-    return Schedule(tuple(made), schedule.owner, stored, stored, schedule.argmax)
+    return Schedule(
+        tuple(made), schedule.owner, narrow=stored, widened=stored, argmax=schedule.argmax
+    )
 
 
 def _parts(plan: Plan, step: Step) -> Iterator[Step]:
