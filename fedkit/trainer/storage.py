@@ -1,14 +1,14 @@
 """When a trainer in C needs which memory, and where it lies in one arena.
 
-The schedule is the engine's, with the backward pass of a convolution in three parts: what one
-part needed, the next may overwrite. So the peak is lower than the engine's, which gives every
+The schedule is the engine's, with the backward pass of a convolution in parts: what one part
+needed, the next may overwrite. So the peak is lower than the engine's, which gives every
 convolution room for all its parts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,23 +46,27 @@ class ConvPart(Backward):
     """One part of a convolution's backward pass.
 
     Attributes:
-        part: "take" packs the gradient of the target, "add" adds to the gradients of the weights,
-            "give" computes the gradient of the source.
+        part: "take" packs the gradient of the target; then "add" adds to the gradients of the weights of
+            a dense layer, and "give" computes the gradient of its source; or "return" does both for
+            a layer of kept weights.
     """
 
-    part: Literal["take", "add", "give"]
+    part: Literal["take", "add", "give", "return"]
 
 
-def in_parts(plan: Plan, schedule: Schedule, narrow: frozenset[int]) -> Schedule:
+def in_parts(
+    plan: Plan, schedule: Schedule, narrow: frozenset[int], dense: Container[int]
+) -> Schedule:
     """Return a training schedule with convolutions in parts, and some tensors in few bits.
 
     Args:
         plan: The model.
         schedule: The engine's, of float32.
         narrow: What is stored in few bits between the passes.
+        dense: Convolutions that run with all weights.
     """
     schedule = keeping_argmax(plan, schedule, narrow)
-    steps = [part for step in schedule.steps for part in _parts(plan, step)]
+    steps = [part for step in schedule.steps for part in _parts(plan, step, dense)]
     last, first = dict[int, int](), dict[int, int]()
     for moment, step in enumerate(steps):
         for kind, tensor in schedule.touched(plan, step, touched):
@@ -81,11 +85,14 @@ def in_parts(plan: Plan, schedule: Schedule, narrow: frozenset[int]) -> Schedule
     )
 
 
-def _parts(plan: Plan, step: Step) -> Iterator[Step]:
+def _parts(plan: Plan, step: Step, dense: Container[int]) -> Iterator[Step]:
     if not isinstance(step, Backward) or not isinstance(plan.ops[step.op], Convolution):
         yield step
         return
     yield ConvPart(step.op, (), "take")
+    if step.op not in dense:
+        yield ConvPart(step.op, step.contributions, "return")
+        return
     yield ConvPart(step.op, (), "add")
     if step.contributions:
         yield ConvPart(step.op, step.contributions, "give")
@@ -124,9 +131,12 @@ def _touched_by_part(plan: Plan, step: ConvPart) -> list[Key]:
         return [("g", op.target), out, *normed, *([("x", op.target)] if normed else [])]
     if step.part == "add":
         return [("x", source), ("in", step.op), out]
-    (given,) = step.contributions
-    read: list[Key] = [("x", source), *_chains(plan, source)] if given.finish else []
-    return [out, ("g", source), ("sums", step.op), ("turned", step.op), *read]
+    keys = [out, ("sums", step.op), ("turned", step.op)]
+    for given in step.contributions:
+        keys += [("g", source), *(_chains(plan, source) if given.finish else [])]
+    if step.part == "return" or any(given.finish for given in step.contributions):
+        keys.append(("x", source))
+    return keys
 
 
 def _chains(plan: Plan, *tensors: int) -> list[Key]:

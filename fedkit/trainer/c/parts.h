@@ -23,16 +23,31 @@ static inline void conv_take(const struct conv *conv, float *out) {
     pack_outputs(conv, &p);
 }
 
+/* Of a dense layer: what is added to the gradients of its weights, then that of its source. */
 static inline void conv_add(const struct conv *conv, float *in, float *out, float *gradient,
                             float *bias_gradient) {
     const struct part p = whole_batch(conv, in, out);
-    add_gradients(conv, &p, gradient, bias_gradient);
+    if (bias_gradient) bias_gradients(conv, p.out, p.lines, bias_gradient);
+    add_dense(conv, &p, gradient);
 }
 
 static inline void conv_give(const struct conv *conv, float *out, void *sums) {
     struct part p = whole_batch(conv, NULL, out);
     p.sums = (struct sums *)sums;
-    give_gradient(conv, &p, 0);
+    const struct sink sink = sink_back(conv, &p);
+    give_dense(conv, &p, &sink);
+    store_part(conv, &sink, 0);
+}
+
+/* Of a layer of kept weights: both at once. */
+static inline void conv_return(const struct conv *conv, float *out, void *sums, float *gradient,
+                               float *bias_gradient) {
+    struct part p = whole_batch(conv, NULL, out);
+    p.sums = (struct sums *)sums;
+    if (bias_gradient) bias_gradients(conv, p.out, p.lines, bias_gradient);
+    const struct sink sink = sink_back(conv, &p);
+    return_gradients(conv, &p, &sink, gradient);
+    store_part(conv, &sink, 0);
 }
 
 /* -- values in few bits ----------------------------------------------------------------------- */
