@@ -25,6 +25,7 @@ from fedkit.engine.plan.execution import (
     Wanted,
     Widen,
     first_fit,
+    keeping_argmax,
     largest_first,
     lives_of,
 )
@@ -46,9 +47,9 @@ class ConvPart(Backward):
     """One part of a convolution's backward pass.
 
     Attributes:
-        part: "take" packs the gradient of the target; then "add" adds to the gradients of the weights of
-            a dense layer, and "give" computes the gradient of its source; or "return" does both for
-            a layer of kept weights.
+        part: "take" packs the gradient of the target; then "add" adds to the gradients of the
+            weights of a dense layer, and "give" computes the gradient of its source; or "return"
+            does both for a layer of kept weights.
     """
 
     part: Literal["take", "add", "give", "return"]
@@ -65,10 +66,11 @@ def in_parts(
         narrow: What is stored in few bits between the passes.
         dense: Convolutions that run with all weights.
     """
+    schedule = keeping_argmax(plan, schedule, narrow)
     steps = [part for step in schedule.steps for part in _parts(plan, step, dense)]
     last, first = dict[int, int](), dict[int, int]()
     for moment, step in enumerate(steps):
-        for kind, tensor in touched(plan, step):
+        for kind, tensor in schedule.touched(plan, step, touched):
             if kind == "x" and isinstance(step, Forward):
                 last[tensor] = moment
             elif kind == "x":
@@ -79,7 +81,9 @@ def in_parts(
         made += [Widen(tensor) for tensor in sorted(stored) if first[tensor] == moment]
         made.append(step)
         made += [Narrow(tensor) for tensor in sorted(stored) if last[tensor] == moment]
-    return Schedule(tuple(made), schedule.owner, stored, widened=stored)
+    return Schedule(
+        tuple(made), schedule.owner, narrow=stored, widened=stored, argmax=schedule.argmax
+    )
 
 
 def _parts(plan: Plan, step: Step, dense: Container[int]) -> Iterator[Step]:
@@ -159,7 +163,7 @@ class StorageSizes:
     def __call__(self, key: Key) -> int:
         """Return the bytes of one key of `touched`."""
         kind, number = key
-        if kind in ("x", "g", "wide", "code", "chain"):
+        if kind in ("x", "g", "wide", "code", "argmax", "chain"):
             size = self._of_tensor(kind, number)
         else:
             size = _FLOAT * self._of_layer(kind, self.layers[number])
@@ -171,6 +175,8 @@ class StorageSizes:
         plane = height * width * self.lanes
         if kind == "chain":
             return 3 * _FLOAT * channels
+        if kind == "argmax":
+            return channels * plane
         if kind == "code":
             ranges = 2 * _FLOAT * _PARTS_OF_RANGE[tensor.activation]
             return channels * (ranges + stored_bytes(height * width, self.lanes, self.bits))

@@ -49,6 +49,10 @@ INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
 INLINE vec vec_below(vec x, vec limit, vec yes, vec no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), no, yes);
 }
+/* Return yes where x equals y, else no; no where one is NaN. */
+INLINE vec vec_equal(vec x, vec y, vec yes, vec no) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_EQ_OQ), no, yes);
+}
 /* Return 2^n, given n + ROUNDER with a whole n of -126 to 127. */
 INLINE vec vec_power_of_two(vec rounded) {
     const __m512i biased = _mm512_add_epi32(_mm512_castps_si512(rounded), _mm512_set1_epi32(127));
@@ -106,6 +110,9 @@ INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
 INLINE vec vec_below(vec x, vec limit, vec yes, vec no) {
     return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, limit, _CMP_LT_OQ));
 }
+INLINE vec vec_equal(vec x, vec y, vec yes, vec no) {
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, y, _CMP_EQ_OQ));
+}
 INLINE vec vec_power_of_two(vec rounded) {
     const __m256i biased = _mm256_add_epi32(_mm256_castps_si256(rounded), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
@@ -145,6 +152,10 @@ INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
 INLINE vec vec_below(vec x, vec limit, vec yes, vec no) {
     return vec_pair(vbslq_f32(vcltq_f32(x.lo, limit.lo), yes.lo, no.lo),
                     vbslq_f32(vcltq_f32(x.hi, limit.hi), yes.hi, no.hi));
+}
+INLINE vec vec_equal(vec x, vec y, vec yes, vec no) {
+    return vec_pair(vbslq_f32(vceqq_f32(x.lo, y.lo), yes.lo, no.lo),
+                    vbslq_f32(vceqq_f32(x.hi, y.hi), yes.hi, no.hi));
 }
 INLINE float32x4_t half_power_of_two(float32x4_t rounded) {
     const uint32x4_t biased = vaddq_u32(vreinterpretq_u32_f32(rounded), vdupq_n_u32(127));
@@ -186,6 +197,9 @@ INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
 }
 INLINE vec vec_below(vec x, vec limit, vec yes, vec no) {
     VEC_OF(x.v[i] < limit.v[i] ? yes.v[i] : no.v[i]);
+}
+INLINE vec vec_equal(vec x, vec y, vec yes, vec no) {
+    VEC_OF(x.v[i] == y.v[i] ? yes.v[i] : no.v[i]);
 }
 INLINE vec vec_power_of_two(vec rounded) {
     uint32_t bits[LANES];

@@ -224,28 +224,9 @@ def test_steps_are_the_same_bits_for_any_number_of_threads(bits: int) -> None:
     assert not same_bits(other, states[0])
 
 
-class Pooled(nn.Sequential):
-    """Maxima, whose places are found again by what is read."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            *(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 6, 3)),
-            *(nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 5)),
-        )
-
-
-def test_maxima_are_where_they_were() -> None:
-    shape = (1, 16, 16)
-    _, plain = engines(Pooled, shape)
-    program = SparseEngine(plain.plan, stored_bits=4).program(plain.initial_state(), "train", 32)
-    (pooled,) = (op.sources[0] for op in plain.plan.ops if op.kind == "pool")
-    assert pooled not in program.schedule.narrow
-    assert program.schedule.narrow
-
-
 @pytest.mark.parametrize("bits", [0, 2, 7, 64])
 def test_other_bits_are_refused(bits: int) -> None:
-    _, plain = engines(Pooled, (1, 16, 16))
+    _, plain = engines(zoo("resnet8", (3, 8, 8)), (3, 8, 8))
     with pytest.raises(EngineError, match=f"in 32, 16, 8 or 4 bits, not in {bits}"):
         SparseEngine(plain.plan, stored_bits=bits)
 
