@@ -565,6 +565,7 @@ static void return_gradients(const struct conv *conv, const struct part *p, cons
                              float *gradient) {
     const struct tensor *s = conv->source;
     struct returning r;
+    if (!gradient && !s->gradient) return;
     memset(&r, 0, sizeof r);
     r.values = conv->values;
     r.in = p->out;

@@ -38,12 +38,12 @@ INLINE void stored_range(const struct reading *how, int parts, const float *x, i
     for (int k = 0; k < plane; k++, x += LANES) {
         const vec v = vec_load(x);
         for (int p = 0; p < parts; p++) {
-            const vec low = stored_chosen(how, parts, v, p == 0 ? v : all, p == 1 ? v : all,
-                                          p == 2 ? v : all);
-            const vec high = stored_chosen(how, parts, v, p == 0 ? v : none, p == 1 ? v : none,
-                                           p == 2 ? v : none);
-            least[p] = vec_min(least[p], low);
-            most[p] = vec_max(most[p], high);
+            const vec low = vec_min(least[p], v), high = vec_max(most[p], v);
+            /* Only of the value's own part; a processor with masks does so in one go. */
+            least[p] = stored_chosen(how, parts, v, p == 0 ? low : least[p], p == 1 ? low : least[p],
+                                     p == 2 ? low : least[p]);
+            most[p] = stored_chosen(how, parts, v, p == 0 ? high : most[p], p == 1 ? high : most[p],
+                                    p == 2 ? high : most[p]);
         }
     }
     for (int p = 0; p < STORED_PARTS; p++) {

@@ -90,8 +90,12 @@ def test_models_of_other_layers_have_torchs_gradients(name: str, density: float)
 def test_whole_models_have_torchs_gradients(name: str, density: float) -> None:
     factory, shape, count = CASES[name]
     reference, engine = engines(factory, shape)
-    data, state = examples(count, shape), pruned(reference.initial_state(), density)
-    loss, found, taken = by_program(engine.program(state, "train", count), data)
+    check_gradients(engine, pruned(reference.initial_state(), density), examples(count, shape))
+
+
+def check_gradients(engine: SparseEngine, state: ModelState, data: Examples) -> None:
+    """Compare all gradients with torch's in float64."""
+    loss, found, taken = by_program(engine.program(state, "train", len(data)), data)
     expected_loss, expected = by_torch(engine.plan, state, data, taken, torch.float64)
     assert loss == pytest.approx(expected_loss, rel=3e-6)
     assert list(found) == list(expected)
@@ -100,6 +104,33 @@ def test_whole_models_have_torchs_gradients(name: str, density: float) -> None:
         _, rounded = by_torch(engine.plan, state, data, taken, torch.float32)
         # torch sums in float64 what a norm needs.
         assert error < 10 * worst(rounded, expected)[0], tensor
+
+
+class _Wide(nn.Module):
+    """A block whose convolutions have more weights per input channel than are summed at a time."""
+
+    def __init__(self, shape: Shape, stride: int, kernel: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(shape[0], 4, 3, 1, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.long = nn.Conv2d(4, 70, kernel, stride, kernel // 2)
+        self.short, self.norm = nn.Conv2d(4, 70, 1, stride), nn.BatchNorm2d(70)
+        self.last = nn.Linear(70, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        y = torch.relu(self.norm(self.long(y)) + self.short(y))
+        found: torch.Tensor = self.last(y.mean((2, 3)))
+        return found
+
+
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.45])
+@pytest.mark.parametrize("shape", [(3, 4, 4), (3, 8, 8), (3, 9, 7), (3, 1, 19)])
+@pytest.mark.parametrize(("stride", "kernel"), [(1, 3), (2, 3), (2, 5)])
+def test_all_lies_of_pixels_and_any_number_of_taps(
+    density: float, shape: Shape, stride: int, kernel: int
+) -> None:
+    reference, engine = engines(lambda: _Wide(shape, stride, kernel), shape)
+    check_gradients(engine, pruned(reference.initial_state(), density), examples(19, shape))
 
 
 @pytest.mark.parametrize("name", slow_but(("resnet8", "ds-cnn"), CASES))
