@@ -73,7 +73,7 @@ def fields(declaration: str) -> list[tuple[str, object]]:
 def field(kind: list[str], name: str) -> tuple[str, object]:
     pointer, name = name.startswith("*"), name.lstrip("*")
     if found := re.fullmatch(r"(\w+)\[(\d+)\]", name):
-        return found[1], NUMBERS[kind[0]] * int(found[2])
+        return found[1], (ctypes.c_void_p if pointer else NUMBERS[kind[0]]) * int(found[2])
     assert name.isidentifier(), name
     name = f"{name}_" if name in ("in", "from") else name  # keywords of Python
     if kind[0] == "struct" and kind[1] not in ARRAYS:
