@@ -204,8 +204,8 @@ class EmulatedKernels(native.Kernels):
     def _find(self, name: str) -> native.Kernel:
         integer = name in _RETURN_INT
         call = self._processor.call_int if integer else self._processor.call
-        found = partial(call, f"{name}_{self.simd}")
-        found.__name__ = f"{name}_{self.simd}"  # type: ignore[attr-defined]
+        found: Any = partial(call, f"{name}_{self.simd}")
+        found.__name__ = f"{name}_{self.simd}"  # as that of a compiled one
         return found
 
     def step(self, kernel: native.Kernel) -> int:

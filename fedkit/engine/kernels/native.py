@@ -199,7 +199,8 @@ class Kernels:
         return ctypes.cast(found, c_void_p).value or 0
 
     def _find(self, name: str) -> Kernel:
-        return self._symbol(f"{name}_{self.simd}", "name its header in all.h")
+        found: Kernel = self._symbol(f"{name}_{self.simd}", "name its header in all.h")
+        return found
 
     def _symbol(self, name: str, advice: str) -> Any:
         try:

@@ -35,4 +35,6 @@ struct team {
     int32_t threads;
 };
 
+int kernels_walk(const struct step *steps, int first, int last, const struct team *team);
+
 #endif

@@ -195,13 +195,8 @@ class SparseProgram:
     def _summed(self) -> int:
         """Return the floats of the gradients of the largest convolution."""
         parameters = self.network.parameters
-        sizes = (
-            sum(
-                len(parameters.part(name, parameters.values))
-                for name in self.plan.ops[n].parameters
-            )
-            for n in self.network.layers
-        )
+        of_ops = [self.plan.ops[number].parameters for number in self.network.layers]
+        sizes = (sum(len(parameters.part(n, parameters.values)) for n in names) for names in of_ops)
         return _line(max(sizes, default=0))
 
     def _placed(self) -> tuple[dict[Key, int], int]:
