@@ -203,14 +203,18 @@ class EmulatedKernels(native.Kernels):
 
     def _find(self, name: str) -> native.Kernel:
         integer = name in _RETURN_INT
-        call = self._processor.call_int if integer else self._processor.call
-        found: Any = partial(call, f"{name}_{self.simd}")
-        found.__name__ = f"{name}_{self.simd}"  # as that of a compiled one
-        return found
+        whole = f"{name}_{self.simd}"
+        found: Any = partial(self._processor.call_int if integer else self._processor.call, whole)
+        found.__name__ = whole  # as that of a compiled one
+        kernel: native.Kernel = found
+        return kernel
 
     def step(self, kernel: native.Kernel) -> int:
         """See `Kernels.step`."""
         return self._processor.address(f"step_{kernel.__name__}")
+
+    def begin_crew(self, threads: int) -> None:
+        """See `Kernels.begin_crew`: one core has no threads."""
 
     def walk(
         self, steps: ctypes.Array[native.CStep], first: int, last: int, team: native.CTeam

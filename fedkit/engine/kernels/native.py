@@ -146,6 +146,7 @@ class CTeam(Structure):
     """`struct team` of walk.h."""
 
     _fields_ = (
+        ("crew", c_void_p),
         ("scratch", c_void_p),
         ("sums", c_void_p),
         ("scratch_floats", c_int64),
@@ -188,6 +189,20 @@ class Kernels:
         kernel = self._find(name)
         setattr(self, name, kernel)
         return kernel
+
+    def begin_crew(self, threads: int) -> int | None:
+        """Return the address of threads that walk together, or None: there is no need of any.
+
+        They start with their first walk, and last until `end_crew`; a fork starts its own.
+        """
+        begin = self._library.kernels_begin_crew
+        begin.restype = c_void_p
+        found: int | None = begin(threads)
+        return found
+
+    def end_crew(self, crew: int | None) -> None:
+        """End what `begin_crew` returned."""
+        self._library.kernels_end_crew(c_void_p(crew))
 
     def walk(self, steps: ctypes.Array[CStep], first: int, last: int, team: CTeam) -> int:
         """Take the steps `first` to `last` - 1, and return how many threads did."""

@@ -1,14 +1,15 @@
 /* Takes steps one after the other, each by all threads of a team.
  *
  * A step is so many tickets: shares of its units. Threads draw tickets in their order, and run one as
- * soon as all steps before it are done, so that nobody waits for a thread that the system does not
- * run, unless it holds a ticket. Who draws what changes no result. Threads begin and end with a walk:
- * none has to be stopped, or is missing in a fork. Where a system gives fewer, these draw more. */
+ * soon as all steps before it are done. So nobody waits for a thread that the system does not run,
+ * unless it holds a ticket. Who draws what changes no result. Where a system gives fewer threads than
+ * were asked for, these draw more tickets. */
 #define _POSIX_C_SOURCE 200809L
 
 #include "walk.h"
 
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Run one of so many shares of a step, with the memory of a thread. */
@@ -22,8 +23,8 @@ static void take_share(const struct step *step, int number, int shares, struct s
 #if !defined(FEDKIT_NO_THREADS)
 
 #include <pthread.h>
+#include <unistd.h>
 
-#define MOST_THREADS 256
 #define LOOKS 2000 /* some ten microseconds */
 #define STACK (1 << 19)
 
@@ -35,20 +36,26 @@ static void take_share(const struct step *step, int number, int shares, struct s
 #define RELAX() ((void)0)
 #endif
 
-/* What the threads of a walk share. */
-struct walk {
+struct member {
+    struct crew *crew;
+    int number;
+    pthread_t thread;
+};
+
+/* Threads beside the caller, which sleep between walks. */
+struct crew {
     const struct step *steps;
     const struct team *team;
     int first, last;
-    int drawn, done;         /* tickets */
+    int drawn, done;         /* tickets of this walk */
     int asleep;              /* threads that wait for `done` */
+    int walks, open, inside; /* begun so far; whether one may be joined; who did */
+    int ends;
     pthread_mutex_t lock;
-    pthread_cond_t changed;
-};
-
-struct member {
-    struct walk *walk;
-    int number;
+    pthread_cond_t ended, begun;  /* a ticket, or a thread's part in a walk; a walk, or the end */
+    pid_t process;           /* whose threads they are; 0: there are none yet */
+    int wanted, count;
+    struct member members[];
 };
 
 /* -- waiting ---------------------------------------------------------------------------------- */
@@ -60,25 +67,25 @@ static int raise_by(int *counter, int more) {
 }
 
 /* Who counts as asleep looked at `done` once more since it does, so that none sleeps on. */
-static void end_ticket(struct walk *walk) {
-    raise_by(&walk->done, 1);
-    if (!value_of(&walk->asleep)) return;
-    pthread_mutex_lock(&walk->lock);
-    pthread_cond_broadcast(&walk->changed);
-    pthread_mutex_unlock(&walk->lock);
+static void end_ticket(struct crew *crew) {
+    raise_by(&crew->done, 1);
+    if (!value_of(&crew->asleep)) return;
+    pthread_mutex_lock(&crew->lock);
+    pthread_cond_broadcast(&crew->ended);
+    pthread_mutex_unlock(&crew->lock);
 }
 
 /* Wait until so many tickets are done: look for a moment, then sleep. */
-static void wait_for(struct walk *walk, int least) {
+static void wait_for(struct crew *crew, int least) {
     for (int look = 0; look < LOOKS; look++) {
-        if (value_of(&walk->done) >= least) return;
+        if (value_of(&crew->done) >= least) return;
         RELAX();
     }
-    pthread_mutex_lock(&walk->lock);
-    raise_by(&walk->asleep, 1);
-    while (value_of(&walk->done) < least) pthread_cond_wait(&walk->changed, &walk->lock);
-    raise_by(&walk->asleep, -1);
-    pthread_mutex_unlock(&walk->lock);
+    pthread_mutex_lock(&crew->lock);
+    raise_by(&crew->asleep, 1);
+    while (value_of(&crew->done) < least) pthread_cond_wait(&crew->ended, &crew->lock);
+    raise_by(&crew->asleep, -1);
+    pthread_mutex_unlock(&crew->lock);
 }
 
 /* -- tickets ---------------------------------------------------------------------------------- */
@@ -108,74 +115,128 @@ static void add_to(float *restrict sum, const float *restrict more, int64_t coun
 }
 
 /* Run a ticket of a step; `before` are those of all steps before it. */
-static void take_ticket(const struct member *member, const struct step *step, int ticket,
+static void take_ticket(struct crew *crew, int member, const struct step *step, int ticket,
                         int before) {
-    struct walk *walk = member->walk;
-    const struct share mine = memory_of(step, walk->team, member->number);
-    wait_for(walk, before);
-    take_share(step, ticket, tickets_of(step, walk->team), mine);
-    if (is_summed(step)) wait_for(walk, before + ticket);
+    const struct share mine = memory_of(step, crew->team, member);
+    wait_for(crew, before);
+    take_share(step, ticket, tickets_of(step, crew->team), mine);
+    if (is_summed(step)) wait_for(crew, before + ticket);
     for (int i = 0; i < 2; i++)
         if (step->sums[i]) add_to(step->sums[i], mine.sums[i], step->counts[i]);
-    end_ticket(walk);
+    end_ticket(crew);
 }
 
-static void *take_tickets(void *of) {
-    const struct member *member = of;
-    struct walk *walk = member->walk;
-    int before = 0, n = walk->first, ticket = raise_by(&walk->drawn, 1) - 1;
-    while (n < walk->last) {
-        const struct step *step = &walk->steps[n];
-        const int count = tickets_of(step, walk->team);
+static void take_tickets(struct crew *crew, int member) {
+    int before = 0, n = crew->first, ticket = raise_by(&crew->drawn, 1) - 1;
+    while (n < crew->last) {
+        const struct step *step = &crew->steps[n];
+        const int count = tickets_of(step, crew->team);
         if (ticket < before + count) {
-            take_ticket(member, step, ticket - before, before);
-            ticket = raise_by(&walk->drawn, 1) - 1;
+            take_ticket(crew, member, step, ticket - before, before);
+            ticket = raise_by(&crew->drawn, 1) - 1;
         } else {
             before += count;
             n++;
         }
     }
-    return NULL;
 }
 
 /* -- threads ---------------------------------------------------------------------------------- */
 
-/* Let others begin; return how many. */
-static int start(struct walk *walk, struct member *others, pthread_t *threads) {
-    const int most = walk->team->threads < MOST_THREADS ? walk->team->threads : MOST_THREADS;
+/* Join walks while they go on. */
+static void *serve(void *of) {
+    const struct member *member = of;
+    struct crew *crew = member->crew;
+    int seen = 0;
+    pthread_mutex_lock(&crew->lock);
+    for (;;) {
+        while (!crew->ends && crew->walks == seen) pthread_cond_wait(&crew->begun, &crew->lock);
+        if (crew->ends) break;
+        seen = crew->walks;
+        if (!crew->open) continue;
+        crew->inside++;
+        pthread_mutex_unlock(&crew->lock);
+        take_tickets(crew, member->number);
+        pthread_mutex_lock(&crew->lock);
+        if (--crew->inside == 0) pthread_cond_broadcast(&crew->ended);
+    }
+    pthread_mutex_unlock(&crew->lock);
+    return NULL;
+}
+
+/* Start the threads, before the first walk and in a fork, which has none of its parent's. */
+static void muster(struct crew *crew) {
     pthread_attr_t attributes;
-    int count = 0;
-    if (pthread_attr_init(&attributes)) return 0;
+    pthread_mutex_init(&crew->lock, NULL);
+    pthread_cond_init(&crew->ended, NULL);
+    pthread_cond_init(&crew->begun, NULL);
+    crew->process = getpid();
+    crew->walks = crew->open = crew->inside = crew->asleep = crew->count = 0;
+    if (pthread_attr_init(&attributes)) return;
     pthread_attr_setstacksize(&attributes, STACK);
-    for (; count < most - 1; count++) {
-        others[count].walk = walk;
-        others[count].number = count + 1;
-        if (pthread_create(&threads[count], &attributes, take_tickets, &others[count])) break;
+    for (; crew->count < crew->wanted; crew->count++) {
+        struct member *member = &crew->members[crew->count];
+        member->crew = crew;
+        member->number = crew->count + 1;
+        if (pthread_create(&member->thread, &attributes, serve, member)) break;
     }
     pthread_attr_destroy(&attributes);
-    return count;
 }
 
 static int walk_together(const struct step *steps, int first, int last, const struct team *team) {
-    struct walk walk = {.steps = steps, .team = team, .first = first, .last = last};
-    struct member caller = {&walk, 0}, others[MOST_THREADS];
-    pthread_t threads[MOST_THREADS];
-    pthread_mutex_init(&walk.lock, NULL);
-    pthread_cond_init(&walk.changed, NULL);
-    const int count = start(&walk, others, threads);
-    take_tickets(&caller);
-    for (int i = 0; i < count; i++) pthread_join(threads[i], NULL);
-    pthread_cond_destroy(&walk.changed);
-    pthread_mutex_destroy(&walk.lock);
-    return 1 + count;
+    struct crew *crew = team->crew;
+    if (crew->process != getpid()) muster(crew);
+    pthread_mutex_lock(&crew->lock);
+    crew->steps = steps, crew->team = team, crew->first = first, crew->last = last;
+    crew->drawn = crew->done = 0;
+    crew->open = 1;
+    crew->walks++;
+    pthread_cond_broadcast(&crew->begun);
+    pthread_mutex_unlock(&crew->lock);
+    take_tickets(crew, 0);
+    pthread_mutex_lock(&crew->lock);
+    crew->open = 0;
+    while (crew->inside) pthread_cond_wait(&crew->ended, &crew->lock);
+    pthread_mutex_unlock(&crew->lock);
+    return 1 + crew->count;
 }
+
+/* Return a crew of so many threads with the caller, or NULL: there is no need of one, or no memory. */
+struct crew *kernels_begin_crew(int threads) {
+    const size_t others = threads > 1 ? (size_t)threads - 1 : 0;
+    struct crew *crew = NULL;
+    if (others) crew = calloc(1, sizeof *crew + others * sizeof *crew->members);
+    if (crew) crew->wanted = (int)others;
+    return crew;
+}
+
+/* End the threads of a crew that does not walk. */
+void kernels_end_crew(struct crew *crew) {
+    if (crew && crew->process == getpid()) {
+        pthread_mutex_lock(&crew->lock);
+        crew->ends = 1;
+        pthread_cond_broadcast(&crew->begun);
+        pthread_mutex_unlock(&crew->lock);
+        for (int i = 0; i < crew->count; i++) pthread_join(crew->members[i].thread, NULL);
+        pthread_cond_destroy(&crew->begun);
+        pthread_cond_destroy(&crew->ended);
+        pthread_mutex_destroy(&crew->lock);
+    }
+    free(crew);
+}
+
+#else
+
+struct crew *kernels_begin_crew(int threads) { return (void)threads, NULL; }
+
+void kernels_end_crew(struct crew *crew) { (void)crew; }
 
 #endif
 
 /* Take the steps first .. last - 1. Return how many threads did: results are the same for any. */
 int kernels_walk(const struct step *steps, int first, int last, const struct team *team) {
 #if !defined(FEDKIT_NO_THREADS)
-    if (team->threads > 1) return walk_together(steps, first, last, team);
+    if (team->crew) return walk_together(steps, first, last, team);
 #endif
     for (int n = first; n < last; n++) {
         const struct share mine = {0, 0, team->scratch, {steps[n].sums[0], steps[n].sums[1]}};

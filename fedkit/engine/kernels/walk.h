@@ -28,13 +28,18 @@ struct step {
     int32_t units;
 };
 
-/* Threads; each has memory of its own, one behind the other. */
+struct crew;
+
+/* Who shares steps; each has memory of its own, one behind the other. */
 struct team {
+    struct crew *crew;   /* NULL: the caller alone */
     float *scratch, *sums;
     int64_t scratch_floats, sums_floats;
     int32_t threads;
 };
 
+struct crew *kernels_begin_crew(int threads);
+void kernels_end_crew(struct crew *crew);
 int kernels_walk(const struct step *steps, int first, int last, const struct team *team);
 
 #endif

@@ -48,7 +48,7 @@ from fedkit.engine.plan.execution import (
 from fedkit.engine.plan.structure import StoredTensor
 from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, KernelCall, Mode, NumpyFloatOp, Sum
 from fedkit.engine.sparse.stored import StoredValues, saves, stored_floats
-from fedkit.engine.sparse.walk import Walk
+from fedkit.engine.sparse.walk import Team, Walk
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.lazy_array import loaded
 from fedkit.tasks.losses import PLAIN
@@ -171,9 +171,7 @@ class SparseProgram:
         scratch = _line(self._scratch_floats())
         # One block: large enough, it lies in huge pages, which the scratch needs most.
         self._arena = _aligned(self._tensor_floats + self.threads * scratch)
-        self._scratch = [
-            self._arena[self._tensor_floats + thread * scratch :] for thread in range(self.threads)
-        ]
+        self._scratch = self._arena[self._tensor_floats :].reshape(self.threads, scratch)
         count = len(self.network.parameters.values) if self.mode == "train" else 0
         self.gradient = np.zeros(count, np.float32)
         self.velocity = np.zeros(count, np.float32)
@@ -184,13 +182,7 @@ class SparseProgram:
         self.transposed = np.empty(dense, np.float32)
         channels = max(tensor.shape[0] for tensor in self.plan.tensors)
         self._sums = np.zeros((tiles, channels, 2), np.float64)
-        self._team = native.CTeam(
-            scratch=pointer(self._scratch[0]),
-            sums=pointer(self.partial),
-            scratch_floats=scratch,
-            sums_floats=self.partial.shape[1],
-            threads=self.threads,
-        )
+        self._team = Team(self.kernels, self.threads, self._scratch, self.partial)
 
     def _summed(self) -> int:
         """Return the floats of the gradients of the largest convolution."""

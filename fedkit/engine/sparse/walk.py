@@ -6,12 +6,45 @@ What is no kernel is called between two walks.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from fedkit.engine.kernels import native
+from fedkit.engine.kernels.structs import pointer
 from fedkit.engine.plan.pieces import Piece, joined
-from fedkit.engine.sparse.float_op import Call, KernelCall
+from fedkit.engine.sparse.float_op import Call, Floats, KernelCall
+
+
+class Team:
+    """Threads that walk, and end with it.
+
+    Args:
+        kernels: The compiled kernels.
+        threads: How many with the caller, who walks too.
+        scratch: Memory of each, float32 [threads, floats]; it holds both.
+        sums: The same for what it adds up.
+
+    Attributes:
+        struct: What the kernels take.
+    """
+
+    def __init__(
+        self, kernels: native.Kernels, threads: int, scratch: Floats, sums: Floats
+    ) -> None:
+        self._memory = scratch, sums
+        crew = kernels.begin_crew(threads) if threads > 1 else None
+        self.struct = native.CTeam(
+            crew=crew,
+            scratch=pointer(scratch),
+            sums=pointer(sums),
+            scratch_floats=scratch.shape[1],
+            sums_floats=sums.shape[1],
+            threads=threads,
+        )
+        if crew is not None:
+            # Not when the process exits, which ends them all: some may be walking still.
+            weakref.finalize(self, kernels.end_crew, crew).atexit = False
 
 
 class Walk:
@@ -21,14 +54,14 @@ class Walk:
 
     Args:
         kernels: The compiled kernels.
-        team: Threads and their memory.
+        team: Who takes the steps.
         calls: In order, each with the op whose backward pass it begins, or None.
     """
 
     def __init__(
         self,
         kernels: native.Kernels,
-        team: native.CTeam,
+        team: Team,
         calls: Iterable[tuple[int | None, Call]],
     ) -> None:
         self._kernels, self._team = kernels, team
@@ -54,7 +87,7 @@ class Walk:
             if piece.run is not None:
                 piece.run()
             else:
-                self._kernels.walk(self._steps, piece.first, piece.last, self._team)
+                self._kernels.walk(self._steps, piece.first, piece.last, self._team.struct)
 
 
 def _step(kernels: native.Kernels, call: KernelCall) -> native.CStep:

@@ -51,6 +51,9 @@ CLASSES = classes()
 # Filled through numpy, so a pointer to it is an address like that of any array.
 ARRAYS = {"tap": TAP}
 
+OPAQUE = ("crew",)
+"""What the kernels alone look into."""
+
 
 def declared(header: str, names: set[str] | None = None) -> dict[str, list[tuple[str, object]]]:
     """Read structs of a header, all or those of some names: name -> (field, its type) in order."""
@@ -76,7 +79,7 @@ def field(kind: list[str], name: str) -> tuple[str, object]:
         return found[1], (ctypes.c_void_p if pointer else NUMBERS[kind[0]]) * int(found[2])
     assert name.isidentifier(), name
     name = f"{name}_" if name in ("in", "from") else name  # keywords of Python
-    if kind[0] == "struct" and kind[1] not in ARRAYS:
+    if kind[0] == "struct" and kind[1] not in (*ARRAYS, *OPAQUE):
         struct = CLASSES[kind[1]]
         return name, ctypes.POINTER(struct) if pointer else struct
     return name, ctypes.c_void_p if pointer else NUMBERS[kind[0]]

@@ -64,7 +64,7 @@ static void summed(const struct step *step, const struct share *share) {
 int main(int count, char **arguments) {
     static float scratch[MOST * 8], sums[MOST * 48];
     const int threads = count > 1 ? atoi(arguments[1]) : 1, rounds = count > 2 ? atoi(arguments[2]) : 1;
-    const struct team team = {scratch, sums, 8, 48, threads};
+    struct team team = {NULL, scratch, sums, 8, 48, threads};
     struct step table[6];
     int walked = 0;
     memset(table, 0, sizeof table);
@@ -79,9 +79,14 @@ int main(int count, char **arguments) {
     table[5].run = split, table[5].units = 2;
     for (int unit = 0; unit < UNITS; unit++) input[unit] = 1.0f / (float)(unit + 3);
     for (int round = 0; round < rounds; round++) {
+        if (round % 7 == 0) {
+            kernels_end_crew(team.crew);
+            team.crew = kernels_begin_crew(threads);
+        }
         if (kernels_walk(table, 0, 2, &team) < 1 || kernels_walk(table, 4, 4, &team) < 1) return 1;
         walked = kernels_walk(table, 2, 6, &team);
     }
+    kernels_end_crew(team.crew);
     printf("%d\n", walked);
     for (int i = 0; i < COUNT; i++) printf("%a ", (double)weights[i]);
     for (int i = 0; i < UNITS; i++) printf("%a ", (double)doubled[i]);

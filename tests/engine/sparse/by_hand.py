@@ -11,6 +11,7 @@ from unittest import mock
 from fedkit.engine.kernels import native
 from fedkit.engine.sparse import program
 from fedkit.engine.sparse.float_op import Call, KernelCall
+from fedkit.engine.sparse.walk import Team
 
 
 class WalkByHand:
@@ -19,7 +20,7 @@ class WalkByHand:
     def __init__(
         self,
         kernels: native.Kernels,
-        team: native.CTeam,
+        team: Team,
         calls: Iterable[tuple[int | None, Call]],
     ) -> None:
         self._calls, self._team = [*calls], team
@@ -37,7 +38,7 @@ class WalkByHand:
         if call.units is not None:
             yield from (0, call.units)
         if call.scratch:
-            yield c_void_p(self._team.scratch)
+            yield c_void_p(self._team.struct.scratch)
         yield from (c_void_p(each.address) for each in call.sums)
 
 

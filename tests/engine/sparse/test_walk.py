@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from fedkit.nn.norm import L1LayerNorm
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples
 from tests.engine.ops.examples import AROUND, EXAMPLES, Around, case_of
+from tests.engine.same_bits import same_bits
 from tests.engine.sparse.by_hand import by_hand
 from tests.engine.sparse.cases import engines, examples, l1, layered, mobile, pruned, zoo
 from tests.sets import slow
@@ -108,13 +110,27 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="thre
 
 
 @on_linux
-def test_no_thread_outlives_a_pass_even_one_that_fails() -> None:
+def test_threads_begin_with_the_first_pass_and_end_with_the_program() -> None:
     reference, plain = engines(MODELS["resnet8"], SHAPE)
     state, data = pruned(reference.initial_state(), 0.2), examples(COUNT, SHAPE)
-    engine, before, seen = SparseEngine(plain.plan, threads=3), running(), []
+    before = running()
+    engine = SparseEngine(plain.plan, threads=3)
+    program = engine.program(state, "train", COUNT)
+    assert running() == before
+    for _ in range(3):
+        program.forward(data.inputs, np.arange(COUNT))
+        assert running() == before + 2
+    del engine, program
+    assert running() == before
+
+
+def test_a_pass_that_fails_in_between_leaves_a_program_that_works() -> None:
+    reference, plain = engines(MODELS["resnet8"], SHAPE)
+    state, data = pruned(reference.initial_state(), 0.2), examples(COUNT, SHAPE)
+    engine, seen = SparseEngine(plain.plan, threads=3), list[int]()
 
     def fail(number: int) -> None:
-        seen.append(running())
+        seen.append(number)
         if len(seen) == 3:
             raise KeyboardInterrupt
 
@@ -123,10 +139,21 @@ def test_no_thread_outlives_a_pass_even_one_that_fails() -> None:
     program.loss(data.targets)
     with pytest.raises(KeyboardInterrupt):
         program.backward(before=fail)
-    assert {*seen, running()} == {before}
     expected = SparseEngine(plain.plan).gradients(state, data)
     found = engine.gradients(state, data)
     assert all(found[name].tobytes() == value.tobytes() for name, value in expected.items())
+
+
+def test_programs_walk_at_the_same_time() -> None:
+    reference, plain = engines(MODELS["gates"], SHAPE)
+    state, data = pruned(reference.initial_state(), 0.2), examples(COUNT, SHAPE)
+    expected = plain.train(state, data, HOW, 3)[0]
+
+    def train(_: int) -> ModelState:
+        return SparseEngine(plain.plan, threads=2).train(state, data, HOW, 3)[0]
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(same_bits(found, expected) for found in pool.map(train, range(6)))
 
 
 SCRIPT = """
