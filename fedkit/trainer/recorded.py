@@ -62,6 +62,10 @@ class KernelNames:
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
 
+    def step(self, kernel: SimpleNamespace) -> int:
+        """Return no address: nobody walks."""
+        return 0
+
     def __getattr__(self, name: str) -> SimpleNamespace:
         """Return what has a kernel's name."""
         if name.startswith("_"):
@@ -119,9 +123,6 @@ class RecordedProgram(SparseProgram):
                 places[key] = storage[owner]
         self._owners = {at: owner for owner, at in storage.items()}
         return places, end
-
-    def _table_steps(self) -> None:
-        """Nobody walks."""
 
     # Reading
 

@@ -48,11 +48,12 @@ struct crew {
     const struct team *team;
     int first, last;
     int drawn, done;         /* tickets of this walk */
-    int asleep;              /* threads that wait for `done` */
-    int walks, open, inside; /* begun so far; whether one may be joined; who did */
+    int open, joined, left;  /* whether it may be joined; how many threads did; and are through */
+    int asleep;              /* threads that wait for tickets, or for others to leave */
+    unsigned walks;          /* begun so far */
     int ends;
     pthread_mutex_t lock;
-    pthread_cond_t ended, begun;  /* a ticket, or a thread's part in a walk; a walk, or the end */
+    pthread_cond_t raised, begun; /* a counter, for those asleep; a walk, or the end */
     pid_t process;           /* whose threads they are; 0: there are none yet */
     int wanted, count;
     struct member members[];
@@ -66,24 +67,24 @@ static int raise_by(int *counter, int more) {
     return __atomic_add_fetch(counter, more, __ATOMIC_SEQ_CST);
 }
 
-/* Who counts as asleep looked at `done` once more since it does, so that none sleeps on. */
-static void end_ticket(struct crew *crew) {
-    raise_by(&crew->done, 1);
+/* Raise a counter that others wait for. Who counts as asleep looked at it once more since it does. */
+static void advance(struct crew *crew, int *counter) {
+    raise_by(counter, 1);
     if (!value_of(&crew->asleep)) return;
     pthread_mutex_lock(&crew->lock);
-    pthread_cond_broadcast(&crew->ended);
+    pthread_cond_broadcast(&crew->raised);
     pthread_mutex_unlock(&crew->lock);
 }
 
-/* Wait until so many tickets are done: look for a moment, then sleep. */
-static void wait_for(struct crew *crew, int least) {
+/* Wait until a counter is that high: look for a moment, then sleep. */
+static void wait_for(struct crew *crew, const int *counter, int least) {
     for (int look = 0; look < LOOKS; look++) {
-        if (value_of(&crew->done) >= least) return;
+        if (value_of(counter) >= least) return;
         RELAX();
     }
     pthread_mutex_lock(&crew->lock);
     raise_by(&crew->asleep, 1);
-    while (value_of(&crew->done) < least) pthread_cond_wait(&crew->ended, &crew->lock);
+    while (value_of(counter) < least) pthread_cond_wait(&crew->raised, &crew->lock);
     raise_by(&crew->asleep, -1);
     pthread_mutex_unlock(&crew->lock);
 }
@@ -118,12 +119,12 @@ static void add_to(float *restrict sum, const float *restrict more, int64_t coun
 static void take_ticket(struct crew *crew, int member, const struct step *step, int ticket,
                         int before) {
     const struct share mine = memory_of(step, crew->team, member);
-    wait_for(crew, before);
+    wait_for(crew, &crew->done, before);
     take_share(step, ticket, tickets_of(step, crew->team), mine);
-    if (is_summed(step)) wait_for(crew, before + ticket);
+    if (is_summed(step)) wait_for(crew, &crew->done, before + ticket);
     for (int i = 0; i < 2; i++)
         if (step->sums[i]) add_to(step->sums[i], mine.sums[i], step->counts[i]);
-    end_ticket(crew);
+    advance(crew, &crew->done);
 }
 
 static void take_tickets(struct crew *crew, int member) {
@@ -147,18 +148,18 @@ static void take_tickets(struct crew *crew, int member) {
 static void *serve(void *of) {
     const struct member *member = of;
     struct crew *crew = member->crew;
-    int seen = 0;
+    unsigned seen = 0;
     pthread_mutex_lock(&crew->lock);
     for (;;) {
         while (!crew->ends && crew->walks == seen) pthread_cond_wait(&crew->begun, &crew->lock);
         if (crew->ends) break;
         seen = crew->walks;
         if (!crew->open) continue;
-        crew->inside++;
+        crew->joined++;
         pthread_mutex_unlock(&crew->lock);
         take_tickets(crew, member->number);
+        advance(crew, &crew->left);
         pthread_mutex_lock(&crew->lock);
-        if (--crew->inside == 0) pthread_cond_broadcast(&crew->ended);
     }
     pthread_mutex_unlock(&crew->lock);
     return NULL;
@@ -168,10 +169,11 @@ static void *serve(void *of) {
 static void muster(struct crew *crew) {
     pthread_attr_t attributes;
     pthread_mutex_init(&crew->lock, NULL);
-    pthread_cond_init(&crew->ended, NULL);
+    pthread_cond_init(&crew->raised, NULL);
     pthread_cond_init(&crew->begun, NULL);
     crew->process = getpid();
-    crew->walks = crew->open = crew->inside = crew->asleep = crew->count = 0;
+    crew->asleep = crew->count = 0;
+    crew->walks = 0;
     if (pthread_attr_init(&attributes)) return;
     pthread_attr_setstacksize(&attributes, STACK);
     for (; crew->count < crew->wanted; crew->count++) {
@@ -188,7 +190,7 @@ static int walk_together(const struct step *steps, int first, int last, const st
     if (crew->process != getpid()) muster(crew);
     pthread_mutex_lock(&crew->lock);
     crew->steps = steps, crew->team = team, crew->first = first, crew->last = last;
-    crew->drawn = crew->done = 0;
+    crew->drawn = crew->done = crew->joined = crew->left = 0;
     crew->open = 1;
     crew->walks++;
     pthread_cond_broadcast(&crew->begun);
@@ -196,8 +198,9 @@ static int walk_together(const struct step *steps, int first, int last, const st
     take_tickets(crew, 0);
     pthread_mutex_lock(&crew->lock);
     crew->open = 0;
-    while (crew->inside) pthread_cond_wait(&crew->ended, &crew->lock);
+    const int joined = crew->joined;
     pthread_mutex_unlock(&crew->lock);
+    wait_for(crew, &crew->left, joined);
     return 1 + crew->count;
 }
 
@@ -219,7 +222,7 @@ void kernels_end_crew(struct crew *crew) {
         pthread_mutex_unlock(&crew->lock);
         for (int i = 0; i < crew->count; i++) pthread_join(crew->members[i].thread, NULL);
         pthread_cond_destroy(&crew->begun);
-        pthread_cond_destroy(&crew->ended);
+        pthread_cond_destroy(&crew->raised);
         pthread_mutex_destroy(&crew->lock);
     }
     free(crew);

@@ -447,9 +447,6 @@ class SparseProgram:
             tensor.examples = examples
         for op in self._ops:
             op.resize(self)
-        self._table_steps()
-
-    def _table_steps(self) -> None:
         forward, backward = (Forward, Narrow), (Widen, Finish, Backward)
         steps = self.schedule.steps
         self._forward_walk = self._walk(
@@ -478,8 +475,7 @@ class SparseProgram:
             if not op.takes_moments:
                 tensor = byref(self.tensors[target])
                 yield self.shared(self.kernels.tensor_moments, self.tiles, tensor)
-            norm = byref(self._norms[target])
-            yield self.alone(self.kernels.norm_forward, norm, op.tiles_per_part)
+            yield self._norm_call(self.kernels.norm_forward, target, op.tiles_per_part)
             if self.mode == "statistics":
                 yield functools.partial(_freeze, weakref.proxy(self), target)
 
@@ -502,8 +498,11 @@ class SparseProgram:
 
     def _norm_backward(self, tensor: int, per_part: int) -> Iterator[tuple[None, Call]]:
         if tensor in self._norms:
-            norm = byref(self._norms[tensor])
-            yield None, self.alone(self.kernels.norm_backward, norm, per_part)
+            yield None, self._norm_call(self.kernels.norm_backward, tensor, per_part)
+
+    def _norm_call(self, kernel: native.Kernel, tensor: int, per_part: int) -> KernelCall:
+        channels = self.plan.tensors[tensor].shape[0]
+        return self.shared(kernel, channels, byref(self._norms[tensor]), per_part)
 
     def shared(
         self, kernel: native.Kernel, count: int, *arguments: Any, scratch: bool = False

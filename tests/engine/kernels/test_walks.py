@@ -69,7 +69,10 @@ def test_where_threads_are_refused_the_others_take_all(bits: str, tmp_path: Path
 
 @pytest.mark.parametrize(
     "line",
-    ["wait_for(crew, before);", "if (is_summed(step)) wait_for(crew, before + ticket);"],
+    [
+        "wait_for(crew, &crew->done, before);",
+        "if (is_summed(step)) wait_for(crew, &crew->done, before + ticket);",
+    ],
 )
 def test_a_walk_that_does_not_wait_is_caught(line: str, tmp_path: Path) -> None:
     text = (KERNELS / "walk.c").read_text(encoding="utf-8")
