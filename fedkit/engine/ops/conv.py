@@ -17,7 +17,7 @@ from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.conv import Conv, Convolution, reads_plain
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.geometry import Padding
-from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode, Sum, Workspace
+from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode, SummedVector, Workspace
 
 _SUMS_FLOATS = 3
 
@@ -134,16 +134,15 @@ class FloatConv(FloatOp[Convolution]):
         kernel = work.kernels.conv_backward
         yield work.summed(kernel, parts, byref(self.struct), sums=self.sums(work))
 
-    def sums(self, work: Workspace) -> tuple[Sum, Sum]:
+    def sums(self, work: Workspace) -> list[SummedVector]:
         """Return where the gradients of weight and bias lie, if they are wanted."""
-        parameters = work.network.parameters
-        weight, bias = (
-            Sum(part(parameters, name, work.gradient), len(parameters.part(name, work.gradient)))
-            if name is not None and work.trains(name)
-            else Sum(None, 0)
-            for name in (self.op.weight, self.op.bias)
-        )
-        return weight, bias
+        return [self._sum(work, name) for name in (self.op.weight, self.op.bias)]
+
+    def _sum(self, work: Workspace, name: str | None) -> SummedVector:
+        if name is None or not work.trains(name):
+            return SummedVector(None, 0)
+        gradient = work.network.parameters.part(name, work.gradient)
+        return SummedVector(pointer(gradient), len(gradient))
 
     def full_gradient(self, work: Workspace, rows: int) -> Iterator[Floats]:
         """See `FloatOp.full_gradient`."""

@@ -23,7 +23,7 @@ Floats = NDArray[np.float32]
 AnyOp = TypeVar("AnyOp", bound=PlanOp)
 
 
-class Sum(NamedTuple):
+class SummedVector(NamedTuple):
     """A vector that units add to: its address, None where it is not wanted, and its floats."""
 
     address: int | None
@@ -47,7 +47,7 @@ class KernelCall:
     arguments: tuple[Any, ...]
     units: int | None = None
     scratch: bool = False
-    sums: tuple[Sum, ...] = ()
+    sums: tuple[SummedVector, ...] = ()
 
 
 Call = KernelCall | Callable[[], object]
@@ -102,7 +102,11 @@ class Workspace(Protocol):
         """Return a call of kernel(*arguments, first, last[, scratch]), split over the threads."""
 
     def summed(
-        self, kernel: native.Kernel, count: int, *arguments: Any, sums: tuple[Sum, Sum]
+        self,
+        kernel: native.Kernel,
+        count: int,
+        *arguments: Any,
+        sums: tuple[SummedVector, SummedVector],
     ) -> KernelCall:
         """Return a call of kernel(*arguments, first, last, scratch, *sums), split over the threads.
 

@@ -46,9 +46,17 @@ from fedkit.engine.plan.execution import (
     training_schedule,
 )
 from fedkit.engine.plan.structure import StoredTensor
-from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, KernelCall, Mode, NumpyFloatOp, Sum
+from fedkit.engine.sparse.float_op import (
+    Call,
+    FloatOp,
+    Floats,
+    KernelCall,
+    Mode,
+    NumpyFloatOp,
+    SummedVector,
+)
+from fedkit.engine.sparse.one_call import Team, Walk
 from fedkit.engine.sparse.stored import StoredValues, saves, stored_floats
-from fedkit.engine.sparse.walk import Team, Walk
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.lazy_array import loaded
 from fedkit.tasks.losses import PLAIN
@@ -511,10 +519,14 @@ class SparseProgram:
         return KernelCall(kernel, arguments, count, scratch)
 
     def summed(
-        self, kernel: native.Kernel, count: int, *arguments: Any, sums: tuple[Sum, Sum]
+        self,
+        kernel: native.Kernel,
+        count: int,
+        *arguments: Any,
+        sums: tuple[SummedVector, SummedVector],
     ) -> KernelCall:
         """See `Workspace.summed`."""
-        return KernelCall(kernel, arguments, count, True, sums)
+        return KernelCall(kernel, arguments, count, True, tuple(sums))
 
     def alone(self, kernel: native.Kernel, *arguments: Any) -> KernelCall:
         """See `Workspace.alone`."""

@@ -11,7 +11,7 @@ from unittest import mock
 from fedkit.engine.kernels import native
 from fedkit.engine.sparse import program
 from fedkit.engine.sparse.float_op import Call, KernelCall
-from fedkit.engine.sparse.walk import Team
+from fedkit.engine.sparse.one_call import Team
 
 
 class WalkByHand:
