@@ -102,11 +102,7 @@ class Workspace(Protocol):
         """Return a call of kernel(*arguments, first, last[, scratch]), split over the threads."""
 
     def summed(
-        self,
-        kernel: native.Kernel,
-        count: int,
-        *arguments: Any,
-        sums: tuple[SummedVector, SummedVector],
+        self, kernel: native.Kernel, count: int, *arguments: Any, sums: Sequence[SummedVector]
     ) -> KernelCall:
         """Return a call of kernel(*arguments, first, last, scratch, *sums), split over the threads.
 

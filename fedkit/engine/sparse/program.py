@@ -519,11 +519,7 @@ class SparseProgram:
         return KernelCall(kernel, arguments, count, scratch)
 
     def summed(
-        self,
-        kernel: native.Kernel,
-        count: int,
-        *arguments: Any,
-        sums: tuple[SummedVector, SummedVector],
+        self, kernel: native.Kernel, count: int, *arguments: Any, sums: Sequence[SummedVector]
     ) -> KernelCall:
         """See `Workspace.summed`."""
         return KernelCall(kernel, arguments, count, True, tuple(sums))
