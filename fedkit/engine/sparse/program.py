@@ -184,7 +184,7 @@ class SparseProgram:
         self.gradient = np.zeros(count, np.float32)
         self.velocity = np.zeros(count, np.float32)
         adding = self.threads if self.mode == "train" and self.threads > 1 else 0
-        self.partial = np.zeros((adding, self._summed()), np.float32)
+        self.partial = np.zeros((adding, self._summed() if adding else 0), np.float32)
         layers = self.network.layers.values() if self.mode == "train" else ()
         dense = max((layer.geometry.weights for layer in layers if layer.dense), default=0)
         self.transposed = np.empty(dense, np.float32)
