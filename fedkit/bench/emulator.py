@@ -51,7 +51,8 @@ def build(folder: Path, *options: str, sets: Sequence[str] = ("neon", "plain")) 
         sets: Of kernels, that the image holds.
     """
     flags = ["-std=c99", *options, "-ffp-contract=off", "-fno-math-errno", "-fno-sanitize=all"]
-    objects = [folder / f"{name}.o" for name in sets]
+    flags.append("-DFEDKIT_NO_THREADS")
+    objects = [folder / f"{name}.o" for name in (*sets, "walk")]
     for built in objects:
         compile_c(*flags, "-c", KERNELS / f"{built.stem}.c", "-o", built)
     return link(objects, folder / "kernels.aarch64")
@@ -119,6 +120,10 @@ class Processor:
     def _d0(self) -> float:
         bits = self._core.reg_read(arm64.UC_ARM64_REG_D0)
         return float(struct.unpack("<d", struct.pack("<Q", bits))[0])
+
+    def address(self, name: str) -> int:
+        """Return where a function lies."""
+        return self._address[name]
 
     def call(self, function: str, *arguments: Any) -> float:
         """Call a function with ctypes arguments, as its C declaration has them; return d0."""
@@ -198,5 +203,22 @@ class EmulatedKernels(native.Kernels):
 
     def _find(self, name: str) -> native.Kernel:
         integer = name in _RETURN_INT
-        call = self._processor.call_int if integer else self._processor.call
-        return partial(call, f"{name}_{self.simd}")
+        whole = f"{name}_{self.simd}"
+        found: Any = partial(self._processor.call_int if integer else self._processor.call, whole)
+        found.__name__ = whole  # as that of a compiled one
+        kernel: native.Kernel = found
+        return kernel
+
+    def step(self, kernel: native.Kernel) -> int:
+        """See `Kernels.step`."""
+        return self._processor.address(f"step_{kernel.__name__}")
+
+    def begin_crew(self, threads: int) -> None:
+        """See `Kernels.begin_crew`: one core has no threads."""
+
+    def walk(
+        self, steps: ctypes.Array[native.CStep], first: int, last: int, team: native.CTeam
+    ) -> int:
+        """See `Kernels.walk`."""
+        table = ctypes.byref(steps), first, last, ctypes.byref(team)
+        return self._processor.call_int("kernels_walk", *table)

@@ -1,7 +1,7 @@
-"""The calls of kernels that the sparse engine makes in a training step, recorded.
+"""The calls of kernels that the sparse engine makes in a training step, read and not made.
 
 The engine binds a plan to memory and says which kernel is called with what. Here it does so with
-kernels that only take notes, so that no second code knows how an op is run.
+names of kernels, so that no second code knows how an op is run.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import ExportError
-from fedkit.engine.kernels import native
 from fedkit.engine.kernels.network import Network
 from fedkit.engine.ops.add import FloatAdd
 from fedkit.engine.ops.conv import FloatConv
@@ -26,6 +26,7 @@ from fedkit.engine.ops.pool import FloatPool
 from fedkit.engine.ops.registry import FAMILIES, float_op
 from fedkit.engine.plan.execution import Backward, Finish, Forward, Key, Schedule, Step, Widen
 from fedkit.engine.plan.structure import Plan
+from fedkit.engine.sparse.float_op import Call, KernelCall
 from fedkit.engine.sparse.program import SparseProgram
 from fedkit.sparse.state import Masks
 from fedkit.trainer.storage import ConvPart, StorageSizes, in_parts, touched
@@ -48,26 +49,28 @@ def check_ops(plan: Plan) -> None:
         )
 
 
-class Notes:
-    """Stands in for compiled kernels, and writes down what they are called with.
+class KernelNames:
+    """Stands in for compiled kernels, which nobody calls.
 
     Attributes:
         simd: As `native.Kernels` has it.
         lanes: Examples of a tile.
-        calls: Kernel and arguments, in order.
     """
 
     simd = "plain"
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
-    def __getattr__(self, name: str) -> native.Kernel:
-        """Find a kernel."""
+    def step(self, kernel: SimpleNamespace) -> int:
+        """Return no address: nobody walks."""
+        return 0
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        """Return what has a kernel's name."""
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda *arguments: self.calls.append((name, arguments))
+        return SimpleNamespace(__name__=name)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class MemoryPlace:
 
 
 class RecordedProgram(SparseProgram):
-    """A program whose kernels take notes; its tensors share no memory.
+    """A program whose calls are read; its tensors share no memory.
 
     Args:
         plan: The model.
@@ -100,7 +103,7 @@ class RecordedProgram(SparseProgram):
     ) -> None:
         check_ops(plan)
         self._wish, self._current = narrow, 0
-        kernels: Any = Notes(batch)
+        kernels: Any = KernelNames(batch)
         network = Network(plan, masks, kernels, part_tiles=1)
         self.sizes = StorageSizes(plan, network.layers, batch, bits)
         super().__init__(network, "train", batch)
@@ -122,37 +125,36 @@ class RecordedProgram(SparseProgram):
         self._owners = {at: owner for owner, at in storage.items()}
         return places, end
 
-    def scratch_of(self, thread: int) -> c_void_p:
-        """See `Workspace.scratch_of`: that of the op whose calls are recorded."""
-        return c_void_p(self._place("scratch", self._current))
-
-    # Recording
+    # Reading
 
     def calls_of(self, step: Step) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield the kernels of a step, each with its arguments.
 
         A `ConvPart` has a kernel of its own in parts.h.
         """
-        notes: Any = self.kernels
-        notes.calls = []
         if isinstance(step, ConvPart):
             yield from self._part(step)
         elif isinstance(step, Forward):
             self._current = step.op
-            for call in self._forward_step(step):
-                call()
+            yield from map(self._written, self._forward_step(step))
         elif isinstance(step, Finish | Backward):
-            for _, call in self._backward_step(step):
-                call()
+            yield from (self._written(call) for _, call in self._backward_step(step))
         elif isinstance(step, Widen):
             self.tensors[step.tensor].x = self._address("wide", step.tensor)
-        yield from notes.calls
+
+    def _written(self, call: Call) -> tuple[str, tuple[Any, ...]]:
+        """Return a kernel and all that it is called with, by one thread."""
+        assert isinstance(call, KernelCall)
+        units = () if call.units is None else (0, call.units)
+        scratch = c_void_p(self._place("scratch", self._current))
+        whole = (*call.arguments, *units, *((scratch,) if call.scratch else ()))
+        return call.kernel.__name__, whole
 
     def _part(self, step: ConvPart) -> Iterator[tuple[str, tuple[Any, ...]]]:
         op: Any = self._ops[step.op]
         self._current = step.op
         out, struct = c_void_p(self._address("out", step.op)), ctypes.byref(op.struct)
-        into = op._addresses(self, self.gradient)
+        into = [c_void_p(each.address) for each in op.sums(self)]
         if step.part == "take":
             yield "conv_take", (struct, out)
         elif step.part == "add":
@@ -166,8 +168,8 @@ class RecordedProgram(SparseProgram):
                 yield "conv_give", (struct, out, sums)
             for given in step.contributions:
                 if given.finish:
-                    for _, call in self._norm_backward(given.tensor, 1):
-                        call()
+                    calls = self._norm_backward(given.tensor, 1)
+                    yield from (self._written(call) for _, call in calls)
 
     # Where things are
 

@@ -9,7 +9,6 @@ import ctypes
 import functools
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from ctypes import byref
-from dataclasses import dataclass
 from typing import Any
 
 from fedkit.engine.integer.integer_op import IntegerOp, Units
@@ -19,22 +18,9 @@ from fedkit.engine.kernels import int_native
 from fedkit.engine.kernels.int_native import StepKind
 from fedkit.engine.kernels.native import Kernels
 from fedkit.engine.plan.execution import Backward, Finish, Forward, Schedule
+from fedkit.engine.plan.pieces import Piece, joined
 
 Run = Callable[[Units], None]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Entries `first` to `last` - 1 of the table, or what Python runs instead.
-
-    Attributes:
-        op: Before whose backward pass it is; None: in the middle of one, or of none.
-    """
-
-    first: int
-    last: int
-    run: Run | None = None
-    op: int | None = None
 
 
 class Walker:
@@ -60,7 +46,7 @@ class Walker:
         self._requantised = requantised
         self._table: list[Step] = []
         self._begun_by: dict[int, IntegerOp[Any]] = {}
-        forward, backward = list[Piece](), list[Piece]()
+        forward, backward = list[Piece[Run]](), list[Piece[Run]]()
         for step in schedule.steps:
             if isinstance(step, Forward):
                 forward += self._forward(step)
@@ -68,8 +54,8 @@ class Walker:
                 backward.append(self._added(*self._finish(step.tensor)))
             elif isinstance(step, Backward):
                 backward += self._backward(step)
-        self._pieces = backward
-        self._forward_pieces, self._backward_pieces = _joined(forward), _joined(backward)
+        self._forward_pieces, self._backward_pieces = joined(forward), joined(backward)
+        self._pieces_of_ops = joined(backward, through=False)
         self._steps = (int_native.IntStep * len(self._table))(
             *(int_native.IntStep(ctypes.addressof(struct), kind) for kind, struct in self._table)
         )
@@ -78,14 +64,14 @@ class Walker:
 
     def _added(
         self, *steps: Step, op: int | None = None, by: IntegerOp[Any] | None = None
-    ) -> Piece:
+    ) -> Piece[Run]:
         first = len(self._table)
         if by is not None:
             self._begun_by[first] = by
         self._table += steps
         return Piece(first, len(self._table), op=op)
 
-    def _forward(self, step: Forward) -> Iterator[Piece]:
+    def _forward(self, step: Forward) -> Iterator[Piece[Run]]:
         op, worths = self._ops[step.op], self._shared.worths
         if isinstance(op.compute, SteppedOp):
             yield self._added(op.compute.forward_step(self._shared), by=op)
@@ -97,7 +83,7 @@ class Walker:
     def _finish(self, *tensors: int) -> Iterator[Step]:
         return ((StepKind.FINISH, self._shared.worths[tensor]) for tensor in tensors)
 
-    def _backward(self, step: Backward) -> Iterator[Piece]:
+    def _backward(self, step: Backward) -> Iterator[Piece[Run]]:
         op, given = self._ops[step.op], [c for c in step.contributions if not c.shared]
         yield self._added(*self._shares(step), op=step.op)
         if isinstance(op.compute, SteppedOp):
@@ -124,12 +110,12 @@ class Walker:
         if before is None:
             self._run(self._backward_pieces, units)
             return
-        for piece in self._pieces:
+        for piece in self._pieces_of_ops:
             if piece.op is not None:
                 before(piece.op)
             self._run([piece], units)
 
-    def _run(self, pieces: Iterable[Piece], units: Units) -> None:
+    def _run(self, pieces: Iterable[Piece[Run]], units: Units) -> None:
         for piece in pieces:
             if piece.run is not None:
                 piece.run(units)
@@ -140,16 +126,3 @@ class Walker:
         reached = self._kernels.int_walk(byref(self._steps), first, last)
         if reached < last:
             self._begun_by[reached].check_sums(units, self._shared.units.failed)
-
-
-def _joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Return walks that follow each other as one."""
-    found = list[Piece]()
-    for piece in pieces:
-        if piece.run is not None:
-            found.append(piece)
-        elif piece.last > piece.first:
-            follows = found and found[-1].run is None
-            first = found.pop().first if follows else piece.first
-            found.append(Piece(first, piece.last))
-    return found

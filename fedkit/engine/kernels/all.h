@@ -15,6 +15,7 @@
 #include "channel_norm.h"
 #include "stored.h"
 #include "layer.h"
+#include "steps.h"
 #include "int_conv.h"
 #include "int_elementwise.h"
 #include "int_function.h"

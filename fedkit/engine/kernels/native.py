@@ -6,13 +6,23 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable
-from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    byref,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_uint32,
+    c_void_p,
+)
 from pathlib import Path
 from typing import Any
 
 from fedkit.core.errors import EngineError
 
-VERSION = 17
+VERSION = 18
 """Version of the structs below and of what calls mean; the library states its own."""
 
 SIMD = ("avx512", "avx2", "neon", "plain")
@@ -118,6 +128,33 @@ class Windows(Structure):
     )
 
 
+class CStep(Structure):
+    """`struct step` of walk.h."""
+
+    _fields_ = (
+        ("run", c_void_p),
+        ("pointers", c_void_p * 3),
+        ("real", c_double),
+        ("numbers", c_int32 * 2),
+        ("sums", c_void_p * 2),
+        ("counts", c_int64 * 2),
+        ("units", c_int32),
+    )
+
+
+class CTeam(Structure):
+    """`struct team` of walk.h."""
+
+    _fields_ = (
+        ("crew", c_void_p),
+        ("scratch", c_void_p),
+        ("sums", c_void_p),
+        ("scratch_floats", c_int64),
+        ("sums_floats", c_int64),
+        ("threads", c_int32),
+    )
+
+
 Kernel = Callable[..., Any]
 
 
@@ -153,15 +190,41 @@ class Kernels:
         setattr(self, name, kernel)
         return kernel
 
+    def begin_crew(self, threads: int) -> int | None:
+        """Return the address of threads that walk together, or None: there is no need of any.
+
+        They start with their first walk, and last until `end_crew`; a fork starts its own.
+        """
+        begin = self._library.kernels_begin_crew
+        begin.restype = c_void_p
+        found: int | None = begin(threads)
+        return found
+
+    def end_crew(self, crew: int | None) -> None:
+        """End what `begin_crew` returned."""
+        self._library.kernels_end_crew(c_void_p(crew))
+
+    def walk(self, steps: ctypes.Array[CStep], first: int, last: int, team: CTeam) -> int:
+        """Take the steps `first` to `last` - 1, and return how many threads did."""
+        return int(self._library.kernels_walk(steps, first, last, byref(team)))
+
+    def step(self, kernel: Kernel) -> int:
+        """Return the address of what calls one of these kernels with the arguments of a step."""
+        found = self._symbol(f"step_{kernel.__name__}", "give it a row in steps.h")
+        return ctypes.cast(found, c_void_p).value or 0
+
     def _find(self, name: str) -> Kernel:
+        found: Kernel = self._symbol(f"{name}_{self.simd}", "name its header in all.h")
+        return found
+
+    def _symbol(self, name: str, advice: str) -> Any:
         try:
-            found: Kernel = getattr(self._library, f"{name}_{self.simd}")
+            return getattr(self._library, name)
         except AttributeError as error:
             raise EngineError(
-                f"the compiled kernels have no {name} for {self.simd}; name its header in all.h, "
-                "and build them anew (pip install -e .)"
+                f"the compiled kernels have no {name}; {advice}, and build them anew "
+                "(pip install -e .)"
             ) from error
-        return found
 
 
 def available() -> tuple[str, ...]:

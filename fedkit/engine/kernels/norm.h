@@ -65,9 +65,9 @@ INLINE double norm_scale(const struct norm *n, int channel) {
     return weight / norm_deviation(n, channel, norm_count(n));
 }
 
-/* Set how the tensor is read, from the statistics of its own batch. */
-void NAME(norm_forward)(const struct norm *n, int tiles_per_part) {
-    for (int c = 0; c < n->tensor->channels; c++) {
+/* Set how the channels first .. last - 1 are read, from the statistics of their own batch. */
+void NAME(norm_forward)(const struct norm *n, int tiles_per_part, int first, int last) {
+    for (int c = first; c < last; c++) {
         merge_moments(n, c, tiles_per_part);
         if (n->l1) sum_magnitudes(n, c);
         const double scale = norm_scale(n, c);
@@ -77,12 +77,13 @@ void NAME(norm_forward)(const struct norm *n, int tiles_per_part) {
     }
 }
 
-/* Set how gradients pass, from their sums per part; add the gradients of weight and bias. */
-void NAME(norm_backward)(const struct norm *n, int tiles_per_part) {
+/* Set how gradients pass these channels, from their sums per part; add the gradients of weight and
+ * bias. */
+void NAME(norm_backward)(const struct norm *n, int tiles_per_part, int first, int last) {
     const struct tensor *t = n->tensor;
     const double count = norm_count(n);
     const int parts = (count_tiles(t) + tiles_per_part - 1) / tiles_per_part;
-    for (int c = 0; c < t->channels; c++) {
+    for (int c = first; c < last; c++) {
         double total = 0.0, along = 0.0, deviation = norm_deviation(n, c, count);
         for (int part = 0; part < parts; part++) {
             const double *from = t->sums + 2 * ((ptrdiff_t)part * t->channels + c);

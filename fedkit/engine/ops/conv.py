@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import weakref
 from collections.abc import Container, Iterator, Sequence
 from ctypes import POINTER, byref, c_int32, c_void_p
 
@@ -18,7 +17,7 @@ from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.conv import Conv, Convolution, reads_plain
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.geometry import Padding
-from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode, Workspace
+from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode, SummedVector, Workspace
 
 _SUMS_FLOATS = 3
 
@@ -132,54 +131,21 @@ class FloatConv(FloatOp[Convolution]):
         for contribution in given:
             self.struct.accumulate = contribution.accumulate
             self.struct.finish = contribution.finish
+        if self._layer.dense and given:
+            yield work.alone(work.kernels.conv_transpose, byref(self.struct))
         parts = -(-work.tiles // self.tiles_per_part)
-        into = self._addresses(work, work.gradient)
-        program, transposes = weakref.proxy(work), self._layer.dense and bool(given)
+        kernel = work.kernels.conv_backward
+        yield work.summed(kernel, parts, byref(self.struct), sums=self.sums(work))
 
-        def run() -> None:
-            if transposes:
-                program.kernels.conv_transpose(byref(self.struct))
-            if program.threads == 1:
-                self._run_parts(program, 0, parts, 0, into)
-            else:
-                self._run_waves(program, parts)
+    def sums(self, work: Workspace) -> list[SummedVector]:
+        """Return where the gradients of weight and bias lie, if they are wanted."""
+        return [self._sum(work, name) for name in (self.op.weight, self.op.bias)]
 
-        yield run
-
-    def _run_parts(
-        self, work: Workspace, first: int, last: int, thread: int, into: Sequence[c_void_p]
-    ) -> None:
-        work.kernels.conv_backward(byref(self.struct), first, last, work.scratch_of(thread), *into)
-
-    def _addresses(self, work: Workspace, gradient: Floats) -> tuple[c_void_p, c_void_p]:
-        """Return where the gradients of weight and bias lie in `gradient`, if they are wanted."""
-        parameters = work.network.parameters
-        weight, bias = (
-            part(parameters, name, gradient) if work.trains(name) else None
-            for name in (self.op.weight, self.op.bias)
-        )
-        return c_void_p(weight), c_void_p(bias)
-
-    def _run_waves(self, work: Workspace, parts: int) -> None:
-        """Give each thread one part and room of its own, and add the results in order.
-
-        One thread adds the same sums in the same order, so the bits are the same.
-        """
-        part_of = work.network.parameters.part
-        for first in range(0, parts, work.threads):
-            wave = range(min(work.threads, parts - first))
-            for thread in wave:
-                for name in self.op.parameters:
-                    part_of(name, work.partial[thread])[:] = 0
-            work.each([self._part_call(work, first, thread) for thread in wave])
-            for thread in wave:
-                for name in self.op.parameters:
-                    part_of(name, work.gradient)[:] += part_of(name, work.partial[thread])
-
-    def _part_call(self, work: Workspace, first: int, thread: int) -> Call:
-        into = self._addresses(work, work.partial[thread])
-        number = first + thread
-        return lambda: self._run_parts(work, number, number + 1, thread, into)
+    def _sum(self, work: Workspace, name: str | None) -> SummedVector:
+        if name is None or not work.trains(name):
+            return SummedVector(None, 0)
+        gradient = work.network.parameters.part(name, work.gradient)
+        return SummedVector(pointer(gradient), len(gradient))
 
     def full_gradient(self, work: Workspace, rows: int) -> Iterator[Floats]:
         """See `FloatOp.full_gradient`."""

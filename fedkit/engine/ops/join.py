@@ -74,15 +74,9 @@ def _given(
 class FloatJoin(FloatOp[Join]):
     """Reads and writes each element once."""
 
-    def forward(self, work: Workspace) -> Call:
+    def forward(self, work: Workspace) -> Sequence[Call]:
         """See `FloatOp.forward`."""
-        calls = [put.float_forward(work, each) for each in puts_of(self.op, work.plan)]
-
-        def run() -> None:
-            for call in calls:
-                call()
-
-        return run
+        return [put.float_forward(work, each) for each in puts_of(self.op, work.plan)]
 
     def backward(self, work: Workspace, given: Sequence[Contribution]) -> Iterator[Call]:
         """See `FloatOp.backward`."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Sequence
 from ctypes import c_void_p
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,38 @@ from fedkit.engine.plan.structure import Plan, PlanOp
 Mode = Literal["train", "statistics", "evaluate"]
 """Training; forward only under the batch's statistics; forward only under given ones."""
 
-Call = Callable[[], object]
 Floats = NDArray[np.float32]
 AnyOp = TypeVar("AnyOp", bound=PlanOp)
+
+
+class SummedVector(NamedTuple):
+    """A vector that units add to: its address, None where it is not wanted, and its floats."""
+
+    address: int | None
+    floats: int
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """kernel(*arguments), of which threads may share units: (*arguments, first, last[, scratch]).
+
+    Attributes:
+        kernel: Of the engine.
+        arguments: Addresses, then a float64, then whole numbers. What they refer to must live as
+            long as the call is made, of what `byref` returned it does.
+        units: What the threads share, such as tiles; None: one of them makes the call.
+        scratch: Whether it takes scratch memory.
+        sums: What all units add to, in the order of one thread.
+    """
+
+    kernel: native.Kernel
+    arguments: tuple[Any, ...]
+    units: int | None = None
+    scratch: bool = False
+    sums: tuple[SummedVector, ...] = ()
+
+
+Call = KernelCall | Callable[[], object]
 
 
 class Workspace(Protocol):
@@ -29,21 +59,17 @@ class Workspace(Protocol):
     Attributes:
         network: The model and its weights.
         mode: What the program does.
-        threads: Threads that share each step.
         kernels: The compiled kernels.
         tensors: The struct of each tensor.
         gradient: Of all parameters, float32, like `network.parameters.values`; in training.
-        partial: Room of that size for each of several threads.
         transposed: Room for the weights of one dense layer.
     """
 
     network: Network
     mode: Mode
-    threads: int
     kernels: native.Kernels
     tensors: list[native.CTensor]
     gradient: Floats
-    partial: list[Floats]
     transposed: Floats
 
     @property
@@ -78,11 +104,19 @@ class Workspace(Protocol):
 
     def shared(
         self, kernel: native.Kernel, count: int, *arguments: Any, scratch: bool = False
-    ) -> Call:
+    ) -> KernelCall:
         """Return a call of kernel(*arguments, first, last[, scratch]), split over the threads."""
 
-    def each(self, calls: Sequence[Call]) -> None:
-        """Make calls, each by a thread of its own, and wait for all."""
+    def summed(
+        self, kernel: native.Kernel, count: int, *arguments: Any, sums: Sequence[SummedVector]
+    ) -> KernelCall:
+        """Return a call of kernel(*arguments, first, last, scratch, *sums), split over the threads.
+
+        What several threads add to a sum has the bits of what one does.
+        """
+
+    def alone(self, kernel: native.Kernel, *arguments: Any) -> KernelCall:
+        """Return a call of kernel(*arguments), by one thread."""
 
     def scratch_of(self, thread: int) -> c_void_p:
         """Return the scratch memory of a thread."""
@@ -92,7 +126,7 @@ class FloatOp(ABC, Generic[AnyOp]):
     """One op of one program of the sparse engine.
 
     Nothing here may hold the workspace, which would keep its memory until a garbage collection:
-    calls hold what they need, or a `weakref.proxy`.
+    calls hold what they need.
 
     Args:
         op: The op.
@@ -133,8 +167,8 @@ class FloatOp(ABC, Generic[AnyOp]):
         """Make ready for another number of examples."""
 
     @abstractmethod
-    def forward(self, work: Workspace) -> Call:
-        """Return the forward pass."""
+    def forward(self, work: Workspace) -> Call | Sequence[Call]:
+        """Return the forward pass, in one call or several."""
 
     @abstractmethod
     def backward(self, work: Workspace, given: Sequence[Contribution]) -> Iterator[Call]:

@@ -10,9 +10,8 @@ import functools
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from ctypes import byref, c_double, c_float, c_int, c_int64, c_void_p
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from ctypes import byref, c_double, c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +47,16 @@ from fedkit.engine.plan.execution import (
     training_schedule,
 )
 from fedkit.engine.plan.structure import StoredTensor
-from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode, NumpyFloatOp
+from fedkit.engine.sparse.float_op import (
+    Call,
+    FloatOp,
+    Floats,
+    KernelCall,
+    Mode,
+    NumpyFloatOp,
+    SummedVector,
+)
+from fedkit.engine.sparse.one_call import Team, Walk
 from fedkit.engine.sparse.stored import StoredValues, saves, stored_floats
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.lazy_array import loaded
@@ -117,7 +125,6 @@ class SparseProgram:
         self.network, self.mode, self.batch, self.threads = network, mode, batch, threads
         self.plan, self.kernels = network.plan, network.kernels
         self._tokens = network.plan.tokens
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._examples = 0
         self.frozen: ModelState | None = None
         self.schedule = (
@@ -175,20 +182,25 @@ class SparseProgram:
         scratch = _line(self._scratch_floats())
         # One block: large enough, it lies in huge pages, which the scratch needs most.
         self._arena = _aligned(self._tensor_floats + self.threads * scratch)
-        self._scratch = [
-            self._arena[self._tensor_floats + thread * scratch :] for thread in range(self.threads)
-        ]
+        self._scratch = self._arena[self._tensor_floats :].reshape(self.threads, scratch)
         count = len(self.network.parameters.values) if self.mode == "train" else 0
         self.gradient = np.zeros(count, np.float32)
         self.velocity = np.zeros(count, np.float32)
-        self.partial = [
-            np.zeros(count, np.float32) for _ in range(self.threads if self.threads > 1 else 0)
-        ]
+        adding = self.threads if self.mode == "train" and self.threads > 1 else 0
+        self.partial = np.zeros((adding, self._summed() if adding else 0), np.float32)
         layers = self.network.layers.values() if self.mode == "train" else ()
         dense = max((layer.geometry.weights for layer in layers if layer.dense), default=0)
         self.transposed = np.empty(dense, np.float32)
         channels = max(tensor.shape[0] for tensor in self.plan.tensors)
         self._sums = np.zeros((tiles, channels, 2), np.float64)
+        self._team = Team(self.kernels, self.threads, self._scratch, self.partial)
+
+    def _summed(self) -> int:
+        """Return the floats of the gradients of the largest convolution."""
+        parameters = self.network.parameters
+        of_ops = [self.plan.ops[number].parameters for number in self.network.layers]
+        sizes = (sum(len(parameters.part(n, parameters.values)) for n in names) for names in of_ops)
+        return _line(max(sizes, default=0))
 
     def _placed(self) -> tuple[dict[Key, int], int]:
         """Return where each tensor lies in the arena, and what all need, in float32."""
@@ -207,7 +219,7 @@ class SparseProgram:
     def _account(self) -> Memory:
         values, tensors = self.network.parameters.values, 4 * self._tensor_floats
         scratch = self._sums.nbytes + self.transposed.nbytes
-        scratch += sum(array.nbytes for array in self.partial)
+        scratch += self.partial.nbytes
         scratch += sum(op.room_bytes for op in self._ops)
         return Memory(
             activations=tensors,
@@ -334,8 +346,7 @@ class SparseProgram:
             c_int64(elements),
             c_void_p(self._place("x", 0)),
         )
-        for call in self._forward_calls:
-            call()
+        self._forward_walk.run()
 
     def loss(self, targets: NDArray[Any]) -> float:
         """Return the plan's loss of the batch that ran forward; targets [n, ...].
@@ -368,7 +379,8 @@ class SparseProgram:
         arguments = byref(self.tensors[self.plan.output]), c_void_p(pointer(targets))
         share = c_double(1 / targets.size)
         of_sums = c_void_p(pointer(sums))
-        self.shared(self.kernels.place_losses, self.tiles, *arguments, of_sums, share)()
+        call = self.shared(self.kernels.place_losses, self.tiles, *arguments, of_sums, share)
+        self._walk([(None, call)]).run()
         return float(sums.sum() / targets.size)
 
     def _set_gradient(self, gradient: NDArray[np.float64]) -> None:
@@ -388,10 +400,7 @@ class SparseProgram:
         self.gradient[:] = 0
         for stored in self._stored.values():
             stored.turn()
-        for number, call in self._backward_calls:
-            if before is not None and number is not None:
-                before(number)
-            call()
+        self._backward_walk.run(before)
         self.network.parameters.mask_gradient(self.gradient)
 
     def step(self, rate: float, momentum: float, decay: float) -> None:
@@ -454,14 +463,19 @@ class SparseProgram:
             tensor.examples = examples
         for op in self._ops:
             op.resize(self)
-        self._forward_calls = [
-            call for step in self.schedule.steps if isinstance(step, (Forward, Narrow))
+        forward, backward = (Forward, Narrow), (Widen, Finish, Backward)
+        steps = self.schedule.steps
+        self._forward_walk = self._walk(
+            (None, call) for step in steps if isinstance(step, forward)
             for call in self._forward_step(step)
-        ]  # fmt: skip
-        self._backward_calls = [
-            pair for step in self.schedule.steps if isinstance(step, (Widen, Finish, Backward))
+        )  # fmt: skip
+        self._backward_walk = self._walk(
+            pair for step in steps if isinstance(step, backward)
             for pair in self._backward_step(step)
-        ]  # fmt: skip
+        )  # fmt: skip
+
+    def _walk(self, calls: Iterable[tuple[int | None, Call]]) -> Walk:
+        return Walk(self.kernels, self._team, calls)
 
     # Steps as calls
 
@@ -471,14 +485,13 @@ class SparseProgram:
             yield self.shared(self.kernels.narrow, self.tiles, stored)
             return
         op, target = self._ops[step.op], self.plan.ops[step.op].target
-        yield op.forward(self)
+        calls = op.forward(self)
+        yield from calls if isinstance(calls, Sequence) else [calls]
         if step.completes and self._has_batch_norm(target):
             if not op.takes_moments:
                 tensor = byref(self.tensors[target])
                 yield self.shared(self.kernels.tensor_moments, self.tiles, tensor)
-            norm, per_part = byref(self._norms[target]), op.tiles_per_part
-            run = self.kernels.norm_forward
-            yield lambda: run(norm, per_part)
+            yield self._norm_call(self.kernels.norm_forward, target, op.tiles_per_part)
             if self.mode == "statistics":
                 yield functools.partial(_freeze, weakref.proxy(self), target)
 
@@ -493,39 +506,35 @@ class SparseProgram:
             yield from self._norm_backward(step.tensor, 1)
             return
         op = self._ops[step.op]
-        for call in op.backward(self, step.contributions):
-            yield step.op, call
+        numbers = itertools.chain([step.op], itertools.repeat(None))
+        yield from zip(numbers, op.backward(self, step.contributions), strict=False)
         for given in step.contributions:
             if given.finish:
                 yield from self._norm_backward(given.tensor, op.tiles_per_part)
 
     def _norm_backward(self, tensor: int, per_part: int) -> Iterator[tuple[None, Call]]:
         if tensor in self._norms:
-            norm, run = byref(self._norms[tensor]), self.kernels.norm_backward
-            yield None, lambda: run(norm, per_part)
+            yield None, self._norm_call(self.kernels.norm_backward, tensor, per_part)
 
-    def each(self, calls: Sequence[Call]) -> None:
-        """See `Workspace.each`."""
-        assert self._pool is not None
-        for future in [self._pool.submit(call) for call in calls]:
-            future.result()
+    def _norm_call(self, kernel: native.Kernel, tensor: int, per_part: int) -> KernelCall:
+        channels = self.plan.tensors[tensor].shape[0]
+        return self.shared(kernel, channels, byref(self._norms[tensor]), per_part)
 
     def shared(
         self, kernel: native.Kernel, count: int, *arguments: Any, scratch: bool = False
-    ) -> Call:
+    ) -> KernelCall:
         """See `Workspace.shared`."""
-        if self._pool is None:
-            own = (self.scratch_of(0),) if scratch else ()
-            ready = (*arguments, c_int(0), c_int(count), *own)
-            return lambda: kernel(*ready)
-        bounds = np.linspace(0, count, self.threads + 1).astype(int).tolist()
-        pieces = [
-            (*arguments, first, last, *((self.scratch_of(thread),) if scratch else ()))
-            for thread, (first, last) in enumerate(itertools.pairwise(bounds))
-            if last > first
-        ]
-        pool = self._pool
-        return lambda: [f.result() for f in [pool.submit(kernel, *piece) for piece in pieces]]
+        return KernelCall(kernel, arguments, count, scratch)
+
+    def summed(
+        self, kernel: native.Kernel, count: int, *arguments: Any, sums: Sequence[SummedVector]
+    ) -> KernelCall:
+        """See `Workspace.summed`."""
+        return KernelCall(kernel, arguments, count, True, tuple(sums))
+
+    def alone(self, kernel: native.Kernel, *arguments: Any) -> KernelCall:
+        """See `Workspace.alone`."""
+        return KernelCall(kernel, arguments)
 
     def scratch_of(self, thread: int) -> c_void_p:
         """See `Workspace.scratch_of`."""

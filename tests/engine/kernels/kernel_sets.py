@@ -71,7 +71,8 @@ def _spelled_out() -> native.Kernels:
         source.write_text('#define ISA_AVX512\n#include "all.h"\n')
         flags = ["-std=c99", "-O1", "-ffp-contract=off", "-Wno-psabi", "-fPIC", "-shared"]
         paths = [f"-I{INTRINSICS}", f"-I{KERNELS}"]
-        command = ["cc", *flags, *paths, str(source), "-o", str(library), "-lm"]
+        sources = [str(source), str(KERNELS / "walk.c")]
+        command = ["cc", *flags, *paths, *sources, "-o", str(library), "-lm", "-pthread"]
         subprocess.run(command, check=True)
         return native.Kernels(ctypes.CDLL(str(library)), "avx512", 16)
 

@@ -99,8 +99,7 @@ def fill(made: SparseProgram) -> None:
     """Fill the memory of a program with NaN."""
     made._arena.view(np.uint32)[:] = GUARD
     made._sums[:] = made.gradient[:] = np.nan
-    for partial in made.partial:
-        partial[:] = np.nan
+    made.partial[:] = np.nan
     for norm in made.network.norms.values():
         for value in vars(norm).values():
             if isinstance(value, np.ndarray):

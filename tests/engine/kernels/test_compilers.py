@@ -97,7 +97,7 @@ def library(sanitizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     assert [process.wait() for process in running] == [0] * len(SOURCES)
     linked = folder / "kernels.so"
-    done = run("gcc", "-shared", *SANITIZE, *objects, "-o", linked, "-lm")
+    done = run("gcc", "-shared", *SANITIZE, *objects, "-o", linked, "-lm", "-pthread")
     assert done.returncode == 0, done.stderr
     return linked
 

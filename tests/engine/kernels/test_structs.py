@@ -51,6 +51,9 @@ CLASSES = classes()
 # Filled through numpy, so a pointer to it is an address like that of any array.
 ARRAYS = {"tap": TAP}
 
+OPAQUE = ("crew",)
+"""What the kernels alone look into."""
+
 
 def declared(header: str, names: set[str] | None = None) -> dict[str, list[tuple[str, object]]]:
     """Read structs of a header, all or those of some names: name -> (field, its type) in order."""
@@ -73,10 +76,10 @@ def fields(declaration: str) -> list[tuple[str, object]]:
 def field(kind: list[str], name: str) -> tuple[str, object]:
     pointer, name = name.startswith("*"), name.lstrip("*")
     if found := re.fullmatch(r"(\w+)\[(\d+)\]", name):
-        return found[1], NUMBERS[kind[0]] * int(found[2])
+        return found[1], (ctypes.c_void_p if pointer else NUMBERS[kind[0]]) * int(found[2])
     assert name.isidentifier(), name
     name = f"{name}_" if name in ("in", "from") else name  # keywords of Python
-    if kind[0] == "struct" and kind[1] not in ARRAYS:
+    if kind[0] == "struct" and kind[1] not in (*ARRAYS, *OPAQUE):
         struct = CLASSES[kind[1]]
         return name, ctypes.POINTER(struct) if pointer else struct
     return name, ctypes.c_void_p if pointer else NUMBERS[kind[0]]

@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 
 from fedkit.engine.kernels import native
-from fedkit.engine.ops.conv import FloatConv
+from fedkit.engine.ops.conv import CConv, FloatConv
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.plan import load_plan, verify
@@ -98,16 +98,35 @@ class GuardedKernels(native.Kernels):
     def __init__(self, library: ctypes.CDLL, simd: str, lanes: int) -> None:
         super().__init__(library, simd, lanes)
         self._poison = Poison()
-        for name in ("conv_forward", "conv_backward", "conv_full_gradient"):
-            setattr(self, name, partial(self._guarded, getattr(self, name)))
+        self._convolutions = {self.step(self.conv_forward), self.step(self.conv_backward)}
+        whole = self._find("conv_full_gradient")
+        self.conv_full_gradient = partial(self._full_gradient, whole)
 
-    def _guarded(
+    def walk(
+        self, steps: ctypes.Array[native.CStep], first: int, last: int, team: native.CTeam
+    ) -> int:
+        """Take a step at a time, with the scratch of each thread guarded behind its need."""
+        for number in range(first, last):
+            step, each = steps[number], 4 * team.scratch_floats
+            own = range(team.threads) if step.run in self._convolutions else ()
+            regions = [
+                self._behind(CConv.from_address(step.pointers[0]), team.scratch + thread * each)
+                for thread in own
+            ]
+            with self._poison.over(regions):
+                super().walk(steps, number, number + 1, team)
+        return team.threads
+
+    def _full_gradient(
         self, kernel: native.Kernel, conv: Any, first: Any, last: Any, scratch: Any, *rest: Any
     ) -> None:
-        need = self.needs[ctypes.addressof(conv._obj.target.contents)]
-        region = scratch.value + need, scratch.value + self.scratch_bytes
-        with self._poison.over([region]):
+        with self._poison.over([self._behind(conv._obj, scratch.value)]):
             kernel(conv, first, last, scratch, *rest)
+
+    def _behind(self, conv: CConv, scratch: int) -> tuple[int, int]:
+        """Return the scratch of one thread that a convolution does not need."""
+        need = self.needs[ctypes.addressof(conv.target.contents)]
+        return scratch + need, scratch + self.scratch_bytes
 
 
 def scratch_needs(made: SparseProgram) -> dict[int, int]:
