@@ -35,7 +35,7 @@ from flwr.app import Context
 
 from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import ConfigError, DataError
-from fedkit.core.heap import return_large_blocks
+from fedkit.core.heap import return_free_blocks, keep_small
 from fedkit.device.data import Expected, check_trainable, load_examples
 from fedkit.device.held_out import device_of
 from fedkit.device.memory import DurableMemory
@@ -138,7 +138,7 @@ def _make_device(plan_path: str, data: str, index: int, config: RunConfig, expec
     examples = _examples(data, config, expected)
     if not plan_path:
         return device_of(index, examples, _engine_of_task(config, examples), config)
-    return_large_blocks()
+    keep_small()
     plan = load_plan(Path(plan_path))
     if expected:
         Expected.parse(expected).check_plan(plan_digest(plan))
@@ -204,10 +204,14 @@ def _value(node: Mapping[str, Any], key: str) -> Any:
 
 def answer_in(device: Device, phase: Phase, request: Packet, context: Context) -> Packet:
     """Answer with the memory in the node's `state` folder, or in its context if it has none."""
-    if "state" not in context.node_config:
-        return in_context(device, phase, request, context)
-    folder = Path(_text(context.node_config, "state"))
-    return DurableMemory(folder, run_name(context.run_config)).answer(device.handle, phase, request)
+    try:
+        if "state" not in context.node_config:
+            return in_context(device, phase, request, context)
+        folder = Path(_text(context.node_config, "state"))
+        remembered = DurableMemory(folder, run_name(context.run_config))
+        return remembered.answer(device.handle, phase, request)
+    finally:
+        return_free_blocks()  # before the next message takes its own
 
 
 app = make_client_app(device_from_context, answer_in)

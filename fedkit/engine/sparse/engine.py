@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import EngineError
+from fedkit.core.heap import return_free_blocks
 from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
@@ -279,6 +280,7 @@ class SparseEngine(PlannedEngine):
             self._programs.clear()
             self._programs[key] = self._within_memory(self._network, mode, batch, trained)
             self._planned = {key: batch}
+            return_free_blocks()  # before a step touches its arena
         self._network.load(state)
         return self._programs[key]
 
