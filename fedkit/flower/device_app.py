@@ -35,7 +35,7 @@ from flwr.app import Context
 
 from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import ConfigError, DataError
-from fedkit.core.heap import return_free_blocks, keep_small
+from fedkit.core.heap import keep_small, return_free_blocks
 from fedkit.device.data import Expected, check_trainable, load_examples
 from fedkit.device.held_out import device_of
 from fedkit.device.memory import DurableMemory
