@@ -112,7 +112,7 @@ def opening_config(config: RunConfig, parts: Travel) -> RunConfig:
     """Return the config by which first masks are made: local layers are kept dense."""
     if not (own := parts.local.layout.prunable):
         return config
-    return config.model_copy(update={"exempt": ",".join((*config.exempt_layers, *own))})
+    return config.changed(exempt=",".join((*config.exempt_layers, *own)))
 
 
 def check_dense(config: RunConfig, parts: Travel, masks: Masks) -> None:

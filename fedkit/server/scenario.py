@@ -197,7 +197,7 @@ def with_model_named(config: RunConfig) -> RunConfig:
     model = load_task(config.task).model
     if config.model or not isinstance(model, str):
         return config
-    return config.model_copy(update={"model": model})
+    return config.changed(model=model)
 
 
 def server_scenario(config: RunConfig) -> Scenario:
