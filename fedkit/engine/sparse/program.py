@@ -12,7 +12,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import byref, c_double, c_float, c_int, c_int64, c_void_p
+from ctypes import byref, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +48,10 @@ from fedkit.engine.plan.execution import (
 )
 from fedkit.engine.plan.structure import StoredTensor
 from fedkit.engine.sparse.float_op import Call, FloatOp, Floats, Mode, NumpyFloatOp
+from fedkit.engine.sparse.output_loss import has_kernel, in_lanes, kernel_loss
 from fedkit.engine.sparse.stored import StoredValues, saves, stored_floats
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.lazy_array import loaded
-from fedkit.tasks.losses import PLAIN
 
 _LINE = 16
 _HUGE = 1 << 19
@@ -338,38 +338,18 @@ class SparseProgram:
             EngineError: The targets are not such as the loss takes, or not as many as the examples.
         """
         check_targets(self.plan, targets, self._examples)
-        if self._has_loss_kernel:
-            targets = np.ascontiguousarray(targets, np.int64)
+        if has_kernel(self.plan):
             output = self.tensors[self.plan.output]
-            if self.plan.output_dims == 1:
-                return float(self.kernels.cross_entropy(byref(output), c_void_p(pointer(targets))))
-            return self._loss_of_places(targets)
+            return kernel_loss(self.plan, self.kernels, output, targets, self.tiles, self.shared)
         loss, gradient = self.plan.loss.gradient(self.outputs().astype(np.float64), targets)
         if self.mode == "train":
             self._set_gradient(gradient)
         return loss
 
-    @property
-    def _has_loss_kernel(self) -> bool:
-        """Whether C computes the loss; the others are few numbers, and numpy's."""
-        return self.plan.loss == PLAIN
-
-    def _loss_of_places(self, targets: NDArray[np.int64]) -> float:
-        """Return the mean cross-entropy of all places of all examples, and make its gradient."""
-        sums = np.zeros(self.tiles)
-        arguments = byref(self.tensors[self.plan.output]), c_void_p(pointer(targets))
-        share = c_double(1 / targets.size)
-        of_sums = c_void_p(pointer(sums))
-        self.shared(self.kernels.place_losses, self.tiles, *arguments, of_sums, share)()
-        return float(sums.sum() / targets.size)
-
     def _set_gradient(self, gradient: NDArray[np.float64]) -> None:
         """Take the gradient of the output, [n, ...]; that of lanes without an example is 0."""
         tiles = self.lanes("g", self.plan.output)
-        rows = np.zeros((len(tiles) * self.kernels.lanes, *tiles.shape[1:-1]), np.float32)
-        with np.errstate(over="ignore"):
-            rows[: len(gradient)] = gradient.reshape(-1, *rows.shape[1:])
-        tiles[:] = np.moveaxis(rows.reshape(len(tiles), -1, *rows.shape[1:]), 1, -1)
+        tiles[:] = in_lanes(gradient.reshape(-1, *tiles.shape[1:-1]), self.kernels.lanes)
 
     def backward(self, before: Callable[[int], None] | None = None) -> None:
         """Compute `gradient` for the batch whose loss was taken.

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fedkit.config import make_config
 from fedkit.core.errors import ConfigError, EngineError
-from fedkit.engine.base import LocalTraining
+from fedkit.engine.base import LocalTraining, MeanLoss, even_batches
 from fedkit.engine.choose import make_engine
+from fedkit.engine.sparse import engine as sparse_engine
 from fedkit.engine.sparse.engine import SparseEngine
+from fedkit.engine.sparse.program import SparseProgram
 from fedkit.engine.sparse.stored import STORED_BITS
-from fedkit.tasks import load_task
+from fedkit.tasks import load_task, losses
 from tests.engine.sparse.cases import engines, examples, pruned, zoo
 
 SHAPE = (3, 16, 16)
@@ -47,10 +50,10 @@ def test_a_step_that_fits_in_no_bits_names_a_batch_that_does() -> None:
     engine = SparseEngine(PLAIN.plan, memory=PEAKS[4] - 1)
     with pytest.raises(EngineError, match="in 4 bits, and memory is") as error:
         engine.train(STATE, DATA, HOW, 0)
-    found = re.search(r"; (\d+) at a time fit", str(error.value))
+    found = re.search(r"; a batch of (\d+) fits", str(error.value))
     assert found is not None
     assert engine.program(STATE, "train", int(found[1])).memory.peak < PEAKS[4]
-    with pytest.raises(EngineError, match=r"memory is 0.0 MB\. Give more"):
+    with pytest.raises(EngineError, match=r"memory is 0.001 MB\. Give more"):
         SparseEngine(PLAIN.plan, memory=1000).train(STATE, DATA, HOW, 0)
 
 
@@ -63,10 +66,40 @@ def test_evaluation_takes_fewer_examples_at_a_time(share: float) -> None:
         np.testing.assert_array_equal(
             engine.outputs(STATE, data.inputs), PLAIN.outputs(STATE, data.inputs)
         )
-        assert engine.loss(STATE, data) == pytest.approx(PLAIN.loss(STATE, data), rel=1e-12)
+        assert engine.loss(STATE, data) == PLAIN.loss(STATE, data)
     program = engine.program(STATE, "evaluate", 64)
     assert program is engine.program(STATE, "evaluate", 64)  # made once
     assert program.batch < 64 and program.memory.peak <= int(share * most)
+
+
+LOSSES = {"a kernel": losses.CrossEntropy(), "numpy": losses.CrossEntropy(label_smoothing=0.1)}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("room", [0, 1 << 40])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_outputs_and_losses_are_those_of_whole_batches(
+    loss: str, room: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_engine, "_EVALUATION_BYTES", room)
+    plan, data = replace(PLAIN.plan, loss=LOSSES[loss]), examples(70, SHAPE)
+    engine = SparseEngine(plan, threads=threads)
+    outputs, loss_found = engine.outputs(STATE, data.inputs), engine.loss(STATE, data)
+    made = engine.program(STATE, "evaluate", 64)
+    assert made.batch == (64 if room else threads * engine.kernels.lanes)
+    whole, mean = SparseProgram(made.network, "evaluate", 64), MeanLoss(plan.loss)
+    for order in even_batches(np.arange(70), 64):
+        whole.forward(data.inputs, order)
+        np.testing.assert_array_equal(outputs[order], whole.outputs())
+        mean.add(whole.loss(data.targets[order]), data.targets[order])
+    assert loss_found == mean.value
+
+
+def test_a_large_model_evaluates_a_few_at_a_time() -> None:
+    reference, engine = engines(zoo("resnet18-w16", (3, 32, 32)), (3, 32, 32))
+    state = pruned(reference.initial_state(), 0.1)
+    evaluation = engine.program(state, "evaluate", 64)
+    assert evaluation.batch < 64 and evaluation.memory.activations <= 4 << 20
 
 
 def test_training_allocates_no_more_than_it_may() -> None:
