@@ -153,6 +153,8 @@ def run_job(job: Job, log: Console) -> dict[str, Any]:
     scenario.check()
     log.print(f"engine: {scenario.engine_notice}", soft_wrap=True, markup=False)
     log.print(f"weights: {scenario.reach.line(job.config.density)}", soft_wrap=True, markup=False)
+    if scenario.memory_notice:
+        log.print(f"memory: {scenario.memory_notice}", soft_wrap=True, markup=False)
     _warn(scenario.warnings, log)
     refusal = _refusal(scenario, job.asked, log)
     for name in job.logs:

@@ -43,10 +43,13 @@ from fedkit.device.round import Device
 from fedkit.engine.base import Engine
 from fedkit.engine.plan.plan import load_plan, plan_digest
 from fedkit.engine.precision import describe, plan_engine
+from fedkit.engine.sparse.budget import budget
+from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.flower.client_app import in_context, make_client_app
 from fedkit.flower.run_config import EXPECTED_KEY, run_keys, run_name
 from fedkit.methods.interface import Phase
 from fedkit.methods.registry import resolve
+from fedkit.methods.travel import first_counts
 from fedkit.tasks.task import Examples, cross_entropy
 from fedkit.wire.messages import Packet
 
@@ -148,6 +151,9 @@ def _make_device(plan_path: str, data: str, index: int, config: RunConfig, expec
         plan, config.precision, stored_bits=config.stored_bits, memory=config.memory_bytes
     )
     print(f"engine: {describe(engine)}", file=sys.stderr, flush=True)
+    if config.memory and isinstance(engine, SparseEngine):
+        planned = budget(engine, first_counts(config, engine), examples, config.batch_size)
+        print(f"memory: {planned.line()}", file=sys.stderr, flush=True)
     return device_of(index, examples, engine, config)
 
 

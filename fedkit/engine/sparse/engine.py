@@ -39,7 +39,9 @@ from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
 from fedkit.tasks.task import Examples
 
-_EVALUATION_BATCH = 64
+EVALUATION_BATCH = 64
+"""Most examples that are evaluated at a time."""
+
 _EVALUATION_BYTES = 4 << 20
 """Activations that an evaluation may take for more examples than it must take together."""
 
@@ -93,6 +95,12 @@ class SparseEngine(PlannedEngine):
         """See `Replicable.replica`."""
         replica = copy.copy(self)
         replica._network, replica._programs = None, {}
+        return replica
+
+    def within(self, memory: int | None) -> SparseEngine:
+        """Return a replica whose steps may take so many bytes; None: what they need."""
+        replica = self.replica()
+        replica.memory = memory
         return replica
 
     def initial_state(self) -> ModelState:
@@ -301,10 +309,15 @@ class SparseEngine(PlannedEngine):
 
     def _too_much(self, made: SparseProgram, hint: str = "") -> EngineError:
         assert self.memory is not None
+        advice = "give more (--memory)"
+        if made.mode == "train":
+            stored = f", with all that is stored in {made.stored_bits} bits"
+            advice += ", or fewer examples (--batch-size, --adjust-examples)"
+        else:
+            stored = " to evaluate" if made.mode == "evaluate" else " for statistics of norms"
         return EngineError(
-            f"a batch of {made.batch} needs {made.memory.peak / 1e6:.3g} MB with all that is "
-            f"stored in {made.stored_bits} bits, and memory is {self.memory / 1e6:.3g} MB{hint}. "
-            "Give more (--memory), or fewer examples (--batch-size, --adjust-examples)"
+            f"a batch of {made.batch} needs {made.memory.peak / 1e6:.3g} MB{stored}; memory is "
+            f"{self.memory / 1e6:.3g} MB{hint}: {advice}"
         )
 
     def _evaluating(self, network: Network, batch: int) -> SparseProgram:
@@ -343,10 +356,10 @@ class SparseEngine(PlannedEngine):
         self, state: ModelState, inputs: NDArray[np.float32]
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Yield which examples a batch has, and what the model returns for them."""
-        program = self.program(state, "evaluate", min(_EVALUATION_BATCH, len(inputs)))
+        program = self.program(state, "evaluate", min(EVALUATION_BATCH, len(inputs)))
         for norm in program.network.norms.values():
             norm.use_running(state)
-        for order in even_batches(np.arange(len(inputs)), _EVALUATION_BATCH):
+        for order in even_batches(np.arange(len(inputs)), EVALUATION_BATCH):
             begins = range(0, len(order), program.batch)
             parts = (order[begin : begin + program.batch] for begin in begins)
             yield order, np.concatenate([_outputs(program, inputs, part) for part in parts])
