@@ -25,7 +25,6 @@ def main(name: str) -> None:
     import json
     from pathlib import Path
 
-    from fedkit.core.heap import return_free_blocks
     from fedkit.device.data import load_examples
     from fedkit.device.round import Device
 
@@ -36,7 +35,7 @@ def main(name: str) -> None:
     idle = memory("VmRSS")
     for message in messages:
         device.handle(message.phase, message.request, message.memory)
-        return_free_blocks()  # as a real device does
+        device.rest()  # as a real device does
     print(json.dumps({"idle_bytes": idle, "peak_bytes": memory("VmHWM")}))
 
 

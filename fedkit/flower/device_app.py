@@ -35,7 +35,7 @@ from flwr.app import Context
 
 from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import ConfigError, DataError
-from fedkit.core.heap import keep_small, return_free_blocks
+from fedkit.core.heap import keep_small
 from fedkit.device.data import Expected, check_trainable, load_examples
 from fedkit.device.held_out import device_of
 from fedkit.device.memory import DurableMemory
@@ -217,7 +217,7 @@ def answer_in(device: Device, phase: Phase, request: Packet, context: Context) -
         remembered = DurableMemory(folder, run_name(context.run_config))
         return remembered.answer(device.handle, phase, request)
     finally:
-        return_free_blocks()  # before the next message takes its own
+        device.rest()
 
 
 app = make_client_app(device_from_context, answer_in)

@@ -97,6 +97,11 @@ class SparseEngine(PlannedEngine):
         replica._network, replica._programs = None, {}
         return replica
 
+    def rest(self) -> None:
+        """See `Resting.rest`."""
+        self._programs.clear()
+        self._network = None
+
     def within(self, memory: int | None) -> SparseEngine:
         """Return a replica whose steps may take so many bytes; None: what they need."""
         replica = self.replica()
