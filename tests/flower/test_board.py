@@ -15,7 +15,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedkit.config import make_config
-from fedkit.core.errors import ConfigError, DataError, FedkitError, PlanError
+from fedkit.core.errors import ConfigError, DataError, EngineError, FedkitError, PlanError
 from fedkit.device.data import Expected
 from fedkit.device.round import Device
 from fedkit.engine.integer.engine import IntegerEngine
@@ -112,6 +112,17 @@ def test_the_run_says_how_much_of_the_data_is_used(boards: Boards) -> None:
     assert len(few.examples) == 20
     every = device_from_context(context(boards.node(0), examples_per_device=0))
     assert len(every.examples) == 24
+
+
+def test_a_device_says_before_training_what_its_memory_allows(
+    boards: Boards, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device_from_context(context(boards.node(0), memory="2MB", seed=3))
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("engine: sparse") and "within 2 MB a step" in told[0]
+    assert told[1].startswith("memory: a step of 12 stores 32 bits and plans") and " ms" in told[1]
+    with pytest.raises(EngineError, match=r"memory is 0\.01 MB: give more"):
+        device_from_context(context(boards.node(0), memory="10kB", seed=4))
 
 
 @pytest.mark.parametrize(

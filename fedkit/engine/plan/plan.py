@@ -136,7 +136,7 @@ def _render(content: dict[str, Any]) -> bytes:
 
 
 def _first_field(error: TypedError) -> str:
-    place = ".".join(map(str, error.place))
+    place = cut(".".join(map(str, error.place)), 200)
     value = "missing" if error.found is MISSING else cut(repr(error.found), 60)
     return f"field {place} is {value}: {cut(error.rule, 300)}; {_AGAIN}"
 
