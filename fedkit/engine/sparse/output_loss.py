@@ -13,11 +13,11 @@ from fedkit.engine.kernels import native, structs
 from fedkit.engine.kernels.structs import pointer
 from fedkit.engine.plan.checks import check_targets
 from fedkit.engine.plan.structure import Plan, StoredTensor
-from fedkit.engine.sparse.float_op import Call, Floats
+from fedkit.engine.sparse.float_op import Floats
 from fedkit.tasks.losses import PLAIN
 
-Shared = Callable[..., Call]
-"""Runs a kernel over so many tiles; see `Workspace.shared`."""
+OverTiles = Callable[..., None]
+"""Runs a kernel, given with its arguments, over all tiles of a batch."""
 
 
 def has_kernel(plan: Plan) -> bool:
@@ -31,7 +31,7 @@ def kernel_loss(
     output: native.CTensor,
     targets: NDArray[Any],
     tiles: int,
-    shared: Shared,
+    run: OverTiles,
 ) -> float:
     """Return the loss of a batch, and make the gradient of its output if that has memory.
 
@@ -41,14 +41,14 @@ def kernel_loss(
         output: The plan's output.
         targets: [n, ...].
         tiles: In which the n examples lie.
-        shared: Runs a kernel over tiles.
+        run: Runs a kernel over them.
     """
     targets = np.ascontiguousarray(targets, np.int64)
     if plan.output_dims == 1:
         return float(kernels.cross_entropy(byref(output), c_void_p(pointer(targets))))
     sums = np.zeros(tiles)
     arguments = byref(output), c_void_p(pointer(targets)), c_void_p(pointer(sums))
-    shared(kernels.place_losses, tiles, *arguments, c_double(1 / targets.size))()
+    run(kernels.place_losses, *arguments, c_double(1 / targets.size))
     return float(sums.sum() / targets.size)
 
 
@@ -75,7 +75,11 @@ def loss_of_outputs(
         StoredTensor(shape), None, np.zeros((1, shape[0], 2)), pointer(values), None
     )
     tensor.examples = len(outputs)
-    return kernel_loss(plan, kernels, tensor, targets, len(values), _alone)
+
+    def run(kernel: native.Kernel, *arguments: Any) -> None:
+        kernel(*arguments, c_int(0), c_int(len(values)))
+
+    return kernel_loss(plan, kernels, tensor, targets, len(values), run)
 
 
 def in_lanes(rows: NDArray[Any], lanes: int) -> Floats:
@@ -86,7 +90,3 @@ def in_lanes(rows: NDArray[Any], lanes: int) -> Floats:
         whole[: len(rows)] = rows
     tiled = whole.reshape(tiles, lanes, *rows.shape[1:])
     return np.ascontiguousarray(np.moveaxis(tiled, 1, -1))
-
-
-def _alone(kernel: native.Kernel, count: int, *arguments: Any) -> Call:
-    return lambda: kernel(*arguments, c_int(0), c_int(count))

@@ -340,11 +340,15 @@ class SparseProgram:
         check_targets(self.plan, targets, self._examples)
         if has_kernel(self.plan):
             output = self.tensors[self.plan.output]
-            return kernel_loss(self.plan, self.kernels, output, targets, self.tiles, self.shared)
+            run = self._run_over_tiles
+            return kernel_loss(self.plan, self.kernels, output, targets, self.tiles, run)
         loss, gradient = self.plan.loss.gradient(self.outputs().astype(np.float64), targets)
         if self.mode == "train":
             self._set_gradient(gradient)
         return loss
+
+    def _run_over_tiles(self, kernel: native.Kernel, *arguments: Any) -> None:
+        self.shared(kernel, self.tiles, *arguments)()
 
     def _set_gradient(self, gradient: NDArray[np.float64]) -> None:
         """Take the gradient of the output, [n, ...]; that of lanes without an example is 0."""

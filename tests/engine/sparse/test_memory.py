@@ -100,6 +100,18 @@ def test_outputs_and_losses_are_those_of_whole_batches(
     assert loss_found == mean.value
 
 
+def test_the_loss_of_maps_is_that_of_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse_engine, "_EVALUATION_BYTES", 0)
+    reference, engine = engines(zoo("unet-w8", (1, 16, 16)), (1, 16, 16))
+    state, inputs = pruned(reference.initial_state(), 0.5), examples(40, (1, 16, 16)).inputs
+    targets = np.random.default_rng(0).integers(0, 2, (40, 16, 16))
+    found = engine.loss(state, Examples(inputs, targets))
+    made = engine.program(state, "evaluate", 64)
+    whole = SparseProgram(made.network, "evaluate", 64)
+    whole.forward(inputs, np.arange(40))
+    assert made.batch < 40 and found == whole.loss(targets)
+
+
 def test_a_large_model_evaluates_a_few_at_a_time() -> None:
     reference, engine = engines(zoo("resnet18-w16", (3, 32, 32)), (3, 32, 32))
     state = pruned(reference.initial_state(), 0.1)
