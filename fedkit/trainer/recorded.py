@@ -108,7 +108,8 @@ class RecordedProgram(SparseProgram):
         self._memory = [*self._named_memory()]
 
     def _placed(self) -> tuple[dict[Key, int], int]:
-        self.parts = in_parts(self.plan, self.schedule, self._wish)
+        dense = frozenset(number for number, layer in self.network.layers.items() if layer.dense)
+        self.parts = in_parts(self.plan, self.schedule, self._wish, dense)
         storage = dict[Key, int]()
         places = dict[Key, int]()
         end = 0
@@ -130,7 +131,7 @@ class RecordedProgram(SparseProgram):
     def calls_of(self, step: Step) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield the kernels of a step, each with its arguments.
 
-        A `ConvPart` has kernels of its own, `conv_take`, `conv_add` and `conv_give`, of parts.h.
+        A `ConvPart` has a kernel of its own in parts.h.
         """
         notes: Any = self.kernels
         notes.calls = []
@@ -151,19 +152,22 @@ class RecordedProgram(SparseProgram):
         op: Any = self._ops[step.op]
         self._current = step.op
         out, struct = c_void_p(self._address("out", step.op)), ctypes.byref(op.struct)
+        into = op._addresses(self, self.gradient)
         if step.part == "take":
             yield "conv_take", (struct, out)
         elif step.part == "add":
-            into = op._addresses(self, self.gradient)
             yield "conv_add", (struct, c_void_p(self._address("in", step.op)), out, *into)
         else:
-            (given,) = step.contributions
-            if self.network.layers[step.op].dense:
+            sums = c_void_p(self._address("sums", step.op))
+            if step.part == "return":
+                yield "conv_return", (struct, out, sums, *into)
+            else:
                 yield "conv_transpose", (struct,)
-            yield "conv_give", (struct, out, c_void_p(self._address("sums", step.op)))
-            if given.finish:
-                for _, call in self._norm_backward(given.tensor, 1):
-                    call()
+                yield "conv_give", (struct, out, sums)
+            for given in step.contributions:
+                if given.finish:
+                    for _, call in self._norm_backward(given.tensor, 1):
+                        call()
 
     # Where things are
 

@@ -1,14 +1,13 @@
 """When a trainer in C needs which memory, and where it lies in one arena.
 
-The schedule is the engine's, with the backward pass of a convolution in three parts: what one
-part needed, the next may overwrite. So the peak is lower than the engine's, which gives every
+The schedule is the engine's, with the backward pass of a convolution in parts: what one part
+needed, the next may overwrite. So the peak is lower than the engine's, which gives every
 convolution room for all its parts.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,11 +22,13 @@ from fedkit.engine.plan.execution import (
     Schedule,
     Step,
     Widen,
+    keeping_argmax,
     lives_of,
     tightly,
 )
 from fedkit.engine.plan.execution import touched as touched_by_engine
 from fedkit.engine.plan.structure import Plan
+from fedkit.engine.sparse.stored import stored_bytes
 
 ALIGNMENT = 8
 """Of everything in the arena, in bytes: that of a double."""
@@ -43,25 +44,30 @@ class ConvPart(Backward):
     """One part of a convolution's backward pass.
 
     Attributes:
-        part: "take" packs the gradient of the target, "add" adds to the gradients of the weights,
-            "give" computes the gradient of the source.
+        part: "take" packs the gradient of the target; then "add" adds to the gradients of the
+            weights of a dense layer, and "give" computes the gradient of its source; or "return"
+            does both for a layer of kept weights.
     """
 
-    part: Literal["take", "add", "give"]
+    part: Literal["take", "add", "give", "return"]
 
 
-def in_parts(plan: Plan, schedule: Schedule, narrow: frozenset[int]) -> Schedule:
+def in_parts(
+    plan: Plan, schedule: Schedule, narrow: frozenset[int], dense: Container[int]
+) -> Schedule:
     """Return a training schedule with convolutions in parts, and some tensors in few bits.
 
     Args:
         plan: The model.
         schedule: The engine's, of float32.
         narrow: What is stored in few bits between the passes.
+        dense: Convolutions that run with all weights.
     """
-    steps = [part for step in schedule.steps for part in _parts(plan, step)]
+    schedule = keeping_argmax(plan, schedule, narrow)
+    steps = [part for step in schedule.steps for part in _parts(plan, step, dense)]
     last, first = dict[int, int](), dict[int, int]()
     for moment, step in enumerate(steps):
-        for kind, tensor in touched(plan, step):
+        for kind, tensor in schedule.touched(plan, step, touched):
             if kind == "x" and isinstance(step, Forward):
                 last[tensor] = moment
             elif kind == "x":
@@ -72,14 +78,19 @@ def in_parts(plan: Plan, schedule: Schedule, narrow: frozenset[int]) -> Schedule
         made += [Widen(tensor) for tensor in sorted(stored) if first[tensor] == moment]
         made.append(step)
         made += [Narrow(tensor) for tensor in sorted(stored) if last[tensor] == moment]
-    return Schedule(tuple(made), schedule.owner, stored, widened=stored)
+    return Schedule(
+        tuple(made), schedule.owner, narrow=stored, widened=stored, argmax=schedule.argmax
+    )
 
 
-def _parts(plan: Plan, step: Step) -> Iterator[Step]:
+def _parts(plan: Plan, step: Step, dense: Container[int]) -> Iterator[Step]:
     if not isinstance(step, Backward) or not isinstance(plan.ops[step.op], Convolution):
         yield step
         return
     yield ConvPart(step.op, (), "take")
+    if step.op not in dense:
+        yield ConvPart(step.op, step.contributions, "return")
+        return
     yield ConvPart(step.op, (), "add")
     if step.contributions:
         yield ConvPart(step.op, step.contributions, "give")
@@ -118,9 +129,12 @@ def _touched_by_part(plan: Plan, step: ConvPart) -> list[Key]:
         return [("g", op.target), out, *normed, *([("x", op.target)] if normed else [])]
     if step.part == "add":
         return [("x", source), ("in", step.op), out]
-    (given,) = step.contributions
-    read: list[Key] = [("x", source), *_chains(plan, source)] if given.finish else []
-    return [out, ("g", source), ("sums", step.op), ("turned", step.op), *read]
+    keys = [out, ("sums", step.op), ("turned", step.op)]
+    for given in step.contributions:
+        keys += [("g", source), *(_chains(plan, source) if given.finish else [])]
+    if step.part == "return" or any(given.finish for given in step.contributions):
+        keys.append(("x", source))
+    return keys
 
 
 def _chains(plan: Plan, *tensors: int) -> list[Key]:
@@ -146,7 +160,7 @@ class StorageSizes:
     def __call__(self, key: Key) -> int:
         """Return the bytes of one key of `touched`."""
         kind, number = key
-        if kind in ("x", "g", "wide", "code", "chain"):
+        if kind in ("x", "g", "wide", "code", "argmax", "chain"):
             size = self._of_tensor(kind, number)
         else:
             size = _FLOAT * self._of_layer(kind, self.layers[number])
@@ -158,9 +172,11 @@ class StorageSizes:
         plane = height * width * self.lanes
         if kind == "chain":
             return 3 * _FLOAT * channels
+        if kind == "argmax":
+            return channels * plane
         if kind == "code":
             ranges = 2 * _FLOAT * _PARTS_OF_RANGE[tensor.activation]
-            return channels * (ranges + math.ceil(plane * self.bits / 8))
+            return channels * (ranges + stored_bytes(height * width, self.lanes, self.bits))
         return _FLOAT * channels * plane
 
     def _of_layer(self, kind: str, layer: Layer) -> int:

@@ -14,9 +14,15 @@ from torch import Tensor, nn
 from fedkit.bench.sparsetrain import random_batch, randomly_pruned
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.plan.capture import capture
+from fedkit.engine.plan.execution import Schedule
+from fedkit.engine.plan.structure import Plan
+from fedkit.engine.sparse.stored import STORED_BITS
 from fedkit.engine.torch import TorchEngine
 from fedkit.nn.norm import L1BatchNorm2d
+from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples, cross_entropy
+from fedkit.trainer import storage
+from fedkit.trainer.emit import emit
 from tests.sets import slow
 from tests.trainer.compiled import check_equal, model
 
@@ -125,17 +131,65 @@ ODD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (3, 9, 9),
     ),
     "layers called twice": (Twice, (3, 7, 5)),
+    "maxima": (
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(6, 5, 3, padding=1), nn.MaxPool2d((3, 2), (1, 2), 1), nn.BatchNorm2d(5)),
+            *(nn.ReLU6(), nn.Conv2d(5, 7, 1), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten()),
+            nn.Linear(7, 10),
+        ),
+        (3, 21, 19),
+    ),
+    "maxima before norms": (
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 16, 3, padding=1), nn.MaxPool2d(2), nn.BatchNorm2d(16), nn.ReLU()),
+            *(nn.Conv2d(16, 5, 3), nn.MaxPool2d(2, 1), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)),
+        ),
+        (3, 12, 14),
+    ),
+    "a maximum of many pixels": (
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d((16, 17), (1, 2))),
+            *(nn.Conv2d(5, 4, 2), nn.Flatten(), nn.LazyLinear(10)),
+        ),
+        (3, 20, 23),
+    ),
 }
 
 
-@pytest.mark.parametrize("name", ODD)
-@pytest.mark.parametrize("bits", [32, 8])
-def test_odd_models(tmp_path: Path, name: str, bits: int) -> None:
+def odd(name: str) -> tuple[Plan, ModelState, tuple[int, ...]]:
     make, shape = ODD[name]
     torch.manual_seed(0)
     module = make()
     module(torch.zeros(2, *shape))  # lazy layers take their shapes
     engine = TorchEngine(module, cross_entropy)
     plan = capture(engine.module(engine.initial_state()), shape)
-    state = randomly_pruned(engine.initial_state(), 0.4)
+    return plan, randomly_pruned(engine.initial_state(), 0.4), shape
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("bits", [32, 8])
+def test_odd_models(tmp_path: Path, name: str, bits: int) -> None:
+    plan, state, shape = odd(name)
     check_equal(tmp_path, plan, state, random_batch(3, shape), bits=bits)
+
+
+@pytest.mark.parametrize(("batch", "bits"), [slow((2, 32)), slow((4, 16)), (8, 4), slow((1, 4))])
+def test_maxima_of_batches(tmp_path: Path, batch: int, bits: int) -> None:
+    plan, state, shape = odd("maxima")
+    check_equal(tmp_path, plan, state, random_batch(2 * batch, shape), batch, bits)
+
+
+def nothing_kept(plan: Plan, schedule: Schedule, few: frozenset[int]) -> Schedule:
+    return replace(schedule, argmax=frozenset())
+
+
+@pytest.mark.parametrize(("name", "least"), [("maxima", 1.0), ("maxima before norms", 0.95)])
+def test_places_of_maxima_are_kept_where_they_save_memory(
+    monkeypatch: pytest.MonkeyPatch, name: str, least: float
+) -> None:
+    plan, state, _ = odd(name)
+    kept = {bits: emit(plan, state.masks, 2, bits).arena_bytes for bits in STORED_BITS}
+    monkeypatch.setattr(storage, "keeping_argmax", nothing_kept)
+    searching = {bits: emit(plan, state.masks, 2, bits).arena_bytes for bits in STORED_BITS}
+    assert all(kept[bits] <= least * searching[bits] for bits in STORED_BITS), (kept, searching)

@@ -2,8 +2,9 @@
  *
  *   pack_*     copy one part of the batch into padded planes, as it is read, so that no kernel
  *              below ever tests a border
- *   gather_*   outputs from padded planes: forward, and the gradient of the input
- *   weights_*  gradients of the weights: sums over pixels and examples
+ *   gather_*   outputs from padded planes: forward, and the gradient of the input of a dense layer
+ *   return_*   backward over kept weights: gradients of the input and of the weights at once
+ *   weights_*  gradients of all weights: sums over pixels and examples
  */
 #ifndef FEDKIT_CONV_H
 #define FEDKIT_CONV_H
@@ -40,13 +41,30 @@ INLINE float *padded_row(float *plane, const struct padding *p, int y) {
     return plane + ((ptrdiff_t)(p->top + y) * p->width + p->left) * LANES;
 }
 
-/* `values` are those of a tile. */
-static void pack_values(const struct conv *conv, const float *values, float *to) {
+/* One part of the batch. */
+struct part {
+    int tile, tiles, lines;
+    int64_t examples;
+    float *in, *out;           /* padded planes in scratch */
+    struct sums *sums;
+    const float *x;            /* the source's values */
+    float *values;             /* room for these where they are stored in few bits, or NULL */
+    float *plane;              /* room for a plane of source or target */
+};
+
+/* One channel of the source's values in a tile of the part. */
+INLINE const float *source_plane(const struct conv *conv, const struct part *p, int tile, int c) {
+    const struct tensor *t = conv->source;
+    if (t->stored && !p->values) return plane_pixels(t, p->tile + tile, c, p->plane);
+    return p->x + plane_offset(t, tile, c);
+}
+
+static void pack_values(const struct conv *conv, const struct part *p, int tile, float *to) {
     const struct tensor *t = conv->source;
     for (int c = 0; c < t->channels; c++, to += padded_plane(&conv->in)) {
         if (!conv->used_in[c]) continue;
         const struct reading how = reading_of(t, c);
-        const float *x = values + plane_offset(t, 0, c);
+        const float *x = source_plane(conv, p, tile, c);
         pack_frame(to, &conv->in, conv->in_height, conv->in_width);
         for (int y = 0; y < conv->in_height; y++) {
             float *row = padded_row(to, &conv->in, y);
@@ -74,7 +92,51 @@ static void pack_gradients(const struct conv *conv, int tile, float *room, float
     }
 }
 
+static void pack_inputs(const struct conv *conv, const struct part *p) {
+    if (conv->direct) return;
+    for (int t = 0; t < p->tiles; t++)
+        pack_values(conv, p, t, p->in + t * conv->source->channels * padded_plane(&conv->in));
+}
+
+static void pack_outputs(const struct conv *conv, const struct part *p) {
+    for (int t = 0; t < p->tiles; t++)
+        pack_gradients(conv, p->tile + t, p->plane,
+                       p->out + t * conv->target->channels * padded_plane(&conv->out));
+}
+
 /* -- gathering -------------------------------------------------------------------------------- */
+
+/* How SLOTS slots lie in the planes they read and in those they write. Constants where they are used, so
+ * that addresses are too. */
+enum lie {
+    SPREAD,  /* anyhow */
+    APART,   /* neighbours where they read, anyhow where they write: the phases of a stride */
+    HALVES,  /* in two halves where they read, neighbours where they write: rows of four pixels */
+    NEAR     /* neighbours in both */
+};
+
+INLINE int neighbours(const place_t *place, int count) {
+    return place[count - 1] - place[0] == (count - 1) * LANES;
+}
+
+INLINE enum lie lie_of(const struct map *map, int slot) {
+    const place_t *in = map->slot_in + slot, *out = map->slot_out + slot;
+    const int half = SLOTS / 2;
+    if (neighbours(in, SLOTS)) return neighbours(out, SLOTS) ? NEAR : APART;
+    if (!neighbours(in, half) || !neighbours(in + half, half)) return SPREAD;
+    return neighbours(out, SLOTS) ? HALVES : SPREAD;
+}
+
+INLINE ptrdiff_t place_of(const place_t *place, int j, enum lie lie) {
+    return lie == NEAR || lie == HALVES ? place[0] + j * LANES : place[j];
+}
+
+INLINE const float *origin_of(const float *const *origin, int j, enum lie lie) {
+    if (lie == NEAR || lie == APART) return origin[0] + j * LANES;
+    if (lie == SPREAD) return origin[j];
+    const int half = j < SLOTS / 2 ? 0 : SLOTS / 2;
+    return origin[half] + (j - half) * LANES;
+}
 
 /* Where a row's results go, and what is done to them on the way. */
 struct sink {
@@ -88,14 +150,14 @@ struct sink {
 };
 
 INLINE void store_row(const struct sink *s, int row, const place_t *place, const vec *acc,
-                      int pixels) {
+                      int pixels, enum lie lie) {
     float *out = s->out + (ptrdiff_t)row * s->tensor->plane * LANES;
-    for (int j = 0; j < pixels; j++) vec_store(out + place[j], acc[j]);
+    for (int j = 0; j < pixels; j++) vec_store(out + place_of(place, j, lie), acc[j]);
 }
 
 INLINE void sink_forward(const struct sink *s, int row, const place_t *place, const vec *acc,
-                         int pixels, int slot) {
-    store_row(s, row, place, acc, pixels);
+                         int pixels, int slot, enum lie lie) {
+    store_row(s, row, place, acc, pixels, lie);
     if (s->sums == NULL) return;
     struct sums *sums = &s->sums[row];
     if (slot == 0) sums->pivot = pivot_of(acc, pixels);
@@ -110,34 +172,40 @@ INLINE void sink_forward(const struct sink *s, int row, const place_t *place, co
     sums->second = second;
 }
 
-INLINE void sink_backward(const struct sink *s, int row, const place_t *place, const vec *acc,
-                          int pixels) {
-    const struct tensor *t = s->tensor;
-    ptrdiff_t plane = (ptrdiff_t)row * t->plane * LANES;
-    float *out = s->out + plane;
-    if (!s->finish) {
-        store_row(s, row, place, acc, pixels);
-        return;
-    }
-    const struct reading how = reading_of(t, row);
-    const vec mean = vec_set1(s->sums ? t->mean[row] : 0.0f);
+/* Pass gradients through the activation of what is read, and sum them for its norm. `x` and `out` are
+ * those of the row. */
+INLINE void finish_slots(const struct sink *s, const struct reading *how, int row, const float *x,
+                          float *out, const place_t *place, const vec *acc, int pixels,
+                         enum lie lie) {
+    const vec mean = vec_set1(s->sums ? s->tensor->mean[row] : 0.0f);
     vec first = vec_zero(), second = vec_zero();
     for (int j = 0; j < pixels; j++) {
-        vec x = vec_load(s->x + plane + place[j]);
-        vec g = through_activation(&how, x, acc[j]);
-        vec_store(out + place[j], g);
+        const vec value = vec_load(x + place_of(place, j, lie));
+        const vec g = through_activation(how, value, acc[j]);
+        vec_store(out + place_of(place, j, lie), g);
         first = vec_add(first, g);
-        second = vec_fma(g, vec_sub(x, mean), second);
+        second = vec_fma(g, vec_sub(value, mean), second);
     }
     if (s->sums == NULL) return;
     s->sums[row].first = vec_add(s->sums[row].first, first);
     s->sums[row].second = vec_add(s->sums[row].second, second);
 }
 
+INLINE void sink_backward(const struct sink *s, int row, const place_t *place, const vec *acc,
+                          int pixels) {
+    const ptrdiff_t plane = (ptrdiff_t)row * s->tensor->plane * LANES;
+    if (!s->finish) {
+        store_row(s, row, place, acc, pixels, SPREAD);
+        return;
+    }
+    const struct reading how = reading_of(s->tensor, row);
+    finish_slots(s, &how, row, s->x + plane, s->out + plane, place, acc, pixels, SPREAD);
+}
+
 INLINE void sink_row(const struct sink *s, int row, const place_t *place, const vec *acc,
                      int pixels, int slot) {
     if (s->forward)
-        sink_forward(s, row, place, acc, pixels, slot);
+        sink_forward(s, row, place, acc, pixels, slot, SPREAD);
     else
         sink_backward(s, row, place, acc, pixels);
 }
@@ -150,26 +218,25 @@ INLINE void start_row(const struct sink *s, int row, const place_t *place, const
     for (int j = 0; j < pixels; j++) acc[j] = s->accumulate ? vec_load(out + place[j]) : start;
 }
 
-/* All rows at `pixels` slots. `pixels` and `near` (the origins are neighbours) are constants
- * where this is inlined, so that sums and origins live in registers. */
+/* All rows at `pixels` slots, forward. `pixels` and `lie` are constants where this is inlined, so that
+ * sums and origins live in registers. */
 INLINE void gather_slots(const struct map *map, const float *values, const float *bias,
                          const float *in, int slot, const struct sink *sink, int pixels,
-                         int near) {
+                         enum lie lie) {
     const float *origin[SLOTS];
     const place_t *place = map->slot_out + slot;
     for (int j = 0; j < pixels; j++) origin[j] = in + map->slot_in[slot + j];
     for (int row = 0; row < map->rows; row++) {
+        const vec start = bias ? vec_set1(bias[row]) : vec_zero();
         vec acc[SLOTS];
-        start_row(sink, row, place, bias, acc, pixels);
+        for (int j = 0; j < pixels; j++) acc[j] = start;
         const struct tap *tap = map->tap + map->first[row], *end = map->tap + map->first[row + 1];
         for (; tap < end; tap++) {
             const vec w = vec_set1(values[tap->index]);
-            for (int j = 0; j < pixels; j++) {
-                const float *from = near ? origin[0] + j * LANES : origin[j];
-                acc[j] = vec_fma(w, vec_load(from + tap->offset), acc[j]);
-            }
+            for (int j = 0; j < pixels; j++)
+                acc[j] = vec_fma(w, vec_load(origin_of(origin, j, lie) + tap->offset), acc[j]);
         }
-        sink_row(sink, row, place, acc, pixels, slot);
+        sink_forward(sink, row, place, acc, pixels, slot, lie);
     }
 }
 
@@ -177,13 +244,15 @@ static void gather_sparse(const struct map *map, const float *values, const floa
                           const float *in, int slots, const struct sink *sink) {
     int slot = 0;
     for (; slot + SLOTS <= slots; slot += SLOTS) {
-        const place_t *origin = map->slot_in + slot;
-        if (origin[SLOTS - 1] - origin[0] == (SLOTS - 1) * LANES)
-            gather_slots(map, values, bias, in, slot, sink, SLOTS, 1);
+        const enum lie lie = lie_of(map, slot);
+        if (lie == NEAR)
+            gather_slots(map, values, bias, in, slot, sink, SLOTS, NEAR);
+        else if (lie == HALVES)
+            gather_slots(map, values, bias, in, slot, sink, SLOTS, HALVES);
         else
-            gather_slots(map, values, bias, in, slot, sink, SLOTS, 0);
+            gather_slots(map, values, bias, in, slot, sink, SLOTS, SPREAD);
     }
-    for (; slot < slots; slot++) gather_slots(map, values, bias, in, slot, sink, 1, 1);
+    for (; slot < slots; slot++) gather_slots(map, values, bias, in, slot, sink, 1, SPREAD);
 }
 
 /* `rows` rows (a constant where inlined) at `pixels` slots, with all weights. */
@@ -233,55 +302,110 @@ static void gather_forward(const struct conv *conv, const float *in, int slots,
 
 static void gather_backward(const struct conv *conv, const float *in, int tiles,
                             const struct sink *sink) {
-    for (int phase = 0; phase < conv->phases; phase++) {
-        const struct map *map = &conv->backward[phase];
-        if (map->first)
-            gather_sparse(map, conv->values, NULL, in, tiles * map->slots, sink);
-        else
-            gather_dense(map, NULL, in, tiles * map->slots, sink);
+    for (int phase = 0; phase < conv->phases; phase++)
+        gather_dense(&conv->backward[phase], NULL, in, tiles * conv->backward[phase].slots, sink);
+}
+
+/* -- returning -------------------------------------------------------------------------------- */
+
+/* Taps whose gradients are summed at a time, in memory that stays in a cache. */
+#define TAPS 64
+
+/* One channel of the source: what it gave, and the gradient that comes back. */
+struct returning {
+    const struct map *map;     /* of one phase */
+    const float *values;       /* of the layer */
+    const float *in;           /* padded gradients of the output */
+    const struct sink *sink;
+    int row;
+    const float *x;            /* the channel's values of the part */
+    float *out;                /* its gradient; NULL: not wanted */
+    struct reading how;
+};
+
+/* `count` taps of a row at `pixels` slots: every gradient of the output that is loaded goes into that
+ * of the input, and times the input into that of a weight. Two sums per weight hide the latency of an
+ * FMA. What is behind `pixels` is constant where this is inlined. */
+INLINE void return_slots(const struct returning *r, const struct tap *tap, int count, vec (*sums)[2],
+                         int slot, int more, int finish, int pixels, enum lie lie, int gives,
+                         int wants) {
+    const float *origin[SLOTS];
+    const place_t *place = r->map->slot_out + slot;
+    vec acc[SLOTS], value[SLOTS];
+    for (int j = 0; j < pixels; j++) {
+        const ptrdiff_t at = place_of(place, j, lie);
+        origin[j] = r->in + r->map->slot_in[slot + j];
+        if (gives) acc[j] = more ? vec_load(r->out + at) : vec_zero();
+        if (wants) value[j] = read_value(&r->how, vec_load(r->x + at));
     }
+    for (int k = 0; k < count; k++) {
+        const vec w = vec_set1(r->values[tap[k].index]);
+        for (int j = 0; j < pixels; j++) {
+            const vec d = vec_load(origin_of(origin, j, lie) + tap[k].offset);
+            if (gives) acc[j] = vec_fma(w, d, acc[j]);
+            if (wants) sums[k][j % 2] = vec_fma(d, value[j], sums[k][j % 2]);
+        }
+    }
+    if (!gives) return;
+    if (finish)
+        finish_slots(r->sink, &r->how, r->row, r->x, r->out, place, acc, pixels, lie);
+    else
+        for (int j = 0; j < pixels; j++)
+            vec_store(r->out + place_of(place, j, lie), acc[j]);
+}
+
+INLINE void return_taps(const struct returning *r, const struct tap *tap, int count, vec (*sums)[2],
+                        int slots, int more, int finish, int gives, int wants) {
+    int slot = 0;
+    for (; slot + SLOTS <= slots; slot += SLOTS) {
+        const enum lie lie = lie_of(r->map, slot);
+        if (lie == NEAR)
+            return_slots(r, tap, count, sums, slot, more, finish, SLOTS, NEAR, gives, wants);
+        else if (lie == HALVES)
+            return_slots(r, tap, count, sums, slot, more, finish, SLOTS, HALVES, gives, wants);
+        else if (lie == APART)
+            return_slots(r, tap, count, sums, slot, more, finish, SLOTS, APART, gives, wants);
+        else
+            return_slots(r, tap, count, sums, slot, more, finish, SLOTS, SPREAD, gives, wants);
+    }
+    for (; slot < slots; slot++)
+        return_slots(r, tap, count, sums, slot, more, finish, 1, SPREAD, gives, wants);
+}
+
+INLINE void add_sums(const struct tap *tap, int count, vec (*sums)[2], float *gradient) {
+    for (int k = 0; k < count; k += 4) {
+        vec four[4];
+        float sum[4];
+        const int some = count - k < 4 ? count - k : 4;
+        for (int i = 0; i < 4; i++)
+            four[i] = i < some ? vec_add(sums[k + i][0], sums[k + i][1]) : vec_zero();
+        vec_sum4(four[0], four[1], four[2], four[3], sum);
+        for (int i = 0; i < some; i++) gradient[tap[k + i].index] += sum[i];
+    }
+}
+
+/* One channel's pixels of one phase. */
+static void return_row(const struct returning *r, int slots, float *gradient) {
+    const struct map *map = r->map;
+    const struct tap *tap = map->tap + map->first[r->row];
+    int left = map->first[r->row + 1] - map->first[r->row], more = r->sink->accumulate;
+    vec sums[TAPS][2];
+    if (left == 0 && (r->out == NULL || (more && !r->sink->finish))) return;
+    do {
+        const int count = left < TAPS ? left : TAPS, finish = r->sink->finish && count == left;
+        for (int k = 0; gradient && k < count; k++) sums[k][0] = sums[k][1] = vec_zero();
+        if (r->out && gradient)
+            return_taps(r, tap, count, sums, slots, more, finish, 1, 1);
+        else if (r->out)
+            return_taps(r, tap, count, sums, slots, more, finish, 1, 0);
+        else
+            return_taps(r, tap, count, sums, slots, more, finish, 0, 1);
+        if (gradient) add_sums(tap, count, sums, gradient);
+        tap += count, left -= count, more = 1;
+    } while (left);
 }
 
 /* -- weights ---------------------------------------------------------------------------------- */
-
-/* Add to `count` gradients of one output channel: sums over the lines of a part of the output's
- * gradient times the input at each tap. Two sums per tap hide the latency of an FMA. */
-INLINE void weights_taps(const struct conv *conv, const float *in, const float *out, int lines,
-                         const struct tap *tap, float *gradient, int count) {
-    vec even[4], odd[4];
-    for (int k = 0; k < count; k++) even[k] = odd[k] = vec_zero();
-    for (int line = 0; line < lines; line++) {
-        const float *x = in + conv->line_in[line], *d = out + conv->line_out[line];
-        int i = 0;
-        for (; i + 2 <= conv->line_length; i += 2, d += 2 * LANES, x += 2 * conv->stride) {
-            const vec d0 = vec_load(d), d1 = vec_load(d + LANES);
-            for (int k = 0; k < count; k++) {
-                even[k] = vec_fma(d0, vec_load(x + tap[k].offset), even[k]);
-                odd[k] = vec_fma(d1, vec_load(x + tap[k].offset + conv->stride), odd[k]);
-            }
-        }
-        if (i == conv->line_length) continue;
-        const vec d0 = vec_load(d);
-        for (int k = 0; k < count; k++)
-            even[k] = vec_fma(d0, vec_load(x + tap[k].offset), even[k]);
-    }
-    float sum[4];
-    for (int k = 0; k < count; k++) even[k] = vec_add(even[k], odd[k]);
-    for (int k = count; k < 4; k++) even[k] = even[0];
-    vec_sum4(even[0], even[1], even[2], even[3], sum);
-    for (int k = 0; k < count; k++) gradient[tap[k].index] += sum[k];
-}
-
-static void weights_sparse(const struct conv *conv, const float *in, const float *out, int lines,
-                           float *gradient) {
-    const struct map *map = &conv->forward;
-    for (int row = 0; row < map->rows; row++, out += padded_plane(&conv->out)) {
-        const struct tap *tap = map->tap + map->first[row], *end = map->tap + map->first[row + 1];
-        for (; end - tap >= 4; tap += 4) weights_taps(conv, in, out, lines, tap, gradient, 4);
-        for (; end - tap >= 2; tap += 2) weights_taps(conv, in, out, lines, tap, gradient, 2);
-        for (; end - tap >= 1; tap += 1) weights_taps(conv, in, out, lines, tap, gradient, 1);
-    }
-}
 
 /* Add to a block of `rows` x `taps` gradients. One sum each: that is enough sums, and makes every
  * gradient the same number whatever block it falls into. */
@@ -353,14 +477,11 @@ static void bias_gradients(const struct conv *conv, const float *out, int lines,
 
 /* -- one part of the batch -------------------------------------------------------------------- */
 
-struct part {
-    int tile, tiles, lines;
-    int64_t examples;
-    float *in, *out;      /* padded planes in scratch */
-    struct sums *sums;
-    const float *x;       /* the source's values */
-    float *values, *plane; /* backward: room for these, and for a plane of the target */
-};
+/* Whether a part's values are made at once where they are stored in few bits: a dense layer reads them
+ * all at every pixel, and the planes of several tiles are short. Else channel by channel. */
+INLINE int widens_parts(const struct conv *conv) {
+    return conv->source->stored && (!conv->forward.first || conv->direct || conv->tiles_per_part > 1);
+}
 
 INLINE struct part part_of(const struct conv *conv, int number, float *scratch) {
     struct part p;
@@ -379,16 +500,18 @@ INLINE struct part part_of(const struct conv *conv, int number, float *scratch) 
         p.in = (float *)p.x;
     else
         p.out += conv->tiles_per_part * conv->source->channels * padded_plane(&conv->in);
-    p.values = p.out + conv->tiles_per_part * conv->target->channels * padded_plane(&conv->out);
-    p.plane = p.values;
-    if (conv->source->stored) p.plane += conv->tiles_per_part * plane_offset(conv->source, 1, 0);
+    p.plane = p.out + conv->tiles_per_part * conv->target->channels * padded_plane(&conv->out);
+    p.values = NULL;
+    if (!widens_parts(conv)) return p;
+    p.values = p.plane;
+    p.plane += conv->tiles_per_part * plane_offset(conv->source, 1, 0);
     return p;
 }
 
-/* Make the source's values where they are stored in few bits. */
+/* Make the source's values where they are stored in few bits and needed at once. */
 static void widen_part(const struct conv *conv, struct part *p) {
     const struct tensor *t = conv->source;
-    if (t->stored == NULL) return;
+    if (!p->values) return;
     for (int tile = 0; tile < p->tiles; tile++)
         for (int c = 0; c < t->channels; c++)
             stored_plane(t->stored, p->tile + tile, c, p->values + plane_offset(t, tile, c));
@@ -396,25 +519,12 @@ static void widen_part(const struct conv *conv, struct part *p) {
     if (conv->direct) p->in = p->values;
 }
 
-static void pack_inputs(const struct conv *conv, const struct part *p) {
-    if (conv->direct) return;
-    for (int t = 0; t < p->tiles; t++)
-        pack_values(conv, p->x + plane_offset(conv->source, t, 0),
-                    p->in + t * conv->source->channels * padded_plane(&conv->in));
-}
-
-static void pack_outputs(const struct conv *conv, const struct part *p) {
-    for (int t = 0; t < p->tiles; t++)
-        pack_gradients(conv, p->tile + t, p->plane,
-                       p->out + t * conv->target->channels * padded_plane(&conv->out));
-}
-
 static struct sink sink_of(const struct tensor *t, const struct part *p, float *base, int wanted,
                            int slots) {
     struct sink s;
     memset(&s, 0, sizeof s);
     s.tensor = t;
-    s.out = base + plane_offset(t, p->tile, 0);
+    s.out = base ? base + plane_offset(t, p->tile, 0) : NULL;
     s.x = p->x;
     s.sums = wanted ? p->sums : NULL;
     int lanes = valid_lanes(t, p->tile + p->tiles - 1);
@@ -442,27 +552,55 @@ void NAME(conv_forward)(const struct conv *conv, int first, int last, float *scr
     }
 }
 
-/* Add to the gradients of kept weights and of the bias, where they are wanted; p->out is packed. */
-static void add_gradients(const struct conv *conv, const struct part *p, float *gradient,
-                          float *bias_gradient) {
-    if (gradient) pack_inputs(conv, p);
-    if (gradient && conv->forward.first)
-        weights_sparse(conv, p->in, p->out, p->lines, gradient);
-    else if (gradient)
-        weights_dense(conv, p->in, p->out, p->lines, 0, conv->target->channels, gradient);
-    if (bias_gradient) bias_gradients(conv, p->out, p->lines, bias_gradient);
-}
-
-/* Write or add to the source's gradient, and its sums where this finishes it; p->out is packed. */
-static void give_gradient(const struct conv *conv, const struct part *p, int number) {
+static struct sink sink_back(const struct conv *conv, const struct part *p) {
     const struct tensor *s = conv->source;
-    const int wanted = conv->finish && s->mean != NULL;
-    struct sink sink = sink_of(s, p, s->gradient, wanted, 0);
+    struct sink sink = sink_of(s, p, s->gradient, conv->finish && s->mean != NULL, 0);
     sink.accumulate = conv->accumulate;
     sink.finish = conv->finish;
-    gather_backward(conv, p->out, p->tiles, &sink);
-    for (int c = 0; wanted && c < s->channels; c++)
-        store_sums(s->sums + 2 * ((ptrdiff_t)number * s->channels + c), &p->sums[c]);
+    return sink;
+}
+
+/* Write or add to the source's gradient, and add to those of the kept weights; either may be unwanted. */
+static void return_gradients(const struct conv *conv, const struct part *p, const struct sink *sink,
+                             float *gradient) {
+    const struct tensor *s = conv->source;
+    struct returning r;
+    memset(&r, 0, sizeof r);
+    r.values = conv->values;
+    r.in = p->out;
+    r.sink = sink;
+    for (r.row = 0; r.row < s->channels; r.row++) {
+        if (!conv->used_in[r.row] && !conv->accumulate) {
+            for (int t = 0; s->gradient && t < p->tiles; t++)
+                fill_zero(sink->out + plane_offset(s, t, r.row), s->plane);
+            continue;
+        }
+        r.how = reading_of(s, r.row);
+        if (gradient || conv->finish) r.x = source_plane(conv, p, 0, r.row);
+        if (s->gradient) r.out = sink->out + (ptrdiff_t)r.row * s->plane * LANES;
+        for (int phase = 0; phase < conv->phases; phase++) {
+            r.map = &conv->backward[phase];
+            return_row(&r, p->tiles * r.map->slots, gradient);
+        }
+    }
+}
+
+/* Both for a dense layer. */
+static void add_dense(const struct conv *conv, const struct part *p, float *gradient) {
+    if (!gradient) return;
+    pack_inputs(conv, p);
+    weights_dense(conv, p->in, p->out, p->lines, 0, conv->target->channels, gradient);
+}
+
+static void give_dense(const struct conv *conv, const struct part *p, const struct sink *sink) {
+    if (conv->source->gradient) gather_backward(conv, p->out, p->tiles, sink);
+}
+
+/* Leave the sums of the source's gradient where this finishes it. */
+static void store_part(const struct conv *conv, const struct sink *sink, int number) {
+    const struct tensor *s = conv->source;
+    for (int c = 0; sink->sums && c < s->channels; c++)
+        store_sums(s->sums + 2 * ((ptrdiff_t)number * s->channels + c), &sink->sums[c]);
 }
 
 /* Run the parts first .. last - 1 backward; the target's gradient is finished.
@@ -474,8 +612,15 @@ void NAME(conv_backward)(const struct conv *conv, int first, int last, float *sc
         struct part p = part_of(conv, number, scratch);
         if (gradient || conv->finish) widen_part(conv, &p);
         pack_outputs(conv, &p);
-        add_gradients(conv, &p, gradient, bias_gradient);
-        if (conv->source->gradient) give_gradient(conv, &p, number);
+        if (bias_gradient) bias_gradients(conv, p.out, p.lines, bias_gradient);
+        const struct sink sink = sink_back(conv, &p);
+        if (conv->forward.first) {
+            return_gradients(conv, &p, &sink, gradient);
+        } else {
+            add_dense(conv, &p, gradient);
+            give_dense(conv, &p, &sink);
+        }
+        store_part(conv, &sink, number);
     }
 }
 

@@ -118,34 +118,61 @@ INLINE vec pool_window(const struct pool *p, const struct reading *how, const fl
     return p->maximum ? most : vec_mul(sum, vec_set1(p->share));
 }
 
+/* Which pixel of a window is the first whose value is its maximum, lane by lane: pixels count row by
+ * row through what lies on the plane, and their number is that of none, as beside a NaN. */
+INLINE vec pool_argmax(const struct pool *p, const struct reading *how, const float *x,
+                       struct window w, vec most) {
+    int n = (w.bottom - w.top) * (w.right - w.left);
+    vec found = vec_set1((float)n);
+    for (int y = w.bottom - 1; y >= w.top; y--) {
+        for (int i = w.right - 1; i >= w.left; i--) {
+            vec value = read_value(how, vec_load(x + (y * p->windows.in_width + i) * LANES));
+            found = vec_equal(value, most, vec_set1((float)--n), found);
+        }
+    }
+    return found;
+}
+
+INLINE void argmax_store(uint8_t *to, vec found) {
+    float lane[LANES];
+    vec_store(lane, found);
+    for (int l = 0; l < LANES; l++) to[l] = (uint8_t)(int32_t)lane[l];
+}
+
+INLINE vec argmax_load(const uint8_t *from) {
+    float lane[LANES];
+    for (int l = 0; l < LANES; l++) lane[l] = (float)from[l];
+    return vec_load(lane);
+}
+
 void NAME(pool_forward)(const struct pool *p, int first, int last) {
     for (int tile = first; tile < last; tile++) {
         for (int c = 0; c < p->source->channels; c++) {
             const struct reading how = reading_of(p->source, c);
             const float *x = p->source->x + plane_offset(p->source, tile, c);
-            float *to = p->target->x + plane_offset(p->target, tile, c);
-            for (int oy = 0; oy < p->windows.out_height; oy++)
-                for (int ox = 0; ox < p->windows.out_width; ox++, to += LANES)
-                    vec_store(to, pool_window(p, &how, x, window_of(&p->windows, oy, ox)));
+            ptrdiff_t at = plane_offset(p->target, tile, c);
+            for (int oy = 0; oy < p->windows.out_height; oy++) {
+                for (int ox = 0; ox < p->windows.out_width; ox++, at += LANES) {
+                    const struct window w = window_of(&p->windows, oy, ox);
+                    const vec value = pool_window(p, &how, x, w);
+                    vec_store(p->target->x + at, value);
+                    if (p->argmax)
+                        argmax_store(p->argmax + at, pool_argmax(p, &how, x, w, value));
+                }
+            }
         }
     }
 }
 
-/* The gradient of a maximum goes to the first of equal values, example by example. */
-INLINE void spread_maximum(const struct pool *p, const struct reading *how, const float *x,
-                           struct window w, vec gradient, float *to) {
-    float most[LANES], g[LANES], value[LANES];
-    vec_store(most, pool_window(p, how, x, w));
-    vec_store(g, gradient);
+/* Add each lane's gradient to its pixel of a window. */
+INLINE void spread_maximum(const struct pool *p, struct window w, vec argmax, vec gradient,
+                           float *to) {
+    int n = 0;
     for (int y = w.top; y < w.bottom; y++) {
         for (int i = w.left; i < w.right; i++) {
-            const int at = (y * p->windows.in_width + i) * LANES;
-            vec_store(value, read_value(how, vec_load(x + at)));
-            for (int l = 0; l < LANES; l++) {
-                if (value[l] != most[l]) continue;
-                to[at + l] += g[l];
-                g[l] = 0.0f;
-            }
+            float *here = to + (y * p->windows.in_width + i) * LANES;
+            const vec own = vec_equal(argmax, vec_set1((float)n++), gradient, vec_zero());
+            vec_store(here, vec_add(vec_load(here), own));
         }
     }
 }
@@ -160,6 +187,8 @@ INLINE void spread_sum(const struct pool *p, struct window w, vec gradient, floa
     }
 }
 
+/* The gradient of a maximum goes to the first of equal values. Where these were is known, or is looked
+ * for again. */
 void NAME(pool_backward)(const struct pool *p, int first, int last) {
     for (int tile = first; tile < last; tile++) {
         const vec valid = vec_lanes(valid_lanes(p->target, tile));
@@ -167,18 +196,22 @@ void NAME(pool_backward)(const struct pool *p, int first, int last) {
             const struct reading how = reading_of(p->source, c);
             const struct chain chain = chain_of(p->target, c, valid);
             const float *x = p->source->x + plane_offset(p->source, tile, c);
-            const ptrdiff_t at = plane_offset(p->target, tile, c);
-            const float *g = p->target->gradient + at, *y = p->target->x + at;
+            ptrdiff_t at = plane_offset(p->target, tile, c);
             float *to = p->source->gradient + plane_offset(p->source, tile, c);
             if (!p->accumulate)
                 memset(to, 0, (size_t)p->source->plane * LANES * sizeof(float));
             for (int oy = 0; oy < p->windows.out_height; oy++) {
-                for (int ox = 0; ox < p->windows.out_width; ox++, g += LANES, y += LANES) {
-                    const vec raw = raw_gradient(&chain, vec_load(g), vec_load(y));
-                    if (p->maximum)
-                        spread_maximum(p, &how, x, window_of(&p->windows, oy, ox), raw, to);
+                for (int ox = 0; ox < p->windows.out_width; ox++, at += LANES) {
+                    const struct window w = window_of(&p->windows, oy, ox);
+                    const vec raw = raw_gradient(&chain, vec_load(p->target->gradient + at),
+                                                 vec_load(p->target->x + at));
+                    if (!p->maximum)
+                        spread_sum(p, w, raw, to);
+                    else if (p->argmax)
+                        spread_maximum(p, w, argmax_load(p->argmax + at), raw, to);
                     else
-                        spread_sum(p, window_of(&p->windows, oy, ox), raw, to);
+                        spread_maximum(p, w, pool_argmax(p, &how, x, w, pool_window(p, &how, x, w)),
+                                       raw, to);
                 }
             }
         }

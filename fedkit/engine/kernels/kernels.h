@@ -138,6 +138,7 @@ struct windows {
 
 struct pool {
     const struct tensor *source, *target;
+    uint8_t *argmax;                       /* [tiles][target channels][plane][LANES]; NULL: none */
     struct windows windows;
     float share;                           /* by which a sum over the whole kernel is multiplied */
     int32_t maximum;                       /* else that */

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedkit.core.errors import EngineError
 
-VERSION = 16
+VERSION = 17
 """Version of the structs below and of what calls mean; the library states its own."""
 
 SIMD = ("avx512", "avx2", "neon", "plain")

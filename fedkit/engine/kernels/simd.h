@@ -49,10 +49,38 @@ INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
 INLINE vec vec_below(vec x, vec limit, vec yes, vec no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), no, yes);
 }
+/* Return yes where x equals y, else no; no where one is NaN. */
+INLINE vec vec_equal(vec x, vec y, vec yes, vec no) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_EQ_OQ), no, yes);
+}
 /* Return 2^n, given n + ROUNDER with a whole n of -126 to 127. */
 INLINE vec vec_power_of_two(vec rounded) {
     const __m512i biased = _mm512_add_epi32(_mm512_castps_si512(rounded), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+}
+/* Whole numbers of few bits as floats, and floats cut off as such. Nibbles are those of two vecs. */
+#define VEC_CODES
+INLINE vec vec_of_bytes(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+INLINE void vec_to_bytes(uint8_t *p, vec a) {
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(a)));
+}
+INLINE vec vec_of_words(const uint16_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)));
+}
+INLINE void vec_to_words(uint16_t *p, vec a) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_cvttps_epi32(a)));
+}
+INLINE void vec_of_nibbles(const uint8_t *p, vec *low, vec *high) {
+    const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    *low = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
+    *high = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4));
+}
+INLINE void vec_to_nibbles(uint8_t *p, vec low, vec high) {
+    const __m512i upper = _mm512_slli_epi32(_mm512_cvttps_epi32(high), 4);
+    const __m512i both = _mm512_or_si512(_mm512_cvttps_epi32(low), upper);
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(both));
 }
 
 #elif defined(ISA_AVX2)
@@ -81,6 +109,9 @@ INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
 }
 INLINE vec vec_below(vec x, vec limit, vec yes, vec no) {
     return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, limit, _CMP_LT_OQ));
+}
+INLINE vec vec_equal(vec x, vec y, vec yes, vec no) {
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(x, y, _CMP_EQ_OQ));
 }
 INLINE vec vec_power_of_two(vec rounded) {
     const __m256i biased = _mm256_add_epi32(_mm256_castps_si256(rounded), _mm256_set1_epi32(127));
@@ -121,6 +152,10 @@ INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
 INLINE vec vec_below(vec x, vec limit, vec yes, vec no) {
     return vec_pair(vbslq_f32(vcltq_f32(x.lo, limit.lo), yes.lo, no.lo),
                     vbslq_f32(vcltq_f32(x.hi, limit.hi), yes.hi, no.hi));
+}
+INLINE vec vec_equal(vec x, vec y, vec yes, vec no) {
+    return vec_pair(vbslq_f32(vceqq_f32(x.lo, y.lo), yes.lo, no.lo),
+                    vbslq_f32(vceqq_f32(x.hi, y.hi), yes.hi, no.hi));
 }
 INLINE float32x4_t half_power_of_two(float32x4_t rounded) {
     const uint32x4_t biased = vaddq_u32(vreinterpretq_u32_f32(rounded), vdupq_n_u32(127));
@@ -163,6 +198,9 @@ INLINE vec vec_where_between(vec x, vec low, vec high, vec a) {
 INLINE vec vec_below(vec x, vec limit, vec yes, vec no) {
     VEC_OF(x.v[i] < limit.v[i] ? yes.v[i] : no.v[i]);
 }
+INLINE vec vec_equal(vec x, vec y, vec yes, vec no) {
+    VEC_OF(x.v[i] == y.v[i] ? yes.v[i] : no.v[i]);
+}
 INLINE vec vec_power_of_two(vec rounded) {
     uint32_t bits[LANES];
     memcpy(bits, rounded.v, sizeof bits);
@@ -171,6 +209,39 @@ INLINE vec vec_power_of_two(vec rounded) {
     return rounded;
 }
 
+#endif
+
+#if !defined(VEC_CODES)
+INLINE vec vec_of_bytes(const uint8_t *p) {
+    float lane[LANES];
+    for (int i = 0; i < LANES; i++) lane[i] = (float)p[i];
+    return vec_load(lane);
+}
+INLINE void vec_to_bytes(uint8_t *p, vec a) {
+    float lane[LANES];
+    vec_store(lane, a);
+    for (int i = 0; i < LANES; i++) p[i] = (uint8_t)(int32_t)lane[i];
+}
+INLINE vec vec_of_words(const uint16_t *p) {
+    float lane[LANES];
+    for (int i = 0; i < LANES; i++) lane[i] = (float)p[i];
+    return vec_load(lane);
+}
+INLINE void vec_to_words(uint16_t *p, vec a) {
+    float lane[LANES];
+    vec_store(lane, a);
+    for (int i = 0; i < LANES; i++) p[i] = (uint16_t)(int32_t)lane[i];
+}
+INLINE void vec_of_nibbles(const uint8_t *p, vec *low, vec *high) {
+    float lower[LANES], upper[LANES];
+    for (int i = 0; i < LANES; i++) lower[i] = (float)(p[i] & 15), upper[i] = (float)(p[i] >> 4);
+    *low = vec_load(lower), *high = vec_load(upper);
+}
+INLINE void vec_to_nibbles(uint8_t *p, vec low, vec high) {
+    float lower[LANES], upper[LANES];
+    vec_store(lower, low), vec_store(upper, high);
+    for (int i = 0; i < LANES; i++) p[i] = (uint8_t)((int32_t)lower[i] | (int32_t)upper[i] << 4);
+}
 #endif
 
 /* 1.5 * 2^23: a float32 near it is whole, so that adding it rounds, halves to even. */
@@ -198,6 +269,25 @@ INLINE float vec_sum(vec a) {
 INLINE void vec_sum4(vec a, vec b, vec c, vec d, float *sum) {
     vec pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
     _mm_storeu_ps(sum, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+}
+#elif defined(ISA_AVX512)
+/* Halves of two sums side by side, as vec_sum adds them: first those 8 lanes apart, at last neighbours. */
+INLINE __m256 vec_half_sum(vec a) {
+    const __m256 upper = _mm512_extractf32x8_ps(a, 1);
+    return _mm256_add_ps(_mm512_castps512_ps256(a), upper);
+}
+INLINE __m256 vec_fold(__m256 a, __m256 b) {
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+INLINE void vec_sum4(vec a, vec b, vec c, vec d, float *sum) {
+    const __m256 ab = vec_fold(vec_half_sum(a), vec_half_sum(b)); /* 4 of a, 4 of b */
+    const __m256 cd = vec_fold(vec_half_sum(c), vec_half_sum(d));
+    const __m256 two = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, _MM_SHUFFLE(1, 0, 1, 0)),
+                                     _mm256_shuffle_ps(ab, cd, _MM_SHUFFLE(3, 2, 3, 2)));
+    const __m256 one = _mm256_add_ps(_mm256_shuffle_ps(two, two, _MM_SHUFFLE(2, 0, 2, 0)),
+                                     _mm256_shuffle_ps(two, two, _MM_SHUFFLE(3, 1, 3, 1)));
+    const __m128 ac = _mm256_castps256_ps128(one), bd = _mm256_extractf128_ps(one, 1);
+    _mm_storeu_ps(sum, _mm_unpacklo_ps(ac, bd));
 }
 #else
 INLINE void vec_sum4(vec a, vec b, vec c, vec d, float *sum) {

@@ -10,8 +10,12 @@
 #include "random.h"
 #include "tensor.h"
 
-/* Values at a time, so that compilers make vectors of loops over them. */
-#define STORED_RUN (16 * LANES)
+/* Lanes that draws are counted for: a trainer with fewer draws as the kernels in plain C do. */
+#if defined(FEDKIT_LANES)
+#define DRAWN_LANES 8
+#else
+#define DRAWN_LANES LANES
+#endif
 
 /* Parts that an activation makes of all values. */
 INLINE int stored_parts_of(const struct tensor *t) {
@@ -54,6 +58,17 @@ INLINE void stored_range(const struct reading *how, int parts, const float *x, i
     }
 }
 
+/* The only part there is if all values are the same, as those of an empty filter; else -1. */
+INLINE int stored_only_part(const struct grid *grid) {
+    int only = -1;
+    for (int p = 0; p < STORED_PARTS; p++) {
+        if (grid->least[p] > grid->most[p]) continue;
+        if (only >= 0 || !(grid->least[p] == grid->most[p])) return -1;
+        only = p;
+    }
+    return only;
+}
+
 /* Deal out the codes: one to a part of one value, two to any other, and the rest by length. */
 INLINE void stored_grid(struct grid *grid, int32_t bits) {
     double length[STORED_PARTS], total = 0.0;
@@ -73,64 +88,28 @@ INLINE void stored_grid(struct grid *grid, int32_t bits) {
     }
 }
 
-#if LANES % 2
-/* The halves of a run share draws and bytes, so a single lane can be stored by no kernel: a trainer
- * in C that has it stores values in a way of its own. */
-INLINE void stored_plane(const struct stored *s, int tile, int channel, float *x) {
-    (void)s, (void)tile, (void)channel, (void)x;
-}
-#else
-
-/* Draw uniform numbers between 0 and 1, right on average: two of 16 bits from one of 32. */
-INLINE void stored_draw(const struct stored *s, uint32_t counter, float *drawn, int count) {
-    const uint32_t key_low = s->key_low, key_high = s->key_high;
-    const int half = count / 2;
-    for (int i = 0; i < half; i++) {
-        const uint32_t bits = random_bits(key_low, key_high, counter + (uint32_t)i);
-        drawn[i] = ((float)(int32_t)(bits & 0xffff) + 0.5f) * 0x1p-16f;
-        drawn[half + i] = ((float)(int32_t)(bits >> 16) + 0.5f) * 0x1p-16f;
-    }
+/* Bytes of the codes of a plane. Of 4 bits, two neighbouring pixels share LANES bytes. */
+INLINE ptrdiff_t stored_bytes(int plane, int bits) {
+    return bits == 4 ? (ptrdiff_t)(plane + 1) / 2 * LANES : (ptrdiff_t)plane * LANES * bits / 8;
 }
 
-INLINE void stored_put(void *codes, int bits, ptrdiff_t at, const float *whole, const float *first,
-                       int count) {
-    int32_t code[STORED_RUN];
-    for (int i = 0; i < count; i++) code[i] = (int32_t)whole[i] + (int32_t)first[i];
-    if (bits == 16) {
-        uint16_t *to = (uint16_t *)codes + at;
-        for (int i = 0; i < count; i++) to[i] = (uint16_t)code[i];
-    } else if (bits == 8) {
-        uint8_t *to = (uint8_t *)codes + at;
-        for (int i = 0; i < count; i++) to[i] = (uint8_t)code[i];
-    } else {
-        /* Halves of a run share bytes, so that neither side has to deal values out. */
-        uint8_t *to = (uint8_t *)codes + at / 2;
-        const int half = count / 2;
-        for (int i = 0; i < half; i++) to[i] = (uint8_t)(code[i] | code[half + i] << 4);
-    }
+/* Where the draws of a plane begin: two pixels share one of 32 bits. */
+INLINE uint32_t stored_counter(ptrdiff_t number, int plane) {
+    return (uint32_t)(number * ((plane + 1) / 2) * DRAWN_LANES);
 }
 
-INLINE void stored_take(const void *codes, int bits, ptrdiff_t at, float *code, int count) {
-    if (bits == 16) {
-        const uint16_t *from = (const uint16_t *)codes + at;
-        for (int i = 0; i < count; i++) code[i] = (float)from[i];
-    } else if (bits == 8) {
-        const uint8_t *from = (const uint8_t *)codes + at;
-        for (int i = 0; i < count; i++) code[i] = (float)from[i];
-    } else {
-        const uint8_t *from = (const uint8_t *)codes + at / 2;
-        const int half = count / 2;
-        for (int i = 0; i < half; i++) {
-            code[i] = (float)(from[i] & 15);
-            code[half + i] = (float)(from[i] >> 4);
-        }
-    }
+/* Draw uniform numbers between 0 and 1, right on average, for two pixels: 16 bits each. */
+INLINE void stored_draw(uint32_t key_low, uint32_t key_high, uint32_t counter, vec *even, vec *odd) {
+    const vec unit = vec_set1(0x1p-16f), half = vec_set1(0x1p-17f);
+    vec_random(key_low, key_high, counter, even, odd);
+    *even = vec_add(vec_mul(*even, unit), half);
+    *odd = vec_add(vec_mul(*odd, unit), half);
 }
 
 /* What the grids of one plane tell, as vectors per part. */
 struct stored_vecs {
     vec least[STORED_PARTS], most[STORED_PARTS], step[STORED_PARTS], by[STORED_PARTS];
-    vec first[STORED_PARTS], behind[STORED_PARTS]; /* the part's first code, and those behind it */
+    vec first[STORED_PARTS], last[STORED_PARTS]; /* the part's codes */
 };
 
 INLINE struct stored_vecs stored_vecs_of(const struct grid *grid) {
@@ -141,41 +120,20 @@ INLINE struct stored_vecs stored_vecs_of(const struct grid *grid) {
         v.step[p] = vec_set1(grid->step[p]);
         v.by[p] = vec_set1(grid->step[p] > 0.0f ? 1.0f / grid->step[p] : 0.0f);
         v.first[p] = vec_set1((float)grid->first[p]);
-        v.behind[p] = vec_set1((float)(grid->first[p + 1] - 1 - grid->first[p]));
+        v.last[p] = vec_set1((float)(grid->first[p + 1] - 1));
     }
     return v;
 }
 
-/* `count` and `bits` are constants where this is inlined. */
-INLINE void stored_narrow_run(const struct stored *s, const struct reading *how, int parts,
-                              const struct stored_vecs *grid, const float *x, ptrdiff_t at,
-                              int bits, int count) {
-    float drawn[STORED_RUN], whole[STORED_RUN], first[STORED_RUN];
-    stored_draw(s, (uint32_t)(at / 2), drawn, count);
-    for (int i = 0; i < count; i += LANES) {
-        const vec v = vec_load(x + i), u = vec_load(drawn + i);
-        const vec low = stored_chosen(how, parts, v, grid->least[0], grid->least[1], grid->least[2]);
-        const vec by = stored_chosen(how, parts, v, grid->by[0], grid->by[1], grid->by[2]);
-        const vec begin = stored_chosen(how, parts, v, grid->first[0], grid->first[1], grid->first[2]);
-        const vec behind =
-            stored_chosen(how, parts, v, grid->behind[0], grid->behind[1], grid->behind[2]);
-        /* What is added last is whole: the sum is cut off where n + u is. */
-        const vec n = vec_fma(vec_sub(v, low), by, u);
-        vec_store(whole + i, vec_min(behind, n));
-        vec_store(first + i, begin);
-    }
-    stored_put(s->codes, bits, at, whole, first, count);
-}
-
-INLINE void stored_narrow_plane(const struct stored *s, const struct reading *how, int parts,
-                                const struct grid *grid, const float *x, ptrdiff_t at, int bits) {
-    const struct stored_vecs vecs = stored_vecs_of(grid);
-    const int values = s->tensor->plane * LANES;
-    int k = 0;
-    for (; k + STORED_RUN <= values; k += STORED_RUN)
-        stored_narrow_run(s, how, parts, &vecs, x + k, at + k, bits, STORED_RUN);
-    for (; k < values; k += LANES)
-        stored_narrow_run(s, how, parts, &vecs, x + k, at + k, bits, LANES);
+/* The code of a value, once it is cut off; `drawn` lies between 0 and 1. */
+INLINE vec stored_code(const struct reading *how, int parts, const struct stored_vecs *grid, vec x,
+                       vec drawn) {
+    const vec *at = grid->least, *by = grid->by, *begin = grid->first, *end = grid->last;
+    const vec least = stored_chosen(how, parts, x, at[0], at[1], at[2]);
+    const vec first = stored_chosen(how, parts, x, begin[0], begin[1], begin[2]);
+    const vec last = stored_chosen(how, parts, x, end[0], end[1], end[2]);
+    const vec per = stored_chosen(how, parts, x, by[0], by[1], by[2]);
+    return vec_min(vec_fma(vec_sub(x, least), per, vec_add(first, drawn)), last);
 }
 
 INLINE vec stored_of_part(int parts, vec code, const vec *first, const vec *choice) {
@@ -185,56 +143,146 @@ INLINE vec stored_of_part(int parts, vec code, const vec *first, const vec *choi
     return found;
 }
 
-INLINE void stored_widen_run(const struct stored *s, int parts, const struct stored_vecs *grid,
-                             float *x, ptrdiff_t at, int bits, int count) {
-    float code[STORED_RUN];
-    stored_take(s->codes, bits, at, code, count);
-    for (int i = 0; i < count; i += LANES) {
-        const vec n = vec_load(code + i);
-        const vec least = stored_of_part(parts, n, grid->first, grid->least);
-        const vec most = stored_of_part(parts, n, grid->first, grid->most);
-        const vec step = stored_of_part(parts, n, grid->first, grid->step);
-        const vec first = stored_of_part(parts, n, grid->first, grid->first);
-        /* Rounded twice, whether or not a processor could do so once. */
-        vec_store(x + i, vec_min(vec_add(least, vec_mul(vec_sub(n, first), step)), most));
+/* What a code stands for. Rounded twice, whether or not a processor could do so once. */
+INLINE vec stored_value(int parts, const struct stored_vecs *grid, vec code) {
+    const vec least = stored_of_part(parts, code, grid->first, grid->least);
+    const vec most = stored_of_part(parts, code, grid->first, grid->most);
+    const vec step = stored_of_part(parts, code, grid->first, grid->step);
+    const vec first = stored_of_part(parts, code, grid->first, grid->first);
+    return vec_min(vec_add(least, vec_mul(vec_sub(code, first), step)), most);
+}
+
+/* Two pixels of a plane, whose codes begin at `codes`. */
+INLINE void stored_put(uint8_t *codes, int bits, int pixel, vec even, vec odd) {
+    const ptrdiff_t at = (ptrdiff_t)pixel * LANES;
+    if (bits == 16) {
+        vec_to_words((uint16_t *)codes + at, even);
+        vec_to_words((uint16_t *)codes + at + LANES, odd);
+    } else if (bits == 8) {
+        vec_to_bytes(codes + at, even);
+        vec_to_bytes(codes + at + LANES, odd);
+    } else {
+        vec_to_nibbles(codes + at / 2, even, odd);
     }
 }
 
-INLINE void stored_widen_plane(const struct stored *s, int parts, const struct grid *grid, float *x,
-                               ptrdiff_t at, int bits) {
+INLINE void stored_take(const uint8_t *codes, int bits, int pixel, vec *even, vec *odd) {
+    const ptrdiff_t at = (ptrdiff_t)pixel * LANES;
+    if (bits == 16) {
+        *even = vec_of_words((const uint16_t *)codes + at);
+        *odd = vec_of_words((const uint16_t *)codes + at + LANES);
+    } else if (bits == 8) {
+        *even = vec_of_bytes(codes + at);
+        *odd = vec_of_bytes(codes + at + LANES);
+    } else {
+        vec_of_nibbles(codes + at / 2, even, odd);
+    }
+}
+
+/* The last pixel of an odd number: it has codes of its own. */
+INLINE void stored_put_last(uint8_t *codes, int bits, int pixel, vec code) {
+    const ptrdiff_t at = (ptrdiff_t)pixel * LANES;
+    if (bits == 16)
+        vec_to_words((uint16_t *)codes + at, code);
+    else if (bits == 8)
+        vec_to_bytes(codes + at, code);
+    else
+        vec_to_nibbles(codes + at / 2, code, vec_zero());
+}
+
+INLINE vec stored_take_last(const uint8_t *codes, int bits, int pixel) {
+    const ptrdiff_t at = (ptrdiff_t)pixel * LANES;
+    vec code, none;
+    if (bits == 16) return vec_of_words((const uint16_t *)codes + at);
+    if (bits == 8) return vec_of_bytes(codes + at);
+    vec_of_nibbles(codes + at / 2, &code, &none);
+    return code;
+}
+
+/* Write the same code for a whole plane. */
+INLINE void stored_fill_plane(int bits, int plane, float code, uint8_t *codes) {
+    const vec all = vec_set1(code);
+    int i = 0;
+    for (; i + 2 <= plane; i += 2) stored_put(codes, bits, i, all, all);
+    if (i < plane) stored_put_last(codes, bits, i, all);
+}
+
+/* Write the codes of a plane. `parts` and `bits` are constants where this is inlined. */
+INLINE void stored_narrow_plane(const struct reading *how, int parts, const struct grid *grid, int bits,
+                                uint64_t key, uint32_t counter, int plane, const float *x,
+                                uint8_t *codes) {
     const struct stored_vecs vecs = stored_vecs_of(grid);
-    const int values = s->tensor->plane * LANES;
-    int k = 0;
-    for (; k + STORED_RUN <= values; k += STORED_RUN)
-        stored_widen_run(s, parts, &vecs, x + k, at + k, bits, STORED_RUN);
-    for (; k < values; k += LANES) stored_widen_run(s, parts, &vecs, x + k, at + k, bits, LANES);
+    const uint32_t low = (uint32_t)key, high = (uint32_t)(key >> 32);
+    vec even, odd;
+    int i = 0;
+    for (; i + 2 <= plane; i += 2, counter += DRAWN_LANES) {
+        const float *at = x + (ptrdiff_t)i * LANES;
+        stored_draw(low, high, counter, &even, &odd);
+        even = stored_code(how, parts, &vecs, vec_load(at), even);
+        odd = stored_code(how, parts, &vecs, vec_load(at + LANES), odd);
+        stored_put(codes, bits, i, even, odd);
+    }
+    if (i == plane) return;
+    stored_draw(low, high, counter, &even, &odd);
+    even = stored_code(how, parts, &vecs, vec_load(x + (ptrdiff_t)i * LANES), even);
+    stored_put_last(codes, bits, i, even);
+}
+
+/* Write what the codes of a plane stand for. */
+INLINE void stored_widen_plane(int parts, const struct grid *grid, int bits, int plane,
+                               const uint8_t *codes, float *x) {
+    const struct stored_vecs vecs = stored_vecs_of(grid);
+    vec even, odd;
+    int i = 0;
+    for (; i + 2 <= plane; i += 2) {
+        stored_take(codes, bits, i, &even, &odd);
+        vec_store(x + (ptrdiff_t)i * LANES, stored_value(parts, &vecs, even));
+        vec_store(x + (ptrdiff_t)(i + 1) * LANES, stored_value(parts, &vecs, odd));
+    }
+    if (i == plane) return;
+    even = stored_take_last(codes, bits, i);
+    vec_store(x + (ptrdiff_t)i * LANES, stored_value(parts, &vecs, even));
+}
+
+/* A channel of a tile, by its number among all of them. */
+INLINE uint8_t *stored_codes(const struct stored *s, ptrdiff_t number, int bits) {
+    return (uint8_t *)s->codes + number * stored_bytes(s->tensor->plane, bits);
 }
 
 INLINE void stored_narrow_of(const struct stored *s, int parts, int bits, int first, int last) {
     const struct tensor *t = s->tensor;
+    const uint64_t key = (uint64_t)s->key_high << 32 | s->key_low;
     for (int tile = first; tile < last; tile++) {
         for (int c = 0; c < t->channels; c++) {
+            const ptrdiff_t number = (ptrdiff_t)tile * t->channels + c;
             const struct reading how = reading_of(t, c);
-            const ptrdiff_t at = plane_offset(t, tile, c);
-            struct grid *grid = &s->grids[(ptrdiff_t)tile * t->channels + c];
-            stored_range(&how, parts, t->x + at, t->plane, grid);
+            const float *x = t->x + plane_offset(t, tile, c);
+            struct grid *grid = &s->grids[number];
+            stored_range(&how, parts, x, t->plane, grid);
+            const int only = stored_only_part(grid);
+            uint8_t *codes = stored_codes(s, number, bits);
             stored_grid(grid, bits);
-            stored_narrow_plane(s, &how, parts, grid, t->x + at, at, bits);
+            if (only >= 0)
+                stored_fill_plane(bits, t->plane, (float)grid->first[only], codes);
+            else
+                stored_narrow_plane(&how, parts, grid, bits, key, stored_counter(number, t->plane),
+                                    t->plane, x, codes);
         }
     }
 }
 
 INLINE void stored_widen_bits(const struct stored *s, int bits, int tile, int channel, float *x) {
     const struct tensor *t = s->tensor;
-    const struct grid *grid = &s->grids[(ptrdiff_t)tile * t->channels + channel];
-    const ptrdiff_t at = plane_offset(t, tile, channel);
+    const ptrdiff_t number = (ptrdiff_t)tile * t->channels + channel;
+    const struct grid *grid = &s->grids[number];
+    const uint8_t *codes = stored_codes(s, number, bits);
     const int parts = stored_parts_of(t);
     if (parts == 1)
-        stored_widen_plane(s, 1, grid, x, at, bits);
+        stored_widen_plane(1, grid, bits, t->plane, codes, x);
     else if (parts == 2)
-        stored_widen_plane(s, 2, grid, x, at, bits);
+        stored_widen_plane(2, grid, bits, t->plane, codes, x);
     else
-        stored_widen_plane(s, 3, grid, x, at, bits);
+        stored_widen_plane(3, grid, bits, t->plane, codes, x);
 }
 
 /* Write what the codes of a plane stand for into x [plane][LANES]. */
@@ -274,8 +322,6 @@ void NAME(widen)(const struct stored *s, int first, int last) {
         for (int c = 0; c < t->channels; c++)
             stored_plane(s, tile, c, t->x + plane_offset(t, tile, c));
 }
-
-#endif
 
 /* A plane of a tensor: made in `room` [plane][LANES] if it is stored in few bits. */
 INLINE const float *plane_pixels(const struct tensor *t, int tile, int channel, float *room) {

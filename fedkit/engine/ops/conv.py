@@ -104,11 +104,14 @@ class FloatConv(FloatOp[Convolution]):
         if mode != "train":
             return floats
         floats += tiles * geometry.tile_out
+        layer, planes = network.layers[number], [0]
         if geometry.op.source in stored:
-            floats += tiles * math.prod(geometry.source) * geometry.lanes
+            planes.append(math.prod(geometry.source[1:]))
+            if layer.dense or reads_plain(network.plan, geometry.op) or tiles > 1:
+                floats += tiles * math.prod(geometry.source) * geometry.lanes
         if geometry.op.target in stored:
-            floats += math.prod(geometry.target[1:]) * geometry.lanes
-        return floats
+            planes.append(math.prod(geometry.target[1:]))
+        return floats + max(planes) * geometry.lanes
 
     @staticmethod
     def overwrites(network: Network, number: int) -> bool:

@@ -51,7 +51,12 @@ class Pool(OneSourceOp):
     @property
     def needs_exact(self) -> bool:
         """See `PlanOp.needs_exact`."""
-        return self.operation == "max"
+        return self.operation == "max" and not self.keeps_argmax
+
+    @property
+    def keeps_argmax(self) -> bool:
+        """See `PlanOp.keeps_argmax`: a byte is a pixel of a window, or none of them."""
+        return self.operation == "max" and math.prod(self.kernel) <= 255
 
     def problems(self, plan: Plan) -> Iterator[str]:
         """See `PlanOp.problems`."""
@@ -70,6 +75,7 @@ class CPool(ctypes.Structure):
     _fields_ = (
         ("source", ctypes.POINTER(native.CTensor)),
         ("target", ctypes.POINTER(native.CTensor)),
+        ("argmax", ctypes.c_void_p),
         ("windows", native.Windows),
         ("share", ctypes.c_float),
         ("maximum", ctypes.c_int32),
@@ -100,11 +106,12 @@ def _divisor(op: Pool) -> int:
 
 
 class FloatPool(FloatOp[Pool]):
-    """Finds the largest value of a window again in the backward pass."""
+    """Keeps where the largest value of each window was, or finds it again."""
 
     def __init__(self, op: Pool, number: int, work: Workspace) -> None:
         super().__init__(op, number, work)
         self._struct = pool_struct(op, work.plan, work.tensors)
+        self._struct.argmax = work.argmax(op.target)
 
     def forward(self, work: Workspace) -> Call:
         """See `FloatOp.forward`."""

@@ -18,7 +18,8 @@ Key = tuple[str, int]
 """("x", tensor) for values, ("g", tensor) for the gradient; integers have ("raw", tensor) too.
 
 What is stored in few bits between the passes has ("code", tensor) and, if some op cannot read
-these, ("wide", tensor) once it is wide again.
+these, ("wide", tensor) once it is wide again. Maxima that are not looked for again have
+("argmax", tensor): where in its window each was.
 """
 
 
@@ -105,6 +106,7 @@ class Schedule:
         owner: The gradients that share memory: tensor -> tensor that owns it.
         narrow: Tensors that are stored in few bits between the passes.
         widened: Those of them that are made wide again, as some op reads no codes.
+        argmax: Numbers of the ops that keep where their maxima were, and read no source again.
         over: What an op writes over what it reads for the last time: the former's key -> the
             latter's.
     """
@@ -113,6 +115,7 @@ class Schedule:
     owner: Mapping[int, int]
     narrow: frozenset[int] = frozenset()
     widened: frozenset[int] = frozenset()
+    argmax: frozenset[int] = frozenset()
     over: Mapping[Key, Key] = field(default_factory=dict)
 
     def storage(self, key: Key) -> Key:
@@ -123,7 +126,14 @@ class Schedule:
 
     def touched(self, plan: Plan, step: Step, touched: Touched) -> Iterator[Key]:
         """Yield what a step reads or writes, where it lies at that step."""
+        unread: tuple[int, ...] = ()
+        if isinstance(step, Forward | Backward) and step.op in self.argmax:
+            op = plan.ops[step.op]
+            yield "argmax", op.target
+            unread = op.sources if isinstance(step, Backward) else ()
         for kind, tensor in touched(plan, step):
+            if kind == "x" and tensor in unread:
+                continue
             if kind == "x" and tensor in self.narrow and isinstance(step, Finish | Backward):
                 kind = "wide" if tensor in self.widened else "code"
             yield kind, tensor
@@ -152,6 +162,28 @@ def training_schedule(plan: Plan, trained: Container[str] | None = None) -> Sche
     return Schedule((*_forward(plan), LossStep(), *backward.steps), backward.owner)
 
 
+def keeping_argmax(plan: Plan, schedule: Schedule, few: Container[int] | None = None) -> Schedule:
+    """Return a training schedule that keeps where maxima were, and need not look for them again.
+
+    Args:
+        plan: The model.
+        schedule: Its forward and backward pass.
+        few: Tensors that may be stored in few bits between the passes. Then only those are kept
+            whose source is one of these, or is read again for nothing else: they save memory. None:
+            all are, as they save time.
+    """
+    passes = [step for step in schedule.steps if isinstance(step, Finish | Backward)]
+    numbers = (step.op for step in passes if isinstance(step, Backward))
+    able = frozenset(number for number in numbers if plan.ops[number].keeps_argmax)
+    keeping = replace(schedule, argmax=able)
+    if few is None:
+        return keeping
+    read = {key for step in passes for key in keeping.touched(plan, step, touched)}
+    sources = {number: plan.ops[number].sources[0] for number in able}
+    saving = (n for n, source in sources.items() if source in few or ("x", source) not in read)
+    return replace(schedule, argmax=frozenset(saving))
+
+
 def narrowed(plan: Plan, schedule: Schedule, tensors: Container[int]) -> Schedule:
     """Return a training schedule that stores some tensors in few bits between the passes.
 
@@ -162,7 +194,8 @@ def narrowed(plan: Plan, schedule: Schedule, tensors: Container[int]) -> Schedul
     """
     last, first, wide = dict[int, int](), dict[int, int](), set[int]()
     for moment, step in enumerate(schedule.steps):
-        for tensor in (t for kind, t in touched(plan, step) if kind == "x" and t in tensors):
+        keys = schedule.touched(plan, step, touched)
+        for tensor in (t for kind, t in keys if kind == "x" and t in tensors):
             if isinstance(step, Forward):
                 last[tensor] = moment
                 continue

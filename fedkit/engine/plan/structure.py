@@ -124,6 +124,14 @@ class PlanOp(ABC):
         return self.takes_tokens
 
     @property
+    def keeps_argmax(self) -> bool:
+        """Whether it reads again only to find its maxima, of which bytes can tell where they were.
+
+        One byte for each value of its target; it has one source then.
+        """
+        return False
+
+    @property
     def takes_tokens(self) -> bool:
         """Whether it reads the input, of which values are whole numbers then, as places."""
         return False

@@ -70,6 +70,12 @@ class Workspace(Protocol):
         It is a view; examples lie along the first and the last axis, those beyond the batch too.
         """
 
+    def argmax(self, tensor: int) -> int | None:
+        """Return the address of a byte per value of a tensor for where its maxima were.
+
+        None: these are looked for again, or no backward pass follows.
+        """
+
     def shared(
         self, kernel: native.Kernel, count: int, *arguments: Any, scratch: bool = False
     ) -> Call:

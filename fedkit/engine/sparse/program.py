@@ -40,6 +40,7 @@ from fedkit.engine.plan.execution import (
     Step,
     Widen,
     forward_schedule,
+    keeping_argmax,
     narrowed,
     overwriting,
     place,
@@ -62,7 +63,7 @@ class Memory:
     """Bytes a program needs, by purpose; their sum is its peak.
 
     Attributes:
-        activations: Values and gradients of all tensors.
+        activations: Values and gradients of all tensors, and where maxima were.
         weights: Kept weights and all other parameters.
         gradients: Their gradients.
         optimiser: Their momentum.
@@ -120,7 +121,7 @@ class SparseProgram:
         self._examples = 0
         self.frozen: ModelState | None = None
         self.schedule = (
-            training_schedule(self.plan, trained)
+            keeping_argmax(self.plan, training_schedule(self.plan, trained))
             if mode == "train"
             else forward_schedule(self.plan)
         )
@@ -161,10 +162,12 @@ class SparseProgram:
         """Return what has to be placed, in float32."""
         kind, tensor = key
         channels, height, width = self.plan.tensors[tensor].shape
-        values = self.most_tiles * self.kernels.lanes * channels * height * width
+        planes, pixels, lanes = self.most_tiles * channels, height * width, self.kernels.lanes
+        if kind == "argmax":
+            return _line(math.ceil(planes * pixels * lanes / 4))
         if kind != "code":
-            return _line(values)
-        return _line(stored_floats(values, self.most_tiles * channels, self.stored_bits))
+            return _line(planes * pixels * lanes)
+        return _line(stored_floats(planes, pixels, lanes, self.stored_bits))
 
     def _allocate(self) -> None:
         tiles = self.most_tiles
@@ -258,8 +261,9 @@ class SparseProgram:
 
     def _made_stored(self, tensor: int) -> StoredValues:
         before, codes = (self._address(kind, tensor) for kind in ("x", "code"))
-        after, values = self._place("wide", tensor), self._size(("x", tensor))
-        return StoredValues(self.tensors[tensor], before, codes, after, values, self.stored_bits)
+        after, planes = self._place("wide", tensor), self.most_tiles * self.tensors[tensor].channels
+        sizes = planes, self.kernels.lanes, self.stored_bits
+        return StoredValues(self.tensors[tensor], before, codes, after, *sizes)
 
     @property
     def tiles(self) -> int:
@@ -276,6 +280,10 @@ class SparseProgram:
         shape = (self.tiles, *self.plan.tensors[tensor].shape, self.kernels.lanes)
         begin = self._places[kind, tensor]
         return self._arena[begin : begin + int(np.prod(shape))].reshape(shape)
+
+    def argmax(self, tensor: int) -> int | None:
+        """See `Workspace.argmax`."""
+        return self._place("argmax", tensor)
 
     def trains(self, name: str | None) -> bool:
         """See `Workspace.trains`."""

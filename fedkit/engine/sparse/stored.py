@@ -20,9 +20,9 @@ STORED_BITS = (32, 16, 8, 4)
 _LINE = 16
 
 
-def stored_floats(values: int, planes: int, bits: int) -> int:
-    """Return the memory of so many codes and of a grid per plane, in float32."""
-    return _codes(values, bits) + math.ceil(planes * ctypes.sizeof(native.CGrid) / 4)
+def stored_floats(planes: int, pixels: int, lanes: int, bits: int) -> int:
+    """Return the memory of the codes of so many planes, and of a grid for each, in float32."""
+    return _codes(planes, pixels, lanes, bits) + math.ceil(planes * ctypes.sizeof(native.CGrid) / 4)
 
 
 def saves(values: int, bits: int) -> bool:
@@ -30,8 +30,13 @@ def saves(values: int, bits: int) -> bool:
     return values * bits / 8 + ctypes.sizeof(native.CGrid) < 3 * values
 
 
-def _codes(values: int, bits: int) -> int:
-    return math.ceil(values * bits / 32 / _LINE) * _LINE
+def stored_bytes(pixels: int, lanes: int, bits: int) -> int:
+    """Return the bytes of the codes of a plane: `stored_bytes` of stored.h."""
+    return math.ceil(pixels / 2) * lanes if bits == 4 else pixels * lanes * bits // 8
+
+
+def _codes(planes: int, pixels: int, lanes: int, bits: int) -> int:
+    return math.ceil(planes * stored_bytes(pixels, lanes, bits) / 4 / _LINE) * _LINE
 
 
 class StoredValues:
@@ -44,7 +49,8 @@ class StoredValues:
         before: Address of the values in the forward pass.
         codes: Address of the codes, and of the grids behind them.
         after: Address of the values in the backward pass; None: codes are read.
-        values: How many there are at most.
+        planes: Channels of the most tiles.
+        lanes: Examples of a tile.
         bits: Of a code.
 
     Attributes:
@@ -57,14 +63,16 @@ class StoredValues:
         before: int,
         codes: int,
         after: int | None,
-        values: int,
+        planes: int,
+        lanes: int,
         bits: int,
     ) -> None:
         self._tensor, self._before, self._after = tensor, before, after
+        grids = codes + 4 * _codes(planes, tensor.plane, lanes, bits)
         self.struct = native.CStored(
             tensor=ctypes.pointer(tensor),
             codes=codes,
-            grids=ctypes.cast(codes + 4 * _codes(values, bits), ctypes.POINTER(native.CGrid)),
+            grids=ctypes.cast(grids, ctypes.POINTER(native.CGrid)),
             bits=bits,
         )
 

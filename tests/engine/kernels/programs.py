@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -112,6 +113,13 @@ def lanes(made: SparseProgram, kind: str, tensor: int) -> NDArray[np.float32]:
     return made.lanes(kind, tensor)
 
 
+def memory(made: SparseProgram, kind: str, tensor: int) -> Array:
+    """Return the words of memory that a tensor's "x", "g" or "argmax" takes for this batch."""
+    values = made.tiles * made.kernels.lanes * math.prod(made.plan.tensors[tensor].shape)
+    begin = made._places[kind, tensor]
+    return made._arena[begin : begin + values // (4 if kind == "argmax" else 1)]
+
+
 def examples(made: SparseProgram, kind: str, tensor: int) -> NDArray[np.float32]:
     """Return a copy [n, c, h, w] of a tensor's values "x" or gradient "g"."""
     found = np.moveaxis(lanes(made, kind, tensor), -1, 1)
@@ -121,9 +129,8 @@ def examples(made: SparseProgram, kind: str, tensor: int) -> NDArray[np.float32]
 def guards_hold(made: SparseProgram) -> bool:
     """Say whether nothing was written between the tensors."""
     free = np.ones(made._tensor_floats, bool)
-    for kind, tensor in made._places:
-        begin = made._places[kind, tensor]
-        free[begin : begin + lanes(made, kind, tensor).size] = False
+    for key, begin in made._places.items():
+        free[begin : begin + memory(made, *key).size] = False
     return bool((made._arena[: len(free)].view(np.uint32)[free] == GUARD).all())
 
 

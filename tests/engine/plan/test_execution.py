@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedkit.engine.ops.add import Add
+from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.execution import (
     Backward,
@@ -20,8 +21,10 @@ from fedkit.engine.plan.execution import (
     Key,
     LossStep,
     Schedule,
+    Step,
     first_fit,
     forward_schedule,
+    keeping_argmax,
     largest_first,
     needs_gradient,
     place,
@@ -166,9 +169,20 @@ def test_a_simulated_clash_is_found() -> None:
 # Memory
 
 
+def keys(plan: Plan, schedule: Schedule, step: Step) -> set[Key]:
+    """Return what a step touches: what keeps where maxima were reads that, and no source."""
+    found = set(touched(plan, step))
+    if isinstance(step, Forward | Backward) and step.op in schedule.argmax:
+        op = plan.ops[step.op]
+        found.add(("argmax", op.target))
+        if isinstance(step, Backward):
+            found -= {("x", source) for source in op.sources}
+    return found
+
+
 def lives(plan: Plan, schedule: Schedule) -> dict[Key, tuple[int, int]]:
     """Return the first and last step that touches each piece of memory, the slow way."""
-    steps = [{schedule.storage(key) for key in touched(plan, step)} for step in schedule.steps]
+    steps = [{schedule.storage(key) for key in keys(plan, schedule, s)} for s in schedule.steps]
     found = {}
     for key in set().union(*steps):
         moments = [moment for moment, keys in enumerate(steps) if key in keys]
@@ -179,11 +193,15 @@ def lives(plan: Plan, schedule: Schedule) -> dict[Key, tuple[int, int]]:
 
 
 @many
-@given(anything, st.integers(1, 9), st.integers(1, 9), st.booleans())
+@given(
+    anything, st.integers(1, 9), st.integers(1, 9), st.booleans(),
+    st.none() | st.sets(st.integers(0, 9)),
+)  # fmt: skip
 def test_what_lives_at_the_same_time_has_bytes_of_its_own(
-    plan: Plan, row: int, more: int, trains: bool
+    plan: Plan, row: int, more: int, trains: bool, few: set[int] | None
 ) -> None:
     schedule = training_schedule(plan) if trains else forward_schedule(plan)
+    schedule = keeping_argmax(plan, schedule, few) if trains else schedule
     sizes = {i: row * t.shape[0] + more * t.shape[1] for i, t in enumerate(plan.tensors)}
     offsets, peak = place(plan, schedule, lambda key: sizes[key[1]])
     alive = lives(plan, schedule)
@@ -238,3 +256,34 @@ def test_the_input_has_memory_of_its_own_before_the_first_op_that_reads_it() -> 
     plan = same(5, ops)
     offsets, _ = place(plan, forward_schedule(plan), lambda key: 10)
     assert offsets["x", 0] not in (offsets["x", 1], offsets["x", 2])
+
+
+# Maxima
+
+
+def pool(source: int, target: int, kernel: tuple[int, int] = (1, 1)) -> Pool:
+    return Pool(source, target, kernel, (1, 1), (0, 0), "max")
+
+
+def test_places_of_maxima_are_kept_where_that_saves_what_was_read() -> None:
+    ops: list[PlanOp] = [conv(0, 1), pool(1, 2), conv(2, 3), pool(3, 4), pool(4, 5), pool(4, 6)]
+    plan = same(8, [*ops, Add(5, 6, 7)], relu=(1,))
+    schedule = training_schedule(plan)
+    assert keeping_argmax(plan, schedule).argmax == {1, 3, 4, 5}
+    # A ReLU reads 1 again, and nothing else 3 and 4.
+    assert keeping_argmax(plan, schedule, ()).argmax == {3, 4, 5}
+    assert keeping_argmax(plan, schedule, {1}).argmax == {1, 3, 4, 5}
+    steps = {type(step) for step in schedule.steps}
+    assert Finish in steps and not forward_schedule(plan).argmax
+
+
+def test_a_source_that_is_looked_through_again_anyhow_saves_nothing() -> None:
+    ops: list[PlanOp] = [conv(0, 1), pool(1, 2), pool(1, 3, (16, 16)), Add(2, 3, 4)]
+    plan = same(5, ops)
+    assert keeping_argmax(plan, training_schedule(plan), ()).argmax == set()
+    assert keeping_argmax(plan, training_schedule(plan)).argmax == {1}
+
+
+def test_maxima_that_give_no_gradient_are_nobodys() -> None:
+    plan = same(3, [pool(0, 1), conv(1, 2)])
+    assert keeping_argmax(plan, training_schedule(plan)).argmax == set()

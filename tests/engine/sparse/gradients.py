@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.execution import needs_gradient
 from fedkit.engine.plan.structure import Plan
+from fedkit.engine.sparse import program as sparse_program
 from fedkit.engine.sparse.program import SparseProgram
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.task import Examples, cross_entropy
@@ -21,6 +23,7 @@ from tests.naive import plan as naive
 ZERO = 1e-10
 """Share of the model's largest gradient below which a tensor's are 0 but for rounding."""
 
+Floats = NDArray[np.float32]
 Gradients = dict[str, NDArray[np.floating[Any]]]
 
 
@@ -28,10 +31,9 @@ def by_program(
     program: SparseProgram, data: Examples
 ) -> tuple[float, Gradients, dict[int, Tensor]]:
     """Return the loss, the gradients (0 where pruned), and the read values behind a kink."""
-    program.forward(data.inputs, np.arange(len(data)))
-    taken = read_values(program)
-    loss = program.loss(data.targets)
-    program.backward()
+    _, other, taken = _step(searching(program), data)
+    loss, own, _ = _step(program, data)
+    assert own.tobytes() == other.tobytes()
     network, found = program.network, Gradients()
     for name in network.plan.weights:
         part = network.parameters.part(name, program.gradient)
@@ -39,8 +41,23 @@ def by_program(
     return loss, found, taken
 
 
+def _step(program: SparseProgram, data: Examples) -> tuple[float, Floats, dict[int, Tensor]]:
+    program.forward(data.inputs, np.arange(len(data)))
+    taken = read_values(program)
+    loss = program.loss(data.targets)
+    program.backward()
+    return loss, program.gradient.copy(), taken
+
+
+def searching(program: SparseProgram) -> SparseProgram:
+    """Return a program that looks for maxima again, whose sources it keeps for that."""
+    how = program.mode, program.batch, program.threads, program.trained, program.stored_bits
+    with mock.patch.object(sparse_program, "keeping_argmax", lambda plan, schedule: schedule):
+        return SparseProgram(program.network, *how)
+
+
 def read_values(program: SparseProgram) -> dict[int, Tensor]:
-    """Return the values that activations give and maxima take; the backward pass keeps them."""
+    """Return the values that activations give and maxima take, if the backward pass reads them."""
     plan, found = program.network.plan, {}
     pooled = {op.source for op in plan.ops if isinstance(op, Pool) and op.operation == "max"}
     for index in needs_gradient(plan):

@@ -127,7 +127,7 @@ def gaps(made: SparseProgram) -> Iterator[tuple[int, int]]:
     """Yield the addresses (begin, end) in the arena's allocation that nothing may touch."""
     room = made._arena.base
     assert isinstance(room, np.ndarray)
-    used = [programs.lanes(made, *key) for key in made._places]
+    used = [programs.memory(made, *key) for key in made._places]
     used += [scratch[: made._scratch_floats()] for scratch in made._scratch]
     spans = sorted({(array.ctypes.data, array.ctypes.data + array.nbytes) for array in used})
     end = room.ctypes.data

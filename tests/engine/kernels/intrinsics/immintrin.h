@@ -38,9 +38,12 @@ static inline __m512 in_c_min_ps(__m512 a, __m512 b) {
 static inline __m512 in_c_div_ps(__m512 a, __m512 b) { LANE_BY_LANE(__m512, a[i] / b[i]); }
 static inline __mmask16 in_c_cmp_ps_mask(__m512 a, __m512 b, int how) {
     unsigned mask = 0;
-    if (how != _CMP_GT_OQ && how != _CMP_LT_OQ) __builtin_trap();
-    for (int i = 0; i < 16; i++)
-        mask |= (unsigned)(how == _CMP_GT_OQ ? a[i] > b[i] : a[i] < b[i]) << i;
+    for (int i = 0; i < 16; i++) {
+        if (how == _CMP_GT_OQ) mask |= (unsigned)(a[i] > b[i]) << i;
+        else if (how == _CMP_LT_OQ) mask |= (unsigned)(a[i] < b[i]) << i;
+        else if (how == _CMP_EQ_OQ) mask |= (unsigned)(a[i] == b[i]) << i;
+        else __builtin_trap();
+    }
     return (__mmask16)mask;
 }
 static inline __m512 in_c_maskz_mov_ps(__mmask16 mask, __m512 a) {
