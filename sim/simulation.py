@@ -126,7 +126,7 @@ class FlowerSimulation(SuperLink):
         """
         own = {FOLDER_KEY: str(folder.absolute()), RESUME_KEY: resume}
         own |= {BACKEND_KEY: backend, WORKERS_KEY: workers}
-        values = {**config.model_dump(), **own}
+        values = {**config.as_dict(), **own}
         simulation = {
             "num-supernodes": config.devices,
             "client-resources-num-cpus": 1,

@@ -264,7 +264,7 @@ def test_the_longest_folder_leaves_room_for_a_socket(monkeypatch: pytest.MonkeyP
 def test_a_wrong_value_of_a_run_config_is_printed_by_its_key(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = {**SERVER_KEYS, **make_config({}).model_dump()}
+    given = {**SERVER_KEYS, **make_config({}).as_dict()}
     grid = ScriptedGrid({})
     assert read_run_config(given, grid)[0] == make_config({})
     with pytest.raises(ConfigError), errors_first():

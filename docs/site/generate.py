@@ -103,7 +103,7 @@ def _imports() -> Iterator[str]:
 
 
 def _configuration() -> Iterator[str]:
-    from fedkit.config import RunConfig
+    from fedkit.config import KEYS
 
     yield from _table(
         ["key", "command line", "type", "default", "meaning"],
@@ -111,11 +111,11 @@ def _configuration() -> Iterator[str]:
             [
                 f"`{name}`",
                 f"`--{name.replace('_', '-')}`",
-                f"`{_type_name(field.annotation)}`",
-                f"`{field.default!r}`",
-                field.description or "",
+                f"`{_type_name(key.kind)}`",
+                f"`{key.default!r}`",
+                key.description,
             ]
-            for name, field in RunConfig.model_fields.items()
+            for name, key in KEYS.items()
         ],
     )
 

@@ -100,7 +100,7 @@ def _measured_fleet(scenario: Scenario) -> MeasuredFleet:
 
 def dense_model(config: RunConfig) -> ModelState:
     """Return the dense start of a run, trained once per process for all configs that share it."""
-    return _dense_model(RunConfig(**config.model_dump(include=set(DENSE_START_KEYS))))
+    return _dense_model(RunConfig(**{key: getattr(config, key) for key in DENSE_START_KEYS}))
 
 
 @functools.lru_cache(maxsize=2)

@@ -99,7 +99,7 @@ def bench_cost(quick: bool) -> dict[str, Any]:
 
 def _stored_in_few_bits(run: RunCost) -> Iterator[RunCost]:
     for bits in STORED.get(run.config.method, ()):
-        yield replace(run, config=run.config.model_copy(update={"stored_bits": bits}))
+        yield replace(run, config=run.config.changed(stored_bits=bits))
 
 
 def _random_task() -> Task:
@@ -236,7 +236,7 @@ def _rounds(
 
 def _peak(engine: Engine, run: RunCost, data: Examples) -> int:
     """Return the peak of a device's process that answers the recorded messages for real."""
-    short = run.config.model_copy(update={"epochs": 1, "development_share": 1.0})
+    short = run.config.changed(epochs=1, development_share=1.0)
     return device_memory(engine, short, data, run.recorded)["peak_bytes"]
 
 

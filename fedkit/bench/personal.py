@@ -115,7 +115,7 @@ def _tune(config: RunConfig) -> list[dict[str, Any]]:
     begun = scenario.server().report("start", 0, start, None)
     rows = []
     for train, rate in itertools.product(("all", "norm", "norm+head"), _RATES):
-        how = config.model_copy(update={"train": train, "lr": rate})
+        how = config.changed(train=train, lr=rate)
         seconds, reports = _timed(share_out(how, task), start)
         last = reports[-1]
         rows.append(
@@ -150,7 +150,7 @@ def _skew(config: RunConfig) -> list[dict[str, Any]]:
     task = _cameras(config.devices, config.seed)
     rows = []
     for local in ("", "norm", "head"):
-        how = config.model_copy(update={"local": local})
+        how = config.changed(local=local)
         seconds, reports = _timed(share_out(how, task))
         found = reports[-1].devices
         assert found is not None  # The last round is measured.

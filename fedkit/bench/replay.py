@@ -70,12 +70,22 @@ def device_memory(
         subprocess.CalledProcessError: The process failed, or this is not Linux.
     """
     with tempfile.TemporaryDirectory(prefix="fedkit-replay-") as name:
-        folder = Path(name)
-        if isinstance(engine, PlanEngine):
-            save_plan(engine.plan, folder / "model.plan")
-        np.savez(folder / "data.npz", inputs=examples.inputs, targets=examples.targets)
-        with (folder / "messages.pickle").open("wb") as file:
-            for content in (config, *messages):
-                pickle.dump(content, file)
-        measured = run_json("-P", str(_CHILD), str(folder))
+        save_messages(Path(name), engine, config, examples, messages)
+        measured = run_json("-P", str(_CHILD), name)
     return {key: int(measured[key]) for key in ("idle_bytes", "peak_bytes")}
+
+
+def save_messages(
+    folder: Path,
+    engine: Engine,
+    config: RunConfig,
+    examples: Examples,
+    messages: Iterable[Recorded],
+) -> None:
+    """Write what `fedkit.bench.replay_child` answers; see `device_memory`."""
+    if isinstance(engine, PlanEngine):
+        save_plan(engine.plan, folder / "model.plan")
+    np.savez(folder / "data.npz", inputs=examples.inputs, targets=examples.targets)
+    with (folder / "messages.pickle").open("wb") as file:
+        for content in (config, *messages):
+            pickle.dump(content, file)

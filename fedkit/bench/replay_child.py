@@ -35,6 +35,7 @@ def main(name: str) -> None:
     idle = memory("VmRSS")
     for message in messages:
         device.handle(message.phase, message.request, message.memory)
+        device.rest()  # as a real device does
     print(json.dumps({"idle_bytes": idle, "peak_bytes": memory("VmHWM")}))
 
 
@@ -54,11 +55,11 @@ def _engine(folder: Path, config: RunConfig) -> Engine:
     """Return the engine of the plan beside the messages, or the task's on torch."""
     plan = folder / "model.plan"
     if plan.exists():
-        from fedkit.core.heap import return_large_blocks
+        from fedkit.core.heap import keep_small
         from fedkit.engine.plan.plan import load_plan
         from fedkit.engine.precision import plan_engine
 
-        return_large_blocks()  # as a real device does
+        keep_small()  # as a real device does
         return plan_engine(
             load_plan(plan),
             config.precision,

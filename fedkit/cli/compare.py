@@ -183,7 +183,7 @@ def _check(grid: Grid, todo: list[RunConfig], log: Console) -> None:
     with log.status("checking the cells"):
         for config in todo:
             try:
-                apart = config.model_copy(update={"seed": 0, "method": "dense", "density": 1.0})
+                apart = config.changed(seed=0, method="dense", density=1.0)
                 if apart not in scenarios:
                     scenarios[apart] = make_scenario(apart)
                     scenarios[apart].check()
@@ -285,17 +285,17 @@ def _progress(total: int, done: int, log: Console) -> Iterator[Callable[[], None
 
 
 def _file(folder: Path, config: RunConfig) -> Path:
-    return folder / f"{digest({'format': FORMAT, **config.model_dump()})[:16]}.json"
+    return folder / f"{digest({'format': FORMAT, **config.as_dict()})[:16]}.json"
 
 
 def _write(path: Path, config: RunConfig, row: Row) -> None:
-    cell = {"config": config.model_dump(), "row": row, "digest": digest(row)}
+    cell = {"config": config.as_dict(), "row": row, "digest": digest(row)}
     write_atomic(path, (json.dumps(cell, indent=2) + "\n").encode())
 
 
 def _read(path: Path, config: RunConfig) -> Row:
     try:
-        return read_cell(path, config.model_dump())
+        return read_cell(path, config.as_dict())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"the finished cell in {path} is damaged ({error}); remove that file, and the same "

@@ -318,7 +318,7 @@ def _provenance(checkpoint: Checkpoint, folder: RunFolder, form: Form) -> dict[s
         **({} if form.device is None else {"device": form.device}),
         **({"rewrites": form.rewrites} if form.rewrites else {}),
         "fedkit": __version__,
-        "config": checkpoint.config.model_dump(),
+        "config": checkpoint.config.as_dict(),
     }
 
 

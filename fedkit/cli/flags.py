@@ -47,11 +47,11 @@ def from_config(command: Callable[..., None]) -> Callable[..., None]:
     """
 
     def wrapper(**given: Any) -> None:
-        from fedkit.config import RunConfig, read_config
+        from fedkit.config import KEYS, read_config
 
         config = given.pop("config")
         values = read_config(Path(config)) if config else {}
-        for key in RunConfig.model_fields:
+        for key in KEYS:
             if (text := given.pop(key)) is not None:
                 values[key] = text
         command(values=values, **given)
@@ -70,12 +70,12 @@ def from_config(command: Callable[..., None]) -> Callable[..., None]:
 @functools.cache
 def _flags() -> tuple[click.Parameter, ...]:
     """Return `--config` and a flag per key, as typer makes them of a function's parameters."""
-    from fedkit.config import RunConfig
+    from fedkit.config import KEYS
 
     def keys(**given: Any) -> None: ...
 
     file = Annotated[Path | None, typer.Option(help="TOML file of these keys; flags override it")]
-    _sign(keys, [_parameter("config", file), *map(_flag, RunConfig.model_fields)])
+    _sign(keys, [_parameter("config", file), *map(_flag, KEYS)])
     app = typer.Typer(add_completion=False)
     app.command()(keys)
     return tuple(typer.main.get_command(app).params)
@@ -95,16 +95,16 @@ def make(values: Mapping[str, Any], quick: bool) -> RunConfig:
     if not config.backbone:
         return config
     # A server may run in another folder.
-    return config.model_copy(update={"backbone": str(Path(config.backbone).absolute())})
+    return config.changed(backbone=str(Path(config.backbone).absolute()))
 
 
 def _flag(key: str) -> inspect.Parameter:
-    from fedkit.config import RunConfig
+    from fedkit.config import KEYS
 
-    info = RunConfig.model_fields[key]
+    info = KEYS[key]
     option = typer.Option(
         help=f"{info.description} [default: {info.default!r}]",
-        metavar=_metavar(info.annotation),
+        metavar=_metavar(info.kind),
         rich_help_panel="Configuration (keys of --config)",
     )
     return _parameter(key, Annotated[str | None, option])

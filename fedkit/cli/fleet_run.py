@@ -48,7 +48,7 @@ def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, s
     if resume:
         folder = find_run(fleet.runs, resume)
         begun = RunFolder.open(folder)
-        config = make_config({**begun.config.model_dump(), **values})
+        config = make_config({**begun.config.as_dict(), **values})
         begun.check_same(config)
         if begun.is_held:
             say(
@@ -65,13 +65,13 @@ def run_fleet(fleet: Fleet, values: Mapping[str, Any], name: str, resume: str, s
             RunFolder.resume(folder, config)
     else:
         folder = fleet.runs / check_name(name or time.strftime("%Y%m%d-%H%M%S"))
-        config = make_config({**fleet.config.model_dump(), **values})
+        config = make_config({**fleet.config.as_dict(), **values})
         RunFolder.check_free(folder)
     _tell_other_app(fleet, say)
     scenario = server_scenario(config)
     scenario.check()
     given: dict[str, Value] = {
-        **config.model_dump(),
+        **config.as_dict(),
         "folder": str(folder),
         "resume": bool(resume),
         "expected": expected(fleet, scenario).text(),

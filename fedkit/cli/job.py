@@ -81,7 +81,7 @@ class Job:
         """Every run of the job: its config and its folder."""
         runs = [(self.config, self.path)]
         if self.with_dense:
-            dense = self.config.model_copy(update={"method": "dense", "density": 1.0})
+            dense = self.config.changed(method="dense", density=1.0)
             runs.append((dense, dense_folder(self.path)))
         return runs
 
@@ -128,7 +128,7 @@ def to_resume(name: str, out: Path, given: Mapping[str, Any]) -> tuple[RunConfig
     """
     folder = RunFolder.open(find_run(out, name))
     config = folder.config
-    folder.check_same(make_config({**config.model_dump(), **given}))
+    folder.check_same(make_config({**config.as_dict(), **given}))
     return config, folder.path
 
 
@@ -153,6 +153,8 @@ def run_job(job: Job, log: Console) -> dict[str, Any]:
     scenario.check()
     log.print(f"engine: {scenario.engine_notice}", soft_wrap=True, markup=False)
     log.print(f"weights: {scenario.reach.line(job.config.density)}", soft_wrap=True, markup=False)
+    if scenario.memory_notice:
+        log.print(f"memory: {scenario.memory_notice}", soft_wrap=True, markup=False)
     _warn(scenario.warnings, log)
     refusal = _refusal(scenario, job.asked, log)
     for name in job.logs:

@@ -6,15 +6,33 @@ import ctypes
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's malloc.h
 _LARGE = 128 << 10
+_small = False
+"""Whether this process is to be small, as `keep_small` asked."""
 
 
-def return_large_blocks() -> None:
+def keep_small() -> None:
     """Let every freed block of 128 kB or more go back to the system at once, for a small process.
 
     glibc begins so, but raises that limit up to 32 MB with the blocks it sees freed; from then on
     such blocks lie in its heap, and a small one behind them keeps them all. Elsewhere nothing
     happens. A process that makes and frees many large arrays, as torch does, pays with time.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _LARGE)
+    global _small
+    _small = True
+    _call("mallopt", _MMAP_THRESHOLD, _LARGE)
+
+
+def return_free_blocks() -> None:
+    """In a process that is to be small, give back what lies free between smaller blocks, too.
+
+    For moments after which much memory is taken at once, or none for long.
+    """
+    if _small:
+        _call("malloc_trim", 0)
+
+
+def _call(name: str, *numbers: int) -> None:
+    """Call a function of the C library, if this one has it."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*numbers)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
 from fedkit.core.errors import EngineError, FleetError, TaskError, WireError
+from fedkit.core.heap import return_free_blocks
 from fedkit.device.staying import completed, to_remember, with_own
-from fedkit.engine.base import Engine, measure
+from fedkit.engine.base import Engine, Resting, measure
 from fedkit.methods.interface import LocalRound, Method, Phase
 from fedkit.methods.registry import load_method
 from fedkit.methods.travel import Travel
@@ -72,6 +73,12 @@ class Device:
             count = len(self.examples)
             raise type(error)(f"device {self.index}, {count} example(s): {error}") from error
         return messages.narrow(reply, self.config.wire), memory
+
+    def rest(self) -> None:
+        """Give back what is kept for the next message, on a device for which that may take long."""
+        if isinstance(self.engine, Resting):
+            self.engine.rest()
+        return_free_blocks()
 
     @functools.cached_property
     def _method(self) -> Method:

@@ -183,6 +183,14 @@ class Replicable(Protocol):
         """Return an engine that computes the same, to the bit, and shares nothing that changes."""
 
 
+@runtime_checkable
+class Resting(Protocol):
+    """An engine that keeps memory between calls, to save time."""
+
+    def rest(self) -> None:
+        """Give it back; the next call takes it anew, and returns what it would have."""
+
+
 class Engine(Protocol):
     """Computes with one model on one device's data; every call is a pure function of its inputs."""
 

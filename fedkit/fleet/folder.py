@@ -195,7 +195,7 @@ def _write_fleet(fleet: Fleet, final: Path, config: RunConfig, app: Path) -> Non
     for folder in (fleet.server, fleet.runs, *map(fleet.device, range(fleet.devices))):
         folder.mkdir(parents=True)
     write_fleet_file(fleet)
-    _write_toml(fleet.path / "run.toml", config.model_dump())
+    _write_toml(fleet.path / "run.toml", config.as_dict())
     (fleet.server / "app").mkdir()
     for file in sorted(each for each in app.iterdir() if each.is_file()):
         shutil.copyfile(file, fleet.server / "app" / file.name)
@@ -357,7 +357,6 @@ _ON_A_DEVICE = (
     "flwr",
     "numpy",
     "prometheus-client",
-    "pydantic",
     "rich",
     "safetensors",
     "tomli-w",

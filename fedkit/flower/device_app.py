@@ -35,7 +35,7 @@ from flwr.app import Context
 
 from fedkit.config import RunConfig, make_config
 from fedkit.core.errors import ConfigError, DataError
-from fedkit.core.heap import return_large_blocks
+from fedkit.core.heap import keep_small
 from fedkit.device.data import Expected, check_trainable, load_examples
 from fedkit.device.held_out import device_of
 from fedkit.device.memory import DurableMemory
@@ -43,10 +43,13 @@ from fedkit.device.round import Device
 from fedkit.engine.base import Engine
 from fedkit.engine.plan.plan import load_plan, plan_digest
 from fedkit.engine.precision import describe, plan_engine
+from fedkit.engine.sparse.budget import budget
+from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.flower.client_app import in_context, make_client_app
 from fedkit.flower.run_config import EXPECTED_KEY, run_keys, run_name
 from fedkit.methods.interface import Phase
 from fedkit.methods.registry import resolve
+from fedkit.methods.travel import first_counts
 from fedkit.tasks.task import Examples, cross_entropy
 from fedkit.wire.messages import Packet
 
@@ -138,7 +141,7 @@ def _make_device(plan_path: str, data: str, index: int, config: RunConfig, expec
     examples = _examples(data, config, expected)
     if not plan_path:
         return device_of(index, examples, _engine_of_task(config, examples), config)
-    return_large_blocks()
+    keep_small()
     plan = load_plan(Path(plan_path))
     if expected:
         Expected.parse(expected).check_plan(plan_digest(plan))
@@ -148,6 +151,9 @@ def _make_device(plan_path: str, data: str, index: int, config: RunConfig, expec
         plan, config.precision, stored_bits=config.stored_bits, memory=config.memory_bytes
     )
     print(f"engine: {describe(engine)}", file=sys.stderr, flush=True)
+    if config.memory and isinstance(engine, SparseEngine):
+        planned = budget(engine, first_counts(config, engine), examples, config.batch_size)
+        print(f"memory: {planned.line()}", file=sys.stderr, flush=True)
     return device_of(index, examples, engine, config)
 
 
@@ -204,10 +210,14 @@ def _value(node: Mapping[str, Any], key: str) -> Any:
 
 def answer_in(device: Device, phase: Phase, request: Packet, context: Context) -> Packet:
     """Answer with the memory in the node's `state` folder, or in its context if it has none."""
-    if "state" not in context.node_config:
-        return in_context(device, phase, request, context)
-    folder = Path(_text(context.node_config, "state"))
-    return DurableMemory(folder, run_name(context.run_config)).answer(device.handle, phase, request)
+    try:
+        if "state" not in context.node_config:
+            return in_context(device, phase, request, context)
+        folder = Path(_text(context.node_config, "state"))
+        remembered = DurableMemory(folder, run_name(context.run_config))
+        return remembered.answer(device.handle, phase, request)
+    finally:
+        device.rest()
 
 
 app = make_client_app(device_from_context, answer_in)

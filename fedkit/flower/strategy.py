@@ -199,7 +199,7 @@ class _ConfiguredFleet(FlowerFleet):
 
     def records(self, packet: Packet) -> RecordDict:
         records = to_records(packet)
-        run = {RUN: json.dumps(self._config.model_dump())}
+        run = {RUN: json.dumps(self._config.as_dict())}
         records[CONFIG] = ConfigRecord({**self.train_config, **run})
         return records
 

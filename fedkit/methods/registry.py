@@ -72,4 +72,4 @@ def load_method(path: str) -> Method:
 
 def resolve(config: RunConfig) -> RunConfig:
     """Return the config with what its method fixes; every process of a run does this first."""
-    return config.model_copy(update=dict(load_method(config.method).settings))
+    return config.changed(**dict(load_method(config.method).settings))

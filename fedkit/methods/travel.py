@@ -15,6 +15,7 @@ from fedkit.config import RunConfig
 from fedkit.core.errors import ConfigError
 from fedkit.engine.base import Engine
 from fedkit.methods.interface import Method
+from fedkit.methods.schedule import kept_per_layer
 from fedkit.sparse.layout import Layout
 from fedkit.sparse.part import Part, chosen
 from fedkit.sparse.state import Masks
@@ -112,7 +113,17 @@ def opening_config(config: RunConfig, parts: Travel) -> RunConfig:
     """Return the config by which first masks are made: local layers are kept dense."""
     if not (own := parts.local.layout.prunable):
         return config
-    return config.model_copy(update={"exempt": ",".join((*config.exempt_layers, *own))})
+    return config.changed(exempt=",".join((*config.exempt_layers, *own)))
+
+
+def first_counts(config: RunConfig, engine: Engine) -> dict[str, int]:
+    """Return kept weights per layer of a run's first masks, before any noise.
+
+    Raises:
+        ConfigError: These layers cannot reach the density.
+    """
+    first = opening_config(config, Travel.of(config, engine))
+    return kept_per_layer(first, engine.layout.prunable_shapes)
 
 
 def check_dense(config: RunConfig, parts: Travel, masks: Masks) -> None:

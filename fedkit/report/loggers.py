@@ -116,7 +116,7 @@ class _TensorBoard:
         path = folder.path / "tensorboard"
         shutil.rmtree(path, ignore_errors=True)
         self._writer = SummaryWriter(str(path))
-        config = tomli_w.dumps(folder.config.model_dump())
+        config = tomli_w.dumps(folder.config.as_dict())
         text = "\n".join(f"    {line}" for line in config.splitlines())
         self._writer.add_text("config", text)
 
@@ -152,7 +152,7 @@ class _MLflow:
         self._forget(folder.path.name)
         run = self._client.create_run(self._experiment, run_name=folder.path.name)
         self._run = run.info.run_id
-        for key, value in folder.config.model_dump().items():
+        for key, value in folder.config.as_dict().items():
             self._client.log_param(self._run, key, value)
 
     def _forget(self, name: str) -> None:
@@ -190,7 +190,7 @@ class _WandB:
         self._run = wandb.init(
             project="fedkit",
             name=folder.path.name,
-            config=folder.config.model_dump(),
+            config=folder.config.as_dict(),
             settings=wandb.Settings(mode="offline", root_dir=str(folder.path), **_QUIET),
         )
         self._run.define_metric("*", step_metric="round")

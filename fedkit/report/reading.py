@@ -223,7 +223,7 @@ def _drawn(step: Step) -> list[str]:
 
 def _config(folder: RunFolder, missing: list[str]) -> dict[str, Any]:
     try:
-        return folder.config.model_dump()
+        return folder.config.as_dict()
     except CheckpointError as error:
         missing.append(f"config.toml: {error}")
         return {}

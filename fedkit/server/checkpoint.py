@@ -105,7 +105,7 @@ class RunFolder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             unnamed.mkdir()
-            write_atomic(unnamed / "config.toml", tomli_w.dumps(config.model_dump()).encode())
+            write_atomic(unnamed / "config.toml", tomli_w.dumps(config.as_dict()).encode())
             unnamed.rename(path)  # fails where another run took the name in the meantime
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
@@ -156,7 +156,7 @@ class RunFolder:
 
     def check_same(self, config: RunConfig) -> None:
         """Raise a `CheckpointError` that names the keys where this run has another value."""
-        old, new = self.config.model_dump(), config.model_dump()
+        old, new = self.config.as_dict(), config.as_dict()
         if other := [key for key in new if old[key] != new[key]]:
             raise CheckpointError(
                 f"the run in {self.path} has another {', '.join(other)}; a run goes on as it "

@@ -18,8 +18,8 @@ from fedkit.device.held_out import device_of
 from fedkit.device.round import Device
 from fedkit.engine.base import Engine
 from fedkit.methods.registry import load_method, resolve
-from fedkit.methods.schedule import kept_per_layer, local_training
-from fedkit.methods.travel import check_travel, opening_config
+from fedkit.methods.schedule import local_training
+from fedkit.methods.travel import check_travel, first_counts
 from fedkit.server.checkpoint import RunFolder
 from fedkit.server.device_metric import device_measure
 from fedkit.server.participation import check_participation
@@ -35,6 +35,8 @@ from fedkit.tasks.task import Examples, Task
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from fedkit.engine.sparse.engine import SparseEngine
 
 Split = Literal["train", "test"]
 
@@ -69,6 +71,36 @@ class Scenario:
     def engine(self) -> Engine:
         """The engine that server and devices of this process share; it keeps no state."""
         return self._engine[0]
+
+    @functools.cached_property
+    def server_engine(self) -> Engine:
+        """The same without a bound on memory: that is of devices, and the server trains dense."""
+        bounded = self._bounded
+        return self.engine if bounded is None else bounded.within(None)
+
+    @functools.cached_property
+    def memory_notice(self) -> str:
+        """What training within the run's memory does and takes; "" where nothing bounds it.
+
+        Raises:
+            EngineError: It does not fit.
+        """
+        from fedkit.engine.sparse.budget import budget
+
+        if (engine := self._bounded) is None or not self.devices:
+            return ""
+        largest = max(self.devices, key=len)
+        return budget(
+            engine, first_counts(self.config, engine), largest, self.config.batch_size
+        ).line()
+
+    @property
+    def _bounded(self) -> SparseEngine | None:
+        """The engine, where its memory is bounded."""
+        from fedkit.engine.sparse.engine import SparseEngine
+
+        engine = self.engine
+        return engine if isinstance(engine, SparseEngine) and engine.memory is not None else None
 
     @property
     def reach(self) -> Reach:
@@ -141,7 +173,7 @@ class Scenario:
 
     def server(self) -> Server:
         """Build the server."""
-        return Server(self.config, self.task, self.engine, self.test)
+        return Server(self.config, self.task, self.server_engine, self.test)
 
     def check(self) -> None:
         """Try what can be tried in a second, so that a bad run fails before it starts.
@@ -158,14 +190,15 @@ class Scenario:
         check_private(self.config, method)
         check_participation(self.config)
         engine = self.engine
-        parts = check_travel(self.config, method, engine)
+        check_travel(self.config, method, engine)
         _ = self.backbone
-        kept_per_layer(opening_config(self.config, parts), engine.layout.prunable_shapes)
+        first_counts(self.config, engine)
         how = local_training(self.config, epochs=1, lr=self.config.lr)
         device_measure(self.config, self.task)
         trained = [self.device(index).examples for index in range(len(self.devices))]
         whole = self.task.examples("train") if "train" in self.marks else self.server_data
-        try_task(self.task, engine, [self.test, *trained], how, whole)
+        try_task(self.task, self.server_engine, [self.test, *trained], how, whole)
+        _ = self.memory_notice
         self._check_steady()
 
     def _check_steady(self) -> None:
@@ -197,7 +230,7 @@ def with_model_named(config: RunConfig) -> RunConfig:
     model = load_task(config.task).model
     if config.model or not isinstance(model, str):
         return config
-    return config.model_copy(update={"model": model})
+    return config.changed(model=model)
 
 
 def server_scenario(config: RunConfig) -> Scenario:

@@ -7,7 +7,6 @@ convolution room for all its parts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,12 +21,10 @@ from fedkit.engine.plan.execution import (
     Narrow,
     Schedule,
     Step,
-    Wanted,
     Widen,
-    first_fit,
     keeping_argmax,
-    largest_first,
     lives_of,
+    tightly,
 )
 from fedkit.engine.plan.execution import touched as touched_by_engine
 from fedkit.engine.plan.structure import Plan
@@ -226,7 +223,7 @@ def placed(
         begin += _aligned(size)
     lives = lives_of(plan, schedule, touched)
     wanted = {key: (sizes(key), *life) for key, life in lives.items()}
-    places, peak = tightly(wanted)
+    places, peak = tightly(wanted, _ATTEMPTS)
     names = {
         key: begin + places[schedule.storage(key)]
         for step in schedule.steps
@@ -237,34 +234,3 @@ def placed(
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def least_peak(wanted: Wanted) -> int:
-    """Return the most bytes that are needed at a time, below which no placement gets."""
-    moments = {first for _, first, _ in wanted.values()}
-    return max(
-        sum(size for size, first, last in wanted.values() if first <= moment <= last)
-        for moment in moments
-    )
-
-
-def tightly(wanted: Wanted) -> tuple[dict[Key, int], int]:
-    """Give each storage an offset; return these and the bytes of all.
-
-    Each gets the lowest offset that is free, one after the other. Which order is best, nobody
-    knows: it begins with the largest, and what then ends last comes first in the next attempt.
-    """
-    order = largest_first(wanted)
-    best, least = dict[Key, int](), math.inf
-    limit = least_peak(wanted)
-    for _ in range(_ATTEMPTS // len(wanted)):
-        places = first_fit(wanted, order)
-        last = max(order, key=lambda key: places[key] + wanted[key][0])
-        peak = places[last] + wanted[last][0]
-        if peak < least:
-            best, least = places, peak
-        if peak == limit or order[0] == last:
-            break
-        order.remove(last)
-        order.insert(0, last)
-    return best, int(least)

@@ -4,10 +4,10 @@ import functools
 from typing import Any, get_args
 
 import pytest
-from pydantic.fields import FieldInfo
 
 from fedkit.bench.cell import DENSE_START_KEYS, dense_model, run_cell
-from fedkit.config import RunConfig, make_config
+from fedkit.config import KEYS, make_config
+from fedkit.core.config_keys import Key
 from fedkit.flower.client_app import MESSAGE_TYPES
 from fedkit.flower.wire import packet_bytes
 from fedkit.server.rounds import dense_start, run_rounds
@@ -72,13 +72,13 @@ def start(**changes: Any) -> bytes:
     return bits(dense_start(scenario.server(), scenario.server_data))
 
 
-def other(key: str, info: FieldInfo) -> str | float:
+def other(key: str, info: Key) -> str | float:
     """Some value that is not what `TINY` has."""
-    if choices := [c for c in get_args(info.annotation) if c not in (info.default, "natural-id")]:
+    if choices := [c for c in get_args(info.kind) if c not in (info.default, "natural-id")]:
         return str(choices[0])
-    if info.annotation is str:
+    if info.kind is str:
         return {"exempt": "first"}[key]
-    if info.annotation is int:
+    if info.kind is int:
         return int(TINY.get(key, info.default)) + (2 if key == "uplink_bits" else 1)
     return float(info.default) * 0.9
 
@@ -88,13 +88,11 @@ def other(key: str, info: FieldInfo) -> str | float:
     # Noise without clipping is refused.
     slow_but(
         ("density", "partition", "rounds"),
-        sorted(
-            RunConfig.model_fields.keys() - {*DENSE_START_KEYS, "method", "dp_noise", "dp_delta"}
-        ),
+        sorted(KEYS.keys() - {*DENSE_START_KEYS, "method", "dp_noise", "dp_delta"}),
     ),
 )
 def test_no_other_key_changes_the_dense_start(key: str) -> None:
-    changed = {key: other(key, RunConfig.model_fields[key])}
+    changed = {key: other(key, KEYS[key])}
     assert start(**changed) == start()
 
 

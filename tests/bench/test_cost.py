@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from fedkit.bench import cost
 from fedkit.bench.cost import Untrained, play
 from fedkit.bench.measured import DeviceCost, MeasuredFleet
-from fedkit.bench.replay import Recorded, device_memory, worth_replaying
+from fedkit.bench.replay import Recorded, device_memory, save_messages, worth_replaying
 from fedkit.config import RunConfig, make_config
 from fedkit.engine.choose import sparse_equivalent
 from fedkit.engine.flops import WeightUses, positions
@@ -25,6 +26,7 @@ from fedkit.tasks.digits import TASK
 from fedkit.tasks.task import Task
 from fedkit.wire import messages
 from fedkit.wire.messages import Packet
+from tests.fresh import HEAVY, imported_by
 from tests.sets import slow_but
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read where Linux tells it")
@@ -116,9 +118,20 @@ def first_message(engine: SparseEngine, every: int) -> Recorded:
 
 
 @linux
+def test_a_device_imports_little(tmp_path: Path) -> None:
+    """What it imports it holds as long as it lives; pydantic alone was 12 MB."""
+    task, engine, _ = parts()
+    data = task.train_data().take(np.arange(64))
+    save_messages(tmp_path, engine, config("fedtiny"), data, [first_message(engine, 50)])
+    found = imported_by(f"from fedkit.bench.replay_child import main\nmain({str(tmp_path)!r})")
+    assert {"numpy", "fedkit"} <= found
+    assert found & {*HEAVY, "pydantic", "scipy", "safetensors", "typer", "rich"} == set()
+
+
+@linux
 def test_replayed_messages_are_answered_in_a_process_of_its_own() -> None:
     task, engine, _ = parts()
-    run = config("snip").model_copy(update={"epochs": 1})
+    run = config("snip").changed(epochs=1)
     data, grown = task.train_data().take(np.arange(64)), []
     for every in (1, 50):
         measured = device_memory(engine, run, data, [first_message(engine, every)])

@@ -101,7 +101,7 @@ def test_a_run_without_a_server_says_so(folder: Path) -> None:
 
 def test_a_finished_run_is_left_as_it_is_and_a_damaged_file_is_named(folder: Path) -> None:
     config, fleet = open_fleet(folder).config, open_fleet(folder)
-    config = config.model_copy(update={"rounds": 1})
+    config = config.changed(rounds=1)
     scenario = server_scenario(config)
     done = RunFolder.create(fleet.runs / "done", config)
     state = scenario.engine.initial_state()

@@ -131,7 +131,7 @@ def test_a_device_that_does_not_fit_is_left_out_and_named(
 
 def test_a_run_that_needs_every_device_does_not_start(tmp_path: Path) -> None:
     scenario, nodes = odd(2, "this device holds data of task 'digits'")
-    settings = scenario.config.model_copy(update={"min_share": 1.0})
+    settings = scenario.config.changed(min_share=1.0)
     grid = ScriptedGrid(nodes)
     fleet = FlowerFleet(grid, settings, indices={100 + index: index for index in range(3)})
     with pytest.raises(FleetError, match="device 2: this device holds data of task 'digits'"):

@@ -320,7 +320,7 @@ def altered(packet: Packet, rng: np.random.Generator) -> Iterator[tuple[Packet, 
 @pytest.mark.parametrize("bits", [slow(0), 4])
 @pytest.mark.parametrize("count", slow_but((600,), (600, 10_000)))
 def test_of_many_altered_replies_none_gets_in(scenario: Any, count: int, bits: int) -> None:
-    config = CONFIG.model_copy(update={"uplink_bits": bits})
+    config = CONFIG.changed(uplink_bits=bits)
     device = replace(scenario.device(2), config=config)
     dense = empty(scenario)
     rng = np.random.default_rng(0)
@@ -363,7 +363,7 @@ def test_a_lie_that_fits_spoils_a_mean_but_no_robust_rule(robust: str) -> None:
 
     accuracies = {}
     for rule in ("mean", robust):
-        config = CONFIG.model_copy(update={"aggregation": rule, "epochs": 3})
+        config = CONFIG.changed(aggregation=rule, epochs=3)
         liars = make_scenario(config)
         grid = ScriptedGrid(client_nodes(liars))
         grid.nodes[102] = lying(grid.nodes[102], 2, turned)

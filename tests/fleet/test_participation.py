@@ -209,7 +209,7 @@ def test_who_is_waited_for_is_counted_where_nodes_are_not_known(
     nodes = client_nodes(scenario)
     nodes[100] = lambda message: None
     grid = ScriptedGrid(nodes)
-    fleet = FlowerFleet(grid, scenario.config.model_copy(update={"min_share": 0.3}))
+    fleet = FlowerFleet(grid, scenario.config.changed(min_share=0.3))
     grid.online.discard(101)
     model = whole_model(scenario.engine.initial_state())
     first = model.changed(lambda packet: Packet(packet.arrays, {**packet.numbers, "round": 1}))

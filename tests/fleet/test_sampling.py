@@ -104,7 +104,7 @@ def test_who_is_not_connected_is_not_chosen() -> None:
     grid = ScriptedGrid(client_nodes(scenario))
     grid.online.discard(102)
 
-    fleet = FlowerFleet(grid, scenario.config.model_copy(update={"deadline": 0.3}))
+    fleet = FlowerFleet(grid, scenario.config.changed(deadline=0.3))
     run(scenario, fleet)
     trained = [m.metadata.dst_node_id for m in grid.sent if m.metadata.message_type == "train"]
     assert 102 not in trained
@@ -281,7 +281,7 @@ def test_every_device_is_drawn_alike() -> None:
     counts = np.bincount(np.concatenate(found), minlength=20)
     assert np.abs(counts - 500).max() < 5 * np.sqrt(500)
     assert draws(how, 5) == draws(how, 5)
-    assert draws(how, 5) != draws(how.model_copy(update={"seed": 2}), 5)
+    assert draws(how, 5) != draws(how.changed(seed=2), 5)
 
 
 def test_all_devices_are_asked_where_nothing_else_is_said() -> None:
@@ -342,7 +342,7 @@ def test_traces_that_cannot_be_are_refused(lines: str, message: str, tmp_path: P
 def test_availability_that_is_none_is_refused_before_work(text: str) -> None:
     how = make_config({"devices": 3, "availability": text})
     with pytest.raises(ConfigError, match="availability is "):
-        make_scenario(how.model_copy(update={"task": "digits"})).check()
+        make_scenario(how.changed(task="digits")).check()
 
 
 def test_keys_that_do_not_go_together_are_refused() -> None:

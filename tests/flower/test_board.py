@@ -15,7 +15,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedkit.config import make_config
-from fedkit.core.errors import ConfigError, DataError, FedkitError, PlanError
+from fedkit.core.errors import ConfigError, DataError, EngineError, FedkitError, PlanError
 from fedkit.device.data import Expected
 from fedkit.device.round import Device
 from fedkit.engine.integer.engine import IntegerEngine
@@ -85,7 +85,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Boards:
 
 
 def context(node: dict[str, Any], **keys: Any) -> Context:
-    values = {**SERVER_KEYS, **CONFIG.model_dump(), **keys}
+    values = {**SERVER_KEYS, **CONFIG.as_dict(), **keys}
     return Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config=values)
 
 
@@ -112,6 +112,17 @@ def test_the_run_says_how_much_of_the_data_is_used(boards: Boards) -> None:
     assert len(few.examples) == 20
     every = device_from_context(context(boards.node(0), examples_per_device=0))
     assert len(every.examples) == 24
+
+
+def test_a_device_says_before_training_what_its_memory_allows(
+    boards: Boards, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device_from_context(context(boards.node(0), memory="2MB", seed=3))
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("engine: sparse") and "within 2 MB a step" in told[0]
+    assert told[1].startswith("memory: a step of 12 stores 32 bits and plans") and " ms" in told[1]
+    with pytest.raises(EngineError, match=r"memory is 0\.01 MB: give more"):
+        device_from_context(context(boards.node(0), memory="10kB", seed=4))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +197,7 @@ def one_class(share: Examples) -> Examples:
 def test_data_that_does_not_fit_the_plan_is_refused(
     boards: Boards, tmp_path: Path, change: Callable[[Examples], Examples], message: str
 ) -> None:
-    changed = change(make_scenario(CONFIG.model_copy(update={"examples_per_device": 0})).devices[0])
+    changed = change(make_scenario(CONFIG.changed(examples_per_device=0)).devices[0])
     np.savez(tmp_path / "odd.npz", inputs=changed.inputs, targets=changed.targets)
     node = {**boards.node(0), "data": str(tmp_path / "odd.npz")}
     with pytest.raises(DataError, match=message):
@@ -255,7 +266,7 @@ sys.stdout.buffer.write(pickle.dumps(replies))
 def test_the_client_app_answers_a_whole_run_without_torch(
     boards: Boards, without_torch: dict[str, str], changes: dict[str, Any]
 ) -> None:
-    run = {**CONFIG.model_dump(), **changes}
+    run = {**CONFIG.as_dict(), **changes}
     scenario, fleet = server_scenario(make_config(run)), Recording(boards.devices(**changes))
     assert len(list(run_rounds(scenario.server(), fleet, scenario.server_data))) == 4
     ended = subprocess.run(
@@ -311,7 +322,7 @@ def test_supernodes_without_torch_run_as_in_process_bit_for_bit(
     log = tmp_path / "log"
     with SuperLink(log) as link:
         start_nodes(link, boards, paths)
-        values = {**CONFIG.model_dump(), FOLDER_KEY: str(tmp_path / "flower")}
+        values = {**CONFIG.as_dict(), FOLDER_KEY: str(tmp_path / "flower")}
         link.run_app(BOARD, values).wait(HANG)
     assert (tmp_path / "flower" / "metrics.jsonl").is_file(), tail(log, 60)
 

@@ -72,7 +72,7 @@ def test_flower_run_equals_in_process_run_bit_for_bit(runs: tuple[RunFolder, Run
 @pytest.mark.slow
 def test_baselines_too_run_on_ray_as_in_process(tmp_path: Path) -> None:
     """A method that asks devices before training, and one whose masks come from devices."""
-    configs = {name: CONFIG.model_copy(update={"method": name}) for name in ("ssfl", "feddst")}
+    configs = {name: CONFIG.changed(method=name) for name in ("ssfl", "feddst")}
     with FlowerSimulation(tmp_path / "log") as simulation:
         for name, config in configs.items():
             simulation.submit(config, tmp_path / name, workers=2).wait(HANG)
@@ -122,7 +122,7 @@ def test_the_client_app_answers_what_every_kind_of_method_asks(
 ) -> None:
     """Whatever is kept on a device between rounds lives in Flower's context."""
     of_method = {"method": name, "rounds": 3, "adjust_every": 2, "adjust_stop": 3}
-    config = CONFIG.model_copy(update={**of_method, **changes})
+    config = CONFIG.changed(**{**of_method, **changes})
     scenario = make_scenario(config)
     here, apps = (
         list(run_rounds(scenario.server(), fleet, scenario.server_data))
@@ -157,9 +157,7 @@ def test_message_bytes_are_the_payload_and_a_small_envelope(
             assert 0 < envelope < 3000 * messages
 
 
-FAILING = CONFIG.model_copy(
-    update={"lr": 1e20, "epochs": 3, "server_epochs": 0, "sparse_epochs": 0}
-)
+FAILING = CONFIG.changed(lr=1e20, epochs=3, server_epochs=0, sparse_epochs=0)
 
 
 def test_a_failing_device_ends_the_run_with_its_reason(tmp_path: Path) -> None:
@@ -183,7 +181,7 @@ def test_the_apps_run_config_has_every_key_and_default(app: Path) -> None:
     settings = tomllib.loads((app / "pyproject.toml").read_text())
     keys = settings["tool"]["flwr"]["app"]["config"]
     own = {**SIMULATION_KEYS, "devices": 0} if app == APP else {}
-    assert keys == {**SERVER_KEYS, **RunConfig().model_dump(), **own}
+    assert keys == {**SERVER_KEYS, **RunConfig().as_dict(), **own}
 
 
 class RecordsFleet(LocalFleet):
@@ -200,7 +198,7 @@ class RecordsFleet(LocalFleet):
     "changes", [slow({}), slow({"wire": "fp16"}), {"precision": "int8", "uplink_bits": 4}], ids=str
 )
 def test_a_run_through_records_equals_one_without_bit_for_bit(changes: dict[str, Any]) -> None:
-    config = make_config({**CONFIG.model_dump(), **changes})
+    config = make_config({**CONFIG.as_dict(), **changes})
     scenario = make_scenario(config)
     devices = [scenario.device(index) for index in range(config.devices)]
     fleets = (LocalFleet(devices), RecordsFleet(devices))

@@ -243,7 +243,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
 
 
 def test_a_run_of_one_process_goes_on_through_flower(tmp_path: Path) -> None:
-    scenario = make_scenario(make_config(config(**SAMPLED).model_dump()))
+    scenario = make_scenario(make_config(config(**SAMPLED).as_dict()))
     whole = record(scenario, scenario.local_fleet(), tmp_path / "whole", lambda step: None)
 
     class StopError(Exception):

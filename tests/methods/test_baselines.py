@@ -72,7 +72,7 @@ def batch_gradients(engine: TorchEngine, state: ModelState, data: Examples) -> A
 def test_random_masks_have_their_own_layer_densities(name: str, distribution: str) -> None:
     other = {"uniform": "erk", "erk": "uniform"}[distribution]
     made = [case(name, distribution=other, seed=seed).opening for seed in (1, 1, 2)]
-    config = made[0].config.model_copy(update={"distribution": distribution})
+    config = made[0].config.changed(distribution=distribution)
     first, again, second = (METHODS[name].start(opening).state for opening in made)
     expected = kept_per_layer(config, made[0].engine.layout.prunable_shapes)
     assert count_kept(first.masks) == count_kept(second.masks) == expected

@@ -332,7 +332,7 @@ def test_a_model_that_the_folder_does_not_know_is_refused(
     for index in (-1, 3):
         with pytest.raises(ConfigError, match=f"device is {index}; the run has devices 0 to 2"):
             device_state(folder, last, scenario.engine, index)
-    common = replace(last, config=last.config.model_copy(update={"local": ""}))
+    common = replace(last, config=last.config.changed(local=""))
     with pytest.raises(ConfigError, match="keep no tensors of their own"):
         device_state(folder, common, scenario.engine, 0)
 

@@ -191,9 +191,7 @@ def test_each_device_is_drawn_by_a_chance_of_its_own_that_nobody_can_repeat() ->
     assert np.abs(found - wanted).max() < 6 * np.sqrt(wanted.max())
     times = np.bincount([d for each in drawn if each for d in each.order], minlength=20)
     assert np.abs(times - 1000).max() < 6 * np.sqrt(750)
-    assert choice(config.model_copy(update={"dp_clip": 0.0}), 1) == choice(
-        config.model_copy(update={"dp_clip": 0.0}), 1
-    )
+    assert choice(config.changed(dp_clip=0.0), 1) == choice(config.changed(dp_clip=0.0), 1)
     assert choice(sampled(5, 5), 1) is not None  # all of them, each time
     assert len(choice(sampled(5, 5), 1).order) == 5  # type: ignore[union-attr]
 
@@ -220,7 +218,7 @@ def test_the_sampled_mean_is_the_mechanism_that_epsilon_is_counted_for() -> None
 def test_a_round_that_asks_nobody_is_noise() -> None:
     config, sent = sampled(6, 2, dp_noise=0.0), model([1.0, 2.0])
     assert private_model(config, sent, []).weights["w"] == pytest.approx([1.0, 2.0])
-    noisy = private_model(config.model_copy(update={"dp_noise": 1.0}), sent, [])
+    noisy = private_model(config.changed(dp_noise=1.0), sent, [])
     assert distance(noisy, sent) > 0
 
 
@@ -380,7 +378,7 @@ def test_fedtiny_is_private_without_what_asks_devices() -> None:
     check_private(config, load_method("fedtiny"))
     for change in ({"selection": "adaptive"}, {"adjust_share": 0.1}, {"aggregation": "median"}):
         with pytest.raises(ConfigError):
-            check_private(config.model_copy(update=change), load_method("fedtiny"))
+            check_private(config.changed(**change), load_method("fedtiny"))
 
 
 @pytest.mark.parametrize("keys", [{"dp_noise": 2.0}, {"dp_delta": 1e-6}, {"dp_clip": 1e-20}])

@@ -144,7 +144,7 @@ def test_a_metrics_line_that_was_not_written_whole_is_written_again(tmp_path: Pa
 def test_another_config_is_refused_by_the_keys_that_differ(tmp_path: Path) -> None:
     scenario = make_scenario(make_config(SMALL))
     stop_at(1, scenario, tmp_path / "run")
-    other = scenario.config.model_copy(update={"density": 0.2, "seed": 9})
+    other = scenario.config.changed(density=0.2, seed=9)
     with pytest.raises(CheckpointError, match="has another seed, density; a run goes on as it"):
         RunFolder.resume(tmp_path / "run", other)
 

@@ -282,7 +282,7 @@ def test_nobody_there() -> None:
 
 def context_of(folder: TrainerFolder, address: str, config: RunConfig, **node: Any) -> Context:
     given: Any = {"device": 1, "trainer": str(folder.path), "microcontroller": address, **node}
-    keys = {name: value for name, value in config.model_dump().items()}
+    keys = {name: value for name, value in config.as_dict().items()}
     return Context(1, 2, given, RecordDict(), keys)
 
 
@@ -317,6 +317,6 @@ def test_a_node_with_a_microcontroller_is_a_device(
 def test_nodes_that_are_no_gateways(
     folder: TrainerFolder, node: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
-    config = CONFIG.model_copy(update=changes)
+    config = CONFIG.changed(**changes)
     with pytest.raises(ConfigError, match=message):
         device_from_context(context_of(folder, "socket://127.0.0.1:1", config, **node))

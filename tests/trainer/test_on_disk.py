@@ -15,11 +15,10 @@ from fedkit.bench.sparsetrain import random_batch
 from fedkit.core.errors import ExportError, FedkitError
 from fedkit.engine.base import LocalTraining
 from fedkit.engine.plan.capture import capture
-from fedkit.engine.plan.execution import Key
+from fedkit.engine.plan.execution import Key, least_peak, tightly
 from fedkit.tasks import losses
 from fedkit.trainer.emit import emit
 from fedkit.trainer.on_disk import load_trainer, save_trainer
-from fedkit.trainer.storage import least_peak, tightly
 from tests.trainer.compiled import (
     STRICT,
     Compiled,
@@ -180,7 +179,7 @@ def test_nothing_that_lives_at_a_time_overlaps() -> None:
             ("x", n): (int(rng.integers(1, 99)), int(begin), int(begin + rng.integers(0, 9)))
             for n, begin in enumerate(begins)
         }
-        places, peak = tightly(wanted)
+        places, peak = tightly(wanted, 20_000)
         assert peak >= least_peak(wanted)
         for moment in range(40):
             alive = sorted(

@@ -24,11 +24,10 @@ from fedkit.engine.ops.copy import (
 )
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import Plan, PlanOp, strict
+from fedkit.engine.plan.structure import Plan, PlanOp
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 
 
-@strict
 @dataclass(frozen=True)
 class Add(PlanOp):
     """target = read(left) + read(right), all of one shape."""

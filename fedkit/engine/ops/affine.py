@@ -15,14 +15,13 @@ from fedkit.engine.integer.numpy_backend import NumpyOp
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.function import MOST
-from fedkit.engine.plan.structure import OneSourceOp, Plan, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan
 from fedkit.engine.sparse.float_op import Floats, NumpyFloatOp
 from fedkit.graph import ir
 
 _MOST_SHIFT = 30
 
 
-@strict
 @dataclass(frozen=True)
 class Affine(OneSourceOp):
     """target[c] = scale[c] * read(source)[c] + shift[c], by numbers of float32."""

@@ -18,11 +18,10 @@ from fedkit.engine.integer.stepped_op import Step, SteppedOp
 from fedkit.engine.kernels.int_native import StepKind
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import OneSourceOp, Plan, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 
 
-@strict
 @dataclass(frozen=True)
 class Copy(OneSourceOp):
     """Write read(source) to the channels of target from `channel` on.

@@ -27,7 +27,7 @@ from fedkit.engine.kernels.structs import part, pointer
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.ops.take import Take
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import OneSourceOp, Pair, Plan, Shape, strict
+from fedkit.engine.plan.structure import OneSourceOp, Pair, Plan, Shape
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 from fedkit.graph import ir
 from fedkit.graph.pixel_blocks import Blocks, blocks_of, spread
@@ -35,7 +35,6 @@ from fedkit.graph.pixel_blocks import Blocks, blocks_of, spread
 Values = NDArray[Any]
 
 
-@strict
 @dataclass(frozen=True)
 class DepthToSpace(OneSourceOp):
     """Each pixel becomes a block of pixels, one channel after the other; their border is cut off.

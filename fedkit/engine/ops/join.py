@@ -16,7 +16,7 @@ from fedkit.engine.ops import put
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.ops.put import Put
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import Plan, PlanOp, Shape, strict
+from fedkit.engine.plan.structure import Plan, PlanOp, Shape
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 from fedkit.graph import ir
 from fedkit.graph.ops.concat import along_of
@@ -25,7 +25,6 @@ Axis = Literal["rows", "columns"]
 _AXES: Mapping[str, int] = {"rows": 1, "columns": 2}
 
 
-@strict
 @dataclass(frozen=True)
 class Join(PlanOp):
     """Write what is read of all parts to target, one behind the other along an axis."""

@@ -23,12 +23,11 @@ from fedkit.engine.kernels.int_native import StepKind
 from fedkit.engine.kernels.structs import Tensors, pointer
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import OneSourceOp, Pair, Plan, strict
+from fedkit.engine.plan.structure import OneSourceOp, Pair, Plan
 from fedkit.engine.plan.windows import window_problems
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 
 
-@strict
 @dataclass(frozen=True)
 class Pool(OneSourceOp):
     """target = the largest, the mean or the sum of each window of read(source).

@@ -16,13 +16,12 @@ from fedkit.engine.ops import put
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.ops.put import Put
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import OneSourceOp, Plan, Shape, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan, Shape
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 from fedkit.graph import ir
 from fedkit.graph.ops.transpose import axes_of
 
 
-@strict
 @dataclass(frozen=True)
 class Reorder(OneSourceOp):
     """Write read(source) with its axes in an order, and then in the shape of target.

@@ -16,7 +16,7 @@ from fedkit.engine.integer.integer_op import LEAST, IntegerFamily, IntegerOp, Sl
 from fedkit.engine.integer.numpy_backend import NumpyOp
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import OneSourceOp, Plan, Shape, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan, Shape
 from fedkit.engine.sparse.float_op import Floats, NumpyFloatOp, Workspace
 from fedkit.graph import ir
 from fedkit.graph.linear import between
@@ -26,7 +26,6 @@ _POINT = 14
 """Bits behind the point of a distance, in integers."""
 
 
-@strict
 @dataclass(frozen=True)
 class ResizeLinear(OneSourceOp):
     """target[c, y, x] = what is read of the source at rows[y], columns[x], between its places."""

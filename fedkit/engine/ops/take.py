@@ -20,7 +20,7 @@ from fedkit.engine.integer.numpy_backend import NumpyOp
 from fedkit.engine.kernels import int_native, native
 from fedkit.engine.ops.family import Example, Family
 from fedkit.engine.plan.execution import Contribution
-from fedkit.engine.plan.structure import OneSourceOp, Plan, Shape, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan, Shape
 from fedkit.engine.sparse.float_op import Call, FloatOp, Workspace
 from fedkit.graph import ir
 from fedkit.graph.places import places_of
@@ -32,7 +32,6 @@ Places = NDArray[np.int32]
 List = tuple[int, ...] | None
 
 
-@strict
 @dataclass(frozen=True)
 class Take(OneSourceOp):
     """target[c, y, x] = read(source)[from_channels[c], from_rows[y], from_columns[x]].

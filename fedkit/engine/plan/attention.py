@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fedkit.engine.plan.structure import Plan, PlanOp, strict
+from fedkit.engine.plan.structure import Plan, PlanOp
 
 _MOST = 2.0**127
 
 
-@strict
 @dataclass(frozen=True)
 class AttentionOp(PlanOp):
     """target = read(value) softmax(scale * read(key)^T read(query)), for each head.

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fedkit.engine.plan.layer_norm import BlocksOfExample
-from fedkit.engine.plan.structure import OneSourceOp, Plan, Shape, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan, Shape
 
 
-@strict
 @dataclass(frozen=True)
 class ChannelNorm(OneSourceOp):
     """target = weight * (read(source) - mean) / deviation + bias, over the channels of each place.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.plan.structure import OneSourceOp, Pair, Plan, PlanOp, strict
+from fedkit.engine.plan.structure import OneSourceOp, Pair, Plan, PlanOp
 from fedkit.engine.plan.windows import window_problems
 from fedkit.graph.phases import phases, reach
 
@@ -111,7 +111,6 @@ def are_alike(ops: Iterable[PlanOp]) -> bool:
     return len(found) == 1 and None not in found
 
 
-@strict
 @dataclass(frozen=True)
 class Conv(Convolution):
     """target = weight * read(source) + bias, zeros around the read values.
@@ -149,7 +148,6 @@ class Conv(Convolution):
         yield from window_problems(source, target, self, self.dilation)
 
 
-@strict
 @dataclass(frozen=True)
 class TransposedConv(Convolution):
     """The part of a transposed convolution that computes: one of stride 1 over what is read.

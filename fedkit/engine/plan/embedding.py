@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fedkit.engine.plan.structure import OneSourceOp, Plan, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan
 
 
-@strict
 @dataclass(frozen=True)
 class Embedding(OneSourceOp):
     """target[c, 0, t] = table[input[t], c]: tokens become vectors.

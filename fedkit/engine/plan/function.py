@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fedkit.engine.plan.structure import OneSourceOp, Plan, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan
 
 Kind = Literal[
     "sigmoid",
@@ -42,7 +42,6 @@ _LEAST = 2.0**-126
 """The smallest normal float32: what is divided by is no less."""
 
 
-@strict
 @dataclass(frozen=True)
 class FunctionOp(OneSourceOp):
     """target = f(read(source)), value by value.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fedkit.engine.plan.structure import LayerKind, OneSourceOp, Plan, Shape, strict
+from fedkit.engine.plan.structure import LayerKind, OneSourceOp, Plan, Shape
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,6 @@ class ExampleNorm(OneSourceOp):
                 )
 
 
-@strict
 @dataclass(frozen=True)
 class LayerNorm(ExampleNorm):
     """target = weight * (read(source) - mean) / deviation + bias, over all of an example at once.
@@ -152,7 +151,6 @@ class LayerNorm(ExampleNorm):
         return [shape, *of_series, *([(channels,)] if (height, width) == (1, 1) else [])]
 
 
-@strict
 @dataclass(frozen=True)
 class GroupNorm(ExampleNorm):
     """The same over each group of channels of an example; with one of a channel, an instance norm.

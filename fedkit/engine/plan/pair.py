@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fedkit.engine.plan.structure import Plan, PlanOp, Shape, strict
+from fedkit.engine.plan.structure import Plan, PlanOp, Shape
 
 Kind = Literal["mul", "sub", "add-gate"]
 """In the order of `enum pair_kind` of pair.h. Sums of equal shapes are an `Add`, whose gradients
@@ -15,7 +15,6 @@ may share memory."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-@strict
 @dataclass(frozen=True)
 class PairOp(PlanOp):
     """target = read(left) * read(right), or their difference or sum.

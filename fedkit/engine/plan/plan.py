@@ -9,25 +9,24 @@ of keys; a reader accepts no byte but those that `save_plan` writes.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict
 from pathlib import Path
-from typing import Annotated, Any, Union
-
-from pydantic import Field, TypeAdapter, ValidationError
+from typing import Any, cast
 
 from fedkit.core.errors import PlanError, TaskError
 from fedkit.core.files import read_whole, write_atomic
+from fedkit.core.text import cut
+from fedkit.core.typed import Typed, TypedError
 from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.plan.conv import are_alike
-from fedkit.engine.plan.structure import VERSION, Plan, StoredTensor, stored_shape, strict
+from fedkit.engine.plan.structure import VERSION, Plan, PlanOp, StoredTensor, stored_shape
 from fedkit.graph.ir import LARGEST_SIZE
-from fedkit.tasks.losses import LOSSES, PLAIN
+from fedkit.tasks.losses import LOSSES, PLAIN, Loss
 
 _AGAIN = "capture the model again"
 _MOST_WEIGHTS = 2**30
@@ -35,23 +34,10 @@ _MOST_WEIGHTS = 2**30
 
 # The file
 
-_AnyOp: Any = Annotated[
-    Union[tuple(dict.fromkeys(family.op for family in FAMILIES.values()))],  # noqa: UP007
-    Field(discriminator="kind"),
-]
-_AnyLoss: Any = Annotated[Union[tuple(LOSSES.values())], Field(discriminator="kind")]  # noqa: UP007
+_TYPED = Typed({PlanOp: {kind: family.op for kind, family in FAMILIES.items()}, Loss: LOSSES})
 
 _LEFT_OUT = {"loss": PLAIN, "output_dims": 1}
 """Fields that the file lacks where they have these values, as all plans once had."""
-
-
-@strict
-@dataclass(frozen=True)
-class _File(Plan):
-    """A plan whose ops, and whose loss, are told from others by their kind."""
-
-    ops: tuple[_AnyOp, ...]
-    loss: _AnyLoss = PLAIN
 
 
 def save_plan(plan: Plan, path: Path) -> None:
@@ -88,11 +74,6 @@ def load_plan(path: Path) -> Plan:
     return plan
 
 
-@functools.cache
-def _reader() -> TypeAdapter[_File]:
-    return TypeAdapter(_File)
-
-
 def _read(path: Path) -> bytes:
     try:
         return read_whole(path)
@@ -113,11 +94,11 @@ def _parse(data: bytes) -> Plan:
             f"the file or {_AGAIN}"
         )
     try:
-        return Plan(**vars(_reader().validate_json(json.dumps(content))))
-    except ValidationError as error:
+        return cast(Plan, _TYPED.read(Plan, content))
+    except TypedError as error:
         raise PlanError(_first_field(error)) from error
     except TaskError as error:  # a loss checks its own values
-        raise PlanError(f"{_cut(str(error), 300)}; {_AGAIN}") from error
+        raise PlanError(f"{cut(str(error), 300)}; {_AGAIN}") from error
 
 
 def _content(data: bytes) -> dict[str, Any]:
@@ -154,15 +135,10 @@ def _render(content: dict[str, Any]) -> bytes:
     return (json.dumps({**content, "sha256": _digest(content)}) + "\n").encode()
 
 
-def _first_field(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    value, reason = _cut(repr(first["input"]), 60), _cut(first["msg"].lower(), 300)
-    return f"field {place} is {value}: {reason}; {_AGAIN}"
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def _first_field(error: TypedError) -> str:
+    place = cut(".".join(map(str, error.place)), 200)
+    value = "missing" if error.found is MISSING else cut(repr(error.found), 60)
+    return f"field {place} is {value}: {cut(error.rule, 300)}; {_AGAIN}"
 
 
 # The rules

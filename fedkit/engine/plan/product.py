@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fedkit.engine.plan.structure import Plan, PlanOp, strict
+from fedkit.engine.plan.structure import Plan, PlanOp
 
 
-@strict
 @dataclass(frozen=True)
 class Product(PlanOp):
     """target[n, row, m] = sum over k of read(left)[k, row, m] * read(right)[n, row, k].

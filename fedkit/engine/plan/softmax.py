@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fedkit.engine.plan.structure import OneSourceOp, Plan, strict
+from fedkit.engine.plan.structure import OneSourceOp, Plan
 
 
-@strict
 @dataclass(frozen=True)
 class SoftmaxOp(OneSourceOp):
     """target[c] = exp(read(source)[c]) / sum of that over the channels, at each place."""

@@ -12,12 +12,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkit.engine.plan.structure import Plan, PlanOp, strict
+from fedkit.engine.plan.structure import Plan, PlanOp
 
 Floats = NDArray[np.float32]
 
 
-@strict
 @dataclass(frozen=True)
 class Spread(PlanOp):
     """target = values, the same for each example.

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import ConfigDict, with_config
-
 from fedkit.sparse.layout import Layout
 from fedkit.tasks.losses import PLAIN, Loss
 
@@ -38,11 +36,6 @@ def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape, 1, 1) if len(shape) == 1 else shape
 
 
-strict = with_config(ConfigDict(strict=True, extra="forbid"))
-"""Decorates every dataclass that is part of the file: no value is converted, no key unknown."""
-
-
-@strict
 @dataclass(frozen=True)
 class Norm:
     """A batch normalisation over (examples, height, width), per channel.
@@ -68,7 +61,6 @@ class Norm:
         return f"{self.name}.running_mean", f"{self.name}.running_var"
 
 
-@strict
 @dataclass(frozen=True)
 class StoredTensor:
     """A stored tensor. It holds RAW values; norm, then activation, are applied at every READ.
@@ -182,7 +174,6 @@ sources = attrgetter("sources")
 """What an op reads: the function of 0.1, for its old path until 0.2."""
 
 
-@strict
 @dataclass(frozen=True)
 class Plan:
     """A model, captured.

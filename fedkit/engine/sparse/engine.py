@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import EngineError
+from fedkit.core.heap import return_free_blocks
 from fedkit.engine.base import (
     STATISTICS_BATCH,
     GradientSums,
@@ -29,6 +30,7 @@ from fedkit.engine.plan.structure import Plan
 from fedkit.engine.planned import PlannedEngine
 from fedkit.engine.running import BatchStatistics, RunningStatistics
 from fedkit.engine.sparse.float_op import Mode
+from fedkit.engine.sparse.output_loss import loss_of_outputs
 from fedkit.engine.sparse.program import SparseProgram
 from fedkit.engine.sparse.stored import STORED_BITS
 from fedkit.sparse.packed import packed
@@ -37,7 +39,12 @@ from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
 from fedkit.tasks.task import Examples
 
-_EVALUATION_BATCH = 64
+EVALUATION_BATCH = 64
+"""Most examples that are evaluated at a time."""
+
+_EVALUATION_BYTES = 4 << 20
+"""Activations that an evaluation may take for more examples than it must take together."""
+
 _TILE = 1 << 14
 
 
@@ -88,6 +95,17 @@ class SparseEngine(PlannedEngine):
         """See `Replicable.replica`."""
         replica = copy.copy(self)
         replica._network, replica._programs = None, {}
+        return replica
+
+    def rest(self) -> None:
+        """See `Resting.rest`."""
+        self._programs.clear()
+        self._network = None
+
+    def within(self, memory: int | None) -> SparseEngine:
+        """Return a replica whose steps may take so many bytes; None: what they need."""
+        replica = self.replica()
+        replica.memory = memory
         return replica
 
     def initial_state(self) -> ModelState:
@@ -153,11 +171,10 @@ class SparseEngine(PlannedEngine):
 
     def loss(self, state: ModelState, examples: Examples) -> float:
         """See `Engine.loss`."""
-        program, mean = self._evaluation(state, examples.inputs), MeanLoss(self.plan.loss)
-        for order in even_batches(np.arange(len(examples)), program.batch):
-            program.forward(examples.inputs, order)
+        mean = MeanLoss(self.plan.loss)
+        for order, outputs in self._evaluated(state, examples.inputs):
             targets = examples.targets[order]
-            mean.add(program.loss(targets), targets)
+            mean.add(loss_of_outputs(self.plan, self.kernels, outputs, targets), targets)
         return mean.value
 
     def outputs(self, state: ModelState, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -168,10 +185,8 @@ class SparseEngine(PlannedEngine):
         self, state: ModelState, inputs: NDArray[np.float32]
     ) -> Iterator[NDArray[np.float32]]:
         """See `Engine.output_batches`."""
-        program = self._evaluation(state, inputs)
-        for order in even_batches(np.arange(len(inputs)), program.batch):
-            program.forward(inputs, order)
-            yield program.outputs()
+        for _, outputs in self._evaluated(state, inputs):
+            yield outputs
 
     def top_gradients(
         self, state: ModelState, examples: Examples, amounts: Mapping[str, int]
@@ -279,6 +294,7 @@ class SparseEngine(PlannedEngine):
             self._programs.clear()
             self._programs[key] = self._within_memory(self._network, mode, batch, trained)
             self._planned = {key: batch}
+            return_free_blocks()  # before a step touches its arena
         self._network.load(state)
         return self._programs[key]
 
@@ -286,19 +302,46 @@ class SparseEngine(PlannedEngine):
         self, network: Network, mode: Mode, batch: int, trained: frozenset[str] | None
     ) -> SparseProgram:
         """Return a program that takes no more memory than it may."""
+        if mode == "evaluate":
+            return self._evaluating(network, batch)
         made = fewer = self._smallest(network, mode, batch, trained)
         while not self._fits(fewer) and fewer.batch > 1:
             fewer = self._smallest(network, mode, fewer.batch // 2, trained)
-        if mode == "evaluate":  # whose outputs do not depend on how many are computed together
-            made = fewer
-        if self.memory is None or self._fits(made):
+        if self._fits(made):
             return made
-        hint = f"; {fewer.batch} at a time fit" if fewer.batch > 1 else ""
-        raise EngineError(
-            f"{made.batch} examples need {made.memory.peak / 1e6:.1f} MB with all that is stored "
-            f"in {made.stored_bits} bits, and memory is {self.memory / 1e6:.1f} MB{hint}. Give "
-            "more (--memory), or fewer examples (--batch-size, --adjust-examples)"
+        hint = f"; a batch of {fewer.batch} fits" if self._fits(fewer) else ""
+        raise self._too_much(made, hint)
+
+    def _too_much(self, made: SparseProgram, hint: str = "") -> EngineError:
+        assert self.memory is not None
+        advice = "give more (--memory)"
+        if made.mode == "train":
+            stored = f", with all that is stored in {made.stored_bits} bits"
+            advice += ", or fewer examples (--batch-size, --adjust-examples)"
+        else:
+            stored = " to evaluate" if made.mode == "evaluate" else " for statistics of norms"
+        return EngineError(
+            f"a batch of {made.batch} needs {made.memory.peak / 1e6:.3g} MB{stored}; memory is "
+            f"{self.memory / 1e6:.3g} MB{hint}: {advice}"
         )
+
+    def _evaluating(self, network: Network, batch: int) -> SparseProgram:
+        """Return a program of as few examples as keep all threads busy, or more in a cache.
+
+        Outputs do not depend on how many are computed together.
+        """
+        for tiles in (self._threads, 1):
+            least = tiles * network.kernels.lanes
+            made = SparseProgram(network, "evaluate", min(batch, least), self._threads)
+            if self._fits(made):
+                break
+        else:
+            raise self._too_much(made)
+        many = min(batch, least * (_EVALUATION_BYTES // max(1, made.memory.activations)))
+        if many > made.batch:
+            more = SparseProgram(network, "evaluate", many, self._threads)
+            return more if self._fits(more) else made
+        return made
 
     def _smallest(
         self, network: Network, mode: Mode, batch: int, trained: frozenset[str] | None
@@ -314,11 +357,27 @@ class SparseEngine(PlannedEngine):
     def _fits(self, program: SparseProgram) -> bool:
         return self.memory is None or program.memory.peak <= self.memory
 
-    def _evaluation(self, state: ModelState, inputs: NDArray[np.float32]) -> SparseProgram:
-        program = self.program(state, "evaluate", min(_EVALUATION_BATCH, len(inputs)))
+    def _evaluated(
+        self, state: ModelState, inputs: NDArray[np.float32]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Yield which examples a batch has, and what the model returns for them."""
+        program = self.program(state, "evaluate", min(EVALUATION_BATCH, len(inputs)))
         for norm in program.network.norms.values():
             norm.use_running(state)
-        return program
+        for order in even_batches(np.arange(len(inputs)), EVALUATION_BATCH):
+            begins = range(0, len(order), program.batch)
+            parts = (order[begin : begin + program.batch] for begin in begins)
+            yield order, np.concatenate([_outputs(program, inputs, part) for part in parts])
+
+
+def _outputs(
+    program: SparseProgram, inputs: NDArray[np.float32], order: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return what a model that evaluates returns, whose examples do not know of each other."""
+    # Whole tiles take no longer, and what is always as many needs no new calls.
+    whole = min(-len(order) % program.kernels.lanes, program.batch - len(order))
+    program.forward(inputs, np.pad(order, (0, whole), "edge"))
+    return program.outputs()[: len(order)]
 
 
 def _batch_statistics(network: Network, examples: int) -> BatchStatistics:

@@ -11,7 +11,7 @@ import itertools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from ctypes import byref, c_double, c_float, c_int64, c_void_p
+from ctypes import byref, c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +57,10 @@ from fedkit.engine.sparse.float_op import (
     SummedVector,
 )
 from fedkit.engine.sparse.one_call import Team, Walk
+from fedkit.engine.sparse.output_loss import has_kernel, in_lanes, kernel_loss
 from fedkit.engine.sparse.stored import StoredValues, saves, stored_floats
 from fedkit.sparse.state import ModelState
 from fedkit.tasks.lazy_array import loaded
-from fedkit.tasks.losses import PLAIN
 
 _LINE = 16
 _HUGE = 1 << 19
@@ -357,39 +357,22 @@ class SparseProgram:
             EngineError: The targets are not such as the loss takes, or not as many as the examples.
         """
         check_targets(self.plan, targets, self._examples)
-        if self._has_loss_kernel:
-            targets = np.ascontiguousarray(targets, np.int64)
+        if has_kernel(self.plan):
             output = self.tensors[self.plan.output]
-            if self.plan.output_dims == 1:
-                return float(self.kernels.cross_entropy(byref(output), c_void_p(pointer(targets))))
-            return self._loss_of_places(targets)
+            run = self._run_over_tiles
+            return kernel_loss(self.plan, self.kernels, output, targets, self.tiles, run)
         loss, gradient = self.plan.loss.gradient(self.outputs().astype(np.float64), targets)
         if self.mode == "train":
             self._set_gradient(gradient)
         return loss
 
-    @property
-    def _has_loss_kernel(self) -> bool:
-        """Whether C computes the loss; the others are few numbers, and numpy's."""
-        return self.plan.loss == PLAIN
-
-    def _loss_of_places(self, targets: NDArray[np.int64]) -> float:
-        """Return the mean cross-entropy of all places of all examples, and make its gradient."""
-        sums = np.zeros(self.tiles)
-        arguments = byref(self.tensors[self.plan.output]), c_void_p(pointer(targets))
-        share = c_double(1 / targets.size)
-        of_sums = c_void_p(pointer(sums))
-        call = self.shared(self.kernels.place_losses, self.tiles, *arguments, of_sums, share)
-        self._walk([(None, call)]).run()
-        return float(sums.sum() / targets.size)
+    def _run_over_tiles(self, kernel: native.Kernel, *arguments: Any) -> None:
+        self._walk([(None, self.shared(kernel, self.tiles, *arguments))]).run()
 
     def _set_gradient(self, gradient: NDArray[np.float64]) -> None:
         """Take the gradient of the output, [n, ...]; that of lanes without an example is 0."""
         tiles = self.lanes("g", self.plan.output)
-        rows = np.zeros((len(tiles) * self.kernels.lanes, *tiles.shape[1:-1]), np.float32)
-        with np.errstate(over="ignore"):
-            rows[: len(gradient)] = gradient.reshape(-1, *rows.shape[1:])
-        tiles[:] = np.moveaxis(rows.reshape(len(tiles), -1, *rows.shape[1:]), 1, -1)
+        tiles[:] = in_lanes(gradient.reshape(-1, *tiles.shape[1:-1]), self.kernels.lanes)
 
     def backward(self, before: Callable[[int], None] | None = None) -> None:
         """Compute `gradient` for the batch whose loss was taken.

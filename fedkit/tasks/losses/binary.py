@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.reals import Reals, exp, log
-from fedkit.tasks.losses.definition import PerElement, like, number, numbers, strict
+from fedkit.tasks.losses.definition import PerElement, like, number, numbers
 from fedkit.tasks.targets import describe, first_example
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@strict
 @dataclass(frozen=True)
 class BCEWithLogits(PerElement):
     """Binary cross-entropy of each output, a logit; targets are 0 .. 1, of the outputs' shape.

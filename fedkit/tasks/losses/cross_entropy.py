@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.reals import Reals, exp, log
-from fedkit.tasks.losses.definition import Loss, numbers, parts, strict
+from fedkit.tasks.losses.definition import Loss, numbers, parts
 from fedkit.tasks.targets import describe, first_example
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ _NOBODY = -100
 """torch's `ignore_index` where none is wanted; no class has this index."""
 
 
-@strict
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
     """Softmax cross-entropy: the mean over examples, or over the places of all maps.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, with_config
 
 from fedkit.core.errors import TaskError
 from fedkit.core.reals import Reals
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from torch import Tensor
-
-strict = with_config(ConfigDict(strict=True, extra="forbid"))
-"""Decorates every loss, as a plan file holds it: no value is converted, no key unknown."""
-
 
 _PART = 1 << 14
 """Numbers that are computed with at once."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.reals import Reals, exp, log
-from fedkit.tasks.losses.definition import Loss, not_positive, strict
+from fedkit.tasks.losses.definition import Loss, not_positive
 from fedkit.tasks.targets import describe
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ class InBatch(Loss):
         return ()
 
 
-@strict
 @dataclass(frozen=True)
 class TripletMargin(InBatch):
     """Mean of max(0, margin + d(a, p) - d(a, n)) over all triplets of a batch; 0 if it has none.
@@ -102,7 +101,6 @@ class TripletMargin(InBatch):
         return total / count, slopes / count
 
 
-@strict
 @dataclass(frozen=True)
 class InfoNCE(InBatch):
     """Cross-entropy that picks an example's own class among the others of its batch.

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from fedkit.core.reals import Reals
-from fedkit.tasks.losses.definition import PerElement, like, not_positive, strict
+from fedkit.tasks.losses.definition import PerElement, like, not_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@strict
 @dataclass(frozen=True)
 class MSE(PerElement):
     """Mean of squared differences; targets are numbers of the outputs' shape."""
@@ -35,7 +34,6 @@ class MSE(PerElement):
         return np.square(difference), 2.0 * difference
 
 
-@strict
 @dataclass(frozen=True)
 class L1(PerElement):
     """Mean of absolute differences; targets are numbers of the outputs' shape."""
@@ -55,7 +53,6 @@ class L1(PerElement):
         return np.abs(difference), np.sign(difference)
 
 
-@strict
 @dataclass(frozen=True)
 class Huber(PerElement):
     """Mean of d^2 / 2 for differences up to `delta`, beyond of delta * (|d| - delta / 2).
@@ -85,7 +82,6 @@ class Huber(PerElement):
         return inner * (size - inner / 2), slope
 
 
-@strict
 @dataclass(frozen=True)
 class SmoothL1(PerElement):
     """Mean of d^2 / (2 beta) for differences below `beta`, beyond of |d| - beta / 2.

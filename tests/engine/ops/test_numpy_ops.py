@@ -23,7 +23,7 @@ from fedkit.engine.ops.registry import FAMILIES
 from fedkit.engine.plan.conv import Conv
 from fedkit.engine.plan.execution import Contribution
 from fedkit.engine.plan.plan import verify
-from fedkit.engine.plan.structure import Norm, Plan, PlanOp, StoredTensor, strict
+from fedkit.engine.plan.structure import Norm, Plan, PlanOp, StoredTensor
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.sparse.float_op import Floats, NumpyFloatOp, Workspace
 from fedkit.sparse.state import ModelState
@@ -34,7 +34,6 @@ from tests.engine.sparse.gradients import by_program, by_torch, worst
 from tests.naive import plan as naive
 
 
-@strict
 @dataclass(frozen=True)
 class Gate(PlanOp):
     """target = read(value) * read(gate), of one shape."""

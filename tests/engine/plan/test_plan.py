@@ -332,7 +332,7 @@ WRONG_FIELDS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"color": 1}, "field color is 1: "),
     ({"weights": {"a": [1.5]}}, "field weights.a.0 is 1.5: "),
     ({"tensors": [{"shape": [1, 2]}]}, "field tensors.0.shape.2 is "),
-    ({"ops": [{"kind": "over"}]}, "field ops.0 is {'kind': 'over'}: input tag 'over' found"),
+    ({"ops": [{"kind": "over"}]}, "field ops.0 is {'kind': 'over'}: its kind should be one of "),
     ({"ops": [{"kind": "copy", "source": 1}]}, "field ops.0.copy.target is "),
 )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedkit.core.errors import EngineError, FleetError
-from fedkit.engine.base import LocalTraining
+from fedkit.engine.base import LocalTraining, Resting
 from fedkit.engine.kernels import network
 from fedkit.engine.sparse import engine as module
 from fedkit.engine.sparse import program
@@ -483,6 +483,26 @@ def test_tensors_share_memory() -> None:
     assert evaluation.activations < tensors / 4
     assert evaluation.gradients == evaluation.optimiser == 0
     assert training.peak == sum(vars(training).values())
+
+
+def test_an_engine_at_rest_holds_nothing_and_computes_the_same() -> None:
+    reference, engine = engines(RESNET, SHAPE)
+    state, data = pruned(reference.initial_state(), 0.7), examples(8, SHAPE)
+    first, loss = engine.train(state, data, HOW, 0)
+    gc.collect()
+    gc.disable()
+    try:
+        program = weakref.ref(engine.program(state, "train", 8))
+        network = weakref.ref(engine.program(state, "train", 8).network)
+        assert isinstance(engine, Resting)
+        engine.rest()
+        assert program() is None and network() is None
+    finally:
+        gc.enable()
+    again, same = engine.train(state, data, HOW, 0)
+    assert loss == same
+    for name, value in first.weights.items():
+        np.testing.assert_array_equal(again.weights[name], value)
 
 
 def test_a_new_program_replaces_the_old_one_at_once() -> None:
