@@ -175,8 +175,7 @@ INLINE void sink_forward(const struct sink *s, int row, const place_t *place, co
 /* Pass gradients through the activation of what is read, and sum them for its norm. `x` and `out` are
  * those of the row. */
 INLINE void finish_slots(const struct sink *s, const struct reading *how, int row, const float *x,
-                          float *out, const place_t *place, const vec *acc, int pixels,
-                         enum lie lie) {
+                         float *out, const place_t *place, const vec *acc, int pixels, enum lie lie) {
     const vec mean = vec_set1(s->sums ? s->tensor->mean[row] : 0.0f);
     vec first = vec_zero(), second = vec_zero();
     for (int j = 0; j < pixels; j++) {
