@@ -87,6 +87,9 @@ class _Told:
                 text = os.read(0, 65536)
                 self._text += text
                 pause = 0.0 if text else 0.01
+        # On a busy machine it may be gone before this process heard a word.
+        while select.select([0], [], [], 0)[0] and (text := os.read(0, 65536)):
+            self._text += text
 
     def all(self, kind: str) -> list[str]:
         """Return what was told of a kind and not taken back."""

@@ -38,6 +38,32 @@ with supervise.temporary_folder("fedkit-test-") as folder:
 """
 
 
+UNHEARD = """
+import os, signal, subprocess, sys
+script, folder = sys.argv[1:]
+command = [sys.executable, "-I", "-S", script, str(os.getpid()), "a-mark-that-nobody-carries"]
+watcher = subprocess.Popen(command, stdin=subprocess.PIPE)
+os.kill(watcher.pid, signal.SIGSTOP)
+watcher.stdin.write(f"folder {folder}\\n".encode())
+watcher.stdin.flush()
+print(watcher.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_said_before_anybody_listened_is_heard(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    command = [sys.executable, "-c", UNHEARD, watch.__file__, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        watcher = int(process.stdout.readline())
+        process.wait()
+        os.kill(watcher, signal.SIGCONT)
+        wait_for(lambda: not folder.exists())
+
+
 @pytest.mark.parametrize(
     "number",
     slow_but(
