@@ -133,18 +133,6 @@ INLINE vec pool_argmax(const struct pool *p, const struct reading *how, const fl
     return found;
 }
 
-INLINE void argmax_store(uint8_t *to, vec found) {
-    float lane[LANES];
-    vec_store(lane, found);
-    for (int l = 0; l < LANES; l++) to[l] = (uint8_t)(int32_t)lane[l];
-}
-
-INLINE vec argmax_load(const uint8_t *from) {
-    float lane[LANES];
-    for (int l = 0; l < LANES; l++) lane[l] = (float)from[l];
-    return vec_load(lane);
-}
-
 void NAME(pool_forward)(const struct pool *p, int first, int last) {
     for (int tile = first; tile < last; tile++) {
         for (int c = 0; c < p->source->channels; c++) {
@@ -157,7 +145,7 @@ void NAME(pool_forward)(const struct pool *p, int first, int last) {
                     const vec value = pool_window(p, &how, x, w);
                     vec_store(p->target->x + at, value);
                     if (p->argmax)
-                        argmax_store(p->argmax + at, pool_argmax(p, &how, x, w, value));
+                        vec_to_bytes(p->argmax + at, pool_argmax(p, &how, x, w, value));
                 }
             }
         }
@@ -208,7 +196,7 @@ void NAME(pool_backward)(const struct pool *p, int first, int last) {
                     if (!p->maximum)
                         spread_sum(p, w, raw, to);
                     else if (p->argmax)
-                        spread_maximum(p, w, argmax_load(p->argmax + at), raw, to);
+                        spread_maximum(p, w, vec_of_bytes(p->argmax + at), raw, to);
                     else
                         spread_maximum(p, w, pool_argmax(p, &how, x, w, pool_window(p, &how, x, w)),
                                        raw, to);

@@ -152,35 +152,8 @@ INLINE vec stored_value(int parts, const struct stored_vecs *grid, vec code) {
     return vec_min(vec_add(least, vec_mul(vec_sub(code, first), step)), most);
 }
 
-/* Two pixels of a plane, whose codes begin at `codes`. */
-INLINE void stored_put(uint8_t *codes, int bits, int pixel, vec even, vec odd) {
-    const ptrdiff_t at = (ptrdiff_t)pixel * LANES;
-    if (bits == 16) {
-        vec_to_words((uint16_t *)codes + at, even);
-        vec_to_words((uint16_t *)codes + at + LANES, odd);
-    } else if (bits == 8) {
-        vec_to_bytes(codes + at, even);
-        vec_to_bytes(codes + at + LANES, odd);
-    } else {
-        vec_to_nibbles(codes + at / 2, even, odd);
-    }
-}
-
-INLINE void stored_take(const uint8_t *codes, int bits, int pixel, vec *even, vec *odd) {
-    const ptrdiff_t at = (ptrdiff_t)pixel * LANES;
-    if (bits == 16) {
-        *even = vec_of_words((const uint16_t *)codes + at);
-        *odd = vec_of_words((const uint16_t *)codes + at + LANES);
-    } else if (bits == 8) {
-        *even = vec_of_bytes(codes + at);
-        *odd = vec_of_bytes(codes + at + LANES);
-    } else {
-        vec_of_nibbles(codes + at / 2, even, odd);
-    }
-}
-
-/* The last pixel of an odd number: it has codes of its own. */
-INLINE void stored_put_last(uint8_t *codes, int bits, int pixel, vec code) {
+/* A pixel of a plane whose codes begin at `codes`; of 4 bits, the last one of an odd number. */
+INLINE void stored_put_one(uint8_t *codes, int bits, int pixel, vec code) {
     const ptrdiff_t at = (ptrdiff_t)pixel * LANES;
     if (bits == 16)
         vec_to_words((uint16_t *)codes + at, code);
@@ -190,7 +163,7 @@ INLINE void stored_put_last(uint8_t *codes, int bits, int pixel, vec code) {
         vec_to_nibbles(codes + at / 2, code, vec_zero());
 }
 
-INLINE vec stored_take_last(const uint8_t *codes, int bits, int pixel) {
+INLINE vec stored_take_one(const uint8_t *codes, int bits, int pixel) {
     const ptrdiff_t at = (ptrdiff_t)pixel * LANES;
     vec code, none;
     if (bits == 16) return vec_of_words((const uint16_t *)codes + at);
@@ -199,12 +172,31 @@ INLINE vec stored_take_last(const uint8_t *codes, int bits, int pixel) {
     return code;
 }
 
+/* Two neighbours, of which the first has an even number. */
+INLINE void stored_put(uint8_t *codes, int bits, int pixel, vec even, vec odd) {
+    if (bits == 4) {
+        vec_to_nibbles(codes + (ptrdiff_t)pixel * LANES / 2, even, odd);
+        return;
+    }
+    stored_put_one(codes, bits, pixel, even);
+    stored_put_one(codes, bits, pixel + 1, odd);
+}
+
+INLINE void stored_take(const uint8_t *codes, int bits, int pixel, vec *even, vec *odd) {
+    if (bits == 4) {
+        vec_of_nibbles(codes + (ptrdiff_t)pixel * LANES / 2, even, odd);
+        return;
+    }
+    *even = stored_take_one(codes, bits, pixel);
+    *odd = stored_take_one(codes, bits, pixel + 1);
+}
+
 /* Write the same code for a whole plane. */
 INLINE void stored_fill_plane(int bits, int plane, float code, uint8_t *codes) {
     const vec all = vec_set1(code);
     int i = 0;
     for (; i + 2 <= plane; i += 2) stored_put(codes, bits, i, all, all);
-    if (i < plane) stored_put_last(codes, bits, i, all);
+    if (i < plane) stored_put_one(codes, bits, i, all);
 }
 
 /* Write the codes of a plane. `parts` and `bits` are constants where this is inlined. */
@@ -225,7 +217,20 @@ INLINE void stored_narrow_plane(const struct reading *how, int parts, const stru
     if (i == plane) return;
     stored_draw(low, high, counter, &even, &odd);
     even = stored_code(how, parts, &vecs, vec_load(x + (ptrdiff_t)i * LANES), even);
-    stored_put_last(codes, bits, i, even);
+    stored_put_one(codes, bits, i, even);
+}
+
+/* Choose the grid of a plane, and write its codes. */
+INLINE void stored_make_plane(const struct reading *how, int parts, struct grid *grid, int bits,
+                              uint64_t key, uint32_t counter, int plane, const float *x,
+                              uint8_t *codes) {
+    stored_range(how, parts, x, plane, grid);
+    const int only = stored_only_part(grid);
+    stored_grid(grid, bits);
+    if (only >= 0)
+        stored_fill_plane(bits, plane, (float)grid->first[only], codes);
+    else
+        stored_narrow_plane(how, parts, grid, bits, key, counter, plane, x, codes);
 }
 
 /* Write what the codes of a plane stand for. */
@@ -240,7 +245,7 @@ INLINE void stored_widen_plane(int parts, const struct grid *grid, int bits, int
         vec_store(x + (ptrdiff_t)(i + 1) * LANES, stored_value(parts, &vecs, odd));
     }
     if (i == plane) return;
-    even = stored_take_last(codes, bits, i);
+    even = stored_take_one(codes, bits, i);
     vec_store(x + (ptrdiff_t)i * LANES, stored_value(parts, &vecs, even));
 }
 
@@ -256,17 +261,9 @@ INLINE void stored_narrow_of(const struct stored *s, int parts, int bits, int fi
         for (int c = 0; c < t->channels; c++) {
             const ptrdiff_t number = (ptrdiff_t)tile * t->channels + c;
             const struct reading how = reading_of(t, c);
-            const float *x = t->x + plane_offset(t, tile, c);
-            struct grid *grid = &s->grids[number];
-            stored_range(&how, parts, x, t->plane, grid);
-            const int only = stored_only_part(grid);
-            uint8_t *codes = stored_codes(s, number, bits);
-            stored_grid(grid, bits);
-            if (only >= 0)
-                stored_fill_plane(bits, t->plane, (float)grid->first[only], codes);
-            else
-                stored_narrow_plane(&how, parts, grid, bits, key, stored_counter(number, t->plane),
-                                    t->plane, x, codes);
+            stored_make_plane(&how, parts, &s->grids[number], bits, key,
+                              stored_counter(number, t->plane), t->plane,
+                              t->x + plane_offset(t, tile, c), stored_codes(s, number, bits));
         }
     }
 }

@@ -81,13 +81,10 @@ static inline void tensor_narrow(const struct tensor *t, uint64_t step_key, int 
     uint8_t *codes = (uint8_t *)(ranges + 2 * parts * t->channels);
     for (int c = 0; c < t->channels; c++, ranges += 2 * parts) {
         const struct reading how = reading_of(t, c);
-        const float *x = t->x + plane_offset(t, 0, c);
         struct grid grid;
-        stored_range(&how, parts, x, t->plane, &grid);
-        stored_grid(&grid, BITS);
+        stored_make_plane(&how, parts, &grid, BITS, key, stored_counter(c, t->plane), t->plane,
+                          t->x + plane_offset(t, 0, c), codes + c * stored_bytes(t->plane, BITS));
         for (int p = 0; p < parts; p++) ranges[2 * p] = grid.least[p], ranges[2 * p + 1] = grid.most[p];
-        stored_narrow_plane(&how, parts, &grid, BITS, key, stored_counter(c, t->plane), t->plane, x,
-                            codes + c * stored_bytes(t->plane, BITS));
     }
 }
 
