@@ -102,7 +102,7 @@ def touched(plan: Plan, step: Step) -> list[Key]:
     Besides, by the number of an op,
 
     - ("scratch", op): the padded inputs of a convolution, and its sums, in the forward pass
-    - ("in", op), ("out", op): its padded inputs and gradients in the backward pass
+    - ("in", op), ("out", op): a few padded inputs, and all padded gradients, in the backward pass
     - ("sums", op): sums of the gradient that it finishes
     - ("turned", op): its weights in the order of the backward pass, if it runs dense
 
@@ -182,10 +182,10 @@ class StorageSizes:
     def _of_layer(self, kind: str, layer: Layer) -> int:
         geometry = layer.geometry
         most = max(geometry.source[0], geometry.target[0])
-        inputs = 0 if reads_plain(self.plan, geometry.op) else geometry.tile_in
+        packs = not reads_plain(self.plan, geometry.op)
         return {
-            "scratch": inputs + most * _VECTORS_OF_SUMS * self.lanes,
-            "in": inputs,
+            "scratch": packs * geometry.tile_in + most * _VECTORS_OF_SUMS * self.lanes,
+            "in": packs * geometry.tile_few,
             "out": geometry.tile_out,
             "sums": geometry.source[0] * _VECTORS_OF_SUMS * self.lanes,
             "turned": _turned(layer),

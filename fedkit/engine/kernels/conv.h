@@ -45,12 +45,17 @@ INLINE float *padded_row(float *plane, const struct padding *p, int y) {
 struct part {
     int tile, tiles, lines;
     int64_t examples;
-    float *in, *out;           /* padded planes in scratch */
+    float *in, *out;           /* padded planes in scratch; of the inputs a few in the backward pass */
     struct sums *sums;
     const float *x;            /* the source's values */
     float *values;             /* room for these where they are stored in few bits, or NULL */
     float *plane;              /* room for a plane of source or target */
 };
+
+/* Whether inputs are packed before gradients of weights are summed, and not where they should be. */
+INLINE int packs_inputs(const struct conv *conv, const struct part *p) {
+    return !conv->direct || (conv->source->stored && !p->values);
+}
 
 /* One channel of the source's values in a tile of the part. */
 INLINE const float *source_plane(const struct conv *conv, const struct part *p, int tile, int c) {
@@ -59,19 +64,23 @@ INLINE const float *source_plane(const struct conv *conv, const struct part *p, 
     return p->x + plane_offset(t, tile, c);
 }
 
-static void pack_values(const struct conv *conv, const struct part *p, int tile, float *to) {
-    const struct tensor *t = conv->source;
-    for (int c = 0; c < t->channels; c++, to += padded_plane(&conv->in)) {
-        if (!conv->used_in[c]) continue;
-        const struct reading how = reading_of(t, c);
-        const float *x = source_plane(conv, p, tile, c);
-        pack_frame(to, &conv->in, conv->in_height, conv->in_width);
-        for (int y = 0; y < conv->in_height; y++) {
-            float *row = padded_row(to, &conv->in, y);
-            for (int i = 0; i < conv->in_width; i++, x += LANES)
-                vec_store(row + i * LANES, read_value(&how, vec_load(x)));
-        }
+static void pack_values(const struct conv *conv, const struct part *p, int tile, int c, float *to) {
+    const struct reading how = reading_of(conv->source, c);
+    const float *x = source_plane(conv, p, tile, c);
+    pack_frame(to, &conv->in, conv->in_height, conv->in_width);
+    for (int y = 0; y < conv->in_height; y++) {
+        float *row = padded_row(to, &conv->in, y);
+        for (int i = 0; i < conv->in_width; i++, x += LANES)
+            vec_store(row + i * LANES, read_value(&how, vec_load(x)));
     }
+}
+
+/* The channels first .. last - 1. */
+static void pack_inputs(const struct conv *conv, const struct part *p, int first, int last) {
+    float *to = p->in;
+    for (int tile = 0; tile < p->tiles; tile++)
+        for (int c = first; c < last; c++, to += padded_plane(&conv->in))
+            if (conv->used_in[c]) pack_values(conv, p, tile, c, to);
 }
 
 /* `room` is one for a plane. */
@@ -90,12 +99,6 @@ static void pack_gradients(const struct conv *conv, int tile, float *room, float
                 vec_store(row + i * LANES, raw_gradient(&how, vec_load(g), vec_load(x)));
         }
     }
-}
-
-static void pack_inputs(const struct conv *conv, const struct part *p) {
-    if (conv->direct) return;
-    for (int t = 0; t < p->tiles; t++)
-        pack_values(conv, p, t, p->in + t * conv->source->channels * padded_plane(&conv->in));
 }
 
 static void pack_outputs(const struct conv *conv, const struct part *p) {
@@ -406,22 +409,40 @@ static void return_row(const struct returning *r, int slots, float *gradient) {
 
 /* -- weights ---------------------------------------------------------------------------------- */
 
+/* Input channels that are packed at a time. Their taps are a whole number of blocks, and their planes
+ * stay in a cache while those of all gradients go by. */
+#define FEW 6
+
+#if FEW % PX
+#error "a block takes PX taps"
+#endif
+
+/* Some input channels of a group, as a convolution reads them. */
+struct inputs {
+    const float *x;
+    ptrdiff_t tile;            /* floats of one */
+    int first, count;          /* within the group */
+};
+
 /* Add to a block of `rows` x `taps` gradients. One sum each: that is enough sums, and makes every
  * gradient the same number whatever block it falls into. */
-INLINE void weights_block(const struct conv *conv, const float *in, const float *out, int lines,
+INLINE void weights_block(const struct conv *conv, const struct inputs *in, const float *out, int tiles,
                           const place_t *offset, float *gradient, int rows, int taps) {
     const ptrdiff_t plane = padded_plane(&conv->out);
+    const place_t *line_out = conv->line_out;
     vec acc[ROWS][PX];
     for (int r = 0; r < rows; r++)
         for (int k = 0; k < taps; k++) acc[r][k] = vec_zero();
-    for (int line = 0; line < lines; line++) {
-        const float *x = in + conv->line_in[line], *d = out + conv->line_out[line];
-        for (int i = 0; i < conv->line_length; i++, d += LANES, x += conv->stride) {
-            vec value[PX];
-            for (int k = 0; k < taps; k++) value[k] = vec_load(x + offset[k]);
-            for (int r = 0; r < rows; r++) {
-                const vec g = vec_load(d + r * plane);
-                for (int k = 0; k < taps; k++) acc[r][k] = vec_fma(g, value[k], acc[r][k]);
+    for (int tile = 0; tile < tiles; tile++) {
+        for (int line = 0; line < conv->lines; line++) {
+            const float *x = in->x + tile * in->tile + conv->line_in[line], *d = out + *line_out++;
+            for (int i = 0; i < conv->line_length; i++, d += LANES, x += conv->stride) {
+                vec value[PX];
+                for (int k = 0; k < taps; k++) value[k] = vec_load(x + offset[k]);
+                for (int r = 0; r < rows; r++) {
+                    const vec g = vec_load(d + r * plane);
+                    for (int k = 0; k < taps; k++) acc[r][k] = vec_fma(g, value[k], acc[r][k]);
+                }
             }
         }
     }
@@ -433,32 +454,62 @@ INLINE void weights_block(const struct conv *conv, const float *in, const float 
     }
 }
 
-INLINE void weights_rows(const struct conv *conv, const float *in, const float *out, int lines,
+INLINE void weights_rows(const struct conv *conv, const struct inputs *in, const float *out, int tiles,
                          float *gradient, int rows) {
+    const int area = conv->full_taps * conv->groups / conv->source->channels;
+    const int taps = in->count * area;
     int k = 0;
-    for (; k + PX <= conv->full_taps; k += PX)
-        weights_block(conv, in, out, lines, conv->full_offset + k, gradient + k, rows, PX);
-    for (; k < conv->full_taps; k++)
-        weights_block(conv, in, out, lines, conv->full_offset + k, gradient + k, rows, 1);
+    gradient += in->first * area;
+    for (; k + PX <= taps; k += PX)
+        weights_block(conv, in, out, tiles, conv->full_offset + k, gradient + k, rows, PX);
+    for (; k < taps; k++)
+        weights_block(conv, in, out, tiles, conv->full_offset + k, gradient + k, rows, 1);
+}
+
+/* Add what some inputs give to the gradients of the rows first .. last - 1, [last - first][full_taps]. */
+static void weights_of(const struct conv *conv, const struct part *p, const struct inputs *in,
+                       int first, int last, float *gradient) {
+    const float *out = p->out + first * padded_plane(&conv->out);
+    int left = last - first;
+    for (; left >= ROWS; left -= ROWS) {
+        weights_rows(conv, in, out, p->tiles, gradient, ROWS);
+        out += ROWS * padded_plane(&conv->out);
+        gradient += (ptrdiff_t)ROWS * conv->full_taps;
+    }
+    for (; left; left--) {
+        weights_rows(conv, in, out, p->tiles, gradient, 1);
+        out += padded_plane(&conv->out);
+        gradient += conv->full_taps;
+    }
+}
+
+/* The same for all inputs of a group: where they lie, or packed a few at a time. */
+static void weights_group(const struct conv *conv, const struct part *p, int group, int first,
+                          int last, float *gradient) {
+    const int channels = conv->source->channels / conv->groups, begin = group * channels;
+    struct inputs in = {p->x + (ptrdiff_t)begin * conv->source->plane * LANES,
+                        plane_offset(conv->source, 1, 0), 0, channels};
+    if (!packs_inputs(conv, p)) {
+        weights_of(conv, p, &in, first, last, gradient);
+        return;
+    }
+    in.x = p->in;
+    for (; in.first < channels; in.first += FEW) {
+        in.count = channels - in.first < FEW ? channels - in.first : FEW;
+        in.tile = in.count * padded_plane(&conv->in);
+        pack_inputs(conv, p, begin + in.first, begin + in.first + in.count);
+        weights_of(conv, p, &in, first, last, gradient);
+    }
 }
 
 /* Add to all gradients of the rows first .. last - 1, into [last - first][full_taps]. */
-static void weights_dense(const struct conv *conv, const float *in, const float *out, int lines,
-                          int first, int last, float *gradient) {
-    const ptrdiff_t plane = padded_plane(&conv->out);
+static void weights_dense(const struct conv *conv, const struct part *p, int first, int last,
+                          float *gradient) {
     const int outputs = conv->target->channels / conv->groups;
-    const int inputs = conv->source->channels / conv->groups;
     for (int row = first; row < last;) {
-        int group = row / outputs, left = (group + 1) * outputs - row;
-        const float *x = in + group * inputs * padded_plane(&conv->in);
-        float *to = gradient + (ptrdiff_t)(row - first) * conv->full_taps;
-        if (left > last - row) left = last - row;
-        int rows = left >= ROWS ? ROWS : 1;
-        if (rows == ROWS)
-            weights_rows(conv, x, out + row * plane, lines, to, ROWS);
-        else
-            weights_rows(conv, x, out + row * plane, lines, to, 1);
-        row += rows;
+        const int group = row / outputs, next = (group + 1) * outputs, end = next < last ? next : last;
+        weights_group(conv, p, group, row, end, gradient + (ptrdiff_t)(row - first) * conv->full_taps);
+        row = end;
     }
 }
 
@@ -479,11 +530,13 @@ static void bias_gradients(const struct conv *conv, const float *out, int lines,
 /* Whether a part's values are made at once where they are stored in few bits: a dense layer reads them
  * all at every pixel, and the planes of several tiles are short. Else channel by channel. */
 INLINE int widens_parts(const struct conv *conv) {
-    return conv->source->stored && (!conv->forward.first || conv->direct || conv->tiles_per_part > 1);
+    return conv->source->stored && (!conv->forward.first || conv->tiles_per_part > 1);
 }
 
+/* A part in the forward pass: sums, then the padded inputs, unless they are read where they lie. */
 INLINE struct part part_of(const struct conv *conv, int number, float *scratch) {
     struct part p;
+    memset(&p, 0, sizeof p);
     p.tile = number * conv->tiles_per_part;
     p.tiles = conv->tiles - p.tile;
     if (p.tiles > conv->tiles_per_part) p.tiles = conv->tiles_per_part;
@@ -494,16 +547,24 @@ INLINE struct part part_of(const struct conv *conv, int number, float *scratch) 
                                                                : conv->target->channels;
     p.x = conv->source->x + plane_offset(conv->source, p.tile, 0);
     p.in = (float *)(p.sums + most);
+    return p;
+}
+
+/* A part in the backward pass: sums, the padded gradients of the outputs, room for the values of the
+ * source, for a few padded inputs, and for a plane. */
+INLINE struct part part_back(const struct conv *conv, int number, float *scratch) {
+    struct part p = part_of(conv, number, scratch);
+    const int few = conv->source->channels / conv->groups;
+    float *free = p.in + conv->tiles_per_part * conv->target->channels * padded_plane(&conv->out);
     p.out = p.in;
-    if (conv->direct)
-        p.in = (float *)p.x;
-    else
-        p.out += conv->tiles_per_part * conv->source->channels * padded_plane(&conv->in);
-    p.plane = p.out + conv->tiles_per_part * conv->target->channels * padded_plane(&conv->out);
-    p.values = NULL;
-    if (!widens_parts(conv)) return p;
-    p.values = p.plane;
-    p.plane += conv->tiles_per_part * plane_offset(conv->source, 1, 0);
+    if (widens_parts(conv)) {
+        p.values = free;
+        free += conv->tiles_per_part * plane_offset(conv->source, 1, 0);
+    }
+    p.in = free;
+    if (packs_inputs(conv, &p))
+        free += conv->tiles_per_part * (few < FEW ? few : FEW) * padded_plane(&conv->in);
+    p.plane = free;
     return p;
 }
 
@@ -515,7 +576,6 @@ static void widen_part(const struct conv *conv, struct part *p) {
         for (int c = 0; c < t->channels; c++)
             stored_plane(t->stored, p->tile + tile, c, p->values + plane_offset(t, tile, c));
     p->x = p->values;
-    if (conv->direct) p->in = p->values;
 }
 
 static struct sink sink_of(const struct tensor *t, const struct part *p, float *base, int wanted,
@@ -541,8 +601,8 @@ void NAME(conv_forward)(const struct conv *conv, int first, int last, float *scr
         const struct tensor *t = conv->target;
         struct sink sink = sink_of(t, &p, t->x, conv->statistics, conv->forward.slots);
         sink.forward = 1;
-        pack_inputs(conv, &p);
-        gather_forward(conv, p.in, p.tiles * conv->forward.slots, &sink);
+        if (!conv->direct) pack_inputs(conv, &p, 0, conv->source->channels);
+        gather_forward(conv, conv->direct ? p.x : p.in, p.tiles * conv->forward.slots, &sink);
         if (!conv->statistics) continue;
         for (int c = 0; c < t->channels; c++) {
             store_moments(t->sums + 2 * ((ptrdiff_t)number * t->channels + c), &p.sums[c],
@@ -587,9 +647,7 @@ static void return_gradients(const struct conv *conv, const struct part *p, cons
 
 /* Both for a dense layer. */
 static void add_dense(const struct conv *conv, const struct part *p, float *gradient) {
-    if (!gradient) return;
-    pack_inputs(conv, p);
-    weights_dense(conv, p->in, p->out, p->lines, 0, conv->target->channels, gradient);
+    if (gradient) weights_dense(conv, p, 0, conv->target->channels, gradient);
 }
 
 static void give_dense(const struct conv *conv, const struct part *p, const struct sink *sink) {
@@ -609,7 +667,7 @@ static void store_part(const struct conv *conv, const struct sink *sink, int num
 void NAME(conv_backward)(const struct conv *conv, int first, int last, float *scratch,
                          float *gradient, float *bias_gradient) {
     for (int number = first; number < last; number++) {
-        struct part p = part_of(conv, number, scratch);
+        struct part p = part_back(conv, number, scratch);
         if (gradient || conv->finish) widen_part(conv, &p);
         pack_outputs(conv, &p);
         if (bias_gradient) bias_gradients(conv, p.out, p.lines, bias_gradient);
@@ -624,17 +682,16 @@ void NAME(conv_backward)(const struct conv *conv, int first, int last, float *sc
     }
 }
 
-/* Write the gradients of ALL weights of the rows first .. last - 1, kept or not, into
- * gradient [last - first][full_taps]. The target's gradient is finished. */
-void NAME(conv_full_gradient)(const struct conv *conv, int first, int last, float *scratch,
-                              float *gradient) {
-    memset(gradient, 0, (size_t)(last - first) * (size_t)conv->full_taps * sizeof(float));
-    for (int number = 0; number * conv->tiles_per_part < conv->tiles; number++) {
-        struct part p = part_of(conv, number, scratch);
+/* Add what the parts first_part .. last_part - 1 give to the gradients of ALL weights of the rows
+ * first .. last - 1, kept or not: to `gradient` [last - first][full_taps]. The target's gradient is
+ * finished. */
+void NAME(conv_full_gradient)(const struct conv *conv, int first, int last, int first_part,
+                              int last_part, float *scratch, float *gradient) {
+    for (int number = first_part; number < last_part; number++) {
+        struct part p = part_back(conv, number, scratch);
         widen_part(conv, &p);
-        pack_inputs(conv, &p);
         pack_outputs(conv, &p);
-        weights_dense(conv, p.in, p.out, p.lines, first, last, gradient);
+        weights_dense(conv, &p, first, last, gradient);
     }
 }
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from fedkit.core.errors import EngineError
 
-VERSION = 18
+VERSION = 19
 """Version of the structs below and of what calls mean; the library states its own."""
 
 SIMD = ("avx512", "avx2", "neon", "plain")

@@ -95,22 +95,24 @@ class FloatConv(FloatOp[Convolution]):
 
     @staticmethod
     def scratch_floats(network: Network, number: int, mode: Mode, stored: Container[int]) -> int:
-        """See `FloatOp.scratch_floats`: what `part_of` of conv.h places."""
-        geometry = network.layers[number].geometry
-        tiles = geometry.tiles_per_part
-        channels = max(geometry.source[0], geometry.target[0])
-        floats = tiles * geometry.tile_in + channels * _SUMS_FLOATS * geometry.lanes
+        """See `FloatOp.scratch_floats`: what `part_of` and `part_back` of conv.h place."""
+        layer, plan = network.layers[number], network.plan
+        geometry = layer.geometry
+        tiles, packs = geometry.tiles_per_part, not reads_plain(plan, geometry.op)
+        sums = max(geometry.source[0], geometry.target[0]) * _SUMS_FLOATS * geometry.lanes
+        forward = tiles * geometry.tile_in if packs else 0
         if mode != "train":
-            return floats
-        floats += tiles * geometry.tile_out
-        layer, planes = network.layers[number], [0]
-        if geometry.op.source in stored:
-            planes.append(math.prod(geometry.source[1:]))
-            if layer.dense or reads_plain(network.plan, geometry.op) or tiles > 1:
-                floats += tiles * math.prod(geometry.source) * geometry.lanes
-        if geometry.op.target in stored:
-            planes.append(math.prod(geometry.target[1:]))
-        return floats + max(planes) * geometry.lanes
+            return sums + forward
+        few_bits = geometry.op.source in stored
+        values = few_bits and (layer.dense or tiles > 1)
+        back = tiles * geometry.tile_out
+        if values:
+            back += tiles * math.prod(geometry.source) * geometry.lanes
+        if packs or (few_bits and not values):
+            back += tiles * geometry.tile_few
+        shapes = {geometry.op.source: geometry.source, geometry.op.target: geometry.target}
+        planes = (math.prod(shape[1:]) for tensor, shape in shapes.items() if tensor in stored)
+        return sums + max(forward, back + max(planes, default=0) * geometry.lanes)
 
     @staticmethod
     def overwrites(network: Network, number: int) -> bool:
@@ -151,16 +153,19 @@ class FloatConv(FloatOp[Convolution]):
         """See `FloatOp.full_gradient`."""
         geometry = self._layer.geometry
         channels = geometry.target[0]
-        struct = CConv.from_buffer_copy(self.struct)
-        everything = np.ones(max(channels, geometry.source[0]), np.uint8)
-        struct.used_in = struct.used_out = pointer(everything)
+        struct, parts = CConv.from_buffer_copy(self.struct), -(-work.tiles // self.tiles_per_part)
+        everything, some = np.ones(geometry.source[0], np.uint8), np.zeros(channels, np.uint8)
+        struct.used_in, struct.used_out = pointer(everything), pointer(some)
         room = np.empty((min(rows, channels), geometry.full_taps), np.float32)
         for first in range(0, channels, rows):
             last = min(first + rows, channels)
+            some[:], some[first:last], to = 0, 1, room[: last - first]
+            to[:] = 0
             work.kernels.conv_full_gradient(
-                byref(struct), first, last, work.scratch_of(0), c_void_p(pointer(room))
+                *(byref(struct), first, last, 0, parts),
+                *(work.scratch_of(0), c_void_p(pointer(to))),
             )
-            yield room[: last - first]
+            yield to
 
 
 def conv_struct(layer: Layer, tensors: Tensors, parameters: Parameters) -> CConv:

@@ -21,6 +21,9 @@ Offsets = NDArray[np.int32]
 TAP = np.dtype([("offset", np.int32), ("index", np.int32)])
 """`struct tap` of kernels.h."""
 
+_FEW = 6
+"""Input channels that are packed at a time in the backward pass: FEW of conv.h."""
+
 _PART_BYTES = 256 * 1024
 _PART_TILES = 16
 
@@ -128,6 +131,11 @@ class Geometry:
     def tile_in(self) -> int:
         """Floats of the padded inputs of one tile."""
         return self.source[0] * self.plane_in
+
+    @property
+    def tile_few(self) -> int:
+        """Floats of the padded inputs of one tile that the backward pass packs at a time."""
+        return min(self.inputs, _FEW) * self.plane_in
 
     @property
     def tile_out(self) -> int:

@@ -13,7 +13,7 @@ static struct part whole_batch(const struct conv *conv, float *in, float *out) {
     p.lines = conv->lines;
     p.examples = conv->source->examples;
     p.x = conv->source->x;
-    p.in = conv->direct ? conv->source->x : in;
+    p.in = in;
     p.out = out;
     return p;
 }

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedkit.engine.kernels import native
+from fedkit.engine.ops.conv import FloatConv
 from fedkit.engine.ops.copy import Copy
 from fedkit.engine.ops.pool import Pool
 from fedkit.engine.plan.conv import Conv
@@ -518,6 +519,83 @@ def test_padded_lanes_are_left_out_of_every_gradient(kernels: native.Kernels, se
     for name in case.plan.weights:
         part = made.network.parameters.part(name, made.gradient)
         np.testing.assert_array_equal(part, first.gradients[name], err_msg=name)
+
+
+# Gradients of all weights
+
+
+def wide_case(examples: int, groups: int) -> PlanCase:
+    """Return a layer with more inputs than are packed at a time; in one group it runs dense."""
+    plan = Plan(
+        weights={"a": (6, 16 // groups, 3, 2), "fc": (3, 36)},
+        stats={},
+        prunable=("a", "fc"),
+        tensors=(
+            StoredTensor((16, 5, 4)),
+            StoredTensor((6, 3, 2)),
+            StoredTensor((36, 1, 1)),
+            StoredTensor((3, 1, 1)),
+        ),
+        ops=(
+            Conv(0, 1, "a", None, (3, 2), (2, 2), (1, 0), (1, 1), groups),
+            Copy(1, 2),
+            Conv(2, 3, "fc", None, (1, 1), (1, 1), (0, 0), (1, 1), groups=1),
+        ),
+        output=3,
+    )
+    case = random_data(plan, random.Random(examples).choice, (1.0,))
+    inputs = np.random.default_rng(0).standard_normal((examples, 16, 5, 4)).astype(np.float32)
+    targets = np.arange(examples) % 3
+    return replace(case, inputs=inputs, targets=targets, dense_above=0.5, part_tiles=1)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_gradient_is_one_sum_over_the_pixels_of_an_example(
+    kernels: native.Kernels, groups: int
+) -> None:
+    """Bit for bit, whichever inputs are packed together and whichever rows are summed together."""
+    case = wide_case(1, groups)
+    made = programs.make(case, kernels)
+    found = programs.step(made, case.inputs, case.targets)
+    gradient, inputs = found.finished[1][0], np.pad(case.inputs[0], ((0, 0), (1, 1), (0, 0)))
+    summed = [by_pixels(inputs, gradient, groups, fused) for fused in (True, False)]
+    whole = found.full["a"].reshape(summed[0].shape)
+    assert any(np.array_equal(whole, expected) for expected in summed)
+    assert made.network.layers[0].dense == (groups == 1)
+    if groups == 1:
+        kept = whole * case.state.masks["a"]
+        np.testing.assert_array_equal(found.gradients["a"], kept.reshape(-1))
+
+
+def by_pixels(
+    inputs: NDArray[np.float32], gradient: NDArray[np.float32], groups: int, fused: bool
+) -> NDArray[np.float32]:
+    """Sum in float32, pixel by pixel; fused products are not rounded by themselves."""
+    total = np.zeros((6, 16 // groups, 3, 2), np.float32)
+    for y, x in np.ndindex(3, 2):
+        read = inputs[:, 2 * y : 2 * y + 3, 2 * x : 2 * x + 2].reshape(groups, 1, -1, 3, 2)
+        given = gradient[:, y, x].reshape(groups, -1, 1, 1, 1)
+        # A sum of a product of two float32 and a float32 fits what is wider, but for ties.
+        wide = np.longdouble if fused else np.float32
+        product = (given.astype(wide) * read.astype(wide)).reshape(total.shape)
+        total = (total.astype(wide) + product).astype(np.float32)
+    return total
+
+
+def test_parts_of_a_batch_add_to_a_gradient(kernels: native.Kernels) -> None:
+    case = wide_case(2 * kernels.lanes + 3, groups=2)
+    made = programs.make(case, kernels)
+    expected = programs.step(made, case.inputs, case.targets).full["a"]
+    op = made._ops[0]
+    assert isinstance(op, FloatConv)
+    used = np.ones(16, np.uint8)
+    op.struct.used_in = op.struct.used_out = used.ctypes.data
+    for rows in ((0, 6), (1, 5), (2, 3)):
+        found = np.zeros((rows[1] - rows[0], 48), np.float32)
+        for parts in ((0, 1), (1, 3)):
+            to = made.scratch_of(0), programs.address(found)
+            kernels.conv_full_gradient(byref(op.struct), *rows, *parts, *to)
+        np.testing.assert_array_equal(found, expected[slice(*rows)])
 
 
 # A whole model

@@ -117,11 +117,10 @@ class GuardedKernels(native.Kernels):
                 super().walk(steps, number, number + 1, team)
         return team.threads
 
-    def _full_gradient(
-        self, kernel: native.Kernel, conv: Any, first: Any, last: Any, scratch: Any, *rest: Any
-    ) -> None:
+    def _full_gradient(self, kernel: native.Kernel, conv: Any, *rest: Any) -> None:
+        scratch = rest[4]
         with self._poison.over([self._behind(conv._obj, scratch.value)]):
-            kernel(conv, first, last, scratch, *rest)
+            kernel(conv, *rest)
 
     def _behind(self, conv: CConv, scratch: int) -> tuple[int, int]:
         """Return the scratch of one thread that a convolution does not need."""
@@ -132,13 +131,11 @@ class GuardedKernels(native.Kernels):
 def scratch_needs(made: SparseProgram) -> dict[int, int]:
     """Return the bytes of scratch that each layer needs, as `GuardedKernels.needs`."""
     needs, stored = {}, made.schedule.narrow - made.schedule.widened
-    for number, layer in made.network.layers.items():
+    for number in made.network.layers:
         op = made._ops[number]
         assert isinstance(op, FloatConv)
-        conv, floats = op.struct, op.scratch_floats(made.network, number, made.mode, stored)
-        if conv.direct:  # it packs no inputs
-            floats -= layer.geometry.tiles_per_part * layer.geometry.tile_in
-        needs[ctypes.addressof(conv.target.contents)] = 4 * floats
+        floats = op.scratch_floats(made.network, number, made.mode, stored)
+        needs[ctypes.addressof(op.struct.target.contents)] = 4 * floats
     return needs
 
 

@@ -209,7 +209,7 @@ def test_any_state_is_one_of_the_model() -> None:
 
 
 def test_a_run_says_it_before_it_begins_and_its_server_is_not_bound() -> None:
-    keys = {"task": "digits", "model": "resnet8", "devices": 2, "memory": "1200kB"}
+    keys = {"task": "digits", "model": "resnet8", "devices": 2, "memory": "1000kB"}
     scenario = make_scenario(make_config({**keys, "density": 0.1, "batch_size": 32}))
     scenario.check()
     assert "stores 4 bits" in scenario.memory_notice or "stores 8 bits" in scenario.memory_notice
