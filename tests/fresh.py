@@ -16,8 +16,12 @@ _TELL = "\nimport sys as _sys\nprint('IMPORTED', *_sys.modules)"
 
 def imported_by(code: str, folder: Path = ROOT) -> set[str]:
     """Return the top-level modules that are imported once `code` has run."""
-    listed = python_of(code + _TELL, folder).rpartition("IMPORTED ")[2].split()
-    return {name.partition(".")[0] for name in listed}
+    return {name.partition(".")[0] for name in modules_of(code, folder)}
+
+
+def modules_of(code: str, folder: Path = ROOT) -> set[str]:
+    """Return all modules that are imported once `code` has run."""
+    return set(python_of(code + _TELL, folder).rpartition("IMPORTED ")[2].split())
 
 
 def python_of(code: str, folder: Path = ROOT) -> str:

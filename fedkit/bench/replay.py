@@ -21,7 +21,7 @@ from fedkit.config import RunConfig
 from fedkit.device.round import Memory
 from fedkit.engine.base import Engine
 from fedkit.engine.plan.plan import save_plan
-from fedkit.engine.precision import PlanEngine
+from fedkit.engine.planned import PlannedEngine
 from fedkit.methods.interface import Phase
 from fedkit.methods.schedule import adjusts_in
 from fedkit.tasks.task import Examples
@@ -83,7 +83,7 @@ def save_messages(
     messages: Iterable[Recorded],
 ) -> None:
     """Write what `fedkit.bench.replay_child` answers; see `device_memory`."""
-    if isinstance(engine, PlanEngine):
+    if isinstance(engine, PlannedEngine):
         save_plan(engine.plan, folder / "model.plan")
     np.savez(folder / "data.npz", inputs=examples.inputs, targets=examples.targets)
     with (folder / "messages.pickle").open("wb") as file:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Union
 
-from fedkit.engine.integer.engine import IntegerEngine
 from fedkit.engine.kernels.native import INSTALL
 from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.sparse.state import ModelState
+
+if TYPE_CHECKING:  # a device that trains in float32 holds nothing of the integer engine
+    from fedkit.engine.integer.engine import IntegerEngine
 
 Precision = Literal["fp32", "int8", "int6", "int4"]
 """What training computes with: float32, or integers of so many bits."""
@@ -16,7 +18,7 @@ Precision = Literal["fp32", "int8", "int6", "int4"]
 BITS: dict[Precision, int] = {"int8": 8, "int6": 6, "int4": 4}
 """Bits of weights, activations and gradients in integer training."""
 
-PlanEngine = SparseEngine | IntegerEngine
+PlanEngine = Union[SparseEngine, "IntegerEngine"]
 """An engine that runs a plan."""
 
 
@@ -45,6 +47,8 @@ def plan_engine(
     """
     if precision == "fp32":
         return SparseEngine(plan, initial, stored_bits=stored_bits, memory=memory)
+    from fedkit.engine.integer.engine import IntegerEngine
+
     return IntegerEngine(plan, initial, BITS[precision], backend=backend)
 
 

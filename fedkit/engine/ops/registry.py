@@ -1,12 +1,14 @@
 """All families of ops that a plan may hold, and how they are found.
 
-A family is added as a file in this package with its row, `FAMILY`. It is found here.
+A family is added as a file in this package with its row, `FAMILY`. It is found here. A file that is
+named as its kind is imported when that kind is asked for, without the others: a small device holds
+what it imports as long as it lives.
 """
 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from importlib import import_module
 from typing import Any
 
@@ -19,11 +21,16 @@ from fedkit.engine.plan.structure import Plan, PlanOp
 from fedkit.engine.sparse.float_op import FloatOp
 
 
-def _found() -> Iterator[tuple[str, Family]]:
+def _modules() -> Iterator[str]:
     for module in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."):
-        own = module.name == __name__
-        if not own and (row := getattr(import_module(module.name), "FAMILY", None)) is not None:
-            yield module.name, row
+        if module.name != __name__:
+            yield module.name
+
+
+def _rows(names: Iterable[str]) -> Iterator[tuple[str, Family]]:
+    for name in names:
+        if (row := getattr(import_module(name), "FAMILY", None)) is not None:
+            yield name, row
 
 
 def gather(found: Iterable[tuple[str, Family]]) -> dict[str, Family]:
@@ -63,7 +70,40 @@ def gather(found: Iterable[tuple[str, Family]]) -> dict[str, Family]:
     return table
 
 
-FAMILIES: Mapping[str, Family] = gather(_found())
+class Families(MutableMapping[str, Family]):
+    """Kind of an op -> its family. Who goes through all of them imports all."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Family] = {}
+        self._complete = False
+
+    def _all(self) -> dict[str, Family]:
+        if not self._complete:
+            self._known = gather(_rows(_modules())) | self._known
+            self._complete = True
+        return self._known
+
+    def __getitem__(self, kind: str) -> Family:
+        """Return the family of a kind, from the module of that name if there is one."""
+        if kind not in self._known:
+            name = f"{ops.__name__}.{kind.replace('-', '_')}"
+            self._known |= gather(_rows(each for each in _modules() if each == name))
+        return self._known[kind] if kind in self._known else self._all()[kind]
+
+    def __setitem__(self, kind: str, family: Family) -> None:
+        self._known[kind] = family
+
+    def __delitem__(self, kind: str) -> None:
+        del self._known[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+FAMILIES = Families()
 """Kind of an op -> its family."""
 
 
@@ -83,7 +123,7 @@ def integer_family(op: PlanOp) -> IntegerFamily:
 
 def check_sparse(plan: Plan) -> None:
     """Raise an `EngineError` that names the ops of a plan which the sparse engine lacks."""
-    _check(plan, "sparse", [k for k, family in FAMILIES.items() if family.sparse is None])
+    _check(plan, "sparse", lambda family: family.sparse is None)
 
 
 def check_integer(plan: Plan) -> None:
@@ -98,14 +138,14 @@ def check_integer(plan: Plan) -> None:
             f"the model uses {named}, and the integer engine trains what is used once; such "
             "models need --engine sparse or torch"
         )
-    _check(plan, "integer", [k for k, family in FAMILIES.items() if family.integer is None])
+    _check(plan, "integer", lambda family: family.integer is None)
     for op in plan.ops:
         if problem := integer_family(op).refused(op, plan):
             raise _lacking(problem, "integer")
 
 
-def _check(plan: Plan, engine: str, lacking: Sequence[str]) -> None:
-    found = dict.fromkeys(op.kind for op in plan.ops if op.kind in lacking)
+def _check(plan: Plan, engine: str, lacks: Callable[[Family], bool]) -> None:
+    found = dict.fromkeys(op.kind for op in plan.ops if lacks(FAMILIES[op.kind]))
     if found:
         raise _lacking(", ".join(found), engine)
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +34,21 @@ _MOST_WEIGHTS = 2**30
 
 # The file
 
-_TYPED = Typed({PlanOp: {kind: family.op for kind, family in FAMILIES.items()}, Loss: LOSSES})
+
+class _Ops(Mapping[str, type[PlanOp]]):
+    """Kind of an op -> its class. A kind is imported when a plan has it."""
+
+    def __getitem__(self, kind: str) -> type[PlanOp]:
+        return FAMILIES[kind].op
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(FAMILIES)
+
+    def __len__(self) -> int:
+        return len(FAMILIES)
+
+
+_TYPED = Typed({PlanOp: _Ops(), Loss: LOSSES})
 
 _LEFT_OUT = {"loss": PLAIN, "output_dims": 1}
 """Fields that the file lacks where they have these values, as all plans once had."""
