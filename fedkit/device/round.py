@@ -89,7 +89,7 @@ class Device:
         """The subset that ranks candidates: a fixed random share, at least two examples."""
         count = max(2, round_share(self.config.development_share, len(self.examples)))
         order = np.random.default_rng([self.config.seed, 2, self.index])
-        return self.examples.take(np.sort(order.permutation(len(self.examples))[:count]))
+        return self.examples.view(np.sort(order.permutation(len(self.examples))[:count]))
 
     def _introduce(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
         """Say nothing: who answers is told by the transport."""

@@ -296,7 +296,7 @@ class LocalRound:
         """At most `adjust_examples` random examples, the batch behind scores and gradients."""
         order = np.random.default_rng([self.config.seed, 4, self.number, self.index])
         chosen = order.permutation(len(self.examples))[: self.config.adjust_examples]
-        return self.examples.take(chosen)
+        return self.examples.view(chosen)
 
     @property
     def adjusts(self) -> bool:

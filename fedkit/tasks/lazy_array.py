@@ -120,6 +120,17 @@ class _Taken(LazyArray):
         return _Taken(self._source, self._rows[rows])
 
 
+class _Held(LazyArray):
+    """An array in memory."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.name = "an array"
+
+    def read(self, rows: Indices) -> NDArray[Any]:
+        return np.asarray(self._array[rows])
+
+
 class _Mapped(LazyArray):
     def __init__(self, source: LazyArray, function: Callable[[NDArray[Any]], ArrayLike]) -> None:
         self._source, self._function, self.name = source, function, source.name
@@ -324,6 +335,12 @@ def loaded(array: NDArray[Any], rows: Indices) -> tuple[NDArray[Any], Indices]:
 def taken(array: NDArray[Any], rows: Indices) -> NDArray[Any]:
     """Return some rows (int64 [m]) of an array, in that order; of a lazy one, nothing is read."""
     return as_array(array.take(rows)) if isinstance(array, LazyArray) else array[rows]
+
+
+def view(array: NDArray[Any], rows: Indices) -> NDArray[Any]:
+    """Return some rows (int64 [m]) of an array, in that order, as a lazy one: nothing is copied."""
+    source = array if isinstance(array, LazyArray) else _Held(array)
+    return as_array(source.take(rows))
 
 
 def _positions(key: Any, count: int) -> Indices:

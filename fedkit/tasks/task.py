@@ -19,7 +19,7 @@ from fedkit.core.lookup import reason, theirs
 from fedkit.preprocess.raw_input import RawInput
 from fedkit.tasks import losses, metrics
 from fedkit.tasks.as_numbers import array_of, numbers
-from fedkit.tasks.lazy_array import taken
+from fedkit.tasks.lazy_array import taken, view
 from fedkit.tasks.targets import describe
 
 if TYPE_CHECKING:
@@ -89,10 +89,16 @@ class Examples:
 
     def take(self, indices: NDArray[np.int64]) -> Examples:
         """Return the examples at `indices` (int64 [m]), in that order."""
+        return self._some(indices, taken(self.inputs, indices))
+
+    def view(self, indices: NDArray[np.int64]) -> Examples:
+        """Return what `take` does, with inputs that are copied when some of them are asked for."""
+        return self._some(indices, view(self.inputs, indices))
+
+    def _some(self, indices: NDArray[np.int64], inputs: NDArray[np.float32]) -> Examples:
         owners = None if self.owners is None else self.owners[indices]
-        inputs, targets = taken(self.inputs, indices), taken(self.targets, indices)
         columns = {name: values[indices] for name, values in self.columns.items()}
-        return Examples(inputs, targets, owners, self.augment, columns)
+        return Examples(inputs, taken(self.targets, indices), owners, self.augment, columns)
 
     def augmented(
         self, indices: NDArray[np.int64], generator: np.random.Generator

@@ -6,7 +6,7 @@ import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from fedkit.core.errors import DataError, TaskError
 from fedkit.core.side_by_side import side_by_side
-from fedkit.tasks.lazy_array import Items, LazyArray, StoredArray, as_array, pieces, taken
+from fedkit.tasks.lazy_array import Items, LazyArray, StoredArray, as_array, pieces, taken, view
 from fedkit.tasks.task import Examples
 
 VALUES = np.random.default_rng(0).integers(-99, 99, (37, 3, 2)) / 8
+_SHIFTED = np.arange(37) - 1
 
 
 def stored(folder: Path, values: NDArray[Any] = VALUES) -> StoredArray:
@@ -33,6 +34,8 @@ KINDS: dict[str, Callable[[Path], LazyArray]] = {
     "mapped": lambda folder: stored(folder, VALUES - 1).map(lambda rows: rows + 1),
     "taken": lambda folder: stored(folder, VALUES[::-1]).take(np.arange(37)[::-1]),
     "taken twice": lambda folder: stored(folder).take(np.arange(37) - 1).take(np.arange(37) - 36),
+    "view": lambda _: cast(LazyArray, view(VALUES[::-1], np.arange(37)[::-1])),
+    "view of a view": lambda _: cast(LazyArray, view(view(VALUES, _SHIFTED), np.arange(37) - 36)),
 }
 
 KEYS: list[Any] = [
@@ -245,3 +248,14 @@ def test_taken_reads_nothing() -> None:
     examples = Examples(as_array(Items(9, item, "items")), np.arange(9))
     assert len(examples.take(np.array([3, 4])).take(np.array([1]))) == 1
     assert taken(examples.inputs, np.array([8])).shape == (1, 2)
+
+
+def test_a_view_is_what_is_taken_and_copies_nothing_before() -> None:
+    given = Examples(np.zeros((9, 2), np.float32), np.arange(9), columns={"when": np.arange(9)})
+    chosen = np.array([4, 3])
+    seen, copied = given.view(chosen), given.take(chosen)
+    given.inputs[:] = np.arange(18).reshape(9, 2)
+    np.testing.assert_array_equal(seen.inputs[:], given.inputs[chosen])
+    assert not copied.inputs.any()
+    np.testing.assert_array_equal(seen.targets, copied.targets)
+    np.testing.assert_array_equal(seen.columns["when"], copied.columns["when"])
