@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -352,6 +350,8 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def _unknown(name: str) -> str:
+    import difflib  # as tomllib
+
     near = difflib.get_close_matches(name, KEYS, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"unknown key {short(name)}; {hint}allowed: {', '.join(KEYS)}"
@@ -463,6 +463,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing or no TOML.
     """
+    import tomllib  # here: a device, whose keys come with messages, holds what it imports
+
     try:
         return tomllib.loads(read_whole(path, MOST_BYTES).decode())
     except OSError as error:

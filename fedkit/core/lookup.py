@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import sysconfig
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,11 +26,6 @@ OWN = ("fedkit", "edge", "sim")
 """Our packages, whose names no file in the current folder may take."""
 
 _OURS = Path(__file__).parents[2]
-_NOT_THEIRS = (
-    *(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    *(f"{_OURS / package}/" for package in OWN),
-)
-"""Folders of Python, of installed packages and of our own."""
 
 
 def load(path: str, named: Mapping[str, T], kind: type[T], refusal: type[FedkitError]) -> T:
@@ -128,15 +121,27 @@ def theirs(what: str, refusal: type[FedkitError]) -> Iterator[None]:
         raise refusal(f"{what} failed with {reason(error)}") from error
 
 
+def _not_theirs() -> tuple[str, ...]:
+    """Return the folders of Python, of installed packages and of our own."""
+    import sysconfig
+
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    own = (f"{_OURS / package}/" for package in OWN)
+    return (*(f"{sysconfig.get_path(kind)}/" for kind in kinds), *own, "<")
+
+
 def reason(error: BaseException) -> str:
     """Say in one line what an error is and at which line of the user's own files it came up."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     if isinstance(error, SyntaxError):  # its own text names the line
         return text if error.filename is None else f"{text} in {error.filename}"
+    import traceback  # here, as sysconfig: a device holds what it imports
+
+    others = _not_theirs()
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((*_NOT_THEIRS, "<"))
+        if not frame.filename.startswith(others)
     ]
     return f"{text} at {frames[-1].filename}, line {frames[-1].lineno}" if frames else text

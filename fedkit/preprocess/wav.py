@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.core.errors import DataError
+
+if TYPE_CHECKING:  # imported where there is a file: devices with other data hold what they import
+    import wave
 
 
 def check_wav(path: Path | str, rate: int) -> int:
@@ -48,6 +51,8 @@ def read_wav(path: Path | str, rate: int, most: int) -> NDArray[np.int16]:
 
 def write_wav(path: Path | str, samples: NDArray[np.int16], rate: int) -> None:
     """Write int16 [n] as a file of one channel."""
+    import wave
+
     with wave.open(str(path), "wb") as sound:
         sound.setnchannels(1)
         sound.setsampwidth(2)
@@ -57,6 +62,8 @@ def write_wav(path: Path | str, samples: NDArray[np.int16], rate: int) -> None:
 
 @contextmanager
 def _opened(path: Path | str) -> Iterator[wave.Wave_read]:
+    import wave
+
     try:
         with wave.open(str(path), "rb") as sound:
             yield sound

@@ -135,6 +135,7 @@ def test_a_device_imports_little(tmp_path: Path) -> None:
         "engine.integer.engine",
     )
     assert {f"fedkit.{name}" for name in others} & found == set()
+    assert {"difflib", "tomllib", "wave"} & found == set()
 
 
 @linux
