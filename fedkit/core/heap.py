@@ -22,6 +22,11 @@ def keep_small() -> None:
     _call("mallopt", _MMAP_THRESHOLD, _LARGE)
 
 
+def is_small() -> bool:
+    """Say whether this process is to be small."""
+    return _small
+
+
 def return_free_blocks() -> None:
     """In a process that is to be small, give back what lies free between smaller blocks, too.
 

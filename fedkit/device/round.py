@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedkit.config import RunConfig
 from fedkit.core.errors import EngineError, FleetError, TaskError, WireError
-from fedkit.core.heap import return_free_blocks
+from fedkit.core.heap import is_small, return_free_blocks
 from fedkit.device.staying import completed, to_remember, with_own
 from fedkit.engine.base import Engine, Resting, measure
 from fedkit.methods.interface import LocalRound, Method, Phase
@@ -34,6 +34,8 @@ from fedkit.wire.messages import POOL_STATS, QUESTION, Packet, Update
 
 Memory = Packet
 """What a device remembers between messages; it starts as `Packet({})`."""
+
+T = TypeVar("T")
 
 _KEPT = "kept."
 
@@ -80,6 +82,15 @@ class Device:
             self.engine.rest()
         return_free_blocks()
 
+    def _computed(self, result: T) -> T:
+        """Return a result; a small process first gives back what it took to compute it.
+
+        The next candidate, or the reply, is made in the memory that a step took.
+        """
+        if is_small():
+            self.rest()
+        return result
+
     @functools.cached_property
     def _method(self) -> Method:
         return load_method(self.config.method)
@@ -100,7 +111,10 @@ class Device:
             return self._answer(request, memory)
         pool = messages.read_pool(request, self.engine.layout)
         data = self._development
-        norms = [self.engine.norm_moments(pool.candidate(i), data) for i in range(len(pool))]
+        norms = [
+            self._computed(self.engine.norm_moments(pool.candidate(i), data))
+            for i in range(len(pool))
+        ]
         return messages.pack_moments(norms, len(data)), request
 
     def _answer(self, request: Packet, memory: Memory) -> tuple[Packet, Memory]:
@@ -121,7 +135,7 @@ class Device:
         found = []
         for index, row in enumerate(rows):
             state = replace(pool.candidate(index), stats=row)
-            norms = self.engine.norm_moments(state, data, frozen=True)
+            norms = self._computed(self.engine.norm_moments(state, data, frozen=True))
             found.append({name: norms[name] for name in question.asked})
         told = {key: a for key, a in request.arrays.items() if key not in QUESTION}
         merged = messages.pack_stats(rows).arrays["stats"]
@@ -135,7 +149,7 @@ class Device:
         merged = messages.read_stats(remembered, self.engine.layout, len(pool), POOL_STATS)
         data = self._development
         losses = [
-            self.engine.loss(replace(pool.candidate(i), stats=merged[i]), data)
+            self._computed(self.engine.loss(replace(pool.candidate(i), stats=merged[i]), data))
             for i in range(len(pool))
         ]
         return messages.pack_losses(losses, len(data)), remembered
@@ -164,7 +178,7 @@ class Device:
                 "and device run different methods: give both the same config"
             )
         state = messages.read_state(request, self.engine.layout, None)
-        scores = survey(self._round(0), state)
+        scores = self._computed(survey(self._round(0), state))
         return messages.pack_scores(scores, len(self.examples)), memory
 
     @functools.cached_property
@@ -186,7 +200,7 @@ class Device:
             if name.startswith(_KEPT)
         }
         number = messages.read_count(request, "round")
-        trained = self._method.local(self._round(number, kept), state)
+        trained = self._computed(self._method.local(self._round(number, kept), state))
         shared = self._parts.shared
         told = Update(shared.of(trained.state), len(self.examples), trained.loss, trained.entries)
         reply, remainder = self._reply(told, shared.of(state), memory)
