@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,30 @@ DENSE_ABOVE = 0.5
 Array = NDArray[Any]
 
 
+class KeptPositions(Mapping[str, NDArray[np.int64]]):
+    """Flat positions of the kept weights of layers, ascending, found when they are asked for.
+
+    No step needs them, and they take twice the memory of the weights.
+    """
+
+    def __init__(self, masks: PackedMasks, names: Iterable[str]) -> None:
+        self._masks, self._names = masks, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> NDArray[np.int64]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._masks.positions(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class Parameters:
     """All weights a network trains, in one vector: of each pruned layer only those kept.
 
@@ -39,8 +63,8 @@ class Parameters:
 
     Attributes:
         values: float32 [n].
-        kept: Flat positions of the kept weights of each sparse layer, int64 ascending; a layer
-            that is not listed has all its weights in the vector.
+        kept: Positions of the kept weights of each sparse layer; a layer that is not listed has
+            all its weights in the vector.
         pruned: For each layer that has all weights in the vector, but not all kept, which are not,
             bool flat.
     """
@@ -54,13 +78,13 @@ class Parameters:
         orders: Mapping[str, Order],
     ) -> None:
         self._shapes, self._masks, self._orders = shapes, masks, orders
-        self.kept = {n: own.positions(n) for n in own if n not in dense}
+        self.kept = KeptPositions(own, (name for name in own if name not in dense))
         self.pruned = {n: ~own[n].reshape(-1) for n in own if n in dense and not own.all_kept(n)}
         self._parts: dict[str, slice] = {}
         total = 0
         for name, shape in shapes.items():
             whole = len(orders[name]) if name in orders else math.prod(shape)
-            size = len(self.kept[name]) if name in self.kept else whole
+            size = own.counts[name] if name in self.kept else whole
             self._parts[name] = slice(total, total + size)
             total += size
         self.values = np.zeros(total, np.float32)
@@ -89,11 +113,11 @@ class Parameters:
 
     def _own(self, name: str, weights: KeptWeights) -> NDArray[np.float32]:
         """Return what the vector has of a parameter."""
-        order, kept = self._orders.get(name), self.kept.get(name)
-        if order is None and (kept is not None or name not in self._masks):
+        order, pruned = self._orders.get(name), name in self.kept
+        if order is None and (pruned or name not in self._masks):
             return weights.kept[name]
         flat = arranged(weights[name], order)
-        return flat if kept is None else flat[kept]
+        return flat[self.kept[name]] if pruned else flat
 
     def weights(self) -> KeptWeights:
         """Return the weights, of which nobody holds the memory but the result."""
@@ -266,11 +290,11 @@ class Network:
     @property
     def index_bytes(self) -> int:
         """Bytes that tell where kept weights and pixels are."""
-        known = [*self.parameters.kept.values(), *self.parameters.pruned.values()]
+        pruned = self.parameters.pruned.values()
         layers = self.layers.values()
         tables = {layer.geometry: layer.geometry.table_bytes for layer in layers}
         indices = sum(layer.index_bytes for layer in layers)
-        return sum(array.nbytes for array in known) + indices + sum(tables.values())
+        return sum(array.nbytes for array in pruned) + indices + sum(tables.values())
 
 
 def layers_of(
