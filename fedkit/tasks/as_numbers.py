@@ -79,6 +79,11 @@ _HOW_TO_NUMBER = {
 """What to say of arrays that hold no numbers, by numpy's kind of their dtype."""
 
 
+def _is_masked(given: object) -> bool:
+    """Whether what is given is masked in places. numpy 2 imports `np.ma` once it is named."""
+    return isinstance(given, np.ma.MaskedArray) and bool(np.any(given.mask))
+
+
 def array_of(name: str, given: object) -> NDArray[Any]:
     """Return what is given as an array [n, ...] of the plain numpy class."""
     try:
@@ -89,6 +94,6 @@ def array_of(name: str, given: object) -> NDArray[Any]:
         raise TaskError(
             f"{name} are a {type(given).__name__}; they must be an array with one row per example"
         )
-    if isinstance(given, np.ma.MaskedArray) and np.any(given.mask):
+    if type(given) is not np.ndarray and _is_masked(given):
         raise TaskError(f"{name} are masked in places; fill or leave out what is missing first")
     return array
