@@ -5,17 +5,18 @@ from __future__ import annotations
 import ctypes
 
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's malloc.h
-_LARGE = 128 << 10
+_LARGE = 32 << 10
 _small = False
 """Whether this process is to be small, as `keep_small` asked."""
 
 
 def keep_small() -> None:
-    """Let every freed block of 128 kB or more go back to the system at once, for a small process.
+    """Let every freed block of 32 kB or more go back to the system at once, for a small process.
 
-    glibc begins so, but raises that limit up to 32 MB with the blocks it sees freed; from then on
-    such blocks lie in its heap, and a small one behind them keeps them all. Elsewhere nothing
-    happens. A process that makes and frees many large arrays, as torch does, pays with time.
+    glibc begins with 128 kB, and raises that limit up to 32 MB with the blocks it sees freed; from
+    then on such blocks lie in its heap, and a small one behind them keeps them all. Elsewhere
+    nothing happens. A process that makes and frees many large arrays, as torch does, pays with
+    time.
     """
     global _small
     _small = True

@@ -25,7 +25,7 @@ if sys.argv[1] == "small":
 del (raises := [bytearray(b"1") * (24 << 20)])[:]  # glibc: up to so many bytes from the heap now
 before = memory("VmRSS")
 large = bytearray(b"1") * (16 << 20)
-behind = [bytearray(60 << 10) for _ in range(40)]
+behind = [bytearray(20 << 10) for _ in range(120)]
 del large
 print((memory("VmRSS") - before) >> 20)
 """
@@ -57,7 +57,7 @@ from fedkit.bench.process import memory
 from fedkit.core.heap import keep_small, return_free_blocks
 
 keep_small()
-blocks = [bytearray(60 << 10) for _ in range(400)]
+blocks = [bytearray(20 << 10) for _ in range(1200)]
 del blocks[:-1]  # the last one lies behind all others
 before = memory("VmRSS")
 return_free_blocks()
