@@ -52,7 +52,7 @@ struct part {
     float *plane;              /* room for a plane of source or target */
 };
 
-/* Whether inputs are packed before gradients of weights are summed, and not where they should be. */
+/* Whether inputs are packed for the gradients of all weights: some lie as these read them. */
 INLINE int packs_inputs(const struct conv *conv, const struct part *p) {
     return !conv->direct || (conv->source->stored && !p->values);
 }
