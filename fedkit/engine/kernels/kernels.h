@@ -218,10 +218,12 @@ struct channel_norm {
 
 #define STORED_PARTS 3
 
-/* Code first[p] + n of part p of the values of a channel stands for least[p] + n * step[p]. */
+/* A code of part p of the values of a channel stands for base[p] + step[p] * code. Codes of part 1
+ * begin at first[0], those of part 2 at first[1]; of three parts, those before it stand for no more than
+ * limit. */
 struct grid {
-    float least[3], most[3], step[3];
-    int32_t first[4];
+    float base[STORED_PARTS], step[STORED_PARTS], limit;
+    int32_t first[STORED_PARTS - 1];
 };
 
 /* A tensor's values in few bits. */

@@ -22,7 +22,7 @@ from typing import Any
 
 from fedkit.core.errors import EngineError
 
-VERSION = 18
+VERSION = 19
 """Version of the structs below and of what calls mean; the library states its own."""
 
 SIMD = ("avx512", "avx2", "neon", "plain")
@@ -39,10 +39,10 @@ class CGrid(Structure):
     """`struct grid` of kernels.h."""
 
     _fields_ = (
-        ("least", c_float * 3),
-        ("most", c_float * 3),
+        ("base", c_float * 3),
         ("step", c_float * 3),
-        ("first", c_int32 * 4),
+        ("limit", c_float),
+        ("first", c_int32 * 2),
     )
 
 
