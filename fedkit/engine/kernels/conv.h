@@ -49,7 +49,7 @@ struct part {
     struct sums *sums;
     const float *x;            /* the source's values */
     float *values;             /* room for these where they are stored in few bits, or NULL */
-    float *plane;              /* room for a plane of source or target */
+    float *plane;              /* room for a plane of the source */
 };
 
 /* One channel of the source's values in a tile of the part. */
@@ -74,21 +74,25 @@ static void pack_values(const struct conv *conv, const struct part *p, int tile,
     }
 }
 
-/* `room` is one for a plane. */
-static void pack_gradients(const struct conv *conv, int tile, float *room, float *to) {
+INLINE void pack_raw(int bits, int parts, const struct conv *conv, const struct pixels *pixels,
+                     const struct chain *how, const float *g, float *to) {
+    for (int y = 0, i = 0; y < conv->out_height; y++) {
+        float *row = padded_row(to, &conv->out, y);
+        for (int end = i + conv->out_width; i < end; i++, g += LANES, row += LANES)
+            vec_store(row, raw_gradient(how, vec_load(g), pixel_value(bits, parts, pixels, i)));
+    }
+}
+
+static void pack_gradients(const struct conv *conv, int tile, float *to) {
     const struct tensor *t = conv->target;
     const vec valid = vec_lanes(valid_lanes(t, tile));
     for (int c = 0; c < t->channels; c++, to += padded_plane(&conv->out)) {
         if (!conv->used_out[c]) continue;
         const struct chain how = chain_of(t, c, valid);
         const float *g = t->gradient + plane_offset(t, tile, c);
-        const float *x = how.norm ? plane_pixels(t, tile, c, room) : g;
+        const struct pixels pixels = how.norm ? pixels_of(t, tile, c) : pixels_of_floats(g);
         pack_frame(to, &conv->out, conv->out_height, conv->out_width);
-        for (int y = 0; y < conv->out_height; y++) {
-            float *row = padded_row(to, &conv->out, y);
-            for (int i = 0; i < conv->out_width; i++, x += LANES, g += LANES)
-                vec_store(row + i * LANES, raw_gradient(&how, vec_load(g), vec_load(x)));
-        }
+        WITH_PIXELS(&pixels, pack_raw, conv, &pixels, &how, g, to);
     }
 }
 
@@ -100,7 +104,7 @@ static void pack_inputs(const struct conv *conv, const struct part *p) {
 
 static void pack_outputs(const struct conv *conv, const struct part *p) {
     for (int t = 0; t < p->tiles; t++)
-        pack_gradients(conv, p->tile + t, p->plane,
+        pack_gradients(conv, p->tile + t,
                        p->out + t * conv->target->channels * padded_plane(&conv->out));
 }
 
@@ -172,18 +176,18 @@ INLINE void sink_forward(const struct sink *s, int row, const place_t *place, co
     sums->second = second;
 }
 
-/* Pass gradients through the activation of what is read, and sum them for its norm. `x` and `out` are
- * those of the row. */
-INLINE void finish_slots(const struct sink *s, const struct reading *how, int row, const float *x,
-                         float *out, const place_t *place, const vec *acc, int pixels, enum lie lie) {
+/* Pass gradients through the activation of what is read, and sum them for its norm. `x` are values,
+ * `read` is what is read of them, and `out` that of the row. */
+INLINE void finish_slots(const struct sink *s, const struct reading *how, int row, const vec *x,
+                         const vec *read, float *out, const place_t *place, const vec *acc, int pixels,
+                         enum lie lie) {
     const vec mean = vec_set1(s->sums ? s->tensor->mean[row] : 0.0f);
     vec first = vec_zero(), second = vec_zero();
     for (int j = 0; j < pixels; j++) {
-        const vec value = vec_load(x + place_of(place, j, lie));
-        const vec g = through_activation(how, value, acc[j]);
+        const vec g = how->activated ? vec_where_between(read[j], how->low, how->high, acc[j]) : acc[j];
         vec_store(out + place_of(place, j, lie), g);
         first = vec_add(first, g);
-        second = vec_fma(g, vec_sub(value, mean), second);
+        second = vec_fma(g, vec_sub(x[j], mean), second);
     }
     if (s->sums == NULL) return;
     s->sums[row].first = vec_add(s->sums[row].first, first);
@@ -198,7 +202,12 @@ INLINE void sink_backward(const struct sink *s, int row, const place_t *place, c
         return;
     }
     const struct reading how = reading_of(s->tensor, row);
-    finish_slots(s, &how, row, s->x + plane, s->out + plane, place, acc, pixels, SPREAD);
+    vec x[SLOTS], read[SLOTS];
+    for (int j = 0; j < pixels; j++) {
+        x[j] = vec_load(s->x + plane + place[j]);
+        read[j] = read_value(&how, x[j]);
+    }
+    finish_slots(s, &how, row, x, read, s->out + plane, place, acc, pixels, SPREAD);
 }
 
 INLINE void sink_row(const struct sink *s, int row, const place_t *place, const vec *acc,
@@ -317,10 +326,22 @@ struct returning {
     const float *in;           /* padded gradients of the output */
     const struct sink *sink;
     int row;
-    const float *x;            /* the channel's values of the part */
+    struct pixels pixels;      /* the channel's values of the part */
     float *out;                /* its gradient; NULL: not wanted */
     struct reading how;
 };
+
+INLINE void take_codes(int bits, int parts, const struct pixels *from, int pixel, int count, vec *x) {
+    for (int j = 0; j < count; j++) x[j] = pixel_value(bits, parts, from, pixel + j);
+}
+
+/* The values of `pixels` slots: codes only where they lie one behind the other. */
+INLINE void take_slots(const struct returning *r, const place_t *place, int pixels, enum lie lie, vec *x) {
+    if ((lie == NEAR || lie == HALVES) && r->pixels.bits < 32)
+        WITH_CODES(r->pixels.bits, r->pixels.parts, take_codes, &r->pixels, place[0] / LANES, pixels, x);
+    else
+        for (int j = 0; j < pixels; j++) x[j] = vec_load(r->pixels.x + place_of(place, j, lie));
+}
 
 /* `count` taps of a row at `pixels` slots: every gradient of the output that is loaded goes into that
  * of the input, and times the input into that of a weight. Two sums per weight hide the latency of an
@@ -330,12 +351,14 @@ INLINE void return_slots(const struct returning *r, const struct tap *tap, int c
                          int wants) {
     const float *origin[SLOTS];
     const place_t *place = r->map->slot_out + slot;
-    vec acc[SLOTS], value[SLOTS];
+    vec acc[SLOTS], x[SLOTS], value[SLOTS];
+    if (wants || finish) {
+        take_slots(r, place, pixels, lie, x);
+        for (int j = 0; j < pixels; j++) value[j] = read_value(&r->how, x[j]);
+    }
     for (int j = 0; j < pixels; j++) {
-        const ptrdiff_t at = place_of(place, j, lie);
         origin[j] = r->in + r->map->slot_in[slot + j];
-        if (gives) acc[j] = more ? vec_load(r->out + at) : vec_zero();
-        if (wants) value[j] = read_value(&r->how, vec_load(r->x + at));
+        if (gives) acc[j] = more ? vec_load(r->out + place_of(place, j, lie)) : vec_zero();
     }
     for (int k = 0; k < count; k++) {
         const vec w = vec_set1(r->values[tap[k].index]);
@@ -347,7 +370,7 @@ INLINE void return_slots(const struct returning *r, const struct tap *tap, int c
     }
     if (!gives) return;
     if (finish)
-        finish_slots(r->sink, &r->how, r->row, r->x, r->out, place, acc, pixels, lie);
+        finish_slots(r->sink, &r->how, r->row, x, value, r->out, place, acc, pixels, lie);
     else
         for (int j = 0; j < pixels; j++)
             vec_store(r->out + place_of(place, j, lie), acc[j]);
@@ -559,6 +582,17 @@ static struct sink sink_back(const struct conv *conv, const struct part *p) {
     return sink;
 }
 
+/* Whether the source's planes are walked in the order of their pixels, so that codes need no room. */
+static int walks_pixels(const struct conv *conv) {
+    const struct map *map = &conv->backward[0];
+    if (conv->phases > 1 || conv->tiles_per_part > 1 || map->slots % SLOTS) return 0;
+    for (int slot = 0; slot < map->slots; slot += SLOTS) {
+        const enum lie lie = lie_of(map, slot);
+        if (lie != NEAR && lie != HALVES) return 0;
+    }
+    return 1;
+}
+
 /* Write or add to the source's gradient, and add to those of the kept weights; either may be unwanted. */
 static void return_gradients(const struct conv *conv, const struct part *p, const struct sink *sink,
                              float *gradient) {
@@ -569,6 +603,7 @@ static void return_gradients(const struct conv *conv, const struct part *p, cons
     r.values = conv->values;
     r.in = p->out;
     r.sink = sink;
+    const int codes = s->stored && !p->values && walks_pixels(conv);
     for (r.row = 0; r.row < s->channels; r.row++) {
         if (!conv->used_in[r.row] && !conv->accumulate) {
             for (int t = 0; s->gradient && t < p->tiles; t++)
@@ -576,7 +611,10 @@ static void return_gradients(const struct conv *conv, const struct part *p, cons
             continue;
         }
         r.how = reading_of(s, r.row);
-        if (gradient || conv->finish) r.x = source_plane(conv, p, 0, r.row);
+        if (codes)
+            r.pixels = pixels_of(s, p->tile, r.row);
+        else if (gradient || conv->finish)
+            r.pixels = pixels_of_floats(source_plane(conv, p, 0, r.row));
         if (s->gradient) r.out = sink->out + (ptrdiff_t)r.row * s->plane * LANES;
         for (int phase = 0; phase < conv->phases; phase++) {
             r.map = &conv->backward[phase];

@@ -476,4 +476,44 @@ INLINE const float *plane_pixels(const struct tensor *t, int tile, int channel, 
     return room;
 }
 
+/* -- pixels ----------------------------------------------------------------------------------- */
+
+/* A plane, however it is stored. */
+struct pixels {
+    int bits, parts;                      /* 32: floats */
+    const float *x;
+    const uint8_t *codes;
+    struct stored_vecs grid;
+};
+
+INLINE struct pixels pixels_of_floats(const float *x) {
+    struct pixels p;
+    p.bits = 32, p.parts = 1, p.x = x;
+    return p;
+}
+
+INLINE struct pixels pixels_of(const struct tensor *t, int tile, int channel) {
+    const struct stored *s = t->stored;
+    const ptrdiff_t number = (ptrdiff_t)tile * t->channels + channel;
+    if (s == NULL) return pixels_of_floats(t->x + plane_offset(t, tile, channel));
+    struct pixels p = {s->bits, stored_parts_of(t), NULL, stored_codes(s, number, s->bits),
+                       stored_vecs_of(&s->grids[number])};
+    return p;
+}
+
+/* One pixel. `bits` and `parts` are constants where this is inlined. */
+INLINE vec pixel_value(int bits, int parts, const struct pixels *p, int pixel) {
+    if (bits == 32) return vec_load(p->x + (ptrdiff_t)pixel * LANES);
+    return stored_value(parts, &p->grid, stored_code(p->codes, bits, pixel));
+}
+
+/* Call a function with bits and parts of pixels first, as constants. */
+#define WITH_PIXELS(pixels, function, ...) \
+    do { \
+        if ((pixels)->bits == 32) \
+            function(32, 1, __VA_ARGS__); \
+        else \
+            WITH_CODES((pixels)->bits, (pixels)->parts, function, __VA_ARGS__); \
+    } while (0)
+
 #endif

@@ -103,14 +103,12 @@ class FloatConv(FloatOp[Convolution]):
         if mode != "train":
             return floats
         floats += tiles * geometry.tile_out
-        layer, planes = network.layers[number], [0]
+        layer = network.layers[number]
         if geometry.op.source in stored:
-            planes.append(math.prod(geometry.source[1:]))
+            floats += math.prod(geometry.source[1:]) * geometry.lanes
             if layer.dense or reads_plain(network.plan, geometry.op) or tiles > 1:
                 floats += tiles * math.prod(geometry.source) * geometry.lanes
-        if geometry.op.target in stored:
-            planes.append(math.prod(geometry.target[1:]))
-        return floats + max(planes) * geometry.lanes
+        return floats
 
     @staticmethod
     def overwrites(network: Network, number: int) -> bool:

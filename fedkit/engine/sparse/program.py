@@ -207,14 +207,13 @@ class SparseProgram:
         return place(self.plan, self.schedule, self._size)
 
     def _scratch_floats(self) -> int:
-        """Return room for the neediest op, and for a plane of what is stored in few bits."""
+        """Return room for the neediest op."""
         stored = self.schedule.narrow - self.schedule.widened
-        needs = [
+        needs = (
             float_op(op).scratch_floats(self.network, number, self.mode, stored)
             for number, op in enumerate(self.plan.ops)
-        ]
-        planes = (math.prod(self.plan.tensors[tensor].shape[1:]) for tensor in stored)
-        return max([*needs, *(plane * self.kernels.lanes for plane in planes)], default=0)
+        )
+        return max(needs, default=0)
 
     def _account(self) -> Memory:
         values, tensors = self.network.parameters.values, 4 * self._tensor_floats
@@ -485,7 +484,7 @@ class SparseProgram:
             return
         if isinstance(step, Finish):
             tensor = byref(self.tensors[step.tensor])
-            yield None, self.shared(self.kernels.finish_gradient, self.tiles, tensor, scratch=True)
+            yield None, self.shared(self.kernels.finish_gradient, self.tiles, tensor)
             yield from self._norm_backward(step.tensor, 1)
             return
         op = self._ops[step.op]
