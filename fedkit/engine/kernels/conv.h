@@ -27,14 +27,19 @@ INLINE void fill_zero(float *to, ptrdiff_t pixels) {
     memset(to, 0, (size_t)(pixels * LANES) * sizeof(float));
 }
 
+/* As fill_zero, of few pixels: without a call. */
+INLINE void clear_pixels(float *to, ptrdiff_t pixels) {
+    for (float *end = to + pixels * LANES; to < end; to += LANES) vec_store(to, vec_zero());
+}
+
 INLINE void pack_frame(float *plane, const struct padding *p, int height, int width) {
-    ptrdiff_t bottom = p->top + height, right = p->left + width;
-    fill_zero(plane, (ptrdiff_t)p->top * p->width);
+    const ptrdiff_t bottom = p->top + height, right = p->left + width;
+    clear_pixels(plane, (ptrdiff_t)p->top * p->width);
     for (ptrdiff_t y = p->top; y < bottom; y++) {
-        fill_zero(plane + y * p->width * LANES, p->left);
-        fill_zero(plane + (y * p->width + right) * LANES, p->width - right);
+        clear_pixels(plane + y * p->width * LANES, p->left);
+        clear_pixels(plane + (y * p->width + right) * LANES, p->width - right);
     }
-    fill_zero(plane + bottom * p->width * LANES, (p->height - bottom) * p->width);
+    clear_pixels(plane + bottom * p->width * LANES, (p->height - bottom) * p->width);
 }
 
 INLINE float *padded_row(float *plane, const struct padding *p, int y) {
@@ -355,6 +360,8 @@ INLINE void return_slots(const struct returning *r, const struct tap *tap, int c
     if (wants || finish) {
         take_slots(r, place, pixels, lie, x);
         for (int j = 0; j < pixels; j++) value[j] = read_value(&r->how, x[j]);
+    } else {
+        for (int j = 0; j < pixels; j++) x[j] = value[j] = vec_zero();
     }
     for (int j = 0; j < pixels; j++) {
         origin[j] = r->in + r->map->slot_in[slot + j];
