@@ -23,23 +23,28 @@ INLINE ptrdiff_t padded_plane(const struct padding *p) {
     return (ptrdiff_t)p->height * p->width * LANES;
 }
 
-INLINE void fill_zero(float *to, ptrdiff_t pixels) {
-    memset(to, 0, (size_t)(pixels * LANES) * sizeof(float));
-}
+/* Compilers make a call of memset of such a loop, which is slow for few pixels. */
+#if defined(__GNUC__)
+#define NO_CALL __asm__ volatile("" : : : "memory")
+#else
+#define NO_CALL
+#endif
 
-/* As fill_zero, of few pixels: without a call. */
-INLINE void clear_pixels(float *to, ptrdiff_t pixels) {
-    for (float *end = to + pixels * LANES; to < end; to += LANES) vec_store(to, vec_zero());
+INLINE void fill_zero(float *to, ptrdiff_t pixels) {
+    for (float *end = to + pixels * LANES; to < end; to += LANES) {
+        vec_store(to, vec_zero());
+        NO_CALL;
+    }
 }
 
 INLINE void pack_frame(float *plane, const struct padding *p, int height, int width) {
     const ptrdiff_t bottom = p->top + height, right = p->left + width;
-    clear_pixels(plane, (ptrdiff_t)p->top * p->width);
+    fill_zero(plane, (ptrdiff_t)p->top * p->width);
     for (ptrdiff_t y = p->top; y < bottom; y++) {
-        clear_pixels(plane + y * p->width * LANES, p->left);
-        clear_pixels(plane + (y * p->width + right) * LANES, p->width - right);
+        fill_zero(plane + y * p->width * LANES, p->left);
+        fill_zero(plane + (y * p->width + right) * LANES, p->width - right);
     }
-    clear_pixels(plane + bottom * p->width * LANES, (p->height - bottom) * p->width);
+    fill_zero(plane + bottom * p->width * LANES, (p->height - bottom) * p->width);
 }
 
 INLINE float *padded_row(float *plane, const struct padding *p, int y) {
@@ -136,8 +141,20 @@ INLINE enum lie lie_of(const struct map *map, int slot) {
     return neighbours(out, SLOTS) ? HALVES : SPREAD;
 }
 
-INLINE ptrdiff_t place_of(const place_t *place, int j, enum lie lie) {
-    return lie == NEAR || lie == HALVES ? place[0] + j * LANES : place[j];
+/* Where slots are written: where the first one is, and the others if that does not tell. Read once, as
+ * what is written between may be a table for all that compilers know. */
+struct places {
+    ptrdiff_t first;
+    const place_t *place;
+};
+
+INLINE struct places places_of(const place_t *place) {
+    const struct places p = {place[0], place};
+    return p;
+}
+
+INLINE ptrdiff_t place_of(struct places p, int j, enum lie lie) {
+    return lie == NEAR || lie == HALVES ? p.first + j * LANES : p.place[j];
 }
 
 INLINE const float *origin_of(const float *const *origin, int j, enum lie lie) {
@@ -158,22 +175,19 @@ struct sink {
     int forward, accumulate, finish;
 };
 
-INLINE void store_row(const struct sink *s, int row, const place_t *place, const vec *acc,
+INLINE void store_row(const struct sink *s, int row, struct places place, const vec *acc,
                       int pixels, enum lie lie) {
     float *out = s->out + (ptrdiff_t)row * s->tensor->plane * LANES;
     for (int j = 0; j < pixels; j++) vec_store(out + place_of(place, j, lie), acc[j]);
 }
 
-INLINE void sink_forward(const struct sink *s, int row, const place_t *place, const vec *acc,
-                         int pixels, int slot, enum lie lie) {
-    store_row(s, row, place, acc, pixels, lie);
-    if (s->sums == NULL) return;
-    struct sums *sums = &s->sums[row];
-    if (slot == 0) sums->pivot = pivot_of(acc, pixels);
+/* Add moments of `pixels` slots; `partial`: of those from first_partial on only some lanes. */
+INLINE void add_moments(const struct sink *s, struct sums *sums, const vec *acc, int pixels, int slot,
+                        int partial) {
     vec first = sums->first, second = sums->second;
     for (int j = 0; j < pixels; j++) {
         vec d = vec_sub(acc[j], sums->pivot);
-        if (slot + j >= s->first_partial) d = vec_mul(d, s->valid);
+        if (partial && slot + j >= s->first_partial) d = vec_mul(d, s->valid);
         first = vec_add(first, d);
         second = vec_fma(d, d, second);
     }
@@ -181,10 +195,22 @@ INLINE void sink_forward(const struct sink *s, int row, const place_t *place, co
     sums->second = second;
 }
 
+INLINE void sink_forward(const struct sink *s, int row, struct places place, const vec *acc,
+                         int pixels, int slot, enum lie lie) {
+    store_row(s, row, place, acc, pixels, lie);
+    if (s->sums == NULL) return;
+    struct sums *sums = &s->sums[row];
+    if (slot == 0) sums->pivot = pivot_of(acc, pixels);
+    if (slot + pixels > s->first_partial)
+        add_moments(s, sums, acc, pixels, slot, 1);
+    else
+        add_moments(s, sums, acc, pixels, slot, 0);
+}
+
 /* Pass gradients through the activation of what is read, and sum them for its norm. `x` are values,
  * `read` is what is read of them, and `out` that of the row. */
 INLINE void finish_slots(const struct sink *s, const struct reading *how, int row, const vec *x,
-                         const vec *read, float *out, const place_t *place, const vec *acc, int pixels,
+                         const vec *read, float *out, struct places place, const vec *acc, int pixels,
                          enum lie lie) {
     const vec mean = vec_set1(s->sums ? s->tensor->mean[row] : 0.0f);
     vec first = vec_zero(), second = vec_zero();
@@ -203,7 +229,7 @@ INLINE void sink_backward(const struct sink *s, int row, const place_t *place, c
                           int pixels) {
     const ptrdiff_t plane = (ptrdiff_t)row * s->tensor->plane * LANES;
     if (!s->finish) {
-        store_row(s, row, place, acc, pixels, SPREAD);
+        store_row(s, row, places_of(place), acc, pixels, SPREAD);
         return;
     }
     const struct reading how = reading_of(s->tensor, row);
@@ -212,13 +238,13 @@ INLINE void sink_backward(const struct sink *s, int row, const place_t *place, c
         x[j] = vec_load(s->x + plane + place[j]);
         read[j] = read_value(&how, x[j]);
     }
-    finish_slots(s, &how, row, x, read, s->out + plane, place, acc, pixels, SPREAD);
+    finish_slots(s, &how, row, x, read, s->out + plane, places_of(place), acc, pixels, SPREAD);
 }
 
 INLINE void sink_row(const struct sink *s, int row, const place_t *place, const vec *acc,
                      int pixels, int slot) {
     if (s->forward)
-        sink_forward(s, row, place, acc, pixels, slot, SPREAD);
+        sink_forward(s, row, places_of(place), acc, pixels, slot, SPREAD);
     else
         sink_backward(s, row, place, acc, pixels);
 }
@@ -237,7 +263,7 @@ INLINE void gather_slots(const struct map *map, const float *values, const float
                          const float *in, int slot, const struct sink *sink, int pixels,
                          enum lie lie) {
     const float *origin[SLOTS];
-    const place_t *place = map->slot_out + slot;
+    const struct places place = places_of(map->slot_out + slot);
     for (int j = 0; j < pixels; j++) origin[j] = in + map->slot_in[slot + j];
     for (int row = 0; row < map->rows; row++) {
         const vec start = bias ? vec_set1(bias[row]) : vec_zero();
@@ -341,9 +367,10 @@ INLINE void take_codes(int bits, int parts, const struct pixels *from, int pixel
 }
 
 /* The values of `pixels` slots: codes only where they lie one behind the other. */
-INLINE void take_slots(const struct returning *r, const place_t *place, int pixels, enum lie lie, vec *x) {
+INLINE void take_slots(const struct returning *r, struct places place, int pixels, enum lie lie, vec *x) {
     if ((lie == NEAR || lie == HALVES) && r->pixels.bits < 32)
-        WITH_CODES(r->pixels.bits, r->pixels.parts, take_codes, &r->pixels, place[0] / LANES, pixels, x);
+        WITH_CODES(r->pixels.bits, r->pixels.parts, take_codes, &r->pixels, (int)(place.first / LANES), pixels,
+                   x);
     else
         for (int j = 0; j < pixels; j++) x[j] = vec_load(r->pixels.x + place_of(place, j, lie));
 }
@@ -355,7 +382,7 @@ INLINE void return_slots(const struct returning *r, const struct tap *tap, int c
                          int slot, int more, int finish, int pixels, enum lie lie, int gives,
                          int wants) {
     const float *origin[SLOTS];
-    const place_t *place = r->map->slot_out + slot;
+    const struct places place = places_of(r->map->slot_out + slot);
     vec acc[SLOTS], x[SLOTS], value[SLOTS];
     if (wants || finish) {
         take_slots(r, place, pixels, lie, x);
