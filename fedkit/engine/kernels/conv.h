@@ -57,6 +57,7 @@ struct part {
     int64_t examples;
     float *in, *out;           /* padded planes in scratch */
     struct sums *sums;
+    struct range_vecs *ranges; /* of the target */
     const float *x;            /* the source's values */
     float *values;             /* room for these where they are stored in few bits, or NULL */
     float *plane;              /* room for a plane of the source */
@@ -170,6 +171,7 @@ struct sink {
     float *out;              /* the part's first tile */
     const float *x;          /* backward: the source's values there */
     struct sums *sums;       /* [rows], or NULL */
+    struct range_vecs *ranges; /* forward: [rows], or NULL */
     vec valid;               /* lanes of the last tile that hold examples */
     int first_partial;       /* the first slot of a tile that is not full */
     int forward, accumulate, finish;
@@ -198,6 +200,7 @@ INLINE void add_moments(const struct sink *s, struct sums *sums, const vec *acc,
 INLINE void sink_forward(const struct sink *s, int row, struct places place, const vec *acc,
                          int pixels, int slot, enum lie lie) {
     store_row(s, row, place, acc, pixels, lie);
+    if (s->ranges) add_to_range(&s->ranges[row], acc, pixels);
     if (s->sums == NULL) return;
     struct sums *sums = &s->sums[row];
     if (slot == 0) sums->pivot = pivot_of(acc, pixels);
@@ -550,7 +553,8 @@ INLINE struct part part_of(const struct conv *conv, int number, float *scratch) 
     int most = conv->source->channels > conv->target->channels ? conv->source->channels
                                                                : conv->target->channels;
     p.x = conv->source->x + plane_offset(conv->source, p.tile, 0);
-    p.in = (float *)(p.sums + most);
+    p.ranges = (struct range_vecs *)(p.sums + most);
+    p.in = (float *)(p.ranges + (conv->target->ranges ? conv->target->channels : 0));
     p.out = p.in;
     if (conv->direct)
         p.in = (float *)p.x;
@@ -598,8 +602,12 @@ void NAME(conv_forward)(const struct conv *conv, int first, int last, float *scr
         const struct tensor *t = conv->target;
         struct sink sink = sink_of(t, &p, t->x, conv->statistics, conv->forward.slots);
         sink.forward = 1;
+        if (t->ranges) sink.ranges = p.ranges;
+        for (int c = 0; t->ranges && c < t->channels; c++) p.ranges[c] = no_range();
         pack_inputs(conv, &p);
         gather_forward(conv, p.in, p.tiles * conv->forward.slots, &sink);
+        for (int c = 0; t->ranges && c < t->channels; c++)
+            t->ranges[(ptrdiff_t)p.tile * t->channels + c] = range_of(&p.ranges[c]);
         if (!conv->statistics) continue;
         for (int c = 0; c < t->channels; c++) {
             store_moments(t->sums + 2 * ((ptrdiff_t)number * t->channels + c), &p.sums[c],

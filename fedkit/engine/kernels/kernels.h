@@ -26,6 +26,11 @@ enum activation { ACT_NONE, ACT_RELU, ACT_RELU6 };
 
 struct stored;
 
+/* The least and the most value of a plane. */
+struct range {
+    float least, most;
+};
+
 /* A stored tensor and how it is read: activation(scale * x + shift), per channel. `gradient` is
  * that of the value read. Once finished (activation passed), the gradient of x itself is
  * a * gradient + b * x + c; for an L1 norm, b * sign(x - mean) instead of b * x. */
@@ -40,6 +45,7 @@ struct tensor {
     const float *c;
     const float *mean;   /* [channels] if the tensor has a norm */
     double *sums;        /* [parts][channels][2] of the op that ran last */
+    struct range *ranges; /* [tiles][channels], if what writes x tells; or NULL */
     const struct stored *stored; /* where its values are, in few bits; NULL: at x */
     int64_t examples;
     int32_t channels;
@@ -222,8 +228,8 @@ struct channel_norm {
  * begin at first[0], those of part 2 at first[1]; of three parts, those before it stand for no more than
  * limit. */
 struct grid {
-    float base[STORED_PARTS], step[STORED_PARTS], limit;
-    int32_t first[STORED_PARTS - 1];
+    float base[3], step[3], limit;
+    int32_t first[2];
 };
 
 /* A tensor's values in few bits. */

@@ -46,6 +46,12 @@ class CGrid(Structure):
     )
 
 
+class CRange(Structure):
+    """`struct range` of kernels.h."""
+
+    _fields_ = (("least", c_float), ("most", c_float))
+
+
 class CStored(Structure):
     """`struct stored` of kernels.h; it and a tensor know each other."""
 
@@ -63,6 +69,7 @@ class CTensor(Structure):
         ("c", c_void_p),
         ("mean", c_void_p),
         ("sums", c_void_p),
+        ("ranges", POINTER(CRange)),
         ("stored", POINTER(CStored)),
         ("examples", c_int64),
         ("channels", c_int32),

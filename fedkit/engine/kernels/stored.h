@@ -103,25 +103,19 @@ INLINE struct parts stored_parts(const struct reading *how, int count) {
 
 /* -- grids ------------------------------------------------------------------------------------ */
 
-/* The least and the most value of a plane. */
-struct range {
-    float least, most;
-};
-
 INLINE struct range stored_range(const float *x, int plane) {
-    vec least[2] = {vec_load(x), vec_load(x)}, most[2] = {least[0], least[0]};
+    struct range_vecs range = no_range();
     int i = 0;
-    for (; i + 2 <= plane; i += 2, x += 2 * LANES) {
-        for (int j = 0; j < 2; j++) {
-            const vec v = vec_load(x + j * LANES);
-            least[j] = vec_min(least[j], v);
-            most[j] = vec_max(most[j], v);
-        }
+    for (; i + 4 <= plane; i += 4, x += 4 * LANES) {
+        const vec values[4] = {vec_load(x), vec_load(x + LANES), vec_load(x + 2 * LANES),
+                               vec_load(x + 3 * LANES)};
+        add_to_range(&range, values, 4);
     }
-    if (i < plane) least[0] = vec_min(least[0], vec_load(x)), most[0] = vec_max(most[0], vec_load(x));
-    const struct range range = {vec_least(vec_min(least[0], least[1])),
-                                vec_most(vec_max(most[0], most[1]))};
-    return range;
+    for (; i < plane; i++, x += LANES) {
+        const vec value = vec_load(x);
+        add_to_range(&range, &value, 1);
+    }
+    return range_of(&range);
 }
 
 /* Whether values differ, and by how much can be said. */
@@ -335,18 +329,16 @@ INLINE void stored_narrow_plane(const struct parts *all, int parts, const struct
         stored_narrow_some(parts, &vecs, bits, random_vec(low, high, counter), x, i, plane - i, codes);
 }
 
-/* Choose the grid of a plane, and write its codes. `all` are those of its channel. */
-INLINE struct range stored_make_plane(const struct parts *all, int parts, struct grid *grid, int bits,
-                                      uint64_t key, uint32_t counter, int plane, const float *x,
-                                      uint8_t *codes) {
-    const struct range range = stored_range(x, plane);
+/* Choose the grid of a plane, and write its codes. `all` are the parts of its channel. */
+INLINE void stored_make_plane(const struct parts *all, int parts, struct range range, struct grid *grid,
+                              int bits, uint64_t key, uint32_t counter, int plane, const float *x,
+                              uint8_t *codes) {
     struct narrowing how;
     stored_grid(all, range, bits, grid, &how);
     if (stored_varies(range))
         stored_narrow_plane(all, parts, &how, bits, key, counter, plane, x, codes);
     else
         memset(codes, 0, (size_t)stored_bytes(plane, bits));
-    return range;
 }
 
 /* -- values ----------------------------------------------------------------------------------- */
@@ -438,9 +430,10 @@ INLINE void stored_narrow_tiles(int bits, int parts, const struct stored *s, int
         const struct parts all = stored_parts(&how, parts);
         for (int tile = first; tile < last; tile++) {
             const ptrdiff_t number = (ptrdiff_t)tile * t->channels + c;
-            stored_make_plane(&all, parts, &s->grids[number], bits, key,
-                              stored_counter(number, t->plane), t->plane,
-                              t->x + plane_offset(t, tile, c), stored_codes(s, number, bits));
+            const float *x = t->x + plane_offset(t, tile, c);
+            stored_make_plane(&all, parts, t->ranges ? t->ranges[number] : stored_range(x, t->plane),
+                              &s->grids[number], bits, key, stored_counter(number, t->plane), t->plane,
+                              x, stored_codes(s, number, bits));
         }
     }
 }

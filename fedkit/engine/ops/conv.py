@@ -85,6 +85,7 @@ class FloatConv(FloatOp[Convolution]):
         super().__init__(op, number, work)
         self._layer = work.network.layers[number]
         self.tiles_per_part = self._layer.geometry.tiles_per_part
+        self.takes_ranges = self.tiles_per_part == 1
         self.struct = conv_struct(self._layer, work.tensors, work.network.parameters)
         self.struct.direct = reads_plain(work.plan, op)
         self.struct.statistics = work.normalises(number)
@@ -102,6 +103,7 @@ class FloatConv(FloatOp[Convolution]):
         floats = tiles * geometry.tile_in + channels * _SUMS_FLOATS * geometry.lanes
         if mode != "train":
             return floats
+        floats += 2 * geometry.target[0] * geometry.lanes
         floats += tiles * geometry.tile_out
         layer = network.layers[number]
         if geometry.op.source in stored:

@@ -220,6 +220,7 @@ class SparseProgram:
         scratch = self._sums.nbytes + self.transposed.nbytes
         scratch += self.partial.nbytes
         scratch += sum(op.room_bytes for op in self._ops)
+        scratch += sum(stored.room_bytes for stored in self._stored.values())
         return Memory(
             activations=tensors,
             weights=values.nbytes,
@@ -269,6 +270,9 @@ class SparseProgram:
         self._ops: list[FloatOp[Any]] = [
             float_op(op)(op, number, self) for number, op in enumerate(plan.ops)
         ]
+        for op in self._ops:
+            if op.takes_ranges and op.op.target in self._stored:
+                self._stored[op.op.target].take_ranges()
 
     def _made_stored(self, tensor: int) -> StoredValues:
         before, codes = (self._address(kind, tensor) for kind in ("x", "code"))

@@ -74,8 +74,10 @@ static inline void tensor_narrow(const struct tensor *t, uint64_t step_key, int 
         const struct reading how = reading_of(t, c);
         const struct parts all = stored_parts(&how, parts);
         struct grid grid;
-        range[c] = stored_make_plane(&all, parts, &grid, BITS, key, stored_counter(c, t->plane), t->plane,
-                                     t->x + plane_offset(t, 0, c), codes + c * stored_bytes(t->plane, BITS));
+        const float *x = t->x + plane_offset(t, 0, c);
+        range[c] = stored_range(x, t->plane);
+        stored_make_plane(&all, parts, range[c], &grid, BITS, key, stored_counter(c, t->plane), t->plane, x,
+                          codes + c * stored_bytes(t->plane, BITS));
     }
 }
 
