@@ -87,10 +87,11 @@ static void pack_values(const struct conv *conv, const struct part *p, int tile,
 
 INLINE void pack_raw(int bits, int parts, const struct conv *conv, const struct pixels *pixels,
                      const struct chain *how, const float *g, float *to) {
+    const struct stored_vecs grid = pixels_grid(bits, parts, pixels);
     for (int y = 0, i = 0; y < conv->out_height; y++) {
         float *row = padded_row(to, &conv->out, y);
         for (int end = i + conv->out_width; i < end; i++, g += LANES, row += LANES)
-            vec_store(row, raw_gradient(how, vec_load(g), pixel_value(bits, parts, pixels, i)));
+            vec_store(row, raw_gradient(how, vec_load(g), pixel_value(bits, parts, pixels, &grid, i)));
     }
 }
 
@@ -361,19 +362,19 @@ struct returning {
     const struct sink *sink;
     int row;
     struct pixels pixels;      /* the channel's values of the part */
+    struct stored_vecs grid;   /* of these, if they are codes */
     float *out;                /* its gradient; NULL: not wanted */
     struct reading how;
 };
 
-INLINE void take_codes(int bits, int parts, const struct pixels *from, int pixel, int count, vec *x) {
-    for (int j = 0; j < count; j++) x[j] = pixel_value(bits, parts, from, pixel + j);
+INLINE void take_codes(int bits, int parts, const struct returning *r, int pixel, int count, vec *x) {
+    for (int j = 0; j < count; j++) x[j] = pixel_value(bits, parts, &r->pixels, &r->grid, pixel + j);
 }
 
 /* The values of `pixels` slots: codes only where they lie one behind the other. */
 INLINE void take_slots(const struct returning *r, struct places place, int pixels, enum lie lie, vec *x) {
     if ((lie == NEAR || lie == HALVES) && r->pixels.bits < 32)
-        WITH_CODES(r->pixels.bits, r->pixels.parts, take_codes, &r->pixels, (int)(place.first / LANES), pixels,
-                   x);
+        WITH_CODES(r->pixels.bits, r->pixels.parts, take_codes, r, (int)(place.first / LANES), pixels, x);
     else
         for (int j = 0; j < pixels; j++) x[j] = vec_load(r->pixels.x + place_of(place, j, lie));
 }
@@ -444,7 +445,7 @@ INLINE void add_sums(const struct tap *tap, int count, vec (*sums)[2], float *gr
 }
 
 /* One channel's pixels of one phase. */
-static void return_row(const struct returning *r, int slots, float *gradient) {
+INLINE void return_row(const struct returning *r, int slots, float *gradient) {
     const struct map *map = r->map;
     const struct tap *tap = map->tap + map->first[r->row];
     int left = map->first[r->row + 1] - map->first[r->row], more = r->sink->accumulate;
@@ -654,7 +655,7 @@ static void return_gradients(const struct conv *conv, const struct part *p, cons
         }
         r.how = reading_of(s, r.row);
         if (codes)
-            r.pixels = pixels_of(s, p->tile, r.row);
+            r.pixels = pixels_of(s, p->tile, r.row), r.grid = stored_vecs_of(r.pixels.parts, r.pixels.grid);
         else if (gradient || conv->finish)
             r.pixels = pixels_of_floats(source_plane(conv, p, 0, r.row));
         if (s->gradient) r.out = sink->out + (ptrdiff_t)r.row * s->plane * LANES;

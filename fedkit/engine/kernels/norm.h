@@ -127,9 +127,10 @@ INLINE void finish_plane(int bits, int parts, const struct tensor *t, int channe
                          const struct pixels *pixels, float *g, struct sums *sums) {
     const struct reading how = reading_of(t, channel);
     const vec mean = vec_set1(t->mean ? t->mean[channel] : 0.0f);
+    const struct stored_vecs grid = pixels_grid(bits, parts, pixels);
     vec first = vec_zero(), second = vec_zero();
     for (int i = 0; i < t->plane; i++, g += LANES) {
-        const vec value = pixel_value(bits, parts, pixels, i);
+        const vec value = pixel_value(bits, parts, pixels, &grid, i);
         const vec passed = through_activation(&how, value, vec_load(g));
         if (how.activated) vec_store(g, passed);
         first = vec_add(first, passed);

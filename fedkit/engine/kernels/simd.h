@@ -309,6 +309,10 @@ INLINE void vec_sum4(vec a, vec b, vec c, vec d, float *sum) {
 #endif
 
 /* The least and the most of the lanes. */
+#if defined(ISA_AVX512)
+INLINE float vec_least(vec a) { return _mm512_reduce_min_ps(a); }
+INLINE float vec_most(vec a) { return _mm512_reduce_max_ps(a); }
+#else
 INLINE float vec_least(vec a) {
     float lane[LANES];
     vec_store(lane, a);
@@ -316,16 +320,26 @@ INLINE float vec_least(vec a) {
         for (int i = 0; i < half; i++) lane[i] = lane[i + half] < lane[i] ? lane[i + half] : lane[i];
     return lane[0];
 }
-
 INLINE float vec_most(vec a) { return -vec_least(vec_sub(vec_zero(), a)); }
+#endif
 
+/* As vec_sum, in float64. */
+#if defined(ISA_AVX512)
+INLINE double vec_sum_double(vec a) {
+    const __m256 low = _mm512_castps512_ps256(a), high = _mm512_extractf32x8_ps(a, 1);
+    return _mm512_reduce_add_pd(_mm512_add_pd(_mm512_cvtps_pd(low), _mm512_cvtps_pd(high)));
+}
+#else
 INLINE double vec_sum_double(vec a) {
     float lane[LANES];
-    double sum = 0.0;
+    double sum[LANES];
     vec_store(lane, a);
-    for (int i = 0; i < LANES; i++) sum += lane[i];
-    return sum;
+    for (int i = 0; i < LANES; i++) sum[i] = lane[i];
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) sum[i] += sum[i + half];
+    return sum[0];
 }
+#endif
 
 /* 1 in the first `valid` lanes, 0 in the others. */
 INLINE vec vec_lanes(int valid) {

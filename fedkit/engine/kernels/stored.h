@@ -348,13 +348,13 @@ struct stored_vecs {
     vec base[STORED_PARTS], step[STORED_PARTS], first[STORED_PARTS - 1], limit;
 };
 
-INLINE struct stored_vecs stored_vecs_of(const struct grid *grid) {
+INLINE struct stored_vecs stored_vecs_of(int parts, const struct grid *grid) {
     struct stored_vecs v;
-    for (int p = 0; p < STORED_PARTS; p++) {
+    for (int p = 0; p < parts; p++) {
         v.base[p] = vec_set1(grid->base[p]);
         v.step[p] = vec_set1(grid->step[p]);
     }
-    for (int e = 0; e < STORED_PARTS - 1; e++) v.first[e] = vec_set1((float)grid->first[e]);
+    for (int e = 0; e < parts - 1; e++) v.first[e] = vec_set1((float)grid->first[e]);
     v.limit = vec_set1(grid->limit);
     return v;
 }
@@ -386,7 +386,7 @@ INLINE vec stored_value(int parts, const struct stored_vecs *grid, vec code) {
 /* Write what the codes of a plane stand for. */
 INLINE void stored_widen_plane(int parts, const struct grid *grid, int bits, int plane,
                                const uint8_t *codes, float *x) {
-    const struct stored_vecs vecs = stored_vecs_of(grid);
+    const struct stored_vecs vecs = stored_vecs_of(parts, grid);
     int i = 0;
     for (; i + 2 <= plane; i += 2, x += 2 * LANES) {
         vec_store(x, stored_value(parts, &vecs, stored_code(codes, bits, i)));
@@ -476,12 +476,11 @@ struct pixels {
     int bits, parts;                      /* 32: floats */
     const float *x;
     const uint8_t *codes;
-    struct stored_vecs grid;
+    const struct grid *grid;
 };
 
 INLINE struct pixels pixels_of_floats(const float *x) {
-    struct pixels p;
-    p.bits = 32, p.parts = 1, p.x = x;
+    const struct pixels p = {32, 1, x, NULL, NULL};
     return p;
 }
 
@@ -489,15 +488,22 @@ INLINE struct pixels pixels_of(const struct tensor *t, int tile, int channel) {
     const struct stored *s = t->stored;
     const ptrdiff_t number = (ptrdiff_t)tile * t->channels + channel;
     if (s == NULL) return pixels_of_floats(t->x + plane_offset(t, tile, channel));
-    struct pixels p = {s->bits, stored_parts_of(t), NULL, stored_codes(s, number, s->bits),
-                       stored_vecs_of(&s->grids[number])};
+    const struct pixels p = {s->bits, stored_parts_of(t), NULL, stored_codes(s, number, s->bits),
+                             &s->grids[number]};
     return p;
 }
 
+/* What the grid of a plane tells, if it has one. */
+INLINE struct stored_vecs pixels_grid(int bits, int parts, const struct pixels *p) {
+    static const struct grid none;
+    return stored_vecs_of(parts, bits == 32 ? &none : p->grid);
+}
+
 /* One pixel. `bits` and `parts` are constants where this is inlined. */
-INLINE vec pixel_value(int bits, int parts, const struct pixels *p, int pixel) {
+INLINE vec pixel_value(int bits, int parts, const struct pixels *p, const struct stored_vecs *grid,
+                       int pixel) {
     if (bits == 32) return vec_load(p->x + (ptrdiff_t)pixel * LANES);
-    return stored_value(parts, &p->grid, stored_code(p->codes, bits, pixel));
+    return stored_value(parts, grid, stored_code(p->codes, bits, pixel));
 }
 
 /* Call a function with bits and parts of pixels first, as constants. */
