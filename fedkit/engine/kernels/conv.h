@@ -368,7 +368,8 @@ struct returning {
 };
 
 INLINE void take_codes(int bits, int parts, const struct returning *r, int pixel, int count, vec *x) {
-    for (int j = 0; j < count; j++) x[j] = pixel_value(bits, parts, &r->pixels, &r->grid, pixel + j);
+    const int even = pixel & ~1; /* as it is, which compilers cannot know */
+    for (int j = 0; j < count; j++) x[j] = pixel_value(bits, parts, &r->pixels, &r->grid, even + j);
 }
 
 /* The values of `pixels` slots: codes only where they lie one behind the other. */
