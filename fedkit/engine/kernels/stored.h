@@ -61,26 +61,17 @@ INLINE int stored_is_over(const struct reading *how, int end, int falls, int64_t
 INLINE float stored_edge(const struct reading *how, int end) {
     const float scale = vec_first(how->scale), shift = vec_first(how->shift);
     const float near = (vec_first(end ? how->high : how->low) - shift) / scale;
+    const int64_t lowest = number_of_float(-INFINITY), highest = number_of_float(INFINITY);
     const int falls = scale < 0.0f;
-    int64_t below = number_of_float(-INFINITY), above = number_of_float(INFINITY), step = 1;
     if (scale == 0.0f || near != near) return INFINITY;
-    const int64_t guess = number_of_float(near);
-    if (stored_is_over(how, end, falls, guess)) {
-        for (above = guess; above - step > below; step *= 2) {
-            if (!stored_is_over(how, end, falls, above - step)) {
-                below = above - step;
-                break;
-            }
-            above -= step;
-        }
-    } else {
-        for (below = guess; below + step < above; step *= 2) {
-            if (stored_is_over(how, end, falls, below + step)) {
-                above = below + step;
-                break;
-            }
-            below += step;
-        }
+    int64_t below = number_of_float(near), above = below + 1;
+    for (int64_t step = 1; below > lowest && stored_is_over(how, end, falls, below); step *= 2) {
+        above = below;
+        below = below - step > lowest ? below - step : lowest;
+    }
+    for (int64_t step = 1; above < highest && !stored_is_over(how, end, falls, above); step *= 2) {
+        below = above;
+        above = above + step < highest ? above + step : highest;
     }
     while (above - below > 1) {
         const int64_t middle = below + (above - below) / 2;
