@@ -374,7 +374,7 @@ INLINE void take_codes(int bits, int parts, const struct returning *r, int pixel
 
 /* The values of `pixels` slots: codes only where they lie one behind the other. */
 INLINE void take_slots(const struct returning *r, struct places place, int pixels, enum lie lie, vec *x) {
-    if ((lie == NEAR || lie == HALVES) && r->pixels.bits < 32)
+    if (READS_CODES && (lie == NEAR || lie == HALVES) && r->pixels.bits < 32)
         WITH_CODES(r->pixels.bits, r->pixels.parts, take_codes, r, (int)(place.first / LANES), pixels, x);
     else
         for (int j = 0; j < pixels; j++) x[j] = vec_load(r->pixels.x + place_of(place, j, lie));

@@ -215,7 +215,7 @@ INLINE vec vec_power_of_two(vec rounded) {
 #endif
 
 /* `whole` holds LANES whole numbers of 32 bits. As float32 they are less than 2^31, and a float32 is cut
- * off; what is no number becomes any. */
+ * off; what is not a number becomes any. */
 #if !defined(VEC_WHOLE)
 typedef struct { uint32_t v[LANES]; } whole;
 #define WHOLE_OF(expression) \

@@ -58,7 +58,7 @@ INLINE int stored_is_over(const struct reading *how, int end, int falls, int64_t
 
 /* The last value that is not over an end of the activation, to the bit: near where it is by the rules
  * for real numbers, and found by halves wherever it lies. */
-INLINE float stored_edge(const struct reading *how, int end) {
+static inline float stored_edge(const struct reading *how, int end) {
     const float scale = vec_first(how->scale), shift = vec_first(how->shift);
     const float near = (vec_first(end ? how->high : how->low) - shift) / scale;
     const int64_t lowest = number_of_float(-INFINITY), highest = number_of_float(INFINITY);
@@ -195,9 +195,9 @@ INLINE void stored_deal(const struct extent *extent, int bits, struct grid *grid
     }
 }
 
-/* Choose the grid of a plane. Where all values are the same, or one is no number, code 0 is all there is. */
-INLINE void stored_grid(const struct parts *parts, struct range range, int bits, struct grid *grid,
-                        struct narrowing *how) {
+/* Choose the grid of a plane. Where all values are the same, or one is not a number, code 0 is all there is. */
+static inline void stored_grid(const struct parts *parts, struct range range, int bits,
+                               struct grid *grid, struct narrowing *how) {
     memset(grid, 0, sizeof *grid);
     memset(how, 0, sizeof *how);
     grid->limit = parts->edge[1];
@@ -462,6 +462,13 @@ INLINE const float *plane_pixels(const struct tensor *t, int tile, int channel, 
 
 /* -- pixels ----------------------------------------------------------------------------------- */
 
+/* The kernels of a trainer find values wide again, and need no code to read others. */
+#if defined(FEDKIT_LANES)
+#define READS_CODES 0
+#else
+#define READS_CODES 1
+#endif
+
 /* A plane, however it is stored. */
 struct pixels {
     int bits, parts;                      /* 32: floats */
@@ -478,7 +485,7 @@ INLINE struct pixels pixels_of_floats(const float *x) {
 INLINE struct pixels pixels_of(const struct tensor *t, int tile, int channel) {
     const struct stored *s = t->stored;
     const ptrdiff_t number = (ptrdiff_t)tile * t->channels + channel;
-    if (s == NULL) return pixels_of_floats(t->x + plane_offset(t, tile, channel));
+    if (!READS_CODES || s == NULL) return pixels_of_floats(t->x + plane_offset(t, tile, channel));
     const struct pixels p = {s->bits, stored_parts_of(t), NULL, stored_codes(s, number, s->bits),
                              &s->grids[number]};
     return p;
@@ -500,7 +507,7 @@ INLINE vec pixel_value(int bits, int parts, const struct pixels *p, const struct
 /* Call a function with bits and parts of pixels first, as constants. */
 #define WITH_PIXELS(pixels, function, ...) \
     do { \
-        if ((pixels)->bits == 32) \
+        if (!READS_CODES || (pixels)->bits == 32) \
             function(32, 1, __VA_ARGS__); \
         else \
             WITH_CODES((pixels)->bits, (pixels)->parts, function, __VA_ARGS__); \
