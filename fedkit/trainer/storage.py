@@ -36,7 +36,7 @@ ALIGNMENT = 8
 _FLOAT = 4
 _ATTEMPTS = 20_000  # divided by the number of storages, which each takes time
 _VECTORS_OF_SUMS = 3  # struct sums of tensor.h
-_PARTS_OF_RANGE = {"none": 1, "relu": 2, "relu6": 3}  # stored_parts_of of stored.h
+_RANGE = 2 * _FLOAT  # struct range of stored.h
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,7 @@ class StorageSizes:
         if kind == "argmax":
             return channels * plane
         if kind == "code":
-            ranges = 2 * _FLOAT * _PARTS_OF_RANGE[tensor.activation]
-            return channels * (ranges + stored_bytes(height * width, self.lanes, self.bits))
+            return channels * (_RANGE + stored_bytes(height * width, self.lanes, self.bits))
         return _FLOAT * channels * plane
 
     def _of_layer(self, kind: str, layer: Layer) -> int:

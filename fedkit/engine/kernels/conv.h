@@ -23,12 +23,22 @@ INLINE ptrdiff_t padded_plane(const struct padding *p) {
     return (ptrdiff_t)p->height * p->width * LANES;
 }
 
+/* Compilers make a call of memset of such a loop, which is slow for few pixels. */
+#if defined(__GNUC__)
+#define NO_CALL __asm__ volatile("" : : : "memory")
+#else
+#define NO_CALL
+#endif
+
 INLINE void fill_zero(float *to, ptrdiff_t pixels) {
-    memset(to, 0, (size_t)(pixels * LANES) * sizeof(float));
+    for (float *end = to + pixels * LANES; to < end; to += LANES) {
+        vec_store(to, vec_zero());
+        NO_CALL;
+    }
 }
 
 INLINE void pack_frame(float *plane, const struct padding *p, int height, int width) {
-    ptrdiff_t bottom = p->top + height, right = p->left + width;
+    const ptrdiff_t bottom = p->top + height, right = p->left + width;
     fill_zero(plane, (ptrdiff_t)p->top * p->width);
     for (ptrdiff_t y = p->top; y < bottom; y++) {
         fill_zero(plane + y * p->width * LANES, p->left);
@@ -47,9 +57,10 @@ struct part {
     int64_t examples;
     float *in, *out;           /* padded planes in scratch; of the inputs a few in the backward pass */
     struct sums *sums;
+    struct range_vecs *ranges; /* of the target */
     const float *x;            /* the source's values */
     float *values;             /* room for these where they are stored in few bits, or NULL */
-    float *plane;              /* room for a plane of source or target */
+    float *plane;              /* room for a plane of the source */
 };
 
 /* Whether inputs are packed for the gradients of all weights: some lie as these read them. */
@@ -83,27 +94,32 @@ static void pack_inputs(const struct conv *conv, const struct part *p, int first
             if (conv->used_in[c]) pack_values(conv, p, tile, c, to);
 }
 
-/* `room` is one for a plane. */
-static void pack_gradients(const struct conv *conv, int tile, float *room, float *to) {
+INLINE void pack_raw(int bits, int parts, const struct conv *conv, const struct pixels *pixels,
+                     const struct chain *how, const float *g, float *to) {
+    const struct stored_vecs grid = pixels_grid(bits, parts, pixels);
+    for (int y = 0, i = 0; y < conv->out_height; y++) {
+        float *row = padded_row(to, &conv->out, y);
+        for (int end = i + conv->out_width; i < end; i++, g += LANES, row += LANES)
+            vec_store(row, raw_gradient(how, vec_load(g), pixel_value(bits, parts, pixels, &grid, i)));
+    }
+}
+
+static void pack_gradients(const struct conv *conv, int tile, float *to) {
     const struct tensor *t = conv->target;
     const vec valid = vec_lanes(valid_lanes(t, tile));
     for (int c = 0; c < t->channels; c++, to += padded_plane(&conv->out)) {
         if (!conv->used_out[c]) continue;
         const struct chain how = chain_of(t, c, valid);
         const float *g = t->gradient + plane_offset(t, tile, c);
-        const float *x = how.norm ? plane_pixels(t, tile, c, room) : g;
+        const struct pixels pixels = how.norm ? pixels_of(t, tile, c) : pixels_of_floats(g);
         pack_frame(to, &conv->out, conv->out_height, conv->out_width);
-        for (int y = 0; y < conv->out_height; y++) {
-            float *row = padded_row(to, &conv->out, y);
-            for (int i = 0; i < conv->out_width; i++, x += LANES, g += LANES)
-                vec_store(row + i * LANES, raw_gradient(&how, vec_load(g), vec_load(x)));
-        }
+        WITH_PIXELS(&pixels, pack_raw, conv, &pixels, &how, g, to);
     }
 }
 
 static void pack_outputs(const struct conv *conv, const struct part *p) {
     for (int t = 0; t < p->tiles; t++)
-        pack_gradients(conv, p->tile + t, p->plane,
+        pack_gradients(conv, p->tile + t,
                        p->out + t * conv->target->channels * padded_plane(&conv->out));
 }
 
@@ -130,8 +146,20 @@ INLINE enum lie lie_of(const struct map *map, int slot) {
     return neighbours(out, SLOTS) ? HALVES : SPREAD;
 }
 
-INLINE ptrdiff_t place_of(const place_t *place, int j, enum lie lie) {
-    return lie == NEAR || lie == HALVES ? place[0] + j * LANES : place[j];
+/* Where slots are written: where the first one is, and the others if that does not tell. Read once, as
+ * what is written between may be a table for all that compilers know. */
+struct places {
+    ptrdiff_t first;
+    const place_t *place;
+};
+
+INLINE struct places places_of(const place_t *place) {
+    const struct places p = {place[0], place};
+    return p;
+}
+
+INLINE ptrdiff_t place_of(struct places p, int j, enum lie lie) {
+    return lie == NEAR || lie == HALVES ? p.first + j * LANES : p.place[j];
 }
 
 INLINE const float *origin_of(const float *const *origin, int j, enum lie lie) {
@@ -147,27 +175,25 @@ struct sink {
     float *out;              /* the part's first tile */
     const float *x;          /* backward: the source's values there */
     struct sums *sums;       /* [rows], or NULL */
+    struct range_vecs *ranges; /* forward: [rows], or NULL */
     vec valid;               /* lanes of the last tile that hold examples */
     int first_partial;       /* the first slot of a tile that is not full */
     int forward, accumulate, finish;
 };
 
-INLINE void store_row(const struct sink *s, int row, const place_t *place, const vec *acc,
+INLINE void store_row(const struct sink *s, int row, struct places place, const vec *acc,
                       int pixels, enum lie lie) {
     float *out = s->out + (ptrdiff_t)row * s->tensor->plane * LANES;
     for (int j = 0; j < pixels; j++) vec_store(out + place_of(place, j, lie), acc[j]);
 }
 
-INLINE void sink_forward(const struct sink *s, int row, const place_t *place, const vec *acc,
-                         int pixels, int slot, enum lie lie) {
-    store_row(s, row, place, acc, pixels, lie);
-    if (s->sums == NULL) return;
-    struct sums *sums = &s->sums[row];
-    if (slot == 0) sums->pivot = pivot_of(acc, pixels);
+/* Add moments of `pixels` slots; `partial`: of those from first_partial on only some lanes. */
+INLINE void add_moments(const struct sink *s, struct sums *sums, const vec *acc, int pixels, int slot,
+                        int partial) {
     vec first = sums->first, second = sums->second;
     for (int j = 0; j < pixels; j++) {
         vec d = vec_sub(acc[j], sums->pivot);
-        if (slot + j >= s->first_partial) d = vec_mul(d, s->valid);
+        if (partial && slot + j >= s->first_partial) d = vec_mul(d, s->valid);
         first = vec_add(first, d);
         second = vec_fma(d, d, second);
     }
@@ -175,18 +201,31 @@ INLINE void sink_forward(const struct sink *s, int row, const place_t *place, co
     sums->second = second;
 }
 
-/* Pass gradients through the activation of what is read, and sum them for its norm. `x` and `out` are
- * those of the row. */
-INLINE void finish_slots(const struct sink *s, const struct reading *how, int row, const float *x,
-                         float *out, const place_t *place, const vec *acc, int pixels, enum lie lie) {
+INLINE void sink_forward(const struct sink *s, int row, struct places place, const vec *acc,
+                         int pixels, int slot, enum lie lie) {
+    store_row(s, row, place, acc, pixels, lie);
+    if (s->ranges) add_to_range(&s->ranges[row], acc, pixels);
+    if (s->sums == NULL) return;
+    struct sums *sums = &s->sums[row];
+    if (slot == 0) sums->pivot = pivot_of(acc, pixels);
+    if (slot + pixels > s->first_partial)
+        add_moments(s, sums, acc, pixels, slot, 1);
+    else
+        add_moments(s, sums, acc, pixels, slot, 0);
+}
+
+/* Pass gradients through the activation of what is read, and sum them for its norm. `x` are values,
+ * `read` is what is read of them, and `out` that of the row. */
+INLINE void finish_slots(const struct sink *s, const struct reading *how, int row, const vec *x,
+                         const vec *read, float *out, struct places place, const vec *acc, int pixels,
+                         enum lie lie) {
     const vec mean = vec_set1(s->sums ? s->tensor->mean[row] : 0.0f);
     vec first = vec_zero(), second = vec_zero();
     for (int j = 0; j < pixels; j++) {
-        const vec value = vec_load(x + place_of(place, j, lie));
-        const vec g = through_activation(how, value, acc[j]);
+        const vec g = how->activated ? vec_where_between(read[j], how->low, how->high, acc[j]) : acc[j];
         vec_store(out + place_of(place, j, lie), g);
         first = vec_add(first, g);
-        second = vec_fma(g, vec_sub(value, mean), second);
+        second = vec_fma(g, vec_sub(x[j], mean), second);
     }
     if (s->sums == NULL) return;
     s->sums[row].first = vec_add(s->sums[row].first, first);
@@ -197,17 +236,22 @@ INLINE void sink_backward(const struct sink *s, int row, const place_t *place, c
                           int pixels) {
     const ptrdiff_t plane = (ptrdiff_t)row * s->tensor->plane * LANES;
     if (!s->finish) {
-        store_row(s, row, place, acc, pixels, SPREAD);
+        store_row(s, row, places_of(place), acc, pixels, SPREAD);
         return;
     }
     const struct reading how = reading_of(s->tensor, row);
-    finish_slots(s, &how, row, s->x + plane, s->out + plane, place, acc, pixels, SPREAD);
+    vec x[SLOTS], read[SLOTS];
+    for (int j = 0; j < pixels; j++) {
+        x[j] = vec_load(s->x + plane + place[j]);
+        read[j] = read_value(&how, x[j]);
+    }
+    finish_slots(s, &how, row, x, read, s->out + plane, places_of(place), acc, pixels, SPREAD);
 }
 
 INLINE void sink_row(const struct sink *s, int row, const place_t *place, const vec *acc,
                      int pixels, int slot) {
     if (s->forward)
-        sink_forward(s, row, place, acc, pixels, slot, SPREAD);
+        sink_forward(s, row, places_of(place), acc, pixels, slot, SPREAD);
     else
         sink_backward(s, row, place, acc, pixels);
 }
@@ -226,7 +270,7 @@ INLINE void gather_slots(const struct map *map, const float *values, const float
                          const float *in, int slot, const struct sink *sink, int pixels,
                          enum lie lie) {
     const float *origin[SLOTS];
-    const place_t *place = map->slot_out + slot;
+    const struct places place = places_of(map->slot_out + slot);
     for (int j = 0; j < pixels; j++) origin[j] = in + map->slot_in[slot + j];
     for (int row = 0; row < map->rows; row++) {
         const vec start = bias ? vec_set1(bias[row]) : vec_zero();
@@ -320,10 +364,24 @@ struct returning {
     const float *in;           /* padded gradients of the output */
     const struct sink *sink;
     int row;
-    const float *x;            /* the channel's values of the part */
+    struct pixels pixels;      /* the channel's values of the part */
+    struct stored_vecs grid;   /* of these, if they are codes */
     float *out;                /* its gradient; NULL: not wanted */
     struct reading how;
 };
+
+INLINE void take_codes(int bits, int parts, const struct returning *r, int pixel, int count, vec *x) {
+    const int even = pixel & ~1; /* as it is, which compilers cannot know */
+    for (int j = 0; j < count; j++) x[j] = pixel_value(bits, parts, &r->pixels, &r->grid, even + j);
+}
+
+/* The values of `pixels` slots: codes only where they lie one behind the other. */
+INLINE void take_slots(const struct returning *r, struct places place, int pixels, enum lie lie, vec *x) {
+    if (READS_CODES && (lie == NEAR || lie == HALVES) && r->pixels.bits < 32)
+        WITH_CODES(r->pixels.bits, r->pixels.parts, take_codes, r, (int)(place.first / LANES), pixels, x);
+    else
+        for (int j = 0; j < pixels; j++) x[j] = vec_load(r->pixels.x + place_of(place, j, lie));
+}
 
 /* `count` taps of a row at `pixels` slots: every gradient of the output that is loaded goes into that
  * of the input, and times the input into that of a weight. Two sums per weight hide the latency of an
@@ -332,13 +390,17 @@ INLINE void return_slots(const struct returning *r, const struct tap *tap, int c
                          int slot, int more, int finish, int pixels, enum lie lie, int gives,
                          int wants) {
     const float *origin[SLOTS];
-    const place_t *place = r->map->slot_out + slot;
-    vec acc[SLOTS], value[SLOTS];
+    const struct places place = places_of(r->map->slot_out + slot);
+    vec acc[SLOTS], x[SLOTS], value[SLOTS];
+    if (wants || finish) {
+        take_slots(r, place, pixels, lie, x);
+        for (int j = 0; j < pixels; j++) value[j] = read_value(&r->how, x[j]);
+    } else {
+        for (int j = 0; j < pixels; j++) x[j] = value[j] = vec_zero();
+    }
     for (int j = 0; j < pixels; j++) {
-        const ptrdiff_t at = place_of(place, j, lie);
         origin[j] = r->in + r->map->slot_in[slot + j];
-        if (gives) acc[j] = more ? vec_load(r->out + at) : vec_zero();
-        if (wants) value[j] = read_value(&r->how, vec_load(r->x + at));
+        if (gives) acc[j] = more ? vec_load(r->out + place_of(place, j, lie)) : vec_zero();
     }
     for (int k = 0; k < count; k++) {
         const vec w = vec_set1(r->values[tap[k].index]);
@@ -350,7 +412,7 @@ INLINE void return_slots(const struct returning *r, const struct tap *tap, int c
     }
     if (!gives) return;
     if (finish)
-        finish_slots(r->sink, &r->how, r->row, r->x, r->out, place, acc, pixels, lie);
+        finish_slots(r->sink, &r->how, r->row, x, value, r->out, place, acc, pixels, lie);
     else
         for (int j = 0; j < pixels; j++)
             vec_store(r->out + place_of(place, j, lie), acc[j]);
@@ -387,7 +449,7 @@ INLINE void add_sums(const struct tap *tap, int count, vec (*sums)[2], float *gr
 }
 
 /* One channel's pixels of one phase. */
-static void return_row(const struct returning *r, int slots, float *gradient) {
+INLINE void return_row(const struct returning *r, int slots, float *gradient) {
     const struct map *map = r->map;
     const struct tap *tap = map->tap + map->first[r->row];
     int left = map->first[r->row + 1] - map->first[r->row], more = r->sink->accumulate;
@@ -546,7 +608,8 @@ INLINE struct part part_of(const struct conv *conv, int number, float *scratch) 
     int most = conv->source->channels > conv->target->channels ? conv->source->channels
                                                                : conv->target->channels;
     p.x = conv->source->x + plane_offset(conv->source, p.tile, 0);
-    p.in = (float *)(p.sums + most);
+    p.ranges = (struct range_vecs *)(p.sums + most);
+    p.in = (float *)(p.ranges + (conv->target->ranges ? conv->target->channels : 0));
     return p;
 }
 
@@ -601,8 +664,12 @@ void NAME(conv_forward)(const struct conv *conv, int first, int last, float *scr
         const struct tensor *t = conv->target;
         struct sink sink = sink_of(t, &p, t->x, conv->statistics, conv->forward.slots);
         sink.forward = 1;
+        if (t->ranges) sink.ranges = p.ranges;
+        for (int c = 0; t->ranges && c < t->channels; c++) p.ranges[c] = no_range();
         if (!conv->direct) pack_inputs(conv, &p, 0, conv->source->channels);
         gather_forward(conv, conv->direct ? p.x : p.in, p.tiles * conv->forward.slots, &sink);
+        for (int c = 0; t->ranges && c < t->channels; c++)
+            t->ranges[(ptrdiff_t)p.tile * t->channels + c] = range_of(&p.ranges[c]);
         if (!conv->statistics) continue;
         for (int c = 0; c < t->channels; c++) {
             store_moments(t->sums + 2 * ((ptrdiff_t)number * t->channels + c), &p.sums[c],
@@ -619,6 +686,17 @@ static struct sink sink_back(const struct conv *conv, const struct part *p) {
     return sink;
 }
 
+/* Whether the source's planes are walked in the order of their pixels, so that codes need no room. */
+static int walks_pixels(const struct conv *conv) {
+    const struct map *map = &conv->backward[0];
+    if (conv->phases > 1 || conv->tiles_per_part > 1 || map->slots % SLOTS) return 0;
+    for (int slot = 0; slot < map->slots; slot += SLOTS) {
+        const enum lie lie = lie_of(map, slot);
+        if (lie != NEAR && lie != HALVES) return 0;
+    }
+    return 1;
+}
+
 /* Write or add to the source's gradient, and add to those of the kept weights; either may be unwanted. */
 static void return_gradients(const struct conv *conv, const struct part *p, const struct sink *sink,
                              float *gradient) {
@@ -629,6 +707,7 @@ static void return_gradients(const struct conv *conv, const struct part *p, cons
     r.values = conv->values;
     r.in = p->out;
     r.sink = sink;
+    const int codes = s->stored && !p->values && walks_pixels(conv);
     for (r.row = 0; r.row < s->channels; r.row++) {
         if (!conv->used_in[r.row] && !conv->accumulate) {
             for (int t = 0; s->gradient && t < p->tiles; t++)
@@ -636,7 +715,10 @@ static void return_gradients(const struct conv *conv, const struct part *p, cons
             continue;
         }
         r.how = reading_of(s, r.row);
-        if (gradient || conv->finish) r.x = source_plane(conv, p, 0, r.row);
+        if (codes)
+            r.pixels = pixels_of(s, p->tile, r.row), r.grid = stored_vecs_of(r.pixels.parts, r.pixels.grid);
+        else if (gradient || conv->finish)
+            r.pixels = pixels_of_floats(source_plane(conv, p, 0, r.row));
         if (s->gradient) r.out = sink->out + (ptrdiff_t)r.row * s->plane * LANES;
         for (int phase = 0; phase < conv->phases; phase++) {
             r.map = &conv->backward[phase];

@@ -48,9 +48,15 @@ void NAME(add_forward)(const struct tensor *left, const struct tensor *right,
             const ptrdiff_t at = plane_offset(target, tile, c);
             const float *x = left->x + at, *y = right->x + at;
             float *to = target->x + at;
-            for (int i = 0; i < target->plane * LANES; i += LANES)
-                vec_store(to + i, vec_add(read_value(&one, vec_load(x + i)),
-                                          read_value(&two, vec_load(y + i))));
+            struct range_vecs range = no_range();
+            for (int i = 0; i < target->plane * LANES; i += LANES) {
+                const vec sum = vec_add(read_value(&one, vec_load(x + i)),
+                                        read_value(&two, vec_load(y + i)));
+                vec_store(to + i, sum);
+                add_to_range(&range, &sum, 1);
+            }
+            if (target->ranges)
+                target->ranges[(ptrdiff_t)tile * target->channels + c] = range_of(&range);
         }
     }
 }

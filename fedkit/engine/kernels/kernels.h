@@ -26,6 +26,11 @@ enum activation { ACT_NONE, ACT_RELU, ACT_RELU6 };
 
 struct stored;
 
+/* The least and the most value of a plane. */
+struct range {
+    float least, most;
+};
+
 /* A stored tensor and how it is read: activation(scale * x + shift), per channel. `gradient` is
  * that of the value read. Once finished (activation passed), the gradient of x itself is
  * a * gradient + b * x + c; for an L1 norm, b * sign(x - mean) instead of b * x. */
@@ -40,6 +45,7 @@ struct tensor {
     const float *c;
     const float *mean;   /* [channels] if the tensor has a norm */
     double *sums;        /* [parts][channels][2] of the op that ran last */
+    struct range *ranges; /* [tiles][channels], if what writes x tells; or NULL */
     const struct stored *stored; /* where its values are, in few bits; NULL: at x */
     int64_t examples;
     int32_t channels;
@@ -218,10 +224,12 @@ struct channel_norm {
 
 #define STORED_PARTS 3
 
-/* Code first[p] + n of part p of the values of a channel stands for least[p] + n * step[p]. */
+/* A code of part p of the values of a channel stands for base[p] + step[p] * code. Codes of part 1
+ * begin at first[0], those of part 2 at first[1]; of three parts, those before it stand for no more than
+ * limit. */
 struct grid {
-    float least[3], most[3], step[3];
-    int32_t first[4];
+    float base[3], step[3], limit;
+    int32_t first[2];
 };
 
 /* A tensor's values in few bits. */

@@ -22,7 +22,7 @@ from typing import Any
 
 from fedkit.core.errors import EngineError
 
-VERSION = 19
+VERSION = 20
 """Version of the structs below and of what calls mean; the library states its own."""
 
 SIMD = ("avx512", "avx2", "neon", "plain")
@@ -39,11 +39,17 @@ class CGrid(Structure):
     """`struct grid` of kernels.h."""
 
     _fields_ = (
-        ("least", c_float * 3),
-        ("most", c_float * 3),
+        ("base", c_float * 3),
         ("step", c_float * 3),
-        ("first", c_int32 * 4),
+        ("limit", c_float),
+        ("first", c_int32 * 2),
     )
+
+
+class CRange(Structure):
+    """`struct range` of kernels.h."""
+
+    _fields_ = (("least", c_float), ("most", c_float))
 
 
 class CStored(Structure):
@@ -63,6 +69,7 @@ class CTensor(Structure):
         ("c", c_void_p),
         ("mean", c_void_p),
         ("sums", c_void_p),
+        ("ranges", POINTER(CRange)),
         ("stored", POINTER(CStored)),
         ("examples", c_int64),
         ("channels", c_int32),

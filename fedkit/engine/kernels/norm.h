@@ -123,23 +123,29 @@ void NAME(tensor_moments)(const struct tensor *t, int first, int last) {
     }
 }
 
-/* Pass a gradient through the activation and sum it for the norm: one part per tile. `scratch` has
- * room for a plane. */
-void NAME(finish_gradient)(const struct tensor *t, int first, int last, float *scratch) {
+INLINE void finish_plane(int bits, int parts, const struct tensor *t, int channel,
+                         const struct pixels *pixels, float *g, struct sums *sums) {
+    const struct reading how = reading_of(t, channel);
+    const vec mean = vec_set1(t->mean ? t->mean[channel] : 0.0f);
+    const struct stored_vecs grid = pixels_grid(bits, parts, pixels);
+    vec first = vec_zero(), second = vec_zero();
+    for (int i = 0; i < t->plane; i++, g += LANES) {
+        const vec value = pixel_value(bits, parts, pixels, &grid, i);
+        const vec passed = through_activation(&how, value, vec_load(g));
+        if (how.activated) vec_store(g, passed);
+        first = vec_add(first, passed);
+        second = vec_fma(passed, vec_sub(value, mean), second);
+    }
+    sums->first = first, sums->second = second;
+}
+
+/* Pass a gradient through the activation and sum it for the norm: one part per tile. */
+void NAME(finish_gradient)(const struct tensor *t, int first, int last) {
     for (int tile = first; tile < last; tile++) {
         for (int c = 0; c < t->channels; c++) {
-            const struct reading how = reading_of(t, c);
-            const vec mean = vec_set1(t->mean ? t->mean[c] : 0.0f);
-            const float *x = plane_pixels(t, tile, c, scratch);
-            float *g = t->gradient + plane_offset(t, tile, c);
-            struct sums s = {vec_zero(), vec_zero(), vec_zero()};
-            for (int i = 0; i < t->plane; i++, x += LANES, g += LANES) {
-                const vec value = vec_load(x);
-                const vec passed = through_activation(&how, value, vec_load(g));
-                if (how.activated) vec_store(g, passed);
-                s.first = vec_add(s.first, passed);
-                s.second = vec_fma(passed, vec_sub(value, mean), s.second);
-            }
+            const struct pixels pixels = pixels_of(t, tile, c);
+            struct sums s;
+            WITH_PIXELS(&pixels, finish_plane, t, c, &pixels, t->gradient + plane_offset(t, tile, c), &s);
             if (t->mean) store_sums(t->sums + 2 * ((ptrdiff_t)tile * t->channels + c), &s);
         }
     }

@@ -58,29 +58,32 @@ INLINE vec vec_power_of_two(vec rounded) {
     const __m512i biased = _mm512_add_epi32(_mm512_castps_si512(rounded), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
 }
-/* Whole numbers of few bits as floats, and floats cut off as such. Nibbles are those of two vecs. */
-#define VEC_CODES
-INLINE vec vec_of_bytes(const uint8_t *p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#define VEC_WHOLE
+typedef __m512i whole;
+INLINE whole whole_set1(uint32_t x) { return _mm512_set1_epi32((int)x); }
+INLINE whole whole_count(void) {
+    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
-INLINE void vec_to_bytes(uint8_t *p, vec a) {
-    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(a)));
+INLINE whole whole_add(whole a, whole b) { return _mm512_add_epi32(a, b); }
+INLINE whole whole_mul(whole a, whole b) { return _mm512_mullo_epi32(a, b); }
+INLINE whole whole_and(whole a, whole b) { return _mm512_and_si512(a, b); }
+INLINE whole whole_or(whole a, whole b) { return _mm512_or_si512(a, b); }
+INLINE whole whole_xor(whole a, whole b) { return _mm512_xor_si512(a, b); }
+INLINE whole whole_left(whole a, int by) { return _mm512_slli_epi32(a, by); }
+INLINE whole whole_right(whole a, int by) { return _mm512_srli_epi32(a, by); }
+INLINE whole whole_of(vec a) { return _mm512_cvttps_epi32(a); }
+INLINE vec vec_of_whole(whole a) { return _mm512_cvtepi32_ps(a); }
+INLINE whole whole_of_bytes(const uint8_t *p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
 }
-INLINE vec vec_of_words(const uint16_t *p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)));
+INLINE void whole_to_bytes(uint8_t *p, whole a) {
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a));
 }
-INLINE void vec_to_words(uint16_t *p, vec a) {
-    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_cvttps_epi32(a)));
+INLINE whole whole_of_words(const uint16_t *p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
 }
-INLINE void vec_of_nibbles(const uint8_t *p, vec *low, vec *high) {
-    const __m512i both = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
-    *low = _mm512_cvtepi32_ps(_mm512_and_si512(both, _mm512_set1_epi32(15)));
-    *high = _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4));
-}
-INLINE void vec_to_nibbles(uint8_t *p, vec low, vec high) {
-    const __m512i upper = _mm512_slli_epi32(_mm512_cvttps_epi32(high), 4);
-    const __m512i both = _mm512_or_si512(_mm512_cvttps_epi32(low), upper);
-    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(both));
+INLINE void whole_to_words(uint16_t *p, whole a) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(a));
 }
 
 #elif defined(ISA_AVX2)
@@ -211,38 +214,45 @@ INLINE vec vec_power_of_two(vec rounded) {
 
 #endif
 
-#if !defined(VEC_CODES)
-INLINE vec vec_of_bytes(const uint8_t *p) {
-    float lane[LANES];
-    for (int i = 0; i < LANES; i++) lane[i] = (float)p[i];
-    return vec_load(lane);
-}
-INLINE void vec_to_bytes(uint8_t *p, vec a) {
+/* `whole` holds LANES whole numbers of 32 bits. As float32 they are less than 2^31, and a float32 is cut
+ * off; what is not a number becomes any. */
+#if !defined(VEC_WHOLE)
+typedef struct { uint32_t v[LANES]; } whole;
+#define WHOLE_OF(expression) \
+    whole r; \
+    for (int i = 0; i < LANES; i++) r.v[i] = (expression); \
+    return r
+INLINE whole whole_set1(uint32_t x) { WHOLE_OF(x); }
+INLINE whole whole_count(void) { WHOLE_OF((uint32_t)i); }
+INLINE whole whole_add(whole a, whole b) { WHOLE_OF(a.v[i] + b.v[i]); }
+INLINE whole whole_mul(whole a, whole b) { WHOLE_OF(a.v[i] * b.v[i]); }
+INLINE whole whole_and(whole a, whole b) { WHOLE_OF(a.v[i] & b.v[i]); }
+INLINE whole whole_or(whole a, whole b) { WHOLE_OF(a.v[i] | b.v[i]); }
+INLINE whole whole_xor(whole a, whole b) { WHOLE_OF(a.v[i] ^ b.v[i]); }
+INLINE whole whole_left(whole a, int by) { WHOLE_OF(a.v[i] << by); }
+INLINE whole whole_right(whole a, int by) { WHOLE_OF(a.v[i] >> by); }
+INLINE whole whole_of(vec a) {
     float lane[LANES];
     vec_store(lane, a);
-    for (int i = 0; i < LANES; i++) p[i] = (uint8_t)(int32_t)lane[i];
+    WHOLE_OF(lane[i] == lane[i] ? (uint32_t)(int32_t)lane[i] : 0);
 }
-INLINE vec vec_of_words(const uint16_t *p) {
+INLINE vec vec_of_whole(whole a) {
     float lane[LANES];
-    for (int i = 0; i < LANES; i++) lane[i] = (float)p[i];
+    for (int i = 0; i < LANES; i++) lane[i] = (float)(int32_t)a.v[i];
     return vec_load(lane);
 }
-INLINE void vec_to_words(uint16_t *p, vec a) {
-    float lane[LANES];
-    vec_store(lane, a);
-    for (int i = 0; i < LANES; i++) p[i] = (uint16_t)(int32_t)lane[i];
+INLINE whole whole_of_bytes(const uint8_t *p) { WHOLE_OF(p[i]); }
+INLINE void whole_to_bytes(uint8_t *p, whole a) {
+    for (int i = 0; i < LANES; i++) p[i] = (uint8_t)a.v[i];
 }
-INLINE void vec_of_nibbles(const uint8_t *p, vec *low, vec *high) {
-    float lower[LANES], upper[LANES];
-    for (int i = 0; i < LANES; i++) lower[i] = (float)(p[i] & 15), upper[i] = (float)(p[i] >> 4);
-    *low = vec_load(lower), *high = vec_load(upper);
-}
-INLINE void vec_to_nibbles(uint8_t *p, vec low, vec high) {
-    float lower[LANES], upper[LANES];
-    vec_store(lower, low), vec_store(upper, high);
-    for (int i = 0; i < LANES; i++) p[i] = (uint8_t)((int32_t)lower[i] | (int32_t)upper[i] << 4);
+INLINE whole whole_of_words(const uint16_t *p) { WHOLE_OF(p[i]); }
+INLINE void whole_to_words(uint16_t *p, whole a) {
+    for (int i = 0; i < LANES; i++) p[i] = (uint16_t)a.v[i];
 }
 #endif
+
+INLINE vec vec_of_bytes(const uint8_t *p) { return vec_of_whole(whole_of_bytes(p)); }
+INLINE void vec_to_bytes(uint8_t *p, vec a) { whole_to_bytes(p, whole_of(a)); }
 
 /* 1.5 * 2^23: a float32 near it is whole, so that adding it rounds, halves to even. */
 #define ROUNDER 12582912.0f
@@ -298,13 +308,38 @@ INLINE void vec_sum4(vec a, vec b, vec c, vec d, float *sum) {
 }
 #endif
 
+/* The least and the most of the lanes. */
+#if defined(ISA_AVX512)
+INLINE float vec_least(vec a) { return _mm512_reduce_min_ps(a); }
+INLINE float vec_most(vec a) { return _mm512_reduce_max_ps(a); }
+#else
+INLINE float vec_least(vec a) {
+    float lane[LANES];
+    vec_store(lane, a);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] = lane[i + half] < lane[i] ? lane[i + half] : lane[i];
+    return lane[0];
+}
+INLINE float vec_most(vec a) { return -vec_least(vec_sub(vec_zero(), a)); }
+#endif
+
+/* As vec_sum, in float64. */
+#if defined(ISA_AVX512)
+INLINE double vec_sum_double(vec a) {
+    const __m256 low = _mm512_castps512_ps256(a), high = _mm512_extractf32x8_ps(a, 1);
+    return _mm512_reduce_add_pd(_mm512_add_pd(_mm512_cvtps_pd(low), _mm512_cvtps_pd(high)));
+}
+#else
 INLINE double vec_sum_double(vec a) {
     float lane[LANES];
-    double sum = 0.0;
+    double sum[LANES];
     vec_store(lane, a);
-    for (int i = 0; i < LANES; i++) sum += lane[i];
-    return sum;
+    for (int i = 0; i < LANES; i++) sum[i] = lane[i];
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) sum[i] += sum[i + half];
+    return sum[0];
 }
+#endif
 
 /* 1 in the first `valid` lanes, 0 in the others. */
 INLINE vec vec_lanes(int valid) {

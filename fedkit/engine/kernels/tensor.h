@@ -92,6 +92,31 @@ struct sums {
     vec first, second, pivot;
 };
 
+/* Least and most of values, lane by lane. */
+struct range_vecs {
+    vec least, most;
+};
+
+INLINE void add_to_range(struct range_vecs *range, const vec *values, int count) {
+    vec least = values[0], most = values[0];
+    for (int i = 1; i < count; i++) {
+        least = vec_min(least, values[i]);
+        most = vec_max(most, values[i]);
+    }
+    range->least = vec_min(range->least, least);
+    range->most = vec_max(range->most, most);
+}
+
+INLINE struct range_vecs no_range(void) {
+    const struct range_vecs none = {vec_set1(INFINITY), vec_set1(-INFINITY)};
+    return none;
+}
+
+INLINE struct range range_of(const struct range_vecs *range) {
+    const struct range found = {vec_least(range->least), vec_most(range->most)};
+    return found;
+}
+
 /* The mean of a channel's first values. Without a pivot, squares of a large mean would cancel; a
  * single value could lie far off, and its own square would drown the others. */
 INLINE vec pivot_of(const vec *values, int count) {

@@ -85,6 +85,7 @@ class FloatConv(FloatOp[Convolution]):
         super().__init__(op, number, work)
         self._layer = work.network.layers[number]
         self.tiles_per_part = self._layer.geometry.tiles_per_part
+        self.takes_ranges = self.tiles_per_part == 1
         self.struct = conv_struct(self._layer, work.tensors, work.network.parameters)
         self.struct.direct = reads_plain(work.plan, op)
         self.struct.statistics = work.normalises(number)
@@ -103,6 +104,7 @@ class FloatConv(FloatOp[Convolution]):
         forward = tiles * geometry.tile_in if packs else 0
         if mode != "train":
             return sums + forward
+        sums += 2 * geometry.target[0] * geometry.lanes
         few_bits = geometry.op.source in stored
         values = few_bits and (layer.dense or tiles > 1)
         back = tiles * geometry.tile_out
@@ -110,9 +112,8 @@ class FloatConv(FloatOp[Convolution]):
             back += tiles * math.prod(geometry.source) * geometry.lanes
         if packs or (few_bits and not values):
             back += tiles * geometry.tile_few
-        shapes = {geometry.op.source: geometry.source, geometry.op.target: geometry.target}
-        planes = (math.prod(shape[1:]) for tensor, shape in shapes.items() if tensor in stored)
-        return sums + max(forward, back + max(planes, default=0) * geometry.lanes)
+        plane = math.prod(geometry.source[1:]) * geometry.lanes if few_bits else 0
+        return sums + max(forward, back + plane)
 
     @staticmethod
     def overwrites(network: Network, number: int) -> bool:

@@ -136,11 +136,13 @@ class FloatOp(ABC, Generic[AnyOp]):
     Attributes:
         tiles_per_part: Tiles whose channel sums lie together where its kernel sums for a norm.
         takes_moments: Its forward kernel takes the moments of a target that is normalised.
+        takes_ranges: It takes the ranges of planes that it writes.
         room_bytes: Memory of its own.
     """
 
     tiles_per_part = 1
     takes_moments: ClassVar[bool] = False
+    takes_ranges: bool = False
     room_bytes = 0
 
     def __init__(self, op: AnyOp, number: int, work: Workspace) -> None:

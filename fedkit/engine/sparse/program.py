@@ -207,20 +207,20 @@ class SparseProgram:
         return place(self.plan, self.schedule, self._size)
 
     def _scratch_floats(self) -> int:
-        """Return room for the neediest op, and for a plane of what is stored in few bits."""
+        """Return room for the neediest op."""
         stored = self.schedule.narrow - self.schedule.widened
-        needs = [
+        needs = (
             float_op(op).scratch_floats(self.network, number, self.mode, stored)
             for number, op in enumerate(self.plan.ops)
-        ]
-        planes = (math.prod(self.plan.tensors[tensor].shape[1:]) for tensor in stored)
-        return max([*needs, *(plane * self.kernels.lanes for plane in planes)], default=0)
+        )
+        return max(needs, default=0)
 
     def _account(self) -> Memory:
         values, tensors = self.network.parameters.values, 4 * self._tensor_floats
         scratch = self._sums.nbytes + self.transposed.nbytes
         scratch += self.partial.nbytes
         scratch += sum(op.room_bytes for op in self._ops)
+        scratch += sum(stored.room_bytes for stored in self._stored.values())
         return Memory(
             activations=tensors,
             weights=values.nbytes,
@@ -270,6 +270,9 @@ class SparseProgram:
         self._ops: list[FloatOp[Any]] = [
             float_op(op)(op, number, self) for number, op in enumerate(plan.ops)
         ]
+        for op in self._ops:
+            if op.takes_ranges and op.op.target in self._stored:
+                self._stored[op.op.target].take_ranges()
 
     def _made_stored(self, tensor: int) -> StoredValues:
         before, codes = (self._address(kind, tensor) for kind in ("x", "code"))
@@ -485,7 +488,7 @@ class SparseProgram:
             return
         if isinstance(step, Finish):
             tensor = byref(self.tensors[step.tensor])
-            yield None, self.shared(self.kernels.finish_gradient, self.tiles, tensor, scratch=True)
+            yield None, self.shared(self.kernels.finish_gradient, self.tiles, tensor)
             yield from self._norm_backward(step.tensor, 1)
             return
         op = self._ops[step.op]

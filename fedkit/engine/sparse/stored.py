@@ -55,7 +55,10 @@ class StoredValues:
 
     Attributes:
         struct: What the kernels take.
+        room_bytes: Memory of its own.
     """
+
+    room_bytes = 0
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class StoredValues:
         bits: int,
     ) -> None:
         self._tensor, self._before, self._after = tensor, before, after
+        self._planes = planes
         grids = codes + 4 * _codes(planes, tensor.plane, lanes, bits)
         self.struct = native.CStored(
             tensor=ctypes.pointer(tensor),
@@ -75,6 +79,11 @@ class StoredValues:
             grids=ctypes.cast(grids, ctypes.POINTER(native.CGrid)),
             bits=bits,
         )
+
+    def take_ranges(self) -> None:
+        """Make room for what the op that writes the tensor tells of its planes."""
+        ranges = (native.CRange * self._planes)()
+        self._tensor.ranges, self.room_bytes = ranges, ctypes.sizeof(ranges)
 
     def begin(self, key: int) -> None:
         """Get ready for a forward pass, whose values are rounded by a key of 64 bits."""

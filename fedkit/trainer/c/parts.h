@@ -63,38 +63,35 @@ static uint64_t with_word(uint64_t key, uint64_t word) {
     return x ^ (x >> 31);
 }
 
-/* Least and most of each part of a channel tell its grid. */
-static struct grid grid_of(const float *ranges, int parts) {
-    struct grid grid;
-    memset(&grid, 0, sizeof grid);
-    for (int p = 0; p < parts; p++) grid.least[p] = ranges[2 * p], grid.most[p] = ranges[2 * p + 1];
-    stored_grid(&grid, BITS);
-    return grid;
-}
-
 /* Write the codes that the engine's `narrow` writes; a tensor's number and the key of the step tell what
- * it draws. Of each channel the ranges come first, then the codes of all. */
+ * it draws. The range of each channel comes first, which tells its grid, then the codes of all. */
 static inline void tensor_narrow(const struct tensor *t, uint64_t step_key, int number, void *to) {
     const uint64_t key = with_word(with_word(step_key, (uint64_t)number), 2);
     const int parts = stored_parts_of(t);
-    float *ranges = (float *)to;
-    uint8_t *codes = (uint8_t *)(ranges + 2 * parts * t->channels);
-    for (int c = 0; c < t->channels; c++, ranges += 2 * parts) {
+    struct range *range = (struct range *)to;
+    uint8_t *codes = (uint8_t *)(range + t->channels);
+    for (int c = 0; c < t->channels; c++) {
         const struct reading how = reading_of(t, c);
+        const struct parts all = stored_parts(&how, parts);
         struct grid grid;
-        stored_make_plane(&how, parts, &grid, BITS, key, stored_counter(c, t->plane), t->plane,
-                          t->x + plane_offset(t, 0, c), codes + c * stored_bytes(t->plane, BITS));
-        for (int p = 0; p < parts; p++) ranges[2 * p] = grid.least[p], ranges[2 * p + 1] = grid.most[p];
+        const float *x = t->x + plane_offset(t, 0, c);
+        range[c] = stored_range(x, t->plane);
+        stored_make_plane(&all, parts, range[c], &grid, BITS, key, stored_counter(c, t->plane), t->plane, x,
+                          codes + c * stored_bytes(t->plane, BITS));
     }
 }
 
 /* Write the values that the codes stand for. */
 static inline void tensor_widen(const struct tensor *t, const void *from) {
     const int parts = stored_parts_of(t);
-    const float *ranges = (const float *)from;
-    const uint8_t *codes = (const uint8_t *)(ranges + 2 * parts * t->channels);
-    for (int c = 0; c < t->channels; c++, ranges += 2 * parts) {
-        const struct grid grid = grid_of(ranges, parts);
+    const struct range *range = (const struct range *)from;
+    const uint8_t *codes = (const uint8_t *)(range + t->channels);
+    for (int c = 0; c < t->channels; c++) {
+        const struct reading how = reading_of(t, c);
+        const struct parts all = stored_parts(&how, parts);
+        struct narrowing unused;
+        struct grid grid;
+        stored_grid(&all, range[c], BITS, &grid, &unused);
         stored_widen_plane(parts, &grid, BITS, t->plane, codes + c * stored_bytes(t->plane, BITS),
                            t->x + plane_offset(t, 0, c));
     }

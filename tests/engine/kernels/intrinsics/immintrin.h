@@ -148,6 +148,45 @@ static inline __v8di in_c_srlv_long(__v8di a, __v8di by) {
 }
 static inline __v8di in_c_set1_long(long long x) { LANES_OF(__v8di, 8, x); }
 
+/* Between numbers of other kinds, and over lanes. */
+typedef unsigned char __v16uc __attribute__((vector_size(16)));
+typedef unsigned short __v16us __attribute__((vector_size(32)));
+static inline __v16si in_c_srl(__v16si a, unsigned by) {
+    LANE_BY_LANE(__v16si, (int)((unsigned)a[i] >> by));
+}
+static inline __m512 in_c_floats(__v16si a) { LANE_BY_LANE(__m512, (float)a[i]); }
+static inline __v16si in_c_cut(__m512 a) {
+    LANE_BY_LANE(__v16si, a[i] >= -0x1p31f && a[i] < 0x1p31f ? (int)a[i] : -2147483647 - 1);
+}
+static inline __v16si in_c_of_bytes(__v16uc a) { LANE_BY_LANE(__v16si, a[i]); }
+static inline __v16uc in_c_to_bytes(__v16si a) { LANE_BY_LANE(__v16uc, (unsigned char)a[i]); }
+static inline __v16si in_c_of_words(__v16us a) { LANE_BY_LANE(__v16si, a[i]); }
+static inline __v16us in_c_to_words(__v16si a) { LANE_BY_LANE(__v16us, (unsigned short)a[i]); }
+static inline __m256 in_c_half_ps(__m512 a, int half) { LANES_OF(__m256, 8, a[8 * half + i]); }
+static inline __m512d in_c_doubles(__m256 a) { LANES_OF(__m512d, 8, a[i]); }
+static inline float in_c_reduce(__m512 a, int most) {
+    float found = a[0];
+    for (int i = 1; i < 16; i++) found = (most ? a[i] > found : a[i] < found) ? a[i] : found;
+    return found;
+}
+static inline double in_c_sum(__m512d a) {
+    for (int half = 4; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) a[i] += a[i + half];
+    return a[0];
+}
+
+/* Vectors of 8 floats: halves of either operand, and pairs of lanes within a half. */
+static inline float in_c_lane(__m256 a, __m256 b, int half, int lane) {
+    return (half & 2 ? b : a)[(half & 1) * 4 + lane];
+}
+static inline __m256 in_c_permute_halves(__m256 a, __m256 b, int how) {
+    LANES_OF(__m256, 8, in_c_lane(a, b, i < 4 ? how & 3 : how >> 4 & 3, i % 4));
+}
+static inline __m256 in_c_shuffle(__m256 a, __m256 b, int how) {
+    LANES_OF(__m256, 8, (i % 4 < 2 ? a : b)[i / 4 * 4 + (how >> 2 * (i % 4) & 3)]);
+}
+static inline __m128 in_c_quarter(__m256 a, int half) { LANES_OF(__m128, 4, a[4 * half + i]); }
+
 #define SHORTS(function, a, b) ((__m512i)function((__v32hi)(a), (__v32hi)(b)))
 #define INTS(function, a, b) ((__m512i)function((__v16si)(a), (__v16si)(b)))
 #define _mm512_set1_epi16(x) ((__m512i)in_c_set1_short(x))
@@ -166,6 +205,28 @@ static inline __v8di in_c_set1_long(long long x) { LANES_OF(__v8di, 8, x); }
 #define _mm512_srav_epi32(a, by) INTS(in_c_srav, a, by)
 #define _mm512_srlv_epi64(a, by) ((__m512i)in_c_srlv_long((__v8di)(a), (__v8di)(by)))
 #define _mm512_xor_si512(a, b) ((__m512i)((__v16si)(a) ^ (__v16si)(b)))
+
+#define _mm256_add_ps(a, b) ((a) + (b))
+#define _mm256_permute2f128_ps in_c_permute_halves
+#define _mm256_shuffle_ps in_c_shuffle
+#define _mm256_castps256_ps128(a) in_c_quarter(a, 0)
+#define _mm256_extractf128_ps in_c_quarter
+#define _mm512_or_si512(a, b) ((__m512i)((__v16si)(a) | (__v16si)(b)))
+#define _mm512_srli_epi32(a, by) ((__m512i)in_c_srl((__v16si)(a), by))
+#define _mm512_setr_epi32(...) ((__m512i)(__v16si){__VA_ARGS__})
+#define _mm512_cvtepi32_ps(a) in_c_floats((__v16si)(a))
+#define _mm512_cvttps_epi32(a) ((__m512i)in_c_cut(a))
+#define _mm512_cvtepu8_epi32(a) ((__m512i)in_c_of_bytes((__v16uc)(a)))
+#define _mm512_cvtepi32_epi8(a) ((__m128i)in_c_to_bytes((__v16si)(a)))
+#define _mm512_cvtepu16_epi32(a) ((__m512i)in_c_of_words((__v16us)(a)))
+#define _mm512_cvtepi32_epi16(a) ((__m256i)in_c_to_words((__v16si)(a)))
+#define _mm512_castps512_ps256(a) in_c_half_ps(a, 0)
+#define _mm512_extractf32x8_ps in_c_half_ps
+#define _mm512_cvtps_pd in_c_doubles
+#define _mm512_add_pd(a, b) ((a) + (b))
+#define _mm512_reduce_add_pd in_c_sum
+#define _mm512_reduce_min_ps(a) in_c_reduce(a, 0)
+#define _mm512_reduce_max_ps(a) in_c_reduce(a, 1)
 
 #define _mm512_loadu_si512 in_c_loadu_si512
 #define _mm256_loadu_si256 in_c_loadu_si256
