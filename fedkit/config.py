@@ -81,8 +81,8 @@ class RunConfig:
     memory: str = key(
         "",
         description="most memory that a step of sparse training on a device may take, such as "
-        "64MB: it stores as few bits as that needs, at most stored_bits; left empty, it takes what "
-        "it needs",
+        "64MB: it stores as few bits as that needs, at most stored_bits, and then computes its "
+        "first ops again, a few examples at a time; left empty, it takes what it needs",
     )
 
     devices: int = key(10, ge=1, description="devices in the fleet")

@@ -24,7 +24,16 @@ from fedkit.engine.ops.copy import FloatCopy
 from fedkit.engine.ops.layer_norm import FloatLayerNorm
 from fedkit.engine.ops.pool import FloatPool
 from fedkit.engine.ops.registry import FAMILIES, float_op
-from fedkit.engine.plan.execution import Backward, Finish, Forward, Key, Schedule, Step, Widen
+from fedkit.engine.plan.execution import (
+    Backward,
+    Finish,
+    Forward,
+    Key,
+    Schedule,
+    Step,
+    Widen,
+    finished_by,
+)
 from fedkit.engine.plan.structure import Plan
 from fedkit.engine.sparse.float_op import Call, KernelCall
 from fedkit.engine.sparse.program import SparseProgram
@@ -166,10 +175,8 @@ class RecordedProgram(SparseProgram):
             else:
                 yield "conv_transpose", (struct,)
                 yield "conv_give", (struct, out, sums)
-            for given in step.contributions:
-                if given.finish:
-                    calls = self._norm_backward(given.tensor, 1)
-                    yield from (self._written(call) for _, call in calls)
+            for tensor in finished_by(step):
+                yield from map(self._written, self._norm_backward(tensor, 1))
 
     # Where things are
 

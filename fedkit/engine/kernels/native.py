@@ -22,7 +22,7 @@ from typing import Any
 
 from fedkit.core.errors import EngineError
 
-VERSION = 20
+VERSION = 21
 """Version of the structs below and of what calls mean; the library states its own."""
 
 SIMD = ("avx512", "avx2", "neon", "plain")
@@ -146,6 +146,7 @@ class CStep(Structure):
         ("sums", c_void_p * 2),
         ("counts", c_int64 * 2),
         ("units", c_int32),
+        ("begin", c_int32),
     )
 
 

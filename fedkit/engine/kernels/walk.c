@@ -15,8 +15,8 @@
 /* Run one of so many shares of a step, with the memory of a thread. */
 static void take_share(const struct step *step, int number, int shares, struct share mine) {
     const int64_t units = step->units;
-    mine.first = (int)(units * number / shares);
-    mine.last = (int)(units * (number + 1) / shares);
+    mine.first = step->begin + (int)(units * number / shares);
+    mine.last = step->begin + (int)(units * (number + 1) / shares);
     step->run(step, &mine);
 }
 

@@ -25,7 +25,7 @@ struct step {
     int32_t numbers[2];
     float *sums[2];      /* vectors to which each unit adds; NULL: not wanted */
     int64_t counts[2];   /* their floats */
-    int32_t units;
+    int32_t units, begin; /* how many, and the first */
 };
 
 struct crew;

@@ -56,7 +56,7 @@ class Add(PlanOp):
 class FloatAdd(FloatOp[Add]):
     """Two additions per element, and none where gradients share memory."""
 
-    takes_ranges = True
+    by_tiles = takes_ranges = True
 
     @staticmethod
     def overwrites(network: Network, number: int) -> bool:

@@ -79,7 +79,7 @@ class CConv(ctypes.Structure):
 class FloatConv(FloatOp[Convolution]):
     """Works off the batch part by part, so that a part's planes stay in a core's cache."""
 
-    takes_moments = True
+    by_tiles = takes_moments = True
 
     def __init__(self, op: Convolution, number: int, work: Workspace) -> None:
         super().__init__(op, number, work)
@@ -126,7 +126,7 @@ class FloatConv(FloatOp[Convolution]):
 
     def forward(self, work: Workspace) -> Call:
         """See `FloatOp.forward`."""
-        parts = -(-work.tiles // self.tiles_per_part)
+        parts = self._parts(work)
         return work.shared(work.kernels.conv_forward, parts, byref(self.struct), scratch=True)
 
     def backward(self, work: Workspace, given: Sequence[Contribution]) -> Iterator[Call]:
@@ -136,9 +136,8 @@ class FloatConv(FloatOp[Convolution]):
             self.struct.finish = contribution.finish
         if self._layer.dense and given:
             yield work.alone(work.kernels.conv_transpose, byref(self.struct))
-        parts = -(-work.tiles // self.tiles_per_part)
         kernel = work.kernels.conv_backward
-        yield work.summed(kernel, parts, byref(self.struct), sums=self.sums(work))
+        yield work.summed(kernel, self._parts(work), byref(self.struct), sums=self.sums(work))
 
     def sums(self, work: Workspace) -> list[SummedVector]:
         """Return where the gradients of weight and bias lie, if they are wanted."""
@@ -152,21 +151,30 @@ class FloatConv(FloatOp[Convolution]):
 
     def full_gradient(self, work: Workspace, rows: int) -> Iterator[Floats]:
         """See `FloatOp.full_gradient`."""
-        geometry = self._layer.geometry
-        channels = geometry.target[0]
-        struct, parts = CConv.from_buffer_copy(self.struct), -(-work.tiles // self.tiles_per_part)
-        everything, some = np.ones(geometry.source[0], np.uint8), np.zeros(channels, np.uint8)
-        struct.used_in, struct.used_out = pointer(everything), pointer(some)
-        room = np.empty((min(rows, channels), geometry.full_taps), np.float32)
+        channels, taps = self._layer.geometry.target[0], self._layer.geometry.full_taps
+        room, parts = np.empty((min(rows, channels), taps), np.float32), self._parts(work)
         for first in range(0, channels, rows):
-            last = min(first + rows, channels)
-            some[:], some[first:last], to = 0, 1, room[: last - first]
-            to[:] = 0
-            work.kernels.conv_full_gradient(
-                *(byref(struct), first, last, 0, parts),
-                *(work.scratch_of(0), c_void_p(pointer(to))),
-            )
-            yield to
+            found = room[: min(rows, channels - first)]
+            found[:] = 0
+            self.add_full_gradient(work, found, first, 0, parts)
+            yield found
+
+    def add_full_gradient(
+        self, work: Workspace, to: Floats, row: int, first: int, last: int
+    ) -> None:
+        """See `FloatOp.add_full_gradient`."""
+        source, target = self._layer.geometry.source[0], self._layer.geometry.target[0]
+        struct = CConv.from_buffer_copy(self.struct)
+        read, packed = np.ones(source, np.uint8), np.zeros(target, np.uint8)
+        packed[row : row + len(to)] = 1
+        struct.used_in, struct.used_out = pointer(read), pointer(packed)
+        work.kernels.conv_full_gradient(
+            *(byref(struct), row, row + len(to), first, last),
+            *(work.scratch_of(0), c_void_p(pointer(to))),
+        )
+
+    def _parts(self, work: Workspace) -> int:
+        return -(-work.tiles // self.tiles_per_part)
 
 
 def conv_struct(layer: Layer, tensors: Tensors, parameters: Parameters) -> CConv:

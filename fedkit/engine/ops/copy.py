@@ -59,6 +59,8 @@ class Copy(OneSourceOp):
 class FloatCopy(FloatOp[Copy]):
     """Reads and writes each element once."""
 
+    by_tiles = True
+
     def forward(self, work: Workspace) -> Call:
         """See `FloatOp.forward`."""
         source, target = (byref(work.tensors[t]) for t in (self.op.source, self.op.target))

@@ -56,6 +56,8 @@ def function_struct(op: FunctionOp, tensors: Tensors) -> CFunction:
 class FloatFunction(FloatOp[FunctionOp]):
     """Computes the slope anew in the backward pass, instead of keeping it."""
 
+    by_tiles = True
+
     def __init__(self, op: FunctionOp, number: int, work: Workspace) -> None:
         super().__init__(op, number, work)
         self._struct = function_struct(op, work.tensors)

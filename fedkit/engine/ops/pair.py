@@ -38,6 +38,8 @@ def pair_struct(op: PairOp, tensors: Tensors, side: int) -> CPairOp:
 class FloatPair(FloatOp[PairOp]):
     """Reads the other side again to give a product's gradients."""
 
+    by_tiles = True
+
     def __init__(self, op: PairOp, number: int, work: Workspace) -> None:
         super().__init__(op, number, work)
         self._structs = [pair_struct(op, work.tensors, side) for side in (0, 1)]

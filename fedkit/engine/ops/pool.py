@@ -108,10 +108,16 @@ def _divisor(op: Pool) -> int:
 class FloatPool(FloatOp[Pool]):
     """Keeps where the largest value of each window was, or finds it again."""
 
+    by_tiles = True
+
     def __init__(self, op: Pool, number: int, work: Workspace) -> None:
         super().__init__(op, number, work)
         self._struct = pool_struct(op, work.plan, work.tensors)
-        self._struct.argmax = work.argmax(op.target)
+        self.locate(work)
+
+    def locate(self, work: Workspace) -> None:
+        """See `FloatOp.locate`."""
+        self._struct.argmax = work.argmax(self.op.target)
 
     def forward(self, work: Workspace) -> Call:
         """See `FloatOp.forward`."""

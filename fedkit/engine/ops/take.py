@@ -119,6 +119,8 @@ def _addresses(tables: dict[str, Places]) -> dict[str, Any]:
 class FloatTake(FloatOp[Take]):
     """Sums what the places that one is taken to pass back; of none that is 0."""
 
+    by_tiles = True
+
     def __init__(self, op: Take, number: int, work: Workspace) -> None:
         super().__init__(op, number, work)
         self._kept = _tables(op, work.plan)

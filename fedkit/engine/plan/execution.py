@@ -97,6 +97,14 @@ class Backward:
 Step = Forward | Narrow | LossStep | Widen | Finish | Backward
 
 
+def finished_by(step: Step) -> list[int]:
+    """Return the tensors whose gradient a step passes through the activation."""
+    if isinstance(step, Finish):
+        return [step.tensor]
+    given = step.contributions if isinstance(step, Backward) else ()
+    return [contribution.tensor for contribution in given if contribution.finish]
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Steps in order.
@@ -150,15 +158,18 @@ def forward_schedule(plan: Plan) -> Schedule:
     return Schedule(tuple(_forward(plan)), {})
 
 
-def training_schedule(plan: Plan, trained: Container[str] | None = None) -> Schedule:
+def training_schedule(
+    plan: Plan, trained: Container[str] | None = None, apart: Container[int] = ()
+) -> Schedule:
     """Return forward pass, loss and backward pass.
 
     Args:
         plan: The model.
         trained: Names of the weights whose gradients are wanted; None: of all. The pass ends where
             no earlier op has one.
+        apart: Tensors whose gradients share no memory with those of what they were made from.
     """
-    backward = _Backward(plan, trained)
+    backward = _Backward(plan, trained, apart)
     return Schedule((*_forward(plan), LossStep(), *backward.steps), backward.owner)
 
 
@@ -272,8 +283,8 @@ def _is_trained(plan: Plan, op: PlanOp, trained: Container[str] | None) -> bool:
 class _Backward:
     """Builds the backward pass, from the last op to the first."""
 
-    def __init__(self, plan: Plan, trained: Container[str] | None) -> None:
-        self.plan, self.owner = plan, dict[int, int]()
+    def __init__(self, plan: Plan, trained: Container[str] | None, apart: Container[int]) -> None:
+        self.plan, self.owner, self.apart = plan, dict[int, int](), apart
         self.steps: list[Step] = []
         self._finished: set[int] = set()
         needing = needs_gradient(plan, trained)
@@ -318,7 +329,7 @@ class _Backward:
         side does, both may, if one's is read for the last time before the other's changes: a side
         that nothing else reads and that no activation masks never changes.
         """
-        if self.plan.tensors[op.target].norm is not None:
+        if op.target in self.apart or self.plan.tensors[op.target].norm is not None:
             return False
         other = op.sources[-1] if tensor == op.sources[0] else op.sources[0]
         memory = _last_owner(self.owner, op.target)
@@ -390,14 +401,20 @@ def place(
     Returns:
         The offset per key, and the size of the arena: its peak, known before the first step.
     """
-    lives = _lives_with_output(plan, schedule, touched)
-    wanted = {key: (size(key), *life) for key, life in lives.items()}
-    placed, peak = _placed(tuple(wanted.items()))
+    placed, peak = place_lives(_lives_with_output(plan, schedule, touched), size)
     return {
         key: placed[schedule.storage(key)]
         for step in schedule.steps
         for key in schedule.touched(plan, step, touched)
     }, peak
+
+
+def place_lives(
+    lives: Mapping[Key, tuple[int, int]], size: Callable[[Key], int]
+) -> tuple[dict[Key, int], int]:
+    """Place what is needed from a first to a last step; return offsets, and the size of all."""
+    wanted = {key: (size(key), *life) for key, life in lives.items()}
+    return _placed(tuple(wanted.items()))
 
 
 def lives_of(plan: Plan, schedule: Schedule, touched: Touched) -> dict[Key, tuple[int, int]]:

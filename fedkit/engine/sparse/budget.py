@@ -32,10 +32,12 @@ class Budget:
     Attributes:
         batch: Examples of a step.
         stored_bits: In which it stores what its backward pass reads again.
+        repeated: How many of the model's first ops run again for each norm, a tile at a time.
+        tile: Examples of a tile.
         step_bytes: What it plans.
-        wide_bytes: What it would plan with as many stored bits as were allowed.
+        wide_bytes: What it would plan without a bound.
         seconds: Of a step.
-        slower: How many times as long a step takes as with those bits, measured over as many
+        slower: How many times as long a step takes as without a bound, measured over as many
             examples as fit so; 1 where they fit, None where not even one example does.
         evaluated: Examples of an evaluation that are computed together.
         evaluation_bytes: What that plans.
@@ -43,6 +45,8 @@ class Budget:
 
     batch: int
     stored_bits: int
+    repeated: int
+    tile: int
     step_bytes: int
     wide_bytes: int
     seconds: float
@@ -54,8 +58,10 @@ class Budget:
         """Return all of it in a line."""
         wide = f" ({_mb(self.wide_bytes)} unbounded)" if self.wide_bytes > self.step_bytes else ""
         slower = f", {self.slower:.2f} times as long as unbounded" if wide and self.slower else ""
+        again = f", computes its first {self.repeated} ops again {self.tile} examples at a time"
         return (
-            f"a step of {self.batch} stores {self.stored_bits} bits and plans "
+            f"a step of {self.batch} stores {self.stored_bits} bits{again * bool(self.repeated)} "
+            "and plans "
             f"{_mb(self.step_bytes)}{wide}; it takes {1e3 * self.seconds:.3g} ms{slower}; "
             f"evaluation takes {self.evaluated} at a time in {_mb(self.evaluation_bytes)}"
         )
@@ -77,42 +83,48 @@ def budget(engine: SparseEngine, kept: Mapping[str, int], examples: Examples, ba
     evaluation = engine.replica().program(state, "evaluate", EVALUATION_BATCH)
     evaluated, evaluation_bytes = evaluation.batch, evaluation.memory.peak
     del evaluation  # two programs would be more than may be
-    step = engine.replica().program(state, "train", count)
-    bits, step_bytes, seconds = step.stored_bits, step.memory.peak, _seconds(step, examples)
-    del step
+    unbounded = engine.within(None)
+    bound = engine.replica().program(state, "train", count)
+    bits, repeated, tile = bound.stored_bits, bound.repeated, bound.kernels.lanes
+    changed = repeated or (bits, tile) != (engine.stored_bits, engine.kernels.lanes)
+    few = _most_unchanged(engine, state, count) if changed else 0
+    seconds, bound_seconds = _seconds(bound, examples, count), _seconds(bound, examples, few)
+    step_bytes = bound.memory.peak
+    del bound
+    slower = 1.0 if not changed else None
+    if few:
+        slower = bound_seconds / _seconds(unbounded.program(state, "train", few), examples, few)
+        unbounded.rest()
     return Budget(
         batch=count,
         stored_bits=bits,
+        repeated=repeated,
+        tile=tile,
         step_bytes=step_bytes,
-        wide_bytes=engine.within(None).program(state, "train", count).memory.peak,
+        wide_bytes=unbounded.program(state, "train", count).memory.peak,
         seconds=seconds,
-        slower=1.0 if bits == engine.stored_bits else _slower(engine, state, examples, count, bits),
+        slower=slower,
         evaluated=evaluated,
         evaluation_bytes=evaluation_bytes,
     )
 
 
-def _slower(
-    engine: SparseEngine, state: ModelState, examples: Examples, batch: int, bits: int
-) -> float | None:
-    """Return how many times as long a step takes as one of as many stored bits as are allowed."""
-    count = batch // 2
-    while count:
-        wide = engine.replica().program(state, "train", count)
-        if wide.stored_bits == engine.stored_bits:
-            took = _seconds(wide, examples)
-            del wide
-            narrow = engine.replica()
-            narrow.stored_bits = bits
-            return _seconds(narrow.program(state, "train", count), examples) / took
-        count //= 2
-    return None
+def _most_unchanged(engine: SparseEngine, state: ModelState, batch: int) -> int:
+    """Return of how many examples a step fits as it would be without a bound; 0: of none.
+
+    They are halved until it does.
+    """
+    assert engine.memory is not None
+    few = batch // 2
+    while few and engine.within(None).program(state, "train", few).memory.peak > engine.memory:
+        few //= 2
+    return few
 
 
-def _seconds(program: SparseProgram, examples: Examples) -> float:
-    """Return the time of a step without its last part, which moves the weights."""
-    took, order = [], np.arange(program.batch)
-    for _ in range(_REPEATS):
+def _seconds(program: SparseProgram, examples: Examples, count: int) -> float:
+    """Return the time of a step of so many examples, but for moving the weights; 0 of none."""
+    took, order = [0.0] if not count else [], np.arange(count)
+    for _ in range(_REPEATS if count else 0):
         start = time.perf_counter()
         program.forward(examples.inputs, order)
         program.loss(examples.targets[order])

@@ -32,9 +32,10 @@ from fedkit.engine.running import BatchStatistics, RunningStatistics
 from fedkit.engine.sparse.float_op import Mode
 from fedkit.engine.sparse.output_loss import loss_of_outputs
 from fedkit.engine.sparse.program import SparseProgram
+from fedkit.engine.sparse.recomputing import RecomputingProgram, heads_of
 from fedkit.engine.sparse.stored import STORED_BITS
 from fedkit.sparse.packed import packed
-from fedkit.sparse.state import ModelState, Weights, same_masks
+from fedkit.sparse.state import Masks, ModelState, Weights, same_masks
 from fedkit.sparse.topk import Entries, StreamingTopK
 from fedkit.stats.moments import Moments, NormMoments
 from fedkit.tasks.task import Examples
@@ -59,9 +60,10 @@ class SparseEngine(PlannedEngine):
         simd: Instruction set, one of `native.SIMD`; "" is the fastest here.
         threads: Threads that share every step; results are the same for any number.
         stored_bits: Bits of what the backward pass reads of the forward pass, see `stored.py`.
-        memory: Most bytes that a step may take, as `SparseProgram.memory` counts them: fewer bits
-            than `stored_bits` are stored where that needs it, and fewer examples are evaluated at
-            a time. None: what it needs.
+        memory: Most bytes that a step may take, as `SparseProgram.memory` counts them: where that
+            needs it, fewer bits than `stored_bits` are stored, and then the first ops run again
+            for a tile of examples at a time, with fewer examples of a tile at last; fewer examples
+            are evaluated at a time. None: what it needs.
 
     Raises:
         EngineError: The kernels are missing or do not run here, or the plan has an op that this
@@ -288,31 +290,45 @@ class SparseEngine(PlannedEngine):
         if self._network is None or not same_masks(self._network.masks, state.masks):
             self._programs.clear()
             self._network = None
-            self._network = Network(self.plan, state.masks, self.kernels)
         key = mode, trained
         if key not in self._programs or self._planned[key] < batch:
             self._programs.clear()
-            self._programs[key] = self._within_memory(self._network, mode, batch, trained)
+            made = self._within_memory(state.masks, mode, batch, trained)
+            self._network, self._programs[key] = made.network, made
             self._planned = {key: batch}
             return_free_blocks()  # before a step touches its arena
-        self._network.load(state)
-        return self._programs[key]
+        program = self._programs[key]
+        program.network.load(state)
+        return program
 
     def _within_memory(
-        self, network: Network, mode: Mode, batch: int, trained: frozenset[str] | None
+        self, masks: Masks, mode: Mode, batch: int, trained: frozenset[str] | None
     ) -> SparseProgram:
         """Return a program that takes no more memory than it may."""
-        if mode == "evaluate":
-            return self._evaluating(network, batch)
-        made = fewer = self._smallest(network, mode, batch, trained)
-        while not self._fits(fewer) and fewer.batch > 1:
-            fewer = self._smallest(network, mode, fewer.batch // 2, trained)
-        if self._fits(made):
-            return made
+        for kernels in self._tilings():
+            if self._network is None or self._network.kernels is not kernels:
+                self._network = None
+                self._network = Network(self.plan, masks, kernels)
+            made = self._smallest(self._network, mode, batch, trained)
+            if self._fits(made):
+                return made
+        fewer = made
+        while not self._fits(fewer) and fewer.batch > 1 and mode != "evaluate":
+            fewer = self._smallest(made.network, mode, fewer.batch // 2, trained)
         hint = f"; a batch of {fewer.batch} fits" if self._fits(fewer) else ""
         raise self._too_much(made, hint)
 
-    def _too_much(self, made: SparseProgram, hint: str = "") -> EngineError:
+    def _tilings(self) -> Iterator[native.Kernels]:
+        """Yield the engine's kernels and, where memory is bounded, those of smaller tiles."""
+        yield self.kernels
+        lanes = self.kernels.lanes
+        for simd in native.available() if self.memory is not None else ():
+            kernels = native.load_kernels(simd)
+            if kernels.lanes < lanes:
+                lanes = kernels.lanes
+                yield kernels
+
+    def _too_much(self, made: SparseProgram, hint: str) -> EngineError:
         assert self.memory is not None
         advice = "give more (--memory)"
         if made.mode == "train":
@@ -325,6 +341,32 @@ class SparseEngine(PlannedEngine):
             f"{self.memory / 1e6:.3g} MB{hint}: {advice}"
         )
 
+    def _smallest(
+        self, network: Network, mode: Mode, batch: int, trained: frozenset[str] | None
+    ) -> SparseProgram:
+        """Return the fastest program that memory allows, or that of the least."""
+        if mode == "evaluate":
+            return self._evaluating(network, batch)
+        bounded = self.memory is not None
+        choices = [bits for bits in STORED_BITS if bits <= self.stored_bits]
+        choices = choices if bounded and mode == "train" else choices[:1]
+        how = batch, self._threads, trained
+        for bits in choices:
+            made = SparseProgram(network, mode, *how, bits)
+            if self._fits(made):
+                return made
+        for head in heads_of(network) if bounded else ():
+            again = RecomputingProgram(network, mode, head, *how, choices[-1])
+            if self._fits(again):
+                return self._widest(again, choices)
+            made = min(made, again, key=_peak)
+        return made
+
+    def _widest(self, program: RecomputingProgram, choices: Iterable[int]) -> RecomputingProgram:
+        """Return a program of the same head that stores as many bits as memory allows."""
+        wider = (program.storing(bits) for bits in choices if bits > program.stored_bits)
+        return next(filter(self._fits, wider), program)
+
     def _evaluating(self, network: Network, batch: int) -> SparseProgram:
         """Return a program of as few examples as keep all threads busy, or more in a cache.
 
@@ -335,23 +377,10 @@ class SparseEngine(PlannedEngine):
             made = SparseProgram(network, "evaluate", min(batch, least), self._threads)
             if self._fits(made):
                 break
-        else:
-            raise self._too_much(made)
         many = min(batch, least * (_EVALUATION_BYTES // max(1, made.memory.activations)))
         if many > made.batch:
             more = SparseProgram(network, "evaluate", many, self._threads)
             return more if self._fits(more) else made
-        return made
-
-    def _smallest(
-        self, network: Network, mode: Mode, batch: int, trained: frozenset[str] | None
-    ) -> SparseProgram:
-        """Return a program of as many stored bits as memory allows, or of the fewest."""
-        choices = [bits for bits in STORED_BITS if bits <= self.stored_bits]
-        for bits in choices if self.memory is not None and mode == "train" else choices[:1]:
-            made = SparseProgram(network, mode, batch, self._threads, trained, bits)
-            if self._fits(made):
-                break
         return made
 
     def _fits(self, program: SparseProgram) -> bool:
@@ -378,6 +407,10 @@ def _outputs(
     whole = min(-len(order) % program.kernels.lanes, program.batch - len(order))
     program.forward(inputs, np.pad(order, (0, whole), "edge"))
     return program.outputs()[: len(order)]
+
+
+def _peak(program: SparseProgram) -> int:
+    return program.memory.peak
 
 
 def _batch_statistics(network: Network, examples: int) -> BatchStatistics:

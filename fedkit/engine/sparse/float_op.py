@@ -136,12 +136,15 @@ class FloatOp(ABC, Generic[AnyOp]):
     Attributes:
         tiles_per_part: Tiles whose channel sums lie together where its kernel sums for a norm.
         takes_moments: Its forward kernel takes the moments of a target that is normalised.
+        by_tiles: Each of its calls that is shared works on tiles, one by itself, and what they add
+            to is the sums of the call; so it can run again, tile by tile.
         takes_ranges: It takes the ranges of planes that it writes.
         room_bytes: Memory of its own.
     """
 
     tiles_per_part = 1
     takes_moments: ClassVar[bool] = False
+    by_tiles: ClassVar[bool] = False
     takes_ranges: bool = False
     room_bytes = 0
 
@@ -168,6 +171,9 @@ class FloatOp(ABC, Generic[AnyOp]):
     def resize(self, work: Workspace) -> None:
         """Make ready for another number of examples."""
 
+    def locate(self, work: Workspace) -> None:
+        """Take over where its memory lies, beside its tensors, which may have moved."""
+
     @abstractmethod
     def forward(self, work: Workspace) -> Call | Sequence[Call]:
         """Return the forward pass, in one call or several."""
@@ -184,6 +190,20 @@ class FloatOp(ABC, Generic[AnyOp]):
 
     def full_gradient(self, work: Workspace, rows: int) -> Iterator[Floats]:
         """Yield the gradients of ALL entries of a prunable weight, pruned or not, by rows."""
+        raise NotImplementedError(f"op {self.number} ({self.op.kind}) has no prunable weight")
+
+    def add_full_gradient(
+        self, work: Workspace, to: Floats, row: int, first: int, last: int
+    ) -> None:
+        """Add what some parts of the batch give to the gradients of ALL entries of some rows.
+
+        Args:
+            work: The program.
+            to: [rows, weights of a row].
+            row: The first row.
+            first: The first part.
+            last: The part behind the last one.
+        """
         raise NotImplementedError(f"op {self.number} ({self.op.kind}) has no prunable weight")
 
 

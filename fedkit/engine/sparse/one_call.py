@@ -79,6 +79,13 @@ class Walk:
         self._calls.append(call)
         return Piece(at, at + 1, op=op)
 
+    def at(self, unit: int) -> Walk:
+        """Let the calls that are shared begin at a unit; return the walk."""
+        for step, call in zip(self._steps, self._calls, strict=True):
+            if call.units is not None:
+                step.begin = unit
+        return self
+
     def run(self, before: Callable[[int], None] | None = None) -> None:
         """Make all calls; `before` is called with the number of each op that begins."""
         for piece in self._pieces if before is None else self._pieces_of_ops:

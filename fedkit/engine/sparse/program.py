@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from ctypes import byref, c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +36,10 @@ from fedkit.engine.plan.execution import (
     Forward,
     Key,
     Narrow,
+    Schedule,
     Step,
     Widen,
+    finished_by,
     forward_schedule,
     keeping_argmax,
     narrowed,
@@ -127,20 +129,27 @@ class SparseProgram:
         self._tokens = network.plan.tokens
         self._examples = 0
         self.frozen: ModelState | None = None
-        self.schedule = (
-            keeping_argmax(self.plan, training_schedule(self.plan, trained))
-            if mode == "train"
-            else forward_schedule(self.plan)
-        )
-        if mode == "train" and stored_bits < 32:
-            self.schedule = narrowed(self.plan, self.schedule, self._narrow())
-        self.schedule = overwriting(self.plan, self.schedule, self._overwriting())
+        self.schedule = self._scheduled()
         self._allocate()
         self._bind()
         self.restart(0)
         self.memory = self._account()
 
     # Memory
+
+    def _scheduled(self) -> Schedule:
+        """Return what is done in which order."""
+        return self._with_gradients_apart(())
+
+    def _with_gradients_apart(self, apart: Container[int]) -> Schedule:
+        """Return it with the gradients of these tensors in memory of their own."""
+        plan = self.plan
+        schedule = forward_schedule(plan)
+        if self.mode == "train":
+            schedule = keeping_argmax(plan, training_schedule(plan, self.trained, apart))
+            if self.stored_bits < 32:
+                schedule = narrowed(plan, schedule, self._narrow())
+        return overwriting(plan, schedule, self._overwriting())
 
     def _overwriting(self) -> frozenset[int]:
         ops = enumerate(self.plan.ops)
@@ -169,19 +178,25 @@ class SparseProgram:
         """Return what has to be placed, in float32."""
         kind, tensor = key
         channels, height, width = self.plan.tensors[tensor].shape
-        planes, pixels, lanes = self.most_tiles * channels, height * width, self.kernels.lanes
+        planes, pixels, lanes = self._held(tensor) * channels, height * width, self.kernels.lanes
         if kind == "argmax":
             return _line(math.ceil(planes * pixels * lanes / 4))
         if kind != "code":
             return _line(planes * pixels * lanes)
         return _line(stored_floats(planes, pixels, lanes, self.stored_bits))
 
+    def _held(self, tensor: int) -> int:
+        """Return how many tiles of a tensor there are at a time."""
+        return self.most_tiles
+
     def _allocate(self) -> None:
         tiles = self.most_tiles
         self._places, self._tensor_floats = self._placed()
         scratch = _line(self._scratch_floats())
-        # One block: large enough, it lies in huge pages, which the scratch needs most.
-        self._arena = _aligned(self._tensor_floats + self.threads * scratch)
+        # One block: large enough, it lies in huge pages, which the scratch needs most. Not where
+        # memory is short, as the last page is larger than what is planned of it.
+        size = self._tensor_floats + self.threads * scratch
+        self._arena = _aligned(size, _LINE if self.repeated or size < _HUGE else _HUGE)
         self._scratch = self._arena[self._tensor_floats :].reshape(self.threads, scratch)
         count = len(self.network.parameters.values) if self.mode == "train" else 0
         self.gradient = np.zeros(count, np.float32)
@@ -276,9 +291,17 @@ class SparseProgram:
 
     def _made_stored(self, tensor: int) -> StoredValues:
         before, codes = (self._address(kind, tensor) for kind in ("x", "code"))
-        after, planes = self._place("wide", tensor), self.most_tiles * self.tensors[tensor].channels
+        after, planes = (
+            self._place("wide", tensor),
+            self._held(tensor) * self.tensors[tensor].channels,
+        )
         sizes = planes, self.kernels.lanes, self.stored_bits
         return StoredValues(self.tensors[tensor], before, codes, after, *sizes)
+
+    @property
+    def repeated(self) -> int:
+        """How many of the plan's first ops run more than once in a pass."""
+        return 0
 
     @property
     def tiles(self) -> int:
@@ -341,14 +364,23 @@ class SparseProgram:
         for index, stored in self._stored.items():
             stored.begin(derive_key(self._seed, self._step, index, 2))
         self._step += 1
-        elements = int(np.prod(self.plan.tensors[0].shape))
+        self._load(inputs, order)
+        self._run_forward()
+
+    def _load(self, inputs: Floats, order: NDArray[np.int64]) -> None:
+        self._load_to(self._address("x", 0), inputs, order)
+
+    def _load_to(self, address: int, inputs: Floats, order: NDArray[np.int64]) -> None:
+        """Write the examples inputs[order] as tiles."""
         self.kernels.load_examples(
             c_void_p(pointer(inputs)),
             c_void_p(pointer(order)),
             c_int64(len(order)),
-            c_int64(elements),
-            c_void_p(self._place("x", 0)),
+            c_int64(math.prod(self.plan.tensors[0].shape)),
+            c_void_p(address),
         )
+
+    def _run_forward(self) -> None:
         self._forward_walk.run()
 
     def loss(self, targets: NDArray[Any]) -> float:
@@ -384,10 +416,13 @@ class SparseProgram:
             before: Called with the number of each op before its backward pass.
         """
         self.gradient[:] = 0
+        self._run_backward(before)
+        self.network.parameters.mask_gradient(self.gradient)
+
+    def _run_backward(self, before: Callable[[int], None] | None) -> None:
         for stored in self._stored.values():
             stored.turn()
         self._backward_walk.run(before)
-        self.network.parameters.mask_gradient(self.gradient)
 
     def step(self, rate: float, momentum: float, decay: float) -> None:
         """Move the trained weights by one step of SGD along `gradient`."""
@@ -449,6 +484,9 @@ class SparseProgram:
             tensor.examples = examples
         for op in self._ops:
             op.resize(self)
+        self._make_walks()
+
+    def _make_walks(self) -> None:
         forward, backward = (Forward, Narrow), (Widen, Finish, Backward)
         steps = self.schedule.steps
         self._forward_walk = self._walk(
@@ -466,6 +504,11 @@ class SparseProgram:
     # Steps as calls
 
     def _forward_step(self, step: Forward | Narrow) -> Iterator[Call]:
+        yield from self._tiles_forward(step)
+        yield from self._norm_forward(step)
+
+    def _tiles_forward(self, step: Forward | Narrow) -> Iterator[Call]:
+        """Yield what a step does to each tile by itself."""
         if isinstance(step, Narrow):
             stored = byref(self._stored[step.tensor].struct)
             yield self.shared(self.kernels.narrow, self.tiles, stored)
@@ -473,34 +516,46 @@ class SparseProgram:
         op, target = self._ops[step.op], self.plan.ops[step.op].target
         calls = op.forward(self)
         yield from calls if isinstance(calls, Sequence) else [calls]
-        if step.completes and self._has_batch_norm(target):
-            if not op.takes_moments:
-                tensor = byref(self.tensors[target])
-                yield self.shared(self.kernels.tensor_moments, self.tiles, tensor)
-            yield self._norm_call(self.kernels.norm_forward, target, op.tiles_per_part)
-            if self.mode == "statistics":
-                yield functools.partial(_freeze, weakref.proxy(self), target)
+        if self.normalises(step.op) and not op.takes_moments:
+            tensor = byref(self.tensors[target])
+            yield self.shared(self.kernels.tensor_moments, self.tiles, tensor)
+
+    def _norm_forward(self, step: Forward | Narrow) -> Iterator[Call]:
+        """Yield what follows once all tiles of what a norm normalises are there."""
+        if isinstance(step, Narrow) or not self.normalises(step.op):
+            return
+        op, target = self._ops[step.op], self.plan.ops[step.op].target
+        yield self._norm_call(self.kernels.norm_forward, target, op.tiles_per_part)
+        if self.mode == "statistics":
+            yield functools.partial(_freeze, weakref.proxy(self), target)
 
     def _backward_step(self, step: Widen | Finish | Backward) -> Iterator[tuple[int | None, Call]]:
+        yield from self._tiles_backward(step)
+        for call in self._norms_backward(step):
+            yield None, call
+
+    def _tiles_backward(self, step: Widen | Finish | Backward) -> Iterator[tuple[int | None, Call]]:
+        """Yield what a step does to each tile by itself, with the op that a call begins."""
         if isinstance(step, Widen):
             stored = byref(self._stored[step.tensor].struct)
             yield None, self.shared(self.kernels.widen, self.tiles, stored)
-            return
-        if isinstance(step, Finish):
+        elif isinstance(step, Finish):
             tensor = byref(self.tensors[step.tensor])
             yield None, self.shared(self.kernels.finish_gradient, self.tiles, tensor)
-            yield from self._norm_backward(step.tensor, 1)
-            return
-        op = self._ops[step.op]
-        numbers = itertools.chain([step.op], itertools.repeat(None))
-        yield from zip(numbers, op.backward(self, step.contributions), strict=False)
-        for given in step.contributions:
-            if given.finish:
-                yield from self._norm_backward(given.tensor, op.tiles_per_part)
+        else:
+            numbers = itertools.chain([step.op], itertools.repeat(None))
+            calls = self._ops[step.op].backward(self, step.contributions)
+            yield from zip(numbers, calls, strict=False)
 
-    def _norm_backward(self, tensor: int, per_part: int) -> Iterator[tuple[None, Call]]:
+    def _norms_backward(self, step: Widen | Finish | Backward) -> Iterator[Call]:
+        """Yield what follows once all tiles of the gradients that a step finishes are there."""
+        per_part = self._ops[step.op].tiles_per_part if isinstance(step, Backward) else 1
+        for tensor in finished_by(step):
+            yield from self._norm_backward(tensor, per_part)
+
+    def _norm_backward(self, tensor: int, per_part: int) -> Iterator[Call]:
         if tensor in self._norms:
-            yield None, self._norm_call(self.kernels.norm_backward, tensor, per_part)
+            yield self._norm_call(self.kernels.norm_backward, tensor, per_part)
 
     def _norm_call(self, kernel: native.Kernel, tensor: int, per_part: int) -> KernelCall:
         channels = self.plan.tensors[tensor].shape[0]
@@ -552,9 +607,8 @@ def _line(count: int) -> int:
     return -(-count // _LINE) * _LINE
 
 
-def _aligned(count: int) -> Floats:
-    """Return `count` zeros that start at a cache line, and at a huge page if they fill one."""
-    align = _HUGE if count >= _HUGE else _LINE
+def _aligned(count: int, align: int) -> Floats:
+    """Return `count` zeros that start at a multiple of `align` floats."""
     # Room behind, too: numpy asks for huge pages, and the last one must fit its allocation.
     room = np.zeros(count + 2 * align, np.float32)
     skip = -(room.ctypes.data // 4) % align

@@ -72,28 +72,40 @@ class StoredValues:
     ) -> None:
         self._tensor, self._before, self._after = tensor, before, after
         self._planes = planes
-        grids = codes + 4 * _codes(planes, tensor.plane, lanes, bits)
-        self.struct = native.CStored(
-            tensor=ctypes.pointer(tensor),
-            codes=codes,
-            grids=ctypes.cast(grids, ctypes.POINTER(native.CGrid)),
-            bits=bits,
-        )
+        self._ranges: ctypes.Array[native.CRange] | None = None
+        self._codes, self._grids = codes, codes + 4 * _codes(planes, tensor.plane, lanes, bits)
+        self._code_bytes = tensor.channels * stored_bytes(tensor.plane, lanes, bits)
+        self._value_bytes = 4 * tensor.channels * tensor.plane * lanes
+        self.struct = native.CStored(tensor=ctypes.pointer(tensor), bits=bits)
+        self.at(0)
 
     def take_ranges(self) -> None:
         """Make room for what the op that writes the tensor tells of its planes."""
-        ranges = (native.CRange * self._planes)()
-        self._tensor.ranges, self.room_bytes = ranges, ctypes.sizeof(ranges)
+        self._ranges = (native.CRange * self._planes)()
+        self.room_bytes = ctypes.sizeof(self._ranges)
+        self.at(0)
 
     def begin(self, key: int) -> None:
         """Get ready for a forward pass, whose values are rounded by a key of 64 bits."""
-        self._tensor.x, self._tensor.stored = self._before, None
         self.struct.key_low, self.struct.key_high = key & 0xFFFFFFFF, key >> 32
+        self.at(0)
+
+    def at(self, tile: int) -> None:
+        """Get ready for the forward pass of tiles of which this is the first that has memory."""
+        grids = self._grids - tile * self._tensor.channels * ctypes.sizeof(native.CGrid)
+        self._ahead = tile * self._value_bytes
+        self._tensor.x, self._tensor.stored = self._before - self._ahead, None
+        self.struct.codes = self._codes - tile * self._code_bytes
+        self.struct.grids = ctypes.cast(grids, ctypes.POINTER(native.CGrid))
+        if self._ranges is not None:
+            before = tile * self._tensor.channels * ctypes.sizeof(native.CRange)
+            ranges = ctypes.addressof(self._ranges) - before
+            self._tensor.ranges = ctypes.cast(ranges, ctypes.POINTER(native.CRange))
 
     def turn(self) -> None:
         """Let the tensor be what the backward pass reads."""
         if self._after is not None:
-            self._tensor.x = self._after
+            self._tensor.x = self._after - self._ahead
             return
         # x stays an address that may be read: kernels load values that they turn out not to need.
         self._tensor.stored = ctypes.pointer(self.struct)

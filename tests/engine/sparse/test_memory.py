@@ -14,16 +14,19 @@ from fedkit.config import make_config
 from fedkit.core.errors import ConfigError, EngineError
 from fedkit.engine.base import LocalTraining, MeanLoss, even_batches
 from fedkit.engine.choose import make_engine
+from fedkit.engine.kernels import native
+from fedkit.engine.kernels.network import Network
 from fedkit.engine.sparse import budget as budgets
 from fedkit.engine.sparse import engine as sparse_engine
 from fedkit.engine.sparse.budget import any_state, budget
 from fedkit.engine.sparse.engine import SparseEngine
 from fedkit.engine.sparse.program import SparseProgram
+from fedkit.engine.sparse.recomputing import RecomputingProgram, heads_of
 from fedkit.engine.sparse.stored import STORED_BITS
 from fedkit.tasks import load_task, losses
 from fedkit.tasks.task import Examples
 from sim.scenario import make_scenario
-from tests.engine.sparse.cases import engines, examples, pruned, zoo
+from tests.engine.sparse.cases import engines, examples, l1, pruned, zoo
 
 SHAPE = (3, 16, 16)
 COUNT = 40
@@ -34,6 +37,18 @@ PEAKS = {
     bits: SparseEngine(PLAIN.plan, stored_bits=bits).program(STATE, "train", COUNT).memory.peak
     for bits in STORED_BITS
 }
+
+
+def least() -> int:
+    """Return the least that a step can take in 4 bits, with whatever is computed again."""
+    peaks = [PEAKS[4]]
+    for simd in native.available():
+        network = Network(PLAIN.plan, STATE.masks, native.load_kernels(simd))
+        how = COUNT, 1, None, 4
+        peaks.append(SparseProgram(network, "train", *how).memory.peak)
+        for head in heads_of(network):
+            peaks.append(RecomputingProgram(network, "train", head, *how).memory.peak)
+    return min(peaks)
 
 
 @pytest.mark.parametrize("bits", STORED_BITS)
@@ -51,13 +66,14 @@ def test_never_more_bits_are_stored_than_were_asked_for() -> None:
     assert engine.program(STATE, "train", COUNT).stored_bits == 8
 
 
-def test_a_step_that_fits_in_no_bits_names_a_batch_that_does() -> None:
-    engine = SparseEngine(PLAIN.plan, memory=PEAKS[4] - 1)
+def test_a_step_that_cannot_fit_names_a_batch_that_does() -> None:
+    memory = least() - 1
+    engine = SparseEngine(PLAIN.plan, memory=memory)
     with pytest.raises(EngineError, match="in 4 bits; memory is") as error:
         engine.train(STATE, DATA, HOW, 0)
     found = re.search(r"; a batch of (\d+) fits", str(error.value))
     assert found is not None
-    assert engine.program(STATE, "train", int(found[1])).memory.peak < PEAKS[4]
+    assert engine.program(STATE, "train", int(found[1])).memory.peak <= memory
     with pytest.raises(EngineError, match=r"memory is 0.001 MB: give more"):
         SparseEngine(PLAIN.plan, memory=1000).train(STATE, DATA, HOW, 0)
 
@@ -135,11 +151,13 @@ def test_training_allocates_no_more_than_it_may() -> None:
 
 
 def test_a_batch_of_an_adjustment_keeps_to_it() -> None:
-    name = next(iter(STATE.masks))
-    engine = SparseEngine(PLAIN.plan, memory=PEAKS[4])
-    assert len(engine.top_gradients(STATE, DATA, {name: 3})[name].values) == 3
+    reference, plain = engines(l1(zoo("resnet8", SHAPE)), SHAPE)  # of which nothing can run again
+    state, name = pruned(reference.initial_state(), 0.1), next(iter(STATE.masks))
+    few = SparseEngine(plain.plan, stored_bits=4).program(state, "train", COUNT)
+    engine = SparseEngine(plain.plan, memory=few.memory.peak)
+    assert len(engine.top_gradients(state, DATA, {name: 3})[name].values) == 3
     with pytest.raises(EngineError, match="--adjust-examples"):
-        engine.top_gradients(STATE, examples(4 * COUNT, SHAPE), {name: 3})
+        engine.top_gradients(state, examples(4 * COUNT, SHAPE), {name: 3})
 
 
 def test_what_cannot_be_planned_is_refused() -> None:
@@ -180,15 +198,27 @@ def test_a_budget_runs_one_program_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
     """The memory of two would be more than there may be; what never runs touches none."""
     ran, measure = list[weakref.ref[SparseProgram]](), budgets._seconds
 
-    def watched(program: SparseProgram, given: Examples) -> float:
-        assert program.memory.peak <= memory and all(other() is None for other in ran)
+    def watched(program: SparseProgram, given: Examples, count: int) -> float:
+        assert program.memory.peak <= memory
+        assert all(other() in (None, program) for other in ran)
         ran.append(weakref.ref(program))
-        return measure(program, given)
+        return measure(program, given, count)
 
     monkeypatch.setattr(budgets, "_seconds", watched)
     memory = PEAKS[4] + 5000
     budget(SparseEngine(PLAIN.plan, memory=memory), kept(0.1), DATA, COUNT)
-    assert len(ran) == 3
+    assert len(ran) == 3  # the bound one, of all and of few, and the unbounded one of few
+
+
+@pytest.mark.parametrize("share", [0.75, 0.9])
+def test_a_budget_tells_what_runs_again(share: float) -> None:
+    memory = int(share * PEAKS[4])
+    told = budget(SparseEngine(PLAIN.plan, memory=memory), kept(0.1), DATA, COUNT)
+    assert told.repeated and told.step_bytes <= memory
+    assert f"computes its first {told.repeated} ops again {told.tile} examples at a time" in (
+        told.line()
+    )
+    assert "again" not in budget(SparseEngine(PLAIN.plan), kept(0.1), DATA, COUNT).line()
 
 
 def test_a_budget_that_training_exceeds_is_refused() -> None:
