@@ -148,3 +148,20 @@ def test_replayed_messages_are_answered_in_a_process_of_its_own() -> None:
         assert measured["peak_bytes"] > measured["idle_bytes"] > 1e7
         grown.append(measured["peak_bytes"] - measured["idle_bytes"])
     assert grown[0] > grown[1]
+
+
+def test_rows_of_less_memory_differ_in_that_alone() -> None:
+    task, engine, geometry = parts()
+    run = play(config("fedtiny"), task, engine, geometry)
+    rows = [cost._row(r, engine, 10**8 // (n + 1)) for n, r in enumerate(
+        [run, *cost._in_less_memory(run)]
+    )]  # fmt: skip
+    ways = [(row["stored_bits"], row["memory_bound_bytes"]) for row in rows]
+    assert ways == [(32, None), (8, None), (4, None), (32, 30_000_000), (32, 13_500_000)]
+    assert len({row["train_flops"] for row in rows}) == 1
+    against = {**rows[0], "method": "prunefl"}, {**rows[0], "method": "dense"}
+    rows = [row | cost._compared(row, [*rows, *against]) for row in rows]
+    head, _, *lines = cost.table({"rows": rows})
+    assert head.split(" | ")[2] == "bound"
+    assert [line.split(" | ")[2] for line in lines] == ["", "", "", "30.0 MB", "13.5 MB"]
+    assert lines[4].split(" | ")[9:11] == ["20.0 MB", "-80.0%"]
