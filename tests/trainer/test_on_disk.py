@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from fedkit.bench import emulator
 from fedkit.bench.sparsetrain import random_batch
 from fedkit.core.errors import ExportError, FedkitError
 from fedkit.engine.base import LocalTraining
@@ -30,6 +31,9 @@ from tests.trainer.compiled import (
 )
 
 SMALL = (3, 8, 8)
+
+
+BARE = Path(emulator.__file__).with_name("bare")
 
 
 def test_it_is_read_back(tmp_path: Path) -> None:
@@ -132,6 +136,16 @@ def test_it_compiles_without_a_warning(
     plan, state = model("resnet8", SMALL, 0.05)
     made = emit(plan, state.masks, batch, bits)
     assert compile_host(made, tmp_path, compiler=compiler).stat().st_size > 0
+
+
+def test_it_needs_no_more_of_a_library_than_bare_processors_have(tmp_path: Path) -> None:
+    plan, state = model("resnet8", SMALL, 0.05)
+    write(emit(plan, state.masks, 1, 8).files, tmp_path)
+    own = subprocess.run(["gcc", "-print-file-name=include"], capture_output=True, text=True)
+    bare = ["-nostdinc", "-ffreestanding", "-isystem", str(BARE), "-isystem", own.stdout.strip()]
+    command = ["gcc", *STRICT, *bare, "-fsyntax-only", str(tmp_path / "trainer.c")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_headers_stand_by_themselves(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ INLINE float stored_sum(float base, float step, int code) {
 /* What code 0 of a part stands for, if `code` stands for `at` and must not leave the part. */
 INLINE float stored_base(const struct parts *parts, int p, float step, int code, float at) {
     const float above = step * (float)code;
-    float base = at - above, nudge = (fabsf(at) + above) * 0x1p-24f + 0x1p-149f;
+    float base = at - above, nudge = ((at < 0.0f ? -at : at) + above) * 0x1p-24f + 0x1p-149f;
     if (p == 0) {
         for (; stored_sum(base, step, code) > parts->edge[0]; nudge *= 2) base -= nudge;
     } else {
@@ -202,7 +202,7 @@ static inline void stored_grid(const struct parts *parts, struct range range, in
     memset(how, 0, sizeof *how);
     grid->limit = parts->edge[1];
     if (!stored_varies(range)) {
-        const float only = range.most == range.least ? range.least : NAN;
+        const float only = range.most == range.least ? range.least : float_of_number(0x7fc00000);
         for (int p = 0; p < STORED_PARTS; p++) grid->base[p] = only;
         for (int e = 0; e < STORED_PARTS - 1; e++) grid->first[e] = !(only > parts->edge[e]);
         return;
