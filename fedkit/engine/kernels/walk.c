@@ -26,7 +26,7 @@ static void take_share(const struct step *step, int number, int shares, struct s
 #include <unistd.h>
 
 #define LOOKS 2000 /* some ten microseconds */
-#define STACK (1 << 19)
+#define STACK (1 << 21) /* addresses; only code that is not optimised has such frames */
 
 #if defined(__x86_64__)
 #define RELAX() __builtin_ia32_pause()
