@@ -139,17 +139,17 @@ class SparseProgram:
 
     def _scheduled(self) -> Schedule:
         """Return what is done in which order."""
-        return self._with_gradients_apart(())
-
-    def _with_gradients_apart(self, apart: Container[int]) -> Schedule:
-        """Return it with the gradients of these tensors in memory of their own."""
         plan = self.plan
         schedule = forward_schedule(plan)
         if self.mode == "train":
-            schedule = keeping_argmax(plan, training_schedule(plan, self.trained, apart))
+            schedule = keeping_argmax(plan, training_schedule(plan, self.trained, self._apart()))
             if self.stored_bits < 32:
                 schedule = narrowed(plan, schedule, self._narrow())
         return overwriting(plan, schedule, self._overwriting())
+
+    def _apart(self) -> Container[int]:
+        """Return the tensors whose gradients share no memory with those of their sources."""
+        return ()
 
     def _overwriting(self) -> frozenset[int]:
         ops = enumerate(self.plan.ops)
@@ -291,10 +291,8 @@ class SparseProgram:
 
     def _made_stored(self, tensor: int) -> StoredValues:
         before, codes = (self._address(kind, tensor) for kind in ("x", "code"))
-        after, planes = (
-            self._place("wide", tensor),
-            self._held(tensor) * self.tensors[tensor].channels,
-        )
+        after = self._place("wide", tensor)
+        planes = self._held(tensor) * self.tensors[tensor].channels
         sizes = planes, self.kernels.lanes, self.stored_bits
         return StoredValues(self.tensors[tensor], before, codes, after, *sizes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,6 @@ from fedkit.engine.plan.execution import (
     Finish,
     Forward,
     Key,
-    Schedule,
     Widen,
     finished_by,
 )
@@ -120,8 +119,8 @@ class RecomputingProgram(SparseProgram):
 
     # Memory
 
-    def _scheduled(self) -> Schedule:
-        return self._with_gradients_apart({self.head.edge})
+    def _apart(self) -> Container[int]:
+        return {self.head.edge}
 
     def _overwriting(self) -> frozenset[int]:
         """Leave out what reads in the memory of a tile and writes in that of the batch."""
